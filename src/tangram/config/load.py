@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import attrs
 
-from tangram.config import checks, model
+from tangram.config import checks
 from tangram.config.model import Config, MapStyle
 from tangram.config.names import nearest, normalise
 from tangram.config.structure import structure_table
@@ -103,7 +103,7 @@ def _syntax_fault(error: ValueError, data: bytes, path: Path) -> Fault:
     return Fault(what, f"{path}:{line}:{column}", "toml_syntax")
 
 
-# --- environment -----------------------------------------------------------------------------------------------
+# --- environment
 
 
 def _settings(environ: Mapping[str, str]) -> Iterator[_Setting]:
@@ -160,7 +160,7 @@ def _with_origin(fault: Fault, settings: list[_Setting]) -> Fault:
     return fault
 
 
-# --- the model -------------------------------------------------------------------------------------------------
+# --- the model
 
 
 def _build(written: Mapping[str, Any], path: Path | None) -> Loaded:

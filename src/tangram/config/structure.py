@@ -5,10 +5,10 @@ is read as leniently as the published server reads it (``"3"`` is a valid intege
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import attrs
 
@@ -90,7 +90,7 @@ def faults_of(error: BaseException, path: str, value: object, *, secret: bool = 
 
 
 def _fault_of_part(error: BaseException, path: str, value: object, *, secret: bool) -> Iterator[Fault]:
-    """cattrs notes on each error the attribute or the place in the sequence; our own checks give it as an argument."""
+    """Cattrs notes on each error the attribute or the place in the sequence; our own checks give it as an argument."""
     place = _place(error)
     if place is None:
         yield from faults_of(error, path, value, secret=secret)
@@ -133,7 +133,7 @@ def _said(error: BaseException, path: str, *, secret: bool) -> str:
     return "not a valid value" if secret else model.redact_url(text)
 
 
-# --- our own tables: strict ------------------------------------------------------------------------------------
+# --- our own tables: strict
 
 
 def _strict(types: type | tuple[type, ...], expected: str, value: Any, _type: Any) -> Any:
@@ -145,7 +145,7 @@ def _strict(types: type | tuple[type, ...], expected: str, value: Any, _type: An
 
 def _strict_float(value: Any, _type: Any) -> float:
     number = float(_strict((int, float), "a number", value, _type))
-    if number - number != 0:  # noqa: PLR0124 (nan and inf, which TOML can say)
+    if number - number != 0:
         raise _Wrong("a finite number", "finite_number")
     return number
 
@@ -209,7 +209,7 @@ def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
     """One of our tables: every field is read, whatever is wrong with the others."""
     if not isinstance(value, Mapping):
         raise _Wrong("a table")
-    fields = {field.name: field for field in attrs.fields(cls)}  # type: ignore[arg-type,misc]
+    fields = {field.name: field for field in attrs.fields(cls)}  # type: ignore[arg-type]
     found = [_unknown(key, fields) for key in value if key not in fields]
     values = dict[str, Any]()
     for name, field in fields.items():
@@ -230,7 +230,7 @@ def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
 def _field(converter: "BaseConverter", field: "attrs.Attribute[Any]", raw: Any) -> Any:
     if field.metadata.get("comma") and isinstance(raw, str):
         raw = [part.strip() for part in raw.split(",") if part.strip()]
-    structured = converter.structure(raw, field.type)
+    structured = converter.structure(raw, cast("type[Any]", field.type))
     if field.validator is not None:
         field.validator(None, field, structured)
     return structured
@@ -242,6 +242,14 @@ def _unknown(key: str, known: Mapping[str, object]) -> Fault:
     return Fault(f"unknown key {key!r}: {hint}", key, "unknown_key")
 
 
+def _is_literal(type_: Any) -> bool:
+    return get_origin(type_) is Literal
+
+
+def _is_array(type_: Any) -> bool:
+    return get_origin(type_) is tuple
+
+
 @cache
 def _strict_converter() -> "BaseConverter":
     """Made when first used: cattrs takes longer to import than a configuration takes to read."""
@@ -249,13 +257,13 @@ def _strict_converter() -> "BaseConverter":
 
     converter = BaseConverter(detailed_validation=True)
     hook = converter.register_structure_hook_func
-    hook(lambda t: t is str, partial(_strict, str, "a string"))
-    hook(lambda t: t is bool, partial(_strict, bool, "true or false"))
-    hook(lambda t: t is int, partial(_strict, int, "an integer"))
-    hook(lambda t: t is float, _strict_float)
-    hook(lambda t: t is Path, _path)
-    hook(lambda t: get_origin(t) is Literal, _literal)
-    hook(lambda t: get_origin(t) is tuple, partial(_array, converter))
+    converter.register_structure_hook(str, partial(_strict, str, "a string"))
+    converter.register_structure_hook(bool, partial(_strict, bool, "true or false"))
+    converter.register_structure_hook(int, partial(_strict, int, "an integer"))
+    converter.register_structure_hook(float, _strict_float)
+    converter.register_structure_hook(Path, _path)
+    hook(_is_literal, _literal)
+    hook(_is_array, partial(_array, converter))
     hook(lambda t: t == Mapping[str, bool], _flags)
     hook(lambda t: t == model.MapStyle, _style)
     hook(lambda t: t == str | model.AdaptiveTheme, partial(_theme, converter))
@@ -271,7 +279,7 @@ def structure_table(cls: type[T], raw: object, *, path: str = "") -> T:
         raise ConfigError(list(faults_of(error, path, raw))) from None
 
 
-# --- a plugin's table: lenient ---------------------------------------------------------------------------------
+# --- a plugin's table: lenient
 
 
 def _lax_int(value: Any, _type: Any) -> int:
@@ -324,11 +332,11 @@ def _lax_converter() -> "BaseConverter":
     converter = Converter(detailed_validation=True, forbid_extra_keys=False)
     configure_converter(converter)
     hook = converter.register_structure_hook_func
-    hook(lambda t: t is str, partial(_strict, str, "a string"))
-    hook(lambda t: t is bool, _lax_bool)
-    hook(lambda t: t is int, _lax_int)
-    hook(lambda t: t is float, _lax_float)
-    hook(lambda t: t is Path, _path)
+    converter.register_structure_hook(str, partial(_strict, str, "a string"))
+    converter.register_structure_hook(bool, _lax_bool)
+    converter.register_structure_hook(int, _lax_int)
+    converter.register_structure_hook(float, _lax_float)
+    converter.register_structure_hook(Path, _path)
     return converter
 
 
@@ -342,7 +350,7 @@ def structure_plugin_config(cls: type[T], raw: Mapping[str, Any], *, plugin: str
         if not isinstance(raw, Mapping):
             raise _Wrong("a table")  # noqa: TRY301 (one place turns errors into faults)
         return _lax_converter().structure(raw, cls)
-    except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault)
+    except Exception as error:
         raise PluginConfigError(list(faults_of(error, f"plugins.{plugin}", raw)), plugin=plugin) from error
 
 
@@ -350,14 +358,11 @@ def unknown_plugin_keys(cls: type, raw: Mapping[str, Any], *, plugin: str) -> tu
     """Warnings for keys that an attrs class or a dataclass would ignore; a TypedDict may carry more than it names."""
     from dataclasses import fields, is_dataclass
 
-    names: Callable[[], Mapping[str, object]]
     if attrs.has(cls):
-        names = lambda: {field.name: field for field in attrs.fields(cls)}  # noqa: E731
+        known = {field.name: None for field in attrs.fields(cls)}
     elif is_dataclass(cls):
-        names = lambda: {field.name: field for field in fields(cls)}  # noqa: E731
+        known = {field.name: None for field in fields(cls)}
     else:
         return ()
-    known = names()
-    return tuple(
-        str(_unknown(key, known)._replace(path=f"plugins.{plugin}.{key}")) for key in raw if key not in known
-    )
+    path = f"plugins.{plugin}"
+    return tuple(str(_unknown(key, known)._replace(path=join(path, key))) for key in raw if key not in known)
