@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import h11
@@ -48,6 +48,12 @@ class Server:
 
     async def connect(self) -> Client:
         return Client(await trio.open_tcp_stream("127.0.0.1", self.port))
+
+    async def wait_closed(self, limit: float = 5.0) -> None:
+        """Wait until no connection is open."""
+        with trio.fail_after(limit):
+            while self.engine.statistics().connections:  # noqa: ASYNC110  # statistics are all an operator has, too
+                await trio.sleep(0.05)
 
     async def stop(self) -> float:
         """Cancel it and wait; answers the seconds that took."""
@@ -97,7 +103,7 @@ async def start(nursery: trio.Nursery, run: Callable[..., Any]) -> Engine:
     return engine
 
 
-def engine_named(name: str) -> Callable[..., Any]:
+def engine_named(name: str) -> Any:
     if name == "hypercorn":
         from tangram.transports.hypercorn import serve_hypercorn
 
@@ -123,10 +129,10 @@ class Answer:
 class Client:
     """One connection, driven by hand."""
 
-    stream: trio.SocketStream
+    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
     http: h11.Connection = attrs.field(factory=lambda: h11.Connection(h11.CLIENT))
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -158,7 +164,7 @@ class Client:
         while True:
             event = self.http.next_event()
             if event is h11.NEED_DATA:
-                self.http.receive_data(await self.stream.receive_some(65536))
+                self.http.receive_data(bytes(await self.stream.receive_some(65536)))
             elif isinstance(event, h11.Response):
                 status = event.status_code
                 headers = {name.decode(): value.decode("latin1") for name, value in event.headers}

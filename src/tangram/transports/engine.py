@@ -1,9 +1,9 @@
-"""What both HTTP engines share: the life of a server on held sockets, from accept to the last connection's end.
+"""What both HTTP engines share: a server's life on held sockets, from accept to the last connection's end.
 
 1. An engine accepts on ``dup()``s of the root's sockets, and closes only those.
 2. Whatever one connection raises ends that connection only.
-3. Cancelled, it stops accepting at once, lets the connections finish what they have begun for ``grace()`` seconds, and then
-   closes their sockets under them. The shield around the connections therefore always has an end.
+3. Cancelled, it stops accepting at once, lets the connections finish what they have begun for ``grace()``
+   seconds, and then closes their sockets under them. The shield around them therefore always has an end.
 4. Bounds on connections are kept here, before a byte is read: a refusal must be cheap.
 
 What is decided elsewhere: what a connection does with its bytes (``hypercorn``, ``native``).
@@ -48,8 +48,8 @@ ACCEPT_PAUSE = 0.1
 """Seconds to wait when the process has no file descriptor left: trying at once again would spin."""
 
 CLOSE_BATCH = 50
-"""WebSockets told to go at once. Each comes back after 10 ms without jitter (phoenix.js), so that spacing the good-byes
-is what spaces the returns."""
+"""WebSockets told to go at once. Each comes back after 10 ms without jitter (phoenix.js), so that spacing the
+good-byes is what spaces the returns."""
 
 CLOSE_PAUSE = 0.02
 """Seconds between two such batches: 1,000 clients are gone within 0.4 s."""
@@ -62,8 +62,8 @@ _OVERLOADED = (
 )
 
 
-class ClientGone(OSError):
-    """Raised by an application's ``send`` when the client has gone, as ASGI asks for: no fault of the application."""
+class ClientGone(OSError):  # noqa: N818  # named like the event it tells
+    """Raised by an application's ``send`` when the client has gone, as ASGI asks for: nobody's fault."""
 
 
 class EngineSettings(Protocol):
@@ -289,7 +289,7 @@ class Engine:
             if not isinstance(rest, Exception):
                 raise
             self.crashed += 1
-            log.error("a connection failed", address=address, exc_info=rest)
+            log.exception("a connection failed", address=address, exc_info=rest)
         finally:
             for connection in mine:
                 del self._connections[connection]

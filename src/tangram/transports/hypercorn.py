@@ -1,8 +1,8 @@
 """Hypercorn, contained: the engine for TLS and HTTP/2.
 
-1. Only the parts of Hypercorn that speak a protocol are used. Accepting, stopping, writing to sockets, starting
-   applications and logging are ours, because in each of these places one client could end or hang the server
-   (Hypercorn 0.18): see the comments at the guards. The subclassed names are private enough that the version is pinned.
+1. Only the parts of Hypercorn that speak a protocol are used. Accepting, stopping, writing to sockets,
+   starting applications and logging are ours, because in each of these places one client could end or hang
+   the server (Hypercorn 0.18): see the guards. What is subclassed is private, and so the version is pinned.
 2. The lifespan scope of ASGI is not used: what starts and ends with the server lives in the supervision tree.
 3. Every wait for the client has a deadline, and every shield too.
 """
@@ -46,7 +46,7 @@ MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of a WebSocket message, unless told otherwise."""
 
 WRITE_SLICE = 65536
-"""Bytes that must be taken within one ``write_timeout``: a slow reader of a large file makes progress, and is not cut."""
+"""Bytes that must be taken within one ``write_timeout``: a slow reader of a large file is not cut."""
 
 CLOSE_TIME = 1.0
 """Seconds for the last words of a connection (TLS close_notify, a disconnect to the application)."""
@@ -69,8 +69,8 @@ async def serve_hypercorn(
 ) -> None:
     """Serve ``app`` by Hypercorn until cancelled; then drain within ``grace()`` seconds and close the rest.
 
-    ``certfile`` and ``keyfile`` (PEM) turn TLS on, with HTTP/2 by ALPN. ``close_code()`` is asked at the stop: WebSockets
-    are told to go with it. Raises ConfigError when the certificate cannot be used.
+    ``certfile`` and ``keyfile`` (PEM) turn TLS on, with HTTP/2 by ALPN. ``close_code()`` is asked at the
+    stop: WebSockets are told to go with it. Raises ConfigError when the certificate cannot be used.
     """
     tls = make_ssl_context(certfile, keyfile) if certfile else None
     shared = _Shared(app, settings, tls, max_message)
@@ -113,7 +113,7 @@ class _Log:
             )
 
     async def exception(self, message: str, *_args: Any, **_kwargs: Any) -> None:
-        log.error("hypercorn: " + message, exc_info=True)
+        log.error("hypercorn failed", what=message, exc_info=True)  # noqa: LOG014  # called from a handler
 
     async def _ignore(self, *_args: Any, **_kwargs: Any) -> None:
         """Hypercorn's chatter about itself."""
@@ -157,7 +157,7 @@ class _Shared:
     def drain(self) -> None:
         """From now on each answer carries ``connection: close``, and a connection that falls idle ends."""
         self.config.keep_alive_max_requests = 0
-        self.context.terminated._event.set()  # type: ignore[attr-defined]  # noqa: SLF001  # its own set() is async
+        cast("Any", self.context.terminated)._event.set()  # noqa: SLF001  # its own set() is async
 
 
 class _Connection(TCPServer):
@@ -291,7 +291,7 @@ class _Connection(TCPServer):
                 await self.idle_task.stop()
 
     async def _write(self, data: bytes) -> None:
-        # Hypercorn writes under a shield without a deadline: one client that stops reading then hangs every stop.
+        # Hypercorn writes under a shield without a deadline: one client that does not read hangs every stop.
         async with self.send_lock:
             view = memoryview(data)
             try:
@@ -316,7 +316,7 @@ class _Connection(TCPServer):
         ):
             if self.shared.tls is None:
                 with contextlib.suppress(trio.BusyResourceError):
-                    await self.stream.send_eof()  # type: ignore[attr-defined]
+                    await self.stream.send_eof()
             else:
                 with contextlib.suppress(trio.BusyResourceError):
                     await self.stream.aclose()
@@ -344,7 +344,7 @@ class _Connection(TCPServer):
         # A write that waits for a client which does not read must not keep this good-bye for ever.
         with trio.move_on_after(GOODBYE_TIME):
             await stream.app_send(cast("Any", {"type": "websocket.close", "code": code, "reason": ""}))
-            while not stream.closed:
+            while not stream.closed:  # noqa: ASYNC110  # Hypercorn has a flag only
                 await trio.sleep(0.05)
         if not stream.closed:
             self.abort()

@@ -1,9 +1,9 @@
 """How an application runs behind Hypercorn: what it receives, what it may send, and what its failure does.
 
 1. Telling an application that its client went never waits for the application.
-2. What an application begins to send is finished or given up within the deadline, also if the application cancels itself
-   meanwhile: quart-trio cancels its own response tail when it sees ``http.disconnect``, and Hypercorn would then neither
-   keep the connection nor close it.
+2. What an application begins to send is finished or given up within the deadline, also if the application
+   cancels itself meanwhile: quart-trio cancels its own response tail when it sees ``http.disconnect``, and
+   Hypercorn would then neither keep the connection nor close it.
 3. An application that raises costs its own request: 500 if nothing was sent, a broken connection otherwise.
 """
 
@@ -109,6 +109,7 @@ class Applications(TaskGroup):
 
     async def spawn_app(self, app: AppWrapper, config: Config, scope: Any, send: _HypercornSend) -> _Put:
         """Start the application for one request; answers where its events go."""
+        del config  # the engine's settings are what counts
         assert self._nursery is not None
         inbox = Inbox()
         self.running += 1
@@ -135,7 +136,7 @@ class Applications(TaskGroup):
             self._ended()
 
     async def bounded_send(self, send: _HypercornSend, message: Message | None) -> None:
-        """Send within the write timeout, extended by progress; the shield ends with it, or when the socket is closed."""
+        """Send within the write timeout, extended by progress; the shield ends with it."""
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + self.engine.settings.write_timeout
         ) as scope:
@@ -181,7 +182,7 @@ class _Request:
                 return
             if not _only(rest, ClientGone):
                 owner.engine.failed += 1
-                log.error("the application failed", path=scope["path"], exc_info=rest)
+                log.exception("the application failed", path=scope["path"], exc_info=rest)
         # Completes what the application left open: 500, or the end of the stream.
         await owner.bounded_send(self.hypercorn_send, None)
 
