@@ -171,18 +171,26 @@ function showCount(count) {
 
 // -- supervision ------------------------------------------------------------------------------------------------
 
-const GOOD = new Set(["running", "ready", "started"]);
-const BAD = new Set(["quarantined", "failed", "stubborn", "gave_up", "exhausted"]);
+const GOOD = new Set(["running", "finished"]);
+const BAD = new Set(["quarantined"]);
 
-/** The tree as rows; a supervisor's own statistics stand under its child, whatever they are called. */
-function rows(node, depth = 0) {
-  const children = node?.children ?? [];
-  return children.flatMap((child) => [{ ...child, depth }, ...rows(child.nested ?? child, depth + 1)]);
+/** The tree as rows: below each child stand the children of the supervisors that it runs. */
+function rows(supervisor, depth = 0) {
+  return (supervisor?.children ?? []).flatMap((child) => [
+    { ...child, depth },
+    ...[child.nested ?? []].flat().flatMap((nested) => rows(nested, depth + 1)),
+  ]);
 }
 
-const tree = () => json("/-/supervision").then((answer) => rows(answer.tree ?? answer.supervisor ?? answer));
+const tree = () => json("/-/supervision").then((answer) => rows(answer));
 
-const causeOf = ({ last_crash: crash }) => (typeof crash === "string" ? crash : (crash?.cause ?? crash?.message ?? ""));
+/** Only the operator, and this machine, are told more than the state. */
+function causeOf({ last_crash: crash }) {
+  if (!crash) return "";
+  const what = crash.message ? `${crash.exception}: ${crash.message}` : crash.exception;
+  const where = (crash.path ?? []).slice(1).join(" › ");
+  return where ? `${where}: ${what}` : what;
+}
 
 async function quarantined() {
   const all = await tree().catch(() => []);
