@@ -6,7 +6,7 @@
 3. Events in, effects out. Each public method takes one event and returns what is to be done, in that order; the
    shell does it and reports what came of it as further events. Nothing is decided anywhere else.
 
-The theory. Each child is in one `State`; `MOVES` says what a happening does to it in that state. A happening that is
+The theory. Each child is in one `State`; `MOVES` (in ``table``) says what a happening does to it in that state. A happening that is
 not in the table cannot occur. What a decision wants is written into the children (who must go, as what each shall
 rest, from when it may come back), and `_settle` then finds the next steps from that alone:
 
@@ -20,12 +20,9 @@ change what is wanted, and the next steps follow from it.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-
-import attrs
 
 from tangram.errors import NoSuchChild, SpecError
 from tangram.supervision.spec import (
@@ -34,170 +31,37 @@ from tangram.supervision.spec import (
     Child,
     Crash,
     Kind,
-    Restart,
     Strategy,
     SupervisionEvent,
     Window,
 )
+from tangram.supervision.table import (
+    ALIVE,
+    AT_REST,
+    GROUPS,
+    MOVES,
+    VERDICTS,
+    Cancel,
+    Effect,
+    Entry,
+    Failure,
+    Happening,
+    Pace,
+    Start,
+    State,
+    Tell,
+)
 
-__all__ = [
-    "ALIVE",
-    "MOVES",
-    "VERDICTS",
-    "Cancel",
-    "Decider",
-    "Effect",
-    "Entry",
-    "Failure",
-    "Start",
-    "State",
-    "Tell",
-]
+__all__ = ["Decider"]
+
+TIMED = (State.STARTING, State.STOPPING)
+UNSETTLED = (State.STARTING, State.LEAVING, State.STOPPING)
 
 LATES_ALLOWED = 3
 """A restart waits this many stop times for a stubborn child, then the supervisor fails: rule 9."""
 
 CRASHES_KEPT = 10
 """So many last crashes make up the story told when a supervisor gives up."""
-
-
-class State(enum.Enum):
-    WAITING = "waiting"
-    STARTING = "starting"
-    RUNNING = "running"
-    LEAVING = "leaving"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    FINISHED = "finished"
-    QUARANTINED = "quarantined"
-    REMOVED = "removed"
-
-
-class Happening(enum.Enum):
-    STARTED = "started"
-    RETURNED = "returned"
-    CRASHED = "crashed"
-    OVERDUE = "overdue"
-
-
-ALIVE = (State.STARTING, State.RUNNING, State.LEAVING, State.STOPPING)
-AT_REST = (State.STOPPED, State.FINISHED, State.QUARANTINED, State.REMOVED)
-
-MOVES: dict[tuple[State, Happening], str] = {
-    (State.STARTING, Happening.STARTED): "_came_up",
-    (State.STARTING, Happening.RETURNED): "_returned_early",
-    (State.STARTING, Happening.CRASHED): "_start_failed",
-    (State.STARTING, Happening.OVERDUE): "_start_failed",
-    (State.RUNNING, Happening.RETURNED): "_returned",
-    (State.RUNNING, Happening.CRASHED): "_crashed",
-    # Told to go, its turn has not come: whatever it does now, it is only gone sooner.
-    (State.LEAVING, Happening.STARTED): "_ignore",
-    (State.LEAVING, Happening.RETURNED): "_gone",
-    (State.LEAVING, Happening.CRASHED): "_gone",
-    (State.STOPPING, Happening.STARTED): "_ignore",
-    (State.STOPPING, Happening.RETURNED): "_gone",
-    (State.STOPPING, Happening.CRASHED): "_gone",
-    (State.STOPPING, Happening.OVERDUE): "_late",
-}
-
-VERDICTS: dict[tuple[Restart, Happening], State] = {
-    # What an end by itself makes of a child: WAITING means a restart.
-    ("permanent", Happening.RETURNED): State.WAITING,
-    ("permanent", Happening.CRASHED): State.WAITING,
-    ("transient", Happening.RETURNED): State.FINISHED,
-    ("transient", Happening.CRASHED): State.WAITING,
-    ("temporary", Happening.RETURNED): State.REMOVED,
-    ("temporary", Happening.CRASHED): State.REMOVED,
-}
-
-GROUPS: dict[Strategy, Callable[[int, int], bool]] = {
-    # Who goes with the crashed child: (its rank, another's rank).
-    "one_for_all": lambda _crashed, _other: True,
-    "rest_for_one": lambda crashed, other: other >= crashed,
-    "one_for_one": lambda crashed, other: other == crashed,
-}
-
-
-@attrs.define
-class Pace:
-    """Where in the back-off somebody is."""
-
-    attempt: int = 0
-    last: float | None = None
-
-    def next(self, backoff: Backoff, now: float, chance: float) -> float:
-        if self.last is not None and now - self.last >= backoff.reset:
-            self.attempt = 0
-        delay = backoff.delay(self.attempt, chance)
-        self.attempt += 1
-        self.last = now
-        return delay
-
-
-@attrs.define(eq=False)
-class Entry:
-    """What is known of one child."""
-
-    spec: Child
-    rank: int
-    state: State = State.WAITING
-    then: State = State.STOPPED
-    """As what it rests once it is gone; WAITING: it comes back."""
-    asked: State | None = None
-    """Set while a caller waits for this start: as what it rests if the start fails, which is the caller's matter."""
-    gone: bool = True
-    """Its task has ended, or was never begun."""
-    incarnation: int = 0
-    restarts: int = 0
-    ever_up: bool = False
-    gate: float = 0.0
-    """It is not started before."""
-    due: float = 0.0
-    """Its start or stop has to be over."""
-    blocks: bool = False
-    """Others wait for its stop before theirs begins."""
-    lates: int = 0
-    pace: Pace = attrs.Factory(Pace)
-    last_crash: Crash | None = None
-    failure: Crash | None = None
-    """Why its last start failed, until one succeeds."""
-
-
-@attrs.frozen
-class Start:
-    """Start this incarnation of the child."""
-
-    child: str
-    incarnation: int
-
-
-@attrs.frozen
-class Cancel:
-    """Cancel the child; it should be gone within ``limit`` seconds."""
-
-    child: str
-    limit: float
-
-
-@attrs.frozen
-class Tell:
-    """Tell everybody who listens."""
-
-    event: SupervisionEvent
-
-
-Effect = Start | Cancel | Tell
-
-
-@attrs.frozen
-class Failure:
-    """Why a supervisor ends although nobody asked it to."""
-
-    kind: str
-    """``boot``, ``exhausted``, ``stubborn``, ``fatal``."""
-    child: str
-    message: str
-    crash: Crash | None = None
 
 
 class Decider:
@@ -222,6 +86,7 @@ class Decider:
         self.auto_shutdown = auto_shutdown
         self.shutdown_timeout = shutdown_timeout
         self.entries: dict[str, Entry] = {}
+        self._by: dict[State, dict[int, Entry]] = {state: {} for state in State}
         self.restarts = 0
         self.crashes: deque[Crash] = deque(maxlen=CRASHES_KEPT)
         self.failure: Failure | None = None
@@ -250,14 +115,14 @@ class Decider:
 
     def wake_at(self, now: float) -> float:
         """When `tick` has something to do, if nothing happens before; infinity: never."""
-        soonest = math.inf
-        for entry in self.entries.values():
-            if entry.state in (State.STARTING, State.STOPPING):
-                soonest = min(soonest, entry.due)
-            elif entry.state is State.WAITING and (gate := self.gate_of(entry)) > now:
-                # A gate that is open and not gone through waits for another event, not for time.
-                soonest = min(soonest, gate)
-        return soonest
+        soonest = min((e.due for state in TIMED for e in self._by[state].values()), default=math.inf)
+        waiting = self._by[State.WAITING]
+        if self.strategy != "one_for_one" and waiting:
+            # Nobody passes by the first in order, whose gate is therefore the only one.
+            waiting = {0: waiting[min(waiting)]}
+        # A gate that is open and not gone through waits for another event, not for time.
+        gates = (gate for entry in waiting.values() if (gate := self.gate_of(entry)) > now)
+        return min(soonest, min(gates, default=math.inf))
 
     def gate_of(self, entry: Entry) -> float:
         """Before this time the child is not started."""
@@ -290,8 +155,9 @@ class Decider:
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
-        for entry in list(self.entries.values()):
-            if entry.state in (State.STARTING, State.STOPPING) and entry.due <= now:
+        for entry in [e for state in TIMED for e in self._by[state].values() if e.due <= now]:
+            # What happens to one may send the next away: only who is still timed is late.
+            if entry.state in TIMED:
                 self._happen(entry, Happening.OVERDUE, None, now)
         return self._settled(now)
 
@@ -548,14 +414,18 @@ class Decider:
 
     def _enter(self, child: Child) -> Entry:
         entry = self.entries[child.name] = Entry(spec=child, rank=self._ranks)
+        self._by[entry.state][entry.rank] = entry
         self._ranks += 1
         self._unsettled = True
         return entry
 
     def _move(self, entry: Entry, state: State) -> None:
+        del self._by[entry.state][entry.rank]
         entry.state = state
         if state is State.REMOVED:
             del self.entries[entry.spec.name]
+        else:
+            self._by[state][entry.rank] = entry
         if state is not State.RUNNING:
             self._unsettled = True
 
@@ -624,9 +494,9 @@ class Decider:
         return effects
 
     def _settle_stops(self, now: float) -> None:
-        leaving = [entry for entry in self.entries.values() if entry.state is State.LEAVING]
-        while leaving and not any(entry.blocks for entry in self.entries.values()):
-            entry = leaving.pop()
+        leaving = self._by[State.LEAVING]
+        while leaving and not any(entry.blocks for entry in self._by[State.STOPPING].values()):
+            entry = leaving[max(leaving)]
             limit = entry.spec.stop_timeout
             if self.closing:
                 limit = min(limit, max(0.0, self._total_due - now))
@@ -651,16 +521,17 @@ class Decider:
         """With the strategies that restart a group, nobody starts while somebody must go or another start is going on."""
         if self.strategy == "one_for_one":
             return False
-        return any(e.state in (State.LEAVING, State.STOPPING, State.STARTING) for e in self.entries.values())
+        return any(self._by[state] for state in UNSETTLED)
 
     def _startable(self, now: float) -> Iterator[Entry]:
-        waiting = [entry for entry in self.entries.values() if entry.state is State.WAITING]
+        waiting = self._by[State.WAITING]
         if self.strategy != "one_for_one":
-            if waiting and self.gate_of(waiting[0]) <= now:
-                yield waiting[0]
+            if waiting and self.gate_of(first := waiting[min(waiting)]) <= now:
+                yield first
             return
-        booting = any(self._boots(e) and e.state is not State.WAITING for e in self.entries.values())
-        for entry in waiting:
+        alive = (entry for state in ALIVE for entry in self._by[state].values())
+        booting = any(self._boots(entry) for entry in alive)
+        for _rank, entry in sorted(waiting.items()):
             if self._boots(entry):
                 if not booting:
                     booting = True
@@ -670,22 +541,20 @@ class Decider:
 
     def _boots(self, entry: Entry) -> bool:
         """Its first start at first boot is under way or to come: these go in order under every strategy."""
-        return not entry.ever_up and entry.asked is None and entry.state not in (State.RUNNING, *AT_REST)
+        return not entry.ever_up and entry.asked is None
 
     def _awaited(self, entry: Entry) -> bool:
         """Whether a restart cannot go on before this child is gone."""
         if entry.then is State.WAITING:
             return True
-        return self.strategy != "one_for_one" and any(e.state is State.WAITING for e in self.entries.values())
+        return self.strategy != "one_for_one" and bool(self._by[State.WAITING])
 
     def _settle_phase(self, now: float) -> None:
         if self.closing:
-            if not any(entry.state in ALIVE for entry in self.entries.values()):
+            if not any(self._by[state] for state in ALIVE):
                 self.closed = True
                 self._tell("stopped", now)
-        elif self._unsettled and all(
-            e.state is State.RUNNING or e.state in AT_REST for e in self.entries.values()
-        ):
+        elif self._unsettled and not any(self._by[state] for state in (State.WAITING, *UNSETTLED)):
             self._unsettled = False
             self.booted = True
             self._tell("ready", now)

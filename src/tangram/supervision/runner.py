@@ -11,40 +11,31 @@ from __future__ import annotations
 import contextvars
 import math
 import random
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TypedDict, Unpack, cast
+from typing import TypedDict, Unpack
 
 import attrs
 import structlog
 import trio
 
-from tangram.errors import (
-    ChildStubborn,
-    NoSuchChild,
-    RestartsExhausted,
-    SpecError,
-    StartFailed,
-    SupervisionError,
-)
-from tangram.supervision.decide import ALIVE, AT_REST, Cancel, Decider, Effect, Entry, Start, State
+from tangram.errors import NoSuchChild, StartFailed
+from tangram.supervision.decide import Decider
 from tangram.supervision.lives import CURRENT_LIFE, Life, Started, takes_task_status
+from tangram.supervision.outcome import failure_of, raise_outcome, statistics_of
 from tangram.supervision.records import attach_crash, crash_of, fatal_leaf, where_stands
 from tangram.supervision.spec import (
     AutoShutdown,
     Backoff,
     Child,
-    ChildStatistics,
-    Crash,
     Strategy,
     SupervisionEvent,
     SupervisorStatistics,
     Window,
-    WindowStatistics,
     check_supervisor,
 )
+from tangram.supervision.table import AT_REST, Cancel, Effect, Entry, Start, State
 from tangram.supervision.tell import log_event
 
 __all__ = ["Settings", "Supervisor", "open_supervisor", "run_supervisor"]
@@ -80,11 +71,11 @@ class Supervisor:
         self._clock = clock
         self._parent = CURRENT_LIFE.get()
         # A supervisor below another tells its events to the same listener, unless it is given one of its own.
-        self._on_event = on_event or (self._parent.supervisor._on_event if self._parent else None)  # noqa: SLF001
+        inherited = None if self._parent is None else self._parent.supervisor.on_event
+        self.on_event: OnEvent | None = on_event or inherited
         self._context = contextvars.copy_context()
         self._lives: dict[str, Life] = {}
         self._errors: dict[str, BaseException] = {}
-        self._stubborn: set[str] = set()
         self._changed = trio.Event()
         self._body = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -180,37 +171,7 @@ class Supervisor:
 
     def statistics(self) -> SupervisorStatistics:
         """The whole tree below, as it is now; readable at any time, also in the middle of a restart."""
-        now = self._clock()
-        shift = time.time() - now
-        decider = self._decider
-        return SupervisorStatistics(
-            name=self.name,
-            state=decider.phase,
-            strategy=decider.strategy,
-            restarts=decider.restarts,
-            window=_window_statistics(decider.window, now),
-            children=tuple(self._child_statistics(entry, now, shift) for entry in decider.entries.values()),
-            crashes=tuple(attrs.evolve(crash, when=crash.at + shift) for crash in decider.crashes),
-        )
-
-    def _child_statistics(self, entry: Entry, now: float, shift: float) -> ChildStatistics:
-        name = entry.spec.name
-        life = self._lives.get(name)
-        crash = entry.last_crash
-        waits = entry.state is State.WAITING and not self._decider.closing
-        return ChildStatistics(
-            name=name,
-            state=entry.state.value,
-            incarnation=entry.incarnation,
-            restart=entry.spec.restart,
-            restarts=entry.restarts,
-            last_crash=None if crash is None else attrs.evolve(crash, when=crash.at + shift),
-            next_delay=max(0.0, self._decider.gate_of(entry) - now) if waits else None,
-            stubborn=self._where(name) if entry.lates else None,
-            significant=entry.spec.significant,
-            window=None if entry.spec.window is None else _window_statistics(entry.spec.window, now),
-            nested=() if life is None else tuple(nested.statistics() for nested in life.nested),
-        )
+        return statistics_of(self._decider, self._lives, self._clock())
 
     # -- waiting for what was asked for ---------------------------------------------------------------------------
 
@@ -293,13 +254,12 @@ class Supervisor:
         where = None
         if event.kind == "stubborn" and event.child is not None:
             where = self._where(event.child)
-            self._stubborn.add(event.child)
         path = (*self.path, event.child) if event.child is not None else self.path
         event = attrs.evolve(event, path=path, where=where)
         log_event(event)
-        if self._on_event is not None:
+        if self.on_event is not None:
             try:
-                self._on_event(event)
+                self.on_event(event)
             except Exception:
                 log.exception(
                     "a listener to supervision events failed", supervisor=self.name, kind=event.kind
@@ -313,7 +273,7 @@ class Supervisor:
 
     async def _live(self, life: Life) -> None:
         """One incarnation: nothing that a child raises leaves this task; it is reported."""
-        run = cast("Callable[..., Awaitable[object]]", self._decider.entries[life.child].spec.run)
+        run = self._decider.entries[life.child].spec.run
         life.task = trio.lowlevel.current_task()
         error: BaseException | None = None
         try:
@@ -339,7 +299,6 @@ class Supervisor:
         now = self._clock()
         del self._lives[life.child]
         life.task = None
-        self._stubborn.discard(life.child)
         if error is None:
             self._post(lambda: self._decider.ended(life.child, now))
             return
@@ -352,6 +311,7 @@ class Supervisor:
         try:
             await self._tick_until_closed()
         except BaseException as error:
+            # Kept, not raised on: a cancellation reaches the block as well, which raises it when all children are gone.
             if not isinstance(error, trio.Cancelled):
                 self._broken = error
             self._close()
@@ -359,7 +319,6 @@ class Supervisor:
             # is stubborn past them Trio cannot end; it is named each stop time.
             with trio.CancelScope(shield=True):
                 await self._tick_until_closed()
-            raise
 
     async def _tick_until_closed(self) -> None:
         while not self._decider.closed:
@@ -382,41 +341,35 @@ class Supervisor:
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
+    @asynccontextmanager
+    async def _hold(self) -> AsyncIterator[Supervisor]:
+        """The supervisor's whole life, around the block of `open_supervisor`."""
+        decider = self._decider
+        error: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            self._open(nursery)
+            try:
+                await self._until(lambda: decider.booted or decider.closed)
+                if decider.failure is None:
+                    with self._body:
+                        yield self
+            except BaseException as caught:  # noqa: BLE001 - raised again below, when all children are gone
+                error = caught
+            self._close()
+            # No deadline here: the decider bounds each stop, and names who goes on past it.
+            with trio.CancelScope(shield=True):
+                await self._until(lambda: decider.closed)
+        if self._parent is not None:
+            self._parent.nested.remove(self)
+        failure = failure_of(decider, self._errors) or self._broken
+        raise_outcome(self.name, failure, error, from_inside=nursery.cancel_scope.cancel_called)
+
     def _open(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         if self._parent is not None:
             self._parent.nested.append(self)
         nursery.start_soon(self._keep_time, name=f"{self.name}: time")
         self._post(lambda: self._decider.open(self._clock()))
-
-    def _leave(self) -> None:
-        if self._parent is not None:
-            self._parent.nested.remove(self)
-
-    def _failure(self) -> BaseException | None:
-        """What a supervisor that ended by itself raises."""
-        failure = self._decider.failure
-        if failure is None:
-            return None
-        cause = self._errors.get(failure.child)
-        error: BaseException
-        if failure.kind == "fatal" and cause is not None:
-            return cause
-        if failure.kind == "boot":
-            error = StartFailed(failure.child, failure.message)
-        elif failure.kind == "stubborn":
-            error = ChildStubborn(failure.message)
-        else:
-            told = [f"{' > '.join(crash.path)}: {crash.cause}" for crash in self._decider.crashes]
-            error = RestartsExhausted(failure.message, told)
-        if failure.crash is not None:
-            attach_crash(error, failure.crash)
-        error.__cause__ = cause
-        return error
-
-
-def _window_statistics(window: Window, now: float) -> WindowStatistics:
-    return WindowStatistics(used=window.used(now), restarts=window.restarts, seconds=window.seconds)
 
 
 @asynccontextmanager
@@ -469,42 +422,8 @@ async def open_supervisor(
         draw=(rng or random.Random()).random,  # noqa: S311 - jitter is no secret
     )
     supervisor = Supervisor(decider, clock, on_event)
-    error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        supervisor._open(nursery)
-        try:
-            await supervisor._until(lambda: decider.booted or decider.closed)
-            if not decider.failure:
-                with supervisor._body:
-                    yield supervisor
-        except BaseException as caught:  # noqa: BLE001 - raised again below, when all children are gone
-            error = caught
-        supervisor._close()
-        # No deadline here: the decider bounds each stop, and names who goes on past it.
-        with trio.CancelScope(shield=True):
-            await supervisor._until(lambda: decider.closed)
-    supervisor._leave()
-    _raise_outcome(supervisor, error, nursery)
-
-
-def _raise_outcome(supervisor: Supervisor, error: BaseException | None, nursery: trio.Nursery) -> None:
-    failure = supervisor._failure() or supervisor._broken
-    if failure is not None:
-        if (
-            error is None
-            or isinstance(error, trio.Cancelled)
-            or isinstance(failure, KeyboardInterrupt | SystemExit)
-        ):
-            raise failure
-        raise BaseExceptionGroup(
-            f"supervisor {supervisor.name!r} failed, and its block as well", [failure, error]
-        )
-    if nursery.cancel_scope.cancel_called:
-        raise SupervisionError(
-            f"supervisor {supervisor.name!r} was cancelled from inside, by one of its children"
-        )
-    if error is not None:
-        raise error
+    async with supervisor._hold():  # noqa: SLF001 - the only door to it
+        yield supervisor
 
 
 async def run_supervisor(
@@ -519,6 +438,6 @@ async def run_supervisor(
     all children are up; returns when it has ended by itself; raises as `open_supervisor` does.
     """
     listed = children() if callable(children) else children
-    async with open_supervisor(listed, **cast("Settings", settings)) as supervisor:
+    async with open_supervisor(listed, **settings) as supervisor:
         task_status.started(supervisor)
         await supervisor.wait()

@@ -139,8 +139,8 @@ class Child:
             raise SpecError(f"child {self.name!r}: " + "; ".join(faults))
 
     def _faults(self) -> Iterable[str]:
-        if not isinstance(self.name, str) or not self.name:
-            yield "its name must be a string that is not empty"
+        if not self.name:
+            yield "its name must not be empty"
         if not callable(self.run):
             yield f"run must be an async function, not {self.run!r}"
         for what, allowed in _CHOICES.items():

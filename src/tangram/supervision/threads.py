@@ -85,7 +85,7 @@ async def run_sync_in_thread(
     Cancelled, it is told (``trio.from_thread.check_cancelled()`` raises in it) and given ``stop_timeout`` seconds, or
     what its supervised child has left if that is less; then it is abandoned.
     """
-    thread = _Thread(name=name or getattr(fn, "__qualname__", repr(fn)), function=fn)
+    thread = _Thread(name=name or str(getattr(fn, "__qualname__", fn)), function=fn)
     _warn_of_ghosts(thread)
     token = trio.lowlevel.current_trio_token()
 
