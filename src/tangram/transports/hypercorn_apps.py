@@ -1,0 +1,231 @@
+"""How an application runs behind Hypercorn: what it receives, what it may send, and what its failure does.
+
+1. Telling an application that its client went never waits for the application.
+2. What an application begins to send is finished or given up within the deadline, also if the application
+   cancels itself meanwhile: quart-trio cancels its own response tail when it sees ``http.disconnect``, and
+   Hypercorn would then neither keep the connection nor close it.
+3. An application that raises costs its own request: 500 if nothing was sent, a broken connection otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.task_group import TaskGroup
+
+from tangram.transports.engine import ASGIApp, ClientGone, Engine, Message, Scope, failures_of
+
+if TYPE_CHECKING:
+    from hypercorn.typing import AppWrapper
+
+__all__ = ["Applications", "Inbox"]
+
+log = structlog.get_logger("tangram.transports")
+
+QUEUED_EVENTS = 10
+"""Events that wait for the application before reading from the client pauses."""
+
+CLOSE_TIME = 1.0
+"""Seconds for the end of a response after its application has ended."""
+
+_Put = Callable[[Any], Awaitable[None]]
+_HypercornSend = Callable[[Any], Awaitable[None]]
+
+
+class BodyTooLarge(Exception):  # noqa: N818  # a signal between receive and its guard, never seen outside
+    """The body outgrew ``max_body`` while the application was reading it."""
+
+
+class Inbox:
+    """Events on their way to one application: bounded, and never in the way of a disconnect."""
+
+    def __init__(self, limit: int = QUEUED_EVENTS) -> None:
+        self._limit = limit
+        self._events: deque[Message] = deque()
+        self._gone: Message | None = None
+        self._closed = False
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    async def put(self, event: Message) -> None:
+        """Queue one event; waits while the queue is full, unless nobody will read it any more."""
+        if event["type"].endswith(".disconnect"):
+            self._gone = event
+            self._readers.unpark_all()
+            self._writers.unpark_all()
+            return
+        while len(self._events) >= self._limit and self._gone is None and not self._closed:
+            await self._writers.park()
+        if not self._closed:
+            self._events.append(event)
+            self._readers.unpark()
+
+    async def get(self) -> Message:
+        """The next event; after the last one the disconnect, as often as it is asked for."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._events:
+            if self._gone is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return self._gone
+            await self._readers.park()
+        self._writers.unpark()
+        return self._events.popleft()
+
+    def close(self) -> None:
+        """The application has ended: drop what it did not read, and let the reader go on."""
+        self._closed = True
+        self._events.clear()
+        self._writers.unpark_all()
+
+
+class Applications(TaskGroup):
+    """The applications that run on one connection: one at a time with HTTP/1.1, several with HTTP/2."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        stalled: Callable[[], None],
+        is_open: Callable[[], bool],
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.engine = engine
+        self.running = 0
+        self.sends: set[trio.CancelScope] = set()
+        self._stalled = stalled
+        self._is_open = is_open
+        self._ended = ended
+
+    @property
+    def nursery(self) -> trio.Nursery | None:
+        """Open while the connection is."""
+        return self._nursery
+
+    async def spawn_app(self, app: AppWrapper, config: Config, scope: Any, send: _HypercornSend) -> _Put:
+        """Start the application for one request; answers where its events go."""
+        del config  # the engine's settings are what counts
+        assert self._nursery is not None
+        inbox = Inbox()
+        self.running += 1
+        self.engine.requests += 1
+        self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, inbox, send)
+        return inbox.put
+
+    def progress(self) -> None:
+        """The client has read something: whoever sends gets new time."""
+        deadline = trio.current_time() + self.engine.settings.write_timeout
+        for scope in self.sends:
+            scope.deadline = deadline
+
+    async def _run(self, app: ASGIApp, scope: Scope, inbox: Inbox, send: _HypercornSend) -> None:
+        websocket = scope["type"] == "websocket"
+        self.engine.websockets += websocket
+        request = _Request(self, scope, inbox, send)
+        try:
+            await request.run(app)
+        finally:
+            self.engine.websockets -= websocket
+            self.running -= 1
+            inbox.close()
+            self._ended()
+
+    async def bounded_send(self, send: _HypercornSend, message: Message | None) -> None:
+        """Send within the write timeout, extended by progress; the shield ends with it."""
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + self.engine.settings.write_timeout
+        ) as scope:
+            self.sends.add(scope)
+            try:
+                await send(message)
+            finally:
+                self.sends.discard(scope)
+        if scope.cancelled_caught:
+            self._stalled()
+
+    def is_open(self) -> bool:
+        """Whether the client can still be written to."""
+        return self._is_open()
+
+
+class _Request:
+    """One request: its application's receive and send, guarded."""
+
+    def __init__(self, owner: Applications, scope: Scope, inbox: Inbox, send: _HypercornSend) -> None:
+        self.owner = owner
+        self.scope = scope
+        self.inbox = inbox
+        self.hypercorn_send = send
+        self.started = False
+        self.read = 0
+        self.http = scope["type"] == "http"
+        self.max_body = owner.engine.settings.max_body if self.http else 0
+
+    async def run(self, app: ASGIApp) -> None:
+        scope, owner = self.scope, self.owner
+        if self.max_body and _content_length(scope) > self.max_body:
+            await self._refuse()
+            return
+        try:
+            await app(scope, self.receive, self.send)
+        except BaseException as error:
+            rest = failures_of(error)
+            if rest is None or not isinstance(rest, Exception):
+                raise
+            if _only(rest, BodyTooLarge):
+                await self._refuse()
+                return
+            if not _only(rest, ClientGone):
+                owner.engine.failed += 1
+                log.exception("the application failed", path=scope["path"], exc_info=rest)
+        # Completes what the application left open: 500, or the end of the stream.
+        await owner.bounded_send(self.hypercorn_send, None)
+
+    async def receive(self) -> Message:
+        event = await self.inbox.get()
+        if self.max_body and event["type"] == "http.request":
+            self.read += len(event["body"])
+            if self.read > self.max_body:
+                raise BodyTooLarge
+        return event
+
+    async def send(self, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.http and not self.owner.is_open():
+            raise ClientGone("the client has gone")
+        self.started = True
+        await self.owner.bounded_send(self.hypercorn_send, message)
+
+    async def _refuse(self) -> None:
+        self.owner.engine.rejected += 1
+        if not self.started:
+            body = b"the body is larger than allowed\n"
+            headers = [
+                (b"content-type", b"text/plain; charset=utf-8"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            if self.scope["http_version"] == "2":
+                del headers[-1]
+            await self.send({"type": "http.response.start", "status": 413, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
+        await self.owner.bounded_send(self.hypercorn_send, None)
+
+
+def _content_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value)
+    return 0
+
+
+def _only(error: BaseException, kind: type[Exception]) -> bool:
+    """Whether an error, or every member of a group, is of one kind."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_only(member, kind) for member in error.exceptions)
+    return isinstance(error, kind)

@@ -1,0 +1,16 @@
+"""A clock that jumps over waiting, slowly enough for real sockets on loopback."""
+
+from __future__ import annotations
+
+import pytest
+import trio.testing
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+@pytest.fixture(params=["hypercorn"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

@@ -1,0 +1,219 @@
+"""Both engines on a real socket, and a client that speaks HTTP through h11: an independent referee."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import attrs
+import h11
+import trio
+
+from tangram.transports.engine import ASGIApp, Engine
+from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
+
+Json = Any
+
+
+@attrs.frozen
+class Settings:
+    """What the engines read of ``[server]``, with the defaults of the configuration."""
+
+    max_header_bytes: int = 32768
+    max_headers: int = 100
+    max_body: int = 2 * 1024 * 1024
+    header_timeout: float = 10.0
+    idle_timeout: float = 75.0
+    write_timeout: float = 10.0
+    max_connections: int = 10000
+    max_connections_per_address: int = 0
+    access_log: bool = False
+
+
+@attrs.define
+class Server:
+    """A running engine: where it listens, its counters, and how it ends."""
+
+    held: list[HeldSocket]
+    engine: Engine
+    scope: trio.CancelScope
+    done: trio.Event
+    grace: float = 5.0
+
+    @property
+    def port(self) -> int:
+        return self.held[0].port
+
+    async def connect(self) -> Client:
+        return Client(await trio.open_tcp_stream("127.0.0.1", self.port))
+
+    async def wait_closed(self, limit: float = 5.0) -> None:
+        """Wait until no connection is open."""
+        with trio.fail_after(limit):
+            while self.engine.statistics().connections:  # noqa: ASYNC110  # statistics are all an operator has, too
+                await trio.sleep(0.05)
+
+    async def stop(self) -> float:
+        """Cancel it and wait; answers the seconds that took."""
+        began = trio.current_time()
+        self.scope.cancel()
+        await self.done.wait()
+        return trio.current_time() - began
+
+
+@asynccontextmanager
+async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any) -> AsyncIterator[Server]:
+    """Run the engine ``name`` for the block."""
+    arguments = {
+        key: options.pop(key)
+        for key in ("certfile", "keyfile", "close_code", "max_message", "channels")
+        if key in options
+    }
+    settings = Settings(**options)
+    held = open_listeners("127.0.0.1", 0)
+    scope = trio.CancelScope()
+    done = trio.Event()
+    engines: list[Server] = []
+
+    async def run(*, task_status: trio.TaskStatus[Engine]) -> None:
+        serve = engine_named(name)
+        try:
+            with scope:
+                await serve(
+                    app, held, settings, grace=lambda: engines[0].grace, task_status=task_status, **arguments
+                )
+        finally:
+            done.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            server = Server(held, await start(nursery, run), scope, done, grace)
+            engines.append(server)
+            yield server
+            server.grace = min(server.grace, 1.0)
+            scope.cancel()
+    finally:
+        close_listeners(held)
+
+
+async def start(nursery: trio.Nursery, run: Callable[..., Any]) -> Engine:
+    engine: Engine = await nursery.start(run)
+    return engine
+
+
+def engine_named(name: str) -> Any:
+    if name == "hypercorn":
+        from tangram.transports.hypercorn import serve_hypercorn
+
+        return serve_hypercorn
+    from tangram.transports.native import serve_native
+
+    return serve_native
+
+
+@attrs.frozen
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    keep: bool
+    """Whether the connection can be used again."""
+
+    def json(self) -> Json:
+        return json.loads(self.body)
+
+
+@attrs.define
+class Client:
+    """One connection, driven by hand."""
+
+    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
+    http: h11.Connection = attrs.field(factory=lambda: h11.Connection(h11.CLIENT))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await trio.aclose_forcefully(self.stream)
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def get(self, target: str = "/", *headers: tuple[str, str], method: str = "GET") -> Answer:
+        """One request without a body, and its answer."""
+        event = h11.Request(method=method, target=target, headers=[("host", "test"), *headers])
+        data = self.http.send(event)
+        end = self.http.send(h11.EndOfMessage())
+        assert data is not None
+        await self.send(data + (end or b""))
+        return await self.answer()
+
+    async def post(self, target: str, body: bytes, *headers: tuple[str, str]) -> Answer:
+        """One request with a body of known length, and its answer."""
+        head = [("host", "test"), ("content-length", str(len(body))), *headers]
+        parts = [self.http.send(h11.Request(method="POST", target=target, headers=head))]
+        parts += [self.http.send(h11.Data(data=body)), self.http.send(h11.EndOfMessage())]
+        await self.send(b"".join(part for part in parts if part))
+        return await self.answer()
+
+    async def answer(self) -> Answer:
+        """Read one answer (1xx skipped), by h11."""
+        status, headers, body = 0, {}, b""
+        while True:
+            event = self.http.next_event()
+            if event is h11.NEED_DATA:
+                self.http.receive_data(bytes(await self.stream.receive_some(65536)))
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                headers = {name.decode(): value.decode("latin1") for name, value in event.headers}
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            elif isinstance(event, h11.ConnectionClosed):
+                raise ConnectionResetError("the server closed without an answer")
+        keep = self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
+        if keep:
+            self.http.start_next_cycle()
+        return Answer(status, headers, body, keep)
+
+    async def rest(self, limit: float = 30.0) -> bytes:
+        """Everything until the server closes, within ``limit`` seconds."""
+        data = b""
+        with trio.fail_after(limit):
+            while True:
+                try:
+                    chunk = await self.stream.receive_some(65536)
+                except trio.BrokenResourceError:
+                    return data
+                if not chunk:
+                    return data
+                data += chunk
+
+
+async def hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answers what it was asked, as JSON; the path says how to misbehave."""
+    body = b""
+    while scope["type"] == "http":
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    answer = json.dumps(
+        {
+            "method": scope["method"],
+            "path": scope["path"],
+            "raw_path": scope["raw_path"].decode("latin1"),
+            "query": scope["query_string"].decode("latin1"),
+            "version": scope["http_version"],
+            "scheme": scope["scheme"],
+            "headers": [[name.decode("latin1"), value.decode("latin1")] for name, value in scope["headers"]],
+            "client": list(scope["client"]),
+            "body": body.decode("latin1"),
+        }
+    ).encode()
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": answer})
