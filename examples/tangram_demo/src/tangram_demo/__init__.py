@@ -99,7 +99,9 @@ async def publish_metrics(state: tangram.BackendState) -> None:
     meter = Meter()
     due = trio.current_time()
     while True:
-        due = max(due + PERIOD, trio.current_time())  # by the clock, not by the pause; what was missed is not made up
+        due = max(
+            due + PERIOD, trio.current_time()
+        )  # by the clock, not by the pause; what was missed is not made up
         await trio.sleep_until(due)
         sample = meter.read()
         demo.samples.append(sample)
