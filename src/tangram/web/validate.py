@@ -31,7 +31,9 @@ def verdict(name: str, values: Mapping[str, Any], plugins: Iterable[LoadedPlugin
     named = [loaded for loaded in plugins if loaded.key == key]
     if not named:
         return None
-    classes = [one.plugin.frontend_config_class for one in named if one.plugin.frontend_config_class is not None]
+    classes = [
+        one.plugin.frontend_config_class for one in named if one.plugin.frontend_config_class is not None
+    ]
     # Nothing is promised of values that nobody reads.
     return _check(classes[0], values, key) if classes else {"success": True, "errors": {}}
 
