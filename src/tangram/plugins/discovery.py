@@ -51,12 +51,13 @@ class Candidate:
 
 def scan(points: Iterable[EntryPoint] | None = None) -> list[Candidate]:
     """All installed plugins, ours first, a plugin that is in both groups once."""
-    found = list(entry_points()) if points is None else list(points)
-    by_group = sorted(
-        (point for point in found if point.group in GROUPS), key=lambda point: GROUPS.index(point.group)
-    )
+    if points is None:
+        # All groups are read at once whatever is asked for: ask once.
+        installed = entry_points()
+        points = [point for group in GROUPS for point in installed.select(group=group)]
+    ours_first = sorted((one for one in points if one.group in GROUPS), key=lambda one: GROUPS.index(one.group))
     candidates: dict[tuple[str, str], Candidate] = {}
-    for point in by_group:
+    for point in ours_first:
         candidate = Candidate(name=point.name, dist_name=_dist_name(point), entry_point=point)
         candidates.setdefault((normalise(candidate.dist_name), normalise(candidate.name)), candidate)
     return list(candidates.values())

@@ -1,16 +1,41 @@
-"""Where a plugin's built front end lies on the disk. A folder that is missing costs the front end alone."""
+"""A plugin's front end: where it lies on the disk, and what of its configuration the settings page may edit.
+
+A folder that is missing costs the front end alone.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
+import attrs
 import structlog
 
 from tangram.plugins.registry import LoadedPlugin
 
-__all__ = ["resolve_frontend"]
+__all__ = ["FrontendMutable", "resolve_frontend"]
 
 log = structlog.get_logger("tangram.plugins")
+
+
+@attrs.frozen
+class FrontendMutable:
+    """Marks a field of a ``frontend_config_class`` for the settings page: ``Annotated[int, FrontendMutable()]``."""
+
+    kind: Literal["color"] | None = None
+    """What the page draws for it; ``None``: by its type."""
+    widget: str | None = None
+    """Fields of one widget are drawn together, by a control of that name."""
+
+    @property
+    def json_schema_extra(self) -> dict[str, Any]:
+        """What stands in the field's JSON Schema."""
+        extra: dict[str, Any] = {"tangram_mutable": True}
+        if self.kind is not None:
+            extra["tangram_kind"] = self.kind
+        if self.widget is not None:
+            extra["tangram_widget"] = self.widget
+        return extra
 
 
 def resolve_frontend(loaded: LoadedPlugin) -> Path | None:

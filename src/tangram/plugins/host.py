@@ -23,18 +23,26 @@ from tangram.config.structure import structure_plugin_config
 from tangram.plugins.plugin import Service
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
-from tangram.plugins.threads import Ghost, ThreadedServices
-from tangram.supervision.runner import Supervisor, open_supervisor
-from tangram.supervision.spec import Child
+from tangram.supervision import (
+    CURRENT_LIFE,
+    AbandonedThread,
+    Child,
+    Supervisor,
+    open_supervisor,
+    run_sync_in_thread,
+    thread_statistics,
+)
 
 __all__ = ["LIFESPAN_EXIT_SECONDS", "HostStatistics", "PluginHost"]
 
 log = structlog.get_logger("tangram.plugins")
 
 LIFESPAN_EXIT_SECONDS = 5.0
-"""What a lifespan gets to clean up after a stop: as long as one service."""
-THREAD_GRACE_SECONDS = 0.5
-"""On top of a threaded service's stop time: the supervisor must not call stubborn what is about to be abandoned."""
+"""What a lifespan gets to clean up after a stop, if the plugin's own stop time has so much left: as long as one service."""
+LIFESPAN_ENTER_SECONDS = 30.0
+"""What a lifespan gets to set up: the same as a service by default."""
+LIFESPAN_LEAST_SECONDS = 0.2
+"""What it gets in any case, although the services have used the plugin's stop time up: enough to close a file."""
 
 
 @attrs.frozen
@@ -43,10 +51,8 @@ class HostStatistics:
 
     running: bool
     """Its services have started and it has not been stopped since."""
-    abandoned_threads: int
-    """Threads left behind since the server started."""
-    ghosts: tuple[Ghost, ...]
-    """Those of them that are still alive."""
+    ghosts: tuple[AbandonedThread, ...]
+    """Threads of its services that go on although they were told to stop, and have been left behind."""
 
 
 class PluginHost:
@@ -67,7 +73,6 @@ class PluginHost:
         self._raw = dict(config or {})
         self._settings = dict(supervisor or {})
         self._lifespan_timeout = lifespan_timeout
-        self._threads = ThreadedServices(loaded.name)
         self._temporary_started: set[str] = set()
         self._running = False
 
@@ -76,6 +81,16 @@ class PluginHost:
         """The plugin's name."""
         return self.loaded.name
 
+    @property
+    def start_timeout(self) -> float:
+        """Seconds that its start may take: the lifespan's share, and its services' one after another."""
+        return LIFESPAN_ENTER_SECONDS + sum(service.start_timeout for service in self._to_start() if service.reports_start)
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds that its stop may take: its services' one after another, and the lifespan's share."""
+        return self._lifespan_timeout + sum(service.stop_timeout for service in self.loaded.plugin.services)
+
     def check_config(self) -> Any:
         """The configuration structured into the plugin's class; raises `PluginConfigError` with all faults."""
         config_class = self.loaded.plugin.config_class
@@ -83,10 +98,15 @@ class PluginHost:
             return self._raw
         return structure_plugin_config(config_class, self._raw, plugin=self.loaded.key)
 
+    @property
+    def running(self) -> bool:
+        """Its services have started and it has not been stopped since; cheap, for it is asked at every request."""
+        return self._running
+
     def statistics(self) -> HostStatistics:
-        return HostStatistics(
-            running=self._running, abandoned_threads=self._threads.abandoned, ghosts=tuple(self._threads.ghosts())
-        )
+        own = f"{self.name}/"
+        ghosts = tuple(ghost for ghost in thread_statistics().ghosts if ghost.name.startswith(own))
+        return HostStatistics(running=self._running, ghosts=ghosts)
 
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
         """One incarnation. Reports its start when all services have; runs until cancelled or a service crashes."""
@@ -104,13 +124,19 @@ class PluginHost:
                     self._running = False
                     # The rest is the lifespan's clean-up: it may await although we are cancelled, for so long.
                     guard.shield = True
-                    guard.deadline = trio.current_time() + self._lifespan_timeout
+                    guard.deadline = self._lifespan_deadline()
         if guard.cancelled_caught:
             log.warning("a lifespan did not end in time and was cut", plugin=self.name, seconds=self._lifespan_timeout)
         # A lifespan that swallows what ended the plugin must not hide it.
         await trio.lowlevel.checkpoint_if_cancelled()
         if crash is not None:
             raise crash
+
+    def _lifespan_deadline(self) -> float:
+        now = trio.current_time()
+        life = CURRENT_LIFE.get()
+        left = self._lifespan_timeout if life is None else life.stop_due - now
+        return now + min(self._lifespan_timeout, max(left, LIFESPAN_LEAST_SECONDS))
 
     async def _serve(self, state: BackendState, task_status: trio.TaskStatus[Supervisor]) -> None:
         async with open_supervisor(
@@ -136,17 +162,21 @@ class PluginHost:
                 self._temporary_started.add(service.name)
             if service.threaded:
                 task_status.started()
-                await self._threads.run(service.name, service.function, state, stop_timeout=service.stop_timeout)
+                await run_sync_in_thread(
+                    service.function,
+                    state,
+                    name=f"{self.name}/{service.name}",
+                    stop_timeout=service.stop_timeout,
+                )
             else:
                 await _run_async(service, state, task_status)
 
-        grace = THREAD_GRACE_SECONDS if service.threaded else 0.0
         return Child(
             service.name,
             run,
             restart=service.restart,
             start_timeout=service.start_timeout,
-            stop_timeout=service.stop_timeout + grace,
+            stop_timeout=service.stop_timeout,
         )
 
 

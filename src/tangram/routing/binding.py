@@ -1,4 +1,5 @@
-"""A handler's signature, compiled once into a plan: what each parameter is, where it comes from, how it is converted.
+"""A handler's signature, compiled once into a plan: what each parameter is, where it comes from, how it is
+converted.
 
 Nothing here runs per request; :mod:`tangram.routing.calls` carries plans out.
 """
@@ -16,7 +17,7 @@ from tangram.errors import RouteError
 
 from .constraints import checker, from_metadata
 from .containers import COLLECTIONS, MAPPINGS
-from .convert import is_class_like, structurer
+from .convert import is_class_like, origin_of, structurer
 from .params import MISSING, DependsMarker, Marker
 from .request import Request
 from .responses import Response
@@ -168,18 +169,23 @@ def _hints(call: Callable[..., Any]) -> dict[str, Any]:
     target: Any = call
     while hasattr(target, "func") and not inspect.isroutine(target):  # functools.partial
         target = target.func
-    if inspect.isclass(target):
+    owner = target
+    if inspect.isclass(target) and not is_class_like(target):
         target = target.__init__
-    elif not inspect.isroutine(target):
+    elif not inspect.isclass(target) and not inspect.isroutine(target):
         target = type(target).__call__
     try:
-        return get_type_hints(inspect.unwrap(target), include_extras=True)
+        hints = get_type_hints(inspect.unwrap(target), include_extras=True)
     except NameError as exc:
         raise RouteError(
-            f"{_name(call)}: the annotation {exc.name!r} is not known at run time; import it outside of TYPE_CHECKING"
+            f"{_name(call)}: the annotation {exc.name!r} is not known at run time;"
+            " import it outside of TYPE_CHECKING"
         ) from exc
     except Exception as exc:
         raise RouteError(f"{_name(call)}: an annotation cannot be resolved: {exc}") from exc
+    # The generated __init__ of an attrs class calls the private field _x by the name x.
+    private = inspect.isclass(owner) and target is owner
+    return {name.lstrip("_"): hint for name, hint in hints.items()} if private else hints
 
 
 def _how(call: Callable[..., Any]) -> CallKind:
@@ -239,7 +245,7 @@ def _dependency(name: str | None, marker: DependsMarker, base: Any, context: _Co
     return Dependency(name, _compile(call, context), marker.use_cache)
 
 
-def _param(
+def _param(  # noqa: PLR0917  # a parameter's parts, once taken apart
     name: str,
     base: Any,
     metadata: tuple[object, ...],
@@ -263,7 +269,7 @@ def _param(
     if marker_source == "path" and key not in context.names:
         raise RouteError(f"{_name(call)}: parameter {name!r} is not in the route's path")
     many = marker_source in ("query", "header") and _is_many(base)
-    if marker_source not in ("body",) and _needs_body(base):
+    if marker_source != "body" and _needs_body(base):
         raise RouteError(
             f"{_name(call)}: parameter {name!r} is an object, and a {marker_source} has only text"
         )
@@ -311,7 +317,7 @@ def _source(name: str, base: Any, context: _Context) -> str:
 
 def _needs_body(kind: Any) -> bool:
     """Can text not say it: is it an object, or does it hold objects?"""
-    origin = get_origin(kind) or kind
+    origin = origin_of(kind)
     if origin is Annotated or origin in (Union, UnionType):
         return any(
             _needs_body(argument)
@@ -323,7 +329,7 @@ def _needs_body(kind: Any) -> bool:
 
 
 def _is_many(kind: Any) -> bool:
-    origin = get_origin(kind) or kind
+    origin = origin_of(kind)
     if origin is Annotated:
         return _is_many(get_args(kind)[0])
     if origin in (Union, UnionType):

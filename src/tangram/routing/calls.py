@@ -1,4 +1,6 @@
-"""Carrying out a plan for one request: binding, dependencies, the handler, and clean-up after the response."""
+"""Carrying out a plan for one request: binding, dependencies, the handler, and clean-up after the
+response.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,7 @@ class Call:
             return self.cache[plan.call]
         before = len(self.problems)
         arguments = await self._arguments(plan)
-        if len(self.problems) > before or self.body is _UNREADABLE and plan.body:
+        if len(self.problems) > before or (self.body is _UNREADABLE and plan.body):
             return (
                 None  # the request is refused; dependencies that can be called still are, for what they raise
             )

@@ -1,4 +1,6 @@
-"""Constraints of a value, read by attribute name from ``annotated_types``, our markers and attrs validators alike."""
+"""Constraints of a value, read by attribute name from ``annotated_types``, our markers and attrs validators
+alike.
+"""
 
 from __future__ import annotations
 
@@ -48,26 +50,26 @@ def from_metadata(metadata: Iterable[object]) -> tuple[Constraint, ...]:
 _COMPARISONS = {">=": "ge", ">": "gt", "<=": "le", "<": "lt"}
 
 
-def from_validator(validator: object) -> tuple[Constraint, ...]:
-    """Constraints behind an attrs validator; one that we cannot read is left to attrs, which runs it anyway."""
-    match type(validator).__name__:
-        case "_AndValidator":
-            return tuple(c for part in validator._validators for c in from_validator(part))  # type: ignore[attr-defined]  # noqa: SLF001
-        case "_OptionalValidator":
-            return from_validator(validator.validator)  # type: ignore[attr-defined]
-        case "_NumberValidator":
-            return (Constraint(_COMPARISONS[validator.compare_op], validator.bound),)  # type: ignore[attr-defined]
-        case "_MinLengthValidator":
-            return (Constraint("min_length", validator.min_length),)  # type: ignore[attr-defined]
-        case "_MaxLengthValidator":
-            return (Constraint("max_length", validator.max_length),)  # type: ignore[attr-defined]
-        case "_InValidator":
-            return (Constraint("one_of", tuple(validator.options)),)  # type: ignore[attr-defined]
-        case "_MatchesReValidator":
-            # attrs matches whole strings by default; the schema's pattern must say so.
-            return (Constraint("pattern", f"^(?:{validator.pattern.pattern})$"),)  # type: ignore[attr-defined]
-        case _:
-            return ()
+def from_validator(validator: Any) -> tuple[Constraint, ...]:
+    """Constraints behind an attrs validator; what we cannot read is left to attrs, which runs it anyway."""
+    name = type(validator).__name__
+    if name == "_AndValidator":
+        return tuple(c for part in validator._validators for c in from_validator(part))  # noqa: SLF001
+    if name == "_OptionalValidator":
+        return from_validator(validator.validator)
+    read = _READERS.get(name)
+    return (read(validator),) if read is not None else ()
+
+
+# By name, because attrs keeps the classes to itself.
+_READERS: dict[str, Callable[[Any], Constraint]] = {
+    "_NumberValidator": lambda v: Constraint(_COMPARISONS[v.compare_op], v.bound),
+    "_MinLengthValidator": lambda v: Constraint("min_length", v.min_length),
+    "_MaxLengthValidator": lambda v: Constraint("max_length", v.max_length),
+    "_InValidator": lambda v: Constraint("one_of", tuple(v.options)),
+    # attrs matches whole strings by default; the schema's pattern must say so.
+    "_MatchesReValidator": lambda v: Constraint("pattern", f"^(?:{v.pattern.pattern})$"),
+}
 
 
 class _Rule(NamedTuple):
@@ -101,7 +103,9 @@ _RULES = {
 
 
 def checker(constraints: Sequence[Constraint]) -> Callable[[object], None] | None:
-    """A function that raises :exc:`ValueFault` for the first constraint that a value breaks; None if there are none."""
+    """A function that raises :exc:`ValueFault` for the first constraint that a value breaks; None if there
+    are none.
+    """
     if not constraints:
         return None
     rules = []

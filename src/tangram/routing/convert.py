@@ -1,7 +1,9 @@
 """From what JSON and text can say to what a handler's annotations ask for, and every fault with its place.
 
-One cattrs converter, made when it is first needed. cattrs structures the classes (attrs, dataclass, TypedDict); what stands
-around them is ours, because cattrs' own hooks take ``"abc"`` for a list of three strings and 1.5 for the integer 1.
+One cattrs converter, made when it is first needed. cattrs structures the classes (attrs, dataclass,
+TypedDict); what stands
+around them is ours, because cattrs' own hooks take ``"abc"`` for a list of three strings and 1.5 for the
+integer 1.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
-from .containers import COLLECTIONS, MAPPINGS
 from .constraints import ValueFault, checker, from_metadata, from_validator
+from .containers import COLLECTIONS, MAPPINGS
 from .exceptions import Loc, Problem
 from .scalars import scalar, show
 
@@ -25,7 +27,8 @@ __all__ = ["NestedFaults", "converter", "is_class_like", "problems_of", "structu
 
 Structure = Callable[[object], object]
 
-# Members of a union are tried one after another; nested unions multiply. No honest body comes near this many trials.
+# Members of a union are tried one after another; nested unions multiply. No honest body comes near this many
+# trials.
 MAX_UNION_TRIALS: Final = 5_000
 
 
@@ -44,13 +47,18 @@ class _Fuel(threading.local):
 _fuel = _Fuel()
 
 
+def origin_of(kind: Any) -> Any:
+    """``list`` of ``list[int]``, and a plain class of itself."""
+    return get_origin(kind) or kind
+
+
 def is_typeddict(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
 
 
 def is_class_like(kind: object) -> bool:
     """Is this an attrs class, a dataclass or a TypedDict (or a generic one with its arguments)?"""
-    origin = get_origin(kind) or kind
+    origin = origin_of(kind)
     if not isinstance(origin, type):
         return False
     return (
@@ -59,7 +67,9 @@ def is_class_like(kind: object) -> bool:
 
 
 def structurer(kind: Any) -> Structure:
-    """The function that makes a ``kind`` of a plain value, raising exceptions that :func:`problems_of` can read."""
+    """The function that makes a ``kind`` of a plain value, raising exceptions that :func:`problems_of` can
+    read.
+    """
     plain = scalar(kind)
     if plain is not None:
         return plain
@@ -78,14 +88,18 @@ def converter() -> Converter:
     from cattrs import Converter
 
     made = Converter(detailed_validation=True)
-    made.register_structure_hook_factory(is_class_like, _class_hook)
-    made.register_structure_hook_factory(lambda t: (get_origin(t) or t) in COLLECTIONS, _collection_hook)
-    made.register_structure_hook_factory(lambda t: (get_origin(t) or t) in MAPPINGS, _mapping_hook)
-    made.register_structure_hook_factory(lambda t: get_origin(t) in (Union, UnionType), _union_hook)
-    made.register_structure_hook_factory(lambda t: get_origin(t) is Literal, _literal_hook)
-    made.register_structure_hook_factory(lambda t: isinstance(t, type) and issubclass(t, Enum), _enum_hook)
-    made.register_structure_hook_factory(lambda t: get_origin(t) is Annotated, _annotated_hook)
-    made.register_structure_hook_factory(lambda t: scalar(t) is not None, _scalar_hook)
+
+    def when(fits: Callable[[Any], bool], hook: Any) -> None:
+        made.register_structure_hook_factory(fits, hook)
+
+    when(is_class_like, _class_hook)
+    when(lambda t: origin_of(t) in COLLECTIONS, _collection_hook)
+    when(lambda t: origin_of(t) in MAPPINGS, _mapping_hook)
+    when(lambda t: origin_of(t) in (Union, UnionType), _union_hook)
+    when(lambda t: origin_of(t) is Literal, _literal_hook)
+    when(lambda t: isinstance(t, type) and issubclass(t, Enum), _enum_hook)
+    when(lambda t: origin_of(t) is Annotated, _annotated_hook)
+    when(lambda t: scalar(t) is not None, _scalar_hook)
     return made
 
 
@@ -114,7 +128,7 @@ def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
     from cattrs.gen import make_dict_structure_fn
     from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_structure_fn
 
-    origin = get_origin(kind) or kind
+    origin = origin_of(kind)
     if is_typeddict(origin):
         inner: Any = make_typeddict_structure_fn(kind, made)
     else:
@@ -131,7 +145,9 @@ def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
 
 
 def _validator_overrides(kind: Any, made: Converter) -> dict[str, Any]:
-    """Check attrs validators per field as well, so that the fault is told at the field and not at its class."""
+    """Check attrs validators per field as well, so that the fault is told at the field and not at its
+    class.
+    """
     from cattrs import override
 
     overrides = {}
@@ -144,7 +160,8 @@ def _validator_overrides(kind: Any, made: Converter) -> dict[str, Any]:
 
 def _checked_later(check: Callable[[object], None], made: Converter) -> Callable[[Any, Any], Any]:
     def structure(value: Any, kind: Any) -> Any:
-        # Looked up per call (cattrs caches it): the field's class may be the one that is being compiled right now.
+        # Looked up per call (cattrs caches it): the field's class may be the one that is being compiled
+        # right now.
         made_of = made.get_structure_hook(kind)(value, kind) if kind is not None else value
         check(made_of)
         return made_of
@@ -165,7 +182,7 @@ def _each(items: Iterator[tuple[Loc, Any]], hook: Callable[[Any, Any], Any], kin
 
 
 def _collection_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
-    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    origin, arguments = origin_of(kind), get_args(kind)
     build: Any = COLLECTIONS[origin]
     word = build.__name__
     if build is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -262,7 +279,7 @@ def _member(kind: Any, made: Converter) -> _Member:
     base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     fields: frozenset[str] = frozenset()
     if is_class_like(base):
-        origin: Any = get_origin(base) or base
+        origin: Any = origin_of(base)
         names = [a.name for a in origin.__attrs_attrs__] if hasattr(origin, "__attrs_attrs__") else None
         fields = frozenset(names or getattr(origin, "__dataclass_fields__", None) or _all_hints(origin))
     exact = base if isinstance(base, type) and scalar(base) is not None else None
@@ -276,7 +293,9 @@ def _all_hints(kind: Any) -> set[str]:
 
 
 def _union_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
-    """A member of exactly the value's type wins, then of those that fit the one that knows most of the object's keys."""
+    """A member of exactly the value's type wins, then of those that fit the one that knows most of the
+    object's keys.
+    """
     members = [_member(argument, made) for argument in get_args(kind)]
     optional = any(member.exact is type(None) for member in members)
     real = [member for member in members if member.exact is not type(None)]
@@ -312,7 +331,9 @@ def _first_fit(members: list[_Member], value: Any) -> Any:
 
 
 def problems_of(error: Exception, loc: Loc) -> list[Problem]:
-    """Every fault in ``error`` with its place below ``loc``, in order. Iterative: faults may nest as deeply as JSON."""
+    """Every fault in ``error`` with its place below ``loc``, in order. Iterative: faults may nest as deeply
+    as JSON.
+    """
     found: list[Problem] = []
     waiting: list[tuple[Loc, Exception]] = [(loc, error)]
     while waiting:

@@ -29,10 +29,11 @@ def phrase_of(status: int) -> str:
         return "Error"
 
 
-class HTTPException(RequestError):
+class HTTPException(RequestError):  # noqa: N818  # the name that its users know
     """Answer this request with ``status_code`` and ``{"detail": detail}``.
 
-    ``detail`` is anything that JSON can hold; without it the status's own phrase is sent. ``headers`` are added to the
+    ``detail`` is anything that JSON can hold; without it the status's own phrase is sent. ``headers`` are
+    added to the
     answer.
     """
 
@@ -48,8 +49,10 @@ class HTTPException(RequestError):
         return f"{self.status_code}: {self.detail}"
 
 
-class ResponseAborted(RequestError):
-    """A response broke off after its head was sent; it has been logged, and only the connection is left to close."""
+class ResponseAborted(RequestError):  # noqa: N818
+    """A response broke off after its head was sent; it has been logged, and only the connection is left to
+    close.
+    """
 
 
 class Problem(NamedTuple):

@@ -113,10 +113,13 @@ def _open(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> 
 
 
 class FileResponse(Response):
-    """A file, read in threads in chunks: with ETag, Last-Modified, ranges, and 304 where the client has it already.
+    """A file, read in threads in chunks: with ETag, Last-Modified, ranges, and 304 where the client has it
+    already.
 
-    With ``root`` the path is a request's: it is taken below ``root``, and whatever would leave that folder, by ``..`` or by a
-    link, is not found. ``filename`` makes the browser save the file under that name. What is no readable file is answered
+    With ``root`` the path is a request's: it is taken below ``root``, and whatever would leave that folder,
+    by ``..`` or by a
+    link, is not found. ``filename`` makes the browser save the file under that name. What is no readable
+    file is answered
     with 404.
     """
 
@@ -136,7 +139,7 @@ class FileResponse(Response):
         if filename is not None:
             self.headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         opened = await trio.to_thread.run_sync(partial(_open, self.path, self.root))
         try:
             await self._answer(opened, scope, send)
@@ -169,7 +172,9 @@ class FileResponse(Response):
             await send({"type": "http.response.body", "body": chunk, "more_body": start < end})
 
     def _range(self, asked: Headers, etag: str, modified: str, size: int) -> tuple[int, int]:
-        """The part to send; sets the status. Several ranges at once are answered with the whole, as RFC 9110 allows."""
+        """The part to send; sets the status. Several ranges at once are answered with the whole, as RFC 9110
+        allows.
+        """
         match = _RANGE.fullmatch(asked.get("range", ""))
         wanted = asked.get("if-range", etag) in (etag, modified)
         if self.status_code != 200 or match is None or not wanted or match[0].strip() == "bytes=-":

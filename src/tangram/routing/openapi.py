@@ -8,11 +8,12 @@ from typing import Any
 
 from .binding import Param, Plan
 from .convert import is_class_like
+from .endpoint import Endpoint
 from .exceptions import phrase_of
 from .params import MISSING
 from .responses import JSONResponse, Response
 from .schema import Schema, SchemaWriter, decorate, plain_default, title_of
-from .table import Endpoint, RouteTable
+from .table import RouteTable
 
 __all__ = ["openapi"]
 
@@ -46,7 +47,9 @@ _INVALID: Schema = {
 def openapi(
     tables: RouteTable | Iterable[RouteTable], *, title: str = "tangram", version: str = "0"
 ) -> dict[str, Any]:
-    """The document. Of two tables that answer the same method and path the first is shown, as it is asked first."""
+    """The document. Of two tables that answer the same method and path the first is shown, as it is asked
+    first.
+    """
     writer = SchemaWriter(ref_prefix="#/components/schemas/")
     paths: dict[str, dict[str, Any]] = {}
     taken: set[str] = set()
@@ -181,7 +184,9 @@ def _responses(endpoint: Endpoint, writer: SchemaWriter, *, bound: bool) -> dict
 
 
 def _content(endpoint: Endpoint, writer: SchemaWriter) -> dict[str, Any]:
-    """What the handler's return annotation says; a response class that is no JSON says its media type alone."""
+    """What the handler's return annotation says; a response class that is no JSON says its media type
+    alone.
+    """
     route, returns = endpoint.route, endpoint.plan.returns
     if route.response_model is not None:
         returns = route.response_model

@@ -1,9 +1,11 @@
-"""Markers that say where a parameter comes from: ``Annotated[int, Query(ge=1)]`` or ``limit: int = Query(10, ge=1)``."""
+"""Markers that say where a parameter comes from: ``Annotated[int, Query(ge=1)]`` or ``limit: int = Query(10,
+ge=1)``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypedDict, Unpack, cast
 
 __all__ = ["MISSING", "Body", "Cookie", "Depends", "DependsMarker", "Header", "Marker", "Path", "Query"]
 
@@ -29,7 +31,8 @@ class Marker:
 
     __slots__ = (
         "alias", "default", "default_factory", "deprecated", "description", "embed", "examples", "ge", "gt",
-        "include_in_schema", "le", "lt", "max_length", "media_type", "min_length", "multiple_of", "pattern", "source",
+        "include_in_schema", "le", "lt", "max_length", "media_type", "min_length", "multiple_of", "pattern",
+        "source",
         "title", "underscores",
     )  # fmt: skip
 
@@ -71,6 +74,29 @@ class Marker:
         return f"{self.source.capitalize()}({self.default!r})"
 
 
+class ParamSettings(TypedDict, total=False):
+    """What may be said of a parameter; all of it optional."""
+
+    default_factory: Callable[[], object] | None
+    alias: str | None
+    title: str | None
+    description: str | None
+    gt: float | None
+    ge: float | None
+    lt: float | None
+    le: float | None
+    multiple_of: float | None
+    min_length: int | None
+    max_length: int | None
+    pattern: str | None
+    examples: Sequence[object] | None
+    deprecated: bool
+    include_in_schema: bool
+    convert_underscores: bool
+    embed: bool
+    media_type: str
+
+
 class DependsMarker:
     """The value is what ``dependency`` returns or yields for this request."""
 
@@ -87,35 +113,38 @@ class DependsMarker:
 # These return Any, not Marker: as a default they stand where the annotated type is expected.
 
 
-def Path(default: Any = MISSING, **settings: Any) -> Any:  # noqa: N802
+def Path(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
     """A part of the path: ``/items/{item_id}``."""
     return Marker("path", default, **settings)
 
 
-def Query(default: Any = MISSING, **settings: Any) -> Any:  # noqa: N802
+def Query(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
     """A parameter of the query string; lists, sets and tuples take repeated ones."""
     return Marker("query", default, **settings)
 
 
-def Header(default: Any = MISSING, **settings: Any) -> Any:  # noqa: N802
+def Header(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
     """A header; the parameter ``x_token`` reads ``x-token`` unless ``convert_underscores=False``."""
     return Marker("header", default, **settings)
 
 
-def Cookie(default: Any = MISSING, **settings: Any) -> Any:  # noqa: N802
+def Cookie(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
     """A cookie of the request."""
     return Marker("cookie", default, **settings)
 
 
-def Body(default: Any = MISSING, **settings: Any) -> Any:  # noqa: N802
-    """The JSON body, or with several body parameters (or ``embed=True``) one member of it; ``bytes`` takes it raw."""
+def Body(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
+    """The JSON body, or with several body parameters (or ``embed=True``) one member of it; ``bytes`` takes
+    it raw.
+    """
     return Marker("body", default, **settings)
 
 
 def Depends(dependency: Callable[..., object] | None = None, *, use_cache: bool = True) -> Any:  # noqa: N802
     """What ``dependency`` returns; without one the annotated class is called.
 
-    Functions and generators, async and sync: what a generator yields is the value, and the rest of it runs after the
+    Functions and generators, async and sync: what a generator yields is the value, and the rest of it runs
+    after the
     response. A dependency is called once per request unless ``use_cache=False``.
     """
     return cast("Any", DependsMarker(dependency, use_cache=use_cache))

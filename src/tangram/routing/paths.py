@@ -1,6 +1,7 @@
 """Paths of routes: how they are written, and a trie that finds them. No I/O; built once, then only read.
 
-Static segments stand before ``{name}``, which stands before text mixed with names (``{tile}.pbf``), which stands before
+Static segments stand before ``{name}``, which stands before text mixed with names (``{tile}.pbf``), which
+stands before
 ``{rest:path}``. A path that exists for other methods only is told apart from one that does not exist at all.
 """
 
@@ -129,11 +130,15 @@ class PathTree(Generic[T]):
         return node.name
 
     def find(self, method: str, path: str, segments: list[str] | None = None) -> Found[T] | None:
-        """What answers ``method`` at ``path``; ``segments`` where decoding made slashes that do not separate."""
+        """What answers ``method`` at ``path``; ``segments`` where decoding made slashes that do not
+        separate.
+        """
         if segments is None:
             here = self._static.get(path)
-            if here is not None and method in here:
-                return Found(here[method], (), frozenset())
+            if here is not None:
+                value = here.get(method) or (here.get("GET") if method == "HEAD" else None)
+                if value is not None:
+                    return Found(value, (), frozenset())
             segments = path[1:].split("/")
         allowed: set[str] = set()
         found = self._walk(self._root, segments, 0, (), method, allowed)
@@ -141,7 +146,7 @@ class PathTree(Generic[T]):
             return found
         return Found(None, (), frozenset(allowed)) if allowed else None
 
-    def _walk(  # noqa: C901  # one branch for each kind of segment, in their order
+    def _walk(  # noqa: PLR0917  # a recursion, on the hot path
         self,
         node: _Node[T],
         segments: list[str],
@@ -172,10 +177,12 @@ class PathTree(Generic[T]):
 
 
 def _pick(leaf: dict[str, T], values: tuple[str, ...], method: str, allowed: set[str]) -> Found[T] | None:
-    value = leaf.get(method)
+    value = leaf.get(method) or (leaf.get("GET") if method == "HEAD" else None)
     if value is not None:
         return Found(value, values, frozenset())
     allowed.update(leaf)
+    if "GET" in leaf:
+        allowed.add("HEAD")
     return None
 
 

@@ -274,7 +274,9 @@ def _words(text: str) -> str:
 
 
 def parse_cookies(headers: list[str]) -> dict[str, str]:
-    """Cookies by name; of two with one name the first counts, as the browser sends the more specific one first."""
+    """Cookies by name; of two with one name the first counts, as the browser sends the more specific one
+    first.
+    """
     cookies: dict[str, str] = {}
     for header in headers:
         for part in header.split(";"):

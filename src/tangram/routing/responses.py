@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
+    Awaitable,
     Callable,
     Iterable,
     Iterator,
     Mapping,
     MutableMapping,
 )
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, Literal
@@ -37,7 +38,9 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 def _fallback(value: object) -> object:
-    """What msgspec does not know: paths, enums within, mappings and iterables that are no dict and no list."""
+    """What msgspec does not know: paths, enums within, mappings and iterables that are no dict and no
+    list.
+    """
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Enum):
@@ -160,7 +163,7 @@ class Response:
             raw.append((b"content-length", str(length).encode()))
         return {"type": "http.response.start", "status": self.status_code, "headers": raw}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it; to a HEAD request without its body."""
         await send(self.head(len(self.body)))
         empty = scope["method"] == "HEAD" or self.status_code in (204, 304)
@@ -202,7 +205,8 @@ Chunks = AsyncIterable[bytes | str] | Iterable[bytes | str]
 class StreamingResponse(Response):
     """A response sent as it is made, by an async iterator or (in a thread) by a sync one.
 
-    The iterator is closed in every case: at its end, when the client goes away, and when the server stops. As everywhere in
+    The iterator is closed in every case: at its end, when the client goes away, and when the server stops.
+    As everywhere in
     Trio, an ``await`` in the clean-up of a cancelled generator needs a shield of its own.
     """
 
@@ -228,7 +232,8 @@ class StreamingResponse(Response):
             nursery.cancel_scope.cancel()
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(_as_async(self.chunks)) as chunks:
+        chunks = _as_async(self.chunks)
+        async with aclosing(chunks):
             await send(self.head(None))
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
@@ -245,16 +250,20 @@ async def _cancel_on_disconnect(receive: Receive, scope: trio.CancelScope) -> No
 
 async def _close(chunks: Chunks) -> None:
     """Close an iterator that will not be iterated."""
-    close: Callable[[], Any] | None = getattr(chunks, "aclose", None) or getattr(chunks, "close", None)
-    result = close() if close is not None else None
-    if hasattr(result, "__await__"):
-        await result
+    aclose: Callable[[], Awaitable[None]] | None = getattr(chunks, "aclose", None)
+    close: Callable[[], None] | None = getattr(chunks, "close", None)
+    if aclose is not None:
+        await aclose()
+    elif close is not None:
+        with suppress(ValueError):  # a generator that an abandoned thread is still in
+            close()
 
 
-_END = object()
+def _next(iterator: Iterator[bytes | str]) -> bytes | str | None:
+    return next(iterator, None)
 
 
-async def _as_async(chunks: Chunks) -> AsyncIterator[bytes | str]:
+async def _as_async(chunks: Chunks) -> AsyncGenerator[bytes | str, None]:
     if isinstance(chunks, AsyncIterable):
         try:
             async for chunk in chunks:
@@ -264,7 +273,7 @@ async def _as_async(chunks: Chunks) -> AsyncIterator[bytes | str]:
         return
     iterator = iter(chunks)
     try:
-        while (item := await trio.to_thread.run_sync(next, iterator, _END)) is not _END:
-            yield item  # type: ignore[misc]
+        while (item := await trio.to_thread.run_sync(_next, iterator, abandon_on_cancel=True)) is not None:
+            yield item
     finally:
         await _close(iterator)

@@ -1,10 +1,12 @@
-"""Declaring routes: ``APIRouter`` and its decorators. What is wrong with a declaration is told when it is made."""
+"""Declaring routes: ``APIRouter`` and its decorators. What is wrong with a declaration is told when it is
+made.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import attrs
 
@@ -52,10 +54,35 @@ class Route:
         )
 
 
+class RouteSettings(TypedDict, total=False):
+    """What may be said of a route; all of it optional."""
+
+    tags: Sequence[str]
+    """Groups on the documentation page."""
+    dependencies: Sequence[Any]
+    """``[Depends(...)]``: called before the handler, for what they raise."""
+    status_code: int
+    """Of an answer that the handler did not make a ``Response`` of."""
+    response_class: type[Response] | None
+    """What a plain return value is made into."""
+    response_model: Any
+    """For the documentation, where the return annotation does not say it."""
+    responses: Mapping[int | str, Mapping[str, Any]] | None
+    """Further answers for the documentation: ``{404: {"description": ..., "model": ...}}``."""
+    response_description: str
+    name: str | None
+    summary: str | None
+    description: str | None
+    operation_id: str | None
+    include_in_schema: bool
+    deprecated: bool
+
+
 class APIRouter:
     """A set of routes under one prefix.
 
-    ``prefix`` starts with a slash and does not end with one; ``tags`` group the routes on the documentation page;
+    ``prefix`` starts with a slash and does not end with one; ``tags`` group the routes on the documentation
+    page;
     ``dependencies`` (``[Depends(...)]``) are called before each handler, for what they raise.
     """
 
@@ -115,35 +142,24 @@ class APIRouter:
         endpoint: Callable[..., Any],
         *,
         methods: Sequence[str] = ("GET",),
-        tags: Sequence[str] = (),
-        dependencies: Sequence[Any] = (),
-        name: str | None = None,
-        description: str | None = None,
-        responses: Mapping[int | str, Mapping[str, Any]] | None = None,
-        **settings: Any,
+        **settings: Unpack[RouteSettings],
     ) -> None:
-        """Answer ``methods`` of ``path`` with ``endpoint``; ``settings`` are fields of :class:`Route`.
+        """Answer ``methods`` of ``path`` with ``endpoint``.
 
         Raises:
             RouteError: path, methods or endpoint cannot be a route.
         """
-        settings.setdefault("status_code", 200)
-        if settings.get("response_class", JSONResponse) is None:
-            del settings["response_class"]
-        route = Route(
-            template=_checked_path(self.prefix, path, endpoint),
-            methods=_checked_methods(methods, path),
-            endpoint=endpoint,
-            name=name or getattr(endpoint, "__name__", type(endpoint).__name__),
-            tags=tuple(tags),
-            dependencies=_depends(dependencies),
-            description=description or inspect.getdoc(endpoint),
-            responses=dict(responses or {}),
-            **settings,
-        )
-        self._routes.append(route)
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        given["tags"] = tuple(given.get("tags", ()))
+        given["dependencies"] = _depends(given.get("dependencies", ()))
+        given.setdefault("name", str(getattr(endpoint, "__name__", type(endpoint).__name__)))
+        given.setdefault("description", inspect.getdoc(endpoint))
+        template, verbs = _checked_path(self.prefix, path, endpoint), _checked_methods(methods, path)
+        self._routes.append(Route(template=template, methods=verbs, endpoint=endpoint, **given))
 
-    def api_route(self, path: str, *, methods: Sequence[str] = ("GET",), **settings: Any) -> Callable[[F], F]:
+    def api_route(
+        self, path: str, *, methods: Sequence[str] = ("GET",), **settings: Unpack[RouteSettings]
+    ) -> Callable[[F], F]:
         """Decorator: answer ``methods`` of ``path``. The function comes back as it was."""
 
         def declare(endpoint: F) -> F:
@@ -152,31 +168,31 @@ class APIRouter:
 
         return declare
 
-    def get(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def get(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer GET, and HEAD without the body."""
         return self.api_route(path, methods=("GET",), **settings)
 
-    def post(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def post(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer POST."""
         return self.api_route(path, methods=("POST",), **settings)
 
-    def put(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def put(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer PUT."""
         return self.api_route(path, methods=("PUT",), **settings)
 
-    def patch(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def patch(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer PATCH."""
         return self.api_route(path, methods=("PATCH",), **settings)
 
-    def delete(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def delete(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer DELETE."""
         return self.api_route(path, methods=("DELETE",), **settings)
 
-    def head(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def head(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer HEAD by a handler of its own."""
         return self.api_route(path, methods=("HEAD",), **settings)
 
-    def options(self, path: str, **settings: Any) -> Callable[[F], F]:
+    def options(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
         """Answer OPTIONS by a handler of its own."""
         return self.api_route(path, methods=("OPTIONS",), **settings)
 

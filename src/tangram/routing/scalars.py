@@ -1,7 +1,7 @@
 """Plain values: one lax converter each, for text from a path or query and for JSON alike.
 
-Lax as the front end's settings need it ("3" is an integer), strict where laxness loses something: 1.5 is no integer, 5 no
-string, NaN no number.
+Lax as the front end's settings need it ("3" is an integer), strict where laxness loses something: 1.5 is no
+integer, 5 no string, NaN no number.
 """
 
 from __future__ import annotations

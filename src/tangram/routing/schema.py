@@ -1,7 +1,9 @@
 """JSON Schema of annotations, as the settings page and the API documentation read it.
 
-Titles are a field's name in Title Case; constraints come from ``Annotated`` metadata and attrs validators; classes stand
-once, under ``$defs`` or wherever ``ref_prefix`` points. Metadata with a ``json_schema_extra`` (a mapping, or a function that
+Titles are a field's name in Title Case; constraints come from ``Annotated`` metadata and attrs validators;
+classes stand
+once, under ``$defs`` or wherever ``ref_prefix`` points. Metadata with a ``json_schema_extra`` (a mapping, or
+a function that
 gives one) adds keys of its own to a field.
 """
 
@@ -33,7 +35,7 @@ from uuid import UUID
 
 from .constraints import Constraint, from_metadata, from_validator
 from .containers import COLLECTIONS, MAPPINGS
-from .convert import is_class_like
+from .convert import is_class_like, origin_of
 from .params import MISSING
 
 __all__ = ["SchemaWriter", "json_schema", "title_of"]
@@ -91,13 +93,13 @@ class SchemaWriter:
         self._definitions: dict[Any, Schema] = {}
         self._references: list[tuple[Schema, Any]] = []
 
-    def write(self, kind: Any) -> Schema:
+    def write(self, kind: Any) -> Schema:  # noqa: PLR0911  # one line for each kind of annotation
         """The schema of an annotation; classes in it become references."""
         if isinstance(kind, TypeVar):
             return self.write(kind.__bound__) if kind.__bound__ is not None else {}
         if _known(kind):
             return dict(_PLAIN[kind])
-        origin, arguments = get_origin(kind) or kind, get_args(kind)
+        origin, arguments = origin_of(kind), get_args(kind)
         if origin in (Required, NotRequired):
             return self.write(arguments[0])
         if origin is Annotated:
@@ -111,7 +113,7 @@ class SchemaWriter:
             return self._reference(kind)
         return self._container(origin, arguments)
 
-    def _container(self, origin: Any, arguments: tuple[Any, ...]) -> Schema:
+    def _container(self, origin: Any, arguments: tuple[Any, ...]) -> Schema:  # noqa: PLR0911
         if hasattr(origin, "__supertype__"):  # NewType
             return self.write(origin.__supertype__)
         if hasattr(origin, "__value__"):  # a type alias of Python 3.12
@@ -150,9 +152,7 @@ class SchemaWriter:
     def _reference(self, kind: Any) -> Schema:
         if kind not in self._definitions:
             definition = self._definitions[kind] = {}  # in place first: a class may hold itself
-            definition.update(
-                self._enum(kind) if issubclass(get_origin(kind) or kind, Enum) else self._object(kind)
-            )
+            definition.update(self._enum(kind) if issubclass(origin_of(kind), Enum) else self._object(kind))
         reference: Schema = {"$ref": ""}
         self._references.append((reference, kind))
         return reference
@@ -163,7 +163,7 @@ class SchemaWriter:
 
     def _object(self, kind: Any) -> Schema:
         fields = list(fields_of(kind))
-        origin = get_origin(kind) or kind
+        origin = origin_of(kind)
         schema: Schema = {"title": origin.__name__, "type": "object"}
         if text := _description(origin):
             schema["description"] = text
@@ -225,7 +225,8 @@ def _literal(values: tuple[Any, ...]) -> Schema:
 
 
 def decorate(schema: Schema, constraints: Iterable[Constraint], metadata: Iterable[object]) -> Schema:
-    """``schema`` with constraints, and with what the metadata itself wants to say: changed in place, because references
+    """``schema`` with constraints, and with what the metadata itself wants to say: changed in place, because
+    references
     in it are filled in at the end.
     """
     for constraint in constraints:
@@ -261,10 +262,13 @@ def _constrain(schema: Schema, constraint: Constraint) -> None:
 
 def plain_default(value: object) -> Any:
     """A default as JSON holds it, or MISSING if it cannot."""
+    import attrs
     import msgspec
 
     from .responses import encode_json
 
+    if value is attrs.NOTHING:  # what an attrs class's signature says for a factory
+        return MISSING
     try:
         return msgspec.json.decode(encode_json(value))
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
@@ -283,7 +287,7 @@ def _description(kind: type) -> str | None:
 
 def fields_of(kind: Any) -> Iterable[Field]:
     """The fields of an attrs class, a dataclass or a TypedDict, with type variables replaced."""
-    origin: Any = get_origin(kind) or kind
+    origin: Any = origin_of(kind)
     hints = get_type_hints(origin, include_extras=True)
     variables = dict(zip(getattr(origin, "__parameters__", ()), get_args(kind), strict=False))
     if hasattr(origin, "__attrs_attrs__"):
@@ -311,7 +315,7 @@ def _attrs_fields(kind: Any, hints: dict[str, Any]) -> list[Field]:
     for a in kind.__attrs_attrs__:
         if not a.init:
             continue
-        default = MISSING if a.default is attrs.NOTHING else a.default
+        default: Any = MISSING if a.default is attrs.NOTHING else a.default
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = MISSING if default.takes_self else default.factory()
         required = a.default is attrs.NOTHING
@@ -348,7 +352,7 @@ def _typeddict_field(kind: Any, name: str, hint: Any) -> Field:
 
 def _extra(metadata: Mapping[Any, Any]) -> Mapping[str, Any]:
     extra = metadata.get("json_schema_extra", {})
-    return extra() if callable(extra) else extra
+    return dict(extra() if callable(extra) else extra)
 
 
 def _names(kinds: list[Any]) -> dict[Any, str]:
@@ -358,7 +362,7 @@ def _names(kinds: list[Any]) -> dict[Any, str]:
     for kind in kinds:
         name = short[kind]
         if list(short.values()).count(name) > 1:
-            origin = get_origin(kind) or kind
+            origin = origin_of(kind)
             name = _word(
                 f"{origin.__module__}.{origin.__qualname__}{_own_name(kind).removeprefix(origin.__name__)}"
             )
@@ -371,7 +375,7 @@ def _names(kinds: list[Any]) -> dict[Any, str]:
 
 def _own_name(kind: Any) -> str:
     arguments = get_args(kind)
-    name = (get_origin(kind) or kind).__name__
+    name = origin_of(kind).__name__
     return str(name) + "".join(f"_{_own_name(a) if hasattr(a, '__name__') else a}" for a in arguments)
 
 

@@ -22,12 +22,12 @@ import trio
 from tangram.config.model import CacheEntry
 from tangram.errors import PluginError
 from tangram.routing import APIRouter, FileResponse, HTTPException, Request
-from tangram.web.files import inside
+from tangram.routing.files import inside
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["FETCH_SECONDS", "MAX_FILE_BYTES", "CacheRoutes", "default_cache_dir"]
+__all__ = ["FETCH_SECONDS", "MAX_FILE_BYTES", "CacheRoutes"]
 
 log = structlog.get_logger("tangram.web")
 
@@ -37,12 +37,6 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 """Of one file: four times the largest that the published front ends fetch. An endless answer must not fill the disk."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::path)?\}")
-
-
-def default_cache_dir(environ: Mapping[str, str]) -> Path:
-    """``$XDG_CACHE_HOME/tangram``, else ``~/.cache/tangram``."""
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "tangram"
 
 
 @attrs.define(eq=False)
@@ -185,7 +179,11 @@ def _target(root: Path, segments: list[str]) -> Path:
 def _existing(root: Path, segments: list[str]) -> Path | None:
     if not segments:
         return root.resolve() if root.is_file() else None
-    return inside(root, "/".join(segments))
+    try:
+        found = inside(root, "/".join(segments))
+    except HTTPException:
+        return None
+    return found if found.is_file() else None
 
 
 def _origin(origin: str, values: Mapping[str, str]) -> str:

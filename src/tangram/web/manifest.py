@@ -62,6 +62,18 @@ def core_config(config: Config, channel_url: str) -> FrontendConfig:
     )
 
 
+def core_schema() -> dict[str, Any]:
+    """The schema of the ``core`` part, with the ``tangram_*`` words that the configuration's fields carry."""
+    schema = json_schema(FrontendConfig)
+    for cls in (FrontendCoreConfig, MapConfig, ThemeDefinition, AdaptiveTheme):
+        properties = schema["$defs"][cls.__name__]["properties"]
+        for field in attrs.fields(cls):
+            properties[field.name].update(
+                {key: value for key, value in field.metadata.items() if key.startswith("tangram_")}
+            )
+    return schema
+
+
 class Manifest:
     """The manifest of one incarnation, encoded once for each address under which it is asked for."""
 
@@ -73,7 +85,7 @@ class Manifest:
         self.failures: dict[str, str] = {}
         """Plugins that are left out, with the cause."""
         self._plugins = self._entries(frontends)
-        self._schema = json_schema(FrontendConfig)
+        self._schema = core_schema()
         self._encoded: dict[str, bytes] = {}
 
     def encoded(self, channel_url: str) -> bytes:

@@ -1,0 +1,560 @@
+"""Who is stopped, who is started, when, and when it is too much: the supervisor's decisions.
+
+1. Everything that depends on strategy, restart type, intensity, back-off or order lives here.
+2. This file knows no Trio, no clock, no chance and no log: ``now`` is an argument, jitter is drawn from a function
+   handed in, and exceptions come as `Crash` records.
+3. Events in, effects out. Each public method takes one event and returns what is to be done, in that order; the
+   shell does it and reports what came of it as further events. Nothing is decided anywhere else.
+
+The theory. Each child is in one `State`; `MOVES` (in ``table``) says what a happening does to it in that state. A happening that is
+not in the table cannot occur. What a decision wants is written into the children (who must go, as what each shall
+rest, from when it may come back), and `_settle` then finds the next steps from that alone:
+
+- whoever must go is ``LEAVING`` until its turn, then ``STOPPING``: highest place first, one after another;
+- with `one_for_all` and `rest_for_one` nobody is started while somebody must still go; then in order, one after another;
+- with `one_for_one` each child comes back by itself; only the first boot goes in order.
+
+So a crash in the middle of a restart, a stop during back-off, or two crashes at once need no code of their own: they
+change what is wanted, and the next steps follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from tangram.errors import NoSuchChild, SpecError
+from tangram.supervision.spec import (
+    AutoShutdown,
+    Backoff,
+    Child,
+    Crash,
+    Kind,
+    Strategy,
+    SupervisionEvent,
+    Window,
+)
+from tangram.supervision.table import (
+    ALIVE,
+    AT_REST,
+    GROUPS,
+    MOVES,
+    VERDICTS,
+    Cancel,
+    Effect,
+    Entry,
+    Failure,
+    Happening,
+    Pace,
+    Start,
+    State,
+    Tell,
+)
+
+__all__ = ["Decider"]
+
+TIMED = (State.STARTING, State.STOPPING)
+UNSETTLED = (State.STARTING, State.LEAVING, State.STOPPING)
+
+LATES_ALLOWED = 3
+"""A restart waits this many stop times for a stubborn child, then the supervisor fails: rule 9."""
+
+CRASHES_KEPT = 10
+"""So many last crashes make up the story told when a supervisor gives up."""
+
+
+class Decider:
+    """The decisions of one supervisor. Every method that takes ``now`` returns the effects, in order."""
+
+    def __init__(
+        self,
+        children: Iterable[Child],
+        *,
+        name: str = "root",
+        strategy: Strategy = "one_for_all",
+        window: Window,
+        backoff: Backoff,
+        auto_shutdown: AutoShutdown = "never",
+        shutdown_timeout: float = 10.0,
+        draw: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.strategy: Strategy = strategy
+        self.window = window
+        self.backoff = backoff
+        self.auto_shutdown = auto_shutdown
+        self.shutdown_timeout = shutdown_timeout
+        self.entries: dict[str, Entry] = {}
+        self._by: dict[State, dict[int, Entry]] = {state: {} for state in State}
+        self.restarts = 0
+        self.crashes: deque[Crash] = deque(maxlen=CRASHES_KEPT)
+        self.failure: Failure | None = None
+        self.booted = self.closing = self.closed = False
+        self._draw = draw
+        self._ranks = 0
+        self._gate = -math.inf
+        self._pace = Pace()
+        self._total_due = math.inf
+        self._unsettled = True
+        self._effects: list[Effect] = []
+        for child in children:
+            self._enter(child)
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> str:
+        if self.closed:
+            return "closed"
+        if self.closing:
+            return "closing"
+        if not self.booted:
+            return "booting"
+        return "restarting" if self._unsettled else "up"
+
+    def wake_at(self, now: float) -> float:
+        """When `tick` has something to do, if nothing happens before; infinity: never."""
+        soonest = min((e.due for state in TIMED for e in self._by[state].values()), default=math.inf)
+        waiting = self._by[State.WAITING]
+        if self.strategy != "one_for_one" and waiting:
+            # Nobody passes by the first in order, whose gate is therefore the only one.
+            waiting = {0: waiting[min(waiting)]}
+        # A gate that is open and not gone through waits for another event, not for time.
+        gates = (gate for entry in waiting.values() if (gate := self.gate_of(entry)) > now)
+        return min(soonest, min(gates, default=math.inf))
+
+    def gate_of(self, entry: Entry) -> float:
+        """Before this time the child is not started."""
+        return entry.gate if self.strategy == "one_for_one" else max(self._gate, entry.gate)
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def open(self, now: float) -> list[Effect]:
+        """Begin the first boot."""
+        return self._settled(now)
+
+    def started(self, name: str, now: float) -> list[Effect]:
+        """A child reported its start."""
+        self._happen(self.entries[name], Happening.STARTED, None, now)
+        return self._settled(now)
+
+    def ended(
+        self, name: str, now: float, crash: Crash | None = None, *, fatal: bool = False
+    ) -> list[Effect]:
+        """A child is gone: it returned, or ``crash`` says what it raised. ``fatal``: that ends the process."""
+        entry = self.entries[name]
+        entry.gone = True
+        if fatal and crash is not None:
+            self._note(entry, crash)
+            self._move(entry, State.STOPPED)
+            self._fail(Failure("fatal", name, crash.cause, crash), now)
+        else:
+            self._happen(entry, Happening.RETURNED if crash is None else Happening.CRASHED, crash, now)
+        return self._settled(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        for entry in [e for state in TIMED for e in self._by[state].values() if e.due <= now]:
+            # What happens to one may send the next away: only who is still timed is late.
+            if entry.state in TIMED:
+                self._happen(entry, Happening.OVERDUE, None, now)
+        return self._settled(now)
+
+    def add(self, child: Child, now: float) -> list[Effect]:
+        """A child is added behind all others, and started in its turn."""
+        if child.name in self.entries:
+            raise SpecError(
+                f"there is a child {child.name!r} already; delete it first, or choose another name"
+            )
+        if child.significant and self.auto_shutdown == "never":
+            raise SpecError(f"child {child.name!r} is significant, but auto_shutdown is 'never'")
+        entry = self._enter(child)
+        entry.asked = State.REMOVED
+        entry.gate = now
+        if self.closing:
+            self._move(entry, State.REMOVED)
+        return self._settled(now)
+
+    def stop(self, name: str, now: float) -> list[Effect]:
+        """Somebody asked that a child be stopped, or not be restarted."""
+        entry = self.entry(name)
+        entry.asked = None
+        if entry.state not in AT_REST:
+            self._send_away(entry, State.REMOVED if entry.spec.restart == "temporary" else State.STOPPED, now)
+        return self._settled(now)
+
+    def restart(self, name: str, now: float) -> list[Effect]:
+        """Somebody asked for a restart of one child: not charged; a quarantined one starts with a clear window."""
+        entry = self.entry(name)
+        entry.failure = None
+        if not self.closing:
+            if entry.state in AT_REST:
+                entry.asked = entry.state
+            if entry.state is State.QUARANTINED and entry.spec.window is not None:
+                entry.spec.window.clear()
+                entry.pace = Pace()
+            self._tell("planned", now, entry)
+            self._send_away(entry, State.WAITING, now)
+            entry.gate = now
+        return self._settled(now)
+
+    def restart_all(self, now: float, reason: str = "") -> list[Effect]:
+        """A planned clean restart of everybody, whatever the strategy; the quarantined get another chance."""
+        if not self.closing:
+            self._tell("planned", now, cause=reason)
+            self._gate = now
+            for entry in list(self.entries.values()):
+                if entry.state is State.QUARANTINED and entry.spec.window is not None:
+                    entry.spec.window.clear()
+                if entry.state in (State.WAITING, State.QUARANTINED):
+                    self._send_away(entry, State.WAITING, now)
+                    entry.gate = now
+                else:
+                    self._take_along(entry, now)
+        return self._settled(now)
+
+    def delete(self, name: str, now: float) -> list[Effect]:
+        """Forget a child that does not run."""
+        entry = self.entry(name)
+        if entry.state not in AT_REST:
+            raise SpecError(f"child {name!r} is {entry.state.value}; stop it before it is deleted")
+        self._move(entry, State.REMOVED)
+        return self._settled(now)
+
+    def hurry(self, now: float) -> list[Effect]:
+        """What was missing is back: nobody waits any longer."""
+        self._gate = min(self._gate, now)
+        for entry in self.entries.values():
+            entry.gate = min(entry.gate, now)
+        return self._settled(now)
+
+    def close(self, now: float, due: float = math.inf) -> list[Effect]:
+        """Stop everything; it should be over at ``due``, and after ``shutdown_timeout`` at the latest."""
+        self._close(now, due)
+        return self._settled(now)
+
+    def entry(self, name: str) -> Entry:
+        """The child of that name, or `NoSuchChild` naming those that there are."""
+        try:
+            return self.entries[name]
+        except KeyError:
+            known = ", ".join(self.entries) or "none"
+            raise NoSuchChild(f"supervisor {self.name!r} has no child {name!r}; it has: {known}") from None
+
+    # -- what a happening does: the right side of MOVES -----------------------------------------------------------
+
+    def _happen(self, entry: Entry, happening: Happening, crash: Crash | None, now: float) -> None:
+        getattr(self, MOVES[entry.state, happening])(entry, crash, now)
+
+    def _ignore(self, entry: Entry, crash: Crash | None, now: float) -> None:
+        """Too late to matter."""
+
+    def _came_up(self, entry: Entry, _crash: Crash | None, now: float) -> None:
+        self._move(entry, State.RUNNING)
+        entry.ever_up = True
+        entry.asked = entry.failure = None
+        self._tell("started", now, entry)
+
+    def _returned_early(self, entry: Entry, _crash: Crash | None, now: float) -> None:
+        # OTP's `ignore`: it has nothing to do here, and that is no fault. A permanent child says that it always has.
+        if entry.spec.restart == "permanent":
+            self._start_failed(entry, self._returned_crash(entry, now), now)
+        else:
+            entry.ever_up = True
+            entry.asked = entry.failure = None
+            self._rest(
+                entry,
+                VERDICTS[entry.spec.restart, Happening.RETURNED],
+                now,
+                cause="returned before its start",
+            )
+
+    def _start_failed(self, entry: Entry, crash: Crash | None, now: float) -> None:
+        if crash is None:
+            crash = Crash(
+                path=(entry.spec.name,),
+                exception="tangram.errors.StartTimeout",
+                message=f"did not report its start within {entry.spec.start_timeout:g} s",
+                at=now,
+                incarnation=entry.incarnation,
+            )
+        entry.failure = crash
+        if entry.asked is not None:
+            self._note(entry, crash)
+            self._tell("crashed", now, entry, crash=crash)
+            fallback, entry.asked = entry.asked, None
+            self._send_away(entry, fallback, now)
+        elif entry.ever_up:
+            self._restart(entry, crash, now)
+        else:
+            self._boot_failed(entry, crash, now)
+
+    def _returned(self, entry: Entry, _crash: Crash | None, now: float) -> None:
+        verdict = VERDICTS[entry.spec.restart, Happening.RETURNED]
+        if verdict is State.WAITING:
+            self._restart(entry, self._returned_crash(entry, now), now)
+        else:
+            self._rest(entry, verdict, now, cause="returned")
+            self._shut_down_after(entry, now)
+
+    def _crashed(self, entry: Entry, crash: Crash | None, now: float) -> None:
+        assert crash is not None
+        verdict = VERDICTS[entry.spec.restart, Happening.CRASHED]
+        if verdict is State.WAITING:
+            self._restart(entry, crash, now)
+        else:
+            self._note(entry, crash)
+            self._tell("crashed", now, entry, crash=crash)
+            self._rest(entry, verdict, now, cause=crash.cause)
+            self._shut_down_after(entry, now)
+
+    def _gone(self, entry: Entry, crash: Crash | None, now: float) -> None:
+        if crash is not None and entry.state is State.LEAVING:
+            # It fell by itself before its turn came: told, but the restart that is on its way is restart enough.
+            self._note(entry, crash)
+            self._tell("crashed", now, entry, crash=crash)
+        self._rest(entry, entry.then, now, cause=None if crash is None else crash.cause)
+
+    def _late(self, entry: Entry, _crash: Crash | None, now: float) -> None:
+        entry.lates += 1
+        entry.blocks = False
+        entry.due = now + entry.spec.stop_timeout
+        self._tell("stubborn", now, entry)
+        if entry.lates >= LATES_ALLOWED and not self.closing and self._awaited(entry):
+            message = (
+                f"child {entry.spec.name!r} goes on {entry.lates} stop times of {entry.spec.stop_timeout:g} s after it "
+                "was cancelled; it cannot be started a second time beside itself"
+            )
+            self._fail(Failure("stubborn", entry.spec.name, message, entry.last_crash), now)
+
+    # -- what follows from it -------------------------------------------------------------------------------------
+
+    def _boot_failed(self, entry: Entry, crash: Crash, now: float) -> None:
+        self._note(entry, crash)
+        self._tell("crashed", now, entry, crash=crash)
+        if entry.spec.start_failure == "quarantine":
+            self._quarantine(entry, crash, now)
+        else:
+            self._send_away(entry, State.STOPPED, now)
+            message = f"child {entry.spec.name!r} of supervisor {self.name!r} did not start: {crash.cause}"
+            self._fail(Failure("boot", entry.spec.name, message, crash), now)
+
+    def _restart(self, entry: Entry, crash: Crash, now: float) -> None:
+        """A crash that asks for a restart: charge it, then take down whom the strategy names."""
+        self._note(entry, crash)
+        self._tell("crashed", now, entry, crash=crash)
+        pace = entry.pace if self.strategy == "one_for_one" else self._pace
+        delay = pace.next(self.backoff, now, self._draw())
+        window = entry.spec.window or self.window
+        if window.charge(now):
+            entry.restarts += 1
+            self.restarts += 1
+            self._tell("restarting", now, entry, crash=crash, delay=delay)
+            self._send_away(entry, State.WAITING, now)
+            entry.gate = now + delay
+            self._take_down(entry, now + delay, now)
+        elif window is entry.spec.window and entry.spec.exhausted == "quarantine":
+            self._quarantine(entry, crash, now)
+            self._take_down(entry, now + delay, now)
+        else:
+            self._send_away(entry, State.STOPPED, now)
+            message = (
+                f"supervisor {self.name!r} gives up: more than {window.restarts} restarts in {window.seconds:g} s, "
+                f"the last for {' > '.join(crash.path)}: {crash.cause}"
+            )
+            self._fail(Failure("exhausted", entry.spec.name, message, crash), now)
+
+    def _take_down(self, crashed: Entry, gate: float, now: float) -> None:
+        """The others of its group go and come back with it."""
+        if self.strategy != "one_for_one":
+            self._gate = gate
+        goes_with = GROUPS[self.strategy]
+        for entry in list(self.entries.values()):
+            if entry is not crashed and goes_with(crashed.rank, entry.rank):
+                self._take_along(entry, now)
+
+    def _take_along(self, entry: Entry, now: float) -> None:
+        if entry.state in (State.STARTING, State.RUNNING):
+            # A temporary child is never restarted, also not when a sibling's restart took it down.
+            again = entry.spec.restart != "temporary" or entry.asked is not None
+            self._send_away(entry, State.WAITING if again else State.REMOVED, now)
+        elif entry.state is State.FINISHED:
+            # As in OTP: a child that returned belongs to the new incarnation of its group again.
+            self._send_away(entry, State.WAITING, now)
+
+    def _quarantine(self, entry: Entry, crash: Crash, now: float) -> None:
+        self._send_away(entry, State.QUARANTINED, now)
+        self._tell("quarantined", now, entry, crash=crash)
+
+    def _shut_down_after(self, entry: Entry, now: float) -> None:
+        """OTP's automatic shutdown: a significant child ended by itself."""
+        if not entry.spec.significant or self.auto_shutdown == "never":
+            return
+        others = (other for other in self.entries.values() if other is not entry and other.spec.significant)
+        if self.auto_shutdown == "any_significant" or all(other.state in AT_REST for other in others):
+            self._close(now, math.inf)
+
+    def _fail(self, failure: Failure, now: float) -> None:
+        if self.failure is None or failure.kind == "fatal":
+            self.failure = failure
+            self._tell("gave_up", now, crash=failure.crash, cause=failure.message)
+        self._close(now, math.inf)
+
+    def _close(self, now: float, due: float) -> None:
+        self.closing = True
+        self._total_due = min(self._total_due, due, now + self.shutdown_timeout)
+        for entry in list(self.entries.values()):
+            if entry.state not in AT_REST:
+                self._send_away(entry, State.STOPPED, now)
+            if entry.state is State.STOPPING and entry.lates == 0:
+                entry.due = min(entry.due, max(self._total_due, now))
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _enter(self, child: Child) -> Entry:
+        entry = self.entries[child.name] = Entry(spec=child, rank=self._ranks)
+        self._by[entry.state][entry.rank] = entry
+        self._ranks += 1
+        self._unsettled = True
+        return entry
+
+    def _move(self, entry: Entry, state: State) -> None:
+        del self._by[entry.state][entry.rank]
+        entry.state = state
+        if state is State.REMOVED:
+            del self.entries[entry.spec.name]
+        else:
+            self._by[state][entry.rank] = entry
+        if state is not State.RUNNING:
+            self._unsettled = True
+
+    def _send_away(self, entry: Entry, then: State, now: float) -> None:
+        """Bring a child to ``then``: at once if it is gone already, else when it has been stopped."""
+        if entry.gone:
+            self._rest(entry, then, now, quiet=True)
+            return
+        entry.then = then
+        if entry.state in (State.STARTING, State.RUNNING):
+            self._move(entry, State.LEAVING)
+
+    def _rest(
+        self, entry: Entry, state: State, now: float, *, cause: str | None = None, quiet: bool = False
+    ) -> None:
+        if not quiet:
+            self._tell("stopped", now, entry, cause=cause)
+        entry.lates = 0
+        entry.blocks = False
+        self._move(entry, state)
+
+    def _note(self, entry: Entry, crash: Crash) -> None:
+        entry.last_crash = crash
+        self.crashes.append(crash)
+
+    def _returned_crash(self, entry: Entry, now: float) -> Crash:
+        return Crash(
+            path=(entry.spec.name,),
+            exception="tangram.errors.ChildReturned",
+            message="a permanent child returned; declare it transient if it may",
+            at=now,
+            incarnation=entry.incarnation,
+        )
+
+    def _tell(
+        self,
+        kind: Kind,
+        now: float,
+        entry: Entry | None = None,
+        *,
+        crash: Crash | None = None,
+        cause: str | None = None,
+        delay: float | None = None,
+    ) -> None:
+        event = SupervisionEvent(
+            kind=kind,
+            supervisor=self.name,
+            child=None if entry is None else entry.spec.name,
+            at=now,
+            incarnation=0 if entry is None else entry.incarnation,
+            cause=cause if crash is None or cause is not None else crash.cause,
+            strategy=self.strategy if kind == "restarting" else None,
+            delay=delay,
+            crash=crash,
+        )
+        self._effects.append(Tell(event))
+
+    # -- the next steps -------------------------------------------------------------------------------------------
+
+    def _settled(self, now: float) -> list[Effect]:
+        if not self.closed:
+            self._settle_stops(now)
+            self._settle_starts(now)
+            self._settle_phase(now)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _settle_stops(self, now: float) -> None:
+        leaving = self._by[State.LEAVING]
+        while leaving and not any(entry.blocks for entry in self._by[State.STOPPING].values()):
+            entry = leaving[max(leaving)]
+            limit = entry.spec.stop_timeout
+            if self.closing:
+                limit = min(limit, max(0.0, self._total_due - now))
+            self._move(entry, State.STOPPING)
+            entry.lates = 0
+            # Where the total is used up nobody is waited for any more, but one has to have had time to be called late.
+            entry.blocks = limit > 0
+            entry.due = now + (limit or entry.spec.stop_timeout)
+            self._effects.append(Cancel(entry.spec.name, limit))
+
+    def _settle_starts(self, now: float) -> None:
+        if self.closing or self._held_up():
+            return
+        for entry in self._startable(now):
+            self._move(entry, State.STARTING)
+            entry.incarnation += 1
+            entry.gone = False
+            entry.due = now + entry.spec.start_timeout
+            self._effects.append(Start(entry.spec.name, entry.incarnation))
+
+    def _held_up(self) -> bool:
+        """With the strategies that restart a group, nobody starts while somebody must go or another start is going on."""
+        if self.strategy == "one_for_one":
+            return False
+        return any(self._by[state] for state in UNSETTLED)
+
+    def _startable(self, now: float) -> Iterator[Entry]:
+        waiting = self._by[State.WAITING]
+        if self.strategy != "one_for_one":
+            if waiting and self.gate_of(first := waiting[min(waiting)]) <= now:
+                yield first
+            return
+        alive = (entry for state in ALIVE for entry in self._by[state].values())
+        booting = any(self._boots(entry) for entry in alive)
+        for _rank, entry in sorted(waiting.items()):
+            if self._boots(entry):
+                if not booting:
+                    booting = True
+                    yield entry
+            elif entry.gate <= now:
+                yield entry
+
+    def _boots(self, entry: Entry) -> bool:
+        """Its first start at first boot is under way or to come: these go in order under every strategy."""
+        return not entry.ever_up and entry.asked is None
+
+    def _awaited(self, entry: Entry) -> bool:
+        """Whether a restart cannot go on before this child is gone."""
+        if entry.then is State.WAITING:
+            return True
+        return self.strategy != "one_for_one" and bool(self._by[State.WAITING])
+
+    def _settle_phase(self, now: float) -> None:
+        if self.closing:
+            if not any(self._by[state] for state in ALIVE):
+                self.closed = True
+                self._tell("stopped", now)
+        elif self._unsettled and not any(self._by[state] for state in (State.WAITING, *UNSETTLED)):
+            self._unsettled = False
+            self.booted = True
+            self._tell("ready", now)
