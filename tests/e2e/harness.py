@@ -209,7 +209,7 @@ class Server:
 
     async def child(self, *names: str) -> Mapping[str, Any]:
         """One child of the tree, as ``/-/supervision`` tells it, by its path of names; "" stands for any."""
-        return find_child(await self.get("/-/supervision"), *names)
+        return find_child((await self.get("/-/supervision"))["tree"], *names)
 
 
 def find_child(supervisor: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The crash matrix: whoever raises, the others are stopped and begun anew in order, and clients hardly see."""
+"""The crash matrix: whoever raises, the others are stopped and begun anew in order; clients hardly notice."""
 
 from __future__ import annotations
 
