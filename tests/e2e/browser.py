@@ -119,7 +119,9 @@ class Page:
         return answer["result"].get("value")
 
     async def text(self, selector: str) -> str:
-        return str(await self.run(f"return document.querySelector({json.dumps(selector)}).textContent.trim()"))
+        return str(
+            await self.run(f"return document.querySelector({json.dumps(selector)}).textContent.trim()")
+        )
 
     async def wait(self, expression: str, *, within: float = 15.0) -> Any:
         """The value of a JavaScript expression, once it is truthy."""

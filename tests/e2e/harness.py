@@ -24,7 +24,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import trio
 
-from .prepare import ROOT
+from .prepare import PHOENIX, ROOT, find_phoenix
 
 PLUGINS = Path(__file__).parent / "plugins"
 T = TypeVar("T")
@@ -69,6 +69,13 @@ def _install_examples(folder: Path) -> list[Path]:
     return paths
 
 
+def _phoenix() -> str:
+    paths = ", ".join(
+        f"{json.dumps(version)} = {json.dumps(str(find_phoenix(version)))}" for version in PHOENIX
+    )
+    return f"phoenix = {{ {paths} }}"
+
+
 @dataclass
 class Home:
     """A folder that stands for a user's machine: its configuration, its state, its installed plugins."""
@@ -108,10 +115,12 @@ class Home:
         self.config.write_text(
             f"[core]\nplugins = {json.dumps(list(plugins))}\n{core}\n"
             f'[server]\nhost = "127.0.0.1"\nport = {self.port}\n\n[broker]\nport = 0\n\n{extra}\n'
+            f"[plugins.tangram_e2e]\n{_phoenix()}\n"
         )
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "tangram", *(arguments or ("serve", "--config", str(self.config)))]
+        serve = ("serve", "--config", str(self.config), "--log-format", "json")
+        return [sys.executable, "-m", "tangram", *(arguments or serve)]
 
 
 @dataclass
@@ -133,6 +142,16 @@ class Server:
     @property
     def lines(self) -> list[str]:
         return [*self.out, *self.err]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The log as it is so far."""
+        return [json.loads(line) for line in self.err if line.startswith("{")]
+
+    def events(self, event: str, **values: object) -> list[dict[str, Any]]:
+        """The records of one kind, with these values."""
+        wanted = {"event": event, **values}
+        return [record for record in self.records if wanted.items() <= record.items()]
 
     @property
     def log(self) -> str:
@@ -190,7 +209,7 @@ class Server:
 
     async def child(self, *names: str) -> Mapping[str, Any]:
         """One child of the tree, as ``/-/supervision`` tells it, by its path of names; "" stands for any."""
-        return find_child(await self.get("/-/supervision"), *names)
+        return find_child((await self.get("/-/supervision"))["tree"], *names)
 
 
 def find_child(supervisor: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """What the end-to-end tests need beside Python packages: a Chromium, and npm's ``phoenix``.
 
 ``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. What is on the
-machine is used; the rest comes from the system's packages (as root) and from npm, and is kept under ``.cache/``.
+machine is used; the rest comes from the system's packages (as root) and from npm, which goes to ``.cache/``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from typing import Annotated
 import trio
 
 import tangram
-from tangram.errors import BrokerUnavailable
 
 from .commands import CommandCount, CommandCounter
 from .host import Info, Meter, Sample, read_info
@@ -107,7 +106,7 @@ async def publish_metrics(state: tangram.BackendState) -> None:
         demo.samples.append(sample)
         message = json.dumps({**asdict(sample), "count": demo.commands.count})
         # Redis is away: the next sample is worth more than this one, and a crash would not bring it back.
-        with suppress(BrokerUnavailable):
+        with suppress(tangram.BrokerUnavailable):
             await state.redis_client.publish("to:demo:metrics", message)
 
 

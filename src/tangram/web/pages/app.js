@@ -183,7 +183,7 @@ function rows(supervisor, depth = 0) {
   ]);
 }
 
-const tree = () => json("/-/supervision").then((answer) => rows(answer));
+const tree = () => json("/-/supervision").then((answer) => rows(answer.tree));
 
 /** Only the operator, and this machine, are told more than the state. */
 function causeOf({ last_crash: crash }) {
