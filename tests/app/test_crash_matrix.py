@@ -174,7 +174,7 @@ async def test_a_broker_that_is_killed_comes_back_and_messages_flow_again() -> N
             await channel.receive()
             os.kill(pid, signal.SIGKILL)
             await running.wait_ready(2)
-            while (await channel.receive()).event != "tick":
+            while (await channel.receive()).name != "tick":
                 pass
             with trio.fail_after(10):
                 await channel.receive()
