@@ -1,7 +1,7 @@
 """What the end-to-end tests need beside Python packages: a Chromium, and npm's ``phoenix``.
 
-``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. What is on the machine is
-used; the rest comes from the system's packages (as root) and from npm, and is kept under ``.cache/``.
+``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. What is on the
+machine is used; the rest comes from the system's packages (as root) and from npm, which goes to ``.cache/``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ CACHE = ROOT / ".cache" / "npm"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
 """The newest; the one that published front ends are locked to; the newest of the minor version before."""
+
+
+def say(*words: str) -> None:
+    sys.stdout.write(" ".join(words) + "\n")
+    sys.stdout.flush()
 
 
 class NotPreparedError(Exception):
@@ -37,7 +42,9 @@ def find_phoenix(version: str = PHOENIX[0]) -> Path:
     """The unmodified ES module of npm's ``phoenix``."""
     path = CACHE / "node_modules" / f"phoenix-{version}" / "priv" / "static" / "phoenix.mjs"
     if not path.exists():
-        raise NotPreparedError(f"npm's phoenix {version} is not at {path}: run `make test`, or {Path(__file__).name}")
+        raise NotPreparedError(
+            f"npm's phoenix {version} is not at {path}: run `make test`, or {Path(__file__).name}"
+        )
     return path
 
 
@@ -45,10 +52,10 @@ def apt_install(*packages: str) -> None:
     """Debian's packages where there is a Debian and we may; else a message that says what is missing."""
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise NotPreparedError(
-            f"{' and '.join(packages)} must be installed for the end-to-end tests, and this is no Debian, or you are not"
-            f" root; as root: apt-get update && apt-get install -y {' '.join(packages)}"
+            f"the end-to-end tests need {' and '.join(packages)}, and this is no Debian, or you are not root;"
+            f" as root: apt-get update && apt-get install -y {' '.join(packages)}"
         )
-    print("installing from the system's packages:", *packages, flush=True)
+    say("installing from the system's packages:", *packages)
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(["apt-get", "update", "-qq"], check=True, env=environ)
     subprocess.run(
@@ -74,9 +81,16 @@ def ensure_phoenix() -> None:
     except NotPreparedError:
         if shutil.which("npm") is None:
             apt_install("nodejs", "npm")
-        print("fetching npm's phoenix", *PHOENIX, flush=True)
+        say("fetching npm's phoenix", *PHOENIX)
         CACHE.mkdir(parents=True, exist_ok=True)
-        options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+        options = [
+            "--no-save",
+            "--no-package-lock",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--loglevel=error",
+        ]
         names = [f"phoenix-{version}@npm:phoenix@{version}" for version in PHOENIX]
         subprocess.run(
             ["npm", "install", "--prefix", str(CACHE), "--cache", str(CACHE / "_cache"), *options, *names],
@@ -86,18 +100,15 @@ def ensure_phoenix() -> None:
         )
 
 
-def main() -> int:
+def main() -> None:
     try:
-        print("browser:", ensure_browser())
+        say("browser:", ensure_browser())
         ensure_phoenix()
     except NotPreparedError as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"prepare: {error}")
     except subprocess.CalledProcessError as error:
-        print(f"prepare: {error.cmd[0]} ended with status {error.returncode}; its message stands above", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"prepare: {error.cmd[0]} ended with status {error.returncode}; its message stands above")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

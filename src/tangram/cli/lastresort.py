@@ -56,7 +56,7 @@ class LastResort:
         """The stop came to its end: nothing is left to do."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer.join(timeout=MARGIN)
+            self._timer.join(timeout=1.0)  # it has only to notice the cancel
 
     def _end(self, status: int) -> None:
         try:

@@ -100,6 +100,11 @@ class PluginHost:
             return self._raw
         return structure_plugin_config(config_class, self._raw, plugin=self.loaded.key)
 
+    @property
+    def running(self) -> bool:
+        """Its services have started and it has not been stopped since; cheap, for it is asked at every request."""
+        return self._running
+
     def statistics(self) -> HostStatistics:
         own = f"{self.name}/"
         ghosts = tuple(ghost for ghost in thread_statistics().ghosts if ghost.name.startswith(own))

@@ -1,4 +1,4 @@
-"""A plugin that speaks to browsers: what goes to ``to:<topic>:<event>`` reaches everyone who joined the topic.
+"""A plugin that speaks to browsers: ``to:<topic>:<event>`` reaches everyone who joined the topic.
 
 A JSON object or array arrives as JSON; any other text or bytes arrive as an ``ArrayBuffer``.
 """

@@ -20,7 +20,6 @@ from typing import Annotated
 import trio
 
 import tangram
-from tangram.errors import BrokerUnavailable
 
 from .commands import CommandCount, CommandCounter
 from .host import Info, Meter, Sample, read_info
@@ -99,13 +98,15 @@ async def publish_metrics(state: tangram.BackendState) -> None:
     meter = Meter()
     due = trio.current_time()
     while True:
-        due = max(due + PERIOD, trio.current_time())  # by the clock, not by the pause; what was missed is not made up
+        due = max(
+            due + PERIOD, trio.current_time()
+        )  # by the clock, not by the pause; what was missed is not made up
         await trio.sleep_until(due)
         sample = meter.read()
         demo.samples.append(sample)
         message = json.dumps({**asdict(sample), "count": demo.commands.count})
         # Redis is away: the next sample is worth more than this one, and a crash would not bring it back.
-        with suppress(BrokerUnavailable):
+        with suppress(tangram.BrokerUnavailable):
             await state.redis_client.publish("to:demo:metrics", message)
 
 

@@ -102,9 +102,10 @@ async function greet() {
     $("demo").hidden = false;
     showNotice("", "");
   } catch (error) {
-    if (error.status !== 404) return; // between two incarnations: the next connection asks again
-    $("demo").hidden = true;
+    if (error.status !== 404 && error.status !== 503) return; // lost on the way: the next connection asks again
     const failed = await quarantined();
+    if (error.status === 503 && !failed) return;
+    $("demo").hidden = true;
     if (failed) {
       showNotice("The demo plugin is stopped", "It failed, and waits for its operator. The server runs on without it.", {
         code: failed,
@@ -182,7 +183,7 @@ function rows(supervisor, depth = 0) {
   ]);
 }
 
-const tree = () => json("/-/supervision").then((answer) => rows(answer));
+const tree = () => json("/-/supervision").then((answer) => rows(answer.tree));
 
 /** Only the operator, and this machine, are told more than the state. */
 function causeOf({ last_crash: crash }) {
