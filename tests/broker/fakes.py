@@ -23,7 +23,9 @@ class FakeRedis:
         self.commands: list[list[bytes]] = []
         self.connections = trio.CancelScope()
 
-    async def run(self, port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
             task_status.started(listeners[0].socket.getsockname()[1])

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import structlog
 import trio
@@ -66,7 +66,7 @@ async def living(broker: EmbeddedBroker) -> AsyncIterator[Life]:
 
 def alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -210,7 +210,9 @@ async def test_its_log_lines_are_ours() -> None:
             async with open_probe(parse_redis_url(life.url)) as probe:
                 await probe.ask("CONFIG", "SET", "loglevel", "debug")
                 with trio.fail_after(10):
-                    while not [e for e in logs if e["log_level"] == "debug" and "Client" in str(e.get("line"))]:
+                    while not [
+                        e for e in logs if e["log_level"] == "debug" and "Client" in str(e.get("line"))
+                    ]:
                         await probe.ping()
                         await trio.sleep(0.01)
                         async with open_probe(parse_redis_url(life.url)) as other:
@@ -261,7 +263,9 @@ def test_no_server_to_run(tmp_path: Path) -> None:
     assert server_arguments(binary, 5)[:3] == [str(binary), "--port", "5"]
 
 
-@pytest.mark.parametrize(("script", "cause"), [("#!/bin/sh\necho no; exit 3\n", "exit status 3; it said: no"), (None, "126|127")])
+@pytest.mark.parametrize(
+    ("script", "cause"), [("#!/bin/sh\necho no; exit 3\n", "exit status 3; it said: no"), (None, "126|127")]
+)
 async def test_server_that_does_not_come_up(tmp_path: Path, script: str | None, cause: str) -> None:
     """A server that ends at once, or cannot be executed, is a start error with its last words."""
     binary = tmp_path / "server"
@@ -314,7 +318,10 @@ async def test_parent_killed() -> None:
     """When tangram is killed with SIGKILL, broker and guard end."""
     parent = start_parent()
     assert parent.stdout is not None
-    while "ready" in (line := await trio.to_thread.run_sync(parent.stdout.readline)) or not line.strip().isdigit():
+    while (
+        "ready" in (line := await trio.to_thread.run_sync(parent.stdout.readline))
+        or not line.strip().isdigit()
+    ):
         pass
     family = [int(line), *servers_of(int(line))]
     assert len(family) == 2
@@ -346,7 +353,11 @@ async def test_parent_killed_at_any_moment(seed: int) -> None:
         parent.stdout.close()
 
     def left() -> list[int]:
-        return [p.pid for p in psutil.process_iter(["cmdline"]) if str(marker) in " ".join(p.info["cmdline"] or [])]
+        return [
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if str(marker) in " ".join(p.info["cmdline"] or [])
+        ]
 
     with trio.move_on_after(5):
         while left():  # noqa: ASYNC110

