@@ -322,6 +322,11 @@ def test_fault_from_the_environment(tmp_path: Path) -> None:
     assert "TANGRAM_SERVER__PROT" in found["server.prot"]
 
 
+def test_environment_is_one_value(tmp_path: Path) -> None:
+    """Text that would be two lines of TOML is not split into two settings, nor cut to the first."""
+    assert faults(tmp_path, "", {"TANGRAM_CORE__STRICT": "true\nplugins = ['x']"}).keys() == {"core.strict"}
+
+
 def test_environment_over_a_broken_table(tmp_path: Path) -> None:
     """A variable for a table that is no table in the file leaves the fault to be told."""
     assert faults(tmp_path, "core = 3", {"TANGRAM_CORE__STRICT": "true"}).keys() == {"core"}
