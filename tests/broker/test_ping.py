@@ -69,3 +69,5 @@ async def test_nobody_there(tmp_path: object) -> None:
         await ping(f"unix://{tmp_path}/none.sock", 5)
     with pytest.raises(BrokerUnavailable, match="expected a redis://"):
         await ping("http://x", 5)
+    with pytest.raises(BrokerUnavailable):
+        await ping(f"redis://{'x' * 70}.invalid", 5)

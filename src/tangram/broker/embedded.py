@@ -147,9 +147,13 @@ class EmbeddedBroker:
         error: Exception
         if self._port is None:
             error = await self._first_life(binary, task_status)
-        else:
-            await _wait_free(self._port)
+        elif await _wait_free(self._port):
             error = await self._life(binary, self._port, task_status)
+        else:
+            error = BrokerStartError(
+                f"port {self._port} of the embedded broker was taken by another process meanwhile: end that "
+                "one, or set broker.port to one that nobody else uses"
+            )
         self._last_error = str(error)
         raise error
 
@@ -264,13 +268,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-async def _wait_free(port: int) -> None:
-    """The port of the child's last life; plugins hold its URL, so there is no other."""
+async def _wait_free(port: int) -> bool:
+    """Whether the port of the child's last life is free, soon; plugins hold its URL, so there is no other."""
     with trio.move_on_after(_RETAKE_TIMEOUT):
         while not is_free(port):  # noqa: ASYNC110 (nobody tells when a port is free)
             await trio.sleep(_RETAKE_POLL)
-        return
-    raise BrokerStartError(
-        f"port {port} of the embedded broker was taken by another process while it restarted: end that "
-        "one, or set broker.port to one that nobody else uses"
-    )
+        return True
+    return False

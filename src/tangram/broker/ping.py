@@ -67,7 +67,8 @@ async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
         if address.password is not None:
             await probe.ask("AUTH", *([address.username] if address.username else []), address.password)
         yield probe
-    except (OSError, ssl.SSLError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
+    except (OSError, UnicodeError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
+        # UnicodeError: a host name that cannot be looked up, because a label of it is empty or too long.
         raise BrokerUnavailable(_reason(error)) from error
     finally:
         if stream is not None:

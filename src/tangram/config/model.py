@@ -4,22 +4,23 @@ Rules of this file:
 
 1. A setting lives here or nowhere: name, type, default, bounds, unit, and where the default comes from.
 2. Nothing here reads a file, the environment or a clock; ``load`` does, and hands over plain values.
-3. A field's validator judges that field alone. What two settings mean together is judged in ``checks``.
+3. A field is judged alone, by ``judge``. What two settings mean together is judged in ``checks``.
 4. A field with ``secret`` in its metadata is never shown: not in ``repr``, not in a fault.
 5. ``tangram_*`` metadata goes into the JSON Schema that the settings page in the browser reads.
 
 Objects are frozen. Seconds are ``float``, sizes are ``int`` bytes, unless a docstring says otherwise.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import attrs
 from attrs import validators as v
+
+from tangram.config import judge
+from tangram.config.judge import redact_url, without_slash
 
 __all__ = [
     "DEFAULT_STYLE",
@@ -42,7 +43,6 @@ __all__ = [
 DEFAULT_STYLE = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
 """The map that is shown where nothing else is asked for; the published server's default."""
 
-_Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 MapStyle = str | Mapping[str, Any]
 """A style's URL, its id or name, or the style itself (a MapLibre style object)."""
@@ -54,149 +54,6 @@ _MUTABLE = MappingProxyType({"tangram_mutable": True})
 _COLOR = MappingProxyType({"tangram_mutable": True, "tangram_kind": "color"})
 
 MIB = 1024 * 1024
-
-
-_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):\S*(?=@)")
-# What stands for a port but is none may be a password whose '@' was forgotten.
-_LOOSE_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):(?!\d{1,5}(?:[/?#]|$))[^@]*$")
-_QUERY_PASSWORD = re.compile(r"(?i)((?:password|secret|token)=)[^&#\s]*")
-
-
-def redact_url(url: str) -> str:
-    """The URL without its password, for logs, ``repr`` and faults; also where the URL is malformed."""
-    for pattern, replacement in (
-        (_PASSWORD, r"\1:***"),
-        (_LOOSE_PASSWORD, r"\1:***"),
-        (_QUERY_PASSWORD, r"\1***"),
-    ):
-        url = pattern.sub(replacement, url)
-    return url
-
-
-def _repr_url(url: str | None) -> str:
-    return repr(url and redact_url(url))
-
-
-def _between(low: float, high: float) -> _Check:
-    return v.and_(v.ge(low), v.le(high))
-
-
-def _port(_instance: object, _attribute: "attrs.Attribute[Any]", value: int) -> None:
-    if not 0 <= value <= 65535:
-        msg = "expected a port between 0 (any free one) and 65535"
-        raise ValueError(msg)
-
-
-def _filled(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    if not value.strip():
-        msg = "expected some text; leave the key out for its default"
-        raise ValueError(msg)
-
-
-def _each(check: Callable[[str], None]) -> _Check:
-    """Every item is judged; each error carries the item's place as its second argument."""
-
-    def run(_instance: object, _attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
-        errors = []
-        for index, item in enumerate(value):
-            try:
-                check(item)
-            except ValueError as error:
-                errors.append(ValueError(str(error), index))
-        if errors:
-            msg = "items"
-            raise ExceptionGroup(msg, errors)
-
-    return run
-
-
-def _log_level(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    # Compiled plugins read the same value as an env-filter ("info,jet1090=debug"), so only a single word can
-    # be wrong.
-    words = {"trace", "debug", "info", "warn", "warning", "error", "critical", "off"}
-    if not set(value) & set(",=[") and value.lower() not in words:
-        msg = f"expected one of {', '.join(sorted(words))}, or a filter such as 'info,module=debug'"
-        raise ValueError(msg)
-
-
-def _redis_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in {"redis", "rediss", "unix"}:
-        msg = "expected a URL that begins with redis://, rediss:// or unix://"
-        raise ValueError(msg)
-    if parts.scheme == "unix" and not parts.path:
-        msg = "expected the path of a socket, as in unix:///run/valkey.sock"
-        raise ValueError(msg)
-    if parts.scheme != "unix":
-        _network_address(parts.hostname, lambda: parts.port, parts.path)
-
-
-def _network_address(host: str | None, port: Callable[[], int | None], path: str) -> None:
-    if not host:
-        msg = "expected a host, as in redis://127.0.0.1:6379"
-        raise ValueError(msg)
-    try:
-        number = port()
-    except ValueError:
-        number = 0
-    if number == 0:
-        msg = "expected a port between 1 and 65535 after the host"
-        raise ValueError(msg)
-    if path.strip("/") and not path.strip("/").isdecimal():
-        msg = "expected nothing or the number of a database after the host, as in redis://127.0.0.1:6379/0"
-        raise ValueError(msg)
-
-
-def _http_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = "expected a URL that begins with http:// or https://, as the browser will use it"
-        raise ValueError(msg)
-
-
-def _origin(value: str) -> None:
-    parts = urlsplit(value)
-    if (
-        parts.scheme not in {"http", "https"}
-        or not parts.hostname
-        or parts.path
-        or parts.query
-        or parts.fragment
-    ):
-        msg = (
-            "expected an origin: scheme and host, and a port if there is one, as in https://maps.example.org"
-        )
-        raise ValueError(msg)
-
-
-def _network(value: str) -> None:
-    from ipaddress import ip_network
-
-    if value == "*":
-        return
-    try:
-        ip_network(value, strict=False)
-    except ValueError:
-        msg = "expected an address, a network such as 10.0.0.0/8, or '*' for everybody"
-        raise ValueError(msg) from None
-
-
-def _conflation(value: str) -> None:
-    topic, colon, event = value.rpartition(":")
-    if not (topic and colon and event) or value.startswith(("to:", "from:")):
-        msg = "expected a pattern on <topic>:<event> without 'to:', as in 'streaming-*:new-*-data'"
-        raise ValueError(msg)
-
-
-def _route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    if not value.startswith("/"):
-        msg = "expected a path that begins with '/', as in '/fonts/{fontstack}/{range}.pbf'"
-        raise ValueError(msg)
-
-
-def _without_slash(url: str | None) -> str | None:
-    """The browser appends ``/websocket`` and ``/token``."""
-    return url.rstrip("/") if url else url
 
 
 @attrs.frozen(kw_only=True)
@@ -243,13 +100,15 @@ class AdaptiveTheme:
 class CoreConfig:
     """``[core]``: what runs."""
 
-    redis_url: str | None = attrs.field(default=None, validator=v.optional(_redis_url), repr=_repr_url)
+    redis_url: str | None = attrs.field(
+        default=None, validator=v.optional(judge.redis_url), repr=judge.repr_url
+    )
     """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then
     read its URL here.
     """
     plugins: tuple[str, ...] = ()
     """Names of entry points, distributions or modules, in the order in which they start."""
-    log_level: str = attrs.field(default="INFO", validator=_log_level)
+    log_level: str = attrs.field(default="INFO", validator=judge.log_level)
     """The least level that is logged; compiled plugins also take a filter such as ``info,jet1090=debug``."""
     strict: bool = False
     """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left
@@ -265,18 +124,18 @@ class CoreConfig:
 class ServerConfig:
     """``[server]``: the address, who may come in, and the bounds on what strangers may cost."""
 
-    host: str = attrs.field(default="127.0.0.1", validator=_filled)
+    host: str = attrs.field(default="127.0.0.1", validator=judge.filled)
     """Address to listen on. Loopback, so that nothing is public by accident."""
-    port: int = attrs.field(default=2346, validator=_port)
+    port: int = attrs.field(default=2346, validator=judge.port)
     """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
     one.
     """
     hosts: tuple[str, ...] = ()
     """Further host names under which browsers reach this server, as in ``maps.example.org``."""
-    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_each(_origin))
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=judge.each(judge.origin))
     """Origins of pages that may use this server, beside those of our own hosts and loopback."""
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
-        default=("127.0.0.1",), validator=_each(_network), metadata={"comma": True}
+        default=("127.0.0.1",), validator=judge.each(judge.network), metadata={"comma": True}
     )
     """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one
     string with commas will do. A proxy on this machine.
@@ -287,12 +146,12 @@ class ServerConfig:
     """Certificate chain (PEM file); needs ``tls_key``."""
     tls_key: Path | None = None
     """Private key (PEM file); needs ``tls_cert``."""
-    frontend: str | None = attrs.field(default=None, validator=v.optional(_filled))
+    frontend: str | None = attrs.field(default=None, validator=v.optional(judge.filled))
     """The page at ``/``: a folder, or ``tangram_core`` for the one in that wheel. Unset: our own."""
     state_dir: Path | None = None
     """Where secrets made at first start are kept. Unset: ``$XDG_STATE_HOME/tangram``."""
     operator_token: str | None = attrs.field(
-        default=None, validator=v.optional(_filled), repr=False, metadata=SECRET
+        default=None, validator=v.optional(judge.filled), repr=False, metadata=SECRET
     )
     """Opens what only the operator may do. Unset: made once, in ``state_dir/operator-token``."""
     access_log: bool = False
@@ -333,30 +192,30 @@ class ServerConfig:
 class ChannelConfig:
     """``[channel]``: WebSockets, tokens, and what one client may cost the others."""
 
-    host: str | None = attrs.field(default=None, validator=v.optional(_filled))
+    host: str | None = attrs.field(default=None, validator=v.optional(judge.filled))
     """Address of the second listener. Unset: ``server.host``. Without ``port`` it has no effect."""
-    port: int | None = attrs.field(default=None, validator=v.optional(_port))
+    port: int | None = attrs.field(default=None, validator=v.optional(judge.port))
     """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``.
     """
     public_url: str | None = attrs.field(
-        default=None, validator=v.optional(_http_url), converter=_without_slash
+        default=None, validator=v.optional(judge.http_url), converter=without_slash
     )
     """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came
     by.
     """
     jwt_secret: str | None = attrs.field(
-        default=None, validator=v.optional(_filled), repr=False, metadata=SECRET
+        default=None, validator=v.optional(judge.filled), repr=False, metadata=SECRET
     )
     """Signs tokens. Unset: made once, in ``state_dir``, so that tokens outlive a restart."""
     jwt_expiration_secs: int = attrs.field(default=2592000, validator=v.gt(0))
     """Seconds that a token is good for: 30 days, because browsers send the same one at every rejoin."""
-    id_length: int = attrs.field(default=8, validator=_between(4, 64))
+    id_length: int = attrs.field(default=8, validator=judge.between(4, 64))
     """Characters of an id that the server makes. The published server's length."""
     presence: bool = True
     """Tell members of a topic who else is there."""
     push_replies: bool = True
     """Answer each push once Redis has taken it."""
-    conflate: tuple[str, ...] = attrs.field(default=(), validator=_each(_conflation))
+    conflate: tuple[str, ...] = attrs.field(default=(), validator=judge.each(judge.conflation))
     """Patterns on ``<topic>:<event>``: in a backlog only the newest message of each is kept."""
     max_backlog: int = attrs.field(default=262144, validator=v.ge(0))
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
@@ -394,23 +253,23 @@ class MapConfig:
     """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or
     name.
     """
-    center_lat: float = attrs.field(default=48.0, validator=_between(-90, 90), metadata=_MUTABLE)
+    center_lat: float = attrs.field(default=48.0, validator=judge.between(-90, 90), metadata=_MUTABLE)
     """Latitude of the centre, in degrees. The published server's default."""
-    center_lon: float = attrs.field(default=7.0, validator=_between(-180, 180), metadata=_MUTABLE)
+    center_lon: float = attrs.field(default=7.0, validator=judge.between(-180, 180), metadata=_MUTABLE)
     """Longitude of the centre, in degrees. The published server's default."""
-    zoom: float = attrs.field(default=4.0, validator=_between(0, 24), metadata=_MUTABLE)
+    zoom: float = attrs.field(default=4.0, validator=judge.between(0, 24), metadata=_MUTABLE)
     """Zoom level at first. The published server's default: a continent."""
-    pitch: float = attrs.field(default=0.0, validator=_between(0, 85), metadata=_MUTABLE)
+    pitch: float = attrs.field(default=0.0, validator=judge.between(0, 85), metadata=_MUTABLE)
     """Tilt in degrees; 0 looks straight down."""
-    bearing: float = attrs.field(default=0.0, validator=_between(-180, 180), metadata=_MUTABLE)
+    bearing: float = attrs.field(default=0.0, validator=judge.between(-180, 180), metadata=_MUTABLE)
     """Direction that is up, in degrees from north."""
-    lang: str = attrs.field(default="en", validator=_filled, metadata=_MUTABLE)
+    lang: str = attrs.field(default="en", validator=judge.filled, metadata=_MUTABLE)
     """Language of the map's labels."""
-    min_zoom: float = attrs.field(default=0.0, validator=_between(0, 24), metadata=_MUTABLE)
+    min_zoom: float = attrs.field(default=0.0, validator=judge.between(0, 24), metadata=_MUTABLE)
     """Least zoom level."""
-    max_zoom: float = attrs.field(default=24.0, validator=_between(0, 24), metadata=_MUTABLE)
+    max_zoom: float = attrs.field(default=24.0, validator=judge.between(0, 24), metadata=_MUTABLE)
     """Greatest zoom level. The most that MapLibre knows."""
-    max_pitch: float = attrs.field(default=70.0, validator=_between(0, 85), metadata=_MUTABLE)
+    max_pitch: float = attrs.field(default=70.0, validator=judge.between(0, 85), metadata=_MUTABLE)
     """Greatest tilt in degrees. MapLibre allows 85."""
     allow_pitch: bool = attrs.field(default=True, metadata=_MUTABLE)
     """The map may be tilted by hand."""
@@ -424,15 +283,15 @@ class MapConfig:
 class CacheEntry:
     """``[[cache.entries]]``: one route that serves files, fetched once and kept."""
 
-    serve_route: str = attrs.field(validator=_route)
+    serve_route: str = attrs.field(validator=judge.route)
     """The route, with ``{name}`` for what varies. Required."""
-    origin: str | None = attrs.field(default=None, validator=v.optional(_http_url))
+    origin: str | None = attrs.field(default=None, validator=v.optional(judge.http_url))
     """Where a missing file is fetched, with the same ``{name}``. Unset: nothing is fetched."""
     local_path: Path | None = None
     """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset:
     ``$XDG_CACHE_HOME/tangram``.
     """
-    media_type: str = attrs.field(default="application/octet-stream", validator=_filled)
+    media_type: str = attrs.field(default="application/octet-stream", validator=judge.filled)
     """Content type of the answers."""
 
 
@@ -485,7 +344,7 @@ class SupervisorConfig:
 class BrokerConfig:
     """``[broker]``: the embedded broker, where ``core.redis_url`` is unset."""
 
-    port: int = attrs.field(default=6379, validator=_port)
+    port: int = attrs.field(default=6379, validator=judge.port)
     """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at
     once.
     """
