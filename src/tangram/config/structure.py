@@ -353,15 +353,8 @@ def structure_plugin_config(cls: type[T], raw: Mapping[str, Any], *, plugin: str
             raise _WrongError("a table")  # noqa: TRY301 (one place turns errors into faults)
         return _lax_converter().structure(raw, cls)
     except Exception as error:
-        raise _plugin_error(list(faults_of(error, f"plugins.{plugin}", raw)), plugin) from error
-
-
-def _plugin_error(faults: Sequence[Fault], plugin: str) -> PluginConfigError:
-    # Its two bases disagree about the arguments of __init__, so the attributes are set one by one.
-    error = PluginConfigError.__new__(PluginConfigError)
-    error.plugin, error.faults, error.about = plugin, tuple(faults), f"configuration of plugin {plugin!r}"
-    error.args = (error.about, error.faults)
-    return error
+        faults = list(faults_of(error, f"plugins.{plugin}", raw))
+        raise PluginConfigError(faults, plugin=plugin) from error
 
 
 def unknown_plugin_keys(cls: type, raw: Mapping[str, Any], *, plugin: str) -> tuple[str, ...]:

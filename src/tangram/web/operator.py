@@ -17,10 +17,23 @@ from tangram.web.origin import Addresses
 
 __all__ = ["DETAIL_KEYS", "Operator", "operator_router", "without_details"]
 
-DETAIL_KEYS = frozenset({"last_crash", "crashes", "crash", "ghosts", "stubborn", "where", "others", "traceback"})
+DETAIL_KEYS = frozenset(
+    {"last_crash", "crashes", "crash", "ghosts", "stubborn", "where", "others", "traceback"}
+)
 """What is kept, whole, from those who may not see details."""
 PUBLIC_WORDS = frozenset(
-    {"name", "state", "status", "kind", "strategy", "restart", "child", "supervisor", "plugin", "distribution"}
+    {
+        "name",
+        "state",
+        "status",
+        "kind",
+        "strategy",
+        "restart",
+        "child",
+        "supervisor",
+        "plugin",
+        "distribution",
+    }
     | {"services", "path"}
 )
 """Under these names text is for all. Any other text may be somebody's path, address or value, and is kept back."""
@@ -51,6 +64,10 @@ class Operator(Protocol):
 
     def unavailable(self) -> Mapping[str, str]:
         """Plugins whose routes cannot answer now, with a reason fit for everybody. Asked at every request: cheap."""
+        ...
+
+    async def wait_available(self, plugin: str) -> str | None:
+        """Wait, for a bounded time, for a plugin that restarts: ``None`` once it serves, else the reason."""
         ...
 
 
