@@ -13,10 +13,10 @@ import trio
 from tangram.errors import NoSuchChild, SpecError
 from tangram.supervision import Backoff, Child, open_supervisor, run_supervisor
 
-from .worlds import Running, World
+from tests.supervision.worlds import Running, World
 
 
-async def test_child_adm(world: World) -> None:
+async def test_child_adm(autojump_clock: object, world: World) -> None:
     """Stop, start again, delete and add: each in its place, refused where it does not fit, never charged."""
     await world.open(world.children("a b"), strategy="one_for_one")
     with pytest.raises(SpecError, match="there is a child 'a' already"):
@@ -39,7 +39,7 @@ async def test_child_adm(world: World) -> None:
     assert world.decider.restarts == 0
 
 
-async def test_child_adm_simple(world: World) -> None:
+async def test_child_adm_simple(autojump_clock: object, world: World) -> None:
     """In a pool of temporary workers a stopped one is forgotten, and its name is free."""
     await world.open([], strategy="one_for_one")
     await world.start_child(world.child("w1", "temporary"))
@@ -50,7 +50,7 @@ async def test_child_adm_simple(world: World) -> None:
     assert world.running == ["w1"]
 
 
-async def test_child_specs(world: World) -> None:
+async def test_child_specs(autojump_clock: object, world: World) -> None:
     """A second child of a name, and a significant one without automatic shutdown, are refused; nothing is started."""
     await world.open(world.children("a"))
     for child in (world.child("a"), world.child("s", "transient", significant=True)):
@@ -82,7 +82,7 @@ async def test_sup_flags() -> None:
 
 
 @pytest.mark.parametrize("auto_shutdown", ["any_significant", "all_significant"])
-async def test_nonsignificant_temporary(world: World, auto_shutdown: str) -> None:
+async def test_nonsignificant_temporary(autojump_clock: object, world: World, auto_shutdown: str) -> None:
     """The end of a temporary child that is not significant ends nobody else."""
     await world.open(world.children("a b", "temporary"), auto_shutdown=auto_shutdown)
     await world.finish("a")
@@ -92,7 +92,7 @@ async def test_nonsignificant_temporary(world: World, auto_shutdown: str) -> Non
 
 
 @pytest.mark.parametrize("auto_shutdown", ["any_significant", "all_significant"])
-async def test_nonsignificant_transient(world: World, auto_shutdown: str) -> None:
+async def test_nonsignificant_transient(autojump_clock: object, world: World, auto_shutdown: str) -> None:
     """The end of a transient child that is not significant ends nobody else."""
     await world.open(world.children("a b", "transient"), auto_shutdown=auto_shutdown)
     await world.finish("a")
@@ -101,7 +101,7 @@ async def test_nonsignificant_transient(world: World, auto_shutdown: str) -> Non
     assert not world.closed
 
 
-async def test_significant_temporary(world: World) -> None:
+async def test_significant_temporary(autojump_clock: object, world: World) -> None:
     """With all_significant the last significant child to end, also by a crash, ends the supervisor; the first does not."""
     children = [*world.children("a b", "temporary", significant=True), world.child("c")]
     await world.open(children, auto_shutdown="all_significant")
@@ -114,7 +114,7 @@ async def test_significant_temporary(world: World) -> None:
     assert world.failure is None
 
 
-async def test_significant_transient(world: World) -> None:
+async def test_significant_transient(autojump_clock: object, world: World) -> None:
     """With any_significant a significant child that returns ends the supervisor; one that crashes is restarted."""
     children = [*world.children("a b", "transient", significant=True), world.child("c")]
     await world.open(children, auto_shutdown="any_significant")
@@ -129,7 +129,7 @@ async def test_significant_transient(world: World) -> None:
     assert world.failure is None
 
 
-async def test_significant_simple(world: World) -> None:
+async def test_significant_simple(autojump_clock: object, world: World) -> None:
     """A pool ends with the last of its significant workers."""
     await world.open([], strategy="one_for_one", auto_shutdown="all_significant")
     for name in ("w1", "w2"):
@@ -141,7 +141,7 @@ async def test_significant_simple(world: World) -> None:
     assert world.closed
 
 
-async def test_significant_bystander(world: World) -> None:
+async def test_significant_bystander(autojump_clock: object, world: World) -> None:
     """A significant child that is stopped on request, or taken down by a sibling, did not end by itself."""
     children = [
         world.child("a"),
@@ -175,7 +175,7 @@ async def test_significant_escalation(autojump_clock: trio.testing.MockClock) ->
     assert supervisor.statistics().restarts == 0
 
 
-async def test_count_children(world: World) -> None:
+async def test_count_children(autojump_clock: object, world: World) -> None:
     """The counts tell the specified from the active ones, also after a stop and an end."""
     await world.open(world.children("a b c", "transient"), strategy="one_for_one")
     await world.stop_child("a")
@@ -198,7 +198,7 @@ async def test_count_children_supervisor(autojump_clock: trio.testing.MockClock)
     assert statistics.children[0].nested[0].counts["active"] == 1
 
 
-async def test_count_restarting_children(world: World) -> None:
+async def test_count_restarting_children(autojump_clock: object, world: World) -> None:
     """A child that waits for its restart is counted as a child, and not as an active one."""
     await world.open(world.children("a b c"), strategy="one_for_one", backoff=Backoff(initial=9.0))
     world.starts["a"].extend(["fail"])
@@ -230,7 +230,7 @@ async def test_do_not_save_start_parameters_for_temporary_children(
         assert seen() is None
 
 
-async def test_do_not_save_child_specs_for_temporary_children(world: World) -> None:
+async def test_do_not_save_child_specs_for_temporary_children(autojump_clock: object, world: World) -> None:
     """A temporary child leaves nothing behind, whichever way it ends."""
     await world.open(world.children("a b c", "temporary"), strategy="one_for_one")
     await world.finish("a")
@@ -241,7 +241,7 @@ async def test_do_not_save_child_specs_for_temporary_children(world: World) -> N
     assert not any(world.decider._by.values())
 
 
-async def test_simple_one_for_one_scale_many_temporary_children(world: World) -> None:
+async def test_simple_one_for_one_scale_many_temporary_children(autojump_clock: object, world: World) -> None:
     """A pool of some hundred short workers costs in proportion to their number, and leaves nothing."""
     await world.open([], strategy="one_for_one")
     for n in range(100):
@@ -253,7 +253,7 @@ async def test_simple_one_for_one_scale_many_temporary_children(world: World) ->
     assert not any(world.decider._by.values())
 
 
-async def test_order_of_children(world: World) -> None:
+async def test_order_of_children(autojump_clock: object, world: World) -> None:
     """Children added later stand behind the others, restarts keep everybody's place, and the stop goes in reverse."""
     await world.open(world.children("a b"))
     await world.start_child(world.child("c"))
@@ -265,7 +265,7 @@ async def test_order_of_children(world: World) -> None:
     assert world.log == ["-c", "-b", "-a"]
 
 
-async def test_scale_start_stop_many_children(world: World) -> None:
+async def test_scale_start_stop_many_children(autojump_clock: object, world: World) -> None:
     """Two hundred children go up, round and down in order."""
     names = [f"c{n}" for n in range(200)]
     await world.open([world.child(name) for name in names])
@@ -293,7 +293,7 @@ async def test_format_log_1(autojump_clock: trio.testing.MockClock) -> None:
     assert line["traceback"][-1].endswith("test_format_log_1.<locals>.run")
 
 
-async def test_format_log_2(world: World) -> None:
+async def test_format_log_2(autojump_clock: object, world: World) -> None:
     """A restart is one line at warning, with the strategy taken and the delay; what says nothing is left out."""
     with structlog.testing.capture_logs() as lines:
         await world.open(world.children("a"), strategy="one_for_one")

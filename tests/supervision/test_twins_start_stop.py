@@ -11,10 +11,10 @@ from tangram.errors import SpecError, StartFailed
 from tangram.supervision import Child, open_supervisor
 from tangram.supervision.spec import check_supervisor
 
-from .worlds import Running, World
+from tests.supervision.worlds import Running, World
 
 
-async def test_sup_start_normal(world: World) -> None:
+async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
     """Children are started in order, one after another, and stopped in reverse order."""
     await world.open(world.children("a b c"))
     assert world.states == {"a": "running", "b": "running", "c": "running"}
@@ -26,7 +26,7 @@ async def test_sup_start_normal(world: World) -> None:
     assert world.failure is None
 
 
-async def test_sup_start_ignore_child(world: World) -> None:
+async def test_sup_start_ignore_child(autojump_clock: object, world: World) -> None:
     """A child that returns before it started has nothing to do here: no fault, and its specification is kept."""
     world.starts["a"].append("ignore")
     await world.open(world.children("a b", "transient"))
@@ -35,7 +35,7 @@ async def test_sup_start_ignore_child(world: World) -> None:
     assert not world.told("crashed")
 
 
-async def test_sup_start_ignore_temporary_child(world: World) -> None:
+async def test_sup_start_ignore_temporary_child(autojump_clock: object, world: World) -> None:
     """A temporary child that returns before it started is forgotten at once."""
     world.starts["a"].append("ignore")
     await world.open(world.children("a b", "temporary"))
@@ -43,7 +43,7 @@ async def test_sup_start_ignore_temporary_child(world: World) -> None:
     assert world.states == {"b": "running"}
 
 
-async def test_sup_start_ignore_temporary_child_start_child(world: World) -> None:
+async def test_sup_start_ignore_temporary_child_start_child(autojump_clock: object, world: World) -> None:
     """The same of a temporary child that is added later; who added it is told of no error."""
     await world.open(world.children("a"))
     world.starts["b"].append("ignore")
@@ -52,7 +52,7 @@ async def test_sup_start_ignore_temporary_child_start_child(world: World) -> Non
     assert world.states == {"a": "running"}
 
 
-async def test_sup_start_ignore_temporary_child_start_child_simple(world: World) -> None:
+async def test_sup_start_ignore_temporary_child_start_child_simple(autojump_clock: object, world: World) -> None:
     """The same in a pool: the others of the pool go on, and the name is free again."""
     await world.open([], strategy="one_for_one")
     world.starts["w2"].append("ignore")
@@ -62,7 +62,7 @@ async def test_sup_start_ignore_temporary_child_start_child_simple(world: World)
     assert world.states == {"w1": "running", "w3": "running", "w2": "running"}
 
 
-async def test_sup_start_ignore_permanent_child_start_child_simple(world: World) -> None:
+async def test_sup_start_ignore_permanent_child_start_child_simple(autojump_clock: object, world: World) -> None:
     """A permanent child that returns before it started has failed to start: who added it is told, nothing is kept."""
     await world.open([], strategy="one_for_one")
     world.starts["w1"].append("ignore")
@@ -72,7 +72,7 @@ async def test_sup_start_ignore_permanent_child_start_child_simple(world: World)
     assert world.states == {}
 
 
-async def test_sup_start_fail(world: World) -> None:
+async def test_sup_start_fail(autojump_clock: object, world: World) -> None:
     """At first boot a child that cannot start stops those already started, in reverse; nothing is retried."""
     world.starts["c"].append("fail")
     await world.open(world.children("a b c d"))
@@ -82,7 +82,7 @@ async def test_sup_start_fail(world: World) -> None:
     assert world.closed
 
 
-async def test_sup_start_child_returns_error(world: World) -> None:
+async def test_sup_start_child_returns_error(autojump_clock: object, world: World) -> None:
     """A child added later that cannot start is not kept; its caller is told, and nobody else is touched."""
     await world.open(world.children("a"))
     world.starts["b"].append("fail")
@@ -94,7 +94,7 @@ async def test_sup_start_child_returns_error(world: World) -> None:
     assert world.decider.restarts == 0
 
 
-async def test_sup_start_restart_child_returns_error(world: World) -> None:
+async def test_sup_start_restart_child_returns_error(autojump_clock: object, world: World) -> None:
     """A stopped child whose requested start fails rests as before, and can be started by the next request."""
     await world.open(world.children("a b"))
     await world.stop_child("a")
@@ -109,7 +109,7 @@ async def test_sup_start_restart_child_returns_error(world: World) -> None:
     assert world.decider.restarts == 0
 
 
-async def test_sup_start_child_returns_error_simple(world: World) -> None:
+async def test_sup_start_child_returns_error_simple(autojump_clock: object, world: World) -> None:
     """In a pool a worker that cannot start is not kept; the pool goes on."""
     await world.open([], strategy="one_for_one")
     await world.start_child(world.child("w1"))
@@ -120,7 +120,7 @@ async def test_sup_start_child_returns_error_simple(world: World) -> None:
     assert world.states == {"w1": "running"}
 
 
-async def test_sup_start_map(world: World) -> None:
+async def test_sup_start_map(autojump_clock: object, world: World) -> None:
     """A child of a name and a function alone is permanent, has 30 s to start and 5 s to stop."""
     child = world.child("a")
     await world.open([child])
@@ -144,7 +144,7 @@ def test_sup_start_map_faulty_specs() -> None:
         )
 
 
-async def test_sup_stop_infinity(world: World) -> None:
+async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
     """A child without a stop time is waited for as long as the whole stop may take, and never called stubborn."""
     world.stubborn.add("a")
     await world.open([world.child("a", stop_timeout=math.inf), world.child("b")])
@@ -164,7 +164,7 @@ async def test_sup_stop_infinity(world: World) -> None:
     assert world.states["a"] == "stopped"
 
 
-async def test_sup_stop_timeout(world: World) -> None:
+async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
     """A child past its stop time holds up its elders no longer; it is named, and the stop ends when it does."""
     world.stubborn.add("b")
     await world.open(world.children("a b c", stop_timeout=2.0))
@@ -181,7 +181,7 @@ async def test_sup_stop_timeout(world: World) -> None:
     assert world.failure is None
 
 
-async def test_sup_stop_timeout_dynamic(world: World) -> None:
+async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) -> None:
     """Workers of a pool share the total of the stop: past it all are cancelled without waiting for each other."""
     world.stubborn.update({"w1", "w2", "w3"})
     await world.open(world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one")
@@ -197,7 +197,7 @@ async def test_sup_stop_timeout_dynamic(world: World) -> None:
     assert world.closed
 
 
-async def test_sup_stop_race(world: World) -> None:
+async def test_sup_stop_race(autojump_clock: object, world: World) -> None:
     """A child that ends by itself in the moment of the stop is gone all the same, and no crash restarts it."""
     await world.open(world.children("a b"))
     if isinstance(world, Running):
@@ -213,7 +213,7 @@ async def test_sup_stop_race(world: World) -> None:
     assert world.running == []
 
 
-async def test_sup_stop_non_shutdown_exit_dynamic(world: World) -> None:
+async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world: World) -> None:
     """What a child raises from its clean-up after a requested stop is told, and is no crash."""
     world.dirty.update({"w1", "w2"})
     await world.open(world.children("w1 w2 w3"), strategy="one_for_one")

@@ -12,10 +12,10 @@ from tangram.supervision import Backoff, Child, Window, open_supervisor, run_sup
 from tangram.supervision.decide import Decider
 from tangram.supervision.table import Start
 
-from .worlds import Running, World
+from tests.supervision.worlds import Running, World
 
 
-async def test_multiple_restarts(world: World) -> None:
+async def test_multiple_restarts(autojump_clock: object, world: World) -> None:
     """Crashes within the intensity are healed one after another; the one too many ends the supervisor."""
     await world.open(world.children("a"), restarts=3)
     for n in range(3):
@@ -26,7 +26,7 @@ async def test_multiple_restarts(world: World) -> None:
     assert world.failure == "exhausted"
 
 
-async def test_one_for_one(world: World) -> None:
+async def test_one_for_one(autojump_clock: object, world: World) -> None:
     """Only the crashed child is started again."""
     await world.open(world.children("a b c"), strategy="one_for_one")
     world.forget()
@@ -36,7 +36,7 @@ async def test_one_for_one(world: World) -> None:
     assert world.running == ["a", "b", "c"]
 
 
-async def test_one_for_one_escalation(world: World) -> None:
+async def test_one_for_one_escalation(autojump_clock: object, world: World) -> None:
     """A child whose restarts fail past the intensity ends its supervisor, which stops the others in reverse."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b c"), strategy="one_for_one", restarts=2)
@@ -47,7 +47,7 @@ async def test_one_for_one_escalation(world: World) -> None:
     assert world.failure == "exhausted"
 
 
-async def test_one_for_all(world: World) -> None:
+async def test_one_for_all(autojump_clock: object, world: World) -> None:
     """A crash stops all others in reverse order, one after another, then all are started in order."""
     await world.open(world.children("a b c d"), strategy="one_for_all")
     world.forget()
@@ -57,7 +57,7 @@ async def test_one_for_all(world: World) -> None:
     assert world.decider.restarts == 1
 
 
-async def test_one_for_all_escalation(world: World) -> None:
+async def test_one_for_all_escalation(autojump_clock: object, world: World) -> None:
     """A restart of the group that fails past the intensity ends the supervisor."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b"), strategy="one_for_all", restarts=2)
@@ -68,7 +68,7 @@ async def test_one_for_all_escalation(world: World) -> None:
     assert world.failure == "exhausted"
 
 
-async def test_one_for_all_other_child_fails_restart(world: World) -> None:
+async def test_one_for_all_other_child_fails_restart(autojump_clock: object, world: World) -> None:
     """If another child fails in the restart of the group, that counts, and the whole group goes round again."""
     world.starts["b"].extend(["ok", "fail"])
     await world.open(world.children("a b c"), strategy="one_for_all")
@@ -80,7 +80,7 @@ async def test_one_for_all_other_child_fails_restart(world: World) -> None:
     assert world.running == ["a", "b", "c"]
 
 
-async def test_rest_for_one(world: World) -> None:
+async def test_rest_for_one(autojump_clock: object, world: World) -> None:
     """A crash takes along those started after it, and nobody before it."""
     await world.open(world.children("a b c d"), strategy="rest_for_one")
     world.forget()
@@ -90,7 +90,7 @@ async def test_rest_for_one(world: World) -> None:
     assert world.incarnation("a") == 1
 
 
-async def test_rest_for_one_escalation(world: World) -> None:
+async def test_rest_for_one_escalation(autojump_clock: object, world: World) -> None:
     """A failing restart past the intensity ends the supervisor."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b c"), strategy="rest_for_one", restarts=2)
@@ -100,7 +100,7 @@ async def test_rest_for_one_escalation(world: World) -> None:
     assert world.log[-1] == "-a"
 
 
-async def test_rest_for_one_other_child_fails_restart(world: World) -> None:
+async def test_rest_for_one_other_child_fails_restart(autojump_clock: object, world: World) -> None:
     """If a later child fails in the restart, the next round begins with it: those before it stay up."""
     world.starts["c"].extend(["ok", "fail"])
     await world.open(world.children("a b c d"), strategy="rest_for_one")
@@ -111,7 +111,7 @@ async def test_rest_for_one_other_child_fails_restart(world: World) -> None:
     assert world.decider.restarts == 2
 
 
-async def test_simple_one_for_one(world: World) -> None:
+async def test_simple_one_for_one(autojump_clock: object, world: World) -> None:
     """A pool begins empty; a crashed worker is started again alone."""
     await world.open([], strategy="one_for_one")
     for name in ("w1", "w2"):
@@ -123,7 +123,7 @@ async def test_simple_one_for_one(world: World) -> None:
     assert world.running == ["w1", "w2"]
 
 
-async def test_simple_one_for_one_shutdown(world: World) -> None:
+async def test_simple_one_for_one_shutdown(autojump_clock: object, world: World) -> None:
     """A pool is stopped with its supervisor, the last that was added first."""
     await world.open([], strategy="one_for_one")
     for name in ("w1", "w2", "w3"):
@@ -133,7 +133,7 @@ async def test_simple_one_for_one_shutdown(world: World) -> None:
     assert world.log[3:] == ["-w3", "-w2", "-w1"]
 
 
-async def test_simple_one_for_one_escalation(world: World) -> None:
+async def test_simple_one_for_one_escalation(autojump_clock: object, world: World) -> None:
     """The workers of a pool share its intensity."""
     await world.open([], strategy="one_for_one", restarts=1)
     for name in ("w1", "w2"):
@@ -144,7 +144,7 @@ async def test_simple_one_for_one_escalation(world: World) -> None:
     assert world.failure == "exhausted"
 
 
-async def test_simple_one_for_one_corruption(world: World) -> None:
+async def test_simple_one_for_one_corruption(autojump_clock: object, world: World) -> None:
     """A request for a child that is not there is refused with the names that are, and changes nothing."""
     await world.open([], strategy="one_for_one")
     await world.start_child(world.child("w1"))
@@ -155,7 +155,7 @@ async def test_simple_one_for_one_corruption(world: World) -> None:
     assert world.running == ["w1"]
 
 
-async def test_permanent_normal(world: World) -> None:
+async def test_permanent_normal(autojump_clock: object, world: World) -> None:
     """A permanent child that returns is started again, and that is charged."""
     await world.open(world.children("a"))
     await world.finish("a")
@@ -164,7 +164,7 @@ async def test_permanent_normal(world: World) -> None:
     assert world.decider.restarts == 1
 
 
-async def test_transient_normal(world: World) -> None:
+async def test_transient_normal(autojump_clock: object, world: World) -> None:
     """A transient child that returns is not started again, and is kept."""
     await world.open(world.children("a b", "transient"))
     await world.finish("a")
@@ -173,7 +173,7 @@ async def test_transient_normal(world: World) -> None:
     assert world.decider.restarts == 0
 
 
-async def test_temporary_normal(world: World) -> None:
+async def test_temporary_normal(autojump_clock: object, world: World) -> None:
     """A temporary child that returns is forgotten."""
     await world.open(world.children("a b", "temporary"))
     await world.finish("a")
@@ -209,7 +209,7 @@ async def test_shutdown_of_own_will(
     assert statistics.restarts == restarts
 
 
-async def test_permanent_abnormal(world: World) -> None:
+async def test_permanent_abnormal(autojump_clock: object, world: World) -> None:
     """A permanent child that crashes is started again."""
     await world.open(world.children("a"))
     await world.crash("a")
@@ -217,7 +217,7 @@ async def test_permanent_abnormal(world: World) -> None:
     assert world.incarnation("a") == 2
 
 
-async def test_transient_abnormal(world: World) -> None:
+async def test_transient_abnormal(autojump_clock: object, world: World) -> None:
     """A transient child that crashes is started again."""
     await world.open(world.children("a", "transient"))
     await world.crash("a")
@@ -225,7 +225,7 @@ async def test_transient_abnormal(world: World) -> None:
     assert world.incarnation("a") == 2
 
 
-async def test_temporary_abnormal(world: World) -> None:
+async def test_temporary_abnormal(autojump_clock: object, world: World) -> None:
     """A temporary child that crashes is forgotten; no window is charged and no sibling touched."""
     await world.open([world.child("a", "temporary"), world.child("b")], restarts=0)
     await world.crash("a")
@@ -235,7 +235,7 @@ async def test_temporary_abnormal(world: World) -> None:
     assert world.told("crashed") == [("crashed", "a")]
 
 
-async def test_temporary_bystander(world: World) -> None:
+async def test_temporary_bystander(autojump_clock: object, world: World) -> None:
     """A temporary child that a sibling's restart takes down does not come back."""
     for strategy in ("one_for_all", "rest_for_one"):
         world = type(world)(world._nursery) if isinstance(world, Running) else type(world)()
@@ -306,7 +306,7 @@ async def test_tree_of_decisions() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one", "one_for_one"])
-async def test_hanging_restart_loop(world: World, strategy: str) -> None:
+async def test_hanging_restart_loop(autojump_clock: object, world: World, strategy: str) -> None:
     """While a restart fails again and again, the state is readable and a stop is obeyed at once (OTP-9549)."""
     world.starts["b"].extend(["ok"] + ["fail"] * 10_000)
     await world.open(
@@ -322,7 +322,7 @@ async def test_hanging_restart_loop(world: World, strategy: str) -> None:
     assert world.failure is None
 
 
-async def test_hanging_restart_loop_simple(world: World) -> None:
+async def test_hanging_restart_loop_simple(autojump_clock: object, world: World) -> None:
     """The same for one worker of a pool: it can be stopped while its restarts fail, and the others are untouched."""
     await world.open([], strategy="one_for_one", restarts=10**6, backoff=Backoff(initial=1.0))
     for name in ("w1", "w2"):
@@ -337,7 +337,7 @@ async def test_hanging_restart_loop_simple(world: World) -> None:
     assert world.incarnation("w2") == 1
 
 
-async def test_hanging_restart_loop_rest_for_one(world: World) -> None:
+async def test_hanging_restart_loop_rest_for_one(autojump_clock: object, world: World) -> None:
     """The same where the loop holds up those behind it: those before it go on, and a stop of it lets the rest come up."""
     await world.open(
         world.children("a b c"), strategy="rest_for_one", restarts=10**6, backoff=Backoff(initial=1.0)
