@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 import structlog
 import trio
 
 from tangram.bus.listener import Listener
+from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.urls import parse_url
 from tangram.errors import ServiceError
@@ -39,6 +40,8 @@ class Subscriber(ABC, Generic[StateT]):
     payload that is not UTF-8. When Redis goes away, the connection is made anew as soon as it is back.
     """
 
+    _dial: ClassVar[Dial] = staticmethod(dial)
+
     def __init__(self, name: str, redis_url: str, channels: list[str], initial_state: StateT) -> None:
         self.name = name
         self.redis_url = redis_url
@@ -48,7 +51,6 @@ class Subscriber(ABC, Generic[StateT]):
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
         self._task: trio.lowlevel.Task | None = None
-        self._manager: trio.abc.AsyncResource | None = None
         self._own: _OwnNursery | None = None
 
     @abstractmethod
@@ -121,7 +123,7 @@ class Subscriber(ABC, Generic[StateT]):
         await nursery.start(self._run)
 
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        listener = Listener(self._address, name=f"subscriber {self.name}")
+        listener = Listener(self._address, dial=type(self)._dial, name=f"subscriber {self.name}")
         subscription = Subscription(listener, tuple(self.channels))
         self._ended = trio.Event()
         self._task = trio.lowlevel.current_task()

@@ -77,10 +77,7 @@ class Subscription:
     async def __aenter__(self) -> Self:
         self._add()
         try:
-            with trio.move_on_after(self._timeout) as scope:
-                await self._listener.wait_confirmed(self.patterns)
-            if scope.cancelled_caught:
-                raise self._late()
+            await self._confirmed()
         except BaseException:
             self.close()
             raise
@@ -134,10 +131,13 @@ class Subscription:
         self._ended = self._ended or why
         self._waiting.unpark_all()
 
-    def _late(self) -> BrokerUnavailable:
+    async def _confirmed(self) -> None:
+        with trio.move_on_after(self._timeout):
+            await self._listener.wait_confirmed(self.patterns)
+            return
         wanted, cause = ", ".join(self.patterns), self._listener.cause
         message = f"redis did not confirm the subscription to {wanted} within {self._timeout:g} s"
-        return BrokerUnavailable(f"{message}: {cause}" if cause else message)
+        raise BrokerUnavailable(f"{message}: {cause}" if cause else message)
 
     def _add(self) -> None:
         if not self._added:
