@@ -67,9 +67,12 @@ class FakeRedis:
         ours, theirs = memory_stream_pair()
         connection = Connection(theirs)
 
+        pump = ours.send_stream.send_all_hook
+
         async def written() -> None:
             connection.writes += 1
-            await trio.lowlevel.checkpoint()
+            assert pump is not None
+            await pump()
 
         ours.send_stream.send_all_hook = written
         self.connections.append(connection)

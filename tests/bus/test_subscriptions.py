@@ -110,7 +110,7 @@ async def test_iterating_while_redis_is_away_waits(
     async with trio.open_nursery() as nursery:
 
         async def come_back() -> None:
-            await trio.sleep(500)
+            await trio.sleep(60)
             fake.refuse = False
             await bus.wait_up()
             await bus.publish("from:a:b", "hello")
