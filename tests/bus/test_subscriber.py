@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+from tests.bus.fakes import URL, FakeRedis, until
 
 from tangram.bus import Subscriber, service_nursery
 from tangram.errors import ConfigError, ServiceError
-from tests.bus.fakes import URL, FakeRedis
 
 Clock = trio.testing.MockClock
 
@@ -32,10 +32,9 @@ class Commands(Subscriber[State]):
 
 @pytest.fixture
 def subscriber(fake: FakeRedis) -> Commands:
-    class Local(Commands):
-        _dial = staticmethod(fake.dial)
-
-    return Local("Listener", URL, ["from:system:*", "from:other:x"], State())
+    made = Commands("Listener", URL, ["from:system:*", "from:other:x"], State())
+    made._dial = fake.dial
+    return made
 
 
 async def settle() -> None:
@@ -52,7 +51,8 @@ async def service(nursery: trio.Nursery) -> trio.Nursery:
 async def test_as_in_the_guide(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, nursery: trio.Nursery
 ) -> None:
-    """Once `subscribe` has returned, messages reach the handler as full name, text and pattern; `cleanup` ends it."""
+    """Once `subscribe` has returned, messages reach the handler as full name, text and pattern; `cleanup`
+    ends it."""
     service_nursery.set(nursery)
     assert not subscriber.is_active()
     await subscriber.subscribe()
@@ -199,8 +199,7 @@ async def test_a_handler_may_stop_its_own_subscriber(
     await subscriber.subscribe()
     await fake.push(b"from:system:x", b"stop")
     began = trio.current_time()
-    while subscriber.is_active():
-        await trio.sleep(0.001)
+    await until(lambda: not subscriber.is_active())
 
     assert trio.current_time() - began < 0.1
 

@@ -1,7 +1,7 @@
 """Redis's glob matching, written from its documentation, as a referee for `escape_glob`."""
 
 
-def matches(pattern: str, text: str) -> bool:
+def matches(pattern: str, text: str) -> bool:  # noqa: PLR0911 - one for each rule
     if not pattern:
         return not text
     head = pattern[0]

@@ -75,7 +75,7 @@ class Subscription:
         self._ended = ""
 
     async def __aenter__(self) -> Self:
-        self._add()
+        self.begin()
         try:
             await self._confirmed()
         except BaseException:
@@ -94,7 +94,7 @@ class Subscription:
 
     async def __anext__(self) -> Message:
         if not self._added and not self._ended:
-            self._add()
+            self.begin()
         await trio.lowlevel.checkpoint()
         while not self._queue:
             if self._ended == CLOSED:
@@ -139,7 +139,8 @@ class Subscription:
         message = f"redis did not confirm the subscription to {wanted} within {self._timeout:g} s"
         raise BrokerUnavailable(f"{message}: {cause}" if cause else message)
 
-    def _add(self) -> None:
+    def begin(self) -> None:
+        """Start to collect, without waiting for Redis. Iterating and entering do so by themselves."""
         if not self._added:
             self._listener.add(self)
             self._added = True
