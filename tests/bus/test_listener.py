@@ -216,7 +216,7 @@ async def test_an_older_confirmation_is_not_taken_for_a_newer_one(
     subscribed = b"*3\r\n$10\r\npsubscribe\r\n$6\r\nfrom:*\r\n:2\r\n"
     unsubscribed = b"*3\r\n$12\r\npunsubscribe\r\n$6\r\nfrom:*\r\n:1\r\n"
     await connection.stream.send_all(subscribed + unsubscribed)
-await trio.testing.wait_all_tasks_blocked()
+    await trio.testing.wait_all_tasks_blocked()
 
     assert entered == []
 
