@@ -128,6 +128,10 @@ async def test_a_killed_broker_is_found_again(valkey: Valkey) -> None:
     listening."""
     got: list[tuple[bytes, bytes]] = []
     bus = Bus(valkey.url, sink=got.extend)
+
+    async def arrived(number: int) -> None:
+        await until(lambda: len(got) == number)
+
     async with trio.open_nursery() as nursery:
         await nursery.start(bus.run)
         for round_ in range(3):
@@ -139,7 +143,7 @@ async def test_a_killed_broker_is_found_again(valkey: Valkey) -> None:
                 await bus.wait_up()
             assert await bus.publish("to:a:b", str(round_)) == 1
             with trio.fail_after(1):
-                await until(lambda round_=round_: len(got) > round_)
+                await arrived(round_ + 1)
         nursery.cancel_scope.cancel()
 
     assert [payload for _, payload in got] == [b"0", b"1", b"2"]

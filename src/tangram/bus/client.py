@@ -249,7 +249,7 @@ class RedisClient(Facade):
         """
         from tangram.bus.remote import Pipeline
 
-        return Pipeline(self._lane, transaction=transaction)
+        return Pipeline(self._lane, _pipelined, transaction=transaction)
 
     def pubsub(self, **kwargs: Any) -> Any:
         """redis-py's PubSub on a connection of its own. It ends when Redis goes away; ``state.subscribe``
@@ -293,6 +293,13 @@ async def within(seconds: float, name: str, call: Callable[..., Awaitable[T]], *
     with trio.move_on_after(seconds):
         return await call(*args)
     raise BrokerUnavailable(f"redis did not answer {name!r} within {seconds:g} s")
+
+
+def _pipelined(name: str) -> bool:
+    """Whether redis-py's pipelines have the command *name*."""
+    from redis.asyncio.client import Pipeline
+
+    return callable(getattr(Pipeline, name, None))
 
 
 def _encoded(value: Any) -> bytes | str:
