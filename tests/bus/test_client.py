@@ -235,6 +235,7 @@ async def test_an_error_nobody_awaits_does_not_end_the_loop(client: RedisClient,
     del task
 
     assert await client.ping()
+    assert await bus.annex("redis client", Lane(bus.url).run, Lane) is lane
 
 
 async def test_redis_away_is_told_and_back_is_found(valkey: Valkey) -> None:
