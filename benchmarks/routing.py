@@ -48,7 +48,9 @@ async def one_dict(number: int) -> dict[str, Any]:
 
 
 @router.get("/list")
-async def several(page: Annotated[tuple[int, int], Depends(page_async)], registry: Registry) -> dict[str, int]:
+async def several(
+    page: Annotated[tuple[int, int], Depends(page_async)], registry: Registry
+) -> dict[str, int]:
     return {"limit": page[0], "offset": page[1], "number": registry.number}
 
 
@@ -58,12 +60,23 @@ async def add(aircraft: Aircraft) -> Aircraft:
 
 
 BODY = b'{"icao24":"3944ef","callsign":"AFR123","altitude":31000,"latitude":43.6,"longitude":1.44}'
-JSON = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
+JSON = [
+    (b"host", b"localhost"),
+    (b"content-type", b"application/json"),
+    (b"content-length", b"%d" % len(BODY)),
+]
 HEADERS = [(b"host", b"localhost"), (b"user-agent", b"bench"), (b"accept", b"*/*")]
 CASES = [
     ("one typed path parameter, attrs answer of five fields", "GET", "/aircraft/31000", b"", b"", HEADERS),
     ("the same, a dict", "GET", "/dict/31000", b"", b"", HEADERS),
-    ("dependency with two query parameters, injected state", "GET", "/list", b"limit=5&offset=9", b"", HEADERS),
+    (
+        "dependency with two query parameters, injected state",
+        "GET",
+        "/list",
+        b"limit=5&offset=9",
+        b"",
+        HEADERS,
+    ),
     ("JSON body of five fields, there and back", "POST", "/aircraft", b"", BODY, JSON),
     ("422, one fault", "GET", "/aircraft/many", b"", b"", HEADERS),
     ("404", "GET", "/nowhere/at/all", b"", b"", HEADERS),

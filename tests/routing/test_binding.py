@@ -166,7 +166,9 @@ async def test_text_becomes_the_annotated_type(kind: Any, text: str, value: obje
     ],
 )
 async def test_text_that_does_not_fit_is_refused(kind: Any, text: str, fault: str) -> None:
-    """A parameter that cannot be what the handler asks for is answered with 422, its place and a stable word."""
+    """A parameter that cannot be what the handler asks for is answered with 422, its place and a stable
+    word.
+    """
     answer = await call(echo(kind), "GET", f"/?x={text}")
 
     assert problems(answer) == {(("query", "x"), fault)}
@@ -190,7 +192,9 @@ async def test_repeated_query_parameters(kind: Any, query: str, value: object) -
 
 
 async def test_defaults() -> None:
-    """What is not sent is the default, said plainly, in a marker, or by a factory; null is no default of its own."""
+    """What is not sent is the default, said plainly, in a marker, or by a factory; null is no default of its
+    own.
+    """
     assert (await call(echo(int, 7), "GET", "/")).json() == "7"
     assert (await call(echo(int, Query(8, ge=1)), "GET", "/")).json() == "8"
     assert (await call(echo(Annotated[int, Query(le=9)], 9), "GET", "/")).json() == "9"
@@ -211,11 +215,16 @@ async def test_headers_and_cookies() -> None:
         return [x_token, n, session]
 
     table = table_of(router)
-    good = await call(table, "GET", "/", headers={"x-token": "t", "x-number": "3", "cookie": 'a=b; session="s"'})
+    good = await call(
+        table, "GET", "/", headers={"x-token": "t", "x-number": "3", "cookie": 'a=b; session="s"'}
+    )
     bad = await call(table, "GET", "/", headers={"x-number": "0"})
 
     assert good.json() == ["t", 3, "s"]
-    assert problems(bad) == {(("header", "x-token"), "missing"), (("header", "x-number"), "greater_than_equal")}
+    assert problems(bad) == {
+        (("header", "x-token"), "missing"),
+        (("header", "x-number"), "greater_than_equal"),
+    }
 
 
 async def test_alias_of_query_and_explicit_path() -> None:
@@ -346,7 +355,10 @@ async def test_several_bodies_are_members_of_one() -> None:
 
     table = table_of(router)
 
-    assert (await call(table, "POST", "/two", json_body={"a": {"lat": 1}})).json() == [{"lat": 1.0, "lon": 0.0}, 5]
+    assert (await call(table, "POST", "/two", json_body={"a": {"lat": 1}})).json() == [
+        {"lat": 1.0, "lon": 0.0},
+        5,
+    ]
     assert (await call(table, "POST", "/one", json_body={"a": {"lat": 1}})).status == 200
     assert problems(await call(table, "POST", "/two", json_body={"b": "x"})) == {
         (("body", "a"), "missing"),
@@ -356,7 +368,9 @@ async def test_several_bodies_are_members_of_one() -> None:
 
 
 async def test_request_response_and_injected_types() -> None:
-    """Request, Response and injectable types are recognised by annotation, under any name and with any metadata."""
+    """Request, Response and injectable types are recognised by annotation, under any name and with any
+    metadata.
+    """
     router = APIRouter()
 
     @router.get("/")
@@ -441,6 +455,7 @@ PLAIN = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(PLAIN)
 async def test_binding_round_trips(case: tuple[Any, Any]) -> None:
     """What we write as JSON we read back as the same value, alone and in a list."""
@@ -448,7 +463,8 @@ async def test_binding_round_trips(case: tuple[Any, Any]) -> None:
 
     kind, value = case
     body = msgspec.json.encode([value])
-    answer = await call(echo(list[kind], method="POST"), "POST", "/", body)
+    table = echo(list[kind], method="POST")  # type: ignore[valid-type]
+    answer = await call(table, "POST", "/", body)
 
     assert answer.json() == repr([value.replace(fold=0) if kind is datetime else value])
 
@@ -478,6 +494,7 @@ BODY_TABLES = [
 ]
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=40), st.sampled_from(QUERY_TABLES))
 async def test_any_query_is_answered(query: bytes, table: RouteTable) -> None:
     """No query string makes a server error."""
@@ -491,13 +508,21 @@ async def test_any_query_is_answered(query: bytes, table: RouteTable) -> None:
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["lat", "name", "points", "kind", "value", "children", "size", "side"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["lat", "name", "points", "kind", "value", "children", "size", "side"]), inner
+        )
+    ),
     max_leaves=12,
 )
 
 
-@given(st.one_of(st.binary(max_size=60), JSON_VALUES.map(lambda v: __import__("json").dumps(v).encode())), st.data())
+@pytest.mark.slow
+@given(
+    st.one_of(st.binary(max_size=60), JSON_VALUES.map(lambda v: __import__("json").dumps(v).encode())),
+    st.data(),
+)
 async def test_any_body_is_answered(body: bytes, data: st.DataObject) -> None:
     """No body makes a server error, whatever type it is read as."""
     table = data.draw(st.sampled_from(BODY_TABLES))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
@@ -107,7 +108,9 @@ async def test_redirects_stay_here(path: str) -> None:
     router.add_api_route("//{rest}/", handler, methods=["PUT"])
     for method in ("GET", "PUT"):
         peer = Peer()
-        await table_of(router)({**scope_of(method, "/"), "path": path, "raw_path": b""}, peer.receive, peer.send)
+        await table_of(router)(
+            {**scope_of(method, "/"), "path": path, "raw_path": b""}, peer.receive, peer.send
+        )
         location = peer.answer().header("location")
 
         assert location is None or not location.startswith(("//", "/\\", "http"))
@@ -240,7 +243,9 @@ async def test_bad_request_of_a_handler() -> None:
     answer = await call(raising(BadRequest([Fault("too far", "body.items[2].lat", "far")])), "GET", "/")
 
     assert answer.status == 422
-    assert answer.json() == {"detail": [{"loc": ["body", "items", 2, "lat"], "msg": "too far", "type": "far"}]}
+    assert answer.json() == {
+        "detail": [{"loc": ["body", "items", 2, "lat"], "msg": "too far", "type": "far"}]
+    }
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,9 @@ async def test_bad_request_of_a_handler() -> None:
     ids=["error", "group", "detail", "header"],
 )
 async def test_a_bug_is_500_with_an_id(exc: Exception) -> None:
-    """An exception of a handler is a 500 with an id and no word of it; the log has the id, the story and the owner."""
+    """An exception of a handler is a 500 with an id and no word of it; the log has the id, the story and the
+    owner.
+    """
     with structlog.testing.capture_logs() as logs:
         answer = await call(raising(exc), "GET", "/")
 
@@ -298,7 +305,10 @@ async def test_a_cancelled_handler_that_fails_too() -> None:
 
     assert scope.cancelled_caught
     assert peer.sent == []
-    assert [record["event"] for record in logs] in (["a handler failed while it was cancelled"], ["a handler failed"])
+    assert [record["event"] for record in logs] in (
+        ["a handler failed while it was cancelled"],
+        ["a handler failed"],
+    )
 
 
 # Bodies
@@ -317,7 +327,11 @@ def body_table(**settings: Any) -> RouteTable:
 async def test_body_in_chunks() -> None:
     """A body may come in any number of chunks."""
     answer = await call(
-        body_table(), "POST", "/", [b'{"na', b"", b'me":"n"}'], {"content-type": "application/ld+json; charset=utf-8"}
+        body_table(),
+        "POST",
+        "/",
+        [b'{"na', b"", b'me":"n"}'],
+        {"content-type": "application/ld+json; charset=utf-8"},
     )
 
     assert answer.json() == {"name": "n"}
@@ -337,7 +351,7 @@ async def test_no_body_and_no_json() -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_too_long_a_body(announced: bool) -> None:  # noqa: FBT001
+async def test_too_long_a_body(announced: bool) -> None:
     """A body over the bound is 413: at once if its length says so, else as soon as it is over."""
     peer = Peer([b"x" * 600] * 100)
     headers = {"content-type": "application/json", **({"content-length": "60000"} if announced else {})}
@@ -360,7 +374,9 @@ async def test_hang_up_while_the_body_is_read() -> None:
     """A client that goes away within its body costs nothing: no handler, no answer, no log."""
     peer = Peer([b'{"name"'], cut=True)
     with structlog.testing.capture_logs() as logs:
-        await body_table()(scope_of("POST", "/", {"content-type": "application/json"}), peer.receive, peer.send)
+        await body_table()(
+            scope_of("POST", "/", {"content-type": "application/json"}), peer.receive, peer.send
+        )
 
     assert (peer.sent, logs) == ([], [])
 
@@ -382,7 +398,11 @@ async def test_request_reads_its_body_once_or_streams_it() -> None:
 
     @router.post("/twice")
     async def twice(request: Request) -> list[Any]:
-        return [await request.json(), (await request.body()).decode(), [c.decode() async for c in request.stream()]]
+        return [
+            await request.json(),
+            (await request.body()).decode(),
+            [c.decode() async for c in request.stream()],
+        ]
 
     @router.post("/stream")
     async def stream(request: Request) -> list[Any]:
@@ -404,7 +424,9 @@ async def test_raw_body() -> None:
     async def handler(data: Annotated[bytes, Body()]) -> int:
         return len(data)
 
-    answer = await call(one_route(handler, method="POST"), "POST", "/", b"\xff\xfe", {"content-type": "image/png"})
+    answer = await call(
+        one_route(handler, method="POST"), "POST", "/", b"\xff\xfe", {"content-type": "image/png"}
+    )
 
     assert answer.json() == 2
 
@@ -500,10 +522,8 @@ async def test_a_failure_passes_through_its_dependencies() -> None:
 
 
 async def swallowing() -> AsyncIterator[None]:
-    try:
+    with contextlib.suppress(ValueError):
         yield
-    except ValueError:
-        pass
 
 
 async def failing_late() -> AsyncIterator[None]:
@@ -560,7 +580,8 @@ async def test_overrides_and_uncached() -> None:
     """Tests may put another function in a dependency's place; use_cache=False calls again."""
 
     async def handler(
-        a: Annotated[int, Depends(counting, use_cache=False)], b: Annotated[int, Depends(counting, use_cache=False)]
+        a: Annotated[int, Depends(counting, use_cache=False)],
+        b: Annotated[int, Depends(counting, use_cache=False)],
     ) -> bool:
         return a == b
 
@@ -587,7 +608,10 @@ async def test_streaming() -> None:
         head = await call(table, "HEAD", "/")
 
         assert answer.chunks == ["é0".encode(), "é1".encode(), "é2".encode(), b""]
-        assert (answer.header("content-type"), answer.header("content-length")) == ("text/plain; charset=utf-8", None)
+        assert (answer.header("content-type"), answer.header("content-length")) == (
+            "text/plain; charset=utf-8",
+            None,
+        )
         assert (head.status, head.body) == (200, b"")
 
 

@@ -25,8 +25,8 @@ from .router import APIRouter, Mount, Resolver
 from .table import RouteTable, check_router
 
 if TYPE_CHECKING:
-    from .files import FileResponse
     from .document import openapi
+    from .files import FileResponse
     from .schema import json_schema
 
 __all__ = [

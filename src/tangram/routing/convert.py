@@ -188,7 +188,8 @@ def _typeddict_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueFault(f"expected an object, not {show(value)}", "model_type")
-        result, faults = {}, []
+        result: dict[str, Any] = {}
+        faults: list[tuple[Loc, Exception]] = []
         for name, (hint, required) in fields.items():
             try:
                 if name in value or required:

@@ -14,9 +14,9 @@ from .exceptions import HTTPException, InvalidRequest, Problem
 __all__ = ["ClientDisconnected", "Headers", "QueryParams", "Receive", "Request", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+# Messages are dictionaries; servers type them as differently as they name them.
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
 
 # A query of 2 MB would be 500,000 pairs; no form has so many.
 MAX_QUERY_PAIRS = 1_000

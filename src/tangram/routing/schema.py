@@ -28,7 +28,6 @@ from typing import (
     TypeVar,
     Union,
     get_args,
-    get_origin,
     get_type_hints,
 )
 from uuid import UUID
