@@ -143,6 +143,18 @@ async def test_ranges(folder: Path, asked: str, status: int, told: str | None, b
     assert answer.header("content-length") == str(len(body))
 
 
+async def test_one_response_answers_many(folder: Path) -> None:
+    """A FileResponse may be made once and returned again and again."""
+    response = FileResponse(folder / "data.bin")
+    router = APIRouter()
+    router.add_api_route("/", lambda: response)
+    table = table_of(router)
+
+    assert (await call(table, "GET", "/", headers={"if-none-match": "*"})).status == 304
+    assert (await call(table, "GET", "/", headers={"range": "bytes=0-1"})).status == 206
+    assert (await call(table, "GET", "/")).body == CONTENT
+
+
 async def test_if_range(folder: Path) -> None:
     """A part is only sent of the version that the client has the rest of."""
     etag = (await get(folder)).header("etag")

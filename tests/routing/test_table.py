@@ -568,6 +568,49 @@ async def test_a_guard_answers_before_faults_are_told() -> None:
     assert (await call(table_of(router), "GET", "/x")).status == 401
 
 
+def reading(thing: Thing) -> Thing:
+    return thing
+
+
+async def using(thing: Annotated[Thing, Depends(reading)]) -> str:
+    EVENTS.append("called")
+    return thing.name
+
+
+async def test_nothing_is_called_without_what_it_depends_on() -> None:
+    """With a broken body, what depends on the body through others is not called; a guard still is."""
+
+    async def handler(name: Annotated[str, Depends(using)]) -> str:
+        return name
+
+    router = APIRouter()
+    router.add_api_route("/open", handler, methods=["POST"])
+    router.add_api_route("/guarded", handler, methods=["POST"], dependencies=[Depends(guard)])
+    table = table_of(router)
+
+    assert (await call(table, "POST", "/open", b'{"name":"n"}')).json() == "n"
+    assert EVENTS.pop() == "called"
+    assert problems(await call(table, "POST", "/open", b"{")) == {(("body", 1), "json_invalid")}
+    assert problems(await call(table, "POST", "/open", b"{}")) == {(("body", "name"), "missing")}
+    assert (await call(table, "POST", "/guarded", b"{")).status == 401
+    assert EVENTS == []
+
+
+async def test_a_shared_response_keeps_its_headers() -> None:
+    """Headers added by an injected Response go to this answer, not into a response object used for all."""
+    shared = PlainTextResponse("same")
+
+    def handler(out: Response) -> Response:
+        out.headers.append("x-n", "1")
+        return shared
+
+    table = one_route(handler)
+    for _ in range(2):
+        answer = await call(table, "GET", "/")
+
+        assert [value for name, value in answer.headers if name == "x-n"] == ["1"]
+
+
 COUNT = [0]
 
 
@@ -635,6 +678,22 @@ async def test_a_stream_ends_when_the_client_goes() -> None:
             peer.gone.set()
 
     assert EVENTS == ["closed"]
+    assert logs == []
+
+
+async def test_a_stream_whose_client_never_listened() -> None:
+    """A client that is gone before the first byte is nobody's failure."""
+
+    class Gone(Peer):
+        async def send(self, message: dict[str, Any]) -> None:
+            await trio.sleep_forever()
+
+    peer = Gone()
+    peer.gone.set()
+    with structlog.testing.capture_logs() as logs:
+        table = one_route(lambda: StreamingResponse(iter([b"x"])))
+        await table(scope_of("GET", "/"), peer.receive, peer.send)
+
     assert logs == []
 
 

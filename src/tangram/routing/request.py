@@ -228,7 +228,10 @@ class Request:
 
     def _too_large(self) -> HTTPException:
         # What is left of the body will not be read, so the connection cannot be used again.
-        return HTTPException(413, f"the body is longer than {self.max_body} bytes", {"connection": "close"})
+        # (HTTP/2 has no such header: there a stream ends alone.)
+        old = str(self.scope.get("http_version", "1.1")).startswith("1")
+        words = f"the body is longer than {self.max_body} bytes"
+        return HTTPException(413, words, {"connection": "close"} if old else None)
 
     async def body(self) -> bytes:
         """The whole body.

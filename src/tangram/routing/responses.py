@@ -13,15 +13,16 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import aclosing, suppress
+from copy import copy
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import msgspec
 import trio
 
-from .request import Receive, Scope, Send
+from .request import ClientDisconnected, Receive, Scope, Send
 
 __all__ = [
     "HTMLResponse",
@@ -122,6 +123,13 @@ class Response:
         if content is None:
             return b""
         return content.encode() if isinstance(content, str) else bytes(content)
+
+    def fresh(self) -> Self:
+        """This response with headers of its own: one object may answer many requests."""
+        same = copy(self)
+        same.headers = MutableHeaders()
+        same.headers.raw = list(self.headers.raw)
+        return same
 
     def set_cookie(
         self,
@@ -226,10 +234,14 @@ class StreamingResponse(Response):
             await send(self.head(None))
             await send({"type": "http.response.body", "body": b""})
             return
+        whole = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
             await self._send_all(send)
+            whole = True
             nursery.cancel_scope.cancel()
+        if not whole:
+            raise ClientDisconnected
 
     async def _send_all(self, send: Send) -> None:
         chunks = _as_async(self.chunks)

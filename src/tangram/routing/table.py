@@ -145,7 +145,7 @@ class RouteTable:
         target = "/" + (root + other).lstrip("/\\")
         query = scope.get("query_string", b"")
         response = Response(b"", 307)
-        response.headers["location"] = quote(target, safe=_PATH_SAFE) + (
+        response.headers["location"] = quote(target, safe=_PATH_SAFE, errors="replace") + (
             "?" + quote(query, safe="%?" + _PATH_SAFE) if query else ""
         )
         await response(scope, receive, send)
