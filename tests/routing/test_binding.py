@@ -157,6 +157,7 @@ async def test_text_becomes_the_annotated_type(kind: Any, text: str, value: obje
         (timedelta, "P1Y1", "time_delta_parsing"),
         (UUID, "12", "uuid_parsing"),
         (Decimal, "sNaN", "finite_number"),
+        (FilePath, "a%00b", "path_type"),
         (Annotated[int, at.Ge(3)], "2", "greater_than_equal"),
         (Annotated[int, at.MultipleOf(3)], "4", "multiple_of"),
         (Annotated[str, at.Len(2, 3)], "a", "too_short"),

@@ -47,6 +47,12 @@ OtherWind = other_wind()
 class State: ...
 
 
+@attrs.define
+class Filters:
+    tags: list[str] = attrs.field(factory=list)
+    offset: int = 5
+
+
 async def paging(limit: Annotated[int, Query(ge=1, description="how many")] = 10) -> int:
     return limit
 
@@ -67,8 +73,8 @@ def routers() -> list[APIRouter]:
     @first.post("/wind", status_code=201, summary="Add")
     async def wind_add(wind: Wind, note: Annotated[str, Body()] = "") -> OtherWind: ...  # type: ignore[valid-type]
 
-    @first.api_route("/both", methods=["GET", "DELETE"])
-    async def both() -> None: ...
+    @first.api_route("/both", methods=["GET", "DELETE"], operation_id="both")
+    async def both(filters: Annotated[Filters, Depends()]) -> None: ...
 
     @first.get("/hidden", include_in_schema=False)
     async def hidden() -> None: ...
@@ -105,6 +111,8 @@ def test_operations() -> None:
 
     assert "/weather/hidden" not in paths
     assert set(paths["/weather/both"]) == {"get", "delete"}
+    both = {p["name"]: p["schema"].get("default") for p in paths["/weather/both"]["get"]["parameters"]}
+    assert both == {"tags": None, "offset": 5, "limit": 10}
     assert (wind["tags"], wind["summary"], wind["description"]) == (
         ["weather"],
         "Wind",

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import msgspec
 import trio
 
-from .request import ClientDisconnected, Receive, Scope, Send
+from .request import Receive, Scope, Send
 
 __all__ = [
     "HTMLResponse",
@@ -234,14 +234,10 @@ class StreamingResponse(Response):
             await send(self.head(None))
             await send({"type": "http.response.body", "body": b""})
             return
-        whole = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
             await self._send_all(send)
-            whole = True
             nursery.cancel_scope.cancel()
-        if not whole:
-            raise ClientDisconnected
 
     async def _send_all(self, send: Send) -> None:
         chunks = _as_async(self.chunks)
