@@ -118,3 +118,25 @@ def problems(answer: Answer) -> set[tuple[tuple[str | int, ...], str]]:
     assert answer.status == 422, answer
     assert all(item["msg"] for item in answer.json()["detail"])
     return {(tuple(item["loc"]), item["type"]) for item in answer.json()["detail"]}
+
+
+@attrs.define
+class Thing:
+    name: str
+
+
+def one_route(endpoint: Any, path: str = "/", method: str = "GET", **settings: Any) -> RouteTable:
+    router = APIRouter()
+    router.add_api_route(path, endpoint, methods=[method], **settings)
+    return table_of(router)
+
+
+def raising(exc: BaseException) -> RouteTable:
+    async def handler() -> None:
+        raise exc
+
+    return one_route(handler)
+
+
+async def ok() -> str:
+    return "ok"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import trio
 
-from tangram.errors import BadRequest, RouteError
+from tangram.errors import BadRequest, Refused, RouteError
 
 from .calls import Threads
 from .endpoint import Endpoint, Overrides, send_json
@@ -225,6 +225,8 @@ def _refusal(cause: Exception) -> Response | None:
         return JSONResponse({"detail": cause.detail}, cause.status_code, cause.headers)
     if isinstance(cause, BadRequest):
         return JSONResponse({"detail": detail_of(cause)}, 422)
+    if isinstance(cause, Refused):
+        return JSONResponse({"detail": cause.reason}, 403)
     return None
 
 
