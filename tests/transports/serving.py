@@ -17,7 +17,7 @@ from quart_trio import QuartTrio
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.transports.channels import Channels, connect_info
-from tangram.transports.quart import websocket_blueprint
+from tangram.transports.quart import WebsocketConnection, websocket_blueprint
 from tangram.transports.tokens import issue_token
 from tests.channels.fakes import FakeBus, Settings
 
@@ -51,18 +51,19 @@ def make_channels(
 
 def make_app(channels: Channels) -> QuartTrio:
     app = QuartTrio(__name__)
+    app.asgi_websocket_class = WebsocketConnection
     app.register_blueprint(websocket_blueprint(lambda: channels))
 
     @app.post("/token")
     async def token() -> Response:
         answer = await issue_token(
             channels.gate,
-            await request.get_data(),
+            (await request.get_data(as_text=False)),
             content_type=request.headers.get("content-type"),
             authorization=request.headers.get("authorization"),
             info=connect_info(request.scope),
         )
-        return Response(answer.body, answer.status, answer.headers, content_type=answer.content_type)
+        return Response(answer.body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
     return app
 
@@ -81,7 +82,7 @@ async def open_server(
     async with trio.open_nursery() as nursery:
         await nursery.start(channels.run)
         binds = await nursery.start(
-            partial(serve, app, config, mode="asgi", shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]
+            partial(serve, app, config, mode="asgi", shutdown_trigger=trio.sleep_forever)
         )
         yield Server(binds[0], channels, bus, app)
         await channels.drain(within=1.0)

@@ -130,7 +130,8 @@ class Hub:
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """Put a batch of (Redis channel, payload) into the outboxes of those who are on its topics, in
-        order."""
+        order.
+        """
         routes = self._routes
         current: _Room | None = None
         run: list[Encoded] = []
@@ -260,7 +261,8 @@ class Hub:
 
     def close_topic(self, topic: str, event: str = CLOSE) -> list[Publication]:
         """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come
-        back."""
+        back.
+        """
         room = self._rooms.get(topic)
         if room is None:
             return []

@@ -116,7 +116,8 @@ class Gate:
         authorize_timeout: float = AUTHORIZE_TIMEOUT,
     ) -> None:
         """``clock`` gives wall time in seconds since 1970; ``new_id`` an id for a browser that brings
-        none."""
+        none.
+        """
         self.origins = origins
         self.authorizers = tuple(authorizers)
         self.refused = 0

@@ -30,6 +30,8 @@ HEARTBEAT_INTERVAL: Final = 30.0
 """Seconds between heartbeats; a missing answer by the next one ends the connection, as in phoenix.js."""
 CLOSE_TIMEOUT: Final = 1.0
 """Seconds for the server to answer our close frame."""
+CLOSE_ANYHOW: Final = 0.05
+"""Seconds to get a close frame out when nobody waits for the answer any more."""
 BACKOFF_FIRST: Final = 0.05
 BACKOFF_MAX: Final = 5.0
 """Seconds before a reconnection: doubled from the first to the longest, each with up to 20 % of jitter."""
@@ -72,6 +74,7 @@ class ClientSocket:
         self._channels: dict[str, Channel] = {}
         self._rejoining: set[str] = set()
         self._waiting: dict[str, _Waiter] = {}
+        self._closing: trio.Event | None = None
         self._ref = 0
 
     @property
@@ -106,7 +109,18 @@ class ClientSocket:
     async def disconnect(self) -> None:
         """Drop the connection; it comes back by itself unless ``reconnect`` is off."""
         if self._connection is not None:
-            await self._connection.aclose()
+            closing = self._closing = trio.Event()
+            try:
+                with trio.move_on_after(CLOSE_TIMEOUT):
+                    await self._connection.aclose()
+            finally:
+                closing.set()
+                self._closing = None
+
+    async def aclose(self) -> None:
+        """Close for good; the channels are closed."""
+        self._reconnect = False
+        await self.disconnect()
 
     def next_ref(self) -> str:
         self._ref += 1
@@ -191,8 +205,12 @@ class ClientSocket:
                         nursery.start_soon(self._beat, connection)
                         try:
                             await self._read(connection)
+                            if self._closing is not None:
+                                # Its answer is still to be read, by a task of this nursery.
+                                await self._closing.wait()
                         finally:
-                            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                            # The reader of trio-websocket may be cancelled already: then no answer can come.
+                            with trio.move_on_after(CLOSE_ANYHOW, shield=True):
                                 await connection.aclose()
                     nursery.cancel_scope.cancel()
             finally:
@@ -311,12 +329,18 @@ async def open_socket(
     error: Exception | None = None
     async with trio.open_nursery() as nursery:
         socket = ClientSocket(
-            address, nursery, reconnect=reconnect, heartbeat=heartbeat, rng=rng or random.Random(), **dial
+            address,
+            nursery,
+            reconnect=reconnect,
+            heartbeat=heartbeat,
+            rng=rng or random.Random(),
+            **dial,
         )
         try:
             await nursery.start(socket.run)
             yield socket
-        except Exception as raised:
+            await socket.aclose()
+        except Exception as raised:  # noqa: BLE001 - raised again below
             # Out of the nursery as it is: a group of one would hide it from the caller's except.
             error = raised
         finally:

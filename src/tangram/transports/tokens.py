@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tangram.channels.disconnects import BUSY, Refusal
 from tangram.channels.policy import ConnectInfo, Gate
+from tangram.routing import APIRouter, Request, Response
 from tangram.transports.channels import Channels, connect_info
-
-if TYPE_CHECKING:
-    from tangram.routing import APIRouter
 
 __all__ = ["MAX_BODY", "TokenAnswer", "issue_token", "token_router"]
 
@@ -80,8 +78,6 @@ def _text(status: int, text: str, *, retry: bool = False) -> TokenAnswer:
 
 def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
     """The route; ``channels`` is read at each request, None (no incarnation at the moment) answers 503."""
-    from tangram.routing import APIRouter, Request, Response
-
     router = APIRouter(tags=["channels"])
 
     @router.post("/token", summary="A token for one channel")
@@ -101,7 +97,4 @@ def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
             answer.body, answer.status, headers=dict(answer.headers), media_type=answer.content_type
         )
 
-    # The signature is read when the route is compiled, long after this function's names are gone.
-    token.__annotations__.update(request=Request)
-    token.__annotations__["return"] = Response
     return router
