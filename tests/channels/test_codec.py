@@ -74,7 +74,10 @@ def test_the_example_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("00 01 0a 02 31 6f62733a643a77696e64 6576 0001", Message("1", None, "obs:d:wind", "ev", b"\x00\x01", binary=True)),
+        (
+            "00 01 0a 02 31 6f62733a643a77696e64 6576 0001",
+            Message("1", None, "obs:d:wind", "ev", b"\x00\x01", binary=True),
+        ),
         ("01 01 01 01 02 31 32 74 6f6b ff", Message("1", "2", "t", "ok", b"\xff", binary=True)),
     ],
 )

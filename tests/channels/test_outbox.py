@@ -137,7 +137,11 @@ def test_the_first_reason_to_close_stays() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["put", "many", "take", "write"]), st.integers(1, 80), st.sampled_from([None, "a", "b"]))
+        st.tuples(
+            st.sampled_from(["put", "many", "take", "write"]),
+            st.integers(1, 80),
+            st.sampled_from([None, "a", "b"]),
+        )
     )
 )
 def test_the_backlog_is_bounded(steps: list[tuple[str, int, str | None]]) -> None:

@@ -30,7 +30,11 @@ def test_the_referee_reads_what_is_minted() -> None:
 
     assert jwt.get_unverified_header(token) == {"typ": "JWT", "alg": "HS256"}
     options = {"verify_exp": False}
-    assert jwt.decode(token, SECRET, ["HS256"], options=options) == {"id": "alice", "channel": "obs", "exp": NOW}
+    assert jwt.decode(token, SECRET, ["HS256"], options=options) == {
+        "id": "alice",
+        "channel": "obs",
+        "exp": NOW,
+    }
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=20))
@@ -90,7 +94,9 @@ def test_a_header_that_lies_is_refused() -> None:
     import hmac
 
     for header in ({"alg": "none"}, {"alg": "HS256", "crit": ["b64"]}, {}):
-        signed = b".".join(urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, GOOD))
+        signed = b".".join(
+            urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, GOOD)
+        )
         signature = urlsafe_b64encode(hmac.new(SECRET.encode(), signed, hashlib.sha256).digest()).rstrip(b"=")
         assert verify((signed + b"." + signature).decode(), SECRET, NOW) == UNAUTHORIZED
 
