@@ -348,11 +348,10 @@ class HubAgainstAModel(RuleBasedStateMachine):
         for conn, box in self.boxes.items():
             for frame in drained(box):
                 assert isinstance(frame, list)
-                self.read_one(conn, *frame)
+                self.read_one(conn, frame)
 
-    def read_one(
-        self, conn: str, join_ref: str | None, ref: str | None, topic: str, event: str, payload: Any
-    ) -> None:
+    def read_one(self, conn: str, frame: list[Any]) -> None:
+        _, _, topic, event, payload = frame
         if event == "n":
             self.got[conn, topic] += payload
         elif event == "presence_state":

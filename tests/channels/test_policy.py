@@ -30,14 +30,14 @@ class Clock:
 
 
 def open_gate(
-    *functions: Callable[..., Any], clock: Callable[[], float] = Clock(), settings: Settings | None = None
+    *functions: Callable[..., Any], clock: Callable[[], float] | None = None, settings: Settings | None = None
 ) -> Gate:
     return Gate(
         settings or Settings(),
         SECRET,
         origins=OriginPolicy(),
         new_id=counting_ids("id"),
-        clock=clock,
+        clock=clock or Clock(),
         operator_token="operator",
         authorizers=[Authorizer(f"plugin{number}", function) for number, function in enumerate(functions)],
     )

@@ -227,7 +227,8 @@ def test_a_duplicate_join_ends_the_old_membership() -> None:
     client.hub.deliver([(b"to:obs:e", b"[1]")])
 
     assert client.heard() == [[None, None, "obs", "e", [1]]]
-    assert [one.channel for one in effects if isinstance(one, Publish)][0] == "to:admin:channel.leave"
+    assert isinstance(effects[0], Publish)
+    assert effects[0].channel == "to:admin:channel.leave"
 
 
 def test_the_same_join_twice_is_one_membership() -> None:
@@ -403,9 +404,7 @@ def test_no_frames_ever_end_a_connection(frames: list[tuple[object, ...]]) -> No
     waiting: list[Authorize] = []
     for *frame, verdict in frames:
         effects = client.say(*frame)
-        for effect in effects:
-            if isinstance(effect, Authorize):
-                waiting.append(effect)
+        waiting += [effect for effect in effects if isinstance(effect, Authorize)]
         if verdict != "later" and waiting:
             effects += client.socket.authorized(waiting.pop(0), "alice" if verdict == "yes" else UNAUTHORIZED)
             waiting += [one for one in effects if isinstance(one, Authorize) and one not in waiting]

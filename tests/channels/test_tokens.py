@@ -29,8 +29,7 @@ def test_the_referee_reads_what_is_minted() -> None:
     token = mint(Claims("alice", "obs", NOW), SECRET)
 
     assert jwt.get_unverified_header(token) == {"typ": "JWT", "alg": "HS256"}
-    options = {"verify_exp": False}
-    assert jwt.decode(token, SECRET, ["HS256"], options=options) == {
+    assert jwt.decode(token, SECRET, ["HS256"], options={"verify_exp": False}) == {
         "id": "alice",
         "channel": "obs",
         "exp": NOW,

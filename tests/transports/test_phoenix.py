@@ -86,8 +86,8 @@ async def open_browser(
     package = "phoenix-" + version.replace(".", "")
     async with trio.open_nursery() as nursery:
 
-        def start(task_status: trio.TaskStatus[trio.Process]) -> Any:
-            return trio.run_process(
+        async def start(task_status: trio.TaskStatus[trio.Process]) -> None:
+            await trio.run_process(
                 ["node", str(DRIVER), str(node_modules), package],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -144,6 +144,8 @@ async def test_join_event_push_leave(browser: Callable[..., Any]) -> None:
         await page.see("pong")
         await page.tell("leave", name="weather:wind")
         assert (await page.see("leave"))["status"] == "ok"
+        await page.tell("ping")
+        await page.see("pong")
         assert server.bus.payloads("from:phoenix:heartbeat")[1] == b"{}"
         assert server.bus.payloads("from:weather:wind:phx_leave") == [b"{}"]
 
