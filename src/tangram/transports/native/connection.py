@@ -18,7 +18,7 @@ import trio
 
 from tangram.transports.engine import Address, ClientGone
 from tangram.transports.native.exchange import Exchange
-from tangram.transports.native.head import CHUNKED, BadHead, Request, parse_head, premature_fault
+from tangram.transports.native.head import BadHead, Request, parse_head, premature_fault
 from tangram.transports.native.response import simple_response
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ LINGER_TIME: Final = 2.0
 
 LINGER_BYTES: Final = 1024 * 1024
 """Bytes dropped at most after the last answer: a larger body that was refused ends in a reset."""
-
-SKIP_BYTES: Final = 65536
-"""An unread body of at most so many bytes is skipped to keep the connection; a larger one ends it."""
 
 _wait_readable = trio.lowlevel.wait_readable
 _wait_writable = trio.lowlevel.wait_writable
@@ -225,9 +222,6 @@ class HttpConnection:
     async def _read_head(self) -> int:
         """Wait for a whole head; answers where its empty line begins, or -1 when the connection has ended."""
         settings = self.server.settings
-        engine = self.server.engine
-        if engine.draining and not self.buffer and self.server_address is None:
-            return -1
         timeout = settings.idle_timeout
         started = 0.0
         while True:
@@ -275,19 +269,3 @@ class HttpConnection:
             if not data:
                 return
             taken += len(data)
-
-    async def skip(self, request: Request, feed: Callable[[bytes], tuple[bytes, bytes]], left: int) -> bool:
-        """Take the rest of a body that nobody read, if it is small; answers whether the next request can be read."""
-        del request
-        if left != CHUNKED and left > SKIP_BYTES:
-            return False
-        taken = 0
-        while True:
-            body, self.buffer = feed(self.buffer)
-            taken += len(body)
-            if taken > SKIP_BYTES:
-                return False
-            data = await self.read(LINGER_TIME)
-            if not data:
-                return False
-            self.buffer += data

@@ -1,6 +1,6 @@
 """CPU a request: the native engine, Hypercorn contained, and uvicorn on asyncio, with the same application and client.
 
-    python benchmarks/http.py [--quick] [--engines native hypercorn uvicorn] [--connections 32]
+    python benchmarks/http_engines.py [--quick] [--engines native hypercorn uvicorn] [--connections 32]
 
 The server runs in a process of its own; its CPU time is what the operating system says it used (/proc/PID/stat, user
 and system). The client is this process: raw sockets on epoll, one request at a time on each connection.
@@ -62,7 +62,10 @@ def serve(engine: str) -> None:
     if engine == "uvicorn":
         import uvicorn
 
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # asyncio turns Nagle's algorithm off only where it can see that this is TCP.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
         print(listener.getsockname()[1], flush=True)
         config = uvicorn.Config(app, log_level="error", access_log=False, loop="asyncio", http="httptools", lifespan="off")
         uvicorn.Server(config).run([listener])
