@@ -178,7 +178,8 @@ async def test_chunked_request(engine: str, clock: Clock) -> None:
     async with serving(engine, hello) as server, await server.connect() as client:
         await client.send(
             b"POST /x HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
-            b"5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\nGET /next HTTP/1.1\r\nHost: test\r\n\r\n"
+            b"5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"
+            b"GET /next HTTP/1.1\r\nHost: test\r\n\r\n"
         )
         client.http.send(h11.Request(method="POST", target="/x", headers=[("host", "x")]))
         client.http.send(h11.EndOfMessage())
@@ -351,7 +352,7 @@ async def test_head_over_the_bound(engine: str, clock: Clock) -> None:
 
 
 async def test_one_byte_a_second_costs_its_own_connection(engine: str, clock: Clock) -> None:
-    """A client that sends its head one byte a second is cut after header_timeout; others are answered meanwhile."""
+    """A client that sends its head one byte a second is cut after header_timeout; others are answered."""
     async with serving(engine, hello, header_timeout=10.0) as server, await server.connect() as client:
         began = trio.current_time()
         with suppress(trio.BrokenResourceError):
@@ -491,4 +492,9 @@ async def test_access_log(engine: str, clock: Clock) -> None:
             await client.get("/seen?secret=1")
 
     line = next(line for line in lines if line["event"] == "request")
-    assert (line["method"], line["path"], line["status"], line["client"]) == ("GET", "/seen", 200, "127.0.0.1")
+    assert (line["method"], line["path"], line["status"], line["client"]) == (
+        "GET",
+        "/seen",
+        200,
+        "127.0.0.1",
+    )

@@ -158,7 +158,9 @@ class Engine:
     close_code: Callable[[], int] = lambda: 1012
     """With which code WebSockets are told to go: 1012 for a restart, 1001 for good."""
     tick: Callable[[], None] | None = None
-    """Called every TICK seconds while connections are open: deadlines are kept by looking, not by a timer each."""
+    """Called every TICK seconds while connections are open: deadlines are kept by looking, not by a timer
+    each.
+    """
     secure: bool = False
     """With TLS a refusal cannot be told in plain text."""
     draining: bool = False

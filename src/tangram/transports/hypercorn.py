@@ -144,7 +144,7 @@ class _Shared:
         self.config.websocket_max_message_size = max_message
 
     async def handle(
-        self, client: socket.socket, _address: str, report: Callable[[Connection], None]
+        self, client: socket.socket, _address: Address, report: Callable[[Connection], None]
     ) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
         secured: Any = stream
@@ -246,8 +246,8 @@ class _Connection(TCPServer):
         return self.stream.selected_alpn_protocol() or "http/1.1"
 
     async def _read_data(self) -> None:
-        # Cancelled when the socket is closed: a pipelined request makes Hypercorn's reader wait for the end of
-        # a response, also of one that has just broken off.
+        # Cancelled when the socket is closed: a pipelined request makes Hypercorn's reader wait for the end
+        # of a response, also of one that has just broken off.
         with self.read_scope:
             while True:
                 try:

@@ -1,10 +1,10 @@
 """One connection of the native engine: one task, one socket, requests one after the other.
 
-1. The application runs in the connection's own task: no nursery, no timer and no parser belongs to a connection that
-   waits. Deadlines are two numbers, which the engine looks at every half second.
+1. The application runs in the connection's own task: no nursery, no timer and no parser belongs to a
+   connection that waits. Deadlines are two numbers, which the engine looks at every half second.
 2. Reading and writing go straight to the socket; the event loop is asked only when the socket is not ready.
-3. Whatever the client does ends here: a broken request is answered and the connection closed after what it had sent
-   was taken (a close with unread bytes would be a reset, and the answer lost).
+3. Whatever the client does ends here: a broken request is answered and the connection closed after what it
+   had sent was taken (a close with unread bytes would be a reset, and the answer lost).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 
 from tangram.transports.engine import Address, ClientGone
 from tangram.transports.native.exchange import Exchange
-from tangram.transports.native.head import BadHead, Request, parse_head, premature_fault
+from tangram.transports.native.head import BadHead, parse_head, premature_fault
 from tangram.transports.native.response import simple_response
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class HttpConnection:
     # The socket.
 
     async def read(self, timeout: float) -> bytes:
-        """What has come, or b"" when the client will send no more, or has gone, or took longer than ``timeout``."""
+        """What has come; empty when the client sends no more, has gone, or took longer than ``timeout``."""
         self.reading = True
         if timeout is not NEVER:
             self.read_deadline = _now() + timeout
@@ -140,7 +140,9 @@ class HttpConnection:
         return b""
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Send all of it. Raises ClientGone. Does not give way to other tasks if the socket takes it at once."""
+        """Send all of it. Raises ClientGone. Does not give way to other tasks if the socket takes it at
+        once.
+        """
         if self._writing is not None:
             await self._wait_turn()
         try:

@@ -1,7 +1,7 @@
 """The native engine: HTTP/1.1 and WebSockets on the root's sockets.
 
-What is decided elsewhere: accepting, bounds and the stop (``engine``), what a head says (``head``), one connection
-(``connection``), one request (``exchange``).
+What is decided elsewhere: accepting, bounds and the stop (``engine``), what a head says (``head``), one
+connection (``connection``), one request (``exchange``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ async def serve_native(
 ) -> None:
     """Serve ``app`` until cancelled; then drain within ``grace()`` seconds and close the rest.
 
-    ``close_code()`` is asked at the stop: WebSockets are told to go with it (1012 for a restart, 1001 for good).
+    ``close_code()`` is asked at the stop: WebSockets are told to go with it (1012 for a restart, 1001 for
+    good).
     """
     server = NativeServer(app, settings)
     server.engine.close_code = close_code
