@@ -1,0 +1,83 @@
+"""What travels: the message both ends speak of, and the bytes that every member of a topic shares.
+
+1. This file knows no JSON and no byte layout: that is ``codec``.
+2. A payload is never parsed into Python objects on its way: it stays the bytes it came as.
+3. One ``Encoded`` is put into many outboxes. Whoever frames it for the wire keeps the result in ``wire``,
+   so that a broadcast is framed once, whatever the number of members.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "ERROR",
+    "HEARTBEAT",
+    "JOIN",
+    "LEAVE",
+    "MAX_FIELD",
+    "PHOENIX",
+    "PRESENCE_DIFF",
+    "PRESENCE_STATE",
+    "REPLY",
+    "TEXT",
+    "Encoded",
+    "FrameError",
+    "Message",
+]
+
+TEXT: Final = 1
+"""Opcode of a text frame (RFC 6455, section 5.2)."""
+BINARY: Final = 2
+"""Opcode of a binary frame."""
+
+MAX_FIELD: Final = 255
+"""Bytes of a topic or an event: binary frames carry their lengths in one byte."""
+
+JOIN: Final = "phx_join"
+LEAVE: Final = "phx_leave"
+REPLY: Final = "phx_reply"
+ERROR: Final = "phx_error"
+CLOSE: Final = "phx_close"
+HEARTBEAT: Final = "heartbeat"
+PRESENCE_STATE: Final = "presence_state"
+PRESENCE_DIFF: Final = "presence_diff"
+PHOENIX: Final = "phoenix"
+"""The topic of heartbeats."""
+
+
+class FrameError(ValueError):
+    """A frame that is no message of the protocol: dropped and counted, and the connection lives on."""
+
+
+class Message(NamedTuple):
+    """One message, in either direction."""
+
+    join_ref: str | None
+    ref: str | None
+    topic: str
+    event: str
+    payload: bytes
+    """The payload's JSON text, or raw bytes if ``binary``."""
+    binary: bool = False
+
+
+class Encoded:
+    """One frame's payload, ready for the wire, the same object for everybody who gets it."""
+
+    __slots__ = ("data", "key", "opcode", "wire")
+
+    def __init__(self, opcode: int, data: bytes, key: str | None = None) -> None:
+        self.opcode = opcode
+        """``TEXT`` or ``BINARY``."""
+        self.data = data
+        """The frame's payload, unframed."""
+        self.key = key
+        """Set if only the newest of the backlog with this key needs to be kept."""
+        self.wire: bytes | None = None
+        """The whole frame, header included, once a transport has framed it."""
+
+    def __repr__(self) -> str:
+        return f"Encoded({self.opcode}, {self.data!r})"

@@ -1,0 +1,48 @@
+"""Rate limits: token buckets, one for each address, without a clock of their own."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from typing import Final
+
+__all__ = ["Limiter", "client_key"]
+
+MAX_KEYS: Final = 16_384
+"""Addresses remembered at once. The one seen longest ago is forgotten first, which can only be kind to it."""
+
+
+class Limiter:
+    """``rate`` a second and ``burst`` at once for each key; a rate of 0 is no limit."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = max(1.0, burst)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str | None, now: float) -> bool:
+        """May ``key`` do it once more at ``now``? None is exempt."""
+        if key is None or self._rate <= 0:
+            return True
+        level, at = self._buckets.pop(key, (self._burst, now))
+        level = min(self._burst, level + max(0.0, now - at) * self._rate)
+        allowed = level >= 1.0
+        self._buckets[key] = (level - 1.0 if allowed else level, now)
+        if len(self._buckets) > MAX_KEYS:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+def client_key(address: str) -> str | None:
+    """Whose bucket: None for loopback, which is exempt; an IPv6 host is its /64, because it owns all of
+    it.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address or None
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is None:
+            return None if parsed.is_loopback else str(ipaddress.ip_network((int(parsed), 64), strict=False))
+        parsed = parsed.ipv4_mapped
+    return None if parsed.is_loopback else str(parsed)

@@ -1,0 +1,337 @@
+"""The socket machine: what a client's frame means, given what it has joined.
+
+1. Frames in, effects out. Replies go into the connection's outbox; whatever needs somebody else (Redis, a
+   token's verdict, the end of the connection) is returned as an effect, and its result is fed back.
+2. What a frame does is the table below: state of its topic x kind of frame. Kinds that ignore the state
+   (heartbeats, binary control frames, malformed frames) are handled before it.
+3. While a join waits for its verdict, later frames of the same topic wait behind it, in order: a leave must
+   not overtake the join it belongs to. Other topics go on.
+4. No frame ends the connection. Malformed ones are counted; only who sends them by the hundred is sent away.
+
+    state of the topic | phx_join           | phx_leave             | anything else
+    -------------------+--------------------+-----------------------+-----------------------------------
+    ABSENT             | ask the gate       | reply ok, {}          | reply error, unmatched topic
+    JOINING            | wait behind it     | wait behind it        | wait behind it
+    JOINED             | same join_ref:     | join_ref same or null:| join_ref same: publish, reply when
+                       |   reply ok again   |   leave, reply ok     |   Redis has it
+                       | other: phx_close   | other: reply ok, {}   | other: reply error, unmatched topic
+                       |   the old, ask     |                       |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+import attrs
+import msgspec
+
+from tangram.channels import codec
+from tangram.channels.disconnects import (
+    ABUSE,
+    BAD_EVENT,
+    BUSY,
+    EVENT_TOO_LONG,
+    TOO_MANY_JOINS,
+    TOPIC_TOO_LONG,
+    UNAVAILABLE,
+    UNMATCHED_TOPIC,
+    Disconnect,
+    Refusal,
+)
+from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, Message
+from tangram.channels.hub import Hub, Membership, Publication
+from tangram.channels.outbox import Outbox
+
+__all__ = ["Authorize", "Effect", "Publish", "Reply", "Socket", "SocketStatistics"]
+
+MAX_DEFERRED: Final = 100
+"""Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends at most one leave
+meanwhile."""
+MALFORMED_BURST: Final = 100.0
+"""Malformed frames at once before the connection is ended."""
+MALFORMED_RATE: Final = 1.0
+"""Malformed frames a second that are forgiven: a confused client does not deserve to be cut."""
+
+
+class Reply(NamedTuple):
+    """Whom to answer, once the outcome is known."""
+
+    join_ref: str | None
+    ref: str | None
+    topic: str
+
+
+class Publish(NamedTuple):
+    """Effect: publish, then say ``published`` with the outcome if ``reply`` is set."""
+
+    channel: str
+    payload: bytes
+    reply: Reply | None = None
+
+
+class Authorize(NamedTuple):
+    """Effect: ask the gate, then say ``authorized`` with its verdict."""
+
+    topic: str
+    join_ref: str
+    ref: str | None
+    token: str | None
+    """The token of the join itself, which is then final; None: the connection's own token counts."""
+    payload: bytes
+
+
+Effect = Publish | Authorize | Disconnect
+
+
+class _State(Enum):
+    ABSENT = "absent"
+    JOINING = "joining"
+    JOINED = "joined"
+
+
+class _Kind(Enum):
+    JOIN = "join"
+    LEAVE = "leave"
+    PUSH = "push"
+
+
+@attrs.frozen
+class SocketStatistics:
+    """Numbers of one connection."""
+
+    conn: str
+    topics: int
+    """Topics joined now."""
+    frames: int
+    """Frames received."""
+    malformed: int
+    """Frames that were no messages."""
+    refused: int
+    """Joins and pushes answered with an error."""
+
+
+class _Join(msgspec.Struct):
+    token: object = None
+
+
+_decode_join: Final = msgspec.json.Decoder(_Join).decode
+
+
+class Socket:
+    """One connection's memberships."""
+
+    def __init__(
+        self, conn: str, hub: Hub, outbox: Outbox, *, max_joins: int = 100, push_replies: bool = True
+    ) -> None:
+        self.conn = conn
+        self.outbox = outbox
+        self.frames = 0
+        self.malformed_frames = 0
+        self.refused = 0
+        self._hub = hub
+        self._max_joins = max_joins
+        self._push_replies = push_replies
+        self._joined: dict[str, Membership] = {}
+        self._joining: dict[str, list[Message]] = {}
+        self._forgiven = MALFORMED_BURST
+        self._forgiven_at = 0.0
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """Topics joined now."""
+        return [topic for topic, membership in self._joined.items() if membership.alive]
+
+    def receive(self, message: Message) -> list[Effect]:
+        """One frame of the client."""
+        self.frames += 1
+        if message.event == HEARTBEAT and message.topic == PHOENIX and not message.binary:
+            return self._heartbeat(message)
+        if message.event == JOIN:
+            kind = _Kind.JOIN
+        elif message.event == LEAVE:
+            kind = _Kind.LEAVE
+        else:
+            kind = _Kind.PUSH
+        if message.binary and (kind is not _Kind.PUSH or message.topic == PHOENIX):
+            return self._refuse(message, BAD_EVENT)
+        return _TABLE[self._state(message.topic), kind](self, message)
+
+    def _state(self, topic: str) -> _State:
+        if topic in self._joining:
+            return _State.JOINING
+        membership = self._joined.get(topic)
+        if membership is None:
+            return _State.ABSENT
+        if membership.alive:
+            return _State.JOINED
+        del self._joined[topic]
+        return _State.ABSENT
+
+    def malformed(self, now: float) -> list[Effect]:
+        """A frame that is no message arrived: forgiven ``MALFORMED_BURST`` times, and once a second."""
+        self.frames += 1
+        self.malformed_frames += 1
+        elapsed = max(0.0, now - self._forgiven_at)
+        self._forgiven_at = now
+        self._forgiven = min(MALFORMED_BURST, self._forgiven + elapsed * MALFORMED_RATE) - 1.0
+        return [ABUSE] if self._forgiven < 0.0 else []
+
+    def authorized(self, request: Authorize, verdict: str | Refusal) -> list[Effect]:
+        """The gate's verdict on a join: the external id, or why not. Then come the frames that waited."""
+        deferred = self._joining.pop(request.topic, [])
+        if self.outbox.disconnect is not None:
+            return []
+        if not isinstance(verdict, Refusal) and not self._hub.available:
+            verdict = UNAVAILABLE
+        if isinstance(verdict, Refusal):
+            message = Message(request.join_ref, request.ref, request.topic, JOIN, request.payload)
+            effects = self._refuse_join(message, request.join_ref, verdict)
+        else:
+            effects = self._enter(request, verdict)
+        for message in deferred:
+            effects += self.receive(message)
+            self.frames -= 1
+        return effects
+
+    def published(self, reply: Reply, *, taken: bool) -> None:
+        """Redis has taken a push, or has not."""
+        if taken:
+            self._hub.reply(self.outbox, reply.join_ref, reply.ref, reply.topic, "ok", {})
+        else:
+            self._refuse(Message(*reply, "", b""), UNAVAILABLE)
+
+    def gone(self) -> list[Effect]:
+        """The connection has ended: leave everything."""
+        memberships, self._joined = self._joined, {}
+        self._joining.clear()
+        return [told for one in memberships.values() for told in _publishing(self._hub.leave(one))]
+
+    # What the table names.
+
+    def _ask(self, message: Message) -> list[Effect]:
+        join_ref = message.join_ref if message.join_ref is not None else message.ref
+        if join_ref is None:
+            # Nobody could be answered, and no agent id could be made.
+            self.malformed_frames += 1
+            return []
+        if len(message.topic.encode()) > MAX_FIELD:
+            return self._refuse_join(message, join_ref, TOPIC_TOO_LONG)
+        if not self._hub.available:
+            return self._refuse_join(message, join_ref, UNAVAILABLE)
+        if len(self.topics) + len(self._joining) >= self._max_joins:
+            return self._refuse_join(message, join_ref, TOO_MANY_JOINS)
+        self._joining[message.topic] = []
+        return [Authorize(message.topic, join_ref, message.ref, _token(message.payload), message.payload)]
+
+    def _enter(self, request: Authorize, id_: str) -> list[Effect]:
+        membership = Membership(self.conn, request.topic, request.join_ref, id_, self.outbox)
+        self._joined[request.topic] = membership
+        effects = _publishing(self._hub.join(membership, request.ref))
+        effects.append(Publish(f"from:{request.topic}:{JOIN}", codec.without_token(request.payload)))
+        return effects
+
+    def _rejoin(self, message: Message) -> list[Effect]:
+        membership = self._joined[message.topic]
+        join_ref = message.join_ref if message.join_ref is not None else message.ref
+        if join_ref == membership.join_ref:
+            response = {"id": membership.agent}
+            self._hub.reply(self.outbox, join_ref, message.ref, message.topic, "ok", response)
+            return []
+        self._close(membership.join_ref, message.topic)
+        del self._joined[message.topic]
+        return _publishing(self._hub.leave(membership)) + self._ask(message)
+
+    def _leave(self, message: Message) -> list[Effect]:
+        membership = self._joined[message.topic]
+        if message.join_ref not in (None, membership.join_ref):
+            return self._left_already(message)
+        del self._joined[message.topic]
+        response = {"id": membership.agent}
+        self._hub.reply(self.outbox, message.join_ref, message.ref, message.topic, "ok", response)
+        effects = _publishing(self._hub.leave(membership))
+        effects.append(Publish(f"from:{message.topic}:{LEAVE}", message.payload))
+        return effects
+
+    def _left_already(self, message: Message) -> list[Effect]:
+        self._hub.reply(self.outbox, message.join_ref, message.ref, message.topic, "ok", {})
+        return []
+
+    def _push(self, message: Message) -> list[Effect]:
+        if message.join_ref != self._joined[message.topic].join_ref:
+            return self._refuse(message, UNMATCHED_TOPIC)
+        if len(message.event.encode()) > MAX_FIELD:
+            return self._refuse(message, EVENT_TOO_LONG)
+        wanted = self._push_replies and message.ref is not None
+        reply = Reply(message.join_ref, message.ref, message.topic) if wanted else None
+        return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply)]
+
+    def _unmatched(self, message: Message) -> list[Effect]:
+        return self._refuse(message, UNMATCHED_TOPIC)
+
+    def _defer(self, message: Message) -> list[Effect]:
+        deferred = self._joining[message.topic]
+        if len(deferred) >= MAX_DEFERRED:
+            return self._refuse(message, BUSY)
+        deferred.append(message)
+        return []
+
+    def _heartbeat(self, message: Message) -> list[Effect]:
+        self._hub.reply(self.outbox, None, message.ref, PHOENIX, "ok", {})
+        channel = f"from:{PHOENIX}:{HEARTBEAT}"
+        # The blank after the colon is what subscribers have always seen.
+        return [
+            Publish(channel, b'{"conn_id": "%b"}' % self.conn.encode()),
+            Publish(channel, message.payload),
+        ]
+
+    def _refuse(self, message: Message, refusal: Refusal) -> list[Effect]:
+        self.refused += 1
+        response = {"reason": refusal.reason}
+        self._hub.reply(self.outbox, message.join_ref, message.ref, message.topic, "error", response)
+        return []
+
+    def _refuse_join(self, message: Message, join_ref: str, refusal: Refusal) -> list[Effect]:
+        """phoenix.js retries a refused join for ever, unless it hears ``phx_close`` right after the error."""
+        self._refuse(message, refusal)
+        if not refusal.retry:
+            self._close(join_ref, message.topic)
+        return []
+
+    def _close(self, join_ref: str, topic: str) -> None:
+        self.outbox.put(codec.encode_text(join_ref, None, topic, CLOSE, b"{}"))
+
+    def statistics(self) -> SocketStatistics:
+        return SocketStatistics(
+            conn=self.conn,
+            topics=len(self.topics),
+            frames=self.frames,
+            malformed=self.malformed_frames,
+            refused=self.refused,
+        )
+
+
+_TABLE: Final[dict[tuple[_State, _Kind], Callable[[Socket, Message], list[Effect]]]] = {
+    (_State.ABSENT, _Kind.JOIN): Socket._ask,  # noqa: SLF001 - the table is part of the class
+    (_State.ABSENT, _Kind.LEAVE): Socket._left_already,  # noqa: SLF001
+    (_State.ABSENT, _Kind.PUSH): Socket._unmatched,  # noqa: SLF001
+    (_State.JOINING, _Kind.JOIN): Socket._defer,  # noqa: SLF001
+    (_State.JOINING, _Kind.LEAVE): Socket._defer,  # noqa: SLF001
+    (_State.JOINING, _Kind.PUSH): Socket._defer,  # noqa: SLF001
+    (_State.JOINED, _Kind.JOIN): Socket._rejoin,  # noqa: SLF001
+    (_State.JOINED, _Kind.LEAVE): Socket._leave,  # noqa: SLF001
+    (_State.JOINED, _Kind.PUSH): Socket._push,  # noqa: SLF001
+}
+
+
+def _publishing(publications: Sequence[Publication]) -> list[Effect]:
+    return [Publish(channel, payload) for channel, payload in publications]
+
+
+def _token(payload: bytes) -> str | None:
+    """The join's own token: only a string in an object counts, all else means the connection's token."""
+    if not payload.lstrip().startswith(b"{"):
+        return None
+    token = _decode_join(payload).token
+    return token if isinstance(token, str) else None

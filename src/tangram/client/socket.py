@@ -1,0 +1,349 @@
+"""The connection: frames out and in, heartbeats, and coming back."""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from tangram.channels import codec
+from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, Message
+from tangram.client.channel import TIMEOUT, Channel
+from tangram.errors import ChannelClosed, Refused
+
+if TYPE_CHECKING:
+    from trio_websocket import WebSocketConnection
+
+__all__ = ["ClientSocket", "open_socket"]
+
+log = structlog.get_logger("tangram.client")
+
+HEARTBEAT_INTERVAL: Final = 30.0
+"""Seconds between heartbeats; a missing answer by the next one ends the connection, as in phoenix.js."""
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds for the server to answer our close frame."""
+CLOSE_ANYHOW: Final = 0.05
+"""Seconds to get a close frame out when nobody waits for the answer any more."""
+BACKOFF_FIRST: Final = 0.05
+BACKOFF_MAX: Final = 5.0
+"""Seconds before a reconnection: doubled from the first to the longest, each with up to 20 % of jitter."""
+REJOIN_DELAYS: Final = (1.0, 2.0, 5.0, 10.0)
+"""Seconds before a channel is joined again after an error, as in phoenix.js; the last one repeats."""
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """Somebody waits for the reply with one ref."""
+
+    event: trio.Event = attrs.Factory(trio.Event)
+    reply: Mapping[str, Any] | None = None
+
+
+class ClientSocket:
+    """One WebSocket that carries channels."""
+
+    def __init__(
+        self,
+        url: str,
+        nursery: trio.Nursery,
+        *,
+        reconnect: bool,
+        heartbeat: float,
+        rng: random.Random,
+        **dial: Any,
+    ) -> None:
+        self.close_code: int | None = None
+        """How the last connection ended; None while it is open."""
+        self.connections = 0
+        """How often it was connected."""
+        self._url = url
+        self._nursery = nursery
+        self._reconnect = reconnect
+        self._heartbeat = heartbeat
+        self._rng = rng
+        self._dial = dial
+        self._connection: WebSocketConnection | None = None
+        self._channels: dict[str, Channel] = {}
+        self._rejoining: set[str] = set()
+        self._waiting: dict[str, _Waiter] = {}
+        self._closing: trio.Event | None = None
+        self._ref = 0
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def join(
+        self,
+        topic: str,
+        *,
+        token: str | None = None,
+        payload: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    ) -> Channel:
+        """Join a topic. ``payload`` may be a function, called again at each rejoin (for a fresh token).
+
+        Raises Refused with the server's reason, ChannelClosed, or trio.TooSlowError.
+        """
+        base: Mapping[str, Any] = {} if token is None else {"token": token}
+        make = payload if callable(payload) else lambda: {**base, **(payload or {})}
+        channel = Channel(self, topic, make)
+        old = self._channels.get(topic)
+        if old is not None:
+            await old.leave()
+        self._channels[topic] = channel
+        try:
+            await channel.join_once()
+        except BaseException:
+            self.forget(channel)
+            raise
+        return channel
+
+    async def disconnect(self) -> None:
+        """Drop the connection; it comes back by itself unless ``reconnect`` is off."""
+        if self._connection is not None:
+            closing = self._closing = trio.Event()
+            try:
+                with trio.move_on_after(CLOSE_TIMEOUT):
+                    await self._connection.aclose()
+            finally:
+                closing.set()
+                self._closing = None
+
+    async def aclose(self) -> None:
+        """Close for good; the channels are closed."""
+        self._reconnect = False
+        await self.disconnect()
+
+    def next_ref(self) -> str:
+        self._ref += 1
+        return str(self._ref)
+
+    async def call(self, message: Message) -> Mapping[str, Any]:
+        """Send, and wait for the reply; raises ChannelClosed when the connection goes meanwhile."""
+        ref = message.ref if message.ref is not None else self.next_ref()
+        waiter = self._waiting[ref] = _Waiter()
+        try:
+            await self.send(message._replace(ref=ref))
+            await waiter.event.wait()
+        finally:
+            self._waiting.pop(ref, None)
+        if waiter.reply is None:
+            raise ChannelClosed("the connection was lost", code=self.close_code)
+        return waiter.reply
+
+    async def send(self, message: Message) -> None:
+        """Send one message; raises ChannelClosed."""
+        from trio_websocket import ConnectionClosed
+
+        if self._connection is None:
+            raise ChannelClosed("not connected", code=self.close_code)
+        try:
+            await self._connection.send_message(codec.encode_client(message))
+        except ConnectionClosed as error:
+            raise ChannelClosed("the connection was lost", code=self.close_code) from error
+
+    async def send_raw(self, frame: str | bytes) -> None:
+        """Any frame, for tests of what a server does with it."""
+        if self._connection is None:
+            raise ChannelClosed("not connected", code=self.close_code)
+        await self._connection.send_message(frame)
+
+    def forget(self, channel: Channel) -> None:
+        if self._channels.get(channel.topic) is channel:
+            del self._channels[channel.topic]
+
+    def rejoin(self, channel: Channel, *, at_once: bool = False) -> None:
+        """Join again, after a delay that grows."""
+        if channel.topic not in self._rejoining:
+            self._rejoining.add(channel.topic)
+            self._nursery.start_soon(self._rejoin, channel, at_once)
+
+    async def _rejoin(self, channel: Channel, at_once: bool) -> None:
+        attempt = 0
+        try:
+            while self._channels.get(channel.topic) is channel and not channel.joined:
+                if not (at_once and attempt == 0):
+                    await trio.sleep(REJOIN_DELAYS[min(attempt, len(REJOIN_DELAYS) - 1)])
+                attempt += 1
+                if self._connection is None:
+                    return
+                try:
+                    await channel.join_once()
+                except (Refused, trio.TooSlowError, ChannelClosed) as error:
+                    log.info("rejoin failed", topic=channel.topic, cause=str(error))
+        finally:
+            self._rejoining.discard(channel.topic)
+
+    # The connection.
+
+    async def run(self, *, task_status: trio.TaskStatus[ClientSocket] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect, and stay connected. The first connection must succeed: raises Refused or ChannelClosed."""
+        delay = 0.0
+        started = False
+        while True:
+            error: ChannelClosed | Refused | None = None
+            try:
+                async with trio.open_nursery() as nursery:
+                    try:
+                        connection = await self._connect(nursery)
+                    except (ChannelClosed, Refused) as raised:
+                        error = raised
+                    else:
+                        delay = 0.0
+                        self._connected(connection)
+                        if not started:
+                            started = True
+                            task_status.started(self)
+                        nursery.start_soon(self._beat, connection)
+                        try:
+                            await self._read(connection)
+                            if self._closing is not None:
+                                # Its answer is still to be read, by a task of this nursery.
+                                await self._closing.wait()
+                        finally:
+                            # The reader of trio-websocket may be cancelled already: then no answer can come.
+                            with trio.move_on_after(CLOSE_ANYHOW, shield=True):
+                                await connection.aclose()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._lost()
+            if error is not None:
+                if not started:
+                    raise error
+                log.info("cannot connect", url=self._shown(), cause=str(error))
+            if not self._reconnect:
+                return
+            await trio.sleep(delay * self._rng.uniform(0.8, 1.2))
+            delay = min(BACKOFF_MAX, max(BACKOFF_FIRST, delay * 2))
+
+    def _connected(self, connection: WebSocketConnection) -> None:
+        self.connections += 1
+        self.close_code = None
+        self._connection = connection
+        for channel in list(self._channels.values()):
+            self.rejoin(channel, at_once=True)
+
+    def _shown(self) -> str:
+        return self._url.partition("?")[0]
+
+    async def _connect(self, nursery: trio.Nursery) -> WebSocketConnection:
+        from trio_websocket import ConnectionRejected, HandshakeError, connect_websocket_url
+
+        try:
+            with trio.fail_after(TIMEOUT):
+                return await connect_websocket_url(nursery, self._url, **self._dial)
+        except ConnectionRejected as error:
+            body = (error.body or b"").decode(errors="replace").strip()
+            raise Refused(body or f"status {error.status_code}") from error
+        except (HandshakeError, OSError, trio.TooSlowError) as error:
+            raise ChannelClosed(f"cannot connect to {self._shown()!r}: {error}") from error
+
+    async def _read(self, connection: WebSocketConnection) -> None:
+        from trio_websocket import ConnectionClosed
+
+        while True:
+            try:
+                data = await connection.get_message()
+            except ConnectionClosed as error:
+                self.close_code = error.reason.code if error.reason is not None else 1006
+                return
+            try:
+                message = codec.decode_server(TEXT if isinstance(data, str) else BINARY, data)
+            except FrameError as error:
+                log.warning("the server sent a frame that is no message", cause=str(error))
+                continue
+            self._dispatch(message)
+
+    def _dispatch(self, message: Message) -> None:
+        waiter = None if message.ref is None else self._waiting.get(message.ref)
+        if waiter is not None:
+            if message.binary:
+                waiter.reply = {"status": message.event, "response": message.payload}
+            else:
+                waiter.reply = msgspec.json.decode(message.payload)
+            waiter.event.set()
+            return
+        channel = self._channels.get(message.topic)
+        if channel is not None:
+            channel.take(message)
+
+    async def _beat(self, connection: WebSocketConnection) -> None:
+        while True:
+            await trio.sleep(self._heartbeat)
+            try:
+                with trio.fail_after(self._heartbeat):
+                    await self.call(Message(None, None, PHOENIX, HEARTBEAT, b"{}"))
+            except (trio.TooSlowError, ChannelClosed):
+                with trio.move_on_after(1.0):
+                    await connection.aclose(1001, "heartbeat timeout")
+                return
+
+    def _lost(self) -> None:
+        self._connection = None
+        for waiter in self._waiting.values():
+            waiter.event.set()
+        for channel in list(self._channels.values()):
+            channel.lost()
+            if not self._reconnect:
+                channel.close(ChannelClosed("the connection was lost", code=self.close_code))
+
+
+@asynccontextmanager
+async def open_socket(
+    url: str,
+    *,
+    token: str | None = None,
+    params: Mapping[str, str] | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+    subprotocols: Sequence[str] = (),
+    reconnect: bool = True,
+    heartbeat: float = HEARTBEAT_INTERVAL,
+    ssl_context: ssl.SSLContext | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[ClientSocket]:
+    """Connect to the server at ``url`` (http, https, ws or wss, without ``/websocket``).
+
+    ``token`` is the connection's own (``userToken``). Raises Refused or ChannelClosed if the first attempt
+    fails.
+    """
+    query = {**({} if token is None else {"userToken": token}), **(params or {}), "vsn": "2.0.0"}
+    address = url.rstrip("/")
+    if address.startswith("http"):
+        address = "ws" + address.removeprefix("http")
+    address += "/websocket?" + "&".join(
+        f"{quote(name)}={quote(value, safe='')}" for name, value in query.items()
+    )
+    dial: dict[str, Any] = {"subprotocols": list(subprotocols) or None, "message_queue_size": 1}
+    dial["extra_headers"] = [(name.encode(), value.encode()) for name, value in headers]
+    dial["max_message_size"] = 64 * 1024 * 1024
+    if address.startswith("wss"):
+        dial["ssl_context"] = ssl_context
+    error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        socket = ClientSocket(
+            address,
+            nursery,
+            reconnect=reconnect,
+            heartbeat=heartbeat,
+            rng=rng or random.Random(),
+            **dial,
+        )
+        try:
+            await nursery.start(socket.run)
+            yield socket
+            await socket.aclose()
+        except Exception as raised:  # noqa: BLE001 - raised again below
+            # Out of the nursery as it is: a group of one would hide it from the caller's except.
+            error = raised
+        finally:
+            nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error

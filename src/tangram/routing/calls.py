@@ -1,0 +1,236 @@
+"""Carrying out a plan for one request: binding, dependencies, the handler, and clean-up after the
+response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from .binding import Param, Plan
+from .convert import problems_of
+from .exceptions import HTTPException, InvalidRequest, Problem
+from .params import MISSING
+from .request import Request, decode_json, parse_query
+from .responses import Response
+from .router import Resolver
+
+__all__ = ["Call", "Threads", "bind"]
+
+
+class Threads:
+    """Where sync handlers run: bounded, and a thread that its request no longer waits for is counted."""
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.abandoned = 0
+        self._limiter: trio.CapacityLimiter | None = None
+
+    async def run(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Run ``call`` in a thread. Cancelled, its thread is left behind: a thread cannot be cancelled."""
+        if self._limiter is None:
+            self._limiter = trio.CapacityLimiter(self.bound)
+        running = False
+
+        def work() -> Any:
+            nonlocal running
+            running = True
+            try:
+                return call(*args)
+            finally:
+                running = False
+
+        try:
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+        except trio.Cancelled:
+            self.abandoned += running
+            raise
+
+
+class Call:
+    """The state of one request while its plan is carried out."""
+
+    __slots__ = (
+        "_pairs",
+        "body",
+        "cache",
+        "path",
+        "problems",
+        "request",
+        "resolve",
+        "response",
+        "stack",
+        "threads",
+    )
+
+    def __init__(
+        self, request: Request, stack: AsyncExitStack, resolve: Resolver | None, threads: Threads
+    ) -> None:
+        self.request = request
+        self.path = request.path_params
+        self.stack = stack
+        self.resolve = resolve
+        self.threads = threads
+        self.problems: list[Problem] = []
+        self.cache: dict[object, Any] = {}
+        self.response: Response | None = None
+        self.body: Any = MISSING
+        self._pairs: dict[str, list[str]] | None = None
+
+    async def read_body(self, *, raw: bool) -> None:
+        """Read the body for body parameters; faults in it are told with the others."""
+        data = await self.request.body()
+        if raw:
+            self.body = data
+        elif data:
+            _expect_json(self.request)
+            try:
+                self.body = decode_json(data)
+            except InvalidRequest as exc:
+                self.problems.extend(exc.problems)
+                self.body = _UNREADABLE
+
+    async def run(self, plan: Plan) -> Any:
+        """Bind and call the handler.
+
+        Raises:
+            InvalidRequest: with every fault of the whole tree.
+        """
+        arguments = await self._arguments(plan)
+        if self.problems:
+            raise InvalidRequest(dict.fromkeys(self.problems))
+        return await self._invoke(plan, arguments)
+
+    async def _arguments(self, plan: Plan) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        for dependency in plan.dependencies:
+            value = await self._depend(dependency.plan, use_cache=dependency.use_cache)
+            if dependency.name is not None:
+                arguments[dependency.name] = value
+        for name, what, kind in plan.special:
+            arguments[name] = self._special(what, kind)
+        bind(plan.params, self.lookup, arguments, self.problems)
+        if plan.body and self.body is not _UNREADABLE:
+            bind(plan.body, self._member, arguments, self.problems)
+        return arguments
+
+    async def _depend(self, plan: Plan, *, use_cache: bool) -> Any:
+        if use_cache and plan.call in self.cache:
+            return self.cache[plan.call]
+        before = len(self.problems)
+        arguments = await self._arguments(plan)
+        if len(self.problems) > before or (self.body is _UNREADABLE and plan.body):
+            return (
+                None  # the request is refused; dependencies that can be called still are, for what they raise
+            )
+        value = await self._invoke(plan, arguments)
+        if use_cache:
+            self.cache[plan.call] = value
+        return value
+
+    async def _invoke(self, plan: Plan, arguments: dict[str, Any]) -> Any:
+        match plan.how:
+            case "async":
+                return await plan.call(**arguments)
+            case "class":
+                return plan.call(**arguments)
+            case "thread":
+                return await self.threads.run(partial(plan.call, **arguments))
+            case "async_generator":
+                return await self.stack.enter_async_context(asynccontextmanager(plan.call)(**arguments))
+            case "thread_generator":
+                manager = contextmanager(plan.call)(**arguments)
+                return await self.stack.enter_async_context(_in_threads(manager, self.threads))
+
+    def _special(self, what: str, kind: Any) -> Any:
+        if what == "request":
+            return self.request
+        if what == "response":
+            if self.response is None:
+                self.response = Response()
+                self.response.status_code = 0  # the route's own, unless the handler says another
+            return self.response
+        if self.resolve is None:
+            raise LookupError(f"no value is known for {kind.__name__}")
+        return self.resolve(kind)
+
+    def lookup(self, param: Param) -> Any:
+        """What the request says for a parameter, or MISSING."""
+        if param.source == "path":
+            return self.path.get(param.key, MISSING)
+        if param.source == "query":
+            if self._pairs is None:
+                self._pairs = {}
+                for key, value in parse_query(self.request.scope.get("query_string", b"")):
+                    self._pairs.setdefault(key, []).append(value)
+            values = self._pairs.get(param.key)
+        elif param.source == "header":
+            values = self.request.headers.getlist(param.key)
+        else:
+            return self.request.cookies.get(param.key, MISSING)
+        if not values:
+            return MISSING
+        return values if param.many else values[-1]
+
+    def _member(self, param: Param) -> Any:
+        if param.source == "body":
+            return self.body
+        if self.body is MISSING:
+            return MISSING
+        if not isinstance(self.body, dict):
+            raise InvalidRequest([Problem(("body",), "expected an object", "model_type")])
+        return self.body.get(param.key, MISSING)
+
+
+_UNREADABLE: Any = type("_Unreadable", (), {})()
+
+
+def bind(
+    params: tuple[Param, ...],
+    lookup: Callable[[Param], Any],
+    arguments: dict[str, Any],
+    problems: list[Problem],
+) -> None:
+    """Convert each parameter into ``arguments``; what is wrong goes to ``problems``."""
+    for param in params:
+        try:
+            raw = lookup(param)
+            if raw is not MISSING:
+                arguments[param.name] = param.convert(raw)
+                continue
+        except InvalidRequest as exc:
+            problems.extend(exc.problems)
+            continue
+        except Exception as exc:  # noqa: BLE001  # whatever a converter says is the request's fault
+            problems.extend(problems_of(exc, param.loc))
+            continue
+        if param.default_factory is not None:
+            arguments[param.name] = param.default_factory()
+        elif param.default is not MISSING:
+            arguments[param.name] = param.default
+        else:
+            problems.append(Problem(param.loc, "a value is required", "missing"))
+
+
+def _expect_json(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise HTTPException(415, "expected a body of type application/json")
+
+
+@asynccontextmanager
+async def _in_threads(manager: Any, threads: Threads) -> AsyncIterator[Any]:
+    """A sync context manager whose two halves run in threads."""
+    value = await threads.run(manager.__enter__)
+    try:
+        yield value
+    except BaseException as exc:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            if await threads.run(manager.__exit__, type(exc), exc, exc.__traceback__):
+                return
+        raise
+    await threads.run(manager.__exit__, None, None, None)

@@ -1,0 +1,377 @@
+"""From what JSON and text can say to what a handler's annotations ask for, and every fault with its place.
+
+One cattrs converter, made when it is first needed. cattrs structures the classes (attrs, dataclass,
+TypedDict); what stands
+around them is ours, because cattrs' own hooks take ``"abc"`` for a list of three strings and 1.5 for the
+integer 1.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+
+from .constraints import ValueFault, checker, from_metadata, from_validator
+from .containers import COLLECTIONS, MAPPINGS
+from .exceptions import Loc, Problem
+from .scalars import scalar, show
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+__all__ = ["NestedFaults", "converter", "is_class_like", "problems_of", "structurer"]
+
+Structure = Callable[[object], object]
+
+# Members of a union are tried one after another; nested unions multiply. No honest body comes near this many
+# trials.
+MAX_UNION_TRIALS: Final = 5_000
+
+
+class NestedFaults(ValueError):  # noqa: N818
+    """Faults below one value, each with the step that leads to it."""
+
+    def __init__(self, faults: list[tuple[Loc, Exception]]) -> None:
+        self.faults = faults
+        super().__init__(f"{len(faults)} faults")
+
+
+class _Fuel(threading.local):
+    trials = 0
+
+
+_fuel = _Fuel()
+
+
+def origin_of(kind: Any) -> Any:
+    """``list`` of ``list[int]``, and a plain class of itself."""
+    return get_origin(kind) or kind
+
+
+def is_typeddict(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
+
+
+def is_class_like(kind: object) -> bool:
+    """Is this an attrs class, a dataclass or a TypedDict (or a generic one with its arguments)?"""
+    origin = origin_of(kind)
+    if not isinstance(origin, type):
+        return False
+    return (
+        hasattr(origin, "__attrs_attrs__") or hasattr(origin, "__dataclass_fields__") or is_typeddict(origin)
+    )
+
+
+def structurer(kind: Any) -> Structure:
+    """The function that makes a ``kind`` of a plain value, raising exceptions that :func:`problems_of` can
+    read.
+    """
+    plain = scalar(kind)
+    if plain is not None:
+        return plain
+    hook = converter().get_structure_hook(kind)
+
+    def structure(value: object) -> object:
+        _fuel.trials = MAX_UNION_TRIALS
+        return hook(value, kind)
+
+    return structure
+
+
+@cache
+def converter() -> Converter:
+    """The converter of all routes. Its hooks are tried last registered first."""
+    from cattrs import Converter
+
+    made = Converter(detailed_validation=True)
+
+    def when(fits: Callable[[Any], bool], hook: Any) -> None:
+        made.register_structure_hook_factory(fits, hook)
+
+    when(is_class_like, _class_hook)
+    when(lambda t: origin_of(t) in COLLECTIONS, _collection_hook)
+    when(lambda t: origin_of(t) in MAPPINGS, _mapping_hook)
+    when(lambda t: origin_of(t) in (Union, UnionType), _union_hook)
+    when(lambda t: origin_of(t) is Literal, _literal_hook)
+    when(lambda t: isinstance(t, type) and issubclass(t, Enum), _enum_hook)
+    when(lambda t: origin_of(t) is Annotated, _annotated_hook)
+    when(lambda t: scalar(t) is not None, _scalar_hook)
+    return made
+
+
+def _scalar_hook(kind: Any) -> Callable[[Any, Any], Any]:
+    plain = scalar(kind)
+    assert plain is not None
+    return lambda value, _: plain(value)
+
+
+def _annotated_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    base, *metadata = get_args(kind)
+    hook = made.get_structure_hook(base)
+    check = checker(from_metadata(metadata))
+    if check is None:
+        return lambda value, _: hook(value, base)
+
+    def checked(value: Any, _: Any) -> Any:
+        made_of = hook(value, base)
+        check(made_of)
+        return made_of
+
+    return checked
+
+
+def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    from cattrs.gen import make_dict_structure_fn
+    from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_structure_fn
+
+    origin = origin_of(kind)
+    if is_typeddict(origin):
+        inner: Any = make_typeddict_structure_fn(kind, made)
+    else:
+        inner = make_dict_structure_fn(kind, made, **_validator_overrides(origin, made))
+
+    def structure(value: Any, _: Any) -> Any:
+        if isinstance(value, dict):
+            return inner(value, kind)
+        if not is_typeddict(origin) and isinstance(value, origin):
+            return value
+        raise ValueFault(f"expected an object, not {show(value)}", "model_type")
+
+    return structure
+
+
+def _validator_overrides(kind: Any, made: Converter) -> dict[str, Any]:
+    """Check attrs validators per field as well, so that the fault is told at the field and not at its
+    class.
+    """
+    from cattrs import override
+
+    overrides = {}
+    for attribute in getattr(kind, "__attrs_attrs__", ()):
+        check = checker(from_validator(attribute.validator)) if attribute.validator is not None else None
+        if check is not None and attribute.init:
+            overrides[attribute.name] = override(struct_hook=_checked_later(check, made))
+    return overrides
+
+
+def _checked_later(check: Callable[[object], None], made: Converter) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, kind: Any) -> Any:
+        # Looked up per call (cattrs caches it): the field's class may be the one that is being compiled
+        # right now.
+        made_of = made.get_structure_hook(kind)(value, kind) if kind is not None else value
+        check(made_of)
+        return made_of
+
+    return structure
+
+
+def _each(items: Iterator[tuple[Loc, Any]], hook: Callable[[Any, Any], Any], kind: Any) -> list[Any]:
+    made, faults = [], []
+    for loc, item in items:
+        try:
+            made.append(hook(item, kind))
+        except Exception as exc:  # noqa: BLE001  # every fault is wanted, with its place
+            faults.append((loc, exc))
+    if faults:
+        raise NestedFaults(faults)
+    return made
+
+
+def _collection_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    origin, arguments = origin_of(kind), get_args(kind)
+    build: Any = COLLECTIONS[origin]
+    word = build.__name__
+    if build is tuple and arguments and arguments[-1] is not Ellipsis:
+        return _fixed_tuple_hook([] if arguments == ((),) else list(arguments), made)
+    of: Any = arguments[0] if arguments else Any
+    hook = made.get_structure_hook(of)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, (list, tuple, set, frozenset)):
+            raise ValueFault(f"expected a list, not {show(value)}", f"{word}_type")
+        items = _each((((index,), item) for index, item in enumerate(value)), hook, of)
+        try:
+            return build(items)
+        except TypeError:
+            raise ValueFault(
+                "expected items that can be told apart, not lists or objects", "set_item"
+            ) from None
+
+    return structure
+
+
+def _fixed_tuple_hook(kinds: list[Any], made: Converter) -> Callable[[Any, Any], Any]:
+    hooks = [(made.get_structure_hook(kind), kind) for kind in kinds]
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueFault(f"expected a list, not {show(value)}", "tuple_type")
+        if len(value) != len(hooks):
+            raise ValueFault(f"expected {len(hooks)} items, not {len(value)}", "tuple_length")
+        pairs = zip(value, hooks, strict=True)
+        return tuple(
+            _each((((i,), pair) for i, pair in enumerate(pairs)), lambda p, _: p[1][0](p[0], p[1][1]), None)
+        )
+
+    return structure
+
+
+def _mapping_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    key_kind, value_kind = get_args(kind) or (Any, Any)
+    key_hook, value_hook = made.get_structure_hook(key_kind), made.get_structure_hook(value_kind)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueFault(f"expected an object, not {show(value)}", "dict_type")
+        keys = _each((((str(key), "[key]"), key) for key in value), key_hook, key_kind)
+        values = _each((((str(key),), item) for key, item in value.items()), value_hook, value_kind)
+        return dict(zip(keys, values, strict=True))
+
+    return structure
+
+
+def _literal_hook(kind: Any) -> Callable[[Any, Any], Any]:
+    options = get_args(kind)
+
+    def structure(value: Any, _: Any) -> Any:
+        for option in options:
+            plain = option.value if isinstance(option, Enum) else option
+            # The type too: True equals 1, and neither is the other's literal.
+            same = type(value) is type(plain) and value == plain
+            if same or (isinstance(value, str) and type(plain) is int and value == str(plain)):
+                return option
+        raise ValueFault(
+            f"expected one of {', '.join(map(repr, options))}, not {show(value)}", "literal_error"
+        )
+
+    return structure
+
+
+def _enum_hook(kind: Any) -> Callable[[Any, Any], Any]:
+    by_value = [(member.value, member) for member in kind]
+    words = ", ".join(repr(value) for value, _ in by_value)
+
+    def structure(value: Any, _: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        for plain, member in by_value:
+            same = type(value) is type(plain) and value == plain
+            if same or (isinstance(value, str) and type(plain) in (int, float) and value == str(plain)):
+                return member
+        raise ValueFault(f"expected one of {words}, not {show(value)}", "enum")
+
+    return structure
+
+
+class _Member(NamedTuple):
+    kind: Any
+    hook: Callable[[Any, Any], Any]
+    exact: type | None
+    fields: frozenset[str]
+    name: str
+
+
+def _member(kind: Any, made: Converter) -> _Member:
+    base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    fields: frozenset[str] = frozenset()
+    if is_class_like(base):
+        origin: Any = origin_of(base)
+        names = [a.name for a in origin.__attrs_attrs__] if hasattr(origin, "__attrs_attrs__") else None
+        fields = frozenset(names or getattr(origin, "__dataclass_fields__", None) or _all_hints(origin))
+    exact = base if isinstance(base, type) and scalar(base) is not None else None
+    return _Member(kind, made.get_structure_hook(kind), exact, fields, getattr(base, "__name__", str(base)))
+
+
+def _all_hints(kind: Any) -> set[str]:
+    return {name for base in kind.__mro__ for name in getattr(base, "__annotations__", ())} | set(
+        kind.__annotations__
+    )
+
+
+def _union_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    """A member of exactly the value's type wins, then of those that fit the one that knows most of the
+    object's keys.
+    """
+    members = [_member(argument, made) for argument in get_args(kind)]
+    optional = any(member.exact is type(None) for member in members)
+    real = [member for member in members if member.exact is not type(None)]
+
+    def structure(value: Any, _: Any) -> Any:
+        if value is None and optional:
+            return None
+        if len(real) == 1:
+            return real[0].hook(value, real[0].kind)
+        ordered = sorted(real, key=lambda member: _rank(member, value))
+        return _first_fit(ordered, value)
+
+    return structure
+
+
+def _rank(member: _Member, value: Any) -> int:
+    if member.exact is type(value) or (member.exact is float and type(value) is int):
+        return -1_000_000 + (member.exact is not type(value))
+    return -len(member.fields.intersection(value)) if member.fields and isinstance(value, dict) else 0
+
+
+def _first_fit(members: list[_Member], value: Any) -> Any:
+    faults: list[tuple[Loc, Exception]] = []
+    for member in members:
+        _fuel.trials -= 1
+        if _fuel.trials < 0:
+            raise ValueFault("the value could be too many things at once", "union_too_deep")
+        try:
+            return member.hook(value, member.kind)
+        except Exception as exc:  # noqa: BLE001  # the next member may fit
+            faults.append(((member.name,), exc))
+    raise NestedFaults(faults)
+
+
+def problems_of(error: Exception, loc: Loc) -> list[Problem]:
+    """Every fault in ``error`` with its place below ``loc``, in order. Iterative: faults may nest as deeply
+    as JSON.
+    """
+    found: list[Problem] = []
+    waiting: list[tuple[Loc, Exception]] = [(loc, error)]
+    while waiting:
+        place, exc = waiting.pop()
+        below = _below(exc)
+        if below is None:
+            found.append(_problem(place, exc))
+        else:
+            waiting.extend((place + step, inner) for step, inner in reversed(below))
+    return found
+
+
+def _below(exc: Exception) -> list[tuple[Loc, Exception]] | None:
+    if isinstance(exc, NestedFaults):
+        return exc.faults
+    if isinstance(exc, ExceptionGroup):
+        return [(_step(inner), inner) for inner in exc.exceptions]
+    return None
+
+
+def _step(exc: Exception) -> Loc:
+    """The step that cattrs noted on an exception: an attribute's name, or an index."""
+    for note in reversed(getattr(exc, "__notes__", ())):
+        name = getattr(note, "name", getattr(note, "index", None))
+        if name is not None:
+            return (name,)
+    return ()
+
+
+def _problem(loc: Loc, exc: Exception) -> Problem:
+    match exc:
+        case ValueFault():
+            return Problem(loc, str(exc), exc.kind)
+        case KeyError():
+            return Problem(loc, "a value is required", "missing")
+        case RecursionError():
+            return Problem(loc, "the value is nested too deeply", "recursion_loop")
+        case _:
+            # A validator's own words: what it raised is meant to be read.
+            text = str(exc.args[0]) if exc.args else type(exc).__name__
+            return Problem(loc, text, "value_error")

@@ -1,0 +1,137 @@
+"""One compiled route: it carries itself out and sends its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from .binding import Plan, compile_plan
+from .calls import Call, Threads, bind
+from .exceptions import InvalidRequest, Problem
+from .params import MISSING
+from .request import Receive, Request, Scope, Send
+from .responses import JSONResponse, Response, encode_json
+from .router import Mount, Route
+
+__all__ = ["Endpoint", "Overrides", "send_json"]
+
+_JSON_TYPE: Final = (b"content-type", b"application/json")
+_BODILESS: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
+
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
+class Endpoint:
+    """A route of one owner, compiled.
+
+    Raises:
+        RouteError: its handler's signature cannot be bound.
+    """
+
+    __slots__ = ("_fast", "_raw_body", "_reads_body", "mount", "names", "plan", "route")
+
+    def __init__(
+        self, mount: Mount, route: Route, injectable: frozenset[type], overrides: Overrides | None = None
+    ) -> None:
+        self.mount = mount
+        self.route = route
+        self.names = route.template.names
+        self.plan: Plan = compile_plan(
+            route.endpoint,
+            names=self.names,
+            bodiless=route.methods <= _BODILESS,
+            injectable=injectable,
+            overrides=overrides,
+            dependencies=route.dependencies,
+        )
+        body = [param for part in self.plan.everything() for param in part.body]
+        self._reads_body = bool(body)
+        self._raw_body = len(body) == 1 and body[0].kind is bytes
+        # Nothing but path parameters and an async function: no request object, no clean-up stack.
+        self._fast = (
+            self.plan.how == "async"
+            and not (self.plan.body or self.plan.special or self.plan.dependencies)
+            and all(param.source == "path" for param in self.plan.params)
+        )
+
+    @property
+    def owner(self) -> str:
+        """Whose route it is."""
+        return self.mount.owner
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {sorted(self.route.methods)} {self.route.template.path!r} of {self.owner!r}>"
+
+    async def respond(  # noqa: PLR0917  # the three of ASGI, and what they are for
+        self,
+        values: tuple[str, ...],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        max_body: int,
+        threads: Threads,
+    ) -> None:
+        """Carry the route out and send its answer; raises what the handler raises."""
+        if self._fast:
+            result = await self.plan.call(**self._path_arguments(values))
+            await self._send(result, None, scope, receive, send)
+            return
+        path = dict(zip(self.names, values, strict=True))
+        request = Request(scope, receive, max_body=max_body, path_params=path)
+        async with AsyncExitStack() as stack:
+            call = Call(request, stack, self.mount.resolve, threads)
+            if self._reads_body:
+                await call.read_body(raw=self._raw_body)
+            result = await call.run(self.plan)
+            await self._send(result, call.response, scope, receive, send)
+
+    def _path_arguments(self, values: tuple[str, ...]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        if values:
+            path = dict(zip(self.names, values, strict=True))
+            problems: list[Problem] = []
+            bind(self.plan.params, lambda param: path.get(param.key, MISSING), arguments, problems)
+            if problems:
+                raise InvalidRequest(problems)
+        return arguments
+
+    async def _send(
+        self, result: object, extra: Response | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        route = self.route
+        if extra is None and route.response_class is JSONResponse and not isinstance(result, Response):
+            await send_json(send, route.status_code, result, empty=scope["method"] == "HEAD")
+            return
+        if isinstance(result, Response):
+            response = result
+        else:
+            bodiless = route.status_code in (204, 304)
+            kind = Response if bodiless else route.response_class
+            response = kind(None if bodiless else result, status_code=route.status_code)
+            if extra is not None and extra.status_code:
+                response.status_code = extra.status_code
+        if extra is not None and extra is not response:
+            response.headers.raw.extend(extra.headers.raw)
+        if not response.status_code:
+            response.status_code = route.status_code  # the injected response itself was returned
+        await response(scope, receive, send)
+
+
+async def send_json(
+    send: Send,
+    status: int,
+    content: object,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    *,
+    empty: bool = False,
+) -> None:
+    """Send ``content`` as a whole answer; ``empty`` for HEAD, which gets the head of the same answer."""
+    if status in (204, 304):
+        await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    body = encode_json(content)
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [_JSON_TYPE, length, *headers]})
+    await send({"type": "http.response.body", "body": b"" if empty else body})

@@ -1,0 +1,201 @@
+"""An OpenAPI 3.1 document of the routes in one or several tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from .binding import Param, Plan
+from .convert import is_class_like
+from .endpoint import Endpoint
+from .exceptions import phrase_of
+from .params import MISSING
+from .responses import JSONResponse, Response
+from .schema import Schema, SchemaWriter, decorate, plain_default, title_of
+from .table import RouteTable
+
+__all__ = ["openapi"]
+
+_ERROR: Schema = {
+    "title": "ValidationError",
+    "type": "object",
+    "required": ["loc", "msg", "type"],
+    "properties": {
+        "loc": {
+            "title": "Location",
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+        },
+        "msg": {"title": "Message", "type": "string"},
+        "type": {"title": "Error Type", "type": "string"},
+    },
+}
+_INVALID: Schema = {
+    "title": "HTTPValidationError",
+    "type": "object",
+    "properties": {
+        "detail": {
+            "title": "Detail",
+            "type": "array",
+            "items": {"$ref": "#/components/schemas/ValidationError"},
+        }
+    },
+}
+
+
+def openapi(
+    tables: RouteTable | Iterable[RouteTable], *, title: str = "tangram", version: str = "0"
+) -> dict[str, Any]:
+    """The document. Of two tables that answer the same method and path the first is shown, as it is asked
+    first.
+    """
+    writer = SchemaWriter(ref_prefix="#/components/schemas/")
+    paths: dict[str, dict[str, Any]] = {}
+    taken: set[str] = set()
+    invalid = False
+    for table in [tables] if isinstance(tables, RouteTable) else tables:
+        for endpoint in table.endpoints:
+            if not endpoint.route.include_in_schema:
+                continue
+            item = paths.setdefault(endpoint.route.template.display, {})
+            for method in sorted(endpoint.route.methods):
+                if method.lower() in item:
+                    continue
+                operation = _operation(endpoint, method, writer, taken)
+                invalid = invalid or "422" in operation["responses"]
+                item[method.lower()] = operation
+    schemas = writer.finish()
+    if invalid:
+        schemas = {**schemas, "ValidationError": _ERROR, "HTTPValidationError": _INVALID}
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+    }
+    if schemas:
+        document["components"] = {"schemas": dict(sorted(schemas.items()))}
+    return document
+
+
+def _operation(endpoint: Endpoint, method: str, writer: SchemaWriter, taken: set[str]) -> dict[str, Any]:
+    route, plan = endpoint.route, endpoint.plan
+    operation: dict[str, Any] = {
+        "tags": list(route.tags),
+        "summary": route.summary or title_of(route.name),
+        "description": route.description,
+        "operationId": _identifier(endpoint, method, taken),
+        "deprecated": route.deprecated,
+        "parameters": _parameters(plan, writer),
+        "requestBody": _body(plan, writer),
+    }
+    operation = {key: value for key, value in operation.items() if value}
+    bound = any(part.params or part.body for part in plan.everything())
+    operation["responses"] = _responses(endpoint, writer, bound=bound)
+    return operation
+
+
+def _identifier(endpoint: Endpoint, method: str, taken: set[str]) -> str:
+    words = f"{endpoint.route.name}_{endpoint.route.template.display}_{method.lower()}"
+    base = name = endpoint.route.operation_id or re.sub(r"\W+", "_", words)
+    number = 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _parameters(plan: Plan, writer: SchemaWriter) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for part in reversed(list(plan.everything())):
+        for param in part.params:
+            if param.marker.include_in_schema:
+                found.setdefault((param.source, param.key), _parameter(param, writer))
+    return list(found.values())
+
+
+def _parameter(param: Param, writer: SchemaWriter) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": param.key, "in": param.source}
+    entry["required"] = param.required or param.source == "path"
+    if param.marker.description:
+        entry["description"] = param.marker.description
+    if param.marker.deprecated:
+        entry["deprecated"] = True
+    entry["schema"] = _schema(param, writer)
+    return entry
+
+
+def _schema(param: Param, writer: SchemaWriter) -> Schema:
+    from .constraints import from_metadata
+
+    schema = decorate(writer.write(param.kind), from_metadata(param.metadata), param.metadata)
+    if "$ref" not in schema:
+        schema = {"title": param.marker.title or title_of(param.name), **schema}
+    default = plain_default(param.default) if param.default is not MISSING else MISSING
+    if default is not MISSING and default is not None:
+        schema["default"] = default
+    return schema
+
+
+def _body(plan: Plan, writer: SchemaWriter) -> dict[str, Any] | None:
+    params = {
+        param.key if param.source == "member" else "": param
+        for part in plan.everything()
+        for param in part.body
+    }
+    if not params:
+        return None
+    required = any(param.required for param in params.values())
+    first = next(iter(params.values()))
+    if "" in params:
+        schema = {} if first.kind is bytes else _schema(first, writer)
+        media = first.marker.media_type if first.kind is not bytes else "application/octet-stream"
+    else:
+        media = "application/json"
+        schema = {
+            "type": "object",
+            "properties": {key: _schema(param, writer) for key, param in params.items()},
+        }
+        if names := [key for key, param in params.items() if param.required]:
+            schema["required"] = names
+    return {"required": required, "content": {media: {"schema": schema}}}
+
+
+def _responses(endpoint: Endpoint, writer: SchemaWriter, *, bound: bool) -> dict[str, Any]:
+    route = endpoint.route
+    status = str(route.status_code)
+    good: dict[str, Any] = {"description": route.response_description}
+    if route.status_code not in (204, 304):
+        content = _content(endpoint, writer)
+        if content:
+            good["content"] = content
+    responses: dict[str, Any] = {status: good}
+    for code, told in route.responses.items():
+        entry = {key: value for key, value in told.items() if key != "model"}
+        if "model" in told:
+            entry["content"] = {"application/json": {"schema": writer.write(told["model"])}}
+        words = phrase_of(int(code)) if str(code).isdecimal() else "Response"
+        responses[str(code)] = {"description": words, **responses.get(str(code), {}), **entry}
+    if bound and "422" not in responses:
+        schema = {"$ref": "#/components/schemas/HTTPValidationError"}
+        told = {"description": "Validation Error", "content": {"application/json": {"schema": schema}}}
+        responses["422"] = told
+    return responses
+
+
+def _content(endpoint: Endpoint, writer: SchemaWriter) -> dict[str, Any]:
+    """What the handler's return annotation says; a response class that is no JSON says its media type
+    alone.
+    """
+    route, returns = endpoint.route, endpoint.plan.returns
+    if route.response_model is not None:
+        returns = route.response_model
+    kind = returns if isinstance(returns, type) and issubclass(returns, Response) else route.response_class
+    if not issubclass(kind, JSONResponse):
+        return {kind.media_type: {"schema": {"type": "string"}}} if kind.media_type else {}
+    if kind is returns and not is_class_like(returns):
+        returns = Any
+    try:
+        return {"application/json": {"schema": writer.write(returns)}}
+    except (NameError, TypeError):
+        return {"application/json": {"schema": {}}}  # an annotation for readers, not for us

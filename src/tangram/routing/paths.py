@@ -1,0 +1,194 @@
+"""Paths of routes: how they are written, and a trie that finds them. No I/O; built once, then only read.
+
+Static segments stand before ``{name}``, which stands before text mixed with names (``{tile}.pbf``), which
+stands before
+``{rest:path}``. A path that exists for other methods only is told apart from one that does not exist at all.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Generic, NamedTuple, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from tangram.errors import RouteError
+
+__all__ = ["Found", "PathTemplate", "PathTree", "decode_path", "parse_path"]
+
+T = TypeVar("T")
+
+_NAME: Final = re.compile(r"\{([^{}]*)\}")
+
+
+class PathTemplate(NamedTuple):
+    """A route's path, taken apart."""
+
+    path: str
+    segments: tuple[tuple[str, str], ...]
+    """(kind, text): ``static`` text, ``name``, ``mixed`` regular expression, ``rest``."""
+    names: tuple[str, ...]
+
+    @property
+    def shape(self) -> str:
+        """Equal for paths that match the same requests: names do not count."""
+        return "/".join(
+            text if kind in ("static", "mixed") else f"{{{kind}}}" for kind, text in self.segments
+        )
+
+    @property
+    def display(self) -> str:
+        """As OpenAPI writes it: without converters."""
+        return _NAME.sub(lambda match: "{" + match[1].partition(":")[0] + "}", self.path)
+
+
+def parse_path(path: str) -> PathTemplate:
+    """Take a route's path apart.
+
+    Raises:
+        RouteError: it cannot be a path.
+    """
+    if not path.startswith("/"):
+        raise RouteError(f"expected a path that starts with '/', not {path!r}")
+    parts = path[1:].split("/")
+    names: list[str] = []
+    segments = [_segment(part, path, names, last=i == len(parts) - 1) for i, part in enumerate(parts)]
+    if len(set(names)) < len(names):
+        raise RouteError(f"expected each name once in the path {path!r}")
+    return PathTemplate(path, tuple(segments), tuple(names))
+
+
+def _segment(part: str, path: str, names: list[str], *, last: bool) -> tuple[str, str]:
+    found = list(_NAME.finditer(part))
+    rest = _NAME.sub("", part)
+    if "{" in rest or "}" in rest:
+        raise RouteError(f"expected balanced braces in the path {path!r}")
+    if not found:
+        return "static", part
+    pattern, at = "", 0
+    for match in found:
+        name, _, converter = match[1].partition(":")
+        if not name.isidentifier() or converter not in ("", "str", "path"):
+            raise RouteError(f"expected {{name}} or {{name:path}}, not {match[0]!r} in the path {path!r}")
+        names.append(name)
+        if converter == "path":
+            if match[0] != part or not last:
+                raise RouteError(f"expected {match[0]!r} to be the whole end of the path {path!r}")
+            return "rest", name
+        pattern += re.escape(part[at : match.start()]) + "(.+?)"
+        at = match.end()
+    if len(found) == 1 and found[0][0] == part:
+        return "name", names[-1]
+    return "mixed", pattern + re.escape(part[at:])
+
+
+class Found(NamedTuple, Generic[T]):
+    """What is at a path: ``value`` for the method asked for, or None and the methods that are ``allowed``."""
+
+    value: T | None
+    values: tuple[str, ...]
+    allowed: frozenset[str]
+
+
+class _Node(Generic[T]):
+    __slots__ = ("leaf", "mixed", "name", "rest", "static")
+
+    def __init__(self) -> None:
+        self.static: dict[str, _Node[T]] = {}
+        self.name: _Node[T] | None = None
+        self.mixed: dict[str, tuple[re.Pattern[str], _Node[T]]] = {}
+        self.rest: dict[str, T] | None = None
+        self.leaf: dict[str, T] = {}
+
+
+class PathTree(Generic[T]):
+    """From method and path to what was added there."""
+
+    def __init__(self) -> None:
+        self._static: dict[str, dict[str, T]] = {}
+        self._root: _Node[T] = _Node()
+
+    def leaf(self, template: PathTemplate) -> dict[str, T]:
+        """What stands at this path by method; to be filled by the caller."""
+        node = self._root
+        for kind, text in template.segments:
+            if kind == "rest":
+                if node.rest is None:
+                    node.rest = {}
+                return node.rest
+            node = self._child(node, kind, text)
+        if not template.names:
+            self._static["/" + "/".join(text for _, text in template.segments)] = node.leaf
+        return node.leaf
+
+    def _child(self, node: _Node[T], kind: str, text: str) -> _Node[T]:
+        if kind == "static":
+            return node.static.setdefault(text, _Node())
+        if kind == "mixed":
+            return node.mixed.setdefault(text, (re.compile(text, re.DOTALL), _Node()))[1]
+        if node.name is None:
+            node.name = _Node()
+        return node.name
+
+    def find(self, method: str, path: str, segments: list[str] | None = None) -> Found[T] | None:
+        """What answers ``method`` at ``path``; ``segments`` where decoding made slashes that do not
+        separate.
+        """
+        if segments is None:
+            here = self._static.get(path)
+            if here is not None:
+                value = here.get(method) or (here.get("GET") if method == "HEAD" else None)
+                if value is not None:
+                    return Found(value, (), frozenset())
+            segments = path[1:].split("/")
+        allowed: set[str] = set()
+        found = self._walk(self._root, segments, 0, (), method, allowed)
+        if found is not None:
+            return found
+        return Found(None, (), frozenset(allowed)) if allowed else None
+
+    def _walk(  # noqa: PLR0917  # a recursion, on the hot path
+        self,
+        node: _Node[T],
+        segments: list[str],
+        at: int,
+        values: tuple[str, ...],
+        method: str,
+        allowed: set[str],
+    ) -> Found[T] | None:
+        if at == len(segments):
+            return _pick(node.leaf, values, method, allowed)
+        segment = segments[at]
+        child = node.static.get(segment)
+        found = None
+        if child is not None:
+            found = self._walk(child, segments, at + 1, values, method, allowed)
+        if found is None and node.name is not None and segment:
+            found = self._walk(node.name, segments, at + 1, (*values, segment), method, allowed)
+        if found is None:
+            for pattern, below in node.mixed.values():
+                match = pattern.fullmatch(segment)
+                if match is not None:
+                    found = self._walk(below, segments, at + 1, (*values, *match.groups()), method, allowed)
+                    if found is not None:
+                        break
+        if found is None and node.rest is not None:
+            found = _pick(node.rest, (*values, "/".join(segments[at:])), method, allowed)
+        return found
+
+
+def _pick(leaf: dict[str, T], values: tuple[str, ...], method: str, allowed: set[str]) -> Found[T] | None:
+    value = leaf.get(method) or (leaf.get("GET") if method == "HEAD" else None)
+    if value is not None:
+        return Found(value, values, frozenset())
+    allowed.update(leaf)
+    if "GET" in leaf:
+        allowed.add("HEAD")
+    return None
+
+
+def decode_path(raw: bytes) -> list[str] | None:
+    """Segments of a percent-encoded path, decoded after they were told apart; None if it is no UTF-8."""
+    try:
+        return [unquote_to_bytes(part).decode() for part in raw.split(b"?", 1)[0][1:].split(b"/")]
+    except UnicodeDecodeError:
+        return None

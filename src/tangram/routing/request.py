@@ -1,0 +1,287 @@
+"""The request as a handler sees it: parsed when asked for, and the body at most once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from .exceptions import HTTPException, InvalidRequest, Problem
+
+__all__ = ["ClientDisconnected", "Headers", "QueryParams", "Receive", "Request", "Scope", "Send"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# A query of 2 MB would be 500,000 pairs; no form has so many.
+MAX_QUERY_PAIRS = 1_000
+
+
+class ClientDisconnected(Exception):  # noqa: N818
+    """The client went away while its body was being read: there is nobody to answer."""
+
+
+class Address(NamedTuple):
+    """Where the request came from."""
+
+    host: str
+    port: int
+
+
+class _Multi(Mapping[str, str]):
+    """A mapping of which a key may have several values: the last one answers."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self._values: dict[str, list[str]] = {}
+        for key, value in pairs:
+            self._values.setdefault(key, []).append(value)
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key][-1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def getlist(self, key: str) -> list[str]:
+        """Every value of ``key``, in the order sent."""
+        return list(self._values.get(key, ()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._values!r})"
+
+
+class QueryParams(_Multi):
+    """The query string's parameters."""
+
+    __slots__ = ()
+
+
+class Headers(_Multi):
+    """The request's headers; names in any case."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key.lower()][-1]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and key.lower() in self._values
+
+    def getlist(self, key: str) -> list[str]:
+        """Every value of the header, in the order sent."""
+        return super().getlist(key.lower())
+
+
+def parse_query(raw: bytes) -> list[tuple[str, str]]:
+    """The pairs of a query string.
+
+    Raises:
+        InvalidRequest: it is not UTF-8 below its percent signs, or has too many pairs.
+    """
+    if not raw:
+        return []
+    parts = raw.split(b"&")
+    if len(parts) > MAX_QUERY_PAIRS:
+        raise InvalidRequest(
+            [Problem(("query",), f"expected at most {MAX_QUERY_PAIRS} parameters", "too_long")]
+        )
+    pairs = []
+    try:
+        for part in parts:
+            key, _, value = part.partition(b"=")
+            if part:
+                pairs.append((_decode(key), _decode(value)))
+    except UnicodeDecodeError:
+        raise InvalidRequest([Problem(("query",), "expected UTF-8", "unicode_error")]) from None
+    return pairs
+
+
+def _decode(raw: bytes) -> str:
+    if b"+" in raw or b"%" in raw:
+        raw = unquote_to_bytes(raw.replace(b"+", b" "))
+    return raw.decode()
+
+
+class Request:
+    """One HTTP request. ``state`` is free for dependencies to hang things on."""
+
+    __slots__ = (
+        "_body",
+        "_headers",
+        "_query",
+        "_receive",
+        "_state",
+        "_streamed",
+        "max_body",
+        "path_params",
+        "scope",
+    )
+
+    def __init__(
+        self, scope: Scope, receive: Receive, *, max_body: int, path_params: Mapping[str, str]
+    ) -> None:
+        self.scope = scope
+        self.max_body = max_body
+        self.path_params = path_params
+        self._receive = receive
+        self._query: QueryParams | None = None
+        self._headers: Headers | None = None
+        self._body: bytes | None = None
+        self._state: SimpleNamespace | None = None
+        self._streamed = False
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @property
+    def path(self) -> str:
+        return str(self.scope["path"])
+
+    @property
+    def url(self) -> str:
+        """Scheme, host, path and query as the client wrote them; the host is the client's claim."""
+        scope = self.scope
+        raw = scope.get("raw_path") or scope["path"].encode()
+        query = scope.get("query_string", b"")
+        tail = raw.split(b"?", 1)[0] + (b"?" + query if query else b"")
+        return f"{scope.get('scheme', 'http')}://{self.headers.get('host', '')}{tail.decode('latin-1')}"
+
+    @property
+    def client(self) -> Address | None:
+        """The peer's address, or what a trusted proxy said it is."""
+        client = self.scope.get("client")
+        return Address(client[0], client[1] or 0) if client else None
+
+    @property
+    def query(self) -> QueryParams:
+        if self._query is None:
+            self._query = QueryParams(parse_query(self.scope.get("query_string", b"")))
+        return self._query
+
+    query_params = query
+
+    @property
+    def headers(self) -> Headers:
+        if self._headers is None:
+            pairs = [
+                (k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in self.scope.get("headers", ())
+            ]
+            self._headers = Headers(pairs)
+        return self._headers
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        return parse_cookies(self.headers.getlist("cookie"))
+
+    @property
+    def state(self) -> SimpleNamespace:
+        if self._state is None:
+            self._state = SimpleNamespace()
+        return self._state
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The body in the chunks in which it comes, bounded by the server's ``max_body``.
+
+        Raises:
+            HTTPException: 413, the body is longer than allowed.
+            RuntimeError: the body was streamed before.
+        """
+        if self._body is not None:
+            yield self._body
+            return
+        if self._streamed:
+            raise RuntimeError("the body was streamed already; read it with body() to have it twice")
+        self._streamed = True
+        self._refuse_announced()
+        received, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            received += len(chunk)
+            if received > self.max_body:
+                raise self._too_large()
+            if chunk:
+                yield chunk
+
+    def _refuse_announced(self) -> None:
+        for key, value in self.scope.get("headers", ()):
+            if (
+                key == b"content-length"
+                and value.isdigit()
+                and (len(value) > 18 or int(value) > self.max_body)
+            ):
+                raise self._too_large()
+
+    def _too_large(self) -> HTTPException:
+        # What is left of the body will not be read, so the connection cannot be used again.
+        return HTTPException(413, f"the body is longer than {self.max_body} bytes", {"connection": "close"})
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            HTTPException: 413, it is longer than the server's ``max_body``.
+        """
+        if self._body is None:
+            chunks = [chunk async for chunk in self.stream()]
+            self._body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return self._body
+
+    async def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            InvalidRequest: 422, it is no JSON.
+        """
+        return decode_json(await self.body())
+
+
+def decode_json(body: bytes) -> Any:
+    """JSON, or :exc:`InvalidRequest` with the offset at which it stops being JSON."""
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        problem = Problem(("body",), "the JSON is nested too deeply", "json_invalid")
+    except UnicodeDecodeError as exc:
+        problem = Problem(("body", exc.start), "expected UTF-8", "json_invalid")
+    except (msgspec.MsgspecError, ValueError) as exc:
+        problem = Problem(("body", _offset(str(exc), len(body))), _words(str(exc)), "json_invalid")
+    raise InvalidRequest([problem])
+
+
+def _offset(text: str, end: int) -> int:
+    digits = text.rpartition("(byte ")[2].rstrip(")")
+    return int(digits) if digits.isdigit() else end
+
+
+def _words(text: str) -> str:
+    words = text.partition(" (byte")[0]
+    return words[:1].lower() + words[1:]
+
+
+def parse_cookies(headers: list[str]) -> dict[str, str]:
+    """Cookies by name; of two with one name the first counts, as the browser sends the more specific one
+    first.
+    """
+    cookies: dict[str, str] = {}
+    for header in headers:
+        for part in header.split(";"):
+            name, _, value = part.strip().partition("=")
+            if name:
+                quoted = len(value) > 1 and value[0] == value[-1] == '"'
+                cookies.setdefault(name, value[1:-1] if quoted else value)
+    return cookies

@@ -1,0 +1,241 @@
+"""Declaring routes: ``APIRouter`` and its decorators. What is wrong with a declaration is told when it is
+made.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+
+import attrs
+
+from tangram.errors import RouteError
+
+from .params import DependsMarker
+from .paths import PathTemplate, parse_path
+from .responses import JSONResponse, Response
+
+__all__ = ["APIRouter", "Mount", "Resolver", "Route"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Resolver = Callable[[type], object]
+
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"))
+
+
+@attrs.frozen(kw_only=True)
+class Route:
+    """One declared route. ``template`` carries every prefix."""
+
+    template: PathTemplate
+    methods: frozenset[str]
+    endpoint: Callable[..., Any]
+    name: str
+    tags: tuple[str, ...] = ()
+    summary: str | None = None
+    description: str | None = None
+    status_code: int = 200
+    response_class: type[Response] = JSONResponse
+    response_model: Any = None
+    response_description: str = "Successful Response"
+    responses: Mapping[int | str, Mapping[str, Any]] = attrs.field(factory=dict)
+    dependencies: tuple[DependsMarker, ...] = ()
+    include_in_schema: bool = True
+    deprecated: bool = False
+    operation_id: str | None = None
+
+    def below(self, prefix: str, tags: Sequence[str], dependencies: Sequence[DependsMarker]) -> Route:
+        """This route under a prefix, with what its surroundings add."""
+        merged = tuple(dict.fromkeys((*tags, *self.tags)))
+        template = parse_path(prefix + self.template.path) if prefix else self.template
+        return attrs.evolve(
+            self, template=template, tags=merged, dependencies=(*dependencies, *self.dependencies)
+        )
+
+
+class RouteSettings(TypedDict, total=False):
+    """What may be said of a route; all of it optional."""
+
+    tags: Sequence[str]
+    """Groups on the documentation page."""
+    dependencies: Sequence[Any]
+    """``[Depends(...)]``: called before the handler, for what they raise."""
+    status_code: int
+    """Of an answer that the handler did not make a ``Response`` of."""
+    response_class: type[Response] | None
+    """What a plain return value is made into."""
+    response_model: Any
+    """For the documentation, where the return annotation does not say it."""
+    responses: Mapping[int | str, Mapping[str, Any]] | None
+    """Further answers for the documentation: ``{404: {"description": ..., "model": ...}}``."""
+    response_description: str
+    name: str | None
+    summary: str | None
+    description: str | None
+    operation_id: str | None
+    include_in_schema: bool
+    deprecated: bool
+
+
+class APIRouter:
+    """A set of routes under one prefix.
+
+    ``prefix`` starts with a slash and does not end with one; ``tags`` group the routes on the documentation
+    page;
+    ``dependencies`` (``[Depends(...)]``) are called before each handler, for what they raise.
+    """
+
+    def __init__(
+        self,
+        prefix: str = "",
+        *,
+        tags: Sequence[str] = (),
+        dependencies: Sequence[Any] = (),
+        include_in_schema: bool = True,
+    ) -> None:
+        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+            raise RouteError(
+                f"expected a prefix such as '/weather', with a slash in front only, not {prefix!r}"
+            )
+        self.prefix = prefix
+        self.tags = tuple(tags)
+        self.dependencies = _depends(dependencies)
+        self.include_in_schema = include_in_schema
+        self._routes: list[Route | _Included] = []
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Every route with its whole path, those of included routers as they are now."""
+        found: list[Route] = []
+        for entry in self._routes:
+            if isinstance(entry, Route):
+                found.append(entry.below(self.prefix, self.tags, self.dependencies))
+            else:
+                tags = (*self.tags, *entry.tags)
+                depends = (*self.dependencies, *entry.dependencies)
+                found.extend(r.below(self.prefix + entry.prefix, tags, depends) for r in entry.router.routes)
+        if not self.include_in_schema:
+            return tuple(attrs.evolve(route, include_in_schema=False) for route in found)
+        return tuple(found)
+
+    def include_router(
+        self,
+        router: APIRouter,
+        *,
+        prefix: str = "",
+        tags: Sequence[str] = (),
+        dependencies: Sequence[Any] = (),
+    ) -> None:
+        """Answer the routes of ``router`` too, below ``prefix``."""
+        if router is self:
+            raise RouteError("expected another router, not the router itself")
+        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+            raise RouteError(
+                f"expected a prefix such as '/weather', with a slash in front only, not {prefix!r}"
+            )
+        self._routes.append(_Included(router, prefix, tuple(tags), _depends(dependencies)))
+
+    def add_api_route(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        methods: Sequence[str] = ("GET",),
+        **settings: Unpack[RouteSettings],
+    ) -> None:
+        """Answer ``methods`` of ``path`` with ``endpoint``.
+
+        Raises:
+            RouteError: path, methods or endpoint cannot be a route.
+        """
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        given["tags"] = tuple(given.get("tags", ()))
+        given["dependencies"] = _depends(given.get("dependencies", ()))
+        given.setdefault("name", str(getattr(endpoint, "__name__", type(endpoint).__name__)))
+        given.setdefault("description", inspect.getdoc(endpoint))
+        template, verbs = _checked_path(self.prefix, path, endpoint), _checked_methods(methods, path)
+        self._routes.append(Route(template=template, methods=verbs, endpoint=endpoint, **given))
+
+    def api_route(
+        self, path: str, *, methods: Sequence[str] = ("GET",), **settings: Unpack[RouteSettings]
+    ) -> Callable[[F], F]:
+        """Decorator: answer ``methods`` of ``path``. The function comes back as it was."""
+
+        def declare(endpoint: F) -> F:
+            self.add_api_route(path, endpoint, methods=methods, **settings)
+            return endpoint
+
+        return declare
+
+    def get(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer GET, and HEAD without the body."""
+        return self.api_route(path, methods=("GET",), **settings)
+
+    def post(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer POST."""
+        return self.api_route(path, methods=("POST",), **settings)
+
+    def put(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer PUT."""
+        return self.api_route(path, methods=("PUT",), **settings)
+
+    def patch(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer PATCH."""
+        return self.api_route(path, methods=("PATCH",), **settings)
+
+    def delete(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer DELETE."""
+        return self.api_route(path, methods=("DELETE",), **settings)
+
+    def head(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer HEAD by a handler of its own."""
+        return self.api_route(path, methods=("HEAD",), **settings)
+
+    def options(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
+        """Answer OPTIONS by a handler of its own."""
+        return self.api_route(path, methods=("OPTIONS",), **settings)
+
+
+class _Included(NamedTuple):
+    router: APIRouter
+    prefix: str
+    tags: tuple[str, ...]
+    dependencies: tuple[DependsMarker, ...]
+
+
+@attrs.frozen
+class Mount:
+    """A router as part of the server: whose it is, and where the values of injected types come from."""
+
+    router: APIRouter
+    owner: str
+    resolve: Resolver | None = None
+
+
+def _depends(dependencies: Sequence[Any]) -> tuple[DependsMarker, ...]:
+    for item in dependencies:
+        if not isinstance(item, DependsMarker) or item.dependency is None:
+            raise RouteError(f"expected dependencies=[Depends(function)], not {item!r}")
+    return tuple(dependencies)
+
+
+def _checked_methods(methods: Sequence[str], path: str) -> frozenset[str]:
+    if isinstance(methods, str):
+        raise RouteError(f"expected a list of methods for {path!r}, not the string {methods!r}")
+    found = frozenset(method.upper() for method in methods)
+    if not found or not found <= _METHODS:
+        raise RouteError(f"expected HTTP methods for {path!r}, not {sorted(found - _METHODS)!r}")
+    return found
+
+
+def _checked_path(prefix: str, path: str, endpoint: object) -> PathTemplate:
+    if not callable(endpoint):
+        raise RouteError(f"expected a function for {path!r}, not {endpoint!r}")
+    if inspect.isgeneratorfunction(endpoint) or inspect.isasyncgenfunction(endpoint):
+        raise RouteError(
+            f"the handler of {path!r} is a generator; return StreamingResponse(generator()) instead"
+        )
+    if path == "" and prefix:
+        return PathTemplate("", (), ())  # the prefix itself is the path
+    return parse_path(path)

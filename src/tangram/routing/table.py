@@ -1,0 +1,263 @@
+"""The routes of a server: found by method and path, carried out, and answered whatever happens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any, Final
+from urllib.parse import quote
+
+import trio
+
+from tangram.errors import BadRequest, RouteError
+
+from .calls import Threads
+from .endpoint import Endpoint, Overrides, send_json
+from .exceptions import HTTPException, ResponseAborted, detail_of
+from .paths import Found, PathTree, decode_path
+from .request import ClientDisconnected, Receive, Scope, Send
+from .responses import JSONResponse, Response
+from .router import APIRouter, Mount, Route
+
+__all__ = ["RouteTable", "check_router"]
+
+# The default of ``[server] max_body``, in bytes.
+MAX_BODY: Final = 2 * 1024 * 1024
+# Sync handlers at once, as many as FastAPI's users are used to.
+THREADS: Final = 40
+
+_PATH_SAFE: Final = "/:@!$&'()*+,;=~"
+
+
+class _Sender:
+    """Knows how far the answer has come, which decides what may be sent when something breaks."""
+
+    __slots__ = ("_send", "broken", "ended", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.ended = False
+        self.broken = False
+
+    async def __call__(self, message: Any) -> None:
+        self.started = True
+        try:
+            await self._send(message)
+        except Exception:
+            self.broken = True  # the peer is gone: what follows from that is nobody's failure
+            raise
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.ended = True
+
+
+class RouteTable:
+    """All routes of several owners, as one ASGI application.
+
+    ``injectable`` types are resolved by their mount's ``resolve`` where a parameter is annotated with one.
+    ``overrides`` replace dependencies (for tests). ``max_body`` bounds a request's body in bytes, ``threads``
+    the sync handlers that run at once. A route that cannot be compiled, or whose method and path are taken, is
+    left out and told in ``problems``, each with its owner as ``plugin``: the others are served.
+    """
+
+    def __init__(
+        self,
+        mounts: Iterable[Mount],
+        *,
+        injectable: Iterable[type] = (),
+        overrides: Overrides | None = None,
+        max_body: int = MAX_BODY,
+        threads: int = THREADS,
+    ) -> None:
+        self.max_body = max_body
+        self.threads = Threads(threads)
+        self.endpoints: list[Endpoint] = []
+        self.problems: list[RouteError] = []
+        self._tree: PathTree[Endpoint] = PathTree()
+        kinds = frozenset(injectable)
+        for mount in mounts:
+            for route in mount.router.routes:
+                try:
+                    self._add(Endpoint(mount, route, kinds, overrides))
+                except RouteError as exc:
+                    self.problems.append(_owned(exc, mount, route))
+        for problem in self.problems:
+            _log().warning("a route is left out", plugin=problem.plugin, cause=str(problem))
+
+    def _add(self, endpoint: Endpoint) -> None:
+        route = endpoint.route
+        leaf = self._tree.leaf(route.template)
+        taken = {method: leaf[method] for method in route.methods if method in leaf}
+        for method, other in sorted(taken.items()):
+            problem = f"{method} {route.template.path!r} is {other.owner!r}'s already"
+            self.problems.append(RouteError(problem, plugin=endpoint.owner))
+        free = route.methods - taken.keys()
+        for method in free:
+            leaf[method] = endpoint
+        if free:
+            self.endpoints.append(endpoint)
+
+    def match(self, method: str, path: str, raw_path: bytes | None = None) -> Found[Endpoint] | None:
+        """What answers. ``value`` is None, and ``allowed`` says the methods, if only the method is wrong.
+
+        None if nothing is at this path.
+        """
+        segments = None
+        if raw_path and b"%" in raw_path:
+            # Decoded segment by segment, so that an encoded slash does not make two of one.
+            segments = decode_path(raw_path)
+            if segments is None:
+                return None
+        return self._tree.find(method, path, segments)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer an HTTP request and say True; or say False if no route has its path."""
+        path = scope["path"]
+        root = scope.get("root_path", "")
+        raw = scope.get("raw_path")
+        if root and path.startswith(root):
+            path, raw = path[len(root) :] or "/", None
+        found = self.match(scope["method"], path, raw)
+        if found is None:
+            return await self._redirect(scope, path, root, receive, send)
+        if found.value is None:
+            await _answer_method(scope["method"], found.allowed, send)
+        else:
+            await self._run(found.value, found.values, scope, receive, _Sender(send))
+        return True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application: :meth:`handle`, and 404 for what is not there."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            raise NotImplementedError(f"expected scope type 'http', not {scope['type']!r}")
+        if not await self.handle(scope, receive, send):
+            await send_json(send, 404, {"detail": "Not Found"}, empty=scope["method"] == "HEAD")
+
+    async def _redirect(self, scope: Scope, path: str, root: str, receive: Receive, send: Send) -> bool:
+        """Add or take away the last slash, if there is a route then. 307 keeps method and body."""
+        other = path[:-1] if path.endswith("/") else path + "/"
+        if not other or self._tree.find(scope["method"], other) is None:
+            return False
+        # One slash in front, always: "//host/" would be another server's address.
+        target = "/" + (root + other).lstrip("/\\")
+        query = scope.get("query_string", b"")
+        response = Response(b"", 307)
+        response.headers["location"] = quote(target, safe=_PATH_SAFE) + (
+            "?" + quote(query, safe="%?" + _PATH_SAFE) if query else ""
+        )
+        await response(scope, receive, send)
+        return True
+
+    async def _run(
+        self, endpoint: Endpoint, values: tuple[str, ...], scope: Scope, receive: Receive, sender: _Sender
+    ) -> None:
+        try:
+            await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads)
+            if not sender.started:
+                raise RuntimeError("a dependency swallowed what was thrown into it")  # noqa: TRY301
+        except Exception as exc:  # noqa: BLE001  # a handler's failure ends its request and nothing else
+            await _fail(exc, endpoint, scope, sender)
+        except BaseExceptionGroup as group:
+            failures, rest = group.split(Exception)
+            if failures is not None:
+                _report(failures, endpoint, scope, "a handler failed while it was cancelled")
+            if rest is not None:
+                raise rest from None
+
+
+def check_router(router: APIRouter, *, owner: str, injectable: Iterable[type] = ()) -> None:
+    """Compile every route of a router, for what is wrong with them.
+
+    Raises:
+        RouteError: the first fault; ``plugin`` is ``owner``.
+    """
+    mount = Mount(router, owner)
+    for route in router.routes:
+        try:
+            Endpoint(mount, route, frozenset(injectable))
+        except RouteError as exc:
+            raise _owned(exc, mount, route) from exc.__cause__
+
+
+def _owned(exc: RouteError, mount: Mount, route: Route) -> RouteError:
+    methods = ",".join(sorted(route.methods))
+    return RouteError(f"{methods} {route.template.path}: {exc}", plugin=mount.owner)
+
+
+async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
+    """Answer an exception, as far as there is still something to answer."""
+    cause = _leaf(exc)
+    if isinstance(cause, ClientDisconnected) or sender.broken:
+        return
+    if sender.ended:
+        _report(exc, endpoint, scope, "a clean-up failed after its response")
+        return
+    if sender.started:
+        _report(exc, endpoint, scope, "a response broke off")
+        raise ResponseAborted(f"the response of {endpoint.route.name!r} broke off") from None
+    try:
+        answer = _refusal(cause)
+    except Exception as unfit:  # noqa: BLE001  # a detail that is no JSON, a header with a line break
+        exc, answer = unfit, None
+    if answer is None:
+        number = _report(exc, endpoint, scope, "a handler failed")
+        answer = JSONResponse({"detail": "internal error", "id": number}, 500)
+    try:
+        await answer(scope, _never, sender)
+    except Exception:
+        if not sender.broken:
+            raise
+
+
+def _leaf(exc: Exception) -> Exception:
+    """The one exception in a group of one, however deep; nurseries wrap what is raised inside them."""
+    while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _refusal(cause: Exception) -> Response | None:
+    """The answer that an exception means, or None if it means a bug."""
+    if isinstance(cause, HTTPException):
+        return JSONResponse({"detail": cause.detail}, cause.status_code, cause.headers)
+    if isinstance(cause, BadRequest):
+        return JSONResponse({"detail": detail_of(cause)}, 422)
+    return None
+
+
+async def _never() -> Any:
+    """The rest of the request, which a refusal does not read."""
+    await trio.sleep_forever()
+
+
+def _log() -> Any:
+    # Imported where used: structlog takes longer to import than everything else here together.
+    import structlog
+
+    return structlog.get_logger("tangram.routing")
+
+
+def _report(exc: BaseException, endpoint: Endpoint, scope: Scope, event: str) -> str:
+    """Log a failure; the number in the record is what the client is told."""
+    number = secrets.token_hex(8)
+    _log().error(
+        event,
+        id=number,
+        plugin=endpoint.owner,
+        route=endpoint.route.template.path,
+        handler=endpoint.route.name,
+        method=scope["method"],
+        exc_info=(type(exc), exc, exc.__traceback__),
+    )
+    return number
+
+
+async def _answer_method(method: str, allowed: frozenset[str], send: Send) -> None:
+    allow = [(b"allow", ", ".join(sorted(allowed | {"OPTIONS"})).encode())]
+    if method == "OPTIONS":
+        await send_json(send, 204, None, allow)
+    else:
+        await send_json(send, 405, {"detail": "Method Not Allowed"}, allow, empty=method == "HEAD")
