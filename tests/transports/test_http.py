@@ -47,18 +47,20 @@ async def test_keeps_the_connection(engine: str, clock: Clock) -> None:
 
 async def test_upgrade_with_an_extra_byte_costs_one_connection(engine: str, clock: Clock) -> None:
     """A WebSocket upgrade with one byte after the headers does not disturb anybody else."""
-    async with serving(engine, websocket_refusing) as server:
+    async with serving(engine, websocket_or_hello) as server:
         async with await server.connect() as client:
             await client.send(
                 b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nx"
             )
-            await client.rest()
+            await client.stream.receive_some(65536)
+            await client.send(b"y")
         async with await server.connect() as client:
             assert (await client.get("/")).status == 200
+        await server.wait_closed()
 
 
-async def websocket_refusing(scope: dict[str, Any], receive: Any, send: Any) -> None:
+async def websocket_or_hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})

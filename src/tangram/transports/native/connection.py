@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -24,7 +23,7 @@ from tangram.transports.native.response import simple_response
 if TYPE_CHECKING:
     from tangram.transports.native.server import NativeServer
 
-__all__ = ["HttpConnection"]
+__all__ = ["HttpConnection", "Upgraded"]
 
 NEVER: Final = float("inf")
 
@@ -40,6 +39,16 @@ LINGER_BYTES: Final = 1024 * 1024
 _wait_readable = trio.lowlevel.wait_readable
 _wait_writable = trio.lowlevel.wait_writable
 _now = trio.current_time
+
+
+class Upgraded(Protocol):
+    """What a connection has become: a WebSocket."""
+
+    def say_goodbye(self, code: int) -> None:
+        """Begin the closing handshake."""
+
+    def tick(self, now: float) -> None:
+        """Half a second has passed: is a ping due?"""
 
 
 class HttpConnection:
@@ -73,7 +82,7 @@ class HttpConnection:
         self.eof = False
         self.reading = False
         self.exchange: Exchange | None = None
-        self.upgraded: Callable[[int], None] | None = None
+        self.upgraded: Upgraded | None = None
         self._writing: trio.Event | None = None
 
     # What the engine asks of it.
@@ -96,7 +105,7 @@ class HttpConnection:
     def say_goodbye(self, code: int) -> None:
         """Tell a WebSocket to go."""
         if self.upgraded is not None:
-            self.upgraded(code)
+            self.upgraded.say_goodbye(code)
 
     def abort(self) -> None:
         """Close the socket; whoever waits for it is woken by an error."""
@@ -250,7 +259,7 @@ class HttpConnection:
         self.server.engine.rejected += 1
         self.buffer = b""
         with contextlib.suppress(ClientGone):
-            await self.write(simple_response(error.status, error.reason, close=True))
+            await self.write(simple_response(error.status, error.reason, close=True, extra=error.extra))
             await self.linger()
 
     async def _finish(self, exchange: Exchange) -> None:

@@ -27,7 +27,7 @@ from tangram.transports.native.response import BadResponse, Framing, build_head,
 if TYPE_CHECKING:
     from tangram.transports.native.connection import HttpConnection
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "only_gone"]
 
 log = structlog.get_logger("tangram.transports")
 
@@ -274,7 +274,7 @@ class Exchange:
     # The end.
 
     def _failed(self, error: Exception) -> None:
-        if self.over or _is_gone(error):
+        if self.over or only_gone(error):
             return
         self.connection.server.engine.failed += 1
         log.error("the application failed", path=self.request.path, exc_info=error)
@@ -316,7 +316,8 @@ class Exchange:
         )
 
 
-def _is_gone(error: BaseException) -> bool:
+def only_gone(error: BaseException) -> bool:
+    """Whether an error, or every member of a group, says no more than that the client has gone."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_gone(member) for member in error.exceptions)
+        return all(only_gone(member) for member in error.exceptions)
     return isinstance(error, ClientGone)

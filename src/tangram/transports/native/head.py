@@ -47,9 +47,11 @@ _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connec
 class BadHead(Exception):  # noqa: N818  # what it is, in the words of this module
     """The request must be refused with ``status``; the message goes to the client."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, extra: bytes = b"") -> None:
         self.status = status
         self.reason = reason
+        self.extra = extra
+        """Header lines that belong to the answer."""
         super().__init__(status, reason)
 
 
