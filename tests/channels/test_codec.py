@@ -19,7 +19,8 @@ PAYLOAD = st.recursive(
 
 
 def split_by_the_table(data: bytes, lengths: int) -> tuple[list[str], bytes]:
-    """Kind, then one byte for each length, then the fields in that order, then the payload: read anew from the table."""
+    """Kind, then one byte for each length, then the fields in that order, then the payload: read anew from
+    the table."""
     kind_and_lengths = struct.unpack_from(f"{1 + lengths}B", data)
     fields, at = [], 1 + lengths
     for length in kind_and_lengths[1:]:
@@ -44,7 +45,8 @@ def test_text_frames_survive_the_round_trip(
 def test_binary_pushes_survive_the_round_trip(
     join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes
 ) -> None:
-    """A client's binary push has the layout of the table, and decodes to the same message; null and empty are one."""
+    """A client's binary push has the layout of the table, and decodes to the same message; null and empty
+    are one."""
     message = Message(join_ref or None, ref or None, topic, event, payload, binary=True)
     data = codec.encode_client(message)
 

@@ -81,7 +81,8 @@ def test_the_protocols_own_events_are_not_forwarded() -> None:
 
 
 def test_one_bad_message_never_costs_its_batch() -> None:
-    """Empty payloads, and binary ones whose event cannot be encoded, are left out; the others arrive in order."""
+    """Empty payloads, and binary ones whose event cannot be encoded, are left out; the others arrive in
+    order."""
     hub = Hub()
     member = joined(hub, "a", "obs")
     long = b"to:obs:" + b"e" * 256
@@ -105,7 +106,8 @@ def test_nothing_comes_before_the_answer() -> None:
 
 
 def test_what_redis_hears_of_a_join_and_a_leave() -> None:
-    """channel.add and channel.join with all agents and topics, then channel.leave and channel.remove with the rest."""
+    """channel.add and channel.join with all agents and topics, then channel.leave and channel.remove with
+    the rest."""
     hub = Hub()
     first = Membership("a", "obs", "1", "alice", open_outbox())
 
@@ -262,7 +264,8 @@ def test_a_slow_member_does_not_cost_the_others() -> None:
 
 
 def test_routes_are_forgotten_with_their_room() -> None:
-    """A topic that was empty when its channel was first seen delivers once it has a member, and no more after."""
+    """A topic that was empty when its channel was first seen delivers once it has a member, and no more
+    after."""
     hub = Hub()
     hub.deliver([(b"to:obs:e", b"[1]")])
     member = joined(hub, "a", "obs")
@@ -345,11 +348,10 @@ class HubAgainstAModel(RuleBasedStateMachine):
         for conn, box in self.boxes.items():
             for frame in drained(box):
                 assert isinstance(frame, list)
-                self.read_one(conn, *frame)
+                self.read_one(conn, frame)
 
-    def read_one(
-        self, conn: str, join_ref: str | None, ref: str | None, topic: str, event: str, payload: Any
-    ) -> None:
+    def read_one(self, conn: str, frame: list[Any]) -> None:
+        _, _, topic, event, payload = frame
         if event == "n":
             self.got[conn, topic] += payload
         elif event == "presence_state":

@@ -33,7 +33,8 @@ OURS = OriginPolicy(hosts=["tangram.example", "192.0.2.7"])
     ],
 )
 def test_our_own_hosts_and_loopback_may(origin: str | None, host: str | None, allowed: bool) -> None:
-    """Without a list: our hosts, loopback, no Origin at all, and the very address that the page was loaded from."""
+    """Without a list: our hosts, loopback, no Origin at all, and the very address that the page was loaded
+    from."""
     assert OURS.allows(origin, host) is allowed
 
 

@@ -75,7 +75,8 @@ def test_written_bytes_make_room() -> None:
 
 
 def test_put_many_counts_as_put_does() -> None:
-    """A run that fits goes in whole; one that does not ends the connection at the same message as single puts."""
+    """A run that fits goes in whole; one that does not ends the connection at the same message as single
+    puts."""
     outbox, rings = open_box(100)
     outbox.put_many([item(60), item(60), item(40)], 160)
 
@@ -145,7 +146,8 @@ def test_the_first_reason_to_close_stays() -> None:
     )
 )
 def test_the_backlog_is_bounded(steps: list[tuple[str, int, str | None]]) -> None:
-    """Whatever happens, no more waits than the bound behind one message, and the count is the sum of what is held."""
+    """Whatever happens, no more waits than the bound behind one message, and the count is the sum of what is
+    held."""
     outbox, _ = open_box(100)
     taken = 0
     for step, size, key in steps:

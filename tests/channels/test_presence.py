@@ -43,7 +43,8 @@ def test_join_and_leave_in_one_window_is_nothing() -> None:
 
 
 def test_leave_and_join_again_in_one_window() -> None:
-    """With a new ref both are told; with the same ref nothing has changed, but the newcomer wants the state."""
+    """With a new ref both are told; with the same ref nothing has changed, but the newcomer wants the
+    state."""
     presence: Presence[str] = Presence()
     presence.join("t", "bob", "r1", "m1")
     presence.flush()

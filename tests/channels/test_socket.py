@@ -54,7 +54,8 @@ def error(join_ref: str | None, ref: str | None, topic: str, reason: str) -> lis
 
 
 def test_a_join_by_the_letter() -> None:
-    """The gate is asked with the join's own token; the reply has the agent id; Redis hears the join without it."""
+    """The gate is asked with the join's own token; the reply has the agent id; Redis hears the join without
+    it."""
     client = Client()
     (request,) = client.say("2", "2", "obs:a", "phx_join", {"token": "secret", "more": 1})
     assert request == Authorize("obs:a", "2", "2", "secret", b'{"token":"secret","more":1}')
@@ -113,7 +114,8 @@ def test_a_leave_by_the_letter() -> None:
 
 @pytest.mark.parametrize("join_ref", ["9", None, "1"])
 def test_any_leave_is_answered_ok(join_ref: str | None) -> None:
-    """A leave of what was never joined is ok and has no effect: phoenix.js sends one after every join timeout."""
+    """A leave of what was never joined is ok and has no effect: phoenix.js sends one after every join
+    timeout."""
     client = Client()
 
     assert client.say(join_ref, "4", "nowhere", "phx_leave", {}) == []
@@ -225,7 +227,8 @@ def test_a_duplicate_join_ends_the_old_membership() -> None:
     client.hub.deliver([(b"to:obs:e", b"[1]")])
 
     assert client.heard() == [[None, None, "obs", "e", [1]]]
-    assert [one.channel for one in effects if isinstance(one, Publish)][0] == "to:admin:channel.leave"
+    assert isinstance(effects[0], Publish)
+    assert effects[0].channel == "to:admin:channel.leave"
 
 
 def test_the_same_join_twice_is_one_membership() -> None:
@@ -395,14 +398,13 @@ REFS = st.sampled_from([None, "1", "2"])
     )
 )
 def test_no_frames_ever_end_a_connection(frames: list[tuple[object, ...]]) -> None:
-    """Whatever a client says in whatever order, each frame with a ref is answered at most once, and nothing raises."""
+    """Whatever a client says in whatever order, each frame with a ref is answered at most once, and nothing
+    raises."""
     client = Client(max_joins=3)
     waiting: list[Authorize] = []
     for *frame, verdict in frames:
         effects = client.say(*frame)
-        for effect in effects:
-            if isinstance(effect, Authorize):
-                waiting.append(effect)
+        waiting += [effect for effect in effects if isinstance(effect, Authorize)]
         if verdict != "later" and waiting:
             effects += client.socket.authorized(waiting.pop(0), "alice" if verdict == "yes" else UNAUTHORIZED)
             waiting += [one for one in effects if isinstance(one, Authorize) and one not in waiting]

@@ -29,8 +29,7 @@ def test_the_referee_reads_what_is_minted() -> None:
     token = mint(Claims("alice", "obs", NOW), SECRET)
 
     assert jwt.get_unverified_header(token) == {"typ": "JWT", "alg": "HS256"}
-    options = {"verify_exp": False}
-    assert jwt.decode(token, SECRET, ["HS256"], options=options) == {
+    assert jwt.decode(token, SECRET, ["HS256"], options={"verify_exp": False}) == {
         "id": "alice",
         "channel": "obs",
         "exp": NOW,
@@ -67,7 +66,8 @@ def test_what_is_minted_is_accepted(id_: str, channel: str, secret: str) -> None
     ],
 )
 def test_claims_are_judged_as_clients_rely_on(claims: dict[str, Any], verdict: Claims | Refusal) -> None:
-    """Sixty seconds of leeway by the time passed in, an integer exp, private claims and nbf ignored, aud refused."""
+    """Sixty seconds of leeway by the time passed in, an integer exp, private claims and nbf ignored, aud
+    refused."""
     assert verify(by_referee(claims), SECRET, NOW) == verdict
 
 
@@ -89,7 +89,8 @@ def test_a_short_secret_works_without_a_warning() -> None:
 
 
 def test_a_header_that_lies_is_refused() -> None:
-    """A right signature under a header that names another algorithm, or critical extensions, does not count."""
+    """A right signature under a header that names another algorithm, or critical extensions, does not
+    count."""
     import hashlib
     import hmac
 

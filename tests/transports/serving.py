@@ -58,7 +58,7 @@ def make_app(channels: Channels) -> QuartTrio:
     async def token() -> Response:
         answer = await issue_token(
             channels.gate,
-            (await request.get_data(as_text=False)),
+            await request.body,
             content_type=request.headers.get("content-type"),
             authorization=request.headers.get("authorization"),
             info=connect_info(request.scope),

@@ -333,7 +333,7 @@ async def open_socket(
             nursery,
             reconnect=reconnect,
             heartbeat=heartbeat,
-            rng=rng or random.Random(),
+            rng=rng or random.Random(),  # noqa: S311 - jitter
             **dial,
         )
         try:

@@ -38,8 +38,8 @@ class _Watched:
 class WebsocketConnection(TrioASGIWebsocketConnection):
     """Quart's WebSockets without two of their habits: set it as the application's ``asgi_websocket_class``.
 
-    A handler that crashed is closed with 1011 and not with 1000, after which phoenix.js would never come back;
-    and an empty binary frame arrives as empty bytes, whatever keys the engine leaves out of its events.
+    A handler that crashed is closed with 1011 and not with 1000, after which phoenix.js would never come
+    back; and an empty binary frame arrives as empty bytes, whatever keys the engine leaves out of its events.
     """
 
     app: Any

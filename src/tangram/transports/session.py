@@ -69,7 +69,8 @@ async def run_session(
             told = await _write(session, connection, bell)
             nursery.cancel_scope.cancel()
     finally:
-        # Reached by cancellation too: the engine stops, or the peer has gone; if it has not, it should hear why.
+        # Reached by cancellation too: the engine stops, or the peer has gone; if it has not, it should hear
+        # why.
         session.outbox.close(channels.farewell)
         session.gone()
         if not told and session.outbox.disconnect != GONE:
