@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from tangram.bus import Message as Message
     from tangram.bus import Subscriber as Subscriber
     from tangram.channels import ConnectInfo as ConnectInfo
-    from tangram.client import connect as connect
+    from tangram.client import fetch_token as fetch_token
+    from tangram.client import open_socket as open_socket
     from tangram.errors import BrokerUnavailable as BrokerUnavailable
     from tangram.errors import Refused as Refused
     from tangram.errors import TangramError as TangramError
@@ -41,7 +42,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "tangram.bus": ("Message", "Subscriber"),
     "tangram.channels": ("ConnectInfo",),
-    "tangram.client": ("connect",),
+    "tangram.client": ("fetch_token", "open_socket"),
     "tangram.errors": ("BrokerUnavailable", "Refused", "TangramError"),
     "tangram.plugins": ("BackendState", "Plugin"),
     "tangram.routing": (

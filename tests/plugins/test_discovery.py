@@ -20,7 +20,15 @@ def test_a_name_is_found_however_it_is_written():
     """Entry point, distribution and module all name a plugin; case, hyphens and dots do not matter."""
     known = candidates(entry_point("weather", "wx.plugin:plugin", "Tangram-Weather"))
 
-    for name in ["weather", "Weather", "tangram-weather", "TANGRAM_weather", "tangram.weather", "wx", "wx.plugin"]:
+    for name in [
+        "weather",
+        "Weather",
+        "tangram-weather",
+        "TANGRAM_weather",
+        "tangram.weather",
+        "wx",
+        "wx.plugin",
+    ]:
         assert [one.name for one in find(name, known)] == ["weather"], name
 
 
@@ -34,7 +42,9 @@ def test_a_distribution_means_all_its_entry_points():
 
 def test_one_plugin_in_both_groups_is_ours():
     """A plugin that is in both groups is one plugin, and our group's entry point is taken."""
-    known = candidates(entry_point("wx", "old:plugin", "wx", group=OLD), entry_point("wx", "new:plugin", "wx"))
+    known = candidates(
+        entry_point("wx", "old:plugin", "wx", group=OLD), entry_point("wx", "new:plugin", "wx")
+    )
 
     (one,) = find("wx", known)
     assert one.module == "new"
@@ -50,7 +60,9 @@ def test_an_unknown_name_is_told_with_the_nearest_known_one():
     """A misspelt name names the plugin that was probably meant, as it is written."""
     known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
 
-    with pytest.raises(PluginNotFound, match="no installed plugin is called 'wether': did you mean 'weather'"):
+    with pytest.raises(
+        PluginNotFound, match="no installed plugin is called 'wether': did you mean 'weather'"
+    ):
         find("wether", known)
     with pytest.raises(PluginNotFound, match="did you mean 'tangram-weather'"):
         find("tangram-waether", known)

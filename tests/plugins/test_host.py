@@ -19,7 +19,9 @@ from tangram.supervision import Child, open_supervisor
 from tests.plugins.fakes import loaded, make_state, state_of
 
 
-def host_of(plugin: Plugin, config: dict[str, Any] | None = None, state: BackendState | None = None, **more: Any):
+def host_of(
+    plugin: Plugin, config: dict[str, Any] | None = None, state: BackendState | None = None, **more: Any
+):
     return PluginHost(loaded(plugin), state=state_of(state or make_state()), config=config, **more)
 
 
@@ -205,7 +207,9 @@ async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock:
 
     @plugin.register_service()
     async def look(state: BackendState) -> None:
-        seen.extend([state.plugin_config(plugin), state.plugin_config("Tangram.Demo"), state.plugin_config(Settings)])
+        seen.extend(
+            [state.plugin_config(plugin), state.plugin_config("Tangram.Demo"), state.plugin_config(Settings)]
+        )
 
     with trio.move_on_after(1):
         await host_of(plugin, {"rate": 2}).run()
@@ -223,7 +227,10 @@ async def test_a_bad_configuration_names_every_fault():
     plugin = Plugin(config_class=Settings, lifespan=Record().lifespan())
     with pytest.raises(PluginConfigError) as caught:
         await host_of(plugin, {"rate": "fast"}).run()
-    assert {fault.path for fault in caught.value.faults} == {"plugins.tangram_demo.rate", "plugins.tangram_demo.size"}
+    assert {fault.path for fault in caught.value.faults} == {
+        "plugins.tangram_demo.rate",
+        "plugins.tangram_demo.size",
+    }
 
 
 async def test_a_lifespan_that_fails_keeps_its_exception():

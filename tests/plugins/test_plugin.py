@@ -21,7 +21,12 @@ def test_a_service_is_registered_and_its_function_is_returned():
 
     assert returned is serve
     (service,) = plugin.services
-    assert (service.name, service.priority, service.restart, service.stop_timeout) == ("serve", 3, "permanent", 1.5)
+    assert (service.name, service.priority, service.restart, service.stop_timeout) == (
+        "serve",
+        3,
+        "permanent",
+        1.5,
+    )
     assert not service.threaded
     assert not service.reports_start
 
@@ -47,7 +52,11 @@ def test_the_decorator_without_parentheses_is_an_error_that_says_so():
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [({"restart": "always"}, "restart='always'"), ({"stop_timeout": 0}, "above 0"), ({"start_timeout": -1}, "above 0")],
+    [
+        ({"restart": "always"}, "restart='always'"),
+        ({"stop_timeout": 0}, "above 0"),
+        ({"start_timeout": -1}, "above 0"),
+    ],
 )
 def test_a_declaration_that_cannot_work_is_an_error(arguments: dict[str, Any], told: str):
     """Bad restart types and times are told at import."""

@@ -34,7 +34,10 @@ def test_plugins_are_loaded_in_the_order_as_written(site):
     """Order is the order of the names; a name that stands there twice is one plugin."""
     site("one_wx.py")
     site("two_wx.py")
-    points = [entry_point("one", "one_wx:plugin", "dist-one"), entry_point("two", "two_wx:plugin", "dist-two")]
+    points = [
+        entry_point("one", "one_wx:plugin", "dist-one"),
+        entry_point("two", "two_wx:plugin", "dist-two"),
+    ]
 
     loaded = load_plugins(["two", "One", "dist_two"], entry_points=points)
 
@@ -132,7 +135,10 @@ def test_two_plugins_of_one_name_get_names_apart(site):
     """Names are unique in a server, whatever their distributions call them."""
     site("first_wx.py")
     site("second_wx.py")
-    points = [entry_point("plugin", "first_wx:plugin", "first"), entry_point("plugin", "second_wx:plugin", "second")]
+    points = [
+        entry_point("plugin", "first_wx:plugin", "first"),
+        entry_point("plugin", "second_wx:plugin", "second"),
+    ]
 
     loaded = load_plugins(["first", "second"], entry_points=points)
 
@@ -186,5 +192,3 @@ def test_a_cause_is_told_by_the_first_leaf_of_a_group():
 
     assert cause_line(group) == "ValueError: two lines"
     assert cause_line(RuntimeError()) == "RuntimeError"
-
-

@@ -11,6 +11,6 @@ def clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0.02)
 
 
-@pytest.fixture(params=["hypercorn"])
+@pytest.fixture(params=["native", "hypercorn"])
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -19,7 +19,9 @@ __all__ = ["serve_site"]
 
 
 async def serve_site(tree: Tree, *, task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED) -> None:
-    """Build the site and serve it on the held sockets until cancelled; then drain as the reason of the stop allows."""
+    """Build the site and serve it on the held sockets until cancelled; then drain as the reason of
+    the stop allows.
+    """
     async with trio.open_nursery() as nursery:
         cache = await _open_cache(tree, nursery)
         site = build_site(tree.site_parts(cache=cache, quart_hooks=[_mount_channels(tree)]))

@@ -18,7 +18,9 @@ __all__ = ["KEPT", "Ledger"]
 log = structlog.get_logger("tangram.app")
 
 KEPT = 256
-"""Events that are remembered: the whole story of a plugin that was restarted until its quarantine, several times."""
+"""Events that are remembered: the whole story of a plugin that was restarted until its quarantine,
+several times.
+"""
 
 Publish = Callable[[str, bytes], None]
 

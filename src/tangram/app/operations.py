@@ -89,7 +89,6 @@ class Operations:
             "distribution": loaded.dist_name,
             "state": "stopped" if child is None else child.state,
             "services": [service.name for service in loaded.plugin.services],
-            "abandoned_threads": host.statistics().abandoned_threads,
             "ghosts": [attrs.asdict(ghost) for ghost in host.statistics().ghosts],
         }
         if child is not None:
@@ -133,7 +132,9 @@ class Operations:
 
     def _children(self) -> dict[str, ChildStatistics]:
         incarnation = self._tree.incarnation
-        return {} if incarnation is None else {child.name: child for child in incarnation.statistics().children}
+        return (
+            {} if incarnation is None else {child.name: child for child in incarnation.statistics().children}
+        )
 
 
 def _why_down(name: str, child: ChildStatistics | None) -> str:
@@ -143,4 +144,7 @@ def _why_down(name: str, child: ChildStatistics | None) -> str:
 
 
 def _plain(statistics: attrs.AttrsInstance) -> dict[str, Any]:
-    return attrs.asdict(statistics, value_serializer=lambda _inst, _attr, value: dict(value) if isinstance(value, Mapping) else value)
+    return attrs.asdict(
+        statistics,
+        value_serializer=lambda _inst, _attr, value: dict(value) if isinstance(value, Mapping) else value,
+    )

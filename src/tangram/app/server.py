@@ -1,8 +1,9 @@
 """The life of the process: sockets, plugins, the tree, signals, and an end in order.
 
-1. Sockets are opened before anything else starts: a port that is taken is told at once, and none is closed before the end.
-2. Whoever asks for the end is obeyed in every state: during boot, a back-off, a restart. The tree is cancelled, stops
-   child by child in reverse order, and is bounded by ``[supervisor] shutdown_timeout``.
+1. Sockets are opened before anything else starts: a port that is taken is told at once, and none is closed
+   before the end.
+2. Whoever asks for the end is obeyed in every state: during boot, a back-off, a restart. The tree is
+   cancelled, stops child by child in reverse order, and is bounded by ``[supervisor] shutdown_timeout``.
 3. SIGHUP reads the file again and restarts cleanly; a bad file is told and the old configuration stays.
 """
 
@@ -170,7 +171,9 @@ class Server:
         )
 
     def _failed(self, error: SupervisionError) -> None:
-        """The tree ended by itself: at first boot that is the operator's to mend, later it is too many crashes."""
+        """The tree ended by itself: at first boot that is the operator's to mend, later it is too
+        many crashes.
+        """
         if isinstance(error, StartFailed) and not self.ready_count:
             mistake = _operator_error(error)
             if mistake is not None:
@@ -185,7 +188,7 @@ class Server:
             self._end(asked_for=False)
         self._exit_status = EX_SOFTWARE
 
-    # -- what happens ---------------------------------------------------------------------------------------------
+    # -- what happens ----------------------------------------------------------------------------------------
 
     def _on_event(self, event: SupervisionEvent) -> None:
         tree = self.tree
@@ -205,7 +208,7 @@ class Server:
         log.info("tangram ready", url=f"{self.tree.base_url}/", plugins=running, ready=self.ready_count)
         self._notifier.ready(f"serving {self.tree.base_url}/")
 
-    # -- signals --------------------------------------------------------------------------------------------------
+    # -- signals ---------------------------------------------------------------------------------------------
 
     async def _hear_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -218,7 +221,9 @@ class Server:
                     self.stop()
 
     async def reload(self) -> None:
-        """Read the configuration again and restart cleanly with it; a bad one is told, and the old one kept."""
+        """Read the configuration again and restart cleanly with it; a bad one is told, and the old
+        one kept.
+        """
         if self.root is None or self.tree is None or self.stopping:
             return
         try:

@@ -2,10 +2,12 @@
 
     broker, incarnation [state, bus, plugin:NAME ..., channels, web]
 
-1. Each child's ``run`` makes its part anew and puts it here; the others look it up late, when they need it. So a part
-   may be restarted alone (``one_for_one``) or with all others, and nobody holds on to one that has ended.
+1. Each child's ``run`` makes its part anew and puts it here; the others look it up late, when they need it.
+   So a part may be restarted alone (``one_for_one``) or with all others, and nobody holds on to one that
+   has ended.
 2. What outlives an incarnation (sockets, the broker, secrets, plugins' modules) is handed in from above.
-3. ``state`` comes first: attributes that plugins hang on it live exactly as long as the strategy lets plugins live.
+3. ``state`` comes first: attributes that plugins hang on it live exactly as long as the strategy lets
+   plugins live.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from tangram.transports.channels import Channels
 from tangram.transports.listeners import HeldSocket
 from tangram.transports.tokens import token_router
 from tangram.web.operator import Operator
-from tangram.web.site import SiteParts, build_site
+from tangram.web.site import SiteParts
 
 __all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "Tree", "Why"]
 
@@ -69,7 +71,7 @@ class _Heard:
         self._inner = inner
         self._hear = hear
 
-    def started(self, value: str) -> None:
+    def started(self, value: str = "") -> None:
         self._hear(value)
         self._inner.started(value)
 
@@ -113,7 +115,7 @@ class Tree:
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
 
-    # -- the root -------------------------------------------------------------------------------------------------
+    # -- the root --------------------------------------------------------------------------------------------
 
     def root_children(self) -> list[Child]:
         """Broker and incarnation, under ``rest_for_one``: who loses its broker begins anew."""
@@ -137,9 +139,7 @@ class Tree:
 
     def backoff(self) -> Backoff:
         limits = self.config.supervisor
-        return Backoff(
-            initial=limits.backoff_initial, maximum=limits.backoff_max, reset=limits.backoff_reset
-        )
+        return Backoff(initial=limits.backoff_initial, maximum=limits.backoff_max, reset=limits.backoff_reset)
 
     async def _run_broker(self, *, task_status: trio.TaskStatus[str]) -> None:
         url = self.config.core.redis_url
@@ -164,7 +164,7 @@ class Tree:
         if up and self.incarnation is not None:
             self.incarnation.hurry()
 
-    # -- the incarnation ------------------------------------------------------------------------------------------
+    # -- the incarnation -------------------------------------------------------------------------------------
 
     async def _run_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
         limits = self.config.supervisor
@@ -290,7 +290,7 @@ class Tree:
             **more,  # type: ignore[arg-type]
         )
 
-    # -- how the parts reach each other ---------------------------------------------------------------------------
+    # -- how the parts reach each other ----------------------------------------------------------------------
 
     def _deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         if self.channels is not None:
@@ -317,14 +317,14 @@ class Tree:
         return self._the_bus().subscribe(*patterns)
 
     def announce(self, channel: str, payload: bytes) -> None:
-        """Publish if there is anybody to publish through; an event must not fail because Redis is what failed."""
+        """Publish if there is a way: an event must not fail because Redis is what failed."""
         if self.bus is not None and self.bus.up:
             try:
                 self.bus.publish_nowait(channel, payload)
             except BrokerUnavailable:
                 log.debug("an event could not be announced", channel=channel)
 
-    # -- ends -----------------------------------------------------------------------------------------------------
+    # -- ends ------------------------------------------------------------------------------------------------
 
     def grace(self) -> float:
         """Seconds for what is in flight, when the web is stopped now."""

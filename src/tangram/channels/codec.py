@@ -3,8 +3,8 @@
 1. What must live here: the layout of text and binary frames, and the rule that tells a JSON payload from a
    binary one. Nothing here knows sockets, topics' members, or time.
 2. Anything that a peer can send raises ``FrameError`` or decodes. RecursionError is an answer to bytes too.
-3. JSON is validated by decoding it whole, then the original bytes are sent on. ``msgspec.Raw`` alone would let
-   bad UTF-8 and ``1e400`` pass, which breaks ``JSON.parse`` at somebody else's browser.
+3. JSON is validated by decoding it whole, then the original bytes are sent on. ``msgspec.Raw`` alone would
+   let bad UTF-8 and ``1e400`` pass, which breaks ``JSON.parse`` at somebody else's browser.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def decode_binary(data: bytes) -> Message:
 def decode_server(opcode: int, data: bytes | str) -> Message:
     """One frame of a server, as a client reads it; raises FrameError.
 
-    The binary kinds: push ``00 J T E``, reply ``01 J R T S`` (``event`` is then the status), broadcast ``02 T E``.
+    The binary kinds: push ``00 J T E``, reply ``01 J R T S`` (``event`` is then the status), broadcast ``02
+    T E``.
     """
     if opcode == TEXT:
         return decode_text(data)
@@ -171,8 +172,8 @@ def _check_lengths(fields: list[bytes]) -> None:
 def is_document(payload: bytes) -> bool:
     """Is it one JSON object or array that every browser reads alike? Else it travels as bytes.
 
-    Not one: scalars, leading blanks, a byte-order mark, text after the document, NaN, bad UTF-8, lone surrogates,
-    a number beyond a double, nesting deeper than ``MAX_DEPTH``.
+    Not one: scalars, leading blanks, a byte-order mark, text after the document, NaN, bad UTF-8, lone
+    surrogates, a number beyond a double, nesting deeper than ``MAX_DEPTH``.
     """
     if payload[:1] not in (b"{", b"["):
         return False
@@ -186,7 +187,8 @@ def is_document(payload: bytes) -> bool:
 
 
 def _is_deep(payload: bytes) -> bool:
-    # Taking the innermost brackets away, all at once, costs one level; what is left after MAX_DEPTH was deeper.
+    # Taking the innermost brackets away, all at once, costs one level; what is left after MAX_DEPTH was
+    # deeper.
     if payload.count(b"[") + payload.count(b"{") <= MAX_DEPTH:
         return False
     brackets = _STRINGS.sub(b"", payload).translate(None, _NOT_BRACKETS)
@@ -213,7 +215,8 @@ def _overflows(payload: bytes) -> bool:
 
 
 def without_token(payload: bytes) -> bytes:
-    """The payload of a join as it may be published: an object loses its ``token``, all else stays as it is."""
+    """The payload of a join as it may be published: an object loses its ``token``, all else stays as it
+    is."""
     if not payload.lstrip().startswith(b"{"):
         return payload
     fields: Mapping[str, msgspec.Raw] = _decode_object(payload)

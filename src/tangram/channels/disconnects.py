@@ -1,9 +1,10 @@
 """Every way in which a connection, a join or a push ends badly: who erred, and should the client come back.
 
-1. A close code or an error reason that goes over the wire is a value of this module, never a literal elsewhere.
+1. A close code or an error reason that goes over the wire is a value of this module, never a literal
+   elsewhere.
 2. The server never closes with 1000: phoenix.js before 1.8.10 takes that for "do not come back".
-3. ``retry`` says what the client should do. A refused join whose retry is hopeless is followed by ``phx_close``,
-   because phoenix.js would otherwise ask again with the same token for ever.
+3. ``retry`` says what the client should do. A refused join whose retry is hopeless is followed by
+   ``phx_close``, because phoenix.js would otherwise ask again with the same token for ever.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 1. No I/O, no clock. What must be published is returned, what members get goes into their outboxes.
 2. Dispatch is exact on (topic, event). A client's string is never a pattern: ``*`` is a character.
-3. A message is encoded once, with a null ``join_ref`` (text) or as a broadcast (binary), and every member's outbox
-   gets the same object.
+3. A message is encoded once, with a null ``join_ref`` (text) or as a broadcast (binary), and every member's
+   outbox gets the same object.
 4. ``phx_*`` from Redis is not forwarded: it would act as the protocol's own voice in every browser.
 5. One message never costs its batch: whatever cannot be encoded is counted and left out.
 6. A membership that the hub has ended says so itself (``alive``): sockets look, nobody calls them.
@@ -41,8 +41,8 @@ SPECIAL: Final = ("admin", PHOENIX, "system")
 """Topics that are always there: no ``channel.add`` and no ``channel.remove`` tells of them."""
 
 MAX_AGENTS: Final = 100
-"""Agents (and topics) named in one admin event. Above it an event names the newcomer alone, and the ``count``:
-the whole list at every join costs the square of the members when all come back after a restart."""
+"""Agents (and topics) named in one admin event. Above it an event names the newcomer alone, and the
+``count``: the whole list at every join costs the square of the members when all come back after a restart."""
 _MAX_ROUTES: Final = 8192
 """Redis channel names remembered with their frame headers; forgotten all at once when full."""
 
@@ -129,7 +129,8 @@ class Hub:
     # The way of a message: from Redis to the outboxes.
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        """Put a batch of (Redis channel, payload) into the outboxes of those who are on its topics, in order."""
+        """Put a batch of (Redis channel, payload) into the outboxes of those who are on its topics, in
+        order."""
         routes = self._routes
         current: _Room | None = None
         run: list[Encoded] = []
@@ -213,8 +214,8 @@ class Hub:
     def join(self, membership: Membership, ref: str | None) -> list[Publication]:
         """Answer the join, register the member, and return what Redis should hear.
 
-        The answer goes into the outbox first, so that no event can come before it; the member is registered before
-        anything is published, so that it misses nothing.
+        The answer goes into the outbox first, so that no event can come before it; the member is registered
+        before anything is published, so that it misses nothing.
         """
         topic = membership.topic
         self.reply(membership.outbox, membership.join_ref, ref, topic, "ok", {"id": membership.agent})
@@ -258,7 +259,8 @@ class Hub:
         return [told for topic in list(self._rooms) for told in self.close_topic(topic, ERROR)]
 
     def close_topic(self, topic: str, event: str = CLOSE) -> list[Publication]:
-        """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come back."""
+        """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come
+        back."""
         room = self._rooms.get(topic)
         if room is None:
             return []

@@ -1,8 +1,8 @@
 """Whose pages may talk to us: the check of the Origin header, for upgrades and for CORS.
 
-A page on another host can open a WebSocket to any server that its visitor reaches; only Origin tells. A program
-without a browser sends none and passes: it could send whatever it likes. ``null`` (a sandboxed frame, a local file)
-can be made by any page, so it does not pass.
+A page on another host can open a WebSocket to any server that its visitor reaches; only Origin tells. A
+program without a browser sends none and passes: it could send whatever it likes. ``null`` (a sandboxed
+frame, a local file) can be made by any page, so it does not pass.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class OriginPolicy:
     def __init__(self, allowed: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
         """``allowed``: whole origins (``https://a.example``, ``https://*.a.example``), or ``*`` for all.
 
-        ``hosts``: names or addresses under which we are reached, on any port and with either scheme; used, with
-        loopback, if ``allowed`` is empty.
+        ``hosts``: names or addresses under which we are reached, on any port and with either scheme; used,
+        with loopback, if ``allowed`` is empty.
         """
         self._allowed = frozenset(origin.rstrip("/").lower() for origin in allowed)
         self._suffixes = tuple(tuple(origin.split("*", 1)) for origin in self._allowed if "://*." in origin)

@@ -1,11 +1,11 @@
 """What waits for one connection: bounded in bytes, drained whole.
 
-1. An outbox never blocks and never waits: whoever is too far behind loses the connection, by a named disconnect,
-   and nobody else's messages are late.
-2. The bound counts what lies *behind* the first message: one message of any allowed size goes to an empty outbox.
-   Bytes that a transport has taken but could not write yet still count.
-3. ``wake`` is called when there is something new to do for an outbox that was idle. It must not block and must
-   not touch memberships.
+1. An outbox never blocks and never waits: whoever is too far behind loses the connection, by a named
+   disconnect, and nobody else's messages are late.
+2. The bound counts what lies *behind* the first message: one message of any allowed size goes to an empty
+   outbox. Bytes that a transport has taken but could not write yet still count.
+3. ``wake`` is called when there is something new to do for an outbox that was idle. It must not block and
+   must not touch memberships.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tangram.channels.frames import Encoded
 __all__ = ["Outbox", "OutboxStatistics"]
 
 MAX_BACKLOG = 262_144
-"""Bytes behind the message in flight: 256 KiB is some 1,300 messages of 200 bytes, more than a second of all but
-the heaviest streams, and 10,000 stuck clients still fit into memory."""
+"""Bytes behind the message in flight: 256 KiB is some 1,300 messages of 200 bytes, more than a second of all
+but the heaviest streams, and 10,000 stuck clients still fit into memory."""
 
 
 @attrs.frozen
@@ -95,7 +95,8 @@ class Outbox:
             self.wake()
 
     def put_exempt(self, item: Encoded) -> None:
-        """Take a message that the bound must not refuse: it comes once a join, and no join could succeed without."""
+        """Take a message that the bound must not refuse: it comes once a join, and no join could succeed
+        without."""
         if self._total:
             self._limit += len(item.data)
         self.put(item)
@@ -133,14 +134,16 @@ class Outbox:
         return items
 
     def written(self, size: int) -> None:
-        """``size`` bytes of what was taken have left: the sum of ``len(item.data)``, without frame headers."""
+        """``size`` bytes of what was taken have left: the sum of ``len(item.data)``, without frame
+        headers."""
         self._total -= size
         if self._total <= 0:
             self._total = 0
             self._limit = 0
 
     def close(self, disconnect: Disconnect) -> None:
-        """Nothing more goes in; what waits may still be taken, then the connection ends. The first reason stays."""
+        """Nothing more goes in; what waits may still be taken, then the connection ends. The first reason
+        stays."""
         if self.disconnect is None:
             self.disconnect = disconnect
             self.wake()

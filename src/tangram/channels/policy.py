@@ -1,8 +1,9 @@
 """Who may come in: upgrades, tokens and joins.
 
-Asked in this order, and the first no is the answer: rate, origin, what the topic's name demands (``admin`` is the
-operator's, ``streaming-<id>`` belongs to that id), the token, and at last every plugin's ``authorize``. A plugin that
-cannot answer (it raises, or takes too long) refuses with *unavailable*: the client comes back, nobody slips in.
+Asked in this order, and the first no is the answer: rate, origin, what the topic's name demands (``admin``
+is the operator's, ``streaming-<id>`` belongs to that id), the token, and at last every plugin's
+``authorize``. A plugin that cannot answer (it raises, or takes too long) refuses with *unavailable*: the
+client comes back, nobody slips in.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Authorizer(NamedTuple):
 
     plugin: str
     function: Callable[[str, str, ConnectInfo], object]
-    """``authorize(topic, id, request)``, sync or async: None allows, a string or ``Refused(reason)`` refuses."""
+    """``authorize(topic, id, request)``, sync or async: None allows, a string or ``Refused(reason)``
+    refuses."""
 
 
 class Minted(NamedTuple):
@@ -113,7 +115,8 @@ class Gate:
         authorizers: Sequence[Authorizer] = (),
         authorize_timeout: float = AUTHORIZE_TIMEOUT,
     ) -> None:
-        """``clock`` gives wall time in seconds since 1970; ``new_id`` an id for a browser that brings none."""
+        """``clock`` gives wall time in seconds since 1970; ``new_id`` an id for a browser that brings
+        none."""
         self.origins = origins
         self.authorizers = tuple(authorizers)
         self.refused = 0

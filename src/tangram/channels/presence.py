@@ -1,7 +1,7 @@
 """Who is there: state per topic, and differences gathered between two flushes.
 
-1. Nothing here knows the time: somebody calls ``flush`` every 50 ms at most. When 1,000 members rejoin at once, a
-   difference for each would cost the square of their number; gathered, a topic has one per flush.
+1. Nothing here knows the time: somebody calls ``flush`` every 50 ms at most. When 1,000 members rejoin at
+   once, a difference for each would cost the square of their number; gathered, a topic has one per flush.
 2. A member is a pair (external id, ``phx_ref``). Joining and leaving within one window cancel each other, in
    either order: nobody is told of what nobody saw.
 3. Newcomers get the whole state at the flush, one shared encoding for all of a topic's newcomers, before the

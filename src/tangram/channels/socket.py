@@ -1,11 +1,11 @@
 """The socket machine: what a client's frame means, given what it has joined.
 
-1. Frames in, effects out. Replies go into the connection's outbox; whatever needs somebody else (Redis, a token's
-   verdict, the end of the connection) is returned as an effect, and its result is fed back.
+1. Frames in, effects out. Replies go into the connection's outbox; whatever needs somebody else (Redis, a
+   token's verdict, the end of the connection) is returned as an effect, and its result is fed back.
 2. What a frame does is the table below: state of its topic x kind of frame. Kinds that ignore the state
    (heartbeats, binary control frames, malformed frames) are handled before it.
-3. While a join waits for its verdict, later frames of the same topic wait behind it, in order: a leave must not
-   overtake the join it belongs to. Other topics go on.
+3. While a join waits for its verdict, later frames of the same topic wait behind it, in order: a leave must
+   not overtake the join it belongs to. Other topics go on.
 4. No frame ends the connection. Malformed ones are counted; only who sends them by the hundred is sent away.
 
     state of the topic | phx_join           | phx_leave             | anything else
@@ -47,7 +47,8 @@ from tangram.channels.outbox import Outbox
 __all__ = ["Authorize", "Effect", "Publish", "Reply", "Socket", "SocketStatistics"]
 
 MAX_DEFERRED: Final = 100
-"""Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends at most one leave meanwhile."""
+"""Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends at most one leave
+meanwhile."""
 MALFORMED_BURST: Final = 100.0
 """Malformed frames at once before the connection is ended."""
 MALFORMED_RATE: Final = 1.0

@@ -1,8 +1,9 @@
-"""Streams whose browser has vanished: back-end plugins publish to ``streaming-<id>`` until somebody tells them.
+"""Streams whose browser has vanished: back-end plugins publish to ``streaming-<id>`` until somebody tells
+them.
 
-A browser says ``join-streaming`` once and forgets it when its laptop closes. So: an id without any member on its
-topic for the grace time gets ``from:system:leave-streaming`` in its name, and when it comes back, ``join-streaming``.
-Pure; ``now`` is an argument.
+A browser says ``join-streaming`` once and forgets it when its laptop closes. So: an id without any member on
+its topic for the grace time gets ``from:system:leave-streaming`` in its name, and when it comes back,
+``join-streaming``. Pure; ``now`` is an argument.
 """
 
 from __future__ import annotations

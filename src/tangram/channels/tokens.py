@@ -1,10 +1,11 @@
 """Tokens of the channels: JSON Web Tokens, HS256, three claims.
 
 1. Pure: the time is an argument, a refused token is a ``Refusal`` from ``disconnects``.
-2. Accepted is what existing servers and clients of this protocol rely on: ``exp`` an integer, sixty seconds of
-   leeway, private claims ignored, an ``aud`` refused, ``nbf`` not looked at.
-3. Thirty lines of our own, because importing PyJWT costs 50 ms and brings an HTTP client with it, and because it
-   reads its own clock, refuses a future ``nbf`` and warns on short keys. PyJWT is the referee in the tests.
+2. Accepted is what existing servers and clients of this protocol rely on: ``exp`` an integer, sixty seconds
+   of leeway, private claims ignored, an ``aud`` refused, ``nbf`` not looked at.
+3. Thirty lines of our own, because importing PyJWT costs 50 ms and brings an HTTP client with it, and
+   because it reads its own clock, refuses a future ``nbf`` and warns on short keys. PyJWT is the referee in
+   the tests.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ def _hide(match: re.Match[str]) -> str:
 
 
 def _hidden(value: object) -> object:
-    """``value`` without secrets in it; nested, because a request's headers or parameters may be what is logged."""
+    """``value`` without secrets in it; nested, because a request's headers or parameters may be what
+    is logged.
+    """
     if isinstance(value, str):
         return _SECRET_IN_TEXT.sub(_hide, value)
     if isinstance(value, dict):

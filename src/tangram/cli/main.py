@@ -43,7 +43,9 @@ def cli() -> None:
     help="Lines for people, or a JSON object a line for programs.",
 )
 def serve(config_file: Path | None, log_format: str) -> None:
-    """Serve the configured plugins until SIGINT or SIGTERM; SIGHUP restarts cleanly with the file read again."""
+    """Serve the configured plugins until SIGINT or SIGTERM; SIGHUP restarts cleanly with the file
+    read again.
+    """
     from tangram.cli.serving import serve_until_stopped
 
     sys.exit(serve_until_stopped(config_file, log_format="json" if log_format == "json" else "console"))

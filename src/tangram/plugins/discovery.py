@@ -55,7 +55,9 @@ def scan(points: Iterable[EntryPoint] | None = None) -> list[Candidate]:
         # All groups are read at once whatever is asked for: ask once.
         installed = entry_points()
         points = [point for group in GROUPS for point in installed.select(group=group)]
-    ours_first = sorted((one for one in points if one.group in GROUPS), key=lambda one: GROUPS.index(one.group))
+    ours_first = sorted(
+        (one for one in points if one.group in GROUPS), key=lambda one: GROUPS.index(one.group)
+    )
     candidates: dict[tuple[str, str], Candidate] = {}
     for point in ours_first:
         candidate = Candidate(name=point.name, dist_name=_dist_name(point), entry_point=point)
@@ -77,7 +79,9 @@ def find(name: str, candidates: Iterable[Candidate]) -> list[Candidate]:
         )
     if by_entry_point and not (by_distribution and by_entry_point[0] not in by_distribution):
         return by_entry_point[:1]
-    by_module = [one for one in known if wanted in {normalise(one.module), normalise(one.module.partition(".")[0])}]
+    by_module = [
+        one for one in known if wanted in {normalise(one.module), normalise(one.module.partition(".")[0])}
+    ]
     found = by_distribution or by_module
     if not found:
         raise PluginNotFound(_not_found(name, known), plugin=name)
@@ -85,7 +89,10 @@ def find(name: str, candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _not_found(name: str, known: list[Candidate]) -> str:
-    near = nearest(name, (spelling for one in known for spelling in (one.module.partition(".")[0], one.dist_name, one.name)))
+    near = nearest(
+        name,
+        (spelling for one in known for spelling in (one.module.partition(".")[0], one.dist_name, one.name)),
+    )
     if near:
         return f"no installed plugin is called {name!r}: did you mean {near!r}?"
     if not known:

@@ -84,7 +84,9 @@ class PluginHost:
     @property
     def start_timeout(self) -> float:
         """Seconds that its start may take: the lifespan's share, and its services' one after another."""
-        return LIFESPAN_ENTER_SECONDS + sum(service.start_timeout for service in self._to_start() if service.reports_start)
+        return LIFESPAN_ENTER_SECONDS + sum(
+            service.start_timeout for service in self._to_start() if service.reports_start
+        )
 
     @property
     def stop_timeout(self) -> float:
@@ -126,7 +128,9 @@ class PluginHost:
                     guard.shield = True
                     guard.deadline = self._lifespan_deadline()
         if guard.cancelled_caught:
-            log.warning("a lifespan did not end in time and was cut", plugin=self.name, seconds=self._lifespan_timeout)
+            log.warning(
+                "a lifespan did not end in time and was cut", plugin=self.name, seconds=self._lifespan_timeout
+            )
         # A lifespan that swallows what ended the plugin must not hide it.
         await trio.lowlevel.checkpoint_if_cancelled()
         if crash is not None:

@@ -141,7 +141,9 @@ class Plugin:
 
 def _name_of(function: object) -> str:
     inner = inspect.unwrap(function) if callable(function) else function
-    return str(getattr(inner, "__name__", None) or getattr(getattr(inner, "func", None), "__name__", "service"))
+    return str(
+        getattr(inner, "__name__", None) or getattr(getattr(inner, "func", None), "__name__", "service")
+    )
 
 
 def _is_async(function: ServiceFunction) -> bool:

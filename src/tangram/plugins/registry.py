@@ -109,7 +109,11 @@ def _load_into(loaded: Loaded, candidate: Candidate) -> None:
     if any(one.plugin is plugin for one in loaded.plugins):
         return
     taken = {normalise(one.name) for one in loaded.plugins}
-    name = candidate.name if normalise(candidate.name) not in taken else f"{candidate.dist_name}.{candidate.name}"
+    name = (
+        candidate.name
+        if normalise(candidate.name) not in taken
+        else f"{candidate.dist_name}.{candidate.name}"
+    )
     plugin.name, plugin.dist_name = name, candidate.dist_name
     loaded.plugins.append(
         LoadedPlugin(
@@ -132,7 +136,8 @@ def _import(candidate: Candidate) -> Plugin:
     except (Exception, SystemExit) as error:
         line = cause_line(error, _package_path(candidate.module))
         raise PluginImportFailed(
-            f"plugin {candidate.name!r} of {candidate.dist_name!r} cannot be imported: {line}", plugin=candidate.name
+            f"plugin {candidate.name!r} of {candidate.dist_name!r} cannot be imported: {line}",
+            plugin=candidate.name,
         ) from error
     if not isinstance(found, Plugin):
         raise NotAPlugin(
@@ -167,7 +172,9 @@ def _where(error: BaseException, tb: TracebackType | None, package_path: Path | 
     frames = traceback.extract_tb(tb)
     outside = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
     inside = [
-        frame for frame in outside if package_path is not None and Path(frame.filename).is_relative_to(package_path)
+        frame
+        for frame in outside
+        if package_path is not None and Path(frame.filename).is_relative_to(package_path)
     ]
     chosen = inside or [frame for frame in outside if "importlib" not in Path(frame.filename).parts[-2:-1]]
     chosen = [frame for frame in chosen if frame.filename != __file__]

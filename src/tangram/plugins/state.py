@@ -102,7 +102,9 @@ class BackendState:
         try:
             return self._plugin_configs[normalise(name)][1]
         except KeyError:
-            raise PluginError(f"plugin {name!r} has no configuration here: it does not run", plugin=name) from None
+            raise PluginError(
+                f"plugin {name!r} has no configuration here: it does not run", plugin=name
+            ) from None
 
     def set_plugin_config(self, dist_name: str, config_class: type[Any] | None, value: Any) -> None:
         """For the plugin's host: what ``plugin_config`` answers from now on."""
@@ -121,7 +123,9 @@ def _make_http_client() -> httpx.AsyncClient:
     try:
         import httpx
     except ImportError:
-        raise PluginError("http_client needs httpx, which is not installed: pip install 'tangram-trio[http]'") from None
+        raise PluginError(
+            "http_client needs httpx, which is not installed: pip install 'tangram-trio[http]'"
+        ) from None
     try:
         import h2  # noqa: F401
     except ImportError:
@@ -136,4 +140,8 @@ def _base_url(config: Config) -> str:
     elif host == "::":
         host = "::1"
     scheme = "https" if config.server.tls_cert else "http"
-    return f"{scheme}://[{host}]:{config.server.port}" if ":" in host else f"{scheme}://{host}:{config.server.port}"
+    return (
+        f"{scheme}://[{host}]:{config.server.port}"
+        if ":" in host
+        else f"{scheme}://{host}:{config.server.port}"
+    )

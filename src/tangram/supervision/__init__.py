@@ -1,9 +1,11 @@
 """Supervision in the manner of Erlang/OTP, on Trio's nurseries; usable alone.
 
-    async with open_supervisor([Child("reader", read), Child("writer", write)], strategy="rest_for_one") as supervisor:
+    children = [Child("reader", read), Child("writer", write)]
+    async with open_supervisor(children, strategy="rest_for_one") as supervisor:
         await supervisor.wait()
 
-``docs/supervision.md`` is its page. ``spec`` and ``decide`` are the decisions, without I/O; ``runner`` carries them out.
+``docs/supervision.md`` is its page. ``spec`` and ``decide`` are the decisions, without I/O; ``runner``
+carries them out.
 """
 
 from __future__ import annotations

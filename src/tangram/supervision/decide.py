@@ -1,39 +1,37 @@
 """Who is stopped, who is started, when, and when it is too much: the supervisor's decisions.
 
 1. Everything that depends on strategy, restart type, intensity, back-off or order lives here.
-2. This file knows no Trio, no clock, no chance and no log: ``now`` is an argument, jitter is drawn from a function
+2. This file knows no Trio, no clock, no chance and no log: ``now`` is an argument, jitter is drawn from a
+   function
    handed in, and exceptions come as `Crash` records.
-3. Events in, effects out. Each public method takes one event and returns what is to be done, in that order; the
+3. Events in, effects out. Each public method takes one event and returns what is to be done, in that order;
+   the
    shell does it and reports what came of it as further events. Nothing is decided anywhere else.
 
-The theory. Each child is in one `State`; `MOVES` (in ``table``) says what a happening does to it in that state. A happening that is
-not in the table cannot occur. What a decision wants is written into the children (who must go, as what each shall
-rest, from when it may come back), and `_settle` then finds the next steps from that alone:
+The theory. Each child is in one `State`; `MOVES` (in ``table``) says what a happening does to it in that
+state. A happening that is not in the table cannot occur. What a decision wants is written into the children
+(who must go, as what each shall rest, from when it may come back), and `_settle` then finds the next steps
+from that alone:
 
 - whoever must go is ``LEAVING`` until its turn, then ``STOPPING``: highest place first, one after another;
-- with `one_for_all` and `rest_for_one` nobody is started while somebody must still go; then in order, one after another;
+- with `one_for_all` and `rest_for_one` nobody is started while somebody must still go; then in order, one
+  after another;
 - with `one_for_one` each child comes back by itself; only the first boot goes in order.
 
-So a crash in the middle of a restart, a stop during back-off, or two crashes at once need no code of their own: they
-change what is wanted, and the next steps follow from it.
+So a crash in the middle of a restart, a stop during back-off, or two crashes at once need no code of their
+own: they change what is wanted, and the next steps follow from it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
-from tangram.errors import NoSuchChild, SpecError
+from tangram.errors import SpecError
+from tangram.supervision.ledger import TIMED, UNSETTLED, Ledger
 from tangram.supervision.spec import (
-    AutoShutdown,
-    Backoff,
     Child,
     Crash,
-    Kind,
-    Strategy,
-    SupervisionEvent,
-    Window,
 )
 from tangram.supervision.table import (
     ALIVE,
@@ -49,86 +47,20 @@ from tangram.supervision.table import (
     Pace,
     Start,
     State,
-    Tell,
 )
 
 __all__ = ["Decider"]
 
-TIMED = (State.STARTING, State.STOPPING)
-UNSETTLED = (State.STARTING, State.LEAVING, State.STOPPING)
-
 LATES_ALLOWED = 3
 """A restart waits this many stop times for a stubborn child, then the supervisor fails: rule 9."""
 
-CRASHES_KEPT = 10
-"""So many last crashes make up the story told when a supervisor gives up."""
 
+class Decider(Ledger):
+    """The decisions of one supervisor. Every public method takes one event and returns the effects, in
+    order.
+    """
 
-class Decider:
-    """The decisions of one supervisor. Every method that takes ``now`` returns the effects, in order."""
-
-    def __init__(
-        self,
-        children: Iterable[Child],
-        *,
-        name: str = "root",
-        strategy: Strategy = "one_for_all",
-        window: Window,
-        backoff: Backoff,
-        auto_shutdown: AutoShutdown = "never",
-        shutdown_timeout: float = 10.0,
-        draw: Callable[[], float],
-    ) -> None:
-        self.name = name
-        self.strategy: Strategy = strategy
-        self.window = window
-        self.backoff = backoff
-        self.auto_shutdown = auto_shutdown
-        self.shutdown_timeout = shutdown_timeout
-        self.entries: dict[str, Entry] = {}
-        self._by: dict[State, dict[int, Entry]] = {state: {} for state in State}
-        self.restarts = 0
-        self.crashes: deque[Crash] = deque(maxlen=CRASHES_KEPT)
-        self.failure: Failure | None = None
-        self.booted = self.closing = self.closed = False
-        self._draw = draw
-        self._ranks = 0
-        self._gate = -math.inf
-        self._pace = Pace()
-        self._total_due = math.inf
-        self._unsettled = True
-        self._effects: list[Effect] = []
-        for child in children:
-            self._enter(child)
-
-    # -- what is known --------------------------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> str:
-        if self.closed:
-            return "closed"
-        if self.closing:
-            return "closing"
-        if not self.booted:
-            return "booting"
-        return "restarting" if self._unsettled else "up"
-
-    def wake_at(self, now: float) -> float:
-        """When `tick` has something to do, if nothing happens before; infinity: never."""
-        soonest = min((e.due for state in TIMED for e in self._by[state].values()), default=math.inf)
-        waiting = self._by[State.WAITING]
-        if self.strategy != "one_for_one" and waiting:
-            # Nobody passes by the first in order, whose gate is therefore the only one.
-            waiting = {0: waiting[min(waiting)]}
-        # A gate that is open and not gone through waits for another event, not for time.
-        gates = (gate for entry in waiting.values() if (gate := self.gate_of(entry)) > now)
-        return min(soonest, min(gates, default=math.inf))
-
-    def gate_of(self, entry: Entry) -> float:
-        """Before this time the child is not started."""
-        return entry.gate if self.strategy == "one_for_one" else max(self._gate, entry.gate)
-
-    # -- events ---------------------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------
 
     def open(self, now: float) -> list[Effect]:
         """Begin the first boot."""
@@ -142,7 +74,9 @@ class Decider:
     def ended(
         self, name: str, now: float, crash: Crash | None = None, *, fatal: bool = False
     ) -> list[Effect]:
-        """A child is gone: it returned, or ``crash`` says what it raised. ``fatal``: that ends the process."""
+        """A child is gone: it returned, or ``crash`` says what it raised. ``fatal``: that ends the
+        process.
+        """
         entry = self.entries[name]
         entry.gone = True
         if fatal and crash is not None:
@@ -185,7 +119,9 @@ class Decider:
         return self._settled(now)
 
     def restart(self, name: str, now: float) -> list[Effect]:
-        """Somebody asked for a restart of one child: not charged; a quarantined one starts with a clear window."""
+        """Somebody asked for a restart of one child: not charged; a quarantined one starts with a clear
+        window.
+        """
         entry = self.entry(name)
         entry.failure = None
         if not self.closing:
@@ -234,15 +170,7 @@ class Decider:
         self._close(now, due)
         return self._settled(now)
 
-    def entry(self, name: str) -> Entry:
-        """The child of that name, or `NoSuchChild` naming those that there are."""
-        try:
-            return self.entries[name]
-        except KeyError:
-            known = ", ".join(self.entries) or "none"
-            raise NoSuchChild(f"supervisor {self.name!r} has no child {name!r}; it has: {known}") from None
-
-    # -- what a happening does: the right side of MOVES -----------------------------------------------------------
+    # -- what a happening does: the right side of MOVES ----------------------------------------------------
 
     def _happen(self, entry: Entry, happening: Happening, crash: Crash | None, now: float) -> None:
         getattr(self, MOVES[entry.state, happening])(entry, crash, now)
@@ -257,7 +185,8 @@ class Decider:
         self._tell("started", now, entry)
 
     def _returned_early(self, entry: Entry, _crash: Crash | None, now: float) -> None:
-        # OTP's `ignore`: it has nothing to do here, and that is no fault. A permanent child says that it always has.
+        # OTP's `ignore`: it has nothing to do here, and that is no fault. A permanent child says that it
+        # always has.
         if entry.spec.restart == "permanent":
             self._start_failed(entry, self._returned_crash(entry, now), now)
         else:
@@ -311,7 +240,8 @@ class Decider:
 
     def _gone(self, entry: Entry, crash: Crash | None, now: float) -> None:
         if crash is not None and entry.state is State.LEAVING:
-            # It fell by itself before its turn came: told, but the restart that is on its way is restart enough.
+            # It fell by itself before its turn came: told, but the restart that is on its way is restart
+            # enough.
             self._note(entry, crash)
             self._tell("crashed", now, entry, crash=crash)
         self._rest(entry, entry.then, now, cause=None if crash is None else crash.cause)
@@ -323,12 +253,12 @@ class Decider:
         self._tell("stubborn", now, entry)
         if entry.lates >= LATES_ALLOWED and not self.closing and self._awaited(entry):
             message = (
-                f"child {entry.spec.name!r} goes on {entry.lates} stop times of {entry.spec.stop_timeout:g} s after it "
-                "was cancelled; it cannot be started a second time beside itself"
+                f"child {entry.spec.name!r} goes on {entry.lates} stop times of {entry.spec.stop_timeout:g} s "
+                "after it was cancelled; it cannot be started a second time beside itself"
             )
             self._fail(Failure("stubborn", entry.spec.name, message, entry.last_crash), now)
 
-    # -- what follows from it -------------------------------------------------------------------------------------
+    # -- what follows from it ------------------------------------------------------------------------------
 
     def _boot_failed(self, entry: Entry, crash: Crash, now: float) -> None:
         self._note(entry, crash)
@@ -360,8 +290,8 @@ class Decider:
         else:
             self._send_away(entry, State.STOPPED, now)
             message = (
-                f"supervisor {self.name!r} gives up: more than {window.restarts} restarts in {window.seconds:g} s, "
-                f"the last for {' > '.join(crash.path)}: {crash.cause}"
+                f"supervisor {self.name!r} gives up: more than {window.restarts} restarts "
+                f"in {window.seconds:g} s, the last for {' > '.join(crash.path)}: {crash.cause}"
             )
             self._fail(Failure("exhausted", entry.spec.name, message, crash), now)
 
@@ -410,80 +340,7 @@ class Decider:
             if entry.state is State.STOPPING and entry.lates == 0:
                 entry.due = min(entry.due, max(self._total_due, now))
 
-    # -- bookkeeping ----------------------------------------------------------------------------------------------
-
-    def _enter(self, child: Child) -> Entry:
-        entry = self.entries[child.name] = Entry(spec=child, rank=self._ranks)
-        self._by[entry.state][entry.rank] = entry
-        self._ranks += 1
-        self._unsettled = True
-        return entry
-
-    def _move(self, entry: Entry, state: State) -> None:
-        del self._by[entry.state][entry.rank]
-        entry.state = state
-        if state is State.REMOVED:
-            del self.entries[entry.spec.name]
-        else:
-            self._by[state][entry.rank] = entry
-        if state is not State.RUNNING:
-            self._unsettled = True
-
-    def _send_away(self, entry: Entry, then: State, now: float) -> None:
-        """Bring a child to ``then``: at once if it is gone already, else when it has been stopped."""
-        if entry.gone:
-            self._rest(entry, then, now, quiet=True)
-            return
-        entry.then = then
-        if entry.state in (State.STARTING, State.RUNNING):
-            self._move(entry, State.LEAVING)
-
-    def _rest(
-        self, entry: Entry, state: State, now: float, *, cause: str | None = None, quiet: bool = False
-    ) -> None:
-        if not quiet:
-            self._tell("stopped", now, entry, cause=cause)
-        entry.lates = 0
-        entry.blocks = False
-        self._move(entry, state)
-
-    def _note(self, entry: Entry, crash: Crash) -> None:
-        entry.last_crash = crash
-        self.crashes.append(crash)
-
-    def _returned_crash(self, entry: Entry, now: float) -> Crash:
-        return Crash(
-            path=(entry.spec.name,),
-            exception="tangram.errors.ChildReturned",
-            message="a permanent child returned; declare it transient if it may",
-            at=now,
-            incarnation=entry.incarnation,
-        )
-
-    def _tell(
-        self,
-        kind: Kind,
-        now: float,
-        entry: Entry | None = None,
-        *,
-        crash: Crash | None = None,
-        cause: str | None = None,
-        delay: float | None = None,
-    ) -> None:
-        event = SupervisionEvent(
-            kind=kind,
-            supervisor=self.name,
-            child=None if entry is None else entry.spec.name,
-            at=now,
-            incarnation=0 if entry is None else entry.incarnation,
-            cause=cause if crash is None or cause is not None else crash.cause,
-            strategy=self.strategy if kind == "restarting" else None,
-            delay=delay,
-            crash=crash,
-        )
-        self._effects.append(Tell(event))
-
-    # -- the next steps -------------------------------------------------------------------------------------------
+    # -- the next steps ------------------------------------------------------------------------------------
 
     def _settled(self, now: float) -> list[Effect]:
         if not self.closed:
@@ -502,7 +359,8 @@ class Decider:
                 limit = min(limit, max(0.0, self._total_due - now))
             self._move(entry, State.STOPPING)
             entry.lates = 0
-            # Where the total is used up nobody is waited for any more, but one has to have had time to be called late.
+            # Where the total is used up nobody is waited for any more, but one has to have had time to be
+            # called late.
             entry.blocks = limit > 0
             entry.due = now + (limit or entry.spec.stop_timeout)
             self._effects.append(Cancel(entry.spec.name, limit))
@@ -518,7 +376,9 @@ class Decider:
             self._effects.append(Start(entry.spec.name, entry.incarnation))
 
     def _held_up(self) -> bool:
-        """With the strategies that restart a group, nobody starts while somebody must go or another start is going on."""
+        """With the strategies that restart a group, nobody starts while somebody must go or another start
+        is going on.
+        """
         if self.strategy == "one_for_one":
             return False
         return any(self._by[state] for state in UNSETTLED)

@@ -24,8 +24,8 @@ class Life:
     child: str
     incarnation: int
     supervisor: Supervisor
-    # Shielded: what cancels the supervisor must not reach the children at random, but one by one through it. The
-    # deadline of this shield is the stop that the supervisor then begins.
+    # Shielded: what cancels the supervisor must not reach the children at random, but one by one through
+    # it. The deadline of this shield is the stop that the supervisor then begins.
     scope: trio.CancelScope = attrs.Factory(lambda: trio.CancelScope(shield=True))
     task: trio.lowlevel.Task | None = None
     is_up: bool = False

@@ -1,7 +1,7 @@
 """Telling systemd: READY, STOPPING and WATCHDOG by the sd_notify protocol; nothing where it does not listen.
 
-The protocol is a datagram of ``KEY=value`` lines to the Unix socket in ``NOTIFY_SOCKET`` (sd_notify(3)); a name that
-begins with ``@`` is in the abstract namespace.
+The protocol is a datagram of ``KEY=value`` lines to the Unix socket in ``NOTIFY_SOCKET`` (sd_notify(3)); a name
+that begins with ``@`` is in the abstract namespace.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Notifier:
         """Seconds between two signs of life, or None if none are wanted: half of what systemd allows."""
 
     def notify(self, *lines: str) -> bool:
-        """Send the lines; False if nobody listens, or it failed (systemd's absence must never end a server)."""
+        """Send the lines; False if nobody listens, or it failed (systemd's absence must never end a
+        server).
+        """
         if self.address is None:
             return False
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address

@@ -28,7 +28,9 @@ def exception_name(error: BaseException) -> str:
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The leaves of a group in the order in which they came; cancellations last, for they are seldom a cause."""
+    """The leaves of a group in the order in which they came; cancellations last, for they are seldom a
+    cause.
+    """
     if not isinstance(error, BaseExceptionGroup):
         yield error
         return
@@ -37,7 +39,9 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def fatal_leaf(error: BaseException) -> BaseException | None:
-    """The ``KeyboardInterrupt`` or ``SystemExit`` in it: these end the process, and nobody restarts after them."""
+    """The ``KeyboardInterrupt`` or ``SystemExit`` in it: these end the process, and nobody restarts after
+    them.
+    """
     for leaf in leaves(error):
         if isinstance(leaf, KeyboardInterrupt | SystemExit):
             return leaf
@@ -102,7 +106,9 @@ def _attached(error: BaseException) -> Crash | None:
 
 
 def last_frames(traceback: types.TracebackType | None) -> tuple[str, ...]:
-    """The last frames as ``file:line in function``. No source is read: this runs on the event loop, during a restart."""
+    """The last frames as ``file:line in function``. No source is read: this runs on the event loop, during
+    a restart.
+    """
     frames: list[str] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
@@ -113,7 +119,9 @@ def last_frames(traceback: types.TracebackType | None) -> tuple[str, ...]:
 
 
 def where_stands(task: trio.lowlevel.Task) -> str:
-    """The line a task waits on, below Trio's own frames; where it waits for tasks of its own, the lines of those."""
+    """The line a task waits on, below Trio's own frames; where it waits for tasks of its own, the lines of
+    those.
+    """
     innermost = ""
     in_nursery = False
     for frame, line in task.iter_await_frames():
@@ -130,7 +138,8 @@ def where_stands(task: trio.lowlevel.Task) -> str:
 
 def thread_frames(ident: int | None) -> list[tuple[str, str]]:
     """Where a thread stands: its frames as (file name, ``file:line in function``), innermost first."""
-    frame = None if ident is None else sys._current_frames().get(ident)  # noqa: SLF001 - the documented way to see it
+    everybody = sys._current_frames()  # noqa: SLF001 - the documented way to see another thread's stack
+    frame = None if ident is None else everybody.get(ident)
     frames: list[tuple[str, str]] = []
     while frame is not None:
         code = frame.f_code

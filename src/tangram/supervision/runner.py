@@ -1,9 +1,10 @@
 """The Trio shell of supervision: carries out what ``decide`` decides, and reports what came of it.
 
-Every child runs in a task of the supervisor's nursery, in a shielded cancel scope of its own. Its last act is to report
-its end; the report is put into the decider at once, and the effects that come back are carried out at once, all
-synchronously: between a crash and the cancelling of the first sibling there is no scheduling at all. One more task keeps the
-time, and sees to it that a supervisor which is cancelled itself stops its children in order all the same.
+Every child runs in a task of the supervisor's nursery, in a shielded cancel scope of its own. Its last act
+is to report its end; the report is put into the decider at once, and the effects that come back are carried
+out at once, all synchronously: between a crash and the cancelling of the first sibling there is no
+scheduling at all. One more task keeps the time, and sees to it that a supervisor which is cancelled itself
+stops its children in order all the same.
 """
 
 from __future__ import annotations
@@ -93,10 +94,11 @@ class Supervisor:
         """The names of the children in which it stands, from the outermost supervisor down."""
         return () if self._parent is None else (*self._parent.supervisor.path, self._parent.child)
 
-    # -- what others ask for --------------------------------------------------------------------------------------
+    # -- what others ask for -------------------------------------------------------------------------------
 
     async def start_child(self, child: Child) -> object:
-        """Add a child behind all others and start it; gives what it reported with ``task_status.started(value)``.
+        """Add a child behind all others and start it; gives what it reported with
+        ``task_status.started(value)``.
 
         Raises:
             SpecError: there is a child of that name already, or it does not fit the supervisor.
@@ -121,11 +123,13 @@ class Supervisor:
         await self._until(lambda: entry.state in AT_REST)
 
     async def restart_child(self, name: str) -> object:
-        """Start a child that was stopped, finished or is quarantined; a running one is stopped first. Not charged.
+        """Start a child that was stopped, finished or is quarantined; a running one is stopped first. Not
+        charged.
 
         Raises:
             NoSuchChild: there is none of that name.
-            StartFailed: it did not start. It rests as it did before; one that was running is retried as after a crash.
+            StartFailed: it did not start. It rests as it did before; one that was running is retried as
+            after a crash.
         """
         entry = self._decider.entry(name)
         self._post(lambda: self._decider.restart(name, self._clock()))
@@ -142,7 +146,9 @@ class Supervisor:
         self._post(lambda: self._decider.delete(name, self._clock()))
 
     async def restart_all(self, *, reason: str = "") -> None:
-        """Stop all in reverse order and start all in order; no window is charged. Returns when all are up, or it ended."""
+        """Stop all in reverse order and start all in order; no window is charged. Returns when all are up,
+        or it ended.
+        """
         self._post(lambda: self._decider.restart_all(self._clock(), reason))
         await self._until(lambda: self._decider.phase in ("up", "closed"))
 
@@ -173,7 +179,7 @@ class Supervisor:
         """The whole tree below, as it is now; readable at any time, also in the middle of a restart."""
         return statistics_of(self._decider, self._lives, self._clock())
 
-    # -- waiting for what was asked for ---------------------------------------------------------------------------
+    # -- waiting for what was asked for --------------------------------------------------------------------
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
@@ -200,10 +206,12 @@ class Supervisor:
             raise StartFailed(name, f"child {name!r} was stopped before it had started")
         return None
 
-    # -- events in, effects out -----------------------------------------------------------------------------------
+    # -- events in, effects out ----------------------------------------------------------------------------
 
     def _post(self, event: Callable[[], list[Effect]]) -> None:
-        """Put one event into the decider and carry out what comes back, in order, also when a listener posts more."""
+        """Put one event into the decider and carry out what comes back, in order, also when a listener
+        posts more.
+        """
         if self._posting:
             self._inbox.append(event)
             return
@@ -237,8 +245,8 @@ class Supervisor:
         assert effect.child not in self._lives, "two incarnations of a child overlap"
         life = Life(child=effect.child, incarnation=effect.incarnation, supervisor=self)
         self._lives[effect.child] = life
-        # A task inherits the context of whoever starts it, which may be a child that has just crashed: start it from
-        # a copy of the context in which the supervisor was opened.
+        # A task inherits the context of whoever starts it, which may be a child that has just crashed:
+        # start it from a copy of the context in which the supervisor was opened.
         context = self._context.copy()
         context.run(CURRENT_LIFE.set, life)
         context.run(
@@ -269,7 +277,7 @@ class Supervisor:
         life = self._lives.get(name)
         return None if life is None or life.task is None else where_stands(life.task)
 
-    # -- the children's tasks -------------------------------------------------------------------------------------
+    # -- the children's tasks ------------------------------------------------------------------------------
 
     async def _live(self, life: Life) -> None:
         """One incarnation: nothing that a child raises leaves this task; it is reported."""
@@ -311,12 +319,13 @@ class Supervisor:
         try:
             await self._tick_until_closed()
         except BaseException as error:
-            # Kept, not raised on: a cancellation reaches the block as well, which raises it when all children are gone.
+            # Kept, not raised on: a cancellation reaches the block as well, which raises it when all
+            # children are gone.
             if not isinstance(error, trio.Cancelled):
                 self._broken = error
             self._close()
-            # The deadline of this shield is the decider's: each child's stop time and the total of the stop. What
-            # is stubborn past them Trio cannot end; it is named each stop time.
+            # The deadline of this shield is the decider's: each child's stop time and the total of the
+            # stop. What is stubborn past them Trio cannot end; it is named each stop time.
             with trio.CancelScope(shield=True):
                 await self._tick_until_closed()
 
@@ -339,7 +348,7 @@ class Supervisor:
         if not self._decider.closed:
             self._post(lambda: self._decider.close(self._clock(), due))
 
-    # -- the whole ------------------------------------------------------------------------------------------------
+    # -- the whole -----------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _hold(self) -> AsyncIterator[Supervisor]:
@@ -406,7 +415,8 @@ async def open_supervisor(
         SpecError: a child or the supervisor is declared wrongly.
         StartFailed: a child did not start at first boot; the block is not entered.
         RestartsExhausted: too many restarts; the block is cancelled.
-        ChildStubborn: a child that should be restarted did not end within three stop times; the block is cancelled.
+        ChildStubborn: a child that should be restarted did not end within three stop times; the block is
+        cancelled.
     """
     listed = check_supervisor(
         children, strategy=strategy, auto_shutdown=auto_shutdown, shutdown_timeout=shutdown_timeout
@@ -434,8 +444,9 @@ async def run_supervisor(
 ) -> None:
     """A supervisor as a child: ``Child("inner", partial(run_supervisor, make_children, name="inner"))``.
 
-    ``children`` may be a function; then each incarnation has new ones. Reports its start, with the `Supervisor`, when
-    all children are up; returns when it has ended by itself; raises as `open_supervisor` does.
+    ``children`` may be a function; then each incarnation has new ones. Reports its start, with the
+    `Supervisor`, when all children are up; returns when it has ended by itself; raises as `open_supervisor`
+    does.
     """
     listed = children() if callable(children) else children
     async with open_supervisor(listed, **settings) as supervisor:

@@ -3,9 +3,9 @@
 1. Only records and their checks live here; ``decide`` reasons about them, ``runner`` carries out.
 2. This file knows no clock, no source of chance and no Trio: the time is an argument wherever it matters.
 
-The names and meanings are Erlang/OTP's (design principles, "Supervisor Behaviour"). A *child* is an async function
-with a name, a restart type, limits for its start and its stop, and its place in the start order. An *incarnation*
-is one life of it, numbered from 1.
+The names and meanings are Erlang/OTP's (design principles, "Supervisor Behaviour"). A *child* is an async
+function with a name, a restart type, limits for its start and its stop, and its place in the start order.
+An *incarnation* is one life of it, numbered from 1.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Kind = Literal[
 class Window:
     """A sliding window of restarts: more than ``restarts`` within ``seconds`` are too many.
 
-    Plain and mutable. Handed to several supervisors it is one budget for all of them; handed to a child it is that
-    child's own budget, charged instead of its supervisor's.
+    Plain and mutable. Handed to several supervisors it is one budget for all of them; handed to a child it
+    is that child's own budget, charged instead of its supervisor's.
     """
 
     __slots__ = ("_charged", "restarts", "seconds")
@@ -61,14 +61,17 @@ class Window:
             )
         self.restarts = restarts
         self.seconds = seconds
-        # One more than allowed is all that must be known to refuse: an endless crash loop needs no more memory.
+        # One more than allowed is all that must be known to refuse: an endless crash loop needs no more
+        # memory.
         self._charged: deque[float] = deque(maxlen=restarts + 1)
 
     def __repr__(self) -> str:
         return f"Window({self.restarts!r}, {self.seconds!r})"
 
     def charge(self, now: float) -> bool:
-        """Count a restart at ``now``; False if it is one too many. One exactly ``seconds`` old still counts, as in OTP."""
+        """Count a restart at ``now``; False if it is one too many. One exactly ``seconds`` old still
+        counts, as in OTP.
+        """
         self._charged.append(now)
         return self.used(now) <= self.restarts
 
@@ -85,7 +88,8 @@ class Window:
 
 @attrs.frozen
 class Backoff:
-    """How long to wait before a restart, in seconds: 0 for the first, then ``initial`` doubling to ``maximum``.
+    """How long to wait before a restart, in seconds: 0 for the first, then ``initial`` doubling to
+    ``maximum``.
 
     OTP has none. Waiting at once after the first crash would cost what most crashes are, a single accident.
     """
@@ -93,7 +97,9 @@ class Backoff:
     initial: float = 0.05
     """The second restart's delay. 50 ms: above the time in which a port or a file is let go of."""
     maximum: float = 5.0
-    """No delay grows past this, jitter aside. A long wait after the cause is gone is worse than a few attempts."""
+    """No delay grows past this, jitter aside. A long wait after the cause is gone is worse than a few
+    attempts.
+    """
     factor: float = 2.0
     """Each delay is this many times the last."""
     jitter: float = 0.2
@@ -102,7 +108,9 @@ class Backoff:
     """After this long without a crash the next one counts as the first."""
 
     def delay(self, attempt: int, chance: float) -> float:
-        """Seconds before attempt number ``attempt`` (0 is the first); ``chance`` in [0, 1) places the jitter."""
+        """Seconds before attempt number ``attempt`` (0 is the first); ``chance`` in [0, 1) places the
+        jitter.
+        """
         if attempt == 0 or self.initial == 0:
             return 0.0
         # The exponent is bounded: after a night of crashes 2.0 ** attempt would overflow.
@@ -121,7 +129,9 @@ class Child:
     restart: Restart = attrs.field(default="permanent", kw_only=True)
     """``permanent``: always restarted; ``transient``: after a crash; ``temporary``: never."""
     start_timeout: float = attrs.field(default=30.0, kw_only=True)
-    """The time until ``task_status.started()``; one who needs longer has failed to start. ``math.inf``: no limit."""
+    """The time until ``task_status.started()``; one who needs longer has failed to start. ``math.inf``: no
+    limit.
+    """
     stop_timeout: float = attrs.field(default=5.0, kw_only=True)
     """The time to end after being cancelled; after it, and each such time later, the child is named."""
     significant: bool = attrs.field(default=False, kw_only=True)
@@ -129,7 +139,9 @@ class Child:
     window: Window | None = attrs.field(default=None, kw_only=True)
     """Its own budget, charged instead of the supervisor's. OTP has none."""
     exhausted: Exhausted = attrs.field(default="quarantine", kw_only=True)
-    """What a full window of its own does: leave it stopped while the others come back, or fail the supervisor."""
+    """What a full window of its own does: leave it stopped while the others come back, or fail the
+    supervisor.
+    """
     start_failure: StartFailure = attrs.field(default="fail", kw_only=True)
     """What a failed start at first boot does: fail the supervisor, or leave this child stopped."""
 
@@ -195,7 +207,9 @@ class Crash:
     """Why a child ended, as plain data: it outlives the exception and its frames."""
 
     path: tuple[str, ...]
-    """Names from the supervisor's child down to the innermost child that crashed: ``("plugin:demo", "metrics")``."""
+    """Names from the supervisor's child down to the innermost child that crashed: ``("plugin:demo",
+    "metrics")``.
+    """
     exception: str
     """The type of the leaf that came first, with its module where that is not builtins."""
     message: str
@@ -221,11 +235,13 @@ class Crash:
 
 @attrs.frozen
 class SupervisionEvent:
-    """One thing that happened: the same record goes to the log, the status pages, the metrics and the ``admin`` topic."""
+    """One thing that happened: the same record goes to the log, the status pages, the metrics and the
+    ``admin`` topic.
+    """
 
     kind: Kind
-    """``started``, ``ready``, ``crashed``, ``restarting``, ``stopped``, ``quarantined``, ``gave_up``, ``stubborn``;
-    ``planned``: a restart that somebody asked for begins."""
+    """``started``, ``ready``, ``crashed``, ``restarting``, ``stopped``, ``quarantined``, ``gave_up``,
+    ``stubborn``; ``planned``: a restart that somebody asked for begins."""
     supervisor: str
     """The supervisor's name."""
     child: str | None

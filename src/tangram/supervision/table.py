@@ -1,6 +1,7 @@
 """The tables of supervision: states, what may happen in them, and who goes with whom.
 
-1. What is constant in the decisions lives here, and the records on which they are made; ``decide`` reads them.
+1. What is constant in the decisions lives here, and the records on which they are made; ``decide`` reads
+   them.
 2. Like ``decide``, this file knows no Trio, no clock, no chance and no log.
 """
 
@@ -114,7 +115,9 @@ class Entry:
     then: State = State.STOPPED
     """As what it rests once it is gone; WAITING: it comes back."""
     asked: State | None = None
-    """Set while a caller waits for this start: as what it rests if the start fails, which is the caller's matter."""
+    """Set while a caller waits for this start: as what it rests if the start fails, which is the caller's
+    matter.
+    """
     gone: bool = True
     """Its task has ended, or was never begun."""
     incarnation: int = 0

@@ -1,8 +1,8 @@
 """Synchronous services in threads: told to stop, given time, then abandoned, counted and shown.
 
-A thread cannot be cancelled. It is told through ``trio.from_thread.check_cancelled()``, which raises in it once its
-service was cancelled. One that does not ask goes on: after its time it is abandoned, a ghost that holds whatever it
-holds, and that is said whenever the same function is started beside it.
+A thread cannot be cancelled. It is told through ``trio.from_thread.check_cancelled()``, which raises in it
+once its service was cancelled. One that does not ask goes on: after its time it is abandoned, a ghost that
+holds whatever it holds, and that is said whenever the same function is started beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 SHARE = 0.9
-"""The share of a child's stop time that its thread gets: the child itself has to end within the whole of it."""
+"""The share of a child's stop time that its thread gets: the child itself has to end within the whole of
+it.
+"""
 
 
 @attrs.frozen
@@ -82,8 +84,8 @@ async def run_sync_in_thread(
 ) -> T:
     """Run a synchronous function in a thread of its own until it returns or the calling task is cancelled.
 
-    Cancelled, it is told (``trio.from_thread.check_cancelled()`` raises in it) and given ``stop_timeout`` seconds, or
-    what its supervised child has left if that is less; then it is abandoned.
+    Cancelled, it is told (``trio.from_thread.check_cancelled()`` raises in it) and given ``stop_timeout``
+    seconds, or what its supervised child has left if that is less; then it is abandoned.
     """
     thread = _Thread(name=name or str(getattr(fn, "__qualname__", fn)), function=fn)
     _warn_of_ghosts(thread)

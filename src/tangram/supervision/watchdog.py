@@ -1,7 +1,8 @@
 """A thread that sees the event loop blocked, and names the code that blocks it.
 
-A task notes the time on the loop; a thread looks whether the note is fresh. When it is older than ``stall_after`` the
-thread reads the loop's stack and finds the innermost frame that has an owner: the plugin that is to blame.
+A task notes the time on the loop; a thread looks whether the note is fresh. When it is older than
+``stall_after`` the thread reads the loop's stack and finds the innermost frame that has an owner: the
+plugin that is to blame.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ __all__ = ["Stall", "Watchdog", "WatchdogStatistics"]
 log = structlog.get_logger("tangram.supervision")
 
 BEATS = 5
-"""Notes in the time of one stall: often enough to be exact to a fifth of it, seldom enough to cost nothing."""
+"""Notes in the time of one stall: often enough to be exact to a fifth of it, seldom enough to cost
+nothing.
+"""
 
 
 @attrs.frozen
@@ -106,7 +109,9 @@ class Watchdog:
         log.warning("the event loop goes on", blocked_for=round(seconds, 3), owner=standing.owner)
 
     def look(self) -> float:
-        """One look from the thread: reports a stall that is new; returns the seconds until the next look is due."""
+        """One look from the thread: reports a stall that is new; returns the seconds until the next look
+        is due.
+        """
         since = self._monotonic() - self._beat
         if since < self.stall_after:
             return self.stall_after - since

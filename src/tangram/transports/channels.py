@@ -1,7 +1,7 @@
 """The supervised child that owns the hub: gate, connections, the presence timer, the sweep, and the good-bye.
 
-One per incarnation. It knows no transport: a transport calls ``admit`` and ``connect``, feeds frames, and empties the
-outbox. Everything here but the timers and ``drain`` is synchronous.
+One per incarnation. It knows no transport: a transport calls ``admit`` and ``connect``, feeds frames, and
+empties the outbox. Everything here but the timers and ``drain`` is synchronous.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ PRESENCE_WINDOW: Final = 0.05
 SWEEP_INTERVAL: Final = 1.0
 """Seconds between two looks for idle connections and vanished streams."""
 DRAIN_BATCH: Final = 100
-"""Connections closed at once. phoenix.js comes back after 10 ms without jitter: 1,000 at once would be a wave."""
+"""Connections closed at once. phoenix.js comes back after 10 ms without jitter: 1,000 at once would be a
+wave."""
 DRAIN_PAUSE: Final = 0.005
 """Seconds between two batches."""
 DRAIN_TIMEOUT: Final = 3.0
@@ -112,7 +113,8 @@ class ChannelsStatistics:
 
 
 class Session:
-    """One connection, as a transport sees it: feed it frames, empty its ``outbox``, say when it is ``gone``."""
+    """One connection, as a transport sees it: feed it frames, empty its ``outbox``, say when it is
+    ``gone``."""
 
     __slots__ = ("_channels", "conn", "info", "last_seen", "outbox", "socket", "user_token")
 
@@ -135,7 +137,8 @@ class Session:
         )
 
     def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:
-        """Frames of one read: ``(opcode, payload)``, text as bytes or str. Never raises for what a peer sent."""
+        """Frames of one read: ``(opcode, payload)``, text as bytes or str. Never raises for what a peer
+        sent."""
         now = self.last_seen = trio.current_time()
         for opcode, data in frames:
             if self.outbox.disconnect is not None:
@@ -191,8 +194,8 @@ class Channels:
         new_id: Callable[[], str] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
-        """``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's stream is
-        told to end (None: never). ``publish_nowait(channel, payload, done)`` must not block.
+        """``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's
+        stream is told to end (None: never). ``publish_nowait(channel, payload, done)`` must not block.
         """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
@@ -208,7 +211,8 @@ class Channels:
             authorizers=authorizers,
         )
         self.farewell = RESTART
-        """What connections are told when this child is stopped: set it to ``SHUTDOWN`` if nobody comes after us."""
+        """What connections are told when this child is stopped: set it to ``SHUTDOWN`` if nobody comes after
+        us."""
         self._publish_nowait = publish_nowait
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
@@ -313,7 +317,8 @@ class Channels:
         self.hub.deliver(batch)
 
     def on_up(self, up: bool) -> None:
-        """Redis came or went. After an absence members are told to join anew, for they have missed something."""
+        """Redis came or went. After an absence members are told to join anew, for they have missed
+        something."""
         if up and not self.hub.available:
             self.hub.available = True
             self._publish_all(self.hub.interrupted())
@@ -323,7 +328,8 @@ class Channels:
     # Life.
 
     async def run(self, *, task_status: trio.TaskStatus[Channels] = trio.TASK_STATUS_IGNORED) -> None:
-        """The supervised child: until cancelled; then everybody is told, in batches, and given time to hear it."""
+        """The supervised child: until cancelled; then everybody is told, in batches, and given time to hear
+        it."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -353,8 +359,8 @@ class Channels:
                 self._publish_all(self._streams.look(self.hub.topics, now))
 
     async def drain(self, disconnect: Disconnect | None = None, *, within: float = DRAIN_TIMEOUT) -> None:
-        """Admit nobody any more, tell all connections ``disconnect`` (default: the farewell) in batches, and wait
-        until they have gone, ``within`` seconds at most. Idempotent; shielded, because it is the end.
+        """Admit nobody any more, tell all connections ``disconnect`` (default: the farewell) in batches, and
+        wait until they have gone, ``within`` seconds at most. Idempotent; shielded, because it is the end.
         """
         self._draining = True
         with trio.move_on_after(within, shield=True):
@@ -392,7 +398,8 @@ def _random_id(length: int) -> str:
 
 
 def _bearer(subprotocols: Sequence[str]) -> str | None:
-    """phoenix.js' ``authToken``: base64 without padding, in either alphabet; None if there is none or it is garbage."""
+    """phoenix.js' ``authToken``: base64 without padding, in either alphabet; None if there is none or it is
+    garbage."""
     for offered in subprotocols:
         if offered.startswith(_BEARER):
             part = offered.removeprefix(_BEARER).replace("-", "+").replace("_", "/")

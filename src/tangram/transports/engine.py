@@ -37,6 +37,8 @@ log = structlog.get_logger("tangram.transports")
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
+Address = tuple[Any, ...]
+"""What accept() tells of a peer: host and port first."""
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -44,8 +46,14 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 ACCEPT_BATCH = 64
 """Connections taken from the kernel's queue before other tasks get their turn."""
 
+TICK = 0.5
+"""Seconds between two looks at the deadlines of all connections: how late a deadline may be kept."""
+
 ACCEPT_PAUSE = 0.1
 """Seconds to wait when the process has no file descriptor left: trying at once again would spin."""
+
+LAST_REQUEST_TIME = 0.05
+"""Seconds that a kept connection may take to begin its last request when a stop has begun."""
 
 CLOSE_BATCH = 50
 """WebSockets told to go at once. Each comes back after 10 ms without jitter (phoenix.js), so that spacing the
@@ -119,7 +127,10 @@ class Connection(Protocol):
     """What an engine keeps of each connection."""
 
     def drain(self) -> None:
-        """Finish what has begun, begin nothing more. Must not block."""
+        """From now on, end after the request in hand, or after one that comes at once. Must not block."""
+
+    def close_idle(self) -> None:
+        """End now if no request is in hand. Must not block."""
 
     def say_goodbye(self, code: int) -> None:
         """Begin the closing handshake, where this is a WebSocket. Must not block."""
@@ -142,10 +153,12 @@ class Engine:
     """The counters, the bounds and the connections of one engine. ``serve`` runs it."""
 
     settings: EngineSettings
-    handle: Callable[[socket.socket, str, Callable[[Connection], None]], Awaitable[None]]
+    handle: Callable[[socket.socket, Address, Callable[[Connection], None]], Awaitable[None]]
     """Carries one connection: its socket (non-blocking), its peer's address, and where to report itself."""
     close_code: Callable[[], int] = lambda: 1012
     """With which code WebSockets are told to go: 1012 for a restart, 1001 for good."""
+    tick: Callable[[], None] | None = None
+    """Called every TICK seconds while connections are open: deadlines are kept by looking, not by a timer each."""
     secure: bool = False
     """With TLS a refusal cannot be told in plain text."""
     draining: bool = False
@@ -159,7 +172,7 @@ class Engine:
     forced: int = 0
     websockets: int = 0
     _open: int = 0
-    _connections: dict[Connection, None] = attrs.field(factory=dict)
+    connections: dict[Connection, None] = attrs.field(factory=dict)
     _per_address: dict[str, int] = attrs.field(factory=dict)
     _drain: trio.Event = attrs.field(factory=trio.Event)
     _empty: trio.Event = attrs.field(factory=trio.Event)
@@ -204,20 +217,32 @@ class Engine:
         async with trio.open_nursery() as nursery:
             # Bounded: the drain below ends with a cancel of this very scope.
             nursery.cancel_scope.shield = True
+            if self.tick is not None:
+                nursery.start_soon(self._watch, self.tick)
             task_status.started(nursery)
             await self._drain.wait()
             with trio.move_on_after(max(0.0, grace())):
                 await self._finish()
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 self.forced += 1
                 connection.abort()
             nursery.cancel_scope.cancel()
 
+    async def _watch(self, tick: Callable[[], None]) -> None:
+        while True:
+            await trio.sleep(TICK)
+            tick()
+
     async def _finish(self) -> None:
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.drain()
+        if self.connections:
+            # A request may be on its way on a connection that is still open: it is answered, not cut.
+            await trio.sleep(LAST_REQUEST_TIME)
+        for connection in list(self.connections):
+            connection.close_idle()
         code = self.close_code()
-        for number, connection in enumerate(list(self._connections), 1):
+        for number, connection in enumerate(list(self.connections), 1):
             connection.say_goodbye(code)
             if number % CLOSE_BATCH == 0:
                 await trio.sleep(CLOSE_PAUSE)
@@ -241,23 +266,24 @@ class Engine:
                         log.warning("no file descriptor for another connection", open=self._open)
                         await trio.sleep(ACCEPT_PAUSE)
                         break
-                    self._admit(client, str(address[0]), nursery)
+                    self._admit(client, address, nursery)
         finally:
             trio.lowlevel.notify_closing(listener)
             listener.close()
 
-    def _admit(self, client: socket.socket, address: str, nursery: trio.Nursery) -> None:
+    def _admit(self, client: socket.socket, address: Address, nursery: trio.Nursery) -> None:
         self.accepted += 1
         client.setblocking(False)
         bound = self.settings.max_connections_per_address
-        here = self._per_address.get(address, 0)
+        host = address[0]
+        here = self._per_address.get(host, 0)
         if (bound and here >= bound) or (
             self.settings.max_connections and self._open >= self.settings.max_connections
         ):
             self.refused += 1
             self._refuse(client)
             return
-        self._per_address[address] = here + 1
+        self._per_address[host] = here + 1
         self._open += 1
         nursery.start_soon(self._carry, client, address)
 
@@ -272,15 +298,16 @@ class Engine:
         finally:
             client.close()
 
-    async def _carry(self, client: socket.socket, address: str) -> None:
+    async def _carry(self, client: socket.socket, address: Address) -> None:
         """One connection, from the first byte to the last; what it raises goes no further."""
         mine: list[Connection] = []
 
         def report(connection: Connection) -> None:
             mine.append(connection)
-            self._connections[connection] = None
+            self.connections[connection] = None
             if self.draining:
                 connection.drain()
+                connection.close_idle()
 
         try:
             await self.handle(client, address, report)
@@ -289,12 +316,12 @@ class Engine:
             if not isinstance(rest, Exception):
                 raise
             self.crashed += 1
-            log.exception("a connection failed", address=address, exc_info=rest)
+            log.exception("a connection failed", address=address[0], exc_info=rest)
         finally:
             for connection in mine:
-                del self._connections[connection]
+                del self.connections[connection]
             self._close(client)
-            self._release(address)
+            self._release(address[0])
 
     def _close(self, client: socket.socket) -> None:
         if client.fileno() >= 0:

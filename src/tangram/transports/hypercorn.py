@@ -31,7 +31,7 @@ from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 
 from tangram.errors import ConfigError, Fault
-from tangram.transports.engine import ASGIApp, Connection, Engine, EngineSettings, Message, Scope
+from tangram.transports.engine import Address, ASGIApp, Connection, Engine, EngineSettings, Message, Scope
 from tangram.transports.hypercorn_apps import Applications
 from tangram.transports.listeners import HeldSocket
 
@@ -155,8 +155,11 @@ class _Shared:
         await connection.run()
 
     def drain(self) -> None:
-        """From now on each answer carries ``connection: close``, and a connection that falls idle ends."""
+        """From now on each answer carries ``connection: close``."""
         self.config.keep_alive_max_requests = 0
+
+    def close_idle(self) -> None:
+        """From now on a connection that is or falls idle ends."""
         cast("Any", self.context.terminated)._event.set()  # noqa: SLF001  # its own set() is async
 
 
@@ -182,6 +185,9 @@ class _Connection(TCPServer):
 
     def drain(self) -> None:
         self.shared.drain()
+
+    def close_idle(self) -> None:
+        self.shared.close_idle()
 
     def say_goodbye(self, code: int) -> None:
         for stream in self._websockets():

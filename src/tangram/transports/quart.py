@@ -22,8 +22,8 @@ class _QuartConnection:
         self._socket = socket
 
     async def receive(self) -> bytes | str:
-        # quart-trio cancels the handler when the peer goes, so that no end has to be told here. An empty binary
-        # frame arrives as None: it takes the first of ``bytes`` and ``text`` that is not empty.
+        # quart-trio cancels the handler when the peer goes, so that no end has to be told here. An empty
+        # binary frame arrives as None: it takes the first of ``bytes`` and ``text`` that is not empty.
         data: bytes | str | None = await self._socket.receive()
         return b"" if data is None else data
 

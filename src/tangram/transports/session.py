@@ -1,7 +1,8 @@
 """One connection's life over ``receive``, ``send`` and ``close``: a reader and one writer.
 
-Only the writer writes: messages, and the close frame after them. Whatever ends the connection (the peer, a full
-outbox, idleness, a stop, a crash of ours) goes through the outbox's named disconnect, so there is one way out.
+Only the writer writes: messages, and the close frame after them. Whatever ends the connection (the peer, a
+full outbox, idleness, a stop, a crash of ours) goes through the outbox's named disconnect, so there is one
+way out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``POST /token``: a token for one channel, if the policy lets the asker have it.
 
-The status codes are those existing clients see: 400 for a body that is no JSON, 415 for another content type, 422 for
-JSON of the wrong shape, and 403, 429 or 503 with the reason where the policy says no. CORS and 405 are the web's.
+The status codes are those existing clients see: 400 for a body that is no JSON, 415 for another content
+type, 422 for JSON of the wrong shape, and 403, 429 or 503 with the reason where the policy says no. CORS and
+405 are the web's.
 """
 
 from __future__ import annotations

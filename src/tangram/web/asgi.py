@@ -7,7 +7,17 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["ASGIApp", "Headers", "Receive", "Scope", "Send", "header", "headers_of", "send_json", "send_plain"]
+__all__ = [
+    "ASGIApp",
+    "Headers",
+    "Receive",
+    "Scope",
+    "Send",
+    "header",
+    "headers_of",
+    "send_json",
+    "send_plain",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]

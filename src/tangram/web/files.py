@@ -54,5 +54,7 @@ class Folder:
             await trio.to_thread.run_sync(inside, self.root, relative)
         except HTTPException:
             return False
-        await send_json(scope, send, 405, {"detail": "Method Not Allowed"}, headers=[(b"allow", b"GET, HEAD")])
+        await send_json(
+            scope, send, 405, {"detail": "Method Not Allowed"}, headers=[(b"allow", b"GET, HEAD")]
+        )
         return True

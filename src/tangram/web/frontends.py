@@ -70,10 +70,14 @@ def _described(loaded: LoadedPlugin, folder: Path) -> Mapping[str, Any] | None:
     try:
         described = msgspec.json.decode(file.read_bytes())
     except FileNotFoundError:
-        log.warning("a front end has no plugin.json and is not in the manifest", plugin=loaded.name, file=str(file))
+        log.warning(
+            "a front end has no plugin.json and is not in the manifest", plugin=loaded.name, file=str(file)
+        )
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        log.warning("a front end's plugin.json cannot be read", plugin=loaded.name, file=str(file), cause=repr(error))
+        log.warning(
+            "a front end's plugin.json cannot be read", plugin=loaded.name, file=str(file), cause=repr(error)
+        )
         return None
     if not isinstance(described, dict) or not isinstance(described.get("main"), str):
         log.warning("a front end's plugin.json is no object with 'main'", plugin=loaded.name, file=str(file))

@@ -131,5 +131,7 @@ def shown_config(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> dict[str, Any]
             plugin=loaded.name,
         )
         return {}
-    shown = plugin.into_frontend_config_function(structure_plugin_config(plugin.config_class, raw, plugin=loaded.key))
+    shown = plugin.into_frontend_config_function(
+        structure_plugin_config(plugin.config_class, raw, plugin=loaded.key)
+    )
     return {"config": shown, "config_json_schema": json_schema(plugin.frontend_config_class)}

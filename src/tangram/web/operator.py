@@ -18,7 +18,20 @@ from tangram.web.origin import Addresses
 __all__ = ["DETAIL_KEYS", "Operator", "operator_router", "without_details"]
 
 DETAIL_KEYS = frozenset(
-    {"last_crash", "crashes", "cause", "crash", "traceback", "error", "message", "others", "where", "stubborn", "ghosts", "why"}
+    {
+        "last_crash",
+        "crashes",
+        "cause",
+        "crash",
+        "traceback",
+        "error",
+        "message",
+        "others",
+        "where",
+        "stubborn",
+        "ghosts",
+        "why",
+    }
 )
 """What is kept from those who may not see details: it may hold paths, names and values."""
 
@@ -76,7 +89,9 @@ def operator_router(operator: Operator, token: str, addresses: Addresses) -> API
     async def readyz() -> JSONResponse:
         """200 when bus, channels and plugins are up; 503 with the reasons otherwise."""
         ready, reasons = operator.readiness()
-        return _fresh({"status": "ready" if ready else "not ready", "reasons": list(reasons)}, 200 if ready else 503)
+        return _fresh(
+            {"status": "ready" if ready else "not ready", "reasons": list(reasons)}, 200 if ready else 503
+        )
 
     @router.get("/supervision", summary="The supervision tree")
     async def supervision(request: Request) -> JSONResponse:
@@ -136,4 +151,6 @@ class _Guard:
             return False
         scheme, _, given = values[0].partition(" ")
         # The time that the comparison takes must not tell how much of the token was right.
-        return hmac.compare_digest(given.strip().encode("latin-1"), self._token) and scheme.lower() == "bearer"
+        return (
+            hmac.compare_digest(given.strip().encode("latin-1"), self._token) and scheme.lower() == "bearer"
+        )

@@ -68,7 +68,9 @@ class Addresses:
         named = {server.host, *server.hosts, channel.host or "", public or ""}
         return cls(
             hosts=frozenset(name.lower() for name in named if name and name not in _ANY),
-            trusted=tuple(ipaddress.ip_network(one, strict=False) for one in server.forwarded_allow_ips if one != "*"),
+            trusted=tuple(
+                ipaddress.ip_network(one, strict=False) for one in server.forwarded_allow_ips if one != "*"
+            ),
             trust_all="*" in server.forwarded_allow_ips,
             origins=frozenset(origin.lower() for origin in server.allowed_origins),
             port=server.port,
@@ -159,4 +161,3 @@ def _split(url: str) -> tuple[str, int | None] | None:
     if not host or parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username is not None:
         return None
     return host, port
-

@@ -149,4 +149,3 @@ async def _internal_error(error: Exception) -> Any:
     ident = secrets.token_hex(6)
     log.error("a page failed", id=ident, path=request.path, exc_info=error)
     return jsonify(detail="internal error", id=ident), 500
-

@@ -80,7 +80,9 @@ class Site:
         self.addresses = Addresses.of(parts.config)
         self.frontends: Frontends = find_frontends(parts.plugins)
         self.manifest = Manifest(parts.config, self.frontends)
-        self.table = RouteTable(self._mounts(), injectable=[BackendState], max_body=parts.config.server.max_body)
+        self.table = RouteTable(
+            self._mounts(), injectable=[BackendState], max_body=parts.config.server.max_body
+        )
         self.failures: dict[str, str] = dict(self.manifest.failures)
         """What of which plugin is not served, and why."""
         for problem in self.table.problems:
@@ -134,7 +136,9 @@ class Site:
         if path.startswith(PREFIX):
             return await self.frontends.serve(path, scope, receive, send)
         if path.startswith("/docs/"):
-            return self._docs is not None and await self._docs.serve(path.removeprefix("/docs/"), scope, receive, send)
+            return self._docs is not None and await self._docs.serve(
+                path.removeprefix("/docs/"), scope, receive, send
+            )
         if path.startswith("/static/"):
             return await self._pages.serve(path.removeprefix("/static/"), scope, receive, send)
         page = "index.html" if path in {"/", "/index.html"} else path.removeprefix("/")
@@ -176,7 +180,9 @@ class Site:
         async def manifest(request: Request) -> Response:
             """The shell's configuration and the plugins' front ends."""
             body = self.manifest.encoded(self.addresses.channel_url(request.scope))
-            return Response(body, media_type="application/json", headers={"cache-control": "no-cache", "vary": "Host"})
+            return Response(
+                body, media_type="application/json", headers={"cache-control": "no-cache", "vary": "Host"}
+            )
 
         @router.post("/settings/validate/{plugin}", summary="Is an edited configuration acceptable?")
         async def validate(plugin: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +194,9 @@ class Site:
 
         @router.get("/openapi.json", include_in_schema=False)
         async def openapi_json() -> Response:
-            return Response(self.openapi(), media_type="application/json", headers={"cache-control": "no-cache"})
+            return Response(
+                self.openapi(), media_type="application/json", headers={"cache-control": "no-cache"}
+            )
 
         @router.get("/docs", include_in_schema=False)
         async def docs_page() -> Response:

@@ -1,25 +1,13 @@
-"""A client of Phoenix channels on Trio, for programs, the command line and tests.
-
-    token = await fetch_token("http://127.0.0.1:2346", "system")
-    async with open_socket("http://127.0.0.1:2346") as socket:
-        channel = await socket.join("system", token=token.token)
-        await channel.push("my-plugin-command", {"speed": 3})
-        async for event in channel:
-            print(event.name, event.payload)
-
-The socket comes back by itself, with back-off and jitter, and joins again whatever was joined. What was published
-meanwhile is lost, as it is for every browser.
-"""
+"""The connection: frames out and in, heartbeats, and coming back."""
 
 from __future__ import annotations
 
 import random
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import attrs
 import msgspec
@@ -27,36 +15,19 @@ import structlog
 import trio
 
 from tangram.channels import codec
-from tangram.channels.frames import (
-    BINARY,
-    CLOSE,
-    ERROR,
-    HEARTBEAT,
-    JOIN,
-    LEAVE,
-    PHOENIX,
-    PRESENCE_DIFF,
-    PRESENCE_STATE,
-    REPLY,
-    TEXT,
-    FrameError,
-    Message,
-)
+from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, Message
+from tangram.client.channel import TIMEOUT, Channel
 from tangram.errors import ChannelClosed, Refused
 
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
 
-__all__ = ["Channel", "ClientSocket", "Event", "Token", "fetch_token", "open_socket"]
+__all__ = ["ClientSocket", "open_socket"]
 
 log = structlog.get_logger("tangram.client")
 
 HEARTBEAT_INTERVAL: Final = 30.0
 """Seconds between heartbeats; a missing answer by the next one ends the connection, as in phoenix.js."""
-TIMEOUT: Final = 10.0
-"""Seconds to wait for an answer."""
-BUFFER: Final = 1024
-"""Events kept for a reader that is slower than its channel; the oldest go first, and are counted."""
 CLOSE_TIMEOUT: Final = 1.0
 """Seconds for the server to answer our close frame."""
 BACKOFF_FIRST: Final = 0.05
@@ -66,204 +37,12 @@ REJOIN_DELAYS: Final = (1.0, 2.0, 5.0, 10.0)
 """Seconds before a channel is joined again after an error, as in phoenix.js; the last one repeats."""
 
 
-class Event(NamedTuple):
-    """One message of a channel."""
-
-    name: str
-    payload: Any
-    """The decoded JSON, or bytes if the message was binary."""
-    binary: bool = False
-
-
-class Token(NamedTuple):
-    """What ``POST /token`` answers."""
-
-    channel: str
-    id: str
-    token: str
-
-
 @attrs.define(eq=False)
 class _Waiter:
     """Somebody waits for the reply with one ref."""
 
     event: trio.Event = attrs.Factory(trio.Event)
     reply: Mapping[str, Any] | None = None
-
-
-class Channel:
-    """One topic. Iterate over it for its events; the iteration ends when the channel is closed for good."""
-
-    def __init__(self, socket: ClientSocket, topic: str, payload: Callable[[], Mapping[str, Any]]) -> None:
-        self.topic = topic
-        self.id: str | None = None
-        """The agent id that the server gave."""
-        self.presence: dict[str, list[Mapping[str, Any]]] = {}
-        """External id to its metas."""
-        self.missed = 0
-        """Events that were dropped because nobody read them in time."""
-        self.joins = 0
-        """How often it was joined."""
-        self._socket = socket
-        self._payload = payload
-        self._join_ref: str | None = None
-        self._events: deque[Event] = deque()
-        self._closed: ChannelClosed | None = None
-        self._joined = False
-        self._changed = trio.Condition()
-        self._early_diffs: list[Mapping[str, Any]] | None = []
-        self._news = trio.Event()
-
-    @property
-    def joined(self) -> bool:
-        return self._joined
-
-    @property
-    def closed(self) -> bool:
-        return self._closed is not None
-
-    async def push(self, event: str, payload: Any = None, *, timeout: float = TIMEOUT) -> Any:
-        """Send, wait for the reply, and return its ``response``. Bytes are sent as they are.
-
-        Raises Refused (the server's reason), ChannelClosed, or trio.TooSlowError. Waits while the channel is joined
-        anew.
-        """
-        with trio.fail_after(timeout):
-            await self.wait_joined()
-            reply = await self._socket.call(self._message(event, payload))
-        return _response(reply)
-
-    async def push_nowait(self, event: str, payload: Any = None) -> None:
-        """Send without asking for a reply. Raises ChannelClosed if there is no connection."""
-        await self._socket.send(self._message(event, payload))
-
-    def _message(self, event: str, payload: Any) -> Message:
-        binary = isinstance(payload, (bytes, bytearray, memoryview))
-        data = bytes(payload) if binary else codec.encode_json({} if payload is None else payload)
-        return Message(self._join_ref, None, self.topic, event, data, binary)
-
-    async def leave(self, *, timeout: float = TIMEOUT) -> None:
-        """Leave for good."""
-        with trio.fail_after(timeout):
-            message = Message(self._join_ref, None, self.topic, LEAVE, b"{}")
-            try:
-                if self._closed is None:
-                    await self._socket.call(message)
-            finally:
-                self.close(ChannelClosed("left"))
-
-    async def wait_joined(self) -> None:
-        """Until it is joined; raises ChannelClosed if it never will be."""
-        while not self._joined:
-            if self._closed is not None:
-                raise self._closed
-            await self._wait_news()
-
-    async def receive(self) -> Event:
-        """The next event; raises ChannelClosed after the last one."""
-        while not self._events:
-            if self._closed is not None:
-                raise self._closed
-            await self._wait_news()
-        await trio.lowlevel.checkpoint()
-        return self._events.popleft()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        try:
-            return await self.receive()
-        except ChannelClosed:
-            raise StopAsyncIteration from None
-
-    async def wait_presence(self, condition: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Until ``condition(presence)`` holds."""
-        while not condition(self.presence):
-            if self._closed is not None:
-                raise self._closed
-            await self._wait_news()
-
-    async def _wait_news(self) -> None:
-        await self._news.wait()
-
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
-
-    # What the socket calls.
-
-    async def join_once(self) -> None:
-        """One attempt; raises Refused, ChannelClosed or TooSlowError."""
-        ref = self._socket.next_ref()
-        self._join_ref = ref
-        self._joined = False
-        self._early_diffs = []
-        message = Message(ref, ref, self.topic, JOIN, codec.encode_json(self._payload()))
-        with trio.fail_after(TIMEOUT):
-            response = _response(await self._socket.call(message))
-        if self._join_ref == ref:
-            self.id = response.get("id") if isinstance(response, dict) else None
-            self._joined = True
-            self.joins += 1
-            self._tell()
-
-    def lost(self) -> None:
-        """The connection or the membership is gone, and may come back."""
-        self._joined = False
-        self._tell()
-
-    def close(self, error: ChannelClosed) -> None:
-        if self._closed is None:
-            self._closed = error
-            self._joined = False
-            self._socket.forget(self)
-            self._tell()
-
-    def take(self, message: Message) -> None:
-        """A message of the server for this topic."""
-        if message.join_ref not in (None, self._join_ref):
-            return
-        if message.event == CLOSE:
-            self.close(ChannelClosed(f"the server closed {self.topic!r}"))
-        elif message.event == ERROR:
-            self.lost()
-            self._socket.rejoin(self)
-        elif message.event == PRESENCE_STATE:
-            self._sync(msgspec.json.decode(message.payload))
-        elif message.event == PRESENCE_DIFF:
-            self._differ(msgspec.json.decode(message.payload))
-        elif message.event != REPLY:
-            payload = message.payload if message.binary else msgspec.json.decode(message.payload)
-            if len(self._events) >= BUFFER:
-                self._events.popleft()
-                self.missed += 1
-            self._events.append(Event(message.event, payload, message.binary))
-            self._tell()
-
-    def _sync(self, state: Mapping[str, Any]) -> None:
-        self.presence = {id_: list(entry["metas"]) for id_, entry in state.items()}
-        early, self._early_diffs = self._early_diffs or [], None
-        for diff in early:
-            self._differ(diff)
-        self._tell()
-
-    def _differ(self, diff: Mapping[str, Any]) -> None:
-        if self._early_diffs is not None:
-            self._early_diffs.append(diff)
-            return
-        for id_, entry in diff["joins"].items():
-            known = self.presence.setdefault(id_, [])
-            refs = {meta["phx_ref"] for meta in known}
-            known.extend(meta for meta in entry["metas"] if meta["phx_ref"] not in refs)
-        for id_, entry in diff["leaves"].items():
-            gone = {meta["phx_ref"] for meta in entry["metas"]}
-            left = [meta for meta in self.presence.get(id_, ()) if meta["phx_ref"] not in gone]
-            if left:
-                self.presence[id_] = left
-            else:
-                self.presence.pop(id_, None)
-        self._tell()
 
 
 class ClientSocket:
@@ -499,14 +278,6 @@ class ClientSocket:
                 channel.close(ChannelClosed("the connection was lost", code=self.close_code))
 
 
-def _response(reply: Mapping[str, Any]) -> Any:
-    response = reply.get("response")
-    if reply.get("status") == "ok":
-        return response
-    reason = response.get("reason") if isinstance(response, dict) else None
-    raise Refused(str(reason or response))
-
-
 @asynccontextmanager
 async def open_socket(
     url: str,
@@ -522,7 +293,8 @@ async def open_socket(
 ) -> AsyncIterator[ClientSocket]:
     """Connect to the server at ``url`` (http, https, ws or wss, without ``/websocket``).
 
-    ``token`` is the connection's own (``userToken``). Raises Refused or ChannelClosed if the first attempt fails.
+    ``token`` is the connection's own (``userToken``). Raises Refused or ChannelClosed if the first attempt
+    fails.
     """
     query = {**({} if token is None else {"userToken": token}), **(params or {}), "vsn": "2.0.0"}
     address = url.rstrip("/")
@@ -551,69 +323,3 @@ async def open_socket(
             nursery.cancel_scope.cancel()
     if error is not None:
         raise error
-
-
-async def fetch_token(
-    url: str,
-    channel: str,
-    id: str | None = None,  # noqa: A002 - the protocol's word
-    *,
-    bearer: str | None = None,
-    ssl_context: ssl.SSLContext | None = None,
-) -> Token:
-    """``POST /token``. Raises Refused with the server's text, or ChannelClosed if it cannot be asked."""
-    body = codec.encode_json({"channel": channel} | ({} if id is None else {"id": id}))
-    headers = [("content-type", "application/json")]
-    if bearer is not None:
-        headers.append(("authorization", f"Bearer {bearer}"))
-    status, answer = await _post(url.rstrip("/") + "/token", headers, body, ssl_context)
-    if status != 200:
-        raise Refused(answer.decode(errors="replace").strip() or f"status {status}")
-    return Token(**msgspec.json.decode(answer, type=dict[str, str]))
-
-
-async def _post(
-    url: str, headers: Sequence[tuple[str, str]], body: bytes, ssl_context: ssl.SSLContext | None
-) -> tuple[int, bytes]:
-    """One request on a connection of its own, by h11."""
-    import h11
-
-    parts = urlsplit(url)
-    secure = parts.scheme in ("https", "wss")
-    host, port = parts.hostname or "", parts.port or (443 if secure else 80)
-    machine = h11.Connection(h11.CLIENT)
-    request = h11.Request(
-        method="POST",
-        target=parts.path,
-        headers=[
-            ("host", parts.netloc),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-            *headers,
-        ],
-    )
-    data = (machine.send(request) or b"") + (machine.send(h11.Data(data=body)) or b"")
-    data += machine.send(h11.EndOfMessage()) or b""
-    status, chunks = 0, []
-    try:
-        with trio.fail_after(TIMEOUT):
-            async with await _dial(host, port, secure, ssl_context) as stream:
-                await stream.send_all(data)
-                while True:
-                    event = machine.next_event()
-                    if event is h11.NEED_DATA:
-                        machine.receive_data(bytes(await stream.receive_some(65536)))
-                    elif isinstance(event, h11.Response):
-                        status = event.status_code
-                    elif isinstance(event, h11.Data):
-                        chunks.append(bytes(event.data))
-                    elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
-                        return status, b"".join(chunks)
-    except (OSError, trio.TooSlowError, trio.BrokenResourceError, h11.RemoteProtocolError) as error:
-        raise ChannelClosed(f"cannot ask {url!r}: {error}") from error
-
-
-async def _dial(host: str, port: int, secure: bool, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
-    if secure:
-        return await trio.open_ssl_over_tcp_stream(host, port, ssl_context=ssl_context)
-    return await trio.open_tcp_stream(host, port)

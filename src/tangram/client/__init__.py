@@ -1,0 +1,18 @@
+"""A client of Phoenix channels on Trio, for programs, the command line and tests.
+
+    token = await fetch_token("http://127.0.0.1:2346", "system")
+    async with open_socket("http://127.0.0.1:2346") as socket:
+        channel = await socket.join("system", token=token.token)
+        await channel.push("my-plugin-command", {"speed": 3})
+        async for event in channel:
+            print(event.name, event.payload)
+
+The socket comes back by itself, with back-off and jitter, and joins again whatever was joined. What was
+published meanwhile is lost, as it is for every browser.
+"""
+
+from tangram.client.channel import Channel, Event
+from tangram.client.socket import ClientSocket, open_socket
+from tangram.client.token import Token, fetch_token
+
+__all__ = ["Channel", "ClientSocket", "Event", "Token", "fetch_token", "open_socket"]

@@ -1,0 +1,91 @@
+"""Fetching a token over HTTP, on a connection of its own, by h11: no HTTP client needs to be installed."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+
+from tangram.channels import codec
+from tangram.client.channel import TIMEOUT
+from tangram.errors import ChannelClosed, Refused
+
+__all__ = ["Token", "fetch_token"]
+
+
+class Token(NamedTuple):
+    """What ``POST /token`` answers."""
+
+    channel: str
+    id: str
+    token: str
+
+
+async def fetch_token(
+    url: str,
+    channel: str,
+    id: str | None = None,  # noqa: A002 - the protocol's word
+    *,
+    bearer: str | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+) -> Token:
+    """``POST /token``. Raises Refused with the server's text, or ChannelClosed if it cannot be asked."""
+    body = codec.encode_json({"channel": channel} | ({} if id is None else {"id": id}))
+    headers = [("content-type", "application/json")]
+    if bearer is not None:
+        headers.append(("authorization", f"Bearer {bearer}"))
+    status, answer = await _post(url.rstrip("/") + "/token", headers, body, ssl_context)
+    if status != 200:
+        raise Refused(answer.decode(errors="replace").strip() or f"status {status}")
+    return Token(**msgspec.json.decode(answer, type=dict[str, str]))
+
+
+async def _post(
+    url: str, headers: Sequence[tuple[str, str]], body: bytes, ssl_context: ssl.SSLContext | None
+) -> tuple[int, bytes]:
+    """One request on a connection of its own, by h11."""
+    import h11
+
+    parts = urlsplit(url)
+    secure = parts.scheme in ("https", "wss")
+    host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+    machine = h11.Connection(h11.CLIENT)
+    request = h11.Request(
+        method="POST",
+        target=parts.path,
+        headers=[
+            ("host", parts.netloc),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+            *headers,
+        ],
+    )
+    data = (machine.send(request) or b"") + (machine.send(h11.Data(data=body)) or b"")
+    data += machine.send(h11.EndOfMessage()) or b""
+    status, chunks = 0, []
+    try:
+        with trio.fail_after(TIMEOUT):
+            async with await _dial(host, port, secure, ssl_context) as stream:
+                await stream.send_all(data)
+                while True:
+                    event = machine.next_event()
+                    if event is h11.NEED_DATA:
+                        machine.receive_data(bytes(await stream.receive_some(65536)))
+                    elif isinstance(event, h11.Response):
+                        status = event.status_code
+                    elif isinstance(event, h11.Data):
+                        chunks.append(bytes(event.data))
+                    elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
+                        return status, b"".join(chunks)
+    except (OSError, trio.TooSlowError, trio.BrokenResourceError, h11.RemoteProtocolError) as error:
+        raise ChannelClosed(f"cannot ask {url!r}: {error}") from error
+
+
+async def _dial(host: str, port: int, secure: bool, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+    if secure:
+        return await trio.open_ssl_over_tcp_stream(host, port, ssl_context=ssl_context)
+    return await trio.open_tcp_stream(host, port)

@@ -1,0 +1,11 @@
+"""For tests of plugins, and of tangram itself: a whole server inside the test's own Trio loop.
+
+    async with open_tangram(plugins=[plugin]) as tangram:
+        answer = await tangram.http.get("/my-plugin/")
+        await tangram.crash("plugin:my_plugin")
+"""
+
+from tangram.testing.faults import FaultPorts, InjectedFault
+from tangram.testing.server import RunningTangram, free_port, open_tangram
+
+__all__ = ["FaultPorts", "InjectedFault", "RunningTangram", "free_port", "open_tangram"]
