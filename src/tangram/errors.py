@@ -93,7 +93,7 @@ class _Faulty(TangramError):
     def __init__(self, faults: Sequence[Fault], *, about: str = "") -> None:
         self.faults = tuple(faults)
         self.about = about
-        super().__init__(about, self.faults)
+        Exception.__init__(self, about, self.faults)
 
     def __str__(self) -> str:
         lines = [str(fault) for fault in self.faults]
