@@ -191,9 +191,7 @@ class Server:
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
     def broker(self) -> psutil.Process:
-        (found,) = [
-            it for it in self.children() if "valkey" in it.name() or "valkey-server" in " ".join(it.cmdline())
-        ]
+        (found,) = [it for it in self.children() if it.name() in {"valkey-server", "redis-server"}]
         return found
 
     async def get(self, path: str, **options: Any) -> Any:
@@ -210,6 +208,23 @@ class Server:
     async def child(self, *names: str) -> Mapping[str, Any]:
         """One child of the tree, as ``/-/supervision`` tells it, by its path of names; "" stands for any."""
         return find_child((await self.get("/-/supervision"))["tree"], *names)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still does anything; one that ended and that nobody has asked about yet does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def wait_gone(processes: Sequence[psutil.Process], *, within: float = 2.0) -> None:
+    """Until none of them is alive: a guard ends a moment after what it guards."""
+
+    async def gone() -> bool:
+        return not any(map(is_alive, processes))
+
+    await wait_until(gone, within=within)
 
 
 def find_child(supervisor: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
