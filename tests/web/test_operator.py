@@ -91,6 +91,15 @@ async def test_a_stranger_cannot_claim_to_be_local():
     assert "crashes" not in (await call(site, "GET", "/-/supervision", client=FAR, headers=headers)).json()
 
 
+async def test_text_that_nobody_knows_is_kept_back():
+    """What is not known to be harmless stays with the operator, also in parts that come later."""
+    tree = {"broker": {"url": "redis://u:p@h", "up": True, "patterns": ["to:*"]}, "events": [{"cause": "x", "at": 1.5}]}
+    site = site_of(operator=FakeOperator(tree=tree))
+
+    public = await call(site, "GET", "/-/supervision", client=FAR)
+    assert public.json() == {"broker": {"up": True}, "events": [{"at": 1.5}]}
+
+
 async def test_plugins_are_listed():
     """Name and state for all, the error for the operator."""
     site = site_of(operator=FakeOperator(listed=[{"name": "demo", "state": "quarantined", "error": "x.py:3"}]))

@@ -17,23 +17,13 @@ from tangram.web.origin import Addresses
 
 __all__ = ["DETAIL_KEYS", "Operator", "operator_router", "without_details"]
 
-DETAIL_KEYS = frozenset(
-    {
-        "last_crash",
-        "crashes",
-        "cause",
-        "crash",
-        "traceback",
-        "error",
-        "message",
-        "others",
-        "where",
-        "stubborn",
-        "ghosts",
-        "why",
-    }
+DETAIL_KEYS = frozenset({"last_crash", "crashes", "crash", "ghosts", "stubborn", "where", "others", "traceback"})
+"""What is kept, whole, from those who may not see details."""
+PUBLIC_WORDS = frozenset(
+    {"name", "state", "status", "kind", "strategy", "restart", "child", "supervisor", "plugin", "distribution"}
+    | {"services", "path"}
 )
-"""What is kept from those who may not see details: it may hold paths, names and values."""
+"""Under these names text is for all. Any other text may be somebody's path, address or value, and is kept back."""
 
 
 class Operator(Protocol):
@@ -65,12 +55,22 @@ class Operator(Protocol):
 
 
 def without_details(value: Any) -> Any:
-    """The same without what may tell more than numbers and states."""
+    """Numbers, states and names alone: what is not known to be harmless is left out."""
     if isinstance(value, Mapping):
-        return {key: without_details(item) for key, item in value.items() if key not in DETAIL_KEYS}
+        return {
+            key: without_details(item)
+            for key, item in value.items()
+            if key not in DETAIL_KEYS and (key in PUBLIC_WORDS or not _holds_text(item))
+        }
     if isinstance(value, list | tuple):
         return [without_details(item) for item in value]
     return value
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_text, value))
+    return isinstance(value, str | bytes)
 
 
 def operator_router(operator: Operator, token: str, addresses: Addresses) -> APIRouter:
