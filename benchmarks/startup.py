@@ -4,7 +4,7 @@
 
 Starts ``python -m tangram serve`` with the demo and an embedded broker, several times, and measures the time
 from the start of the process to the first 200 of ``/-/readyz``; then joins the demo's topic, waits for its
-values, and adds up the proportional set size of the server and all its children. Status 1 if a figure is missed.
+values, and adds up the proportional set size of the server and all below it. Status 1 if a figure is missed.
 
 The first start is not counted: it compiles the byte-code, as the first start after an installation does.
 """
