@@ -1,6 +1,6 @@
 """CPU a request: the native engine, Hypercorn contained, and uvicorn on asyncio, with the same application and client.
 
-    python benchmarks/http_cpu.py [--quick] [--engines native hypercorn uvicorn] [--connections 32]
+    python benchmarks/http.py [--quick] [--engines native hypercorn uvicorn] [--connections 32]
 
 The server runs in a process of its own; its CPU time is what the operating system says it used (/proc/PID/stat, user
 and system). The client is this process: raw sockets on epoll, one request at a time on each connection.
