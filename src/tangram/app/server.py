@@ -177,7 +177,7 @@ class Server:
         )
 
     def _load(self, config: Config) -> Loaded:
-        """The plugins. What cannot be loaded is told; bad configuration of what can be raises ``ConfigError``."""
+        """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
         plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
         for failure in plugins.failures:
             log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
