@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from trio_websocket import WebSocketConnection, connect_websocket_url
+from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from .prepare import find_browser
 
@@ -139,13 +139,13 @@ async def _read_all(stream: trio.abc.ReceiveStream) -> None:
         pass  # a full pipe would stop the browser
 
 
-async def _find_address(stream: trio.abc.ReceiveStream) -> str:
+async def _find_address(stream: trio.abc.ReceiveStream) -> tuple[int, str]:
     seen = b""
     with trio.fail_after(START_WITHIN):
         async for chunk in stream:
             seen += chunk
-            if found := re.search(rb"DevTools listening on (ws://\S+)", seen):
-                return found.group(1).decode()
+            if found := re.search(rb"DevTools listening on ws://[^:]+:(\d+)(/\S+)\n", seen):
+                return int(found.group(1)), found.group(2).decode()
     raise RuntimeError(f"the browser ended at once: {seen.decode(errors='replace')}")
 
 
@@ -160,13 +160,16 @@ async def open_browser(profile: Path) -> AsyncIterator[Browser]:
     assert process.stderr is not None
     try:
         async with trio.open_nursery() as nursery:
-            address = await _find_address(process.stderr)
+            port, path = await _find_address(process.stderr)
             nursery.start_soon(_read_all, process.stderr)
-            connection = await connect_websocket_url(nursery, address, max_message_size=LARGEST)
-            browser = Browser(connection)
-            nursery.start_soon(browser.read)
-            yield browser
-            nursery.cancel_scope.cancel()
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                connection = await wrap_client_stream(
+                    nursery, stream, f"127.0.0.1:{port}", path, max_message_size=LARGEST
+                )
+                browser = Browser(connection)
+                nursery.start_soon(browser.read)
+                yield browser
+                nursery.cancel_scope.cancel()
     finally:
         process.kill()
         with trio.CancelScope(shield=True):

@@ -32,7 +32,6 @@ T = TypeVar("T")
 READY_WITHIN = 20.0  # seconds; a second is promised, but here many processes may share a slow machine
 STOP_WITHIN = 15.0  # seconds; shutdown_timeout is 10.0 by default
 CONTROL = re.compile(r"\x1b\[[0-9;]*m")
-READY = re.compile(r"tangram ready.*?(https?://[^\s'\"]+)")
 
 
 def free_port() -> int:
@@ -174,7 +173,8 @@ class Server:
 
     async def wait_ready(self, *, times: int = 1) -> str:
         """The URL that the log names."""
-        return (await self.wait_line(READY.pattern, times=times)).group(1).rstrip("/")
+        line = (await self.wait_line("tangram ready", times=times)).string
+        return str(json.loads(line)["url"]).rstrip("/")
 
     async def wait_end(self, *, within: float = STOP_WITHIN) -> int:
         with trio.move_on_after(within):
@@ -191,9 +191,7 @@ class Server:
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
     def broker(self) -> psutil.Process:
-        (found,) = [
-            it for it in self.children() if "valkey" in it.name() or "valkey-server" in " ".join(it.cmdline())
-        ]
+        (found,) = [it for it in self.children() if it.name() in {"valkey-server", "redis-server"}]
         return found
 
     async def get(self, path: str, **options: Any) -> Any:
@@ -210,6 +208,23 @@ class Server:
     async def child(self, *names: str) -> Mapping[str, Any]:
         """One child of the tree, as ``/-/supervision`` tells it, by its path of names; "" stands for any."""
         return find_child((await self.get("/-/supervision"))["tree"], *names)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still does anything; one that ended and that nobody has asked about yet does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def wait_gone(processes: Sequence[psutil.Process], *, within: float = 2.0) -> None:
+    """Until none of them is alive: a guard ends a moment after what it guards."""
+
+    async def gone() -> bool:
+        return not any(map(is_alive, processes))
+
+    await wait_until(gone, within=within)
 
 
 def find_child(supervisor: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
@@ -258,15 +273,21 @@ async def open_process(
     server = Server(home, process)
     assert process.stdout is not None
     assert process.stderr is not None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_read_lines, process.stdout, server.out, server)
-        nursery.start_soon(_read_lines, process.stderr, server.err, server)
-        try:
-            yield server
-        finally:
-            with trio.CancelScope(shield=True):
-                await _end(process)
-            nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_read_lines, process.stdout, server.out, server)
+            nursery.start_soon(_read_lines, process.stderr, server.err, server)
+            try:
+                yield server
+            finally:
+                with trio.CancelScope(shield=True):
+                    await _end(process)
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # The nursery is the harness's: a test that failed shows its own error, not the wrapping.
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
 
 
 async def _end(process: trio.Process) -> None:

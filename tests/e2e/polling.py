@@ -25,8 +25,8 @@ class Polls:
     """Connections that nobody took: the listening socket was gone."""
     reset: int = 0
     """Connections that were taken and lost: what was in flight when something crashed."""
-    other: dict[int, int] = field(default_factory=dict)
-    """Other answers, by status."""
+    other: list[str] = field(default_factory=list)
+    """Other answers, as they came."""
 
     def gap(self) -> float:
         """The longest time between two good answers, in seconds."""
@@ -55,8 +55,7 @@ async def _ask(polls: Polls, port: int, request: bytes) -> None:
     elif words[1] == b"200":
         polls.good.append(trio.current_time())
     else:
-        status = int(words[1])
-        polls.other[status] = polls.other.get(status, 0) + 1
+        polls.other.append(answer.decode(errors="replace"))
 
 
 async def _poll(polls: Polls, port: int, request: bytes) -> None:

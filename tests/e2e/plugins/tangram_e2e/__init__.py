@@ -137,7 +137,7 @@ async def beat(state: tangram.BackendState) -> None:
 
 @plugin.register_service(priority=2)
 async def listen(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
-    ear = Ear("Ear", state.config.core.redis_url or "", ["from:e2e:*"], state.e2e.heard)
+    ear = Ear("Ear", state.config.core.redis_url, ["from:e2e:*"], state.e2e.heard)
     await ear.subscribe()
     task_status.started()
     try:
