@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ import trio
 
 from tangram.config.model import CacheEntry
 from tangram.errors import PluginError
-from tangram.routing import APIRouter, FileResponse, HTTPException, Request
+from tangram.routing import APIRouter, FileResponse, HTTPException
 from tangram.routing.files import inside
 
 if TYPE_CHECKING:
@@ -89,10 +90,13 @@ class CacheRoutes:
         if not root.is_absolute() and self._base is not None:
             root = self._base / root
 
-        async def answer(request: Request) -> FileResponse:
-            values = [request.path_params[name] for name in names]
-            return await self._answer(entry, root, dict(zip(names, values, strict=True)))
+        async def answer(**values: str) -> FileResponse:
+            return await self._answer(entry, root, {name: values[name] for name in names})
 
+        # A route's parameters are known from its handler's signature; these are the operator's.
+        parameters = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=str) for name in names]
+        answer.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        answer.__annotations__ = dict.fromkeys(names, str)
         self.router.add_api_route(
             _PLACEHOLDER.sub(r"{\1}", entry.serve_route),
             answer,
