@@ -18,7 +18,7 @@ class Settings:
     rate: int = 1
 
 
-async def test_publish_and_subscribe_go_to_the_bus():
+async def test_publish_and_subscribe_go_to_the_bus() -> None:
     """What a plugin publishes through the state reaches the bus as it is."""
     bus = FakeBus()
     state = make_state(bus=bus)
@@ -28,7 +28,7 @@ async def test_publish_and_subscribe_go_to_the_bus():
     assert state.subscribe("from:*", "to:*") == ("from:*", "to:*")
 
 
-def test_plugins_may_hang_attributes_on_it():
+def test_plugins_may_hang_attributes_on_it() -> None:
     """Any attribute is kept, for other plugins and routes to find."""
     state = make_state()
     state.weather = "fine"  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ def test_plugins_may_hang_attributes_on_it():
     assert state.weather == "fine"  # type: ignore[attr-defined]
 
 
-def test_a_configuration_is_found_by_plugin_name_and_class():
+def test_a_configuration_is_found_by_plugin_name_and_class() -> None:
     """All three ways lead to the same validated object."""
     plugin = Plugin(config_class=Settings)
     plugin.dist_name = "tangram-demo"
@@ -48,7 +48,7 @@ def test_a_configuration_is_found_by_plugin_name_and_class():
     assert state.plugin_config(Settings).rate == 5
 
 
-def test_a_configuration_that_is_not_there_is_an_error_that_names_it():
+def test_a_configuration_that_is_not_there_is_an_error_that_names_it() -> None:
     """Asking for the configuration of a plugin that does not run is told."""
     with pytest.raises(PluginError, match="'ghost' has no configuration here"):
         make_state().plugin_config("ghost")
@@ -56,7 +56,7 @@ def test_a_configuration_that_is_not_there_is_an_error_that_names_it():
         make_state().plugin_config(Settings)
 
 
-async def test_the_http_client_is_made_when_first_used_and_closed():
+async def test_the_http_client_is_made_when_first_used_and_closed() -> None:
     """One client for all, closed with the state; a new one is not made afterwards."""
     state = make_state()
     client = state.http_client
@@ -68,7 +68,7 @@ async def test_the_http_client_is_made_when_first_used_and_closed():
         _ = state.http_client
 
 
-async def test_closing_is_bounded_and_survives_cancellation(autojump_clock: MockClock):
+async def test_closing_is_bounded_and_survives_cancellation(autojump_clock: MockClock) -> None:
     """A client that does not close costs two seconds, also when everything is being cancelled."""
 
     class Stubborn:
@@ -83,7 +83,7 @@ async def test_closing_is_bounded_and_survives_cancellation(autojump_clock: Mock
     assert trio.current_time() == pytest.approx(2)
 
 
-def test_without_httpx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_httpx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """httpx is optional: who needs it is told how to get it."""
     monkeypatch.setitem(sys.modules, "httpx", None)
 
@@ -100,6 +100,6 @@ def test_without_httpx_the_error_says_what_to_install(monkeypatch: pytest.Monkey
         ("maps.example", "http://maps.example:2346"),
     ],
 )
-def test_the_base_url_is_one_that_can_be_used(host: str, url: str):
+def test_the_base_url_is_one_that_can_be_used(host: str, url: str) -> None:
     """An address to listen on everywhere is told as one to connect to."""
     assert make_state(Config(server=ServerConfig(host=host))).base_url == url

@@ -8,7 +8,7 @@ from tangram.web import docs
 from tests.web.asgi import call, site_of
 
 
-async def test_the_page_and_all_that_it_names_come_from_us():
+async def test_the_page_and_all_that_it_names_come_from_us() -> None:
     """The page works without internet access: every address in it is ours, and answers."""
     site = site_of()
     page = await call(site, "GET", "/docs")
@@ -22,7 +22,7 @@ async def test_the_page_and_all_that_it_names_come_from_us():
         assert (await call(site, "GET", address)).status == 200, address
 
 
-async def test_nothing_else_of_the_distribution_is_served():
+async def test_nothing_else_of_the_distribution_is_served() -> None:
     """Only the files that the page needs."""
     site = site_of()
 
@@ -30,7 +30,9 @@ async def test_nothing_else_of_the_distribution_is_served():
         assert (await call(site, "GET", path)).status in {307, 404}, path
 
 
-async def test_without_the_distribution_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+async def test_without_the_distribution_the_page_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The document is still there, and the page names the package."""
     monkeypatch.setattr(docs, "find_spec", lambda name: None)
     page = await call(site_of(), "GET", "/docs")

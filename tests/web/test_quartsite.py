@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
-from quart import Blueprint, abort, request
+import trio.lowlevel
+from quart import Blueprint, Quart, abort, request
 
 from tangram.plugins.plugin import Plugin
 from tests.plugins.fakes import loaded
@@ -19,12 +20,12 @@ def blueprint(name: str = "demo") -> Blueprint:
 
     @made.get("/hello")
     async def hello() -> dict[str, str]:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         return {"hello": name}
 
     @made.post("/echo")
     async def echo() -> bytes:
-        return bytes(await request.get_data())
+        return bytes(await request.get_data(as_text=False))
 
     @made.get("/boom")
     async def boom() -> str:
@@ -37,7 +38,7 @@ def blueprint(name: str = "demo") -> Blueprint:
     return made
 
 
-async def test_a_blueprint_answers():
+async def test_a_blueprint_answers() -> None:
     """A plugin's Quart blueprint is served, bodies included."""
     site = site_of(loaded(Plugin(blueprints=[blueprint()])))
 
@@ -46,7 +47,7 @@ async def test_a_blueprint_answers():
     assert site.failures == {}
 
 
-async def test_errors_of_pages_are_json_without_traceback():
+async def test_errors_of_pages_are_json_without_traceback() -> None:
     """404, 405 and aborts have a detail; an exception has an id, and keeps its text to the log."""
     site = site_of(loaded(Plugin(blueprints=[blueprint()])))
 
@@ -62,7 +63,7 @@ async def test_errors_of_pages_are_json_without_traceback():
     assert b"secret" not in broken.body
 
 
-async def test_a_blueprint_that_raises_costs_its_plugin_alone():
+async def test_a_blueprint_that_raises_costs_its_plugin_alone() -> None:
     """A registration that fails half-way leaves nothing behind; the others are served."""
     bad = blueprint("bad")
 
@@ -77,7 +78,7 @@ async def test_a_blueprint_that_raises_costs_its_plugin_alone():
     assert (await call(site, "GET", "/demo/hello")).status == 200
 
 
-async def test_two_blueprints_of_one_name():
+async def test_two_blueprints_of_one_name() -> None:
     """The second plugin with a blueprint of the same name is told so."""
     plugins = [loaded(Plugin(blueprints=[blueprint()]), name) for name in ("first", "second")]
     site = site_of(*plugins)
@@ -85,14 +86,14 @@ async def test_two_blueprints_of_one_name():
     assert list(site.failures) == ["second"]
 
 
-async def test_the_same_blueprint_is_registered_in_each_incarnation():
+async def test_the_same_blueprint_is_registered_in_each_incarnation() -> None:
     """A site is built anew each time, from the same plugin objects."""
     one = loaded(Plugin(blueprints=[blueprint()]))
     for _ in range(2):
         assert (await call(site_of(one), "GET", "/demo/hello")).status == 200
 
 
-async def test_a_plugin_that_is_down_answers_503():
+async def test_a_plugin_that_is_down_answers_503() -> None:
     """Blueprints of a plugin that does not run say so."""
     operator = FakeOperator(down={"demo": "plugin 'demo' is quarantined"})
     site = site_of(loaded(Plugin(blueprints=[blueprint()])), operator=operator)
@@ -102,7 +103,7 @@ async def test_a_plugin_that_is_down_answers_503():
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_native_routes_do_not_pass_through_quart():
+async def test_native_routes_do_not_pass_through_quart() -> None:
     """What a native route answers is not Quart's, although a blueprint has the same path."""
     made = Blueprint("greedy", __name__)
 
@@ -114,13 +115,13 @@ async def test_native_routes_do_not_pass_through_quart():
     assert (await call(site, "GET", "/-/healthz")).json() == {"status": "ok"}
 
 
-async def test_background_tasks_are_refused_by_name():
+async def test_background_tasks_are_refused_by_name() -> None:
     """They would die unseen: the plugin is told to make them services."""
     made = Blueprint("tasks", __name__)
 
     async def lost() -> None: ...
 
-    made.record(lambda state: state.app.add_background_task(lost))
+    made.record(lambda state: cast("Quart", state.app).add_background_task(lost))
     site = site_of(loaded(Plugin(blueprints=[made])))
 
     assert "background task 'lost'" in site.failures["demo"]
@@ -128,7 +129,9 @@ async def test_background_tasks_are_refused_by_name():
 
 
 @pytest.mark.parametrize("early", [True, False])
-async def test_a_complete_response_is_not_cancelled_by_the_disconnect(autojump_clock: object, early: bool):
+async def test_a_complete_response_is_not_cancelled_by_the_disconnect(
+    autojump_clock: object, early: bool
+) -> None:
     """An engine that reports the end of the response as a disconnect may still finish sending it; a peer that
     goes away before ends the handler."""
     made = Blueprint("slow", __name__)
@@ -174,19 +177,20 @@ async def test_a_complete_response_is_not_cancelled_by_the_disconnect(autojump_c
     assert finished == ([] if early else ["handler", "engine"])
 
 
-async def test_a_hook_mounts_on_the_application():
+async def test_a_hook_mounts_on_the_application() -> None:
     """An engine without channels of its own puts its route on the Quart application."""
 
     def mount(app: Any) -> None:
-        @app.get("/hooked")
         async def hooked() -> str:
             return "yes"
+
+        app.add_url_rule("/hooked", view_func=hooked)
 
     assert (await call(site_of(quart_hooks=[mount]), "GET", "/hooked")).body == b"yes"
 
 
 @pytest.mark.slow
-async def test_without_blueprints_quart_is_not_imported():
+async def test_without_blueprints_quart_is_not_imported() -> None:
     """A server without blueprints and hooks does not pay for Quart, nor for httpx."""
     code = "import sys, tangram.web.site; print('quart' in sys.modules, 'httpx' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

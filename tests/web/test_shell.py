@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,12 @@ class FakeWheel:
         self.files = [FakeFile(root, one) for one in relative]
 
 
-def test_ours_is_the_default():
+def test_ours_is_the_default() -> None:
     """Nothing configured: our own page."""
     assert shell_folder(None) is None
 
 
-def test_a_folder_without_a_page_is_told_and_ours_is_shown(tmp_path: Path):
+def test_a_folder_without_a_page_is_told_and_ours_is_shown(tmp_path: Path) -> None:
     """A folder without index.html cannot be a page."""
     assert shell_folder(str(tmp_path)) is None
     (tmp_path / "index.html").write_text("x")
@@ -38,7 +39,9 @@ def test_a_folder_without_a_page_is_told_and_ours_is_shown(tmp_path: Path):
     assert found.root == tmp_path
 
 
-def test_the_installed_shell_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_installed_shell_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the pages in the wheel the one beside core.js is the shell."""
     for name in ["index.html", "pkg/ui/index.html", "pkg/ui/core.js"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +54,11 @@ def test_the_installed_shell_is_found_without_importing_it(tmp_path: Path, monke
     assert found.root == tmp_path / "pkg" / "ui"
 
 
-def test_without_the_wheel_ours_is_shown(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_wheel_ours_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell is asked for and not installed: told, and our page is shown."""
 
     def missing(name: str) -> None:
-        raise shell.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(shell, "distribution", missing)
     assert shell_folder("tangram_core") is None

@@ -154,7 +154,8 @@ def _short(value: object) -> str:
 
 
 def cause_line(error: BaseException, package_path: Path | None = None) -> str:
-    """``Type: message (file:line)``: the innermost frame in ``package_path``, else the innermost one of anybody.
+    """``Type: message (file:line)``: the innermost frame in ``package_path``, else the innermost one of
+    anybody.
 
     A group is told by the leaf that came first.
     """
@@ -182,7 +183,9 @@ def _where(error: BaseException, tb: TracebackType | None, package_path: Path | 
 
 
 def _package_path(module: str) -> Path | None:
-    """The folder of the outermost regular package of ``module``, without importing anything that is not imported."""
+    """The folder of the outermost regular package of ``module``, without importing anything that is not
+    imported.
+    """
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         origin = _origin(".".join(parts[:end]))

@@ -1,8 +1,8 @@
 """``[[cache.entries]]``: files of other servers, fetched once, kept on the disk, and served from there.
 
-A parameter's value becomes one segment of a path, so it may be nothing that leads elsewhere. A file appears under its name
-whole or not at all: it is written beside it and renamed. Many who wait for one file wait for one download; the
-download does not belong to the first of them, who may go away.
+A parameter's value becomes one segment of a path, so it may be nothing that leads elsewhere. A file appears
+under its name whole or not at all: it is written beside it and renamed. Many who wait for one file wait for
+one download; the download does not belong to the first of them, who may go away.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ __all__ = ["FETCH_SECONDS", "MAX_FILE_BYTES", "CacheRoutes"]
 log = structlog.get_logger("tangram.web")
 
 FETCH_SECONDS = 30.0
-"""For one download, from the first byte of the request to the last of the answer: style fonts take under one."""
+"""For one download, from the first byte of the request to the last of the answer: style fonts take under
+one.
+"""
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Of one file: four times the largest that the published front ends fetch. An endless answer must not fill the disk."""
+"""Of one file: four times the largest that the published front ends fetch. An endless answer must not fill
+the disk.
+"""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::path)?\}")
 
@@ -48,7 +52,9 @@ class _Download:
 
 
 class CacheRoutes:
-    """The routes of all entries. ``run`` hosts the downloads; it belongs beside the site, in the same incarnation."""
+    """The routes of all entries. ``run`` hosts the downloads; it belongs beside the site, in the same
+    incarnation.
+    """
 
     def __init__(
         self,
@@ -167,7 +173,8 @@ async def _store(chunks: Any, target: Path) -> None:
                 await file.write(chunk)
         await trio.to_thread.run_sync(os.replace, partial, target)
     finally:
-        # Renamed, it is gone already; a stop must not leave a half file behind, so this does not wait for a thread.
+        # Renamed, it is gone already; a stop must not leave a half file behind, so this does not wait for a
+        # thread.
         partial.unlink(missing_ok=True)
 
 

@@ -1,8 +1,10 @@
 """The site: one ASGI application for everything that is asked over HTTP.
 
-    CORS -> native routes (operator's, core's, plugins') -> files (page, docs, front ends) -> Quart (blueprints) -> 404
+    CORS -> native routes (operator's, core's, plugins') -> files (page, docs, front ends) -> Quart
+    (blueprints) -> 404
 
-What a native route answers does not pass through Quart. A site belongs to one incarnation: the next one builds its own.
+What a native route answers does not pass through Quart. A site belongs to one incarnation: the next one
+builds its own.
 """
 
 from __future__ import annotations
@@ -226,7 +228,9 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noq
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
-    """Nothing of ours or a plugin's hangs on it: what fails there is lost, and a cancelled server skips its end."""
+    """Nothing of ours or a plugin's hangs on it: what fails there is lost, and a cancelled server skips its
+    end.
+    """
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
