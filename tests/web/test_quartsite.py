@@ -25,7 +25,9 @@ def blueprint(name: str = "demo") -> Blueprint:
 
     @made.post("/echo")
     async def echo() -> bytes:
-        return bytes(await request.get_data(as_text=False))
+        data = await request.get_data()
+        assert isinstance(data, bytes)
+        return data
 
     @made.get("/boom")
     async def boom() -> str:

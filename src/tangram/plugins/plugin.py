@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -167,7 +167,7 @@ def _is_async(function: ServiceFunction) -> bool:
     inner: Any = function
     while hasattr(inner, "func") and not inspect.isfunction(inner):
         inner = inner.func
-    called = getattr(type(inner), "__call__", None)
+    called = getattr(type(inner), "__call__", None)  # noqa: B004  # is it async, not: is it there
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(called)
 
 
