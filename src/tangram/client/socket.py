@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 import msgspec
@@ -17,6 +17,7 @@ import trio
 from tangram.channels import codec
 from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, Message
 from tangram.client.channel import TIMEOUT, Channel
+from tangram.client.token import dial
 from tangram.errors import ChannelClosed, Refused
 
 if TYPE_CHECKING:
@@ -217,16 +218,36 @@ class ClientSocket:
         return self._url.partition("?")[0]
 
     async def _connect(self, nursery: trio.Nursery) -> WebSocketConnection:
-        from trio_websocket import ConnectionRejected, HandshakeError, connect_websocket_url
+        from trio_websocket import ConnectionRejected, HandshakeError
 
         try:
             with trio.fail_after(TIMEOUT):
-                return await connect_websocket_url(nursery, self._url, **self._dial)
+                return await self._open(nursery)
         except ConnectionRejected as error:
             body = (error.body or b"").decode(errors="replace").strip()
             raise Refused(body or f"status {error.status_code}") from error
         except (HandshakeError, OSError, trio.TooSlowError) as error:
             raise ChannelClosed(f"cannot connect to {self._shown()!r}: {error}") from error
+
+    async def _open(self, nursery: trio.Nursery) -> WebSocketConnection:
+        """Dial and shake hands. The stream is ours until then: trio-websocket leaves it open if the handshake
+        fails, and each attempt at a server that restarts would leave a descriptor behind.
+        """
+        from trio_websocket import wrap_client_stream
+
+        parts = urlsplit(self._url)
+        settings = dict(self._dial)
+        ssl_context = settings.pop("ssl_context", None)
+        secure = parts.scheme == "wss"
+        port = parts.port or (443 if secure else 80)
+        stream = await dial(parts.hostname or "", port, secure, ssl_context)
+        try:
+            return await wrap_client_stream(
+                nursery, stream, parts.netloc, f"{parts.path}?{parts.query}", **settings
+            )
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
 
     async def _read(self, connection: WebSocketConnection) -> None:
         from trio_websocket import ConnectionClosed

@@ -69,7 +69,7 @@ async def _post(
     status, chunks = 0, []
     try:
         with trio.fail_after(TIMEOUT):
-            async with await _dial(host, port, secure, ssl_context) as stream:
+            async with await dial(host, port, secure, ssl_context) as stream:
                 await stream.send_all(data)
                 while True:
                     event = machine.next_event()
@@ -85,7 +85,10 @@ async def _post(
         raise ChannelClosed(f"cannot ask {url!r}: {error}") from error
 
 
-async def _dial(host: str, port: int, secure: bool, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def dial(
+    host: str, port: int, secure: bool, ssl_context: ssl.SSLContext | None
+) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    """A stream to the server, through TLS where the address says so."""
     if secure:
         return await trio.open_ssl_over_tcp_stream(host, port, ssl_context=ssl_context)
     return await trio.open_tcp_stream(host, port)
