@@ -200,7 +200,8 @@ async def test_an_origin_that_does_not_answer_is_a_504(
     origin = Origin()
     origin.gate = trio.Event()
 
-    assert (await Server(tmp_path, origin).get("/fonts/A/0-255.pbf")).status == 504
+    with trio.fail_after(2):
+        assert (await Server(tmp_path, origin).get("/fonts/A/0-255.pbf")).status == 504
 
 
 async def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

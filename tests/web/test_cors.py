@@ -30,6 +30,16 @@ async def test_others_get_no_such_header(origin: str) -> None:
     assert answer.headers["vary"] == "Origin"
 
 
+async def test_null_is_never_echoed_whatever_the_policy_says() -> None:
+    """null is any page that hides where it comes from, also where everybody else is allowed."""
+    site = site_of(allowed=lambda origin: True)
+
+    answer = await call(site, "GET", "/-/healthz", headers={"origin": "null"})
+    assert "access-control-allow-origin" not in answer.headers
+    other = await call(site, "GET", "/-/healthz", headers={"origin": "https://x.example"})
+    assert other.headers["access-control-allow-origin"] == "https://x.example"
+
+
 async def test_a_program_without_origin_passes() -> None:
     """curl and the like are answered; caches still learn that the answer depends on the origin."""
     answer = await call(site_of(), "GET", "/-/healthz")

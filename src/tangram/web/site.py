@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import structlog
 
+from tangram import __version__
 from tangram.config.model import Config
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
@@ -41,8 +42,6 @@ log = structlog.get_logger("tangram.web")
 
 OWNER = "tangram"
 """Whose the server's own routes are; no plugin can be called so and be down."""
-
-VERSION = "0.1.0"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -111,7 +110,7 @@ class Site:
     def openapi(self) -> bytes:
         """``/openapi.json``, made when first asked for."""
         if self._openapi is None:
-            self._openapi = encode_json(openapi([self.table], title="tangram", version=VERSION))
+            self._openapi = encode_json(openapi([self.table], title="tangram", version=__version__))
         return self._openapi
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
