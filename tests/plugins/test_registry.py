@@ -188,6 +188,16 @@ def test_the_owner_of_a_file_is_the_innermost_package(site: Write) -> None:
     assert loaded.owner_of("/elsewhere/x.py") is None
 
 
+def test_a_plugin_of_one_module_owns_that_file_alone(site: Write) -> None:
+    """A lone module lies beside everybody else's in site-packages, and is not to blame for them."""
+    file = site("lone_wx.py")
+    (one,) = load_plugins(["lone"], entry_points=[entry_point("lone", "lone_wx:plugin", "lone")]).plugins
+
+    assert one.owns(str(file))
+    assert not one.owns(str(file.with_name("neighbour.py")))
+    assert one.package_path == file.parent
+
+
 def test_a_cause_is_told_by_the_first_leaf_of_a_group() -> None:
     """Of a group of exceptions the leaf that came first is told, on one line."""
     group = ExceptionGroup("several", [ExceptionGroup("inner", [ValueError("two\nlines")]), KeyError("k")])

@@ -147,4 +147,4 @@ def with_frontend(
     (dist / "index.js").write_text("export function install() {}\n")
     if described is not None:
         (dist / "plugin.json").write_text(json.dumps(described))
-    return loaded(plugin, name, package_path=folder, **more)
+    return loaded(plugin, name, source=folder, **more)

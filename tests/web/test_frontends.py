@@ -76,7 +76,7 @@ async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path) -> None:
 
 async def test_a_missing_folder_costs_the_front_end_alone(tmp_path: Path) -> None:
     """A declared folder that is not there is a warning; routes and site go on."""
-    one = loaded(Plugin(frontend_path="dist-frontend"), package_path=tmp_path)
+    one = loaded(Plugin(frontend_path="dist-frontend"), source=tmp_path)
 
     assert resolve_frontend(one) is None
     assert (await call(site_of(one), "GET", "/-/healthz")).status == 200
@@ -89,7 +89,7 @@ def test_an_editable_installs_folder_is_relative_to_the_project(tmp_path: Path) 
     (package / "dist").mkdir()
     plugin = Plugin(frontend_path="dist")
 
-    in_package = resolve_frontend(loaded(plugin, package_path=package, project_root=project))
+    in_package = resolve_frontend(loaded(plugin, source=package, project_root=project))
     (project / "dist").mkdir()
-    in_project = resolve_frontend(loaded(plugin, package_path=package, project_root=project))
+    in_project = resolve_frontend(loaded(plugin, source=package, project_root=project))
     assert (in_package, in_project) == (package / "dist", project / "dist")

@@ -115,7 +115,7 @@ class Manifest:
                 # A value that JSON cannot hold must be found here, not when the browser asks for everything.
                 entries[loaded.key] = msgspec.Raw(encode_json(entry))
             except Exception as error:
-                cause = cause_line(error, loaded.package_path)
+                cause = cause_line(error, loaded.source)
                 self.failures[loaded.name] = cause
                 log.exception("a plugin is left out of the manifest", plugin=loaded.name, cause=cause)
         return entries

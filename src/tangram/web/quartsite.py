@@ -61,7 +61,7 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
         for blueprint in loaded.plugin.blueprints:
             app.register_blueprint(blueprint)
     except Exception as error:
-        cause = cause_line(error, loaded.package_path)
+        cause = cause_line(error, loaded.source)
         log.exception("a plugin's blueprint cannot be registered", plugin=loaded.name, cause=cause)
         return cause
     owners.update(dict.fromkeys(set(app.blueprints) - before, loaded.name))
