@@ -41,7 +41,7 @@ class LoadedPlugin:
     entry_point: str
     """The value of its entry point: ``module:attribute``."""
     source: Path | None = None
-    """The folder of its import package, or the file of a plugin that is one module; ``None`` where it has no file."""
+    """The folder of its import package, or the file of a plugin that is one module; ``None``: no file."""
     project_root: Path | None = None
     """The root of its project, where it is installed editable."""
     native: bool = True
