@@ -93,7 +93,8 @@ class _Faulty(TangramError):
     def __init__(self, faults: Sequence[Fault], *, about: str = "") -> None:
         self.faults = tuple(faults)
         self.about = about
-        super().__init__(about, self.faults)
+        # Not super(): a class with a second base has another __init__ behind this one.
+        Exception.__init__(self, about, self.faults)
 
     def __str__(self) -> str:
         lines = [str(fault) for fault in self.faults]

@@ -95,6 +95,10 @@ class FakeOperator:
     restarted: list[str] = attrs.field(factory=list)
     failure: Exception | None = None
 
+    async def wait_available(self, plugin: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return self.down.get(plugin)
+
     def health(self) -> bool:
         return self.healthy
 

@@ -195,6 +195,9 @@ class ClientSocket:
                         finally:
                             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                                 await connection.aclose()
+                            # trio-websocket's reader may have been cancelled before it could do this.
+                            with trio.CancelScope(shield=True):  # does not wait: closing forcefully never blocks
+                                await trio.aclose_forcefully(connection._stream)  # noqa: SLF001
                     nursery.cancel_scope.cancel()
             finally:
                 self._lost()

@@ -72,6 +72,10 @@ class Operator(Protocol):
         """
         ...
 
+    async def wait_available(self, plugin: str) -> str | None:
+        """Wait, for a bounded time, for a plugin that restarts: ``None`` once it serves, else the reason."""
+        ...
+
 
 def without_details(value: Any) -> Any:
     """Numbers, states and names alone: what is not known to be harmless is left out."""

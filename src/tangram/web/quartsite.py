@@ -16,6 +16,7 @@ import structlog
 
 from tangram.plugins.registry import LoadedPlugin, cause_line
 from tangram.web.asgi import ASGIApp
+from tangram.web.operator import Operator
 
 if TYPE_CHECKING:
     import trio
@@ -29,12 +30,12 @@ log = structlog.get_logger("tangram.web")
 def build_quart(
     plugins: Iterable[LoadedPlugin],
     hooks: Iterable[Callable[[Quart], None]],
-    unavailable: Callable[[], Mapping[str, str]],
+    operator: Operator,
     max_body: int,
 ) -> tuple[ASGIApp, dict[str, str]]:
     """The application, and the plugins whose blueprints could not be registered with the cause.
 
-    ``unavailable()`` says which plugins' routes cannot answer now, and why.
+    ``operator`` says which plugins' routes cannot answer now, and why.
     """
     app = _new_app(max_body)
     failures: dict[str, str] = {}
@@ -43,7 +44,7 @@ def build_quart(
         cause = _register(app, loaded, owners)
         if cause is not None:
             failures[loaded.name] = cause
-    _answer_for_the_absent(app, owners, unavailable)
+    _answer_for_the_absent(app, owners, operator)
     for hook in hooks:
         hook(app)
     return cast("ASGIApp", app), failures
@@ -73,15 +74,14 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
     return None
 
 
-def _answer_for_the_absent(
-    app: Quart, owners: Mapping[str, str], unavailable: Callable[[], Mapping[str, str]]
-) -> None:
+def _answer_for_the_absent(app: Quart, owners: Mapping[str, str], operator: Operator) -> None:
     from quart import jsonify, request
 
     async def absent() -> Any:
-        down = unavailable()
+        down = operator.unavailable()
         for name in request.blueprints if down else ():
-            reason = down.get(owners.get(name, ""))
+            owner = owners.get(name, "")
+            reason = await operator.wait_available(owner) if owner in down else None
             if reason is not None:
                 return jsonify(detail=reason), 503, {"retry-after": "1"}
         return None

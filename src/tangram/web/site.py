@@ -126,7 +126,8 @@ class Site:
     async def _refuse_for(self, down: Mapping[str, str], scope: Scope, send: Send) -> bool:
         """A plugin that is down does not answer; whoever asks is told that it is there, and to come back."""
         found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
-        reason = down.get(found.value.owner) if found is not None and found.value is not None else None
+        owner = found.value.owner if found is not None and found.value is not None else ""
+        reason = await self._operator.wait_available(owner) if owner in down else None
         if reason is None:
             return False
         await send_json(scope, send, 503, {"detail": reason}, headers=[(b"retry-after", b"1")])
@@ -216,7 +217,7 @@ class Site:
         from tangram.web.quartsite import build_quart
 
         app, failures = build_quart(
-            parts.plugins, parts.quart_hooks, self._operator.unavailable, parts.config.server.max_body
+            parts.plugins, parts.quart_hooks, self._operator, parts.config.server.max_body
         )
         self.failures.update(failures)
         return app
