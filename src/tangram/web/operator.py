@@ -1,8 +1,8 @@
 """``/-/``: what the operator and their machines ask. Health, readiness, the supervision tree, the plugins.
 
-Numbers and states are for all. Causes, with the last frames of their tracebacks, are for the operator (the token) and
-for this machine. Whatever changes something needs the token, from this machine as well: any page in a browser here can send
-a request to loopback.
+Numbers and states are for all. Causes, with the last frames of their tracebacks, are for the operator (the
+token) and for this machine. Whatever changes something needs the token, from this machine as well: any page
+in a browser here can send a request to loopback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ PUBLIC_WORDS = frozenset(
     }
     | {"services", "path"}
 )
-"""Under these names text is for all. Any other text may be somebody's path, address or value, and is kept back."""
+"""Under these names text is for all. Any other text may be somebody's path, address or value, and is kept
+back.
+"""
 
 
 class Operator(Protocol):
@@ -47,7 +49,9 @@ class Operator(Protocol):
         ...
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Whether everything that should run does, and if not, why: one short reason each, fit for everybody."""
+        """Whether everything that should run does, and if not, why: one short reason each, fit for
+        everybody.
+        """
         ...
 
     def supervision(self) -> Mapping[str, Any]:
@@ -63,7 +67,9 @@ class Operator(Protocol):
         ...
 
     def unavailable(self) -> Mapping[str, str]:
-        """Plugins whose routes cannot answer now, with a reason fit for everybody. Asked at every request: cheap."""
+        """Plugins whose routes cannot answer now, with a reason fit for everybody. Asked at every request:
+        cheap.
+        """
         ...
 
     async def wait_available(self, plugin: str) -> str | None:
