@@ -24,9 +24,12 @@ async def serve_site(tree: Tree, *, task_status: trio.TaskStatus[Site] = trio.TA
     """
     async with trio.open_nursery() as nursery:
         cache = await _open_cache(tree, nursery)
-        site = build_site(tree.site_parts(cache=cache, quart_hooks=[_mount_channels(tree)]))
+        native = tree.config.server.effective_engine == "native"
+        # The native engine takes channels itself; behind Hypercorn they are a route of the Quart application.
+        hooks = [] if native else [_mount_channels(tree)]
+        site = build_site(tree.site_parts(cache=cache, quart_hooks=hooks))
         tree.web_failures = dict(site.failures)
-        await nursery.start(_serve_hypercorn, tree, site)
+        await nursery.start(_serve_native if native else _serve_hypercorn, tree, site)
         task_status.started(site)
 
 
@@ -45,6 +48,24 @@ async def _open_cache(tree: Tree, nursery: trio.Nursery) -> CacheRoutes | None:
     )
     await nursery.start(cache.run)
     return cache
+
+
+async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
+    from tangram.transports.native import serve_native
+
+    channel = tree.config.channel
+    await serve_native(
+        site,
+        tree.held,
+        tree.config.server,
+        grace=tree.grace,
+        close_code=lambda: tree.farewell().code,
+        channels=lambda: tree.channels,
+        compression=channel.compression,
+        ping_interval=channel.ping_interval,
+        max_message=channel.max_message,
+        task_status=task_status,
+    )
 
 
 async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
