@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from tangram.app.tree import Tree
+    from tangram.transports.engine import ASGIApp
 
 __all__ = ["serve_site"]
 
@@ -55,7 +56,7 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
 
     channel = tree.config.channel
     await serve_native(
-        site,
+        cast("ASGIApp", site),
         tree.held,
         tree.config.server,
         grace=tree.grace,
@@ -73,7 +74,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
 
     server = tree.config.server
     await serve_hypercorn(
-        site,
+        cast("ASGIApp", site),
         tree.held,
         server,
         grace=tree.grace,

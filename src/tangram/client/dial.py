@@ -10,7 +10,9 @@ import trio
 __all__ = ["dial"]
 
 
-async def dial(url: str, ssl_context: ssl.SSLContext | None = None) -> trio.abc.Stream:
+async def dial(
+    url: str, ssl_context: ssl.SSLContext | None = None
+) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
     """Connect to the host that ``url`` (http, https, ws, wss) names; raises OSError."""
     parts = urlsplit(url)
     host = parts.hostname or ""
