@@ -67,13 +67,22 @@ def test_child_specs_map() -> None:
         Child("", None, restart="ever", start_timeout=0, exhausted="x", start_failure="y")  # type: ignore[arg-type]
 
     message = str(caught.value)
-    expected = ("name must not be empty", "async function", "permanent", "start_timeout", "escalate", "quarantine")
+    expected = (
+        "name must not be empty",
+        "async function",
+        "permanent",
+        "start_timeout",
+        "escalate",
+        "quarantine",
+    )
     assert all(word in message for word in expected)
 
 
 async def test_sup_flags() -> None:
     """Wrong flags of a supervisor are refused before a child is started, together."""
-    with pytest.raises(SpecError, match=r"strategy must be .*; auto_shutdown must be .*; shutdown_timeout must be"):
+    with pytest.raises(
+        SpecError, match=r"strategy must be .*; auto_shutdown must be .*; shutdown_timeout must be"
+    ):
         async with open_supervisor([], strategy="x", auto_shutdown="y", shutdown_timeout=0):  # type: ignore[arg-type]
             pass
     with pytest.raises(SpecError, match="expected a window"):
@@ -300,7 +309,12 @@ async def test_format_log_2(autojump_clock: object, world: World) -> None:
         await world.crash("a")
     event = next(event for event in world.events if event.kind == "restarting")
 
-    assert (event.child, event.strategy, event.delay, event.cause) == ("a", "one_for_one", 0.0, "ValueError: boom")
+    assert (event.child, event.strategy, event.delay, event.cause) == (
+        "a",
+        "one_for_one",
+        0.0,
+        "ValueError: boom",
+    )
     if isinstance(world, Running):
         (line,) = [line for line in lines if line["event"] == "restarting"]
         assert (line["log_level"], line["strategy"], line["delay"]) == ("warning", "one_for_one", 0.0)

@@ -52,7 +52,9 @@ async def test_sup_start_ignore_temporary_child_start_child(autojump_clock: obje
     assert world.states == {"a": "running"}
 
 
-async def test_sup_start_ignore_temporary_child_start_child_simple(autojump_clock: object, world: World) -> None:
+async def test_sup_start_ignore_temporary_child_start_child_simple(
+    autojump_clock: object, world: World
+) -> None:
     """The same in a pool: the others of the pool go on, and the name is free again."""
     await world.open([], strategy="one_for_one")
     world.starts["w2"].append("ignore")
@@ -62,7 +64,9 @@ async def test_sup_start_ignore_temporary_child_start_child_simple(autojump_cloc
     assert world.states == {"w1": "running", "w3": "running", "w2": "running"}
 
 
-async def test_sup_start_ignore_permanent_child_start_child_simple(autojump_clock: object, world: World) -> None:
+async def test_sup_start_ignore_permanent_child_start_child_simple(
+    autojump_clock: object, world: World
+) -> None:
     """A permanent child that returns before it started has failed to start: who added it is told, nothing is kept."""
     await world.open([], strategy="one_for_one")
     world.starts["w1"].append("ignore")
@@ -184,7 +188,9 @@ async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
 async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) -> None:
     """Workers of a pool share the total of the stop: past it all are cancelled without waiting for each other."""
     world.stubborn.update({"w1", "w2", "w3"})
-    await world.open(world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one")
+    await world.open(
+        world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one"
+    )
     await world.close()
     await world.advance(5.9)
     assert world.states["w1"] == "leaving"
@@ -223,7 +229,9 @@ async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world:
     assert world.closed
     assert world.failure is None
     assert not world.told("crashed")
-    assert [e.cause for e in world.events if e.kind == "stopped" and e.cause] == ["ValueError: in clean-up"] * 2
+    assert [e.cause for e in world.events if e.kind == "stopped" and e.cause] == [
+        "ValueError: in clean-up"
+    ] * 2
 
 
 async def test_extra_return(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:

@@ -239,7 +239,9 @@ async def test_temporary_bystander(autojump_clock: object, world: World) -> None
     """A temporary child that a sibling's restart takes down does not come back."""
     for strategy in ("one_for_all", "rest_for_one"):
         world = type(world)(world._nursery) if isinstance(world, Running) else type(world)()
-        await world.open([world.child("a"), world.child("t", "temporary"), world.child("c")], strategy=strategy)
+        await world.open(
+            [world.child("a"), world.child("t", "temporary"), world.child("c")], strategy=strategy
+        )
         await world.crash("a")
 
         assert world.states == {"a": "running", "c": "running"}
@@ -287,7 +289,9 @@ async def test_tree(autojump_clock: trio.testing.MockClock) -> None:
 async def test_tree_of_decisions() -> None:
     """The same between two deciders: what the inner gives up for is the crash with which the outer is charged."""
     inner = Decider([], window=Window(0, 1), backoff=Backoff(), draw=lambda: 0.5, name="inner")
-    outer = Decider([Child("inner", run_supervisor)], window=Window(1, 9), backoff=Backoff(), draw=lambda: 0.5)
+    outer = Decider(
+        [Child("inner", run_supervisor)], window=Window(1, 9), backoff=Backoff(), draw=lambda: 0.5
+    )
     outer.open(0)
     outer.started("inner", 0)
     inner.open(0)
