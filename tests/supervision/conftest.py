@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-
 from tests.supervision.worlds import Decided, Running, World
 
 

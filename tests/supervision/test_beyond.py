@@ -1,4 +1,5 @@
-"""What OTP has no word for, and what is ours: groups, BaseException, stubborn children, back-off, own windows."""
+"""What OTP has no word for, and what is ours: groups, BaseException, stubborn children, back-off, own
+windows."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from functools import partial
 import pytest
 import structlog.testing
 import trio
-
-from tangram.errors import ChildStubborn, RestartsExhausted, StartFailed, SupervisionError
-from tangram.supervision import Backoff, Child, Supervisor, Window, open_supervisor, run_supervisor
 from tests.supervision.worlds import World
+
+from tangram.errors import RestartsExhausted, StartFailed, SupervisionError
+from tangram.supervision import Backoff, Child, Supervisor, Window, open_supervisor, run_supervisor
 
 AT_ONCE = Backoff(initial=0)
 
@@ -35,7 +36,8 @@ async def test_exception_group_leaf(autojump_clock: object) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 async def test_base_exception_ends_in_order(autojump_clock: object, error: BaseException) -> None:
-    """KeyboardInterrupt and SystemExit, also out of a group and of a nested supervisor, end all in order; no restart."""
+    """KeyboardInterrupt and SystemExit, also out of a group and of a nested supervisor, end all in order; no
+    restart."""
     log: list[str] = []
     go = trio.Event()
 
@@ -50,7 +52,7 @@ async def test_base_exception_ends_in_order(autojump_clock: object, error: BaseE
         raise BaseExceptionGroup("", [ValueError(), error])
 
     inner = Child("inner", partial(run_supervisor, [Child("x", run)], name="inner"))
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(type(error)) as caught:  # noqa: PT012 - the block is what is under test
         async with open_supervisor(
             [Child("a", partial(steady, "a")), Child("b", partial(steady, "b")), inner]
         ):
@@ -72,7 +74,8 @@ async def test_fatal_in_both_worlds(autojump_clock: object, world: World) -> Non
 
 
 async def test_nested_cancelled_from_inside(autojump_clock: object) -> None:
-    """A child that cancels its supervisor's nursery is found out: the others end in order, and it is an error."""
+    """A child that cancels its supervisor's nursery is found out: the others end in order, and it is an
+    error."""
     log: list[str] = []
 
     async def steady() -> None:
@@ -123,7 +126,8 @@ async def test_two_crashes_in_one_tick(autojump_clock: object, world: World) -> 
 
 
 async def test_crash_during_restart(autojump_clock: object, world: World) -> None:
-    """A child that crashes while those behind it are still being started is a new crash: the group goes again."""
+    """A child that crashes while those behind it are still being started is a new crash: the group goes
+    again."""
     world.starts["c"].extend(["ok", "hang"])
     await world.open(world.children("a b c"), strategy="one_for_all")
     world.forget()
@@ -162,7 +166,8 @@ async def test_crash_inside_cleanup(autojump_clock: object, world: World) -> Non
 
 
 async def test_backoff_grows_resets_and_hurries(autojump_clock: object, world: World) -> None:
-    """0 for the first, then 50 ms doubling to 5 s within 20 %; the first again after 60 s; cut short by hurry()."""
+    """0 for the first, then 50 ms doubling to 5 s within 20 %; the first again after 60 s; cut short by
+    hurry()."""
     await world.open(world.children("a"), restarts=10**6, backoff=Backoff())
     for _ in range(10):
         await world.crash("a")
@@ -216,7 +221,8 @@ async def test_start_limit_in_a_restart(autojump_clock: object, world: World) ->
 
 
 async def test_quarantine_leaves_siblings_running(autojump_clock: object, world: World) -> None:
-    """A full window of its own quarantines a child: the next incarnation of the others comes up without it."""
+    """A full window of its own quarantines a child: the next incarnation of the others comes up without
+    it."""
     window = Window(1, 30)
     await world.open([world.child("a"), world.child("p", window=window), world.child("c")], restarts=0)
     await world.crash("p")
@@ -302,69 +308,6 @@ async def test_planned_restart_is_free(autojump_clock: object, world: World) -> 
     assert world.decider.window.used(0) == 0
 
 
-async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object, world: World) -> None:
-    """A stubborn child is named each stop time; after three the supervisor fails, and none is started beside it."""
-    world.stubborn.add("b")
-    await world.open(world.children("a b", stop_timeout=2.0))
-    world.forget()
-    await world.crash("a")
-    await world.advance(4.1)
-    assert world.told("stubborn") == [("stubborn", "b")] * 2
-    assert not world.decider.closing
-    await world.advance(2.0)
-    assert world.told("gave_up") == [("gave_up", None)]
-    assert "+b" not in world.log
-    await world.advance(2.0)
-    assert len(world.told("stubborn")) == 4
-    await world.release("b")
-
-    assert world.failure == "stubborn"
-    assert world.log == ["-a", "-b"]
-
-
-async def test_stubborn_in_time_is_restarted(autojump_clock: object, world: World) -> None:
-    """One that ends after its stop time, and before the third, costs time and nothing else."""
-    world.stubborn.add("b")
-    await world.open(world.children("a b", stop_timeout=2.0))
-    await world.crash("a")
-    await world.advance(5)
-    await world.release("b")
-
-    assert world.running == ["a", "b"]
-    assert world.incarnation("b") == 2
-
-
-async def test_stubborn_is_named_with_its_line(autojump_clock: object) -> None:
-    """Log, event and statistics name the line on which a stubborn child stands, also one of its own tasks'."""
-    free = trio.Event()
-    where: list[str | None] = []
-
-    async def inner() -> None:
-        with trio.CancelScope(shield=True):
-            await free.wait()
-
-    async def run() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(inner)
-
-    async def look(supervisor: Supervisor) -> None:
-        await trio.sleep(1.5)
-        where.append(supervisor.statistics().children[0].stubborn)
-        free.set()
-
-    with structlog.testing.capture_logs() as lines:
-        async with trio.open_nursery() as nursery:
-            async with open_supervisor(
-                [Child("a", run, stop_timeout=1.0)],
-                on_event=lambda event: where.append(event.where) if event.kind == "stubborn" else None,
-            ) as supervisor:
-                nursery.start_soon(look, supervisor)
-
-    line = inner.__code__.co_firstlineno + 2
-    assert where == [f"{__file__}:{line} in {inner.__qualname__}"] * 2
-    assert any(entry.get("where") == where[0] for entry in lines)
-
-
 async def test_outer_cancel_stops_in_order(autojump_clock: object) -> None:
     """A supervisor that is cancelled stops its children in reverse, one after another, within the total."""
     log: list[tuple[str, float]] = []
@@ -427,7 +370,8 @@ async def test_fresh_contextvars(autojump_clock: object) -> None:
 
 
 async def test_failure_below_the_block_is_raised_bare(autojump_clock: object) -> None:
-    """The block's own error comes out as it is, after the children were stopped; beside a failure both come out."""
+    """The block's own error comes out as it is, after the children were stopped; beside a failure both come
+    out."""
 
     async def crash() -> None:
         await trio.sleep(1)
@@ -436,7 +380,7 @@ async def test_failure_below_the_block_is_raised_bare(autojump_clock: object) ->
     with pytest.raises(LookupError):
         async with open_supervisor([Child("a", trio.sleep_forever)]):
             raise LookupError
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the block is what is under test
         async with open_supervisor([Child("a", crash)], restarts=0):
             try:
                 await trio.sleep_forever()
@@ -476,24 +420,9 @@ async def test_boot_failure_keeps_its_cause(autojump_clock: object) -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-async def test_stubborn_failure_is_told_before_it_can_be_raised(autojump_clock: object) -> None:
-    """The block is cancelled, and listeners hear ``gave_up``, while the stubborn child still stands."""
-    free = trio.Event()
-
-    async def stubborn() -> None:
-        with trio.CancelScope(shield=True):
-            await free.wait()
-
-    with pytest.raises(ChildStubborn, match="cannot be started a second time beside itself"):
-        async with open_supervisor(
-            [Child("a", stubborn, stop_timeout=1)],
-            on_event=lambda event: free.set() if event.kind == "gave_up" else None,
-        ) as supervisor:
-            await supervisor.restart_child("a")
-
-
 async def test_listening_socket_outlives_incarnations(autojump_clock: object) -> None:
-    """What is opened above the supervisor is the same in every incarnation: no connection is refused meanwhile."""
+    """What is opened above the supervisor is the same in every incarnation: no connection is refused
+    meanwhile."""
     listener = trio.socket.socket()
     await listener.bind(("127.0.0.1", 0))
     listener.listen()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tangram.supervision.decide import Decider
 from tangram.supervision.spec import Backoff, Child, Crash, Window
-from tangram.supervision.table import ALIVE, MOVES, VERDICTS, Cancel, Effect, Happening, Start, State, Tell
+from tangram.supervision.table import ALIVE, MOVES, VERDICTS, Cancel, Effect, Happening, Start, State
 
 INTENSITY, PERIOD = 3, 20.0
 
@@ -36,7 +37,8 @@ def test_moves_are_complete() -> None:
 class SupervisorMachine(RuleBasedStateMachine):
     """Drives the decider with random events, beside a model that knows only OTP's text.
 
-    The model: who is alive (from the effects alone), the window as a list of times, and what each restart type promises.
+    The model: who is alive (from the effects alone), the window as a list of times, and what each restart
+    type promises.
     """
 
     @initialize(
@@ -74,7 +76,7 @@ class SupervisorMachine(RuleBasedStateMachine):
             elif isinstance(effect, Cancel):
                 self._check_cancel(effect)
                 self.alive[effect.child] = "cancelled"
-            elif isinstance(effect, Tell) and effect.event.kind == "restarting":
+            elif effect.event.kind == "restarting":
                 assert effect.event.delay is not None
                 assert 0 <= effect.event.delay <= 5.0
 
@@ -120,7 +122,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert (self.decider.failure is not None) == too_many
         if too_many:
             return
-        for other in before:
+        for other, how in before.items():
             if other == name or self.decider.entries.get(other) is None:
                 continue
             goes = self.strategy == "one_for_all" or (
@@ -128,7 +130,7 @@ class SupervisorMachine(RuleBasedStateMachine):
             )
             if goes:
                 assert self.decider.entries[other].state is not State.RUNNING
-            elif before[other] == "up" and not self.planned:
+            elif how == "up" and not self.planned:
                 assert self.decider.entries[other].state in (State.RUNNING, State.LEAVING)
 
     def _not_restarted(self, name: str, was: State) -> None:
@@ -244,5 +246,5 @@ class SupervisorMachine(RuleBasedStateMachine):
             assert busy or self.decider.wake_at(self.now) < float("inf")
 
 
-TestSupervisorMachine = SupervisorMachine.TestCase
+TestSupervisorMachine = pytest.mark.slow(SupervisorMachine.TestCase)
 TestSupervisorMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -11,7 +11,8 @@ from tangram.supervision import Watchdog
 
 
 def test_stall_is_reported_once_with_its_owner() -> None:
-    """A loop that stands is named once, with the owner of the code it stands in; when it goes on, with how long."""
+    """A loop that stands is named once, with the owner of the code it stands in; when it goes on, with how
+    long."""
     now = 0.0
     watchdog = Watchdog(1.0, lambda name: "demo" if name == __file__ else None, monotonic=lambda: now)
     watchdog._loop = threading.get_ident()

@@ -254,8 +254,9 @@ class Decider(Ledger):
         self._tell("stubborn", now, entry)
         if entry.lates >= LATES_ALLOWED and not self.closing and self._awaited(entry):
             message = (
-                f"child {entry.spec.name!r} goes on {entry.lates} stop times of {entry.spec.stop_timeout:g} s "
-                "after it was cancelled; it cannot be started a second time beside itself"
+                f"child {entry.spec.name!r} goes on {entry.lates} stop times of "
+                f"{entry.spec.stop_timeout:g} s after it was cancelled; "
+                "it cannot be started a second time beside itself"
             )
             self._fail(Failure("stubborn", entry.spec.name, message, entry.last_crash), now)
 

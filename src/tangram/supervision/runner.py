@@ -319,7 +319,7 @@ class Supervisor:
     async def _keep_time(self) -> None:
         try:
             await self._tick_until_closed()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by `raise_outcome`
             # Kept, not raised on: a cancellation reaches the block as well, which raises it when all
             # children are gone.
             if not isinstance(error, trio.Cancelled):
