@@ -90,10 +90,15 @@ async def test_nested_cancelled_from_inside(autojump_clock: object) -> None:
         nursery.cancel_scope.cancel()
         await trio.sleep_forever()
 
-    with pytest.raises(SupervisionError, match="cancelled from inside"):
+    error: BaseException | None = None
+    try:
         async with open_supervisor([Child("a", steady), Child("b", run)]):
             await trio.sleep_forever()
+    except BaseException as caught:  # a Cancelled that got out would pass for the end of the test
+        error = caught
 
+    assert isinstance(error, SupervisionError)
+    assert "cancelled from inside" in str(error)
     assert log == ["steady gone"]
 
 
@@ -359,6 +364,7 @@ async def test_fresh_contextvars(autojump_clock: object) -> None:
     async def run() -> None:
         seen.append(var.get())
         var.set("inside")
+        await trio.sleep(0.01)  # both have set it before one of them crashes
         if len(seen) < 4:
             raise ValueError
 
@@ -443,3 +449,23 @@ async def test_listening_socket_outlives_incarnations(autojump_clock: object) ->
                 await stream.aclose()
 
     assert served == 20
+
+
+async def test_crashed_workers_leave_no_errors_behind(autojump_clock: object) -> None:
+    """A pool of temporary workers that crash, or cannot start, keeps none of their exceptions and frames."""
+
+    async def crash() -> None:
+        raise ValueError
+
+    async def no_start(*, task_status: trio.TaskStatus[None]) -> None:
+        raise OSError("no start")
+
+    async with open_supervisor(strategy="one_for_one") as supervisor:
+        for n in range(5):
+            await supervisor.start_child(Child(f"w{n}", crash, restart="temporary"))
+            with pytest.raises(StartFailed) as caught:
+                await supervisor.start_child(Child(f"v{n}", no_start))
+            assert isinstance(caught.value.__cause__, OSError)
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert supervisor._errors == {}
