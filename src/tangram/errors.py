@@ -93,6 +93,7 @@ class _Faulty(TangramError):
     def __init__(self, faults: Sequence[Fault], *, about: str = "") -> None:
         self.faults = tuple(faults)
         self.about = about
+        # Not super(): a class with a second base has another __init__ behind this one.
         Exception.__init__(self, about, self.faults)
 
     def __str__(self) -> str:

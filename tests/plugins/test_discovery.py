@@ -6,17 +6,17 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from tangram.errors import PluginError, PluginNotFound
-from tangram.plugins.discovery import find, scan
+from tangram.plugins.discovery import Candidate, find, scan
 from tests.plugins.fakes import entry_point
 
 OLD = "tangram_core.plugins"
 
 
-def candidates(*points: EntryPoint):
+def candidates(*points: EntryPoint) -> list[Candidate]:
     return scan(points)
 
 
-def test_a_name_is_found_however_it_is_written():
+def test_a_name_is_found_however_it_is_written() -> None:
     """Entry point, distribution and module all name a plugin; case, hyphens and dots do not matter."""
     known = candidates(entry_point("weather", "wx.plugin:plugin", "Tangram-Weather"))
 
@@ -32,7 +32,7 @@ def test_a_name_is_found_however_it_is_written():
         assert [one.name for one in find(name, known)] == ["weather"], name
 
 
-def test_a_distribution_means_all_its_entry_points():
+def test_a_distribution_means_all_its_entry_points() -> None:
     """Naming a distribution enables every plugin in it, in its order."""
     known = candidates(entry_point("sea", "a:sea", "both"), entry_point("air", "a:air", "both"))
 
@@ -40,7 +40,7 @@ def test_a_distribution_means_all_its_entry_points():
     assert [one.name for one in find("air", known)] == ["air"]
 
 
-def test_one_plugin_in_both_groups_is_ours():
+def test_one_plugin_in_both_groups_is_ours() -> None:
     """A plugin that is in both groups is one plugin, and our group's entry point is taken."""
     known = candidates(
         entry_point("wx", "old:plugin", "wx", group=OLD), entry_point("wx", "new:plugin", "wx")
@@ -51,12 +51,12 @@ def test_one_plugin_in_both_groups_is_ours():
     assert one.native
 
 
-def test_other_groups_are_not_plugins():
+def test_other_groups_are_not_plugins() -> None:
     """Entry points of other groups are none of our business."""
     assert candidates(entry_point("wx", "a:b", "wx", group="console_scripts")) == []
 
 
-def test_an_unknown_name_is_told_with_the_nearest_known_one():
+def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
     """A misspelt name names the plugin that was probably meant, as it is written."""
     known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
 
@@ -68,7 +68,7 @@ def test_an_unknown_name_is_told_with_the_nearest_known_one():
         find("tangram-waether", known)
 
 
-def test_an_unknown_name_without_a_near_one_lists_what_is_there():
+def test_an_unknown_name_without_a_near_one_lists_what_is_there() -> None:
     """A name like no other is told with the names that exist."""
     known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
 
@@ -78,7 +78,7 @@ def test_an_unknown_name_without_a_near_one_lists_what_is_there():
         find("zzzz", [])
 
 
-def test_one_name_of_two_distributions_is_ambiguous():
+def test_one_name_of_two_distributions_is_ambiguous() -> None:
     """Where two distributions use one entry-point name, the distribution's name must be given."""
     known = candidates(entry_point("plugin", "a:plugin", "a"), entry_point("plugin", "b:plugin", "b"))
 
@@ -87,7 +87,7 @@ def test_one_name_of_two_distributions_is_ambiguous():
     assert [one.dist_name for one in find("b", known)] == ["b"]
 
 
-def test_scanning_imports_nothing():
+def test_scanning_imports_nothing() -> None:
     """What is installed is found without importing any of it."""
     before = set(sys.modules)
     known = scan([entry_point("x", "module_that_does_not_exist:plugin", "x")])
@@ -96,6 +96,6 @@ def test_scanning_imports_nothing():
     assert "module_that_does_not_exist" not in set(sys.modules) - before
 
 
-def test_the_environment_is_scanned():
+def test_the_environment_is_scanned() -> None:
     """Without a list of entry points those of the environment are scanned."""
     assert all(one.entry_point.group in {"tangram.plugins", OLD} for one in scan())

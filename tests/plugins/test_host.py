@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,12 +9,13 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tangram.bus.subscriber import service_nursery
 from tangram.errors import PluginConfigError, RestartsExhausted, StartFailed
 from tangram.plugins.host import PluginHost
-from tangram.plugins.plugin import Plugin
+from tangram.plugins.plugin import Lifespan, Plugin, ServiceFunction
 from tangram.plugins.state import BackendState
 from tangram.supervision import Child, open_supervisor
 from tests.plugins.fakes import loaded, make_state, state_of
@@ -21,14 +23,14 @@ from tests.plugins.fakes import loaded, make_state, state_of
 
 def host_of(
     plugin: Plugin, config: dict[str, Any] | None = None, state: BackendState | None = None, **more: Any
-):
+) -> PluginHost:
     return PluginHost(loaded(plugin), state=state_of(state or make_state()), config=config, **more)
 
 
 class Record(list[str]):
     """What happened, in order."""
 
-    def service(self, name: str, *, stops: bool = True):
+    def service(self, name: str, *, stops: bool = True) -> ServiceFunction:
         async def run(state: BackendState) -> None:
             self.append(f"{name} starts")
             try:
@@ -39,7 +41,7 @@ class Record(list[str]):
 
         return run
 
-    def lifespan(self):
+    def lifespan(self) -> Lifespan:
         @asynccontextmanager
         async def around(state: BackendState) -> AsyncIterator[None]:
             self.append("lifespan enters")
@@ -52,7 +54,7 @@ class Record(list[str]):
         return around
 
 
-async def test_lifespan_then_services_and_back(autojump_clock: MockClock):
+async def test_lifespan_then_services_and_back(autojump_clock: MockClock) -> None:
     """The lifespan is entered before the services start in order, and left after they stopped in reverse."""
     record = Record()
     plugin = Plugin(lifespan=record.lifespan())
@@ -77,7 +79,7 @@ async def test_lifespan_then_services_and_back(autojump_clock: MockClock):
     assert not host.statistics().running
 
 
-async def test_start_is_reported_when_all_services_are_up(autojump_clock: MockClock):
+async def test_start_is_reported_when_all_services_are_up(autojump_clock: MockClock) -> None:
     """A service that takes task_status holds the plugin's start up until it reports."""
     plugin = Plugin()
 
@@ -93,7 +95,7 @@ async def test_start_is_reported_when_all_services_are_up(autojump_clock: MockCl
         nursery.cancel_scope.cancel()
 
 
-async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock):
+async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock) -> None:
     """Seen from above, a service's crash has the path of plugin and service, the cause and its line."""
     plugin = Plugin()
 
@@ -109,7 +111,7 @@ async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock):
     assert "plugin:demo > tick: ValueError: no such aircraft" in caught.value.crashes[-1]
 
 
-async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clock: MockClock):
+async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clock: MockClock) -> None:
     """The first crash ends the whole plugin: siblings are stopped, the lifespan is left."""
     record = Record()
     plugin = Plugin(lifespan=record.lifespan())
@@ -125,15 +127,13 @@ async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clo
     assert record == ["lifespan enters", "healthy starts", "healthy stops", "lifespan leaves"]
 
 
-async def test_a_crash_hidden_by_the_lifespan_is_a_crash(autojump_clock: MockClock):
+async def test_a_crash_hidden_by_the_lifespan_is_a_crash(autojump_clock: MockClock) -> None:
     """A lifespan that swallows exceptions cannot make a crash look like a normal end."""
 
     @asynccontextmanager
     async def swallowing(state: BackendState) -> AsyncIterator[None]:
-        try:
+        with contextlib.suppress(Exception):
             yield
-        except Exception:
-            pass
 
     plugin = Plugin(lifespan=swallowing)
 
@@ -146,20 +146,20 @@ async def test_a_crash_hidden_by_the_lifespan_is_a_crash(autojump_clock: MockClo
         await host_of(plugin).run()
 
 
-async def test_a_service_may_simply_return(autojump_clock: MockClock):
+async def test_a_service_may_simply_return(autojump_clock: MockClock) -> None:
     """The end of a transient service is no crash, and the plugin stays for its routes."""
     plugin = Plugin()
 
     @plugin.register_service()
     async def once(state: BackendState) -> None:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
 
     with trio.move_on_after(10) as scope:
         await host_of(plugin).run()
     assert scope.cancelled_caught
 
 
-async def test_a_permanent_service_may_not_return(autojump_clock: MockClock):
+async def test_a_permanent_service_may_not_return(autojump_clock: MockClock) -> None:
     """The end of a permanent service ends the plugin."""
     plugin = Plugin()
 
@@ -172,7 +172,7 @@ async def test_a_permanent_service_may_not_return(autojump_clock: MockClock):
     assert trio.current_time() < 10
 
 
-async def test_a_temporary_service_runs_once_a_boot(autojump_clock: MockClock):
+async def test_a_temporary_service_runs_once_a_boot(autojump_clock: MockClock) -> None:
     """A temporary service is not started again with the plugin, and its crash is nobody's."""
     runs: list[str] = []
     plugin = Plugin()
@@ -194,7 +194,7 @@ async def test_a_temporary_service_runs_once_a_boot(autojump_clock: MockClock):
     assert sorted(runs) == ["temporary", "transient", "transient"]
 
 
-async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock: MockClock):
+async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock: MockClock) -> None:
     """The validated object is what services get from the state, by plugin, name or class."""
 
     @attrs.frozen
@@ -216,7 +216,7 @@ async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock:
     assert seen == [Settings(2.0)] * 3
 
 
-async def test_a_bad_configuration_names_every_fault():
+async def test_a_bad_configuration_names_every_fault() -> None:
     """Nothing of the plugin starts when its table is wrong, and all faults are told."""
 
     @attrs.frozen
@@ -233,7 +233,7 @@ async def test_a_bad_configuration_names_every_fault():
     }
 
 
-async def test_a_lifespan_that_fails_keeps_its_exception():
+async def test_a_lifespan_that_fails_keeps_its_exception() -> None:
     """What a lifespan raises on its way in is what ends the plugin, with a note that says where."""
 
     @asynccontextmanager
@@ -246,7 +246,7 @@ async def test_a_lifespan_that_fails_keeps_its_exception():
     assert caught.value.__notes__ == ["in the lifespan of plugin 'demo'"]
 
 
-async def test_a_lifespan_that_does_not_end_is_cut(autojump_clock: MockClock):
+async def test_a_lifespan_that_does_not_end_is_cut(autojump_clock: MockClock) -> None:
     """The clean-up of a lifespan has a deadline."""
 
     @asynccontextmanager
@@ -262,7 +262,7 @@ async def test_a_lifespan_that_does_not_end_is_cut(autojump_clock: MockClock):
     assert trio.current_time() == pytest.approx(2)
 
 
-async def test_a_service_that_does_not_start_fails_the_plugin(autojump_clock: MockClock):
+async def test_a_service_that_does_not_start_fails_the_plugin(autojump_clock: MockClock) -> None:
     """A service that raises before it reports is a failed start of the plugin."""
     plugin = Plugin()
 
@@ -274,7 +274,7 @@ async def test_a_service_that_does_not_start_fails_the_plugin(autojump_clock: Mo
         await host_of(plugin).run()
 
 
-async def test_what_a_service_starts_lives_in_its_own_nursery(autojump_clock: MockClock):
+async def test_what_a_service_starts_lives_in_its_own_nursery(autojump_clock: MockClock) -> None:
     """Each service has a nursery of its own, where subscribers go; its crash is the service's crash."""
     plugin = Plugin()
     nurseries: list[trio.Nursery] = []
@@ -303,7 +303,7 @@ async def test_what_a_service_starts_lives_in_its_own_nursery(autojump_clock: Mo
     assert caught.value.crashes == ("a: ValueError: in a task",)
 
 
-async def test_a_plain_function_runs_in_a_thread_and_is_told_to_stop():
+async def test_a_plain_function_runs_in_a_thread_and_is_told_to_stop() -> None:
     """A sync service gets the state in a thread of its own, and ends where it asks whether it should."""
     plugin = Plugin()
     seen: list[Any] = []
@@ -332,7 +332,7 @@ async def test_a_plain_function_runs_in_a_thread_and_is_told_to_stop():
     assert seen == [state, False]
 
 
-async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock: MockClock):
+async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock: MockClock) -> None:
     """After its stop time a thread is left behind, shown with the line it stands on until it ends."""
     plugin = Plugin()
     release = threading.Event()
@@ -357,7 +357,7 @@ async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock
     assert any("test_host.py" in frame or "threading.py" in frame for frame in ghost.where)
 
 
-async def test_an_incarnation_starts_afresh(autojump_clock: MockClock):
+async def test_an_incarnation_starts_afresh(autojump_clock: MockClock) -> None:
     """The same host runs anew for each incarnation, with the state of that incarnation."""
     states = [make_state(), make_state()]
     seen: list[BackendState] = []

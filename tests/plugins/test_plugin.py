@@ -14,7 +14,7 @@ async def serve(state: object) -> None:
     await trio.sleep_forever()
 
 
-def test_a_service_is_registered_and_its_function_is_returned():
+def test_a_service_is_registered_and_its_function_is_returned() -> None:
     """The decorator gives the function back, and keeps what was said about its supervision."""
     plugin = Plugin()
     returned = plugin.register_service(priority=3, restart="permanent", stop_timeout=1.5)(serve)
@@ -31,7 +31,7 @@ def test_a_service_is_registered_and_its_function_is_returned():
     assert not service.reports_start
 
 
-def test_services_stand_in_the_order_of_priority_and_name():
+def test_services_stand_in_the_order_of_priority_and_name() -> None:
     """Whatever the order of registration, services start by (priority, name)."""
     plugin = Plugin()
     for priority, name in [(1, "a"), (0, "z"), (0, "b")]:
@@ -40,7 +40,7 @@ def test_services_stand_in_the_order_of_priority_and_name():
     assert [service.name for service in plugin.services] == ["b", "z", "a"]
 
 
-def test_the_decorator_without_parentheses_is_an_error_that_says_so():
+def test_the_decorator_without_parentheses_is_an_error_that_says_so() -> None:
     """A bare @plugin.register_service is told at import, with what to write instead."""
     plugin = Plugin()
     bare: Any = plugin.register_service
@@ -58,13 +58,13 @@ def test_the_decorator_without_parentheses_is_an_error_that_says_so():
         ({"start_timeout": -1}, "above 0"),
     ],
 )
-def test_a_declaration_that_cannot_work_is_an_error(arguments: dict[str, Any], told: str):
+def test_a_declaration_that_cannot_work_is_an_error(arguments: dict[str, Any], told: str) -> None:
     """Bad restart types and times are told at import."""
     with pytest.raises(PluginError, match=told):
         Plugin().register_service(**arguments)
 
 
-def test_two_services_of_one_name_are_an_error():
+def test_two_services_of_one_name_are_an_error() -> None:
     """A second service of the same name is refused, because names tell services apart."""
     plugin = Plugin()
     plugin.register_service()(serve)
@@ -73,7 +73,7 @@ def test_two_services_of_one_name_are_an_error():
         plugin.register_service()(serve)
 
 
-def test_plain_functions_are_for_threads():
+def test_plain_functions_are_for_threads() -> None:
     """A function that is not async runs in a thread, also when it is wrapped into a partial."""
 
     def plain(state: object, extra: int = 0) -> None: ...
@@ -87,7 +87,7 @@ def test_plain_functions_are_for_threads():
     assert threaded == {"plain": True, "partial": True, "async partial": False}
 
 
-def test_a_plain_function_cannot_report_its_start():
+def test_a_plain_function_cannot_report_its_start() -> None:
     """task_status belongs to async services; in a thread it is an error."""
 
     def plain(state: object, *, task_status: object) -> None: ...
@@ -96,7 +96,7 @@ def test_a_plain_function_cannot_report_its_start():
         Plugin().register_service()(plain)
 
 
-def test_a_plugin_is_a_plain_object_with_an_identity():
+def test_a_plugin_is_a_plain_object_with_an_identity() -> None:
     """Plugins are compared by identity, can be keys, and authors may hang attributes on them."""
     one, other = Plugin(), Plugin()
     one.anything = 1  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from tangram.errors import NotAPlugin, PluginImportFailed, PluginNotFound
 from tangram.plugins.registry import cause_line, load_plugins
 from tests.plugins.fakes import entry_point
 
+Write = Callable[..., Path]
 GOOD = "from tangram.plugins.plugin import Plugin\nplugin = Plugin()\nother = Plugin()\n"
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """A folder of modules; what was imported from it is forgotten afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -30,7 +32,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         del sys.modules[name]
 
 
-def test_plugins_are_loaded_in_the_order_as_written(site):
+def test_plugins_are_loaded_in_the_order_as_written(site: Write) -> None:
     """Order is the order of the names; a name that stands there twice is one plugin."""
     site("one_wx.py")
     site("two_wx.py")
@@ -48,7 +50,7 @@ def test_plugins_are_loaded_in_the_order_as_written(site):
     assert loaded.plugins[0].key == "dist_two"
 
 
-def test_only_what_is_enabled_is_imported(site):
+def test_only_what_is_enabled_is_imported(site: Write) -> None:
     """An installed plugin that is not enabled is not imported."""
     site("wanted_wx.py")
     site("unwanted_wx.py", "raise RuntimeError('imported')")
@@ -61,7 +63,7 @@ def test_only_what_is_enabled_is_imported(site):
     assert "unwanted_wx" not in sys.modules
 
 
-def test_a_plugin_that_fails_to_import_is_told_in_one_line_and_the_others_run(site):
+def test_a_plugin_that_fails_to_import_is_told_in_one_line_and_the_others_run(site: Write) -> None:
     """The line has exception type, message, and the innermost line of the plugin; the others are loaded."""
     site("good_wx.py")
     bad = site("bad_wx/__init__.py", "import json\n\ndef load():\n    return json.loads('{')\n\nload()\n")
@@ -78,7 +80,7 @@ def test_a_plugin_that_fails_to_import_is_told_in_one_line_and_the_others_run(si
     assert "\n" not in str(failure.error)
 
 
-def test_a_missing_module_and_a_syntax_error_are_told(site):
+def test_a_missing_module_and_a_syntax_error_are_told(site: Write) -> None:
     """Neither a missing dependency nor a syntax error ends the server."""
     site("needs_wx.py", "import not_there_at_all\n")
     typo = site("typo_wx.py", "def f(:\n")
@@ -92,7 +94,7 @@ def test_a_missing_module_and_a_syntax_error_are_told(site):
     assert f"({typo}:1)" in told[1]
 
 
-def test_a_module_that_exits_costs_itself(site):
+def test_a_module_that_exits_costs_itself(site: Write) -> None:
     """sys.exit() at import is that plugin's failure."""
     site("exits_wx.py", "import sys\nsys.exit(3)\n")
 
@@ -101,7 +103,7 @@ def test_a_module_that_exits_costs_itself(site):
     assert "SystemExit: 3" in str(loaded.failures[0].error)
 
 
-def test_something_else_than_a_plugin_is_told(site):
+def test_something_else_than_a_plugin_is_told(site: Write) -> None:
     """An entry point that is no Plugin is named with what it is."""
     site("nothing_wx.py", "plugin = 42\n")
 
@@ -111,7 +113,7 @@ def test_something_else_than_a_plugin_is_told(site):
     assert "'nothing_wx:plugin' is int 42" in str(loaded.failures[0].error)
 
 
-def test_an_unknown_name_is_a_failure_of_that_name():
+def test_an_unknown_name_is_a_failure_of_that_name() -> None:
     """What is not installed is a failure, not an exception."""
     loaded = load_plugins(["ghost"], entry_points=[])
 
@@ -119,7 +121,7 @@ def test_an_unknown_name_is_a_failure_of_that_name():
     assert loaded.failures[0].name == "ghost"
 
 
-def test_one_object_under_two_entry_points_is_one_plugin(site):
+def test_one_object_under_two_entry_points_is_one_plugin(site: Write) -> None:
     """The same Plugin object is not hosted twice; two of one module are."""
     site("shared_wx.py")
     points = [
@@ -131,7 +133,7 @@ def test_one_object_under_two_entry_points_is_one_plugin(site):
     assert [one.name for one in load_plugins(["d"], entry_points=points).plugins] == ["a", "c"]
 
 
-def test_two_plugins_of_one_name_get_names_apart(site):
+def test_two_plugins_of_one_name_get_names_apart(site: Write) -> None:
     """Names are unique in a server, whatever their distributions call them."""
     site("first_wx.py")
     site("second_wx.py")
@@ -145,7 +147,7 @@ def test_two_plugins_of_one_name_get_names_apart(site):
     assert [one.name for one in loaded.plugins] == ["plugin", "second.plugin"]
 
 
-def test_the_package_is_found_through_the_module_also_in_a_namespace(site):
+def test_the_package_is_found_through_the_module_also_in_a_namespace(site: Write) -> None:
     """The import package is the outermost regular one, so that hyphens and namespaces do no harm."""
     inner = site("company_wx/weather/__init__.py")
     site("company_wx/weather/plugin.py")
@@ -158,7 +160,7 @@ def test_the_package_is_found_through_the_module_also_in_a_namespace(site):
     assert not one.owns(str(inner.parent.parent / "sea" / "file.py"))
 
 
-def test_an_editable_install_tells_its_project(site, tmp_path: Path):
+def test_an_editable_install_tells_its_project(site: Write, tmp_path: Path) -> None:
     """The project's root comes from direct_url.json, escapes decoded; other installs have none."""
     site("edit_wx.py")
     root = tmp_path / "my project"
@@ -166,7 +168,7 @@ def test_an_editable_install_tells_its_project(site, tmp_path: Path):
     editable = json.dumps({"url": root.as_uri(), "dir_info": {"editable": True}})
     fixed = json.dumps({"url": root.as_uri(), "dir_info": {}})
 
-    def load(direct_url: str | None):
+    def load(direct_url: str | None) -> Path | None:
         point = entry_point("e", "edit_wx:plugin", "e", direct_url=direct_url)
         return load_plugins(["e"], entry_points=[point]).plugins[0].project_root
 
@@ -176,7 +178,7 @@ def test_an_editable_install_tells_its_project(site, tmp_path: Path):
     assert load("no json") is None
 
 
-def test_the_owner_of_a_file_is_the_innermost_package(site):
+def test_the_owner_of_a_file_is_the_innermost_package(site: Write) -> None:
     """A file in a package inside another plugin's folder belongs to the inner one."""
     outer = site("outer_wx/__init__.py")
     points = [entry_point("outer", "outer_wx:plugin", "outer")]
@@ -186,7 +188,17 @@ def test_the_owner_of_a_file_is_the_innermost_package(site):
     assert loaded.owner_of("/elsewhere/x.py") is None
 
 
-def test_a_cause_is_told_by_the_first_leaf_of_a_group():
+def test_a_plugin_of_one_module_owns_that_file_alone(site: Write) -> None:
+    """A lone module lies beside everybody else's in site-packages, and is not to blame for them."""
+    file = site("lone_wx.py")
+    (one,) = load_plugins(["lone"], entry_points=[entry_point("lone", "lone_wx:plugin", "lone")]).plugins
+
+    assert one.owns(str(file))
+    assert not one.owns(str(file.with_name("neighbour.py")))
+    assert one.package_path == file.parent
+
+
+def test_a_cause_is_told_by_the_first_leaf_of_a_group() -> None:
     """Of a group of exceptions the leaf that came first is told, on one line."""
     group = ExceptionGroup("several", [ExceptionGroup("inner", [ValueError("two\nlines")]), KeyError("k")])
 

@@ -10,7 +10,7 @@ from tests.supervision.worlds import Decided, Running, World
 
 @pytest.fixture(params=["decide", "runner"])
 async def world(
-    request: pytest.FixtureRequest, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    request: pytest.FixtureRequest, nursery: trio.Nursery
 ) -> AsyncIterator[World]:
     world: World = Decided() if request.param == "decide" else Running(nursery)
     yield world

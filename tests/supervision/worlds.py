@@ -18,7 +18,15 @@ import trio
 import trio.testing
 
 from tangram.errors import ChildStubborn, RestartsExhausted, StartFailed
-from tangram.supervision import Backoff, Child, SupervisionEvent, Supervisor, Window, open_supervisor
+from tangram.supervision import (
+    CURRENT_LIFE,
+    Backoff,
+    Child,
+    SupervisionEvent,
+    Supervisor,
+    Window,
+    open_supervisor,
+)
 from tangram.supervision.decide import Decider
 from tangram.supervision.records import crash_of
 from tangram.supervision.spec import check_supervisor
@@ -259,7 +267,6 @@ class Running(World):
         self._orders: dict[str, tuple[trio.Event, list[BaseException]]] = {}
         self._releases: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self._leave = trio.Event()
-        self._is_open = False
         self.error: BaseException | None = None
 
     @property
@@ -276,6 +283,9 @@ class Running(World):
         return None if self.error is None else KINDS[type(self.error)]
 
     async def live(self, name: str, *, task_status: trio.TaskStatus[str]) -> None:
+        life = CURRENT_LIFE.get()
+        assert life is not None
+        self._made = life.supervisor  # wanted during boot as well, before the block is entered
         self.log.append(f"+{name}")
         how = self.starts[name].popleft() if self.starts[name] else "ok"
         try:
@@ -304,39 +314,15 @@ class Running(World):
     async def open(self, children: list[Child], **settings: Any) -> None:
         settings.setdefault("backoff", Backoff(initial=0))
         settings.setdefault("rng", random.Random(1))
-        manager = open_supervisor(children, on_event=self.events.append, **settings)
-        self._catch(manager)
+        self._nursery.start_soon(self._hold, children, settings)
         await trio.testing.wait_all_tasks_blocked()
 
-    def _catch(self, manager: Any) -> None:
-        # The supervisor is made when the block is entered, but its state is looked at during boot as well.
-        made = Supervisor.__init__
-
-        def remember(supervisor: Supervisor, *args: Any) -> None:
-            made(supervisor, *args)
-            self._made = supervisor
-
-        async def hold() -> None:
-            Supervisor.__init__ = remember  # type: ignore[method-assign]
-            entering = manager.__aenter__()
-            try:
-                await self._within(manager, entering)
-            except (KeyboardInterrupt, SystemExit, *KINDS) as error:
-                self.error = error
-            finally:
-                Supervisor.__init__ = made  # type: ignore[method-assign]
-
-        self._nursery.start_soon(hold)
-
-    async def _within(self, manager: Any, entering: Any) -> None:
-        await entering
+    async def _hold(self, children: list[Child], settings: dict[str, Any]) -> None:
         try:
-            await self._leave.wait()
-        except BaseException as error:
-            if not await manager.__aexit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            await manager.__aexit__(None, None, None)
+            async with open_supervisor(children, on_event=self.events.append, **settings) as self._made:
+                await self._leave.wait()
+        except (KeyboardInterrupt, SystemExit, *KINDS) as error:
+            self.error = error
 
     async def crash(self, *names: str, error: BaseException | None = None) -> None:
         for name in names:

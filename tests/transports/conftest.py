@@ -8,7 +8,7 @@ import trio.testing
 
 @pytest.fixture
 def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
+    return trio.testing.MockClock(autojump_threshold=0.01)
 
 
 @pytest.fixture(params=["native", "hypercorn"])

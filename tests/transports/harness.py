@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -71,8 +73,9 @@ async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any
         for key in ("certfile", "keyfile", "close_code", "max_message", "channels")
         if key in options
     }
+    given = options.pop("held", None)
     settings = Settings(**options)
-    held = open_listeners("127.0.0.1", 0)
+    held = given or open_listeners("127.0.0.1", 0)
     scope = trio.CancelScope()
     done = trio.Event()
     engines: list[Server] = []
@@ -95,7 +98,8 @@ async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any
             server.grace = min(server.grace, 1.0)
             scope.cancel()
     finally:
-        close_listeners(held)
+        if given is None:
+            close_listeners(held)
 
 
 async def start(nursery: trio.Nursery, run: Callable[..., Any]) -> Engine:
@@ -157,6 +161,18 @@ class Client:
         parts += [self.http.send(h11.Data(data=body)), self.http.send(h11.EndOfMessage())]
         await self.send(b"".join(part for part in parts if part))
         return await self.answer()
+
+    async def answer_to(self, method: str) -> Answer:
+        """The answer to a request that was sent by hand."""
+        self.http.send(h11.Request(method=method, target="/", headers=[("host", "test")]))
+        self.http.send(h11.EndOfMessage())
+        return await self.answer()
+
+    def reset(self) -> None:
+        """Let the next close be a reset."""
+        plain = self.stream
+        assert isinstance(plain, trio.SocketStream)
+        plain.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def answer(self) -> Answer:
         """Read one answer (1xx skipped), by h11."""

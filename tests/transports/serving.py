@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -13,11 +14,13 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from quart import Response, request
 from quart_trio import QuartTrio
+from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
+from tangram.client.dial import dial
 from tangram.transports.channels import Channels, connect_info
-from tangram.transports.quart import websocket_blueprint
+from tangram.transports.quart import WebsocketConnection, websocket_blueprint
 from tangram.transports.tokens import issue_token
 from tests.channels.fakes import FakeBus, Settings
 
@@ -51,18 +54,19 @@ def make_channels(
 
 def make_app(channels: Channels) -> QuartTrio:
     app = QuartTrio(__name__)
+    app.asgi_websocket_class = WebsocketConnection
     app.register_blueprint(websocket_blueprint(lambda: channels))
 
     @app.post("/token")
     async def token() -> Response:
         answer = await issue_token(
             channels.gate,
-            await request.get_data(),
+            await request.body,
             content_type=request.headers.get("content-type"),
             authorization=request.headers.get("authorization"),
             info=connect_info(request.scope),
         )
-        return Response(answer.body, answer.status, answer.headers, content_type=answer.content_type)
+        return Response(answer.body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
     return app
 
@@ -81,8 +85,27 @@ async def open_server(
     async with trio.open_nursery() as nursery:
         await nursery.start(channels.run)
         binds = await nursery.start(
-            partial(serve, app, config, mode="asgi", shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]
+            partial(serve, app, config, mode="asgi", shutdown_trigger=trio.sleep_forever)
         )
         yield Server(binds[0], channels, bus, app)
         await channels.drain(within=1.0)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_raw(url: str) -> AsyncIterator[WebSocketConnection]:
+    """A bare WebSocket to ``url`` (http, with path and query), whose stream is closed whoever ends it."""
+    parts = urlsplit(url)
+    stream = await dial(url)
+    rejected: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            resource = parts.path + ("?" + parts.query if parts.query else "")
+            yield await wrap_client_stream(nursery, stream, parts.netloc, resource)
+            nursery.cancel_scope.cancel()
+    except* ConnectionRejected as group:
+        rejected = group.exceptions[0]
+    finally:
+        await trio.aclose_forcefully(stream)
+    if rejected is not None:
+        raise rejected

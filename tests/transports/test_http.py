@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import h11
+import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
+from tangram.transports.listeners import close_listeners, open_listeners
 from tests.transports.harness import hello, serving
 
 
@@ -42,18 +47,20 @@ async def test_keeps_the_connection(engine: str, clock: Clock) -> None:
 
 async def test_upgrade_with_an_extra_byte_costs_one_connection(engine: str, clock: Clock) -> None:
     """A WebSocket upgrade with one byte after the headers does not disturb anybody else."""
-    async with serving(engine, websocket_refusing) as server:
+    async with serving(engine, websocket_or_hello) as server:
         async with await server.connect() as client:
             await client.send(
                 b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nx"
             )
-            await client.rest()
+            await client.stream.receive_some(65536)
+            await client.send(b"y")
         async with await server.connect() as client:
             assert (await client.get("/")).status == 200
+        await server.wait_closed()
 
 
-async def websocket_refusing(scope: dict[str, Any], receive: Any, send: Any) -> None:
+async def websocket_or_hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -139,3 +146,357 @@ async def test_application_error_is_500(engine: str, clock: Clock) -> None:
             assert (await client.get("/")).status == 500
 
         assert server.engine.statistics().failed == 2
+
+
+async def test_head_has_no_body(engine: str, clock: Clock) -> None:
+    """HEAD gets the headers of GET, its length too, and no body; the connection goes on."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        head = await client.get("/", method="HEAD")
+        get = await client.get("/")
+
+    assert head.body == b""
+    assert int(head.headers["content-length"]) > 0
+    assert get.status == 200
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_status_without_a_body(engine: str, status: int, clock: Clock) -> None:
+    """204 and 304 carry no body, and the next request on the connection is read."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"etag", b'"x"')]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(engine, app) as server, await server.connect() as client:
+        first = await client.get("/")
+        second = await client.get("/")
+
+    assert [first.status, second.status] == [status, status]
+    assert first.body == b""
+
+
+async def test_chunked_request(engine: str, clock: Clock) -> None:
+    """A request body in chunks, with an extension and a trailer, arrives whole."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        await client.send(
+            b"POST /x HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"
+            b"GET /next HTTP/1.1\r\nHost: test\r\n\r\n"
+        )
+        client.http.send(h11.Request(method="POST", target="/x", headers=[("host", "x")]))
+        client.http.send(h11.EndOfMessage())
+        first = await client.answer()
+        client.http.send(h11.Request(method="GET", target="/next", headers=[("host", "x")]))
+        client.http.send(h11.EndOfMessage())
+        second = await client.answer()
+
+    assert first.json()["body"] == "hello world"
+    assert second.json()["path"] == "/next"
+
+
+async def test_pipelined_requests_are_answered_in_order(engine: str, clock: Clock) -> None:
+    """Requests sent without waiting are answered one after the other, each with its own body."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        await client.send(
+            b"".join(
+                b"POST /%d HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n%d" % (n, n) for n in range(5)
+            )
+        )
+        answers = []
+        for _ in range(5):
+            client.http.send(h11.Request(method="POST", target="/", headers=[("host", "x")]))
+            client.http.send(h11.EndOfMessage())
+            answers.append((await client.answer()).json())
+
+    assert [answer["path"] for answer in answers] == [f"/{n}" for n in range(5)]
+    assert [answer["body"] for answer in answers] == [str(n) for n in range(5)]
+
+
+async def test_expectation_is_met_when_the_body_is_asked_for(engine: str, clock: Clock) -> None:
+    """A client that waits for 100 Continue gets it, and then its answer."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        await client.send(
+            b"POST /x HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+        )
+        leave = await client.stream.receive_some(65536)
+        await client.send(b"body")
+        answer = await client.answer_to("POST")
+
+    assert leave.startswith(b"HTTP/1.1 100")
+    assert answer.json()["body"] == "body"
+
+
+async def test_http_1_0_closes(engine: str, clock: Clock) -> None:
+    """An HTTP/1.0 client without a Host gets its answer, and then the end of the connection."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        await client.send(b"GET /old HTTP/1.0\r\n\r\n")
+        answer = await client.rest()
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"version": "1.0"' in answer
+
+
+async def test_http_1_0_gets_no_chunks(engine: str, clock: Clock) -> None:
+    """A streamed answer to an HTTP/1.0 client ends with the connection, without chunks."""
+    async with serving(engine, streaming) as server, await server.connect() as client:
+        await client.send(b"GET /old HTTP/1.0\r\n\r\n")
+        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+
+    assert b"transfer-encoding" not in head.lower()
+    assert body == b"012"
+
+
+async def streaming(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for number in range(3):
+        await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+async def test_streamed_answer(engine: str, clock: Clock) -> None:
+    """A body of unknown length arrives whole, and the connection is kept."""
+    async with serving(engine, streaming) as server, await server.connect() as client:
+        answer = await client.get("/")
+
+    assert (answer.body, answer.keep) == (b"012", True)
+    assert answer.headers["transfer-encoding"] == "chunked"
+
+
+async def test_connection_close_is_obeyed(engine: str, clock: Clock) -> None:
+    """A client that asks for the end gets it after the answer, with word of it."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        answer = await client.get("/", ("connection", "close"))
+
+        assert answer.headers["connection"] == "close"
+        assert await client.rest() == b""
+
+
+async def test_large_answer_to_a_slow_reader(engine: str, clock: Clock) -> None:
+    """A client that reads slowly but steadily gets all of a large answer, however long that takes."""
+    body = bytes(range(256)) * 16384  # 4 MiB
+
+    async def large(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        head = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    async with serving(engine, large, write_timeout=10.0) as server, await server.connect() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        got = b""
+        while len(got) < len(body):
+            got += await client.stream.receive_some(262144)
+            await trio.sleep(1)
+
+        assert body in got
+        assert server.engine.statistics().stalled == 0
+
+
+async def test_disconnect_is_told_when_the_client_goes(engine: str, clock: Clock) -> None:
+    """An application that waits for its client to go hears of it then, and not before."""
+    heard: list[tuple[str, float]] = []
+    waiting = trio.Event()
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        waiting.set()
+        message = await receive()
+        heard.append((message["type"], trio.current_time()))
+
+    async with serving(engine, app) as server:
+        client = await server.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        await waiting.wait()
+        await trio.sleep(5)
+        gone = trio.current_time()
+        await trio.aclose_forcefully(client.stream)
+        await server.wait_closed()
+
+    assert heard[0][0] == "http.disconnect"
+    assert heard[0][1] >= gone
+
+
+async def test_declared_body_over_the_bound(engine: str, clock: Clock) -> None:
+    """A body declared larger than max_body is refused with 413 before the application is asked."""
+    async with serving(engine, hello, max_body=1000) as server, await server.connect() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1001\r\n\r\n")
+        answer = await client.answer_to("POST")
+
+        assert answer.status == 413
+        assert server.engine.statistics().rejected == 1
+
+
+async def test_chunked_body_over_the_bound(engine: str, clock: Clock) -> None:
+    """A body in chunks is refused with 413 when it outgrows max_body."""
+    async with serving(engine, hello, max_body=1000) as server, await server.connect() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(3):
+            await client.send(b"190\r\n" + b"x" * 400 + b"\r\n")
+        answer = await client.answer_to("POST")
+
+        assert answer.status == 413
+
+
+async def test_body_within_the_bound(engine: str, clock: Clock) -> None:
+    """A body of exactly max_body bytes is read."""
+    async with serving(engine, hello, max_body=100_000) as server, await server.connect() as client:
+        answer = await client.post("/", b"y" * 100_000)
+
+    assert len(answer.json()["body"]) == 100_000
+
+
+async def test_head_over_the_bound(engine: str, clock: Clock) -> None:
+    """A head larger than max_header_bytes is refused with 431, and the connection closed."""
+    async with serving(engine, hello, max_header_bytes=2000) as server, await server.connect() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"x" * 3000)
+        answer = await client.rest()
+
+    assert answer.startswith(b"HTTP/1.1 431")
+
+
+async def test_one_byte_a_second_costs_its_own_connection(engine: str, clock: Clock) -> None:
+    """A client that sends its head one byte a second is cut after header_timeout; others are answered."""
+    async with serving(engine, hello, header_timeout=10.0) as server, await server.connect() as client:
+        began = trio.current_time()
+        with suppress(trio.BrokenResourceError):
+            for byte in b"GET / HTTP/1.1\r\nHost: test\r\nX-Padding: 123456789\r\n\r\n":
+                await client.send(bytes([byte]))
+                await trio.sleep(1)
+                if not server.engine.statistics().connections:
+                    break
+        took = trio.current_time() - began
+        async with await server.connect() as other:
+            assert (await other.get("/")).status == 200
+
+    assert 10 <= took <= 12
+
+
+async def test_idle_connection_is_closed(engine: str, clock: Clock) -> None:
+    """A connection between requests is closed after idle_timeout."""
+    async with serving(engine, hello, idle_timeout=20.0) as server, await server.connect() as client:
+        await client.get("/")
+        began = trio.current_time()
+        assert await client.rest(100) == b""
+
+    assert 20 <= trio.current_time() - began < 22
+
+
+async def test_connections_over_the_bound(engine: str, clock: Clock) -> None:
+    """The connection over the bound is told 503 and closed; when one goes, the next is served."""
+    async with serving(engine, hello, max_connections=2) as server:
+        first, second = await server.connect(), await server.connect()
+        assert (await first.get("/")).status == 200
+        assert (await second.get("/")).status == 200
+        async with await server.connect() as third:
+            assert (await third.rest()).startswith(b"HTTP/1.1 503")
+        await trio.aclose_forcefully(first.stream)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        async with await server.connect() as fourth:
+            assert (await fourth.get("/")).status == 200
+
+        assert server.engine.statistics().refused == 1
+        await trio.aclose_forcefully(second.stream)
+
+
+async def test_connections_of_one_address_over_the_bound(engine: str, clock: Clock) -> None:
+    """An address over its bound is told 503."""
+    async with serving(engine, hello, max_connections_per_address=1) as server:
+        async with await server.connect() as first:
+            assert (await first.get("/")).status == 200
+            async with await server.connect() as second:
+                assert (await second.rest()).startswith(b"HTTP/1.1 503")
+
+
+STAGES = [
+    b"",
+    b"G",
+    b"GET / HTTP/1.1\r\nHost: te",
+    b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf",
+    b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe",
+    b"GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: test\r\n\r\nGET / HTTP/1.1\r\nHost",
+]
+
+
+@pytest.mark.parametrize("how", ["reset", "end"])
+async def test_client_that_goes_at_any_stage(engine: str, how: str, clock: Clock) -> None:
+    """A client that resets or ends its connection at any stage costs that connection only."""
+    async with serving(engine, hello) as server:
+        for stage in STAGES:
+            client = await server.connect()
+            await client.send(stage)
+            if how == "reset":
+                client.reset()
+            await trio.aclose_forcefully(client.stream)
+        async with await server.connect() as client:
+            assert (await client.get("/")).status == 200
+        await server.wait_closed()
+
+        assert server.engine.statistics().crashed == 0
+
+
+async def test_application_that_fails_half_way(engine: str, clock: Clock) -> None:
+    """An application that raises half-way ends the connection, so that nobody takes its answer for whole."""
+
+    async def broken(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        raise RuntimeError("boom")
+
+    async with serving(engine, broken) as server, await server.connect() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        answer = await client.rest()
+
+    assert b"part" in answer
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+async def test_application_that_answers_nothing(engine: str, clock: Clock) -> None:
+    """An application that returns without an answer is a 500."""
+
+    async def silent(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+
+    async with serving(engine, silent) as server, await server.connect() as client:
+        assert (await client.get("/")).status == 500
+
+
+async def test_stop_during_a_request_that_never_ends(engine: str, clock: Clock) -> None:
+    """An application that does not end is cancelled at the end of the grace."""
+
+    async def forever(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    async with serving(engine, forever, grace=2.0) as server, await server.connect() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+
+        assert 1.9 < await server.stop() < 2.5
+
+
+async def test_restart_refuses_nobody(engine: str, clock: Clock) -> None:
+    """A client that connects while no engine runs is answered by the next one, on the same sockets."""
+    held = open_listeners("127.0.0.1", 0)
+    async with serving(engine, hello, held=held) as server, await server.connect() as client:
+        assert (await client.get("/")).status == 200
+        await server.stop()
+        between = await server.connect()
+    async with serving(engine, hello, held=held):
+        assert (await between.get("/")).status == 200
+        await trio.aclose_forcefully(between.stream)
+    close_listeners(held)
+
+
+async def test_access_log(engine: str, clock: Clock) -> None:
+    """The access log, when asked for, has a line with method, path, status and client."""
+    with capture_logs() as lines:
+        async with serving(engine, hello, access_log=True) as server, await server.connect() as client:
+            await client.get("/seen?secret=1")
+
+    line = next(line for line in lines if line["event"] == "request")
+    assert (line["method"], line["path"], line["status"], line["client"]) == (
+        "GET",
+        "/seen",
+        200,
+        "127.0.0.1",
+    )

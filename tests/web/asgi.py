@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 
 from tangram.config.model import Config
 from tangram.errors import NoSuchChild
@@ -63,16 +64,12 @@ async def call(
     sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> MutableMapping[str, Any]:
-        import trio
-
         if messages:
             return messages.pop(0)
         await trio.sleep_forever()
         raise AssertionError
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        import trio
-
         await trio.lowlevel.checkpoint()
         sent.append(message)
 
@@ -94,6 +91,10 @@ class FakeOperator:
     down: dict[str, str] = attrs.field(factory=dict)
     restarted: list[str] = attrs.field(factory=list)
     failure: Exception | None = None
+
+    async def wait_available(self, plugin: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return self.down.get(plugin)
 
     def health(self) -> bool:
         return self.healthy
@@ -147,4 +148,4 @@ def with_frontend(
     (dist / "index.js").write_text("export function install() {}\n")
     if described is not None:
         (dist / "plugin.json").write_text(json.dumps(described))
-    return loaded(plugin, name, package_path=folder, **more)
+    return loaded(plugin, name, source=folder, **more)

@@ -10,7 +10,7 @@ PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-he
 
 
 @pytest.mark.parametrize("origin", [GOOD, "http://127.0.0.1:1", "https://[::1]:8443"])
-async def test_an_allowed_origin_is_echoed(origin: str):
+async def test_an_allowed_origin_is_echoed(origin: str) -> None:
     """Pages of loopback may read our answers: the origin is echoed, with Vary."""
     answer = await call(site_of(), "GET", "/-/healthz", headers={"origin": origin})
 
@@ -18,8 +18,10 @@ async def test_an_allowed_origin_is_echoed(origin: str):
     assert answer.headers["vary"] == "Origin"
 
 
-@pytest.mark.parametrize("origin", ["null", "https://attacker.example", "http://localhost.attacker.example", "x", ""])
-async def test_others_get_no_such_header(origin: str):
+@pytest.mark.parametrize(
+    "origin", ["null", "https://attacker.example", "http://localhost.attacker.example", "x", ""]
+)
+async def test_others_get_no_such_header(origin: str) -> None:
     """Everybody else is answered, but a browser will not hand the answer over; null is never echoed."""
     answer = await call(site_of(), "GET", "/-/healthz", headers={"origin": origin})
 
@@ -28,7 +30,17 @@ async def test_others_get_no_such_header(origin: str):
     assert answer.headers["vary"] == "Origin"
 
 
-async def test_a_program_without_origin_passes():
+async def test_null_is_never_echoed_whatever_the_policy_says() -> None:
+    """null is any page that hides where it comes from, also where everybody else is allowed."""
+    site = site_of(allowed=lambda origin: True)
+
+    answer = await call(site, "GET", "/-/healthz", headers={"origin": "null"})
+    assert "access-control-allow-origin" not in answer.headers
+    other = await call(site, "GET", "/-/healthz", headers={"origin": "https://x.example"})
+    assert other.headers["access-control-allow-origin"] == "https://x.example"
+
+
+async def test_a_program_without_origin_passes() -> None:
     """curl and the like are answered; caches still learn that the answer depends on the origin."""
     answer = await call(site_of(), "GET", "/-/healthz")
 
@@ -37,7 +49,7 @@ async def test_a_program_without_origin_passes():
     assert answer.headers["vary"] == "Origin"
 
 
-async def test_a_preflight_of_an_allowed_origin_is_answered():
+async def test_a_preflight_of_an_allowed_origin_is_answered() -> None:
     """The preflight for a JSON body is answered before any route is looked for."""
     answer = await call(site_of(), "OPTIONS", "/token", headers={"origin": GOOD, **PREFLIGHT})
 
@@ -47,7 +59,7 @@ async def test_a_preflight_of_an_allowed_origin_is_answered():
     assert answer.headers["access-control-allow-headers"] == "content-type"
 
 
-async def test_a_preflight_of_another_origin_is_refused():
+async def test_a_preflight_of_another_origin_is_refused() -> None:
     """No permission is given to a page that may not."""
     headers = {"origin": "https://attacker.example", **PREFLIGHT}
     answer = await call(site_of(), "OPTIONS", "/token", headers=headers)
@@ -56,7 +68,7 @@ async def test_a_preflight_of_another_origin_is_refused():
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_configured_origins_and_hosts_are_allowed():
+async def test_configured_origins_and_hosts_are_allowed() -> None:
     """allowed_origins as they stand; hosts on any port."""
     server = ServerConfig(hosts=("maps.example",), allowed_origins=("https://other.example",))
     site = site_of(config=Config(server=server))

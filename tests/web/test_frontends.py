@@ -11,7 +11,7 @@ from tests.web.asgi import call, site_of, with_frontend
 
 
 @pytest.mark.parametrize("key", ["tangram_demo", "tangram-demo", "Tangram.Demo"])
-async def test_files_are_served_under_both_spellings(tmp_path: Path, key: str):
+async def test_files_are_served_under_both_spellings(tmp_path: Path, key: str) -> None:
     """The distribution's name with hyphens or underscores leads to the same folder."""
     answer = await call(site_of(with_frontend(tmp_path)), "GET", f"/plugins/{key}/index.js")
 
@@ -35,7 +35,7 @@ async def test_files_are_served_under_both_spellings(tmp_path: Path, key: str):
         "/plugins/",
     ],
 )
-async def test_nothing_else_is(tmp_path: Path, path: str):
+async def test_nothing_else_is(tmp_path: Path, path: str) -> None:
     """Folders, what is not there, and whatever leads out of the folder are 404."""
     (tmp_path / "secret.txt").write_text("secret")
     one = with_frontend(tmp_path)
@@ -45,7 +45,7 @@ async def test_nothing_else_is(tmp_path: Path, path: str):
     assert (answer.status, answer.json()) == (404, {"detail": "Not Found"})
 
 
-async def test_ranges_and_validators(tmp_path: Path):
+async def test_ranges_and_validators(tmp_path: Path) -> None:
     """Files have an ETag that a browser may ask by, and ranges."""
     site = site_of(with_frontend(tmp_path))
     path = "/plugins/tangram_demo/index.js"
@@ -61,7 +61,7 @@ async def test_ranges_and_validators(tmp_path: Path):
     assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
-async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path):
+async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path) -> None:
     """A name that carries a hash of its content never changes; a plain word with a hyphen is no hash."""
     one = with_frontend(tmp_path)
     for name in ["chunk-B7s9dK2q.js", "my-component.js"]:
@@ -74,22 +74,22 @@ async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path):
     assert plain.headers["cache-control"] == "no-cache"
 
 
-async def test_a_missing_folder_costs_the_front_end_alone(tmp_path: Path):
+async def test_a_missing_folder_costs_the_front_end_alone(tmp_path: Path) -> None:
     """A declared folder that is not there is a warning; routes and site go on."""
-    one = loaded(Plugin(frontend_path="dist-frontend"), package_path=tmp_path)
+    one = loaded(Plugin(frontend_path="dist-frontend"), source=tmp_path)
 
     assert resolve_frontend(one) is None
     assert (await call(site_of(one), "GET", "/-/healthz")).status == 200
 
 
-def test_an_editable_installs_folder_is_relative_to_the_project(tmp_path: Path):
+def test_an_editable_installs_folder_is_relative_to_the_project(tmp_path: Path) -> None:
     """The project's root first, then the import package."""
     project, package = tmp_path / "project", tmp_path / "project" / "src" / "pkg"
     package.mkdir(parents=True)
     (package / "dist").mkdir()
     plugin = Plugin(frontend_path="dist")
 
-    in_package = resolve_frontend(loaded(plugin, package_path=package, project_root=project))
+    in_package = resolve_frontend(loaded(plugin, source=package, project_root=project))
     (project / "dist").mkdir()
-    in_project = resolve_frontend(loaded(plugin, package_path=package, project_root=project))
+    in_project = resolve_frontend(loaded(plugin, source=package, project_root=project))
     assert (in_package, in_project) == (package / "dist", project / "dist")

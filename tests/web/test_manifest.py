@@ -38,7 +38,7 @@ def plugin(**more: Any) -> Plugin:
     )
 
 
-async def test_the_core_part():
+async def test_the_core_part() -> None:
     """Configuration and schema of the shell, as its settings page reads them."""
     answer = await call(site_of(), "GET", "/manifest.json", headers={"host": "localhost:2346"})
 
@@ -57,16 +57,18 @@ async def test_the_core_part():
     assert schema["$defs"]["FrontendCoreConfig"]["properties"]["theme"]["tangram_widget"] == "theme-settings"
 
 
-async def test_no_secret_is_in_it():
+async def test_no_secret_is_in_it() -> None:
     """Nothing but the shell's own settings leaves the server."""
     config = Config(plugins={"tangram_demo": {"secret": "s3cret"}})
 
     assert "s3cret" not in (await call(site_of(config=config), "GET", "/manifest.json")).body.decode()
 
 
-async def test_the_operators_styles_lie_over_the_built_in_ones():
+async def test_the_operators_styles_lie_over_the_built_in_ones() -> None:
     """A style with a known id or URL replaces that one, any other is appended."""
-    own = MapConfig(styles=({"version": 8, "id": "radar-dark", "mine": True}, "https://example.org/style.json"))
+    own = MapConfig(
+        styles=({"version": 8, "id": "radar-dark", "mine": True}, "https://example.org/style.json")
+    )
     answer = await call(site_of(config=Config(map=own)), "GET", "/manifest.json")
 
     styles = answer.json()["core"]["config"]["map"]["styles"]
@@ -75,7 +77,7 @@ async def test_the_operators_styles_lie_over_the_built_in_ones():
     assert styles[4] == "https://example.org/style.json"
 
 
-async def test_a_plugins_front_end_with_its_configuration(tmp_path: Path):
+async def test_a_plugins_front_end_with_its_configuration(tmp_path: Path) -> None:
     """The entry is plugin.json, the shown configuration, and its schema with the settings page's words."""
     config = Config(plugins={"tangram_demo": {"order": "7"}})
     site = site_of(with_frontend(tmp_path, plugin(), described=DESCRIBED), config=config)
@@ -89,7 +91,7 @@ async def test_a_plugins_front_end_with_its_configuration(tmp_path: Path):
     assert properties["colour"]["tangram_widget"] == "w"
 
 
-async def test_front_ends_are_listed_in_the_order_of_the_plugins(tmp_path: Path):
+async def test_front_ends_are_listed_in_the_order_of_the_plugins(tmp_path: Path) -> None:
     """The browser installs them in this order."""
     plugins = []
     for name in ["zebra", "ant"]:
@@ -101,7 +103,7 @@ async def test_front_ends_are_listed_in_the_order_of_the_plugins(tmp_path: Path)
     assert list(answer.json()["plugins"]) == ["tangram_zebra", "tangram_ant"]
 
 
-async def test_one_bad_plugin_costs_itself(tmp_path: Path):
+async def test_one_bad_plugin_costs_itself(tmp_path: Path) -> None:
     """A configuration that JSON cannot hold, or a function that raises, takes only that plugin out."""
 
     def raising(settings: object) -> object:
@@ -120,7 +122,7 @@ async def test_one_bad_plugin_costs_itself(tmp_path: Path):
     assert "worse" in site.failures
 
 
-async def test_a_frontend_class_without_the_function_shows_nothing(tmp_path: Path):
+async def test_a_frontend_class_without_the_function_shows_nothing(tmp_path: Path) -> None:
     """Without into_frontend_config_function, or a config_class, the entry has no configuration."""
     one = with_frontend(tmp_path, plugin(into_frontend_config_function=None), described=DESCRIBED)
 
@@ -128,7 +130,7 @@ async def test_a_frontend_class_without_the_function_shows_nothing(tmp_path: Pat
     assert entry == DESCRIBED
 
 
-async def test_without_a_usable_plugin_json_nothing_is_listed(tmp_path: Path):
+async def test_without_a_usable_plugin_json_nothing_is_listed(tmp_path: Path) -> None:
     """A missing, broken or empty plugin.json keeps the front end out of the manifest, and nothing else."""
     for number, text in enumerate([None, "{", "[]", "{}"]):
         folder = tmp_path / str(number)
@@ -141,12 +143,12 @@ async def test_without_a_usable_plugin_json_nothing_is_listed(tmp_path: Path):
         assert (await call(site, "GET", "/plugins/tangram_demo/index.js")).status == 200
 
 
-async def test_a_plugin_without_a_front_end_is_not_listed():
+async def test_a_plugin_without_a_front_end_is_not_listed() -> None:
     """Only front ends are the browser's business."""
     assert (await call(site_of(loaded(Plugin())), "GET", "/manifest.json")).json()["plugins"] == {}
 
 
-async def test_the_answer_depends_on_the_host():
+async def test_the_answer_depends_on_the_host() -> None:
     """Two addresses get two documents, and caches are told."""
     site = site_of()
     one = await call(site, "GET", "/manifest.json", headers={"host": "localhost:1"})

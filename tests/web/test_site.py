@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def plugin_with_route(path: str = "/demo/hello", **settings: Any) -> Plugin:
     return Plugin(routers=[router], **settings)
 
 
-async def test_a_plugins_route_answers_with_the_state_injected():
+async def test_a_plugins_route_answers_with_the_state_injected() -> None:
     """A plugin's router is mounted, and BackendState is injected by its type."""
     site = site_of(loaded(plugin_with_route()))
 
@@ -30,13 +31,13 @@ async def test_a_plugins_route_answers_with_the_state_injected():
     assert (answer.status, answer.json()) == (200, {"url": "http://127.0.0.1:2346"})
 
 
-async def test_what_is_unknown_is_a_json_404():
+async def test_what_is_unknown_is_a_json_404() -> None:
     """An unknown path is answered as existing clients expect."""
     answer = await call(site_of(), "GET", "/nowhere")
     assert (answer.status, answer.json()) == (404, {"detail": "Not Found"})
 
 
-async def test_the_page_is_served_at_the_root():
+async def test_the_page_is_served_at_the_root() -> None:
     """/ and /index.html are our page, /static/ its files."""
     site = site_of()
 
@@ -49,7 +50,7 @@ async def test_the_page_is_served_at_the_root():
     assert (await call(site, "POST", "/")).status == 405
 
 
-async def test_a_folder_of_the_operators_is_served_at_the_root(tmp_path):
+async def test_a_folder_of_the_operators_is_served_at_the_root(tmp_path: Path) -> None:
     """With [server] frontend set to a folder, its files are the root's, and routes still win."""
     (tmp_path / "index.html").write_text("mine")
     (tmp_path / "core.js").write_text("js")
@@ -64,7 +65,7 @@ async def test_a_folder_of_the_operators_is_served_at_the_root(tmp_path):
     assert (await call(site, "GET", "/missing.js")).json() == {"detail": "Not Found"}
 
 
-async def test_a_plugin_that_is_down_answers_503_on_its_routes():
+async def test_a_plugin_that_is_down_answers_503_on_its_routes() -> None:
     """Its routes say why, with Retry-After; the others' go on, and unknown paths stay unknown."""
     operator = FakeOperator(down={"demo": "plugin 'demo' is restarting"})
     site = site_of(
@@ -80,7 +81,7 @@ async def test_a_plugin_that_is_down_answers_503_on_its_routes():
     assert (await call(site, "GET", "/demo/hello")).status == 200
 
 
-async def test_a_route_that_another_plugin_has_is_reported_and_the_first_wins():
+async def test_a_route_that_another_plugin_has_is_reported_and_the_first_wins() -> None:
     """Two plugins with one path: the first one's answers, the second one is named in failures."""
     site = site_of(loaded(plugin_with_route()), loaded(plugin_with_route(), "second"))
 
@@ -89,7 +90,7 @@ async def test_a_route_that_another_plugin_has_is_reported_and_the_first_wins():
     assert "/demo/hello" in site.failures["second"]
 
 
-async def test_a_plugin_cannot_take_the_operators_routes():
+async def test_a_plugin_cannot_take_the_operators_routes() -> None:
     """The server's own routes come first."""
     site = site_of(loaded(plugin_with_route("/-/healthz")))
 
@@ -97,7 +98,7 @@ async def test_a_plugin_cannot_take_the_operators_routes():
     assert "demo" in site.failures
 
 
-async def test_openapi_shows_native_routes():
+async def test_openapi_shows_native_routes() -> None:
     """One /openapi.json describes the server's routes and the plugins'."""
     answer = await call(site_of(loaded(plugin_with_route())), "GET", "/openapi.json")
 
@@ -105,10 +106,12 @@ async def test_openapi_shows_native_routes():
 
     document = answer.json()
     validate(document)
-    assert {"/demo/hello", "/-/readyz", "/manifest.json", "/settings/validate/{plugin}"} <= set(document["paths"])
+    assert {"/demo/hello", "/-/readyz", "/manifest.json", "/settings/validate/{plugin}"} <= set(
+        document["paths"]
+    )
 
 
-async def test_the_lifespan_is_empty():
+async def test_the_lifespan_is_empty() -> None:
     """An engine that speaks lifespan is answered; nothing hangs on it."""
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[Any] = []
@@ -123,7 +126,7 @@ async def test_the_lifespan_is_empty():
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_a_websocket_without_quart_is_refused():
+async def test_a_websocket_without_quart_is_refused() -> None:
     """Where nothing serves WebSockets the handshake is refused, not left hanging."""
     sent: list[Any] = []
 
@@ -137,7 +140,7 @@ async def test_a_websocket_without_quart_is_refused():
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-async def test_an_unknown_scope_is_an_error():
+async def test_an_unknown_scope_is_an_error() -> None:
     """What ASGI does not define is not served silently."""
     with pytest.raises(NotImplementedError, match="'smtp'"):
         await site_of()({"type": "smtp"}, None, None)  # type: ignore[arg-type]

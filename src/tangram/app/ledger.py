@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import structlog
+import trio
 
 from tangram.channels.codec import encode_json
 from tangram.supervision import SupervisionEvent
@@ -32,6 +33,7 @@ class Ledger:
         self._events: deque[SupervisionEvent] = deque(maxlen=KEPT)
         self._counts: Counter[str] = Counter()
         self._listeners: list[Callable[[SupervisionEvent], None]] = []
+        self._news = trio.Event()
 
     def listen(self, listener: Callable[[SupervisionEvent], None]) -> None:
         """Call ``listener`` for each event from now on; it must not block."""
@@ -43,6 +45,12 @@ class Ledger:
         self._counts[event.kind] += 1
         for listener in self._listeners:
             listener(event)
+        self._news.set()
+        self._news = trio.Event()
+
+    async def wait_news(self) -> None:
+        """Until the next event."""
+        await self._news.wait()
 
     @property
     def events(self) -> Sequence[SupervisionEvent]:

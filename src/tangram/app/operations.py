@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Operations"]
 
+RESTART_WAIT = 2.0
+"""Seconds that a request waits for a plugin that restarts: as long as a person waits without wondering."""
+
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -87,7 +90,7 @@ class Operations:
         told: dict[str, Any] = {
             "name": name,
             "distribution": loaded.dist_name,
-            "state": "stopped" if child is None else child.state,
+            "state": self._state(name, child),
             "services": [service.name for service in loaded.plugin.services],
             "ghosts": [attrs.asdict(ghost) for ghost in host.statistics().ghosts],
         }
@@ -101,6 +104,11 @@ class Operations:
         if name in self._tree.web_failures:
             told["error"] = self._tree.web_failures[name]
         return told
+
+    def _state(self, name: str, child: ChildStatistics | None) -> str:
+        if name in self._tree.waiting:
+            return "waiting for redis"
+        return "stopped" if child is None else child.state
 
     async def restart_plugin(self, name: str) -> None:
         """Restart one plugin, also one in quarantine; its window begins anew.
@@ -124,6 +132,19 @@ class Operations:
             return _NOTHING
         states = self._children()
         return {name: _why_down(name, states.get(PLUGIN + name)) for name in down}
+
+    async def wait_available(self, plugin: str) -> str | None:
+        """Until the plugin serves: ``None``; a reason at once if it is in quarantine, else after `RESTART_WAIT`.
+
+        Most restarts are over in milliseconds, and whoever asked meanwhile need not know.
+        """
+        with trio.move_on_after(RESTART_WAIT):
+            while (reason := self.unavailable().get(plugin)) is not None:
+                child = self._children().get(PLUGIN + plugin)
+                if child is not None and child.state == "quarantined":
+                    return reason
+                await self._server.ledger.wait_news()
+        return self.unavailable().get(plugin)
 
     @property
     def _tree(self) -> Tree:

@@ -76,6 +76,34 @@ class _Heard:
         self._inner.started(value)
 
 
+class _Once:
+    """A task status for something that may start several times within one start."""
+
+    def __init__(self, inner: trio.TaskStatus[object]) -> None:
+        self._inner = inner
+        self._told = False
+
+    def started(self, value: object = None) -> None:
+        if not self._told:
+            self._told = True
+            self._inner.started(value)
+
+
+def blames_redis(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, says that Redis cannot be reached."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            return any(blames_redis(inner) for inner in error.exceptions)
+        kind = type(error)
+        if isinstance(error, BrokerUnavailable) or (
+            # redis-py's own, which a plugin's own client raises; it is not imported for this.
+            kind.__module__.startswith("redis.") and kind.__name__ in {"ConnectionError", "TimeoutError"}
+        ):
+            return True
+        error = error.__cause__
+    return False
+
+
 class Tree:
     """Makes the children, and is what they find each other through."""
 
@@ -106,6 +134,8 @@ class Tree:
         self.bus: Bus | None = None
         self.channels: Channels | None = None
         self.hosts: dict[str, PluginHost] = {}
+        self.waiting: set[str] = set()
+        """Plugins that wait for a Redis of somebody else's."""
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
         self._on_event = on_event
@@ -203,7 +233,7 @@ class Tree:
         services = host.loaded.plugin.services
         return Child(
             PLUGIN + host.name,
-            host.run,
+            partial(self._run_plugin, host),
             # Its services have limits of their own; what is left is the lifespan's.
             start_timeout=limits.start_timeout + sum(service.start_timeout for service in services),
             stop_timeout=limits.stop_timeout + sum(service.stop_timeout for service in services),
@@ -219,6 +249,32 @@ class Tree:
             config=self.config.plugins.get(loaded.key, {}),
             supervisor={"on_event": self._on_event},
         )
+
+    async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
+        """One incarnation of a plugin. What it raises because a Redis of somebody else's is away is no crash:
+        it is told, waited out, and the plugin begins anew; no window is charged.
+        """
+        status = _Once(task_status)
+        while True:
+            try:
+                await host.run(task_status=status)
+            except Exception as error:
+                if not self._redis_is_away(error):
+                    raise
+                log.warning("a plugin waits for redis", plugin=host.name, cause=str(error))
+                # The others need not wait with it.
+                status.started()
+                self.waiting.add(host.name)
+                try:
+                    await self._the_bus().wait_up()
+                finally:
+                    self.waiting.discard(host.name)
+            else:
+                return
+
+    def _redis_is_away(self, error: BaseException) -> bool:
+        external = isinstance(self.broker, ExternalBroker)
+        return external and self.bus is not None and not self.bus.up and blames_redis(error)
 
     def _the_state(self) -> BackendState:
         if self.state is None:

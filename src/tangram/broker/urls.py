@@ -32,7 +32,9 @@ def local_url(port: int) -> str:
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """The parts of ``redis://``, ``rediss://`` or ``unix://``; ``ValueError``, without the password, for any other."""
+    """The parts of ``redis://``, ``rediss://`` or ``unix://``; ``ValueError``, without the password, for any
+    other.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORT

@@ -92,7 +92,12 @@ class Bus:
             address, pinned=TO_ALL, sink=sink, on_up=self._on_up, dial=dial, rng=rng, name="subscriber"
         )
         self._publisher = Publisher(
-            address, dial=dial, rng=rng, max_buffer=max_buffer, bridge=bridge, name="publisher"
+            address,
+            on_up=self._listener.keeper.hurry,
+            dial=dial,
+            rng=rng,
+            max_buffer=max_buffer,
+            bridge=bridge,
         )
         self._nursery: trio.Nursery | None = None
         self._ran = False
@@ -217,7 +222,7 @@ class Bus:
     def _on_up(self, up: bool) -> None:
         if up:
             # Redis was seen alive: the other connection need not wait out its back-off.
-            self._publisher.keeper.hurry()
+            self._publisher.hope()
         if self._tell_up is not None:
             self._tell_up(up)
 

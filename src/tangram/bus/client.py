@@ -227,15 +227,15 @@ class RedisClient(Facade):
     async def __aexit__(self, *exc_info: object) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: ARG002 - redis-py's
         """Do nothing: the bus owns the connections, and other tasks use them."""
         await trio.lowlevel.checkpoint()
 
-    async def close(self, close_connection_pool: bool | None = None) -> None:
+    async def close(self, close_connection_pool: bool | None = None) -> None:  # noqa: ARG002 - redis-py's
         """Do nothing, like `aclose`."""
         await trio.lowlevel.checkpoint()
 
-    async def publish(self, channel: Any, message: Any, **kwargs: Any) -> int:
+    async def publish(self, channel: Any, message: Any, **kwargs: Any) -> int:  # noqa: ARG002 - redis-py's
         """Publish down the bus's pipeline; the number of Redis clients that got it.
 
         Raises:
@@ -243,13 +243,13 @@ class RedisClient(Facade):
         """
         return await self._current_bus().publish(_encoded(channel), _encoded(message))
 
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:  # noqa: ARG002
         """Commands that go out together: ``async with client.pipeline() as pipe: pipe.set(...); await
         pipe.execute()``.
         """
         from tangram.bus.remote import Pipeline
 
-        return Pipeline(self._lane, transaction=transaction)
+        return Pipeline(self._lane, _pipelined, transaction=transaction)
 
     def pubsub(self, **kwargs: Any) -> Any:
         """redis-py's PubSub on a connection of its own. It ends when Redis goes away; ``state.subscribe``
@@ -295,6 +295,13 @@ async def within(seconds: float, name: str, call: Callable[..., Awaitable[T]], *
     raise BrokerUnavailable(f"redis did not answer {name!r} within {seconds:g} s")
 
 
+def _pipelined(name: str) -> bool:
+    """Whether redis-py's pipelines have the command *name*."""
+    from redis.asyncio.client import Pipeline
+
+    return callable(getattr(Pipeline, name, None))
+
+
 def _encoded(value: Any) -> bytes | str:
     """What redis-py takes as a value: bytes, text and numbers."""
     if isinstance(value, bytes | str):
@@ -320,7 +327,9 @@ def _method(lane: Callable[[], Awaitable[Lane]], run: Callable[..., Awaitable[An
 
     target = getattr(AsyncRedis, name, None)
     if not callable(target):
-        raise AttributeError(f"redis_client has no command {name!r}; it has those of redis.asyncio.Redis")
+        raise AttributeError(  # noqa: TRY004 - what a missing attribute is
+            f"redis_client has no command {name!r}; it has those of redis.asyncio.Redis"
+        )
 
     if inspect.isasyncgenfunction(target):
 

@@ -15,14 +15,14 @@ import random
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import hiredis
 import structlog
 import trio
 
 from tangram.bus.keeper import Keeper
-from tangram.bus.resp import CONNECT_TIMEOUT, Dial, Link, dial, pack
+from tangram.bus.resp import CONNECT_TIMEOUT, LOST, Dial, Link, dial, pack
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.urls import Address
 from tangram.errors import BrokerUnavailable
@@ -32,6 +32,8 @@ __all__ = ["Listener", "Sink"]
 log = structlog.get_logger("tangram.bus")
 
 Sink = Callable[[Sequence[tuple[bytes, bytes]]], None]
+
+T = TypeVar("T")
 
 STOPPED: Final = "the bus has stopped; subscribe again on the new one"
 
@@ -175,7 +177,7 @@ class Listener:
                 pattern.settled = trio.Event()
         if self._up.is_set():
             self._up = trio.Event()
-            self._on_up(False)
+            _tell(self._on_up, False)
 
     async def _read(self, link: Link) -> None:
         self._settle()
@@ -233,7 +235,7 @@ class Listener:
                 self.received += len(batch)
                 self.batches += 1
                 if self._sink is not None:
-                    self._sink(batch)
+                    _tell(self._sink, batch)
 
     def _dispatch(self, name: bytes, channel: bytes, payload: bytes) -> None:
         pattern = self._patterns.get(name)
@@ -269,7 +271,7 @@ class Listener:
         if not self._up.is_set() and all(pattern.settled.is_set() for pattern in self._patterns.values()):
             self._up.set()
             self.keeper.established()
-            self._on_up(True)
+            _tell(self._on_up, True)
 
     def _drop_unwanted(self, pattern: _Pattern) -> bool:
         """Unsubscribe *pattern* if nobody is left who wants it; whether that is so."""
@@ -291,3 +293,11 @@ class Listener:
             subscription = ref()
             if subscription is not None:
                 subscription.end(STOPPED)
+
+
+def _tell(function: Callable[[T], None], value: T) -> None:
+    """Call *function* of another room; what it raises is a bug, also when it looks like a lost connection."""
+    try:
+        function(value)
+    except LOST as exc:
+        raise RuntimeError(f"what the bus delivers to raised {exc!r}") from exc

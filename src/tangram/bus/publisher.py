@@ -60,6 +60,7 @@ class Publisher:
         self,
         address: Address,
         *,
+        on_up: Callable[[], None] = lambda: None,
         dial: Dial = dial,
         rng: random.Random | None = None,
         max_buffer: int = MAX_BUFFER,
@@ -72,12 +73,14 @@ class Publisher:
         self.open_bytes = 0
         self._max_buffer = max_buffer
         self._bridge = bridge
+        self._on_up = on_up
         self._unsent: deque[tuple[bytes, Done | None]] = deque()
         self._sent: deque[tuple[int, Done | None]] = deque()
         self._writable = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._up = trio.Event()
         self._down = trio.Event()
+        self._hope = trio.Event()
         self._away = ""
         self._closed = False
 
@@ -131,6 +134,12 @@ class Publisher:
             raise answer[0]
         return answer[0]
 
+    def hope(self) -> None:
+        """Redis was just seen alive: dial now, and bridge again what comes until the dial is through."""
+        self._away = ""
+        self._hope.set()
+        self.keeper.hurry()
+
     async def run(self) -> None:
         """Keep the connection until cancelled; then what is open has `FLUSH_TIMEOUT` to be answered."""
         stop = trio.Event()
@@ -167,15 +176,18 @@ class Publisher:
         while True:
             with trio.move_on_after(self._bridge):
                 await self._up.wait()
-            if not self._up.is_set():
-                self._away = f"redis is away: {self.keeper.cause or 'no answer yet'}"
-                self._fail_unsent(self._away)
-                await self._up.wait()
-            await self._down.wait()
+            if self._up.is_set():
+                await self._down.wait()
+                continue
+            self._away = f"redis is away: {self.keeper.cause or 'no answer yet'}"
+            self._fail_unsent(self._away)
+            self._hope = trio.Event()
+            await self._hope.wait()
 
     async def _session(self, link: Link) -> None:
         self.keeper.established()
-        self._away = ""
+        self._on_up()
+        self.hope()
         self._down = trio.Event()
         self._up.set()
         try:
@@ -228,7 +240,7 @@ class Publisher:
         if not self._sent and not self._unsent:
             data = pack((b"PING",))
             self.open_bytes += len(data)
-            self._unsent.append((data, None))
+            self._unsent.append((data, _pong))
             self._writable.unpark()
 
     def _refuse(self, done: Done | None) -> None:
@@ -266,6 +278,10 @@ class Publisher:
             self._fail(done, why)
 
     def _fail(self, done: Done | None, why: str) -> None:
-        self.failed += 1
+        self.failed += done is not _pong
         if done is not None:
             self._tell(done, BrokerUnavailable(why))
+
+
+def _pong(_result: object) -> None:
+    """Who gets the answer to a ping: that it came is all."""

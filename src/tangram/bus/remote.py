@@ -162,8 +162,9 @@ class Pipeline:
     commands run at once and return awaitables, until `multi` begins to collect again: redis-py's own rules.
     """
 
-    def __init__(self, lane: LaneGetter, *, transaction: bool) -> None:
+    def __init__(self, lane: LaneGetter, knows: Callable[[str], bool], *, transaction: bool) -> None:
         self._lane = lane
+        self._knows = knows
         self._transaction = transaction
         self._commands: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self._watching: Remote | None = None
@@ -186,9 +187,7 @@ class Pipeline:
         await self.reset()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        from redis.asyncio.client import Pipeline as RedisPipeline
-
-        if name.startswith("_") or not callable(getattr(RedisPipeline, name, None)):
+        if name.startswith("_") or not self._knows(name):
             raise AttributeError(
                 f"a pipeline has no command {name!r}; it has those of redis.asyncio.client.Pipeline"
             )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import structlog
 import trio
 
 from tangram.bus.listener import Listener
+from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.urls import parse_url
 from tangram.errors import ServiceError
@@ -48,10 +48,10 @@ class Subscriber(ABC, Generic[StateT]):
         self.channels = channels
         self.state = initial_state
         self._address = parse_url(redis_url, where=f"redis_url of subscriber {name}")
+        self._dial: Dial = dial
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
         self._task: trio.lowlevel.Task | None = None
-        self._manager: trio.abc.AsyncResource | None = None
         self._own: _OwnNursery | None = None
 
     @abstractmethod
@@ -101,20 +101,17 @@ class Subscriber(ABC, Generic[StateT]):
         try:
             await self._start(nursery)
         except BaseException:
-            await self._own.close(None, None, None)
+            await self._own.close()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    async def __aexit__(self, *exc_info: object) -> None:
         own, self._own = self._own, None
         try:
             await self.cleanup()
         finally:
             if own is not None:
-                await own.close(kind, value, traceback)
-        return None
+                await own.close()
 
     async def _start(self, nursery: trio.Nursery) -> None:
         if self.is_active():
@@ -124,14 +121,14 @@ class Subscriber(ABC, Generic[StateT]):
         await nursery.start(self._run)
 
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        listener = Listener(self._address, name=f"subscriber {self.name}")
+        listener = Listener(self._address, dial=self._dial, name=f"subscriber {self.name}")
         subscription = Subscription(listener, tuple(self.channels))
         self._ended = trio.Event()
         self._task = trio.lowlevel.current_task()
         try:
             with trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as nursery:
-                    listener.add(subscription)
+                    subscription.begin()
                     nursery.start_soon(listener.run)
                     with trio.move_on_after(START_TIMEOUT):
                         await listener.wait_up()
@@ -171,8 +168,7 @@ class _OwnNursery:
         self._nursery = await self._manager.__aenter__()
         return self._nursery
 
-    async def close(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        # The body's exception is not handed in: it goes its own way, and would come back wrapped in a group.
         self._nursery.cancel_scope.cancel()
-        await self._manager.__aexit__(kind, value, traceback)
+        await self._manager.__aexit__(None, None, None)

@@ -75,12 +75,9 @@ class Subscription:
         self._ended = ""
 
     async def __aenter__(self) -> Self:
-        self._add()
+        self.begin()
         try:
-            with trio.move_on_after(self._timeout) as scope:
-                await self._listener.wait_confirmed(self.patterns)
-            if scope.cancelled_caught:
-                raise self._late()
+            await self._confirmed()
         except BaseException:
             self.close()
             raise
@@ -97,7 +94,7 @@ class Subscription:
 
     async def __anext__(self) -> Message:
         if not self._added and not self._ended:
-            self._add()
+            self.begin()
         await trio.lowlevel.checkpoint()
         while not self._queue:
             if self._ended == CLOSED:
@@ -134,12 +131,16 @@ class Subscription:
         self._ended = self._ended or why
         self._waiting.unpark_all()
 
-    def _late(self) -> BrokerUnavailable:
+    async def _confirmed(self) -> None:
+        with trio.move_on_after(self._timeout):
+            await self._listener.wait_confirmed(self.patterns)
+            return
         wanted, cause = ", ".join(self.patterns), self._listener.cause
         message = f"redis did not confirm the subscription to {wanted} within {self._timeout:g} s"
-        return BrokerUnavailable(f"{message}: {cause}" if cause else message)
+        raise BrokerUnavailable(f"{message}: {cause}" if cause else message)
 
-    def _add(self) -> None:
+    def begin(self) -> None:
+        """Start to collect, without waiting for Redis. Iterating and entering do so by themselves."""
         if not self._added:
             self._listener.add(self)
             self._added = True

@@ -12,7 +12,7 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 __all__ = ["TO_ALL", "escape_glob", "from_channel", "parse_from", "parse_to", "redact", "to_channel"]
 
@@ -70,8 +70,10 @@ def redact(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
+        parts = None
+    if parts is None or "://" not in url:
         # Not a URL at all, so there is no telling which part of it is secret.
-        return "***"
+        return "***" if parts is None or "@" in url or "=" in url else url
     netloc = parts.netloc
     userinfo, at, place = netloc.rpartition("@")
     if at:
@@ -85,4 +87,5 @@ def redact(url: str) -> str:
             safe="*/:",
             quote_via=quote,
         )
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    # By hand: urlunsplit would write unix:///path with one slash.
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"

@@ -216,7 +216,8 @@ def _overflows(payload: bytes) -> bool:
 
 def without_token(payload: bytes) -> bytes:
     """The payload of a join as it may be published: an object loses its ``token``, all else stays as it
-    is."""
+    is.
+    """
     if not payload.lstrip().startswith(b"{"):
         return payload
     fields: Mapping[str, msgspec.Raw] = _decode_object(payload)

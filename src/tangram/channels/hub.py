@@ -34,7 +34,7 @@ from tangram.channels.frames import (
 from tangram.channels.outbox import Outbox
 from tangram.channels.presence import Presence
 
-__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication"]
+__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication", "Reply"]
 
 ADMIN: Final = "admin"
 SPECIAL: Final = ("admin", PHOENIX, "system")
@@ -45,6 +45,14 @@ MAX_AGENTS: Final = 100
 ``count``: the whole list at every join costs the square of the members when all come back after a restart."""
 _MAX_ROUTES: Final = 8192
 """Redis channel names remembered with their frame headers; forgotten all at once when full."""
+
+
+class Reply(NamedTuple):
+    """Whom to answer."""
+
+    join_ref: str | None
+    ref: str | None
+    topic: str
 
 
 class Publication(NamedTuple):
@@ -130,7 +138,8 @@ class Hub:
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """Put a batch of (Redis channel, payload) into the outboxes of those who are on its topics, in
-        order."""
+        order.
+        """
         routes = self._routes
         current: _Room | None = None
         run: list[Encoded] = []
@@ -218,7 +227,8 @@ class Hub:
         before anything is published, so that it misses nothing.
         """
         topic = membership.topic
-        self.reply(membership.outbox, membership.join_ref, ref, topic, "ok", {"id": membership.agent})
+        to = Reply(membership.join_ref, ref, topic)
+        self.reply(membership.outbox, to, "ok", {"id": membership.agent})
         special = topic in SPECIAL
         room = self._rooms.get(topic)
         if room is None:
@@ -260,7 +270,8 @@ class Hub:
 
     def close_topic(self, topic: str, event: str = CLOSE) -> list[Publication]:
         """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come
-        back."""
+        back.
+        """
         room = self._rooms.get(topic)
         if room is None:
             return []
@@ -337,13 +348,11 @@ class Hub:
         return Publication(f"to:{ADMIN}:channel.{what}", codec.encode_json(dict(sorted(payload.items()))))
 
     @staticmethod
-    def reply(
-        outbox: Outbox, join_ref: str | None, ref: str | None, topic: str, status: str, response: object
-    ) -> None:
+    def reply(outbox: Outbox, to: Reply, status: str, response: object) -> None:
         """Answer one frame; without a ``ref`` there is nobody who waits for it."""
-        if ref is not None:
+        if to.ref is not None:
             payload = codec.encode_json({"status": status, "response": response})
-            outbox.put(codec.encode_text(join_ref, ref, topic, REPLY, payload))
+            outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(

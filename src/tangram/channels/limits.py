@@ -35,7 +35,8 @@ class Limiter:
 
 def client_key(address: str) -> str | None:
     """Whose bucket: None for loopback, which is exempt; an IPv6 host is its /64, because it owns all of
-    it."""
+    it.
+    """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

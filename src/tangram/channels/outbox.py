@@ -96,7 +96,8 @@ class Outbox:
 
     def put_exempt(self, item: Encoded) -> None:
         """Take a message that the bound must not refuse: it comes once a join, and no join could succeed
-        without."""
+        without.
+        """
         if self._total:
             self._limit += len(item.data)
         self.put(item)
@@ -135,7 +136,8 @@ class Outbox:
 
     def written(self, size: int) -> None:
         """``size`` bytes of what was taken have left: the sum of ``len(item.data)``, without frame
-        headers."""
+        headers.
+        """
         self._total -= size
         if self._total <= 0:
             self._total = 0
@@ -143,7 +145,8 @@ class Outbox:
 
     def close(self, disconnect: Disconnect) -> None:
         """Nothing more goes in; what waits may still be taken, then the connection ends. The first reason
-        stays."""
+        stays.
+        """
         if self.disconnect is None:
             self.disconnect = disconnect
             self.wake()

@@ -116,7 +116,8 @@ class Gate:
         authorize_timeout: float = AUTHORIZE_TIMEOUT,
     ) -> None:
         """``clock`` gives wall time in seconds since 1970; ``new_id`` an id for a browser that brings
-        none."""
+        none.
+        """
         self.origins = origins
         self.authorizers = tuple(authorizers)
         self.refused = 0
@@ -149,7 +150,7 @@ class Gate:
     async def mint(
         self,
         channel: str,
-        id: str | None,
+        id_: str | None,
         info: ConnectInfo,
         *,
         bearer: str | None = None,
@@ -158,7 +159,7 @@ class Gate:
         now = self._clock()
         if not self._tokens.take(client_key(info.address), now):
             return LIMITED
-        external = self._new_id() if id is None else id
+        external = self._new_id() if id_ is None else id_
         refusal = self.check_origin(info) or self._check_name(channel, external)
         if refusal is None and channel == ADMIN and not self.is_operator(bearer):
             refusal = NOT_OPERATOR
@@ -200,20 +201,20 @@ class Gate:
         return None
 
     async def ask(self, topic: str, id_: str, info: ConnectInfo) -> Refusal | None:
-        """What the plugins say; the first no counts."""
-        with trio.move_on_after(self._timeout) as scope:
-            for authorizer in self.authorizers:
-                refusal = await self._ask_one(authorizer, topic, id_, info, scope)
-                if refusal is not None:
-                    return refusal
+        """What the plugins say; the first no counts. They share one deadline."""
+        deadline = trio.current_time() + self._timeout
+        for authorizer in self.authorizers:
+            refusal = await self._ask_one(authorizer, topic, id_, info, deadline)
+            if refusal is not None:
+                return refusal
         return None
 
     async def _ask_one(
-        self, authorizer: Authorizer, topic: str, id_: str, info: ConnectInfo, scope: trio.CancelScope
+        self, authorizer: Authorizer, topic: str, id_: str, info: ConnectInfo, deadline: float
     ) -> Refusal | None:
         plugin, function = authorizer
         answer: object = UNAVAILABLE
-        with trio.CancelScope(deadline=scope.deadline) as limit:
+        with trio.CancelScope(deadline=deadline) as limit:
             try:
                 answer = await self._call(function, topic, id_, info)
             except Refused as refused:

@@ -41,7 +41,7 @@ from tangram.channels.disconnects import (
     Refusal,
 )
 from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, Message
-from tangram.channels.hub import Hub, Membership, Publication
+from tangram.channels.hub import Hub, Membership, Publication, Reply
 from tangram.channels.outbox import Outbox
 
 __all__ = ["Authorize", "Effect", "Publish", "Reply", "Socket", "SocketStatistics"]
@@ -53,14 +53,6 @@ MALFORMED_BURST: Final = 100.0
 """Malformed frames at once before the connection is ended."""
 MALFORMED_RATE: Final = 1.0
 """Malformed frames a second that are forgiven: a confused client does not deserve to be cut."""
-
-
-class Reply(NamedTuple):
-    """Whom to answer, once the outcome is known."""
-
-    join_ref: str | None
-    ref: str | None
-    topic: str
 
 
 class Publish(NamedTuple):
@@ -198,9 +190,9 @@ class Socket:
     def published(self, reply: Reply, *, taken: bool) -> None:
         """Redis has taken a push, or has not."""
         if taken:
-            self._hub.reply(self.outbox, reply.join_ref, reply.ref, reply.topic, "ok", {})
+            self._hub.reply(self.outbox, reply, "ok", {})
         else:
-            self._refuse(Message(*reply, "", b""), UNAVAILABLE)
+            self._refuse(reply, UNAVAILABLE)
 
     def gone(self) -> list[Effect]:
         """The connection has ended: leave everything."""
@@ -237,7 +229,7 @@ class Socket:
         join_ref = message.join_ref if message.join_ref is not None else message.ref
         if join_ref == membership.join_ref:
             response = {"id": membership.agent}
-            self._hub.reply(self.outbox, join_ref, message.ref, message.topic, "ok", response)
+            self._hub.reply(self.outbox, Reply(join_ref, message.ref, message.topic), "ok", response)
             return []
         self._close(membership.join_ref, message.topic)
         del self._joined[message.topic]
@@ -249,13 +241,13 @@ class Socket:
             return self._left_already(message)
         del self._joined[message.topic]
         response = {"id": membership.agent}
-        self._hub.reply(self.outbox, message.join_ref, message.ref, message.topic, "ok", response)
+        self._hub.reply(self.outbox, Reply(*message[:3]), "ok", response)
         effects = _publishing(self._hub.leave(membership))
         effects.append(Publish(f"from:{message.topic}:{LEAVE}", message.payload))
         return effects
 
     def _left_already(self, message: Message) -> list[Effect]:
-        self._hub.reply(self.outbox, message.join_ref, message.ref, message.topic, "ok", {})
+        self._hub.reply(self.outbox, Reply(*message[:3]), "ok", {})
         return []
 
     def _push(self, message: Message) -> list[Effect]:
@@ -278,7 +270,7 @@ class Socket:
         return []
 
     def _heartbeat(self, message: Message) -> list[Effect]:
-        self._hub.reply(self.outbox, None, message.ref, PHOENIX, "ok", {})
+        self._hub.reply(self.outbox, Reply(None, message.ref, PHOENIX), "ok", {})
         channel = f"from:{PHOENIX}:{HEARTBEAT}"
         # The blank after the colon is what subscribers have always seen.
         return [
@@ -286,10 +278,10 @@ class Socket:
             Publish(channel, message.payload),
         ]
 
-    def _refuse(self, message: Message, refusal: Refusal) -> list[Effect]:
+    def _refuse(self, message: Message | Reply, refusal: Refusal) -> list[Effect]:
         self.refused += 1
         response = {"reason": refusal.reason}
-        self._hub.reply(self.outbox, message.join_ref, message.ref, message.topic, "error", response)
+        self._hub.reply(self.outbox, Reply(*message[:3]), "error", response)
         return []
 
     def _refuse_join(self, message: Message, join_ref: str, refusal: Refusal) -> list[Effect]:

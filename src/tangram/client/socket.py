@@ -17,7 +17,7 @@ import trio
 from tangram.channels import codec
 from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, Message
 from tangram.client.channel import TIMEOUT, Channel
-from tangram.client.token import dial
+from tangram.client.dial import dial
 from tangram.errors import ChannelClosed, Refused
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ HEARTBEAT_INTERVAL: Final = 30.0
 """Seconds between heartbeats; a missing answer by the next one ends the connection, as in phoenix.js."""
 CLOSE_TIMEOUT: Final = 1.0
 """Seconds for the server to answer our close frame."""
+CLOSE_ANYHOW: Final = 0.05
+"""Seconds to get a close frame out when nobody waits for the answer any more."""
 BACKOFF_FIRST: Final = 0.05
 BACKOFF_MAX: Final = 5.0
 """Seconds before a reconnection: doubled from the first to the longest, each with up to 20 % of jitter."""
@@ -57,7 +59,8 @@ class ClientSocket:
         reconnect: bool,
         heartbeat: float,
         rng: random.Random,
-        **dial: Any,
+        ssl_context: ssl.SSLContext | None = None,
+        **settings: Any,
     ) -> None:
         self.close_code: int | None = None
         """How the last connection ended; None while it is open."""
@@ -68,11 +71,13 @@ class ClientSocket:
         self._reconnect = reconnect
         self._heartbeat = heartbeat
         self._rng = rng
-        self._dial = dial
+        self._ssl_context = ssl_context
+        self._settings = settings
         self._connection: WebSocketConnection | None = None
         self._channels: dict[str, Channel] = {}
         self._rejoining: set[str] = set()
         self._waiting: dict[str, _Waiter] = {}
+        self._closing: trio.Event | None = None
         self._ref = 0
 
     @property
@@ -107,7 +112,18 @@ class ClientSocket:
     async def disconnect(self) -> None:
         """Drop the connection; it comes back by itself unless ``reconnect`` is off."""
         if self._connection is not None:
-            await self._connection.aclose()
+            closing = self._closing = trio.Event()
+            try:
+                with trio.move_on_after(CLOSE_TIMEOUT):
+                    await self._connection.aclose()
+            finally:
+                closing.set()
+                self._closing = None
+
+    async def aclose(self) -> None:
+        """Close for good; the channels are closed."""
+        self._reconnect = False
+        await self.disconnect()
 
     def next_ref(self) -> str:
         self._ref += 1
@@ -173,29 +189,30 @@ class ClientSocket:
 
     async def run(self, *, task_status: trio.TaskStatus[ClientSocket] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, and stay connected. The first connection must succeed: raises Refused or ChannelClosed."""
+        from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError
+
         delay = 0.0
         started = False
         while True:
             error: ChannelClosed | Refused | None = None
             try:
                 async with trio.open_nursery() as nursery:
-                    try:
-                        connection = await self._connect(nursery)
-                    except (ChannelClosed, Refused) as raised:
-                        error = raised
-                    else:
+                    async with self._connect(nursery) as connection:
                         delay = 0.0
                         self._connected(connection)
                         if not started:
                             started = True
                             task_status.started(self)
                         nursery.start_soon(self._beat, connection)
-                        try:
-                            await self._read(connection)
-                        finally:
-                            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                                await connection.aclose()
+                        await self._read(connection)
+                        if self._closing is not None:
+                            # Its answer is still to be read, by a task of this nursery.
+                            await self._closing.wait()
                     nursery.cancel_scope.cancel()
+            except* ConnectionRejected as group:
+                error = _refused(group)
+            except* (ConnectionClosed, HandshakeError, OSError, trio.TooSlowError) as group:
+                error = ChannelClosed(f"cannot connect to {self._shown()!r}: {_leaf(group)!r}")
             finally:
                 self._lost()
             if error is not None:
@@ -217,37 +234,26 @@ class ClientSocket:
     def _shown(self) -> str:
         return self._url.partition("?")[0]
 
-    async def _connect(self, nursery: trio.Nursery) -> WebSocketConnection:
-        from trio_websocket import ConnectionRejected, HandshakeError
-
-        try:
-            with trio.fail_after(TIMEOUT):
-                return await self._open(nursery)
-        except ConnectionRejected as error:
-            body = (error.body or b"").decode(errors="replace").strip()
-            raise Refused(body or f"status {error.status_code}") from error
-        except (HandshakeError, OSError, trio.TooSlowError) as error:
-            raise ChannelClosed(f"cannot connect to {self._shown()!r}: {error}") from error
-
-    async def _open(self, nursery: trio.Nursery) -> WebSocketConnection:
-        """Dial and shake hands. The stream is ours until then: trio-websocket leaves it open if the handshake
-        fails, and each attempt at a server that restarts would leave a descriptor behind.
-        """
+    @asynccontextmanager
+    async def _connect(self, nursery: trio.Nursery) -> AsyncIterator[WebSocketConnection]:
+        """A connection whose reader runs in ``nursery``, which is where a rejection is raised."""
         from trio_websocket import wrap_client_stream
 
         parts = urlsplit(self._url)
-        settings = dict(self._dial)
-        ssl_context = settings.pop("ssl_context", None)
-        secure = parts.scheme == "wss"
-        port = parts.port or (443 if secure else 80)
-        stream = await dial(parts.hostname or "", port, secure, ssl_context)
+        resource = f"{parts.path}?{parts.query}"
+        with trio.fail_after(TIMEOUT):
+            stream = await dial(self._url, self._ssl_context)
         try:
-            return await wrap_client_stream(
-                nursery, stream, parts.netloc, f"{parts.path}?{parts.query}", **settings
-            )
-        except BaseException:
+            with trio.fail_after(TIMEOUT):
+                connection = await wrap_client_stream(
+                    nursery, stream, parts.netloc, resource, **self._settings
+                )
+            yield connection
+            with trio.move_on_after(CLOSE_ANYHOW):
+                await connection.aclose()
+        finally:
+            # trio-websocket leaves the stream open when the server closed first, or rejected.
             await trio.aclose_forcefully(stream)
-            raise
 
     async def _read(self, connection: WebSocketConnection) -> None:
         from trio_websocket import ConnectionClosed
@@ -299,6 +305,19 @@ class ClientSocket:
                 channel.close(ChannelClosed("the connection was lost", code=self.close_code))
 
 
+def _leaf(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _refused(group: BaseExceptionGroup[Any]) -> Refused:
+    rejected: Any = _leaf(group)
+    body = (rejected.body or b"").decode(errors="replace").strip()
+    return Refused(body or f"status {rejected.status_code}")
+
+
 @asynccontextmanager
 async def open_socket(
     url: str,
@@ -324,20 +343,25 @@ async def open_socket(
     address += "/websocket?" + "&".join(
         f"{quote(name)}={quote(value, safe='')}" for name, value in query.items()
     )
-    dial: dict[str, Any] = {"subprotocols": list(subprotocols) or None, "message_queue_size": 1}
-    dial["extra_headers"] = [(name.encode(), value.encode()) for name, value in headers]
-    dial["max_message_size"] = 64 * 1024 * 1024
-    if address.startswith("wss"):
-        dial["ssl_context"] = ssl_context
+    settings: dict[str, Any] = {"subprotocols": list(subprotocols) or None, "message_queue_size": 1}
+    settings["extra_headers"] = [(name.encode(), value.encode()) for name, value in headers]
+    settings["max_message_size"] = 64 * 1024 * 1024
     error: Exception | None = None
     async with trio.open_nursery() as nursery:
         socket = ClientSocket(
-            address, nursery, reconnect=reconnect, heartbeat=heartbeat, rng=rng or random.Random(), **dial
+            address,
+            nursery,
+            reconnect=reconnect,
+            heartbeat=heartbeat,
+            rng=rng or random.Random(),  # noqa: S311 - jitter
+            ssl_context=ssl_context,
+            **settings,
         )
         try:
             await nursery.start(socket.run)
             yield socket
-        except Exception as raised:
+            await socket.aclose()
+        except Exception as raised:  # noqa: BLE001 - raised again below
             # Out of the nursery as it is: a group of one would hide it from the caller's except.
             error = raised
         finally:

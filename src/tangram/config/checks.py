@@ -31,7 +31,8 @@ def cross_faults(config: Config) -> Iterator[Fault]:
         what = f"expected at most max_zoom ({config.map.max_zoom!r}), got {config.map.min_zoom!r}"
         yield Fault(what, "map.min_zoom")
     if config.supervisor.backoff_initial > config.supervisor.backoff_max:
-        what = f"expected at most backoff_max ({config.supervisor.backoff_max!r}), got {config.supervisor.backoff_initial!r}"
+        first, longest = config.supervisor.backoff_initial, config.supervisor.backoff_max
+        what = f"expected at most backoff_max ({longest!r}), got {first!r}"
         yield Fault(what, "supervisor.backoff_initial")
     yield from _cache_faults(config)
 
@@ -69,10 +70,10 @@ def cross_warnings(config: Config, written: Mapping[str, object]) -> Iterator[st
         yield "channel.host has no effect without channel.port: channels share the address of [server]"
     secret = config.channel.jwt_secret
     if secret is not None and len(secret.encode()) < _STRONG_SECRET:
-        yield f"channel.jwt_secret is short: {_STRONG_SECRET} random bytes cannot be guessed, or leave it out"
+        yield f"channel.jwt_secret is short: {_STRONG_SECRET} random bytes are not guessed, or leave it out"
     token = config.server.operator_token
     if token is not None and len(token.encode()) < _STRONG_TOKEN:
-        yield f"server.operator_token is short: {_STRONG_TOKEN} random bytes cannot be guessed, or leave it out"
+        yield f"server.operator_token is short: {_STRONG_TOKEN} random bytes are not guessed, or leave it out"
     yield from _theme_warnings(config.core)
 
 

@@ -1,4 +1,4 @@
-"""Read the configuration: the file, then the environment over it, then the model; every fault told at once."""
+"""Read the configuration: the file, the environment over it, then the model; every fault at once."""
 
 import json
 import re
@@ -45,8 +45,9 @@ class _Setting(NamedTuple):
 def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
     """Where the configuration is; None where there is none, and defaults do.
 
-    What is named (``--config``, ``TANGRAM_CONFIG``) is taken as named, and ``load_config`` tells if it is not there. Else
-    ``./tangram.toml``, else ``$XDG_CONFIG_HOME/tangram/tangram.toml``, whichever exists. Nothing is created.
+    What is named (``--config``, ``TANGRAM_CONFIG``) is taken as named, and ``load_config`` tells if it is not
+    there. Else ``./tangram.toml``, else ``$XDG_CONFIG_HOME/tangram/tangram.toml``, whichever exists. Nothing
+    is created.
     """
     named = explicit or environ.get("TANGRAM_CONFIG")
     if named:
@@ -57,7 +58,7 @@ def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cw
 
 
 def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
-    """The configuration of ``path`` (None: defaults) and ``environ``; ``ConfigError`` with every fault in it."""
+    """The configuration of ``path`` (None: defaults) and ``environ``; ``ConfigError`` has every fault."""
     about = f"configuration {path}" if path else "configuration from the environment"
     written = _read(path) if path else {}
     settings = list(_settings(environ))
@@ -107,7 +108,7 @@ def _syntax_fault(error: ValueError, data: bytes, path: Path) -> Fault:
 
 
 def _settings(environ: Mapping[str, str]) -> Iterator[_Setting]:
-    """``TANGRAM_SECTION__KEY`` variables; an empty one counts as not set, as compose files pass those along."""
+    """``TANGRAM_SECTION__KEY``; an empty one counts as not set, since compose files pass those along."""
     for variable, text in sorted(environ.items()):
         parts = variable.removeprefix(_PREFIX).lower().split("__")
         if variable.startswith(_PREFIX) and len(parts) > 1 and all(parts) and text:
@@ -133,7 +134,9 @@ def _plugin_path(written: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str
 
 
 def _value(setting: _Setting) -> Any:
-    """The text as a TOML literal, else as it stands; as it stands where the setting is text (a secret of digits)."""
+    """The text as a TOML literal, else as it stands; as it stands where the setting is text (a secret of
+    digits).
+    """
     try:
         document = tomllib.loads(f"value = {setting.text}")
     except (ValueError, RecursionError):
@@ -171,7 +174,8 @@ def _build(written: Mapping[str, Any], path: Path | None) -> Loaded:
         except ConfigError as error:
             faults += error.faults
     plugins = _plugins(written.get("plugins", {}), faults)
-    # A table with faults stands in as its defaults, so that what is wrong between tables is told in the same breath.
+    # A table with faults stands in as its defaults, so that what is wrong between tables is told in the same
+    # breath.
     config = Config(plugins=plugins, source=path, **sections)
     failed = {fault.path.partition(".")[0] for fault in faults}
     faults += [fault for fault in checks.cross_faults(config) if fault.path.partition(".")[0] not in failed]
@@ -270,7 +274,7 @@ def _frontend(frontend: str | None, base: Path, faults: list[Fault]) -> str | No
 
 
 def _local_style(style: MapStyle, base: Path, key: str, faults: list[Fault]) -> MapStyle:
-    """A style that names a file is replaced by what the file says; any other text is a URL, an id or a name."""
+    """A style that names a file becomes what the file says; any other text is a URL, an id or a name."""
     if not isinstance(style, str) or style.startswith(("http://", "https://")):
         return style
     path = _absolute(Path(style), base)

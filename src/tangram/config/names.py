@@ -10,7 +10,7 @@ _SEPARATORS = re.compile(r"[-_.]+")
 
 def normalise(name: str) -> str:
     """PEP 503's comparison form with underscores: ``Tangram-Core.Plugins`` is ``tangram_core_plugins``."""
-    return _SEPARATORS.sub("_", name.strip()).lower()
+    return _SEPARATORS.sub("_", name.strip().casefold()).strip()
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -27,8 +27,8 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
     """``server.state_dir``, made with mode 0700 if need be.
 
-    A folder of our own (made here, or the default one) is closed to others. One that the operator had before keeps its
-    mode (closing ``/tmp`` would take the machine down), but is refused if others may write to it.
+    A folder of our own (made here, or the default one) is closed to others. One that the operator had before
+    keeps its mode (closing ``/tmp`` would take the machine down), but is refused if others may write to it.
     Raises ``ConfigError``.
     """
     path = config.server.state_dir or _xdg(environ, "XDG_STATE_HOME", ".local/state")
@@ -51,8 +51,8 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
 def ensure_secret(path: Path, name: str) -> str:
     """The secret in the file ``name`` of the folder ``path``, made at random where there is none.
 
-    Two processes that start at one time agree on one secret: the file appears complete, under its name, or not at all.
-    Raises ``ConfigError`` where the file cannot be made or read, or is empty.
+    Two processes that start at one time agree on one secret: the file appears complete, under its name, or
+    not at all. Raises ``ConfigError`` where the file cannot be made or read, or is empty.
     """
     file = path / name
     try:

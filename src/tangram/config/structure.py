@@ -1,7 +1,8 @@
 """From what TOML says to objects, through cattrs, with every fault found and none of the secrets shown.
 
-Our own tables are read strictly: a setting has one type, and only an integer may stand for a float. A plugin's table
-is read as leniently as the published server reads it (``"3"`` is a valid integer), because plugins count on that.
+Our own tables are read strictly: a setting has one type, and only an integer may stand for a float. A
+plugin's table is read as leniently as the published server reads it (``"3"`` is a valid integer), because
+plugins count on that.
 """
 
 import re
@@ -36,7 +37,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 )
 
 
-class _Wrong(ValueError):
+class _WrongError(ValueError):
     """A value of the wrong kind: says what was expected, and in ``kind`` a word for programs."""
 
     def __init__(self, expected: str, kind: str = "type_error") -> None:
@@ -44,7 +45,7 @@ class _Wrong(ValueError):
         super().__init__(f"expected {expected}")
 
 
-class _Found(ValueError):
+class _FoundError(ValueError):
     """Faults below one value, their paths relative to it."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
@@ -74,7 +75,7 @@ def join(path: str, key: str | int) -> str:
 def faults_of(error: BaseException, path: str, value: object, *, secret: bool = False) -> Iterator[Fault]:
     """Every fault in what structuring raised, whichever hook raised it."""
     secret = secret or bool(_SECRET_NAME.search(path.rpartition(".")[2]))
-    if isinstance(error, _Found):
+    if isinstance(error, _FoundError):
         for fault in error.faults:
             yield fault._replace(
                 path=path + fault.path if fault.path.startswith("[") else join(path, fault.path)
@@ -90,7 +91,9 @@ def faults_of(error: BaseException, path: str, value: object, *, secret: bool = 
 
 
 def _fault_of_part(error: BaseException, path: str, value: object, *, secret: bool) -> Iterator[Fault]:
-    """Cattrs notes on each error the attribute or the place in the sequence; our own checks give it as an argument."""
+    """Cattrs notes on each error the attribute or the place in the sequence; our own checks give it as an
+    argument.
+    """
     place = _place(error)
     if place is None:
         yield from faults_of(error, path, value, secret=secret)
@@ -127,7 +130,7 @@ def _said(error: BaseException, path: str, *, secret: bool) -> str:
     of_attrs = f"'{name}' must be "
     if text.startswith(of_attrs):
         return f"expected a value {text.removeprefix(of_attrs).rpartition(':')[0]}"
-    if isinstance(error, _Wrong) or text.startswith("expected "):
+    if isinstance(error, _WrongError) or text.startswith("expected "):
         return text
     # Somebody else's message may quote the value.
     return "not a valid value" if secret else model.redact_url(text)
@@ -139,33 +142,33 @@ def _said(error: BaseException, path: str, *, secret: bool) -> str:
 def _strict(types: type | tuple[type, ...], expected: str, value: Any, _type: Any) -> Any:
     # A boolean is an integer to Python, and never what is meant where a number is asked for.
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-        raise _Wrong(expected)
+        raise _WrongError(expected)
     return value
 
 
 def _strict_float(value: Any, _type: Any) -> float:
     number = float(_strict((int, float), "a number", value, _type))
     if number - number != 0:
-        raise _Wrong("a finite number", "finite_number")
+        raise _WrongError("a finite number", "finite_number")
     return number
 
 
 def _path(value: Any, _type: Any) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise _Wrong("the path of a file or folder")
+        raise _WrongError("the path of a file or folder")
     return Path(value)
 
 
 def _literal(value: Any, type_: Any) -> Any:
     words = get_args(type_)
     if not isinstance(value, str) or value not in words:
-        raise _Wrong(f"one of {', '.join(map(repr, words))}", "literal_error")
+        raise _WrongError(f"one of {', '.join(map(repr, words))}", "literal_error")
     return value
 
 
 def _array(converter: "BaseConverter", value: Any, type_: Any) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise _Wrong("an array")
+        raise _WrongError("an array")
     item_type = get_args(type_)[0]
     items, found = [], list[Fault]()
     for index, item in enumerate(value):
@@ -174,26 +177,26 @@ def _array(converter: "BaseConverter", value: Any, type_: Any) -> tuple[Any, ...
         except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault of that item)
             found += faults_of(error, f"[{index}]", item)
     if found:
-        raise _Found(found)
+        raise _FoundError(found)
     return tuple(items)
 
 
 def _flags(value: Any, _type: Any) -> dict[str, bool]:
     if not isinstance(value, Mapping):
-        raise _Wrong("a table")
+        raise _WrongError("a table")
     found = [
         Fault(f"expected true or false, got {_show(flag, secret=False)}", key, "type_error")
         for key, flag in value.items()
         if not isinstance(flag, bool)
     ]
     if found:
-        raise _Found(found)
+        raise _FoundError(found)
     return dict(value)
 
 
 def _style(value: Any, _type: Any) -> model.MapStyle:
     if not isinstance(value, (str, Mapping)) or not value:
-        raise _Wrong("a style's URL, file, id or name, or a style table")
+        raise _WrongError("a style's URL, file, id or name, or a style table")
     return value
 
 
@@ -201,14 +204,14 @@ def _theme(converter: "BaseConverter", value: Any, _type: Any) -> str | model.Ad
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
-        raise _Wrong("the name of a theme, or a table with light and dark")
+        raise _WrongError("the name of a theme, or a table with light and dark")
     return converter.structure(value, model.AdaptiveTheme)
 
 
 def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
     """One of our tables: every field is read, whatever is wrong with the others."""
     if not isinstance(value, Mapping):
-        raise _Wrong("a table")
+        raise _WrongError("a table")
     fields = {field.name: field for field in attrs.fields(cls)}  # type: ignore[arg-type]
     found = [_unknown(key, fields) for key in value if key not in fields]
     values = dict[str, Any]()
@@ -223,7 +226,7 @@ def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
         except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault of that field)
             found += faults_of(error, name, raw, secret=bool(field.metadata.get("secret")))
     if found:
-        raise _Found(found)
+        raise _FoundError(found)
     return cls(**values)
 
 
@@ -272,7 +275,7 @@ def _strict_converter() -> "BaseConverter":
 
 
 def structure_table(cls: type[T], raw: object, *, path: str = "") -> T:
-    """One of the model's classes from plain values; ``ConfigError`` with every fault, paths below ``path``."""
+    """One of the model's classes from plain values; ``ConfigError`` has every fault, below ``path``."""
     try:
         return _strict_converter().structure(raw, cls)
     except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault)
@@ -289,10 +292,10 @@ def _lax_int(value: Any, _type: Any) -> int:
         try:
             number = int(value)
         except (ValueError, OverflowError):
-            raise _Wrong("an integer", "int_parsing") from None
+            raise _WrongError("an integer", "int_parsing") from None
         if isinstance(value, str) or number == value:
             return number
-    raise _Wrong("an integer", "int_type")
+    raise _WrongError("an integer", "int_type")
 
 
 def _lax_float(value: Any, _type: Any) -> float:
@@ -301,7 +304,7 @@ def _lax_float(value: Any, _type: Any) -> float:
             return float(value)
         except (ValueError, OverflowError):
             pass
-    raise _Wrong("a number", "float_parsing")
+    raise _WrongError("a number", "float_parsing")
 
 
 _TRUTHS = {
@@ -321,7 +324,7 @@ def _lax_bool(value: Any, _type: Any) -> bool:
         return bool(value)
     if isinstance(value, str) and value.lower() in _TRUTHS:
         return _TRUTHS[value.lower()]
-    raise _Wrong("true or false", "bool_parsing")
+    raise _WrongError("true or false", "bool_parsing")
 
 
 @cache
@@ -331,7 +334,6 @@ def _lax_converter() -> "BaseConverter":
 
     converter = Converter(detailed_validation=True, forbid_extra_keys=False)
     configure_converter(converter)
-    hook = converter.register_structure_hook_func
     converter.register_structure_hook(str, partial(_strict, str, "a string"))
     converter.register_structure_hook(bool, _lax_bool)
     converter.register_structure_hook(int, _lax_int)
@@ -343,19 +345,22 @@ def _lax_converter() -> "BaseConverter":
 def structure_plugin_config(cls: type[T], raw: Mapping[str, Any], *, plugin: str) -> T:
     """A plugin's table as its ``config_class``: attrs class, dataclass or TypedDict.
 
-    Keys that the class does not know are ignored (see ``unknown_plugin_keys``). Raises ``PluginConfigError`` with every
-    fault, whatever the class's own validators raise included.
+    Keys that the class does not know are ignored (see ``unknown_plugin_keys``). Raises ``PluginConfigError``
+    with every fault, whatever the class's own validators raise included.
     """
     try:
         if not isinstance(raw, Mapping):
-            raise _Wrong("a table")  # noqa: TRY301 (one place turns errors into faults)
+            raise _WrongError("a table")  # noqa: TRY301 (one place turns errors into faults)
         return _lax_converter().structure(raw, cls)
     except Exception as error:
-        raise PluginConfigError(list(faults_of(error, f"plugins.{plugin}", raw)), plugin=plugin) from error
+        faults = list(faults_of(error, f"plugins.{plugin}", raw))
+        raise PluginConfigError(faults, plugin=plugin) from error
 
 
 def unknown_plugin_keys(cls: type, raw: Mapping[str, Any], *, plugin: str) -> tuple[str, ...]:
-    """Warnings for keys that an attrs class or a dataclass would ignore; a TypedDict may carry more than it names."""
+    """Warnings for keys that an attrs class or a dataclass would ignore; a TypedDict may carry more than it
+    names.
+    """
     from dataclasses import fields, is_dataclass
 
     if attrs.has(cls):

@@ -66,7 +66,9 @@ def scan(points: Iterable[EntryPoint] | None = None) -> list[Candidate]:
 
 
 def find(name: str, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """What ``name`` means; raises `PluginNotFound` with the nearest known name, or for a name that means several."""
+    """What ``name`` means; raises `PluginNotFound` with the nearest known name, or for a name that means
+    several.
+    """
     known = list(candidates)
     wanted = normalise(name)
     by_entry_point = [one for one in known if normalise(one.name) == wanted]
@@ -97,7 +99,8 @@ def _not_found(name: str, known: list[Candidate]) -> str:
         return f"no installed plugin is called {name!r}: did you mean {near!r}?"
     if not known:
         return f"no installed plugin is called {name!r}: none is installed in this environment"
-    return f"no installed plugin is called {name!r}: installed are {', '.join(sorted(one.name for one in known))}"
+    installed = ", ".join(sorted(one.name for one in known))
+    return f"no installed plugin is called {name!r}: installed are {installed}"
 
 
 def _dist_name(point: EntryPoint) -> str:

@@ -20,7 +20,9 @@ log = structlog.get_logger("tangram.plugins")
 
 @attrs.frozen
 class FrontendMutable:
-    """Marks a field of a ``frontend_config_class`` for the settings page: ``Annotated[int, FrontendMutable()]``."""
+    """Marks a field of a ``frontend_config_class`` for the settings page: ``Annotated[int,
+    FrontendMutable()]``.
+    """
 
     kind: Literal["color"] | None = None
     """What the page draws for it; ``None``: by its type."""
@@ -41,8 +43,9 @@ class FrontendMutable:
 def resolve_frontend(loaded: LoadedPlugin) -> Path | None:
     """The folder of its front end; ``None`` without one, and, with a warning, where the folder is missing.
 
-    Relative to the project's root in an editable install, to the import package in a wheel. Either may hold it
-    in the other's place (a project that keeps its build inside the package), so both are looked at, in that order.
+    Relative to the project's root in an editable install, to the import package in a wheel. Either may hold
+    it in the other's place (a project that keeps its build inside the package), so both are looked at, in
+    that order.
     """
     wanted = loaded.plugin.frontend_path
     if not wanted:

@@ -1,11 +1,12 @@
-"""A plugin's life: its configuration checked, its lifespan entered, its services run under a supervisor of their own.
+"""A plugin's life: its configuration checked, its lifespan entered, its services run under a supervisor of
+their own.
 
-The supervisor has an intensity of 0: the first service that crashes ends the plugin, whose place in the tree decides
-what happens next. What leaves is the supervisor's own exception, from which the one above reads the path
-``("plugin:NAME", "SERVICE")`` and the cause.
+The supervisor has an intensity of 0: the first service that crashes ends the plugin, whose place in the tree
+decides what happens next. What leaves is the supervisor's own exception, from which the one above reads the
+path ``("plugin:NAME", "SERVICE")`` and the cause.
 
-Order: configuration, lifespan, services by (priority, name); on the way down the services in reverse, then the
-lifespan, which gets time of its own to clean up although the stop has been asked for.
+Order: configuration, lifespan, services by (priority, name); on the way down the services in reverse, then
+the lifespan, which gets time of its own to clean up although the stop has been asked for.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ __all__ = ["LIFESPAN_EXIT_SECONDS", "HostStatistics", "PluginHost"]
 log = structlog.get_logger("tangram.plugins")
 
 LIFESPAN_EXIT_SECONDS = 5.0
-"""What a lifespan gets to clean up after a stop, if the plugin's own stop time has so much left: as long as one service."""
+"""What a lifespan gets to clean up after a stop, if the plugin's own stop time has so much left: as long as
+one service.
+"""
 LIFESPAN_ENTER_SECONDS = 30.0
 """What a lifespan gets to set up: the same as a service by default."""
 LIFESPAN_LEAST_SECONDS = 0.2
-"""What it gets in any case, although the services have used the plugin's stop time up: enough to close a file."""
+"""What it gets in any case, although the services have used the plugin's stop time up: enough to close a
+file.
+"""
 
 
 @attrs.frozen
@@ -56,7 +61,9 @@ class HostStatistics:
 
 
 class PluginHost:
-    """The child that a plugin is in the supervision tree. Made once for each boot, run anew for each incarnation."""
+    """The child that a plugin is in the supervision tree. Made once for each boot, run anew for each
+    incarnation.
+    """
 
     def __init__(
         self,
@@ -67,7 +74,9 @@ class PluginHost:
         supervisor: Mapping[str, Any] | None = None,
         lifespan_timeout: float = LIFESPAN_EXIT_SECONDS,
     ) -> None:
-        """``config`` is the raw ``[plugins.NAME]``; ``supervisor`` is passed on to ``open_supervisor`` (``on_event``)."""
+        """``config`` is the raw ``[plugins.NAME]``; ``supervisor`` is passed on to ``open_supervisor``
+        (``on_event``).
+        """
         self.loaded = loaded
         self._state = state
         self._raw = dict(config or {})
@@ -94,7 +103,9 @@ class PluginHost:
         return self._lifespan_timeout + sum(service.stop_timeout for service in self.loaded.plugin.services)
 
     def check_config(self) -> Any:
-        """The configuration structured into the plugin's class; raises `PluginConfigError` with all faults."""
+        """The configuration structured into the plugin's class; raises `PluginConfigError` with all
+        faults.
+        """
         config_class = self.loaded.plugin.config_class
         if config_class is None:
             return self._raw
@@ -102,7 +113,9 @@ class PluginHost:
 
     @property
     def running(self) -> bool:
-        """Its services have started and it has not been stopped since; cheap, for it is asked at every request."""
+        """Its services have started and it has not been stopped since; cheap, for it is asked at every
+        request.
+        """
         return self._running
 
     def statistics(self) -> HostStatistics:
@@ -111,7 +124,9 @@ class PluginHost:
         return HostStatistics(running=self._running, ghosts=ghosts)
 
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
-        """One incarnation. Reports its start when all services have; runs until cancelled or a service crashes."""
+        """One incarnation. Reports its start when all services have; runs until cancelled or a service
+        crashes.
+        """
         state = self._state()
         state.set_plugin_config(self.loaded.dist_name, self.loaded.plugin.config_class, self.check_config())
         crash: Exception | None = None
@@ -124,7 +139,8 @@ class PluginHost:
                     raise
                 finally:
                     self._running = False
-                    # The rest is the lifespan's clean-up: it may await although we are cancelled, for so long.
+                    # The rest is the lifespan's clean-up: it may await although we are cancelled, for so
+                    # long.
                     guard.shield = True
                     guard.deadline = self._lifespan_deadline()
         if guard.cancelled_caught:
@@ -185,7 +201,8 @@ class PluginHost:
 
 
 async def _run_async(service: Service, state: BackendState, task_status: trio.TaskStatus[None]) -> None:
-    # What a service starts (a Subscriber's task) lives in its own nursery, and ends the service if it crashes.
+    # What a service starts (a Subscriber's task) lives in its own nursery, and ends the service if it
+    # crashes.
     try:
         async with trio.open_nursery() as nursery:
             service_nursery.set(nursery)

@@ -26,7 +26,9 @@ ServiceFunction: TypeAlias = Callable[..., Any]
 """``async def f(state)``, ``async def f(state, *, task_status)`` or, in a thread, ``def f(state)``."""
 Lifespan: TypeAlias = Callable[[BackendState], AbstractAsyncContextManager[Any]]
 Authorize: TypeAlias = Callable[[str, str, Any], Awaitable[str | None] | str | None]
-"""``authorize(topic, id, request)``: ``None`` allows; a string, or a raised ``Refused``, is the reason why not."""
+"""``authorize(topic, id, request)``: ``None`` allows; a string, or a raised ``Refused``, is the reason why
+not.
+"""
 
 F = TypeVar("F", bound=ServiceFunction)
 
@@ -44,13 +46,23 @@ class Service:
     restart: RestartType = "transient"
     """What its end means: see ``Plugin.register_service``."""
     start_timeout: float = 30.0
-    """Seconds until ``task_status.started()`` must have been called, if the function takes ``task_status``."""
+    """Seconds until ``task_status.started()`` must have been called, if the function takes
+    ``task_status``.
+    """
     stop_timeout: float = 5.0
     """Seconds it may take to end after it was told to."""
     threaded: bool = False
     """It is a plain function and runs in a thread."""
     reports_start: bool = False
     """It takes ``task_status`` and says itself when it is up."""
+
+
+def _routers(given: Iterable[APIRouter]) -> list[APIRouter]:
+    return list(given)
+
+
+def _blueprints(given: Iterable[Blueprint]) -> list[Blueprint]:
+    return list(given)
 
 
 @attrs.define(eq=False, slots=False, repr=False)
@@ -61,9 +73,11 @@ class Plugin:
     """
 
     frontend_path: str | None = None
-    """Folder of the built front end, relative to the project (editable install) or the import package (wheel)."""
-    routers: list[APIRouter] = attrs.field(factory=list, converter=list)
-    blueprints: list[Blueprint] = attrs.field(factory=list, converter=list)
+    """Folder of the built front end, relative to the project (editable install) or the import package
+    (wheel).
+    """
+    routers: list[APIRouter] = attrs.field(factory=list, converter=_routers)
+    blueprints: list[Blueprint] = attrs.field(factory=list, converter=_blueprints)
     config_class: type[Any] | None = None
     """attrs class, dataclass or TypedDict that ``[plugins.NAME]`` is structured into."""
     frontend_config_class: type[Any] | None = None
@@ -82,7 +96,8 @@ class Plugin:
     """The name of its entry point: what ``/-/plugins`` and the log call it."""
 
     def __repr__(self) -> str:
-        return f"<Plugin {self.name or '(not loaded)'!r}, services {[service.name for service in self.services]}>"
+        services = [service.name for service in self.services]
+        return f"<Plugin {self.name or '(not loaded)'!r}, services {services}>"
 
     def register_service(
         self,
@@ -95,14 +110,15 @@ class Plugin:
     ) -> Callable[[F], F]:
         """Decorator: run the function for as long as the plugin runs. Called with parentheses.
 
-        ``restart`` says what its end means: ``"permanent"``, any end is a crash; ``"transient"``, an exception is
-        (it may simply return); ``"temporary"``, it runs once after the server's start and its end means nothing.
-        Raises `PluginError` for a declaration that cannot work, so that it is seen at import.
+        ``restart`` says what its end means: ``"permanent"``, any end is a crash; ``"transient"``, an
+        exception is (it may simply return); ``"temporary"``, it runs once after the server's start and its
+        end means nothing. Raises `PluginError` for a declaration that cannot work, so that it is seen at
+        import.
         """
         if callable(priority):
             raise PluginError(
-                f"register_service must be called: write @plugin.register_service() above {_name_of(priority)!r}, "
-                "with parentheses"
+                "register_service must be called: write @plugin.register_service() above "
+                f"{_name_of(priority)!r}, with parentheses"
             )
         if restart not in RESTART_TYPES:
             raise PluginError(f"restart={restart!r} is not one of {', '.join(map(repr, RESTART_TYPES))}")
@@ -151,7 +167,8 @@ def _is_async(function: ServiceFunction) -> bool:
     inner: Any = function
     while hasattr(inner, "func") and not inspect.isfunction(inner):
         inner = inner.func
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
+    called = getattr(type(inner), "__call__", None)  # noqa: B004  # is it async, not: is it there
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(called)
 
 
 def _takes_task_status(function: ServiceFunction) -> bool:

@@ -40,8 +40,8 @@ class LoadedPlugin:
     """The module of its entry point."""
     entry_point: str
     """The value of its entry point: ``module:attribute``."""
-    package_path: Path | None = None
-    """The folder of its import package; ``None`` for a plugin without a file."""
+    source: Path | None = None
+    """The folder of its import package, or the file of a plugin that is one module; ``None``: no file."""
     project_root: Path | None = None
     """The root of its project, where it is installed editable."""
     native: bool = True
@@ -52,9 +52,15 @@ class LoadedPlugin:
         """Its name in ``[plugins.*]``, the manifest and ``/plugins/``: the distribution's, normalised."""
         return normalise(self.dist_name)
 
+    @property
+    def package_path(self) -> Path | None:
+        """The folder that holds its files: the import package, or where its one module lies."""
+        # The name of an import package holds no dot, that of a module's file does.
+        return self.source.parent if self.source is not None and self.source.suffix else self.source
+
     def owns(self, filename: str) -> bool:
         """Whether a source file belongs to this plugin: for the watchdog and for tracebacks."""
-        return self.package_path is not None and Path(filename).is_relative_to(self.package_path)
+        return self.source is not None and Path(filename).is_relative_to(self.source)
 
 
 @attrs.frozen(eq=False)
@@ -78,7 +84,7 @@ class Loaded:
         owners = [one for one in self.plugins if one.owns(filename)]
         if not owners:
             return None
-        return max(owners, key=lambda one: len(str(one.package_path))).name
+        return max(owners, key=lambda one: len(str(one.source))).name
 
 
 def load_plugins(names: Sequence[str], *, entry_points: Iterable[EntryPoint] | None = None) -> Loaded:
@@ -122,7 +128,7 @@ def _load_into(loaded: Loaded, candidate: Candidate) -> None:
             plugin=plugin,
             module=candidate.module,
             entry_point=candidate.entry_point.value,
-            package_path=_package_path(candidate.module),
+            source=_source(candidate.module),
             project_root=_project_root(candidate.distribution),
             native=candidate.native,
         )
@@ -134,7 +140,7 @@ def _import(candidate: Candidate) -> Plugin:
         found = candidate.entry_point.load()
     # A module that calls sys.exit() while it is imported must not end the server.
     except (Exception, SystemExit) as error:
-        line = cause_line(error, _package_path(candidate.module))
+        line = cause_line(error, _source(candidate.module))
         raise PluginImportFailed(
             f"plugin {candidate.name!r} of {candidate.dist_name!r} cannot be imported: {line}",
             plugin=candidate.name,
@@ -153,8 +159,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def cause_line(error: BaseException, package_path: Path | None = None) -> str:
-    """``Type: message (file:line)``: the innermost frame in ``package_path``, else the innermost one of anybody.
+def cause_line(error: BaseException, source: Path | None = None) -> str:
+    """``Type: message (file:line)``: the innermost frame in ``source``, else the innermost one of
+    anybody.
 
     A group is told by the leaf that came first.
     """
@@ -162,32 +169,33 @@ def cause_line(error: BaseException, package_path: Path | None = None) -> str:
         error = error.exceptions[0]
     message = " ".join(str(error).split())
     told = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    where = _where(error, error.__traceback__, package_path)
+    where = _where(error, error.__traceback__, source)
     return f"{told} ({where})" if where else told
 
 
-def _where(error: BaseException, tb: TracebackType | None, package_path: Path | None) -> str:
+def _where(error: BaseException, tb: TracebackType | None, source: Path | None) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(tb)
     outside = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
     inside = [
-        frame
-        for frame in outside
-        if package_path is not None and Path(frame.filename).is_relative_to(package_path)
+        frame for frame in outside if source is not None and Path(frame.filename).is_relative_to(source)
     ]
     chosen = inside or [frame for frame in outside if "importlib" not in Path(frame.filename).parts[-2:-1]]
     chosen = [frame for frame in chosen if frame.filename != __file__]
     return f"{chosen[-1].filename}:{chosen[-1].lineno}" if chosen else ""
 
 
-def _package_path(module: str) -> Path | None:
-    """The folder of the outermost regular package of ``module``, without importing anything that is not imported."""
+def _source(module: str) -> Path | None:
+    """The folder of the outermost regular package of ``module``, without importing anything that is not
+    imported.
+    """
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         origin = _origin(".".join(parts[:end]))
         if origin is not None:
-            return origin.parent.resolve()
+            # A lone module must not own its neighbours in site-packages.
+            return (origin.parent if origin.stem == "__init__" else origin).resolve()
     return None
 
 

@@ -1,4 +1,6 @@
-"""``BackendState``: what services, lifespans and routes are handed. One for each incarnation, shared by all plugins."""
+"""``BackendState``: what services, lifespans and routes are handed. One for each incarnation, shared by all
+plugins.
+"""
 
 from __future__ import annotations
 

@@ -132,9 +132,9 @@ class Supervisor:
             after a crash.
         """
         entry = self._decider.entry(name)
-        before = entry.incarnation  # one that is at rest starts within the post
+        above = entry.incarnation
         self._post(lambda: self._decider.restart(name, self._clock()))
-        return await self._until_up(entry, above=before)
+        return await self._until_up(entry, above=above)
 
     def delete_child(self, name: str) -> None:
         """Forget a child that is stopped, finished or quarantined.

@@ -114,7 +114,8 @@ class ChannelsStatistics:
 
 class Session:
     """One connection, as a transport sees it: feed it frames, empty its ``outbox``, say when it is
-    ``gone``."""
+    ``gone``.
+    """
 
     __slots__ = ("_channels", "conn", "info", "last_seen", "outbox", "socket", "user_token")
 
@@ -138,7 +139,8 @@ class Session:
 
     def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:
         """Frames of one read: ``(opcode, payload)``, text as bytes or str. Never raises for what a peer
-        sent."""
+        sent.
+        """
         now = self.last_seen = trio.current_time()
         for opcode, data in frames:
             if self.outbox.disconnect is not None:
@@ -318,7 +320,8 @@ class Channels:
 
     def on_up(self, up: bool) -> None:
         """Redis came or went. After an absence members are told to join anew, for they have missed
-        something."""
+        something.
+        """
         if up and not self.hub.available:
             self.hub.available = True
             self._publish_all(self.hub.interrupted())
@@ -329,7 +332,8 @@ class Channels:
 
     async def run(self, *, task_status: trio.TaskStatus[Channels] = trio.TASK_STATUS_IGNORED) -> None:
         """The supervised child: until cancelled; then everybody is told, in batches, and given time to hear
-        it."""
+        it.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -399,7 +403,8 @@ def _random_id(length: int) -> str:
 
 def _bearer(subprotocols: Sequence[str]) -> str | None:
     """phoenix.js' ``authToken``: base64 without padding, in either alphabet; None if there is none or it is
-    garbage."""
+    garbage.
+    """
     for offered in subprotocols:
         if offered.startswith(_BEARER):
             part = offered.removeprefix(_BEARER).replace("-", "+").replace("_", "/")

@@ -158,10 +158,14 @@ class Engine:
     close_code: Callable[[], int] = lambda: 1012
     """With which code WebSockets are told to go: 1012 for a restart, 1001 for good."""
     tick: Callable[[], None] | None = None
-    """Called every TICK seconds while connections are open: deadlines are kept by looking, not by a timer each."""
+    """Called every TICK seconds while connections are open: deadlines are kept by looking, not by a timer
+    each.
+    """
     secure: bool = False
     """With TLS a refusal cannot be told in plain text."""
     draining: bool = False
+    nursery: trio.Nursery | None = None
+    """Where connections live, and what they leave behind to be written."""
     accepted: int = 0
     refused: int = 0
     requests: int = 0
@@ -215,6 +219,7 @@ class Engine:
         self, grace: Callable[[], float], *, task_status: trio.TaskStatus[trio.Nursery]
     ) -> None:
         async with trio.open_nursery() as nursery:
+            self.nursery = nursery
             # Bounded: the drain below ends with a cancel of this very scope.
             nursery.cancel_scope.shield = True
             if self.tick is not None:

@@ -144,7 +144,7 @@ class _Shared:
         self.config.websocket_max_message_size = max_message
 
     async def handle(
-        self, client: socket.socket, _address: str, report: Callable[[Connection], None]
+        self, client: socket.socket, _address: Address, report: Callable[[Connection], None]
     ) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
         secured: Any = stream
@@ -176,6 +176,7 @@ class _Connection(TCPServer):
         self.engine = shared.engine
         self.raw = raw
         self.scope = trio.CancelScope()
+        self.read_scope = trio.CancelScope()
         self.reading = True
         self.group = Applications(
             self.engine, stalled=self._stalled, is_open=self._is_open, ended=self._application_ended
@@ -201,6 +202,7 @@ class _Connection(TCPServer):
 
     def _drop(self) -> None:
         """Close the socket under everybody: the reader ends, and so the applications are told."""
+        self.read_scope.cancel()
         if self.raw.fileno() >= 0:
             trio.lowlevel.notify_closing(self.raw)
             self.raw.close()
@@ -244,15 +246,18 @@ class _Connection(TCPServer):
         return self.stream.selected_alpn_protocol() or "http/1.1"
 
     async def _read_data(self) -> None:
-        while True:
-            try:
-                with trio.fail_after(self._patience()):
-                    data = await self.stream.receive_some(MAX_RECV)
-            except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
-                break
-            await self.protocol.handle(RawData(bytes(data)))
-            if data == b"":
-                break
+        # Cancelled when the socket is closed: a pipelined request makes Hypercorn's reader wait for the end
+        # of a response, also of one that has just broken off.
+        with self.read_scope:
+            while True:
+                try:
+                    with trio.fail_after(self._patience()):
+                        data = await self.stream.receive_some(MAX_RECV)
+                except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
+                    break
+                await self.protocol.handle(RawData(bytes(data)))
+                if data == b"":
+                    break
         self.reading = False
         await self.idle_task.stop()
         await self.protocol.handle(Closed())  # tells the applications; never waits for them (see Inbox)

@@ -3,16 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Blueprint, Response, websocket
 from quart.wrappers import Websocket
+from quart_trio.asgi import TrioASGIWebsocketConnection
 
-from tangram.channels.disconnects import BUSY, Disconnect, Refusal
+from tangram.channels.disconnects import BUSY, CRASH, Disconnect, Refusal
 from tangram.channels.frames import TEXT, Encoded
 from tangram.transports.channels import Channels, connect_info
 from tangram.transports.session import run_session
 
-__all__ = ["websocket_blueprint"]
+__all__ = ["WebsocketConnection", "websocket_blueprint"]
+
+
+class _Watched:
+    """The application, and whether its handler ended with an answer, which after an upgrade means a crash."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.crashed = False
+
+    async def handle_websocket(self, socket: Websocket) -> Any:
+        response = await self._app.handle_websocket(socket)
+        self.crashed = response is not None
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+
+class WebsocketConnection(TrioASGIWebsocketConnection):
+    """Quart's WebSockets without two of their habits: set it as the application's ``asgi_websocket_class``.
+
+    A handler that crashed is closed with 1011 and not with 1000, after which phoenix.js would never come
+    back; and an empty binary frame arrives as empty bytes, whatever keys the engine leaves out of its events.
+    """
+
+    app: Any
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def receive_whole() -> Any:
+            event: Any = await receive()
+            if event["type"] == "websocket.receive":
+                # Quart takes ``bytes`` or, if that is empty, ``text``.
+                data = event.get("bytes")
+                event = {**event, "text": data if data is not None else event.get("text", "")}
+            return event
+
+        await super().__call__(receive_whole, send)
+
+    async def handle_websocket(  # type: ignore[override]
+        self, nursery: trio.Nursery, websocket: Websocket, send: ASGISendCallable
+    ) -> None:
+        watched = self.app = _Watched(self.app)
+
+        async def send_honest(event: Any) -> None:
+            if watched.crashed and event["type"] == "websocket.close":
+                event = {**event, "code": CRASH.code, "reason": CRASH.reason}
+            await send(event)
+
+        await super().handle_websocket(nursery, websocket, send_honest)
 
 
 class _QuartConnection:

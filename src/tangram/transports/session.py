@@ -62,18 +62,19 @@ async def run_session(
     """Serve an accepted WebSocket until it ends, and tell how it ended. Raises nothing of its own."""
     bell = _Bell()
     session = bell.session = channels.connect(info, admission, bell.ring)
-    closed = False
+    told = False
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read, session, connection, channels.settings.max_message)
-            closed = await _write(session, connection, bell)
+            told = await _write(session, connection, bell)
             nursery.cancel_scope.cancel()
     finally:
-        # Reached by cancellation too: the engine stops, and the peer should hear why.
+        # Reached by cancellation too: the engine stops, or the peer has gone; if it has not, it should hear
+        # why.
         session.outbox.close(channels.farewell)
         session.gone()
-        if not closed and session.outbox.disconnect not in (None, GONE):
-            await _close(session, connection, bell)
+        if not told and session.outbox.disconnect != GONE:
+            await _close(session, connection)
     assert session.outbox.disconnect is not None
     return session.outbox.disconnect
 
@@ -94,7 +95,7 @@ async def _read(session: Session, connection: Connection, max_message: int) -> N
 
 
 async def _write(session: Session, connection: Connection, bell: _Bell) -> bool:
-    """Send what comes until the connection is to end; True if the close frame has been sent."""
+    """Send what comes until the connection is to end; True if the peer has been told, or cannot be."""
     outbox = session.outbox
     with bell.scope:
         try:
@@ -105,20 +106,19 @@ async def _write(session: Session, connection: Connection, bell: _Bell) -> bool:
                 if outbox.disconnect is not None and not len(outbox):
                     break
                 await bell.wait()
-            if outbox.disconnect is not GONE:
+            if outbox.disconnect != GONE:
                 await connection.close(outbox.disconnect)
-            return True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this connection only
             log.debug("a connection cannot be written to", conn=session.conn, cause=repr(error))
             outbox.close(GONE)
-            return True
+        return True
     return False
 
 
-async def _close(session: Session, connection: Connection, bell: _Bell) -> None:
+async def _close(session: Session, connection: Connection) -> None:
     assert session.outbox.disconnect is not None
     with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
         try:
             await connection.close(session.outbox.disconnect)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it has ended anyhow
             log.debug("a connection cannot be closed", conn=session.conn, cause=repr(error))

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tangram.channels.disconnects import BUSY, Refusal
 from tangram.channels.policy import ConnectInfo, Gate
+from tangram.routing import APIRouter, Request, Response
 from tangram.transports.channels import Channels, connect_info
-
-if TYPE_CHECKING:
-    from tangram.routing import APIRouter
 
 __all__ = ["MAX_BODY", "TokenAnswer", "issue_token", "token_router"]
 
@@ -43,9 +41,6 @@ class _Asked(msgspec.Struct):
     id: str | None = None
 
 
-_decode: Final = msgspec.json.Decoder(_Asked).decode
-
-
 async def issue_token(
     gate: Gate, body: bytes, *, content_type: str | None, authorization: str | None, info: ConnectInfo
 ) -> TokenAnswer:
@@ -55,7 +50,7 @@ async def issue_token(
     if content_type is None or not _JSON.fullmatch(content_type.strip()):
         return _text(415, "expected content-type: application/json")
     try:
-        asked = _decode(body)
+        asked = msgspec.convert(msgspec.json.decode(body), _Asked)
     except msgspec.ValidationError as error:
         return _text(422, f"wrong shape: {error}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -80,8 +75,6 @@ def _text(status: int, text: str, *, retry: bool = False) -> TokenAnswer:
 
 def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
     """The route; ``channels`` is read at each request, None (no incarnation at the moment) answers 503."""
-    from tangram.routing import APIRouter, Request, Response
-
     router = APIRouter(tags=["channels"])
 
     @router.post("/token", summary="A token for one channel")
@@ -101,7 +94,4 @@ def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
             answer.body, answer.status, headers=dict(answer.headers), media_type=answer.content_type
         )
 
-    # The signature is read when the route is compiled, long after this function's names are gone.
-    token.__annotations__.update(request=Request)
-    token.__annotations__["return"] = Response
     return router

@@ -1,8 +1,8 @@
 """``[[cache.entries]]``: files of other servers, fetched once, kept on the disk, and served from there.
 
-A parameter's value becomes one segment of a path, so it may be nothing that leads elsewhere. A file appears under its name
-whole or not at all: it is written beside it and renamed. Many who wait for one file wait for one download; the
-download does not belong to the first of them, who may go away.
+A parameter's value becomes one segment of a path, so it may be nothing that leads elsewhere. A file appears
+under its name whole or not at all: it is written beside it and renamed. Many who wait for one file wait for
+one download; the download does not belong to the first of them, who may go away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ import trio
 
 from tangram.config.model import CacheEntry
 from tangram.errors import PluginError
-from tangram.routing import APIRouter, FileResponse, HTTPException, Request
+from tangram.routing import APIRouter, FileResponse, HTTPException
 from tangram.routing.files import inside
 
 if TYPE_CHECKING:
@@ -32,9 +33,13 @@ __all__ = ["FETCH_SECONDS", "MAX_FILE_BYTES", "CacheRoutes"]
 log = structlog.get_logger("tangram.web")
 
 FETCH_SECONDS = 30.0
-"""For one download, from the first byte of the request to the last of the answer: style fonts take under one."""
+"""For one download, from the first byte of the request to the last of the answer: style fonts take under
+one.
+"""
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Of one file: four times the largest that the published front ends fetch. An endless answer must not fill the disk."""
+"""Of one file: four times the largest that the published front ends fetch. An endless answer must not fill
+the disk.
+"""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::path)?\}")
 
@@ -47,7 +52,9 @@ class _Download:
 
 
 class CacheRoutes:
-    """The routes of all entries. ``run`` hosts the downloads; it belongs beside the site, in the same incarnation."""
+    """The routes of all entries. ``run`` hosts the downloads; it belongs beside the site, in the same
+    incarnation.
+    """
 
     def __init__(
         self,
@@ -89,10 +96,13 @@ class CacheRoutes:
         if not root.is_absolute() and self._base is not None:
             root = self._base / root
 
-        async def answer(request: Request) -> FileResponse:
-            values = [request.path_params[name] for name in names]
-            return await self._answer(entry, root, dict(zip(names, values, strict=True)))
+        async def answer(**values: str) -> FileResponse:
+            return await self._answer(entry, root, {name: values[name] for name in names})
 
+        # A route's parameters are known from its handler's signature; these are the operator's.
+        parameters = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=str) for name in names]
+        answer.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        answer.__annotations__ = dict.fromkeys(names, str)
         self.router.add_api_route(
             _PLACEHOLDER.sub(r"{\1}", entry.serve_route),
             answer,
@@ -163,7 +173,8 @@ async def _store(chunks: Any, target: Path) -> None:
                 await file.write(chunk)
         await trio.to_thread.run_sync(os.replace, partial, target)
     finally:
-        # Renamed, it is gone already; a stop must not leave a half file behind, so this does not wait for a thread.
+        # Renamed, it is gone already; a stop must not leave a half file behind, so this does not wait for a
+        # thread.
         partial.unlink(missing_ok=True)
 
 

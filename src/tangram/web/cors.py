@@ -1,8 +1,8 @@
 """Cross-origin answers: an allowed origin is echoed, with ``Vary``; everybody else gets no such header.
 
-CORS protects the readers of answers, so nothing is refused here but a preflight. Programs send no ``Origin`` and
-pass. ``null`` (a sandboxed frame, a file) is anybody, and is never echoed. Credentials are not offered: tokens
-travel in headers.
+CORS protects the readers of answers, so nothing is refused here but a preflight. Programs send no ``Origin``
+and pass. ``null`` (a sandboxed frame, a file) is anybody, and is never echoed. Credentials are not offered:
+tokens travel in headers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``/docs`` and ``/openapi.json``: the interface of all routes, readable without internet access.
 
-The page's scripts come from the ``swagger-ui-bundle`` distribution and are served by us. The Swagger UI in there reads
-OpenAPI 3.0, we write 3.1: the page's own script rewrites the few words that differ before it hands the document over.
+The page's scripts come from the ``swagger-ui-bundle`` distribution and are served by us. The Swagger UI in
+there reads OpenAPI 3.0, we write 3.1: the page's own script rewrites the few words that differ before it
+hands the document over.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ function older(node) {
       if (some.length === 1 && !some[0].$ref) Object.assign(out, older(some[0]));
       else out.anyOf = older(some);
     } else if (key === "const") out.enum = [value];
-    else if (key === "exclusiveMinimum" && typeof value === "number") { out.minimum = value; out.exclusiveMinimum = true; }
-    else if (key === "exclusiveMaximum" && typeof value === "number") { out.maximum = value; out.exclusiveMaximum = true; }
-    else out[key] = older(value);
+    else if (key === "exclusiveMinimum" && typeof value === "number") { out.minimum = value;
+    out.exclusiveMinimum = true; } else if (key === "exclusiveMaximum" && typeof value === "number") {
+    out.maximum = value; out.exclusiveMaximum = true; } else out[key] = older(value);
   }
   return out;
 }

@@ -1,7 +1,7 @@
 """Folders that are served as they are: a plugin's front end, our page, the docs' scripts.
 
-Paths are resolved in threads, links included, and what leads out of the folder does not exist: routing's `FileResponse`
-sees to that, and to ETag, ranges and Last-Modified.
+Paths are resolved in threads, links included, and what leads out of the folder does not exist: routing's
+`FileResponse` sees to that, and to ETag, ranges and Last-Modified.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ REVALIDATE = "no-cache"
 IMMUTABLE = "public, max-age=31536000, immutable"
 """For names that carry a hash of the content: another content has another name."""
 
-# What Vite and its relatives write: name-<8 or more characters of base64url>.ext, with at least one digit among them.
+# What Vite and its relatives write: name-<8 or more characters of base64url>.ext, with at least one digit
+# among them.
 _HASHED = re.compile(r"[-.](?=[\w-]*\d)[\w-]{8,}\.\w+$")
 
 

@@ -1,6 +1,7 @@
 """Plugins' front ends: folders at ``/plugins/<distribution>/``, and what of them the manifest names.
 
-The key is the distribution's name, normalised with underscores; other spellings of it lead to the same folder.
+The key is the distribution's name, normalised with underscores; other spellings of it lead to the same
+folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""``/manifest.json``: what the browser's shell needs to know; and the classes that its ``core`` part is made of.
+"""``/manifest.json``: what the browser's shell needs to know; and the classes that its ``core`` part is made
+of.
 
 One plugin whose configuration cannot be shown costs itself its place in the manifest, and nobody else.
 """
@@ -113,10 +114,10 @@ class Manifest:
                 entry = {**frontend.described, **shown}
                 # A value that JSON cannot hold must be found here, not when the browser asks for everything.
                 entries[loaded.key] = msgspec.Raw(encode_json(entry))
-            except Exception as error:  # noqa: BLE001  # the author's code and classes: anything may come
-                cause = cause_line(error, loaded.package_path)
+            except Exception as error:
+                cause = cause_line(error, loaded.source)
                 self.failures[loaded.name] = cause
-                log.error("a plugin is left out of the manifest", plugin=loaded.name, cause=cause)
+                log.exception("a plugin is left out of the manifest", plugin=loaded.name, cause=cause)
         return entries
 
 

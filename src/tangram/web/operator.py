@@ -1,8 +1,8 @@
 """``/-/``: what the operator and their machines ask. Health, readiness, the supervision tree, the plugins.
 
-Numbers and states are for all. Causes, with the last frames of their tracebacks, are for the operator (the token) and
-for this machine. Whatever changes something needs the token, from this machine as well: any page in a browser here can send
-a request to loopback.
+Numbers and states are for all. Causes, with the last frames of their tracebacks, are for the operator (the
+token) and for this machine. Whatever changes something needs the token, from this machine as well: any page
+in a browser here can send a request to loopback.
 """
 
 from __future__ import annotations
@@ -17,13 +17,28 @@ from tangram.web.origin import Addresses
 
 __all__ = ["DETAIL_KEYS", "Operator", "operator_router", "without_details"]
 
-DETAIL_KEYS = frozenset({"last_crash", "crashes", "crash", "ghosts", "stubborn", "where", "others", "traceback"})
+DETAIL_KEYS = frozenset(
+    {"last_crash", "crashes", "crash", "ghosts", "stubborn", "where", "others", "traceback"}
+)
 """What is kept, whole, from those who may not see details."""
 PUBLIC_WORDS = frozenset(
-    {"name", "state", "status", "kind", "strategy", "restart", "child", "supervisor", "plugin", "distribution"}
+    {
+        "name",
+        "state",
+        "status",
+        "kind",
+        "strategy",
+        "restart",
+        "child",
+        "supervisor",
+        "plugin",
+        "distribution",
+    }
     | {"services", "path"}
 )
-"""Under these names text is for all. Any other text may be somebody's path, address or value, and is kept back."""
+"""Under these names text is for all. Any other text may be somebody's path, address or value, and is kept
+back.
+"""
 
 
 class Operator(Protocol):
@@ -34,7 +49,9 @@ class Operator(Protocol):
         ...
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Whether everything that should run does, and if not, why: one short reason each, fit for everybody."""
+        """Whether everything that should run does, and if not, why: one short reason each, fit for
+        everybody.
+        """
         ...
 
     def supervision(self) -> Mapping[str, Any]:
@@ -50,7 +67,13 @@ class Operator(Protocol):
         ...
 
     def unavailable(self) -> Mapping[str, str]:
-        """Plugins whose routes cannot answer now, with a reason fit for everybody. Asked at every request: cheap."""
+        """Plugins whose routes cannot answer now, with a reason fit for everybody. Asked at every request:
+        cheap.
+        """
+        ...
+
+    async def wait_available(self, plugin: str) -> str | None:
+        """Wait, for a bounded time, for a plugin that restarts: ``None`` once it serves, else the reason."""
         ...
 
 

@@ -1,10 +1,12 @@
-"""Who asks, and under which address: what may be believed of a request's ``Host``, ``Origin`` and forwarding headers.
+"""Who asks, and under which address: what may be believed of a request's ``Host``, ``Origin`` and forwarding
+headers.
 
 1. Forwarding headers count only when the transport's peer is one of ``forwarded_allow_ips``.
-2. A request is local when its peer is this machine and nobody says that it was forwarded from elsewhere. A proxy on
-   the same machine is a local peer, too: with a forwarding header the request is as local as the address in there.
-3. A local request under a foreign ``Host`` is not local: a page that binds its own name to 127.0.0.1 in the visitor's
-   browser would read what only the operator may.
+2. A request is local when its peer is this machine and nobody says that it was forwarded from elsewhere. A
+   proxy on the same machine is a local peer, too: with a forwarding header the request is as local as the
+   address in there.
+3. A local request under a foreign ``Host`` is not local: a page that binds its own name to 127.0.0.1 in the
+   visitor's browser would read what only the operator may.
 """
 
 from __future__ import annotations
@@ -152,7 +154,9 @@ def _last(value: str | None) -> str:
 
 
 def _split(url: str) -> tuple[str, int | None] | None:
-    """Host and port of ``scheme://host:port`` or ``//host:port``; ``None`` where it is not that and nothing else."""
+    """Host and port of ``scheme://host:port`` or ``//host:port``; ``None`` where it is not that and nothing
+    else.
+    """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -1,19 +1,22 @@
-"""The Quart application behind the site: plugins' blueprints, and what an engine without channels of its own mounts.
+"""The Quart application behind the site: plugins' blueprints, and what an engine without channels of its own
+mounts.
 
 Built anew for each incarnation, and only where somebody needs it: Quart costs a fifth of a second to import.
-Its background tasks and its lifespan are not for use: what fails there is lost in a log line. They are refused, by name.
+Its background tasks and its lifespan are not for use: what fails there is lost in a log line. They are
+refused, by name.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
 from tangram.plugins.registry import LoadedPlugin, cause_line
 from tangram.web.asgi import ASGIApp
+from tangram.web.operator import Operator
 
 if TYPE_CHECKING:
     import trio
@@ -27,12 +30,12 @@ log = structlog.get_logger("tangram.web")
 def build_quart(
     plugins: Iterable[LoadedPlugin],
     hooks: Iterable[Callable[[Quart], None]],
-    unavailable: Callable[[], Mapping[str, str]],
+    operator: Operator,
     max_body: int,
 ) -> tuple[ASGIApp, dict[str, str]]:
     """The application, and the plugins whose blueprints could not be registered with the cause.
 
-    ``unavailable()`` says which plugins' routes cannot answer now, and why.
+    ``operator`` says which plugins' routes cannot answer now, and why.
     """
     app = _new_app(max_body)
     failures: dict[str, str] = {}
@@ -41,14 +44,16 @@ def build_quart(
         cause = _register(app, loaded, owners)
         if cause is not None:
             failures[loaded.name] = cause
-    _answer_for_the_absent(app, owners, unavailable)
+    _answer_for_the_absent(app, owners, operator)
     for hook in hooks:
         hook(app)
-    return app, failures
+    return cast("ASGIApp", app), failures
 
 
 def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str | None:
-    """Register on a trial application first, so that a blueprint which raises half-way leaves nothing behind."""
+    """Register on a trial application first, so that a blueprint which raises half-way leaves nothing
+    behind.
+    """
     trial = _new_app(0)
     before = set(app.blueprints)
     try:
@@ -57,7 +62,7 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
         for blueprint in loaded.plugin.blueprints:
             app.register_blueprint(blueprint)
     except Exception as error:
-        cause = cause_line(error, loaded.package_path)
+        cause = cause_line(error, loaded.source)
         log.exception("a plugin's blueprint cannot be registered", plugin=loaded.name, cause=cause)
         return cause
     owners.update(dict.fromkeys(set(app.blueprints) - before, loaded.name))
@@ -69,15 +74,14 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
     return None
 
 
-def _answer_for_the_absent(
-    app: Quart, owners: Mapping[str, str], unavailable: Callable[[], Mapping[str, str]]
-) -> None:
+def _answer_for_the_absent(app: Quart, owners: Mapping[str, str], operator: Operator) -> None:
     from quart import jsonify, request
 
     async def absent() -> Any:
-        down = unavailable()
+        down = operator.unavailable()
         for name in request.blueprints if down else ():
-            reason = down.get(owners.get(name, ""))
+            owner = owners.get(name, "")
+            reason = await operator.wait_available(owner) if owner in down else None
             if reason is not None:
                 return jsonify(detail=reason), 503, {"retry-after": "1"}
         return None
@@ -93,12 +97,14 @@ def _new_app(max_body: int) -> Quart:
     from werkzeug.exceptions import HTTPException
 
     class Connection(TrioASGIHTTPConnection):
-        """One request. Upstream cancels the tail of its own response when the engine reports its end as a disconnect."""
+        """One request. Upstream cancels the tail of its own response when the engine reports its end as a
+        disconnect.
+        """
 
         complete = False
 
         async def __call__(self, receive: Any, send: Any) -> None:
-            async def watched(message: MutableMapping[str, Any]) -> None:
+            async def watched(message: Any) -> None:
                 if message["type"] == "http.response.body" and not message.get("more_body", False):
                     self.complete = True
                 await send(message)
@@ -113,11 +119,11 @@ def _new_app(max_body: int) -> Quart:
     class Application(QuartTrio):
         asgi_http_class = Connection
 
-        def add_background_task(self, func: Any, *args: Any, **kwargs: Any) -> None:
+        def add_background_task(self, func: Any, *_args: Any, **_kwargs: Any) -> None:
             name = getattr(func, "__name__", repr(func))
             raise RuntimeError(
-                f"background task {name!r} would die unseen in a log line: make it a service of the plugin with "
-                "@plugin.register_service()"
+                f"background task {name!r} would die unseen in a log line: make it a service of the plugin "
+                "with @plugin.register_service()"
             )
 
     app = Application("tangram", static_folder=None, template_folder=None)

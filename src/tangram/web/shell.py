@@ -1,4 +1,6 @@
-"""What is served at ``/``: our page, a folder of the operator's, or the shell that an installed wheel carries."""
+"""What is served at ``/``: our page, a folder of the operator's, or the shell that an installed wheel
+carries.
+"""
 
 from __future__ import annotations
 

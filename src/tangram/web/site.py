@@ -1,8 +1,10 @@
 """The site: one ASGI application for everything that is asked over HTTP.
 
-    CORS -> native routes (operator's, core's, plugins') -> files (page, docs, front ends) -> Quart (blueprints) -> 404
+    CORS -> native routes (operator's, core's, plugins') -> files (page, docs, front ends) -> Quart
+    (blueprints) -> 404
 
-What a native route answers does not pass through Quart. A site belongs to one incarnation: the next one builds its own.
+What a native route answers does not pass through Quart. A site belongs to one incarnation: the next one
+builds its own.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import structlog
 
+from tangram import __version__
 from tangram.config.model import Config
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
@@ -39,8 +42,6 @@ log = structlog.get_logger("tangram.web")
 
 OWNER = "tangram"
 """Whose the server's own routes are; no plugin can be called so and be down."""
-
-VERSION = "0.1.0"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -109,7 +110,7 @@ class Site:
     def openapi(self) -> bytes:
         """``/openapi.json``, made when first asked for."""
         if self._openapi is None:
-            self._openapi = encode_json(openapi([self.table], title="tangram", version=VERSION))
+            self._openapi = encode_json(openapi([self.table], title="tangram", version=__version__))
         return self._openapi
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +126,8 @@ class Site:
     async def _refuse_for(self, down: Mapping[str, str], scope: Scope, send: Send) -> bool:
         """A plugin that is down does not answer; whoever asks is told that it is there, and to come back."""
         found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
-        reason = down.get(found.value.owner) if found is not None and found.value is not None else None
+        owner = found.value.owner if found is not None and found.value is not None else ""
+        reason = await self._operator.wait_available(owner) if owner in down else None
         if reason is None:
             return False
         await send_json(scope, send, 503, {"detail": reason}, headers=[(b"retry-after", b"1")])
@@ -215,7 +217,7 @@ class Site:
         from tangram.web.quartsite import build_quart
 
         app, failures = build_quart(
-            parts.plugins, parts.quart_hooks, self._operator.unavailable, parts.config.server.max_body
+            parts.plugins, parts.quart_hooks, self._operator, parts.config.server.max_body
         )
         self.failures.update(failures)
         return app
@@ -226,7 +228,9 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noq
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
-    """Nothing of ours or a plugin's hangs on it: what fails there is lost, and a cancelled server skips its end."""
+    """Nothing of ours or a plugin's hangs on it: what fails there is lost, and a cancelled server skips its
+    end.
+    """
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -57,7 +57,9 @@ def default_styles() -> list[MapStyle]:
 
 
 def merge_styles(defaults: Iterable[MapStyle], own: Iterable[MapStyle]) -> list[MapStyle]:
-    """Each of the operator's styles replaces the one that it matches (URL, else id, else name), or is appended."""
+    """Each of the operator's styles replaces the one that it matches (URL, else id, else name), or is
+    appended.
+    """
     merged = list(defaults)
     for style in own:
         place = next((index for index, known in enumerate(merged) if _match(known, style)), None)

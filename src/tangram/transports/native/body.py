@@ -14,7 +14,9 @@ from tangram.transports.native.head import BadHead
 __all__ = ["ChunkedBody", "LengthBody"]
 
 MAX_CHUNK_LINE = 1024
-"""Bytes of a chunk's size line: extensions carry nothing that we read, and are an old way to keep a server busy."""
+"""Bytes of a chunk's size line: extensions carry nothing that we read, and are an old way to keep a server
+busy.
+"""
 
 MAX_TRAILERS = 8192
 """Bytes of all trailers: they are dropped, so that there is no reason to take more."""
@@ -48,7 +50,9 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A body in chunks. ``rest`` that ``feed`` answers while not ``done`` is to be given again, with what follows."""
+    """A body in chunks. ``rest`` that ``feed`` answers while not ``done`` is to be given again, with what
+    follows.
+    """
 
     __slots__ = ("_in_chunk", "_need_end", "_trailers", "done")
 

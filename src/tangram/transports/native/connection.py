@@ -1,30 +1,29 @@
 """One connection of the native engine: one task, one socket, requests one after the other.
 
-1. The application runs in the connection's own task: no nursery, no timer and no parser belongs to a connection that
-   waits. Deadlines are two numbers, which the engine looks at every half second.
+1. The application runs in the connection's own task: no nursery, no timer and no parser belongs to a
+   connection that waits. Deadlines are two numbers, which the engine looks at every half second.
 2. Reading and writing go straight to the socket; the event loop is asked only when the socket is not ready.
-3. Whatever the client does ends here: a broken request is answered and the connection closed after what it had sent
-   was taken (a close with unread bytes would be a reset, and the answer lost).
+3. Whatever the client does ends here: a broken request is answered and the connection closed after what it
+   had sent was taken (a close with unread bytes would be a reset, and the answer lost).
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from tangram.transports.engine import Address, ClientGone
 from tangram.transports.native.exchange import Exchange
-from tangram.transports.native.head import CHUNKED, BadHead, Request, parse_head, premature_fault
+from tangram.transports.native.head import BadHead, parse_head, premature_fault
 from tangram.transports.native.response import simple_response
 
 if TYPE_CHECKING:
     from tangram.transports.native.server import NativeServer
 
-__all__ = ["HttpConnection"]
+__all__ = ["HttpConnection", "Upgraded"]
 
 NEVER: Final = float("inf")
 
@@ -37,12 +36,19 @@ LINGER_TIME: Final = 2.0
 LINGER_BYTES: Final = 1024 * 1024
 """Bytes dropped at most after the last answer: a larger body that was refused ends in a reset."""
 
-SKIP_BYTES: Final = 65536
-"""An unread body of at most so many bytes is skipped to keep the connection; a larger one ends it."""
-
 _wait_readable = trio.lowlevel.wait_readable
 _wait_writable = trio.lowlevel.wait_writable
 _now = trio.current_time
+
+
+class Upgraded(Protocol):
+    """What a connection has become: a WebSocket."""
+
+    def say_goodbye(self, code: int) -> None:
+        """Begin the closing handshake."""
+
+    def tick(self, now: float) -> None:
+        """Half a second has passed: is a ping due?"""
 
 
 class HttpConnection:
@@ -76,7 +82,7 @@ class HttpConnection:
         self.eof = False
         self.reading = False
         self.exchange: Exchange | None = None
-        self.upgraded: Callable[[int], None] | None = None
+        self.upgraded: Upgraded | None = None
         self._writing: trio.Event | None = None
 
     # What the engine asks of it.
@@ -99,7 +105,7 @@ class HttpConnection:
     def say_goodbye(self, code: int) -> None:
         """Tell a WebSocket to go."""
         if self.upgraded is not None:
-            self.upgraded(code)
+            self.upgraded.say_goodbye(code)
 
     def abort(self) -> None:
         """Close the socket; whoever waits for it is woken by an error."""
@@ -121,7 +127,7 @@ class HttpConnection:
     # The socket.
 
     async def read(self, timeout: float) -> bytes:
-        """What has come, or b"" when the client will send no more, or has gone, or took longer than ``timeout``."""
+        """What has come; empty when the client sends no more, has gone, or took longer than ``timeout``."""
         self.reading = True
         if timeout is not NEVER:
             self.read_deadline = _now() + timeout
@@ -143,7 +149,9 @@ class HttpConnection:
         return b""
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Send all of it. Raises ClientGone. Does not give way to other tasks if the socket takes it at once."""
+        """Send all of it. Raises ClientGone. Does not give way to other tasks if the socket takes it at
+        once.
+        """
         if self._writing is not None:
             await self._wait_turn()
         try:
@@ -225,9 +233,6 @@ class HttpConnection:
     async def _read_head(self) -> int:
         """Wait for a whole head; answers where its empty line begins, or -1 when the connection has ended."""
         settings = self.server.settings
-        engine = self.server.engine
-        if engine.draining and not self.buffer and self.server_address is None:
-            return -1
         timeout = settings.idle_timeout
         started = 0.0
         while True:
@@ -254,7 +259,7 @@ class HttpConnection:
         self.server.engine.rejected += 1
         self.buffer = b""
         with contextlib.suppress(ClientGone):
-            await self.write(simple_response(error.status, error.reason, close=True))
+            await self.write(simple_response(error.status, error.reason, close=True, extra=error.extra))
             await self.linger()
 
     async def _finish(self, exchange: Exchange) -> None:
@@ -275,19 +280,3 @@ class HttpConnection:
             if not data:
                 return
             taken += len(data)
-
-    async def skip(self, request: Request, feed: Callable[[bytes], tuple[bytes, bytes]], left: int) -> bool:
-        """Take the rest of a body that nobody read, if it is small; answers whether the next request can be read."""
-        del request
-        if left != CHUNKED and left > SKIP_BYTES:
-            return False
-        taken = 0
-        while True:
-            body, self.buffer = feed(self.buffer)
-            taken += len(body)
-            if taken > SKIP_BYTES:
-                return False
-            data = await self.read(LINGER_TIME)
-            if not data:
-                return False
-            self.buffer += data

@@ -1,11 +1,14 @@
 """One request and its response, as ASGI sees them.
 
-1. ``receive`` and ``send`` do not give way to other tasks where the bytes are at hand or the socket takes them: a pass
-   through the event loop costs a fifth of a request. A streamed response gives way after each piece.
+1. ``receive`` and ``send`` do not give way to other tasks where the bytes are at hand or the socket takes
+   them: a pass through the event loop costs a fifth of a request. A streamed response gives way after each
+   piece.
 2. A response whose body is at hand goes out in one write.
-3. ``http.disconnect`` is told when the client has gone, or to whoever asks after the response is complete; never to
-   end somebody's wait because a response is complete: quart-trio would cancel the tail of its own response.
-4. Whatever the application does, the next request on the connection is read only if this one has ended cleanly.
+3. ``http.disconnect`` is told when the client has gone, or to whoever asks after the response is complete;
+   never to end somebody's wait because a response is complete: quart-trio would cancel the tail of its own
+   response.
+4. Whatever the application does, the next request on the connection is read only if this one has ended
+   cleanly.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from tangram.transports.native.response import BadResponse, Framing, build_head,
 if TYPE_CHECKING:
     from tangram.transports.native.connection import HttpConnection
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "only_gone"]
 
 log = structlog.get_logger("tangram.transports")
 
 AHEAD_BYTES = 65536
-"""Bytes of later requests that are kept while an application waits to hear whether its client is still there."""
+"""Bytes of later requests that are kept while an application waits to hear whether its client is still
+there.
+"""
 
 SKIP_BYTES = 65536
 """An unread body of at most so many bytes is skipped to keep the connection; a larger one ends it."""
@@ -91,7 +96,7 @@ class Exchange:
 
     async def run(self) -> bool:
         """Call the application; answers whether the connection can carry another request."""
-        connection, request = self.connection, self.request
+        connection = self.connection
         server = connection.server
         server.engine.requests += 1
         began = time.perf_counter() if server.settings.access_log else 0.0
@@ -158,7 +163,9 @@ class Exchange:
                     return await self._refuse(error)
                 self._received += len(data)
                 if self._received > settings.max_body > 0:
-                    return await self._refuse(BadHead(413, f"the body is larger than {settings.max_body} bytes"))
+                    return await self._refuse(
+                        BadHead(413, f"the body is larger than {settings.max_body} bytes")
+                    )
                 if data or body.done:
                     self._asked = body.done
                     return {"type": "http.request", "body": data, "more_body": not body.done}
@@ -267,7 +274,7 @@ class Exchange:
     # The end.
 
     def _failed(self, error: Exception) -> None:
-        if self.over or _is_gone(error):
+        if self.over or only_gone(error):
             return
         self.connection.server.engine.failed += 1
         log.error("the application failed", path=self.request.path, exc_info=error)
@@ -309,7 +316,8 @@ class Exchange:
         )
 
 
-def _is_gone(error: BaseException) -> bool:
+def only_gone(error: BaseException) -> bool:
+    """Whether an error, or every member of a group, says no more than that the client has gone."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_gone(member) for member in error.exceptions)
+        return all(only_gone(member) for member in error.exceptions)
     return isinstance(error, ClientGone)

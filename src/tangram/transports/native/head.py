@@ -1,17 +1,20 @@
 """From the bytes of one request head to a Request, or to a reason why not.
 
 1. No I/O here: bytes in, a Request or a BadHead out.
-2. A head is checked as a whole, by one expression, before httptools reads it: httptools never sees a byte that the
-   expression did not allow. Where two readers of the same bytes may disagree, requests are smuggled; what
-   llhttp reads leniently is therefore refused here. The referee is h11: what h11 refuses is refused, and what
-   is accepted is read as h11 reads it. Refused although h11 reads it: bare LF, folded lines, control characters
-   in values, repeated or list-valued Content-Length, a length beside a transfer coding, methods in lower case.
-3. httptools cannot stop at the end of a message, and so is given one head and no more; bodies are framed in ``body``.
+2. A head is checked as a whole, by one expression, before httptools reads it: httptools never sees a byte
+   that the expression did not allow. Where two readers of the same bytes may disagree, requests are
+   smuggled; what llhttp reads leniently is therefore refused here. The referee is h11: what h11 refuses is
+   refused, and what is accepted is read as h11 reads it. Refused although h11 reads it: bare LF, folded
+   lines, control characters in values, repeated or list-valued Content-Length, a length beside a transfer
+   coding, methods in lower case.
+3. httptools cannot stop at the end of a message, and so is given one head and no more; bodies are framed in
+   ``body``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -37,26 +40,29 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 _LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 
-_FRAMING = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"}
-)
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
 """Fields that decide about the connection; the others only pass through."""
 
 
 class BadHead(Exception):  # noqa: N818  # what it is, in the words of this module
     """The request must be refused with ``status``; the message goes to the client."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, extra: bytes = b"") -> None:
         self.status = status
         self.reason = reason
+        self.extra = extra
+        """Header lines that belong to the answer."""
         super().__init__(status, reason)
 
 
 class Request:
-    """One request head. ``headers`` have names in lower case, in the order sent; ``length`` may be CHUNKED."""
+    """One request head. ``headers`` have names in lower case, in the order sent; ``length`` may be
+    CHUNKED.
+    """
 
     __slots__ = (
         "expects_continue",
+        "framing",
         "headers",
         "keep_alive",
         "length",
@@ -65,16 +71,14 @@ class Request:
         "query",
         "raw_path",
         "target",
-        "upgrade",
         "version",
         "websocket",
-        "_framing",
     )
 
     def __init__(self) -> None:
         self.target: bytes = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self._framing: list[tuple[bytes, bytes]] = []
+        self.framing: dict[bytes, list[bytes]] = {}
         self.method: str = ""
         self.path: str = ""
         self.raw_path: bytes = b""
@@ -83,7 +87,6 @@ class Request:
         self.length: int = 0
         self.keep_alive: bool = True
         self.expects_continue: bool = False
-        self.upgrade: bytes = b""
         self.websocket: bool = False
 
     # Called by httptools.
@@ -98,7 +101,7 @@ class Request:
         value = value.strip(b" \t")
         self.headers.append((name, value))
         if name in _FRAMING:
-            self._framing.append((name, value))
+            self.framing.setdefault(name, []).append(value)
 
 
 def parse_head(head: bytes, max_headers: int) -> Request:
@@ -125,7 +128,9 @@ def parse_head(head: bytes, max_headers: int) -> Request:
 
 
 def premature_fault(data: bytes) -> BadHead | None:
-    """What is wrong already with a head that has not ended yet, so that nobody waits for an end that cannot come."""
+    """What is wrong already with a head that has not ended yet, so that nobody waits for an end that cannot
+    come.
+    """
     if data and not 0x41 <= data[0] <= 0x5A:
         return BadHead(400, "malformed request line")
     if _BARE_LF.search(data):
@@ -166,65 +171,54 @@ def _odd_target(request: Request, target: bytes) -> bytes:
         raise BadHead(400, "malformed request target")
     # RFC 9112, 3.2.2: the authority of the target counts, and what Host says is ignored.
     authority = match[1]
-    request.headers = [
-        (name, authority if name == b"host" else value) for name, value in request.headers
-    ]
+    request.headers = [(name, authority if name == b"host" else value) for name, value in request.headers]
     return (match[2] or b"/") + (match[3] or b"")
 
 
 def _read_framing(request: Request) -> None:
-    hosts = 0
-    length: bytes | None = None
-    coding: bytes | None = None
-    connection = b""
-    for name, value in request._framing:  # noqa: SLF001  # one module, two halves
-        if name == b"host":
-            hosts += 1
-            if not _HOST.fullmatch(value):
-                raise BadHead(400, "malformed Host")
-        elif name == b"connection":
-            connection += b"," + value.lower()
-        elif name == b"content-length":
-            if length is not None or not _LENGTH.fullmatch(value):
-                raise BadHead(400, "malformed or repeated Content-Length")
-            length = value
-        elif name == b"transfer-encoding":
-            if coding is not None or value.lower() != b"chunked":
-                raise BadHead(501, "the only transfer coding known is 'chunked', once")
-            coding = value
-        elif name == b"expect":
-            if value.lower() != b"100-continue":
-                raise BadHead(417, "the only expectation known is '100-continue'")
-            request.expects_continue = request.version == "1.1"
-        else:
-            request.upgrade = value.lower()
-    if hosts > 1 or (hosts == 0 and request.version == "1.1"):
+    framing = request.framing
+    hosts = framing.get(b"host", ())
+    if len(hosts) > 1 or (not hosts and request.version == "1.1"):
         raise BadHead(400, "exactly one Host is needed")
-    _read_body_framing(request, length, coding)
-    if connection:
-        _read_connection(request, connection)
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise BadHead(400, "malformed Host")
+    if len(framing) == len(hosts):
+        return
+    if b"content-length" in framing or b"transfer-encoding" in framing:
+        _read_body_framing(request, framing.get(b"content-length", ()), framing.get(b"transfer-encoding", ()))
+    if b"expect" in framing:
+        if framing[b"expect"][0].lower() != b"100-continue":
+            raise BadHead(417, "the only expectation known is '100-continue'")
+        request.expects_continue = request.version == "1.1"
+    if b"connection" in framing:
+        _read_connection(request, framing[b"connection"], framing.get(b"upgrade", ()))
 
 
-def _read_body_framing(request: Request, length: bytes | None, coding: bytes | None) -> None:
-    if coding is not None:
-        if length is not None:
-            raise BadHead(400, "Content-Length beside Transfer-Encoding")
-        if request.version == "1.0":
-            raise BadHead(400, "HTTP/1.0 has no transfer codings")
-        request.length = CHUNKED
-    elif length is not None:
-        request.length = int(length)
+def _read_body_framing(request: Request, lengths: Sequence[bytes], codings: Sequence[bytes]) -> None:
+    if not codings:
+        if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+            raise BadHead(400, "malformed or repeated Content-Length")
+        request.length = int(lengths[0])
+        return
+    if lengths:
+        raise BadHead(400, "Content-Length beside Transfer-Encoding")
+    if request.version == "1.0":
+        raise BadHead(400, "HTTP/1.0 has no transfer codings")
+    if len(codings) > 1 or codings[0].lower() != b"chunked":
+        raise BadHead(501, "the only transfer coding known is 'chunked', once")
+    request.length = CHUNKED
 
 
-def _read_connection(request: Request, connection: bytes) -> None:
-    tokens = {token.strip(b" \t") for token in connection.split(b",")}
+def _read_connection(request: Request, connection: Sequence[bytes], upgrade: Sequence[bytes]) -> None:
+    tokens = {token.strip(b" \t") for token in b",".join(connection).lower().split(b",")}
     if b"close" in tokens:
         request.keep_alive = False
     elif b"keep-alive" in tokens:
         request.keep_alive = True
     request.websocket = (
         b"upgrade" in tokens
-        and request.upgrade == b"websocket"
+        and len(upgrade) == 1
+        and upgrade[0].lower() == b"websocket"
         and request.method == "GET"
         and request.version == "1.1"
     )

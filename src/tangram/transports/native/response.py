@@ -2,7 +2,8 @@
 
 1. No I/O here.
 2. A header that would split the response in two is refused, and costs its application the request.
-3. The application's own Content-Length is believed and then held to: more or less body than told ends the connection.
+3. The application's own Content-Length is believed and then held to: more or less body than told ends the
+   connection.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from http import HTTPStatus
 __all__ = ["BadResponse", "Framing", "build_head", "date_line", "simple_response"]
 
 _STATUS = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode("ascii"))
+    for status in HTTPStatus
 }
 
 UNTIL_CLOSE = -2
@@ -22,7 +24,9 @@ UNTIL_CLOSE = -2
 CHUNKED = -1
 """A length: the body is sent in chunks."""
 
-_CONTROLLED = frozenset({b"content-length", b"transfer-encoding", b"connection", b"date", b"keep-alive", b"upgrade"})
+_CONTROLLED = frozenset(
+    {b"content-length", b"transfer-encoding", b"connection", b"date", b"keep-alive", b"upgrade"}
+)
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

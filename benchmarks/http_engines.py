@@ -1,9 +1,11 @@
-"""CPU a request: the native engine, Hypercorn contained, and uvicorn on asyncio, with the same application and client.
+"""CPU a request: the native engine, Hypercorn contained, and uvicorn on asyncio, with the same application
+and client.
 
-    python benchmarks/http.py [--quick] [--engines native hypercorn uvicorn] [--connections 32]
+    python benchmarks/http_engines.py [--quick] [--engines native hypercorn uvicorn] [--connections 32]
 
-The server runs in a process of its own; its CPU time is what the operating system says it used (/proc/PID/stat, user
-and system). The client is this process: raw sockets on epoll, one request at a time on each connection.
+The server runs in a process of its own; its CPU time is what the operating system says it used
+(/proc/PID/stat, user and system). The client is this process: raw sockets on epoll, one request at a time
+on each connection.
 """
 
 from __future__ import annotations
@@ -62,9 +64,14 @@ def serve(engine: str) -> None:
     if engine == "uvicorn":
         import uvicorn
 
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # asyncio turns Nagle's algorithm off only where it can see that this is TCP.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
         print(listener.getsockname()[1], flush=True)
-        config = uvicorn.Config(app, log_level="error", access_log=False, loop="asyncio", http="httptools", lifespan="off")
+        config = uvicorn.Config(
+            app, log_level="error", access_log=False, loop="asyncio", http="httptools", lifespan="off"
+        )
         uvicorn.Server(config).run([listener])
         return
 
@@ -161,7 +168,9 @@ def drive_when_ready(port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests")
     parser.add_argument("--engines", nargs="*", default=["native", "hypercorn", "uvicorn"])
     parser.add_argument("--connections", type=int, default=32)
@@ -175,9 +184,8 @@ def main() -> None:
     for engine in options.engines:
         count = requests // 5 if engine == "hypercorn" else requests
         row = measure(engine, options.connections, count)
-        print(
-            f"{engine:10} {row['cpu_us']:15.1f} {row['per_second']:11.0f} {row['p50_ms']:8.2f} {row['p99_ms']:8.2f}"
-        )
+        figures = f"{row['cpu_us']:15.1f} {row['per_second']:11.0f} {row['p50_ms']:8.2f} {row['p99_ms']:8.2f}"
+        print(f"{engine:10} {figures}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""A channel's WebSocket on the native engine: the socket feeds the session, the pump empties its outbox.
+
+One task reads; nothing else runs for a connection that keeps up. Frames of one read are handled as a batch,
+and what they are answered with goes out in one write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from tangram.channels.disconnects import ABUSE, BUSY, CRASH, GONE, RESTART, SHUTDOWN, TOO_BIG, Refusal
+from tangram.transports.channels import Channels, Session, connect_info
+from tangram.transports.engine import Scope
+from tangram.transports.native.connection import READ_SIZE, HttpConnection
+from tangram.transports.native.handshake import prepare_upgrade
+from tangram.transports.native.head import BadHead, Request
+from tangram.transports.pump import Pump
+
+__all__ = ["ChannelSocket", "Frames", "serve_channel"]
+
+log = structlog.get_logger("tangram.transports")
+
+_RETRY: Final = b"retry-after: 1\r\n"
+
+_wait_readable = trio.lowlevel.wait_readable
+
+
+class Frames:
+    """Whole messages from frames: fragments are put together, within the protocol's bound."""
+
+    __slots__ = ("_opcode", "_parts")
+
+    def __init__(self) -> None:
+        self._opcode = 0
+        self._parts: list[bytes] = []
+
+    def add(self, frame: Frame) -> tuple[int, bytes] | None:
+        """The message that this frame completes, if it does. Not for control frames."""
+        if frame.fin and not self._parts and frame.opcode is not Opcode.CONT:
+            return int(frame.opcode), bytes(frame.data)
+        if frame.opcode is not Opcode.CONT:
+            self._opcode = int(frame.opcode)
+        self._parts.append(bytes(frame.data))
+        if not frame.fin:
+            return None
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return self._opcode, data
+
+
+async def serve_channel(
+    connection: HttpConnection,
+    request: Request,
+    scope: Scope,
+    channels: Channels | None,
+    *,
+    compression: bool,
+    ping_interval: float,
+) -> None:
+    """Admit, accept, and serve one connection until it ends."""
+    if channels is None:
+        raise _refused(BUSY)
+    upgrade = prepare_upgrade(request, max_message=channels.settings.max_message, compression=compression)
+    info = connect_info(scope)
+    admission = channels.admit(info, request.query, upgrade.subprotocols)
+    if isinstance(admission, Refusal):
+        raise _refused(admission)
+    await connection.write(upgrade.response(admission.subprotocol))
+    server = connection.server
+    pump = Pump(
+        connection,
+        upgrade.protocol,
+        spawn=server.spawn,
+        write_timeout=server.settings.write_timeout,
+        statistics=server.pumps,
+    )
+    session = channels.connect(info, admission, pump.wake)
+    socket = ChannelSocket(connection, upgrade.protocol, session, pump, ping_interval)
+    connection.upgraded = socket
+    server.engine.websockets += 1
+    try:
+        pump.attach(session.outbox)
+        await socket.run()
+    finally:
+        server.engine.websockets -= 1
+        session.outbox.close(GONE)
+        session.gone()
+
+
+def _refused(refusal: Refusal) -> BadHead:
+    return BadHead(refusal.status, refusal.reason, _RETRY if refusal.retry else b"")
+
+
+class ChannelSocket:
+    """One accepted connection."""
+
+    __slots__ = ("_connection", "_frames", "_ping_interval", "_pinged", "_protocol", "_pump", "_session")
+
+    def __init__(
+        self,
+        connection: HttpConnection,
+        protocol: ServerProtocol,
+        session: Session,
+        pump: Pump,
+        ping_interval: float,
+    ) -> None:
+        self._connection = connection
+        self._protocol = protocol
+        self._session = session
+        self._pump = pump
+        self._ping_interval = ping_interval
+        self._pinged = trio.current_time()
+        self._frames = Frames()
+
+    # What the engine asks of it.
+
+    def say_goodbye(self, code: int) -> None:
+        """The server stops: what waits is sent, then the close frame."""
+        self._session.outbox.close(SHUTDOWN if code == SHUTDOWN.code else RESTART)
+
+    def tick(self, now: float) -> None:
+        """Ping a client that has been quiet for the interval."""
+        if now - max(self._pinged, self._session.last_seen) >= self._ping_interval:
+            self._pinged = now
+            self._pump.ping()
+
+    # Its own task.
+
+    async def run(self) -> None:
+        """Read until either side closes."""
+        connection = self._connection
+        data, connection.buffer = connection.buffer, b""
+        try:
+            while True:
+                if data and not self._take(data):
+                    break
+                await _wait_readable(connection.sock)
+                try:
+                    data = connection.sock.recv(READ_SIZE)
+                except BlockingIOError:
+                    data = b""
+                    continue
+                if not data:
+                    return
+        except (OSError, trio.ClosedResourceError):
+            return
+        if self._protocol.parser_exc is not None and not connection.closed:
+            # Our close frame is on its way, and the client is still sending: a reset would eat it.
+            await connection.linger()
+
+    def _take(self, data: bytes) -> bool:
+        """The bytes of one read; answers whether to go on reading."""
+        protocol, session, pump = self._protocol, self._session, self._pump
+        protocol.receive_data(data)
+        messages: list[tuple[int, bytes | str]] = []
+        for event in protocol.events_received():
+            assert isinstance(event, Frame)
+            if event.opcode <= Opcode.BINARY:
+                message = self._frames.add(event)
+                if message is not None:
+                    messages.append(message)
+            else:
+                session.alive()
+        pump.corked = True
+        try:
+            if messages:
+                session.feed(messages)
+        except Exception:
+            log.exception("a connection crashed", conn=session.conn)
+            session.outbox.close(CRASH)
+        finally:
+            pump.corked = False
+        writes = protocol.data_to_send()
+        if writes:
+            pump.control(writes)
+        if protocol.parser_exc is not None:
+            sent = protocol.close_sent
+            session.outbox.close(TOO_BIG if sent is not None and sent.code == TOO_BIG.code else ABUSE)
+        elif protocol.close_rcvd is not None:
+            session.outbox.close(GONE)
+        pump.flush()
+        return protocol.state is OPEN or (protocol.close_rcvd is None and protocol.parser_exc is None)
+
+
+def late(channels: Callable[[], Channels | None] | Channels | None) -> Callable[[], Channels | None]:
+    """Channels that may be made anew while the engine runs."""
+    if channels is None or isinstance(channels, Channels):
+        return lambda: channels
+    return channels

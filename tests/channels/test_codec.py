@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.channels import codec
+from tangram.channels.frames import BINARY, TEXT, FrameError, Message
+
+FIELD = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+PAYLOAD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | FIELD,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELD, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def split_by_the_table(data: bytes, lengths: int) -> tuple[list[str], bytes]:
+    """Kind, then one byte for each length, then the fields in that order, then the payload: read anew from
+    the table."""
+    kind_and_lengths = struct.unpack_from(f"{1 + lengths}B", data)
+    fields, at = [], 1 + lengths
+    for length in kind_and_lengths[1:]:
+        fields.append(str(data[at : at + length], "utf-8"))
+        at += length
+    return fields, data[at:]
+
+
+@given(st.none() | FIELD, st.none() | FIELD, FIELD, FIELD, PAYLOAD)
+def test_text_frames_survive_the_round_trip(
+    join_ref: str | None, ref: str | None, topic: str, event: str, payload: object
+) -> None:
+    """What is encoded as text is what an ordinary JSON parser reads, and decodes to the same message."""
+    text = json.dumps(payload).encode()
+    encoded = codec.encode_text(join_ref, ref, topic, event, text)
+
+    assert json.loads(encoded.data) == [join_ref, ref, topic, event, payload]
+    assert codec.decode(TEXT, encoded.data) == Message(join_ref, ref, topic, event, text)
+
+
+@given(st.none() | FIELD, st.none() | FIELD, FIELD, FIELD, st.binary(max_size=300))
+def test_binary_pushes_survive_the_round_trip(
+    join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes
+) -> None:
+    """A client's binary push has the layout of the table, and decodes to the same message; null and empty
+    are one."""
+    message = Message(join_ref or None, ref or None, topic, event, payload, binary=True)
+    data = codec.encode_client(message)
+
+    assert isinstance(data, bytes)
+    assert data[0] == 0
+    assert split_by_the_table(data, 4) == ([join_ref or "", ref or "", topic, event], payload)
+    assert codec.decode(BINARY, data) == message
+
+
+@given(FIELD, FIELD, st.binary(max_size=300))
+def test_broadcasts_have_the_layout_of_kind_2(topic: str, event: str, payload: bytes) -> None:
+    """A broadcast is kind 2 with two lengths, and a client's decoder agrees."""
+    data = codec.encode_binary_broadcast(topic, event) + payload
+
+    assert data[0] == 2
+    assert split_by_the_table(data, 2) == ([topic, event], payload)
+    assert codec.decode_server(BINARY, data) == Message(None, None, topic, event, payload, binary=True)
+
+
+def test_the_example_of_the_table() -> None:
+    """The documented bytes of a push decode to the documented fields."""
+    data = bytes.fromhex("00 01 01 05 03 31 32 6f62733a66 62696e 00ff64617461")
+
+    assert codec.decode_binary(data) == Message("1", "2", "obs:f", "bin", b"\x00\xffdata", binary=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "00 01 0a 02 31 6f62733a643a77696e64 6576 0001",
+            Message("1", None, "obs:d:wind", "ev", b"\x00\x01", binary=True),
+        ),
+        ("01 01 01 01 02 31 32 74 6f6b ff", Message("1", "2", "t", "ok", b"\xff", binary=True)),
+    ],
+)
+def test_a_client_reads_all_kinds_of_a_server(data: str, message: Message) -> None:
+    """Pushes without a ref and binary replies are read by their own headers."""
+    assert codec.decode_server(BINARY, bytes.fromhex(data)) == message
+
+
+@given(st.sampled_from([TEXT, BINARY]), st.binary(max_size=200))
+def test_any_bytes_decode_or_raise_frame_error(opcode: int, data: bytes) -> None:
+    """No bytes raise anything but FrameError, in either direction."""
+    for decode in (codec.decode, codec.decode_server):
+        try:
+            decode(opcode, data)
+        except FrameError:
+            continue
+
+
+@given(st.lists(PAYLOAD, max_size=7))
+def test_any_json_decodes_or_raises_frame_error(elements: list[object]) -> None:
+    """JSON of the wrong shape raises FrameError; of the right shape, it decodes."""
+    try:
+        message = codec.decode_text(json.dumps(elements))
+    except FrameError:
+        return
+    assert [message.join_ref, message.ref, message.topic, message.event] == elements[:4]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'["1","2","t","e"]',
+        b'[1,"2","t","e",{}]',
+        b'["1",2,"t","e",{}]',
+        b'["1","2",null,"e",{}]',
+        b'{"topic":"t"}',
+        b'["1","2","t","e",{}] x',
+        b'["1","2","t","e",["\xff"]]',
+        b'["1","2","t","e",1e400]',
+        b'["1","2","t","e",["\\ud800"]]',
+        b'["1","2","t","e",' + b"[" * 5000 + b"]" * 5000 + b"]",
+        b"",
+    ],
+)
+def test_malformed_text_is_refused(data: bytes) -> None:
+    """Wrong shapes, trailing text, bad UTF-8, overflowing numbers and bottomless nesting are no messages."""
+    with pytest.raises(FrameError):
+        codec.decode_text(data)
+
+
+def test_extra_elements_are_ignored() -> None:
+    """Elements after the fifth are nobody's business, as in Phoenix."""
+    assert codec.decode_text(b'["1","2","t","e",{"a":1},6,{}]').payload == b'{"a":1}'
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 255])
+def test_a_client_may_send_pushes_only(kind: int) -> None:
+    """Kinds that only a server sends are no messages from a client."""
+    with pytest.raises(FrameError):
+        codec.decode_binary(bytes([kind, 1, 1, 1, 1]) + b"abcd")
+
+
+DOCUMENTS = [
+    b"{}",
+    b"[]",
+    b'{"a": 1}\n',
+    b'{"a":\n[1, 2]}',
+    b'{"a":1,"a":2}',
+    b'["\xc3\xa9"]',
+    b'["\\ud83d\\ude00"]',
+    b"[18446744073709551616]",
+    b"[1e-400]",
+    b"[" + b"9" * 308 + b"]",
+    b"[" * 128 + b"]" * 128,
+    b'["' + b"[" * 500 + b'"]',
+    b'["' + b"9" * 500 + b'"]',
+    b'[{"a":[]}' + b',{"b":[[]]}' * 200 + b"]",
+    b'["\\"' + b"[" * 300 + b'"]',
+]
+BYTES = [
+    b"",
+    b'"hello"',
+    b"Hello from plugin",
+    b"42",
+    b"true",
+    b"null",
+    b' {"a":1}',
+    b'\xef\xbb\xbf{"a":1}',
+    b"\x00\x01",
+    b'{"a":',
+    b'{"a":NaN}',
+    b'{"a":1} x',
+    b'{"a":"\xff"}',
+    b'["\xed\xa0\x80"]',
+    b'["\\ud800"]',
+    b'["\\udc00x"]',
+    b"[1e400]",
+    b"[-1e400]",
+    b"[" + b"9" * 310 + b"]",
+    b"[-" + b"9" * 400 + b"]",
+    b"[" + b"9" * 5000 + b"]",
+    b"[" * 129 + b"]" * 129,
+    b"[" * 100_000 + b"]" * 100_000,
+    b'{"a":' * 129 + b"1" + b"}" * 129,
+    b'["a\nb"]',
+    b"[1,]",
+]
+
+
+@pytest.mark.parametrize("payload", DOCUMENTS)
+def test_documents_travel_as_json(payload: bytes) -> None:
+    """One valid object or array is JSON, whatever its blanks, up to 128 levels."""
+    assert codec.is_document(payload)
+
+
+@pytest.mark.parametrize("payload", BYTES)
+def test_all_else_travels_as_bytes(payload: bytes) -> None:
+    """Scalars, what only looks like JSON, and what a browser would choke on, is binary."""
+    assert not codec.is_document(payload)
+
+
+@given(st.binary(max_size=40) | PAYLOAD.map(lambda value: json.dumps(value).encode()))
+def test_what_is_called_a_document_can_be_parsed(payload: bytes) -> None:
+    """Whatever is called a document is one for a strict parser too."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(constant)
+
+    if codec.is_document(payload):
+        assert isinstance(json.loads(payload, parse_constant=refuse), dict | list)
+
+
+@pytest.mark.parametrize(
+    ("payload", "published"),
+    [
+        (b'{"token":"x"}', b"{}"),
+        (b'{"a":[1.10],"token":5,"b":"\xc3\xa9"}', b'{"a":[1.10],"b":"\xc3\xa9"}'),
+        (b' { "to\\u006ben" : "x" }', b"{}"),
+        (b'{"a": {"token":1}}', b'{"a": {"token":1}}'),
+        (b"null", b"null"),
+        (b"[1]", b"[1]"),
+    ],
+)
+def test_a_join_is_published_without_its_token(payload: bytes, published: bytes) -> None:
+    """The token is removed however it is written, and everything else stays as it is."""
+    assert codec.without_token(payload) == published
+
+
+def test_long_fields_cannot_be_encoded_in_binary() -> None:
+    """A field of 256 bytes does not fit into its length byte, and is refused instead of wrapped."""
+    with pytest.raises(FrameError):
+        codec.encode_binary_broadcast("é" * 128, "e")

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from tangram.channels.frames import TEXT, Encoded
+
+
+def test_a_frame_remembers_its_framed_bytes() -> None:
+    """The slot for the wire is empty until a transport fills it, for all who share the frame."""
+    frame = Encoded(TEXT, b"x")
+    assert frame.wire is None
+
+    frame.wire = b"\x81\x01x"
+    assert frame.wire == b"\x81\x01x"
+    assert not hasattr(frame, "__dict__")

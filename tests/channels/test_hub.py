@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tangram.channels.frames import BINARY, TEXT
+from tangram.channels.hub import MAX_AGENTS, Hub, Membership, Publication
+from tangram.channels.outbox import Outbox
+from tests.channels.fakes import drained, open_outbox
+
+
+def join(hub: Hub, conn: str, topic: str, outbox: Outbox | None = None, id_: str = "") -> Membership:
+    membership = Membership(
+        conn, topic, "1", id_ or f"id-{conn}", open_outbox() if outbox is None else outbox
+    )
+    hub.join(membership, "1")
+    return membership
+
+
+def joined(hub: Hub, conn: str, topic: str) -> Membership:
+    """Joined, and everything about it read."""
+    membership = join(hub, conn, topic)
+    drained(membership.outbox)
+    return membership
+
+
+def test_all_members_get_the_same_object() -> None:
+    """A broadcast is encoded once, with nulls for what differs between members."""
+    hub = Hub()
+    members = [joined(hub, conn, "obs") for conn in "abc"]
+    hub.deliver([(b"to:obs:update", b'{"t":1}'), (b"to:obs:raw", b"\x00\xff")])
+
+    first, *rest = [member.outbox.take_all() for member in members]
+    assert [item.opcode for item in first] == [TEXT, BINARY]
+    assert first[0].data == b'[null,null,"obs","update",{"t":1}]'
+    assert first[1].data == b"\x02\x03\x03obsraw\x00\xff"
+    for items in rest:
+        assert all(one is other for one, other in zip(first, items, strict=True))
+
+
+def test_dispatch_is_exact() -> None:
+    """Neither glob characters nor prefixes match anything but themselves, and the last colon splits."""
+    hub = Hub()
+    members = {
+        topic: joined(hub, "a" + topic, topic) for topic in ("obs*", "obs", "*", "obs:d", "o?s", "obs[a]")
+    }
+    hub.deliver(
+        [
+            (b"to:obs*:e", b"[1]"),
+            (b"to:obs:e", b"[2]"),
+            (b"to:obs:d:e", b"[3]"),
+            (b"to:other:e", b"[4]"),
+            (b"from:obs:e", b"[5]"),
+            (b"to:obs", b"[6]"),
+            (b"to:\xff:e", b"[7]"),
+            (b"to:obs:\xff", b"[8]"),
+            (b"to:obs:", b"[9]"),
+        ]
+    )
+
+    got = {topic: drained(member.outbox) for topic, member in members.items()}
+    assert got["obs*"] == [[None, None, "obs*", "e", [1]]]
+    assert got["obs"] == [[None, None, "obs", "e", [2]], [None, None, "obs", "", [9]]]
+    assert got["obs:d"] == [[None, None, "obs:d", "e", [3]]]
+    assert got["*"] == got["o?s"] == got["obs[a]"] == []
+
+
+def test_the_protocols_own_events_are_not_forwarded() -> None:
+    """Nothing on Redis may answer a push, reset or close a channel in the protocol's name."""
+    hub = Hub()
+    member = joined(hub, "a", "obs")
+    hub.deliver([(b"to:obs:phx_%b" % name, b"{}") for name in (b"reply", b"close", b"error", b"join", b"x")])
+
+    assert drained(member.outbox) == []
+    assert hub.statistics().dropped == 5
+
+
+def test_one_bad_message_never_costs_its_batch() -> None:
+    """Empty payloads, and binary ones whose event cannot be encoded, are left out; the others arrive in
+    order."""
+    hub = Hub()
+    member = joined(hub, "a", "obs")
+    long = b"to:obs:" + b"e" * 256
+    hub.deliver(
+        [(b"to:obs:a", b"[1]"), (b"to:obs:a", b""), (long, b"\x00"), (long, b"{}"), (b"to:obs:a", b"[2]")]
+    )
+
+    payloads = [frame[4] for frame in drained(member.outbox) if isinstance(frame, list)]
+    assert payloads == [[1], {}, [2]]
+
+
+def test_nothing_comes_before_the_answer() -> None:
+    """The newcomer's first frame is the reply with its agent id, and it misses nothing from then on."""
+    hub = Hub()
+    member = join(hub, "c", "obs")
+    hub.deliver([(b"to:obs:e", b"[1]")])
+
+    reply, event = drained(member.outbox)
+    assert reply == ["1", "1", "obs", "phx_reply", {"status": "ok", "response": {"id": "c:obs:1"}}]
+    assert event == [None, None, "obs", "e", [1]]
+
+
+def test_what_redis_hears_of_a_join_and_a_leave() -> None:
+    """channel.add and channel.join with all agents and topics, then channel.leave and channel.remove with
+    the rest."""
+    hub = Hub()
+    first = Membership("a", "obs", "1", "alice", open_outbox())
+
+    assert hub.join(first, "1") == [
+        Publication(
+            "to:admin:channel.add", b'{"channel":"obs","channels":["admin","phoenix","system","obs"]}'
+        ),
+        Publication("to:admin:channel.join", b'{"agent":"a:obs:1","agents":["a:obs:1"],"channel":"obs"}'),
+    ]
+    second = join(hub, "b", "obs")
+    assert hub.leave(first) == [
+        Publication("to:admin:channel.leave", b'{"agent":"a:obs:1","agents":["b:obs:1"],"channel":"obs"}')
+    ]
+    assert hub.leave(second) == [
+        Publication("to:admin:channel.leave", b'{"agent":"b:obs:1","agents":[],"channel":"obs"}'),
+        Publication("to:admin:channel.remove", b'{"channel":"obs","channels":["admin","phoenix","system"]}'),
+    ]
+    assert hub.leave(second) == []
+
+
+def test_special_topics_are_neither_added_nor_removed() -> None:
+    """admin, system and phoenix are always there."""
+    hub = Hub()
+    member = Membership("a", "system", "1", "alice", open_outbox())
+
+    assert [told.channel for told in hub.join(member, "1")] == ["to:admin:channel.join"]
+    assert [told.channel for told in hub.leave(member)] == ["to:admin:channel.leave"]
+
+
+def test_admin_events_do_not_grow_with_the_square() -> None:
+    """Up to 100 agents are named; above it the newcomer alone, with the count."""
+    hub = Hub()
+    for number in range(MAX_AGENTS - 1):
+        join(hub, f"c{number}", "obs")
+    hundredth = Membership("x", "obs", "1", "x", open_outbox())
+    about = msgspec.json.decode(hub.join(hundredth, "1")[1].payload)
+    assert len(about["agents"]) == MAX_AGENTS
+
+    next_one = Membership("y", "obs", "1", "y", open_outbox())
+    about = msgspec.json.decode(hub.join(next_one, "1")[1].payload)
+    assert about == {"agent": "y:obs:1", "agents": ["y:obs:1"], "channel": "obs", "count": MAX_AGENTS + 1}
+
+
+def test_a_newcomer_on_admin_gets_the_list_directly() -> None:
+    """Every existing topic is one channel.list frame to the newcomer, and to nobody else."""
+    hub = Hub()
+    old = joined(hub, "a", "admin")
+    joined(hub, "b", "obs")
+    new = join(hub, "c", "admin")
+
+    _, *frames = drained(new.outbox)
+    listed = {frame[4]["channel"]: frame[4]["agents"] for frame in frames if isinstance(frame, list)}
+    assert listed == {"admin": ["a:admin:1", "c:admin:1"], "phoenix": [], "system": [], "obs": ["b:obs:1"]}
+    assert drained(old.outbox) == []
+
+
+def test_a_long_list_does_not_cost_the_connection() -> None:
+    """The list stops at half of the outbox."""
+    hub = Hub()
+    for number in range(2000):
+        join(hub, f"c{number}", f"topic-{number}")
+    new = join(hub, "admin", "admin", open_outbox(max_backlog=20_000))
+
+    assert new.outbox.disconnect is None
+    assert len(drained(new.outbox)) > 50
+
+
+def test_newcomers_share_one_state_and_hear_the_difference() -> None:
+    """At a flush every newcomer gets the whole state with a null ref, and one difference is published."""
+    hub = Hub()
+    alice = joined(hub, "a", "obs")
+    assert hub.dirty
+    hub.flush()
+    drained(alice.outbox)
+    bob = join(hub, "b", "obs")
+    drained(bob.outbox)
+    told = hub.flush()
+
+    state = {"id-a": {"metas": [{"phx_ref": "a:obs:1"}]}, "id-b": {"metas": [{"phx_ref": "b:obs:1"}]}}
+    assert drained(bob.outbox) == [[None, None, "obs", "presence_state", state]]
+    assert drained(alice.outbox) == []
+    joins = {"id-b": {"metas": [{"phx_ref": "b:obs:1"}]}}
+    assert [(one.channel, msgspec.json.decode(one.payload)) for one in told] == [
+        ("to:obs:presence_diff", {"joins": joins, "leaves": {}})
+    ]
+    assert not hub.dirty
+
+
+def test_a_state_larger_than_the_backlog_does_not_cost_the_connection() -> None:
+    """Ten thousand members rejoin, and each gets a state far above the bound behind its reply."""
+    hub = Hub()
+    boxes = [open_outbox(max_backlog=1000) for _ in range(300)]
+    for number, box in enumerate(boxes):
+        join(hub, f"c{number}", "system", box)
+    hub.flush()
+
+    assert all(box.disconnect is None for box in boxes)
+    assert boxes[0].pending > 10_000
+
+
+def test_presence_can_be_switched_off() -> None:
+    """Without presence nobody is told who is there."""
+    hub = Hub(presence=False)
+    member = joined(hub, "a", "obs")
+
+    assert not hub.dirty
+    assert hub.flush() == []
+    assert drained(member.outbox) == []
+
+
+def test_an_interruption_ends_every_membership_with_phx_error() -> None:
+    """Members are told to join again, the hub is empty, and Redis hears that they left."""
+    hub = Hub()
+    members = [joined(hub, "a", "obs"), joined(hub, "a", "system"), joined(hub, "b", "obs")]
+    told = hub.interrupted()
+
+    assert [frame for member in members for frame in drained(member.outbox)] == [
+        [None, None, member.topic, "phx_error", {}] for member in members
+    ]
+    assert not any(member.alive for member in members)
+    assert hub.statistics().members == 0
+    assert [one.channel for one in told].count("to:admin:channel.leave") == 3
+
+
+def test_conflated_events_keep_their_newest() -> None:
+    """Where a pattern says so, only the newest of the backlog is kept; other events are all kept."""
+    hub = Hub(conflate=["streaming-*:new-*-data"])
+    member = joined(hub, "a", "streaming-x")
+    channel = b"to:streaming-x:new-jet1090-data"
+    hub.deliver(
+        [
+            (channel, b"[1]"),
+            (b"to:streaming-x:other", b"[2]"),
+            (channel, b"[3]"),
+            (b"to:streaming-x:other", b"[4]"),
+        ]
+    )
+
+    assert [frame[4] for frame in drained(member.outbox) if isinstance(frame, list)] == [[3], [2], [4]]
+
+
+def test_a_slow_member_does_not_cost_the_others() -> None:
+    """Who is too far behind is given up by name, and the rest get everything."""
+    hub = Hub()
+    slow, fast = joined(hub, "slow", "obs"), joined(hub, "fast", "obs")
+    slow.outbox.max_backlog = 100
+    for number in range(50):
+        hub.deliver([(b"to:obs:e", b"[%d]" % number)])
+        drained(fast.outbox) if number % 2 else None
+
+    assert slow.outbox.disconnect is not None
+    assert slow.outbox.disconnect.code == 1013
+    assert fast.outbox.disconnect is None
+
+
+def test_routes_are_forgotten_with_their_room() -> None:
+    """A topic that was empty when its channel was first seen delivers once it has a member, and no more
+    after."""
+    hub = Hub()
+    hub.deliver([(b"to:obs:e", b"[1]")])
+    member = joined(hub, "a", "obs")
+    hub.deliver([(b"to:obs:e", b"[2]")])
+    hub.leave(member)
+    hub.deliver([(b"to:obs:e", b"[3]")])
+
+    assert [frame[4] for frame in drained(member.outbox) if isinstance(frame, list)] == [[2]]
+    assert hub.statistics().unheard == 2
+
+
+TOPICS = ["system", "obs", "obs:a", "admin"]
+CONNS = ["a", "b", "c", "d"]
+
+
+class HubAgainstAModel(RuleBasedStateMachine):
+    """Four clients join, leave, vanish and listen; each keeps presence as phoenix.js does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hub = Hub()
+        self.members: dict[tuple[str, str], Membership] = {}
+        self.boxes = {conn: open_outbox() for conn in CONNS}
+        self.refs = 0
+        self.number = 0
+        self.expected: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.got: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.views: dict[tuple[str, str], dict[str, set[str]]] = {}
+        self.told: list[Publication] = []
+
+    def publish(self, told: list[Publication]) -> None:
+        self.told += told
+
+    @rule(conn=st.sampled_from(CONNS), topic=st.sampled_from(TOPICS), same_id=st.booleans())
+    def join(self, conn: str, topic: str, same_id: bool) -> None:
+        if (conn, topic) in self.members:
+            return
+        self.refs += 1
+        id_ = "shared" if same_id else conn
+        membership = Membership(conn, topic, str(self.refs), id_, self.boxes[conn])
+        self.members[conn, topic] = membership
+        self.views.pop((conn, topic), None)
+        self.publish(self.hub.join(membership, str(self.refs)))
+
+    @precondition(lambda self: self.members)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.members)))
+        self.read()
+        self.publish(self.hub.leave(self.members.pop(key)))
+
+    @rule()
+    def interrupt(self) -> None:
+        self.read()
+        self.publish(self.hub.interrupted())
+        self.members.clear()
+
+    @rule(topics=st.lists(st.sampled_from([*TOPICS, "nobody"]), min_size=1, max_size=6))
+    def deliver(self, topics: list[str]) -> None:
+        batch = []
+        for topic in topics:
+            self.number += 1
+            batch.append((f"to:{topic}:n".encode(), b"[%d]" % self.number))
+            for conn, joined_topic in self.members:
+                if joined_topic == topic:
+                    self.expected[conn, topic].append(self.number)
+        self.hub.deliver(batch)
+
+    @rule()
+    def flush(self) -> None:
+        self.publish(self.hub.flush())
+
+    @rule()
+    def redis_comes_round(self) -> None:
+        told, self.told = self.told, []
+        self.hub.deliver([(one.channel.encode(), one.payload) for one in told])
+
+    @rule()
+    def read(self) -> None:
+        for conn, box in self.boxes.items():
+            for frame in drained(box):
+                assert isinstance(frame, list)
+                self.read_one(conn, frame)
+
+    def read_one(self, conn: str, frame: list[Any]) -> None:
+        _, _, topic, event, payload = frame
+        if event == "n":
+            self.got[conn, topic] += payload
+        elif event == "presence_state":
+            self.views[conn, topic] = {id_: refs(entry) for id_, entry in payload.items()}
+        elif event == "presence_diff" and (conn, topic) in self.views:
+            view = self.views[conn, topic]
+            for id_, entry in payload["joins"].items():
+                view[id_] = view.get(id_, set()) | refs(entry)
+            for id_, entry in payload["leaves"].items():
+                view[id_] = view.get(id_, set()) - refs(entry)
+
+    @rule()
+    def settle(self) -> None:
+        """After a flush that has come round, everybody sees exactly who is there."""
+        self.flush()
+        self.redis_comes_round()
+        self.read()
+        for conn, topic in self.members:
+            there: dict[str, set[str]] = defaultdict(set)
+            for (_, other), membership in self.members.items():
+                if other == topic:
+                    there[membership.id].add(membership.agent)
+            view = {id_: refs_ for id_, refs_ in self.views[conn, topic].items() if refs_}
+            assert view == there
+        assert self.got == self.expected
+
+    @invariant()
+    def members_are_the_models(self) -> None:
+        assert self.hub.statistics().members == len(self.members)
+        assert set(self.hub.topics) == {topic for _, topic in self.members}
+        assert all(membership.alive for membership in self.members.values())
+
+
+def refs(entry: dict[str, list[dict[str, str]]]) -> set[str]:
+    return {meta["phx_ref"] for meta in entry["metas"]}
+
+
+TestHubAgainstAModel = HubAgainstAModel.TestCase
+TestHubAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

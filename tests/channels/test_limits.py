@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from tangram.channels.limits import MAX_KEYS, Limiter, client_key
+
+
+def test_a_burst_then_the_rate() -> None:
+    """A full bucket gives its burst at once, and then as many as the rate fills in."""
+    limiter = Limiter(rate=2, burst=3)
+
+    assert [limiter.take("a", 0.0) for _ in range(4)] == [True, True, True, False]
+    assert limiter.take("a", 0.4) is False
+    assert limiter.take("a", 0.5) is True
+    assert limiter.take("a", 0.5) is False
+    assert [limiter.take("a", 100.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_keys_do_not_share() -> None:
+    """One address' burst is not another's."""
+    limiter = Limiter(rate=1, burst=1)
+
+    assert limiter.take("a", 0.0)
+    assert limiter.take("b", 0.0)
+    assert not limiter.take("a", 0.0)
+
+
+def test_exempt_and_unlimited() -> None:
+    """No key and no rate are no limit."""
+    limiter = Limiter(rate=1, burst=1)
+
+    assert all(limiter.take(None, 0.0) for _ in range(10))
+    assert all(Limiter(rate=0, burst=1).take("a", 0.0) for _ in range(10))
+
+
+def test_a_clock_that_steps_back_gives_nothing() -> None:
+    """Time that goes backwards neither fills nor empties a bucket."""
+    limiter = Limiter(rate=1, burst=1)
+
+    assert limiter.take("a", 100.0)
+    assert not limiter.take("a", 50.0)
+
+
+def test_memory_is_bounded() -> None:
+    """A million addresses are not remembered."""
+    limiter = Limiter(rate=1, burst=1)
+    for number in range(MAX_KEYS + 100):
+        limiter.take(str(number), 0.0)
+
+    assert len(limiter._buckets) == MAX_KEYS
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("127.0.0.1", None),
+        ("127.9.9.9", None),
+        ("::1", None),
+        ("::ffff:127.0.0.1", None),
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("a-name", "a-name"),
+        ("", None),
+    ],
+)
+def test_whose_bucket(address: str, key: str | None) -> None:
+    """Loopback is exempt however it is written, and a host cannot use up its /64 one address at a time."""
+    assert client_key(address) == key

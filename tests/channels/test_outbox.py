@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.channels.disconnects import IDLE, OVERLOAD, SHUTDOWN
+from tangram.channels.frames import TEXT, Encoded
+from tangram.channels.outbox import Outbox
+
+
+def item(size: int, key: str | None = None) -> Encoded:
+    return Encoded(TEXT, b"x" * size, key)
+
+
+def open_box(max_backlog: int) -> tuple[Outbox, list[int]]:
+    rings: list[int] = []
+    return Outbox(lambda: rings.append(1), max_backlog=max_backlog), rings
+
+
+def test_everything_is_taken_at_once_in_order() -> None:
+    """The whole backlog comes out in one go, and the owner was woken once."""
+    outbox, rings = open_box(1000)
+    items = [item(10), item(20), item(30)]
+    for one in items:
+        outbox.put(one)
+
+    assert outbox.take_all() == items
+    assert rings == [1]
+    assert outbox.pending == 60
+
+
+def test_one_message_of_any_size_goes_to_an_empty_outbox() -> None:
+    """The bound lies behind the first message."""
+    outbox, _ = open_box(100)
+    outbox.put(item(1_000_000))
+    outbox.put(item(100))
+
+    assert outbox.disconnect is None
+
+
+def test_too_far_behind_is_given_up_with_a_name() -> None:
+    """One byte over the bound ends the connection, and frees what waited."""
+    outbox, rings = open_box(100)
+    outbox.put(item(10))
+    outbox.put(item(100))
+    outbox.put(item(1))
+
+    assert outbox.disconnect == OVERLOAD
+    assert outbox.take_all() == []
+    assert len(rings) == 2
+
+
+def test_what_was_taken_but_not_written_still_counts() -> None:
+    """A transport that takes and cannot write does not make room."""
+    outbox, _ = open_box(100)
+    outbox.put(item(10))
+    outbox.take_all()
+    outbox.put(item(100))
+    outbox.put(item(1))
+
+    assert outbox.disconnect == OVERLOAD
+
+
+def test_written_bytes_make_room() -> None:
+    """Once all is written the outbox is as new."""
+    outbox, _ = open_box(100)
+    outbox.put(item(500))
+    outbox.put(item(100))
+    outbox.take_all()
+    outbox.written(600)
+    outbox.put(item(700))
+
+    assert outbox.disconnect is None
+    assert outbox.pending == 700
+
+
+def test_put_many_counts_as_put_does() -> None:
+    """A run that fits goes in whole; one that does not ends the connection at the same message as single
+    puts."""
+    outbox, rings = open_box(100)
+    outbox.put_many([item(60), item(60), item(40)], 160)
+
+    assert outbox.disconnect is None
+    assert rings == [1]
+
+    outbox.put_many([item(1)], 1)
+    assert outbox.disconnect == OVERLOAD
+
+
+def test_an_exempt_message_is_never_too_much() -> None:
+    """The state that a join brings widens the bound by its own size, and by no more."""
+    outbox, _ = open_box(100)
+    outbox.put(item(10))
+    outbox.put_exempt(item(5000))
+    outbox.put(item(100))
+    assert outbox.disconnect is None
+
+    outbox.put(item(1))
+    assert outbox.disconnect == OVERLOAD
+
+
+def test_only_the_newest_of_a_key_is_kept() -> None:
+    """In a backlog a message replaces the one of its key that still waits."""
+    outbox, _ = open_box(100)
+    newest = item(30, "k")
+    outbox.put(item(10, "k"))
+    outbox.put(item(20))
+    outbox.put(newest)
+
+    assert [len(one.data) for one in outbox.take_all()] == [30, 20]
+    assert outbox.conflated == 1
+    assert outbox.pending == 50
+
+
+def test_a_taken_message_is_not_replaced() -> None:
+    """What the transport has taken is on its way; a newer one of its key waits behind it."""
+    outbox, _ = open_box(100)
+    outbox.put(item(10, "k"))
+    outbox.take_all()
+    outbox.put(item(10, "k"))
+
+    assert len(outbox.take_all()) == 1
+    assert outbox.pending == 20
+
+
+def test_the_first_reason_to_close_stays() -> None:
+    """A closed outbox takes nothing, gives what it held, and keeps its first reason."""
+    outbox, _ = open_box(100)
+    outbox.put(item(10))
+    outbox.close(IDLE)
+    outbox.close(SHUTDOWN)
+    outbox.put(item(10))
+    outbox.put_many([item(10)], 10)
+
+    assert outbox.statistics().disconnect == IDLE
+    assert len(outbox.take_all()) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "many", "take", "write"]),
+            st.integers(1, 80),
+            st.sampled_from([None, "a", "b"]),
+        )
+    )
+)
+def test_the_backlog_is_bounded(steps: list[tuple[str, int, str | None]]) -> None:
+    """Whatever happens, no more waits than the bound behind one message, and the count is the sum of what is
+    held."""
+    outbox, _ = open_box(100)
+    taken = 0
+    for step, size, key in steps:
+        if step == "put":
+            outbox.put(item(size, key))
+        elif step == "many":
+            outbox.put_many([item(size), item(size)], 2 * size)
+        elif step == "take":
+            taken += sum(len(one.data) for one in outbox.take_all())
+        else:
+            outbox.written(taken)
+            taken = 0
+
+        assert outbox.pending <= 100 + 80
+        if outbox.disconnect is None:
+            assert outbox.pending == taken + sum(len(one.data) for one in outbox._items)

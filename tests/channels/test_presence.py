@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from tangram.channels.presence import Change, Presence
+
+
+def metas(*refs: str) -> dict[str, list[dict[str, str]]]:
+    return {"metas": [{"phx_ref": ref} for ref in refs]}
+
+
+def test_one_change_for_all_who_joined_in_a_window() -> None:
+    """A thousand joins between two flushes are one difference, and one state for all newcomers."""
+    presence: Presence[str] = Presence()
+    for number in range(1000):
+        presence.join("t", f"id{number}", f"ref{number}", f"m{number}")
+
+    (change,) = presence.flush()
+    assert len(change.joins) == len(change.state) == len(change.newcomers) == 1000
+    assert change.leaves == {}
+    assert presence.flush() == []
+
+
+def test_two_sockets_of_one_id_are_one_key() -> None:
+    """Metas gather under the external id, and the key goes with the last of them."""
+    presence: Presence[str] = Presence()
+    presence.join("t", "bob", "r1", "m1")
+    presence.join("t", "bob", "r2", "m2")
+    presence.flush()
+    assert presence.state("t") == {"bob": metas("r1", "r2")}
+
+    presence.leave("t", "bob", "r1", "m1")
+    assert presence.flush() == [Change("t", {}, (), {}, {"bob": metas("r1")})]
+    presence.leave("t", "bob", "r2", "m2")
+    assert presence.state("t") == {}
+
+
+def test_join_and_leave_in_one_window_is_nothing() -> None:
+    """Nobody hears of who came and went between two flushes."""
+    presence: Presence[str] = Presence()
+    presence.join("t", "bob", "r1", "m1")
+    presence.leave("t", "bob", "r1", "m1")
+
+    assert presence.flush() == []
+
+
+def test_leave_and_join_again_in_one_window() -> None:
+    """With a new ref both are told; with the same ref nothing has changed, but the newcomer wants the
+    state."""
+    presence: Presence[str] = Presence()
+    presence.join("t", "bob", "r1", "m1")
+    presence.flush()
+    presence.leave("t", "bob", "r1", "m1")
+    presence.join("t", "bob", "r2", "m2")
+    assert presence.flush() == [
+        Change("t", {"bob": metas("r2")}, ("m2",), {"bob": metas("r2")}, {"bob": metas("r1")})
+    ]
+
+    presence.leave("t", "bob", "r2", "m2")
+    presence.join("t", "bob", "r2", "m3")
+    assert presence.flush() == [Change("t", {"bob": metas("r2")}, ("m3",), {}, {})]
+
+
+def test_an_unknown_leave_is_ignored() -> None:
+    """A leave of who is not there changes nothing."""
+    presence: Presence[str] = Presence()
+    presence.leave("t", "bob", "r1", "m1")
+    presence.join("t", "bob", "r1", "m1")
+    presence.flush()
+    presence.leave("t", "bob", "r9", "m1")
+
+    assert not presence.dirty
+    assert presence.flush() == []

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.channels import codec
+from tangram.channels.disconnects import ABUSE, LIMITED, UNAUTHORIZED, UNAVAILABLE, WRONG_CHANNEL, Disconnect
+from tangram.channels.frames import TEXT, FrameError
+from tangram.channels.hub import Hub
+from tangram.channels.socket import MALFORMED_BURST, MAX_DEFERRED, Authorize, Effect, Publish, Reply, Socket
+from tests.channels.fakes import drained, open_outbox
+
+
+class Client:
+    """A socket machine with the shell's part played by hand."""
+
+    def __init__(
+        self, *, hub: Hub | None = None, conn: str = "c1", max_joins: int = 100, push_replies: bool = True
+    ) -> None:
+        self.hub = hub or Hub(presence=False)
+        self.outbox = open_outbox()
+        self.socket = Socket(conn, self.hub, self.outbox, max_joins=max_joins, push_replies=push_replies)
+
+    def say(self, *frame: object) -> list[Effect]:
+        return self.socket.receive(codec.decode_text(msgspec.json.encode(frame)))
+
+    def join(self, topic: str = "obs", ref: str = "1", payload: object = None) -> list[Effect]:
+        """Join with a verdict at once."""
+        effects = self.say(ref, ref, topic, "phx_join", {} if payload is None else payload)
+        (request,) = effects
+        assert isinstance(request, Authorize)
+        return self.socket.authorized(request, "alice")
+
+    def heard(self) -> list[object]:
+        return drained(self.outbox)
+
+
+def from_channels(effects: list[Effect]) -> list[tuple[str, bytes]]:
+    return [
+        (one.channel, one.payload)
+        for one in effects
+        if isinstance(one, Publish) and one.channel.startswith("from:")
+    ]
+
+
+def reply(join_ref: str | None, ref: str | None, topic: str, status: str, response: object) -> list[object]:
+    return [join_ref, ref, topic, "phx_reply", {"status": status, "response": response}]
+
+
+def error(join_ref: str | None, ref: str | None, topic: str, reason: str) -> list[object]:
+    return reply(join_ref, ref, topic, "error", {"reason": reason})
+
+
+def test_a_join_by_the_letter() -> None:
+    """The gate is asked with the join's own token; the reply has the agent id; Redis hears the join without
+    it."""
+    client = Client()
+    (request,) = client.say("2", "2", "obs:a", "phx_join", {"token": "secret", "more": 1})
+    assert request == Authorize("obs:a", "2", "2", "secret", b'{"token":"secret","more":1}')
+    effects = client.socket.authorized(request, "alice")
+
+    assert client.heard() == [reply("2", "2", "obs:a", "ok", {"id": "c1:obs:a:2"})]
+    assert [one.channel for one in effects if isinstance(one, Publish)] == [
+        "to:admin:channel.add",
+        "to:admin:channel.join",
+        "from:obs:a:phx_join",
+    ]
+    assert effects[-1] == Publish("from:obs:a:phx_join", b'{"more":1}')
+
+
+@pytest.mark.parametrize("payload", [{}, None, {"token": 5}, {"token": None}, "x", [1]])
+def test_only_a_string_in_an_object_is_a_token(payload: object) -> None:
+    """Any other payload means the connection's own token."""
+    (request,) = Client().say("1", "1", "obs", "phx_join", payload)
+
+    assert isinstance(request, Authorize)
+    assert request.token is None
+
+
+def test_a_hopeless_refusal_is_followed_by_phx_close() -> None:
+    """phoenix.js would ask again with the same token for ever; after a close it forgets the channel."""
+    client = Client()
+    (request,) = client.say("2", "2", "obs", "phx_join", {})
+    assert isinstance(request, Authorize)
+    assert client.socket.authorized(request, WRONG_CHANNEL) == []
+
+    assert client.heard() == [error("2", "2", "obs", "wrong channel"), ["2", None, "obs", "phx_close", {}]]
+
+
+@pytest.mark.parametrize("refusal", [LIMITED, UNAVAILABLE])
+def test_a_passing_refusal_leaves_the_ladder(refusal: object) -> None:
+    """Where a retry helps, phoenix.js' own ladder is left alone: an error and no close."""
+    client = Client()
+    (request,) = client.say("2", "2", "obs", "phx_join", {})
+    assert isinstance(request, Authorize)
+    client.socket.authorized(request, refusal)  # type: ignore[arg-type]
+
+    assert len(client.heard()) == 1
+
+
+def test_a_leave_by_the_letter() -> None:
+    """Reply with the agent id, then Redis hears; no phx_close follows."""
+    client = Client()
+    client.join()
+    client.heard()
+    effects = client.say("1", "4", "obs", "phx_leave", {})
+
+    assert client.heard() == [reply("1", "4", "obs", "ok", {"id": "c1:obs:1"})]
+    assert from_channels(effects) == [("from:obs:phx_leave", b"{}")]
+    assert client.socket.topics == []
+
+
+@pytest.mark.parametrize("join_ref", ["9", None, "1"])
+def test_any_leave_is_answered_ok(join_ref: str | None) -> None:
+    """A leave of what was never joined is ok and has no effect: phoenix.js sends one after every join
+    timeout."""
+    client = Client()
+
+    assert client.say(join_ref, "4", "nowhere", "phx_leave", {}) == []
+    assert client.heard() == [reply(join_ref, "4", "nowhere", "ok", {})]
+
+
+def test_a_stale_leave_does_not_end_the_new_membership() -> None:
+    """A leave with the old join_ref is answered and ignored; one with null is not checked."""
+    client = Client()
+    client.join(ref="5")
+    client.heard()
+
+    assert client.say("1", "6", "obs", "phx_leave", {}) == []
+    assert client.heard() == [reply("1", "6", "obs", "ok", {})]
+    assert client.socket.topics == ["obs"]
+    client.say(None, "7", "obs", "phx_leave", {})
+    assert client.socket.topics == []
+
+
+def test_a_join_without_join_ref_uses_its_ref() -> None:
+    """Null join_ref: the ref takes its place. Without either nobody could be answered."""
+    client = Client()
+    (request,) = client.say(None, "3", "obs", "phx_join", {})
+    assert isinstance(request, Authorize)
+    client.socket.authorized(request, "alice")
+
+    assert client.heard() == [reply("3", "3", "obs", "ok", {"id": "c1:obs:3"})]
+    assert client.say(None, None, "other", "phx_join", {}) == []
+    assert client.socket.statistics().malformed == 1
+
+
+def test_heartbeats() -> None:
+    """Answered at once with a null join_ref, and published twice, the first with a blank after the colon."""
+    client = Client()
+    effects = client.say("7", "1", "phoenix", "heartbeat", {})
+
+    assert client.heard() == [reply(None, "1", "phoenix", "ok", {})]
+    assert from_channels(effects) == [
+        ("from:phoenix:heartbeat", b'{"conn_id": "c1"}'),
+        ("from:phoenix:heartbeat", b"{}"),
+    ]
+
+
+def test_a_push_is_answered_once_redis_has_it() -> None:
+    """The payload goes on unchanged; the reply waits for the outcome."""
+    client = Client()
+    client.join()
+    client.heard()
+    effects = client.socket.receive(
+        codec.decode_text(b'["1","9","obs","hello",{"message":"hi", "user":1.10}]')
+    )
+    assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', Reply("1", "9", "obs"))]
+    assert client.heard() == []
+
+    client.socket.published(Reply("1", "9", "obs"), taken=True)
+    client.socket.published(Reply("1", "10", "obs"), taken=False)
+    assert client.heard() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
+
+
+@pytest.mark.parametrize("payload", ["s", 5, None, True, [1, 2]])
+def test_scalars_pass(payload: object) -> None:
+    """Any JSON is a payload."""
+    client = Client()
+    client.join()
+
+    assert from_channels(client.say("1", "2", "obs", "f:a", payload)) == [
+        ("from:obs:f:a", msgspec.json.encode(payload))
+    ]
+
+
+def test_pushes_without_a_ref_or_with_replies_off_are_not_answered() -> None:
+    """Nobody waits for them."""
+    client = Client()
+    client.join()
+    (effect,) = client.say("1", None, "obs", "hello", {})
+    assert isinstance(effect, Publish)
+    assert effect.reply is None
+
+    quiet = Client(push_replies=False)
+    quiet.join()
+    (effect,) = quiet.say("1", "2", "obs", "hello", {})
+    assert isinstance(effect, Publish)
+    assert effect.reply is None
+
+
+@pytest.mark.parametrize(
+    ("join_ref", "topic"), [("1", "other"), ("2", "obs"), (None, "obs"), (None, "phoenix")]
+)
+def test_pushes_need_the_membership(join_ref: str | None, topic: str) -> None:
+    """An event before the join, or of another membership, is refused and published nowhere."""
+    client = Client()
+    client.join()
+    client.heard()
+
+    assert client.say(join_ref, "3", topic, "hello", {}) == []
+    assert client.heard() == [error(join_ref, "3", topic, "unmatched topic")]
+
+
+def test_a_duplicate_join_ends_the_old_membership() -> None:
+    """The old join_ref hears phx_close, then the new join is judged; events come once."""
+    client = Client()
+    client.join(ref="1")
+    client.heard()
+    effects = client.say("5", "5", "obs", "phx_join", {})
+    assert client.heard() == [["1", None, "obs", "phx_close", {}]]
+    assert isinstance(effects[-1], Authorize)
+    client.socket.authorized(effects[-1], "alice")
+    client.heard()
+    client.hub.deliver([(b"to:obs:e", b"[1]")])
+
+    assert client.heard() == [[None, None, "obs", "e", [1]]]
+    assert isinstance(effects[0], Publish)
+    assert effects[0].channel == "to:admin:channel.leave"
+
+
+def test_the_same_join_twice_is_one_membership() -> None:
+    """Answered ok again, and nothing else happens."""
+    client = Client()
+    client.join(ref="1")
+    client.heard()
+
+    assert client.say("1", "1", "obs", "phx_join", {}) == []
+    assert client.heard() == [reply("1", "1", "obs", "ok", {"id": "c1:obs:1"})]
+    assert client.hub.statistics().members == 1
+
+
+def test_the_101st_join_is_refused() -> None:
+    """The bound counts what is joined and what is being judged, and frees with a leave."""
+    client = Client(max_joins=2)
+    client.join("a")
+    client.say("2", "2", "b", "phx_join", {})
+    client.heard()
+
+    assert client.say("3", "3", "c", "phx_join", {}) == []
+    assert client.heard() == [error("3", "3", "c", "too many channels")]
+    client.say("1", "4", "a", "phx_leave", {})
+    assert isinstance(client.say("5", "5", "c", "phx_join", {})[0], Authorize)
+
+
+def test_long_names_are_refused() -> None:
+    """Topics and events of more than 255 bytes do not fit into binary frames."""
+    client = Client()
+    client.join("é" * 127)
+    client.heard()
+
+    assert client.say("2", "2", "é" * 128, "phx_join", {}) == []
+    assert client.heard()[0] == error("2", "2", "é" * 128, "topic too long")
+    assert client.say("1", "3", "é" * 127, "e" * 256, {}) == []
+    assert client.heard() == [error("1", "3", "é" * 127, "event too long")]
+
+
+def test_joins_while_redis_is_away() -> None:
+    """Refused as unavailable, before the gate or after it, so that the client comes back."""
+    client = Client()
+    (request,) = client.say("1", "1", "obs", "phx_join", {})
+    assert isinstance(request, Authorize)
+    client.hub.available = False
+    client.socket.authorized(request, "alice")
+    client.say("2", "2", "other", "phx_join", {})
+
+    assert client.heard() == [error("1", "1", "obs", "unavailable"), error("2", "2", "other", "unavailable")]
+    assert client.hub.statistics().members == 0
+
+
+def test_frames_wait_behind_a_join_in_order() -> None:
+    """Leave and join again arrive while the first join is judged: they are handled after it, in order."""
+    client = Client()
+    (first,) = client.say("1", "1", "obs", "phx_join", {})
+    assert client.say("1", "2", "obs", "hello", {}) == []
+    assert client.say("1", "3", "obs", "phx_leave", {}) == []
+    assert client.say("4", "4", "obs", "phx_join", {}) == []
+    assert from_channels(client.say(None, "5", "phoenix", "heartbeat", {})) != []
+    client.heard()
+    assert isinstance(first, Authorize)
+    effects = client.socket.authorized(first, "alice")
+
+    assert client.heard() == [
+        reply("1", "1", "obs", "ok", {"id": "c1:obs:1"}),
+        reply("1", "3", "obs", "ok", {"id": "c1:obs:1"}),
+    ]
+    assert [name for name, _ in from_channels(effects)] == [
+        "from:obs:phx_join",
+        "from:obs:hello",
+        "from:obs:phx_leave",
+    ]
+    assert isinstance(effects[-1], Authorize)
+    assert effects[-1].join_ref == "4"
+
+
+def test_what_waits_behind_a_join_is_bounded() -> None:
+    """A client cannot pile up frames behind a slow verdict."""
+    client = Client()
+    client.say("1", "1", "obs", "phx_join", {})
+    for _ in range(MAX_DEFERRED):
+        client.say("1", "2", "obs", "hello", {})
+    client.say("1", "3", "obs", "hello", {})
+
+    assert client.heard() == [error("1", "3", "obs", "busy")]
+
+
+def test_binary_control_frames_have_no_effect() -> None:
+    """A binary join, leave or heartbeat is refused, and not published in the protocol's name."""
+    client = Client()
+    client.join()
+    client.heard()
+    for topic, event in (("obs", "phx_join"), ("obs", "phx_leave"), ("phoenix", "heartbeat")):
+        message = codec.decode_binary(
+            b"\x00\x01\x01" + bytes([len(topic), len(event)]) + b"12" + topic.encode() + event.encode()
+        )
+        assert client.socket.receive(message) == []
+    assert client.socket.topics == ["obs"]
+
+    assert [frame[4]["response"]["reason"] for frame in client.heard() if isinstance(frame, list)] == [
+        "reserved event"
+    ] * 3
+
+
+def test_binary_pushes_go_on_as_they_are() -> None:
+    """Raw bytes, empty ones too, are published untouched."""
+    client = Client()
+    client.join()
+    (effect,) = client.socket.receive(codec.decode_binary(b"\x00\x01\x01\x03\x0312obsbin"))
+
+    assert effect == Publish("from:obs:bin", b"", Reply("1", "2", "obs"))
+
+
+def test_malformed_frames_are_forgiven_until_abuse() -> None:
+    """A hundred at once are counted; only one more than is forgiven ends the connection, by name."""
+    client = Client()
+    for _ in range(int(MALFORMED_BURST)):
+        assert client.socket.malformed(0.0) == []
+    assert client.socket.malformed(1.0) == []
+
+    assert client.socket.malformed(1.0) == [ABUSE]
+
+
+def test_the_end_of_a_connection_leaves_everything() -> None:
+    """Every topic hears channel.leave, and a verdict that comes later finds nobody."""
+    client = Client()
+    client.join("a", "1")
+    client.join("b", "2")
+    (request,) = client.say("3", "3", "c", "phx_join", {})
+    effects = client.socket.gone()
+    client.outbox.close(Disconnect(1001, "gone", None, retry=True))  # type: ignore[arg-type]
+
+    assert [one.channel for one in effects if isinstance(one, Publish)].count("to:admin:channel.leave") == 2
+    assert isinstance(request, Authorize)
+    assert client.socket.authorized(request, "alice") == []
+    assert client.hub.statistics().members == 0
+
+
+def test_a_membership_that_the_hub_ended_can_be_joined_again() -> None:
+    """After an interruption pushes are unmatched, and the rejoin is an ordinary join."""
+    client = Client()
+    client.join()
+    client.hub.interrupted()
+    client.heard()
+    client.say("1", "2", "obs", "hello", {})
+    assert client.heard() == [error("1", "2", "obs", "unmatched topic")]
+
+    client.join(ref="3")
+    assert client.heard() == [reply("3", "3", "obs", "ok", {"id": "c1:obs:3"})]
+
+
+NAMES = st.sampled_from(["obs", "phoenix", "admin", "", "*", "é" * 128])
+EVENTS = st.sampled_from(["phx_join", "phx_leave", "heartbeat", "hello", "", "phx_reply", "e" * 256])
+REFS = st.sampled_from([None, "1", "2"])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            REFS,
+            REFS,
+            NAMES,
+            EVENTS,
+            st.sampled_from([{}, None, {"token": "t"}, [1]]),
+            st.sampled_from(["yes", "no", "later"]),
+        )
+    )
+)
+def test_no_frames_ever_end_a_connection(frames: list[tuple[object, ...]]) -> None:
+    """Whatever a client says in whatever order, each frame with a ref is answered at most once, and nothing
+    raises."""
+    client = Client(max_joins=3)
+    waiting: list[Authorize] = []
+    for *frame, verdict in frames:
+        effects = client.say(*frame)
+        waiting += [effect for effect in effects if isinstance(effect, Authorize)]
+        if verdict != "later" and waiting:
+            effects += client.socket.authorized(waiting.pop(0), "alice" if verdict == "yes" else UNAUTHORIZED)
+            waiting += [one for one in effects if isinstance(one, Authorize) and one not in waiting]
+            waiting = [one for one in waiting if one.topic in client.socket._joining]
+
+        assert client.outbox.disconnect is None
+        assert not any(isinstance(effect, Disconnect) for effect in effects)
+        assert len(client.socket.topics) <= 3
+        client.heard()
+    client.socket.gone()
+    assert client.hub.statistics().members == 0
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_end_a_connection(data: bytes) -> None:
+    """Bytes that are no message are counted."""
+    client = Client()
+    try:
+        message = codec.decode(TEXT, data)
+    except FrameError:
+        assert client.socket.malformed(0.0) == []
+    else:
+        client.socket.receive(message)

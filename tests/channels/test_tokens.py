@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import warnings
+from base64 import urlsafe_b64encode
+from typing import Any
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.channels.disconnects import TOKEN_EXPIRED, UNAUTHORIZED, Refusal
+from tangram.channels.tokens import Claims, mint, verify
+
+SECRET = "a secret that is long enough for the referee not to warn"
+NOW = 1_700_000_000
+GOOD = {"id": "alice", "channel": "obs", "exp": NOW + 10}
+
+
+def by_referee(claims: dict[str, Any], secret: str = SECRET, algorithm: str | None = "HS256") -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return jwt.encode(claims, secret if algorithm else None, algorithm=algorithm or "none")
+
+
+def test_the_referee_reads_what_is_minted() -> None:
+    """PyJWT accepts our token, with the header and exactly the claims that clients know."""
+    token = mint(Claims("alice", "obs", NOW), SECRET)
+
+    assert jwt.get_unverified_header(token) == {"typ": "JWT", "alg": "HS256"}
+    assert jwt.decode(token, SECRET, ["HS256"], options={"verify_exp": False}) == {
+        "id": "alice",
+        "channel": "obs",
+        "exp": NOW,
+    }
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=20))
+def test_what_is_minted_is_accepted(id_: str, channel: str, secret: str) -> None:
+    """Any id and channel survive, under any secret, and under no other."""
+    claims = Claims(id_, channel, NOW)
+    token = mint(claims, secret)
+
+    assert verify(token, secret, NOW) == claims
+    assert verify(token, secret + "x", NOW) == UNAUTHORIZED
+
+
+@pytest.mark.parametrize(
+    ("claims", "verdict"),
+    [
+        (GOOD, Claims("alice", "obs", NOW + 10)),
+        (GOOD | {"exp": NOW - 30}, Claims("alice", "obs", NOW - 30)),
+        (GOOD | {"exp": NOW - 70}, TOKEN_EXPIRED),
+        (GOOD | {"extra": [1]}, Claims("alice", "obs", NOW + 10)),
+        (GOOD | {"nbf": NOW + 3600}, Claims("alice", "obs", NOW + 10)),
+        (GOOD | {"iat": NOW + 3600}, Claims("alice", "obs", NOW + 10)),
+        (GOOD | {"aud": "x"}, UNAUTHORIZED),
+        (GOOD | {"exp": NOW + 0.5}, UNAUTHORIZED),
+        (GOOD | {"exp": "1"}, UNAUTHORIZED),
+        (GOOD | {"exp": True}, UNAUTHORIZED),
+        (GOOD | {"id": 5}, UNAUTHORIZED),
+        ({"id": "alice", "channel": "obs"}, UNAUTHORIZED),
+        ({"id": "alice", "exp": NOW + 10}, UNAUTHORIZED),
+        ({"channel": "obs", "exp": NOW + 10}, UNAUTHORIZED),
+    ],
+)
+def test_claims_are_judged_as_clients_rely_on(claims: dict[str, Any], verdict: Claims | Refusal) -> None:
+    """Sixty seconds of leeway by the time passed in, an integer exp, private claims and nbf ignored, aud
+    refused."""
+    assert verify(by_referee(claims), SECRET, NOW) == verdict
+
+
+@pytest.mark.parametrize("secret", ["wrong key that is long enough not to be warned of", "x"])
+def test_another_key_is_refused(secret: str) -> None:
+    """A token of somebody else is no token."""
+    assert verify(by_referee(GOOD, secret), SECRET, NOW) == UNAUTHORIZED
+
+
+@pytest.mark.parametrize("algorithm", [None, "HS384", "HS512"])
+def test_other_algorithms_are_refused(algorithm: str | None) -> None:
+    """Only HS256 counts: no unsigned tokens, and no other hash with the right key."""
+    assert verify(by_referee(GOOD, algorithm=algorithm), SECRET, NOW) == UNAUTHORIZED
+
+
+def test_a_short_secret_works_without_a_warning() -> None:
+    """A configured secret of six letters is the operator's choice."""
+    assert verify(mint(Claims("a", "b", NOW), "secret"), "secret", NOW) == Claims("a", "b", NOW)
+
+
+def test_a_header_that_lies_is_refused() -> None:
+    """A right signature under a header that names another algorithm, or critical extensions, does not
+    count."""
+    import hashlib
+    import hmac
+
+    for header in ({"alg": "none"}, {"alg": "HS256", "crit": ["b64"]}, {}):
+        signed = b".".join(
+            urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, GOOD)
+        )
+        signature = urlsafe_b64encode(hmac.new(SECRET.encode(), signed, hashlib.sha256).digest()).rstrip(b"=")
+        assert verify((signed + b"." + signature).decode(), SECRET, NOW) == UNAUTHORIZED
+
+
+@given(st.text(max_size=200) | st.from_regex(r"\A[\w-]{0,30}\.[\w-]{0,30}\.[\w-]{0,30}\Z"))
+def test_garbage_is_refused(token: str) -> None:
+    """No string raises."""
+    assert verify(token, SECRET, NOW) == UNAUTHORIZED
+
+
+def test_every_changed_character_breaks_a_token() -> None:
+    """A signature covers header and claims, and is compared whole."""
+    token = mint(Claims("alice", "obs", NOW), SECRET)
+    for index in range(len(token) - 1):
+        changed = "A" if token[index] != "A" else "B"
+        assert verify(token[:index] + changed + token[index + 1 :], SECRET, NOW) == UNAUTHORIZED
+    assert verify(token + "!", SECRET, NOW) == UNAUTHORIZED
+    assert verify(token + "=", SECRET, NOW) == UNAUTHORIZED
