@@ -31,9 +31,9 @@ async def test_publish_and_subscribe_go_to_the_bus() -> None:
 def test_plugins_may_hang_attributes_on_it() -> None:
     """Any attribute is kept, for other plugins and routes to find."""
     state = make_state()
-    state.weather = "fine"  # type: ignore[attr-defined]
+    state.weather = "fine"
 
-    assert state.weather == "fine"  # type: ignore[attr-defined]
+    assert state.weather == "fine"
 
 
 def test_a_configuration_is_found_by_plugin_name_and_class() -> None:
