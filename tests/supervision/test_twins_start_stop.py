@@ -6,11 +6,11 @@ import math
 
 import pytest
 import trio
-from tests.supervision.worlds import Running, World
 
 from tangram.errors import SpecError, StartFailed
 from tangram.supervision import Child, open_supervisor
 from tangram.supervision.spec import check_supervisor
+from tests.supervision.worlds import Running, World
 
 
 async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
