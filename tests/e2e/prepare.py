@@ -76,7 +76,7 @@ def ensure_browser() -> str:
 
 
 def npm_environ() -> dict[str, str]:
-    """Node trusts a list of its own; what the system trusts beside it (a proxy's certificate) is handed over."""
+    """Node trusts a list of its own; what the system trusts beside it is handed over."""
     system = {"NODE_EXTRA_CA_CERTS": str(CERTIFICATES)} if CERTIFICATES.exists() else {}
     return {**system, **os.environ}
 
