@@ -98,7 +98,11 @@ class _Faulty(TangramError):
 
     def __str__(self) -> str:
         lines = [str(fault) for fault in self.faults]
-        return "\n".join([f"{self.about}:", *(f"  {line}" for line in lines)]) if self.about else "\n".join(lines)
+        return (
+            "\n".join([f"{self.about}:", *(f"  {line}" for line in lines)])
+            if self.about
+            else "\n".join(lines)
+        )
 
 
 class ConfigError(_Faulty, OperatorError):

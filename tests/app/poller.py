@@ -30,7 +30,12 @@ def main() -> None:
     assert url.hostname is not None
     assert url.port is not None
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     lines = []

@@ -1,7 +1,10 @@
-"""Who restarts when what crashes, over the whole server: a real broker, real sockets, a real client outside."""
+"""Who restarts when what crashes, over the whole server: a real broker, real sockets, a real client
+outside.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -47,7 +50,7 @@ def longest_gap(report: list[str]) -> float:
     """Seconds between two good answers, at most."""
     good = [float(line.split()[0]) for line in report if line.endswith(" 200")]
     assert len(good) > 10, report
-    return max(later - earlier for earlier, later in zip(good, good[1:], strict=False))
+    return max(later - earlier for earlier, later in itertools.pairwise(good))
 
 
 def stopped_and_started(running: RunningTangram, after: int) -> tuple[list[str], list[str]]:
@@ -58,8 +61,8 @@ def stopped_and_started(running: RunningTangram, after: int) -> tuple[list[str],
 
 @pytest.mark.parametrize("crashed", ["plugin:probe", "web", "bus", "channels"])
 async def test_a_crash_restarts_all_in_order_and_nobody_outside_is_refused(crashed: str) -> None:
-    """A crash in one part ends the others in reverse order and starts all anew in order, while a client that polls
-    every 10 ms sees no refused connection and no 503."""
+    """A crash in one part ends the others in reverse order and starts all anew in order, while a client
+    that polls every 10 ms sees no refused connection and no 503."""
     journal = Journal()
     async with open_tangram([make_plugin(journal)]) as running:
         gaps = []
@@ -80,7 +83,8 @@ async def test_a_crash_restarts_all_in_order_and_nobody_outside_is_refused(crash
             assert "503" not in statuses
             stopped, started = stopped_and_started(running, mark)
             assert stopped[0] == crashed
-            # A service whose message was on the way when the bus crashed ends with that, before its turn has come.
+            # A service whose message was on the way when the bus crashed ends with that, before its turn
+            # has come.
             early = {crashed, "plugin:probe"} if crashed == "bus" else {crashed}
             in_turn = [name for name in stopped[1:] if name not in early]
             assert in_turn == [name for name in reversed(PARTS) if name not in early]
@@ -111,12 +115,14 @@ async def test_supervision_shows_the_crash_with_plugin_service_exception_and_cou
 
 
 async def test_a_plugin_that_crashes_too_often_is_quarantined_and_can_be_restarted() -> None:
-    """A full window leaves the plugin stopped, the rest comes back without it, and the operator can try again."""
+    """A full window leaves the plugin stopped, the rest comes back without it, and the operator can
+    try again.
+    """
     config = {"supervisor": {"plugin_restarts": 1, "backoff_initial": 0.01}}
     async with open_tangram([make_plugin(Journal()), make_plugin(Journal(), "other")], config) as running:
-        for ready in (2, 3):
+        for count in (2, 3):
             await running.http.post("/probe/crash")
-            await running.wait_ready(ready)
+            await running.wait_ready(count)
 
         listed = {plugin["name"]: plugin for plugin in (await running.http.get("/-/plugins")).json()}
         down = await running.http.get("/probe/value")
@@ -152,7 +158,9 @@ async def test_one_for_one_restarts_the_plugin_alone() -> None:
 
 
 async def test_rest_for_one_restarts_what_stands_after_it() -> None:
-    """Under ``rest_for_one`` the plugin, the plugins after it, channels and web restart; what stands before stays."""
+    """Under ``rest_for_one`` the plugin, the plugins after it, channels and web restart; what stands
+    before stays.
+    """
     plugins = [make_plugin(Journal()), make_plugin(Journal(), "other")]
     async with open_tangram(plugins, {"supervisor": {"strategy": "rest_for_one"}}) as running:
         mark = len(running.events)
@@ -165,7 +173,9 @@ async def test_rest_for_one_restarts_what_stands_after_it() -> None:
 
 
 async def test_a_broker_that_is_killed_comes_back_and_messages_flow_again() -> None:
-    """After SIGKILL the broker is replaced on the same port, and a browser that rejoins gets messages again."""
+    """After SIGKILL the broker is replaced on the same port, and a browser that rejoins gets messages
+    again.
+    """
     async with open_tangram([make_plugin(Journal())]) as running:
         url, broker = running.redis_url, running.server.tree.broker  # type: ignore[union-attr]
         assert broker is not None
@@ -195,7 +205,6 @@ async def test_core_crashes_past_the_window_end_the_server_in_order() -> None:
         running.crash("web")
         await running.wait_event("gave_up")
         with trio.fail_after(10):
-            while running.server.root is not None:
-                await trio.sleep(0.01)
+            await running.wait_ended()
 
-        assert running.server._exit_status == 70
+        assert running.status == 70

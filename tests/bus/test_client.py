@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.bus.conftest import Valkey
-from tests.bus.fakes import until
 
 from tangram.bus import Bus, RedisClient
 from tangram.bus.client import BLOCKING, Lane
 from tangram.errors import BrokerUnavailable
+from tests.bus.conftest import Valkey
+from tests.bus.fakes import until
 
 pytestmark = pytest.mark.slow
 

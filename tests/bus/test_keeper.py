@@ -2,11 +2,11 @@ import random
 from itertools import pairwise
 
 import trio
-from tests.bus.fakes import URL, FakeRedis, until
 
 from tangram.bus.keeper import BACKOFF_MAX, BACKOFF_REFUSED, Keeper
 from tangram.bus.resp import STAGGER, Link
 from tangram.bus.urls import parse_url
+from tests.bus.fakes import URL, FakeRedis, until
 
 
 def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Keeper:

@@ -7,7 +7,6 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage, until
 
 from tangram.bus.listener import Listener
 from tangram.bus.resp import Link
@@ -15,6 +14,7 @@ from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
+from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage, until
 
 Batch = Sequence[tuple[bytes, bytes]]
 

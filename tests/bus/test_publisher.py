@@ -2,11 +2,11 @@ import random
 
 import pytest
 import trio
-from tests.bus.fakes import URL, Connection, FakeRedis
 
 from tangram.bus.publisher import BRIDGE, SEND_LIMIT, Publisher
 from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
+from tests.bus.fakes import URL, Connection, FakeRedis
 
 Clock = trio.testing.MockClock
 

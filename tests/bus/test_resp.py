@@ -2,12 +2,12 @@ import time
 
 import pytest
 import trio
-from tests.bus.fakes import URL, FakeRedis
 
 from tangram.bus import resp
 from tangram.bus.resp import CONNECT_TIMEOUT, PING_EVERY, PING_TIMEOUT, Link, describe, open_link
 from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
+from tests.bus.fakes import URL, FakeRedis
 
 
 async def test_a_server_that_does_not_greet_is_given_up(

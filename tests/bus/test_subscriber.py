@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from tests.bus.fakes import URL, FakeRedis, until
 
 from tangram.bus import Subscriber, service_nursery
 from tangram.errors import ConfigError, ServiceError
+from tests.bus.fakes import URL, FakeRedis, until
 
 Clock = trio.testing.MockClock
 

@@ -2,11 +2,11 @@ import random
 
 import pytest
 import trio
-from tests.bus.fakes import URL, FakeRedis
 
 from tangram.bus import Bus, Message
 from tangram.bus.subscriptions import SUBSCRIBE_TIMEOUT
 from tangram.errors import BrokerUnavailable
+from tests.bus.fakes import URL, FakeRedis
 
 
 @pytest.fixture

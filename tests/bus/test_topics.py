@@ -1,6 +1,5 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.bus.valkeyglob import matches
 
 from tangram.bus.topics import (
     escape_glob,
@@ -10,6 +9,7 @@ from tangram.bus.topics import (
     redact,
     to_channel,
 )
+from tests.bus.valkeyglob import matches
 
 text = st.text(max_size=20)
 no_colon = text.filter(lambda value: ":" not in value)

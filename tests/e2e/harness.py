@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 import trio
 
 from .prepare import PHOENIX, ROOT, find_phoenix

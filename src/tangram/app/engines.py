@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from tangram.app.tree import Tree
+    from tangram.transports.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]
 
@@ -24,9 +25,12 @@ async def serve_site(tree: Tree, *, task_status: trio.TaskStatus[Site] = trio.TA
     """
     async with trio.open_nursery() as nursery:
         cache = await _open_cache(tree, nursery)
-        site = build_site(tree.site_parts(cache=cache, quart_hooks=[_mount_channels(tree)]))
+        native = tree.config.server.effective_engine == "native"
+        # The native engine takes channels itself; behind Hypercorn they are a route of the Quart application.
+        hooks = [] if native else [_mount_channels(tree)]
+        site = build_site(tree.site_parts(cache=cache, quart_hooks=hooks))
         tree.web_failures = dict(site.failures)
-        await nursery.start(_serve_hypercorn, tree, site)
+        await nursery.start(_serve_native if native else _serve_hypercorn, tree, site)
         task_status.started(site)
 
 
@@ -47,12 +51,32 @@ async def _open_cache(tree: Tree, nursery: trio.Nursery) -> CacheRoutes | None:
     return cache
 
 
+async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
+    from tangram.transports.native import serve_native
+
+    channel = tree.config.channel
+    await serve_native(
+        cast("ASGIApp", site),
+        tree.held,
+        tree.config.server,
+        grace=tree.grace,
+        close_code=lambda: tree.farewell().code,
+        # What the engine hands to the channels itself has not passed the site.
+        forwarded=cast("Callable[[Scope], Scope]", site.addresses.forwarded),
+        channels=lambda: tree.channels,
+        compression=channel.compression,
+        ping_interval=channel.ping_interval,
+        max_message=channel.max_message,
+        task_status=task_status,
+    )
+
+
 async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
     from tangram.transports.hypercorn import serve_hypercorn
 
     server = tree.config.server
     await serve_hypercorn(
-        site,
+        cast("ASGIApp", site),
         tree.held,
         server,
         grace=tree.grace,

@@ -54,7 +54,7 @@ class Operations:
         for child in tree.incarnation.statistics().children:
             # The web answers this very question: it may still be called starting while it does.
             if child.state not in {"running", "quarantined", "finished"} and child.name != "web":
-                found.append(f"{child.name} is {child.state}")
+                found.append(f"{child.name} is {child.state}")  # noqa: PERF401 - the comment needs its place
         return found
 
     def supervision(self) -> Mapping[str, Any]:
@@ -80,9 +80,11 @@ class Operations:
         tree = self._tree
         children = self._children()
         listed = [self._plugin(name, children.get(PLUGIN + name)) for name in tree.hosts]
-        for failure in tree.plugins.failures:
-            listed.append({"name": failure.name, "state": "not loaded", "error": str(failure.error)})
-        return listed
+        left_out = (
+            {"name": failure.name, "state": "not loaded", "error": str(failure.error)}
+            for failure in tree.plugins.failures
+        )
+        return [*listed, *left_out]
 
     def _plugin(self, name: str, child: ChildStatistics | None) -> Mapping[str, Any]:
         host = self._tree.hosts[name]
@@ -134,7 +136,8 @@ class Operations:
         return {name: _why_down(name, states.get(PLUGIN + name)) for name in down}
 
     async def wait_available(self, plugin: str) -> str | None:
-        """Until the plugin serves: ``None``; a reason at once if it is in quarantine, else after `RESTART_WAIT`.
+        """Until the plugin serves: ``None``; a reason at once if it is in quarantine, else after
+        `RESTART_WAIT`.
 
         Most restarts are over in milliseconds, and whoever asked meanwhile need not know.
         """

@@ -137,7 +137,7 @@ class Server:
         tree = self.tree = self._make_tree()
         tree.operator = Operations(self)
         self.ledger.listen(self._on_event)
-        self.watchdog = Watchdog(self.config.supervisor.stall_after, lambda name: tree.plugins.owner_of(name))
+        self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
         await nursery.start(self._notifier.run)
         try:
@@ -158,6 +158,10 @@ class Server:
             self._failed(error)
         finally:
             self.root = None
+
+    def _owner_of(self, filename: str) -> str | None:
+        # Looked up late: a reload brings other plugins.
+        return None if self.tree is None else self.tree.plugins.owner_of(filename)
 
     def _make_tree(self) -> Tree:
         config = self.config

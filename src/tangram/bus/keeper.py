@@ -4,10 +4,10 @@ Why the back-off is so short. Once Redis is back, the first message should be at
 99 of 100 cases, however long it was away. A dial that meets a closed port fails at once, so what passes
 until the next one is the back-off alone: at most `BACKOFF_MAX` x 1.2 = 180 ms. Dialling, greeting and
 subscribing again are three round trips, 1-5 ms on one machine and at most 60 in one region. That stays
-below 250 with every dial, not only with 99 of 100; and a dial every 150 ms costs 0.2 % of a processor.
-Where dials *hang* instead (packets are dropped, a host is down), waiting for one would mean waiting for
-TCP's own retransmission, 1 s and more, so a new dial is started every `STAGGER` seconds beside the ones
-that hang; the first to come through wins.
+below 250 with every dial, not only with 99 of 100; and a dial every 150 ms on both connections costs 1 % of
+a processor. Where dials *hang* instead (packets are dropped, a host is down), waiting for one would mean
+waiting for TCP's own retransmission, 1 s and more, so a new dial is started every `STAGGER` seconds beside
+the ones that hang; the first to come through wins.
 """
 
 from __future__ import annotations

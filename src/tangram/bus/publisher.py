@@ -35,7 +35,7 @@ log = structlog.get_logger("tangram.bus")
 Done = Callable[[int | BrokerUnavailable], None]
 
 MAX_BUFFER = 8 * 1024 * 1024
-"""Bytes of open messages: 0.2 s of a saturated loopback, 40,000 messages of 200 bytes."""
+"""Bytes of open messages: some 30,000 messages of 200 bytes."""
 
 BRIDGE = 2.0
 """Seconds of an outage that are bridged: a broker's restart or a failover by hand. A browser gives up on a

@@ -46,7 +46,7 @@ Structure = Callable[[object], object]
 MAX_UNION_TRIALS: Final = 5_000
 
 
-class NestedFaults(ValueError):  # noqa: N818
+class NestedFaults(ValueError):
     """Faults below one value, each with the step that leads to it."""
 
     def __init__(self, faults: list[tuple[Loc, Exception]]) -> None:

@@ -22,7 +22,7 @@ Send = Callable[[Any], Awaitable[None]]
 MAX_QUERY_PAIRS = 1_000
 
 
-class ClientDisconnected(Exception):  # noqa: N818
+class ClientDisconnected(Exception):
     """The client went away while its body was being read: there is nobody to answer."""
 
 

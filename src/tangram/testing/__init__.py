@@ -1,8 +1,7 @@
 """For tests of plugins, and of tangram itself: a whole server inside the test's own Trio loop.
 
-    async with open_tangram(plugins=[plugin]) as tangram:
-        answer = await tangram.http.get("/my-plugin/")
-        await tangram.crash("plugin:my_plugin")
+``async with open_tangram([plugin]) as tangram:`` gives the server with an HTTP client (``tangram.http``), a
+channel client (``tangram.open_socket()``), its events, and ``tangram.crash("plugin:my_plugin")``.
 """
 
 from tangram.testing.faults import FaultPorts, InjectedFault

@@ -1,4 +1,6 @@
-"""Faults that a test puts into a running tree: an exception raised inside a child, at its own place in the tree."""
+"""Faults that a test puts into a running tree: an exception raised inside a child, at its own place
+in the tree.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from tangram.supervision import Child
 __all__ = ["FaultPorts", "InjectedFault"]
 
 
-class InjectedFault(Exception):  # noqa: N818 - it is a fault, and an error only to the tree
+class InjectedFault(Exception):
     """What a test raises in a child when it names nothing better."""
 
 

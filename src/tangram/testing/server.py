@@ -44,15 +44,17 @@ def free_port() -> int:
 class RunningTangram:
     """A server under test."""
 
-    def __init__(self, server: Server, ports: FaultPorts, http: httpx.AsyncClient, nursery: trio.Nursery) -> None:
+    def __init__(self, server: Server, ports: FaultPorts, http: httpx.AsyncClient) -> None:
         self.server = server
         self.http = http
         """An httpx client whose base is the server."""
         self.events: list[SupervisionEvent] = []
         """Every event of the tree, from the first start."""
-        self._nursery = nursery
         self._ports = ports
         self._changed = trio.Event()
+        self._ended = trio.Event()
+        self.status = 0
+        """The exit status, once it has ended."""
 
     @property
     def url(self) -> str:
@@ -78,7 +80,10 @@ class RunningTangram:
         self._changed = trio.Event()
 
     def crash(self, child: str, error: BaseException | None = None) -> None:
-        """Raise an exception inside a child (``bus``, ``web``, ``channels``, ``broker``, ``plugin:NAME``); returns at once."""
+        """Raise an exception inside a child: ``bus``, ``web``, ``channels``, ``broker``, ``plugin:NAME``.
+
+        Returns at once.
+        """
         self._ports.strike(child, error or InjectedFault(f"a test crashed {child!r}"))
 
     async def wait_event(
@@ -106,9 +111,23 @@ class RunningTangram:
             return
         raise AssertionError(f"ready {self.server.ready_count} times within {seconds} s, expected {count}")
 
+    async def wait_ended(self) -> int:
+        """Until the server has ended by itself; its exit status."""
+        await self._ended.wait()
+        return self.status
+
+    async def serve(self, *, task_status: trio.TaskStatus[Server]) -> None:
+        """Run the server; ``open_tangram`` does this."""
+        try:
+            self.status = await self.server.run(task_status=task_status)
+        finally:
+            self._ended.set()
+
     @asynccontextmanager
     async def open_socket(self, **settings: Any) -> AsyncIterator[ClientSocket]:
-        """A channel client, connected to ``/websocket``; ``settings`` as for ``tangram.client.open_socket``."""
+        """A channel client, connected to ``/websocket``; ``settings`` as for
+        ``tangram.client.open_socket``.
+        """
         from tangram.client import open_socket
 
         async with open_socket(self.url, **settings) as client:
@@ -125,8 +144,8 @@ async def open_tangram(
     """Run a server until the end of the block.
 
     Args:
-        plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set), or names of
-            installed ones.
+        plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set), or
+        names of installed ones.
         config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given.
         wrap: applied to each child of the tree, inside the fault port.
     """
@@ -145,9 +164,9 @@ async def open_tangram(
         server = Server(boot)
         async with trio.open_nursery() as nursery:
             async with httpx.AsyncClient(timeout=10.0) as http:
-                running = RunningTangram(server, ports, http, nursery)
+                running = RunningTangram(server, ports, http)
                 server.ledger.listen(running.note)
-                await nursery.start(server.run)
+                await nursery.start(running.serve)
                 http.base_url = httpx.URL(server.base_url)
                 try:
                     yield running
@@ -193,8 +212,8 @@ def _load(plugins: Iterable[Plugin | str]) -> Loaded:
     for number, one in enumerate(plugins, 1):
         if isinstance(one, str):
             found = load_plugins([one])
-            loaded.plugins += found.plugins
-            loaded.failures += found.failures
+            loaded.plugins.extend(found.plugins)
+            loaded.failures.extend(found.failures)
             continue
         name = one.name or ("plugin" if number == 1 else f"plugin_{number}")
         one.name = name

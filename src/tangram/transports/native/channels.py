@@ -141,6 +141,8 @@ class ChannelSocket:
             while True:
                 if data and not self._take(data):
                     break
+                if connection.closed:
+                    return
                 await _wait_readable(connection.sock)
                 try:
                     data = connection.sock.recv(READ_SIZE)
