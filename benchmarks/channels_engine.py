@@ -269,7 +269,8 @@ def main() -> None:
     for rate in (500, 2000):
         used, whole = bench.fan(rate * seconds, rate, options.size)
         print(
-            f"{options.clients} clients x {rate}/s: {used:.2f} us CPU a delivery, {'all' if whole else 'NOT ALL'}"
+            f"{options.clients} clients x {rate}/s: {used:.2f} us CPU a delivery, "
+            f"{'all' if whole else 'NOT ALL'}"
         )
     print(f"pushes in batches of 20: {bench.push(2000 * seconds):.1f} us CPU each")
     bench.close()

@@ -80,23 +80,7 @@ ENGINE_OPTIONS = (
 @asynccontextmanager
 async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any) -> AsyncIterator[Server]:
     """Run the engine ``name`` for the block."""
-<<<<<<< HEAD
-    arguments = {
-        key: options.pop(key)
-        for key in (
-            "certfile",
-            "keyfile",
-            "close_code",
-            "max_message",
-            "channels",
-            "compression",
-            "ping_interval",
-        )
-        if key in options
-    }
-=======
     arguments = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
->>>>>>> room/engines
     given = options.pop("held", None)
     settings = Settings(**options)
     held = given or open_listeners("127.0.0.1", 0)
