@@ -553,7 +553,10 @@ async def test_quart_keeps_the_connection(engine: str, clock: Clock) -> None:
 
 async def test_quart_connection_times_out_when_idle(engine: str, clock: Clock) -> None:
     """A connection that a Quart application has answered on is closed after idle_timeout."""
-    async with serving(engine, cast("Any", quart_app()), idle_timeout=5.0) as server, await server.connect() as client:
+    async with (
+        serving(engine, cast("Any", quart_app()), idle_timeout=5.0) as server,
+        await server.connect() as client,
+    ):
         await client.get("/page")
         began = trio.current_time()
         await client.rest()
