@@ -96,6 +96,7 @@ class Server:
         self._scope = trio.CancelScope()
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
+        self._lacks_redis = False
 
     @property
     def base_url(self) -> str:
@@ -181,6 +182,7 @@ class Server:
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
             serve_web=serve_site,
+            on_feed=self._on_feed,
         )
 
     def _load(self, config: Config) -> Loaded:
@@ -239,9 +241,22 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
-        running = [one.name for one in self.tree.plugins.plugins]
-        log.info("tangram ready", url=f"{self.tree.base_url}/", plugins=running, ready=self.ready_count)
+        self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
+
+    def _say_ready(self) -> None:
+        assert self.tree is not None
+        url, running = f"{self.tree.base_url}/", [one.name for one in self.tree.plugins.plugins]
+        # A configured Redis that is away crashes nobody, but somebody has to be told what does not work.
+        self._lacks_redis = self.tree.bus is None or not self.tree.bus.up
+        if self._lacks_redis:
+            log.warning("tangram ready, but redis is away", url=url, plugins=running, ready=self.ready_count)
+        else:
+            log.info("tangram ready", url=url, plugins=running, ready=self.ready_count)
+
+    def _on_feed(self, up: bool) -> None:
+        if up and self._lacks_redis:
+            self._say_ready()
 
     # -- signals ---------------------------------------------------------------------------------------------
 

@@ -120,6 +120,7 @@ class Tree:
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
         serve_web: Callable[..., Awaitable[None]],
+        on_feed: Callable[[bool], None],
     ) -> None:
         self.config = config
         self.plugins = plugins
@@ -150,6 +151,7 @@ class Tree:
         self._on_broker = on_broker
         self._wrap = wrap
         self._serve_web = serve_web
+        self._tell_feed = on_feed
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -384,6 +386,7 @@ class Tree:
     def _on_feed(self, up: bool) -> None:
         if self.channels is not None:
             self.channels.on_up(up)
+        self._tell_feed(up)
 
     def _the_bus(self) -> Bus:
         if self.bus is None:
