@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -13,9 +14,11 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from quart import Response, request
 from quart_trio import QuartTrio
+from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
+from tangram.client.dial import dial
 from tangram.transports.channels import Channels, connect_info
 from tangram.transports.quart import WebsocketConnection, websocket_blueprint
 from tangram.transports.tokens import issue_token
@@ -87,3 +90,22 @@ async def open_server(
         yield Server(binds[0], channels, bus, app)
         await channels.drain(within=1.0)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_raw(url: str) -> AsyncIterator[WebSocketConnection]:
+    """A bare WebSocket to ``url`` (http, with path and query), whose stream is closed whoever ends it."""
+    parts = urlsplit(url)
+    stream = await dial(url)
+    rejected: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            resource = parts.path + ("?" + parts.query if parts.query else "")
+            yield await wrap_client_stream(nursery, stream, parts.netloc, resource)
+            nursery.cancel_scope.cancel()
+    except* ConnectionRejected as group:
+        rejected = group.exceptions[0]
+    finally:
+        await trio.aclose_forcefully(stream)
+    if rejected is not None:
+        raise rejected

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 import msgspec
@@ -17,6 +17,7 @@ import trio
 from tangram.channels import codec
 from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, Message
 from tangram.client.channel import TIMEOUT, Channel
+from tangram.client.dial import dial
 from tangram.errors import ChannelClosed, Refused
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class ClientSocket:
         reconnect: bool,
         heartbeat: float,
         rng: random.Random,
-        **dial: Any,
+        ssl_context: ssl.SSLContext | None = None,
+        **settings: Any,
     ) -> None:
         self.close_code: int | None = None
         """How the last connection ended; None while it is open."""
@@ -69,7 +71,8 @@ class ClientSocket:
         self._reconnect = reconnect
         self._heartbeat = heartbeat
         self._rng = rng
-        self._dial = dial
+        self._ssl_context = ssl_context
+        self._settings = settings
         self._connection: WebSocketConnection | None = None
         self._channels: dict[str, Channel] = {}
         self._rejoining: set[str] = set()
@@ -186,33 +189,30 @@ class ClientSocket:
 
     async def run(self, *, task_status: trio.TaskStatus[ClientSocket] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, and stay connected. The first connection must succeed: raises Refused or ChannelClosed."""
+        from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError
+
         delay = 0.0
         started = False
         while True:
             error: ChannelClosed | Refused | None = None
             try:
                 async with trio.open_nursery() as nursery:
-                    try:
-                        connection = await self._connect(nursery)
-                    except (ChannelClosed, Refused) as raised:
-                        error = raised
-                    else:
+                    async with self._connect(nursery) as connection:
                         delay = 0.0
                         self._connected(connection)
                         if not started:
                             started = True
                             task_status.started(self)
                         nursery.start_soon(self._beat, connection)
-                        try:
-                            await self._read(connection)
-                            if self._closing is not None:
-                                # Its answer is still to be read, by a task of this nursery.
-                                await self._closing.wait()
-                        finally:
-                            # The reader of trio-websocket may be cancelled already: then no answer can come.
-                            with trio.move_on_after(CLOSE_ANYHOW, shield=True):
-                                await connection.aclose()
+                        await self._read(connection)
+                        if self._closing is not None:
+                            # Its answer is still to be read, by a task of this nursery.
+                            await self._closing.wait()
                     nursery.cancel_scope.cancel()
+            except* ConnectionRejected as group:
+                error = _refused(group)
+            except* (ConnectionClosed, HandshakeError, OSError, trio.TooSlowError) as group:
+                error = ChannelClosed(f"cannot connect to {self._shown()!r}: {_leaf(group)!r}")
             finally:
                 self._lost()
             if error is not None:
@@ -234,17 +234,26 @@ class ClientSocket:
     def _shown(self) -> str:
         return self._url.partition("?")[0]
 
-    async def _connect(self, nursery: trio.Nursery) -> WebSocketConnection:
-        from trio_websocket import ConnectionRejected, HandshakeError, connect_websocket_url
+    @asynccontextmanager
+    async def _connect(self, nursery: trio.Nursery) -> AsyncIterator[WebSocketConnection]:
+        """A connection whose reader runs in ``nursery``, which is where a rejection is raised."""
+        from trio_websocket import wrap_client_stream
 
+        parts = urlsplit(self._url)
+        resource = f"{parts.path}?{parts.query}"
+        with trio.fail_after(TIMEOUT):
+            stream = await dial(self._url, self._ssl_context)
         try:
             with trio.fail_after(TIMEOUT):
-                return await connect_websocket_url(nursery, self._url, **self._dial)
-        except ConnectionRejected as error:
-            body = (error.body or b"").decode(errors="replace").strip()
-            raise Refused(body or f"status {error.status_code}") from error
-        except (HandshakeError, OSError, trio.TooSlowError) as error:
-            raise ChannelClosed(f"cannot connect to {self._shown()!r}: {error}") from error
+                connection = await wrap_client_stream(
+                    nursery, stream, parts.netloc, resource, **self._settings
+                )
+            yield connection
+            with trio.move_on_after(CLOSE_ANYHOW):
+                await connection.aclose()
+        finally:
+            # trio-websocket leaves the stream open when the server closed first, or rejected.
+            await trio.aclose_forcefully(stream)
 
     async def _read(self, connection: WebSocketConnection) -> None:
         from trio_websocket import ConnectionClosed
@@ -296,6 +305,19 @@ class ClientSocket:
                 channel.close(ChannelClosed("the connection was lost", code=self.close_code))
 
 
+def _leaf(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _refused(group: BaseExceptionGroup[Any]) -> Refused:
+    rejected: Any = _leaf(group)
+    body = (rejected.body or b"").decode(errors="replace").strip()
+    return Refused(body or f"status {rejected.status_code}")
+
+
 @asynccontextmanager
 async def open_socket(
     url: str,
@@ -321,11 +343,9 @@ async def open_socket(
     address += "/websocket?" + "&".join(
         f"{quote(name)}={quote(value, safe='')}" for name, value in query.items()
     )
-    dial: dict[str, Any] = {"subprotocols": list(subprotocols) or None, "message_queue_size": 1}
-    dial["extra_headers"] = [(name.encode(), value.encode()) for name, value in headers]
-    dial["max_message_size"] = 64 * 1024 * 1024
-    if address.startswith("wss"):
-        dial["ssl_context"] = ssl_context
+    settings: dict[str, Any] = {"subprotocols": list(subprotocols) or None, "message_queue_size": 1}
+    settings["extra_headers"] = [(name.encode(), value.encode()) for name, value in headers]
+    settings["max_message_size"] = 64 * 1024 * 1024
     error: Exception | None = None
     async with trio.open_nursery() as nursery:
         socket = ClientSocket(
@@ -334,7 +354,8 @@ async def open_socket(
             reconnect=reconnect,
             heartbeat=heartbeat,
             rng=rng or random.Random(),  # noqa: S311 - jitter
-            **dial,
+            ssl_context=ssl_context,
+            **settings,
         )
         try:
             await nursery.start(socket.run)

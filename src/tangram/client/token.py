@@ -12,6 +12,7 @@ import trio
 
 from tangram.channels import codec
 from tangram.client.channel import TIMEOUT
+from tangram.client.dial import dial
 from tangram.errors import ChannelClosed, Refused
 
 __all__ = ["Token", "fetch_token"]
@@ -51,8 +52,6 @@ async def _post(
     import h11
 
     parts = urlsplit(url)
-    secure = parts.scheme in ("https", "wss")
-    host, port = parts.hostname or "", parts.port or (443 if secure else 80)
     machine = h11.Connection(h11.CLIENT)
     request = h11.Request(
         method="POST",
@@ -69,7 +68,7 @@ async def _post(
     status, chunks = 0, []
     try:
         with trio.fail_after(TIMEOUT):
-            async with await _dial(host, port, secure, ssl_context) as stream:
+            async with await dial(url, ssl_context) as stream:
                 await stream.send_all(data)
                 while True:
                     event = machine.next_event()
@@ -83,9 +82,3 @@ async def _post(
                         return status, b"".join(chunks)
     except (OSError, trio.TooSlowError, trio.BrokenResourceError, h11.RemoteProtocolError) as error:
         raise ChannelClosed(f"cannot ask {url!r}: {error}") from error
-
-
-async def _dial(host: str, port: int, secure: bool, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
-    if secure:
-        return await trio.open_ssl_over_tcp_stream(host, port, ssl_context=ssl_context)
-    return await trio.open_tcp_stream(host, port)

@@ -41,9 +41,6 @@ class _Asked(msgspec.Struct):
     id: str | None = None
 
 
-_decode: Final = msgspec.json.Decoder(_Asked).decode
-
-
 async def issue_token(
     gate: Gate, body: bytes, *, content_type: str | None, authorization: str | None, info: ConnectInfo
 ) -> TokenAnswer:
@@ -53,7 +50,7 @@ async def issue_token(
     if content_type is None or not _JSON.fullmatch(content_type.strip()):
         return _text(415, "expected content-type: application/json")
     try:
-        asked = _decode(body)
+        asked = msgspec.convert(msgspec.json.decode(body), _Asked)
     except msgspec.ValidationError as error:
         return _text(422, f"wrong shape: {error}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
