@@ -515,6 +515,20 @@ async def test_stop_during_a_request_that_never_ends(engine: str, clock: Clock) 
         assert 1.9 < await server.stop() < 2.5
 
 
+async def test_connection_from_the_moment_of_the_stop_is_served(engine: str, clock: Clock) -> None:
+    """A client that has connected but not yet asked when a stop begins is answered, not cut."""
+    async with serving(engine, hello) as server:
+        clients = [await server.connect() for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.stop)
+            await trio.sleep(0.02)
+            answers = [await client.get("/") for client in clients]
+        for client in clients:
+            await trio.aclose_forcefully(client.stream)
+
+    assert [(answer.status, answer.keep) for answer in answers] == [(200, False)] * 3
+
+
 async def test_restart_refuses_nobody(engine: str, clock: Clock) -> None:
     """A client that connects while no engine runs is answered by the next one, on the same sockets."""
     held = open_listeners("127.0.0.1", 0)

@@ -242,7 +242,7 @@ class Engine:
     async def _finish(self) -> None:
         for connection in list(self.connections):
             connection.drain()
-        if self.connections:
+        if self._open:
             # A request may be on its way on a connection that is still open: it is answered, not cut.
             await trio.sleep(LAST_REQUEST_TIME)
         for connection in list(self.connections):
@@ -313,7 +313,6 @@ class Engine:
             self.connections[connection] = None
             if self.draining:
                 connection.drain()
-                connection.close_idle()
 
         try:
             await self.handle(client, address, report)
