@@ -21,13 +21,13 @@
     |  |- StartFailed                 a child did not start; its cause is attached
     |  |- StartTimeout                a child did not report its start within its limit
     |  |- RestartsExhausted           more restarts than the window allows; the last crashes are attached
-    |  |- ChildReturned               a permanent child returned, which its restart type counts as a crash
+    |  |- ChildReturned               a permanent child returned, which counts as a crash
     |  |- ChildStubborn               a child goes on after its stop, past every limit
     |  `- NoSuchChild                 a child is named that is not there
     `- ChannelClosed                  the client library: the channel or its socket is closed
 
-Anything else that escapes is a bug of ours. Messages are lower-case, end without a full stop, show the offending value
-with ``!r``, and say what was expected and what to do.
+Anything else that escapes is a bug of ours. Messages are lower-case, end without a full stop, show the
+offending value with ``!r``, and say what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -93,11 +93,16 @@ class _Faulty(TangramError):
     def __init__(self, faults: Sequence[Fault], *, about: str = "") -> None:
         self.faults = tuple(faults)
         self.about = about
-        super().__init__(about, self.faults)
+        # Not super(): a class with a second base has another __init__ behind this one.
+        Exception.__init__(self, about, self.faults)
 
     def __str__(self) -> str:
         lines = [str(fault) for fault in self.faults]
-        return "\n".join([f"{self.about}:", *(f"  {line}" for line in lines)]) if self.about else "\n".join(lines)
+        return (
+            "\n".join([f"{self.about}:", *(f"  {line}" for line in lines)])
+            if self.about
+            else "\n".join(lines)
+        )
 
 
 class ConfigError(_Faulty, OperatorError):

@@ -8,9 +8,9 @@ async def wind(level: Annotated[int, Query(ge=0)] = 0) -> Wind: ...
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .exceptions import HTTPException, InvalidRequest, ResponseAborted
-from .files import FileResponse
-from .openapi import openapi
 from .params import Body, Cookie, Depends, Header, Path, Query
 from .request import Request
 from .responses import (
@@ -22,8 +22,12 @@ from .responses import (
     StreamingResponse,
 )
 from .router import APIRouter, Mount, Resolver
-from .schema import json_schema
 from .table import RouteTable, check_router
+
+if TYPE_CHECKING:
+    from .document import openapi
+    from .files import FileResponse
+    from .schema import json_schema
 
 __all__ = [
     "APIRouter",
@@ -51,3 +55,14 @@ __all__ = [
     "json_schema",
     "openapi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What not every server needs is imported when it is asked for."""
+    from importlib import import_module
+
+    homes = {"FileResponse": "files", "json_schema": "schema", "openapi": "document"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{homes[name]}", __name__), name)
+    return value

@@ -239,8 +239,8 @@ def _unwrap(hint: Any) -> tuple[Any, tuple[object, ...]]:
 
 def _dependency(name: str | None, marker: DependsMarker, base: Any, context: _Context) -> Dependency:
     call = marker.dependency or base
-    if not callable(call):
-        raise RouteError(f"expected Depends(function), not {marker!r}")
+    if not callable(call) or getattr(type(call), "__hash__", None) is None:
+        raise RouteError(f"expected Depends(function), of something hashable, not {marker!r}")
     call = context.overrides.get(call, call)
     return Dependency(name, _compile(call, context), marker.use_cache)
 

@@ -101,32 +101,38 @@ class Call:
             InvalidRequest: with every fault of the whole tree.
         """
         arguments = await self._arguments(plan)
-        if self.problems:
+        if arguments is None:
             raise InvalidRequest(dict.fromkeys(self.problems))
         return await self._invoke(plan, arguments)
 
-    async def _arguments(self, plan: Plan) -> dict[str, Any]:
+    async def _arguments(self, plan: Plan) -> dict[str, Any] | None:
+        """What to call a plan with; None if something of it, or of what it depends on, is missing.
+
+        The request is refused then, with every fault. Dependencies that can be called still are: one of them
+        may have a better answer, such as 401.
+        """
         arguments: dict[str, Any] = {}
+        before, whole = len(self.problems), True
         for dependency in plan.dependencies:
             value = await self._depend(dependency.plan, use_cache=dependency.use_cache)
+            whole = whole and value is not _UNREADABLE
             if dependency.name is not None:
                 arguments[dependency.name] = value
         for name, what, kind in plan.special:
             arguments[name] = self._special(what, kind)
         bind(plan.params, self.lookup, arguments, self.problems)
-        if plan.body and self.body is not _UNREADABLE:
+        if plan.body and self.body is _UNREADABLE:
+            whole = False
+        elif plan.body:
             bind(plan.body, self._member, arguments, self.problems)
-        return arguments
+        return arguments if whole and len(self.problems) == before else None
 
     async def _depend(self, plan: Plan, *, use_cache: bool) -> Any:
         if use_cache and plan.call in self.cache:
             return self.cache[plan.call]
-        before = len(self.problems)
         arguments = await self._arguments(plan)
-        if len(self.problems) > before or (self.body is _UNREADABLE and plan.body):
-            return (
-                None  # the request is refused; dependencies that can be called still are, for what they raise
-            )
+        if arguments is None:
+            return _UNREADABLE
         value = await self._invoke(plan, arguments)
         if use_cache:
             self.cache[plan.call] = value

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 __all__ = ["Constraint", "ValueFault", "checker", "from_metadata", "from_validator"]
 
 
-class ValueFault(ValueError):  # noqa: N818
+class ValueFault(ValueError):
     """One value is wrong: ``kind`` is the stable word, the message what was expected."""
 
     def __init__(self, msg: str, kind: str) -> None:

@@ -12,8 +12,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from .constraints import ValueFault, checker, from_metadata, from_validator
 from .containers import COLLECTIONS, MAPPINGS
@@ -32,7 +46,7 @@ Structure = Callable[[object], object]
 MAX_UNION_TRIALS: Final = 5_000
 
 
-class NestedFaults(ValueError):  # noqa: N818
+class NestedFaults(ValueError):
     """Faults below one value, each with the step that leads to it."""
 
     def __init__(self, faults: list[tuple[Loc, Exception]]) -> None:
@@ -100,6 +114,9 @@ def converter() -> Converter:
     when(lambda t: isinstance(t, type) and issubclass(t, Enum), _enum_hook)
     when(lambda t: origin_of(t) is Annotated, _annotated_hook)
     when(lambda t: scalar(t) is not None, _scalar_hook)
+    for kind in (str, bytes, int, float, Path):
+        # cattrs asks for these by class, subclasses included, before it asks any predicate.
+        made.register_structure_hook(kind, _primitive)
     return made
 
 
@@ -107,6 +124,16 @@ def _scalar_hook(kind: Any) -> Callable[[Any, Any], Any]:
     plain = scalar(kind)
     assert plain is not None
     return lambda value, _: plain(value)
+
+
+def _primitive(value: Any, kind: Any) -> Any:
+    plain = scalar(kind)
+    if plain is not None:
+        return plain(value)
+    if issubclass(kind, Enum):
+        return _enum_hook(kind)(value, kind)
+    base = next(base for base in kind.__mro__ if scalar(base) is not None)
+    return kind(scalar(base)(value))  # type: ignore[misc]
 
 
 def _annotated_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
@@ -126,20 +153,53 @@ def _annotated_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
 
 def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
     from cattrs.gen import make_dict_structure_fn
-    from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_structure_fn
 
     origin = origin_of(kind)
     if is_typeddict(origin):
-        inner: Any = make_typeddict_structure_fn(kind, made)
-    else:
-        inner = make_dict_structure_fn(kind, made, **_validator_overrides(origin, made))
+        return _typeddict_hook(origin, made)
+    inner = make_dict_structure_fn(kind, made, **_validator_overrides(origin, made))
 
     def structure(value: Any, _: Any) -> Any:
         if isinstance(value, dict):
             return inner(value, kind)
-        if not is_typeddict(origin) and isinstance(value, origin):
+        if isinstance(value, origin):
             return value
         raise ValueFault(f"expected an object, not {show(value)}", "model_type")
+
+    return structure
+
+
+def typeddict_fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """The annotation of each key, and whether it is required.
+
+    Not by ``__required_keys__``: with postponed annotations that has not seen the markers.
+    """
+    fields = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        marked = get_origin(hint) in (Required, NotRequired)
+        required = get_origin(hint) is Required if marked else name in kind.__required_keys__
+        fields[name] = (get_args(hint)[0] if marked else hint, required)
+    return fields
+
+
+def _typeddict_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    fields = typeddict_fields(kind)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueFault(f"expected an object, not {show(value)}", "model_type")
+        result: dict[str, Any] = {}
+        faults: list[tuple[Loc, Exception]] = []
+        for name, (hint, required) in fields.items():
+            try:
+                if name in value or required:
+                    # Looked up per call (cattrs caches it): the key's type may be the one being compiled now.
+                    result[name] = made.get_structure_hook(hint)(value[name], hint)
+            except Exception as exc:  # noqa: BLE001  # every fault is wanted, with its place
+                faults.append(((name,), exc))
+        if faults:
+            raise NestedFaults(faults)
+        return result
 
     return structure
 
@@ -251,6 +311,7 @@ def _literal_hook(kind: Any) -> Callable[[Any, Any], Any]:
     return structure
 
 
+@cache
 def _enum_hook(kind: Any) -> Callable[[Any, Any], Any]:
     by_value = [(member.value, member) for member in kind]
     words = ", ".join(repr(value) for value, _ in by_value)
@@ -281,15 +342,9 @@ def _member(kind: Any, made: Converter) -> _Member:
     if is_class_like(base):
         origin: Any = origin_of(base)
         names = [a.name for a in origin.__attrs_attrs__] if hasattr(origin, "__attrs_attrs__") else None
-        fields = frozenset(names or getattr(origin, "__dataclass_fields__", None) or _all_hints(origin))
+        fields = frozenset(names or getattr(origin, "__dataclass_fields__", None) or typeddict_fields(origin))
     exact = base if isinstance(base, type) and scalar(base) is not None else None
     return _Member(kind, made.get_structure_hook(kind), exact, fields, getattr(base, "__name__", str(base)))
-
-
-def _all_hints(kind: Any) -> set[str]:
-    return {name for base in kind.__mro__ for name in getattr(base, "__annotations__", ())} | set(
-        kind.__annotations__
-    )
 
 
 def _union_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:

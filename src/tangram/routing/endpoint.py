@@ -104,14 +104,14 @@ class Endpoint:
             await send_json(send, route.status_code, result, empty=scope["method"] == "HEAD")
             return
         if isinstance(result, Response):
-            response = result
+            response = result.fresh() if extra is not None and extra is not result else result
         else:
             bodiless = route.status_code in (204, 304)
             kind = Response if bodiless else route.response_class
             response = kind(None if bodiless else result, status_code=route.status_code)
             if extra is not None and extra.status_code:
                 response.status_code = extra.status_code
-        if extra is not None and extra is not response:
+        if extra is not None and extra is not result:
             response.headers.raw.extend(extra.headers.raw)
         if not response.status_code:
             response.status_code = route.status_code  # the injected response itself was returned

@@ -29,7 +29,7 @@ def phrase_of(status: int) -> str:
         return "Error"
 
 
-class HTTPException(RequestError):  # noqa: N818  # the name that its users know
+class HTTPException(RequestError):  # the name that its users know
     """Answer this request with ``status_code`` and ``{"detail": detail}``.
 
     ``detail`` is anything that JSON can hold; without it the status's own phrase is sent. ``headers`` are
@@ -49,7 +49,7 @@ class HTTPException(RequestError):  # noqa: N818  # the name that its users know
         return f"{self.status_code}: {self.detail}"
 
 
-class ResponseAborted(RequestError):  # noqa: N818
+class ResponseAborted(RequestError):
     """A response broke off after its head was sent; it has been logged, and only the connection is left to
     close.
     """

@@ -142,7 +142,7 @@ class FileResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         opened = await trio.to_thread.run_sync(partial(_open, self.path, self.root))
         try:
-            await self._answer(opened, scope, send)
+            await self.fresh()._answer(opened, scope, send)  # noqa: SLF001
         finally:
             os.close(opened.fd)
 

@@ -14,15 +14,15 @@ from .exceptions import HTTPException, InvalidRequest, Problem
 __all__ = ["ClientDisconnected", "Headers", "QueryParams", "Receive", "Request", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+# Messages are dictionaries; servers type them as differently as they name them.
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
 
 # A query of 2 MB would be 500,000 pairs; no form has so many.
 MAX_QUERY_PAIRS = 1_000
 
 
-class ClientDisconnected(Exception):  # noqa: N818
+class ClientDisconnected(Exception):
     """The client went away while its body was being read: there is nobody to answer."""
 
 
@@ -228,7 +228,10 @@ class Request:
 
     def _too_large(self) -> HTTPException:
         # What is left of the body will not be read, so the connection cannot be used again.
-        return HTTPException(413, f"the body is longer than {self.max_body} bytes", {"connection": "close"})
+        # (HTTP/2 has no such header: there a stream ends alone.)
+        old = str(self.scope.get("http_version", "1.1")).startswith("1")
+        words = f"the body is longer than {self.max_body} bytes"
+        return HTTPException(413, words, {"connection": "close"} if old else None)
 
     async def body(self) -> bytes:
         """The whole body.

@@ -13,9 +13,10 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import aclosing, suppress
+from copy import copy
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import msgspec
@@ -122,6 +123,13 @@ class Response:
         if content is None:
             return b""
         return content.encode() if isinstance(content, str) else bytes(content)
+
+    def fresh(self) -> Self:
+        """This response with headers of its own: one object may answer many requests."""
+        same = copy(self)
+        same.headers = MutableHeaders()
+        same.headers.raw = list(self.headers.raw)
+        return same
 
     def set_cookie(
         self,

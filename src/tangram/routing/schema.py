@@ -28,14 +28,13 @@ from typing import (
     TypeVar,
     Union,
     get_args,
-    get_origin,
     get_type_hints,
 )
 from uuid import UUID
 
 from .constraints import Constraint, from_metadata, from_validator
 from .containers import COLLECTIONS, MAPPINGS
-from .convert import is_class_like, origin_of
+from .convert import is_class_like, origin_of, typeddict_fields
 from .params import MISSING
 
 __all__ = ["SchemaWriter", "json_schema", "title_of"]
@@ -295,7 +294,8 @@ def fields_of(kind: Any) -> Iterable[Field]:
     elif hasattr(origin, "__dataclass_fields__"):
         found = _dataclass_fields(origin, hints)
     else:
-        found = [_typeddict_field(origin, name, hint) for name, hint in hints.items()]
+        pairs = typeddict_fields(origin).items()
+        found = [Field(name, hint, required, MISSING, (), {}) for name, (hint, required) in pairs]
     return [field._replace(kind=_replaced(field.kind, variables)) for field in found]
 
 
@@ -339,15 +339,6 @@ def _dataclass_fields(kind: Any, hints: dict[str, Any]) -> list[Field]:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         found.append(Field(f.name, hints.get(f.name, Any), required, default, (), _extra(f.metadata)))
     return found
-
-
-def _typeddict_field(kind: Any, name: str, hint: Any) -> Field:
-    required = name in kind.__required_keys__
-    # With postponed annotations __required_keys__ has not seen the markers; the resolved hint has.
-    if get_origin(hint) in (Required, NotRequired):
-        required = get_origin(hint) is Required
-        hint = get_args(hint)[0]
-    return Field(name, hint, required, MISSING, (), {})
 
 
 def _extra(metadata: Mapping[Any, Any]) -> Mapping[str, Any]:

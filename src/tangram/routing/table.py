@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import trio
 
-from tangram.errors import BadRequest, RouteError
+from tangram.errors import BadRequest, Refused, RouteError
 
 from .calls import Threads
 from .endpoint import Endpoint, Overrides, send_json
@@ -55,8 +55,8 @@ class RouteTable:
     """All routes of several owners, as one ASGI application.
 
     ``injectable`` types are resolved by their mount's ``resolve`` where a parameter is annotated with one.
-    ``overrides`` replace dependencies (for tests). ``max_body`` bounds a request's body in bytes, ``threads``
-    the sync handlers that run at once. A route that cannot be compiled, or whose method and path are taken, is
+    ``overrides`` replace dependencies (for tests). ``max_body`` bounds a body in bytes, ``threads`` the sync
+    handlers that run at once. A route that cannot be compiled, or whose method and path are taken, is
     left out and told in ``problems``, each with its owner as ``plugin``: the others are served.
     """
 
@@ -145,7 +145,7 @@ class RouteTable:
         target = "/" + (root + other).lstrip("/\\")
         query = scope.get("query_string", b"")
         response = Response(b"", 307)
-        response.headers["location"] = quote(target, safe=_PATH_SAFE) + (
+        response.headers["location"] = quote(target, safe=_PATH_SAFE, errors="replace") + (
             "?" + quote(query, safe="%?" + _PATH_SAFE) if query else ""
         )
         await response(scope, receive, send)
@@ -225,6 +225,8 @@ def _refusal(cause: Exception) -> Response | None:
         return JSONResponse({"detail": cause.detail}, cause.status_code, cause.headers)
     if isinstance(cause, BadRequest):
         return JSONResponse({"detail": detail_of(cause)}, 422)
+    if isinstance(cause, Refused):
+        return JSONResponse({"detail": cause.reason}, 403)
     return None
 
 

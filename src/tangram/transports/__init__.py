@@ -1,1 +1,1 @@
-"""Sockets that carry HTTP and channels: the listeners, the native engine, and Hypercorn contained."""
+"""Sockets that carry HTTP and channels: listeners, the native engine, Hypercorn contained, and sessions."""

@@ -1,0 +1,77 @@
+# make serve | test | lint | bench | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+EXAMPLES := $(sort $(wildcard examples/*/pyproject.toml))
+ARGS ?=
+
+# The first that is new enough, unless one is named.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell for it in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$it" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$it"; break; }; done)
+endif
+
+help:
+	@echo "make serve   install, and run the server with tangram.toml"
+	@echo "make test    install what the tests need, and run all of them"
+	@echo "make lint    ruff, mypy and the import contract"
+	@echo "make bench   what is claimed about speed, measured here"
+	@echo "make clean   remove what the others made"
+
+serve: $(VENV)/.installed
+	@exec $(BIN)/python -m tangram serve --config tangram.toml
+
+test: $(VENV)/.dev .cache/.e2e
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	@for it in benchmarks/[a-z]*.py; do echo "== $$it"; $(BIN)/python "$$it" $(ARGS) || exit 1; done
+
+clean:
+	rm -rf $(VENV) .cache build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- set-up: each stamp is newer than what it was made from, so that a second run has nothing to do ------------------
+
+# Debian's python3 may come without ensurepip (python3-venv); pip can then put itself into the environment.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || { \
+		echo "make: Python 3.11 or newer is needed; name one, as in: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip --quiet --disable-pip-version-check --python $(BIN)/python install pip; }
+	@touch $@
+
+# One build environment for all of them: an isolated one each would be built anew six times.
+$(VENV)/.installed: $(VENV)/.made pyproject.toml $(EXAMPLES)
+	@echo "installing tangram and the examples"
+	@$(PIP) install "hatchling>=1.27" editables
+	@$(PIP) install --no-build-isolation --editable . $(patsubst %/pyproject.toml,--editable ./%,$(EXAMPLES))
+	@touch $@
+
+# pip before 25.1 has no --group: the list is read from pyproject.toml here.
+DEV_LIST := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "installing what development needs"
+	@$(BIN)/python -c '$(DEV_LIST)' > $(VENV)/dev.txt
+	@$(PIP) install --requirement $(VENV)/dev.txt
+	@touch $@
+
+.cache/.e2e: tests/e2e/prepare.py $(VENV)/.dev
+	@mkdir -p .cache
+	@$(BIN)/python tests/e2e/prepare.py
+	@touch $@

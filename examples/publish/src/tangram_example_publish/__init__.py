@@ -1,0 +1,25 @@
+"""A plugin that speaks to browsers: ``to:<topic>:<event>`` reaches everyone who joined the topic.
+
+A JSON object or array arrives as JSON; any other text or bytes arrive as an ``ArrayBuffer``.
+"""
+
+from __future__ import annotations
+
+import json
+
+import trio
+
+import tangram
+
+plugin = tangram.Plugin()
+
+
+@plugin.register_service()
+async def run_updates(backend_state: tangram.BackendState) -> None:
+    redis_client = backend_state.redis_client
+    count = 0
+    while True:
+        await redis_client.publish("to:system:update", "Hello from plugin")
+        await redis_client.publish("to:system:update-count", json.dumps({"count": count}))
+        count += 1
+        await trio.sleep(1)

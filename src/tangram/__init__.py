@@ -1,0 +1,88 @@
+"""The public door of tangram: the names that plugin authors use, and nothing else.
+
+Names are looked up on first use (PEP 562), so that ``import tangram`` costs nothing that is not needed, and
+does not import trio-asyncio, which would change what ``asyncio.run`` gives on the main thread.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tangram.bus import Message as Message
+    from tangram.bus import Subscriber as Subscriber
+    from tangram.channels import ConnectInfo as ConnectInfo
+    from tangram.client import fetch_token as fetch_token
+    from tangram.client import open_socket as open_socket
+    from tangram.errors import BrokerUnavailable as BrokerUnavailable
+    from tangram.errors import ChannelClosed as ChannelClosed
+    from tangram.errors import Refused as Refused
+    from tangram.errors import TangramError as TangramError
+    from tangram.plugins import BackendState as BackendState
+    from tangram.plugins import Plugin as Plugin
+    from tangram.routing import APIRouter as APIRouter
+    from tangram.routing import Body as Body
+    from tangram.routing import Cookie as Cookie
+    from tangram.routing import Depends as Depends
+    from tangram.routing import FileResponse as FileResponse
+    from tangram.routing import Header as Header
+    from tangram.routing import HTMLResponse as HTMLResponse
+    from tangram.routing import HTTPException as HTTPException
+    from tangram.routing import JSONResponse as JSONResponse
+    from tangram.routing import Path as Path
+    from tangram.routing import PlainTextResponse as PlainTextResponse
+    from tangram.routing import Query as Query
+    from tangram.routing import RedirectResponse as RedirectResponse
+    from tangram.routing import Request as Request
+    from tangram.routing import Response as Response
+    from tangram.routing import StreamingResponse as StreamingResponse
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "tangram.bus": ("Message", "Subscriber"),
+    "tangram.channels": ("ConnectInfo",),
+    "tangram.client": ("fetch_token", "open_socket"),
+    "tangram.errors": ("BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
+    "tangram.plugins": ("BackendState", "Plugin"),
+    "tangram.routing": (
+        "APIRouter",
+        "Body",
+        "Cookie",
+        "Depends",
+        "FileResponse",
+        "HTMLResponse",
+        "HTTPException",
+        "Header",
+        "JSONResponse",
+        "Path",
+        "PlainTextResponse",
+        "Query",
+        "RedirectResponse",
+        "Request",
+        "Response",
+        "StreamingResponse",
+    ),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 - the names are those of _HOME, and a test holds the two together
+    "__version__",
+    *_HOME,
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the room that ``name`` lives in, and keep what it says."""
+    try:
+        room = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value: object = getattr(import_module(room), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

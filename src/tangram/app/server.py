@@ -1,0 +1,381 @@
+"""The life of the process: sockets, plugins, the tree, signals, and an end in order.
+
+1. Sockets are opened before anything else starts: a port that is taken is told at once, and none is closed
+   before the end.
+2. Whoever asks for the end is obeyed in every state: during boot, a back-off, a restart. The tree is
+   cancelled, stops child by child in reverse order, and is bounded by ``[supervisor] shutdown_timeout``.
+3. SIGHUP reads the file again and restarts cleanly; a bad file is told and the old configuration stays.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+import attrs
+import structlog
+import trio
+
+from tangram.app.engines import serve_site
+from tangram.app.ledger import Ledger, admin_message
+from tangram.app.operations import Operations
+from tangram.app.tree import Secrets, Tree
+from tangram.config import Config, ensure_secret, open_state_dir, structure_plugin_config
+from tangram.config import Loaded as LoadedConfig
+from tangram.errors import (
+    ConfigError,
+    Fault,
+    OperatorError,
+    PluginConfigError,
+    RestartsExhausted,
+    StartFailed,
+    SupervisionError,
+)
+from tangram.plugins.registry import Loaded, load_plugins
+from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
+from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
+
+__all__ = ["EX_SOFTWARE", "Boot", "Server", "run_server"]
+
+log = structlog.get_logger("tangram.app")
+
+EX_SOFTWARE = 70
+"""The exit status after too many crashes: BSD's sysexits(3), an internal software error."""
+
+
+def _keep(child: Child) -> Child:
+    return child
+
+
+@attrs.frozen(kw_only=True)
+class Boot:
+    """What a server is started with."""
+
+    loaded: LoadedConfig
+    """The configuration."""
+    reload: Callable[[], LoadedConfig] | None = None
+    """Reads it again, for SIGHUP; raises ``ConfigError`` where it is wrong."""
+    environ: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
+    """For the state and cache folders."""
+    plugins: Loaded | None = None
+    """Plugins that are loaded already; ``None``: those that the configuration names."""
+    signals: bool = True
+    """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
+    """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
+    on_broker: Callable[[int | None], None] = lambda _pid: None
+    """Told the embedded broker's process id whenever it changes."""
+    wrap: Callable[[Child], Child] = _keep
+    """Applied to each child of the tree: the place where tests put faults in."""
+
+
+async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
+    """Serve until asked to stop; the exit status: 0, or 70 after too many crashes.
+
+    Raises:
+        OperatorError: the configuration, an address or the broker does not allow a start.
+    """
+    return await Server(boot).run(task_status=task_status)
+
+
+class Server:
+    """One server, from its sockets to its end."""
+
+    def __init__(self, boot: Boot) -> None:
+        self.boot = boot
+        self.ledger = Ledger()
+        self.config: Config = boot.loaded.config
+        self.held: list[HeldSocket] = []
+        self.tree: Tree | None = None
+        self.root: Supervisor | None = None
+        self.watchdog: Watchdog | None = None
+        self.stopping = False
+        self.ready_count = 0
+        self._began = trio.current_time()
+        self._scope = trio.CancelScope()
+        self._notifier = Notifier(boot.environ)
+        self._exit_status = 0
+        self._lacks_redis = False
+
+    @property
+    def base_url(self) -> str:
+        """Where it answers, for programs on this machine."""
+        assert self.tree is not None
+        return self.tree.base_url
+
+    def stop(self) -> None:
+        """Begin the end, in whatever state the tree is; returns at once."""
+        if self.stopping:
+            return
+        self._end(asked_for=True)
+        self._scope.cancel()
+
+    def _end(self, *, asked_for: bool) -> None:
+        self.stopping = True
+        if self.tree is not None:
+            self.tree.why = "stop"
+        self._notifier.stopping()
+        self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=asked_for)
+
+    async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
+        """Serve until asked to stop. Started once everything is up."""
+        try:
+            self.held = _open_sockets(self.config)
+            async with trio.open_nursery() as nursery:
+                if self.boot.signals:
+                    await nursery.start(self._hear_signals)
+                with self._scope:
+                    await self._serve(nursery, task_status)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+        finally:
+            close_listeners(self.held)
+        log.info("tangram has stopped", status=self._exit_status)
+        return self._exit_status
+
+    async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
+        tree = self.tree = self._make_tree()
+        tree.operator = Operations(self)
+        self.ledger.listen(self._on_event)
+        self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
+        await nursery.start(self.watchdog.run)
+        await nursery.start(self._notifier.run)
+        try:
+            async with open_supervisor(
+                tree.root_children(),
+                name="root",
+                strategy="rest_for_one",
+                window=tree.window,
+                backoff=tree.backoff(),
+                shutdown_timeout=self.config.supervisor.shutdown_timeout,
+                on_event=self.ledger,
+            ) as root:
+                self.root = root
+                tree.booted = True
+                self._tell_ready()
+                task_status.started(self)
+                await trio.sleep_forever()
+        except SupervisionError as error:
+            self._failed(error)
+        finally:
+            self.root = None
+
+    def _owner_of(self, filename: str) -> str | None:
+        # Looked up late: a reload brings other plugins.
+        return None if self.tree is None else self.tree.plugins.owner_of(filename)
+
+    def _make_tree(self) -> Tree:
+        config = self.config
+        plugins = self._load(config)
+        if plugins.failures and config.core.strict:
+            told = "; ".join(str(failure.error) for failure in plugins.failures)
+            raise OperatorError(f"[core] strict = true, and not every plugin can be loaded: {told}")
+        return Tree(
+            config,
+            plugins,
+            held=self.held,
+            secrets=_secrets(config, self.boot.environ),
+            environ=self.boot.environ,
+            on_event=self.ledger,
+            on_broker=self.boot.on_broker,
+            wrap=self.boot.wrap,
+            serve_web=serve_site,
+            on_feed=self._on_feed,
+        )
+
+    def _load(self, config: Config) -> Loaded:
+        """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
+        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
+        for failure in plugins.failures:
+            log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
+        faults: list[Fault] = []
+        for one in plugins.plugins:
+            if one.plugin.config_class is None:
+                continue
+            raw = config.plugins.get(one.key, {})
+            try:
+                structure_plugin_config(one.plugin.config_class, raw, plugin=one.key)
+            except PluginConfigError as error:
+                faults += error.faults
+        if faults:
+            raise ConfigError(faults, about=f"configuration {config.source or 'of plugins'}")
+        return plugins
+
+    def _failed(self, error: SupervisionError) -> None:
+        """The tree ended by itself: at first boot that is the operator's to mend, later it is too
+        many crashes.
+        """
+        if isinstance(error, StartFailed) and not self.ready_count:
+            mistake = _operator_error(error)
+            if mistake is not None:
+                raise mistake from None
+            log.critical("the server cannot start", cause=str(error), exc_info=error)
+            self._exit_status = 1
+            return
+        log.critical("the server ends: it cannot be kept running", cause=str(error))
+        for line in error.crashes if isinstance(error, RestartsExhausted) else ():
+            log.critical("it crashed", cause=line)
+        if not self.stopping:
+            self._end(asked_for=False)
+        self._exit_status = EX_SOFTWARE
+
+    # -- what happens ----------------------------------------------------------------------------------------
+
+    def _on_event(self, event: SupervisionEvent) -> None:
+        tree = self.tree
+        assert tree is not None
+        # By the place in the tree, not by the name: a plugin may be called "root".
+        ours = event.child is None and event.path in {(), ("incarnation",)}
+        if event.kind == "gave_up" and ours and not self.stopping:
+            self._end(asked_for=False)
+        if event.kind == "quarantined":
+            tree.keep_out(event)
+        if event.kind == "ready" and ours and event.path:
+            tree.why = "stop" if self.stopping else "crash"
+            if self.ready_count:
+                self._tell_ready()
+        tree.announce(*admin_message(event))
+
+    def _tell_ready(self) -> None:
+        assert self.tree is not None
+        self.ready_count += 1
+        self._say_ready()
+        self._notifier.ready(f"serving {self.tree.base_url}/")
+
+    def _say_ready(self) -> None:
+        assert self.tree is not None
+        url, running = f"{self.tree.base_url}/", [one.name for one in self.tree.plugins.plugins]
+        # A configured Redis that is away crashes nobody, but somebody has to be told what does not work.
+        self._lacks_redis = self.tree.bus is None or not self.tree.bus.up
+        if self._lacks_redis:
+            log.warning("tangram ready, but redis is away", url=url, plugins=running, ready=self.ready_count)
+        else:
+            log.info("tangram ready", url=url, plugins=running, ready=self.ready_count)
+
+    def _on_feed(self, up: bool) -> None:
+        if up and self._lacks_redis:
+            self._say_ready()
+
+    # -- signals ---------------------------------------------------------------------------------------------
+
+    async def _hear_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    await self.reload()
+                else:
+                    log.info("asked to stop", signal=signal.Signals(number).name)
+                    self.stop()
+
+    async def reload(self) -> None:
+        """Read the configuration again and restart cleanly with it; a bad one is told, and the old
+        one kept.
+        """
+        if self.root is None or self.tree is None or self.stopping:
+            return
+        try:
+            config = self.boot.reload().config if self.boot.reload is not None else self.config
+            plugins = self._load(config)
+        except OperatorError as error:
+            log.error("the configuration is not taken over: the old one stays", cause=str(error))  # noqa: TRY400
+            return
+        self._take_over(config, plugins)
+        await self.restart()
+
+    def _take_over(self, config: Config, plugins: Loaded) -> None:
+        assert self.tree is not None
+        for what, old, new in _fixed(self.config, config):
+            log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
+        self.config = self.tree.config = _with_fixed(self.config, config)
+        self.tree.forgive()
+        self.tree.plugins = plugins
+
+    async def restart(self) -> None:
+        """Restart the incarnation cleanly: what is in flight is answered, browsers are told to come back."""
+        if self.root is None or self.tree is None:
+            return
+        self.tree.why = "restart"
+        try:
+            await self.root.restart_child("incarnation")
+        except StartFailed as error:
+            # It is tried again as after a crash; the tree ends if it goes on failing.
+            log.error("the new incarnation did not start", cause=str(error))  # noqa: TRY400
+        finally:
+            if not self.stopping:
+                self.tree.why = "crash"
+
+
+def _open_sockets(config: Config) -> list[HeldSocket]:
+    held = open_listeners(config.server.host, config.server.port)
+    if config.channel.port is not None:
+        try:
+            host = config.channel.host or config.server.host
+            held += open_listeners(host, config.channel.port, setting="[channel] port")
+        except OperatorError:
+            close_listeners(held)
+            raise
+    return held
+
+
+def _secrets(config: Config, environ: Mapping[str, str]) -> Secrets:
+    jwt, operator = config.channel.jwt_secret, config.server.operator_token
+    if jwt is None or operator is None:
+        folder = open_state_dir(config, environ)
+        if operator is None:
+            operator = ensure_secret(folder, "operator-token")
+            log.info("the operator's token is kept", file=str(folder / "operator-token"))
+        jwt = jwt or ensure_secret(folder, "jwt-secret")
+    return Secrets(jwt=jwt, operator=operator)
+
+
+def _fixed(old: Config, new: Config) -> list[tuple[str, object, object]]:
+    """What is bound for the life of the process, and differs."""
+    pairs = [
+        ("server.host", old.server.host, new.server.host),
+        ("server.port", old.server.port, new.server.port),
+        ("channel.host", old.channel.host, new.channel.host),
+        ("channel.port", old.channel.port, new.channel.port),
+        ("core.redis_url", old.core.redis_url and "(set)", new.core.redis_url and "(set)"),
+        ("server.state_dir", old.server.state_dir, new.server.state_dir),
+    ]
+    changed = [pair for pair in pairs if pair[1] != pair[2]]
+    if old.core.redis_url and new.core.redis_url and old.core.redis_url != new.core.redis_url:
+        changed.append(("core.redis_url", "(another)", "(set)"))
+    return changed
+
+
+def _with_fixed(old: Config, new: Config) -> Config:
+    """The new configuration with the addresses of the old one."""
+    return attrs.evolve(
+        new,
+        core=attrs.evolve(new.core, redis_url=old.core.redis_url),
+        server=attrs.evolve(
+            new.server, host=old.server.host, port=old.server.port, state_dir=old.server.state_dir
+        ),
+        channel=attrs.evolve(new.channel, host=old.channel.host, port=old.channel.port),
+    )
+
+
+def _operator_error(error: BaseException) -> OperatorError | None:
+    """The operator's mistake below a failed start, if it is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OperatorError):
+            return seen
+        if isinstance(seen, BaseExceptionGroup):
+            found = seen.subgroup(OperatorError)
+            seen = _only(found) if found is not None else seen.__cause__
+            continue
+        seen = seen.__cause__
+    return None
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception in nested groups, or the group itself where there are several."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return found

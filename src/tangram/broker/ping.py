@@ -1,0 +1,114 @@
+"""Is there a Redis? Asked on a socket of its own, with hiredis alone: the bus may be what is broken."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import hiredis
+import trio
+
+from tangram.broker.urls import RedisAddress, parse_redis_url, redact_url
+from tangram.errors import BrokerUnavailable
+
+__all__ = ["Probe", "open_probe", "ping"]
+
+_CHUNK = 16384
+
+
+class Probe:
+    """One connection to a Redis, for a question at a time."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._reader = hiredis.Reader()
+
+    async def ask(self, *words: str) -> object:
+        """The answer to one command; ``BrokerUnavailable`` where it is an error, or there is none."""
+        # The stubs allow one word; the function takes any number.
+        await self._stream.send_all(hiredis.pack_command(words))  # type: ignore[arg-type]
+        while True:
+            answer = self._reader.gets()
+            if isinstance(answer, hiredis.ReplyError):
+                raise BrokerUnavailable(f"{words[0]} was answered with {str(answer)!r}")
+            if answer is not False:
+                return answer
+            data = await self._stream.receive_some(_CHUNK)
+            if not data:
+                raise BrokerUnavailable("the connection was closed")
+            self._reader.feed(bytes(data))
+
+    async def ping(self) -> None:
+        """One PING; anything but PONG is ``BrokerUnavailable``."""
+        answer = await self.ask("PING")
+        if answer != b"PONG":
+            raise BrokerUnavailable(f"expected PONG, got {answer!r}")
+
+    async def info(self) -> dict[str, str]:
+        """The section ``server`` of INFO."""
+        answer = await self.ask("INFO", "server")
+        text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+        pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
+        return {key: value.strip() for key, colon, value in pairs if colon}
+
+    async def wait_closed(self) -> None:
+        """Return when the other side closes the connection, or says something unasked."""
+        await self._stream.receive_some(1)
+
+
+@asynccontextmanager
+async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
+    """Connect and, where the address has a password, log in. Whatever the network raises is
+    ``BrokerUnavailable``.
+    """
+    stream: trio.abc.Stream | None = None
+    try:
+        stream = await _connect(address)
+        probe = Probe(stream)
+        if address.password is not None:
+            await probe.ask("AUTH", *([address.username] if address.username else []), address.password)
+        yield probe
+    except (OSError, UnicodeError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
+        # UnicodeError: a host name that cannot be looked up, because a label of it is empty or too long.
+        raise BrokerUnavailable(_reason(error)) from error
+    finally:
+        if stream is not None:
+            # Nobody is told goodbye: a Redis that hangs must not hold up who asked.
+            await trio.aclose_forcefully(stream)
+
+
+async def _connect(address: RedisAddress) -> trio.abc.Stream:
+    if address.path:
+        return await trio.open_unix_socket(address.path)
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    if not address.tls:
+        return stream
+    context = ssl.create_default_context()
+    return trio.SSLStream(stream, context, server_hostname=address.host)
+
+
+def _reason(error: BaseException) -> str:
+    """What happened in a few words: the innermost cause says more than 'all attempts failed'."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError):
+        error = cause
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+async def ping(url: str, deadline: float) -> None:
+    """Connect and PING within ``deadline`` seconds; ``BrokerUnavailable`` with URL and cause where that
+    fails.
+    """
+    try:
+        with trio.fail_after(deadline):
+            async with open_probe(parse_redis_url(url)) as probe:
+                await probe.ping()
+    except trio.TooSlowError:
+        raise BrokerUnavailable(
+            f"redis at {redact_url(url)!r} did not answer within {deadline:g} s"
+        ) from None
+    except (BrokerUnavailable, ValueError) as error:
+        raise BrokerUnavailable(f"redis at {redact_url(url)!r} is away: {error}") from error

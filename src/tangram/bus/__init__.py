@@ -1,0 +1,23 @@
+"""The only door to Redis: names, a listener, a publisher, and the client that plugins get."""
+
+from tangram.bus.bus import Bus, BusStatistics
+from tangram.bus.client import RedisClient
+from tangram.bus.publisher import Done
+from tangram.bus.subscriber import Subscriber, service_nursery
+from tangram.bus.subscriptions import Message, Subscription
+from tangram.bus.topics import from_channel, parse_to, redact, to_channel
+
+__all__ = [
+    "Bus",
+    "BusStatistics",
+    "Done",
+    "Message",
+    "RedisClient",
+    "Subscriber",
+    "Subscription",
+    "from_channel",
+    "parse_to",
+    "redact",
+    "service_nursery",
+    "to_channel",
+]

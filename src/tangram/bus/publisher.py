@@ -1,0 +1,287 @@
+"""The publisher connection: one pipeline, in order, bounded.
+
+What is promised:
+
+1. Messages reach Redis in the order in which they were handed over; their answers come back in that order
+   too, so the oldest open call is the one that an answer belongs to.
+2. What was handed over during one pass of the scheduler goes out in one write.
+3. A message is sent at most once. What was written but not answered when the connection broke is reported
+   as BrokerUnavailable, and may or may not have been delivered: sending it again could deliver it twice.
+4. What was not yet written waits for the next connection, for `BRIDGE` seconds of an outage. Longer outages
+   are told at once: whoever waits gets BrokerUnavailable, and so does every new call until Redis is back.
+5. Messages that are open, written or not, take at most *max_buffer* bytes; one of any size is taken when
+   there is no other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+import hiredis
+import structlog
+import trio
+
+from tangram.bus.keeper import Keeper
+from tangram.bus.resp import Dial, Link, dial, pack
+from tangram.bus.urls import Address
+from tangram.errors import BrokerUnavailable
+
+__all__ = ["Done", "Publisher"]
+
+log = structlog.get_logger("tangram.bus")
+
+Done = Callable[[int | BrokerUnavailable], None]
+
+MAX_BUFFER = 8 * 1024 * 1024
+"""Bytes of open messages: some 30,000 messages of 200 bytes."""
+
+BRIDGE = 2.0
+"""Seconds of an outage that are bridged: a broker's restart or a failover by hand. A browser gives up on a
+push after 10."""
+
+SEND_LIMIT = 256 * 1024
+"""Bytes of one write. What is in a write when the connection breaks is lost to rule 3, so a long queue goes
+out in pieces."""
+
+PUBLISH_TIMEOUT = 5.0
+"""Seconds for an answer: longer than a hanging connection takes to be noticed while messages are under way.
+"""
+
+FLUSH_TIMEOUT = 0.5
+"""Seconds at a stop for what is still open: whoever stops after us said goodbye through us."""
+
+
+class Publisher:
+    """Keeps the publisher connection to *address*."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        on_up: Callable[[], None] = lambda: None,
+        dial: Dial = dial,
+        rng: random.Random | None = None,
+        max_buffer: int = MAX_BUFFER,
+        bridge: float = BRIDGE,
+        name: str = "publisher",
+    ) -> None:
+        self.keeper = Keeper(address, name=name, dial=dial, rng=rng)
+        self.published = 0
+        self.failed = 0
+        self.open_bytes = 0
+        self._max_buffer = max_buffer
+        self._bridge = bridge
+        self._on_up = on_up
+        self._unsent: deque[tuple[bytes, Done | None]] = deque()
+        self._sent: deque[tuple[int, Done | None]] = deque()
+        self._writable = trio.lowlevel.ParkingLot()
+        self._drained = trio.lowlevel.ParkingLot()
+        self._up = trio.Event()
+        self._down = trio.Event()
+        self._hope = trio.Event()
+        self._away = ""
+        self._closed = False
+
+    @property
+    def up(self) -> bool:
+        return self._up.is_set()
+
+    def publish_nowait(self, channel: str | bytes, payload: bytes | str, done: Done | None = None) -> None:
+        """Send *payload* to *channel*; *done* gets the number of receivers, or why it failed.
+
+        *done* is called later, from the bus's task; or before this returns, when the message cannot be
+        taken. It must not block or raise.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        data = pack((b"PUBLISH", channel, payload))
+        size = len(data)
+        if self._away or self._closed or (self.open_bytes and self.open_bytes + size > self._max_buffer):
+            self._refuse(done)
+            return
+        self.open_bytes += size
+        self._unsent.append((data, done))
+        if self._writable:
+            self._writable.unpark()
+
+    async def publish(
+        self, channel: str | bytes, payload: bytes | str, *, timeout: float = PUBLISH_TIMEOUT
+    ) -> int:
+        """Send *payload* to *channel* and wait for the answer: how many subscribers got it.
+
+        Cancelling ends the wait, not the message: it may still go out.
+
+        Raises:
+            BrokerUnavailable: Redis is away, refuses, or does not answer within *timeout* seconds.
+        """
+        answer: list[int | BrokerUnavailable] = []
+        answered = trio.Event()
+
+        def done(result: int | BrokerUnavailable) -> None:
+            answer.append(result)
+            answered.set()
+
+        self.publish_nowait(channel, payload, done)
+        with trio.move_on_after(timeout):
+            await answered.wait()
+        if not answer:
+            cause = f": {self.keeper.cause}" if self.keeper.cause and not self.up else ""
+            raise BrokerUnavailable(f"redis did not answer a publish within {timeout:g} s{cause}")
+        if isinstance(answer[0], BrokerUnavailable):
+            raise answer[0]
+        return answer[0]
+
+    def hope(self) -> None:
+        """Redis was just seen alive: dial now, and bridge again what comes until the dial is through."""
+        self._away = ""
+        self._hope.set()
+        self.keeper.hurry()
+
+    async def run(self) -> None:
+        """Keep the connection until cancelled; then what is open has `FLUSH_TIMEOUT` to be answered."""
+        stop = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._work, stop)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    stop.set()
+        finally:
+            self._closed = True
+            self._fail_sent(
+                "the bus was stopped before redis answered; the message may or may not have been delivered"
+            )
+            self._fail_unsent("the bus was stopped")
+
+    async def _work(self, stop: trio.Event) -> None:
+        # Shielded so that a stop can flush first: it ends by `stop`, which the cancelled task above sets,
+        # plus FLUSH_TIMEOUT.
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.keeper.run, self._session)
+                nursery.start_soon(self._expire)
+                await stop.wait()
+                self._closed = True
+                with trio.move_on_after(FLUSH_TIMEOUT):
+                    while self.up and (self._unsent or self._sent):
+                        await self._drained.park()
+                nursery.cancel_scope.cancel()
+
+    async def _expire(self) -> None:
+        """Tell whoever waits when an outage is longer than what is bridged."""
+        while True:
+            with trio.move_on_after(self._bridge):
+                await self._up.wait()
+            if self._up.is_set():
+                await self._down.wait()
+                continue
+            self._away = f"redis is away: {self.keeper.cause or 'no answer yet'}"
+            self._fail_unsent(self._away)
+            self._hope = trio.Event()
+            await self._hope.wait()
+
+    async def _session(self, link: Link) -> None:
+        self.keeper.established()
+        self._on_up()
+        self.hope()
+        self._down = trio.Event()
+        self._up.set()
+        try:
+            await link.share(self._read, self._write, self._watch)
+        finally:
+            self._up = trio.Event()
+            self._down.set()
+            why = f"the connection to redis broke ({link.cause or 'stopped'}) before it answered"
+            self._fail_sent(f"{why}; the message may or may not have been delivered, and is not sent twice")
+            self._drained.unpark_all()
+
+    async def _write(self, link: Link) -> None:
+        while True:
+            while not self._unsent:
+                await self._writable.park()
+            batch: list[bytes] = []
+            size = 0
+            while self._unsent and size < SEND_LIMIT:
+                data, done = self._unsent.popleft()
+                self._sent.append((len(data), done))
+                batch.append(data)
+                size += len(data)
+            await link.stream.send_all(b"".join(batch))
+
+    async def _read(self, link: Link) -> None:
+        gets = link.reader.gets
+        sent = self._sent
+        while True:
+            await link.receive()
+            while (reply := gets()) is not False:
+                if not sent:
+                    raise BrokerUnavailable(f"redis said {reply!r} out of turn")
+                size, done = sent.popleft()
+                self.open_bytes -= size
+                if type(reply) is int:
+                    self.published += 1
+                    if done is not None:
+                        self._tell(done, reply)
+                elif isinstance(reply, hiredis.ReplyError):
+                    self._refused(done, str(reply))
+            if self._drained:
+                self._drained.unpark_all()
+
+    async def _watch(self, link: Link) -> None:
+        await link.watch(self._ping)
+
+    def _ping(self) -> None:
+        # With messages under way, their answers are the sign of life, and this one would only wait behind
+        # them.
+        if not self._sent and not self._unsent:
+            data = pack((b"PING",))
+            self.open_bytes += len(data)
+            self._unsent.append((data, _pong))
+            self._writable.unpark()
+
+    def _refuse(self, done: Done | None) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the bus is closed")
+        self.failed += 1
+        if done is not None:
+            full = f"{self.open_bytes} bytes wait for redis already, at most {self._max_buffer} may"
+            self._tell(done, BrokerUnavailable(self._away or full))
+
+    def _refused(self, done: Done | None, text: str) -> None:
+        self.failed += 1
+        if done is None:
+            log.debug("redis refuses a publish", cause=text)
+        else:
+            self._tell(done, BrokerUnavailable(f"redis refuses the publish: {text}"))
+
+    def _tell(self, done: Done, result: int | BrokerUnavailable) -> None:
+        try:
+            done(result)
+        except Exception as exc:
+            # One caller's bug must not cost the others their answers.
+            log.exception("a publisher's callback raised", cause=repr(exc))
+
+    def _fail_sent(self, why: str) -> None:
+        while self._sent:
+            size, done = self._sent.popleft()
+            self.open_bytes -= size
+            self._fail(done, why)
+
+    def _fail_unsent(self, why: str) -> None:
+        while self._unsent:
+            data, done = self._unsent.popleft()
+            self.open_bytes -= len(data)
+            self._fail(done, why)
+
+    def _fail(self, done: Done | None, why: str) -> None:
+        self.failed += done is not _pong
+        if done is not None:
+            self._tell(done, BrokerUnavailable(why))
+
+
+def _pong(_result: object) -> None:
+    """Who gets the answer to a ping: that it came is all."""

@@ -1,0 +1,222 @@
+"""One open connection to Redis: dialled, greeted, read in chunks, watched for silence. RESP2, parsed by
+hiredis.
+
+What may go wrong with a connection is one family, `LOST`; the tasks that share a connection end together
+when one of them meets it (`Link.share`), and whoever keeps the connection reads `Link.cause` and dials
+again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, cast
+
+import hiredis
+import trio
+
+from tangram.bus.urls import Address
+from tangram.errors import BrokerUnavailable
+
+__all__ = ["CONNECT_TIMEOUT", "LOST", "Dial", "Link", "describe", "dial", "open_link", "pack"]
+
+Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
+
+LOST: Final = (
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    hiredis.HiredisError,
+    BrokerUnavailable,
+)
+"""Everything by which a connection ends that is not a bug of ours."""
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds for dialling and for the greeting. A Redis on the same continent answers in 0.1; one that swaps
+or loads, in about 1."""
+
+STAGGER = 0.15
+"""Seconds after which a dial that hangs gets company: TCP sends a dropped packet again after 1 s at the
+earliest, a new dial sends one now."""
+
+RECEIVE_SIZE = 65536
+"""Bytes asked for at once: about 250 messages of 200 bytes. Twice as much is past malloc's mmap threshold,
+and each read would then pay for fresh pages."""
+
+PING_EVERY = 2.0
+"""Seconds of silence after which the other end is asked for a sign of life."""
+
+PING_TIMEOUT = 3.0
+"""Seconds for that sign. A Redis busy with a slow script is late by one or two; a dead one never answers."""
+
+# Its stub says "a tuple of one"; it takes any number.
+pack = cast("Callable[[tuple[str | bytes, ...]], bytes]", hiredis.pack_command)
+
+
+def describe(exc: BaseException) -> str:
+    """*exc* in one line without jargon: the reason of the operating system where there is one."""
+    while exc.__cause__ is not None or isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror.lower()
+    return str(exc) or type(exc).__name__
+
+
+def _tls_context(address: Address) -> ssl.SSLContext:
+    options = address.options
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    wanted = options.get("ssl_cert_reqs", "required")
+    if wanted != "required":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE if wanted == "none" else ssl.CERT_OPTIONAL
+    if options.get("ssl_check_hostname", "true").lower() in {"false", "0", "no"}:
+        context.check_hostname = False
+    if "ssl_certfile" in options:
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    return context
+
+
+async def dial(address: Address) -> trio.abc.Stream:
+    """A connected stream to *address*; the caller sets the deadline."""
+    if address.path:
+        return await trio.open_unix_socket(address.path)
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    if not address.tls:
+        return stream
+    try:
+        secured = trio.SSLStream(stream, _tls_context(address), server_hostname=address.host)
+        await secured.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return secured
+
+
+async def _first(address: Address, dial: Dial) -> trio.abc.Stream:
+    """The first dial to come through; one is begun every `STAGGER` seconds, an error ends them all."""
+    streams: list[trio.abc.Stream] = []
+    errors: list[Exception] = []
+
+    async def attempt() -> None:
+        try:
+            streams.append(await dial(address))
+        except LOST as exc:
+            errors.append(exc)
+        nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(attempt)
+                await trio.sleep(STAGGER)
+    except BaseException:
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+        raise
+    for stream in streams[1:]:  # came through in the same moment
+        await trio.aclose_forcefully(stream)
+    if not streams:
+        raise errors[0]
+    return streams[0]
+
+
+class Link:
+    """A greeted connection. `cause` tells, once it is over, what ended it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.reader = hiredis.Reader()
+        self.heard = 0
+        self.cause = ""
+
+    async def receive(self) -> None:
+        """Wait for the next chunk and feed it to `reader`.
+
+        Raises:
+            BrokerUnavailable: the other end has closed.
+        """
+        chunk = await self.stream.receive_some(RECEIVE_SIZE)
+        if not chunk:
+            raise BrokerUnavailable("redis closed the connection")
+        self.heard += 1
+        self.reader.feed(cast("bytes", chunk))
+
+    async def share(self, *tasks: Callable[[Link], Awaitable[None]]) -> None:
+        """Run *tasks* side by side until one of them returns or meets a loss; then end the others and
+        return.
+        """
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                nursery.start_soon(self._guard, task, nursery.cancel_scope)
+
+    async def _guard(self, task: Callable[[Link], Awaitable[None]], scope: trio.CancelScope) -> None:
+        try:
+            await task(self)
+        except LOST as exc:
+            self.cause = self.cause or describe(exc)
+        scope.cancel()
+
+    async def watch(self, ping: Callable[[], None]) -> None:
+        """Ask for a sign of life by *ping* whenever it has been quiet.
+
+        This counts chunks and looks at the count now and then, so that the reading side pays nothing for it.
+
+        Raises:
+            BrokerUnavailable: nothing came within `PING_TIMEOUT`: the connection is half open, or the other
+                end hangs.
+        """
+        while True:
+            heard = self.heard
+            await trio.sleep(PING_EVERY)
+            if self.heard != heard:
+                continue
+            ping()
+            await trio.sleep(PING_TIMEOUT)
+            # If the whole process stood still (a plugin that blocks the loop), the answer lies in the
+            # socket by now and the reader has merely not had its turn: let it have one before judging.
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            if self.heard == heard:
+                raise BrokerUnavailable(f"redis did not answer a ping within {PING_TIMEOUT:g} s")
+
+
+async def _greet(link: Link, address: Address) -> None:
+    """Say who we are, choose the database, and see that somebody answers."""
+    commands: list[tuple[str, ...]] = []
+    if address.password is not None:
+        commands.append(("AUTH", *([address.username] if address.username else []), address.password))
+    if address.db:
+        commands.append(("SELECT", str(address.db)))
+    commands.append(("PING",))
+    await link.stream.send_all(b"".join(map(pack, commands)))
+    for name, *_ in commands:
+        while (reply := link.reader.gets()) is False:
+            await link.receive()
+        # An account that may publish and subscribe only may not ping; that it says so is sign of life enough.
+        refused = isinstance(reply, hiredis.ReplyError)
+        if refused and not (name == "PING" and str(reply).startswith("NOPERM")):
+            raise BrokerUnavailable(f"redis refuses {name}: {reply}")
+
+
+@asynccontextmanager
+async def open_link(
+    address: Address, *, dial: Dial = dial, timeout: float = CONNECT_TIMEOUT
+) -> AsyncGenerator[Link, None]:
+    """A connection that is greeted and ready; closed, without ceremony, on the way out.
+
+    Raises:
+        BrokerUnavailable: it did not come about within *timeout* seconds, or Redis refused it.
+        OSError: it was refused by the operating system.
+    """
+    link: Link | None = None
+    try:
+        with trio.move_on_after(timeout) as scope:
+            link = Link(await _first(address, dial))
+            await _greet(link, address)
+        if link is None or scope.cancelled_caught:
+            raise BrokerUnavailable(f"redis did not answer within {timeout:g} s")
+        yield link
+    finally:
+        if link is not None:
+            await trio.aclose_forcefully(link.stream)

@@ -1,0 +1,91 @@
+"""The names on Redis: `to:<topic>:<event>` towards browsers, `from:<topic>:<event>` towards plugins.
+
+Rules of this file:
+
+1. Everything that reads or writes such a name lives here, and nothing else does.
+2. This file knows no socket, no clock, no log; names come in and names go out.
+3. The *last* colon separates topic and event. A topic may hold colons (``weather:wind``), so an event that
+   holds one cannot be told from a longer topic: readers split at the last colon, and so do browsers.
+4. A name that a stranger wrote is never a pattern. Whoever needs one for ``PSUBSCRIBE`` asks `escape_glob`.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+__all__ = ["TO_ALL", "escape_glob", "from_channel", "parse_from", "parse_to", "redact", "to_channel"]
+
+TO_ALL = b"to:*"
+"""The one pattern that carries everything meant for browsers; dispatch on (topic, event) is exact and
+happens here, not in Redis."""
+
+_GLOB = re.compile(r"([*?\[\]\\])")
+
+
+def _parse(channel: bytes, prefix: bytes) -> tuple[str, str] | None:
+    if not channel.startswith(prefix):
+        return None
+    try:
+        rest = channel[len(prefix) :].decode()
+    except UnicodeDecodeError:
+        return None
+    topic, colon, event = rest.rpartition(":")
+    return (topic, event) if colon else None
+
+
+def parse_to(channel: bytes) -> tuple[str, str] | None:
+    """Topic and event of a `to:` name; None for any other name, one without an event, and one that is not
+    UTF-8.
+
+    The event may be empty: ``to:obs:x:`` is the event ``""`` of ``obs:x``.
+    """
+    return _parse(channel, b"to:")
+
+
+def parse_from(channel: bytes) -> tuple[str, str] | None:
+    """Topic and event of a `from:` name, by the same rules as `parse_to`."""
+    return _parse(channel, b"from:")
+
+
+def to_channel(topic: str, event: str) -> str:
+    """The name that browsers' members of *topic* get *event* from."""
+    return f"to:{topic}:{event}"
+
+
+def from_channel(topic: str, event: str) -> str:
+    """The name that plugins get a browser's push from."""
+    return f"from:{topic}:{event}"
+
+
+def escape_glob(name: str) -> str:
+    """*name* as a ``PSUBSCRIBE`` pattern that matches exactly it."""
+    return _GLOB.sub(r"\\\1", name)
+
+
+def redact(url: str) -> str:
+    """*url* fit for a log line: its password replaced, wherever redis URLs may carry one; the rest as
+    written.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = None
+    if parts is None or "://" not in url:
+        # Not a URL at all, so there is no telling which part of it is secret.
+        return "***" if parts is None or "@" in url or "=" in url else url
+    netloc = parts.netloc
+    userinfo, at, place = netloc.rpartition("@")
+    if at:
+        user, colon, _ = userinfo.partition(":")
+        netloc = f"{user}{':***' if colon else ''}@{place}"
+    query = parts.query
+    if "password" in query.lower():
+        pairs = parse_qsl(query, keep_blank_values=True)
+        query = urlencode(
+            [(key, "***" if "password" in key.lower() else value) for key, value in pairs],
+            safe="*/:",
+            quote_via=quote,
+        )
+    # By hand: urlunsplit would write unix:///path with one slash.
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"

@@ -1,0 +1,99 @@
+"""The end of a process that does not end.
+
+Trio cannot end a task that shields itself, and no one can end a thread. When a stop has passed its bound, a
+thread (armed by ``serve`` alone, so that nothing like it ever runs inside a program that embeds tangram)
+tells who stands where, ends the broker, and calls ``os._exit``: a supervisor of processes, or a person at a
+terminal, gets the end that was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+
+import trio
+
+__all__ = ["LastResort"]
+
+MARGIN = 1.0
+"""Seconds past ``[supervisor] shutdown_timeout``: the bound that supervision promises for a stop."""
+
+EX_SOFTWARE = 70
+
+
+class LastResort:
+    """Arms a timer when the stop begins; the timer ends the process."""
+
+    def __init__(self, *, exit_process: Callable[[int], object] = os._exit) -> None:
+        self._exit = exit_process
+        self._timer: threading.Timer | None = None
+        self._broker: int | None = None
+        self._root: trio.lowlevel.Task | None = None
+
+    def watch_broker(self, pid: int | None) -> None:
+        """Remember the process id of the embedded broker, to end it too."""
+        self._broker = pid
+
+    def arm(self, seconds: float, *, asked_for: bool) -> None:
+        """End the process ``seconds`` plus a margin from now: status 0 if the stop was asked for, else 70.
+
+        Called from Trio, whose tasks it remembers, to tell where they stand.
+        """
+        if self._timer is not None:
+            return
+        self._root = trio.lowlevel.current_root_task()
+        status = 0 if asked_for else EX_SOFTWARE
+        self._timer = threading.Timer(seconds + MARGIN, self._end, args=[status])
+        self._timer.name = "tangram-last-resort"
+        self._timer.daemon = True
+        self._timer.start()
+
+    def disarm(self) -> None:
+        """The stop came to its end: nothing is left to do."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join(timeout=1.0)  # it has only to notice the cancel
+
+    def _end(self, status: int) -> None:
+        try:
+            tasks = "\n".join(_where(self._root)) if self._root is not None else ""
+            sys.stderr.write(
+                f"tangram: the stop has passed its bound; what still runs:\n{tasks}\n{_stacks()}"
+            )
+            sys.stderr.flush()
+        finally:
+            if self._broker is not None:
+                _kill(self._broker)
+            self._exit(status)
+
+
+def _where(task: trio.lowlevel.Task) -> Iterator[str]:
+    """Each task that waits for no child of its own, with the lines it stands on, innermost last."""
+    children = [child for nursery in list(task.child_nurseries) for child in list(nursery.child_tasks)]
+    for child in children:
+        yield from _where(child)
+    if not children:
+        frames = [
+            f"{f.f_code.co_filename}:{line} in {f.f_code.co_name}" for f, line in task.iter_await_frames()
+        ]
+        yield f"task {task.name}:\n  " + "\n  ".join(frames[-6:])
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _stacks() -> str:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = []
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to see other threads
+        if ident != threading.get_ident():
+            parts.append(f"thread {names.get(ident, ident)!r}:\n{''.join(traceback.format_stack(frame))}")
+    return "\n".join(parts)

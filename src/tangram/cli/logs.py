@@ -1,0 +1,125 @@
+"""How log records look: lines for people in a terminal, JSON for programs, both on standard error.
+
+Records of the standard library's ``logging`` (of Quart, Hypercorn, a plugin) take the same way out. A last
+processor removes what must never be in a log, should a caller forget: tokens, secrets and passwords.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+__all__ = ["LogFormat", "configure_logging", "redact"]
+
+LogFormat = Literal["console", "json"]
+
+_SECRET_KEY = re.compile(r"token|secret|password|authorization", re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(
+    r"(?P<query>(?:userToken|token|secret|password)=)[^&\s'\"]+"
+    r"|(?P<jwt>eyJ[\w-]+\.[\w-]+\.)[\w-]+"
+    r"|(?P<url>://[^/\s:@]*:)[^@\s/]+(?=@)"
+)
+
+
+def _hide(match: re.Match[str]) -> str:
+    return f"{match['query'] or match['jwt'] or match['url']}***"
+
+
+def _hidden(value: object) -> object:
+    """``value`` without secrets in it; nested, because a request's headers or parameters may be what
+    is logged.
+    """
+    if isinstance(value, str):
+        return _SECRET_IN_TEXT.sub(_hide, value)
+    if isinstance(value, dict):
+        secret = {key for key in value if _SECRET_KEY.search(str(key))}
+        return {key: "***" if key in secret else _hidden(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_hidden(item) for item in value) if type(value) in {list, tuple} else value
+    return value
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: hide the values of secret keys, and secrets inside texts."""
+    for key, value in event.items():
+        if isinstance(value, str) and _SECRET_KEY.search(key):
+            event[key] = "***"
+        else:
+            event[key] = _hidden(value)
+    return event
+
+
+class _StderrLogger:
+    """Writes a line at a time; looks up ``sys.stderr`` late, so that tests may exchange it."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def msg(self, message: str) -> None:
+        stream = sys.stderr
+        stream.write(message + "\n")
+        stream.flush()
+
+    log = debug = info = warning = warn = error = critical = exception = fatal = failure = err = msg
+
+
+def _add_name(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    name = getattr(logger, "name", "")
+    if name:
+        event.setdefault("logger", name)
+    return event
+
+
+def _renderer(style: LogFormat) -> Processor:
+    if style == "json":
+        return structlog.processors.JSONRenderer(default=repr)
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(),
+        exception_formatter=structlog.dev.plain_traceback,
+        sort_keys=False,
+        pad_event_to=36,
+    )
+
+
+def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None:
+    """Send every record at ``level`` or above to standard error.
+
+    Args:
+        level: a level of the standard library's ``logging``, in any case.
+        style: ``"console"``, lines for people, or ``"json"``, an object a line for programs.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(
+            fmt="%H:%M:%S.%f" if style != "json" else "iso", utc=style == "json"
+        ),
+    ]
+    # A traceback is made text before secrets are hidden: an exception's message may quote one.
+    tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style)]
+    structlog.configure(
+        processors=[*shared, _add_name, *tail],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=_StderrLogger,
+        cache_logger_on_first_use=True,
+    )
+    _route_standard_logging(number, shared, tail)
+
+
+def _route_standard_logging(level: int, shared: list[Processor], tail: list[Processor]) -> None:
+    remove: Callable[..., EventDict] = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared], processors=[remove, *tail]
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.INFO))

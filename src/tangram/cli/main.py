@@ -1,0 +1,80 @@
+"""``tangram`` / ``python -m tangram``: the command line.
+
+A mistake of the operator is told in lines, without a traceback, and ends with the status of its kind: 2 for
+a wrong configuration or a wrong command, 1 for what cannot be started, 70 (``EX_SOFTWARE`` of BSD's
+sysexits) after too many crashes, 0 after a stop that was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from tangram import __version__
+from tangram.errors import OperatorError
+
+__all__ = ["cli", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tangram")
+def cli() -> None:
+    """A plugin server: services, HTTP routes and Phoenix channels under one supervision tree."""
+
+
+@cli.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Default: $TANGRAM_CONFIG, else ./tangram.toml, else the user's configuration folder.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["console", "json"]),
+    default="console",
+    show_default=True,
+    help="Lines for people, or a JSON object a line for programs.",
+)
+def serve(config_file: Path | None, log_format: str) -> None:
+    """Serve the configured plugins until SIGINT or SIGTERM; SIGHUP restarts cleanly with the file
+    read again.
+    """
+    from tangram.cli.serving import serve_until_stopped
+
+    sys.exit(serve_until_stopped(config_file, log_format="json" if log_format == "json" else "console"))
+
+
+def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # Until Trio listens for signals there is nothing yet that would have to be ended in order.
+    sys.exit(0)
+
+
+def main() -> NoReturn:
+    """Run the command line; the exit status is told in the module's docstring."""
+    signal.signal(signal.SIGTERM, _stop_while_importing)
+    try:
+        cli.main(prog_name="tangram", standalone_mode=False)
+    except OperatorError as error:
+        _complain(str(error))
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _complain(text: str) -> None:
+    try:
+        sys.stderr.write(f"tangram: {text}\n")
+        sys.stderr.flush()
+    except OSError:  # nobody listens any more: the exit status has to tell
+        os.close(2)

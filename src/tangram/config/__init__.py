@@ -1,0 +1,48 @@
+"""What the operator may say: the model, and reading it from TOML and the environment."""
+
+from tangram.config.load import Loaded, find_config_file, load_config
+from tangram.config.model import (
+    AdaptiveTheme,
+    BrokerConfig,
+    CacheConfig,
+    CacheEntry,
+    ChannelConfig,
+    CompatConfig,
+    Config,
+    CoreConfig,
+    MapConfig,
+    ServerConfig,
+    SupervisorConfig,
+    ThemeDefinition,
+    redact_url,
+)
+from tangram.config.names import nearest, normalise
+from tangram.config.state import cache_dir, ensure_secret, open_state_dir
+from tangram.config.structure import structure_plugin_config, structure_table, unknown_plugin_keys
+
+__all__ = [
+    "AdaptiveTheme",
+    "BrokerConfig",
+    "CacheConfig",
+    "CacheEntry",
+    "ChannelConfig",
+    "CompatConfig",
+    "Config",
+    "CoreConfig",
+    "Loaded",
+    "MapConfig",
+    "ServerConfig",
+    "SupervisorConfig",
+    "ThemeDefinition",
+    "cache_dir",
+    "ensure_secret",
+    "find_config_file",
+    "load_config",
+    "nearest",
+    "normalise",
+    "open_state_dir",
+    "redact_url",
+    "structure_plugin_config",
+    "structure_table",
+    "unknown_plugin_keys",
+]

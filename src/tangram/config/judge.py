@@ -1,0 +1,153 @@
+"""What a single value may be: each function judges one; its ``ValueError`` says what was expected. Pure."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+from attrs import validators as v
+
+Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):\S*(?=@)")
+# What stands for a port but is none may be a password whose '@' was forgotten.
+_LOOSE_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):(?!\d{1,5}(?:[/?#]|$))[^@]*$")
+_QUERY_PASSWORD = re.compile(r"(?i)((?:password|secret|token)=)[^&#\s]*")
+
+
+def redact_url(url: str) -> str:
+    """The URL without its password, for logs, ``repr`` and faults; also where the URL is malformed."""
+    for pattern, replacement in (
+        (_PASSWORD, r"\1:***"),
+        (_LOOSE_PASSWORD, r"\1:***"),
+        (_QUERY_PASSWORD, r"\1***"),
+    ):
+        url = pattern.sub(replacement, url)
+    return url
+
+
+def repr_url(url: str | None) -> str:
+    return repr(url and redact_url(url))
+
+
+def between(low: float, high: float) -> Check:
+    return v.and_(v.ge(low), v.le(high))
+
+
+def port(_instance: object, _attribute: "attrs.Attribute[Any]", value: int) -> None:
+    if not 0 <= value <= 65535:
+        msg = "expected a port between 0 (any free one) and 65535"
+        raise ValueError(msg)
+
+
+def filled(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if not value.strip():
+        msg = "expected some text; leave the key out for its default"
+        raise ValueError(msg)
+
+
+def each(check: Callable[[str], None]) -> Check:
+    """Every item is judged; each error carries the item's place as its second argument."""
+
+    def run(_instance: object, _attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+        errors = []
+        for index, item in enumerate(value):
+            try:
+                check(item)
+            except ValueError as error:
+                errors.append(ValueError(str(error), index))
+        if errors:
+            msg = "items"
+            raise ExceptionGroup(msg, errors)
+
+    return run
+
+
+def log_level(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    # Compiled plugins read the same value as an env-filter ("info,jet1090=debug"), so only a single word can
+    # be wrong.
+    words = {"trace", "debug", "info", "warn", "warning", "error", "critical", "off"}
+    if not set(value) & set(",=[") and value.lower() not in words:
+        msg = f"expected one of {', '.join(sorted(words))}, or a filter such as 'info,module=debug'"
+        raise ValueError(msg)
+
+
+def redis_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    parts = urlsplit(value)
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        msg = "expected a URL that begins with redis://, rediss:// or unix://"
+        raise ValueError(msg)
+    if parts.scheme == "unix" and not parts.path:
+        msg = "expected the path of a socket, as in unix:///run/valkey.sock"
+        raise ValueError(msg)
+    if parts.scheme != "unix":
+        network_address(parts.hostname, lambda: parts.port, parts.path)
+
+
+def network_address(host: str | None, port: Callable[[], int | None], path: str) -> None:
+    if not host:
+        msg = "expected a host, as in redis://127.0.0.1:6379"
+        raise ValueError(msg)
+    try:
+        number = port()
+    except ValueError:
+        number = 0
+    if number == 0:
+        msg = "expected a port between 1 and 65535 after the host"
+        raise ValueError(msg)
+    if path.strip("/") and not path.strip("/").isdecimal():
+        msg = "expected nothing or the number of a database after the host, as in redis://127.0.0.1:6379/0"
+        raise ValueError(msg)
+
+
+def http_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = "expected a URL that begins with http:// or https://, as the browser will use it"
+        raise ValueError(msg)
+
+
+def origin(value: str) -> None:
+    parts = urlsplit(value)
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or parts.path
+        or parts.query
+        or parts.fragment
+    ):
+        msg = (
+            "expected an origin: scheme and host, and a port if there is one, as in https://maps.example.org"
+        )
+        raise ValueError(msg)
+
+
+def network(value: str) -> None:
+    from ipaddress import ip_network
+
+    if value == "*":
+        return
+    try:
+        ip_network(value, strict=False)
+    except ValueError:
+        msg = "expected an address, a network such as 10.0.0.0/8, or '*' for everybody"
+        raise ValueError(msg) from None
+
+
+def conflation(value: str) -> None:
+    topic, colon, event = value.rpartition(":")
+    if not (topic and colon and event) or value.startswith(("to:", "from:")):
+        msg = "expected a pattern on <topic>:<event> without 'to:', as in 'streaming-*:new-*-data'"
+        raise ValueError(msg)
+
+
+def route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if not value.startswith("/"):
+        msg = "expected a path that begins with '/', as in '/fonts/{fontstack}/{range}.pbf'"
+        raise ValueError(msg)
+
+
+def without_slash(url: str | None) -> str | None:
+    """The browser appends ``/websocket`` and ``/token``."""
+    return url.rstrip("/") if url else url

@@ -1,0 +1,297 @@
+"""Read the configuration: the file, the environment over it, then the model; every fault at once."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import attrs
+
+from tangram.config import checks
+from tangram.config.model import Config, MapStyle
+from tangram.config.names import nearest, normalise
+from tangram.config.structure import structure_table
+from tangram.errors import ConfigError, Fault
+
+__all__ = ["Loaded", "find_config_file", "load_config"]
+
+_PREFIX = "TANGRAM_"
+_POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+# Every table of ours with its class: what ``Config`` has, but for the plugins' tables and the source.
+_TABLES: Mapping[str, type] = {
+    field.name: field.type
+    for field in attrs.fields(Config)
+    if isinstance(field.type, type) and attrs.has(field.type)
+}
+
+
+class Loaded(NamedTuple):
+    """A configuration that can be used, and what its author should still look at."""
+
+    config: Config
+    warnings: tuple[str, ...]
+
+
+class _Setting(NamedTuple):
+    """One variable of the environment that names a setting."""
+
+    variable: str
+    path: tuple[str, ...]
+    text: str
+
+
+def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
+    """Where the configuration is; None where there is none, and defaults do.
+
+    What is named (``--config``, ``TANGRAM_CONFIG``) is taken as named, and ``load_config`` tells if it is not
+    there. Else ``./tangram.toml``, else ``$XDG_CONFIG_HOME/tangram/tangram.toml``, whichever exists. Nothing
+    is created.
+    """
+    named = explicit or environ.get("TANGRAM_CONFIG")
+    if named:
+        return cwd / Path(named).expanduser()
+    home = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".config"
+    candidates = (cwd / "tangram.toml", Path(home) / "tangram" / "tangram.toml")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
+    """The configuration of ``path`` (None: defaults) and ``environ``; ``ConfigError`` has every fault."""
+    about = f"configuration {path}" if path else "configuration from the environment"
+    written = _read(path) if path else {}
+    settings = list(_settings(environ))
+    for setting in settings:
+        _lay_over(written, setting)
+    try:
+        return _build(written, path)
+    except ConfigError as error:
+        raise ConfigError([_with_origin(fault, settings) for fault in error.faults], about=about) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    about = f"configuration {path}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            [Fault(f"cannot be read: {reason}", str(path), "unreadable")], about=about
+        ) from None
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        fault = Fault("expected UTF-8 text", f"{path}:{line}:{column}", "toml_syntax")
+    except RecursionError:
+        fault = Fault("nested too deeply", str(path), "toml_syntax")
+    except ValueError as error:
+        fault = _syntax_fault(error, data, path)
+    raise ConfigError([fault], about=about)
+
+
+def _syntax_fault(error: ValueError, data: bytes, path: Path) -> Fault:
+    text = str(error)
+    position = _POSITION.search(text)
+    what = _POSITION.sub("", text)
+    what = f"not valid TOML: {what[:1].lower()}{what[1:]}"
+    if position is None:
+        return Fault(what, str(path), "toml_syntax")
+    lines = data.decode("utf-8-sig").splitlines() or [""]
+    line, column = position[1] or len(lines), position[2] or len(lines[-1]) + 1
+    return Fault(what, f"{path}:{line}:{column}", "toml_syntax")
+
+
+# --- environment
+
+
+def _settings(environ: Mapping[str, str]) -> Iterator[_Setting]:
+    """``TANGRAM_SECTION__KEY``; an empty one counts as not set, since compose files pass those along."""
+    for variable, text in sorted(environ.items()):
+        parts = variable.removeprefix(_PREFIX).lower().split("__")
+        if variable.startswith(_PREFIX) and len(parts) > 1 and all(parts) and text:
+            yield _Setting(variable, tuple(parts), text)
+
+
+def _lay_over(written: dict[str, Any], setting: _Setting) -> None:
+    table: Any = written
+    path = _plugin_path(written, setting.path)
+    for part in path[:-1]:
+        table = table.setdefault(part, {}) if isinstance(table, dict) else None
+    if isinstance(table, dict):  # else the table itself is a fault, and told as such
+        table[path[-1]] = _value(setting)
+
+
+def _plugin_path(written: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
+    """The spelling of a plugin's name that the file already has, so that both speak of one table."""
+    tables = written.get("plugins")
+    if path[0] != "plugins" or not isinstance(tables, Mapping):
+        return path
+    spelt = next((name for name in tables if normalise(name) == normalise(path[1])), path[1])
+    return (path[0], spelt, *path[2:])
+
+
+def _value(setting: _Setting) -> Any:
+    """The text as a TOML literal, else as it stands; as it stands where the setting is text (a secret of
+    digits).
+    """
+    try:
+        document = tomllib.loads(f"value = {setting.text}")
+    except (ValueError, RecursionError):
+        return setting.text
+    value = document.get("value")
+    if len(document) > 1 or (not isinstance(value, str) and _is_text(setting.path)):
+        return setting.text
+    return value
+
+
+def _is_text(path: tuple[str, ...]) -> bool:
+    cls = _TABLES.get(path[0])
+    if cls is None or len(path) != 2:
+        return False
+    field = attrs.fields_dict(cls).get(path[1])
+    return field is not None and (field.type is str or set(get_args(field.type)) == {str, type(None)})
+
+
+def _with_origin(fault: Fault, settings: list[_Setting]) -> Fault:
+    for setting in settings:
+        path = ".".join(setting.path)
+        if fault.path == path or fault.path.startswith((f"{path}.", f"{path}[")):
+            return fault._replace(what=f"{fault.what} (from {setting.variable})")
+    return fault
+
+
+# --- the model
+
+
+def _build(written: Mapping[str, Any], path: Path | None) -> Loaded:
+    faults, sections = list[Fault](), dict[str, Any]()
+    for name, cls in _TABLES.items():
+        try:
+            sections[name] = structure_table(cls, written.get(name, {}), path=name)
+        except ConfigError as error:
+            faults += error.faults
+    plugins = _plugins(written.get("plugins", {}), faults)
+    # A table with faults stands in as its defaults, so that what is wrong between tables is told in the same
+    # breath.
+    config = Config(plugins=plugins, source=path, **sections)
+    failed = {fault.path.partition(".")[0] for fault in faults}
+    faults += [fault for fault in checks.cross_faults(config) if fault.path.partition(".")[0] not in failed]
+    config = _anchored(config, path.parent if path else Path.cwd(), faults)
+    if faults:
+        raise ConfigError(faults)
+    return Loaded(config, (*_unknown_tables(written), *checks.cross_warnings(config, written)))
+
+
+def _plugins(tables: object, faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    if not isinstance(tables, dict):
+        faults.append(
+            Fault("expected a table for each plugin, as in [plugins.weather]", "plugins", "type_error")
+        )
+        return {}
+    found, spelt = dict[str, dict[str, Any]](), dict[str, str]()
+    for name, table in tables.items():
+        key = normalise(name)
+        if not isinstance(table, dict):
+            faults.append(Fault(f"expected a table, as in [plugins.{name}]", f"plugins.{name}", "type_error"))
+        elif key in spelt:
+            faults.append(Fault(f"the same plugin as {spelt[key]!r}: expected one table", f"plugins.{name}"))
+        else:
+            found[key], spelt[key] = table, name
+    return found
+
+
+def _unknown_tables(written: Mapping[str, Any]) -> Iterator[str]:
+    known = (*_TABLES, "plugins")
+    for name in written:
+        if name not in known:
+            guess = nearest(name, known)
+            yield f"unknown table [{name}] is ignored" + (f": did you mean [{guess}]?" if guess else "")
+
+
+def _anchored(config: Config, base: Path, faults: list[Fault]) -> Config:
+    """Paths made absolute, files that must be there looked for, and local map styles read."""
+    server, broker = config.server, config.broker
+    server = attrs.evolve(
+        server,
+        tls_cert=_file(server.tls_cert, base, "server.tls_cert", faults),
+        tls_key=_file(server.tls_key, base, "server.tls_key", faults),
+        state_dir=_absolute(server.state_dir, base),
+        frontend=_frontend(server.frontend, base, faults),
+    )
+    entries = tuple(
+        attrs.evolve(entry, local_path=_absolute(entry.local_path, base)) for entry in config.cache.entries
+    )
+    styles = [
+        _local_style(style, base, f"map.styles[{i}]", faults) for i, style in enumerate(config.map.styles)
+    ]
+    return attrs.evolve(
+        config,
+        server=server,
+        broker=attrs.evolve(broker, binary=_file(broker.binary, base, "broker.binary", faults)),
+        cache=attrs.evolve(config.cache, entries=entries),
+        map=attrs.evolve(
+            config.map, style=_local_style(config.map.style, base, "map.style", faults), styles=tuple(styles)
+        ),
+    )
+
+
+def _absolute(path: Path | None, base: Path) -> Path | None:
+    try:
+        return path and base.absolute() / path.expanduser()
+    except RuntimeError:  # '~nobody': an account that is not there; the path is then looked for as written
+        return path and base.absolute() / path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than the system allows, or with a NUL in it
+        return False
+
+
+def _file(path: Path | None, base: Path, key: str, faults: list[Fault]) -> Path | None:
+    found = _absolute(path, base)
+    if found is not None and not _is_file(found):
+        faults.append(Fault(f"expected a file, but there is none: {str(found)!r}", key, "missing_file"))
+    return found
+
+
+def _frontend(frontend: str | None, base: Path, faults: list[Fault]) -> str | None:
+    if frontend is None or normalise(frontend) == "tangram_core":
+        return frontend and normalise(frontend)
+    folder = _absolute(Path(frontend), base)
+    try:
+        there = folder is not None and folder.is_dir()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        what = f"expected a folder or 'tangram_core', but there is no such folder: {str(folder)!r}"
+        faults.append(Fault(what, "server.frontend", "missing_file"))
+    return str(folder)
+
+
+def _local_style(style: MapStyle, base: Path, key: str, faults: list[Fault]) -> MapStyle:
+    """A style that names a file becomes what the file says; any other text is a URL, an id or a name."""
+    if not isinstance(style, str) or style.startswith(("http://", "https://")):
+        return style
+    path = _absolute(Path(style), base)
+    if path is None or not _is_file(path):
+        if style.endswith(".json"):
+            faults.append(
+                Fault(f"expected a style file, but there is none: {str(path)!r}", key, "missing_file")
+            )
+        return style
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        faults.append(Fault(f"cannot read the style {str(path)!r} as JSON: {error}", key, "bad_style"))
+        return style
+    if not isinstance(content, dict):
+        faults.append(
+            Fault(f"expected a JSON object in {str(path)!r}, got {type(content).__name__}", key, "bad_style")
+        )
+        return style
+    return content

@@ -1,0 +1,337 @@
+"""The words of supervision: what a child, a window and a crash are.
+
+1. Only records and their checks live here; ``decide`` reasons about them, ``runner`` carries out.
+2. This file knows no clock, no source of chance and no Trio: the time is an argument wherever it matters.
+
+The names and meanings are Erlang/OTP's (design principles, "Supervisor Behaviour"). A *child* is an async
+function with a name, a restart type, limits for its start and its stop, and its place in the start order.
+An *incarnation* is one life of it, numbered from 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, get_args
+
+import attrs
+
+from tangram.errors import SpecError
+
+__all__ = [
+    "AutoShutdown",
+    "Backoff",
+    "Child",
+    "ChildStatistics",
+    "Crash",
+    "Restart",
+    "Strategy",
+    "SupervisionEvent",
+    "SupervisorStatistics",
+    "Window",
+    "WindowStatistics",
+    "check_supervisor",
+]
+
+Restart = Literal["permanent", "transient", "temporary"]
+Strategy = Literal["one_for_all", "rest_for_one", "one_for_one"]
+AutoShutdown = Literal["never", "any_significant", "all_significant"]
+Exhausted = Literal["quarantine", "escalate"]
+StartFailure = Literal["fail", "quarantine"]
+Kind = Literal[
+    "started", "ready", "crashed", "restarting", "stopped", "quarantined", "gave_up", "stubborn", "planned"
+]
+
+
+class Window:
+    """A sliding window of restarts: more than ``restarts`` within ``seconds`` are too many.
+
+    Plain and mutable. Handed to several supervisors it is one budget for all of them; handed to a child it
+    is that child's own budget, charged instead of its supervisor's.
+    """
+
+    __slots__ = ("_charged", "restarts", "seconds")
+
+    def __init__(self, restarts: int, seconds: float) -> None:
+        if restarts < 0 or not seconds > 0:
+            raise SpecError(
+                f"expected a window of >= 0 restarts in > 0 seconds, not {restarts!r} in {seconds!r}; "
+                "Window(0, 1) allows no restart at all"
+            )
+        self.restarts = restarts
+        self.seconds = seconds
+        # One more than allowed is all that must be known to refuse: an endless crash loop needs no more
+        # memory.
+        self._charged: deque[float] = deque(maxlen=restarts + 1)
+
+    def __repr__(self) -> str:
+        return f"Window({self.restarts!r}, {self.seconds!r})"
+
+    def charge(self, now: float) -> bool:
+        """Count a restart at ``now``; False if it is one too many. One exactly ``seconds`` old still
+        counts, as in OTP.
+        """
+        self._charged.append(now)
+        return self.used(now) <= self.restarts
+
+    def used(self, now: float) -> int:
+        """How many restarts are in the window at ``now``; at most ``restarts + 1``."""
+        while self._charged and self._charged[0] < now - self.seconds:
+            self._charged.popleft()
+        return len(self._charged)
+
+    def clear(self) -> None:
+        """Forget all restarts: somebody mended the cause."""
+        self._charged.clear()
+
+
+@attrs.frozen
+class Backoff:
+    """How long to wait before a restart, in seconds: 0 for the first, then ``initial`` doubling to
+    ``maximum``.
+
+    OTP has none. Waiting at once after the first crash would cost what most crashes are, a single accident.
+    """
+
+    initial: float = 0.05
+    """The second restart's delay. 50 ms: above the time in which a port or a file is let go of."""
+    maximum: float = 5.0
+    """No delay grows past this, jitter aside. A long wait after the cause is gone is worse than a few
+    attempts.
+    """
+    factor: float = 2.0
+    """Each delay is this many times the last."""
+    jitter: float = 0.2
+    """The share by which a delay varies up and down, so that many do not come back in step."""
+    reset: float = 60.0
+    """After this long without a crash the next one counts as the first."""
+
+    def delay(self, attempt: int, chance: float) -> float:
+        """Seconds before attempt number ``attempt`` (0 is the first); ``chance`` in [0, 1) places the
+        jitter.
+        """
+        if attempt == 0 or self.initial == 0:
+            return 0.0
+        # The exponent is bounded: after a night of crashes 2.0 ** attempt would overflow.
+        grown = self.initial * self.factor ** min(attempt - 1, 64)
+        return min(self.maximum, grown) * (1 + self.jitter * (2 * chance - 1))
+
+
+@attrs.frozen(eq=False)
+class Child:
+    """One child, as its supervisor has to know it. Times are seconds."""
+
+    name: str
+    """Unique in its supervisor."""
+    run: Callable[..., Awaitable[object]]
+    """Called anew for each incarnation; takes ``task_status`` if its start is more than its call."""
+    restart: Restart = attrs.field(default="permanent", kw_only=True)
+    """``permanent``: always restarted; ``transient``: after a crash; ``temporary``: never."""
+    start_timeout: float = attrs.field(default=30.0, kw_only=True)
+    """The time until ``task_status.started()``; one who needs longer has failed to start. ``math.inf``: no
+    limit.
+    """
+    stop_timeout: float = attrs.field(default=5.0, kw_only=True)
+    """The time to end after being cancelled; after it, and each such time later, the child is named."""
+    significant: bool = attrs.field(default=False, kw_only=True)
+    """Its own end may end the supervisor (``auto_shutdown``); not for permanent children."""
+    window: Window | None = attrs.field(default=None, kw_only=True)
+    """Its own budget, charged instead of the supervisor's. OTP has none."""
+    exhausted: Exhausted = attrs.field(default="quarantine", kw_only=True)
+    """What a full window of its own does: leave it stopped while the others come back, or fail the
+    supervisor.
+    """
+    start_failure: StartFailure = attrs.field(default="fail", kw_only=True)
+    """What a failed start at first boot does: fail the supervisor, or leave this child stopped."""
+
+    def __attrs_post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise SpecError(f"child {self.name!r}: " + "; ".join(faults))
+
+    def _faults(self) -> Iterable[str]:
+        if not self.name:
+            yield "its name must not be empty"
+        if not callable(self.run):
+            yield f"run must be an async function, not {self.run!r}"
+        for what, allowed in _CHOICES.items():
+            if (value := getattr(self, what)) not in allowed:
+                yield f"{what} must be one of {', '.join(allowed)}, not {value!r}"
+        for what in ("start_timeout", "stop_timeout"):
+            value = getattr(self, what)
+            if not isinstance(value, int | float) or math.isnan(value) or value <= 0:
+                yield f"{what} must be more than 0 seconds, not {value!r}"
+        if self.significant and self.restart == "permanent":
+            yield "a permanent child cannot be significant, because it never ends by itself"
+
+
+_CHOICES = {
+    "restart": get_args(Restart),
+    "exhausted": get_args(Exhausted),
+    "start_failure": get_args(StartFailure),
+}
+
+
+def check_supervisor(
+    children: Iterable[Child], *, strategy: str, auto_shutdown: str, shutdown_timeout: float
+) -> tuple[Child, ...]:
+    """The children as a tuple, or `SpecError` with everything that is wrong about them together."""
+    faults: list[str] = []
+    if strategy not in get_args(Strategy):
+        faults.append(f"strategy must be one of {', '.join(get_args(Strategy))}, not {strategy!r}")
+    if auto_shutdown not in get_args(AutoShutdown):
+        faults.append(
+            f"auto_shutdown must be one of {', '.join(get_args(AutoShutdown))}, not {auto_shutdown!r}"
+        )
+    if not shutdown_timeout > 0:
+        faults.append(f"shutdown_timeout must be more than 0 seconds, not {shutdown_timeout!r}")
+    listed = tuple(children)
+    seen: set[str] = set()
+    for child in listed:
+        if not isinstance(child, Child):
+            faults.append(f"expected a Child, not {child!r}")
+            continue
+        if child.name in seen:
+            faults.append(f"the name {child.name!r} is given to two children")
+        seen.add(child.name)
+        if child.significant and auto_shutdown == "never":
+            faults.append(f"child {child.name!r} is significant, but auto_shutdown is 'never'")
+    if faults:
+        raise SpecError("; ".join(faults))
+    return listed
+
+
+@attrs.frozen
+class Crash:
+    """Why a child ended, as plain data: it outlives the exception and its frames."""
+
+    path: tuple[str, ...]
+    """Names from the supervisor's child down to the innermost child that crashed: ``("plugin:demo",
+    "metrics")``.
+    """
+    exception: str
+    """The type of the leaf that came first, with its module where that is not builtins."""
+    message: str
+    """What the exception says."""
+    at: float
+    """When, on the supervisor's clock."""
+    incarnation: int = 0
+    """In which life of the child."""
+    others: tuple[str, ...] = ()
+    """The other leaves of a group of exceptions, each as ``Type: message``."""
+    traceback: tuple[str, ...] = ()
+    """The last frames, innermost last, each as ``file:line in function``."""
+    why: str = ""
+    """What a supervisor in between made of it: ``more than 3 restarts in 60 s``."""
+    when: float | None = None
+    """Seconds since the epoch; filled in where statistics are read."""
+
+    @property
+    def cause(self) -> str:
+        """One line: ``ValueError: no such aircraft``."""
+        return f"{self.exception}: {self.message}" if self.message else self.exception
+
+
+@attrs.frozen
+class SupervisionEvent:
+    """One thing that happened: the same record goes to the log, the status pages, the metrics and the
+    ``admin`` topic.
+    """
+
+    kind: Kind
+    """``started``, ``ready``, ``crashed``, ``restarting``, ``stopped``, ``quarantined``, ``gave_up``,
+    ``stubborn``; ``planned``: a restart that somebody asked for begins."""
+    supervisor: str
+    """The supervisor's name."""
+    child: str | None
+    """The child's name; None where the supervisor itself is meant."""
+    at: float
+    """When, on the supervisor's clock."""
+    incarnation: int = 0
+    """The child's incarnation."""
+    cause: str | None = None
+    """One line, where there is a cause."""
+    strategy: Strategy | None = None
+    """The strategy taken, for ``restarting``."""
+    delay: float | None = None
+    """Seconds until the restart, for ``restarting``."""
+    where: str | None = None
+    """The line on which a stubborn child stands."""
+    crash: Crash | None = None
+    """All about the crash."""
+    path: tuple[str, ...] = ()
+    """The child's place in the whole tree: names of children from the outermost supervisor down."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return attrs.asdict(self)
+
+
+@attrs.frozen
+class WindowStatistics:
+    """A window of restarts, as it is now."""
+
+    used: int
+    """Restarts in the window; one more than ``restarts`` where it is full."""
+    restarts: int
+    """How many are allowed."""
+    seconds: float
+    """In which time."""
+
+
+@attrs.frozen
+class ChildStatistics:
+    """One child, as it is now."""
+
+    name: str
+    state: str
+    """``waiting``, ``starting``, ``running``, ``leaving`` (its turn to be stopped will come), ``stopping``,
+    ``stopped``, ``finished``, ``quarantined``."""
+    incarnation: int
+    """The number of its present or last life; 0 before the first."""
+    restart: Restart
+    restarts: int
+    """Restarts that its own crashes caused."""
+    last_crash: Crash | None
+    next_delay: float | None
+    """Seconds until it is started again, while it waits in back-off."""
+    stubborn: str | None
+    """The line on which it stands, if it goes on past its stop time."""
+    significant: bool
+    window: WindowStatistics | None
+    """Its own window, if it has one."""
+    nested: tuple[SupervisorStatistics, ...]
+    """Supervisors that were opened below this child."""
+
+
+@attrs.frozen
+class SupervisorStatistics:
+    """A supervisor and its children, as they are now."""
+
+    name: str
+    state: str
+    """``booting``, ``up``, ``restarting``, ``closing``, ``closed``."""
+    strategy: Strategy
+    restarts: int
+    """Restarts decided since it was opened."""
+    window: WindowStatistics
+    children: tuple[ChildStatistics, ...]
+    crashes: tuple[Crash, ...]
+    """The last crashes, oldest first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return attrs.asdict(self)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many children there are, and how many are alive: OTP's ``count_children`` (specs, active)."""
+        alive = ("starting", "running", "leaving", "stopping")
+        return {
+            "children": len(self.children),
+            "active": sum(child.state in alive for child in self.children),
+            "waiting": sum(child.state == "waiting" for child in self.children),
+            "quarantined": sum(child.state == "quarantined" for child in self.children),
+            "supervisors": sum(bool(child.nested) for child in self.children),
+        }

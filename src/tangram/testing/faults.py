@@ -1,0 +1,65 @@
+"""Faults that a test puts into a running tree: an exception raised inside a child, at its own place
+in the tree.
+"""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from tangram.supervision import Child
+
+__all__ = ["FaultPorts", "InjectedFault"]
+
+
+class InjectedFault(Exception):
+    """What a test raises in a child when it names nothing better."""
+
+
+class FaultPorts:
+    """Gives each child of a tree a port through which an exception can be put into it."""
+
+    def __init__(self) -> None:
+        self._ports: dict[str, trio.MemorySendChannel[BaseException]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The children that run now, in the order in which they were started."""
+        return tuple(self._ports)
+
+    def strike(self, child: str, error: BaseException) -> None:
+        """Raise ``error`` in the running incarnation of ``child``; returns at once.
+
+        Raises:
+            LookupError: no child of that name runs.
+        """
+        try:
+            port = self._ports[child]
+        except KeyError:
+            running = ", ".join(map(repr, self._ports)) or "none"
+            raise LookupError(f"no child {child!r} runs; expected one of {running}") from None
+        port.send_nowait(error)
+
+    def wrap(self, child: Child) -> Child:
+        """``child`` with a port: ``Boot(wrap=ports.wrap)``."""
+
+        async def run(*, task_status: trio.TaskStatus[object]) -> object:
+            send, receive = trio.open_memory_channel[BaseException](1)
+            result: object = None
+            self._ports[child.name] = send
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_raise_what_comes, receive)
+                    result = await child.run(task_status=task_status)
+                    nursery.cancel_scope.cancel()
+            finally:
+                del self._ports[child.name]
+                send.close()
+            return result
+
+        return attrs.evolve(child, run=run)
+
+
+async def _raise_what_comes(receive: trio.MemoryReceiveChannel[BaseException]) -> None:
+    with receive:
+        raise await receive.receive()

@@ -1,0 +1,1 @@
+"""The site: pages, manifest, docs, operator's routes, files, and the Quart application behind them."""

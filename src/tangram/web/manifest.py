@@ -1,0 +1,138 @@
+"""``/manifest.json``: what the browser's shell needs to know; and the classes that its ``core`` part is made
+of.
+
+One plugin whose configuration cannot be shown costs itself its place in the manifest, and nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import msgspec
+import structlog
+
+from tangram.config.model import AdaptiveTheme, Config, MapConfig, ThemeDefinition
+from tangram.config.structure import structure_plugin_config
+from tangram.plugins.registry import LoadedPlugin, cause_line
+from tangram.routing import json_schema
+from tangram.routing.responses import encode_json
+from tangram.web.frontends import Frontends
+from tangram.web.styles import DEFAULT_THEMES, default_styles, merge_styles
+
+__all__ = ["FrontendChannelConfig", "FrontendConfig", "FrontendCoreConfig", "Manifest", "core_config"]
+
+log = structlog.get_logger("tangram.web")
+
+_THEME = {"tangram_mutable": True, "tangram_widget": "theme-settings"}
+
+
+@attrs.frozen(kw_only=True)
+class FrontendCoreConfig:
+    """What the shell shows of ``[core]``."""
+
+    theme: str | AdaptiveTheme = attrs.field(factory=AdaptiveTheme, metadata=_THEME)
+    themes: tuple[ThemeDefinition, ...] = attrs.field(default=(), metadata=_THEME)
+
+
+@attrs.frozen(kw_only=True)
+class FrontendChannelConfig:
+    """Where the channels are."""
+
+    url: str
+
+
+@attrs.frozen(kw_only=True)
+class FrontendConfig:
+    """The ``core`` part of the manifest."""
+
+    core: FrontendCoreConfig
+    map: MapConfig
+    channel: FrontendChannelConfig
+
+
+def core_config(config: Config, channel_url: str) -> FrontendConfig:
+    """What the configuration says to browsers: built-in themes and styles, and the operator's over them."""
+    own = {theme.name for theme in config.core.themes}
+    themes = (*(theme for theme in DEFAULT_THEMES if theme.name not in own), *config.core.themes)
+    return FrontendConfig(
+        core=FrontendCoreConfig(theme=config.core.theme, themes=themes),
+        map=attrs.evolve(config.map, styles=tuple(merge_styles(default_styles(), config.map.styles))),
+        channel=FrontendChannelConfig(url=channel_url),
+    )
+
+
+def core_schema() -> dict[str, Any]:
+    """The schema of the ``core`` part, with the ``tangram_*`` words that the configuration's fields carry."""
+    schema = json_schema(FrontendConfig)
+    for cls in (FrontendCoreConfig, MapConfig, ThemeDefinition, AdaptiveTheme):
+        properties = schema["$defs"][cls.__name__]["properties"]
+        for field in attrs.fields(cls):
+            properties[field.name].update(
+                {key: value for key, value in field.metadata.items() if key.startswith("tangram_")}
+            )
+    return schema
+
+
+class Manifest:
+    """The manifest of one incarnation, encoded once for each address under which it is asked for."""
+
+    MAX_ADDRESSES = 64
+    """Remembered encodings. Only addresses of ours are told, but their ports are the clients' to choose."""
+
+    def __init__(self, config: Config, frontends: Frontends) -> None:
+        self._config = config
+        self.failures: dict[str, str] = {}
+        """Plugins that are left out, with the cause."""
+        self._plugins = self._entries(frontends)
+        self._schema = core_schema()
+        self._encoded: dict[str, bytes] = {}
+
+    def encoded(self, channel_url: str) -> bytes:
+        """The document for a browser that reaches the channels at this address."""
+        known = self._encoded.get(channel_url)
+        if known is None:
+            if len(self._encoded) >= self.MAX_ADDRESSES:
+                self._encoded.clear()
+            known = self._encoded[channel_url] = encode_json(self.document(channel_url))
+        return known
+
+    def document(self, channel_url: str) -> dict[str, Any]:
+        """The same, not encoded."""
+        core = {"config": core_config(self._config, channel_url), "config_json_schema": self._schema}
+        return {"core": core, "plugins": self._plugins}
+
+    def _entries(self, frontends: Frontends) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for frontend in frontends:
+            if frontend.described is None:
+                continue
+            loaded = frontend.loaded
+            try:
+                shown = shown_config(loaded, self._config.plugins.get(loaded.key, {}))
+                entry = {**frontend.described, **shown}
+                # A value that JSON cannot hold must be found here, not when the browser asks for everything.
+                entries[loaded.key] = msgspec.Raw(encode_json(entry))
+            except Exception as error:
+                cause = cause_line(error, loaded.source)
+                self.failures[loaded.name] = cause
+                log.exception("a plugin is left out of the manifest", plugin=loaded.name, cause=cause)
+        return entries
+
+
+def shown_config(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` and ``config_json_schema`` of a plugin's entry; empty where it shows none."""
+    plugin = loaded.plugin
+    if plugin.frontend_config_class is None or plugin.config_class is None:
+        return {}
+    if plugin.into_frontend_config_function is None:
+        log.warning(
+            "a plugin's front end gets no configuration: into_frontend_config_function is missing",
+            plugin=loaded.name,
+        )
+        return {}
+    shown = plugin.into_frontend_config_function(
+        structure_plugin_config(plugin.config_class, raw, plugin=loaded.key)
+    )
+    return {"config": shown, "config_json_schema": json_schema(plugin.frontend_config_class)}

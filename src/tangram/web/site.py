@@ -1,0 +1,238 @@
+"""The site: one ASGI application for everything that is asked over HTTP.
+
+    CORS -> native routes (operator's, core's, plugins') -> files (page, docs, front ends) -> Quart
+    (blueprints) -> 404
+
+What a native route answers does not pass through Quart. A site belongs to one incarnation: the next one
+builds its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import structlog
+
+from tangram import __version__
+from tangram.config.model import Config
+from tangram.plugins.registry import LoadedPlugin
+from tangram.plugins.state import BackendState
+from tangram.routing import APIRouter, HTTPException, Mount, Request, Response, RouteTable, openapi
+from tangram.routing.responses import encode_json
+from tangram.web import docs
+from tangram.web.asgi import ASGIApp, Receive, Scope, Send, send_json
+from tangram.web.cache import CacheRoutes
+from tangram.web.cors import Cors
+from tangram.web.files import Folder
+from tangram.web.frontends import PREFIX, Frontends, find_frontends
+from tangram.web.manifest import Manifest
+from tangram.web.operator import Operator, operator_router
+from tangram.web.origin import Addresses
+from tangram.web.shell import PAGES, shell_folder
+from tangram.web.validate import verdict
+
+if TYPE_CHECKING:
+    from quart import Quart
+
+__all__ = ["OWNER", "Site", "SiteParts", "build_site"]
+
+log = structlog.get_logger("tangram.web")
+
+OWNER = "tangram"
+"""Whose the server's own routes are; no plugin can be called so and be down."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SiteParts:
+    """What a site is made of."""
+
+    config: Config
+    operator: Operator
+    operator_token: str
+    state: Callable[[], BackendState]
+    """The state of this incarnation, asked for when a request needs it."""
+    plugins: Sequence[LoadedPlugin] = ()
+    """In the order in which they are served, and listed in the manifest."""
+    routers: Sequence[APIRouter] = ()
+    """Routes of other rooms: ``POST /token``."""
+    mounts: Sequence[Mount] = ()
+    """Further routes with owners and resolvers of their own."""
+    quart_hooks: Sequence[Callable[[Quart], None]] = ()
+    """Called with the Quart application: for engines that carry channels through it."""
+    cache: CacheRoutes | None = None
+    """Its ``run`` belongs beside the site in the tree."""
+    allowed: Callable[[str], bool] | None = None
+    """Whether an origin may read our answers; ``None``: by ``[server]``'s hosts and ``allowed_origins``."""
+
+
+def build_site(parts: SiteParts) -> Site:
+    """Put the site of one incarnation together. Bad plugins cost themselves: see ``Site.failures``."""
+    return Site(parts)
+
+
+class Site:
+    """The ASGI application: http, websocket (for the Quart application) and an empty lifespan."""
+
+    def __init__(self, parts: SiteParts) -> None:
+        self._parts = parts
+        self._operator = parts.operator
+        self.addresses = Addresses.of(parts.config)
+        self.frontends: Frontends = find_frontends(parts.plugins)
+        self.manifest = Manifest(parts.config, self.frontends)
+        self.table = RouteTable(
+            self._mounts(), injectable=[BackendState], max_body=parts.config.server.max_body
+        )
+        self.failures: dict[str, str] = dict(self.manifest.failures)
+        """What of which plugin is not served, and why."""
+        for problem in self.table.problems:
+            self.failures.setdefault(problem.plugin or OWNER, str(problem))
+        self._quart = self._build_quart()
+        self._pages = Folder(PAGES)
+        self._shell = shell_folder(parts.config.server.frontend)
+        docs_files = docs.docs_folder()
+        self._docs = Folder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
+        self._openapi: bytes | None = None
+        self._outer = Cors(self._http, parts.allowed or self.addresses.allows)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._outer(self.addresses.forwarded(scope), receive, send)
+            case "websocket":
+                await self._websocket(self.addresses.forwarded(scope), receive, send)
+            case "lifespan":
+                await _lifespan(receive, send)
+            case other:
+                raise NotImplementedError(f"scope type {other!r} is not served here")
+
+    def openapi(self) -> bytes:
+        """``/openapi.json``, made when first asked for."""
+        if self._openapi is None:
+            self._openapi = encode_json(openapi([self.table], title="tangram", version=__version__))
+        return self._openapi
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        down = self._operator.unavailable()
+        if down and await self._refuse_for(down, scope, send):
+            return
+        if await self.table.handle(scope, receive, send):
+            return
+        if await self._file(scope, receive, send):
+            return
+        await self._quart(scope, receive, send)
+
+    async def _refuse_for(self, down: Mapping[str, str], scope: Scope, send: Send) -> bool:
+        """A plugin that is down does not answer; whoever asks is told that it is there, and to come back."""
+        found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
+        owner = found.value.owner if found is not None and found.value is not None else ""
+        reason = await self._operator.wait_available(owner) if owner in down else None
+        if reason is None:
+            return False
+        await send_json(scope, send, 503, {"detail": reason}, headers=[(b"retry-after", b"1")])
+        return True
+
+    async def _file(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        path: str = scope["path"]
+        if path.startswith(PREFIX):
+            return await self.frontends.serve(path, scope, receive, send)
+        if path.startswith("/docs/"):
+            return self._docs is not None and await self._docs.serve(
+                path.removeprefix("/docs/"), scope, receive, send
+            )
+        if path.startswith("/static/"):
+            return await self._pages.serve(path.removeprefix("/static/"), scope, receive, send)
+        page = "index.html" if path in {"/", "/index.html"} else path.removeprefix("/")
+        if self._shell is not None:
+            return await self._shell.serve(page, scope, receive, send)
+        return page == "index.html" and await self._pages.serve(page, scope, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._quart is _not_found:
+            # Before the handshake is accepted this is an answer of 403, by ASGI's own rule.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._quart(scope, receive, send)
+
+    def _mounts(self) -> list[Mount]:
+        parts = self._parts
+        routers = [
+            operator_router(parts.operator, parts.operator_token, self.addresses),
+            *parts.routers,
+            self._core_router(),
+        ]
+        mounts = [Mount(router, OWNER, self._resolve) for router in routers]
+        for loaded in parts.plugins:
+            mounts += [Mount(router, loaded.name, self._resolve) for router in loaded.plugin.routers]
+        mounts += parts.mounts
+        if parts.cache is not None:
+            mounts.append(Mount(parts.cache.router, OWNER, self._resolve))
+        return mounts
+
+    def _resolve(self, kind: type) -> object:
+        if kind is not BackendState:
+            raise LookupError(f"{kind.__name__} cannot be injected; BackendState can")
+        return self._parts.state()
+
+    def _core_router(self) -> APIRouter:
+        router = APIRouter(tags=["core"])
+
+        @router.get("/manifest.json", summary="What the browser's shell loads")
+        async def manifest(request: Request) -> Response:
+            """The shell's configuration and the plugins' front ends."""
+            body = self.manifest.encoded(self.addresses.channel_url(request.scope))
+            return Response(
+                body, media_type="application/json", headers={"cache-control": "no-cache", "vary": "Host"}
+            )
+
+        @router.post("/settings/validate/{plugin}", summary="Is an edited configuration acceptable?")
+        async def validate(plugin: str, values: dict[str, Any]) -> dict[str, Any]:
+            """A verdict on the settings page's values, with every fault at its place."""
+            told = verdict(plugin, values, self._parts.plugins)
+            if told is None:
+                raise HTTPException(404, f"no plugin is called {plugin!r}")
+            return told
+
+        @router.get("/openapi.json", include_in_schema=False)
+        async def openapi_json() -> Response:
+            return Response(
+                self.openapi(), media_type="application/json", headers={"cache-control": "no-cache"}
+            )
+
+        @router.get("/docs", include_in_schema=False)
+        async def docs_page() -> Response:
+            return Response(docs.docs_page(), media_type="text/html")
+
+        @router.get("/docs/tangram-docs.js", include_in_schema=False)
+        async def docs_script() -> Response:
+            return Response(docs.docs_script(), media_type="text/javascript")
+
+        return router
+
+    def _build_quart(self) -> ASGIApp:
+        parts = self._parts
+        if not parts.quart_hooks and not any(loaded.plugin.blueprints for loaded in parts.plugins):
+            return _not_found
+        from tangram.web.quartsite import build_quart
+
+        app, failures = build_quart(
+            parts.plugins, parts.quart_hooks, self._operator, parts.config.server.max_body
+        )
+        self.failures.update(failures)
+        return app
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001  # an ASGI application
+    await send_json(scope, send, 404, {"detail": "Not Found"})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Nothing of ours or a plugin's hangs on it: what fails there is lost, and a cancelled server skips its
+    end.
+    """
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

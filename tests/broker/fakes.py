@@ -1,0 +1,45 @@
+"""A Redis that says what a test wants, on a real socket."""
+
+from collections.abc import Callable
+
+import hiredis
+import trio
+
+Answer = Callable[[list[bytes]], bytes | None]
+
+
+def healthy(words: list[bytes]) -> bytes | None:
+    if words[0] == b"INFO":
+        text = b"# Server\r\nserver_name:valkey\r\nvalkey_version:9.9\r\nprocess_id:1\r\n"
+        return b"$%d\r\n%s\r\n" % (len(text), text)
+    return b"+PONG\r\n" if words[0] == b"PING" else b"+OK\r\n"
+
+
+class FakeRedis:
+    """Answers each command with ``answer(words)``; None closes the connection, empty says nothing."""
+
+    def __init__(self, answer: Answer = healthy) -> None:
+        self.answer = answer
+        self.commands: list[list[bytes]] = []
+        self.connections = trio.CancelScope()
+
+    async def run(
+        self, port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+            task_status.started(listeners[0].socket.getsockname()[1])
+            await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        reader = hiredis.Reader()
+        async with stream:
+            while data := await stream.receive_some():
+                reader.feed(bytes(data))
+                while (words := reader.gets()) is not False:
+                    self.commands.append(words)
+                    answer = self.answer(words)
+                    if answer is None:
+                        return
+                    if answer:
+                        await stream.send_all(answer)

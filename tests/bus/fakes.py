@@ -1,0 +1,170 @@
+"""A Redis in memory: enough RESP2 for the bus, with every fault that a network or a server may show, at a
+word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import hiredis
+import trio
+from trio.testing import memory_stream_pair
+
+from tangram.bus.urls import Address
+
+URL = "redis://fake"
+
+
+def bulk(*parts: bytes) -> bytes:
+    """An array of bulk strings, as Redis writes it."""
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+def pmessage(pattern: bytes, channel: bytes, payload: bytes) -> bytes:
+    return bulk(b"pmessage", pattern, channel, payload)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once *condition* holds; the caller's clock decides what looking costs."""
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event, on purpose
+        await trio.sleep(0.001)
+
+
+class Connection:
+    """One client of the fake, seen from the server."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.patterns: list[bytes] = []
+        self.commands: list[list[bytes]] = []
+        self.writes = 0
+        """Calls of `send_all` on the client's side."""
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self.stream)
+
+
+class FakeRedis:
+    """Give `dial` to what is tested; turn the attributes to break things."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.connections: list[Connection] = []
+        self.dials: list[float] = []
+        self.refuse = False
+        """Dials meet a closed port."""
+        self.hang = False
+        """Dials never end."""
+        self.mute: set[bytes] = set()
+        """Commands that get no answer; b"*" is all of them."""
+        self.errors: dict[bytes, str] = {}
+        """Commands, or "COMMAND argument", that are answered by this error."""
+        self.deaf = False
+        """What is sent is not even read."""
+        self.on_command: Callable[[Connection, list[bytes]], None] = lambda _connection, _words: None
+        self.published: list[tuple[bytes, bytes]] = []
+
+    async def dial(self, address: Address) -> trio.abc.Stream:
+        self.dials.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.hang:
+            await trio.sleep_forever()
+        if self.refuse:
+            raise ConnectionRefusedError(111, "Connection refused")
+        ours, theirs = memory_stream_pair()
+        connection = Connection(theirs)
+
+        pump = ours.send_stream.send_all_hook
+
+        async def written() -> None:
+            connection.writes += 1
+            assert pump is not None
+            await pump()
+
+        ours.send_stream.send_all_hook = written
+        self.connections.append(connection)
+        self.nursery.start_soon(self._serve, connection)
+        return ours
+
+    @property
+    def subscriber(self) -> Connection:
+        """The newest connection that has subscribed."""
+        return [connection for connection in self.connections if connection.patterns][-1]
+
+    @property
+    def publisher(self) -> Connection:
+        """The newest connection that has not."""
+        return [connection for connection in self.connections if not connection.patterns][-1]
+
+    async def drop(self) -> None:
+        """Close every connection."""
+        for connection in self.connections:
+            await connection.close()
+
+    async def push(self, channel: bytes, payload: bytes) -> int:
+        """Deliver a message to each pattern of each subscriber that it matches."""
+        receivers = 0
+        for connection in self.connections:
+            matches = [
+                one for one in connection.patterns if fnmatchcase(channel.decode("latin-1"), one.decode())
+            ]
+            if matches:
+                receivers += 1
+                try:
+                    await connection.stream.send_all(
+                        b"".join(pmessage(one, channel, payload) for one in matches)
+                    )
+                except trio.BrokenResourceError:
+                    connection.patterns.clear()
+        return receivers
+
+    async def _serve(self, connection: Connection) -> None:
+        reader = hiredis.Reader()
+        try:
+            while True:
+                await until(lambda: not self.deaf)
+                chunk = await connection.stream.receive_some(1 << 20)
+                if not chunk:
+                    return
+                reader.feed(bytes(chunk))
+                while (words := reader.gets()) is not False:
+                    await self._answer(connection, words)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            connection.patterns.clear()
+
+    async def _answer(self, connection: Connection, words: list[bytes]) -> None:
+        connection.commands.append(words)
+        self.on_command(connection, words)
+        name = words[0]
+        if name in self.mute or b"*" in self.mute:
+            return
+        error = self.errors.get(name) or self.errors.get(b" ".join(words[:2]))
+        await connection.stream.send_all(
+            f"-{error}\r\n".encode() if error else await self._reply(connection, words)
+        )
+
+    async def _reply(self, connection: Connection, words: list[bytes]) -> bytes:
+        match words:
+            case [b"PING"]:
+                return bulk(b"pong", b"") if connection.patterns else b"+PONG\r\n"
+            case [b"PSUBSCRIBE", pattern]:
+                connection.patterns.append(pattern)
+                return b"*3\r\n$10\r\npsubscribe\r\n$%d\r\n%b\r\n:%d\r\n" % (
+                    len(pattern),
+                    pattern,
+                    len(connection.patterns),
+                )
+            case [b"PUNSUBSCRIBE", pattern]:
+                connection.patterns = [one for one in connection.patterns if one != pattern]
+                return b"*3\r\n$12\r\npunsubscribe\r\n$%d\r\n%b\r\n:%d\r\n" % (
+                    len(pattern),
+                    pattern,
+                    len(connection.patterns),
+                )
+            case [b"PUBLISH", channel, payload]:
+                self.published.append((channel, payload))
+                return b":%d\r\n" % await self.push(channel, payload)
+            case _:
+                return b"+OK\r\n"

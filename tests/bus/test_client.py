@@ -1,0 +1,367 @@
+"""Against a real valkey-server: only it shows what redis-py does under trio-asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tangram.bus import Bus, RedisClient
+from tangram.bus.client import BLOCKING, Lane
+from tangram.errors import BrokerUnavailable
+from tests.bus.conftest import Valkey
+from tests.bus.fakes import until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def bus(shared_valkey: Valkey, nursery: trio.Nursery) -> AsyncGenerator[Bus]:
+    async with trio.open_nursery() as own:
+        bus = Bus(shared_valkey.url)
+        await own.start(bus.run)
+        yield bus
+        own.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def client(bus: Bus) -> RedisClient:
+    made = RedisClient(lambda: bus)
+    await made.flushdb()
+    return made
+
+
+async def test_commands_answer_bytes(client: RedisClient) -> None:
+    """Every command of redis-py can be awaited from Trio; answers are bytes."""
+    assert await client.ping() is True
+    assert await client.set("key", "value", ex=60) is True
+    assert await client.get("key") == b"value"
+    assert await client.get("none") is None
+    assert await client.hset("hash", mapping={"a": 1}) == 1
+    assert await client.hgetall("hash") == {b"a": b"1"}
+    identity = await client.xadd("stream", {"a": "b"})
+    assert await client.xrange("stream") == [(identity, {b"a": b"b"})]
+    assert await client.execute_command("INCRBY", "number", 4) == 4  # type: ignore[no-untyped-call]
+
+
+async def test_publish_goes_down_the_bus(client: RedisClient, bus: Bus) -> None:
+    """`publish` takes what redis-py takes, in order with the bus's own, and tells the number of receivers."""
+    async with bus.subscribe("from:*") as subscription:
+        assert await client.publish("from:a:b", b"1") == 1
+        await client.publish("from:a:b", "text")
+        await client.publish("from:a:b", 4.5)
+
+        assert [(await anext(subscription)).payload for _ in range(3)] == [b"1", b"text", b"4.5"]
+    with pytest.raises(TypeError, match="cannot publish"):
+        await client.publish("from:a:b", {"a": 1})
+    assert bus.statistics().published == 3
+
+
+async def test_it_works_from_a_task_outside_the_loop(client: RedisClient) -> None:
+    """A task of a nursery that is older than the loop, like an HTTP handler's, uses the client as any
+    other."""
+    got: list[object] = []
+    async with trio.open_nursery() as older:
+
+        async def handler(send: trio.MemorySendChannel[bytes]) -> None:
+            await client.set("k", "v")
+            async with client.pipeline() as pipe:
+                pipe.get("k")
+                got.extend(await pipe.execute())
+            got.append(await client.get("k"))
+
+        send, _ = trio.open_memory_channel[bytes](0)
+        older.start_soon(handler, send)
+
+    assert got == [b"v", b"v"]
+
+
+async def test_many_tasks_use_it_side_by_side(client: RedisClient) -> None:
+    """Each task gets its own answers, the first use of all at once included."""
+    wrong: list[int] = []
+
+    async def task(number: int) -> None:
+        for _ in range(5):
+            answer = await client.echo(str(number))
+            wrong.extend([number] * (answer != str(number).encode()))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(30):
+            nursery.start_soon(task, number)
+
+    assert wrong == []
+
+
+async def test_a_cancelled_command_ends_at_once_and_shifts_no_answer(client: RedisClient) -> None:
+    """A command that waits is cancelled promptly; its connection is closed, so nobody gets its answer."""
+    await client.client_setname("x")
+    for round_ in range(20):
+        began = trio.current_time()
+        with trio.move_on_after(0.001 * round_) as scope:
+            await client.blpop(["list"], timeout=30)
+
+        assert scope.cancelled_caught
+        assert trio.current_time() - began < 1
+        await client.rpush("list", "stale")
+        assert await client.echo(str(round_)) == str(round_).encode()
+        assert await client.delete("list") == 1
+
+
+async def test_cancelling_anywhere_in_a_command_shifts_no_answer(client: RedisClient) -> None:
+    """Wherever in its way a command is cut off, the next one on the pool gets its own answer."""
+    await client.ping()
+    for round_ in range(120):
+        with trio.move_on_after(round_ * 0.00002):
+            await client.echo(f"old {round_}" * 100)
+
+        assert await client.echo(f"new {round_}") == f"new {round_}".encode()
+
+
+async def test_blocking_commands_have_no_deadline_of_ours() -> None:
+    """The deadline for commands would cut off those that wait on purpose."""
+    assert {"blpop", "xread", "xreadgroup", "wait"} <= BLOCKING
+
+
+async def test_a_command_that_hangs_has_a_deadline(
+    client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that does not answer is told within the limit."""
+    await client.client_pause(300)
+    monkeypatch.setattr("tangram.bus.client.COMMAND_TIMEOUT", 0.1)
+    with pytest.raises(BrokerUnavailable, match=r"did not answer 'get' within 0\.1 s"):
+        await client.get("k")
+
+
+async def test_pipelines(client: RedisClient) -> None:
+    """Commands are collected, go out as one transaction, and answer in order; errors are redis-py's."""
+    import redis.exceptions
+
+    async with client.pipeline() as pipe:
+        assert await pipe.set("a", 1).incr("a").execute() == [True, 2]
+        pipe.lpush("a", 1)
+        pipe.get("a")
+        with pytest.raises(redis.exceptions.ResponseError):
+            await pipe.execute()
+        assert await pipe.get("a").execute() == [b"2"]
+        with pytest.raises(AttributeError, match="no command 'nonsense'"):
+            pipe.nonsense()
+
+
+async def test_watched_pipelines(client: RedisClient) -> None:
+    """After `watch` commands run at once; a key that changed meanwhile fails the transaction."""
+    import redis.exceptions
+
+    await client.set("n", 1)
+    async with client.pipeline() as pipe:
+        await pipe.watch("n")
+        seen = int(await pipe.get("n"))
+        pipe.multi()
+        pipe.set("n", seen + 1)
+        assert await pipe.execute() == [True]
+
+        await pipe.watch("n")
+        await client.set("n", 50)
+        pipe.multi()
+        pipe.set("n", 3)
+        with pytest.raises(redis.exceptions.WatchError):
+            await pipe.execute()
+    assert await client.get("n") == b"50"
+
+
+async def test_pubsub(client: RedisClient) -> None:
+    """redis-py's own pub/sub works: subscribe, get_message, listen, close."""
+    async with client.pubsub() as pubsub:
+        await pubsub.psubscribe("x:*")
+        assert (await pubsub.get_message(timeout=1))["type"] == "psubscribe"
+        await client.publish("x:1", "hello")
+        async for message in pubsub.listen():
+            assert message["data"] == b"hello"
+            break
+        with trio.move_on_after(0.05) as scope:
+            await pubsub.get_message(timeout=None)
+        assert scope.cancelled_caught
+        await client.publish("x:1", "again")
+        assert (await pubsub.get_message(timeout=1))["data"] == b"again"
+
+
+async def test_iterators_locks_and_scripts(client: RedisClient) -> None:
+    """What redis-py gives as objects can be used from Trio as well."""
+    await client.mset({f"k{number}": number for number in range(25)})
+    assert len([key async for key in client.scan_iter(match="k*", count=5)]) == 25
+
+    async with client.lock("lock", timeout=5):
+        assert await client.exists("lock") == 1
+    assert await client.exists("lock") == 0
+
+    script = client.register_script("return ARGV[1]")
+    assert await script(args=["x"]) == b"x"
+
+
+async def test_what_cannot_be_bridged_says_so(client: RedisClient) -> None:
+    """A method that would not work names what does; a misspelt one is an AttributeError."""
+    with pytest.raises(AttributeError, match="use redis-cli"):
+        client.monitor()
+    with pytest.raises(AttributeError, match="has no command 'gett'"):
+        client.gett("k")  # type: ignore[attr-defined]
+    assert not hasattr(client, "_missing")
+
+
+async def test_redis_errors_stay_redis_errors(client: RedisClient) -> None:
+    """What Redis answers is not hidden."""
+    import redis.exceptions
+
+    await client.set("text", "x")
+    with pytest.raises(redis.exceptions.ResponseError, match="not an integer"):
+        await client.incr("text")
+
+
+async def test_an_error_nobody_awaits_does_not_end_the_loop(client: RedisClient, bus: Bus) -> None:
+    """A stray task's exception is logged; commands go on."""
+    lane = await bus.annex("redis client", Lane(bus.url).run, Lane)
+
+    async def stray() -> None:
+        raise ZeroDivisionError
+
+    lane.loop.call_exception_handler({"message": "stray", "exception": ZeroDivisionError()})
+    task = lane.loop.create_task(stray())
+    await trio.sleep(0.01)
+    del task
+
+    assert await client.ping()
+    assert await bus.annex("redis client", Lane(bus.url).run, Lane) is lane
+
+
+async def test_redis_away_is_told_and_back_is_found(valkey: Valkey) -> None:
+    """While Redis is away each command says so at once; when it is back the same client works."""
+    async with trio.open_nursery() as nursery:
+        bus = Bus(valkey.url)
+        await nursery.start(bus.run)
+        client = RedisClient(lambda: bus)
+        await client.set("k", "v")
+        blocked: list[str] = []
+
+        async def block() -> None:
+            try:
+                await client.blpop(["list"], timeout=0)
+            except BrokerUnavailable as exc:
+                blocked.append(str(exc))
+
+        nursery.start_soon(block)
+        await trio.sleep(0.05)
+        valkey.kill()
+        with trio.fail_after(3), pytest.raises(BrokerUnavailable, match="is away"):
+            await client.get("k")
+        await trio.sleep(0.05)
+        assert len(blocked) == 1
+
+        valkey.start()
+        await client.set("k", "again")
+        assert await client.get("k") == b"again"
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_survives_a_restart_of_the_bus(shared_valkey: Valkey) -> None:
+    """A client asks for the bus of now; without one it says so."""
+    now: list[Bus] = []
+    client = RedisClient(lambda: now[-1] if now else None)
+    with pytest.raises(BrokerUnavailable, match="the bus is not running"):
+        await client.get("k")
+    pipe = client.pipeline()
+    for _ in range(3):
+        async with trio.open_nursery() as nursery:
+            now.append(Bus(shared_valkey.url))
+            await nursery.start(now[-1].run)
+            await client.set("k", "v")
+            pipe = client.pipeline()
+            pubsub = client.pubsub()
+            await pubsub.subscribe("x")
+            nursery.cancel_scope.cancel()
+    with pytest.raises(BrokerUnavailable, match="the bus is not running"):
+        await client.get("k")
+    with pytest.raises(BrokerUnavailable):
+        await pipe.get("k").execute()
+
+
+async def test_a_stop_cuts_off_what_waits(shared_valkey: Valkey) -> None:
+    """A command that waits when the bus stops raises BrokerUnavailable, promptly, in whatever task it
+    waits."""
+    told: list[str] = []
+    async with trio.open_nursery() as outer:
+        async with trio.open_nursery() as nursery:
+            bus = Bus(shared_valkey.url)
+            await nursery.start(bus.run)
+            client = RedisClient(lambda: bus)
+
+            async def wait() -> None:
+                try:
+                    await client.blpop(["never"], timeout=0)
+                except BrokerUnavailable as exc:
+                    told.append(str(exc))
+
+            outer.start_soon(wait)
+            await trio.sleep(0.1)
+            began = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began < 1
+        with trio.move_on_after(1):
+            await until(lambda: told)
+
+    assert told == ["the bus was stopped; its redis client is closed"]
+
+
+async def test_a_stop_leaves_nothing_behind(shared_valkey: Valkey) -> None:
+    """Opening and closing the client again and again leaves no descriptor, thread or asyncio task."""
+
+    async def life() -> None:
+        async with trio.open_nursery() as nursery:
+            bus = Bus(shared_valkey.url)
+            await nursery.start(bus.run)
+            client = RedisClient(lambda: bus)
+            await client.get("k")
+            nursery.start_soon(client.blpop, ["never"], 0)
+            await client.pubsub().subscribe("x")
+            lanes.append(await bus.annex("redis client", Lane(bus.url).run, Lane))
+            nursery.cancel_scope.cancel()
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    lanes: list[Lane] = []
+    await life()
+    before = held()
+    for _ in range(5):
+        await life()
+
+    assert held() == before
+    assert all(lane.loop.is_closed() and not asyncio.all_tasks(lane.loop) for lane in lanes)
+
+
+async def test_the_loop_is_opened_on_first_use(bus: Bus) -> None:
+    """A client that only publishes opens nothing."""
+    client = RedisClient(lambda: bus)
+    await client.publish("to:a:b", "x")
+    assert bus._annexes == {}
+
+    await client.ping()
+    assert len(bus._annexes) == 1
+
+
+def test_importing_the_bus_imports_no_redis() -> None:
+    """redis and trio-asyncio cost memory and time that a server without such a plugin does not pay."""
+    code = (
+        "import sys, structlog; before = set(sys.modules); import tangram.bus;"
+        "print(sorted({'redis', 'trio_asyncio', 'asyncio'} & (set(sys.modules) - before)))"
+    )
+    path = os.pathsep.join(sys.path)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=True
+    )
+
+    assert ran.stdout.strip() == b"[]"

@@ -1,0 +1,95 @@
+import time
+
+import pytest
+import trio
+
+from tangram.bus import resp
+from tangram.bus.resp import CONNECT_TIMEOUT, PING_EVERY, PING_TIMEOUT, Link, describe, open_link
+from tangram.bus.urls import parse_url
+from tangram.errors import BrokerUnavailable
+from tests.bus.fakes import URL, FakeRedis
+
+
+async def test_a_server_that_does_not_greet_is_given_up(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis
+) -> None:
+    """A connection that is accepted and then ignored costs the connect timeout, no more, and is closed."""
+    fake.mute.add(b"*")
+    began = trio.current_time()
+    with pytest.raises(BrokerUnavailable, match="did not answer within 2 s"):
+        async with open_link(parse_url(URL), dial=fake.dial):
+            pass
+
+    assert trio.current_time() - began == pytest.approx(CONNECT_TIMEOUT)
+    assert await fake.connections[0].stream.receive_some(1) == b""
+
+
+async def watched(link: Link, pings: list[float]) -> None:
+    async def read(link: Link) -> None:
+        while True:
+            await link.receive()
+
+    await link.share(read, lambda link: link.watch(lambda: pings.append(trio.current_time())))
+
+
+async def test_silence_is_noticed(autojump_clock: trio.testing.MockClock, fake: FakeRedis) -> None:
+    """A half-open connection is asked for a sign of life, and given up when none comes."""
+    pings: list[float] = []
+    began = trio.current_time()
+    async with open_link(parse_url(URL), dial=fake.dial) as link:
+        await watched(link, pings)
+
+    assert trio.current_time() - began == pytest.approx(PING_EVERY + PING_TIMEOUT)
+    assert pings == [pytest.approx(began + PING_EVERY)]
+    assert "did not answer a ping" in link.cause
+
+
+async def test_traffic_is_sign_of_life_enough(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
+) -> None:
+    """While something arrives nobody is asked."""
+    pings: list[float] = []
+    async with open_link(parse_url(URL), dial=fake.dial) as link:
+        nursery.start_soon(watched, link, pings)
+        for _ in range(50):
+            await trio.sleep(PING_EVERY * 0.9)
+            await fake.connections[0].stream.send_all(b"+x\r\n")
+
+        assert pings == []
+        assert link.cause == ""
+
+
+async def test_a_blocked_process_does_not_blame_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When everything stood still past the deadline, the answer that lies in the socket counts."""
+    monkeypatch.setattr(resp, "PING_EVERY", 0.005)
+    monkeypatch.setattr(resp, "PING_TIMEOUT", 0.01)
+
+    async def read(link: Link) -> None:
+        while True:
+            await link.receive()
+
+    for _ in range(12):  # which of two ready tasks runs first is a matter of luck
+        ours, theirs = trio.testing.memory_stream_pair()
+        link = Link(ours)
+        async with trio.open_nursery() as nursery:
+            pinged = trio.Event()
+            nursery.start_soon(link.share, read, lambda link, pinged=pinged: link.watch(pinged.set))
+            await pinged.wait()
+            await theirs.send_all(b"+PONG\r\n")
+            time.sleep(0.012)  # noqa: ASYNC251 - a plugin that blocks the loop
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+        assert link.cause == ""
+
+
+def test_causes_are_told_in_plain_words() -> None:
+    """The operating system's reason is what the operator reads, however deep it is wrapped."""
+    refused = ConnectionRefusedError(111, "Connection refused")
+    wrapped = OSError("all attempts to connect failed")
+    wrapped.__cause__ = ExceptionGroup("x", [refused])
+
+    assert describe(wrapped) == "connection refused"
+    assert describe(BrokerUnavailable("redis closed the connection")) == "redis closed the connection"
+    assert describe(trio.BrokenResourceError()) == "BrokenResourceError"

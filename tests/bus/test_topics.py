@@ -1,0 +1,64 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.bus.topics import (
+    escape_glob,
+    from_channel,
+    parse_from,
+    parse_to,
+    redact,
+    to_channel,
+)
+from tests.bus.valkeyglob import matches
+
+text = st.text(max_size=20)
+no_colon = text.filter(lambda value: ":" not in value)
+
+
+@given(topic=text, event=no_colon)
+def test_what_is_written_is_read_back(topic: str, event: str) -> None:
+    """A topic with any colons and an event without one survive the way through a name, in both directions."""
+    assert parse_to(to_channel(topic, event).encode("utf-8", "surrogatepass")) == (topic, event)
+    assert parse_from(from_channel(topic, event).encode("utf-8", "surrogatepass")) == (topic, event)
+
+
+@given(st.binary(max_size=30))
+def test_no_name_raises(channel: bytes) -> None:
+    """Whatever stands on Redis is either a topic and an event, or None."""
+    parsed = parse_to(b"to:" + channel)
+
+    assert parsed is None or to_channel(*parsed).encode() == b"to:" + channel
+
+
+def test_the_last_colon_separates() -> None:
+    """The topic may hold colons, the event never does; it may be empty."""
+    assert parse_to(b"to:weather:wind:update") == ("weather:wind", "update")
+    assert parse_to(b"to:obs:x:") == ("obs:x", "")
+    assert parse_to(b"to:a:b") == ("a", "b")
+
+
+def test_other_names_are_none() -> None:
+    """No event, another prefix, and bytes that are no text are not names of a topic."""
+    for channel in (b"to:system", b"to:", b"", b"from:a:b", b"TO:a:b", b"to:\xff:x"):
+        assert parse_to(channel) is None
+    assert parse_from(b"to:a:b") is None
+
+
+@given(st.text(alphabet="ab*?[]\\^-:", max_size=8), st.text(alphabet="ab*?[]\\^-:", max_size=8))
+def test_an_escaped_name_matches_itself_alone(name: str, other: str) -> None:
+    """A stranger's name, escaped, taps nobody else's."""
+    assert matches(escape_glob(name), name)
+    assert matches(escape_glob(name), other) == (name == other)
+
+
+def test_redact_hides_every_password() -> None:
+    """No password stands in a log line, wherever in the URL it stood; the rest is still readable."""
+    assert redact("redis://u:s3cret@host:1/2") == "redis://u:***@host:1/2"
+    assert redact("redis://:s3cret@host") == "redis://:***@host"
+    assert redact("unix:///run/x?db=2&password=s3cret") == "unix:///run/x?db=2&password=***"
+    assert redact("rediss://h?ssl_password=s3cret") == "rediss://h?ssl_password=***"
+    assert redact("redis://127.0.0.1:6379") == "redis://127.0.0.1:6379"
+    assert "s3cret" not in redact("redis://u:s3c@s3cret@host")
+    assert redact("redis://[broken:s3cret@") == "***"
+    assert redact("u:s3cret@host") == "***"
+    assert redact("localhost:6379") == "localhost:6379"

@@ -1,0 +1,100 @@
+"""Log records: readable, and without secrets."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tangram.cli.logs import configure_logging, redact
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_record_names_its_room_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for people holds the level, the event, the room and the values."""
+    configure_logging("INFO")
+
+    structlog.get_logger("tangram.bus").warning("redis is away", url="redis://127.0.0.1:1")
+
+    (line,) = lines(capsys)
+    assert all(
+        part in line for part in ["warning", "redis is away", "tangram.bus", "url=redis://127.0.0.1:1"]
+    )
+
+
+def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A program reads each record, exceptions included, as one JSON object."""
+    configure_logging("INFO", "json")
+
+    structlog.get_logger("tangram.x").info("here", cause=ValueError("seven"))
+
+    (line,) = lines(capsys)
+    record = json.loads(line)
+    assert record["event"] == "here"
+    assert record["cause"] == "ValueError('seven')"
+
+
+def test_records_below_the_level_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    """``log_level`` holds for our records and for those of the standard library."""
+    configure_logging("ERROR")
+
+    structlog.get_logger("tangram.x").warning("quiet")
+    logging.getLogger("quart").warning("quiet too")
+
+    assert lines(capsys) == []
+
+
+def test_the_standard_library_takes_the_same_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """A library's record looks like ours."""
+    configure_logging("INFO")
+
+    logging.getLogger("some.library").warning("hello %s", "there")
+
+    (line,) = lines(capsys)
+    assert "hello there" in line
+    assert "some.library" in line
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"token": "s3cret"},
+        {"jwt_secret": "s3cret"},
+        {"url": "redis://user:s3cret@host:6379/0"},
+        {"path": "/websocket?userToken=s3cret&vsn=2.0.0"},
+        {"headers": {"Authorization": "Bearer s3cret"}},
+        {"many": ["x", "token=s3cret"]},
+    ],
+)
+def test_secrets_do_not_reach_the_log(values: dict[str, object]) -> None:
+    """Whatever way a secret takes into a record, it is hidden."""
+    assert "s3cret" not in repr(redact(None, "info", dict(values)))
+
+
+def test_a_traceback_that_quotes_a_secret_is_hidden_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception's text is treated like any other."""
+    configure_logging("INFO")
+    log = structlog.get_logger("tangram.x")
+
+    try:
+        raise ValueError("cannot reach redis://user:s3cret@host")
+    except ValueError:
+        log.exception("failed")
+
+    text = "\n".join(lines(capsys))
+    assert "Traceback" in text
+    assert "s3cret" not in text

@@ -1,0 +1,494 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tangram.config.load import Loaded, _build, find_config_file, load_config
+from tangram.config.model import AdaptiveTheme, Config
+from tangram.errors import ConfigError, Fault
+
+SECTIONS = {
+    field.name: field.type
+    for field in attrs.fields(Config)
+    if isinstance(field.type, type) and attrs.has(field.type)
+}
+KEYS = [(name, field.name, field.type) for name, cls in SECTIONS.items() for field in attrs.fields(cls)]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "tangram.toml"
+    path.write_text(text)
+    return path
+
+
+def faults(folder: Path, text: str, environ: dict[str, str] | None = None) -> dict[str, str]:
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(folder, text), environ or {})
+    assert "Traceback" not in str(raised.value)
+    assert raised.value.exit_status == 2
+    return {fault.path: fault.what for fault in raised.value.faults}
+
+
+def load(folder: Path, text: str, environ: dict[str, str] | None = None) -> Config:
+    return load_config(write(folder, text), environ or {}).config
+
+
+def test_no_file_gives_the_defaults() -> None:
+    """Without a file and environment every setting has its default, and nobody is warned."""
+    loaded = load_config(None, {})
+
+    assert loaded.config == Config()
+    assert loaded.warnings == ()
+
+
+def test_values_reach_the_model(tmp_path: Path) -> None:
+    """What a file says stands in the objects; an integer does for a float, a string for addresses."""
+    config = load(
+        tmp_path,
+        """
+        [core]
+        plugins = ["b", "a"]
+        theme = "dark"
+        [server]
+        idle_timeout = 5
+        forwarded_allow_ips = "10.0.0.0/8, ::1"
+        [plugins.My-Plugin]
+        deep = { a = [1, 2] }
+        [map]
+        layers_visibility = { roads = false }
+        """,
+    )
+
+    assert config.core.plugins == ("b", "a")
+    assert config.core.theme == "dark"
+    assert config.server.idle_timeout == 5.0
+    assert isinstance(config.server.idle_timeout, float)
+    assert config.server.forwarded_allow_ips == ("10.0.0.0/8", "::1")
+    assert config.plugins == {"my_plugin": {"deep": {"a": [1, 2]}}}
+    assert config.map.layers_visibility == {"roads": False}
+    assert config.source == tmp_path / "tangram.toml"
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    """One run names every fault, in every table, each with value, expectation and path."""
+    found = faults(
+        tmp_path,
+        """
+        [core]
+        plugins = ["a", 3]
+        themes = [{ name = "x" }]
+        [server]
+        port = 70000
+        prot = 1
+        host = 5
+        [map]
+        zoom = 99
+        center_lat = "3"
+        [channel]
+        conflate = ["to:x:y", "a:b", "c"]
+        [cache]
+        entries = [{ origin = "ftp://x" }]
+        """,
+    )
+
+    assert found["core.plugins[1]"] == "expected a string, got 3"
+    assert "core.themes[0].background" in found
+    assert len([path for path in found if path.startswith("core.themes[0].")]) == 11
+    assert found["server.port"] == "expected a port between 0 (any free one) and 65535, got 70000"
+    assert found["server.prot"] == "unknown key 'prot': did you mean 'port'?"
+    assert found["server.host"] == "expected a string, got 5"
+    assert found["map.zoom"] == "expected a value <= 24, got 99"
+    assert found["map.center_lat"] == "expected a number, got '3'"
+    assert {"channel.conflate[0]", "channel.conflate[2]", "cache.entries[0].serve_route"} <= found.keys()
+    assert "channel.conflate[1]" not in found
+    assert "got 'ftp://x'" in found["cache.entries[0].origin"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "what"),
+    [
+        ("[server]\nport = true", "server.port", "expected an integer, got True"),
+        ("[server]\nport = 2346.0", "server.port", "expected an integer, got 2346.0"),
+        ("[server]\nport = -1", "server.port", "got -1"),
+        ("[server]\nengine = 'nativ'", "server.engine", "expected one of 'native', 'hypercorn', got 'nativ'"),
+        ("[server]\nidle_timeout = nan", "server.idle_timeout", "expected a finite number"),
+        ("[server]\nidle_timeout = 0", "server.idle_timeout", "expected a value > 0, got 0"),
+        ("[server]\nallowed_origins = ['null']", "server.allowed_origins[0]", "expected an origin"),
+        ("[server]\nallowed_origins = ['https://a/']", "server.allowed_origins[0]", "expected an origin"),
+        ("[server]\nforwarded_allow_ips = ['x']", "server.forwarded_allow_ips[0]", "expected an address"),
+        ("[server]\nhost = ' '", "server.host", "expected some text"),
+        ("[core]\nplugins = 'weather'", "core.plugins", "expected an array, got 'weather'"),
+        ("[core]\nlog_level = 'loud'", "core.log_level", "got 'loud'"),
+        ("[core]\nredis_url = 'http://x'", "core.redis_url", "expected a URL that begins with redis://"),
+        ("[core]\nredis_url = 'redis://'", "core.redis_url", "expected a host"),
+        ("[core]\nredis_url = 'redis://h:0'", "core.redis_url", "expected a port"),
+        (
+            "[core]\nredis_url = 'redis://h/x'",
+            "core.redis_url",
+            "expected nothing or the number of a database",
+        ),
+        ("[core]\nredis_url = 'unix://'", "core.redis_url", "expected the path of a socket"),
+        ("[core]\nredis_url = 'redis://[::1'", "core.redis_url", "got"),
+        ("[core]\ntheme = 3", "core.theme", "expected the name of a theme"),
+        ("[core]\ntheme = {light = 3}", "core.theme.light", "expected a string, got 3"),
+        ("core = 3", "core", "expected a table, got 3"),
+        ("plugins = 3", "plugins", "expected a table for each plugin"),
+        ("[plugins]\nx = 3", "plugins.x", "expected a table"),
+        ("[plugins.a-b]\n[plugins.A_b]", "plugins.A_b", "the same plugin as 'a-b'"),
+        ("[map]\nmin_zoom = 9\nmax_zoom = 3", "map.min_zoom", "expected at most max_zoom (3.0), got 9.0"),
+        ("[map]\nstyle = 4", "map.style", "expected a style's URL"),
+        ("[map]\nstyle = 'missing.json'", "map.style", "expected a style file, but there is none"),
+        (
+            "[map.layers_visibility]\nroads = 1",
+            "map.layers_visibility.roads",
+            "expected true or false, got 1",
+        ),
+        ("[channel]\nport = 2346", "channel.port", "expected another port than server.port"),
+        ("[channel]\npublic_url = 'ws://x'", "channel.public_url", "expected a URL that begins with http://"),
+        ("[supervisor]\nbackoff_initial = 9", "supervisor.backoff_initial", "expected at most backoff_max"),
+        ("[supervisor]\nstrategy = 'all'", "supervisor.strategy", "expected one of 'one_for_all'"),
+        ("[[cache.entries]]\nserve_route = '/a'", "cache.entries[0].local_path", "has no {name}"),
+        (
+            "[[cache.entries]]\nserve_route = '/{a'",
+            "cache.entries[0].serve_route",
+            "expected balanced {name}",
+        ),
+        (
+            "[[cache.entries]]\nserve_route = '/{a}'\norigin = 'http://x/{b}'",
+            "cache.entries[0].origin",
+            "expected only names of serve_route, got {b}",
+        ),
+        ("[broker]\nbinary = 'nowhere'", "broker.binary", "expected a file, but there is none"),
+        ("[server]\nfrontend = 'nowhere'", "server.frontend", "no such folder"),
+        ("[server]\nstate_dir = ''", "server.state_dir", "expected the path"),
+        ("[compat]\nislands = 1", "compat.islands", "expected one of 'each', 'one', got 1"),
+    ],
+)
+def test_single_faults(tmp_path: Path, text: str, path: str, what: str) -> None:
+    """Each kind of mistake is named at its place, with what was expected."""
+    found = faults(tmp_path, text)
+
+    assert what in found[path]
+    assert len(found) == 1
+
+
+def test_native_with_tls(tmp_path: Path) -> None:
+    """The native engine with a certificate is a fault; with none named the certificate chooses Hypercorn."""
+    (tmp_path / "c.pem").touch()
+    (tmp_path / "k.pem").touch()
+    tls = "[server]\ntls_cert = 'c.pem'\ntls_key = 'k.pem'\n"
+
+    assert "does not speak TLS" in faults(tmp_path, tls + "engine = 'native'")["server.engine"]
+    server = load(tmp_path, tls).server
+    assert server.effective_engine == "hypercorn"
+    assert server.tls_key == tmp_path / "k.pem"
+    assert Config().server.effective_engine == "native"
+
+
+@pytest.mark.parametrize(("there", "missing"), [("tls_cert", "tls_key"), ("tls_key", "tls_cert")])
+def test_half_of_tls(tmp_path: Path, there: str, missing: str) -> None:
+    """A certificate without its key, or the key alone, is a fault at the one that is missing."""
+    (tmp_path / "x.pem").touch()
+
+    found = faults(tmp_path, f"[server]\n{there} = 'x.pem'")
+
+    assert found == {f"server.{missing}": f"{there} is set: expected {missing} as well"}
+
+
+def test_secrets_are_never_shown(tmp_path: Path) -> None:
+    """Neither faults nor repr tell a secret or the password in a URL, whatever else is wrong with them."""
+    for text in (
+        "[channel]\njwt_secret = ['hunter2']",
+        "[[channel]]\njwt_secret = 'hunter2'",
+        "[server]\noperator_token = { a = 'hunter2' }",
+        "[core]\nredis_url = 'redis://:hunter2@h:99999'",
+        "[core]\nredis_url = 'redis://:hunter2@h/x'",
+        "[core]\nredis_url = 'redis://u:hun@ter/hunter2@h:0'",
+        "[core]\nredis_url = 'redis://:hunter2'",
+        "[core]\nredis_url = 'http://u:hunter2@h'",
+        "[core]\nredis_url = 'redis://h:0?password=hunter2'",
+        "[[core]]\nredis_url = 'redis://:hunter2@h'",
+    ):
+        assert "hunter2" not in repr(faults(tmp_path, text)), text
+    shown = repr(
+        load(
+            tmp_path,
+            "[channel]\njwt_secret = 'hunter2'\n[server]\noperator_token = 'hunter2'\n"
+            "[core]\nredis_url = 'redis://:hunter2@h'\n[plugins.x]\npassword = 'hunter2'",
+        )
+    )
+    assert "hunter2" not in shown
+    assert "redis://:***@h" in shown
+
+
+def test_warnings(tmp_path: Path) -> None:
+    """What is ignored or weak is told, and the configuration is used."""
+    loaded = load_config(
+        write(
+            tmp_path,
+            "[chanel]\nport = 1\n[channel]\nhost = 'h'\njwt_secret = 'secret'\n[core]\ntheme = 'drak'\n",
+        ),
+        {"TANGRAM_SERVER__OPERATOR_TOKEN": "x"},
+    )
+
+    assert loaded.warnings == (
+        "unknown table [chanel] is ignored: did you mean [channel]?",
+        "channel.host has no effect without channel.port: channels share the address of [server]",
+        "channel.jwt_secret is short: 32 random bytes are not guessed, or leave it out",
+        "server.operator_token is short: 16 random bytes are not guessed, or leave it out",
+        "no theme has the name 'drak' @ core.theme: did you mean 'dark'?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (b"[core]\nplugins = [\n'a' 'b']\n", ":3:5"),
+        (b"[core]\nx = \xff\n", ":2:5"),
+        (b"[core", ":1:6"),
+        (b"a = 1\na = 2\n", ":2:"),
+        (b"a = " + b"[" * 100000, ""),
+        (b"a = " + b"9" * 5000, ""),
+    ],
+)
+def test_malformed_toml(tmp_path: Path, data: bytes, where: str) -> None:
+    """A file that is no TOML is named with line and column."""
+    path = tmp_path / "tangram.toml"
+    path.write_bytes(data)
+
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, {})
+
+    (fault,) = raised.value.faults
+    assert fault.path.startswith(f"{path}{where}")
+    assert fault.kind == "toml_syntax"
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A named file that is missing, or is a folder, is a fault and not a traceback."""
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_config(path, {})
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    """A file that a Windows editor has saved is read all the same."""
+    path = tmp_path / "tangram.toml"
+    path.write_bytes(b"\xef\xbb\xbf[server]\nport = 1\n")
+
+    assert load_config(path, {}).config.server.port == 1
+
+
+def test_environment_wins(tmp_path: Path) -> None:
+    """A variable wins over the file; TOML literals are read as such, other text as it stands."""
+    config = load(
+        tmp_path,
+        "[server]\nport = 1\nhost = 'a'\n[plugins.My-Plugin]\nkey = 1\nother = 2\n",
+        {
+            "TANGRAM_SERVER__PORT": "2",
+            "TANGRAM_SERVER__HOST": "b.example",
+            "TANGRAM_CORE__PLUGINS": "['x', \"y\"]",
+            "TANGRAM_CORE__STRICT": "true",
+            "TANGRAM_CORE__THEME__LIGHT": "sun",
+            "TANGRAM_CHANNEL__JWT_SECRET": "12345678901234567890123456789012",
+            "TANGRAM_CHANNEL__PUBLIC_URL": "",
+            "TANGRAM_PLUGINS__MY_PLUGIN__KEY": "[1, 2]",
+            "TANGRAM_MAP__LANG": "1\nport = 3",
+            "TANGRAM_CONFIG": "elsewhere.toml",
+            "OTHER_SERVER__PORT": "9",
+        },
+    )
+
+    assert (config.server.port, config.server.host) == (2, "b.example")
+    assert config.core.plugins == ("x", "y")
+    assert config.core.strict is True
+    assert config.core.theme == AdaptiveTheme(light="sun")
+    assert config.channel.jwt_secret == "12345678901234567890123456789012"
+    assert config.channel.public_url is None
+    assert config.plugins == {"my_plugin": {"key": [1, 2], "other": 2}}
+    assert config.map.lang == "1\nport = 3"
+
+
+def test_fault_from_the_environment(tmp_path: Path) -> None:
+    """A fault that a variable brought in names the variable."""
+    found = faults(tmp_path, "", {"TANGRAM_SERVER__PORT": "many", "TANGRAM_SERVER__PROT": "1"})
+
+    assert found["server.port"] == "expected an integer, got 'many' (from TANGRAM_SERVER__PORT)"
+    assert "TANGRAM_SERVER__PROT" in found["server.prot"]
+
+
+def test_environment_is_one_value(tmp_path: Path) -> None:
+    """Text that would be two lines of TOML is not split into two settings, nor cut to the first."""
+    assert faults(tmp_path, "", {"TANGRAM_CORE__STRICT": "true\nplugins = ['x']"}).keys() == {"core.strict"}
+
+
+def test_environment_over_a_broken_table(tmp_path: Path) -> None:
+    """A variable for a table that is no table in the file leaves the fault to be told."""
+    assert faults(tmp_path, "core = 3", {"TANGRAM_CORE__STRICT": "true"}).keys() == {"core"}
+
+
+def test_local_styles(tmp_path: Path) -> None:
+    """A style that names a file beside the configuration becomes the file's content; names stay names."""
+    (tmp_path / "s.json").write_text('{"version": 8, "name": "S"}')
+    config = load(tmp_path, "[map]\nstyle = 's.json'\nstyles = ['s.json', 'radar-dark', 'https://x/s.json']")
+
+    assert config.map.style == {"version": 8, "name": "S"}
+    assert config.map.styles == ({"version": 8, "name": "S"}, "radar-dark", "https://x/s.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\udcff", "[" * 100000])
+def test_bad_local_style(tmp_path: Path, content: str) -> None:
+    """A style file that is no JSON object is a fault at the setting that names it."""
+    (tmp_path / "s.json").write_bytes(content.encode(errors="surrogateescape"))
+
+    assert faults(tmp_path, "[map]\nstyles = ['x', 's.json']").keys() == {"map.styles[1]"}
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    """Files and folders in a configuration lie relative to it, wherever the server was started."""
+    (tmp_path / "page").mkdir()
+    config = load(
+        tmp_path,
+        "[server]\nstate_dir = 'state'\nfrontend = 'page'\n"
+        "[[cache.entries]]\nserve_route = '/f/{x}'\nlocal_path = 'fonts'\norigin = 'https://x/{x}'\n",
+    )
+
+    assert config.server.state_dir == tmp_path / "state"
+    assert config.server.frontend == str(tmp_path / "page")
+    assert config.cache.entries[0].local_path == tmp_path / "fonts"
+    assert load(tmp_path, "[server]\nfrontend = 'Tangram-Core'").server.frontend == "tangram_core"
+
+
+def test_public_url_without_slash(tmp_path: Path) -> None:
+    """A slash at the end of the public URL is dropped, since browsers append a path to it."""
+    assert load(tmp_path, "[channel]\npublic_url = 'https://h/rt/'").channel.public_url == "https://h/rt"
+
+
+def test_where_the_file_is_found(tmp_path: Path) -> None:
+    """The order is --config, TANGRAM_CONFIG, the current folder, the XDG folder; nothing is created."""
+    cwd, xdg = tmp_path / "cwd", tmp_path / "xdg"
+    cwd.mkdir()
+    environ = {"XDG_CONFIG_HOME": str(xdg), "HOME": str(tmp_path)}
+
+    assert find_config_file(None, environ, cwd) is None
+    assert not xdg.exists()
+    (xdg / "tangram").mkdir(parents=True)
+    (xdg / "tangram" / "tangram.toml").touch()
+    assert find_config_file(None, environ, cwd) == xdg / "tangram" / "tangram.toml"
+    (cwd / "tangram.toml").touch()
+    assert find_config_file(None, environ, cwd) == cwd / "tangram.toml"
+    environ["TANGRAM_CONFIG"] = "other.toml"
+    assert find_config_file(None, environ, cwd) == cwd / "other.toml"
+    assert find_config_file("mine.toml", environ, cwd) == cwd / "mine.toml"
+    home = {"HOME": str(tmp_path)}
+    (tmp_path / ".config" / "tangram").mkdir(parents=True)
+    (tmp_path / ".config" / "tangram" / "tangram.toml").touch()
+    (cwd / "tangram.toml").unlink()
+    assert find_config_file(None, home, cwd) == tmp_path / ".config" / "tangram" / "tangram.toml"
+
+
+def test_with_redis_url() -> None:
+    """The resolved URL of the broker replaces what was configured, and nothing else."""
+    config = Config()
+
+    assert config.with_redis_url("redis://h").core.redis_url == "redis://h"
+    assert attrs.evolve(config.with_redis_url("redis://h"), core=config.core) == config
+
+
+PLAIN = st.one_of(
+    st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.none().map(lambda _: [])
+)
+VALUES = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def attempt(tables: dict[str, object]) -> tuple[Loaded | None, tuple[Fault, ...]]:
+    try:
+        return _build(tables, None), ()
+    except ConfigError as error:
+        assert error.faults, error  # noqa: PT017 (what is in it is the caller's question)
+        return None, error.faults
+
+
+def fits(value: object, expected: object) -> bool:
+    kinds = {str: str, int: int, float: (int, float), bool: bool}
+    kind = kinds.get(expected)  # type: ignore[call-overload]
+    return kind is not None and isinstance(value, kind) and (expected is bool or not isinstance(value, bool))
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS), value=VALUES)
+def test_any_value_at_any_key(key: tuple[str, str, object], value: object) -> None:
+    """Whatever stands at a key gives a configuration or faults at that key, and no other exception."""
+    section, name, expected = key
+
+    loaded, told = attempt({section: {name: value}})
+
+    for fault in told:
+        # What two settings mean together is told at the other one.
+        assert fault.path.startswith((f"{section}.{name}", f"{section}.tls_", f"{section}.backoff_"))
+    if loaded is not None:
+        assert expected not in {str, int, float, bool} or fits(value, expected)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(max_size=6) | st.sampled_from([*SECTIONS, "plugins"]), VALUES, max_size=3))
+def test_any_tables(tables: dict[str, object]) -> None:
+    """Whatever a document holds, nothing but ConfigError comes out."""
+    loaded, told = attempt(tables)
+
+    assert all(fault.path for fault in told)
+    if loaded is not None:
+        unknown = tables.keys() - {*SECTIONS, "plugins"}
+        assert len([text for text in loaded.warnings if text.startswith("unknown table")]) == len(unknown)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([f"TANGRAM_{s}__{n}".upper() for s, n, _ in KEYS]), st.text(max_size=12))
+)
+def test_any_environment(environ: dict[str, str]) -> None:
+    """Whatever the environment holds, nothing but ConfigError comes out."""
+    told: tuple[Fault, ...] = ()
+    try:
+        load_config(None, environ)
+    except ConfigError as error:
+        told = error.faults
+
+    # What is missing beside a variable is not the variable's own fault.
+    beside = ("server.tls_", "cache.entries[", "supervisor.backoff_")
+    assert all("TANGRAM_" in fault.what or fault.path.startswith(beside) for fault in told)
+
+
+def test_wrong_types_are_all_told() -> None:
+    """An array of dates at every key gives a fault at every key."""
+    wrong = {section: {name: [object()] for s, name, _ in KEYS if s == section} for section in SECTIONS}
+    with pytest.raises(ConfigError) as raised:
+        _build(wrong, None)
+
+    told = {fault.path.partition("[")[0] for fault in raised.value.faults}
+    assert told == {f"{section}.{name}" for section, name, _ in KEYS}
+
+
+def test_reading_is_cheap_to_import() -> None:
+    """Importing the room makes no converter and imports no cattrs, asyncio or trio."""
+    code = (
+        "import sys, tangram.config\n"
+        "print([m for m in ('cattrs', 'asyncio', 'trio', 'structlog') if m in sys.modules])"
+    )
+    environ = {**os.environ, "PYTHONPATH": "src"}
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environ)
+
+    assert done.stdout == b"[]\n"

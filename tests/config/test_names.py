@@ -1,0 +1,27 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.config.names import nearest, normalise
+
+
+@pytest.mark.parametrize("name", ["my-plugin", "My_Plugin", "my.plugin", "MY--plugin", " my-_.plugin "])
+def test_spellings_of_one_name(name: str) -> None:
+    """Case, hyphens, underscores and dots make no difference."""
+    assert normalise(name) == "my_plugin"
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(name: str) -> None:
+    """A normalised name is its own normal form."""
+    assert normalise(normalise(name)) == normalise(name)
+
+
+def test_nearest() -> None:
+    """A misspelt name finds the known one in its own spelling; a strange one finds none."""
+    known = ["Tangram-Weather", "tangram_system"]
+
+    assert nearest("tangram_wether", known) == "Tangram-Weather"
+    assert nearest("TANGRAM.SYSTEM", known) == "tangram_system"
+    assert nearest("zzz", known) is None
+    assert nearest("x", []) is None

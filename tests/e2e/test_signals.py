@@ -1,0 +1,93 @@
+"""INT and TERM end everything in order, HUP is a clean restart, and KILL leaves nobody behind."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+
+from .harness import Home, open_process, open_server, wait_gone, wait_until
+from .polling import polling
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_ends_in_order(home: Home, number: signal.Signals) -> None:
+    """The process ends with status 0 within ``shutdown_timeout``, and no child process is left."""
+    async with open_server(
+        home, "tangram_e2e", "tangram_demo", extra="[supervisor]\nshutdown_timeout = 5.0\n"
+    ) as server:
+        below = server.children()
+        begun = trio.current_time()
+        status = await server.stop(number)
+        took = trio.current_time() - begun
+        await wait_gone(below)
+
+        assert status == 0
+        assert took < 5.0
+        assert below
+
+
+async def test_ends_during_boot(home: Home) -> None:
+    """A stop that comes before the server is ready is obeyed as well."""
+    home.configure(["tangram_e2e"], core='log_level = "DEBUG"')
+    async with open_server(home, "tangram_e2e") as warm:
+        await warm.stop()
+    for delay in (0.1, 0.25, 0.4):
+        async with open_process(home) as server:
+            await trio.sleep(delay)
+            below = server.children()
+            status = await server.stop()
+            await wait_gone(below)
+
+            assert status in {0, -signal.SIGTERM}  # the latter before Python itself was up
+
+
+async def test_killed_leaves_nobody(home: Home) -> None:
+    """A server killed with SIGKILL takes its broker with it."""
+    async with open_server(home, "tangram_e2e") as server:
+        below = server.children()
+        server.process.kill()
+        await server.wait_end()
+        await wait_gone(below)
+
+        assert below
+
+
+async def test_hangup_restarts_with_the_file_read_again(home: Home) -> None:
+    """HUP begins a new incarnation from the changed file, on the same sockets: no connection is refused."""
+    async with open_server(home, "tangram_e2e") as server:
+        before = await server.get("/e2e/ping")
+        missing = await server.request("GET", "/demo/info")
+        home.configure(["tangram_e2e", "tangram_demo"])
+        async with polling(server, "/e2e/ping") as polls:
+            server.process.send_signal(signal.SIGHUP)
+
+            async def demo_answers() -> bool:
+                return bool((await server.get("/demo/info"))["host"])
+
+            await wait_until(demo_answers)
+            await trio.sleep(0.2)
+        after = await server.get("/e2e/ping")
+
+        assert missing.status_code == 404
+        assert after["pid"] == before["pid"]
+        assert after["born"] > before["born"]
+        assert polls.refused == 0
+        assert polls.reset == 0
+        assert polls.other == []
+
+
+async def test_hangup_with_a_bad_file_keeps_the_old_one(home: Home) -> None:
+    """A bad file is told with its faults, and the server goes on as it was."""
+    async with open_server(home, "tangram_e2e") as server:
+        home.config.write_text("[server]\nprot = 1\n")
+        server.process.send_signal(signal.SIGHUP)
+        await server.wait_line("server.prot")
+
+        async def answers() -> bool:
+            return bool((await server.get("/e2e/ping"))["born"])
+
+        await wait_until(answers)
+
+        assert server.process.returncode is None

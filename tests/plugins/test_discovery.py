@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from tangram.errors import PluginError, PluginNotFound
+from tangram.plugins.discovery import Candidate, find, scan
+from tests.plugins.fakes import entry_point
+
+OLD = "tangram_core.plugins"
+
+
+def candidates(*points: EntryPoint) -> list[Candidate]:
+    return scan(points)
+
+
+def test_a_name_is_found_however_it_is_written() -> None:
+    """Entry point, distribution and module all name a plugin; case, hyphens and dots do not matter."""
+    known = candidates(entry_point("weather", "wx.plugin:plugin", "Tangram-Weather"))
+
+    for name in [
+        "weather",
+        "Weather",
+        "tangram-weather",
+        "TANGRAM_weather",
+        "tangram.weather",
+        "wx",
+        "wx.plugin",
+    ]:
+        assert [one.name for one in find(name, known)] == ["weather"], name
+
+
+def test_a_distribution_means_all_its_entry_points() -> None:
+    """Naming a distribution enables every plugin in it, in its order."""
+    known = candidates(entry_point("sea", "a:sea", "both"), entry_point("air", "a:air", "both"))
+
+    assert [one.name for one in find("both", known)] == ["sea", "air"]
+    assert [one.name for one in find("air", known)] == ["air"]
+
+
+def test_one_plugin_in_both_groups_is_ours() -> None:
+    """A plugin that is in both groups is one plugin, and our group's entry point is taken."""
+    known = candidates(
+        entry_point("wx", "old:plugin", "wx", group=OLD), entry_point("wx", "new:plugin", "wx")
+    )
+
+    (one,) = find("wx", known)
+    assert one.module == "new"
+    assert one.native
+
+
+def test_other_groups_are_not_plugins() -> None:
+    """Entry points of other groups are none of our business."""
+    assert candidates(entry_point("wx", "a:b", "wx", group="console_scripts")) == []
+
+
+def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
+    """A misspelt name names the plugin that was probably meant, as it is written."""
+    known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
+
+    with pytest.raises(
+        PluginNotFound, match="no installed plugin is called 'wether': did you mean 'weather'"
+    ):
+        find("wether", known)
+    with pytest.raises(PluginNotFound, match="did you mean 'tangram-weather'"):
+        find("tangram-waether", known)
+
+
+def test_an_unknown_name_without_a_near_one_lists_what_is_there() -> None:
+    """A name like no other is told with the names that exist."""
+    known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
+
+    with pytest.raises(PluginNotFound, match="installed are weather"):
+        find("zzzz", known)
+    with pytest.raises(PluginNotFound, match="none is installed"):
+        find("zzzz", [])
+
+
+def test_one_name_of_two_distributions_is_ambiguous() -> None:
+    """Where two distributions use one entry-point name, the distribution's name must be given."""
+    known = candidates(entry_point("plugin", "a:plugin", "a"), entry_point("plugin", "b:plugin", "b"))
+
+    with pytest.raises(PluginError, match=r"ambiguous: plugin \(a\), plugin \(b\)"):
+        find("plugin", known)
+    assert [one.dist_name for one in find("b", known)] == ["b"]
+
+
+def test_scanning_imports_nothing() -> None:
+    """What is installed is found without importing any of it."""
+    before = set(sys.modules)
+    known = scan([entry_point("x", "module_that_does_not_exist:plugin", "x")])
+
+    assert [one.name for one in known] == ["x"]
+    assert "module_that_does_not_exist" not in set(sys.modules) - before
+
+
+def test_the_environment_is_scanned() -> None:
+    """Without a list of entry points those of the environment are scanned."""
+    assert all(one.entry_point.group in {"tangram.plugins", OLD} for one in scan())

@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from tangram.bus.subscriber import service_nursery
+from tangram.errors import PluginConfigError, RestartsExhausted, StartFailed
+from tangram.plugins.host import PluginHost
+from tangram.plugins.plugin import Lifespan, Plugin, ServiceFunction
+from tangram.plugins.state import BackendState
+from tangram.supervision import Child, open_supervisor
+from tests.plugins.fakes import loaded, make_state, state_of
+
+
+def host_of(
+    plugin: Plugin, config: dict[str, Any] | None = None, state: BackendState | None = None, **more: Any
+) -> PluginHost:
+    return PluginHost(loaded(plugin), state=state_of(state or make_state()), config=config, **more)
+
+
+class Record(list[str]):
+    """What happened, in order."""
+
+    def service(self, name: str, *, stops: bool = True) -> ServiceFunction:
+        async def run(state: BackendState) -> None:
+            self.append(f"{name} starts")
+            try:
+                await trio.sleep_forever()
+            finally:
+                if stops:
+                    self.append(f"{name} stops")
+
+        return run
+
+    def lifespan(self) -> Lifespan:
+        @asynccontextmanager
+        async def around(state: BackendState) -> AsyncIterator[None]:
+            self.append("lifespan enters")
+            try:
+                yield
+            finally:
+                await trio.sleep(1)
+                self.append("lifespan leaves")
+
+        return around
+
+
+async def test_lifespan_then_services_and_back(autojump_clock: MockClock) -> None:
+    """The lifespan is entered before the services start in order, and left after they stopped in reverse."""
+    record = Record()
+    plugin = Plugin(lifespan=record.lifespan())
+    plugin.register_service(2, name="late")(record.service("late"))
+    plugin.register_service(1, name="early")(record.service("early"))
+    host = host_of(plugin)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert host.statistics().running
+        nursery.cancel_scope.cancel()
+
+    assert record == [
+        "lifespan enters",
+        "early starts",
+        "late starts",
+        "late stops",
+        "early stops",
+        "lifespan leaves",
+    ]
+    assert not host.statistics().running
+
+
+async def test_start_is_reported_when_all_services_are_up(autojump_clock: MockClock) -> None:
+    """A service that takes task_status holds the plugin's start up until it reports."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def slow(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep(3)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host_of(plugin).run)
+        assert trio.current_time() == pytest.approx(3)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock) -> None:
+    """Seen from above, a service's crash has the path of plugin and service, the cause and its line."""
+    plugin = Plugin()
+
+    @plugin.register_service(name="tick")
+    async def tick(state: BackendState) -> None:
+        await trio.sleep(1)
+        raise ValueError("no such aircraft")
+
+    host = host_of(plugin)
+    with pytest.raises(RestartsExhausted) as caught:
+        async with open_supervisor([Child("plugin:demo", host.run)], restarts=0):
+            await trio.sleep(5)
+    assert "plugin:demo > tick: ValueError: no such aircraft" in caught.value.crashes[-1]
+
+
+async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clock: MockClock) -> None:
+    """The first crash ends the whole plugin: siblings are stopped, the lifespan is left."""
+    record = Record()
+    plugin = Plugin(lifespan=record.lifespan())
+    plugin.register_service(0, name="healthy")(record.service("healthy"))
+
+    @plugin.register_service(1)
+    async def sick(state: BackendState) -> None:
+        await trio.sleep(1)
+        raise RuntimeError("boom")
+
+    with pytest.raises(RestartsExhausted):
+        await host_of(plugin).run()
+    assert record == ["lifespan enters", "healthy starts", "healthy stops", "lifespan leaves"]
+
+
+async def test_a_crash_hidden_by_the_lifespan_is_a_crash(autojump_clock: MockClock) -> None:
+    """A lifespan that swallows exceptions cannot make a crash look like a normal end."""
+
+    @asynccontextmanager
+    async def swallowing(state: BackendState) -> AsyncIterator[None]:
+        with contextlib.suppress(Exception):
+            yield
+
+    plugin = Plugin(lifespan=swallowing)
+
+    @plugin.register_service()
+    async def sick(state: BackendState) -> None:
+        await trio.sleep(1)
+        raise RuntimeError("boom")
+
+    with pytest.raises(RestartsExhausted):
+        await host_of(plugin).run()
+
+
+async def test_a_service_may_simply_return(autojump_clock: MockClock) -> None:
+    """The end of a transient service is no crash, and the plugin stays for its routes."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def once(state: BackendState) -> None:
+        await trio.lowlevel.checkpoint()
+
+    with trio.move_on_after(10) as scope:
+        await host_of(plugin).run()
+    assert scope.cancelled_caught
+
+
+async def test_a_permanent_service_may_not_return(autojump_clock: MockClock) -> None:
+    """The end of a permanent service ends the plugin."""
+    plugin = Plugin()
+
+    @plugin.register_service(restart="permanent")
+    async def once(state: BackendState) -> None:
+        await trio.sleep(1)
+
+    with trio.move_on_after(10), pytest.raises(RestartsExhausted):
+        await host_of(plugin).run()
+    assert trio.current_time() < 10
+
+
+async def test_a_temporary_service_runs_once_a_boot(autojump_clock: MockClock) -> None:
+    """A temporary service is not started again with the plugin, and its crash is nobody's."""
+    runs: list[str] = []
+    plugin = Plugin()
+
+    @plugin.register_service(restart="temporary")
+    async def once(state: BackendState) -> None:
+        runs.append("temporary")
+        raise RuntimeError("nobody cares")
+
+    @plugin.register_service()
+    async def always(state: BackendState) -> None:
+        runs.append("transient")
+
+    host = host_of(plugin)
+    for _ in range(2):
+        with trio.move_on_after(1) as scope:
+            await host.run()
+        assert scope.cancelled_caught
+    assert sorted(runs) == ["temporary", "transient", "transient"]
+
+
+async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock: MockClock) -> None:
+    """The validated object is what services get from the state, by plugin, name or class."""
+
+    @attrs.frozen
+    class Settings:
+        rate: float
+        name: str = "x"
+
+    plugin = Plugin(config_class=Settings)
+    seen: list[Any] = []
+
+    @plugin.register_service()
+    async def look(state: BackendState) -> None:
+        seen.extend(
+            [state.plugin_config(plugin), state.plugin_config("Tangram.Demo"), state.plugin_config(Settings)]
+        )
+
+    with trio.move_on_after(1):
+        await host_of(plugin, {"rate": 2}).run()
+    assert seen == [Settings(2.0)] * 3
+
+
+async def test_a_bad_configuration_names_every_fault() -> None:
+    """Nothing of the plugin starts when its table is wrong, and all faults are told."""
+
+    @attrs.frozen
+    class Settings:
+        rate: float
+        size: int
+
+    plugin = Plugin(config_class=Settings, lifespan=Record().lifespan())
+    with pytest.raises(PluginConfigError) as caught:
+        await host_of(plugin, {"rate": "fast"}).run()
+    assert {fault.path for fault in caught.value.faults} == {
+        "plugins.tangram_demo.rate",
+        "plugins.tangram_demo.size",
+    }
+
+
+async def test_a_lifespan_that_fails_keeps_its_exception() -> None:
+    """What a lifespan raises on its way in is what ends the plugin, with a note that says where."""
+
+    @asynccontextmanager
+    async def failing(state: BackendState) -> AsyncIterator[None]:
+        raise OSError("no disk")
+        yield
+
+    with pytest.raises(OSError, match="no disk") as caught:
+        await host_of(Plugin(lifespan=failing)).run()
+    assert caught.value.__notes__ == ["in the lifespan of plugin 'demo'"]
+
+
+async def test_a_lifespan_that_does_not_end_is_cut(autojump_clock: MockClock) -> None:
+    """The clean-up of a lifespan has a deadline."""
+
+    @asynccontextmanager
+    async def stubborn(state: BackendState) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host_of(Plugin(lifespan=stubborn), lifespan_timeout=2.0).run)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == pytest.approx(2)
+
+
+async def test_a_service_that_does_not_start_fails_the_plugin(autojump_clock: MockClock) -> None:
+    """A service that raises before it reports is a failed start of the plugin."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def never(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        raise LookupError("no antenna")
+
+    with pytest.raises(StartFailed, match="no antenna"):
+        await host_of(plugin).run()
+
+
+async def test_what_a_service_starts_lives_in_its_own_nursery(autojump_clock: MockClock) -> None:
+    """Each service has a nursery of its own, where subscribers go; its crash is the service's crash."""
+    plugin = Plugin()
+    nurseries: list[trio.Nursery] = []
+
+    async def crash() -> None:
+        await trio.sleep(1)
+        raise ValueError("in a task")
+
+    @plugin.register_service()
+    async def a(state: BackendState) -> None:
+        nursery = service_nursery.get()
+        assert nursery is not None
+        nurseries.append(nursery)
+        nursery.start_soon(crash)
+
+    @plugin.register_service()
+    async def b(state: BackendState) -> None:
+        nursery = service_nursery.get()
+        assert nursery is not None
+        nurseries.append(nursery)
+        await trio.sleep_forever()
+
+    with pytest.raises(RestartsExhausted) as caught:
+        await host_of(plugin).run()
+    assert nurseries[0] is not nurseries[1]
+    assert caught.value.crashes == ("a: ValueError: in a task",)
+
+
+async def test_a_plain_function_runs_in_a_thread_and_is_told_to_stop() -> None:
+    """A sync service gets the state in a thread of its own, and ends where it asks whether it should."""
+    plugin = Plugin()
+    seen: list[Any] = []
+    state = make_state()
+    may_look = threading.Event()
+    ended = threading.Event()
+
+    @plugin.register_service()
+    def plain(given: BackendState) -> None:
+        seen.extend([given, threading.current_thread() is threading.main_thread()])
+        trio.from_thread.run_sync(up.set)
+        try:
+            may_look.wait(5)
+            trio.from_thread.check_cancelled()
+        finally:
+            ended.set()
+
+    up = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host_of(plugin, state=state).run)
+        await up.wait()
+        nursery.cancel_scope.cancel()
+        may_look.set()
+
+    assert ended.is_set()
+    assert seen == [state, False]
+
+
+async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock: MockClock) -> None:
+    """After its stop time a thread is left behind, shown with the line it stands on until it ends."""
+    plugin = Plugin()
+    release = threading.Event()
+
+    @plugin.register_service(stop_timeout=0.5)
+    def stuck(state: BackendState) -> None:
+        trio.from_thread.run_sync(up.set)
+        release.wait(30)
+
+    up = trio.Event()
+    host = host_of(plugin)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.run)
+            await up.wait()
+            nursery.cancel_scope.cancel()
+        (ghost,) = host.statistics().ghosts
+    finally:
+        release.set()
+
+    assert ghost.name == "demo/stuck"
+    assert any("test_host.py" in frame or "threading.py" in frame for frame in ghost.where)
+
+
+async def test_an_incarnation_starts_afresh(autojump_clock: MockClock) -> None:
+    """The same host runs anew for each incarnation, with the state of that incarnation."""
+    states = [make_state(), make_state()]
+    seen: list[BackendState] = []
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def look(state: BackendState) -> None:
+        seen.append(state)
+
+    waiting = iter(states)
+    host = PluginHost(loaded(plugin), state=lambda: next(waiting))
+    for _ in states:
+        with trio.move_on_after(1):
+            await host.run()
+    assert seen == states

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tangram.errors import NotAPlugin, PluginImportFailed, PluginNotFound
+from tangram.plugins.registry import cause_line, load_plugins
+from tests.plugins.fakes import entry_point
+
+Write = Callable[..., Path]
+GOOD = "from tangram.plugins.plugin import Plugin\nplugin = Plugin()\nother = Plugin()\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """A folder of modules; what was imported from it is forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(path: str, text: str = GOOD) -> Path:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_plugins_are_loaded_in_the_order_as_written(site: Write) -> None:
+    """Order is the order of the names; a name that stands there twice is one plugin."""
+    site("one_wx.py")
+    site("two_wx.py")
+    points = [
+        entry_point("one", "one_wx:plugin", "dist-one"),
+        entry_point("two", "two_wx:plugin", "dist-two"),
+    ]
+
+    loaded = load_plugins(["two", "One", "dist_two"], entry_points=points)
+
+    assert [one.name for one in loaded.plugins] == ["two", "one"]
+    assert loaded.failures == []
+    assert loaded.plugins[0].plugin.dist_name == "dist-two"
+    assert loaded.plugins[0].plugin.name == "two"
+    assert loaded.plugins[0].key == "dist_two"
+
+
+def test_only_what_is_enabled_is_imported(site: Write) -> None:
+    """An installed plugin that is not enabled is not imported."""
+    site("wanted_wx.py")
+    site("unwanted_wx.py", "raise RuntimeError('imported')")
+    points = [entry_point("a", "wanted_wx:plugin", "a"), entry_point("b", "unwanted_wx:plugin", "b")]
+
+    loaded = load_plugins(["a"], entry_points=points)
+
+    assert [one.name for one in loaded.plugins] == ["a"]
+    assert loaded.failures == []
+    assert "unwanted_wx" not in sys.modules
+
+
+def test_a_plugin_that_fails_to_import_is_told_in_one_line_and_the_others_run(site: Write) -> None:
+    """The line has exception type, message, and the innermost line of the plugin; the others are loaded."""
+    site("good_wx.py")
+    bad = site("bad_wx/__init__.py", "import json\n\ndef load():\n    return json.loads('{')\n\nload()\n")
+    points = [entry_point("bad", "bad_wx:plugin", "bad-dist"), entry_point("good", "good_wx:plugin", "good")]
+
+    loaded = load_plugins(["bad", "good"], entry_points=points)
+
+    assert [one.name for one in loaded.plugins] == ["good"]
+    (failure,) = loaded.failures
+    assert failure.name == "bad"
+    assert isinstance(failure.error, PluginImportFailed)
+    assert "JSONDecodeError: Expecting property name" in str(failure.error)
+    assert f"({bad}:4)" in str(failure.error)
+    assert "\n" not in str(failure.error)
+
+
+def test_a_missing_module_and_a_syntax_error_are_told(site: Write) -> None:
+    """Neither a missing dependency nor a syntax error ends the server."""
+    site("needs_wx.py", "import not_there_at_all\n")
+    typo = site("typo_wx.py", "def f(:\n")
+    points = [entry_point("needs", "needs_wx:plugin", "n"), entry_point("typo", "typo_wx:plugin", "t")]
+
+    loaded = load_plugins(["needs", "typo"], entry_points=points)
+
+    told = [str(failure.error) for failure in loaded.failures]
+    assert "No module named 'not_there_at_all'" in told[0]
+    assert "needs_wx.py:1)" in told[0]
+    assert f"({typo}:1)" in told[1]
+
+
+def test_a_module_that_exits_costs_itself(site: Write) -> None:
+    """sys.exit() at import is that plugin's failure."""
+    site("exits_wx.py", "import sys\nsys.exit(3)\n")
+
+    loaded = load_plugins(["exits"], entry_points=[entry_point("exits", "exits_wx:plugin", "e")])
+
+    assert "SystemExit: 3" in str(loaded.failures[0].error)
+
+
+def test_something_else_than_a_plugin_is_told(site: Write) -> None:
+    """An entry point that is no Plugin is named with what it is."""
+    site("nothing_wx.py", "plugin = 42\n")
+
+    loaded = load_plugins(["nothing"], entry_points=[entry_point("nothing", "nothing_wx:plugin", "n")])
+
+    assert isinstance(loaded.failures[0].error, NotAPlugin)
+    assert "'nothing_wx:plugin' is int 42" in str(loaded.failures[0].error)
+
+
+def test_an_unknown_name_is_a_failure_of_that_name() -> None:
+    """What is not installed is a failure, not an exception."""
+    loaded = load_plugins(["ghost"], entry_points=[])
+
+    assert isinstance(loaded.failures[0].error, PluginNotFound)
+    assert loaded.failures[0].name == "ghost"
+
+
+def test_one_object_under_two_entry_points_is_one_plugin(site: Write) -> None:
+    """The same Plugin object is not hosted twice; two of one module are."""
+    site("shared_wx.py")
+    points = [
+        entry_point("a", "shared_wx:plugin", "d"),
+        entry_point("b", "shared_wx:plugin", "d"),
+        entry_point("c", "shared_wx:other", "d"),
+    ]
+
+    assert [one.name for one in load_plugins(["d"], entry_points=points).plugins] == ["a", "c"]
+
+
+def test_two_plugins_of_one_name_get_names_apart(site: Write) -> None:
+    """Names are unique in a server, whatever their distributions call them."""
+    site("first_wx.py")
+    site("second_wx.py")
+    points = [
+        entry_point("plugin", "first_wx:plugin", "first"),
+        entry_point("plugin", "second_wx:plugin", "second"),
+    ]
+
+    loaded = load_plugins(["first", "second"], entry_points=points)
+
+    assert [one.name for one in loaded.plugins] == ["plugin", "second.plugin"]
+
+
+def test_the_package_is_found_through_the_module_also_in_a_namespace(site: Write) -> None:
+    """The import package is the outermost regular one, so that hyphens and namespaces do no harm."""
+    inner = site("company_wx/weather/__init__.py")
+    site("company_wx/weather/plugin.py")
+    point = entry_point("weather", "company_wx.weather.plugin:plugin", "company-weather")
+
+    (one,) = load_plugins(["company-weather"], entry_points=[point]).plugins
+
+    assert one.package_path == inner.parent
+    assert one.owns(str(inner.parent / "deep" / "file.py"))
+    assert not one.owns(str(inner.parent.parent / "sea" / "file.py"))
+
+
+def test_an_editable_install_tells_its_project(site: Write, tmp_path: Path) -> None:
+    """The project's root comes from direct_url.json, escapes decoded; other installs have none."""
+    site("edit_wx.py")
+    root = tmp_path / "my project"
+    root.mkdir()
+    editable = json.dumps({"url": root.as_uri(), "dir_info": {"editable": True}})
+    fixed = json.dumps({"url": root.as_uri(), "dir_info": {}})
+
+    def load(direct_url: str | None) -> Path | None:
+        point = entry_point("e", "edit_wx:plugin", "e", direct_url=direct_url)
+        return load_plugins(["e"], entry_points=[point]).plugins[0].project_root
+
+    assert load(editable) == root
+    assert load(fixed) is None
+    assert load(None) is None
+    assert load("no json") is None
+
+
+def test_the_owner_of_a_file_is_the_innermost_package(site: Write) -> None:
+    """A file in a package inside another plugin's folder belongs to the inner one."""
+    outer = site("outer_wx/__init__.py")
+    points = [entry_point("outer", "outer_wx:plugin", "outer")]
+    loaded = load_plugins(["outer"], entry_points=points)
+
+    assert loaded.owner_of(str(outer)) == "outer"
+    assert loaded.owner_of("/elsewhere/x.py") is None
+
+
+def test_a_plugin_of_one_module_owns_that_file_alone(site: Write) -> None:
+    """A lone module lies beside everybody else's in site-packages, and is not to blame for them."""
+    file = site("lone_wx.py")
+    (one,) = load_plugins(["lone"], entry_points=[entry_point("lone", "lone_wx:plugin", "lone")]).plugins
+
+    assert one.owns(str(file))
+    assert not one.owns(str(file.with_name("neighbour.py")))
+    assert one.package_path == file.parent
+
+
+def test_a_cause_is_told_by_the_first_leaf_of_a_group() -> None:
+    """Of a group of exceptions the leaf that came first is told, on one line."""
+    group = ExceptionGroup("several", [ExceptionGroup("inner", [ValueError("two\nlines")]), KeyError("k")])
+
+    assert cause_line(group) == "ValueError: two lines"
+    assert cause_line(RuntimeError()) == "RuntimeError"

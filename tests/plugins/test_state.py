@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import sys
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tangram.config.model import Config, ServerConfig
+from tangram.errors import PluginError
+from tangram.plugins.plugin import Plugin
+from tests.plugins.fakes import FakeBus, make_state
+
+
+@attrs.frozen
+class Settings:
+    rate: int = 1
+
+
+async def test_publish_and_subscribe_go_to_the_bus() -> None:
+    """What a plugin publishes through the state reaches the bus as it is."""
+    bus = FakeBus()
+    state = make_state(bus=bus)
+
+    assert await state.publish("to:system:x", b"1") == 1
+    assert bus.published == [("to:system:x", b"1")]
+    assert state.subscribe("from:*", "to:*") == ("from:*", "to:*")
+
+
+def test_plugins_may_hang_attributes_on_it() -> None:
+    """Any attribute is kept, for other plugins and routes to find."""
+    state = make_state()
+    state.weather = "fine"
+
+    assert state.weather == "fine"
+
+
+def test_a_configuration_is_found_by_plugin_name_and_class() -> None:
+    """All three ways lead to the same validated object."""
+    plugin = Plugin(config_class=Settings)
+    plugin.dist_name = "tangram-demo"
+    state = make_state()
+    state.set_plugin_config("tangram-demo", Settings, Settings(5))
+
+    assert state.plugin_config(plugin) == Settings(5)
+    assert state.plugin_config("Tangram_Demo") == Settings(5)
+    assert state.plugin_config(Settings).rate == 5
+
+
+def test_a_configuration_that_is_not_there_is_an_error_that_names_it() -> None:
+    """Asking for the configuration of a plugin that does not run is told."""
+    with pytest.raises(PluginError, match="'ghost' has no configuration here"):
+        make_state().plugin_config("ghost")
+    with pytest.raises(PluginError, match="no running plugin has 'Settings'"):
+        make_state().plugin_config(Settings)
+
+
+async def test_the_http_client_is_made_when_first_used_and_closed() -> None:
+    """One client for all, closed with the state; a new one is not made afterwards."""
+    state = make_state()
+    client = state.http_client
+
+    assert state.http_client is client
+    await state.aclose()
+    assert client.is_closed
+    with pytest.raises(PluginError, match="has ended"):
+        _ = state.http_client
+
+
+async def test_closing_is_bounded_and_survives_cancellation(autojump_clock: MockClock) -> None:
+    """A client that does not close costs two seconds, also when everything is being cancelled."""
+
+    class Stubborn:
+        async def aclose(self) -> None:
+            await trio.sleep_forever()
+
+    state = make_state()
+    state.http_client = Stubborn()  # type: ignore[assignment]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await state.aclose()
+    assert trio.current_time() == pytest.approx(2)
+
+
+def test_without_httpx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx is optional: who needs it is told how to get it."""
+    monkeypatch.setitem(sys.modules, "httpx", None)
+
+    with pytest.raises(PluginError, match=r"pip install 'tangram-trio\[http\]'"):
+        _ = make_state().http_client
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:2346"),
+        ("0.0.0.0", "http://127.0.0.1:2346"),
+        ("::", "http://[::1]:2346"),
+        ("maps.example", "http://maps.example:2346"),
+    ],
+)
+def test_the_base_url_is_one_that_can_be_used(host: str, url: str) -> None:
+    """An address to listen on everywhere is told as one to connect to."""
+    assert make_state(Config(server=ServerConfig(host=host))).base_url == url

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pytest
+import structlog
+
+from tangram.routing import (
+    APIRouter,
+    Body,
+    HTTPException,
+    Request,
+    RouteTable,
+)
+
+from .calling import Peer, Thing, call, ok, one_route, problems, raising, scope_of, table_of
+
+
+def body_table(**settings: Any) -> RouteTable:
+    router = APIRouter()
+
+    @router.post("/")
+    async def handler(thing: Thing) -> Thing:
+        return thing
+
+    return table_of(router, **settings)
+
+
+async def test_body_in_chunks() -> None:
+    """A body may come in any number of chunks."""
+    answer = await call(
+        body_table(),
+        "POST",
+        "/",
+        [b'{"na', b"", b'me":"n"}'],
+        {"content-type": "application/ld+json; charset=utf-8"},
+    )
+
+    assert answer.json() == {"name": "n"}
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "", "application/jsonx", "multipart/form-data"])
+async def test_wrong_content_type(kind: str) -> None:
+    """A body that does not call itself JSON is not read as JSON."""
+    assert (await call(body_table(), "POST", "/", b'{"name":"n"}', {"content-type": kind})).status == 415
+
+
+async def test_no_body_and_no_json() -> None:
+    """A missing body is missing; a broken one is told with the offset where it breaks."""
+    assert problems(await call(body_table(), "POST", "/")) == {(("body",), "missing")}
+    assert problems(await call(body_table(), "POST", "/", b'{"a" 1}')) == {(("body", 5), "json_invalid")}
+    assert problems(await call(body_table(), "POST", "/", b'"\xff"')) == {(("body", 0), "json_invalid")}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_too_long_a_body(announced: bool) -> None:
+    """A body over the bound is 413: at once if its length says so, else as soon as it is over."""
+    peer = Peer([b"x" * 600] * 100)
+    headers = {"content-type": "application/json", **({"content-length": "60000"} if announced else {})}
+    await body_table(max_body=1000)(scope_of("POST", "/", headers), peer.receive, peer.send)
+    answer = peer.answer()
+
+    assert (answer.status, answer.header("connection")) == (413, "close")
+    assert peer.reads == (0 if announced else 2)
+
+
+async def test_bound_is_exact() -> None:
+    """A body of exactly the bound is taken."""
+    body = b'{"name":"n"}'
+
+    assert (await call(body_table(max_body=len(body)), "POST", "/", body)).status == 200
+    assert (await call(body_table(max_body=len(body) - 1), "POST", "/", body)).status == 413
+
+
+async def test_hang_up_while_the_body_is_read() -> None:
+    """A client that goes away within its body costs nothing: no handler, no answer, no log."""
+    peer = Peer([b'{"name"'], cut=True)
+    with structlog.testing.capture_logs() as logs:
+        await body_table()(
+            scope_of("POST", "/", {"content-type": "application/json"}), peer.receive, peer.send
+        )
+
+    assert (peer.sent, logs) == ([], [])
+
+
+async def test_hang_up_while_answering() -> None:
+    """A client that goes away while it is answered is nobody's failure."""
+    peer = Peer()
+    peer.gone.set()
+    with structlog.testing.capture_logs() as logs:
+        await one_route(ok)(scope_of("GET", "/"), peer.receive, peer.send)
+        await raising(HTTPException(404))(scope_of("GET", "/"), peer.receive, peer.send)
+
+    assert logs == []
+
+
+async def test_request_reads_its_body_once_or_streams_it() -> None:
+    """body() may be asked twice, stream() once."""
+    router = APIRouter()
+
+    @router.post("/twice")
+    async def twice(request: Request) -> list[Any]:
+        return [
+            await request.json(),
+            (await request.body()).decode(),
+            [c.decode() async for c in request.stream()],
+        ]
+
+    @router.post("/stream")
+    async def stream(request: Request) -> list[Any]:
+        chunks = [chunk.decode() async for chunk in request.stream()]
+        with pytest.raises(RuntimeError, match="streamed already"):
+            await request.body()
+        return chunks
+
+    table = table_of(router)
+
+    assert (await call(table, "POST", "/twice", [b"[1", b"]"])).json() == [[1], "[1]", ["[1]"]]
+    assert (await call(table, "POST", "/stream", [b"a", b"b"])).json() == ["a", "b"]
+    assert problems(await call(table, "POST", "/twice", b"[")) == {(("body", 1), "json_invalid")}
+
+
+async def test_raw_body() -> None:
+    """A body of type bytes is taken as it is, whatever it calls itself."""
+
+    async def handler(data: Annotated[bytes, Body()]) -> int:
+        return len(data)
+
+    answer = await call(
+        one_route(handler, method="POST"), "POST", "/", b"\xff\xfe", {"content-type": "image/png"}
+    )
+
+    assert answer.json() == 2
+
+
+async def test_too_many_query_parameters() -> None:
+    """A query of thousands of parameters is refused before it is taken apart."""
+
+    async def handler(a: list[str]) -> int:
+        return len(a)
+
+    table = one_route(handler)
+
+    assert (await call(table, "GET", "/?" + "&".join(["a=1"] * 1000))).json() == 1000
+    assert problems(await call(table, "GET", "/?" + "&".join(["a=1"] * 1001))) == {(("query",), "too_long")}
+    assert problems(await call(table, "GET", "/?a=%ff")) == {(("query",), "unicode_error")}

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+
+from tangram.routing import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    ResponseAborted,
+    StreamingResponse,
+)
+
+from .calling import Peer, Thing, call, ok, one_route, scope_of
+
+EVENTS: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_events() -> None:
+    EVENTS.clear()
+
+
+@pytest.mark.parametrize(
+    ("value", "body", "kind"),
+    [
+        (None, b"null", "application/json"),
+        ({"a": 1}, b'{"a":1}', "application/json"),
+        ([Thing("n")], b'[{"name":"n"}]', "application/json"),
+        ("text", b'"text"', "application/json"),
+        ((1, 2), b"[1,2]", "application/json"),
+        (range(2), b"[0,1]", "application/json"),
+        (JSONResponse({"b": 2}), b'{"b":2}', "application/json"),
+        (PlainTextResponse("é"), "é".encode(), "text/plain; charset=utf-8"),
+        (HTMLResponse("<p>"), b"<p>", "text/html; charset=utf-8"),
+        (Response(b"\x00", media_type="application/x-own"), b"\x00", "application/x-own"),
+    ],
+    ids=str,
+)
+async def test_answers(value: object, body: bytes, kind: str) -> None:
+    """A handler returns what JSON can hold, or a Response; sync and async handlers alike."""
+
+    async def handler() -> Any:
+        return value
+
+    for endpoint in (handler, lambda: value):
+        answer = await call(one_route(endpoint), "GET", "/")
+
+        assert (answer.status, answer.body, answer.header("content-type")) == (200, body, kind)
+        assert answer.header("content-length") == str(len(body))
+
+
+async def test_response_class_and_status() -> None:
+    """A route may say what its plain return values become, and with which status; 204 has no body."""
+    text = await call(one_route(ok, response_class=PlainTextResponse, status_code=201), "GET", "/")
+    none = await call(one_route(ok, status_code=204), "GET", "/")
+
+    assert (text.status, text.body, text.header("content-type")) == (201, b"ok", "text/plain; charset=utf-8")
+    assert (none.status, none.body, none.header("content-length")) == (204, b"", None)
+
+
+async def test_sync_handlers_run_in_threads() -> None:
+    """A sync handler does not block the loop."""
+
+    def handler() -> bool:
+        return threading.current_thread() is not threading.main_thread()
+
+    assert (await call(one_route(handler), "GET", "/")).json() is True
+
+
+async def test_redirect_response_and_headers() -> None:
+    """Headers cannot be broken out of, whoever writes them."""
+    answer = await call(one_route(lambda: RedirectResponse("/a b\r\nx: y")), "GET", "/")
+
+    assert answer.header("location") == "/a%20b%0D%0Ax:%20y"
+    with pytest.raises(ValueError, match="line breaks"):
+        Response(headers={"x": "a\r\nb: c"})
+    with pytest.raises(ValueError, match="separators"):
+        Response().set_cookie("a", "b; Secure")
+
+
+async def test_cookies() -> None:
+    """Several cookies are several headers."""
+
+    def handler(response: Response) -> None:
+        response.set_cookie("a", "1", max_age=60, httponly=True, secure=True)
+        response.delete_cookie("b")
+
+    answer = await call(one_route(handler), "GET", "/")
+
+    assert [value for name, value in answer.headers if name == "set-cookie"] == [
+        "a=1; Path=/; SameSite=lax; Max-Age=60; Secure; HttpOnly",
+        "b=; Path=/; SameSite=lax; Max-Age=0",
+    ]
+
+
+async def test_streaming() -> None:
+    """Async and sync iterators are sent chunk by chunk, text as UTF-8, and HEAD sends none of it."""
+
+    async def numbers() -> AsyncIterator[str]:
+        for n in range(3):
+            yield f"é{n}"
+
+    for make in (numbers, lambda: iter([b"\xc3\xa90", "é1", "é2"])):
+        table = one_route(lambda make=make: StreamingResponse(make(), media_type="text/plain"))
+        answer = await call(table, "GET", "/")
+        head = await call(table, "HEAD", "/")
+
+        assert answer.chunks == ["é0".encode(), "é1".encode(), "é2".encode(), b""]
+        assert (answer.header("content-type"), answer.header("content-length")) == (
+            "text/plain; charset=utf-8",
+            None,
+        )
+        assert (head.status, head.body) == (200, b"")
+
+
+async def test_a_stream_ends_when_the_client_goes() -> None:
+    """A stream whose client hangs up is closed at once, also while it waits for its next chunk."""
+
+    async def forever() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            await trio.sleep_forever()
+        finally:
+            EVENTS.append("closed")
+
+    peer = Peer()
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            table = one_route(lambda: StreamingResponse(forever()))
+            nursery.start_soon(table, scope_of("GET", "/"), peer.receive, peer.send)
+            while len(peer.sent) < 2:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            peer.gone.set()
+
+    assert EVENTS == ["closed"]
+    assert logs == []
+
+
+async def test_a_stream_is_closed_when_sending_fails() -> None:
+    """A stream whose client is found gone while a chunk is sent is closed before the request ends."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"chunk"
+        finally:
+            await trio.lowlevel.checkpoint()
+            EVENTS.append("closed")
+
+    class Leaving(Peer):
+        async def receive(self) -> dict[str, Any]:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def send(self, message: dict[str, Any]) -> None:
+            await super().send(message)
+            if len(self.sent) == 3:
+                self.gone.set()
+
+    peer = Leaving()
+    await one_route(lambda: StreamingResponse(endless()))(scope_of("GET", "/"), peer.receive, peer.send)
+
+    assert EVENTS == ["closed"]
+
+
+async def test_a_stream_whose_client_never_listened() -> None:
+    """A client that is gone before the first byte is nobody's failure."""
+
+    class Gone(Peer):
+        async def send(self, message: dict[str, Any]) -> None:
+            await trio.sleep_forever()
+
+    peer = Gone()
+    peer.gone.set()
+    with structlog.testing.capture_logs() as logs:
+        table = one_route(lambda: StreamingResponse(iter([b"x"])))
+        await table(scope_of("GET", "/"), peer.receive, peer.send)
+
+    assert logs == []
+
+
+async def test_a_stream_that_fails_is_cut_and_not_garnished() -> None:
+    """After the first byte a failure ends the connection: nothing is sent behind what was half sent."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ValueError
+
+    peer = Peer()
+    with structlog.testing.capture_logs() as logs, pytest.raises(ResponseAborted):
+        await one_route(lambda: StreamingResponse(broken()))(scope_of("GET", "/"), peer.receive, peer.send)
+
+    assert [message.get("body") for message in peer.sent] == [None, b"half"]
+    assert not peer.complete
+    assert [record["event"] for record in logs] == ["a response broke off"]

@@ -1,0 +1,269 @@
+"""Twins of OTP's cases about start and stop; `docs/supervision-cases.md` says which is whose."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+
+from tangram.errors import SpecError, StartFailed
+from tangram.supervision import Child, open_supervisor
+from tangram.supervision.spec import check_supervisor
+from tests.supervision.worlds import Running, World
+
+
+async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
+    """Children are started in order, one after another, and stopped in reverse order."""
+    await world.open(world.children("a b c"))
+    assert world.states == {"a": "running", "b": "running", "c": "running"}
+
+    await world.close()
+
+    assert world.log == ["+a", "+b", "+c", "-c", "-b", "-a"]
+    assert world.closed
+    assert world.failure is None
+
+
+async def test_sup_start_ignore_child(autojump_clock: object, world: World) -> None:
+    """A child that returns before it started has nothing to do here: no fault, and its specification is
+    kept."""
+    world.starts["a"].append("ignore")
+    await world.open(world.children("a b", "transient"))
+
+    assert world.states == {"a": "finished", "b": "running"}
+    assert not world.told("crashed")
+
+
+async def test_sup_start_ignore_temporary_child(autojump_clock: object, world: World) -> None:
+    """A temporary child that returns before it started is forgotten at once."""
+    world.starts["a"].append("ignore")
+    await world.open(world.children("a b", "temporary"))
+
+    assert world.states == {"b": "running"}
+
+
+async def test_sup_start_ignore_temporary_child_start_child(autojump_clock: object, world: World) -> None:
+    """The same of a temporary child that is added later; who added it is told of no error."""
+    await world.open(world.children("a"))
+    world.starts["b"].append("ignore")
+    await world.start_child(world.child("b", "temporary"))
+
+    assert world.states == {"a": "running"}
+
+
+async def test_sup_start_ignore_temporary_child_start_child_simple(
+    autojump_clock: object, world: World
+) -> None:
+    """The same in a pool: the others of the pool go on, and the name is free again."""
+    await world.open([], strategy="one_for_one")
+    world.starts["w2"].append("ignore")
+    for name in ("w1", "w2", "w3", "w2"):
+        await world.start_child(world.child(name, "temporary"))
+
+    assert world.states == {"w1": "running", "w3": "running", "w2": "running"}
+
+
+async def test_sup_start_ignore_permanent_child_start_child_simple(
+    autojump_clock: object, world: World
+) -> None:
+    """A permanent child that returns before it started has failed to start: who added it is told, nothing is
+    kept."""
+    await world.open([], strategy="one_for_one")
+    world.starts["w1"].append("ignore")
+    with pytest.raises(StartFailed):
+        await world.start_child(world.child("w1"))
+
+    assert world.states == {}
+
+
+async def test_sup_start_fail(autojump_clock: object, world: World) -> None:
+    """At first boot a child that cannot start stops those already started, in reverse; nothing is retried."""
+    world.starts["c"].append("fail")
+    await world.open(world.children("a b c d"))
+
+    assert world.log == ["+a", "+b", "+c", "-c", "-b", "-a"]
+    assert world.failure == "boot"
+    assert world.closed
+
+
+async def test_sup_start_child_returns_error(autojump_clock: object, world: World) -> None:
+    """A child added later that cannot start is not kept; its caller is told, and nobody else is touched."""
+    await world.open(world.children("a"))
+    world.starts["b"].append("fail")
+    with pytest.raises(StartFailed, match="no start"):
+        await world.start_child(world.child("b"))
+
+    assert world.states == {"a": "running"}
+    assert world.incarnation("a") == 1
+    assert world.decider.restarts == 0
+
+
+async def test_sup_start_restart_child_returns_error(autojump_clock: object, world: World) -> None:
+    """A stopped child whose requested start fails rests as before, and can be started by the next request."""
+    await world.open(world.children("a b"))
+    await world.stop_child("a")
+    world.starts["a"].append("fail")
+    with pytest.raises(StartFailed):
+        await world.restart_child("a")
+    assert world.states == {"a": "stopped", "b": "running"}
+
+    await world.restart_child("a")
+
+    assert world.states == {"a": "running", "b": "running"}
+    assert world.decider.restarts == 0
+
+
+async def test_a_temporary_child_whose_requested_restart_fails_is_not_retried(
+    autojump_clock: object, world: World
+) -> None:
+    """A running temporary child may be restarted by request; if that start fails it is forgotten."""
+    await world.open([world.child("t", "temporary"), world.child("b")])
+    world.starts["t"].append("fail")
+    with pytest.raises(StartFailed):
+        await world.restart_child("t")
+
+    assert world.states == {"b": "running"}
+    assert world.decider.restarts == 0
+
+
+async def test_sup_start_child_returns_error_simple(autojump_clock: object, world: World) -> None:
+    """In a pool a worker that cannot start is not kept; the pool goes on."""
+    await world.open([], strategy="one_for_one")
+    await world.start_child(world.child("w1"))
+    world.starts["w2"].append("fail")
+    with pytest.raises(StartFailed):
+        await world.start_child(world.child("w2"))
+
+    assert world.states == {"w1": "running"}
+
+
+async def test_sup_start_map(autojump_clock: object, world: World) -> None:
+    """A child of a name and a function alone is permanent, has 30 s to start and 5 s to stop."""
+    child = world.child("a")
+    await world.open([child])
+
+    assert (child.restart, child.start_timeout, child.stop_timeout) == ("permanent", 30.0, 5.0)
+    assert world.running == ["a"]
+
+
+def test_sup_start_map_faulty_specs() -> None:
+    """A wrong declaration is refused before anything starts, with all of its faults."""
+
+    async def run() -> None: ...
+
+    with pytest.raises(SpecError, match=r"restart must be one of.*stop_timeout must be more than 0"):
+        Child("a", run, restart="always", stop_timeout=-1)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="cannot be significant"):
+        Child("a", run, significant=True)
+    with pytest.raises(SpecError, match=r"strategy must be .*given to two children"):
+        check_supervisor(
+            [Child("a", run), Child("a", run)], strategy="all", auto_shutdown="never", shutdown_timeout=1
+        )
+
+
+async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
+    """A child without a stop time is waited for as long as the whole stop may take, and never called
+    stubborn."""
+    world.stubborn.add("a")
+    await world.open([world.child("a", stop_timeout=math.inf), world.child("b")])
+    await world.restart_child("b")
+    world.forget()
+    await world.stop_child("b")
+    if isinstance(world, Running):
+        world._nursery.start_soon(world.stop_child, "a")
+    else:
+        await world.stop_child("a")
+    await world.advance(10_000)
+    assert world.states["a"] == "stopping"
+    assert not world.told("stubborn")
+
+    await world.release("a")
+
+    assert world.states["a"] == "stopped"
+
+
+async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
+    """A child past its stop time holds up its elders no longer; it is named, and the stop ends when it
+    does."""
+    world.stubborn.add("b")
+    await world.open(world.children("a b c", stop_timeout=2.0))
+    await world.close()
+    assert world.log[3:] == ["-c"]
+
+    await world.advance(2.0)
+    assert world.log[3:] == ["-c", "-a"]
+    assert world.told("stubborn") == [("stubborn", "b")]
+    assert not world.closed
+    await world.release("b")
+
+    assert world.closed
+    assert world.failure is None
+
+
+async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) -> None:
+    """Workers of a pool share the total of the stop: past it all are cancelled without waiting for each
+    other."""
+    world.stubborn.update({"w1", "w2", "w3"})
+    await world.open(
+        world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one"
+    )
+    await world.close()
+    await world.advance(5.9)
+    assert world.states["w1"] == "leaving"
+
+    await world.advance(0.2)
+    assert [world.states[name] for name in ("w1", "w2", "w3", "w4")] == ["stopping"] * 3 + ["stopped"]
+    for name in ("w1", "w2", "w3"):
+        await world.release(name)
+
+    assert world.closed
+
+
+async def test_sup_stop_race(autojump_clock: object, world: World) -> None:
+    """A child that ends by itself in the moment of the stop is gone all the same, and no crash restarts
+    it."""
+    await world.open(world.children("a b"))
+    if isinstance(world, Running):
+        event, errors = world._orders["b"]
+        errors.append(ValueError("boom"))
+        event.set()
+    else:
+        await world.crash("b")
+    await world.close()
+
+    assert world.closed
+    assert world.failure is None
+    assert world.running == []
+
+
+async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world: World) -> None:
+    """What a child raises from its clean-up after a requested stop is told, and is no crash."""
+    world.dirty.update({"w1", "w2"})
+    await world.open(world.children("w1 w2 w3"), strategy="one_for_one")
+    await world.stop_child("w1")
+    await world.close()
+
+    assert world.closed
+    assert world.failure is None
+    assert not world.told("crashed")
+    assert [e.cause for e in world.events if e.kind == "stopped" and e.cause] == [
+        "ValueError: in clean-up"
+    ] * 2
+
+
+async def test_extra_return(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    """What a child reports with its start is kept for whoever asks, anew for each incarnation."""
+    lives = 0
+
+    async def run(*, task_status: trio.TaskStatus[int]) -> None:
+        nonlocal lives
+        lives += 1
+        task_status.started(lives)
+        await trio.sleep_forever()
+
+    async with open_supervisor([Child("a", run)]) as supervisor:
+        assert supervisor.value("a") == 1
+        assert await supervisor.restart_child("a") == 2
+        assert supervisor.value("a") == 2
+        assert await supervisor.start_child(Child("b", run)) == 3

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from tangram.config.model import Config, ServerConfig
+from tests.web.asgi import call, site_of
+
+GOOD = "http://localhost:5173"
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+
+
+@pytest.mark.parametrize("origin", [GOOD, "http://127.0.0.1:1", "https://[::1]:8443"])
+async def test_an_allowed_origin_is_echoed(origin: str) -> None:
+    """Pages of loopback may read our answers: the origin is echoed, with Vary."""
+    answer = await call(site_of(), "GET", "/-/healthz", headers={"origin": origin})
+
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "https://attacker.example", "http://localhost.attacker.example", "x", ""]
+)
+async def test_others_get_no_such_header(origin: str) -> None:
+    """Everybody else is answered, but a browser will not hand the answer over; null is never echoed."""
+    answer = await call(site_of(), "GET", "/-/healthz", headers={"origin": origin})
+
+    assert answer.status == 200
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"] == "Origin"
+
+
+async def test_null_is_never_echoed_whatever_the_policy_says() -> None:
+    """null is any page that hides where it comes from, also where everybody else is allowed."""
+    site = site_of(allowed=lambda origin: True)
+
+    answer = await call(site, "GET", "/-/healthz", headers={"origin": "null"})
+    assert "access-control-allow-origin" not in answer.headers
+    other = await call(site, "GET", "/-/healthz", headers={"origin": "https://x.example"})
+    assert other.headers["access-control-allow-origin"] == "https://x.example"
+
+
+async def test_a_program_without_origin_passes() -> None:
+    """curl and the like are answered; caches still learn that the answer depends on the origin."""
+    answer = await call(site_of(), "GET", "/-/healthz")
+
+    assert answer.status == 200
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"] == "Origin"
+
+
+async def test_a_preflight_of_an_allowed_origin_is_answered() -> None:
+    """The preflight for a JSON body is answered before any route is looked for."""
+    answer = await call(site_of(), "OPTIONS", "/token", headers={"origin": GOOD, **PREFLIGHT})
+
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-origin"] == GOOD
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert answer.headers["access-control-allow-headers"] == "content-type"
+
+
+async def test_a_preflight_of_another_origin_is_refused() -> None:
+    """No permission is given to a page that may not."""
+    headers = {"origin": "https://attacker.example", **PREFLIGHT}
+    answer = await call(site_of(), "OPTIONS", "/token", headers=headers)
+
+    assert answer.status == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_configured_origins_and_hosts_are_allowed() -> None:
+    """allowed_origins as they stand; hosts on any port."""
+    server = ServerConfig(hosts=("maps.example",), allowed_origins=("https://other.example",))
+    site = site_of(config=Config(server=server))
+
+    for origin, allowed in [
+        ("https://other.example", True),
+        ("http://other.example", False),
+        ("http://maps.example:99", True),
+        ("http://maps.example.attacker.example", False),
+    ]:
+        answer = await call(site, "GET", "/-/healthz", headers={"origin": origin})
+        assert ("access-control-allow-origin" in answer.headers) is allowed, origin

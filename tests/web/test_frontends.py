@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tangram.plugins.frontend import resolve_frontend
+from tangram.plugins.plugin import Plugin
+from tests.plugins.fakes import loaded
+from tests.web.asgi import call, site_of, with_frontend
+
+
+@pytest.mark.parametrize("key", ["tangram_demo", "tangram-demo", "Tangram.Demo"])
+async def test_files_are_served_under_both_spellings(tmp_path: Path, key: str) -> None:
+    """The distribution's name with hyphens or underscores leads to the same folder."""
+    answer = await call(site_of(with_frontend(tmp_path)), "GET", f"/plugins/{key}/index.js")
+
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/javascript")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/plugins/tangram_demo",
+        "/plugins/tangram_demo/",
+        "/plugins/tangram_demo/missing.js",
+        "/plugins/tangram_demo/../secret.txt",
+        "/plugins/tangram_demo/%2e%2e/secret.txt",
+        "/plugins/tangram_demo/..%2fsecret.txt",
+        "/plugins/tangram_demo//etc/passwd",
+        "/plugins/tangram_demo/link/secret.txt",
+        "/plugins/tangram_demo/%00",
+        "/plugins/ghost/index.js",
+        "/plugins/",
+    ],
+)
+async def test_nothing_else_is(tmp_path: Path, path: str) -> None:
+    """Folders, what is not there, and whatever leads out of the folder are 404."""
+    (tmp_path / "secret.txt").write_text("secret")
+    one = with_frontend(tmp_path)
+    (tmp_path / "dist" / "link").symlink_to(tmp_path)
+
+    answer = await call(site_of(one), "GET", path)
+    assert (answer.status, answer.json()) == (404, {"detail": "Not Found"})
+
+
+async def test_ranges_and_validators(tmp_path: Path) -> None:
+    """Files have an ETag that a browser may ask by, and ranges."""
+    site = site_of(with_frontend(tmp_path))
+    path = "/plugins/tangram_demo/index.js"
+
+    first = await call(site, "GET", path)
+    assert first.headers["cache-control"] == "no-cache"
+    again = await call(site, "GET", path, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+    part = await call(site, "GET", path, headers={"range": "bytes=0-5"})
+    assert (part.status, part.body) == (206, b"export")
+    assert (await call(site, "HEAD", path)).body == b""
+    refused = await call(site, "DELETE", path)
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+
+
+async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path) -> None:
+    """A name that carries a hash of its content never changes; a plain word with a hyphen is no hash."""
+    one = with_frontend(tmp_path)
+    for name in ["chunk-B7s9dK2q.js", "my-component.js"]:
+        (tmp_path / "dist" / name).write_text("x")
+    site = site_of(one)
+
+    hashed = await call(site, "GET", "/plugins/tangram_demo/chunk-B7s9dK2q.js")
+    plain = await call(site, "GET", "/plugins/tangram_demo/my-component.js")
+    assert "immutable" in hashed.headers["cache-control"]
+    assert plain.headers["cache-control"] == "no-cache"
+
+
+async def test_a_missing_folder_costs_the_front_end_alone(tmp_path: Path) -> None:
+    """A declared folder that is not there is a warning; routes and site go on."""
+    one = loaded(Plugin(frontend_path="dist-frontend"), source=tmp_path)
+
+    assert resolve_frontend(one) is None
+    assert (await call(site_of(one), "GET", "/-/healthz")).status == 200
+
+
+def test_an_editable_installs_folder_is_relative_to_the_project(tmp_path: Path) -> None:
+    """The project's root first, then the import package."""
+    project, package = tmp_path / "project", tmp_path / "project" / "src" / "pkg"
+    package.mkdir(parents=True)
+    (package / "dist").mkdir()
+    plugin = Plugin(frontend_path="dist")
+
+    in_package = resolve_frontend(loaded(plugin, source=package, project_root=project))
+    (project / "dist").mkdir()
+    in_project = resolve_frontend(loaded(plugin, source=package, project_root=project))
+    assert (in_package, in_project) == (package / "dist", project / "dist")

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+
+from tangram.errors import StartFailed
+from tests.web.asgi import TOKEN, FakeOperator, call, site_of
+
+FAR = ("198.51.100.7", 4000)
+TREE = {
+    "name": "root",
+    "children": [
+        {"name": "bus", "restarts": 2, "last_crash": {"message": "secret /path"}, "stubborn": "x.py:1"}
+    ],
+    "crashes": [{"message": "secret"}],
+}
+AS_OPERATOR = {"authorization": f"Bearer {TOKEN}"}
+
+
+async def test_health_is_public() -> None:
+    """200 while the server lives, 503 once it ends."""
+    operator = FakeOperator()
+    site = site_of(operator=operator)
+
+    answer = await call(site, "GET", "/-/healthz", client=FAR)
+    assert (answer.status, answer.json()) == (200, {"status": "ok"})
+    assert answer.headers["cache-control"] == "no-store"
+    operator.healthy = False
+    assert (await call(site, "GET", "/-/healthz", client=FAR)).status == 503
+
+
+async def test_readiness_says_why_not() -> None:
+    """503 with the reasons until everything runs."""
+    operator = FakeOperator(reasons=["bus: redis is away"])
+    site = site_of(operator=operator)
+
+    answer = await call(site, "GET", "/-/readyz", client=FAR)
+    assert (answer.status, answer.json()) == (503, {"status": "not ready", "reasons": ["bus: redis is away"]})
+    operator.reasons = []
+    assert (await call(site, "GET", "/-/readyz", client=FAR)).json() == {"status": "ready", "reasons": []}
+
+
+async def test_numbers_are_for_all_and_causes_for_the_operator() -> None:
+    """A stranger sees states and counts; causes and lines are for the token's bearer."""
+    site = site_of(operator=FakeOperator(tree=TREE))
+
+    public = await call(site, "GET", "/-/supervision", client=FAR)
+    assert public.json() == {"name": "root", "children": [{"name": "bus", "restarts": 2}]}
+    assert (await call(site, "GET", "/-/supervision", client=FAR, headers=AS_OPERATOR)).json() == TREE
+
+
+@pytest.mark.parametrize(
+    "given", ["Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer", "", f"Bearer {TOKEN}x", "Bearer t\xf6ken"]
+)
+async def test_a_wrong_token_is_no_token(given: str) -> None:
+    """Whatever is not exactly the token, as a bearer, opens nothing."""
+    site = site_of(operator=FakeOperator(tree=TREE, listed=[{"name": "demo"}]))
+    headers = {"authorization": given}
+
+    assert "crashes" not in (await call(site, "GET", "/-/supervision", client=FAR, headers=headers)).json()
+    assert (await call(site, "POST", "/-/plugins/demo/restart", headers=headers)).status == 401
+
+
+async def test_this_machine_sees_causes() -> None:
+    """A request from loopback under a name of ours gets the details without a token."""
+    site = site_of(operator=FakeOperator(tree=TREE))
+
+    assert (await call(site, "GET", "/-/supervision")).json() == TREE
+    assert (await call(site, "GET", "/-/supervision", headers={"host": "localhost:9"})).json() == TREE
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-forwarded-for": "198.51.100.7"},
+        {"forwarded": "for=198.51.100.7"},
+        {"x-real-ip": "198.51.100.7"},
+        {"host": "attacker.example"},
+        {"host": "attacker.example@127.0.0.1"},
+    ],
+)
+async def test_loopback_is_not_enough_behind_a_proxy_or_a_foreign_name(headers: dict[str, str]) -> None:
+    """Who comes through a proxy on this machine, or under a name that is not ours, is a stranger."""
+    site = site_of(operator=FakeOperator(tree=TREE))
+
+    assert "crashes" not in (await call(site, "GET", "/-/supervision", headers=headers)).json()
+
+
+async def test_a_stranger_cannot_claim_to_be_local() -> None:
+    """Forwarding headers of a peer that is not trusted change nothing."""
+    site = site_of(operator=FakeOperator(tree=TREE))
+    headers = {"x-forwarded-for": "127.0.0.1"}
+
+    assert "crashes" not in (await call(site, "GET", "/-/supervision", client=FAR, headers=headers)).json()
+
+
+async def test_text_that_nobody_knows_is_kept_back() -> None:
+    """What is not known to be harmless stays with the operator, also in parts that come later."""
+    tree = {
+        "broker": {"url": "redis://u:p@h", "up": True, "patterns": ["to:*"]},
+        "events": [{"cause": "x", "at": 1.5}],
+    }
+    site = site_of(operator=FakeOperator(tree=tree))
+
+    public = await call(site, "GET", "/-/supervision", client=FAR)
+    assert public.json() == {"broker": {"up": True}, "events": [{"at": 1.5}]}
+
+
+async def test_plugins_are_listed() -> None:
+    """Name and state for all, the error for the operator."""
+    site = site_of(
+        operator=FakeOperator(listed=[{"name": "demo", "state": "quarantined", "error": "x.py:3"}])
+    )
+
+    public = await call(site, "GET", "/-/plugins", client=FAR)
+    assert public.json() == [{"name": "demo", "state": "quarantined"}]
+    assert (await call(site, "GET", "/-/plugins")).json()[0]["error"] == "x.py:3"
+
+
+async def test_a_restart_needs_the_token_from_everywhere() -> None:
+    """Also from loopback: any page in a browser here can send that request."""
+    operator = FakeOperator(listed=[{"name": "demo"}])
+    site = site_of(operator=operator)
+
+    refused = await call(site, "POST", "/-/plugins/demo/restart")
+    assert refused.status == 401
+    assert refused.headers["www-authenticate"].startswith("Bearer")
+    assert operator.restarted == []
+    assert (await call(site, "POST", "/-/plugins/demo/restart", headers=AS_OPERATOR)).status == 200
+    assert operator.restarted == ["demo"]
+
+
+async def test_a_restart_of_nobody_and_one_that_fails() -> None:
+    """404 for an unknown plugin; 503 with the cause when it does not start again."""
+    operator = FakeOperator(listed=[{"name": "demo"}], failure=StartFailed("demo", "no antenna"))
+    site = site_of(operator=operator)
+
+    assert (await call(site, "POST", "/-/plugins/ghost/restart", headers=AS_OPERATOR)).status == 404
+    failed = await call(site, "POST", "/-/plugins/demo/restart", headers=AS_OPERATOR)
+    assert (failed.status, failed.json()["cause"]) == (503, "no antenna")

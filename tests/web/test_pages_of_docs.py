@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.web.asgi import site_of
+
+HTTP = Path(__file__).parents[2] / "docs" / "http.md"
+
+
+def headings() -> set[str]:
+    return set(re.findall(r"^### (\w+ /\S*)$", HTTP.read_text(), flags=re.MULTILINE))
+
+
+def test_every_built_in_route_has_a_heading() -> None:
+    """What the server answers by itself is described, route by route."""
+    routes = {
+        f"{method} {endpoint.route.template.display}"
+        for endpoint in site_of().table.endpoints
+        for method in endpoint.route.methods
+    }
+    assert len(routes) >= 8
+    missing = {route for route in routes if route not in headings() and not route.startswith("GET /docs/")}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("served", ["GET /", "GET /static/{file}", "GET /plugins/{distribution}/{file}"])
+def test_what_is_served_as_files_has_a_heading(served: str) -> None:
+    """Folders are no routes of the table, and are described all the same."""
+    assert served in headings()
+
+
+def test_no_heading_describes_what_is_not_there() -> None:
+    """A route that is gone leaves the page as well."""
+    files = {"GET /", "GET /static/{file}", "GET /plugins/{distribution}/{file}", "GET /docs/{file}"}
+    routes = {
+        f"{method} {endpoint.route.template.display}"
+        for endpoint in site_of().table.endpoints
+        for method in endpoint.route.methods
+    }
+    assert headings() - routes - files == set()
