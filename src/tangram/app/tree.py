@@ -118,7 +118,11 @@ class Tree:
         on_event: Callable[[SupervisionEvent], None],
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
+        beyond: trio.Nursery,
     ) -> None:
+        self.beyond = beyond
+        """Outlives every incarnation: who is still connected to one that has ended is told there to come
+        back."""
         self.config = config
         self.plugins = plugins
         self.held = held
@@ -321,6 +325,7 @@ class Tree:
                 if one.plugin.authorize is not None
             ],
             up=self.bus is not None and self.bus.up,
+            beyond=self.beyond,
         )
         self.channels = channels
         try:
@@ -387,6 +392,10 @@ class Tree:
         if self.why == "crash":
             return min(CRASH_GRACE, self.config.server.drain_grace)
         return min(self.config.server.drain_grace, self.config.supervisor.shutdown_timeout / 2)
+
+    def leaves(self) -> bool:
+        """Whether WebSockets are told to go while the next incarnation starts already."""
+        return self.why != "stop"
 
     def farewell(self) -> Disconnect:
         """What WebSockets are told when the web is stopped now."""
