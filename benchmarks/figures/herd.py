@@ -6,8 +6,8 @@ Each connects, joins TOPIC, notes when messages come, and when it is cut off com
 along the ladder of phoenix.js. Standard input takes requests, a JSON object a line, each answered by one:
 
     {"do": "joined", "cuts": N}   once all are members, after N were cut off: since when, and how
-    {"do": "first", "after": T}   once each has had a message after T: when (time.monotonic(), which all
-                                  processes of a machine share)
+    {"do": "first", "after": T, "cuts": N}  once each has had a message after T, and after its last being
+                                  cut off: when (time.monotonic(), which all processes of a machine share)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Client:
         self.joined = False
         self.attempt = 0
         self.ref = 0
-        self.refused = 0
+        self.cut_at = 0.0
         self.arrivals: deque[float] = deque(maxlen=20_000)
         self.buffer = b""
         self.upgraded = False
@@ -153,6 +153,7 @@ class Client:
             self.sock = None
         self.herd.count_cut(self, why)
         self.joined = False
+        self.cut_at = time.monotonic()
         delay = LADDER[min(self.attempt, len(LADDER) - 1)]
         self.attempt += 1
         self.herd.later(delay, self.connect)
@@ -175,7 +176,6 @@ class Herd:
         self.members = 0
         self.cuts: Counter[str] = Counter()
         self.errors = 0
-        self.first_cut: float | None = None
         self.all_joined = 0.0
         self.herd = [Client(self) for _ in range(count)]
         self.pending: list[dict[str, Any]] = []
@@ -217,7 +217,6 @@ class Herd:
         self.cuts[why] += 1
         if client.joined:
             self.members -= 1
-            self.first_cut = self.first_cut or time.monotonic()
 
     def run(self) -> None:
         import heapq
@@ -247,23 +246,17 @@ class Herd:
             self.pending = [request for request in self.pending if not self.answer(request)]
 
     def answer(self, request: dict[str, Any]) -> bool:
-        if request["do"] == "joined":
-            if self.members < len(self.herd) or sum(self.cuts.values()) < request.get("cuts", 0):
-                return False
-            told = {
-                "joined_at": self.all_joined,
-                "first_cut": self.first_cut,
-                "cuts": dict(self.cuts),
-                "errors": self.errors,
-            }
-            self.first_cut, self.errors = None, 0
-            self.cuts.clear()
-        else:
+        if self.members < len(self.herd) or sum(self.cuts.values()) < request.get("cuts", 0):
+            return False
+        told: dict[str, Any] = {"joined_at": self.all_joined, "cuts": dict(self.cuts), "errors": self.errors}
+        if request["do"] == "first":
             after = request["after"]
-            first = [next((at for at in one.arrivals if at > after), None) for one in self.herd]
+            first = [next((at for at in one.arrivals if at > max(after, one.cut_at)), None) for one in self.herd]
             if None in first:
                 return False
-            told = {"first": first}
+            told["first"] = first
+        self.errors = 0
+        self.cuts.clear()
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
         return True
