@@ -12,7 +12,7 @@ along the ladder of phoenix.js. Standard input takes requests, a JSON object a l
 
 from __future__ import annotations
 
-import base64
+import heapq
 import http.client
 import json
 import os
@@ -23,17 +23,12 @@ import time
 from collections import Counter, deque
 from typing import Any
 
+from sockets import join_frame, masked, upgrade
+
 LADDER = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0)
 """Seconds before each attempt to come back: phoenix.js' reconnectAfterMs."""
 REJOIN = 1.0
 """Seconds after phx_error: the first of phoenix.js' rejoinAfterMs."""
-MASK = b"\0\0\0\0"
-
-
-def masked(opcode: int, data: bytes) -> bytes:
-    size = len(data)
-    head = bytes((0x80 | opcode, 0x80 | size)) if size < 126 else bytes((0x80 | opcode, 0xFE)) + size.to_bytes(2, "big")
-    return head + MASK + data  # masked with zeros: the bytes stay as they are
 
 
 class Client:
@@ -97,8 +92,7 @@ class Client:
 
     def join(self) -> None:
         self.ref += 1
-        message = [str(self.ref), str(self.ref), self.herd.topic, "phx_join", {"token": self.herd.token}]
-        self.send(masked(1, json.dumps(message).encode()))
+        self.send(join_frame(self.herd.topic, self.herd.token, self.ref))
 
     def send(self, data: bytes) -> None:
         assert self.sock is not None
@@ -164,11 +158,7 @@ class Herd:
         self.address = (host, port)
         self.topic = topic
         self.token = self._fetch_token()
-        key = base64.b64encode(os.urandom(16)).decode()
-        self.upgrade = (
-            f"GET /websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        ).encode()
+        self.upgrade = upgrade(port)
         self.poll = select.epoll()
         self.clients: dict[int, Client] = {}
         self.timers: list[tuple[float, int, Any]] = []
@@ -203,8 +193,6 @@ class Herd:
             self.poll.unregister(client.sock)
 
     def later(self, delay: float, call: Any) -> None:
-        import heapq
-
         self.number += 1
         heapq.heappush(self.timers, (time.monotonic() + delay, self.number, call))
 
@@ -219,8 +207,6 @@ class Herd:
             self.members -= 1
 
     def run(self) -> None:
-        import heapq
-
         self.poll.register(0, select.EPOLLIN)
         for client in self.herd:
             client.connect()
@@ -235,7 +221,9 @@ class Herd:
                     *lines, typed = (typed + data).split(b"\n")
                     self.pending += [json.loads(line) for line in lines]
                 elif (client := self.clients.get(number)) is not None:
-                    if events & select.EPOLLIN or (events & (select.EPOLLHUP | select.EPOLLERR) and client.upgraded):
+                    if events & select.EPOLLIN or (
+                        events & (select.EPOLLHUP | select.EPOLLERR) and client.upgraded
+                    ):
                         client.readable()
                     else:
                         client.writable()
@@ -251,7 +239,9 @@ class Herd:
         told: dict[str, Any] = {"joined_at": self.all_joined, "cuts": dict(self.cuts), "errors": self.errors}
         if request["do"] == "first":
             after = request["after"]
-            first = [next((at for at in one.arrivals if at > max(after, one.cut_at)), None) for one in self.herd]
+            first = [
+                next((at for at in one.arrivals if at > max(after, one.cut_at)), None) for one in self.herd
+            ]
             if None in first:
                 return False
             told["first"] = first

@@ -43,7 +43,9 @@ class User:
             sock = self.sock = socket.socket()
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                sock.connect(self.crowd.address)  # on loopback the kernel answers at once, whoever accepts later
+                sock.connect(
+                    self.crowd.address
+                )  # on loopback the kernel answers at once, whoever accepts later
             except OSError:
                 self.crowd.counts["refused"] += 1
                 self.drop()

@@ -79,9 +79,21 @@ async def measure(rounds: int, clients: int = CLIENTS) -> list[Figure]:
     return [
         at_most(f"crash to readyz 200 with {clients:,} WebSockets", answered, 0.5, 0.025),
         at_most(f"crash to readyz 200 with {clients:,} WebSockets", answered, 0.99, 0.100),
-        Figure("  all parts up, bus resubscribed, p50", f"{sorted(parts)[len(parts) // 2] * 1000:.1f} ms", "", None),
-        Figure(f"  all {clients:,} clients joined again, p50", f"{sorted(rejoined)[len(rejoined) // 2] * 1000:.0f} ms", "", None),
-        Figure(f"  all {clients:,} clients joined again, longest", f"{max(rejoined) * 1000:.0f} ms", "", None),
+        Figure(
+            "  all parts up, bus resubscribed, p50",
+            f"{sorted(parts)[len(parts) // 2] * 1000:.1f} ms",
+            "",
+            None,
+        ),
+        Figure(
+            f"  all {clients:,} clients joined again, p50",
+            f"{sorted(rejoined)[len(rejoined) // 2] * 1000:.0f} ms",
+            "",
+            None,
+        ),
+        Figure(
+            f"  all {clients:,} clients joined again, longest", f"{max(rejoined) * 1000:.0f} ms", "", None
+        ),
     ]
 
 

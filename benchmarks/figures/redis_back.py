@@ -44,7 +44,17 @@ def pings(port: int) -> bool:
 @asynccontextmanager
 async def open_redis(port: int) -> AsyncIterator[float]:
     """A Redis that is not tangram's own; gives the time at which it first answered."""
-    command = [str(find_valkey()), "--port", str(port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
+    command = [
+        str(find_valkey()),
+        "--port",
+        str(port),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--bind",
+        "127.0.0.1",
+    ]
     process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         await wait_for(lambda: pings(port), every=0.001)

@@ -21,7 +21,9 @@ async def measure(planned: int, crashes: int) -> list[Figure]:
     """``planned`` clean restarts, then ``crashes``, while a crowd of HTTP clients asks."""
     async with open_tangram([make_plugin()], FREELY) as running:
         port = running.url.rsplit(":", 1)[1]
-        async with open_helper("load.py", "127.0.0.1", port, "/bench/value", str(USERS), str(PAUSE_MS)) as load:
+        async with open_helper(
+            "load.py", "127.0.0.1", port, "/bench/value", str(USERS), str(PAUSE_MS)
+        ) as load:
             await trio.sleep(0.3)
             await load.ask(do="report")
             for _ in range(planned):
@@ -45,12 +47,18 @@ async def measure(planned: int, crashes: int) -> list[Figure]:
     worst = max(gaps)
     median = sorted(gaps)[len(gaps) // 2]
     return [
-        none_of(f"refused connections in {planned + crashes:,} restarts under load", clean["refused"] + seen["refused"]),
+        none_of(
+            f"refused connections in {planned + crashes:,} restarts under load",
+            clean["refused"] + seen["refused"],
+        ),
         none_of(f"answers other than 200 in {planned:,} planned restarts", sum(other.values())),
         none_of("  requests lost that came before the FIN", clean["lost"]),
         Figure("  answered 200 meanwhile", f"{clean['200']:,}", "", None),
         Figure(
-            f"longest gap between good answers over {crashes} crashes", f"{worst * 1000:.0f} ms", "<= 250 ms", worst <= 0.25
+            f"longest gap between good answers over {crashes} crashes",
+            f"{worst * 1000:.0f} ms",
+            "<= 250 ms",
+            worst <= 0.25,
         ),
         Figure("  median of the gaps", f"{median * 1000:.0f} ms", "", None),
         none_of(f"answers 503 in {crashes} crashes", seen["503"]),
@@ -61,4 +69,6 @@ async def measure(planned: int, crashes: int) -> list[Figure]:
 def at_most_in_flight(lost: int, crashes: int) -> Figure:
     """Each user has one request in flight: no crash may cost more."""
     limit = USERS * crashes
-    return Figure(f"requests lost in {crashes} crashes (in flight at most)", str(lost), f"<= {limit}", lost <= limit)
+    return Figure(
+        f"requests lost in {crashes} crashes (in flight at most)", str(lost), f"<= {limit}", lost <= limit
+    )

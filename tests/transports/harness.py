@@ -70,7 +70,15 @@ async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any
     """Run the engine ``name`` for the block."""
     arguments = {
         key: options.pop(key)
-        for key in ("certfile", "keyfile", "close_code", "max_message", "channels", "compression", "ping_interval")
+        for key in (
+            "certfile",
+            "keyfile",
+            "close_code",
+            "max_message",
+            "channels",
+            "compression",
+            "ping_interval",
+        )
         if key in options
     }
     given = options.pop("held", None)

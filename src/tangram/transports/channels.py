@@ -331,8 +331,7 @@ class Channels:
         """
         if up and not self.hub.available:
             self.hub.available = True
-            self._publish_all(self.hub.interrupted())
-            self.touch()
+            self.hub.interrupted()
         self.hub.available = up
 
     # Life.
