@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import leftovers, readyz, redis_back, restarts, stop
 from benchmarks.figures.common import Figure, tell
+
 from tangram.cli.logs import configure_logging
 
 Measure = Callable[[], Awaitable[list[Figure]]]

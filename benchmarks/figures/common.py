@@ -1,4 +1,4 @@
-"""What all figures share: a measured figure beside its target, and the programs outside that look at the server."""
+"""What all figures share: a measured figure beside its target, and programs that look from outside."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 import attrs
 import trio
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 FREELY: Mapping[str, Mapping[str, Any]] = {
     "core": {"log_level": "CRITICAL"},
@@ -103,7 +102,10 @@ class Helper:
 async def open_helper(program: str, *arguments: str) -> AsyncIterator[Helper]:
     """Start one of the programs beside this file; it is ended with the block."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, str(HERE / program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", f"benchmarks.figures.{program}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
     )
     try:
         yield Helper(process)

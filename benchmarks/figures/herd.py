@@ -1,6 +1,6 @@
 """A herd of channel clients in a process of its own: raw sockets on epoll, that come back as phoenix.js does.
 
-    python herd.py HOST PORT TOPIC COUNT
+    python -m benchmarks.figures.herd HOST PORT TOPIC COUNT
 
 Each connects, joins TOPIC, notes when messages come, and when it is cut off comes back after 10 ms and then
 along the ladder of phoenix.js. Standard input takes requests, a JSON object a line, each answered by one:
@@ -23,7 +23,7 @@ import time
 from collections import Counter, deque
 from typing import Any
 
-from sockets import join_frame, masked, upgrade
+from benchmarks.figures.sockets import join_frame, masked, upgrade
 
 LADDER = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0)
 """Seconds before each attempt to come back: phoenix.js' reconnectAfterMs."""
@@ -139,6 +139,10 @@ class Client:
         elif b'"presence_' not in payload:
             self.arrivals.append(now)
 
+    def first_after(self, moment: float) -> float | None:
+        """When the first message came after ``moment``, and after the last cut."""
+        return next((at for at in self.arrivals if at > max(moment, self.cut_at)), None)
+
     def cut(self, why: str) -> None:
         """The connection is gone: count why, and come back."""
         if self.sock is not None:
@@ -167,7 +171,7 @@ class Herd:
         self.cuts: Counter[str] = Counter()
         self.errors = 0
         self.all_joined = 0.0
-        self.herd = [Client(self) for _ in range(count)]
+        self.everybody = [Client(self) for _ in range(count)]
         self.pending: list[dict[str, Any]] = []
 
     def _fetch_token(self) -> str:
@@ -198,7 +202,7 @@ class Herd:
 
     def count_joined(self, now: float) -> None:
         self.members += 1
-        if self.members == len(self.herd):
+        if self.members == len(self.everybody):
             self.all_joined = now
 
     def count_cut(self, client: Client, why: str) -> None:
@@ -208,7 +212,7 @@ class Herd:
 
     def run(self) -> None:
         self.poll.register(0, select.EPOLLIN)
-        for client in self.herd:
+        for client in self.everybody:
             client.connect()
         typed = b""
         while True:
@@ -220,13 +224,13 @@ class Herd:
                         return
                     *lines, typed = (typed + data).split(b"\n")
                     self.pending += [json.loads(line) for line in lines]
-                elif (client := self.clients.get(number)) is not None:
+                elif (found := self.clients.get(number)) is not None:
                     if events & select.EPOLLIN or (
-                        events & (select.EPOLLHUP | select.EPOLLERR) and client.upgraded
+                        events & (select.EPOLLHUP | select.EPOLLERR) and found.upgraded
                     ):
-                        client.readable()
+                        found.readable()
                     else:
-                        client.writable()
+                        found.writable()
             while self.timers and self.timers[0][0] <= time.monotonic():
                 call = heapq.heappop(self.timers)[2]
                 if call.__self__.sock is not None or call.__name__ == "connect":
@@ -234,14 +238,12 @@ class Herd:
             self.pending = [request for request in self.pending if not self.answer(request)]
 
     def answer(self, request: dict[str, Any]) -> bool:
-        if self.members < len(self.herd) or sum(self.cuts.values()) < request.get("cuts", 0):
+        if self.members < len(self.everybody) or sum(self.cuts.values()) < request.get("cuts", 0):
             return False
         told: dict[str, Any] = {"joined_at": self.all_joined, "cuts": dict(self.cuts), "errors": self.errors}
         if request["do"] == "first":
             after = request["after"]
-            first = [
-                next((at for at in one.arrivals if at > max(after, one.cut_at)), None) for one in self.herd
-            ]
+            first = [one.first_after(after) for one in self.everybody]
             if None in first:
                 return False
             told["first"] = first

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import trio
-
 from benchmarks.figures.common import FREELY, Figure, none_of, tell
 from benchmarks.figures.plugin import make_plugin
+
 from tangram.testing import RunningTangram, open_tangram
 
 CRASHED = ("plugin:bench", "web", "bus", "channels", "state")
@@ -46,24 +46,23 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def descriptors() -> int:
+    """File descriptors that are open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 async def look() -> Look:
     """Once what ends has ended."""
     await trio.sleep(0.3)
     for _ in range(3):
         gc.collect()
-    asyncio = sys.modules.get("asyncio")
-    known = (
-        []
-        if asyncio is None
-        else list(asyncio.tasks._all_tasks if hasattr(asyncio.tasks, "_all_tasks") else ())
-    )
     # Trio keeps idle worker threads for 10 s: they are not a restart's, and not counted.
     own = [thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")]
     return Look(
         tasks=sum(1 for _ in all_tasks()),
         threads=len(own),
-        descriptors=len(os.listdir("/proc/self/fd")),
-        asyncio_tasks=len(known),
+        descriptors=descriptors(),
+        asyncio_tasks=sum(isinstance(one, asyncio.Task) and not one.done() for one in gc.get_objects()),
         resident=resident(),
     )
 

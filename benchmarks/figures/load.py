@@ -1,6 +1,6 @@
-"""HTTP clients in a process of their own: they ask one path all the time, and judge what came of each request.
+"""HTTP clients in a process of their own: they ask one path all the time, and judge what came of it.
 
-    python load.py HOST PORT PATH USERS PAUSE_MS
+    python -m benchmarks.figures.load HOST PORT PATH USERS PAUSE_MS
 
 Half of the users keep their connection for many requests, half take a new one for each. Each line on standard
 input is answered by a line: what happened since the last one.

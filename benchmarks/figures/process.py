@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-
 from benchmarks.figures.common import ROOT
+
 from tangram.testing import free_port
 
 __all__ = ["ServerProcess", "open_process"]

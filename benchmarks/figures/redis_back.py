@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-
 from benchmarks.figures.common import FREELY, Figure, at_most, open_helper, tell, wait_for
 from benchmarks.figures.plugin import make_plugin
+
 from tangram.testing import free_port, open_tangram
 
 CLIENTS = 10
@@ -74,7 +74,7 @@ async def measure_external(rounds: int) -> list[Figure]:
         redis = await nursery.start(_run_redis, port)
         async with open_tangram([make_plugin()], config) as running:
             http_port = running.url.rsplit(":", 1)[1]
-            async with open_helper("herd.py", "127.0.0.1", http_port, "bench", str(CLIENTS)) as herd:
+            async with open_helper("herd", "127.0.0.1", http_port, "bench", str(CLIENTS)) as herd:
                 await herd.ask(do="first", after=time.monotonic())
                 for number in range(rounds):
                     redis[0].cancel()
@@ -109,7 +109,7 @@ async def measure_embedded(rounds: int) -> list[Figure]:
     taken: list[float] = []
     async with open_tangram([make_plugin()], FREELY) as running:
         port = running.url.rsplit(":", 1)[1]
-        async with open_helper("herd.py", "127.0.0.1", port, "bench", str(CLIENTS)) as herd:
+        async with open_helper("herd", "127.0.0.1", port, "bench", str(CLIENTS)) as herd:
             await herd.ask(do="first", after=time.monotonic())
             for _ in range(rounds):
                 tree = running.server.tree

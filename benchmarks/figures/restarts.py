@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import trio
-
 from benchmarks.figures.common import FREELY, Figure, none_of, open_helper, tell
 from benchmarks.figures.plugin import make_plugin
+
 from tangram.testing import open_tangram
 
 USERS = 16
@@ -21,9 +21,7 @@ async def measure(planned: int, crashes: int) -> list[Figure]:
     """``planned`` clean restarts, then ``crashes``, while a crowd of HTTP clients asks."""
     async with open_tangram([make_plugin()], FREELY) as running:
         port = running.url.rsplit(":", 1)[1]
-        async with open_helper(
-            "load.py", "127.0.0.1", port, "/bench/value", str(USERS), str(PAUSE_MS)
-        ) as load:
+        async with open_helper("load", "127.0.0.1", port, "/bench/value", str(USERS), str(PAUSE_MS)) as load:
             await trio.sleep(0.3)
             await load.ask(do="report")
             for _ in range(planned):

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import psutil
 import trio
-
 from benchmarks.figures.common import Figure, at_most, none_of
 from benchmarks.figures.process import ServerProcess, open_process
 from benchmarks.figures.sockets import join_frame, upgrade
+
 from tangram import Plugin
 from tangram.testing import open_tangram
 

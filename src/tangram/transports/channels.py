@@ -199,9 +199,10 @@ class Channels:
         drain_timeout: float = DRAIN_TIMEOUT,
         beyond: trio.Nursery | None = None,
     ) -> None:
-        """``beyond``: a nursery that outlives this child: connections that are left when it ends are told
-        there, and nobody waits for them. ``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's
+        """``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's
         stream is told to end (None: never). ``publish_nowait(channel, payload, done)`` must not block.
+        ``beyond``: a nursery that outlives this child: connections that are left when it ends are told
+        there, and nobody waits for them.
         """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)

@@ -52,7 +52,7 @@ async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
         await client.join("obs:a")
         batch = [json.dumps(["1", str(number), "obs:a", "x", {}]).encode() for number in range(10, 60)]
         await client.stream.send_all(b"".join(masked(data) for data in batch))
-        refs = []
+        refs: list[int] = []
         while len(refs) < 50:
             message = json.loads(await client.receive())
             if message[3] == "phx_reply":

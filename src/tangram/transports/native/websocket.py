@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
 from tangram.transports.engine import ClientGone, Message, Scope, failures_of
-from tangram.transports.native.channels import Frames
+from tangram.transports.native.channels import CONTROL, Frames
 from tangram.transports.native.connection import HttpConnection
 from tangram.transports.native.exchange import only_gone
 from tangram.transports.native.handshake import Upgrade
@@ -183,7 +183,7 @@ class AppSocket:
         protocol.receive_data(data)
         for event in protocol.events_received():
             assert isinstance(event, Frame)
-            if event.opcode > Opcode.BINARY:
+            if event.opcode >= CONTROL:
                 continue
             message = self._frames.add(event)
             if message is None:
