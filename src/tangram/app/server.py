@@ -136,7 +136,7 @@ class Server:
         return self._exit_status
 
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
-        tree = self.tree = self._make_tree()
+        tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
@@ -166,7 +166,7 @@ class Server:
         # Looked up late: a reload brings other plugins.
         return None if self.tree is None else self.tree.plugins.owner_of(filename)
 
-    def _make_tree(self) -> Tree:
+    def _make_tree(self, beyond: trio.Nursery) -> Tree:
         config = self.config
         plugins = self._load(config)
         if plugins.failures and config.core.strict:
@@ -181,6 +181,7 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            beyond=beyond,
             serve_web=serve_site,
             on_feed=self._on_feed,
         )

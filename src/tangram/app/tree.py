@@ -119,9 +119,13 @@ class Tree:
         on_event: Callable[[SupervisionEvent], None],
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
+        beyond: trio.Nursery,
         serve_web: Callable[..., Awaitable[None]],
         on_feed: Callable[[bool], None],
     ) -> None:
+        self.beyond = beyond
+        """Outlives every incarnation: who is still connected to one that has ended is told there to come
+        back."""
         self.config = config
         self.plugins = plugins
         self.held = held
@@ -352,6 +356,7 @@ class Tree:
                 if one.plugin.authorize is not None
             ],
             up=self.bus is not None and self.bus.up,
+            beyond=self.beyond,
             streaming_grace=self.config.channel.streaming_grace,
         )
         self.channels = channels
@@ -427,6 +432,10 @@ class Tree:
         if self.why == "crash":
             return min(CRASH_GRACE, self.config.server.drain_grace)
         return min(self.config.server.drain_grace, self.config.supervisor.shutdown_timeout / 2)
+
+    def leaves(self) -> bool:
+        """Whether WebSockets are told to go while the next incarnation starts already."""
+        return self.why != "stop"
 
     def farewell(self) -> Disconnect:
         """What WebSockets are told when the web is stopped now."""
