@@ -62,6 +62,8 @@ class Boot:
     """Plugins that are loaded already; ``None``: those that the configuration names."""
     signals: bool = True
     """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    on_first_ready: Callable[[], None] = lambda: None
+    """Told once everything is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
     """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
@@ -242,6 +244,8 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
+        if self.ready_count == 1:
+            self.boot.on_first_ready()
         self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
 
