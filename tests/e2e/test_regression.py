@@ -84,9 +84,7 @@ async def open_page(home: Home, browser: Browser, source: Source) -> AsyncIterat
         assert await client.page.run("return window.loadedOnce")
 
 
-async def test_values_move_again_whatever_died(
-    home: Home, browser: Browser, nursery: trio.Nursery
-) -> None:
+async def test_values_move_again_whatever_died(home: Home, browser: Browser, nursery: trio.Nursery) -> None:
     """Source, broker and plugin die in turn and come back; the page's values move again each time, without
     a reload.
     """

@@ -233,9 +233,7 @@ async def test_an_abandoned_thread_is_counted_and_shown(home: Home) -> None:
         assert shown["abandoned"] == 1
         assert [ghost["name"] for ghost in plugin["ghosts"]] == ["threads/never_ends"]
         assert any("time.sleep" in line or "never_ends" in line for line in plugin["ghosts"][0]["where"])
-        (warned,) = server.events(
-            "a synchronous service is started beside its own thread that never ended"
-        )
+        (warned,) = server.events("a synchronous service is started beside its own thread that never ended")
         assert warned["service"] == "threads/never_ends"
 
 
@@ -281,7 +279,11 @@ async def test_nothing_is_left_after_any_of_many_moments(home: Home) -> None:
             assert await stopped(server) == 0
 
     async def none_of_ours() -> bool:
-        ours = [one for one in psutil.process_iter(["cmdline"]) if str(home.folder) in " ".join(one.info["cmdline"] or [])]
+        ours = [
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if str(home.folder) in " ".join(one.info["cmdline"] or [])
+        ]
         return not ours
 
     await wait_until(none_of_ours)

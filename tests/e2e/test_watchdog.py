@@ -63,8 +63,8 @@ def drain(listener: socket.socket) -> list[str]:
 
 
 async def test_systemd_hears_ready_signs_of_life_and_stopping(home: Home, tmp_path: Path) -> None:
-    """READY once everything is up, WATCHDOG twice in the allowed time from the loop itself, none while that is
-    blocked, STOPPING at the end.
+    """READY once everything is up, WATCHDOG twice in the allowed time from the loop itself, none while that
+    is blocked, STOPPING at the end.
     """
     write_plugin(home.site, "blocks", BLOCKS)
     home.configure(["blocks"])

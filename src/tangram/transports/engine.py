@@ -190,6 +190,7 @@ class Engine:
     stalled: int = 0
     forced: int = 0
     websockets: int = 0
+    _told: float = float("-inf")
     _open: int = 0
     connections: dict[Connection, None] = attrs.field(factory=dict)
     _adopted: set[Connection] = attrs.field(factory=set)
@@ -373,7 +374,6 @@ class Engine:
             self.connections[connection] = None
             if self.draining:
                 connection.drain()
-                connection.close_idle()
 
         try:
             await self.handle(client, address, report)
@@ -418,12 +418,19 @@ class Engine:
             self._close(client)
             self._release(address[0])
 
+    def _tell(self, error: Exception, address: Address) -> None:
+        """Once a second at most: whoever can make a connection fail must not be able to fill the log."""
+        now = trio.current_time()
+        if now - self._told >= 1.0:
+            self._told = now
+            log.error("a connection failed", address=address[0], crashed=self.crashed, exc_info=error)
+
     def _contain(self, error: BaseException, address: Address) -> None:
         rest = failures_of(error)
         if not isinstance(rest, Exception):
             raise error
         self.crashed += 1
-        log.error("a connection failed", address=address[0], exc_info=rest)
+        self._tell(rest, address)
 
     def _close(self, client: socket.socket) -> None:
         if client.fileno() >= 0:
