@@ -133,6 +133,7 @@ class Server:
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
+            self._collector.end()
             close_listeners(self.held)
         log.info("tangram has stopped", status=self._exit_status)
         return self._exit_status
@@ -140,6 +141,7 @@ class Server:
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
+        self.ledger.listen(self._collector)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
