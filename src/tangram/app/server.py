@@ -99,6 +99,7 @@ class Server:
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
         self._lacks_redis = False
+        self._collector = CollectorPause()
 
     @property
     def base_url(self) -> str:
