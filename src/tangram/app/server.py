@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.collector import CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
