@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.collector import CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
@@ -62,6 +63,8 @@ class Boot:
     """Plugins that are loaded already; ``None``: those that the configuration names."""
     signals: bool = True
     """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    on_first_ready: Callable[[], None] = lambda: None
+    """Told once everything is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
     """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
@@ -97,6 +100,7 @@ class Server:
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
         self._lacks_redis = False
+        self._collector = CollectorPause()
 
     @property
     def base_url(self) -> str:
@@ -131,6 +135,7 @@ class Server:
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
+            self._collector.end()
             close_listeners(self.held)
         log.info("tangram has stopped", status=self._exit_status)
         return self._exit_status
@@ -138,6 +143,7 @@ class Server:
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
+        self.ledger.listen(self._collector)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
@@ -242,6 +248,8 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
+        if self.ready_count == 1:
+            self.boot.on_first_ready()
         self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
 
