@@ -1,7 +1,7 @@
 """The routes of an existing plugin, as the site mounts them.
 
-With FastAPI: its own routers, in an application of this plugin alone, carried out on the plugin's island. Without:
-our routers, whose handlers are carried out there.
+With FastAPI: its own routers, in an application of this plugin alone, carried out on the plugin's island.
+Without: our routers, whose handlers are carried out there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HANDLER_SECONDS = 1.0
 
 def app_of(host: IslandHost) -> AppMount | None:
     """Its routes; ``None`` where it has none."""
-    routers = host.loaded.plugin.routers
+    routers: list[Any] = list(host.loaded.plugin.routers)
     if not routers:
         return None
     ours = [router for router in routers if isinstance(router, APIRouter)]
@@ -77,15 +77,13 @@ class FastApp:
 
     def match(self, scope: Scope) -> bool | None:
         """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
-        from starlette.routing import Match
-
         known: bool | None = None
         probe = dict(scope)
         for route in self._app.router.routes:
             match, _ = route.matches(probe)
-            if match is Match.FULL:
+            if match.name == "FULL":
                 return True
-            if match is Match.PARTIAL:
+            if match.name == "PARTIAL":
                 known = False
         return known
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["IslandHost", "run_shared_island"]
 
 LIFESPAN_SECONDS = 5.0
-"""What a lifespan gets to end after it was cancelled; its host cuts it earlier if the stop time is used up."""
+"""What a lifespan gets to end after it was cancelled; its host cuts it earlier if the stop time is used
+up.
+"""
 
 
 async def run_shared_island(

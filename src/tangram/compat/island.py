@@ -2,8 +2,8 @@
 
 1. Everything of a resident runs as an asyncio task that knows whose it is: tasks inherit the owner from the
    task that made them. So the end of a resident finds what it spawned, on a loop of its own or a shared one.
-2. Whoever waits for such a task on the Trio side has a bound. A task that goes on although it was cancelled is
-   named, with the line it stands on; its coroutine is closed, and its loop runs it no more.
+2. Whoever waits for such a task on the Trio side has a bound. A task that goes on although it was cancelled
+   is named, with the line it stands on; its coroutine is closed, and its loop runs it no more.
 3. What nobody awaits and fails is logged with its plugin's name, and ends nobody else.
 """
 
@@ -36,10 +36,12 @@ CLOSE_SECONDS = 1.0
 LEAST_SECONDS = 0.2
 """What each gets in any case, although the plugin's stop time is used up."""
 SECOND_CANCEL = 1.0
-"""When a task is cancelled a second time, because it may have swallowed the first by mistake: before Python 3.12
-``asyncio.wait_for`` does, if what it waits for is ready in the same turn. Sooner would cut clean-ups."""
+"""When a task is cancelled a second time, because it may have swallowed the first by mistake: before Python
+3.12 ``asyncio.wait_for`` does, if what it waits for is ready in the same turn. Sooner would cut clean-ups."""
 SHARE = 0.8
-"""The share of a child's stop time that its asyncio task gets: the child has to end within the whole of it."""
+"""The share of a child's stop time that its asyncio task gets: the child has to end within the whole of
+it.
+"""
 THREADS = 40
 """Calls in ``run_in_executor`` at once, for each island: as many as FastAPI's users are used to."""
 THREAD_SECONDS = 1.0
@@ -251,7 +253,7 @@ def _abandon(task: asyncio.Task[Any], seconds: float, owner: str) -> None:
     )
     _abandoned.add(task)
     # Its loop's end would wait for it otherwise, and without limit. There is no public way to say so.
-    asyncio.tasks._unregister_task(task)  # type: ignore[attr-defined]  # noqa: SLF001
+    asyncio.tasks._unregister_task(task)  # noqa: SLF001
     vars_of: Any = task
     vars_of._log_destroy_pending = False  # noqa: SLF001
     coroutine = task.get_coro()
@@ -303,7 +305,7 @@ def _owner_of(task: asyncio.Task[Any]) -> Resident | None:
 _residents: weakref.WeakSet[Resident] = weakref.WeakSet()
 
 
-class _Executor(trio_asyncio_base.TrioExecutor):
+class _Executor(trio_asyncio_base.TrioExecutor):  # type: ignore[misc]  # upstream ships no types
     """``loop.run_in_executor(None, ...)``: in threads that are named, bounded, and left behind in the end."""
 
     async def submit(self, func: Callable[..., Any], *args: Any) -> Any:

@@ -1,8 +1,8 @@
 """``import tangram_core``, answered by us, whether or not the published package is installed beside us.
 
 Plugins' wheels bring the published package along as a dependency. A finder in front of all others sees to it
-that within our process its name means this room. ``fastapi`` is answered too, but only where FastAPI itself is
-not installed.
+that within our process its name means this room. ``fastapi`` is answered too, but only where FastAPI itself
+is not installed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Finder(MetaPathFinder):
         if ours is None:
             hint = "; install FastAPI itself for it" if root == "fastapi" else ""
             raise ModuleNotFoundError(
-                f"no module named {fullname!r}: {root!r} is answered by tangram, which has no such part{hint}",
+                f"no module named {fullname!r}: tangram answers {root!r}, and has no such part{hint}",
                 name=fullname,
             )
         return ModuleSpec(fullname, _Alias(ours), is_package=fullname == root)

@@ -28,7 +28,7 @@ class Plugin(NativePlugin):
 
     island: ClassVar[bool] = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as published
         self,
         frontend_path: str | None = None,
         routers: Iterable[Any] = (),
@@ -77,11 +77,11 @@ class Plugin(NativePlugin):
         return register
 
     def adapter(self) -> TypeAdapter[Any] | None:
-        """pydantic's adapter of the ``config_class``."""
+        """Pydantic's adapter of the ``config_class``."""
         return self._adapter(self.config_class)
 
     def frontend_adapter(self) -> TypeAdapter[Any] | None:
-        """pydantic's adapter of the ``frontend_config_class``."""
+        """Pydantic's adapter of the ``frontend_config_class``."""
         return self._adapter(self.frontend_config_class)
 
     def _adapter(self, cls: type[Any] | None) -> TypeAdapter[Any] | None:

@@ -44,7 +44,9 @@ class BackendState:
         config: Config,
         make: Mapping[str, Callable[[], Any]],
     ) -> None:
-        """``shared`` gives the state that all plugins share now; ``make`` opens a client when it is first asked for, by the attribute's name."""
+        """``shared`` gives the state that all plugins share now; ``make`` opens a client when it is first
+        asked for, by the attribute's name.
+        """
         own = vars(self)
         own["_shared"] = shared
         own["_make"] = dict(make)

@@ -71,7 +71,9 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
 
 
 def load_tables(tables: Mapping[str, Any]) -> Loaded:
-    """The configuration that a program says in tables as of ``tangram.toml``; ``ConfigError`` has every fault."""
+    """The configuration that a program says in tables as of ``tangram.toml``; ``ConfigError`` has every
+    fault.
+    """
     try:
         return _build(tables, None)
     except ConfigError as error:

@@ -1,8 +1,9 @@
-"""Several OpenAPI documents as one: routes of applications with documents of their own, without clashes of names.
+"""Several OpenAPI documents as one: routes of applications with documents of their own, without clashes of
+names.
 
-What is ours stays as it is. A schema of an application whose name is taken by another schema gets its owner's name
-in front; an operation whose id is taken gets it too. Of two that answer one path and method the first is shown,
-as it is asked first.
+What is ours stays as it is. A schema of an application whose name is taken by another schema gets its
+owner's name in front; an operation whose id is taken gets it too. Of two that answer one path and method the
+first is shown, as it is asked first.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class AppMount(Protocol):
     """An ASGI application of one plugin, whose routes stand beside everybody's."""
 
     owner: str
-    problems: Sequence[str]
+    problems: list[str]
 
     def match(self, scope: Scope) -> bool | None:
         """True: it answers this; False: it has the path, for other methods; None: it has no such path."""

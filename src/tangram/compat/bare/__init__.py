@@ -1,7 +1,7 @@
 """What ``import fastapi`` gives to plugins where FastAPI is not installed: our router, under its names.
 
-Enough for the plugin guide and for what published plugins declare; whoever needs more installs FastAPI itself,
-and its own routers are taken then.
+Enough for the plugin guide and for what published plugins declare; whoever needs more installs FastAPI
+itself, and its own routers are taken then.
 """
 
 from __future__ import annotations
@@ -37,5 +37,6 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(
-        f"fastapi.{name} is not among what tangram answers where FastAPI is not installed: pip install fastapi"
+        f"fastapi.{name} is not among what tangram answers where FastAPI is not installed: "
+        "pip install fastapi"
     )

@@ -1,4 +1,6 @@
-"""``fastapi.routing``: our router, taking FastAPI's words for what it can, and saying so for what it cannot."""
+"""``fastapi.routing``: our router, taking FastAPI's words for what it can, and saying so for what it
+cannot.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +67,6 @@ def _refuse(more: dict[str, Any], where: str) -> None:
     unknown = sorted(key for key, value in more.items() if value)
     if unknown:
         raise RouteError(
-            f"{where} asks for {', '.join(unknown)}, which tangram does not do where FastAPI is not installed: "
-            "pip install fastapi"
+            f"{where} asks for {', '.join(unknown)}, which tangram does not do "
+            "where FastAPI is not installed: pip install fastapi"
         )

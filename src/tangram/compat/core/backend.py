@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tangram.compat.plugin import Plugin
 
 __all__ = [
-    "DEFAULT_THEMES",
+    "DEFAULT_THEMES",  # noqa: F822 - found when it is asked for
     "BackendState",
     "Config",
     "FrontendConfig",
