@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
 from tangram.web.site import Site, build_site
 
 if TYPE_CHECKING:
     from quart import Quart
 
-    from tangram.app.tree import Tree
     from tangram.transports.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]
@@ -67,6 +67,8 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
+        beyond=tree.beyond,
+        leaves=tree.leaves,
         task_status=task_status,
     )
 
