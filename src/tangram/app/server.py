@@ -22,7 +22,7 @@ from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir, structure_plugin_config
+from tangram.config import Config, ensure_secret, open_state_dir
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -37,7 +37,7 @@ from tangram.plugins.registry import Loaded, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
 
-__all__ = ["EX_SOFTWARE", "Boot", "Server", "run_server"]
+__all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
 
 log = structlog.get_logger("tangram.app")
 
@@ -194,16 +194,17 @@ class Server:
 
     def _load(self, config: Config) -> Loaded:
         """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
-        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
+        plugins = (
+            load_plugins(config.core.plugins, on_foreign=answer_old_names)
+            if self.boot.plugins is None
+            else self.boot.plugins
+        )
         for failure in plugins.failures:
             log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
         faults: list[Fault] = []
         for one in plugins.plugins:
-            if one.plugin.config_class is None:
-                continue
-            raw = config.plugins.get(one.key, {})
             try:
-                structure_plugin_config(one.plugin.config_class, raw, plugin=one.key)
+                one.plugin.structure_config(config.plugins.get(one.key, {}), key=one.key)
             except PluginConfigError as error:
                 faults += error.faults
         if faults:
@@ -315,6 +316,13 @@ class Server:
         finally:
             if not self.stopping:
                 self.tree.why = "crash"
+
+
+def answer_old_names() -> None:
+    """Let ``import tangram_core`` mean us. A server without such plugins does not pay for it."""
+    from tangram.compat.names import answer_imports
+
+    answer_imports()
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:

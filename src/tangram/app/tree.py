@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import attrs
@@ -40,6 +40,9 @@ from tangram.transports.listeners import HeldSocket
 from tangram.transports.tokens import token_router
 from tangram.web.operator import Operator
 from tangram.web.site import SiteParts
+
+if TYPE_CHECKING:
+    from tangram.compat.island import Island
 
 __all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "Tree", "Why"]
 
@@ -113,6 +116,8 @@ class Tree:
         self.state: BackendState | None = None
         self.bus: Bus | None = None
         self.channels: Channels | None = None
+        self.island: Island | None = None
+        """The loop that existing plugins share, if they do."""
         self.hosts: dict[str, PluginHost] = {}
         self.booted = False
         """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
@@ -213,6 +218,7 @@ class Tree:
         children = [
             part("state", self._run_state),
             part("bus", self._run_bus),
+            *self._island_children(),
             *(self._plugin_child(host) for host in self.hosts.values()),
             part("channels", self._run_channels),
             part("web", self._run_web, stop_timeout=max(limits.stop_timeout, grace + WEB_MARGIN)),
@@ -250,12 +256,34 @@ class Tree:
             self._windows.clear()  # the configuration may have other limits now
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
-        return PluginHost(
+        config = self.config.plugins.get(loaded.key, {})
+        events = {"on_event": self._on_event}
+        if not loaded.plugin.island:
+            return PluginHost(loaded, state=self._the_state, config=config, supervisor=events)
+        # asyncio and all that hangs on it are imported only where a plugin needs them.
+        from tangram.compat.host import IslandHost
+
+        return IslandHost(
             loaded,
             state=self._the_state,
-            config=self.config.plugins.get(loaded.key, {}),
-            supervisor={"on_event": self._on_event},
+            shared=lambda: self.island,
+            config=config,
+            supervisor=events,
         )
+
+    def _island_children(self) -> list[Child]:
+        """The loop that existing plugins share, where they are to share one."""
+        wanted = self.config.compat.islands == "one"
+        if not wanted or not any(one.plugin.island for one in self.plugins.plugins):
+            return []
+        from tangram.compat.host import run_shared_island
+
+        limits = self.config.supervisor
+        run = partial(run_shared_island, self._keep_island)
+        return [Child("island", run, start_timeout=limits.start_timeout, stop_timeout=limits.stop_timeout)]
+
+    def _keep_island(self, island: Island | None) -> None:
+        self.island = island
 
     async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
         if host.name in self.quarantined:
@@ -327,6 +355,7 @@ class Tree:
             state=self._the_state,
             plugins=self.plugins.plugins,
             routers=[token_router(lambda: self.channels)],
+            apps=[app for host in self.hosts.values() if (app := host.app()) is not None],
             allowed=self.origins.allows,
             **more,  # type: ignore[arg-type]
         )

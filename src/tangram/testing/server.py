@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tangram.app import Boot, Server
+from tangram.app.server import answer_old_names
 from tangram.config import Loaded as LoadedConfig
 from tangram.config import load_config
 from tangram.plugins import Plugin
@@ -211,7 +212,7 @@ def _load(plugins: Iterable[Plugin | str]) -> Loaded:
     loaded = Loaded()
     for number, one in enumerate(plugins, 1):
         if isinstance(one, str):
-            found = load_plugins([one])
+            found = load_plugins([one], on_foreign=answer_old_names)
             loaded.plugins.extend(found.plugins)
             loaded.failures.extend(found.failures)
             continue
