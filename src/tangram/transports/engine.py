@@ -205,8 +205,9 @@ class Engine:
     ) -> None:
         """Accept until cancelled, then drain for ``grace()`` seconds, then close the rest forcefully."""
         async with trio.open_nursery() as parent:
-            nursery: trio.Nursery = await parent.start(self._hold_connections, grace)
             try:
+                # Inside: cancelled in this very step, the start raises although what it started goes on, shielded.
+                nursery: trio.Nursery = await parent.start(self._hold_connections, grace)
                 async with trio.open_nursery() as acceptors:
                     for held in listeners:
                         acceptors.start_soon(self._accept, held, nursery)
@@ -218,6 +219,8 @@ class Engine:
     async def _hold_connections(
         self, grace: Callable[[], float], *, task_status: trio.TaskStatus[trio.Nursery]
     ) -> None:
+        # Cancelled before it has begun: `start` would keep the task where nobody ends the shield below.
+        await trio.lowlevel.checkpoint_if_cancelled()
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
             # Bounded: the drain below ends with a cancel of this very scope.
