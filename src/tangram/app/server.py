@@ -20,7 +20,8 @@ import trio
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir, structure_plugin_config
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir, structure_plugin_config
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -67,6 +68,8 @@ class Boot:
     """Told the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
     """Applied to each child of the tree: the place where tests put faults in."""
+    embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
+    """Makes the embedded broker; tests put one in memory here."""
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
@@ -178,6 +181,7 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            embedded=self.boot.embedded,
         )
 
     def _load(self, config: Config) -> Loaded:

@@ -26,7 +26,7 @@ from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.config import Config, cache_dir
+from tangram.config import BrokerConfig, Config, cache_dir
 from tangram.errors import BrokerUnavailable
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
@@ -118,6 +118,7 @@ class Tree:
         on_event: Callable[[SupervisionEvent], None],
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
+        embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
     ) -> None:
         self.config = config
         self.plugins = plugins
@@ -141,6 +142,7 @@ class Tree:
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
+        self._embedded = embedded
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -176,7 +178,7 @@ class Tree:
         if url is not None:
             self.broker = ExternalBroker(url, on_change=self._on_external)
         elif not isinstance(self.broker, EmbeddedBroker):
-            self.broker = EmbeddedBroker(self.config.broker)
+            self.broker = self._embedded(self.config.broker)
         broker = self.broker
         assert broker is not None
         try:
