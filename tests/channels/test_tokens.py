@@ -118,4 +118,3 @@ def test_every_changed_character_breaks_a_token() -> None:
         assert verify(token[:index] + changed + token[index + 1 :], SECRET, NOW) == UNAUTHORIZED
     for tail in ("!", "!!!!", "\n", "===="):
         assert verify(token[:-4] + tail + token[-4:], SECRET, NOW) == UNAUTHORIZED
-    assert verify(token + "=", SECRET, NOW) == UNAUTHORIZED

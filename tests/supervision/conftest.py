@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+
 from tests.supervision.worlds import Decided, Running, World
 
 

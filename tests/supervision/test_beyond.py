@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 import structlog.testing
 import trio
-from tests.supervision.worlds import World
 
 from tangram.errors import RestartsExhausted, StartFailed, SupervisionError
 from tangram.supervision import Backoff, Child, Supervisor, Window, open_supervisor, run_supervisor
+from tests.supervision.worlds import World
 
 AT_ONCE = Backoff(initial=0)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import structlog.testing
 import trio
-from tests.supervision.worlds import World
 
 from tangram.errors import ChildStubborn
 from tangram.supervision import Child, Supervisor, open_supervisor
+from tests.supervision.worlds import World
 
 
 async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object, world: World) -> None:

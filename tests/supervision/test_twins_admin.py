@@ -9,10 +9,10 @@ from functools import partial
 import pytest
 import structlog.testing
 import trio
-from tests.supervision.worlds import Running, World
 
 from tangram.errors import NoSuchChild, SpecError
 from tangram.supervision import Backoff, Child, open_supervisor, run_supervisor
+from tests.supervision.worlds import Running, World
 
 
 async def test_child_adm(autojump_clock: object, world: World) -> None:

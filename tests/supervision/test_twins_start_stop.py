@@ -6,11 +6,11 @@ import math
 
 import pytest
 import trio
-from tests.supervision.worlds import Running, World
 
 from tangram.errors import SpecError, StartFailed
 from tangram.supervision import Child, open_supervisor
 from tangram.supervision.spec import check_supervisor
+from tests.supervision.worlds import Running, World
 
 
 async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
@@ -111,6 +111,19 @@ async def test_sup_start_restart_child_returns_error(autojump_clock: object, wor
     await world.restart_child("a")
 
     assert world.states == {"a": "running", "b": "running"}
+    assert world.decider.restarts == 0
+
+
+async def test_a_temporary_child_whose_requested_restart_fails_is_not_retried(
+    autojump_clock: object, world: World
+) -> None:
+    """A running temporary child may be restarted by request; if that start fails it is forgotten."""
+    await world.open([world.child("t", "temporary"), world.child("b")])
+    world.starts["t"].append("fail")
+    with pytest.raises(StartFailed):
+        await world.restart_child("t")
+
+    assert world.states == {"b": "running"}
     assert world.decider.restarts == 0
 
 

@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import trio
-from tests.supervision.worlds import Running, World
 
 from tangram.errors import NoSuchChild, RestartsExhausted
 from tangram.supervision import Backoff, Child, Window, open_supervisor, run_supervisor
 from tangram.supervision.decide import Decider
 from tangram.supervision.table import Start
+from tests.supervision.worlds import Running, World
 
 
 async def test_multiple_restarts(autojump_clock: object, world: World) -> None:

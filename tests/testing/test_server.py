@@ -14,7 +14,7 @@ from tangram.testing.server import TangramEnded
 from tests.app.helpers import Journal, make_plugin
 
 
-async def test_a_whole_server_runs_on_fakes_without_real_time(autojump_clock) -> None:
+async def test_a_whole_server_runs_on_fakes_without_real_time(autojump_clock: MockClock) -> None:
     """With fakes a server boots, serves HTTP and channels, restarts and stops under a virtual clock."""
     async with open_tangram([make_plugin(Journal())], fakes=True) as running:
         answer = await running.http.get("/probe/value")
@@ -31,14 +31,14 @@ async def test_a_whole_server_runs_on_fakes_without_real_time(autojump_clock) ->
     assert running.status == 0
 
 
-async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock) -> None:
+async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock: MockClock) -> None:
     """An assertion of the test is not hidden in a group of exceptions."""
     with pytest.raises(AssertionError, match="mine"):
         async with open_tangram(fakes=True):
             raise AssertionError("mine")
 
 
-async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock) -> None:
+async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock: MockClock) -> None:
     """A plugin that leaves a thread behind breaks the invariant, by name."""
     over = threading.Event()
     plugin = tangram.Plugin()
@@ -55,7 +55,7 @@ async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock) -> N
         over.set()
 
 
-async def test_a_server_that_does_not_come_up_is_told_with_its_status(autojump_clock) -> None:
+async def test_a_server_that_does_not_come_up_is_told_with_its_status(autojump_clock: MockClock) -> None:
     """A core part that fails at first boot ends the server with status 1."""
 
     def wrap(child: Child) -> Child:

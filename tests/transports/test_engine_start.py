@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tangram.config import ServerConfig
 from tangram.transports.native import serve_native
@@ -14,12 +15,12 @@ async def _no_app(_scope: object, _receive: object, _send: object) -> None:
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_a_stop_in_any_step_of_the_start_ends_the_engine(autojump_clock, steps: int) -> None:
+async def test_a_stop_in_any_step_of_the_start_ends_the_engine(autojump_clock: MockClock, steps: int) -> None:
     """Cancelled at whatever step of its start, the engine ends at once."""
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                lambda: serve_native(_no_app, [], ServerConfig(), grace=lambda: 1.0)  # type: ignore[arg-type]
+                lambda: serve_native(_no_app, [], ServerConfig(), grace=lambda: 1.0)
             )
             for _ in range(steps):
                 await trio.lowlevel.checkpoint()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
 from tangram.web.site import Site, build_site
 
 if TYPE_CHECKING:
     from quart import Quart
 
-    from tangram.app.tree import Tree
-    from tangram.transports.engine import ASGIApp
+    from tangram.transports.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]
 
@@ -61,10 +61,14 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         tree.config.server,
         grace=tree.grace,
         close_code=lambda: tree.farewell().code,
+        # What the engine hands to the channels itself has not passed the site.
+        forwarded=cast("Callable[[Scope], Scope]", site.addresses.forwarded),
         channels=lambda: tree.channels,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
+        beyond=tree.beyond,
+        leaves=tree.leaves,
         task_status=task_status,
     )
 

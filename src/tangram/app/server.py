@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
@@ -98,6 +99,7 @@ class Server:
         self._scope = trio.CancelScope()
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
+        self._lacks_redis = False
 
     @property
     def base_url(self) -> str:
@@ -137,7 +139,7 @@ class Server:
         return self._exit_status
 
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
-        tree = self.tree = self._make_tree()
+        tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
@@ -154,6 +156,7 @@ class Server:
                 on_event=self.ledger,
             ) as root:
                 self.root = root
+                tree.booted = True
                 self._tell_ready()
                 task_status.started(self)
                 await trio.sleep_forever()
@@ -166,7 +169,7 @@ class Server:
         # Looked up late: a reload brings other plugins.
         return None if self.tree is None else self.tree.plugins.owner_of(filename)
 
-    def _make_tree(self) -> Tree:
+    def _make_tree(self, beyond: trio.Nursery) -> Tree:
         config = self.config
         plugins = self._load(config)
         if plugins.failures and config.core.strict:
@@ -182,6 +185,9 @@ class Server:
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
             embedded=self.boot.embedded,
+            beyond=beyond,
+            serve_web=serve_site,
+            on_feed=self._on_feed,
         )
 
     def _load(self, config: Config) -> Loaded:
@@ -225,9 +231,16 @@ class Server:
     def _on_event(self, event: SupervisionEvent) -> None:
         tree = self.tree
         assert tree is not None
-        if event.kind == "gave_up" and not self.stopping and event.supervisor in {"root", "incarnation"}:
+        # By the place in the tree, not by the name: a plugin may be called "root".
+        ours = event.child is None and event.path in {(), ("incarnation",)}
+        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and gives
+        # up is: the budget is the root's own, and behind a child that does not end the root would wait for ever.
+        final = not event.path or tree.incarnation is not None
+        if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)
-        if event.kind == "ready" and event.supervisor == "incarnation":
+        if event.kind == "quarantined":
+            tree.keep_out(event)
+        if event.kind == "ready" and ours and event.path:
             tree.why = "stop" if self.stopping else "crash"
             if self.ready_count:
                 self._tell_ready()
@@ -236,9 +249,22 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
-        running = [one.name for one in self.tree.plugins.plugins]
-        log.info("tangram ready", url=f"{self.tree.base_url}/", plugins=running, ready=self.ready_count)
+        self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
+
+    def _say_ready(self) -> None:
+        assert self.tree is not None
+        url, running = f"{self.tree.base_url}/", [one.name for one in self.tree.plugins.plugins]
+        # A configured Redis that is away crashes nobody, but somebody has to be told what does not work.
+        self._lacks_redis = self.tree.bus is None or not self.tree.bus.up
+        if self._lacks_redis:
+            log.warning("tangram ready, but redis is away", url=url, plugins=running, ready=self.ready_count)
+        else:
+            log.info("tangram ready", url=url, plugins=running, ready=self.ready_count)
+
+    def _on_feed(self, up: bool) -> None:
+        if up and self._lacks_redis:
+            self._say_ready()
 
     # -- signals ---------------------------------------------------------------------------------------------
 
@@ -272,6 +298,7 @@ class Server:
         for what, old, new in _fixed(self.config, config):
             log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
         self.config = self.tree.config = _with_fixed(self.config, config)
+        self.tree.forgive()
         self.tree.plugins = plugins
 
     async def restart(self) -> None:

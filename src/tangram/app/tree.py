@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import attrs
 import structlog
@@ -27,7 +28,7 @@ from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, cache_dir
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerUnavailable, PluginError
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
 from tangram.plugins.registry import LoadedPlugin
@@ -118,8 +119,14 @@ class Tree:
         on_event: Callable[[SupervisionEvent], None],
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
+        beyond: trio.Nursery,
+        serve_web: Callable[..., Awaitable[None]],
+        on_feed: Callable[[bool], None],
         embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
     ) -> None:
+        self.beyond = beyond
+        """Outlives every incarnation: who is still connected to one that has ended is told there to come
+        back."""
         self.config = config
         self.plugins = plugins
         self.held = held
@@ -135,6 +142,12 @@ class Tree:
         self.bus: Bus | None = None
         self.channels: Channels | None = None
         self.hosts: dict[str, PluginHost] = {}
+        self.booted = False
+        """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
+        self.quarantined: dict[str, str] = {}
+        """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
+        kept here because a broker's crash makes a new incarnation with new children."""
+        self._windows: dict[str, Window] = {}
         self.waiting: set[str] = set()
         """Plugins that wait for a Redis of somebody else's."""
         self.web_failures: dict[str, str] = {}
@@ -143,6 +156,8 @@ class Tree:
         self._on_broker = on_broker
         self._wrap = wrap
         self._embedded = embedded
+        self._serve_web = serve_web
+        self._tell_feed = on_feed
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -166,6 +181,10 @@ class Tree:
                 self._run_incarnation,
                 start_timeout=float("inf"),  # each of its own children has a limit
                 stop_timeout=limits.shutdown_timeout,
+                # It ends by itself only when its own budget is spent, or a plugin's where that ends the
+                # server: the root must not begin a new count.
+                window=Window(0, limits.root_window),
+                exhausted="escalate",
             ),
         ]
 
@@ -239,10 +258,26 @@ class Tree:
             # Its services have limits of their own; what is left is the lifespan's.
             start_timeout=limits.start_timeout + sum(service.start_timeout for service in services),
             stop_timeout=limits.stop_timeout + sum(service.stop_timeout for service in services),
-            window=Window(limits.plugin_restarts, limits.plugin_window),
+            window=self._windows.setdefault(host.name, Window(limits.plugin_restarts, limits.plugin_window)),
             exhausted="escalate" if limits.exhausted == "exit" else "quarantine",
-            start_failure="fail" if self.config.core.strict else "quarantine",
+            start_failure="fail" if self.config.core.strict and not self.booted else "quarantine",
         )
+
+    def keep_out(self, event: SupervisionEvent) -> None:
+        """A child was quarantined: if it is a plugin, the next incarnation begins without it, too."""
+        match event.path:
+            case ("incarnation", str(child)) if child.startswith(PLUGIN):
+                self.quarantined.setdefault(child.removeprefix(PLUGIN), event.cause or "unknown")
+
+    def forgive(self, plugin: str | None = None) -> None:
+        """Somebody mended the cause: one plugin, or all, may try again with a clear window."""
+        for name in [plugin] if plugin is not None else list(self._windows):
+            self.quarantined.pop(name, None)
+            if name in self._windows:
+                self._windows[name].clear()
+        if plugin is None:
+            self.quarantined.clear()
+            self._windows.clear()  # the configuration may have other limits now
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
         return PluginHost(
@@ -256,6 +291,8 @@ class Tree:
         """One incarnation of a plugin. What it raises because a Redis of somebody else's is away is no crash:
         it is told, waited out, and the plugin begins anew; no window is charged.
         """
+        if host.name in self.quarantined:
+            raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
         status = _Once(task_status)
         while True:
             try:
@@ -313,9 +350,7 @@ class Tree:
             self.config.channel,
             self.secrets.jwt,
             self._publish_nowait,
-            origins=OriginPolicy(
-                self.config.server.allowed_origins, (self.config.server.host, *self.config.server.hosts)
-            ),
+            origins=self.origins,
             operator_token=self.secrets.operator,
             authorizers=[
                 Authorizer(one.name, one.plugin.authorize)
@@ -323,6 +358,8 @@ class Tree:
                 if one.plugin.authorize is not None
             ],
             up=self.bus is not None and self.bus.up,
+            beyond=self.beyond,
+            streaming_grace=self.config.channel.streaming_grace,
         )
         self.channels = channels
         try:
@@ -331,9 +368,7 @@ class Tree:
             self.channels = None
 
     async def _run_web(self, *, task_status: trio.TaskStatus[object]) -> None:
-        from tangram.app.engines import serve_site
-
-        await serve_site(self, task_status=task_status)
+        await self._serve_web(self, task_status=task_status)
 
     def site_parts(self, **more: object) -> SiteParts:
         """What this incarnation's site is made of; ``more`` is the engine's."""
@@ -345,6 +380,7 @@ class Tree:
             state=self._the_state,
             plugins=self.plugins.plugins,
             routers=[token_router(lambda: self.channels)],
+            allowed=self.origins.allows,
             **more,  # type: ignore[arg-type]
         )
 
@@ -357,6 +393,7 @@ class Tree:
     def _on_feed(self, up: bool) -> None:
         if self.channels is not None:
             self.channels.on_up(up)
+        self._tell_feed(up)
 
     def _the_bus(self) -> Bus:
         if self.bus is None:
@@ -382,6 +419,14 @@ class Tree:
             except BrokerUnavailable:
                 log.debug("an event could not be announced", channel=channel)
 
+    @property
+    def origins(self) -> OriginPolicy:
+        """Whose pages may use this server: the same for answers over HTTP, tokens and WebSockets."""
+        server, channel = self.config.server, self.config.channel
+        public = urlsplit(channel.public_url).hostname if channel.public_url else None
+        named = (server.host, *server.hosts, channel.host, public)
+        return OriginPolicy(server.allowed_origins, [host for host in named if host])
+
     # -- ends ------------------------------------------------------------------------------------------------
 
     def grace(self) -> float:
@@ -389,6 +434,10 @@ class Tree:
         if self.why == "crash":
             return min(CRASH_GRACE, self.config.server.drain_grace)
         return min(self.config.server.drain_grace, self.config.supervisor.shutdown_timeout / 2)
+
+    def leaves(self) -> bool:
+        """Whether WebSockets are told to go while the next incarnation starts already."""
+        return self.why != "stop"
 
     def farewell(self) -> Disconnect:
         """What WebSockets are told when the web is stopped now."""

@@ -36,8 +36,8 @@ __all__ = [
 Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
 
 current_dial: ContextVar[Dial | None] = ContextVar("tangram_dial", default=None)
-"""How Redis is dialled in this context instead of by a socket: the seam behind which a broker in memory stands.
-It reaches the bus and every `Subscriber` of a plugin alike."""
+"""How Redis is dialled in this context instead of by a socket: the seam behind which a broker in memory
+stands. It reaches the bus and every `Subscriber` of a plugin alike."""
 
 LOST: Final = (
     OSError,

@@ -1,8 +1,8 @@
 """For tests of plugins, and of tangram itself: a whole server inside the test's own Trio loop.
 
 ``async with open_tangram([plugin]) as tangram:`` gives the server with an HTTP client (``tangram.http``), a
-channel client (``tangram.open_socket()``), its events, and ``tangram.crash("plugin:my_plugin")``; at its end it
-checks that the server has kept what it promises. ``docs/testing.md`` is the author's page.
+channel client (``tangram.open_socket()``), its events, and ``tangram.crash("plugin:my_plugin")``; at its end
+it checks that the server has kept what it promises. ``docs/testing.md`` is the author's page.
 """
 
 from tangram.testing.faults import FaultPorts, InjectedFault

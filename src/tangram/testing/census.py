@@ -59,8 +59,8 @@ def take_census(mark: object | None = None) -> Census:
 def wait_nothing_left(
     before: Census, mark: object | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> dict[str, list[str]]:
-    """What goes on being more than before although it was given time. The loop stands still meanwhile: who has to
-    go goes by itself.
+    """What goes on being more than before although it was given time. The loop stands still meanwhile: who
+    has to go goes by itself.
     """
     until = clock() + PATIENCE
     while (more := take_census(mark).more_than(before)) and clock() < until:
@@ -74,14 +74,14 @@ def _tasks(mark: object | None) -> dict[object, str]:
     root = trio.lowlevel.current_root_task()
     if mark is None or root is None:
         return {}
-    found = {}
+    found: dict[object, str] = {}
     waiting = [root]
     while waiting:
         task = waiting.pop()
         waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
         if task.context.get(UNDER_TEST) is mark:
             found[task] = task.name
-    return dict(found)
+    return found
 
 
 def _is_idle(thread: threading.Thread) -> bool:
@@ -98,14 +98,14 @@ def _is_idle(thread: threading.Thread) -> bool:
 
 def _descriptors() -> dict[object, str]:
     found: dict[object, str] = {}
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            target = str(entry.readlink())
         except OSError:
             continue  # the one by which this very folder was read
         # Files are nobody's leak here: reports, coverage and caches are opened by whoever tests.
         if target.startswith(("socket:", "pipe:", "anon_inode:")):
-            found[int(entry), target] = f"{entry} -> {target}"
+            found[entry.name, target] = f"{entry.name} -> {target}"
     return found
 
 
@@ -114,7 +114,7 @@ def _asyncio_tasks() -> dict[object, str]:
     if asyncio is None:
         return {}
     tasks = asyncio.tasks
-    known = list(getattr(tasks, "_scheduled_tasks", None) or getattr(tasks, "_all_tasks", ()))
+    known = list(getattr(tasks, "_scheduled_tasks", ()) or getattr(tasks, "_all_tasks", ()))
     known += list(getattr(tasks, "_eager_tasks", ()))
     # By name, not by id: an id may be given again, a task's name is counted up.
     return {task.get_name(): repr(task) for task in known if not task.done()}

@@ -1,7 +1,7 @@
 """What must hold after every run, whatever was done to the server.
 
-Each invariant is a function from `Evidence` to messages, none where it holds; its name is what a report calls it.
-Evidence that a run did not take is None, and what needs it holds.
+Each invariant is a function from `Evidence` to messages, none where it holds; its name is what a report calls
+it. Evidence that a run did not take is None, and what needs it holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STOP_MARGIN = 1.0
 
 DOCUMENTED_CODES = frozenset(
     {value.code for value in vars(disconnects).values() if isinstance(value, disconnects.Disconnect)}
-    # The engines' own, of RFC 6455: a frame that breaks the protocol, text that is not UTF-8, a message too big.
+    # The engines' own, of RFC 6455: a broken frame, text that is not UTF-8, a message too big.
     | {1002, 1007, 1009}
 )
 
@@ -245,19 +245,20 @@ def each_crash_logged_once(evidence: Evidence) -> Iterator[str]:
     """A crash is one line in the log, with child, incarnation and cause."""
     if not evidence.logs:
         return
-    told = Counter(
+    told: Counter[tuple[object, ...]] = Counter(
         (line.get("supervisor"), line.get("child"), line.get("incarnation"), line.get("cause"))
         for line in evidence.logs
         if line.get("event") == "child crashed"
     )
-    crashed = Counter(
+    crashed: Counter[tuple[object, ...]] = Counter(
         (event.supervisor, event.child, event.incarnation or None, event.cause)
         for event in evidence.events
         if event.kind == "crashed"
     )
     for key in told.keys() | crashed.keys():
         if told[key] != crashed[key]:
-            yield f"the crash of {key[1]} of {key[0]} ({key[3]}) is {told[key]} lines in the log, not {crashed[key]}"
+            who = f"the crash of {key[1]} of {key[0]} ({key[3]})"
+            yield f"{who} is {told[key]} lines in the log, not {crashed[key]}"
 
 
 @_invariant

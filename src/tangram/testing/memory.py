@@ -1,14 +1,15 @@
 """A broker in memory: enough of Redis for the bus, subscribers and small plugins, and it breaks on command.
 
-It stands behind two seams of the real one. It *is* an ``EmbeddedBroker`` to the tree (``Boot.embedded``): it is
-started, restarted and missed like the process. And it is dialled without a socket (``bus.resp.current_dial``);
-redis-py, which knows sockets only, reaches it on a real port of loopback.
+It stands behind two seams of the real one. It *is* an ``EmbeddedBroker`` to the tree (``Boot.embedded``): it
+is started, restarted and missed like the process. And it is dialled without a socket
+(``bus.resp.current_dial``); redis-py, which knows sockets only, reaches it on a real port of loopback.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -199,24 +200,27 @@ class MemoryBroker(EmbeddedBroker):
         client.outbox.send_nowait(answer)
 
     def _reply(self, client: _Client, name: str, words: list[bytes]) -> bytes:
+        data = self._data
         match name, words:
             case "PING", _:
-                return _array(b"pong", b"") if client.patterns else b"+PONG\r\n"
+                answer = _array(b"pong", b"") if client.patterns else b"+PONG\r\n"
             case "PUBLISH", [channel, payload]:
-                return b":%d\r\n" % self.publish(channel, payload)
+                answer = b":%d\r\n" % self.publish(channel, payload)
             case "GET", [key]:
-                return _bulk(self._data[key]) if key in self._data else b"$-1\r\n"
+                answer = _bulk(data[key]) if key in data else b"$-1\r\n"
             case "SET", [key, value, *_]:
-                self._data[key] = value
-                return b"+OK\r\n"
+                data[key] = value
+                answer = b"+OK\r\n"
             case "DEL", keys:
-                return b":%d\r\n" % sum(self._data.pop(key, None) is not None for key in keys)
+                answer = b":%d\r\n" % sum(data.pop(key, None) is not None for key in keys)
             case "INCR", [key]:
-                self._data[key] = b"%d" % (int(self._data.get(key, b"0")) + 1)
-                return b":%b\r\n" % self._data[key]
-            case (("AUTH" | "SELECT" | "CLIENT"), _):
-                return b"+OK\r\n"
-        return f"-ERR unknown command '{name}' for the broker in memory\r\n".encode()
+                data[key] = b"%d" % (int(data.get(key, b"0")) + 1)
+                answer = b":%b\r\n" % data[key]
+            case ("AUTH" | "SELECT" | "CLIENT"), _:
+                answer = b"+OK\r\n"
+            case _:
+                answer = f"-ERR unknown command '{name}' for the broker in memory\r\n".encode()
+        return answer
 
     def publish(self, channel: bytes, payload: bytes) -> int:
         """Deliver a message; how many connections get it."""
@@ -236,8 +240,6 @@ class MemoryBroker(EmbeddedBroker):
 
 
 async def _until_lost(run: Callable[[], Awaitable[None]], client: _Client) -> None:
-    try:
+    with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
         await run()
-    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
     client.scope.cancel()

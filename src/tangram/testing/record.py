@@ -1,4 +1,4 @@
-"""What was logged while a server was under test: every record of structlog's, and the standard library's too."""
+"""What was logged while a server was under test: every record of structlog's, and the standard library's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def record_logs() -> Iterator[LogRecords]:
     tap, handler = _Tap(records), _Handler(records)
     processors = structlog.get_config()["processors"]
     # The list itself is changed: loggers that are bound already share it.
-    # Tracebacks as plain text: structlog's way for terminals draws every frame's variables, which takes seconds.
+    # Tracebacks as plain text: structlog's way for terminals draws every frame's variables: seconds.
     processors[:0] = [tap, structlog.processors.format_exc_info]
     logging.getLogger().addHandler(handler)
     try:

@@ -1,9 +1,10 @@
-"""Cancel, crash, break or stop at every step: a scenario is run once to count its steps, then again and again
-with something done to it at step k, for every k, until a run has passed without anything being done (the way in
-which SQLite tests what happens when memory runs out).
+"""Cancel, crash, break or stop at every step: a scenario is run once to count its steps, then again and
+again with something done to it at step k, for every k, until a run has passed without anything being done (the
+way in which SQLite tests what happens when memory runs out).
 
-A step is one scheduling of one of the server's tasks, as a Trio instrument sees it. Each run has a loop, a virtual
-clock and a broker in memory of its own, and its tasks are scheduled from a seed, so that step k is the same in each.
+A step is one scheduling of one of the server's tasks, as a Trio instrument sees it. Each run has a loop, a
+virtual clock and a broker in memory of its own, and its tasks are scheduled from a seed, so that step k is the
+same in each.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import trio.testing
 
 from tangram.plugins import Plugin
 from tangram.supervision import CURRENT_LIFE
+from tangram.supervision.lives import Life
 from tangram.testing.census import UNDER_TEST
 from tangram.testing.faults import InjectedFault
 from tangram.testing.invariants import InvariantBroken
@@ -33,9 +35,9 @@ Scenario = Callable[[RunningTangram], Awaitable[object]]
 Blow = Literal["cancel", "crash", "drop", "kill", "stop"]
 
 KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "stop")
-"""``cancel``: the scope of the child in whose task the step is; ``crash``: an exception in the nearest child of the
-tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``stop``: the whole server is
-stopped."""
+"""``cancel``: the scope of the child in whose task the step is; ``crash``: an exception in the nearest child
+of the tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``stop``: the whole
+server is stopped."""
 
 SCENARIO_SECONDS = 60.0
 """Of virtual time, for one run of a scenario: it costs nothing where nothing hangs."""
@@ -48,7 +50,7 @@ MOST_STEPS = 100_000
 
 
 class StepFailed(AssertionError):
-    """A run with something done to it at one step did not end as it must; the message says how to repeat it."""
+    """A run with something done to it at one step ended otherwise than it must; the message says which."""
 
 
 @attrs.define
@@ -60,7 +62,9 @@ class StepReport:
     runs: Counter[str] = attrs.field(factory=Counter)
     """Runs, by kind."""
     outcomes: Counter[str] = attrs.field(factory=Counter)
-    """``kind: outcome``: ``up`` again, ``quarantined``, ``ended`` with its cause, ``stopped``, ``not started``."""
+    """``kind: outcome``: ``up`` again, ``quarantined``, ``ended`` with its cause, ``stopped``, ``not
+    started``.
+    """
 
     def __str__(self) -> str:
         runs = ", ".join(f"{count} {kind}" for kind, count in sorted(self.runs.items()))
@@ -69,8 +73,8 @@ class StepReport:
 
 @contextmanager
 def scheduled_from(seed: int) -> Iterator[None]:
-    """Trio schedules the tasks of one batch in an order drawn from ``seed``: the one place that reaches for its
-    private generator.
+    """Trio schedules the tasks of one batch in an order drawn from ``seed``: the one place that reaches for
+    its private generator.
     """
     from trio._core import _run
 
@@ -102,7 +106,7 @@ class Stepper(trio.abc.Instrument):
         if self.server is None or task.context.get(UNDER_TEST) is not self.server:
             return
         self.count += 1
-        # Where there is nothing to strike (a task of no child's, a broker that is not up), the next step is taken.
+        # Where there is nothing to strike (a task of no child's, a broker that is not up), the next is taken.
         if self.kind is not None and not self.struck and self.count >= self.at and self._strike(task):
             life = task.context.get(CURRENT_LIFE)
             self.struck = f"task {task.name} of {'the root' if life is None else life.child}"
@@ -113,19 +117,26 @@ class Stepper(trio.abc.Instrument):
         life = task.context.get(CURRENT_LIFE)
         if self.kind == "stop":
             server.stop()
-            return True
-        if self.kind in {"drop", "kill"}:
-            broker = server.memory
-            assert broker is not None
-            if not broker.statistics().up:
-                return False
-            (broker.drop if self.kind == "drop" else broker.kill)()
-            return True
-        if life is None or life.task is None:
+        elif self.kind in {"drop", "kill"}:
+            return self._strike_broker(server)
+        elif self.kind == "crash":
+            return self._crash(server, life)
+        elif life is None or life.task is None:
             return False
-        if self.kind == "cancel":
+        else:
             life.scope.cancel()
-            return True
+        return True
+
+    def _strike_broker(self, server: RunningTangram) -> bool:
+        broker = server.memory
+        assert broker is not None
+        if not broker.statistics().up:
+            return False
+        (broker.drop if self.kind == "drop" else broker.kill)()
+        return True
+
+    def _crash(self, server: RunningTangram, life: Life | None) -> bool:
+        """In the child itself, or in the nearest above it that has a port."""
         while life is not None:
             try:
                 server.crash(life.child, InjectedFault(f"at step {self.count}"))
@@ -145,11 +156,11 @@ async def every_step(
     stride: int = 1,
     seed: int = 0,
 ) -> StepReport:
-    """Run ``scenario`` with each kind of blow at every step: ``await every_step(scenario, plugins=[plugin])``.
+    """Strike at every step of a scenario: ``await every_step(scenario, plugins=[plugin])``.
 
     Each run boots a server, awaits ``scenario(tangram)``, and stops. What the scenario raises after the blow is
-    forgiven; but then the server must come to rest, the scenario must pass if it is run again, and every invariant
-    must hold.
+    forgiven; but then the server must come to rest, the scenario must pass if it is run again, and every
+    invariant must hold.
 
     Args:
         scenario: ``None``: ask for ``/-/readyz``, restart cleanly, and ask again.
@@ -225,6 +236,7 @@ def _run_once(
     plugins: list[Plugin | str],
     config: Mapping[str, Any] | None,
     seed: int,
+    /,
     kind: Blow | None,
     at: int,
 ) -> tuple[Stepper, str]:

@@ -52,7 +52,7 @@ async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
         await client.join("obs:a")
         batch = [json.dumps(["1", str(number), "obs:a", "x", {}]).encode() for number in range(10, 60)]
         await client.stream.send_all(b"".join(masked(data) for data in batch))
-        refs = []
+        refs: list[int] = []
         while len(refs) < 50:
             message = json.loads(await client.receive())
             if message[3] == "phx_reply":
@@ -330,6 +330,16 @@ async def test_crash_of_ours_is_1011(clock: Clock, monkeypatch: pytest.MonkeyPat
         assert code == 1011
         await client.aclose()
         await other.aclose()
+
+
+async def test_session_that_cannot_be_set_up_is_500(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the server before the handshake is over is answered 500, and nothing is left behind."""
+    async with serving_channels() as served:
+        monkeypatch.setattr(served.channels.__class__, "connect", lambda *_: 1 / 0)
+        with pytest.raises(Refusal) as caught:
+            await served.open()
+
+    assert caught.value.status == 500
 
 
 async def test_client_closes(clock: Clock) -> None:

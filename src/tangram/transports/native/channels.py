@@ -7,7 +7,8 @@ and what they are answered with goes out in one write.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, cast
 
 import structlog
 import trio
@@ -16,6 +17,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import ABUSE, BUSY, CRASH, GONE, RESTART, SHUTDOWN, TOO_BIG, Refusal
+from tangram.channels.frames import BINARY, TEXT
 from tangram.transports.channels import Channels, Session, connect_info
 from tangram.transports.engine import Scope
 from tangram.transports.native.connection import READ_SIZE, HttpConnection
@@ -23,9 +25,12 @@ from tangram.transports.native.handshake import prepare_upgrade
 from tangram.transports.native.head import BadHead, Request
 from tangram.transports.pump import Pump
 
-__all__ = ["ChannelSocket", "Frames", "serve_channel"]
+__all__ = ["CONTROL", "ChannelSocket", "Frames", "serve_channel"]
 
 log = structlog.get_logger("tangram.transports")
+
+CONTROL: Final = 8
+"""Opcodes from here on are control frames (RFC 6455, section 5.2)."""
 
 _RETRY: Final = b"retry-after: 1\r\n"
 
@@ -44,7 +49,7 @@ class Frames:
     def add(self, frame: Frame) -> tuple[int, bytes] | None:
         """The message that this frame completes, if it does. Not for control frames."""
         if frame.fin and not self._parts and frame.opcode is not Opcode.CONT:
-            return int(frame.opcode), bytes(frame.data)
+            return TEXT if frame.opcode is Opcode.TEXT else BINARY, bytes(frame.data)
         if frame.opcode is not Opcode.CONT:
             self._opcode = int(frame.opcode)
         self._parts.append(bytes(frame.data))
@@ -64,7 +69,7 @@ async def serve_channel(
     compression: bool,
     ping_interval: float,
 ) -> None:
-    """Admit, accept, and serve one connection until it ends."""
+    """Admit, accept, and hand the connection over to a task that serves it until it ends."""
     if channels is None:
         raise _refused(BUSY)
     upgrade = prepare_upgrade(request, max_message=channels.settings.max_message, compression=compression)
@@ -72,26 +77,41 @@ async def serve_channel(
     admission = channels.admit(info, request.query, upgrade.subprotocols)
     if isinstance(admission, Refusal):
         raise _refused(admission)
-    await connection.write(upgrade.response(admission.subprotocol))
     server = connection.server
     pump = Pump(
         connection,
         upgrade.protocol,
-        spawn=server.spawn,
+        spawn=server.spawn_beyond,
         write_timeout=server.settings.write_timeout,
         statistics=server.pumps,
     )
-    session = channels.connect(info, admission, pump.wake)
+    try:
+        session = channels.connect(info, admission, pump.wake)
+    except Exception:
+        # Before the handshake is over, so that the client hears of it.
+        log.exception("a connection cannot be set up", address=info.address)
+        raise BadHead(500, CRASH.reason) from None
     socket = ChannelSocket(connection, upgrade.protocol, session, pump, ping_interval)
     connection.upgraded = socket
-    server.engine.websockets += 1
     try:
-        pump.attach(session.outbox)
+        await connection.write(upgrade.response(admission.subprotocol))
+    except BaseException:
+        socket.end()
+        raise
+    pump.attach(session.outbox)
+    connection.adopted = True
+    server.engine.adopt(connection, connection.sock, connection.client, partial(_serve, connection, socket))
+
+
+async def _serve(connection: HttpConnection, socket: ChannelSocket) -> None:
+    engine = connection.server.engine
+    engine.websockets += 1
+    try:
         await socket.run()
     finally:
-        server.engine.websockets -= 1
-        session.outbox.close(GONE)
-        session.gone()
+        engine.websockets -= 1
+        socket.end()
+        connection.abort()
 
 
 def _refused(refusal: Refusal) -> BadHead:
@@ -134,8 +154,9 @@ class ChannelSocket:
     # Its own task.
 
     async def run(self) -> None:
-        """Read until either side closes."""
+        """Send what waits, and read until either side closes."""
         connection = self._connection
+        self._pump.attach(self._session.outbox)
         data, connection.buffer = connection.buffer, b""
         try:
             while True:
@@ -157,19 +178,24 @@ class ChannelSocket:
             # Our close frame is on its way, and the client is still sending: a reset would eat it.
             await connection.linger()
 
+    def end(self) -> None:
+        """The connection has ended, whoever ended it."""
+        self._session.outbox.close(GONE)
+        self._session.gone()
+
     def _take(self, data: bytes) -> bool:
         """The bytes of one read; answers whether to go on reading."""
         protocol, session, pump = self._protocol, self._session, self._pump
         protocol.receive_data(data)
         messages: list[tuple[int, bytes | str]] = []
-        for event in protocol.events_received():
-            assert isinstance(event, Frame)
-            if event.opcode <= Opcode.BINARY:
-                message = self._frames.add(event)
-                if message is not None:
-                    messages.append(message)
-            else:
+        add = self._frames.add
+        for event in cast("list[Frame]", protocol.events_received()):
+            if event.opcode >= CONTROL:
                 session.alive()
+                continue
+            message = add(event)
+            if message is not None:
+                messages.append(message)
         pump.corked = True
         try:
             if messages:
