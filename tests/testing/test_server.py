@@ -6,6 +6,7 @@ import threading
 
 import attrs
 import pytest
+from trio.testing import MockClock
 
 import tangram
 from tangram.supervision import Child

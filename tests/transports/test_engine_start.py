@@ -19,9 +19,7 @@ async def test_a_stop_in_any_step_of_the_start_ends_the_engine(autojump_clock: M
     """Cancelled at whatever step of its start, the engine ends at once."""
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                lambda: serve_native(_no_app, [], ServerConfig(), grace=lambda: 1.0)
-            )
+            nursery.start_soon(lambda: serve_native(_no_app, [], ServerConfig(), grace=lambda: 1.0))
             for _ in range(steps):
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()

@@ -233,8 +233,9 @@ class Server:
         assert tree is not None
         # By the place in the tree, not by the name: a plugin may be called "root".
         ours = event.child is None and event.path in {(), ("incarnation",)}
-        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and gives
-        # up is: the budget is the root's own, and behind a child that does not end the root would wait for ever.
+        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
+        # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
+        # for ever.
         final = not event.path or tree.incarnation is not None
         if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)

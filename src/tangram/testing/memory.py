@@ -216,7 +216,7 @@ class MemoryBroker(EmbeddedBroker):
             case "INCR", [key]:
                 data[key] = b"%d" % (int(data.get(key, b"0")) + 1)
                 answer = b":%b\r\n" % data[key]
-            case ("AUTH" | "SELECT" | "CLIENT"), _:
+            case (("AUTH" | "SELECT" | "CLIENT"), _):
                 answer = b"+OK\r\n"
             case _:
                 answer = f"-ERR unknown command '{name}' for the broker in memory\r\n".encode()

@@ -1,10 +1,10 @@
 """Cancel, crash, break or stop at every step: a scenario is run once to count its steps, then again and
-again with something done to it at step k, for every k, until a run has passed without anything being done (the
-way in which SQLite tests what happens when memory runs out).
+again with something done to it at step k, for every k, until a run has passed without anything being done. It
+is the way in which SQLite tests what happens when memory runs out.
 
 A step is one scheduling of one of the server's tasks, as a Trio instrument sees it. Each run has a loop, a
-virtual clock and a broker in memory of its own, and its tasks are scheduled from a seed, so that step k is the
-same in each.
+virtual clock and a broker in memory of its own, and its tasks are scheduled from a seed, so that step k is
+the same in each.
 """
 
 from __future__ import annotations
@@ -156,10 +156,10 @@ async def every_step(
     stride: int = 1,
     seed: int = 0,
 ) -> StepReport:
-    """Strike at every step of a scenario: ``await every_step(scenario, plugins=[plugin])``.
+    """Strike at every step of a scenario, once for each step, in one line of a test.
 
-    Each run boots a server, awaits ``scenario(tangram)``, and stops. What the scenario raises after the blow is
-    forgiven; but then the server must come to rest, the scenario must pass if it is run again, and every
+    Each run boots a server, awaits ``scenario(tangram)``, and stops. What the scenario raises after the blow
+    is forgiven; but then the server must come to rest, the scenario must pass if it is run again, and every
     invariant must hold.
 
     Args:
@@ -193,12 +193,12 @@ def run_every_step(
     report = StepReport()
     once = partial(_run_once, scenario or serve_and_restart, listed, config, seed)
     with _quiet():
-        stepper, _ = once(None, 0)
+        stepper, _ = once(kind=None, at=0)
         report.steps = stepper.count
         for kind in kinds:
             at = 1 + random.Random(f"{seed} {kind}").randrange(stride)  # noqa: S311 - reproducible
             while at < MOST_STEPS:
-                stepper, outcome = once(kind, at)
+                stepper, outcome = once(kind=kind, at=at)
                 if not stepper.struck:
                     break
                 report.runs[kind] += 1
@@ -236,7 +236,7 @@ def _run_once(
     plugins: list[Plugin | str],
     config: Mapping[str, Any] | None,
     seed: int,
-    /,
+    *,
     kind: Blow | None,
     at: int,
 ) -> tuple[Stepper, str]:
