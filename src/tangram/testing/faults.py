@@ -45,8 +45,8 @@ class FaultPorts:
             raise LookupError(f"no child {child!r} runs; expected one of {running}") from None
         try:
             port.send_nowait(error)
-        except trio.WouldBlock:
-            raise LookupError(f"child {child!r} is being crashed already") from None
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            raise LookupError(f"child {child!r} is being crashed or stopped already") from None
         self.struck += 1
 
     def wrap(self, child: Child) -> Child:

@@ -158,7 +158,9 @@ def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
         order = _order(events, evidence.order)
         first = {id(event) for event in evidence.events[: evidence.stopped_at]}
         tail = [event for event in events if id(event) not in first and event.child is not None]
-        stopped = [event.child or "" for event in tail if event.kind == "stopped" and event.child in order]
+        # Who ends with an error of its own meanwhile does not wait for its turn.
+        ended = [event for event in tail if event.kind == "stopped" and event.cause in {None, "returned"}]
+        stopped = [event.child for event in ended if event.child is not None and event.child in order]
         if stopped != sorted(stopped, key=lambda name: -order[name]):
             yield f"children of {supervisor} were stopped in the order {', '.join(stopped)}"
 
