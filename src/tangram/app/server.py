@@ -22,7 +22,8 @@ from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -71,6 +72,8 @@ class Boot:
     """Told the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
     """Applied to each child of the tree: the place where tests put faults in."""
+    embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
+    """Makes the embedded broker; tests put one in memory here."""
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
@@ -187,6 +190,7 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            embedded=self.boot.embedded,
             beyond=beyond,
             serve_web=serve_site,
             on_feed=self._on_feed,
@@ -236,7 +240,11 @@ class Server:
         assert tree is not None
         # By the place in the tree, not by the name: a plugin may be called "root".
         ours = event.child is None and event.path in {(), ("incarnation",)}
-        if event.kind == "gave_up" and ours and not self.stopping:
+        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
+        # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
+        # for ever.
+        final = not event.path or tree.incarnation is not None
+        if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)
         if event.kind == "quarantined":
             tree.keep_out(event)

@@ -28,7 +28,7 @@ from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.config import Config, cache_dir
+from tangram.config import BrokerConfig, Config, cache_dir
 from tangram.errors import BrokerUnavailable, PluginError
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
@@ -98,6 +98,7 @@ class Tree:
         beyond: trio.Nursery,
         serve_web: Callable[..., Awaitable[None]],
         on_feed: Callable[[bool], None],
+        embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
     ) -> None:
         self.beyond = beyond
         """Outlives every incarnation: who is still connected to one that has ended is told there to come
@@ -131,6 +132,7 @@ class Tree:
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
+        self._embedded = embedded
         self._serve_web = serve_web
         self._tell_feed = on_feed
         settings = config.supervisor
@@ -172,7 +174,7 @@ class Tree:
         if url is not None:
             self.broker = ExternalBroker(url, on_change=self._on_external)
         elif not isinstance(self.broker, EmbeddedBroker):
-            self.broker = EmbeddedBroker(self.config.broker)
+            self.broker = self._embedded(self.config.broker)
         broker = self.broker
         assert broker is not None
         try:
