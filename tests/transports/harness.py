@@ -65,14 +65,22 @@ class Server:
         return trio.current_time() - began
 
 
+ENGINE_OPTIONS = (
+    "certfile",
+    "keyfile",
+    "close_code",
+    "max_message",
+    "channels",
+    "compression",
+    "forwarded",
+    "ping_interval",
+)
+
+
 @asynccontextmanager
 async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any) -> AsyncIterator[Server]:
     """Run the engine ``name`` for the block."""
-    arguments = {
-        key: options.pop(key)
-        for key in ("certfile", "keyfile", "close_code", "max_message", "channels")
-        if key in options
-    }
+    arguments = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
     given = options.pop("held", None)
     settings = Settings(**options)
     held = given or open_listeners("127.0.0.1", 0)

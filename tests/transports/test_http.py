@@ -9,6 +9,8 @@ import h11
 import pytest
 import trio
 import trio.testing
+from quart import request
+from quart_trio import QuartTrio
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
@@ -500,3 +502,60 @@ async def test_access_log(engine: str, clock: Clock) -> None:
         200,
         "127.0.0.1",
     )
+
+
+def quart_app() -> QuartTrio:
+    app = QuartTrio(__name__)
+
+    @app.get("/page")
+    async def page() -> str:
+        return "a page"
+
+    @app.post("/upload")
+    async def upload() -> str:
+        return str(len(await request.get_data()))
+
+    @app.get("/stream")
+    async def stream() -> Any:
+        async def pieces() -> Any:
+            for number in range(3):
+                await trio.sleep(0.1)
+                yield b"%d" % number
+
+        return pieces()
+
+    return app
+
+
+async def test_quart_keeps_the_connection(engine: str, clock: Clock) -> None:
+    """A Quart application's responses are finished, the connection is kept, obeys close, and a stop is
+    quick.
+    """
+    async with serving(engine, quart_app()) as server:
+        async with await server.connect() as client:
+            page = await client.get("/page")
+            upload = await client.post("/upload", b"x" * 200_000)
+            stream = await client.get("/stream")
+            last = await client.get("/page", ("connection", "close"))
+
+            assert [page.body, upload.body, stream.body, last.body] == [
+                b"a page",
+                b"200000",
+                b"012",
+                b"a page",
+            ]
+            assert [page.keep, upload.keep, stream.keep, last.keep] == [True, True, True, False]
+            assert await client.rest(1.0) == b""
+        async with await server.connect() as client:
+            await client.get("/page")
+            assert await server.stop() < 0.5
+
+
+async def test_quart_connection_times_out_when_idle(engine: str, clock: Clock) -> None:
+    """A connection that a Quart application has answered on is closed after idle_timeout."""
+    async with serving(engine, quart_app(), idle_timeout=5.0) as server, await server.connect() as client:
+        await client.get("/page")
+        began = trio.current_time()
+        await client.rest()
+
+    assert 5 <= trio.current_time() - began < 7

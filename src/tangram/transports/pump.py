@@ -248,7 +248,7 @@ class Pump:
     async def _write_rest(self) -> None:
         connection = self.connection
         try:
-            while self._rest is not None:
+            while self._rest is not None and not connection.closed:
                 # Anew at each step: the client has this long to take something, not everything.
                 connection.write_deadline = min(_now() + self.write_timeout, self.end_at)
                 await _wait_writable(connection.sock)

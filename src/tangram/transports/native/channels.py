@@ -7,7 +7,7 @@ and what they are answered with goes out in one write.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import structlog
 import trio
@@ -16,6 +16,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import ABUSE, BUSY, CRASH, GONE, RESTART, SHUTDOWN, TOO_BIG, Refusal
+from tangram.channels.frames import BINARY, TEXT
 from tangram.transports.channels import Channels, Session, connect_info
 from tangram.transports.engine import Scope
 from tangram.transports.native.connection import READ_SIZE, HttpConnection
@@ -23,9 +24,12 @@ from tangram.transports.native.handshake import prepare_upgrade
 from tangram.transports.native.head import BadHead, Request
 from tangram.transports.pump import Pump
 
-__all__ = ["ChannelSocket", "Frames", "serve_channel"]
+__all__ = ["CONTROL", "ChannelSocket", "Frames", "serve_channel"]
 
 log = structlog.get_logger("tangram.transports")
+
+CONTROL: Final = 8
+"""Opcodes from here on are control frames (RFC 6455, section 5.2)."""
 
 _RETRY: Final = b"retry-after: 1\r\n"
 
@@ -44,7 +48,7 @@ class Frames:
     def add(self, frame: Frame) -> tuple[int, bytes] | None:
         """The message that this frame completes, if it does. Not for control frames."""
         if frame.fin and not self._parts and frame.opcode is not Opcode.CONT:
-            return int(frame.opcode), bytes(frame.data)
+            return TEXT if frame.opcode is Opcode.TEXT else BINARY, bytes(frame.data)
         if frame.opcode is not Opcode.CONT:
             self._opcode = int(frame.opcode)
         self._parts.append(bytes(frame.data))
@@ -141,6 +145,8 @@ class ChannelSocket:
             while True:
                 if data and not self._take(data):
                     break
+                if connection.closed:
+                    return
                 await _wait_readable(connection.sock)
                 try:
                     data = connection.sock.recv(READ_SIZE)
@@ -160,14 +166,14 @@ class ChannelSocket:
         protocol, session, pump = self._protocol, self._session, self._pump
         protocol.receive_data(data)
         messages: list[tuple[int, bytes | str]] = []
-        for event in protocol.events_received():
-            assert isinstance(event, Frame)
-            if event.opcode <= Opcode.BINARY:
-                message = self._frames.add(event)
-                if message is not None:
-                    messages.append(message)
-            else:
+        add = self._frames.add
+        for event in cast("list[Frame]", protocol.events_received()):
+            if event.opcode >= CONTROL:
                 session.alive()
+                continue
+            message = add(event)
+            if message is not None:
+                messages.append(message)
         pump.corked = True
         try:
             if messages:

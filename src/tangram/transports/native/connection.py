@@ -170,7 +170,7 @@ class HttpConnection:
     async def _write_rest(self, rest: memoryview) -> None:
         done = self._writing = trio.Event()
         try:
-            while rest:
+            while rest and not self.closed:
                 # Anew at each step: the client has this long to take something, not everything.
                 self.write_deadline = _now() + self.server.settings.write_timeout
                 await _wait_writable(self.sock)
@@ -185,6 +185,8 @@ class HttpConnection:
             self.write_deadline = NEVER
             self._writing = None
             done.set()
+        if rest:
+            raise ClientGone("the connection was closed while it was written to")
 
     # Requests.
 

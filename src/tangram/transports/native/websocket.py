@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
 from tangram.transports.engine import ClientGone, Message, Scope, failures_of
-from tangram.transports.native.channels import Frames
+from tangram.transports.native.channels import CONTROL, Frames
 from tangram.transports.native.connection import HttpConnection
 from tangram.transports.native.exchange import only_gone
 from tangram.transports.native.handshake import Upgrade
@@ -64,6 +64,8 @@ class AppSocket:
         self._wake_app = trio.Event()
         self._wake_reader = trio.Event()
         self._gone = False
+        self._failed = False
+        self._end_at = NEVER
 
     # What the engine asks of it.
 
@@ -156,12 +158,17 @@ class AppSocket:
             while True:
                 if data:
                     await self._take(data)
-                if protocol.close_rcvd is not None or protocol.parser_exc is not None:
+                if self._failed or protocol.parser_exc is not None:
+                    # Our close frame is on its way, and the client is still sending: a reset would eat it.
+                    await connection.linger()
+                    return
+                if protocol.close_rcvd is not None:
                     return
                 while len(self._inbox) >= QUEUED_MESSAGES:
                     self._wake_reader = trio.Event()
                     await self._wake_reader.wait()
-                data = await connection.read(NEVER)
+                left = NEVER if self._end_at == NEVER else max(0.0, self._end_at - trio.current_time())
+                data = await connection.read(left)
                 if not data:
                     return
         except ClientGone:
@@ -176,7 +183,7 @@ class AppSocket:
         protocol.receive_data(data)
         for event in protocol.events_received():
             assert isinstance(event, Frame)
-            if event.opcode > Opcode.BINARY:
+            if event.opcode >= CONTROL:
                 continue
             message = self._frames.add(event)
             if message is None:
@@ -187,6 +194,7 @@ class AppSocket:
                     text = payload.decode()
                 except UnicodeDecodeError:
                     protocol.fail(1007, "a text message must be UTF-8")
+                    self._failed = True
                     break
                 self._inbox.append({"type": "websocket.receive", "text": text})
             else:
@@ -260,7 +268,7 @@ class AppSocket:
     async def _close(self, code: int, reason: str) -> None:
         if self._protocol.state is OPEN:
             self._protocol.send_close(code, reason)
-            self._connection.read_deadline = trio.current_time() + CLOSE_TIME
+            self._connection.read_deadline = self._end_at = trio.current_time() + CLOSE_TIME
             await self._flush()
 
     async def _ping(self) -> None:
