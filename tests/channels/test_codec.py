@@ -4,7 +4,7 @@ import json
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangram.channels import codec
@@ -29,6 +29,7 @@ def split_by_the_table(data: bytes, lengths: int) -> tuple[list[str], bytes]:
     return fields, data[at:]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.none() | FIELD, st.none() | FIELD, FIELD, FIELD, PAYLOAD)
 def test_text_frames_survive_the_round_trip(
     join_ref: str | None, ref: str | None, topic: str, event: str, payload: object
@@ -41,6 +42,7 @@ def test_text_frames_survive_the_round_trip(
     assert codec.decode(TEXT, encoded.data) == Message(join_ref, ref, topic, event, text)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.none() | FIELD, st.none() | FIELD, FIELD, FIELD, st.binary(max_size=300))
 def test_binary_pushes_survive_the_round_trip(
     join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes
@@ -56,6 +58,7 @@ def test_binary_pushes_survive_the_round_trip(
     assert codec.decode(BINARY, data) == message
 
 
+@settings(max_examples=40, deadline=None)
 @given(FIELD, FIELD, st.binary(max_size=300))
 def test_broadcasts_have_the_layout_of_kind_2(topic: str, event: str, payload: bytes) -> None:
     """A broadcast is kind 2 with two lengths, and a client's decoder agrees."""
@@ -88,6 +91,7 @@ def test_a_client_reads_all_kinds_of_a_server(data: str, message: Message) -> No
     assert codec.decode_server(BINARY, bytes.fromhex(data)) == message
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from([TEXT, BINARY]), st.binary(max_size=200))
 def test_any_bytes_decode_or_raise_frame_error(opcode: int, data: bytes) -> None:
     """No bytes raise anything but FrameError, in either direction."""
@@ -98,6 +102,7 @@ def test_any_bytes_decode_or_raise_frame_error(opcode: int, data: bytes) -> None
             continue
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(PAYLOAD, max_size=7))
 def test_any_json_decodes_or_raises_frame_error(elements: list[object]) -> None:
     """JSON of the wrong shape raises FrameError; of the right shape, it decodes."""
@@ -201,6 +206,7 @@ def test_all_else_travels_as_bytes(payload: bytes) -> None:
     assert not codec.is_document(payload)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=40) | PAYLOAD.map(lambda value: json.dumps(value).encode()))
 def test_what_is_called_a_document_can_be_parsed(payload: bytes) -> None:
     """Whatever is called a document is one for a strict parser too."""

@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -277,6 +278,20 @@ def test_routes_are_forgotten_with_their_room() -> None:
     assert hub.statistics().unheard == 2
 
 
+def test_members_come_and_go_between_messages() -> None:
+    """Who joins after a topic's first message hears the second, and who has left hears no third."""
+    hub = Hub()
+    first = joined(hub, "a", "obs")
+    hub.deliver([(b"to:obs:e", b"[1]")])
+    second = joined(hub, "b", "obs")
+    hub.deliver([(b"to:obs:e", b"[2]")])
+    hub.leave(first)
+    hub.deliver([(b"to:obs:e", b"[3]")])
+
+    assert [frame[4] for frame in drained(first.outbox) if isinstance(frame, list)] == [[1], [2]]
+    assert [frame[4] for frame in drained(second.outbox) if isinstance(frame, list)] == [[2], [3]]
+
+
 TOPICS = ["system", "obs", "obs:a", "admin"]
 CONNS = ["a", "b", "c", "d"]
 
@@ -389,5 +404,5 @@ def refs(entry: dict[str, list[dict[str, str]]]) -> set[str]:
     return {meta["phx_ref"] for meta in entry["metas"]}
 
 
-TestHubAgainstAModel = HubAgainstAModel.TestCase
+TestHubAgainstAModel = pytest.mark.slow(HubAgainstAModel.TestCase)
 TestHubAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangram.channels import codec
@@ -385,6 +385,7 @@ EVENTS = st.sampled_from(["phx_join", "phx_leave", "heartbeat", "hello", "", "ph
 REFS = st.sampled_from([None, "1", "2"])
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(

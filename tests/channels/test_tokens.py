@@ -7,7 +7,7 @@ from typing import Any
 
 import jwt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangram.channels.disconnects import TOKEN_EXPIRED, UNAUTHORIZED, Refusal
@@ -36,6 +36,7 @@ def test_the_referee_reads_what_is_minted() -> None:
     }
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=20))
 def test_what_is_minted_is_accepted(id_: str, channel: str, secret: str) -> None:
     """Any id and channel survive, under any secret, and under no other."""
@@ -102,6 +103,7 @@ def test_a_header_that_lies_is_refused() -> None:
         assert verify((signed + b"." + signature).decode(), SECRET, NOW) == UNAUTHORIZED
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(max_size=200) | st.from_regex(r"\A[\w-]{0,30}\.[\w-]{0,30}\.[\w-]{0,30}\Z"))
 def test_garbage_is_refused(token: str) -> None:
     """No string raises."""
@@ -114,5 +116,5 @@ def test_every_changed_character_breaks_a_token() -> None:
     for index in range(len(token) - 1):
         changed = "A" if token[index] != "A" else "B"
         assert verify(token[:index] + changed + token[index + 1 :], SECRET, NOW) == UNAUTHORIZED
-    assert verify(token + "!", SECRET, NOW) == UNAUTHORIZED
-    assert verify(token + "=", SECRET, NOW) == UNAUTHORIZED
+    for tail in ("!", "!!!!", "\n", "===="):
+        assert verify(token[:-4] + tail + token[-4:], SECRET, NOW) == UNAUTHORIZED

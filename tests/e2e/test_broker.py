@@ -98,6 +98,7 @@ async def test_an_external_redis_that_goes_away_crashes_nobody(home: Home, brows
         answered = await server.get("/e2e/ping")
         pushed = await client.push("e2e", "wave", {})
         async with open_redis(port):
+            await client.wait("channels.e2e.errors > 0")  # members are told that they missed something
             await client.wait("channels.e2e.state === 'joined'")
             await client.wait_more("beat")
             again = await client.push("e2e", "wave", {})

@@ -9,9 +9,7 @@ from tests.supervision.worlds import Decided, Running, World
 
 
 @pytest.fixture(params=["decide", "runner"])
-async def world(
-    request: pytest.FixtureRequest, nursery: trio.Nursery
-) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest, nursery: trio.Nursery) -> AsyncIterator[World]:
     world: World = Decided() if request.param == "decide" else Running(nursery)
     yield world
     await world.end()

@@ -10,7 +10,6 @@ import trio
 from tangram.errors import SpecError, StartFailed
 from tangram.supervision import Child, open_supervisor
 from tangram.supervision.spec import check_supervisor
-
 from tests.supervision.worlds import Running, World
 
 
@@ -27,7 +26,8 @@ async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_start_ignore_child(autojump_clock: object, world: World) -> None:
-    """A child that returns before it started has nothing to do here: no fault, and its specification is kept."""
+    """A child that returns before it started has nothing to do here: no fault, and its specification is
+    kept."""
     world.starts["a"].append("ignore")
     await world.open(world.children("a b", "transient"))
 
@@ -52,7 +52,9 @@ async def test_sup_start_ignore_temporary_child_start_child(autojump_clock: obje
     assert world.states == {"a": "running"}
 
 
-async def test_sup_start_ignore_temporary_child_start_child_simple(autojump_clock: object, world: World) -> None:
+async def test_sup_start_ignore_temporary_child_start_child_simple(
+    autojump_clock: object, world: World
+) -> None:
     """The same in a pool: the others of the pool go on, and the name is free again."""
     await world.open([], strategy="one_for_one")
     world.starts["w2"].append("ignore")
@@ -62,8 +64,11 @@ async def test_sup_start_ignore_temporary_child_start_child_simple(autojump_cloc
     assert world.states == {"w1": "running", "w3": "running", "w2": "running"}
 
 
-async def test_sup_start_ignore_permanent_child_start_child_simple(autojump_clock: object, world: World) -> None:
-    """A permanent child that returns before it started has failed to start: who added it is told, nothing is kept."""
+async def test_sup_start_ignore_permanent_child_start_child_simple(
+    autojump_clock: object, world: World
+) -> None:
+    """A permanent child that returns before it started has failed to start: who added it is told, nothing is
+    kept."""
     await world.open([], strategy="one_for_one")
     world.starts["w1"].append("ignore")
     with pytest.raises(StartFailed):
@@ -145,7 +150,8 @@ def test_sup_start_map_faulty_specs() -> None:
 
 
 async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
-    """A child without a stop time is waited for as long as the whole stop may take, and never called stubborn."""
+    """A child without a stop time is waited for as long as the whole stop may take, and never called
+    stubborn."""
     world.stubborn.add("a")
     await world.open([world.child("a", stop_timeout=math.inf), world.child("b")])
     await world.restart_child("b")
@@ -165,7 +171,8 @@ async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
-    """A child past its stop time holds up its elders no longer; it is named, and the stop ends when it does."""
+    """A child past its stop time holds up its elders no longer; it is named, and the stop ends when it
+    does."""
     world.stubborn.add("b")
     await world.open(world.children("a b c", stop_timeout=2.0))
     await world.close()
@@ -182,9 +189,12 @@ async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) -> None:
-    """Workers of a pool share the total of the stop: past it all are cancelled without waiting for each other."""
+    """Workers of a pool share the total of the stop: past it all are cancelled without waiting for each
+    other."""
     world.stubborn.update({"w1", "w2", "w3"})
-    await world.open(world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one")
+    await world.open(
+        world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one"
+    )
     await world.close()
     await world.advance(5.9)
     assert world.states["w1"] == "leaving"
@@ -198,7 +208,8 @@ async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) ->
 
 
 async def test_sup_stop_race(autojump_clock: object, world: World) -> None:
-    """A child that ends by itself in the moment of the stop is gone all the same, and no crash restarts it."""
+    """A child that ends by itself in the moment of the stop is gone all the same, and no crash restarts
+    it."""
     await world.open(world.children("a b"))
     if isinstance(world, Running):
         event, errors = world._orders["b"]
@@ -223,7 +234,9 @@ async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world:
     assert world.closed
     assert world.failure is None
     assert not world.told("crashed")
-    assert [e.cause for e in world.events if e.kind == "stopped" and e.cause] == ["ValueError: in clean-up"] * 2
+    assert [e.cause for e in world.events if e.kind == "stopped" and e.cause] == [
+        "ValueError: in clean-up"
+    ] * 2
 
 
 async def test_extra_return(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:

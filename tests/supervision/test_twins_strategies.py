@@ -11,7 +11,6 @@ from tangram.errors import NoSuchChild, RestartsExhausted
 from tangram.supervision import Backoff, Child, Window, open_supervisor, run_supervisor
 from tangram.supervision.decide import Decider
 from tangram.supervision.table import Start
-
 from tests.supervision.worlds import Running, World
 
 
@@ -37,7 +36,8 @@ async def test_one_for_one(autojump_clock: object, world: World) -> None:
 
 
 async def test_one_for_one_escalation(autojump_clock: object, world: World) -> None:
-    """A child whose restarts fail past the intensity ends its supervisor, which stops the others in reverse."""
+    """A child whose restarts fail past the intensity ends its supervisor, which stops the others in
+    reverse."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b c"), strategy="one_for_one", restarts=2)
     world.forget()
@@ -69,7 +69,8 @@ async def test_one_for_all_escalation(autojump_clock: object, world: World) -> N
 
 
 async def test_one_for_all_other_child_fails_restart(autojump_clock: object, world: World) -> None:
-    """If another child fails in the restart of the group, that counts, and the whole group goes round again."""
+    """If another child fails in the restart of the group, that counts, and the whole group goes round
+    again."""
     world.starts["b"].extend(["ok", "fail"])
     await world.open(world.children("a b c"), strategy="one_for_all")
     world.forget()
@@ -189,7 +190,8 @@ async def test_temporary_normal(autojump_clock: object, world: World) -> None:
 async def test_shutdown_of_own_will(
     restart: str, state: str | None, restarts: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A child that ends itself by cancelling a scope of its own has returned, whatever its restart type says to that."""
+    """A child that ends itself by cancelling a scope of its own has returned, whatever its restart type says
+    to that."""
     lives = 0
 
     async def run() -> None:
@@ -239,7 +241,9 @@ async def test_temporary_bystander(autojump_clock: object, world: World) -> None
     """A temporary child that a sibling's restart takes down does not come back."""
     for strategy in ("one_for_all", "rest_for_one"):
         world = type(world)(world._nursery) if isinstance(world, Running) else type(world)()
-        await world.open([world.child("a"), world.child("t", "temporary"), world.child("c")], strategy=strategy)
+        await world.open(
+            [world.child("a"), world.child("t", "temporary"), world.child("c")], strategy=strategy
+        )
         await world.crash("a")
 
         assert world.states == {"a": "running", "c": "running"}
@@ -247,7 +251,8 @@ async def test_temporary_bystander(autojump_clock: object, world: World) -> None
 
 
 async def test_tree(autojump_clock: trio.testing.MockClock) -> None:
-    """A supervisor as a child: inner crashes are healed inside; past the inner intensity the outer restarts it whole."""
+    """A supervisor as a child: inner crashes are healed inside; past the inner intensity the outer restarts
+    it whole."""
     log: list[str] = []
     bombs: dict[str, trio.Event] = {}
 
@@ -285,9 +290,12 @@ async def test_tree(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_tree_of_decisions() -> None:
-    """The same between two deciders: what the inner gives up for is the crash with which the outer is charged."""
+    """The same between two deciders: what the inner gives up for is the crash with which the outer is
+    charged."""
     inner = Decider([], window=Window(0, 1), backoff=Backoff(), draw=lambda: 0.5, name="inner")
-    outer = Decider([Child("inner", run_supervisor)], window=Window(1, 9), backoff=Backoff(), draw=lambda: 0.5)
+    outer = Decider(
+        [Child("inner", run_supervisor)], window=Window(1, 9), backoff=Backoff(), draw=lambda: 0.5
+    )
     outer.open(0)
     outer.started("inner", 0)
     inner.open(0)
@@ -307,7 +315,8 @@ async def test_tree_of_decisions() -> None:
 
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one", "one_for_one"])
 async def test_hanging_restart_loop(autojump_clock: object, world: World, strategy: str) -> None:
-    """While a restart fails again and again, the state is readable and a stop is obeyed at once (OTP-9549)."""
+    """While a restart fails again and again, the state is readable and a stop is obeyed at once
+    (OTP-9549)."""
     world.starts["b"].extend(["ok"] + ["fail"] * 10_000)
     await world.open(
         world.children("a b"), strategy=strategy, restarts=10**6, backoff=Backoff(initial=1.0, jitter=0.0)
@@ -323,7 +332,8 @@ async def test_hanging_restart_loop(autojump_clock: object, world: World, strate
 
 
 async def test_hanging_restart_loop_simple(autojump_clock: object, world: World) -> None:
-    """The same for one worker of a pool: it can be stopped while its restarts fail, and the others are untouched."""
+    """The same for one worker of a pool: it can be stopped while its restarts fail, and the others are
+    untouched."""
     await world.open([], strategy="one_for_one", restarts=10**6, backoff=Backoff(initial=1.0))
     for name in ("w1", "w2"):
         await world.start_child(world.child(name))
@@ -338,7 +348,8 @@ async def test_hanging_restart_loop_simple(autojump_clock: object, world: World)
 
 
 async def test_hanging_restart_loop_rest_for_one(autojump_clock: object, world: World) -> None:
-    """The same where the loop holds up those behind it: those before it go on, and a stop of it lets the rest come up."""
+    """The same where the loop holds up those behind it: those before it go on, and a stop of it lets the
+    rest come up."""
     await world.open(
         world.children("a b c"), strategy="rest_for_one", restarts=10**6, backoff=Backoff(initial=1.0)
     )

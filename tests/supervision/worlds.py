@@ -1,9 +1,10 @@
-"""Two worlds with one face: `Decided` drives the decider alone, `Running` drives real tasks on the autojump clock.
+"""Two worlds with one face: `Decided` drives the decider alone, `Running` drives real tasks on the autojump
+clock.
 
-A case told in their common words is checked against both, so that the shell cannot say one thing and the decisions
-another. Children do as they are told: ``starts`` holds what the next starts of a child do (``ok`` where nothing is
-said, ``fail``, ``hang``, ``ignore``), `crash` and `finish` end one, names in ``stubborn`` ignore cancellation,
-names in ``dirty`` raise from their clean-up.
+A case told in their common words is checked against both, so that the shell cannot say one thing and the
+decisions another. Children do as they are told: ``starts`` holds what the next starts of a child do (``ok``
+where nothing is said, ``fail``, ``hang``, ``ignore``), `crash` and `finish` end one, names in ``stubborn``
+ignore cancellation, names in ``dirty`` raise from their clean-up.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from tangram.supervision import (
 from tangram.supervision.decide import Decider
 from tangram.supervision.records import crash_of
 from tangram.supervision.spec import check_supervisor
-from tangram.supervision.table import AT_REST, Cancel, Effect, Start, State, Tell
+from tangram.supervision.table import AT_REST, Effect, Start, State, Tell
 
-KINDS = {
+KINDS: dict[type[BaseException], str] = {
     StartFailed: "boot",
     RestartsExhausted: "exhausted",
     ChildStubborn: "stubborn",
@@ -159,7 +160,7 @@ class Decided(World):
                 self.events.append(effect.event)
             elif isinstance(effect, Start):
                 self._start(effect.child)
-            elif isinstance(effect, Cancel) and effect.child not in self.stubborn:
+            elif effect.child not in self.stubborn:
                 error = ValueError("in clean-up") if effect.child in self.dirty else None
                 self._queue.append(partial(self._end, effect.child, error))
         if self._busy:
@@ -305,7 +306,8 @@ class Running(World):
             return
         if how == "hang":
             await trio.sleep_forever()
-        self._orders[name] = order, errors = trio.Event(), []
+        order, errors = trio.Event(), list[BaseException]()
+        self._orders[name] = order, errors
         task_status.started(name)
         await order.wait()
         if errors:
@@ -321,7 +323,7 @@ class Running(World):
         try:
             async with open_supervisor(children, on_event=self.events.append, **settings) as self._made:
                 await self._leave.wait()
-        except (KeyboardInterrupt, SystemExit, *KINDS) as error:
+        except tuple(KINDS) as error:
             self.error = error
 
     async def crash(self, *names: str, error: BaseException | None = None) -> None:

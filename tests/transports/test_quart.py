@@ -19,11 +19,6 @@ from tests.transports.serving import open_raw, open_server
 pytestmark = pytest.mark.slow
 
 
-def close_code(closed: ConnectionClosed) -> int:
-    assert closed.reason is not None
-    return closed.reason.code
-
-
 async def test_the_whole_way_through_quart() -> None:
     """A client fetches a token, joins, pushes with a reply, hears events of both kinds, and leaves."""
     with trio.fail_after(10):
@@ -94,6 +89,11 @@ async def test_empty_frames_are_malformed_and_nothing_else() -> None:
             assert server.channels.statistics().malformed == 3
 
 
+def code_of(error: ConnectionClosed) -> int:
+    assert error.reason is not None
+    return error.reason.code
+
+
 async def code_of_a_crash(crash: Callable[[Any], None]) -> tuple[int, bool]:
     """The close code that a client sees, and whether the server still serves."""
     async with open_server() as server:
@@ -103,7 +103,7 @@ async def code_of_a_crash(crash: Callable[[Any], None]) -> tuple[int, bool]:
             await connection.send_message('[null,"1","phoenix","heartbeat",{}]')
             with pytest.raises(ConnectionClosed) as caught:
                 await connection.get_message()
-        code = close_code(caught.value)
+        code = code_of(caught.value)
         serves = (await fetch_token(server.url, "obs")).channel == "obs"
         return code, serves
 
@@ -150,7 +150,7 @@ async def test_a_plugins_own_websocket_keeps_its_codes() -> None:
                     await connection.send_message(b"")
                     with pytest.raises(ConnectionClosed) as caught:
                         await connection.get_message()
-                    codes[what] = close_code(caught.value)
+                    codes[what] = code_of(caught.value)
 
             assert codes == {"return": 1000, "close": 1000, "crash": 1011}
             assert got == [b"", b"", b""]
@@ -166,7 +166,7 @@ async def test_a_message_over_the_bound() -> None:
                 with pytest.raises(ConnectionClosed) as caught:
                     await connection.get_message()
 
-            assert close_code(caught.value) == 1009
+            assert code_of(caught.value) == 1009
 
 
 async def test_no_incarnation_is_503() -> None:

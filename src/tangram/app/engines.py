@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from tangram.app.tree import Tree
-    from tangram.transports.engine import ASGIApp
+    from tangram.transports.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]
 
@@ -61,6 +61,8 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         tree.config.server,
         grace=tree.grace,
         close_code=lambda: tree.farewell().code,
+        # What the engine hands to the channels itself has not passed the site.
+        forwarded=cast("Callable[[Scope], Scope]", site.addresses.forwarded),
         channels=lambda: tree.channels,
         compression=channel.compression,
         ping_interval=channel.ping_interval,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import attrs
 import structlog
@@ -311,9 +312,7 @@ class Tree:
             self.config.channel,
             self.secrets.jwt,
             self._publish_nowait,
-            origins=OriginPolicy(
-                self.config.server.allowed_origins, (self.config.server.host, *self.config.server.hosts)
-            ),
+            origins=self.origins,
             operator_token=self.secrets.operator,
             authorizers=[
                 Authorizer(one.name, one.plugin.authorize)
@@ -321,6 +320,7 @@ class Tree:
                 if one.plugin.authorize is not None
             ],
             up=self.bus is not None and self.bus.up,
+            streaming_grace=self.config.channel.streaming_grace,
         )
         self.channels = channels
         try:
@@ -343,6 +343,7 @@ class Tree:
             state=self._the_state,
             plugins=self.plugins.plugins,
             routers=[token_router(lambda: self.channels)],
+            allowed=self.origins.allows,
             **more,  # type: ignore[arg-type]
         )
 
@@ -379,6 +380,14 @@ class Tree:
                 self.bus.publish_nowait(channel, payload)
             except BrokerUnavailable:
                 log.debug("an event could not be announced", channel=channel)
+
+    @property
+    def origins(self) -> OriginPolicy:
+        """Whose pages may use this server: the same for answers over HTTP, tokens and WebSockets."""
+        server, channel = self.config.server, self.config.channel
+        public = urlsplit(channel.public_url).hostname if channel.public_url else None
+        named = (server.host, *server.hosts, channel.host, public)
+        return OriginPolicy(server.allowed_origins, [host for host in named if host])
 
     # -- ends ------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ class OriginPolicy:
     def __init__(self, allowed: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
         """``allowed``: whole origins (``https://a.example``, ``https://*.a.example``), or ``*`` for all.
 
-        ``hosts``: names or addresses under which we are reached, on any port and with either scheme; used,
-        with loopback, if ``allowed`` is empty.
+        ``hosts``: names or addresses under which we are reached, on any port and with either scheme; their
+        pages may, and those of loopback, beside what is listed.
         """
         self._allowed = frozenset(origin.rstrip("/").lower() for origin in allowed)
         self._suffixes = tuple(tuple(origin.split("*", 1)) for origin in self._allowed if "://*." in origin)
@@ -37,7 +37,7 @@ class OriginPolicy:
             for scheme, tail in self._suffixes
         ):
             return True
-        return not self._allowed and self._is_ours(origin, host)
+        return self._is_ours(origin, host)
 
     def _is_ours(self, origin: str, host: str | None) -> bool:
         name = _host_of(origin)

@@ -3,30 +3,31 @@
 1. Pure: the time is an argument, a refused token is a ``Refusal`` from ``disconnects``.
 2. Accepted is what existing servers and clients of this protocol rely on: ``exp`` an integer, sixty seconds
    of leeway, private claims ignored, an ``aud`` refused, ``nbf`` not looked at.
-3. Thirty lines of our own, because importing PyJWT costs 50 ms and brings an HTTP client with it, and
-   because it reads its own clock, refuses a future ``nbf`` and warns on short keys. PyJWT is the referee in
-   the tests.
+3. PyJWT's signing layer (JWS) reads and writes the format and does the cryptography. Its layer above is not
+   used: it reads a clock of its own, and refuses a future ``nbf``. It is imported with the first token:
+   until then nobody needs it.
 """
 
 from __future__ import annotations
 
-import binascii
-import hmac
-from base64 import urlsafe_b64encode
-from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import msgspec
 
 from tangram.channels.disconnects import TOKEN_EXPIRED, UNAUTHORIZED, Refusal
 
-__all__ = ["LEEWAY", "MAX_TOKEN", "Claims", "mint", "verify"]
+if TYPE_CHECKING:
+    from jwt.api_jws import PyJWS
+
+__all__ = ["LEEWAY", "MAX_TOKEN", "Claims", "mint", "verify", "warm_up"]
 
 LEEWAY: Final = 60
 """Seconds that a token is still good for after its end: clocks differ."""
 MAX_TOKEN: Final = 8192
 """Characters: a longer one is not ours, and not worth hashing."""
+
+_library: PyJWS | None = None
 
 
 @attrs.frozen
@@ -41,58 +42,58 @@ class Claims:
     """Its end, in seconds since 1970."""
 
 
-class _Header(msgspec.Struct):
-    alg: str
-    typ: str | None = None
-    crit: msgspec.Raw | None = None
-
-
-class _Claims(msgspec.Struct):
+class _Body(msgspec.Struct):
     id: str
     channel: str
     exp: int
     aud: msgspec.Raw | None = None
 
 
-_decode_header: Final = msgspec.json.Decoder(_Header).decode
-_decode_claims: Final = msgspec.json.Decoder(_Claims).decode
-_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
-_HEADER: Final = urlsafe_b64encode(b'{"typ":"JWT","alg":"HS256"}').rstrip(b"=")
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+
+
+def warm_up() -> PyJWS:
+    """Import the library, where that has not been done."""
+    global _library  # noqa: PLW0603 - made once, like an import
+    if _library is None:
+        _library = _make_library()
+    return _library
+
+
+def _make_library() -> PyJWS:
+    from jwt.algorithms import HMACAlgorithm
+    from jwt.api_jws import PyJWS
+
+    class Quiet(HMACAlgorithm):
+        def check_key_length(self, key: bytes) -> str | None:  # noqa: ARG002 - the library's signature
+            # The operator chooses the secret: a warning at each token would tell nobody anything new.
+            return None
+
+    library = PyJWS()
+    library.unregister_algorithm("HS256")
+    library.register_algorithm("HS256", Quiet(Quiet.SHA256))
+    return library
 
 
 def mint(claims: Claims, secret: str) -> str:
     """A signed token for ``claims``."""
     body = msgspec.json.encode({"id": claims.id, "channel": claims.channel, "exp": claims.exp})
-    signed = _HEADER + b"." + urlsafe_b64encode(body).rstrip(b"=")
-    return (signed + b"." + urlsafe_b64encode(_sign(signed, secret)).rstrip(b"=")).decode()
+    return warm_up().encode(body, secret.encode(), "HS256")
 
 
 def verify(token: str, secret: str, now: float) -> Claims | Refusal:
     """The claims of a good token, else why it is none. ``now`` is wall time, in seconds since 1970."""
     if len(token) > MAX_TOKEN:
         return UNAUTHORIZED
+    library = warm_up()
+    from jwt import PyJWTError
+
     try:
-        signed, _, signature = token.encode("ascii").rpartition(b".")
-        header, body = signed.split(b".")
-        if not hmac.compare_digest(_unpad(signature), _sign(signed, secret)):
-            return UNAUTHORIZED
-        head = _decode_header(_unpad(header))
-        claims = _decode_claims(_unpad(body))
-    except (binascii.Error, ValueError, RecursionError):
+        body = _decode_body(library.decode(token, secret.encode(), ["HS256"]))
+    except (PyJWTError, ValueError, RecursionError):
         return UNAUTHORIZED
-    if head.alg != "HS256" or head.crit is not None or claims.aud is not None:
+    if body.aud is not None:
         return UNAUTHORIZED
-    if claims.exp + LEEWAY <= now:
+    if body.exp + LEEWAY <= now:
         return TOKEN_EXPIRED
-    return Claims(claims.id, claims.channel, claims.exp)
-
-
-def _sign(signed: bytes, secret: str) -> bytes:
-    return hmac.new(secret.encode(), signed, sha256).digest()
-
-
-def _unpad(part: bytes) -> bytes:
-    if b"=" in part or b"+" in part or b"/" in part:
-        raise ValueError("not base64url without padding")
-    padded = part.translate(_STANDARD) + b"=" * (-len(part) % 4)
-    return binascii.a2b_base64(padded, strict_mode=True)
+    return Claims(body.id, body.channel, body.exp)

@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 import trio
 
-__all__ = ["dial"]
+__all__ = ["Stream", "dial"]
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
-async def dial(
-    url: str, ssl_context: ssl.SSLContext | None = None
-) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+async def dial(url: str, ssl_context: ssl.SSLContext | None = None) -> Stream:
     """Connect to the host that ``url`` (http, https, ws, wss) names; raises OSError."""
     parts = urlsplit(url)
     host = parts.hostname or ""

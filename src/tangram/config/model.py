@@ -227,6 +227,8 @@ class ChannelConfig:
     """Seconds without anything from a client until it is closed: three of phoenix.js's heartbeats."""
     ping_interval: float = attrs.field(default=30.0, validator=v.gt(0))
     """Seconds between WebSocket pings to a quiet client; under the usual 60 s of proxies."""
+    streaming_grace: float | None = attrs.field(default=None, validator=v.optional(v.gt(0)))
+    """Seconds after which the publisher of ``streaming-<id>`` is told that it has gone. Unset: never."""
     compression: bool = False
     """Offer permessage-deflate. Off: it costs more processor time than most networks save."""
     token_rate: float = attrs.field(default=50.0, validator=v.gt(0))

@@ -16,7 +16,7 @@ from that alone:
 - whoever must go is ``LEAVING`` until its turn, then ``STOPPING``: highest place first, one after another;
 - with `one_for_all` and `rest_for_one` nobody is started while somebody must still go; then in order, one
   after another;
-- with `one_for_one` each child comes back by itself; only the first boot goes in order.
+- with `one_for_one` each child comes back by itself; only boots and planned restarts go in order.
 
 So a crash in the middle of a restart, a stop during back-off, or two crashes at once need no code of their
 own: they change what is wanted, and the next steps follow from it.
@@ -139,6 +139,7 @@ class Decider(Ledger):
         """A planned clean restart of everybody, whatever the strategy; the quarantined get another chance."""
         if not self.closing:
             self._tell("planned", now, cause=reason)
+            self._planned = True
             self._gate = now
             for entry in list(self.entries.values()):
                 if entry.state is State.QUARANTINED and entry.spec.window is not None:
@@ -253,8 +254,9 @@ class Decider(Ledger):
         self._tell("stubborn", now, entry)
         if entry.lates >= LATES_ALLOWED and not self.closing and self._awaited(entry):
             message = (
-                f"child {entry.spec.name!r} goes on {entry.lates} stop times of {entry.spec.stop_timeout:g} s "
-                "after it was cancelled; it cannot be started a second time beside itself"
+                f"child {entry.spec.name!r} goes on {entry.lates} stop times of "
+                f"{entry.spec.stop_timeout:g} s after it was cancelled; "
+                "it cannot be started a second time beside itself"
             )
             self._fail(Failure("stubborn", entry.spec.name, message, entry.last_crash), now)
 
@@ -376,38 +378,21 @@ class Decider(Ledger):
             self._effects.append(Start(entry.spec.name, entry.incarnation))
 
     def _held_up(self) -> bool:
-        """With the strategies that restart a group, nobody starts while somebody must go or another start
-        is going on.
-        """
-        if self.strategy == "one_for_one":
-            return False
-        return any(self._by[state] for state in UNSETTLED)
+        """In order, nobody starts while somebody must go or another start is going on."""
+        return self._in_order and any(self._by[state] for state in UNSETTLED)
 
     def _startable(self, now: float) -> Iterator[Entry]:
         waiting = self._by[State.WAITING]
-        if self.strategy != "one_for_one":
-            if waiting and self.gate_of(first := waiting[min(waiting)]) <= now:
-                yield first
-            return
-        alive = (entry for state in ALIVE for entry in self._by[state].values())
-        booting = any(self._boots(entry) for entry in alive)
-        for _rank, entry in sorted(waiting.items()):
-            if self._boots(entry):
-                if not booting:
-                    booting = True
-                    yield entry
-            elif entry.gate <= now:
+        candidates = [waiting[rank] for rank in sorted(waiting)]
+        for entry in candidates[:1] if self._in_order else candidates:
+            if self.gate_of(entry) <= now:
                 yield entry
-
-    def _boots(self, entry: Entry) -> bool:
-        """Its first start at first boot is under way or to come: these go in order under every strategy."""
-        return not entry.ever_up and entry.asked is None
 
     def _awaited(self, entry: Entry) -> bool:
         """Whether a restart cannot go on before this child is gone."""
         if entry.then is State.WAITING:
             return True
-        return self.strategy != "one_for_one" and bool(self._by[State.WAITING])
+        return self._in_order and bool(self._by[State.WAITING])
 
     def _settle_phase(self, now: float) -> None:
         if self.closing:
@@ -415,6 +400,6 @@ class Decider(Ledger):
                 self.closed = True
                 self._tell("stopped", now)
         elif self._unsettled and not any(self._by[state] for state in (State.WAITING, *UNSETTLED)):
-            self._unsettled = False
+            self._unsettled = self._planned = False
             self.booted = True
             self._tell("ready", now)

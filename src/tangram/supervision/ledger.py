@@ -66,6 +66,7 @@ class Ledger:
         self._pace = Pace()
         self._total_due = math.inf
         self._unsettled = True
+        self._planned = True
         self._effects: list[Effect] = []
         for child in children:
             self._enter(child)
@@ -82,11 +83,16 @@ class Ledger:
             return "booting"
         return "restarting" if self._unsettled else "up"
 
+    @property
+    def _in_order(self) -> bool:
+        """Whether children are started one after another: always but for restarts under one_for_one."""
+        return self._planned or self.strategy != "one_for_one"
+
     def wake_at(self, now: float) -> float:
         """When `tick` has something to do, if nothing happens before; infinity: never."""
         soonest = min((e.due for state in TIMED for e in self._by[state].values()), default=math.inf)
         waiting = self._by[State.WAITING]
-        if self.strategy != "one_for_one" and waiting:
+        if self._in_order and waiting:
             # Nobody passes by the first in order, whose gate is therefore the only one.
             waiting = {0: waiting[min(waiting)]}
         # A gate that is open and not gone through waits for another event, not for time.

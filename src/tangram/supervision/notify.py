@@ -1,7 +1,7 @@
 """Telling systemd: READY, STOPPING and WATCHDOG by the sd_notify protocol; nothing where it does not listen.
 
-The protocol is a datagram of ``KEY=value`` lines to the Unix socket in ``NOTIFY_SOCKET`` (sd_notify(3)); a name
-that begins with ``@`` is in the abstract namespace.
+The protocol is a datagram of ``KEY=value`` lines to the Unix socket in ``NOTIFY_SOCKET`` (sd_notify(3)); a
+name that begins with ``@`` is in the abstract namespace.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def where_stands(task: trio.lowlevel.Task) -> str:
     in_nursery = False
     for frame, line in task.iter_await_frames():
         code = frame.f_code
-        in_nursery = code.co_name == "_nested_child_finished"
+        in_nursery |= code.co_name == "_nested_child_finished"
         if not code.co_filename.startswith((_TRIO, _HERE)) and not code.co_filename.endswith("contextlib.py"):
             innermost = f"{code.co_filename}:{line} in {code.co_qualname}"
     if in_nursery and task.child_nurseries:

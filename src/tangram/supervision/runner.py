@@ -200,7 +200,8 @@ class Supervisor:
             message = f"child {name!r} of supervisor {self.name!r} did not start: {entry.failure.cause}"
             error = StartFailed(name, message)
             attach_crash(error, entry.failure)
-            raise error from self._errors.get(name)
+            cause = self._errors.pop(name, None) if entry.state is State.REMOVED else self._errors.get(name)
+            raise error from cause
         if entry.state is State.RUNNING:
             return self._lives[name].value
         if entry.state is State.STOPPED or self._decider.closing:
@@ -314,12 +315,16 @@ class Supervisor:
         crash = crash_of(life.child, error, at=now, incarnation=life.incarnation)
         fatal = fatal_leaf(error)
         self._errors[life.child] = fatal or error
+        entry = self._decider.entries[life.child]
         self._post(lambda: self._decider.ended(life.child, now, crash, fatal=fatal is not None))
+        if entry.state is State.REMOVED and entry.failure is None:
+            # Nobody will ask for it, and a pool of workers that crash must not keep the frames of each.
+            self._errors.pop(life.child, None)
 
     async def _keep_time(self) -> None:
         try:
             await self._tick_until_closed()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by `raise_outcome`
             # Kept, not raised on: a cancellation reaches the block as well, which raises it when all
             # children are gone.
             if not isinstance(error, trio.Cancelled):

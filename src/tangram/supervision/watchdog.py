@@ -130,4 +130,4 @@ class Watchdog:
         self._stalls += 1
         self._last.append(stall)
         self._standing = stall
-        log.error("the event loop is blocked", owner=owner, seconds=round(since, 3), stack=list(stall.stack))
+        log.error("the event loop is blocked", owner=owner, seconds=round(since, 3), frames=list(stall.stack))

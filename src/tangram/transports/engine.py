@@ -70,7 +70,7 @@ _OVERLOADED = (
 )
 
 
-class ClientGone(OSError):  # noqa: N818  # named like the event it tells
+class ClientGone(OSError):  # named like the event it tells
     """Raised by an application's ``send`` when the client has gone, as ASGI asks for: nobody's fault."""
 
 

@@ -37,7 +37,7 @@ _Put = Callable[[Any], Awaitable[None]]
 _HypercornSend = Callable[[Any], Awaitable[None]]
 
 
-class BodyTooLarge(Exception):  # noqa: N818  # a signal between receive and its guard, never seen outside
+class BodyTooLarge(Exception):  # a signal between receive and its guard, never seen outside
     """The body outgrew ``max_body`` while the application was reading it."""
 
 

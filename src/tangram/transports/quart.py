@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Blueprint, Response, websocket
 from quart.wrappers import Websocket
 from quart_trio.asgi import TrioASGIWebsocketConnection
@@ -44,7 +43,7 @@ class WebsocketConnection(TrioASGIWebsocketConnection):
 
     app: Any
 
-    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, receive: Any, send: Any) -> None:
         async def receive_whole() -> Any:
             event: Any = await receive()
             if event["type"] == "websocket.receive":
@@ -56,7 +55,7 @@ class WebsocketConnection(TrioASGIWebsocketConnection):
         await super().__call__(receive_whole, send)
 
     async def handle_websocket(  # type: ignore[override]
-        self, nursery: trio.Nursery, websocket: Websocket, send: ASGISendCallable
+        self, nursery: trio.Nursery, websocket: Websocket, send: Any
     ) -> None:
         watched = self.app = _Watched(self.app)
 

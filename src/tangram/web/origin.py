@@ -115,6 +115,25 @@ class Addresses:
         default = {"http": 80, "https": 443}.get(scheme)
         return f"{scheme}://{shown}" if port in {None, default} else f"{scheme}://{shown}:{port}"
 
+    def forwarded(self, scope: Scope) -> Scope:
+        """The scope as the browser made it: address and scheme from a trusted proxy's headers, if they say.
+
+        What the transport itself saw stays under ``tangram.peer``, for `is_local`.
+        """
+        peer = _peer(scope)
+        if not self._believes(peer):
+            return scope
+        address = self._forwarded_for(scope)
+        proto = _last(header(scope, b"x-forwarded-proto"))
+        seen: dict[str, object] = {"tangram.peer": scope.get("client")}
+        if _is_address(address):
+            seen["client"] = (address, 0)
+        if proto in {"http", "https"}:
+            secure = {"ws": "wss", "wss": "wss"}.get(str(scope.get("scheme")), "https")
+            plain = {"ws": "ws", "wss": "ws"}.get(str(scope.get("scheme")), "http")
+            seen["scheme"] = secure if proto == "https" else plain
+        return scope if len(seen) == 1 else {**scope, **seen}
+
     def _asked_as(self, scope: Scope) -> tuple[str, str, int | None]:
         scheme = str(scope.get("scheme", "http"))
         asked = header(scope, b"host") or ""
@@ -145,8 +164,16 @@ class Addresses:
 
 
 def _peer(scope: Scope) -> str:
-    client = scope.get("client")
+    client = scope.get("tangram.peer") or scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _last(value: str | None) -> str:

@@ -96,6 +96,8 @@ def _new_app(max_body: int) -> Quart:
     from quart_trio.asgi import TrioASGIHTTPConnection
     from werkzeug.exceptions import HTTPException
 
+    from tangram.transports.quart import WebsocketConnection
+
     class Connection(TrioASGIHTTPConnection):
         """One request. Upstream cancels the tail of its own response when the engine reports its end as a
         disconnect.
@@ -118,6 +120,7 @@ def _new_app(max_body: int) -> Quart:
 
     class Application(QuartTrio):
         asgi_http_class = Connection
+        asgi_websocket_class = WebsocketConnection
 
         def add_background_task(self, func: Any, *_args: Any, **_kwargs: Any) -> None:
             name = getattr(func, "__name__", repr(func))

@@ -99,9 +99,9 @@ class Site:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
             case "http":
-                await self._outer(scope, receive, send)
+                await self._outer(self.addresses.forwarded(scope), receive, send)
             case "websocket":
-                await self._websocket(scope, receive, send)
+                await self._websocket(self.addresses.forwarded(scope), receive, send)
             case "lifespan":
                 await _lifespan(receive, send)
             case other:

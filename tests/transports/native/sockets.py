@@ -105,7 +105,7 @@ class Socket:
         await trio.aclose_forcefully(self.stream)
 
 
-class Refusal(Exception):  # noqa: N818
+class Refusal(Exception):
     def __init__(self, response: Response) -> None:
         self.status = response.status_code
         self.headers = response.headers

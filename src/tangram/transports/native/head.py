@@ -44,7 +44,7 @@ _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connec
 """Fields that decide about the connection; the others only pass through."""
 
 
-class BadHead(Exception):  # noqa: N818  # what it is, in the words of this module
+class BadHead(Exception):  # what it is, in the words of this module
     """The request must be refused with ``status``; the message goes to the client."""
 
     def __init__(self, status: int, reason: str, extra: bytes = b"") -> None:

@@ -34,7 +34,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _date: tuple[int, bytes] = (0, b"")
 
 
-class BadResponse(Exception):  # noqa: N818  # what it is, in the words of this module
+class BadResponse(Exception):  # what it is, in the words of this module
     """The application sent something that cannot be a response."""
 
 

@@ -1,0 +1,92 @@
+"""Children that go on although they were cancelled."""
+
+from __future__ import annotations
+
+import pytest
+import structlog.testing
+import trio
+
+from tangram.errors import ChildStubborn
+from tangram.supervision import Child, Supervisor, open_supervisor
+from tests.supervision.worlds import World
+
+
+async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object, world: World) -> None:
+    """A stubborn child is named each stop time; after three the supervisor fails, and none is started beside
+    it."""
+    world.stubborn.add("b")
+    await world.open(world.children("a b", stop_timeout=2.0))
+    world.forget()
+    await world.crash("a")
+    await world.advance(4.1)
+    assert world.told("stubborn") == [("stubborn", "b")] * 2
+    assert not world.decider.closing
+    await world.advance(2.0)
+    assert world.told("gave_up") == [("gave_up", None)]
+    assert "+b" not in world.log
+    await world.advance(2.0)
+    assert len(world.told("stubborn")) == 4
+    await world.release("b")
+
+    assert world.failure == "stubborn"
+    assert world.log == ["-a", "-b"]
+
+
+async def test_stubborn_in_time_is_restarted(autojump_clock: object, world: World) -> None:
+    """One that ends after its stop time, and before the third, costs time and nothing else."""
+    world.stubborn.add("b")
+    await world.open(world.children("a b", stop_timeout=2.0))
+    await world.crash("a")
+    await world.advance(5)
+    await world.release("b")
+
+    assert world.running == ["a", "b"]
+    assert world.incarnation("b") == 2
+
+
+async def test_stubborn_is_named_with_its_line(autojump_clock: object) -> None:
+    """Log, event and statistics name the line on which a stubborn child stands, also one of its own
+    tasks'."""
+    free = trio.Event()
+    where: list[str | None] = []
+
+    async def inner() -> None:
+        with trio.CancelScope(shield=True):
+            await free.wait()
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(inner)
+
+    async def look(supervisor: Supervisor) -> None:
+        await trio.sleep(1.5)
+        where.append(supervisor.statistics().children[0].stubborn)
+        free.set()
+
+    with structlog.testing.capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            async with open_supervisor(
+                [Child("a", run, stop_timeout=1.0)],
+                on_event=lambda event: where.append(event.where) if event.kind == "stubborn" else None,
+            ) as supervisor:
+                nursery.start_soon(look, supervisor)
+
+    line = inner.__code__.co_firstlineno + 2
+    assert where == [f"{__file__}:{line} in {inner.__qualname__}"] * 2
+    assert any(entry.get("where") == where[0] for entry in lines)
+
+
+async def test_stubborn_failure_is_told_before_it_can_be_raised(autojump_clock: object) -> None:
+    """The block is cancelled, and listeners hear ``gave_up``, while the stubborn child still stands."""
+    free = trio.Event()
+
+    async def stubborn() -> None:
+        with trio.CancelScope(shield=True):
+            await free.wait()
+
+    with pytest.raises(ChildStubborn, match="cannot be started a second time beside itself"):
+        async with open_supervisor(
+            [Child("a", stubborn, stop_timeout=1)],
+            on_event=lambda event: free.set() if event.kind == "gave_up" else None,
+        ) as supervisor:
+            await supervisor.restart_child("a")

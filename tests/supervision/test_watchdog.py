@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import structlog.testing
+import trio
+
+from tangram.supervision import Watchdog
+
+
+def test_stall_is_reported_once_with_its_owner() -> None:
+    """A loop that stands is named once, with the owner of the code it stands in; when it goes on, with how
+    long."""
+    now = 0.0
+    watchdog = Watchdog(1.0, lambda name: "demo" if name == __file__ else None, monotonic=lambda: now)
+    watchdog._loop = threading.get_ident()
+    now = 0.9
+    assert watchdog.look() == pytest.approx(0.1)
+    assert watchdog.statistics().stalls == 0
+    with structlog.testing.capture_logs() as lines:
+        now = 1.0
+        watchdog.look()
+        now = 3.0
+        watchdog.look()
+        watchdog.beat()
+
+    (stall,) = watchdog.statistics().last
+    assert (stall.owner, stall.seconds) == ("demo", 3.0)
+    assert any("test_stall_is_reported_once" in line for line in stall.stack)
+    assert [line["event"] for line in lines] == ["the event loop is blocked", "the event loop goes on"]
+    assert (watchdog.statistics().stalls, watchdog.statistics().longest) == (1, 3.0)
+
+
+async def test_blocked_loop_is_seen_while_it_is_blocked() -> None:
+    """The thread sees a real block before it is over."""
+    watchdog = Watchdog(0.03)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watchdog.run)
+        time.sleep(0.1)  # noqa: ASYNC251 - the very thing to be seen
+        seen = watchdog.statistics().stalls
+        nursery.cancel_scope.cancel()
+
+    assert seen == 1
+    assert "test_blocked_loop_is_seen" in watchdog.statistics().last[0].stack[-1]
