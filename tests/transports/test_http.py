@@ -51,15 +51,54 @@ async def test_upgrade_with_an_extra_byte_costs_one_connection(engine: str, cloc
     """A WebSocket upgrade with one byte after the headers does not disturb anybody else."""
     async with serving(engine, websocket_or_hello) as server:
         async with await server.connect() as client:
-            await client.send(
-                b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nx"
-            )
+            await client.send(UPGRADE + b"x")
             await client.stream.receive_some(65536)
             await client.send(b"y")
         async with await server.connect() as client:
             assert (await client.get("/")).status == 200
         await server.wait_closed()
+
+
+@pytest.mark.parametrize("tail", [b"x", b"\x81\x85\x00\x00\x00\x00hello", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+@pytest.mark.parametrize("answer", ["accept", "close", "nothing", "listen"])
+async def test_bytes_behind_an_upgrade(
+    engine: str, tail: bytes, delay: float, answer: str, clock: Clock
+) -> None:
+    """Whatever comes behind an upgrade request, and whatever the application does, nothing is left behind."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await hello(scope, receive, send)
+            return
+        await receive()
+        await trio.sleep(delay)
+        if answer == "accept":
+            await send({"type": "websocket.accept"})
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+        elif answer == "close":
+            await send({"type": "websocket.close"})
+        elif answer == "listen":
+            assert (await receive())["type"] == "websocket.disconnect"
+
+    async with serving(engine, app) as server:
+        client = await server.connect()
+        await client.send(UPGRADE + tail)
+        await trio.sleep(0.5)
+        await trio.aclose_forcefully(client.stream)
+        async with await server.connect() as other:
+            assert (await other.get("/")).status == 200
+        await server.wait_closed()
+
+        # An application that neither accepts nor refuses is at fault itself; the others are not.
+        assert server.engine.statistics().failed == 0
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 async def websocket_or_hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -476,6 +515,20 @@ async def test_stop_during_a_request_that_never_ends(engine: str, clock: Clock) 
         assert 1.9 < await server.stop() < 2.5
 
 
+async def test_connection_from_the_moment_of_the_stop_is_served(engine: str, clock: Clock) -> None:
+    """A client that has connected but not yet asked when a stop begins is answered, not cut."""
+    async with serving(engine, hello) as server:
+        clients = [await server.connect() for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.stop)
+            await trio.sleep(0.02)
+            answers = [await client.get("/") for client in clients]
+        for client in clients:
+            await trio.aclose_forcefully(client.stream)
+
+    assert [(answer.status, answer.keep) for answer in answers] == [(200, False)] * 3
+
+
 async def test_restart_refuses_nobody(engine: str, clock: Clock) -> None:
     """A client that connects while no engine runs is answered by the next one, on the same sockets."""
     held = open_listeners("127.0.0.1", 0)
@@ -504,7 +557,7 @@ async def test_access_log(engine: str, clock: Clock) -> None:
     )
 
 
-def quart_app() -> QuartTrio:
+def quart_app() -> Any:
     app = QuartTrio(__name__)
 
     @app.get("/page")

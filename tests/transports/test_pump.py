@@ -206,6 +206,7 @@ async def test_one_writer_only(clock: Clock) -> None:
             item = Encoded(BINARY, bytes([number % 256]) * 3000)
             expected += frame(item)
             rig.outbox.put(item)
+            rig.pump.flush()
             if number % 7 == 0:
                 await trio.testing.wait_all_tasks_blocked(0.0)
                 got += rig.wire.read(9000)

@@ -175,6 +175,7 @@ class Engine:
     stalled: int = 0
     forced: int = 0
     websockets: int = 0
+    _told: float = float("-inf")
     _open: int = 0
     connections: dict[Connection, None] = attrs.field(factory=dict)
     _per_address: dict[str, int] = attrs.field(factory=dict)
@@ -241,7 +242,7 @@ class Engine:
     async def _finish(self) -> None:
         for connection in list(self.connections):
             connection.drain()
-        if self.connections:
+        if self._open:
             # A request may be on its way on a connection that is still open: it is answered, not cut.
             await trio.sleep(LAST_REQUEST_TIME)
         for connection in list(self.connections):
@@ -312,7 +313,6 @@ class Engine:
             self.connections[connection] = None
             if self.draining:
                 connection.drain()
-                connection.close_idle()
 
         try:
             await self.handle(client, address, report)
@@ -321,12 +321,19 @@ class Engine:
             if not isinstance(rest, Exception):
                 raise
             self.crashed += 1
-            log.exception("a connection failed", address=address[0], exc_info=rest)
+            self._tell(rest, address)
         finally:
             for connection in mine:
                 del self.connections[connection]
             self._close(client)
             self._release(address[0])
+
+    def _tell(self, error: Exception, address: Address) -> None:
+        """Once a second at most: whoever can make a connection fail must not be able to fill the log."""
+        now = trio.current_time()
+        if now - self._told >= 1.0:
+            self._told = now
+            log.error("a connection failed", address=address[0], crashed=self.crashed, exc_info=error)
 
     def _close(self, client: socket.socket) -> None:
         if client.fileno() >= 0:

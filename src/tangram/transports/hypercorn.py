@@ -23,7 +23,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -178,9 +178,7 @@ class _Connection(TCPServer):
         self.scope = trio.CancelScope()
         self.read_scope = trio.CancelScope()
         self.reading = True
-        self.group = Applications(
-            self.engine, stalled=self._stalled, is_open=self._is_open, ended=self._application_ended
-        )
+        self.group = Applications(self.engine, self)
 
     # What the engine asks of it.
 
@@ -260,16 +258,26 @@ class _Connection(TCPServer):
                     break
         self.reading = False
         await self.idle_task.stop()
-        await self.protocol.handle(Closed())  # tells the applications; never waits for them (see Inbox)
-        self._application_ended()
+        await self.protocol.handle(Closed())
+        self.group.hang_up()
+        self.application_ended()
 
-    def _application_ended(self) -> None:
+    def application_ended(self) -> None:
         # What Hypercorn may still have running here are timers, and nothing is left for them to do.
         if not self.reading and not self.group.running:
             self.scope.cancel()
 
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
         return self.raw.fileno() >= 0
+
+    def has_answered(self) -> bool:
+        connection = getattr(self.protocol.protocol, "connection", None)
+        if not isinstance(connection, H11WSConnection):
+            return False
+        return connection.h11_connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}
+
+    async def close(self) -> None:
+        await self._close()
 
     def _patience(self) -> float:
         """Seconds to wait for the next bytes: bounded while a request's head is half here."""
@@ -310,13 +318,13 @@ class _Connection(TCPServer):
                     with trio.move_on_after(self.settings.write_timeout) as slice_scope:
                         await self.stream.send_all(view[start : start + WRITE_SLICE])
                     if slice_scope.cancelled_caught:
-                        self._stalled()
+                        self.stalled()
                         return
                     self.group.progress()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self._drop()
 
-    def _stalled(self) -> None:
+    def stalled(self) -> None:
         self.engine.stalled += 1
         self.abort()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 import trio
@@ -48,22 +48,26 @@ class Inbox:
         self._limit = limit
         self._events: deque[Message] = deque()
         self._gone: Message | None = None
-        self._closed = False
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
     async def put(self, event: Message) -> None:
-        """Queue one event; waits while the queue is full, unless nobody will read it any more."""
+        """Queue one event; waits while the queue is full. After a disconnect events are dropped."""
         if event["type"].endswith(".disconnect"):
-            self._gone = event
-            self._readers.unpark_all()
-            self._writers.unpark_all()
+            self.hang_up(event)
             return
-        while len(self._events) >= self._limit and self._gone is None and not self._closed:
+        while len(self._events) >= self._limit and self._gone is None:
             await self._writers.park()
-        if not self._closed:
+        if self._gone is None:
             self._events.append(event)
             self._readers.unpark()
+
+    def hang_up(self, event: Message) -> None:
+        """The client has gone; the first word of it counts."""
+        if self._gone is None:
+            self._gone = event
+        self._readers.unpark_all()
+        self._writers.unpark_all()
 
     async def get(self) -> Message:
         """The next event; after the last one the disconnect, as often as it is asked for."""
@@ -76,31 +80,36 @@ class Inbox:
         self._writers.unpark()
         return self._events.popleft()
 
-    def close(self) -> None:
-        """The application has ended: drop what it did not read, and let the reader go on."""
-        self._closed = True
-        self._events.clear()
-        self._writers.unpark_all()
+
+class AppConnection(Protocol):
+    """What applications need of their connection."""
+
+    def is_open(self) -> bool:
+        """Whether the client can still be written to."""
+
+    def has_answered(self) -> bool:
+        """Whether an answer to an upgrade request is already out, or on its way."""
+
+    def stalled(self) -> None:
+        """The client did not read in time."""
+
+    def application_ended(self) -> None:
+        """One of them has ended."""
+
+    async def close(self) -> None:
+        """End the connection."""
 
 
 class Applications(TaskGroup):
     """The applications that run on one connection: one at a time with HTTP/1.1, several with HTTP/2."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        stalled: Callable[[], None],
-        is_open: Callable[[], bool],
-        ended: Callable[[], None],
-    ) -> None:
+    def __init__(self, engine: Engine, connection: AppConnection) -> None:
         super().__init__()
         self.engine = engine
+        self.connection = connection
         self.running = 0
         self.sends: set[trio.CancelScope] = set()
-        self._stalled = stalled
-        self._is_open = is_open
-        self._ended = ended
+        self._inboxes: dict[Inbox, str] = {}
 
     @property
     def nursery(self) -> trio.Nursery | None:
@@ -117,6 +126,13 @@ class Applications(TaskGroup):
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, inbox, send)
         return inbox.put
 
+    def hang_up(self) -> None:
+        """The client has gone: tell every application, also those that Hypercorn forgets to tell (a WebSocket
+        that it refused while its application was about to accept it).
+        """
+        for inbox, kind in self._inboxes.items():
+            inbox.hang_up({"type": f"{kind}.disconnect", "code": 1006})
+
     def progress(self) -> None:
         """The client has read something: whoever sends gets new time."""
         deadline = trio.current_time() + self.engine.settings.write_timeout
@@ -127,13 +143,14 @@ class Applications(TaskGroup):
         websocket = scope["type"] == "websocket"
         self.engine.websockets += websocket
         request = _Request(self, scope, inbox, send)
+        self._inboxes[inbox] = scope["type"]
         try:
             await request.run(app)
         finally:
             self.engine.websockets -= websocket
             self.running -= 1
-            inbox.close()
-            self._ended()
+            del self._inboxes[inbox]
+            self.connection.application_ended()
 
     async def bounded_send(self, send: _HypercornSend, message: Message | None) -> None:
         """Send within the write timeout, extended by progress; the shield ends with it."""
@@ -146,11 +163,7 @@ class Applications(TaskGroup):
             finally:
                 self.sends.discard(scope)
         if scope.cancelled_caught:
-            self._stalled()
-
-    def is_open(self) -> bool:
-        """Whether the client can still be written to."""
-        return self._is_open()
+            self.connection.stalled()
 
 
 class _Request:
@@ -183,8 +196,11 @@ class _Request:
             if not _only(rest, ClientGone):
                 owner.engine.failed += 1
                 log.exception("the application failed", path=scope["path"], exc_info=rest)
-        # Completes what the application left open: 500, or the end of the stream.
-        await owner.bounded_send(self.hypercorn_send, None)
+        if self._refused():
+            await owner.connection.close()
+        else:
+            # Completes what the application left open: 500, or the end of the stream.
+            await owner.bounded_send(self.hypercorn_send, None)
 
     async def receive(self) -> Message:
         event = await self.inbox.get()
@@ -196,10 +212,18 @@ class _Request:
 
     async def send(self, message: Message) -> None:
         await trio.lowlevel.checkpoint()
-        if self.http and not self.owner.is_open():
+        if self.http and not self.owner.connection.is_open():
             raise ClientGone("the client has gone")
+        if self._refused():
+            raise ClientGone("the client has been refused")
         self.started = True
         await self.owner.bounded_send(self.hypercorn_send, message)
+
+    def _refused(self) -> bool:
+        """Whether Hypercorn has answered a WebSocket's handshake in the application's place: it does so when
+        bytes come behind the upgrade request, and then a second answer would raise, and nobody would close.
+        """
+        return not self.http and not self.started and self.owner.connection.has_answered()
 
     async def _refuse(self) -> None:
         self.owner.engine.rejected += 1

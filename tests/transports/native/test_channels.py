@@ -332,6 +332,16 @@ async def test_crash_of_ours_is_1011(clock: Clock, monkeypatch: pytest.MonkeyPat
         await other.aclose()
 
 
+async def test_session_that_cannot_be_set_up_is_500(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the server before the handshake is over is answered 500, and nothing is left behind."""
+    async with serving_channels() as served:
+        monkeypatch.setattr(served.channels.__class__, "connect", lambda *_: 1 / 0)
+        with pytest.raises(Refusal) as caught:
+            await served.open()
+
+    assert caught.value.status == 500
+
+
 async def test_client_closes(clock: Clock) -> None:
     """A close frame of the client is answered with its code, and its memberships end."""
     async with serving_channels() as served:

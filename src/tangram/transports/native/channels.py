@@ -76,7 +76,6 @@ async def serve_channel(
     admission = channels.admit(info, request.query, upgrade.subprotocols)
     if isinstance(admission, Refusal):
         raise _refused(admission)
-    await connection.write(upgrade.response(admission.subprotocol))
     server = connection.server
     pump = Pump(
         connection,
@@ -85,11 +84,17 @@ async def serve_channel(
         write_timeout=server.settings.write_timeout,
         statistics=server.pumps,
     )
-    session = channels.connect(info, admission, pump.wake)
+    try:
+        session = channels.connect(info, admission, pump.wake)
+    except Exception:
+        # Before the handshake is over, so that the client hears of it.
+        log.exception("a connection cannot be set up", address=info.address)
+        raise BadHead(500, CRASH.reason) from None
     socket = ChannelSocket(connection, upgrade.protocol, session, pump, ping_interval)
     connection.upgraded = socket
     server.engine.websockets += 1
     try:
+        await connection.write(upgrade.response(admission.subprotocol))
         pump.attach(session.outbox)
         await socket.run()
     finally:

@@ -27,7 +27,7 @@ from tangram.transports.native.response import BadResponse, Framing, build_head,
 if TYPE_CHECKING:
     from tangram.transports.native.connection import HttpConnection
 
-__all__ = ["Exchange", "only_gone"]
+__all__ = ["AHEAD_BYTES", "Exchange", "only_gone"]
 
 log = structlog.get_logger("tangram.transports")
 

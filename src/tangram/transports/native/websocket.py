@@ -19,7 +19,7 @@ from websockets.protocol import OPEN
 from tangram.transports.engine import ClientGone, Message, Scope, failures_of
 from tangram.transports.native.channels import CONTROL, Frames
 from tangram.transports.native.connection import HttpConnection
-from tangram.transports.native.exchange import only_gone
+from tangram.transports.native.exchange import AHEAD_BYTES, only_gone
 from tangram.transports.native.handshake import Upgrade
 from tangram.transports.native.response import BadResponse, build_head, simple_response
 
@@ -149,12 +149,10 @@ class AppSocket:
 
     async def _read(self) -> None:
         connection, protocol = self._connection, self._protocol
-        while not self._accepted:
-            # Nothing is read before the handshake is over; what comes behind it in the same read is kept.
-            self._wake_reader = trio.Event()
-            await self._wake_reader.wait()
-        data, connection.buffer = connection.buffer, b""
         try:
+            if not await self._read_ahead():
+                return
+            data, connection.buffer = connection.buffer, b""
             while True:
                 if data:
                     await self._take(data)
@@ -176,6 +174,20 @@ class AppSocket:
         finally:
             self._gone = True
             self._wake_app.set()
+
+    async def _read_ahead(self) -> bool:
+        """Until the handshake is over bytes are kept; answers whether the client is still there then."""
+        connection = self._connection
+        while not self._accepted:
+            if len(connection.buffer) >= AHEAD_BYTES:
+                self._wake_reader = trio.Event()
+                await self._wake_reader.wait()
+                continue
+            data = await connection.read(NEVER)
+            if not data:
+                return False
+            connection.buffer += data
+        return True
 
     async def _take(self, data: bytes) -> None:
         protocol = self._protocol
