@@ -141,6 +141,34 @@ async def test_a_plugin_that_crashes_too_often_is_quarantined_and_can_be_restart
         assert back.json()["value"] == 42
 
 
+async def test_a_quarantine_outlives_the_broker_and_ends_with_a_reload() -> None:
+    """A crash of the broker makes new children, but a plugin in quarantine stays there until a reload."""
+    config = {"supervisor": {"plugin_restarts": 0}}
+    async with open_tangram([make_plugin(Journal(), "root")], config) as running:
+        await running.http.post("/root/crash")
+        await running.wait_ready(2)
+        running.crash("broker")
+        await running.wait_ready(3)
+        listed = (await running.http.get("/-/plugins")).json()
+        await running.server.reload()
+        after = (await running.http.get("/-/plugins")).json()
+
+        assert listed[0]["state"] == "quarantined"
+        assert "the fragile one broke" in listed[0]["last_crash"]["message"]
+        assert after[0]["state"] == "running"
+
+
+async def test_exhausted_exit_ends_the_server() -> None:
+    """Where the operator asks for it, a plugin that crashes too often ends the server, status 70."""
+    config = {"supervisor": {"plugin_restarts": 0, "exhausted": "exit"}}
+    async with open_tangram([make_plugin(Journal())], config) as running:
+        await running.http.post("/probe/crash")
+        with trio.fail_after(10):
+            status = await running.wait_ended()
+
+        assert status == 70
+
+
 async def test_one_for_one_restarts_the_plugin_alone() -> None:
     """Under ``one_for_one`` a crashed plugin comes back and nothing else is touched."""
     first, second = Journal(), Journal()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "npm"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
 """The newest; the one that published front ends are locked to; the newest of the minor version before."""
@@ -74,6 +75,12 @@ def ensure_browser() -> str:
         return find_browser()
 
 
+def npm_environ() -> dict[str, str]:
+    """Node trusts a list of its own; what the system trusts beside it is handed over."""
+    system = {"NODE_EXTRA_CA_CERTS": str(CERTIFICATES)} if CERTIFICATES.exists() else {}
+    return {**system, **os.environ}
+
+
 def ensure_phoenix() -> None:
     try:
         for version in PHOENIX:
@@ -90,12 +97,14 @@ def ensure_phoenix() -> None:
             "--no-fund",
             "--ignore-scripts",
             "--loglevel=error",
+            "--fetch-retries=1",
         ]
         names = [f"phoenix-{version}@npm:phoenix@{version}" for version in PHOENIX]
         subprocess.run(
             ["npm", "install", "--prefix", str(CACHE), "--cache", str(CACHE / "_cache"), *options, *names],
             check=True,
             cwd=CACHE,
+            env=npm_environ(),
             stdout=subprocess.DEVNULL,
         )
 

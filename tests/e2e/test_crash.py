@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import sys
 
 import pytest
 import trio
@@ -82,9 +82,7 @@ async def test_the_tree_shows_the_crash(home: Home, task: str, child: str) -> No
 
 
 @pytest.mark.parametrize(("task", "child"), MATRIX)
-async def test_no_connection_is_refused(
-    home: Home, task: str, child: str, record_property: Callable[[str, object], None]
-) -> None:
+async def test_no_connection_is_refused(home: Home, task: str, child: str) -> None:
     """Polled every 10 ms over crashes: none refused, no 503, and no long gap between good answers."""
     gaps = []
     async with open_server(home, "tangram_e2e", extra=SETTINGS) as server:
@@ -97,7 +95,7 @@ async def test_no_connection_is_refused(
 
             assert polls.refused == 0
             assert polls.other == []
-    record_property("gaps", gaps)
+    sys.stdout.write(f"gaps in seconds after a crash of {child}: {gaps}\n")  # pytest -rP shows it
 
     assert statistics.median(gaps) <= GAP, f"gaps in seconds: {gaps}"
 

@@ -114,6 +114,19 @@ async def test_sup_start_restart_child_returns_error(autojump_clock: object, wor
     assert world.decider.restarts == 0
 
 
+async def test_a_temporary_child_whose_requested_restart_fails_is_not_retried(
+    autojump_clock: object, world: World
+) -> None:
+    """A running temporary child may be restarted by request; if that start fails it is forgotten."""
+    await world.open([world.child("t", "temporary"), world.child("b")])
+    world.starts["t"].append("fail")
+    with pytest.raises(StartFailed):
+        await world.restart_child("t")
+
+    assert world.states == {"b": "running"}
+    assert world.decider.restarts == 0
+
+
 async def test_sup_start_child_returns_error_simple(autojump_clock: object, world: World) -> None:
     """In a pool a worker that cannot start is not kept; the pool goes on."""
     await world.open([], strategy="one_for_one")

@@ -234,8 +234,12 @@ class Decided(World):
         self.do(self.decider.stop(name, self.now))
 
     async def restart_child(self, name: str) -> None:
-        above = self.decider.entry(name).incarnation
+        entry = self.decider.entry(name)
+        above = entry.incarnation
         self.do(self.decider.restart(name, self.now))
+        if name not in self.decider.entries:  # temporary: what did not start again is forgotten
+            assert entry.failure is not None
+            raise StartFailed(name, entry.failure.cause)
         await self._until_up(name, above)
 
     async def restart_all(self) -> None:

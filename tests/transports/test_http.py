@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import h11
 import pytest
@@ -584,7 +584,7 @@ async def test_quart_keeps_the_connection(engine: str, clock: Clock) -> None:
     """A Quart application's responses are finished, the connection is kept, obeys close, and a stop is
     quick.
     """
-    async with serving(engine, quart_app()) as server:
+    async with serving(engine, cast("Any", quart_app())) as server:
         async with await server.connect() as client:
             page = await client.get("/page")
             upload = await client.post("/upload", b"x" * 200_000)
@@ -606,7 +606,10 @@ async def test_quart_keeps_the_connection(engine: str, clock: Clock) -> None:
 
 async def test_quart_connection_times_out_when_idle(engine: str, clock: Clock) -> None:
     """A connection that a Quart application has answered on is closed after idle_timeout."""
-    async with serving(engine, quart_app(), idle_timeout=5.0) as server, await server.connect() as client:
+    async with (
+        serving(engine, cast("Any", quart_app()), idle_timeout=5.0) as server,
+        await server.connect() as client,
+    ):
         await client.get("/page")
         began = trio.current_time()
         await client.rest()

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
 from tangram.web.site import Site, build_site
 
 if TYPE_CHECKING:
     from quart import Quart
 
-    from tangram.app.tree import Tree
     from tangram.transports.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]

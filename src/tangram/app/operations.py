@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 import trio
 
-from tangram.app.tree import PLUGIN
+from tangram.app.ledger import Ledger
+from tangram.app.tree import PLUGIN, Tree
 from tangram.config import normalise
 from tangram.errors import NoSuchChild
-from tangram.supervision import ChildStatistics, thread_statistics
-
-if TYPE_CHECKING:
-    from tangram.app.server import Server
-    from tangram.app.tree import Tree
+from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
 __all__ = ["Operations"]
 
@@ -26,10 +23,20 @@ RESTART_WAIT = 2.0
 _NOTHING: Mapping[str, str] = {}
 
 
+class Running(Protocol):
+    """What is read of the server."""
+
+    ledger: Ledger
+    tree: Tree | None
+    root: Supervisor | None
+    watchdog: Watchdog | None
+    stopping: bool
+
+
 class Operations:
     """The ``Operator`` of a site, for one server over all its incarnations."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Running) -> None:
         self._server = server
         self._began = trio.current_time()
 
@@ -123,6 +130,7 @@ class Operations:
         wanted = normalise(name)
         for known, host in tree.hosts.items():
             if wanted in {normalise(known), host.loaded.key} and tree.incarnation is not None:
+                tree.forgive(known)
                 await tree.incarnation.restart_child(PLUGIN + known)
                 return
         raise NoSuchChild(f"no plugin is called {name!r}")

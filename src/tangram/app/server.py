@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
@@ -151,6 +152,7 @@ class Server:
                 on_event=self.ledger,
             ) as root:
                 self.root = root
+                tree.booted = True
                 self._tell_ready()
                 task_status.started(self)
                 await trio.sleep_forever()
@@ -178,6 +180,7 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            serve_web=serve_site,
         )
 
     def _load(self, config: Config) -> Loaded:
@@ -221,9 +224,13 @@ class Server:
     def _on_event(self, event: SupervisionEvent) -> None:
         tree = self.tree
         assert tree is not None
-        if event.kind == "gave_up" and not self.stopping and event.supervisor in {"root", "incarnation"}:
+        # By the place in the tree, not by the name: a plugin may be called "root".
+        ours = event.child is None and event.path in {(), ("incarnation",)}
+        if event.kind == "gave_up" and ours and not self.stopping:
             self._end(asked_for=False)
-        if event.kind == "ready" and event.supervisor == "incarnation":
+        if event.kind == "quarantined":
+            tree.keep_out(event)
+        if event.kind == "ready" and ours and event.path:
             tree.why = "stop" if self.stopping else "crash"
             if self.ready_count:
                 self._tell_ready()
@@ -268,6 +275,7 @@ class Server:
         for what, old, new in _fixed(self.config, config):
             log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
         self.config = self.tree.config = _with_fixed(self.config, config)
+        self.tree.forgive()
         self.tree.plugins = plugins
 
     async def restart(self) -> None:

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import Config, cache_dir
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerUnavailable, PluginError
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
 from tangram.plugins.registry import LoadedPlugin
@@ -119,6 +119,7 @@ class Tree:
         on_event: Callable[[SupervisionEvent], None],
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
+        serve_web: Callable[..., Awaitable[None]],
     ) -> None:
         self.config = config
         self.plugins = plugins
@@ -135,6 +136,12 @@ class Tree:
         self.bus: Bus | None = None
         self.channels: Channels | None = None
         self.hosts: dict[str, PluginHost] = {}
+        self.booted = False
+        """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
+        self.quarantined: dict[str, str] = {}
+        """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
+        kept here because a broker's crash makes a new incarnation with new children."""
+        self._windows: dict[str, Window] = {}
         self.waiting: set[str] = set()
         """Plugins that wait for a Redis of somebody else's."""
         self.web_failures: dict[str, str] = {}
@@ -142,6 +149,7 @@ class Tree:
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
+        self._serve_web = serve_web
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -165,6 +173,10 @@ class Tree:
                 self._run_incarnation,
                 start_timeout=float("inf"),  # each of its own children has a limit
                 stop_timeout=limits.shutdown_timeout,
+                # It ends by itself only when its own budget is spent, or a plugin's where that ends the
+                # server: the root must not begin a new count.
+                window=Window(0, limits.root_window),
+                exhausted="escalate",
             ),
         ]
 
@@ -238,10 +250,26 @@ class Tree:
             # Its services have limits of their own; what is left is the lifespan's.
             start_timeout=limits.start_timeout + sum(service.start_timeout for service in services),
             stop_timeout=limits.stop_timeout + sum(service.stop_timeout for service in services),
-            window=Window(limits.plugin_restarts, limits.plugin_window),
+            window=self._windows.setdefault(host.name, Window(limits.plugin_restarts, limits.plugin_window)),
             exhausted="escalate" if limits.exhausted == "exit" else "quarantine",
-            start_failure="fail" if self.config.core.strict else "quarantine",
+            start_failure="fail" if self.config.core.strict and not self.booted else "quarantine",
         )
+
+    def keep_out(self, event: SupervisionEvent) -> None:
+        """A child was quarantined: if it is a plugin, the next incarnation begins without it, too."""
+        match event.path:
+            case ("incarnation", str(child)) if child.startswith(PLUGIN):
+                self.quarantined.setdefault(child.removeprefix(PLUGIN), event.cause or "unknown")
+
+    def forgive(self, plugin: str | None = None) -> None:
+        """Somebody mended the cause: one plugin, or all, may try again with a clear window."""
+        for name in [plugin] if plugin is not None else list(self._windows):
+            self.quarantined.pop(name, None)
+            if name in self._windows:
+                self._windows[name].clear()
+        if plugin is None:
+            self.quarantined.clear()
+            self._windows.clear()  # the configuration may have other limits now
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
         return PluginHost(
@@ -255,6 +283,8 @@ class Tree:
         """One incarnation of a plugin. What it raises because a Redis of somebody else's is away is no crash:
         it is told, waited out, and the plugin begins anew; no window is charged.
         """
+        if host.name in self.quarantined:
+            raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
         status = _Once(task_status)
         while True:
             try:
@@ -329,9 +359,7 @@ class Tree:
             self.channels = None
 
     async def _run_web(self, *, task_status: trio.TaskStatus[object]) -> None:
-        from tangram.app.engines import serve_site
-
-        await serve_site(self, task_status=task_status)
+        await self._serve_web(self, task_status=task_status)
 
     def site_parts(self, **more: object) -> SiteParts:
         """What this incarnation's site is made of; ``more`` is the engine's."""

@@ -210,10 +210,12 @@ class Decider(Ledger):
                 incarnation=entry.incarnation,
             )
         entry.failure = crash
-        if entry.asked is not None:
+        # A temporary child that was running may be restarted by request; retried it is never.
+        once = entry.ever_up and entry.spec.restart == "temporary"
+        if entry.asked is not None or once:
             self._note(entry, crash)
             self._tell("crashed", now, entry, crash=crash)
-            fallback, entry.asked = entry.asked, None
+            fallback, entry.asked = entry.asked or State.REMOVED, None
             self._send_away(entry, fallback, now)
         elif entry.ever_up:
             self._restart(entry, crash, now)

@@ -28,6 +28,9 @@ _LINES: dict[str, tuple[str, str]] = {
 def log_event(event: SupervisionEvent) -> None:
     """Write the event's line; fields that say nothing are left out."""
     level, line = _LINES[event.kind]
+    if event.kind == "gave_up" and event.path:
+        # The one above decides what that means; it may be a plugin's restart, and is told as such.
+        level, line = "warning", "supervisor gives up to the one above it"
     values: dict[str, Any] = {
         "supervisor": event.supervisor,
         "child": event.child,
