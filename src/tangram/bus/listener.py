@@ -40,10 +40,10 @@ GATHER_FACTOR: Final = 10
 GATHER_MAX: Final = 0.004
 GATHER_LEAST: Final = 0.001
 """After a delivery that took d seconds of CPU the next read waits for ten times d, at most 4 ms, and messages
-gather in the socket meanwhile: each client is then sent several in one write, and the write is what a delivery
-costs. A message after a quiet moment goes out at once; where few are served (a pause of under 1 ms) nothing
-waits; and after a read that was full there is no pause: enough has gathered. With 100 clients 500 messages a
-second cost half as much so, and 2,000 a fifth."""
+gather in the socket meanwhile: each client is then sent several in one write, and the write is what a
+delivery costs. A message after a quiet moment goes out at once; where few are served (a pause of under 1 ms)
+nothing waits; and after a read that was full there is no pause: enough has gathered. With 100 clients 500
+messages a second cost half as much so, and 2,000 a fifth."""
 
 STOPPED: Final = "the bus has stopped; subscribe again on the new one"
 

@@ -138,12 +138,12 @@ def _fields(data: bytes, start: int, count: int) -> tuple[list[str], bytes]:
 
 def text_header(join_ref: str | None, ref: str | None, topic: str, event: str) -> bytes:
     """Everything of a text frame before its payload."""
-    return b"[%b,%b,%b,%b," % tuple(_encode_any(field) for field in (join_ref, ref, topic, event))
+    return _encode_any((join_ref, ref, topic, event))[:-1] + b","
 
 
 def encode_text(join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes) -> Encoded:
     """A text frame; ``payload`` is JSON text already."""
-    return Encoded(TEXT, text_header(join_ref, ref, topic, event) + payload + b"]")
+    return Encoded(TEXT, _encode_any((join_ref, ref, topic, event, msgspec.Raw(payload))))
 
 
 def encode_binary_broadcast(topic: str, event: str) -> bytes:

@@ -85,7 +85,7 @@ class Encoded:
         return f"Encoded({self.opcode}, {self.data!r})"
 
 
-class Run(tuple[Encoded, ...]):
+class Run(tuple[Encoded, ...]):  # noqa: SLOT001  # a tuple of any length takes no slots
     """Messages that follow one another, the same object for everybody who gets all of them: the transport
     that joins their frames keeps the result in ``wire``, so that this too is done once.
     """

@@ -100,6 +100,8 @@ class _Route:
         self.key = key
 
 
+_DONE: Final = b'{"status":"ok","response":{}}'
+
 _NOWHERE: Final = _Route(None, b"", None, None)
 
 
@@ -351,7 +353,9 @@ class Hub:
     def reply(outbox: Outbox, to: Reply, status: str, response: object) -> None:
         """Answer one frame; without a ``ref`` there is nobody who waits for it."""
         if to.ref is not None:
-            payload = codec.encode_json({"status": status, "response": response})
+            # The shorter way is that of almost every push.
+            done = status == "ok" and response == {}
+            payload = _DONE if done else codec.encode_json({"status": status, "response": response})
             outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
 
     def statistics(self) -> HubStatistics:

@@ -39,13 +39,27 @@ class OutboxStatistics:
 class Outbox:
     """The messages of one connection on their way out."""
 
-    __slots__ = ("_items", "_keys", "_limit", "_total", "conflated", "disconnect", "max_backlog", "wake")
+    __slots__ = (
+        "_asleep",
+        "_items",
+        "_keys",
+        "_limit",
+        "_total",
+        "conflated",
+        "disconnect",
+        "max_backlog",
+        "quiet",
+        "wake",
+    )
 
     def __init__(self, wake: Callable[[], None], *, max_backlog: int = MAX_BACKLOG) -> None:
         self.wake = wake
         self.max_backlog = max_backlog
         self.disconnect: Disconnect | None = None
         self.conflated = 0
+        self.quiet = False
+        """While set nobody is woken for what is put: whoever sets it says ``ring`` in the end."""
+        self._asleep = True
         # A Run is everybody's: it is replaced by a list of our own before anything is added to it.
         self._items: list[Encoded] | Run = []
         self._keys: dict[str, int] = {}
@@ -74,10 +88,14 @@ class Outbox:
             return
         if total > self._limit and not self._widen(len(item.data)):
             return
-        idle = not self._items
-        self._own().append(item)
+        items = self._items
+        if type(items) is list:
+            items.append(item)
+        else:
+            self._own().append(item)
         self._total = total
-        if idle:
+        if self._asleep and not self.quiet:
+            self._asleep = False
             self.wake()
 
     def put_run(self, run: Run) -> None:
@@ -97,6 +115,14 @@ class Outbox:
             self._own().extend(run)
         else:
             self._items = run
+        if self._asleep and not self.quiet:
+            self._asleep = False
+            self.wake()
+
+    def ring(self) -> None:
+        """Wake the owner for what was put while ``quiet`` was set."""
+        if self._asleep and self._items:
+            self._asleep = False
             self.wake()
 
     def _own(self) -> list[Encoded]:
@@ -141,8 +167,11 @@ class Outbox:
         return True
 
     def take_all(self) -> list[Encoded] | Run:
-        """Everything that waits: a Run, where that is all there is. Say ``written`` with the payload bytes once they are out."""
+        """Everything that waits: a Run, where that is all there is. Say ``written`` with the payload bytes
+        once they are out.
+        """
         items, self._items = self._items, []
+        self._asleep = True
         if self._keys:
             self._keys.clear()
         return items

@@ -112,6 +112,17 @@ class ChannelsStatistics:
     """Reason of the disconnect to how often."""
 
 
+class _Open:
+    """Pushes that came together and wait for Redis: their answers leave together too. They are lines of one
+    pipeline, so that the last is not later than the first by more than a read.
+    """
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Session:
     """One connection, as a transport sees it: feed it frames, empty its ``outbox``, say when it is
     ``gone``.
@@ -142,16 +153,19 @@ class Session:
         sent.
         """
         now = self.last_seen = trio.current_time()
+        open_ = _Open()
+        receive, carry_out = self.socket.receive, self._carry_out
         for opcode, data in frames:
             if self.outbox.disconnect is not None:
-                return
+                break
             try:
                 message = decode(opcode, data)
             except FrameError as error:
                 self._channels.note_malformed(self, error)
-                self.carry_out(self.socket.malformed(now))
+                carry_out(self.socket.malformed(now), open_)
             else:
-                self.carry_out(self.socket.receive(message))
+                carry_out(receive(message), open_)
+        self._channels.touch()
 
     def alive(self) -> None:
         """Something arrived that is no message (a pong): the peer is still there."""
@@ -159,19 +173,31 @@ class Session:
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what the socket machine asks for."""
+        self._carry_out(effects, _Open())
+        self._channels.touch()
+
+    def _carry_out(self, effects: Sequence[Effect], open_: _Open) -> None:
         for effect in effects:
             if isinstance(effect, Publish):
                 reply = effect.reply
-                done = None if reply is None else partial(self._published, reply)
+                done = None
+                if reply is not None:
+                    open_.count += 1
+                    done = partial(self._published, reply, open_)
                 self._channels.publish(effect.channel, effect.payload, done)
             elif isinstance(effect, Authorize):
                 self._channels.authorize(self, effect)
             else:
                 self.outbox.close(effect)
-        self._channels.touch()
 
-    def _published(self, reply: Reply, outcome: int | Exception) -> None:
+    def _published(self, reply: Reply, open_: _Open, outcome: int | Exception) -> None:
+        open_.count -= 1
+        outbox = self.outbox
+        outbox.quiet = open_.count > 0
         self.socket.published(reply, taken=not isinstance(outcome, Exception))
+        outbox.quiet = False
+        if not open_.count:
+            outbox.ring()
 
     def gone(self) -> None:
         """The connection has ended, whoever ended it. May be said twice."""
