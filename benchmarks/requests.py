@@ -25,7 +25,11 @@ from lib.report import Results, Sample, Target, machine, plot, results_table, sv
 from lib.servers import Server, start_fastapi, start_tangram
 
 NATIVE, HYPERCORN = "tangram", "tangram on Hypercorn"
-ASYNCIO, ASYNCIO_HTTPTOOLS, UVLOOP = "FastAPI, asyncio", "FastAPI, asyncio + httptools", "FastAPI, uvloop + httptools"
+ASYNCIO, ASYNCIO_HTTPTOOLS, UVLOOP = (
+    "FastAPI, asyncio",
+    "FastAPI, asyncio + httptools",
+    "FastAPI, uvloop + httptools",
+)
 SERVERS: dict[str, Callable[[Path], Server]] = {
     NATIVE: partial(start_tangram, routes=True),
     HYPERCORN: partial(start_tangram, engine="hypercorn", routes=True),
@@ -100,16 +104,33 @@ def targets(results: Results) -> list[Target]:
         return ours / theirs if figure == "per_second" else theirs / ours
 
     return [
-        Target(f"requests/s, {first}, against {ASYNCIO}", against(ASYNCIO, "per_second"), 3, "x", at_least=True),
-        Target(f"requests/s, {first}, against {UVLOOP}", against(UVLOOP, "per_second"), 1, "x", at_least=True),
-        Target(f"CPU a request, {first}, {ASYNCIO} against ours", against(ASYNCIO, "cpu_us"), 3, "x", at_least=True),
-        Target(f"CPU a request, {first}, {UVLOOP} against ours", against(UVLOOP, "cpu_us"), 1, "x", at_least=True),
+        Target(
+            f"requests/s, {first}, against {ASYNCIO}", against(ASYNCIO, "per_second"), 3, "x", at_least=True
+        ),
+        Target(
+            f"requests/s, {first}, against {UVLOOP}", against(UVLOOP, "per_second"), 1, "x", at_least=True
+        ),
+        Target(
+            f"CPU a request, {first}, {ASYNCIO} against ours",
+            against(ASYNCIO, "cpu_us"),
+            3,
+            "x",
+            at_least=True,
+        ),
+        Target(
+            f"CPU a request, {first}, {UVLOOP} against ours", against(UVLOOP, "cpu_us"), 1, "x", at_least=True
+        ),
     ]
 
 
 def text(results: Results, options: argparse.Namespace) -> str:
     names = [route.name for route in ROUTES]
-    columns = {"per_second": "requests/s", "cpu_us": "CPU us a request", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
+    columns = {
+        "per_second": "requests/s",
+        "cpu_us": "CPU us a request",
+        "p50_ms": "p50 ms",
+        "p99_ms": "p99 ms",
+    }
     return "\n".join(
         [
             f"# Requests\n\n{machine()}. Medians of {options.rounds} interleaved rounds, {CONNECTIONS} keep-alive "

@@ -40,7 +40,10 @@ def publish(redis_port: int, messages: int, rate: float, size: int, burst: int =
     """``messages`` of ``size`` bytes, ``rate`` bursts a second; returns when Redis has taken all."""
     command = [str(build("publish")), str(redis_port), CHANNEL, *map(str, (messages, rate, size, burst))]
     done = subprocess.run(
-        pinned(command, LOAD_CPUS), check=True, capture_output=True, timeout=GIVE_UP + messages / burst / rate * 4
+        pinned(command, LOAD_CPUS),
+        check=True,
+        capture_output=True,
+        timeout=GIVE_UP + messages / burst / rate * 4,
     )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -49,7 +52,9 @@ def publish(redis_port: int, messages: int, rate: float, size: int, burst: int =
 def request(port: int, data: bytes, requests: int, connections: int) -> dict[str, Any]:
     """``requests`` times the same request over ``connections`` connections, one at a time on each."""
     command = [str(build("http")), str(port), str(connections), str(requests)]
-    done = subprocess.run(pinned(command, LOAD_CPUS), check=True, capture_output=True, input=data, timeout=300)
+    done = subprocess.run(
+        pinned(command, LOAD_CPUS), check=True, capture_output=True, input=data, timeout=300
+    )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -89,7 +94,7 @@ class Listening:
         self._socket.close()
 
 
-def wait_delivered(clients: Clients, pid: int, wanted: int, *, at_most: float = 10.0) -> dict[str, Any]:
+def wait_delivered(clients: Clients, pid: int, wanted: int, *, at_most: float = 4.0) -> dict[str, Any]:
     """The clients' report, once they have *wanted* messages, or nothing more comes."""
     until = time.monotonic() + at_most
     report = clients.ask("report")

@@ -181,7 +181,7 @@ def memory_bytes(pid: int) -> int:
     return total
 
 
-def wait_quiet(pid: int, *, at_most: float = 5.0) -> None:
+def wait_quiet(pid: int, *, at_most: float = 4.0) -> None:
     """Return once the server has stopped working on what it was given, or after *at_most* seconds."""
     until = time.monotonic() + at_most
     before = cpu_seconds(pid)
@@ -213,7 +213,9 @@ class Valkey(Process):
 
         self.port = free_port()
         super().__init__(
-            list(server_arguments(find_server(), self.port)), cpus=LOAD_CPUS, log=folder / f"valkey-{self.port}.log"
+            list(server_arguments(find_server(), self.port)),
+            cpus=LOAD_CPUS,
+            log=folder / f"valkey-{self.port}.log",
         )
         wait_for_port(self.port, self)
 

@@ -68,7 +68,12 @@ class Target:
     def row(self) -> list[str]:
         sign = "&ge;" if self.at_least else "&le;"
         verdict = "not measured" if math.isnan(self.value) else "met" if self.met else "**missed**"
-        return [self.what, f"{show(self.value)} {self.unit}", f"{sign} {show(self.bound)} {self.unit}", verdict]
+        return [
+            self.what,
+            f"{show(self.value)} {self.unit}",
+            f"{sign} {show(self.bound)} {self.unit}",
+            verdict,
+        ]
 
 
 def show(value: float) -> str:
@@ -142,7 +147,9 @@ def plot(title: str, results: Results, figure: str, unit: str, workloads: Sequen
     out = [f'<text x="10" y="24" class="title">{escape(title)}</text>']
     for number, who in enumerate(contenders):
         left = LABELS + number * 160
-        out.append(f'<rect x="{left}" y="36" width="12" height="12" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        out.append(
+            f'<rect x="{left}" y="36" width="12" height="12" fill="{COLOURS[number % len(COLOURS)]}"/>'
+        )
         out.append(f'<text x="{left + 17}" y="46">{escape(who)}</text>')
     y = 66.0
     grid_top = y - 6
@@ -161,7 +168,9 @@ def plot(title: str, results: Results, figure: str, unit: str, workloads: Sequen
     grid = []
     step = low
     while step <= high * 1.001:
-        grid.append(f'<line x1="{x(step):.1f}" y1="{grid_top}" x2="{x(step):.1f}" y2="{y + 4:.0f}" class="grid"/>')
+        grid.append(
+            f'<line x1="{x(step):.1f}" y1="{grid_top}" x2="{x(step):.1f}" y2="{y + 4:.0f}" class="grid"/>'
+        )
         grid.append(f'<text x="{x(step):.1f}" y="{y + 18:.0f}" class="value">{step:g} {escape(unit)}</text>')
         step *= 10
     return f'<g data-height="{y + 40:.0f}">' + "\n".join(grid + out) + "</g>"
@@ -180,5 +189,7 @@ def svg(*panels: str) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" width="{WIDTH}" height="{y:.0f}">\n'
-        f'<style>{style}</style>\n<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n"
+        f'<style>{style}</style>\n<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
     )

@@ -100,8 +100,6 @@ class _Route:
         self.key = key
 
 
-_DONE: Final = b'{"status":"ok","response":{}}'
-
 _NOWHERE: Final = _Route(None, b"", None, None)
 
 
@@ -353,10 +351,15 @@ class Hub:
     def reply(outbox: Outbox, to: Reply, status: str, response: object) -> None:
         """Answer one frame; without a ``ref`` there is nobody who waits for it."""
         if to.ref is not None:
-            # The shorter way is that of almost every push.
-            done = status == "ok" and response == {}
-            payload = _DONE if done else codec.encode_json({"status": status, "response": response})
+            payload = codec.encode_json({"status": status, "response": response})
             outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
+
+    @staticmethod
+    def acknowledge(outbox: Outbox, replies: Sequence[Reply]) -> None:
+        """Answer ``ok`` and nothing else, to all of these at once."""
+        acknowledged = [codec.encode_acknowledgement(*to) for to in replies if to.ref is not None]
+        if acknowledged:
+            outbox.put_run(Run(acknowledged))
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(

@@ -40,7 +40,6 @@ class Outbox:
     """The messages of one connection on their way out."""
 
     __slots__ = (
-        "_asleep",
         "_items",
         "_keys",
         "_limit",
@@ -48,7 +47,6 @@ class Outbox:
         "conflated",
         "disconnect",
         "max_backlog",
-        "quiet",
         "wake",
     )
 
@@ -57,9 +55,6 @@ class Outbox:
         self.max_backlog = max_backlog
         self.disconnect: Disconnect | None = None
         self.conflated = 0
-        self.quiet = False
-        """While set nobody is woken for what is put: whoever sets it says ``ring`` in the end."""
-        self._asleep = True
         # A Run is everybody's: it is replaced by a list of our own before anything is added to it.
         self._items: list[Encoded] | Run = []
         self._keys: dict[str, int] = {}
@@ -89,13 +84,13 @@ class Outbox:
         if total > self._limit and not self._widen(len(item.data)):
             return
         items = self._items
+        idle = not items
         if type(items) is list:
             items.append(item)
         else:
             self._own().append(item)
         self._total = total
-        if self._asleep and not self.quiet:
-            self._asleep = False
+        if idle:
             self.wake()
 
     def put_run(self, run: Run) -> None:
@@ -115,14 +110,6 @@ class Outbox:
             self._own().extend(run)
         else:
             self._items = run
-        if self._asleep and not self.quiet:
-            self._asleep = False
-            self.wake()
-
-    def ring(self) -> None:
-        """Wake the owner for what was put while ``quiet`` was set."""
-        if self._asleep and self._items:
-            self._asleep = False
             self.wake()
 
     def _own(self) -> list[Encoded]:
@@ -171,7 +158,6 @@ class Outbox:
         once they are out.
         """
         items, self._items = self._items, []
-        self._asleep = True
         if self._keys:
             self._keys.clear()
         return items

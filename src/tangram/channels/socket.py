@@ -74,6 +74,8 @@ class Authorize(NamedTuple):
     payload: bytes
 
 
+_CONTROL: Final = frozenset({JOIN, LEAVE, HEARTBEAT})
+
 Effect = Publish | Authorize | Disconnect
 
 
@@ -141,6 +143,15 @@ class Socket:
     def receive(self, message: Message) -> list[Effect]:
         """One frame of the client."""
         self.frames += 1
+        membership = self._joined.get(message.topic)
+        if (
+            membership is not None
+            and membership.alive
+            and message.event not in _CONTROL
+            and message.topic != PHOENIX
+            and message.topic not in self._joining
+        ):
+            return self._push(message)  # by the table too; this is nearly every frame
         if message.event == HEARTBEAT and message.topic == PHOENIX and not message.binary:
             return self._heartbeat(message)
         if message.event == JOIN:
@@ -190,12 +201,13 @@ class Socket:
             self.frames -= 1
         return effects
 
-    def published(self, reply: Reply, *, taken: bool) -> None:
-        """Redis has taken a push, or has not."""
-        if taken:
-            self._hub.reply(self.outbox, reply, "ok", {})
-        else:
-            self._refuse(reply, UNAVAILABLE)
+    def published(self, replies: Sequence[Reply]) -> None:
+        """Redis has taken these pushes."""
+        self._hub.acknowledge(self.outbox, replies)
+
+    def unpublished(self, reply: Reply) -> None:
+        """Redis has not taken this push."""
+        self._refuse(reply, UNAVAILABLE)
 
     def gone(self) -> list[Effect]:
         """The connection has ended: leave everything."""

@@ -113,14 +113,37 @@ class ChannelsStatistics:
 
 
 class _Open:
-    """Pushes that came together and wait for Redis: their answers leave together too. They are lines of one
-    pipeline, so that the last is not later than the first by more than a read.
+    """Pushes that came together and wait for Redis: their answers leave together too.
+
+    They are lines of one pipeline, whose outcomes come in its order, so that the last is not later than the
+    first by more than a read.
     """
 
-    __slots__ = ("count",)
+    __slots__ = ("at", "handing", "replies", "socket", "taken")
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.replies: list[Reply] = []
+        self.taken: list[Reply] = []
+        self.at = 0
+        self.handing = True
+        """While they are handed over an outcome is that of the one that is being handed over."""
+
+    def done(self, outcome: int | Exception) -> None:
+        """The outcome of the next."""
+        if self.handing:
+            reply = self.replies.pop()
+        else:
+            reply = self.replies[self.at]
+            self.at += 1
+        if isinstance(outcome, int):
+            self.taken.append(reply)
+            if self.at < len(self.replies):
+                return
+        taken, self.taken = self.taken, []
+        self.socket.published(taken)
+        if not isinstance(outcome, int):
+            self.socket.unpublished(reply)
 
 
 class Session:
@@ -153,7 +176,7 @@ class Session:
         sent.
         """
         now = self.last_seen = trio.current_time()
-        open_ = _Open()
+        open_ = _Open(self.socket)
         receive, carry_out = self.socket.receive, self._carry_out
         for opcode, data in frames:
             if self.outbox.disconnect is not None:
@@ -165,6 +188,7 @@ class Session:
                 carry_out(self.socket.malformed(now), open_)
             else:
                 carry_out(receive(message), open_)
+        open_.handing = False
         self._channels.touch()
 
     def alive(self) -> None:
@@ -173,31 +197,23 @@ class Session:
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what the socket machine asks for."""
-        self._carry_out(effects, _Open())
+        open_ = _Open(self.socket)
+        self._carry_out(effects, open_)
+        open_.handing = False
         self._channels.touch()
 
     def _carry_out(self, effects: Sequence[Effect], open_: _Open) -> None:
         for effect in effects:
             if isinstance(effect, Publish):
-                reply = effect.reply
                 done = None
-                if reply is not None:
-                    open_.count += 1
-                    done = partial(self._published, reply, open_)
+                if effect.reply is not None:
+                    open_.replies.append(effect.reply)
+                    done = open_.done
                 self._channels.publish(effect.channel, effect.payload, done)
             elif isinstance(effect, Authorize):
                 self._channels.authorize(self, effect)
             else:
                 self.outbox.close(effect)
-
-    def _published(self, reply: Reply, open_: _Open, outcome: int | Exception) -> None:
-        open_.count -= 1
-        outbox = self.outbox
-        outbox.quiet = open_.count > 0
-        self.socket.published(reply, taken=not isinstance(outcome, Exception))
-        outbox.quiet = False
-        if not open_.count:
-            outbox.ring()
 
     def gone(self) -> None:
         """The connection has ended, whoever ended it. May be said twice."""
