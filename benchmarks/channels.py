@@ -3,10 +3,10 @@ published tangram-core.
 
     python benchmarks/channels.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
 
-Each server has a broker and a processor of its own; publisher, clients and brokers share the others. CPU is what
-the operating system says of the server's threads and children, the broker left out; latency is from before the
-publisher's write to after the client's read, by one clock. Rounds are interleaved, and medians shown. Results go
-to ``benchmarks/results/channels.md`` and ``.svg``.
+Each server has a broker and a processor of its own; publisher, clients and brokers share the others. CPU is
+what the operating system says of the server's threads and children, the broker left out; latency is from
+before the publisher's write to after the client's read, by one clock. Rounds are interleaved, and medians
+shown. Results go to ``benchmarks/results/channels.md`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lib.loads import TOPIC, Clients, Listening, publish, wait_delivered
-from lib.processes import Process, build, cpu_seconds, memory_bytes, running, wait_quiet
-from lib.report import Results, Sample, Target, machine, plot, results_table, svg, table, write
-from lib.servers import Server, start_published, start_tangram
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.lib.loads import PATIENCE, TOPIC, Clients, Listening, publish, wait_delivered
+from benchmarks.lib.processes import Process, build, cpu_seconds, memory_bytes, running, wait_quiet
+from benchmarks.lib.report import Results, Sample, Target, machine, plot, results_table, svg, table, write
+from benchmarks.lib.servers import Server, start_published, start_tangram
 
 NATIVE, C_LOOP, HYPERCORN, PUBLISHED = "tangram", "C loop", "tangram on Hypercorn", "tangram-core"
 SERVERS: dict[str, Callable[[Path], Server]] = {
@@ -176,12 +178,6 @@ def memory(start: Callable[[Path], Server], count: int) -> Sample:
 
 def measure(options: argparse.Namespace) -> Results:
     results = Results()
-    quick = options.quick
-    seconds = 1.0 if quick else 3.0
-
-    def wanted(name: str) -> bool:
-        return not options.only or any(word in name for word in options.only)
-
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers: dict[str, Server] = {}
         for name in options.servers:
@@ -189,27 +185,34 @@ def measure(options: argparse.Namespace) -> Results:
                 servers[name] = SERVERS[name](Path(folder))
                 stack.callback(servers[name].end)
         for _ in range(options.rounds):
-            for load in filter(lambda load: wanted(load.name), FAN_OUTS):
-                if quick and load not in QUICK:
-                    continue
-                for name in options.servers:
-                    if quick and name == HYPERCORN and load != QUICK[0]:
-                        continue  # it takes long to notice that it cannot
-                    one = c_loop(load, seconds) if name == C_LOOP else fan_out(servers[name], load, seconds)
-                    results.add(load.name, name, one)
-            for name, server in servers.items():
-                if wanted(BURST) and not (quick and name != NATIVE):
-                    results.add(BURST, name, burst(server, 5 if quick else 20))
-                if wanted(INBOUND):
-                    results.add(INBOUND, name, inbound(server, 10_000 if quick else 40_000))
-                if wanted(CONNECTING):
-                    results.add(CONNECTING, name, connecting(server, 100 if quick else 500))
-    for _ in range(options.rounds if wanted(MEMORY) else 0):
+            measure_fan_outs(options, results, servers)
+            measure_others(options, results, servers)
+    for _ in range(options.rounds if options.wanted(MEMORY) else 0):
         for name in servers:
-            if quick and name != NATIVE:
-                continue
-            results.add(MEMORY, name, memory(SERVERS[name], 200 if quick else 1000))
+            if name == NATIVE or not options.quick:
+                results.add(MEMORY, name, memory(SERVERS[name], 200 if options.quick else 1000))
     return results
+
+
+def measure_fan_outs(options: argparse.Namespace, results: Results, servers: Mapping[str, Server]) -> None:
+    seconds = 1.0 if options.quick else 3.0
+    for load in QUICK if options.quick else FAN_OUTS:
+        for name in options.servers if options.wanted(load.name) else ():
+            if name == C_LOOP:
+                results.add(load.name, name, c_loop(load, seconds))
+            elif not options.quick or name != HYPERCORN or load == QUICK[0]:  # it does not notice soon
+                results.add(load.name, name, fan_out(servers[name], load, seconds))
+
+
+def measure_others(options: argparse.Namespace, results: Results, servers: Mapping[str, Server]) -> None:
+    quick = options.quick
+    for name, server in servers.items():
+        if options.wanted(BURST) and (name == NATIVE or not quick):
+            results.add(BURST, name, burst(server, 5 if quick else 20))
+        if options.wanted(INBOUND):
+            results.add(INBOUND, name, inbound(server, 10_000 if quick else 40_000))
+        if options.wanted(CONNECTING):
+            results.add(CONNECTING, name, connecting(server, 100 if quick else 500))
 
 
 def targets(results: Results) -> list[Target]:
@@ -238,10 +241,11 @@ HEAD = """# Channels
 
 {machine}. Medians of {rounds} interleaved rounds, {seconds:g} s of load each.
 
-CPU is what the operating system says that the server's threads and children used, the broker left out. Latency is
-from before the publisher's write to after the client's read. *C loop* is one thread that does nothing but `send`
-the same frames on as many sockets: the cost of the kernel. Lost and closed are sums over all rounds; clients that
-a server cannot serve in time count as they are found when it has stopped working.
+CPU is what the operating system says that the server's threads and children used, the broker left out.
+Latency is from before the publisher's write to after the client's read. *C loop* is one thread that does
+nothing but `send` the same frames on as many sockets: the cost of the kernel. Lost and closed are sums over all
+rounds, counted when a server has stopped working, or {patience:g} s after the last message was published. *Joined and
+idle* is proportional set size.
 
 """
 
@@ -258,7 +262,8 @@ def text(results: Results, options: argparse.Namespace) -> str:
     seconds = 1.0 if options.quick else 3.0
     return "\n".join(
         [
-            HEAD.format(machine=machine(), rounds=options.rounds, seconds=seconds).rstrip() + "\n",
+            HEAD.format(machine=machine(), rounds=options.rounds, seconds=seconds, patience=PATIENCE).rstrip()
+            + "\n",
             "## Promised\n",
             table(["what", "measured", "target", ""], [target.row() for target in targets(results)]),
             "## Fan-out: clients x messages a second, bytes a message\n",
@@ -298,6 +303,7 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
+    options.wanted = lambda name: not options.only or any(word in name for word in options.only)
     try:
         results = measure(options)
     except subprocess.CalledProcessError as error:

@@ -1,10 +1,10 @@
-"""Requests under load: tangram's native routes beside FastAPI on uvicorn, and Hypercorn with the same application.
+"""Requests under load: tangram's native routes, and Hypercorn's, beside FastAPI on uvicorn.
 
     python benchmarks/requests.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
 
-The same routes on each, access log off; 32 keep-alive connections, one request at a time on each, from a C program
-on another processor. CPU is what the operating system says of the server's threads and children. Rounds are
-interleaved, and medians shown. Results go to ``benchmarks/results/requests.md`` and ``.svg``.
+The same routes on each, access log off; 32 keep-alive connections, one request at a time on each, from a C
+program on another processor. CPU is what the operating system says of the server's threads and children.
+Rounds are interleaved, and medians shown. Results go to ``benchmarks/results/requests.md`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lib.loads import request
-from lib.processes import cpu_seconds
-from lib.report import Results, Sample, Target, machine, plot, results_table, svg, table, write
-from lib.servers import Server, start_fastapi, start_tangram
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.lib.loads import request
+from benchmarks.lib.processes import cpu_seconds
+from benchmarks.lib.report import Results, Sample, Target, machine, plot, results_table, svg, table, write
+from benchmarks.lib.servers import Server, start_fastapi, start_tangram
 
 NATIVE, HYPERCORN = "tangram", "tangram on Hypercorn"
 ASYNCIO, ASYNCIO_HTTPTOOLS, UVLOOP = (
@@ -103,24 +105,23 @@ def targets(results: Results) -> list[Target]:
         ours, theirs = results.value(first, NATIVE, figure), results.value(first, name, figure)
         return ours / theirs if figure == "per_second" else theirs / ours
 
+    speed, cpu = f"requests/s, {first}", f"CPU a request, {first}"
     return [
-        Target(
-            f"requests/s, {first}, against {ASYNCIO}", against(ASYNCIO, "per_second"), 3, "x", at_least=True
-        ),
-        Target(
-            f"requests/s, {first}, against {UVLOOP}", against(UVLOOP, "per_second"), 1, "x", at_least=True
-        ),
-        Target(
-            f"CPU a request, {first}, {ASYNCIO} against ours",
-            against(ASYNCIO, "cpu_us"),
-            3,
-            "x",
-            at_least=True,
-        ),
-        Target(
-            f"CPU a request, {first}, {UVLOOP} against ours", against(UVLOOP, "cpu_us"), 1, "x", at_least=True
-        ),
+        Target(f"{speed}: ours to {ASYNCIO}", against(ASYNCIO, "per_second"), 3, "x", at_least=True),
+        Target(f"{speed}: ours to {UVLOOP}", against(UVLOOP, "per_second"), 1, "x", at_least=True),
+        Target(f"{cpu}: {ASYNCIO} to ours", against(ASYNCIO, "cpu_us"), 3, "x", at_least=True),
+        Target(f"{cpu}: {UVLOOP} to ours", against(UVLOOP, "cpu_us"), 1, "x", at_least=True),
     ]
+
+
+HEAD = """# Requests
+
+{machine}. Medians of {rounds} interleaved rounds, {connections} keep-alive connections, one request at a
+time on each, one process a server, access logs off.
+
+*FastAPI, asyncio* is uvicorn as `pip install uvicorn` gives it (asyncio's own loop, h11); the other two have
+httptools, and the last one uvloop as well.
+"""
 
 
 def text(results: Results, options: argparse.Namespace) -> str:
@@ -133,10 +134,7 @@ def text(results: Results, options: argparse.Namespace) -> str:
     }
     return "\n".join(
         [
-            f"# Requests\n\n{machine()}. Medians of {options.rounds} interleaved rounds, {CONNECTIONS} keep-alive "
-            "connections, one request at a time on each, one process a server, access logs off.\n",
-            "*FastAPI, asyncio* is uvicorn as `pip install uvicorn` gives it (its own loop and h11); the other two "
-            "have httptools, and the last one uvloop as well.\n",
+            HEAD.format(machine=machine(), rounds=options.rounds, connections=CONNECTIONS),
             "## Promised\n",
             table(["what", "measured", "target", ""], [target.row() for target in targets(results)]),
             "## Routes\n",

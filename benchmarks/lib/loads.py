@@ -15,6 +15,9 @@ TOPIC = "bench"
 CHANNEL = "to:bench:tick"
 PATH = "/websocket?vsn=2.0.0"
 
+PATIENCE = 4.0
+"""Seconds that a server has for what is left when the last message was published."""
+
 
 class Clients:
     """Joined WebSocket clients in a process of their own."""
@@ -94,7 +97,7 @@ class Listening:
         self._socket.close()
 
 
-def wait_delivered(clients: Clients, pid: int, wanted: int, *, at_most: float = 4.0) -> dict[str, Any]:
+def wait_delivered(clients: Clients, pid: int, wanted: int, *, at_most: float = PATIENCE) -> dict[str, Any]:
     """The clients' report, once they have *wanted* messages, or nothing more comes."""
     until = time.monotonic() + at_most
     report = clients.ask("report")

@@ -21,8 +21,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU = str(CPUS[0])
 LOAD_CPUS = ",".join(map(str, CPUS[1:] or CPUS))
-"""What is measured has a processor to itself, as far as the machine has two: else it would be measured how well
-the scheduler moves it about."""
+"""What is measured has a processor to itself, as far as the machine has two: else it would be measured how
+well the scheduler moves it about."""
 
 GIVE_UP = 30.0
 """Seconds for anything to become ready or to end."""

@@ -22,7 +22,7 @@ Sample = Mapping[str, float]
 
 
 def medians(samples: Sequence[Sample]) -> dict[str, float]:
-    """Of each figure the median; of what went wrong the sum: nothing lost in the median is not nothing lost."""
+    """Of each figure the median; of what went wrong the sum: none lost in the median is not none lost."""
     return {
         name: (sum if name in {"lost", "closed", "refused", "disordered"} else statistics.median)(
             [sample[name] for sample in samples]
@@ -160,9 +160,7 @@ def plot(title: str, results: Results, figure: str, unit: str, workloads: Sequen
             out.append(f'<text x="10" y="{y + 11:.0f}">{escape(workload)}</text>')
             before = workload
         colour = COLOURS[contenders.index(who) % len(COLOURS)]
-        out.append(
-            f'<rect x="{LABELS}" y="{y:.0f}" width="{x(value) - LABELS:.1f}" height="{BAR - 2}" fill="{colour}"/>'
-        )
+        out.append(rect(LABELS, y, x(value) - LABELS, BAR - 2, colour))
         out.append(f'<text x="{x(value) + 5:.1f}" y="{y + 10:.0f}" class="value">{show(value)}</text>')
         y += BAR
     grid = []
@@ -176,6 +174,10 @@ def plot(title: str, results: Results, figure: str, unit: str, workloads: Sequen
     return f'<g data-height="{y + 40:.0f}">' + "\n".join(grid + out) + "</g>"
 
 
+def rect(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.0f}" width="{width:.1f}" height="{height:.0f}" fill="{colour}"/>'
+
+
 def svg(*panels: str) -> str:
     """The panels below one another."""
     y, body = 0.0, []
@@ -187,9 +189,6 @@ def svg(*panels: str) -> str:
         "text{font:12px system-ui,sans-serif;fill:#111}.title{font-weight:600;font-size:14px}"
         ".value{font-size:11px;fill:#444}.grid{stroke:#e5e7eb}"
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" width="{WIDTH}" height="{y:.0f}">\n'
-        f'<style>{style}</style>\n<rect width="100%" height="100%" fill="white"/>\n'
-        + "\n".join(body)
-        + "\n</svg>\n"
-    )
+    size = f'viewBox="0 0 {WIDTH} {y:.0f}" width="{WIDTH}" height="{y:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
+    return head + rect(0, 0, WIDTH, y, "white") + "\n" + "\n".join(body) + "\n</svg>\n"

@@ -23,16 +23,18 @@ class Aircraft(BaseModel):
     longitude: float
 
 
-@app.get("/bench/aircraft/{altitude}")
 async def aircraft(altitude: int) -> Aircraft:
     return Aircraft(icao24="3944ef", callsign="AFR123", altitude=altitude, latitude=43.6, longitude=1.44)
 
 
-@app.post("/bench/aircraft")
 async def add(aircraft: Aircraft) -> Aircraft:
     return aircraft
 
 
-@app.get("/bench/megabyte")
 async def file() -> FileResponse:
     return FileResponse(megabyte)
+
+
+app.add_api_route("/bench/aircraft/{altitude}", aircraft)
+app.add_api_route("/bench/aircraft", add, methods=["POST"])
+app.add_api_route("/bench/megabyte", file)

@@ -117,7 +117,12 @@ async def test_messages_gather_after_a_costly_delivery(
     at: list[float] = []
     cost = iter([0.0, 0.0, 0.0, 0.0003, 0.0, 0.1])  # the confirmation, the first batch, the second
     listener = listener_of(fake, ears, lambda: next(cost, 0.0))
-    listener._sink = lambda batch: (ears.sink(batch), at.append(trio.current_time()))[0]
+
+    def sink(batch: Batch) -> None:
+        ears.sink(batch)
+        at.append(trio.current_time())
+
+    listener._sink = sink
     nursery.start_soon(listener.run)
     await listener.wait_up()
     await trio.sleep(1 - trio.current_time())

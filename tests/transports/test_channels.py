@@ -48,8 +48,8 @@ class Client:
 
 
 async def test_a_push_is_answered_when_the_bus_says_so() -> None:
-    """ok once Redis has taken it, unavailable otherwise, in the order of the pushes; a reply after the end goes
-    nowhere."""
+    """ok once Redis has taken it, unavailable otherwise, in the order of the pushes; a reply after the end
+    goes nowhere."""
     bus = FakeBus(hold=True)
     client = Client(make_channels(bus))
     client.join("obs")

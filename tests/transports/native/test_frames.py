@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
@@ -64,7 +66,7 @@ def test_the_same_messages_as_the_protocol(stream: list[bytes], cuts: list[int])
     protocol's."""
     data = b"".join(stream)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    chunks = [data[begin:end] for begin, end in zip(places, places[1:], strict=False)]
+    chunks = [data[begin:end] for begin, end in pairwise(places)]
     ours = protocol()
     inbox = Inbox(ours, MAX_MESSAGE)
     messages = [message for chunk in chunks for message in inbox.feed(chunk)]
