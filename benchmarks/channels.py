@@ -58,7 +58,7 @@ FAN_OUTS = (
 QUICK = FAN_OUTS[:2]
 BURST, INBOUND, CONNECTING, MEMORY = (
     "one client, bursts of 1,000",
-    "inbound, 50 clients, batches of 20",
+    "inbound, 50 clients, writes of 50",
     "connect and join, 32 at a time",
     "joined and idle",
 )
@@ -123,12 +123,12 @@ def burst(server: Server, bursts: int) -> Sample:
 
 
 def inbound(server: Server, messages: int) -> Sample:
-    """Pushes of 200 bytes, 10,000 a second in writes of 20, until all have come out of Redis."""
+    """Pushes of 200 bytes in writes of 50, as fast as the server takes them, until all are out of Redis."""
     listening = Listening(server.redis_port)
     try:
         with joined(server, 50) as clients:
             cpu = cpu_seconds(server.pid)
-            clients.tell(f"push {messages} 10000 20")
+            clients.tell(f"push {messages} 40000 50")
             listening.wait(messages)
             wait_quiet(server.pid)
             cpu = cpu_seconds(server.pid) - cpu
@@ -243,9 +243,9 @@ HEAD = """# Channels
 
 CPU is what the operating system says that the server's threads and children used, the broker left out.
 Latency is from before the publisher's write to after the client's read. *C loop* is one thread that does
-nothing but `send` the same frames on as many sockets: the cost of the kernel. Lost and closed are sums over all
-rounds, counted when a server has stopped working, or {patience:g} s after the last message was published. *Joined and
-idle* is proportional set size.
+nothing but `send` the same frames on as many sockets: the cost of the kernel. Lost and closed are sums over
+all rounds, counted when a server has stopped working, or {patience:g} s after the last message was published.
+*Joined and idle* is proportional set size.
 
 """
 
