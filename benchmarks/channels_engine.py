@@ -268,10 +268,8 @@ def main() -> None:
     print(f"one send by a loop: {floor(options.clients, options.size, 50 * seconds):.1f} us")
     for rate in (500, 2000):
         used, whole = bench.fan(rate * seconds, rate, options.size)
-        print(
-            f"{options.clients} clients x {rate}/s: {used:.2f} us CPU a delivery, "
-            f"{'all' if whole else 'NOT ALL'}"
-        )
+        arrived = "all arrived" if whole else "NOT all arrived"
+        print(f"{options.clients} clients x {rate}/s: {used:.2f} us CPU a delivery, {arrived}")
     print(f"pushes in batches of 20: {bench.push(2000 * seconds):.1f} us CPU each")
     bench.close()
 

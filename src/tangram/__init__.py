@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tangram.client import fetch_token as fetch_token
     from tangram.client import open_socket as open_socket
     from tangram.errors import BrokerUnavailable as BrokerUnavailable
+    from tangram.errors import ChannelClosed as ChannelClosed
     from tangram.errors import Refused as Refused
     from tangram.errors import TangramError as TangramError
     from tangram.plugins import BackendState as BackendState
@@ -43,7 +44,7 @@ _ROOMS = {
     "tangram.bus": ("Message", "Subscriber"),
     "tangram.channels": ("ConnectInfo",),
     "tangram.client": ("fetch_token", "open_socket"),
-    "tangram.errors": ("BrokerUnavailable", "Refused", "TangramError"),
+    "tangram.errors": ("BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
     "tangram.plugins": ("BackendState", "Plugin"),
     "tangram.routing": (
         "APIRouter",

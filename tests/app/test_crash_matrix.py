@@ -144,8 +144,9 @@ async def test_a_plugin_that_crashes_too_often_is_quarantined_and_can_be_restart
 async def test_a_quarantine_outlives_the_broker_and_ends_with_a_reload() -> None:
     """A crash of the broker makes new children, but a plugin in quarantine stays there until a reload."""
     config = {"supervisor": {"plugin_restarts": 0}}
-    async with open_tangram([make_plugin(Journal(), "root")], config) as running:
-        await running.http.post("/root/crash")
+    name = "root"  # what the supervisor on top is called, too: places in the tree count, not names
+    async with open_tangram([make_plugin(Journal(), name)], config) as running:
+        await running.http.post(f"/{name}/crash")
         await running.wait_ready(2)
         running.crash("broker")
         await running.wait_ready(3)

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from tangram.bus import Bus, RedisClient
-from tangram.bus.client import BLOCKING, Lane
+from tangram.bus.client import BLOCKING
+from tangram.bus.lane import Lane
 from tangram.errors import BrokerUnavailable
 from tests.bus.conftest import Valkey
 from tests.bus.fakes import until

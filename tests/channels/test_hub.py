@@ -219,18 +219,33 @@ def test_presence_can_be_switched_off() -> None:
     assert drained(member.outbox) == []
 
 
-def test_an_interruption_ends_every_membership_with_phx_error() -> None:
-    """Members are told to join again, the hub is empty, and Redis hears that they left."""
+def test_an_interruption_is_told_by_phx_error_and_members_go_on_hearing() -> None:
+    """Members are told to join again, and what comes until they do reaches them."""
     hub = Hub()
     members = [joined(hub, "a", "obs"), joined(hub, "a", "system"), joined(hub, "b", "obs")]
-    told = hub.interrupted()
+    hub.interrupted()
 
     assert [frame for member in members for frame in drained(member.outbox)] == [
         [None, None, member.topic, "phx_error", {}] for member in members
     ]
+    hub.deliver([(b"to:obs:e", b"[1]")])
+    heard = [frame for member in members for frame in drained(member.outbox)]
+    assert heard == [[None, None, "obs", "e", [1]]] * 2
+    assert hub.statistics().interruptions == 1
+
+
+def test_a_topic_that_is_closed_ends_every_membership_and_redis_hears_it() -> None:
+    """Closing with phx_error ends the memberships, tells the members, and Redis hears that they left."""
+    hub = Hub()
+    members = [joined(hub, "a", "obs"), joined(hub, "b", "obs")]
+    told = hub.close_topic("obs", "phx_error")
+
+    assert [frame for member in members for frame in drained(member.outbox)] == [
+        [None, None, "obs", "phx_error", {}]
+    ] * 2
     assert not any(member.alive for member in members)
     assert hub.statistics().members == 0
-    assert [one.channel for one in told].count("to:admin:channel.leave") == 3
+    assert [one.channel for one in told].count("to:admin:channel.leave") == 2
 
 
 def test_conflated_events_keep_their_newest() -> None:
@@ -335,8 +350,7 @@ class HubAgainstAModel(RuleBasedStateMachine):
     @rule()
     def interrupt(self) -> None:
         self.read()
-        self.publish(self.hub.interrupted())
-        self.members.clear()
+        self.hub.interrupted()
 
     @rule(topics=st.lists(st.sampled_from([*TOPICS, "nobody"]), min_size=1, max_size=6))
     def deliver(self, topics: list[str]) -> None:

@@ -368,10 +368,10 @@ def test_the_end_of_a_connection_leaves_everything() -> None:
 
 
 def test_a_membership_that_the_hub_ended_can_be_joined_again() -> None:
-    """After an interruption pushes are unmatched, and the rejoin is an ordinary join."""
+    """After its topic was closed pushes are unmatched, and the rejoin is an ordinary join."""
     client = Client()
     client.join()
-    client.hub.interrupted()
+    client.hub.close_topic("obs")
     client.heard()
     client.say("1", "2", "obs", "hello", {})
     assert client.heard() == [error("1", "2", "obs", "unmatched topic")]

@@ -80,7 +80,7 @@ async def test_a_push_while_redis_is_away_is_refused() -> None:
 
 
 async def test_joins_while_redis_is_away_and_after(autojump_clock: trio.testing.MockClock) -> None:
-    """Down: joins are refused. Up again: members hear phx_error, and can join anew."""
+    """Down: joins are refused. Up again: members hear phx_error, and a new join takes the old one's place."""
     bus = FakeBus()
     channels = make_channels(bus)
     client = Client(channels)
@@ -94,7 +94,9 @@ async def test_joins_while_redis_is_away_and_after(autojump_clock: trio.testing.
     assert client.heard() == [[None, None, "obs", "phx_error", {}]]
     channels.on_up(True)
     client.join("obs", "3")
-    assert client.heard()[0][4]["status"] == "ok"
+    closed, reply = client.heard()
+    assert closed == ["1", None, "obs", "phx_close", {}]
+    assert reply[4]["status"] == "ok"
 
 
 async def test_starting_without_redis() -> None:

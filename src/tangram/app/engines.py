@@ -67,6 +67,8 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
+        beyond=tree.beyond,
+        leaves=tree.leaves,
         task_status=task_status,
     )
 

@@ -17,11 +17,13 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.collector import CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir, structure_plugin_config
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -36,7 +38,7 @@ from tangram.plugins.registry import Loaded, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
 
-__all__ = ["EX_SOFTWARE", "Boot", "Server", "run_server"]
+__all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
 
 log = structlog.get_logger("tangram.app")
 
@@ -62,12 +64,16 @@ class Boot:
     """Plugins that are loaded already; ``None``: those that the configuration names."""
     signals: bool = True
     """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    on_first_ready: Callable[[], None] = lambda: None
+    """Told once everything is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
     """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
     """Told the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
     """Applied to each child of the tree: the place where tests put faults in."""
+    embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
+    """Makes the embedded broker; tests put one in memory here."""
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
@@ -96,6 +102,8 @@ class Server:
         self._scope = trio.CancelScope()
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
+        self._lacks_redis = False
+        self._collector = CollectorPause()
 
     @property
     def base_url(self) -> str:
@@ -130,13 +138,15 @@ class Server:
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
+            self._collector.end()
             close_listeners(self.held)
         log.info("tangram has stopped", status=self._exit_status)
         return self._exit_status
 
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
-        tree = self.tree = self._make_tree()
+        tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
+        self.ledger.listen(self._collector)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
@@ -165,7 +175,7 @@ class Server:
         # Looked up late: a reload brings other plugins.
         return None if self.tree is None else self.tree.plugins.owner_of(filename)
 
-    def _make_tree(self) -> Tree:
+    def _make_tree(self, beyond: trio.Nursery) -> Tree:
         config = self.config
         plugins = self._load(config)
         if plugins.failures and config.core.strict:
@@ -180,21 +190,25 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            embedded=self.boot.embedded,
+            beyond=beyond,
             serve_web=serve_site,
+            on_feed=self._on_feed,
         )
 
     def _load(self, config: Config) -> Loaded:
         """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
-        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
+        plugins = (
+            load_plugins(config.core.plugins, on_foreign=answer_old_names)
+            if self.boot.plugins is None
+            else self.boot.plugins
+        )
         for failure in plugins.failures:
             log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
         faults: list[Fault] = []
         for one in plugins.plugins:
-            if one.plugin.config_class is None:
-                continue
-            raw = config.plugins.get(one.key, {})
             try:
-                structure_plugin_config(one.plugin.config_class, raw, plugin=one.key)
+                one.plugin.structure_config(config.plugins.get(one.key, {}), key=one.key)
             except PluginConfigError as error:
                 faults += error.faults
         if faults:
@@ -226,7 +240,11 @@ class Server:
         assert tree is not None
         # By the place in the tree, not by the name: a plugin may be called "root".
         ours = event.child is None and event.path in {(), ("incarnation",)}
-        if event.kind == "gave_up" and ours and not self.stopping:
+        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
+        # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
+        # for ever.
+        final = not event.path or tree.incarnation is not None
+        if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)
         if event.kind == "quarantined":
             tree.keep_out(event)
@@ -239,9 +257,24 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
-        running = [one.name for one in self.tree.plugins.plugins]
-        log.info("tangram ready", url=f"{self.tree.base_url}/", plugins=running, ready=self.ready_count)
+        if self.ready_count == 1:
+            self.boot.on_first_ready()
+        self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
+
+    def _say_ready(self) -> None:
+        assert self.tree is not None
+        url, running = f"{self.tree.base_url}/", [one.name for one in self.tree.plugins.plugins]
+        # A configured Redis that is away crashes nobody, but somebody has to be told what does not work.
+        self._lacks_redis = self.tree.bus is None or not self.tree.bus.up
+        if self._lacks_redis:
+            log.warning("tangram ready, but redis is away", url=url, plugins=running, ready=self.ready_count)
+        else:
+            log.info("tangram ready", url=url, plugins=running, ready=self.ready_count)
+
+    def _on_feed(self, up: bool) -> None:
+        if up and self._lacks_redis:
+            self._say_ready()
 
     # -- signals ---------------------------------------------------------------------------------------------
 
@@ -291,6 +324,13 @@ class Server:
         finally:
             if not self.stopping:
                 self.tree.why = "crash"
+
+
+def answer_old_names() -> None:
+    """Let ``import tangram_core`` mean us. A server without such plugins does not pay for it."""
+    from tangram.compat.names import answer_imports
+
+    answer_imports()
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:

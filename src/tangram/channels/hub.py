@@ -263,10 +263,17 @@ class Hub:
                 told.append(self._admin("remove", {"channel": topic, **self._topic_names(None)}))
         return told
 
-    def interrupted(self) -> list[Publication]:
-        """The feed from Redis had a gap: every member is told by ``phx_error``, ends, and will join again."""
+    def interrupted(self) -> None:
+        """The feed from Redis had a gap: every member is told by ``phx_error``, and will join again.
+
+        Until then it stays a member: phoenix.js joins again after a second, and meanwhile hands on what
+        comes for the topic. So the first message after an outage need not wait for the join.
+        """
         self._interruptions += 1
-        return [told for topic in list(self._rooms) for told in self.close_topic(topic, ERROR)]
+        for topic, room in self._rooms.items():
+            item = codec.encode_text(None, None, topic, ERROR, b"{}")
+            for membership in room.members.values():
+                membership.outbox.put(item)
 
     def close_topic(self, topic: str, event: str = CLOSE) -> list[Publication]:
         """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come

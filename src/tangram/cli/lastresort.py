@@ -19,8 +19,9 @@ import trio
 
 __all__ = ["LastResort"]
 
-MARGIN = 1.0
-"""Seconds past ``[supervisor] shutdown_timeout``: the bound that supervision promises for a stop."""
+MARGIN = 0.5
+"""Seconds past ``[supervisor] shutdown_timeout``: supervision promises that a stop takes a second more at
+most, and the telling, the broker and the exit of the process take their part of it."""
 
 EX_SOFTWARE = 70
 

@@ -49,11 +49,13 @@ PRESENCE_WINDOW: Final = 0.05
 """Seconds over which joins and leaves of a topic are gathered into one difference."""
 SWEEP_INTERVAL: Final = 1.0
 """Seconds between two looks for idle connections and vanished streams."""
-DRAIN_BATCH: Final = 100
+DRAIN_BATCH: Final = 50
 """Connections closed at once. phoenix.js comes back after 10 ms without jitter: 1,000 at once would be a
 wave."""
-DRAIN_PAUSE: Final = 0.005
+DRAIN_PAUSE: Final = 0.02
 """Seconds between two batches."""
+PART_PAUSE: Final = 0.05
+"""Seconds before the first batch where nobody waits for it: the next incarnation's start goes first."""
 DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
 _ALPHABET: Final = string.ascii_letters + string.digits
@@ -179,7 +181,7 @@ class Session:
         open_ = _Open(self.socket)
         receive, carry_out = self.socket.receive, self._carry_out
         for opcode, data in frames:
-            if self.outbox.disconnect is not None:
+            if self.outbox.disconnect is not None or self._channels.ended:
                 break
             try:
                 message = decode(opcode, data)
@@ -237,9 +239,12 @@ class Channels:
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
+        beyond: trio.Nursery | None = None,
     ) -> None:
         """``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's
         stream is told to end (None: never). ``publish_nowait(channel, payload, done)`` must not block.
+        ``beyond``: a nursery that outlives this child: connections that are left when it ends are told
+        there, and nobody waits for them.
         """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
@@ -264,6 +269,8 @@ class Channels:
         self._empty = trio.Event()
         self._draining = False
         self._drain_timeout = drain_timeout
+        self._beyond = beyond
+        self._ended = False
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
         self._accepted = 0
         self._malformed_logged = -math.inf
@@ -313,7 +320,8 @@ class Channels:
         assert session.outbox.disconnect is not None
         reason = session.outbox.disconnect.reason
         self._closed[reason] = self._closed.get(reason, 0) + 1
-        session.carry_out(session.socket.gone())
+        if not self._ended:
+            session.carry_out(session.socket.gone())
         if not self._sessions:
             self._empty.set()
 
@@ -366,15 +374,14 @@ class Channels:
         """
         if up and not self.hub.available:
             self.hub.available = True
-            self._publish_all(self.hub.interrupted())
-            self.touch()
+            self.hub.interrupted()
         self.hub.available = up
 
     # Life.
 
     async def run(self, *, task_status: trio.TaskStatus[Channels] = trio.TASK_STATUS_IGNORED) -> None:
         """The supervised child: until cancelled; then everybody is told, in batches, and given time to hear
-        it.
+        it. With a nursery ``beyond`` that goes on after this has returned.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -384,7 +391,23 @@ class Channels:
                 task_status.started(self)
         finally:
             self._nursery = None
-            await self.drain(self.farewell, within=self._drain_timeout)
+            if self._beyond is None:
+                with trio.CancelScope(shield=True):  # bounded: by drain_timeout
+                    await self.drain(self.farewell, within=self._drain_timeout)
+            elif self._sessions:
+                # Who hears nothing from its members' departure is gone with us; the next incarnation's
+                # members must not be told.
+                self._draining = self._ended = True
+                self._beyond.start_soon(self._part)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the child has ended: what connections still say is not heard."""
+        return self._ended
+
+    async def _part(self) -> None:
+        await trio.sleep(PART_PAUSE)
+        await self.drain(self.farewell, within=self._drain_timeout)
 
     async def _flush_presence(self) -> None:
         while True:
@@ -406,10 +429,10 @@ class Channels:
 
     async def drain(self, disconnect: Disconnect | None = None, *, within: float = DRAIN_TIMEOUT) -> None:
         """Admit nobody any more, tell all connections ``disconnect`` (default: the farewell) in batches, and
-        wait until they have gone, ``within`` seconds at most. Idempotent; shielded, because it is the end.
+        wait until they have gone, ``within`` seconds at most. Idempotent.
         """
         self._draining = True
-        with trio.move_on_after(within, shield=True):
+        with trio.move_on_after(within):
             sessions = list(self._sessions.values())
             for start in range(0, len(sessions), DRAIN_BATCH):
                 for session in sessions[start : start + DRAIN_BATCH]:
@@ -420,7 +443,8 @@ class Channels:
                 await self._empty.wait()
         for session in list(self._sessions.values()):
             session.gone()
-        self._publish_all(self.hub.flush())
+        if not self._ended:
+            self._publish_all(self.hub.flush())
 
     def _publish_all(self, publications: Sequence[Publication]) -> None:
         for channel, payload in publications:

@@ -4,7 +4,11 @@
 2. Whatever one connection raises ends that connection only.
 3. Cancelled, it stops accepting at once, lets the connections finish what they have begun for ``grace()``
    seconds, and then closes their sockets under them. The shield around them therefore always has an end.
-4. Bounds on connections are kept here, before a byte is read: a refusal must be cheap.
+4. A connection in which nothing of the incarnation runs any more (a channel's WebSocket) may be ``adopted``:
+   its task lives in a nursery beyond the incarnation, which can so begin anew at once, while those who are
+   still connected to the old one are told to come back, batch by batch. Tearing down 1,000 of them first
+   costs 150 ms, in which nobody would be served.
+5. Bounds on connections are kept here, before a byte is read: a refusal must be cheap.
 
 What is decided elsewhere: what a connection does with its bytes (``hypercorn``, ``native``).
 """
@@ -61,6 +65,13 @@ good-byes is what spaces the returns."""
 
 CLOSE_PAUSE = 0.02
 """Seconds between two such batches: 1,000 clients are gone within 0.4 s."""
+
+PARTING_PAUSE = 0.05
+"""Seconds that adopted connections wait for their good-bye, so that the next incarnation's start goes first:
+it takes 10-20 ms, and who comes back before that would wait as long."""
+
+PARTING_TIME = 3.0
+"""Seconds for adopted connections to be told, and to close, after their engine has ended."""
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -163,9 +174,13 @@ class Engine:
     """
     secure: bool = False
     """With TLS a refusal cannot be told in plain text."""
+    leaves: Callable[[], bool] = lambda: False
+    """Asked at the stop: may adopted connections outlive this engine? Not when the whole server ends."""
     draining: bool = False
     nursery: trio.Nursery | None = None
-    """Where connections live, and what they leave behind to be written."""
+    """Where connections live that have not been adopted."""
+    sockets: trio.Nursery | None = None
+    """Where adopted connections live, and what they leave behind to be written."""
     accepted: int = 0
     refused: int = 0
     requests: int = 0
@@ -178,9 +193,11 @@ class Engine:
     _told: float = float("-inf")
     _open: int = 0
     connections: dict[Connection, None] = attrs.field(factory=dict)
+    _adopted: set[Connection] = attrs.field(factory=set)
     _per_address: dict[str, int] = attrs.field(factory=dict)
+    _parting: trio.Event = attrs.field(factory=trio.Event)
     _drain: trio.Event = attrs.field(factory=trio.Event)
-    _empty: trio.Event = attrs.field(factory=trio.Event)
+    _gone: trio.Event = attrs.field(factory=trio.Event)
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start."""
@@ -202,12 +219,21 @@ class Engine:
         listeners: Sequence[HeldSocket],
         *,
         grace: Callable[[], float],
+        beyond: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept until cancelled, then drain for ``grace()`` seconds, then close the rest forcefully."""
+        """Accept until cancelled, then drain for ``grace()`` seconds, then close the rest forcefully.
+
+        ``beyond`` outlives the incarnation: adopted connections live there, and with ``leaves()`` they end
+        there.
+        """
         async with trio.open_nursery() as parent:
-            nursery: trio.Nursery = await parent.start(self._hold_connections, grace)
             try:
+                # Inside: cancelled in this very step, a start raises although what it started goes on.
+                await (beyond or parent).start(self._hold_sockets, beyond is None)
+                nursery: trio.Nursery = await parent.start(
+                    self._hold_connections, grace, self.leaves if beyond is not None else lambda: False
+                )
                 async with trio.open_nursery() as acceptors:
                     for held in listeners:
                         acceptors.start_soon(self._accept, held, nursery)
@@ -215,46 +241,87 @@ class Engine:
             finally:
                 self.draining = True
                 self._drain.set()
+                if self.nursery is None:
+                    self._parting.set()  # it never came to hold connections, whose end would tell this
 
     async def _hold_connections(
-        self, grace: Callable[[], float], *, task_status: trio.TaskStatus[trio.Nursery]
+        self,
+        grace: Callable[[], float],
+        leaves: Callable[[], bool],
+        *,
+        task_status: trio.TaskStatus[trio.Nursery],
     ) -> None:
+        assert self.sockets is not None
+        # Cancelled before it has begun, `start` would keep the task where nobody ends the shield below.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            async with trio.open_nursery() as nursery:
+                self.nursery = nursery
+                # Bounded: the drain below ends with a cancel of this very scope.
+                nursery.cancel_scope.shield = True
+                task_status.started(nursery)
+                await self._drain.wait()
+                seconds = max(0.0, grace())
+                left = self._adopted if leaves() else set[Connection]()
+                with trio.move_on_after(seconds):
+                    await self._finish(left, seconds)
+                self._force(left)
+                nursery.cancel_scope.cancel()
+                if left is not self._adopted:
+                    self.sockets.cancel_scope.cancel()
+        finally:
+            self._parting.set()
+
+    async def _hold_sockets(self, shielded: bool, *, task_status: trio.TaskStatus[None]) -> None:
+        """The life of adopted connections, and of the look at deadlines."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # as above
         async with trio.open_nursery() as nursery:
-            self.nursery = nursery
-            # Bounded: the drain below ends with a cancel of this very scope.
-            nursery.cancel_scope.shield = True
+            self.sockets = nursery
+            # Bounded: by the drain of the engine, or by PARTING_TIME after it.
+            nursery.cancel_scope.shield = shielded
             if self.tick is not None:
                 nursery.start_soon(self._watch, self.tick)
-            task_status.started(nursery)
-            await self._drain.wait()
-            with trio.move_on_after(max(0.0, grace())):
-                await self._finish()
-            for connection in list(self.connections):
+            task_status.started()
+            await self._parting.wait()
+            with trio.move_on_after(PARTING_TIME):
+                await trio.sleep(PARTING_PAUSE)
+                await self._part(set())
+            self._force(set())
+            nursery.cancel_scope.cancel()
+
+    def _force(self, left: set[Connection]) -> None:
+        for connection in list(self.connections):
+            if connection not in left:
                 self.forced += 1
                 connection.abort()
-            nursery.cancel_scope.cancel()
 
     async def _watch(self, tick: Callable[[], None]) -> None:
         while True:
             await trio.sleep(TICK)
             tick()
 
-    async def _finish(self) -> None:
+    async def _finish(self, left: set[Connection], seconds: float) -> None:
+        """End all connections but those in ``left``."""
         for connection in list(self.connections):
             connection.drain()
-        if self._open:
+        if len(self.connections) > len(left) and seconds > LAST_REQUEST_TIME:
             # A request may be on its way on a connection that is still open: it is answered, not cut.
             await trio.sleep(LAST_REQUEST_TIME)
         for connection in list(self.connections):
             connection.close_idle()
+        await self._part(left)
+
+    async def _part(self, left: set[Connection]) -> None:
+        """Tell WebSockets to go, in batches, and wait until all have gone but those in ``left``."""
         code = self.close_code()
-        for number, connection in enumerate(list(self.connections), 1):
+        going = [connection for connection in self.connections if connection not in left]
+        for number, connection in enumerate(going, 1):
             connection.say_goodbye(code)
             if number % CLOSE_BATCH == 0:
                 await trio.sleep(CLOSE_PAUSE)
-        while self._open:
-            self._empty = trio.Event()
-            await self._empty.wait()
+        while self._open > len(left):
+            self._gone = trio.Event()
+            await self._gone.wait()
 
     async def _accept(self, held: HeldSocket, nursery: trio.Nursery) -> None:
         listener = held.dup()
@@ -316,15 +383,44 @@ class Engine:
 
         try:
             await self.handle(client, address, report)
-        except BaseException as error:
-            rest = failures_of(error)
-            if not isinstance(rest, Exception):
-                raise
-            self.crashed += 1
-            self._tell(rest, address)
+        except BaseException as error:  # noqa: BLE001 - raised again but for what the connection raised
+            self._contain(error, address)
         finally:
-            for connection in mine:
-                del self.connections[connection]
+            # An adopted one is carried on by another task, which sees to its end.
+            if self._adopted.isdisjoint(mine):
+                for connection in mine:
+                    del self.connections[connection]
+                self._close(client)
+                self._release(address[0])
+
+    def adopt(
+        self,
+        connection: Connection,
+        client: socket.socket,
+        address: Address,
+        run: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Carry ``connection`` on in a task that may outlive this engine: ``run`` must use nothing of the
+        incarnation. Called by ``handle``, which then returns.
+        """
+        assert self.sockets is not None
+        self._adopted.add(connection)
+        self.sockets.start_soon(self._carry_on, connection, client, address, run)
+
+    async def _carry_on(
+        self,
+        connection: Connection,
+        client: socket.socket,
+        address: Address,
+        run: Callable[[], Awaitable[None]],
+    ) -> None:
+        try:
+            await run()
+        except BaseException as error:  # noqa: BLE001 - the same
+            self._contain(error, address)
+        finally:
+            del self.connections[connection]
+            self._adopted.discard(connection)
             self._close(client)
             self._release(address[0])
 
@@ -334,6 +430,13 @@ class Engine:
         if now - self._told >= 1.0:
             self._told = now
             log.error("a connection failed", address=address[0], crashed=self.crashed, exc_info=error)
+
+    def _contain(self, error: BaseException, address: Address) -> None:
+        rest = failures_of(error)
+        if not isinstance(rest, Exception):
+            raise error
+        self.crashed += 1
+        self._tell(rest, address)
 
     def _close(self, client: socket.socket) -> None:
         if client.fileno() >= 0:
@@ -347,5 +450,4 @@ class Engine:
             self._per_address[address] = left
         else:
             self._per_address.pop(address, None)
-        if not self._open:
-            self._empty.set()
+        self._gone.set()

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import sys
@@ -62,8 +63,8 @@ async def serve_hypercorn(
     *,
     grace: Callable[[], float],
     close_code: Callable[[], int] = lambda: 1012,
-    certfile: str | None = None,
-    keyfile: str | None = None,
+    certfile: str | os.PathLike[str] | None = None,
+    keyfile: str | os.PathLike[str] | None = None,
     max_message: int = MAX_MESSAGE,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -79,7 +80,9 @@ async def serve_hypercorn(
     await engine.serve(listeners, grace=grace, task_status=task_status)
 
 
-def make_ssl_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
+def make_ssl_context(
+    certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None
+) -> ssl.SSLContext:
     """TLS 1.2 and later, HTTP/2 offered first. Raises ConfigError for files that cannot be used."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -88,9 +91,8 @@ def make_ssl_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certfile, keyfile)
     except (OSError, ssl.SSLError) as error:
-        fault = Fault(
-            f"cannot use the certificate {certfile!r} with the key {keyfile!r}: {error}", "server.tls_cert"
-        )
+        files = f"{str(certfile)!r} with the key {str(keyfile or certfile)!r}"
+        fault = Fault(f"cannot use the certificate {files}: {error}", "server.tls_cert")
         raise ConfigError([fault], about="TLS") from error
     return context
 

@@ -7,6 +7,7 @@ and what they are answered with goes out in one write.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -40,7 +41,7 @@ async def serve_channel(
     compression: bool,
     ping_interval: float,
 ) -> None:
-    """Admit, accept, and serve one connection until it ends."""
+    """Admit, accept, and hand the connection over to a task that serves it until it ends."""
     if channels is None:
         raise _refused(BUSY)
     upgrade = prepare_upgrade(request, max_message=channels.settings.max_message, compression=compression)
@@ -52,7 +53,7 @@ async def serve_channel(
     pump = Pump(
         connection,
         upgrade.protocol,
-        spawn=server.spawn,
+        spawn=server.spawn_beyond,
         write_timeout=server.settings.write_timeout,
         statistics=server.pumps,
     )
@@ -65,15 +66,25 @@ async def serve_channel(
     inbox = Inbox(upgrade.protocol, channels.settings.max_message)
     socket = ChannelSocket(connection, inbox, session, pump, ping_interval)
     connection.upgraded = socket
-    server.engine.websockets += 1
     try:
         await connection.write(upgrade.response(admission.subprotocol))
-        pump.attach(session.outbox)
+    except BaseException:
+        socket.end()
+        raise
+    pump.attach(session.outbox)
+    connection.adopted = True
+    server.engine.adopt(connection, connection.sock, connection.client, partial(_serve, connection, socket))
+
+
+async def _serve(connection: HttpConnection, socket: ChannelSocket) -> None:
+    engine = connection.server.engine
+    engine.websockets += 1
+    try:
         await socket.run()
     finally:
-        server.engine.websockets -= 1
-        session.outbox.close(GONE)
-        session.gone()
+        engine.websockets -= 1
+        socket.end()
+        connection.abort()
 
 
 def _refused(refusal: Refusal) -> BadHead:
@@ -116,8 +127,9 @@ class ChannelSocket:
     # Its own task.
 
     async def run(self) -> None:
-        """Read until either side closes."""
+        """Send what waits, and read until either side closes."""
         connection = self._connection
+        self._pump.attach(self._session.outbox)
         data, connection.buffer = connection.buffer, b""
         try:
             while True:
@@ -138,6 +150,11 @@ class ChannelSocket:
         if self._protocol.parser_exc is not None and not connection.closed:
             # Our close frame is on its way, and the client is still sending: a reset would eat it.
             await connection.linger()
+
+    def end(self) -> None:
+        """The connection has ended, whoever ended it."""
+        self._session.outbox.close(GONE)
+        self._session.gone()
 
     def _take(self, data: bytes) -> bool:
         """The bytes of one read; answers whether to go on reading."""

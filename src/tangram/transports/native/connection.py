@@ -56,6 +56,7 @@ class HttpConnection:
 
     __slots__ = (
         "_writing",
+        "adopted",
         "buffer",
         "client",
         "closed",
@@ -83,6 +84,8 @@ class HttpConnection:
         self.reading = False
         self.exchange: Exchange | None = None
         self.upgraded: Upgraded | None = None
+        self.adopted = False
+        """Another task carries it on."""
         self._writing: trio.Event | None = None
 
     # What the engine asks of it.
@@ -203,7 +206,8 @@ class HttpConnection:
         except ClientGone:
             pass
         finally:
-            self.abort()
+            if not self.adopted:
+                self.abort()
 
     async def _serve_one(self) -> bool:
         end = self.buffer.find(b"\r\n\r\n")

@@ -47,6 +47,8 @@ async def serve_native(
     compression: bool = False,
     ping_interval: float = PING_INTERVAL,
     max_message: int = MAX_MESSAGE,
+    beyond: trio.Nursery | None = None,
+    leaves: Callable[[], bool] = lambda: False,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain within ``grace()`` seconds and close the rest.
@@ -55,7 +57,8 @@ async def serve_native(
     good). ``channels`` takes the WebSockets of ``/websocket`` without asking the application; it may be a
     function, asked at each upgrade (None: 503). Without it they are the application's. ``forwarded`` puts
     the client's address and the scheme that a trusted proxy tells into a scope of these; the application
-    does that for its own.
+    does that for its own. Channels' WebSockets live in ``beyond`` if given, and with ``leaves()``, asked at
+    the stop, they are told to go there, after this has returned.
     """
     server = NativeServer(
         app,
@@ -67,7 +70,8 @@ async def serve_native(
         max_message=max_message,
     )
     server.engine.close_code = close_code
-    await server.engine.serve(listeners, grace=grace, task_status=task_status)
+    server.engine.leaves = leaves
+    await server.engine.serve(listeners, grace=grace, beyond=beyond, task_status=task_status)
 
 
 class NativeServer:
@@ -102,10 +106,10 @@ class NativeServer:
         report(connection)
         await connection.run()
 
-    def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Start a task beside the connections."""
-        assert self.engine.nursery is not None
-        self.engine.nursery.start_soon(run)
+    def spawn_beyond(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Start a task beside adopted connections."""
+        assert self.engine.sockets is not None
+        self.engine.sockets.start_soon(run)
 
     def tick(self) -> None:
         """End every connection whose deadline has passed, and let WebSockets ping."""

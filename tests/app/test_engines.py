@@ -1,0 +1,102 @@
+"""The whole server behind either engine: routes, pages, channels, and the good-bye."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+import tangram
+from tangram.client import Channel
+from tangram.testing import open_tangram
+from tests.app.helpers import Journal, make_plugin
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("engine", ["native", "hypercorn"])]
+
+
+async def until_closed(channel: Channel) -> None:
+    with trio.fail_after(10):
+        try:
+            while True:
+                await channel.receive()
+        except tangram.ChannelClosed:
+            return
+
+
+def server(engine: str, **more: object) -> dict[str, dict[str, object]]:
+    return {"server": {"engine": engine, **more}}
+
+
+async def test_routes_pages_and_documents_are_served(engine: str) -> None:
+    """Plugins' routes, the page, the docs and the operator's routes answer alike."""
+    async with open_tangram([make_plugin(Journal())], server(engine)) as running:
+        answers = {
+            path: (await running.http.get(path)).status_code
+            for path in ["/probe/value", "/", "/static/app.js", "/docs", "/openapi.json", "/manifest.json"]
+        }
+        ready = await running.http.get("/-/readyz")
+        unknown = await running.http.get("/nowhere")
+        wrong = await running.http.request("DELETE", "/probe/value")
+
+        assert set(answers.values()) == {200}, answers
+        assert ready.json() == {"status": "ready", "reasons": []}
+        assert (unknown.status_code, unknown.json()) == (404, {"detail": "Not Found"})
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+async def test_a_browser_gets_messages_and_pushes(engine: str) -> None:
+    """A client joins with a token, receives what the plugin publishes, and its push is answered once
+    Redis has it.
+    """
+    async with open_tangram([make_plugin(Journal())], server(engine)) as running:
+        token = await tangram.fetch_token(running.url, "probe")
+        async with running.open_socket() as socket:
+            channel = await socket.join("probe", token=token.token)
+            with trio.fail_after(10):
+                while (await channel.receive()).name != "tick":
+                    pass
+                reply = await channel.push("hello", {"n": 1})
+
+        assert reply == {}
+
+
+@pytest.mark.parametrize(("ending", "code"), [("restart", 1012), ("stop", 1001)])
+async def test_browsers_are_told_why_they_lose_the_connection(engine: str, ending: str, code: int) -> None:
+    """A planned restart closes with 1012 and a stop with 1001: after either, phoenix.js comes back."""
+    async with open_tangram([make_plugin(Journal())], server(engine)) as running:
+        token = await tangram.fetch_token(running.url, "probe")
+        async with running.open_socket(reconnect=False) as socket:
+            channel = await socket.join("probe", token=token.token)
+            async with trio.open_nursery() as nursery:
+                if ending == "restart":
+                    nursery.start_soon(running.server.restart)
+                else:
+                    running.server.stop()
+                await until_closed(channel)
+
+        assert socket.close_code == code
+
+
+async def test_an_answer_in_flight_is_finished_by_a_planned_restart(engine: str) -> None:
+    """Who was being answered when the restart began gets the whole answer."""
+    router = tangram.APIRouter()
+    began = trio.Event()
+
+    @router.get("/slow")
+    async def slow() -> dict[str, bool]:
+        began.set()
+        await trio.sleep(0.3)
+        return {"whole": True}
+
+    async with open_tangram([tangram.Plugin(routers=[router])], server(engine)) as running:
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await running.http.get("/slow"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await began.wait()
+            await running.server.restart()
+
+        assert answers[0].json() == {"whole": True}
+        assert running.server.ready_count == 2
