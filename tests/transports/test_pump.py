@@ -275,6 +275,7 @@ async def test_a_run_is_joined_once_for_all() -> None:
         other.outbox.put_run(run)
 
         assert one.wire.read() == other.wire.read() == frame(run[0]) + frame(run[1])
+        assert wire is not None
         assert run.wire is wire
         assert one.statistics.writes == 1
         assert one.statistics.messages == 2

@@ -98,3 +98,29 @@ def test_a_closing_connection_is_the_protocols() -> None:
     assert inbox.feed(close + frame) == []
     assert inbox.feed(frame) == []
     assert ours.close_rcvd is not None
+
+
+def test_the_answer_to_our_close_is_heard() -> None:
+    """Once we have sent a close frame what was on its way still comes, and then the answer."""
+    ours = protocol()
+    inbox = Inbox(ours, MAX_MESSAGE)
+    ours.send_close(1001)
+    frame, answer = (
+        serialized(Frame(Opcode.TEXT, b"on its way")),
+        serialized(Frame(Opcode.CLOSE, b"\x03\xe9")),
+    )
+    cut = len(frame) - 2
+
+    assert inbox.feed(frame[:cut]) == []
+    assert inbox.feed(frame[cut:] + answer) == [(1, b"on its way")]
+    assert ours.close_rcvd is not None
+
+
+def test_a_message_within_another_is_an_error() -> None:
+    """While a message comes in fragments a whole one is not cut out: the protocol ends the connection."""
+    ours = protocol()
+    inbox = Inbox(ours, MAX_MESSAGE)
+    begun = serialized(Frame(Opcode.TEXT, b"a", fin=False))
+
+    assert inbox.feed(begun + serialized(Frame(Opcode.TEXT, b"b"))) == []
+    assert ours.parser_exc is not None

@@ -100,7 +100,6 @@ class Inbox:
 
     def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes]]) -> int:
         """Cut ordinary frames out; answers where something else begins, or -1 where nothing is left to do."""
-        ending = self.protocol.state is not OPEN
         fragmented = self._fragments.open
         while size - at >= 2:
             first, second = data[at], data[at + 1]
@@ -110,7 +109,7 @@ class Inbox:
                     break
                 start += 2 if length == 126 else 8
                 length = int.from_bytes(data[at + 2 : start - 4], "big")
-            if ending or second < 128:
+            if second < 128:
                 # An unmasked frame is the end: the protocol says so, and drops what follows.
                 self._passing = _FOR_EVER
                 return at
