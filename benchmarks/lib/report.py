@@ -100,6 +100,10 @@ def results_table(results: Results, columns: Mapping[str, str], workloads: Seque
     return table(["workload", "server", *columns.values()], rows)
 
 
+LOAD_BEFORE = os.getloadavg()[0]
+"""Who else works: with more than a few tenths the latencies are those of a busy machine."""
+
+
 def machine() -> str:
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -108,7 +112,8 @@ def machine() -> str:
             break
     return (
         f"{time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} x {model}, "
-        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
+        f"load average before: {LOAD_BEFORE:.1f}"
     )
 
 
