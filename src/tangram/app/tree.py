@@ -148,7 +148,7 @@ class Tree:
         kept here because a broker's crash makes a new incarnation with new children."""
         self._windows: dict[str, Window] = {}
         self.waiting: set[str] = set()
-        """Plugins that wait for a Redis of somebody else's."""
+        """Plugins that wait for Redis."""
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
         self._on_event = on_event
@@ -156,6 +156,8 @@ class Tree:
         self._wrap = wrap
         self._serve_web = serve_web
         self._tell_feed = on_feed
+        self._fed = trio.Event()
+        """Set while the bus is up."""
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -286,8 +288,9 @@ class Tree:
         )
 
     async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
-        """One incarnation of a plugin. What it raises because a Redis of somebody else's is away is no crash:
-        it is told, waited out, and the plugin begins anew; no window is charged.
+        """One incarnation of a plugin. What it raises because Redis cannot be reached (somebody else's is
+        away, or the bus restarts alone) is no crash: it is told, waited out, and the plugin begins anew; no
+        window is charged.
         """
         if host.name in self.quarantined:
             raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
@@ -303,15 +306,14 @@ class Tree:
                 status.started()
                 self.waiting.add(host.name)
                 try:
-                    await self._the_bus().wait_up()
+                    await self._fed.wait()
                 finally:
                     self.waiting.discard(host.name)
             else:
                 return
 
     def _redis_is_away(self, error: BaseException) -> bool:
-        external = isinstance(self.broker, ExternalBroker)
-        return external and self.bus is not None and not self.bus.up and blames_redis(error)
+        return not self._fed.is_set() and blames_redis(error)
 
     def _the_state(self) -> BackendState:
         if self.state is None:
@@ -342,6 +344,8 @@ class Tree:
             await bus.run(task_status=task_status)
         finally:
             self.bus = None
+            # A bus that restarts alone (one_for_one) leaves a gap: the next one's first word tells members so.
+            self._on_feed(False)
 
     async def _run_channels(self, *, task_status: trio.TaskStatus[Channels]) -> None:
         channels = Channels(
@@ -389,6 +393,10 @@ class Tree:
             self.channels.deliver(batch)
 
     def _on_feed(self, up: bool) -> None:
+        if up:
+            self._fed.set()
+        elif self._fed.is_set():
+            self._fed = trio.Event()
         if self.channels is not None:
             self.channels.on_up(up)
         self._tell_feed(up)
