@@ -170,7 +170,11 @@ async def test_a_restart_does_not_wait_for_clients_that_do_not_answer() -> None:
     async with open_tangram([make_plugin(Journal())], FREELY) as running:
         port = int(running.url.rsplit(":", 1)[1])
         deaf = [await open_deaf(port) for _ in range(5)]
-        for restart in (running.server.restart, lambda: crash(running, "web"), lambda: crash(running, "channels")):
+        for restart in (
+            running.server.restart,
+            lambda: crash(running, "web"),
+            lambda: crash(running, "channels"),
+        ):
             began = trio.current_time()
             await restart()
             took = trio.current_time() - began

@@ -54,7 +54,9 @@ async def crash(running: RunningTangram, child: str) -> list[str]:
     running.crash(child)
     await running.wait_event("crashed", child, after=mark)
     with trio.fail_after(10):
-        while not any((one.kind, one.supervisor) == ("ready", "incarnation") for one in running.events[mark:]):
+        while not any(
+            (one.kind, one.supervisor) == ("ready", "incarnation") for one in running.events[mark:]
+        ):
             await trio.sleep(0.01)
     return started(running, mark)
 
