@@ -15,6 +15,7 @@ import pytest
 import trio
 
 import tangram
+from tangram.client import Channel
 from tangram.errors import Refused
 from tangram.testing import RunningTangram, open_tangram
 from tests.app.helpers import Journal, make_plugin
@@ -130,8 +131,8 @@ async def look() -> tuple[Counter[str], int, int, int]:
 
 
 async def test_nothing_is_left_after_restarts() -> None:
-    """Tasks, threads, file descriptors and asyncio tasks are as many as before, after crashes of each part and
-    planned restarts, with a client connected.
+    """Tasks, threads, file descriptors and asyncio tasks are as many as before, after crashes of each part
+    and planned restarts, with a client connected.
     """
     plugin = make_plugin(Journal())
 
@@ -157,7 +158,7 @@ async def test_nothing_is_left_after_restarts() -> None:
     assert after == before
 
 
-async def rejoined(channel: tangram.Channel, times: int) -> None:
+async def rejoined(channel: Channel, times: int) -> None:
     with trio.fail_after(10):
         while channel.joins < times:
             await channel.receive()
@@ -211,8 +212,8 @@ async def test_clients_of_the_old_incarnation_are_told_1012_and_the_new_one_hear
                 admin = await tangram.fetch_token(running.url, "admin", bearer=operator(running))
                 watcher = await new.join("admin", token=admin.token)
                 with trio.fail_after(5):
-                    while old.connected:
-                        await trio.sleep(0.01)
+                    async for _ in channel:  # until the connection is closed
+                        pass
                 with trio.move_on_after(0.3):
                     while True:
                         heard.append((await watcher.receive()).name)

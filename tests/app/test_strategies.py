@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -48,16 +48,21 @@ def started(running: RunningTangram, after: int) -> list[str]:
     ]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """For what nobody tells."""
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
 async def crash(running: RunningTangram, child: str) -> list[str]:
     """Crash it; who was started until all is up."""
     mark = len(running.events)
     running.crash(child)
     await running.wait_event("crashed", child, after=mark)
-    with trio.fail_after(10):
-        while not any(
-            (one.kind, one.supervisor) == ("ready", "incarnation") for one in running.events[mark:]
-        ):
-            await trio.sleep(0.01)
+    await until(
+        lambda: any((one.kind, one.supervisor) == ("ready", "incarnation") for one in running.events[mark:])
+    )
     return started(running, mark)
 
 
@@ -65,8 +70,8 @@ async def charged(running: RunningTangram) -> dict[str, int]:
     """Restarts in each window that has any."""
     tree = running.server.tree
     assert tree is not None
-    while tree.incarnation is None:  # ready is told a moment before it is put there
-        await trio.sleep(0.01)
+    await until(lambda: tree.incarnation is not None)  # ready is told a moment before it is put there
+    assert tree.incarnation is not None
     statistics = tree.incarnation.statistics()
     windows = {child.name: child.window for child in statistics.children} | {"root": statistics.window}
     return {name: window.used for name, window in windows.items() if window is not None and window.used}
@@ -167,10 +172,9 @@ async def open_outage(strategy: Strategy, port: int) -> AsyncIterator[tuple[Runn
                 redis.cancel()
                 tree = running.server.tree
                 assert tree is not None
-                assert tree.bus is not None
-                with trio.fail_after(10):
-                    while tree.bus.up:
-                        await trio.sleep(0.01)
+                bus = tree.bus
+                assert bus is not None
+                await until(lambda: not bus.up)
                 await trio.sleep(0.5)
                 yield running, channel
         nursery.cancel_scope.cancel()
