@@ -22,7 +22,8 @@ from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir, structure_plugin_config
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -37,7 +38,7 @@ from tangram.plugins.registry import Loaded, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
 
-__all__ = ["EX_SOFTWARE", "Boot", "Server", "run_server"]
+__all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
 
 log = structlog.get_logger("tangram.app")
 
@@ -71,6 +72,8 @@ class Boot:
     """Told the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
     """Applied to each child of the tree: the place where tests put faults in."""
+    embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
+    """Makes the embedded broker; tests put one in memory here."""
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
@@ -187,6 +190,7 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            embedded=self.boot.embedded,
             beyond=beyond,
             serve_web=serve_site,
             on_feed=self._on_feed,
@@ -194,16 +198,17 @@ class Server:
 
     def _load(self, config: Config) -> Loaded:
         """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
-        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
+        plugins = (
+            load_plugins(config.core.plugins, on_foreign=answer_old_names)
+            if self.boot.plugins is None
+            else self.boot.plugins
+        )
         for failure in plugins.failures:
             log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
         faults: list[Fault] = []
         for one in plugins.plugins:
-            if one.plugin.config_class is None:
-                continue
-            raw = config.plugins.get(one.key, {})
             try:
-                structure_plugin_config(one.plugin.config_class, raw, plugin=one.key)
+                one.plugin.structure_config(config.plugins.get(one.key, {}), key=one.key)
             except PluginConfigError as error:
                 faults += error.faults
         if faults:
@@ -235,7 +240,11 @@ class Server:
         assert tree is not None
         # By the place in the tree, not by the name: a plugin may be called "root".
         ours = event.child is None and event.path in {(), ("incarnation",)}
-        if event.kind == "gave_up" and ours and not self.stopping:
+        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
+        # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
+        # for ever.
+        final = not event.path or tree.incarnation is not None
+        if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)
         if event.kind == "quarantined":
             tree.keep_out(event)
@@ -315,6 +324,13 @@ class Server:
         finally:
             if not self.stopping:
                 self.tree.why = "crash"
+
+
+def answer_old_names() -> None:
+    """Let ``import tangram_core`` mean us. A server without such plugins does not pay for it."""
+    from tangram.compat.names import answer_imports
+
+    answer_imports()
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:

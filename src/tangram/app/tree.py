@@ -15,19 +15,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import attrs
 import structlog
 import trio
 
+from tangram.app.patience import Patience
 from tangram.broker import EmbeddedBroker, ExternalBroker
 from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.config import Config, cache_dir
+from tangram.config import BrokerConfig, Config, cache_dir
 from tangram.errors import BrokerUnavailable, PluginError
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
@@ -39,6 +40,9 @@ from tangram.transports.listeners import HeldSocket
 from tangram.transports.tokens import token_router
 from tangram.web.operator import Operator
 from tangram.web.site import SiteParts
+
+if TYPE_CHECKING:
+    from tangram.compat.island import Island
 
 __all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "Tree", "Why"]
 
@@ -77,34 +81,6 @@ class _Heard:
         self._inner.started(value)
 
 
-class _Once:
-    """A task status for something that may start several times within one start."""
-
-    def __init__(self, inner: trio.TaskStatus[object]) -> None:
-        self._inner = inner
-        self._told = False
-
-    def started(self, value: object = None) -> None:
-        if not self._told:
-            self._told = True
-            self._inner.started(value)
-
-
-def blames_redis(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that Redis cannot be reached."""
-    while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            return any(blames_redis(inner) for inner in error.exceptions)
-        kind = type(error)
-        if isinstance(error, BrokerUnavailable) or (
-            # redis-py's own, which a plugin's own client raises; it is not imported for this.
-            kind.__module__.startswith("redis.") and kind.__name__ in {"ConnectionError", "TimeoutError"}
-        ):
-            return True
-        error = error.__cause__
-    return False
-
-
 class Tree:
     """Makes the children, and is what they find each other through."""
 
@@ -122,6 +98,7 @@ class Tree:
         beyond: trio.Nursery,
         serve_web: Callable[..., Awaitable[None]],
         on_feed: Callable[[bool], None],
+        embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
     ) -> None:
         self.beyond = beyond
         """Outlives every incarnation: who is still connected to one that has ended is told there to come
@@ -140,6 +117,8 @@ class Tree:
         self.state: BackendState | None = None
         self.bus: Bus | None = None
         self.channels: Channels | None = None
+        self.island: Island | None = None
+        """The loop that existing plugins share, if they do."""
         self.hosts: dict[str, PluginHost] = {}
         self.booted = False
         """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
@@ -147,17 +126,15 @@ class Tree:
         """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
         kept here because a broker's crash makes a new incarnation with new children."""
         self._windows: dict[str, Window] = {}
-        self.waiting: set[str] = set()
-        """Plugins that wait for Redis."""
+        self.patience = Patience(lambda: self.bus is not None and self.bus.up)
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
+        self._embedded = embedded
         self._serve_web = serve_web
         self._tell_feed = on_feed
-        self._fed = trio.Event()
-        """Set while the bus is up."""
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -197,7 +174,7 @@ class Tree:
         if url is not None:
             self.broker = ExternalBroker(url, on_change=self._on_external)
         elif not isinstance(self.broker, EmbeddedBroker):
-            self.broker = EmbeddedBroker(self.config.broker)
+            self.broker = self._embedded(self.config.broker)
         broker = self.broker
         assert broker is not None
         try:
@@ -243,6 +220,7 @@ class Tree:
         children = [
             part("state", self._run_state),
             part("bus", self._run_bus),
+            *self._island_children(),
             *(self._plugin_child(host) for host in self.hosts.values()),
             part("channels", self._run_channels),
             part("web", self._run_web, stop_timeout=max(limits.stop_timeout, grace + WEB_MARGIN)),
@@ -280,40 +258,39 @@ class Tree:
             self._windows.clear()  # the configuration may have other limits now
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
-        return PluginHost(
+        config = self.config.plugins.get(loaded.key, {})
+        events = {"on_event": self._on_event}
+        if not loaded.plugin.island:
+            return PluginHost(loaded, state=self._the_state, config=config, supervisor=events)
+        # asyncio and all that hangs on it are imported only where a plugin needs them.
+        from tangram.compat.host import IslandHost
+
+        return IslandHost(
             loaded,
             state=self._the_state,
-            config=self.config.plugins.get(loaded.key, {}),
-            supervisor={"on_event": self._on_event},
+            shared=lambda: self.island,
+            config=config,
+            supervisor=events,
         )
 
+    def _island_children(self) -> list[Child]:
+        """The loop that existing plugins share, where they are to share one."""
+        wanted = self.config.compat.islands == "one"
+        if not wanted or not any(one.plugin.island for one in self.plugins.plugins):
+            return []
+        from tangram.compat.host import run_shared_island
+
+        limits = self.config.supervisor
+        run = partial(run_shared_island, self._keep_island)
+        return [Child("island", run, start_timeout=limits.start_timeout, stop_timeout=limits.stop_timeout)]
+
+    def _keep_island(self, island: Island | None) -> None:
+        self.island = island
+
     async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
-        """One incarnation of a plugin. What it raises because Redis cannot be reached (somebody else's is
-        away, or the bus restarts alone) is no crash: it is told, waited out, and the plugin begins anew; no
-        window is charged.
-        """
         if host.name in self.quarantined:
             raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
-        status = _Once(task_status)
-        while True:
-            try:
-                await host.run(task_status=status)
-            except Exception as error:
-                if not self._redis_is_away(error):
-                    raise
-                log.warning("a plugin waits for redis", plugin=host.name, cause=str(error))
-                # The others need not wait with it.
-                status.started()
-                self.waiting.add(host.name)
-                try:
-                    await self._fed.wait()
-                finally:
-                    self.waiting.discard(host.name)
-            else:
-                return
-
-    def _redis_is_away(self, error: BaseException) -> bool:
-        return not self._fed.is_set() and blames_redis(error)
+        await self.patience.run(host, task_status=task_status)
 
     def _the_state(self) -> BackendState:
         if self.state is None:
@@ -382,6 +359,7 @@ class Tree:
             state=self._the_state,
             plugins=self.plugins.plugins,
             routers=[token_router(lambda: self.channels)],
+            apps=[app for host in self.hosts.values() if (app := host.app()) is not None],
             allowed=self.origins.allows,
             **more,  # type: ignore[arg-type]
         )
@@ -393,10 +371,7 @@ class Tree:
             self.channels.deliver(batch)
 
     def _on_feed(self, up: bool) -> None:
-        if up:
-            self._fed.set()
-        elif self._fed.is_set():
-            self._fed = trio.Event()
+        self.patience.note(up)
         if self.channels is not None:
             self.channels.on_up(up)
         self._tell_feed(up)
