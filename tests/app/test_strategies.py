@@ -101,6 +101,21 @@ async def test_row_of_the_core(strategy: Strategy, part: str) -> None:
         await hear_again(running, channel)
 
 
+async def test_a_bus_that_restarts_alone_tells_members_of_the_gap() -> None:
+    """Under ``one_for_one`` members keep their connection over a crash of the bus, and are told by phx_error
+    that they may have missed something.
+    """
+    async with open_two("one_for_one") as running, joined(running) as channel:
+        await channel.receive()
+        joins = channel.joins
+        await crash(running, "bus")
+        with trio.fail_after(10):
+            while channel.joins == joins:
+                await channel.receive()
+
+        assert channel.joins == joins + 1
+
+
 @every_strategy
 async def test_row_of_the_embedded_broker(strategy: Strategy) -> None:
     """The broker's end restarts it and the whole incarnation under any strategy, charged to the root."""
