@@ -321,8 +321,6 @@ class Tree:
             await bus.run(task_status=task_status)
         finally:
             self.bus = None
-            # A bus that restarts alone (one_for_one) leaves a gap, of which the next one tells members.
-            self._on_feed(False)
 
     async def _run_channels(self, *, task_status: trio.TaskStatus[Channels]) -> None:
         channels = Channels(
