@@ -190,17 +190,21 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
     if evidence.planned or evidence.strategy == "one_for_all":
         return
     end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
-    events = [event for event in evidence.events[:end] if event.supervisor == "incarnation"]
-    order = _order(events, evidence.order)
+    events = [event for event in evidence.events[:end] if event.supervisor in {"root", "incarnation"}]
+    order = _order([event for event in events if event.supervisor == "incarnation"], evidence.order)
     first = len(order)
     for event in events:
+        if event.supervisor == "root":
+            if event.kind == "crashed":
+                first = 0  # the broker takes the whole incarnation along, whatever the strategy in it
+            continue
         if event.kind in {"gave_up", "planned"}:
             return
         if event.child is None:
             continue
         place = order.get(event.child, -1)
         if event.kind in {"crashed", "quarantined"}:
-            first = min(first, place) if evidence.strategy == "rest_for_one" else len(order)
+            first = min(first, place) if evidence.strategy == "rest_for_one" else first
         elif event.kind == "stopped" and place < first:
             yield f"{event.child} was stopped, which {evidence.strategy} does not say"
         elif event.kind == "started" and place == max(order.values()):
