@@ -17,12 +17,13 @@ from typing import NoReturn
 import click
 
 from tangram import __version__
+from tangram.cli.plugins import PluginGroup
 from tangram.errors import OperatorError
 
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=PluginGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tangram")
 def cli() -> None:
     """A plugin server: services, HTTP routes and Phoenix channels under one supervision tree."""
