@@ -182,4 +182,6 @@ def _keep_asyncio() -> None:
     own unless a policy is set.
     """
     if "trio_asyncio" in sys.modules and sys.version_info < (3, 14):
-        asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())
+        # A program that imported trio-asyncio itself, before its loop, is on such a loop, and wants it.
+        with suppress(RuntimeError):
+            asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())
