@@ -52,14 +52,14 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     install(tmp_path, "tangram_tides", group="tangram.plugins", library="tangram", command="tides")
-    install(
-        tmp_path, "tangram_past", group="tangram_core.plugins", library="tangram_core", command="history"
-    )
+    install(tmp_path, "tangram_past", group="tangram_core.plugins", library="tangram_core", command="history")
     return tmp_path
 
 
 def test_a_plugins_commands_run(installed: Path) -> None:
-    """They get their words as they are, and end with a status of their own; other plugins are not imported."""
+    """They get their words as they are, and end with a status of their own; other plugins are not
+    imported.
+    """
     done = run(installed, "tides", "hello", "--number", "4")
 
     assert (done.returncode, done.stdout) == (3, "hello 4\n")

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not has_fastapi(), reason="FastAPI is not installed here: make test-downstream"),
 ]
 
-SOURCE = '''
+SOURCE = """
 from __future__ import annotations
 
 import asyncio
@@ -152,7 +152,7 @@ async def slow():
 
 
 plugin = tangram_core.Plugin(routers=[router])
-'''
+"""
 
 
 @pytest.fixture
@@ -183,10 +183,9 @@ async def test_validation_models_and_errors(shop: tuple[RunningTangram, Any]) ->
 async def test_dependencies_and_threads(shop: tuple[RunningTangram, Any]) -> None:
     """Dependencies are called and cleaned up; a sync handler runs in a thread, and none is left over."""
     tangram, module = shop
-    for _ in range(20):
-        answer = await tangram.http.get("/shop/who", headers={"x-user": "ann"})
+    asked = [await tangram.http.get("/shop/who", headers={"x-user": "ann"}) for _ in range(20)]
 
-    assert answer.json() == {"user": "ann", "session": "session", "thread": False}
+    assert asked[0].json() == {"user": "ann", "session": "session", "thread": False}
     assert module.said == ["open", "closed"] * 20
     before = threading.active_count()
     await tangram.http.post("/-/plugins/plugin/restart", headers=tangram.operator)
@@ -269,9 +268,8 @@ async def test_a_restart_answers_what_is_in_flight(shop: tuple[RunningTangram, A
 
 async def test_one_document_for_all(module: Callable[..., Any]) -> None:
     """Native and FastAPI routes stand in one document; two schemas of one name are told apart."""
-    from openapi_spec_validator import validate
-
     import attrs
+    from openapi_spec_validator import validate
 
     @attrs.frozen
     class Item:
@@ -305,5 +303,3 @@ async def test_one_document_for_all(module: Callable[..., Any]) -> None:
     assert len(set(operations)) == len(operations)
     assert preflight.headers["access-control-allow-origin"] == tangram.url
     assert json.dumps(document)
-
-

@@ -169,7 +169,9 @@ async def test_a_task_that_cancels_itself_has_crashed(island: Island, autojump_c
         await resident.call(work, name="work")
 
 
-async def test_what_nobody_awaits_is_logged_with_its_plugin(island: Island, autojump_clock: MockClock) -> None:
+async def test_what_nobody_awaits_is_logged_with_its_plugin(
+    island: Island, autojump_clock: MockClock
+) -> None:
     """A forgotten task that fails is told, and ends neither the loop nor anybody else."""
     resident = Resident(island, "demo")
 

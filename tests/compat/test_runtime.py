@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
-PLUGIN = '''
+PLUGIN = """
 import asyncio
 import tangram_core
 plugin = tangram_core.Plugin()
@@ -26,9 +26,9 @@ async def mark(state):
         await asyncio.sleep(0.01)
     await state.redis_client.set("answer", str(state.asked))
     await asyncio.sleep(1000)
-'''
+"""
 
-PROGRAM = '''
+PROGRAM = """
 import asyncio, json, sys, threading
 FIRST
 from tangram.compat import answer_imports
@@ -70,7 +70,7 @@ async def loop():
 told = asyncio.run(use())
 told["later"] = asyncio.run(loop())
 print(json.dumps(told))
-'''
+"""
 
 
 def run(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +128,7 @@ def test_what_does_not_start_is_raised(tmp_path: Path) -> None:
         "    try:\n"
         "        await tangram_core.Runtime(config).start()\n"
         "    except Exception as error:\n"
-        "        print(type(error).__name__, [t.name for t in threading.enumerate() if t.name == 'tangram'])\n"
+        "        print(type(error).__name__, [t for t in threading.enumerate() if t.name == 'tangram'])\n"
         "asyncio.run(main())\n"
     )
     done = run(tmp_path, program)

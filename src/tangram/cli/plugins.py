@@ -1,13 +1,15 @@
 """Commands that plugins bring along: ``python -m tangram NAME ...``, imported only when asked for.
 
-A plugin is asked by its names (entry point, distribution, module, with or without ``tangram_`` in front) first; the
-name that its Typer application gives itself may be another, so then all installed ones are asked, one after another.
+A plugin is asked by its names (entry point, distribution, module, with or without ``tangram_`` in front)
+first; the name that its Typer application gives itself may be another, so then all installed ones are asked,
+one after another.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import click
@@ -66,9 +68,8 @@ def _command(app: Any, plugin: str) -> click.Command:
     """A Typer application, or a click command, under its own name."""
     if isinstance(app, click.Command):
         return _Foreign(str(app.name), app)
-    import typer.main
-
-    group: Any = typer.main.get_group(app)
+    # Whoever hands us a Typer application has it installed; we do not ask for it.
+    group: Any = import_module("typer.main").get_group(app)
     name = app.info.name if isinstance(app.info.name, str) else group.name
     if not name:
         raise PluginError(
@@ -78,7 +79,9 @@ def _command(app: Any, plugin: str) -> click.Command:
 
 
 class _Foreign(click.Command):
-    """Hands its words over as they are: Typer may have a click of its own inside, which does not know ours."""
+    """Hands its words over as they are: Typer may have a click of its own inside, which does not know
+    ours.
+    """
 
     def __init__(self, name: str, command: Any) -> None:
         words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import structlog
 import trio
 
-from tangram.compat.core.backend import STATE
 from tangram.compat.island import IslandClosed, Resident
-from tangram.compat.state import BackendState
+from tangram.compat.state import STATE, BackendState
 from tangram.plugins.registry import cause_line
 from tangram.routing import APIRouter, Mount, ResponseAborted, RouteTable, StreamingResponse, openapi
 from tangram.web.asgi import Receive, Scope, Send, send_json
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from tangram.compat.host import IslandHost
+    from tangram.plugins.registry import LoadedPlugin
     from tangram.routing.binding import Plan
     from tangram.web.site import AppMount
 
@@ -41,7 +40,17 @@ HANDLER_SECONDS = 1.0
 """What a handler gets to end when its client has gone or the server stops."""
 
 
-def app_of(host: IslandHost) -> AppMount | None:
+class Hosting(Protocol):
+    """What an application needs of its plugin's host."""
+
+    loaded: LoadedPlugin
+
+    @property
+    def name(self) -> str: ...
+    def running_resident(self) -> tuple[Resident, BackendState]: ...
+
+
+def app_of(host: Hosting) -> AppMount | None:
     """Its routes; ``None`` where it has none."""
     routers: list[Any] = list(host.loaded.plugin.routers)
     if not routers:
@@ -56,7 +65,7 @@ def app_of(host: IslandHost) -> AppMount | None:
 class FastApp:
     """FastAPI routers of one plugin."""
 
-    def __init__(self, host: IslandHost, routers: list[Any]) -> None:
+    def __init__(self, host: Hosting, routers: list[Any]) -> None:
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse
 
@@ -112,8 +121,8 @@ class FastApp:
             if exchange.started:
                 raise ResponseAborted(str(error)) from None
             await _come_back(error, scope, send)
-        except Exception as error:
-            # FastAPI answers what it can, and raises it again in any case.
+        # FastAPI answers what it can, and raises it again in any case.
+        except Exception as error:  # noqa: BLE001
             if error is not self._reported:
                 self._report({**scope, _EXCHANGE: exchange}, error)
             self._reported = None
@@ -212,7 +221,7 @@ async def _come_back(error: IslandClosed, scope: Scope, send: Send) -> None:
 class TableApp:
     """Routers of ours, declared by a plugin that asked for FastAPI's."""
 
-    def __init__(self, host: IslandHost, routers: list[APIRouter]) -> None:
+    def __init__(self, host: Hosting, routers: list[APIRouter]) -> None:
         self.owner = host.name
         self._host = host
         mounts = [Mount(router, host.name, self._resolve) for router in routers]

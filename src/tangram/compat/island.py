@@ -37,8 +37,8 @@ CLOSE_SECONDS = 1.0
 LEAST_SECONDS = 0.2
 """What each gets in any case, although the plugin's stop time is used up."""
 SECOND_CANCEL = 1.0
-"""When a task is cancelled a second time, because it may have swallowed the first by mistake. Sooner would cut
-clean-ups."""
+"""When a task is cancelled a second time, because it may have swallowed the first by mistake. Sooner would
+cut clean-ups."""
 SHARE = 0.8
 """The share of a child's stop time that its asyncio task gets: the child has to end within the whole of
 it.

@@ -1,12 +1,13 @@
 """What must be put right in asyncio before plugins' code can run on an island. Once for the process.
 
-``wait_for`` of Python 3.11 swallows a cancellation if what it waits for becomes ready in the same turn. redis-py
-waits so for each command, and a service that publishes often would survive every other stop: a second
-cancellation ends it, but only after the time that clean-ups are given. Python 3.12's way is put in its place.
+``wait_for`` of Python 3.11 swallows a cancellation if what it waits for becomes ready in the same turn.
+redis-py waits so for each command, and a service that publishes often would survive every other stop: a
+second cancellation ends it, but only after the time that clean-ups are given. Python 3.12's way is put in
+its place.
 
-trio-asyncio answers ``asyncio.get_running_loop`` and its likes by functions of its own, which know the islands.
-A module that took them ``from asyncio import ...`` before that holds the old ones, which know none: anyio does,
-where something imported it early. It gets the new ones.
+trio-asyncio answers ``asyncio.get_running_loop`` and its likes by functions of its own, which know the
+islands. A module that took them ``from asyncio import ...`` before that holds the old ones, which know none:
+anyio does, where something imported it early. It gets the new ones.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ async def wait_for(fut: Awaitable[T], timeout: float | None) -> T:
 def mend_asyncio() -> None:
     """Both; to be called after trio-asyncio was imported, and cheap enough for each new island."""
     if sys.version_info < (3, 12):
-        asyncio.wait_for = asyncio.tasks.wait_for = wait_for
+        asyncio.wait_for = asyncio.tasks.wait_for = wait_for  # type: ignore[assignment]
     answered = [
         (name, old, new)
         for name in _ANSWERED

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import structlog
 
-from tangram.compat.core.config import Config, IntoConfig, copy_of, tables_of
+from tangram.compat.configuration import Config, IntoConfig, copy_of, tables_of
 from tangram.compat.names import answer_imports
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.config import Loaded, find_config_file, load_config, load_tables
