@@ -17,11 +17,13 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.collector import CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
-from tangram.config import Config, ensure_secret, open_state_dir
+from tangram.broker import EmbeddedBroker
+from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -62,12 +64,16 @@ class Boot:
     """Plugins that are loaded already; ``None``: those that the configuration names."""
     signals: bool = True
     """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    on_first_ready: Callable[[], None] = lambda: None
+    """Told once everything is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
     """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
     """Told the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
     """Applied to each child of the tree: the place where tests put faults in."""
+    embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
+    """Makes the embedded broker; tests put one in memory here."""
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
@@ -97,6 +103,7 @@ class Server:
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
         self._lacks_redis = False
+        self._collector = CollectorPause()
 
     @property
     def base_url(self) -> str:
@@ -131,6 +138,7 @@ class Server:
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
+            self._collector.end()
             close_listeners(self.held)
         log.info("tangram has stopped", status=self._exit_status)
         return self._exit_status
@@ -138,6 +146,7 @@ class Server:
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
+        self.ledger.listen(self._collector)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
@@ -181,6 +190,7 @@ class Server:
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
+            embedded=self.boot.embedded,
             beyond=beyond,
             serve_web=serve_site,
             on_feed=self._on_feed,
@@ -230,7 +240,11 @@ class Server:
         assert tree is not None
         # By the place in the tree, not by the name: a plugin may be called "root".
         ours = event.child is None and event.path in {(), ("incarnation",)}
-        if event.kind == "gave_up" and ours and not self.stopping:
+        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
+        # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
+        # for ever.
+        final = not event.path or tree.incarnation is not None
+        if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)
         if event.kind == "quarantined":
             tree.keep_out(event)
@@ -243,6 +257,8 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
+        if self.ready_count == 1:
+            self.boot.on_first_ready()
         self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
 

@@ -22,12 +22,13 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.patience import Patience
 from tangram.broker import EmbeddedBroker, ExternalBroker
 from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.config import Config, cache_dir
+from tangram.config import BrokerConfig, Config, cache_dir
 from tangram.errors import BrokerUnavailable, PluginError
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
@@ -80,34 +81,6 @@ class _Heard:
         self._inner.started(value)
 
 
-class _Once:
-    """A task status for something that may start several times within one start."""
-
-    def __init__(self, inner: trio.TaskStatus[object]) -> None:
-        self._inner = inner
-        self._told = False
-
-    def started(self, value: object = None) -> None:
-        if not self._told:
-            self._told = True
-            self._inner.started(value)
-
-
-def blames_redis(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that Redis cannot be reached."""
-    while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            return any(blames_redis(inner) for inner in error.exceptions)
-        kind = type(error)
-        if isinstance(error, BrokerUnavailable) or (
-            # redis-py's own, which a plugin's own client raises; it is not imported for this.
-            kind.__module__.startswith("redis.") and kind.__name__ in {"ConnectionError", "TimeoutError"}
-        ):
-            return True
-        error = error.__cause__
-    return False
-
-
 class Tree:
     """Makes the children, and is what they find each other through."""
 
@@ -125,6 +98,7 @@ class Tree:
         beyond: trio.Nursery,
         serve_web: Callable[..., Awaitable[None]],
         on_feed: Callable[[bool], None],
+        embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
     ) -> None:
         self.beyond = beyond
         """Outlives every incarnation: who is still connected to one that has ended is told there to come
@@ -152,13 +126,13 @@ class Tree:
         """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
         kept here because a broker's crash makes a new incarnation with new children."""
         self._windows: dict[str, Window] = {}
-        self.waiting: set[str] = set()
-        """Plugins that wait for a Redis of somebody else's."""
+        self.patience = Patience(lambda: self.bus is not None and self.bus.up)
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
+        self._embedded = embedded
         self._serve_web = serve_web
         self._tell_feed = on_feed
         settings = config.supervisor
@@ -200,7 +174,7 @@ class Tree:
         if url is not None:
             self.broker = ExternalBroker(url, on_change=self._on_external)
         elif not isinstance(self.broker, EmbeddedBroker):
-            self.broker = EmbeddedBroker(self.config.broker)
+            self.broker = self._embedded(self.config.broker)
         broker = self.broker
         assert broker is not None
         try:
@@ -314,32 +288,9 @@ class Tree:
         self.island = island
 
     async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
-        """One incarnation of a plugin. What it raises because a Redis of somebody else's is away is no crash:
-        it is told, waited out, and the plugin begins anew; no window is charged.
-        """
         if host.name in self.quarantined:
             raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
-        status = _Once(task_status)
-        while True:
-            try:
-                await host.run(task_status=status)
-            except Exception as error:
-                if not self._redis_is_away(error):
-                    raise
-                log.warning("a plugin waits for redis", plugin=host.name, cause=str(error))
-                # The others need not wait with it.
-                status.started()
-                self.waiting.add(host.name)
-                try:
-                    await self._the_bus().wait_up()
-                finally:
-                    self.waiting.discard(host.name)
-            else:
-                return
-
-    def _redis_is_away(self, error: BaseException) -> bool:
-        external = isinstance(self.broker, ExternalBroker)
-        return external and self.bus is not None and not self.bus.up and blames_redis(error)
+        await self.patience.run(host, task_status=task_status)
 
     def _the_state(self) -> BackendState:
         if self.state is None:
@@ -418,6 +369,7 @@ class Tree:
             self.channels.deliver(batch)
 
     def _on_feed(self, up: bool) -> None:
+        self.patience.note(up)
         if self.channels is not None:
             self.channels.on_up(up)
         self._tell_feed(up)

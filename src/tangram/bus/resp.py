@@ -11,6 +11,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Final, cast
 
 import hiredis
@@ -19,9 +20,24 @@ import trio
 from tangram.bus.urls import Address
 from tangram.errors import BrokerUnavailable
 
-__all__ = ["CONNECT_TIMEOUT", "LOST", "Dial", "Link", "describe", "dial", "open_link", "pack"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "LOST",
+    "Dial",
+    "Link",
+    "current_dial",
+    "describe",
+    "dial",
+    "dial_socket",
+    "open_link",
+    "pack",
+]
 
 Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
+
+current_dial: ContextVar[Dial | None] = ContextVar("tangram_dial", default=None)
+"""How Redis is dialled in this context instead of by a socket: the seam behind which a broker in memory
+stands. It reaches the bus and every `Subscriber` of a plugin alike."""
 
 LOST: Final = (
     OSError,
@@ -79,6 +95,14 @@ def _tls_context(address: Address) -> ssl.SSLContext:
 
 async def dial(address: Address) -> trio.abc.Stream:
     """A connected stream to *address*; the caller sets the deadline."""
+    instead = current_dial.get()
+    if instead is not None:
+        return await instead(address)
+    return await dial_socket(address)
+
+
+async def dial_socket(address: Address) -> trio.abc.Stream:
+    """A connected socket to *address*, under TLS where the address says so."""
     if address.path:
         return await trio.open_unix_socket(address.path)
     stream = await trio.open_tcp_stream(address.host, address.port)

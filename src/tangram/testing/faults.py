@@ -8,6 +8,7 @@ import attrs
 import trio
 
 from tangram.supervision import Child
+from tangram.supervision.lives import takes_task_status
 
 __all__ = ["FaultPorts", "InjectedFault"]
 
@@ -21,6 +22,10 @@ class FaultPorts:
 
     def __init__(self) -> None:
         self._ports: dict[str, trio.MemorySendChannel[BaseException]] = {}
+        self.order: dict[str, int] = {}
+        """The place of each child in its supervisor's start order."""
+        self.struck = 0
+        """Exceptions that were put in."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,17 +36,22 @@ class FaultPorts:
         """Raise ``error`` in the running incarnation of ``child``; returns at once.
 
         Raises:
-            LookupError: no child of that name runs.
+            LookupError: no child of that name runs, or one strike is on its way to it already.
         """
         try:
             port = self._ports[child]
         except KeyError:
             running = ", ".join(map(repr, self._ports)) or "none"
             raise LookupError(f"no child {child!r} runs; expected one of {running}") from None
-        port.send_nowait(error)
+        try:
+            port.send_nowait(error)
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            raise LookupError(f"child {child!r} is being crashed or stopped already") from None
+        self.struck += 1
 
     def wrap(self, child: Child) -> Child:
         """``child`` with a port: ``Boot(wrap=ports.wrap)``."""
+        self.order.setdefault(child.name, len(self.order))
 
         async def run(*, task_status: trio.TaskStatus[object]) -> object:
             send, receive = trio.open_memory_channel[BaseException](1)
@@ -50,7 +60,11 @@ class FaultPorts:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_raise_what_comes, receive)
-                    result = await child.run(task_status=task_status)
+                    if takes_task_status(child.run):
+                        result = await child.run(task_status=task_status)
+                    else:
+                        task_status.started()
+                        result = await child.run()
                     nursery.cancel_scope.cancel()
             finally:
                 del self._ports[child.name]

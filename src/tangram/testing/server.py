@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,50 @@ import trio
 
 from tangram.app import Boot, Server
 from tangram.app.server import answer_old_names
+from tangram.broker import EmbeddedBroker
+from tangram.bus.resp import current_dial
+from tangram.config import BrokerConfig, load_config
 from tangram.config import Loaded as LoadedConfig
-from tangram.config import load_config
 from tangram.plugins import Plugin
 from tangram.plugins.registry import Loaded, LoadedPlugin, load_plugins
-from tangram.supervision import SupervisionEvent
+from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
+from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing_left
 from tangram.testing.faults import FaultPorts, InjectedFault
+from tangram.testing.invariants import Evidence, InvariantBroken, broken
+from tangram.testing.memory import MemoryBroker
+from tangram.testing.record import LogRecords, record_logs
 
 if TYPE_CHECKING:
     import httpx
 
     from tangram.client import ClientSocket
 
-__all__ = ["RunningTangram", "free_port", "open_tangram"]
+__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "free_port", "open_tangram"]
 
 STOP_SECONDS = 15.0
 """For the whole end of a server under test: the default shutdown_timeout and half of it again."""
 
 EVENT_SECONDS = 10.0
 """How long a test waits for an event that must come."""
+
+LOOK_EVERY = 0.01
+"""Seconds between two looks at a tree that has no event for what is waited for."""
+
+STEADY_LOOKS = 3
+"""So often in a row the tree must look right: a crash is reported one scheduling later."""
+
+CHEAP = (
+    "nothing_left_alive",
+    "stops_within_bound",
+    "starts_in_order",
+    "stops_in_reverse_order",
+    "no_two_incarnations",
+    "healthy_siblings_untouched",
+    "each_crash_logged_once",
+    "no_secret_in_logs",
+    "close_codes_documented",
+)
+"""Invariants that hold for every test and cost it some milliseconds; checked at the end by default."""
 
 
 def free_port() -> int:
@@ -42,20 +68,43 @@ def free_port() -> int:
         return port
 
 
+class TangramEnded(Exception):
+    """The server ended before it had started; ``status`` is its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the server ended with status {status} before it had started")
+        self.status = status
+
+
 class RunningTangram:
     """A server under test."""
 
-    def __init__(self, server: Server, ports: FaultPorts, http: httpx.AsyncClient) -> None:
+    def __init__(self, server: Server, ports: FaultPorts, http: httpx.AsyncClient, logs: LogRecords) -> None:
         self.server = server
         self.http = http
         """An httpx client whose base is the server."""
+        self.logs = logs
+        """Every record of the log, as dicts."""
+        self.memory: MemoryBroker | None = None
+        """The broker, where it is one in memory."""
+        self.clients: list[ClientSocket] = []
+        """Every channel client that was opened here."""
+        self.planned = False
+        """Set when a test asks for restarts of single children: no strategy explains these."""
+        self.stubborn_allowed = False
+        """Set when a test makes something ignore its cancellation."""
         self.events: list[SupervisionEvent] = []
         """Every event of the tree, from the first start."""
-        self._ports = ports
+        self.ports = ports
         self._changed = trio.Event()
         self._ended = trio.Event()
         self.status = 0
         """The exit status, once it has ended."""
+        self.stopped_at: int | None = None
+        """How many events there were when the stop began."""
+        self.stop_seconds: float | None = None
+        """How long the stop took."""
+        self._stop_began = 0.0
 
     @property
     def url(self) -> str:
@@ -85,7 +134,7 @@ class RunningTangram:
 
         Returns at once.
         """
-        self._ports.strike(child, error or InjectedFault(f"a test crashed {child!r}"))
+        self.ports.strike(child, error or InjectedFault(f"a test crashed {child!r}"))
 
     async def wait_event(
         self, kind: str, child: str | None = None, *, after: int = 0, seconds: float = EVENT_SECONDS
@@ -112,6 +161,62 @@ class RunningTangram:
             return
         raise AssertionError(f"ready {self.server.ready_count} times within {seconds} s, expected {count}")
 
+    async def wait_steady(self, *, seconds: float = EVENT_SECONDS) -> str:
+        """Until everything is up (``"up"``), possibly without those in quarantine (``"quarantined"``), or the
+        server has ended by itself (``"ended"``).
+
+        Raises:
+            AssertionError: it did not come to rest in time; the message tells who is missing.
+        """
+        missing = ["the supervisor"]
+        with trio.move_on_after(seconds):
+            looks = 0
+            while looks < STEADY_LOOKS:
+                if self._ended.is_set():
+                    return "ended"
+                missing = self.missing()
+                looks = 0 if missing else looks + 1
+                await trio.sleep(LOOK_EVERY)
+            return "quarantined" if self._quarantined() else "up"
+        raise AssertionError(f"it did not come to rest within {seconds:g} s; missing: {', '.join(missing)}")
+
+    def missing(self) -> list[str]:
+        """Who should run and does not."""
+        server = self.server
+        if server.root is None or server.tree is None:
+            return ["the supervisor"]
+        found = [
+            f"{child.name} ({child.state})"
+            for supervisor in _supervisors(server.root.statistics())
+            for child in supervisor.children
+            if child.state not in {"running", "finished", "quarantined"}
+        ]
+        if server.tree.incarnation is None:
+            found.append("the incarnation")
+        if server.tree.bus is None or not server.tree.bus.up:
+            found.append("the bus")
+        return found
+
+    def _quarantined(self) -> bool:
+        root = self.server.root
+        return root is not None and any(
+            child.state == "quarantined"
+            for supervisor in _supervisors(root.statistics())
+            for child in supervisor.children
+        )
+
+    def stop(self) -> None:
+        """Begin the end; returns at once."""
+        if self.stopped_at is None:
+            self.stopped_at = len(self.events)
+            self._stop_began = trio.current_time()
+        self.server.stop()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended."""
+        return self._ended.is_set()
+
     async def wait_ended(self) -> int:
         """Until the server has ended by itself; its exit status."""
         await self._ended.wait()
@@ -119,10 +224,16 @@ class RunningTangram:
 
     async def serve(self, *, task_status: trio.TaskStatus[Server]) -> None:
         """Run the server; ``open_tangram`` does this."""
+        UNDER_TEST.set(self)
+        if self.memory is not None:
+            current_dial.set(self.memory.dial)
         try:
             self.status = await self.server.run(task_status=task_status)
         finally:
+            if self.stopped_at is not None:
+                self.stop_seconds = trio.current_time() - self._stop_began
             self._ended.set()
+            self._changed.set()
 
     @asynccontextmanager
     async def open_socket(self, **settings: Any) -> AsyncIterator[ClientSocket]:
@@ -132,7 +243,34 @@ class RunningTangram:
         from tangram.client import open_socket
 
         async with open_socket(self.url, **settings) as client:
+            self.clients.append(client)
             yield client
+
+    def evidence(self, **more: Any) -> Evidence:
+        """What was seen of it so far, for invariants."""
+        tree = self.server.tree
+        secrets = () if tree is None else (tree.secrets.jwt, tree.secrets.operator)
+        # A client that was closed by the test itself tells 1000; that is not the server's code.
+        codes = [client.close_code for client in self.clients]
+        return Evidence(
+            events=self.events,
+            order=self.ports.order,
+            stopped_at=self.stopped_at,
+            strategy=self.server.config.supervisor.strategy,
+            logs=self.logs,
+            secrets=secrets,
+            stop_seconds=self.stop_seconds,
+            stop_bound=self.server.config.supervisor.shutdown_timeout,
+            stubborn_allowed=self.stubborn_allowed,
+            planned=self.planned,
+            close_codes=[code for code in codes if code not in {None, 1000, 1006}],
+            **more,
+        )
+
+
+def _supervisors(top: SupervisorStatistics) -> list[SupervisorStatistics]:
+    below = [one for child in top.children for nested in child.nested for one in _supervisors(nested)]
+    return [top, *below]
 
 
 @asynccontextmanager
@@ -140,40 +278,113 @@ async def open_tangram(
     plugins: Iterable[Plugin | str] = (),
     config: Mapping[str, Any] | None = None,
     *,
-    wrap: Callable[..., Any] | None = None,
+    wrap: Callable[[Child], Child] | None = None,
+    fakes: bool = False,
+    checks: Iterable[str] = CHEAP,
+    on_server: Callable[[RunningTangram], None] | None = None,
 ) -> AsyncIterator[RunningTangram]:
-    """Run a server until the end of the block.
+    """Run a server until the end of the block, and see that invariants held.
 
     Args:
         plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set), or
         names of installed ones.
         config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given.
         wrap: applied to each child of the tree, inside the fault port.
+        fakes: the broker is one in memory, so that the server needs no process and no real time: works with
+        pytest-trio's ``autojump_clock``.
+        checks: names of `INVARIANTS` that are checked when it has ended; ``()`` for none.
+        on_server: called with the server before it boots.
+
+    Raises:
+        InvariantBroken: the block ended well, but the server did not keep what it promises.
+        TangramEnded: it ended before it had started.
     """
+    checks = tuple(checks)
+    before = take_census()
+    error: BaseException | None = None
+    with record_logs() as logs, tempfile.TemporaryDirectory(prefix="tangram-test-") as folder:
+        running = _prepare(plugins, config or {}, Path(folder), wrap, fakes=fakes, logs=logs)
+        if on_server is not None:
+            on_server(running)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(running.http)
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            try:
+                await nursery.start(_serve, running)
+                running.http.base_url = running.url
+                yield running
+            except BaseException as raised:  # noqa: BLE001 - raised again below, not wrapped in the nursery's group
+                error = raised
+            running.stop()
+            nursery.cancel_scope.deadline = trio.current_time() + STOP_SECONDS
+            await running.wait_ended()
+    _judge(running, before, checks, error)
+
+
+async def _serve(running: RunningTangram, *, task_status: trio.TaskStatus[Server]) -> None:
+    status = _Told(task_status)
+    await running.serve(task_status=status)
+    if not status.told:
+        raise TangramEnded(running.status)
+
+
+class _Told:
+    """A task status that remembers whether it was told."""
+
+    def __init__(self, inner: trio.TaskStatus[Server]) -> None:
+        self.told = False
+        self._inner = inner
+
+    def started(self, value: Any = None) -> None:
+        self.told = True
+        self._inner.started(value)
+
+
+def _judge(
+    running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
+) -> None:
+    """Raise what the block raised; if it ended well, what invariants say."""
+    left = wait_nothing_left(before, running) if "nothing_left_alive" in checks else None
+    clients = running.memory.clients if running.memory is not None else None
+    found = broken(running.evidence(left=left, broker_clients=clients), checks)
+    if error is not None:
+        for one in found:
+            error.add_note(f"beside it, an invariant does not hold: {one}")
+        raise error
+    if found:
+        raise InvariantBroken(found)
+
+
+def _prepare(
+    plugins: Iterable[Plugin | str],
+    tables: Mapping[str, Any],
+    folder: Path,
+    wrap: Callable[[Child], Child] | None,
+    *,
+    fakes: bool,
+    logs: LogRecords,
+) -> RunningTangram:
     import httpx
 
-    with tempfile.TemporaryDirectory(prefix="tangram-test-") as folder:
-        ports = FaultPorts()
-        loaded = _configure(config or {}, Path(folder))
-        boot = Boot(
-            loaded=loaded,
-            environ={"HOME": folder},
-            plugins=_load(plugins),
-            signals=False,
-            wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
-        )
-        server = Server(boot)
-        async with trio.open_nursery() as nursery:
-            async with httpx.AsyncClient(timeout=10.0) as http:
-                running = RunningTangram(server, ports, http)
-                server.ledger.listen(running.note)
-                await nursery.start(running.serve)
-                http.base_url = httpx.URL(server.base_url)
-                try:
-                    yield running
-                finally:
-                    server.stop()
-                    nursery.cancel_scope.deadline = trio.current_time() + STOP_SECONDS
+    ports = FaultPorts()
+    made: list[MemoryBroker] = []
+    broker: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
+    if fakes:
+        made.append(MemoryBroker(BrokerConfig(port=0)))
+        broker = lambda _config: made[0]  # noqa: E731 - the one object for all lives
+    boot = Boot(
+        loaded=_configure(tables, folder),
+        environ={"HOME": str(folder)},
+        plugins=_load(plugins),
+        signals=False,
+        wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
+        embedded=broker,
+    )
+    server = Server(boot)
+    running = RunningTangram(server, ports, httpx.AsyncClient(timeout=10.0, verify=False), logs)  # noqa: S501 - its own loopback; a store of certificates takes 0.2 s
+    running.memory = made[0] if made else None
+    server.ledger.listen(running.note)
+    return running
 
 
 def _configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
@@ -199,8 +410,6 @@ def _toml(tables: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    import json
-
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

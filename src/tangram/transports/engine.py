@@ -228,11 +228,12 @@ class Engine:
         there.
         """
         async with trio.open_nursery() as parent:
-            await (beyond or parent).start(self._hold_sockets, beyond is None)
-            nursery: trio.Nursery = await parent.start(
-                self._hold_connections, grace, self.leaves if beyond is not None else lambda: False
-            )
             try:
+                # Inside: cancelled in this very step, a start raises although what it started goes on.
+                await (beyond or parent).start(self._hold_sockets, beyond is None)
+                nursery: trio.Nursery = await parent.start(
+                    self._hold_connections, grace, self.leaves if beyond is not None else lambda: False
+                )
                 async with trio.open_nursery() as acceptors:
                     for held in listeners:
                         acceptors.start_soon(self._accept, held, nursery)
@@ -240,6 +241,8 @@ class Engine:
             finally:
                 self.draining = True
                 self._drain.set()
+                if self.nursery is None:
+                    self._parting.set()  # it never came to hold connections, whose end would tell this
 
     async def _hold_connections(
         self,
@@ -249,6 +252,8 @@ class Engine:
         task_status: trio.TaskStatus[trio.Nursery],
     ) -> None:
         assert self.sockets is not None
+        # Cancelled before it has begun, `start` would keep the task where nobody ends the shield below.
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
@@ -269,6 +274,7 @@ class Engine:
 
     async def _hold_sockets(self, shielded: bool, *, task_status: trio.TaskStatus[None]) -> None:
         """The life of adopted connections, and of the look at deadlines."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # as above
         async with trio.open_nursery() as nursery:
             self.sockets = nursery
             # Bounded: by the drain of the engine, or by PARTING_TIME after it.

@@ -1,0 +1,307 @@
+"""What must hold after every run, whatever was done to the server.
+
+Each invariant is a function from `Evidence` to messages, none where it holds; its name is what a report calls
+it. Evidence that a run did not take is None, and what needs it holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import attrs
+
+from tangram.channels import disconnects
+from tangram.supervision import SupervisionEvent
+from tangram.testing.record import LogRecords
+
+__all__ = ["INVARIANTS", "Broken", "Evidence", "InvariantBroken", "broken", "check"]
+
+STOP_MARGIN = 1.0
+"""Seconds past ``shutdown_timeout`` that supervision promises for the whole stop."""
+
+DOCUMENTED_CODES = frozenset(
+    {value.code for value in vars(disconnects).values() if isinstance(value, disconnects.Disconnect)}
+    # The engines' own, of RFC 6455: a broken frame, text that is not UTF-8, a message too big.
+    | {1002, 1007, 1009}
+)
+
+
+@attrs.frozen
+class Evidence:
+    """What was seen of one run."""
+
+    events: Sequence[SupervisionEvent] = ()
+    """Every event of the tree."""
+    order: Mapping[str, int] = attrs.field(factory=dict)
+    """The place of each of the tree's own children in the start order."""
+    stopped_at: int | None = None
+    """How many events there were when the stop began."""
+    strategy: str = "one_for_all"
+    logs: LogRecords = attrs.field(factory=list, repr=False)
+    secrets: Sequence[str] = attrs.field(default=(), repr=False)
+    left: Mapping[str, Sequence[str]] | None = None
+    """What is alive and was not before, by kind."""
+    broker_clients: int | None = None
+    """Redis connections that are open after the end."""
+    stop_seconds: float | None = None
+    stop_bound: float = 10.0
+    """``[supervisor] shutdown_timeout``."""
+    stubborn_allowed: bool = False
+    """Something was made to ignore its cancellation on purpose."""
+    planned: bool = False
+    """Somebody asked for restarts of single children, which no strategy explains."""
+    faults: int | None = None
+    """Faults that were put in and should count as a crash each."""
+    crashes: int | None = None
+    """Crashes of children that faults were put into."""
+    refused: int | None = None
+    """Connections refused while the server ran."""
+    messages: Sequence[tuple[int, int]] | None = None
+    """Numbered messages as a client got them: the number, and which membership (counted joins) it came in."""
+    close_codes: Sequence[int] = ()
+    """With which its WebSockets were closed by the server."""
+    steady: bool | None = None
+    """It came back to its wanted state, or ended with a cause, in the time it had."""
+
+
+@attrs.frozen
+class Broken:
+    """One invariant that does not hold."""
+
+    invariant: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.message}"
+
+
+class InvariantBroken(AssertionError):
+    """Invariants do not hold; ``broken`` has them all."""
+
+    def __init__(self, broken: Sequence[Broken]) -> None:
+        super().__init__("; ".join(map(str, broken)))
+        self.broken = broken
+
+
+Invariant = Callable[[Evidence], Iterable[str]]
+INVARIANTS: dict[str, Invariant] = {}
+"""All of them, by name."""
+
+
+def _invariant(function: Invariant) -> Invariant:
+    INVARIANTS[function.__name__] = function
+    return function
+
+
+def broken(evidence: Evidence, only: Iterable[str] | None = None) -> list[Broken]:
+    """What does not hold, of all invariants or of those named."""
+    names = INVARIANTS if only is None else only
+    return [Broken(name, message) for name in names for message in INVARIANTS[name](evidence)]
+
+
+def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
+    """Raise `InvariantBroken` if any does not hold."""
+    found = broken(evidence, only)
+    if found:
+        raise InvariantBroken(found)
+
+
+@_invariant
+def nothing_left_alive(evidence: Evidence) -> Iterator[str]:
+    """No task, thread, descriptor, asyncio task, process or Redis connection more than before."""
+    for kind, lines in (evidence.left or {}).items():
+        yield f"{len(lines)} more {kind.replace('_', ' ')} than before: {', '.join(lines[:5])}"
+    if evidence.broker_clients:
+        yield f"{evidence.broker_clients} redis connections are still open"
+
+
+@_invariant
+def stops_within_bound(evidence: Evidence) -> Iterator[str]:
+    """The stop takes no longer than ``shutdown_timeout`` and a second."""
+    limit = evidence.stop_bound + STOP_MARGIN
+    if evidence.stop_seconds is not None and evidence.stop_seconds > limit:
+        yield f"the stop took {evidence.stop_seconds:.2f} s, its bound is {limit:g} s"
+
+
+@_invariant
+def nobody_is_stubborn(evidence: Evidence) -> Iterator[str]:
+    """Every child ends within its stop time."""
+    if not evidence.stubborn_allowed:
+        for event in evidence.events:
+            if event.kind == "stubborn":
+                yield f"{_name(event)} went on although it was cancelled, at {event.where}"
+
+
+@_invariant
+def starts_in_order(evidence: Evidence) -> Iterator[str]:
+    """Children of one supervisor are started in the order in which they stand."""
+    for supervisor, events in _by_supervisor(evidence.events):
+        order = _order(events, evidence.order)
+        last = -1
+        for event in events:
+            if event.kind != "started":
+                last = -1
+                continue
+            place = order[event.child or ""]
+            if place <= last:
+                yield f"{event.child} of {supervisor} was started after one that stands behind it"
+            last = place
+
+
+@_invariant
+def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
+    """At the end, children of one supervisor are stopped in the reverse of their order."""
+    if evidence.stopped_at is None:
+        return
+    for supervisor, events in _by_supervisor(evidence.events):
+        order = _order(events, evidence.order)
+        first = {id(event) for event in evidence.events[: evidence.stopped_at]}
+        tail = [event for event in events if id(event) not in first and event.child is not None]
+        # Who ends with an error of its own meanwhile does not wait for its turn.
+        ended = [event for event in tail if event.kind == "stopped" and event.cause in {None, "returned"}]
+        stopped = [event.child for event in ended if event.child is not None and event.child in order]
+        if stopped != sorted(stopped, key=lambda name: -order[name]):
+            yield f"children of {supervisor} were stopped in the order {', '.join(stopped)}"
+
+
+@_invariant
+def no_two_incarnations(evidence: Evidence) -> Iterator[str]:
+    """A child is not started before its last incarnation has ended."""
+    alive: dict[tuple[str, ...], int] = {}
+    for event in evidence.events:
+        if event.child is None:
+            continue
+        key = event.path or (event.supervisor, event.child)
+        if event.kind == "started":
+            if key in alive:
+                yield f"{_name(event)}: incarnation {event.incarnation} began while {alive[key]} was alive"
+            alive[key] = event.incarnation
+        elif event.kind in {"stopped", "crashed", "quarantined"}:
+            alive.pop(key, None)
+            for below in [one for one in alive if one[: len(key)] == key]:
+                yield f"{'/'.join(below)} is alive although {_name(event)} above it has ended"
+                del alive[below]
+
+
+@_invariant
+def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
+    """A crash takes along those that the strategy says, and nobody else."""
+    if evidence.planned or evidence.strategy == "one_for_all":
+        return
+    end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
+    events = [event for event in evidence.events[:end] if event.supervisor == "incarnation"]
+    order = _order(events, evidence.order)
+    first = len(order)
+    for event in events:
+        if event.kind in {"gave_up", "planned"}:
+            return
+        if event.child is None:
+            continue
+        place = order.get(event.child, -1)
+        if event.kind in {"crashed", "quarantined"}:
+            first = min(first, place) if evidence.strategy == "rest_for_one" else len(order)
+        elif event.kind == "stopped" and place < first:
+            yield f"{event.child} was stopped, which {evidence.strategy} does not say"
+        elif event.kind == "started" and place == max(order.values()):
+            first = len(order)
+
+
+@_invariant
+def faults_are_counted(evidence: Evidence) -> Iterator[str]:
+    """Each fault that should count is one crash; nothing else is."""
+    if evidence.faults is not None and evidence.crashes is not None and evidence.faults != evidence.crashes:
+        yield f"{evidence.faults} faults should count, {evidence.crashes} crashes were counted"
+
+
+@_invariant
+def no_connection_refused(evidence: Evidence) -> Iterator[str]:
+    """Nobody who connects while the server runs is refused."""
+    if evidence.refused:
+        yield f"{evidence.refused} connections were refused"
+
+
+@_invariant
+def messages_in_order(evidence: Evidence) -> Iterator[str]:
+    """Messages come in order and none twice; one is missing only where the client was told to rejoin."""
+    last, membership = None, None
+    for number, joined in evidence.messages or ():
+        if last is not None:
+            if number <= last:
+                yield f"message {number} came after {last}"
+            elif number != last + 1 and joined == membership:
+                yield f"messages {last + 1} to {number - 1} are missing and no gap was announced"
+        last, membership = number, joined
+
+
+@_invariant
+def close_codes_documented(evidence: Evidence) -> Iterator[str]:
+    """The server closes WebSockets with codes of the documentation alone; never with 1000."""
+    for code, count in Counter(evidence.close_codes).items():
+        if code not in DOCUMENTED_CODES:
+            yield f"{count} WebSockets were closed with {code}"
+
+
+@_invariant
+def each_crash_logged_once(evidence: Evidence) -> Iterator[str]:
+    """A crash is one line in the log, with child, incarnation and cause."""
+    if not evidence.logs:
+        return
+    told: Counter[tuple[object, ...]] = Counter(
+        (line.get("supervisor"), line.get("child"), line.get("incarnation"), line.get("cause"))
+        for line in evidence.logs
+        if line.get("event") == "child crashed"
+    )
+    crashed: Counter[tuple[object, ...]] = Counter(
+        (event.supervisor, event.child, event.incarnation or None, event.cause)
+        for event in evidence.events
+        if event.kind == "crashed"
+    )
+    for key in told.keys() | crashed.keys():
+        if told[key] != crashed[key]:
+            who = f"the crash of {key[1]} of {key[0]} ({key[3]})"
+            yield f"{who} is {told[key]} lines in the log, not {crashed[key]}"
+
+
+@_invariant
+def no_secret_in_logs(evidence: Evidence) -> Iterator[str]:
+    """No log record holds a secret, in whatever place."""
+    for line in evidence.logs:
+        text = repr(line)
+        if any(secret and secret in text for secret in evidence.secrets):
+            yield f"the log record {line.get('event')!r} holds a secret"
+
+
+@_invariant
+def comes_to_rest(evidence: Evidence) -> Iterator[str]:
+    """In the end everything is up again, or quarantined, or the tree has ended with its cause."""
+    if evidence.steady is False:
+        yield "it did not come back to its wanted state, nor did it end"
+    for event in evidence.events:
+        if event.kind in {"gave_up", "quarantined", "crashed"} and not event.cause:
+            yield f"{event.kind} of {_name(event)} tells no cause"
+
+
+def _name(event: SupervisionEvent) -> str:
+    return "/".join(event.path) or event.child or event.supervisor
+
+
+def _by_supervisor(
+    events: Sequence[SupervisionEvent],
+) -> Iterator[tuple[str, list[SupervisionEvent]]]:
+    groups: dict[tuple[str, ...], list[SupervisionEvent]] = {}
+    for event in events:
+        above = event.path[:-1] if event.child is not None else event.path
+        groups.setdefault((event.supervisor, *above), []).append(event)
+    for key, found in groups.items():
+        yield key[0], found
+
+
+def _order(events: Sequence[SupervisionEvent], known: Mapping[str, int]) -> dict[str, int]:
+    """The place of each child; of those that are not known, the order in which they were first started."""
+    own = any(event.supervisor == "incarnation" for event in events)
+    order = dict(known) if own else {}
+    for event in events:
+        if event.kind == "started" and event.child is not None:
+            order.setdefault(event.child, len(order))
+    return order

@@ -1,0 +1,72 @@
+"""The server under test: real and with fakes, and what is found when it does not keep its promises."""
+
+from __future__ import annotations
+
+import threading
+
+import attrs
+import pytest
+from trio.testing import MockClock
+
+import tangram
+from tangram.supervision import Child
+from tangram.testing import InvariantBroken, open_tangram
+from tangram.testing.server import TangramEnded
+from tests.app.helpers import Journal, make_plugin
+
+
+async def test_a_whole_server_runs_on_fakes_without_real_time(autojump_clock: MockClock) -> None:
+    """With fakes a server boots, serves HTTP and channels, restarts and stops under a virtual clock."""
+    async with open_tangram([make_plugin(Journal())], fakes=True) as running:
+        answer = await running.http.get("/probe/value")
+        token = await tangram.fetch_token(running.url, "probe")
+        async with running.open_socket() as socket:
+            channel = await socket.join("probe", token=token.token)
+            event = await channel.receive()
+        await running.server.restart()
+        again = await running.http.get("/probe/value")
+
+        assert answer.json()["value"] == 42
+        assert event.name == "tick"
+        assert again.json()["value"] == 42
+    assert running.status == 0
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock: MockClock) -> None:
+    """An assertion of the test is not hidden in a group of exceptions."""
+    with pytest.raises(AssertionError, match="mine"):
+        async with open_tangram(fakes=True):
+            raise AssertionError("mine")
+
+
+async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock: MockClock) -> None:
+    """A plugin that leaves a thread behind breaks the invariant, by name."""
+    over = threading.Event()
+    plugin = tangram.Plugin()
+
+    @plugin.register_service()
+    async def careless(state: tangram.BackendState) -> None:
+        threading.Thread(target=over.wait, name="left behind").start()
+
+    try:
+        with pytest.raises(InvariantBroken, match=r"nothing_left_alive: 1 more threads .*left behind"):
+            async with open_tangram([plugin], fakes=True):
+                pass
+    finally:
+        over.set()
+
+
+async def test_a_server_that_does_not_come_up_is_told_with_its_status(autojump_clock: MockClock) -> None:
+    """A core part that fails at first boot ends the server with status 1."""
+
+    def wrap(child: Child) -> Child:
+        async def fail() -> None:
+            raise ValueError("no bus today")
+
+        return attrs.evolve(child, run=fail) if child.name == "bus" else child
+
+    with pytest.raises(TangramEnded) as caught:
+        async with open_tangram(fakes=True, wrap=wrap):
+            raise AssertionError("not reached")
+
+    assert caught.value.status == 1
