@@ -76,6 +76,20 @@ class Boot:
     """Makes the embedded broker; tests put one in memory here."""
 
 
+class _Bell:
+    """Rung any number of times, answered once: two SIGHUPs during a restart ask for one more."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def set(self) -> None:
+        self._rung.set()
+
+    async def wait(self) -> None:
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
     """Serve until asked to stop; the exit status: 0, or 70 after too many crashes.
 
@@ -280,13 +294,23 @@ class Server:
 
     async def _hear_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    await self.reload()
-                else:
-                    log.info("asked to stop", signal=signal.Signals(number).name)
-                    self.stop()
+            async with trio.open_nursery() as nursery:
+                # A clean restart takes as long as its clients need: who asks for the end meanwhile is heard.
+                reloads = await nursery.start(self._reload_when_asked)
+                task_status.started()
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        reloads.set()
+                    else:
+                        log.info("asked to stop", signal=signal.Signals(number).name)
+                        self.stop()
+
+    async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_Bell]) -> None:
+        bell = _Bell()
+        task_status.started(bell)
+        while True:
+            await bell.wait()
+            await self.reload()
 
     async def reload(self) -> None:
         """Read the configuration again and restart cleanly with it; a bad one is told, and the old
