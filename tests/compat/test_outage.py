@@ -66,16 +66,17 @@ async def test_an_external_redis_goes_and_comes_back() -> None:
             await beats(tangram)
             scope.cancel()
             with trio.fail_after(10):
-                while "publishing" not in tree.waiting:
+                while "publishing" not in tree.patience.waiting:
                     await tangram.http.get("/-/healthz")
-            await nursery.start(run_until(scope := trio.CancelScope(), broker))
-            await beats(tangram)
-            crashes = [event.child for event in tangram.events if event.kind == "crashed"]
+            async with trio.open_nursery() as second:
+                await second.start(broker.run)
+                await beats(tangram)
+                crashes = [event.child for event in tangram.events if event.kind == "crashed"]
 
-            assert "plugin:publishing" not in crashes
-            assert "plugin:listening" not in crashes
-            assert (await tangram.http.get("/-/readyz")).status_code == 200
-        scope.cancel()
+                assert "plugin:publishing" not in crashes
+                assert "plugin:listening" not in crashes
+                assert (await tangram.http.get("/-/readyz")).status_code == 200
+                second.cancel_scope.cancel()
 
 
 def run_until(scope: trio.CancelScope, broker: EmbeddedBroker) -> Any:

@@ -126,7 +126,7 @@ class FastApp:
             if error is not self._reported:
                 self._report({**scope, _EXCHANGE: exchange}, error)
             self._reported = None
-            if not exchange.ended:
+            if not exchange.ended and not exchange.gone:
                 raise ResponseAborted(f"the response of {scope['path']!r} broke off") from None
 
     def _report(self, scope: Mapping[str, Any], error: Exception) -> str:
