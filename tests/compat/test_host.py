@@ -190,6 +190,7 @@ async def test_islands(islands: str) -> None:
         @plugin.register_service()  # type: ignore[untyped-decorator]
         async def leak(_state: BackendState, name: str = name) -> None:
             _kept.append(asyncio.create_task(asyncio.sleep(1000), name=f"leaked by {name}"))
+            await asyncio.sleep(1000)
 
     async with open_tangram(plugins, {"compat": {"islands": islands}, **ONE_FOR_ONE}) as tangram:
         await tangram.http.post("/-/plugins/one/restart", headers=tangram.operator)
