@@ -119,12 +119,13 @@ class Chaos:
         crashed = [
             event.child or ""
             for event in self.tangram.events[mark:]
-            if (event.kind == "crashed"
-            and event.supervisor in {"root", "incarnation"}
-            # A service that does not expect an outage ends with it, beside the fault that caused it.
-            and not (event.cause or "").startswith("tangram.errors.BrokerUnavailable"))
-            or (event.child == "broker"
-            and event.kind == "crashed")
+            if (
+                event.kind == "crashed"
+                and event.supervisor in {"root", "incarnation"}
+                # A service that does not expect an outage ends with it, beside the fault that caused it.
+                and not (event.cause or "").startswith("tangram.errors.BrokerUnavailable")
+            )
+            or (event.child == "broker" and event.kind == "crashed")
         ]
         wanted = [] if fault.counts is None else [fault.counts]
         crashes = len(crashed) if [name.split(":")[0] for name in crashed] == wanted else -len(crashed)
