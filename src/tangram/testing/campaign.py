@@ -16,7 +16,7 @@ from tangram.errors import BrokerUnavailable, ChannelClosed, Refused
 from tangram.supervision import SupervisionEvent
 from tangram.testing.catalogue import FAULTS, Chaos, Struck
 from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
-from tangram.testing.server import CHEAP, RunningTangram, open_tangram
+from tangram.testing.server import RunningTangram, open_tangram
 
 __all__ = ["Campaign", "own_tables", "run_campaign"]
 
@@ -134,8 +134,9 @@ async def run_campaign(
     """
     campaign = Campaign(seed, began=trio.current_time())
     try:
-        async with open_tangram(plugins, own_tables(tables or {}), fakes=fakes, checks=CHEAP) as running:
-            running.planned = True
+        async with open_tangram(
+            plugins, own_tables(tables or {}), fakes=fakes, checks=tuple(INVARIANTS)
+        ) as running:
             campaign.events = running.events
             running.server.ledger.listen(lambda _event: on_news(campaign))
             async with trio.open_nursery() as nursery:

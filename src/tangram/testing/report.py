@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["render_html"]
 
 WIDTH = 1100
-LEFT = 170
+LEFT = 220
 LANE = 26
 
 _STYLE = """

@@ -57,7 +57,6 @@ def play(
         async with open_tangram(
             plugins, {"supervisor": limits}, fakes=True, checks=(*CHEAP, "comes_to_rest")
         ) as running:
-            running.planned = True
             chaos = Chaos(running, seed=seed)
             for pause, name in script:
                 await trio.sleep(pause)

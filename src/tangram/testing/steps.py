@@ -283,8 +283,6 @@ async def _live(
 
 
 async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -> str:
-    # A clean restart of one child, asked for by the scenario, is nothing that a strategy says.
-    tangram.planned = True
     try:
         with trio.fail_after(SCENARIO_SECONDS):
             await scenario(tangram)
