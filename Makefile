@@ -1,8 +1,8 @@
-# make serve | test | lint | bench | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | lint | bench | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench clean
+.PHONY: help serve test test-downstream lint bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,7 @@ endif
 help:
 	@echo "make serve   install, and run the server with tangram.toml"
 	@echo "make test    install what the tests need, and run all of them"
+	@echo "make test-downstream   only those against the published plugins, in environments of their own"
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make bench   what is claimed about speed, measured here"
 	@echo "make clean   remove what the others made"
@@ -27,8 +28,13 @@ help:
 serve: $(VENV)/.installed
 	@exec $(BIN)/python -m tangram serve --config tangram.toml
 
-test: $(VENV)/.dev .cache/.e2e
+test: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	$(BIN)/python -m pytest $(ARGS)
+	$(DOWNSTREAM) -m pytest tests/compat
+
+test-downstream: $(VENV)/.dev .cache/.e2e .cache/.downstream
+	$(BIN)/python -m pytest tests/downstream $(ARGS)
+	$(DOWNSTREAM) -m pytest tests/compat
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -69,6 +75,13 @@ $(VENV)/.dev: $(VENV)/.installed
 	@echo "installing what development needs"
 	@$(BIN)/python -c '$(DEV_LIST)' > $(VENV)/dev.txt
 	@$(PIP) install --requirement $(VENV)/dev.txt
+	@touch $@
+
+# What is tested in the process is tested again where FastAPI is installed.
+DOWNSTREAM := .cache/downstream/full/bin/python
+
+.cache/.downstream: tests/downstream/prepare.py pyproject.toml $(VENV)/.dev
+	@$(BIN)/python -m tests.downstream.prepare
 	@touch $@
 
 .cache/.e2e: tests/e2e/prepare.py $(VENV)/.dev

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 
+import httpx
 import pytest
 import trio
 
@@ -91,3 +93,22 @@ async def test_hangup_with_a_bad_file_keeps_the_old_one(home: Home) -> None:
         await wait_until(answers)
 
         assert server.process.returncode is None
+
+
+async def test_ends_during_a_clean_restart(home: Home) -> None:
+    """A stop that comes while a restart drains is heard at once: no new incarnation is begun first."""
+    settings = "[supervisor]\nshutdown_timeout = 4.0\n"  # of which a drain takes half
+    async with open_server(home, "tangram_e2e", extra=settings) as server, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with suppress(httpx.HTTPError):  # cut off by the end
+                await server.request("GET", "/e2e/slow", params={"seconds": 30})
+
+        nursery.start_soon(ask)
+        await trio.sleep(0.3)
+        server.process.send_signal(signal.SIGHUP)
+        await server.wait_line("planned restart")
+        status = await server.stop()
+
+        assert status == 0
+        assert server.log.count("tangram ready") == 1

@@ -115,7 +115,7 @@ class Operations:
         return told
 
     def _state(self, name: str, child: ChildStatistics | None) -> str:
-        if name in self._tree.waiting:
+        if name in self._tree.patience.waiting:
             return "waiting for redis"
         return "stopped" if child is None else child.state
 

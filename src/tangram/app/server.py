@@ -17,12 +17,13 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.collector import CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
 from tangram.app.tree import Secrets, Tree
 from tangram.broker import EmbeddedBroker
-from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir, structure_plugin_config
+from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -37,7 +38,7 @@ from tangram.plugins.registry import Loaded, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
 
-__all__ = ["EX_SOFTWARE", "Boot", "Server", "run_server"]
+__all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
 
 log = structlog.get_logger("tangram.app")
 
@@ -63,6 +64,8 @@ class Boot:
     """Plugins that are loaded already; ``None``: those that the configuration names."""
     signals: bool = True
     """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    on_first_ready: Callable[[], None] = lambda: None
+    """Told once everything is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
     """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
@@ -71,6 +74,20 @@ class Boot:
     """Applied to each child of the tree: the place where tests put faults in."""
     embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
     """Makes the embedded broker; tests put one in memory here."""
+
+
+class _Bell:
+    """Rung any number of times, answered once: two SIGHUPs during a restart ask for one more."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def set(self) -> None:
+        self._rung.set()
+
+    async def wait(self) -> None:
+        await self._rung.wait()
+        self._rung = trio.Event()
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
@@ -100,6 +117,7 @@ class Server:
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
         self._lacks_redis = False
+        self._collector = CollectorPause()
 
     @property
     def base_url(self) -> str:
@@ -134,6 +152,7 @@ class Server:
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
+            self._collector.end()
             close_listeners(self.held)
         log.info("tangram has stopped", status=self._exit_status)
         return self._exit_status
@@ -141,6 +160,7 @@ class Server:
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
         tree.operator = Operations(self)
+        self.ledger.listen(self._collector)
         self.ledger.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
@@ -192,16 +212,17 @@ class Server:
 
     def _load(self, config: Config) -> Loaded:
         """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
-        plugins = load_plugins(config.core.plugins) if self.boot.plugins is None else self.boot.plugins
+        plugins = (
+            load_plugins(config.core.plugins, on_foreign=answer_old_names)
+            if self.boot.plugins is None
+            else self.boot.plugins
+        )
         for failure in plugins.failures:
             log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
         faults: list[Fault] = []
         for one in plugins.plugins:
-            if one.plugin.config_class is None:
-                continue
-            raw = config.plugins.get(one.key, {})
             try:
-                structure_plugin_config(one.plugin.config_class, raw, plugin=one.key)
+                one.plugin.structure_config(config.plugins.get(one.key, {}), key=one.key)
             except PluginConfigError as error:
                 faults += error.faults
         if faults:
@@ -250,6 +271,8 @@ class Server:
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
+        if self.ready_count == 1:
+            self.boot.on_first_ready()
         self._say_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
 
@@ -271,13 +294,23 @@ class Server:
 
     async def _hear_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    await self.reload()
-                else:
-                    log.info("asked to stop", signal=signal.Signals(number).name)
-                    self.stop()
+            async with trio.open_nursery() as nursery:
+                # A clean restart takes as long as its clients need: who asks for the end meanwhile is heard.
+                reloads = await nursery.start(self._reload_when_asked)
+                task_status.started()
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        reloads.set()
+                    else:
+                        log.info("asked to stop", signal=signal.Signals(number).name)
+                        self.stop()
+
+    async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_Bell]) -> None:
+        bell = _Bell()
+        task_status.started(bell)
+        while True:
+            await bell.wait()
+            await self.reload()
 
     async def reload(self) -> None:
         """Read the configuration again and restart cleanly with it; a bad one is told, and the old
@@ -315,6 +348,13 @@ class Server:
         finally:
             if not self.stopping:
                 self.tree.why = "crash"
+
+
+def answer_old_names() -> None:
+    """Let ``import tangram_core`` mean us. A server without such plugins does not pay for it."""
+    from tangram.compat.names import answer_imports
+
+    answer_imports()
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:

@@ -16,13 +16,14 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import attrs
 import structlog
 import trio
 
+from tangram.app.patience import Patience
 from tangram.broker import EmbeddedBroker, ExternalBroker
 from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
@@ -40,6 +41,9 @@ from tangram.transports.listeners import HeldSocket
 from tangram.transports.tokens import token_router
 from tangram.web.operator import Operator
 from tangram.web.site import SiteParts
+
+if TYPE_CHECKING:
+    from tangram.compat.island import Island
 
 __all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "Tree", "Why"]
 
@@ -78,34 +82,6 @@ class _Heard:
         self._inner.started(value)
 
 
-class _Once:
-    """A task status for something that may start several times within one start."""
-
-    def __init__(self, inner: trio.TaskStatus[object]) -> None:
-        self._inner = inner
-        self._told = False
-
-    def started(self, value: object = None) -> None:
-        if not self._told:
-            self._told = True
-            self._inner.started(value)
-
-
-def blames_redis(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that Redis cannot be reached."""
-    while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            return any(blames_redis(inner) for inner in error.exceptions)
-        kind = type(error)
-        if isinstance(error, BrokerUnavailable) or (
-            # redis-py's own, which a plugin's own client raises; it is not imported for this.
-            kind.__module__.startswith("redis.") and kind.__name__ in {"ConnectionError", "TimeoutError"}
-        ):
-            return True
-        error = error.__cause__
-    return False
-
-
 class Tree:
     """Makes the children, and is what they find each other through."""
 
@@ -142,6 +118,8 @@ class Tree:
         self.state: BackendState | None = None
         self.bus: Bus | None = None
         self.channels: Channels | None = None
+        self.island: Island | None = None
+        """The loop that existing plugins share, if they do."""
         self.hosts: dict[str, PluginHost] = {}
         self.booted = False
         """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
@@ -149,8 +127,7 @@ class Tree:
         """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
         kept here because a broker's crash makes a new incarnation with new children."""
         self._windows: dict[str, Window] = {}
-        self.waiting: set[str] = set()
-        """Plugins that wait for a Redis of somebody else's."""
+        self.patience = Patience(lambda: self.bus is not None and self.bus.up)
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
         self._on_event = on_event
@@ -265,6 +242,7 @@ class Tree:
         children = [
             part("state", self._run_state),
             part("bus", self._run_bus),
+            *self._island_children(),
             *(self._plugin_child(host) for host in self.hosts.values()),
             part("channels", self._run_channels),
             part("web", self._run_web, stop_timeout=max(limits.stop_timeout, grace + WEB_MARGIN)),
@@ -302,40 +280,39 @@ class Tree:
             self._windows.clear()  # the configuration may have other limits now
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
-        return PluginHost(
+        config = self.config.plugins.get(loaded.key, {})
+        events = {"on_event": self._on_event}
+        if not loaded.plugin.island:
+            return PluginHost(loaded, state=self._the_state, config=config, supervisor=events)
+        # asyncio and all that hangs on it are imported only where a plugin needs them.
+        from tangram.compat.host import IslandHost
+
+        return IslandHost(
             loaded,
             state=self._the_state,
-            config=self.config.plugins.get(loaded.key, {}),
-            supervisor={"on_event": self._on_event},
+            shared=lambda: self.island,
+            config=config,
+            supervisor=events,
         )
 
+    def _island_children(self) -> list[Child]:
+        """The loop that existing plugins share, where they are to share one."""
+        wanted = self.config.compat.islands == "one"
+        if not wanted or not any(one.plugin.island for one in self.plugins.plugins):
+            return []
+        from tangram.compat.host import run_shared_island
+
+        limits = self.config.supervisor
+        run = partial(run_shared_island, self._keep_island)
+        return [Child("island", run, start_timeout=limits.start_timeout, stop_timeout=limits.stop_timeout)]
+
+    def _keep_island(self, island: Island | None) -> None:
+        self.island = island
+
     async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
-        """One incarnation of a plugin. What it raises because a Redis of somebody else's is away is no crash:
-        it is told, waited out, and the plugin begins anew; no window is charged.
-        """
         if host.name in self.quarantined:
             raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
-        status = _Once(task_status)
-        while True:
-            try:
-                await host.run(task_status=status)
-            except Exception as error:
-                if not self._redis_is_away(error):
-                    raise
-                log.warning("a plugin waits for redis", plugin=host.name, cause=str(error))
-                # The others need not wait with it.
-                status.started()
-                self.waiting.add(host.name)
-                try:
-                    await self._the_bus().wait_up()
-                finally:
-                    self.waiting.discard(host.name)
-            else:
-                return
-
-    def _redis_is_away(self, error: BaseException) -> bool:
-        external = isinstance(self.broker, ExternalBroker)
-        return external and self.bus is not None and not self.bus.up and blames_redis(error)
+        await self.patience.run(host, task_status=task_status)
 
     def _the_state(self) -> BackendState:
         if self.state is None:
@@ -402,6 +379,7 @@ class Tree:
             state=self._the_state,
             plugins=self.plugins.plugins,
             routers=[token_router(lambda: self.channels)],
+            apps=[app for host in self.hosts.values() if (app := host.app()) is not None],
             allowed=self.origins.allows,
             **more,  # type: ignore[arg-type]
         )
@@ -413,6 +391,7 @@ class Tree:
             self.channels.deliver(batch)
 
     def _on_feed(self, up: bool) -> None:
+        self.patience.note(up)
         if self.channels is not None:
             self.channels.on_up(up)
         self._tell_feed(up)

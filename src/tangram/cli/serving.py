@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
     _tell(loaded)
     resort = LastResort()
     boot = Boot(
-        loaded=loaded, reload=lambda: _reload(path), on_stopping=resort.arm, on_broker=resort.watch_broker
+        loaded=loaded,
+        reload=lambda: _reload(path, log_format),
+        on_first_ready=gc.freeze,  # what is there by then stays: the collector need not look at it again
+        on_stopping=resort.arm,
+        on_broker=resort.watch_broker,
     )
     try:
         return trio.run(run_server, boot)
@@ -42,9 +47,9 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         resort.disarm()
 
 
-def _reload(path: Path | None) -> Loaded:
+def _reload(path: Path | None, log_format: LogFormat) -> Loaded:
     loaded = load_config(path, os.environ)
-    configure_logging(loaded.config.core.log_level)
+    configure_logging(loaded.config.core.log_level, log_format)
     _tell(loaded)
     return loaded
 

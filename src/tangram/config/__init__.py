@@ -1,6 +1,6 @@
 """What the operator may say: the model, and reading it from TOML and the environment."""
 
-from tangram.config.load import Loaded, find_config_file, load_config
+from tangram.config.load import Loaded, find_config_file, load_config, load_tables
 from tangram.config.model import (
     AdaptiveTheme,
     BrokerConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "ensure_secret",
     "find_config_file",
     "load_config",
+    "load_tables",
     "nearest",
     "normalise",
     "open_state_dir",

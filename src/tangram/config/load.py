@@ -15,7 +15,7 @@ from tangram.config.names import nearest, normalise
 from tangram.config.structure import structure_table
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["Loaded", "find_config_file", "load_config"]
+__all__ = ["Loaded", "find_config_file", "load_config", "load_tables"]
 
 _PREFIX = "TANGRAM_"
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -68,6 +68,16 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
         return _build(written, path)
     except ConfigError as error:
         raise ConfigError([_with_origin(fault, settings) for fault in error.faults], about=about) from None
+
+
+def load_tables(tables: Mapping[str, Any]) -> Loaded:
+    """The configuration that a program says in tables as of ``tangram.toml``; ``ConfigError`` has every
+    fault.
+    """
+    try:
+        return _build(tables, None)
+    except ConfigError as error:
+        raise ConfigError(error.faults, about="configuration of the program") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

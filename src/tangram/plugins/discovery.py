@@ -30,6 +30,8 @@ class Candidate:
     dist_name: str
     """The distribution's ``Name``; the entry point's name where the distribution is not known."""
     entry_point: EntryPoint = attrs.field(eq=False)
+    foreign: bool = attrs.field(default=False, eq=False)
+    """Its distribution names it in the published server's group, whether or not it does in ours."""
 
     @property
     def module(self) -> str:
@@ -60,8 +62,14 @@ def scan(points: Iterable[EntryPoint] | None = None) -> list[Candidate]:
     )
     candidates: dict[tuple[str, str], Candidate] = {}
     for point in ours_first:
-        candidate = Candidate(name=point.name, dist_name=_dist_name(point), entry_point=point)
-        candidates.setdefault((normalise(candidate.dist_name), normalise(candidate.name)), candidate)
+        foreign = point.group != GROUPS[0]
+        candidate = Candidate(
+            name=point.name, dist_name=_dist_name(point), entry_point=point, foreign=foreign
+        )
+        key = (normalise(candidate.dist_name), normalise(candidate.name))
+        known = candidates.setdefault(key, candidate)
+        if foreign and not known.foreign:
+            candidates[key] = attrs.evolve(known, foreign=True)
     return list(candidates.values())
 
 

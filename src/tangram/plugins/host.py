@@ -12,7 +12,7 @@ the lifespan, which gets time of its own to clean up although the stop has been 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -20,7 +20,6 @@ import structlog
 import trio
 
 from tangram.bus.subscriber import service_nursery
-from tangram.config.structure import structure_plugin_config
 from tangram.plugins.plugin import Service
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
@@ -106,10 +105,7 @@ class PluginHost:
         """The configuration structured into the plugin's class; raises `PluginConfigError` with all
         faults.
         """
-        config_class = self.loaded.plugin.config_class
-        if config_class is None:
-            return self._raw
-        return structure_plugin_config(config_class, self._raw, plugin=self.loaded.key)
+        return self.loaded.plugin.structure_config(self._raw, key=self.loaded.key)
 
     @property
     def running(self) -> bool:
@@ -117,6 +113,10 @@ class PluginHost:
         request.
         """
         return self._running
+
+    def app(self) -> Any:
+        """An ASGI application of its routes, for the site; ``None``: they are in the site's own table."""
+        return None
 
     def statistics(self) -> HostStatistics:
         own = f"{self.name}/"
@@ -131,7 +131,7 @@ class PluginHost:
         state.set_plugin_config(self.loaded.dist_name, self.loaded.plugin.config_class, self.check_config())
         crash: Exception | None = None
         with trio.CancelScope() as guard:
-            async with _lifespan(self.loaded, state):
+            async with self.lifespan(state):
                 try:
                     await self._serve(state, task_status)
                 except Exception as error:
@@ -151,6 +151,16 @@ class PluginHost:
         await trio.lowlevel.checkpoint_if_cancelled()
         if crash is not None:
             raise crash
+
+    def lifespan(self, state: BackendState) -> AbstractAsyncContextManager[None]:
+        """What is around the services, also where the plugin declares nothing."""
+        return _lifespan(self.loaded, state)
+
+    async def call_service(
+        self, service: Service, state: BackendState, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Run an async service to its end, and report its start."""
+        await _run_async(service, state, task_status)
 
     def _lifespan_deadline(self) -> float:
         now = trio.current_time()
@@ -189,7 +199,7 @@ class PluginHost:
                     stop_timeout=service.stop_timeout,
                 )
             else:
-                await _run_async(service, state, task_status)
+                await self.call_service(service, state, task_status)
 
         return Child(
             service.name,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import attrs
 
+from tangram.config.structure import structure_plugin_config
 from tangram.errors import PluginError
 from tangram.plugins.state import BackendState
 
@@ -72,6 +73,9 @@ class Plugin:
     A plain mutable object, compared and hashed by identity. ``name`` and ``dist_name`` are set by the loader.
     """
 
+    island: ClassVar[bool] = False
+    """Whether its code is written for asyncio, and runs on a loop of its own."""
+
     frontend_path: str | None = None
     """Folder of the built front end, relative to the project (editable install) or the import package
     (wheel).
@@ -98,6 +102,38 @@ class Plugin:
     def __repr__(self) -> str:
         services = [service.name for service in self.services]
         return f"<Plugin {self.name or '(not loaded)'!r}, services {services}>"
+
+    def structure_config(self, raw: Mapping[str, Any], *, key: str) -> Any:
+        """The table ``[plugins.KEY]`` as its ``config_class``; without one, as it is.
+
+        Raises `PluginConfigError` with all faults.
+        """
+        if self.config_class is None:
+            return raw
+        return structure_plugin_config(self.config_class, raw, plugin=key)
+
+    def frontend_entry(self, shown: Any) -> dict[str, Any]:
+        """``config`` and ``config_json_schema`` of its entry in the manifest."""
+        if self.frontend_config_class is None:
+            return {}
+        # Written by few plugins, and only for browsers.
+        from tangram.routing.schema import json_schema
+
+        return {"config": shown, "config_json_schema": json_schema(self.frontend_config_class)}
+
+    def frontend_problems(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What is wrong with values for its ``frontend_config_class``, by place; empty where nothing is."""
+        if self.frontend_config_class is None:
+            return {}
+        from tangram.routing.convert import problems_of, structurer
+
+        errors: dict[str, str] = {}
+        try:
+            structurer(self.frontend_config_class)(values)
+        except Exception as error:  # noqa: BLE001  # the author's class and validators: anything may come
+            for problem in problems_of(error, ()):
+                errors.setdefault(".".join(map(str, problem.loc)), problem.msg)
+        return errors
 
     def register_service(
         self,

@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,8 +87,16 @@ class Loaded:
         return max(owners, key=lambda one: len(str(one.source))).name
 
 
-def load_plugins(names: Sequence[str], *, entry_points: Iterable[EntryPoint] | None = None) -> Loaded:
-    """Import the plugins that ``names`` mean, and no other. Raises nothing: failures are in the answer."""
+def load_plugins(
+    names: Sequence[str],
+    *,
+    entry_points: Iterable[EntryPoint] | None = None,
+    on_foreign: Callable[[], None] | None = None,
+) -> Loaded:
+    """Import the plugins that ``names`` mean, and no other. Raises nothing: failures are in the answer.
+
+    ``on_foreign`` is called before a plugin of the published server's group is imported.
+    """
     loaded = Loaded()
     candidates = scan(entry_points) if names else []
     seen: set[Candidate] = set()
@@ -102,6 +110,8 @@ def load_plugins(names: Sequence[str], *, entry_points: Iterable[EntryPoint] | N
             if candidate in seen:
                 continue
             seen.add(candidate)
+            if candidate.foreign and on_foreign is not None:
+                on_foreign()
             _load_into(loaded, candidate)
     return loaded
 

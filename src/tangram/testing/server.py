@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tangram.app import Boot, Server
+from tangram.app.server import answer_old_names
 from tangram.broker import EmbeddedBroker
 from tangram.bus.resp import current_dial
 from tangram.config import BrokerConfig, load_config
@@ -420,7 +421,7 @@ def _load(plugins: Iterable[Plugin | str]) -> Loaded:
     loaded = Loaded()
     for number, one in enumerate(plugins, 1):
         if isinstance(one, str):
-            found = load_plugins([one])
+            found = load_plugins([one], on_foreign=answer_old_names)
             loaded.plugins.extend(found.plugins)
             loaded.failures.extend(found.failures)
             continue

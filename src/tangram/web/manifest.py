@@ -14,7 +14,6 @@ import msgspec
 import structlog
 
 from tangram.config.model import AdaptiveTheme, Config, MapConfig, ThemeDefinition
-from tangram.config.structure import structure_plugin_config
 from tangram.plugins.registry import LoadedPlugin, cause_line
 from tangram.routing import json_schema
 from tangram.routing.responses import encode_json
@@ -132,7 +131,5 @@ def shown_config(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> dict[str, Any]
             plugin=loaded.name,
         )
         return {}
-    shown = plugin.into_frontend_config_function(
-        structure_plugin_config(plugin.config_class, raw, plugin=loaded.key)
-    )
-    return {"config": shown, "config_json_schema": json_schema(plugin.frontend_config_class)}
+    shown = plugin.into_frontend_config_function(plugin.structure_config(raw, key=loaded.key))
+    return plugin.frontend_entry(shown)

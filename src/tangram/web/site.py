@@ -10,7 +10,7 @@ builds its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import structlog
@@ -28,6 +28,7 @@ from tangram.web.cors import Cors
 from tangram.web.files import Folder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
+from tangram.web.merging import merged
 from tangram.web.operator import Operator, operator_router
 from tangram.web.origin import Addresses
 from tangram.web.shell import PAGES, shell_folder
@@ -36,7 +37,7 @@ from tangram.web.validate import verdict
 if TYPE_CHECKING:
     from quart import Quart
 
-__all__ = ["OWNER", "Site", "SiteParts", "build_site"]
+__all__ = ["OWNER", "AppMount", "Site", "SiteParts", "build_site"]
 
 log = structlog.get_logger("tangram.web")
 
@@ -57,6 +58,8 @@ class SiteParts:
     """In the order in which they are served, and listed in the manifest."""
     routers: Sequence[APIRouter] = ()
     """Routes of other rooms: ``POST /token``."""
+    apps: Sequence[AppMount] = ()
+    """Routes that are not in a table of ours: those of plugins with an application of their own."""
     mounts: Sequence[Mount] = ()
     """Further routes with owners and resolvers of their own."""
     quart_hooks: Sequence[Callable[[Quart], None]] = ()
@@ -65,6 +68,21 @@ class SiteParts:
     """Its ``run`` belongs beside the site in the tree."""
     allowed: Callable[[str], bool] | None = None
     """Whether an origin may read our answers; ``None``: by ``[server]``'s hosts and ``allowed_origins``."""
+
+
+class AppMount(Protocol):
+    """An ASGI application of one plugin, whose routes stand beside everybody's."""
+
+    owner: str
+    problems: list[str]
+
+    def match(self, scope: Scope) -> bool | None:
+        """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+
+    def openapi(self) -> Mapping[str, Any]:
+        """The OpenAPI document of its routes alone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def build_site(parts: SiteParts) -> Site:
@@ -88,6 +106,10 @@ class Site:
         """What of which plugin is not served, and why."""
         for problem in self.table.problems:
             self.failures.setdefault(problem.plugin or OWNER, str(problem))
+        self._apps = list(parts.apps)
+        for app in self._apps:
+            for told in app.problems:
+                self.failures.setdefault(app.owner, told)
         self._quart = self._build_quart()
         self._pages = Folder(PAGES)
         self._shell = shell_folder(parts.config.server.frontend)
@@ -110,12 +132,17 @@ class Site:
     def openapi(self) -> bytes:
         """``/openapi.json``, made when first asked for."""
         if self._openapi is None:
-            self._openapi = encode_json(openapi([self.table], title="tangram", version=__version__))
+            document = openapi([self.table], title="tangram", version=__version__)
+            self._openapi = encode_json(merged(document, self._apps))
         return self._openapi
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         down = self._operator.unavailable()
-        if down and await self._refuse_for(down, scope, send):
+        app = self._app_for(scope) if self._apps else None
+        if down and await self._refuse_for(down, app, scope, send):
+            return
+        if app is not None:
+            await app(scope, receive, send)
             return
         if await self.table.handle(scope, receive, send):
             return
@@ -123,10 +150,36 @@ class Site:
             return
         await self._quart(scope, receive, send)
 
-    async def _refuse_for(self, down: Mapping[str, str], scope: Scope, send: Send) -> bool:
-        """A plugin that is down does not answer; whoever asks is told that it is there, and to come back."""
+    def _app_for(self, scope: Scope) -> AppMount | None:
+        """The plugin's application that answers: after our own routes, in the order of the plugins."""
         found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
-        owner = found.value.owner if found is not None and found.value is not None else ""
+        if found is not None and found.value is not None:
+            return None
+        other: AppMount | None = None
+        for app in self._apps:
+            answers = app.match(scope)
+            if answers:
+                return app
+            if answers is False and other is None:
+                other = app
+        if other is not None or found is not None:
+            return other
+        # As everywhere here: a slash too few or too many is redirected, by whoever has the path.
+        path: str = scope["path"]
+        turned = {**scope, "path": path[:-1] if path.endswith("/") else f"{path}/", "raw_path": None}
+        if turned["path"]:
+            return next((app for app in self._apps if app.match(turned)), None)
+        return None
+
+    async def _refuse_for(
+        self, down: Mapping[str, str], app: AppMount | None, scope: Scope, send: Send
+    ) -> bool:
+        """A plugin that is down does not answer; whoever asks is told that it is there, and to come back."""
+        if app is not None:
+            owner = app.owner
+        else:
+            found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
+            owner = found.value.owner if found is not None and found.value is not None else ""
         reason = await self._operator.wait_available(owner) if owner in down else None
         if reason is None:
             return False
@@ -164,7 +217,9 @@ class Site:
         ]
         mounts = [Mount(router, OWNER, self._resolve) for router in routers]
         for loaded in parts.plugins:
-            mounts += [Mount(router, loaded.name, self._resolve) for router in loaded.plugin.routers]
+            # The routes of a plugin on an island are its application's.
+            if not loaded.plugin.island:
+                mounts += [Mount(router, loaded.name, self._resolve) for router in loaded.plugin.routers]
         mounts += parts.mounts
         if parts.cache is not None:
             mounts.append(Mount(parts.cache.router, OWNER, self._resolve))

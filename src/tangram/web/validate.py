@@ -27,11 +27,10 @@ def verdict(name: str, values: Mapping[str, Any], plugins: Iterable[LoadedPlugin
     named = [loaded for loaded in plugins if loaded.key == key]
     if not named:
         return None
-    classes = [
-        one.plugin.frontend_config_class for one in named if one.plugin.frontend_config_class is not None
-    ]
+    declared = [one.plugin for one in named if one.plugin.frontend_config_class is not None]
     # Nothing is promised of values that nobody reads.
-    return _check(classes[0], values) if classes else {"success": True, "errors": {}}
+    errors = declared[0].frontend_problems(values) if declared else {}
+    return {"success": not errors, "errors": errors}
 
 
 def _check(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,13 @@ async def ping(state: tangram.BackendState) -> dict[str, int]:
     return {"born": state.e2e.number, "pid": os.getpid()}
 
 
+@router.get("/slow")
+async def slow(seconds: float) -> dict[str, float]:
+    """An answer that takes its time."""
+    await trio.sleep(seconds)
+    return {"seconds": seconds}
+
+
 @router.get("/heard")
 async def heard(state: tangram.BackendState) -> list[dict[str, str]]:
     events: list[dict[str, str]] = state.e2e.heard.events

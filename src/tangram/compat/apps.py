@@ -1,0 +1,298 @@
+"""The routes of an existing plugin, as the site mounts them.
+
+With FastAPI: its own routers, in an application of this plugin alone, carried out on the plugin's island.
+Without: our routers, whose handlers are carried out there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import structlog
+import trio
+
+from tangram.compat.core.backend import STATE
+from tangram.compat.island import IslandClosed, Resident
+from tangram.compat.state import BackendState
+from tangram.plugins.registry import cause_line
+from tangram.routing import APIRouter, Mount, RouteTable, StreamingResponse, openapi
+from tangram.web.asgi import Receive, Scope, Send, send_json
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from fastapi import FastAPI
+
+    from tangram.compat.host import IslandHost
+    from tangram.routing.binding import Plan
+    from tangram.web.site import AppMount
+
+__all__ = ["app_of"]
+
+log = structlog.get_logger("tangram.compat")
+
+HANDLER_SECONDS = 1.0
+"""What a handler gets to end when its client has gone or the server stops."""
+
+
+def app_of(host: IslandHost) -> AppMount | None:
+    """Its routes; ``None`` where it has none."""
+    routers: list[Any] = list(host.loaded.plugin.routers)
+    if not routers:
+        return None
+    ours = [router for router in routers if isinstance(router, APIRouter)]
+    return TableApp(host, ours) if len(ours) == len(routers) else FastApp(host, routers)
+
+
+# -- FastAPI's -----------------------------------------------------------------------------------------------
+
+
+class FastApp:
+    """FastAPI routers of one plugin."""
+
+    def __init__(self, host: IslandHost, routers: list[Any]) -> None:
+        from fastapi import FastAPI, Request
+        from fastapi.responses import JSONResponse
+
+        self.owner = host.name
+        self.problems: list[str] = []
+        self._host = host
+        self._app: FastAPI = FastAPI(title=host.name, docs_url=None, redoc_url=None, openapi_url=None)
+        self._openapi: Mapping[str, Any] | None = None
+
+        async def failed(request: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"detail": "internal error", "id": self._report(request.scope, error)}, 500)
+
+        self._app.add_exception_handler(Exception, failed)
+        for router in routers:
+            try:
+                self._app.include_router(router)
+            except Exception as error:
+                cause = cause_line(error, host.loaded.source)
+                self.problems.append(cause)
+                log.exception("a plugin's router cannot be served", plugin=self.owner, cause=cause)
+
+    def match(self, scope: Scope) -> bool | None:
+        """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+        known: bool | None = None
+        probe = dict(scope)
+        for route in self._app.router.routes:
+            match, _ = route.matches(probe)
+            if match.name == "FULL":
+                return True
+            if match.name == "PARTIAL":
+                known = False
+        return known
+
+    def openapi(self) -> Mapping[str, Any]:
+        """The document of its routes alone."""
+        if self._openapi is None:
+            self._openapi = self._app.openapi()
+        return self._openapi
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            resident, state = self._host.running_resident()
+            setattr(self._app.state, STATE, state)
+            await _Exchange(resident, receive, send).run(self._app, dict(scope))
+        except IslandClosed as error:
+            await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
+
+    def _report(self, scope: Mapping[str, Any], error: Exception) -> str:
+        number = secrets.token_hex(8)
+        log.error(
+            "a handler failed",
+            id=number,
+            plugin=self.owner,
+            route=scope["path"],
+            method=scope["method"],
+            exc_info=error,
+        )
+        return number
+
+
+class _Exchange:
+    """One request between an engine on Trio and an ASGI application on an island.
+
+    The application's ``receive`` and ``send`` are orders to the request's own Trio task, which carries them
+    out and answers with a future: nothing is shared, and cancelling either side ends the other.
+    """
+
+    def __init__(self, resident: Resident, receive: Receive, send: Send) -> None:
+        self._resident = resident
+        self._receive = receive
+        self._send = send
+        self._started = False
+        self._orders, self._todo = trio.open_memory_channel[tuple[str, Any, Any]](16)
+
+    async def run(self, app: Callable[..., Any], scope: dict[str, Any]) -> None:
+        task = self._resident.spawn(
+            app, scope, self._aio_receive, self._aio_send, name=f"request {scope['path']}"
+        )
+        task.add_done_callback(lambda _task: self._orders.close())
+        try:
+            async with trio.open_nursery() as nursery:
+                async for what, message, answer in self._todo:
+                    if what == "send":
+                        await self._carry_out(answer, self._send, message)
+                    else:
+                        nursery.start_soon(self._carry_out, answer, self._receive)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._orders.close()
+            self._todo.close()
+            await self._end(task)
+
+    async def _end(self, task: asyncio.Task[Any]) -> None:
+        try:
+            await self._resident.wait(task, stop_timeout=HANDLER_SECONDS)
+        except IslandClosed:
+            if not self._started:
+                raise
+        except Exception:
+            # FastAPI has answered, and raises it again for the server's log: it stands there already.
+            if not self._started:
+                raise
+
+    async def _carry_out(self, answer: asyncio.Future[Any], function: Callable[..., Any], *args: Any) -> None:
+        try:
+            result = await function(*args)
+        except Exception as error:  # noqa: BLE001 - the application learns that its client has gone
+            if not answer.done():
+                answer.set_exception(OSError(f"the client has gone: {error}"))
+            return
+        if not answer.done():
+            answer.set_result(result)
+
+    async def _aio_receive(self) -> Any:
+        return await self._order("receive", None)
+
+    async def _aio_send(self, message: Any) -> None:
+        self._started = True
+        await self._order("send", message)
+
+    async def _order(self, what: str, message: Any) -> Any:
+        answer = self._resident.island.loop.create_future()
+        try:
+            self._orders.send_nowait((what, message, answer))
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            raise OSError("the client has gone") from None
+        return await answer
+
+
+# -- ours ----------------------------------------------------------------------------------------------------
+
+
+class TableApp:
+    """Routers of ours, declared by a plugin that asked for FastAPI's."""
+
+    def __init__(self, host: IslandHost, routers: list[APIRouter]) -> None:
+        self.owner = host.name
+        self._host = host
+        mounts = [Mount(router, host.name, self._resolve) for router in routers]
+        self._table = RouteTable(mounts, injectable=[BackendState])
+        self.problems = [str(problem) for problem in self._table.problems]
+        done: dict[int, Plan] = {}
+        for endpoint in self._table.endpoints:
+            endpoint.plan = self._moved(endpoint.plan, done)
+
+    def match(self, scope: Scope) -> bool | None:
+        """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+        found = self._table.match(scope["method"], scope["path"], scope.get("raw_path"))
+        return None if found is None else found.value is not None
+
+    def openapi(self) -> Mapping[str, Any]:
+        """The document of its routes alone."""
+        return openapi(self._table)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._table(scope, receive, send)
+        except IslandClosed as error:
+            await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
+
+    def _resolve(self, kind: type) -> object:
+        if kind is not BackendState:
+            raise LookupError(f"{kind.__name__} cannot be injected; BackendState can")
+        return self._host.running_resident()[1]
+
+    def _moved(self, plan: Plan, done: dict[int, Plan]) -> Plan:
+        """The plan with every async part of it carried out on the island."""
+        if id(plan) not in done:
+            below = tuple(attrs.evolve(one, plan=self._moved(one.plan, done)) for one in plan.dependencies)
+            call = plan.call
+            if plan.how == "async":
+                call = self._on_island(call)
+            elif plan.how == "async_generator":
+                call = self._generator_on_island(call)
+            elif plan.how == "thread":
+                call = self._in_thread(call)
+            done[id(plan)] = attrs.evolve(plan, call=call, dependencies=below)
+        return done[id(plan)]
+
+    def _on_island(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        name = str(getattr(function, "__name__", "handler"))
+
+        async def moved(**arguments: Any) -> Any:
+            resident, _ = self._host.running_resident()
+            result = await resident.call(
+                lambda: function(**arguments), name=name, stop_timeout=HANDLER_SECONDS
+            )
+            return self._streamed(result)
+
+        return moved
+
+    def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(**arguments: Any) -> Any:
+            return self._streamed(function(**arguments))
+
+        return moved
+
+    def _streamed(self, result: Any) -> Any:
+        if isinstance(result, StreamingResponse) and hasattr(result.chunks, "__aiter__"):
+            result.chunks = self._iterated(result.chunks)
+        return result
+
+    async def _iterated(self, chunks: Any) -> AsyncIterator[Any]:
+        resident, _ = self._host.running_resident()
+        iterator = aiter(chunks)
+        try:
+            while (item := await resident.call(_next, iterator, name="stream")) is not _END:
+                yield item
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                with trio.move_on_after(HANDLER_SECONDS, shield=True):
+                    await resident.call(close, name="stream")
+
+    def _generator_on_island(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        async def moved(**arguments: Any) -> AsyncIterator[Any]:
+            resident, _ = self._host.running_resident()
+            generator = function(**arguments)
+            value = await resident.call(_next, generator, name=function.__name__)
+            try:
+                yield value
+            except Exception as error:
+                await resident.call(generator.athrow, error, name=function.__name__)
+                raise
+            else:
+                await resident.call(_next, generator, name=function.__name__)
+            finally:
+                with trio.move_on_after(HANDLER_SECONDS, shield=True):
+                    await resident.call(generator.aclose, name=function.__name__)
+
+        return moved
+
+
+_END: Any = object()
+
+
+async def _next(iterator: Any) -> Any:
+    try:
+        return await anext(iterator)
+    except StopAsyncIteration:
+        # An exception of this kind cannot leave a coroutine.
+        return _END

@@ -1,0 +1,5 @@
+"""``fastapi.params``."""
+
+from tangram.routing import Body, Cookie, Depends, Header, Path, Query
+
+__all__ = ["Body", "Cookie", "Depends", "Header", "Path", "Query"]

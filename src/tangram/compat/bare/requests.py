@@ -1,0 +1,5 @@
+"""``fastapi.requests``."""
+
+from tangram.routing import Request
+
+__all__ = ["Request"]

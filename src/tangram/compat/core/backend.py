@@ -1,0 +1,118 @@
+"""What ``tangram_core.backend`` gives: the state's injection, and the helpers that programs used."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import Distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from tangram.compat.core.config import (
+    Config,
+    FrontendConfig,
+    core_into_frontend_config,
+    parse_frontend_config,
+    to_frontend_manifest,
+)
+from tangram.compat.names import has_fastapi
+from tangram.compat.state import BackendState
+
+if TYPE_CHECKING:
+    from tangram.compat.plugin import Plugin
+
+__all__ = [
+    "DEFAULT_THEMES",  # noqa: F822 - found when it is asked for
+    "BackendState",
+    "Config",
+    "FrontendConfig",
+    "InjectBackendState",
+    "core_into_frontend_config",
+    "default_cache_dir",
+    "get_distribution_path",
+    "get_log_config_dict",
+    "get_state",
+    "load_enabled_plugins",
+    "parse_frontend_config",
+    "resolve_frontend",
+    "to_frontend_manifest",
+]
+
+STATE = "backend_state"
+"""Where the application keeps the state: ``request.app.state.backend_state``."""
+
+if TYPE_CHECKING or has_fastapi():
+    # Not as a name of this module: routes are bound by resolving the annotation of ``request``.
+    from fastapi import Depends
+    from fastapi import Request as _Request
+
+    def get_state(request: _Request) -> BackendState:
+        """The dependency behind `InjectBackendState`."""
+        return cast("BackendState", getattr(request.app.state, STATE))
+
+    InjectBackendState = Annotated[BackendState, Depends(get_state)]
+else:
+    # Our own routes inject by type.
+    InjectBackendState = BackendState
+
+    def get_state(state: BackendState) -> BackendState:
+        """The dependency, for ``Depends(get_state)``."""
+        return state
+
+
+# ``Request`` and ``BackendState`` are looked up by whoever binds ``get_state``.
+get_state.__annotations__ = {
+    name: {"BackendState": BackendState, "_Request": globals().get("_Request")}.get(kind, kind)
+    for name, kind in get_state.__annotations__.items()
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DEFAULT_THEMES":
+        from tangram.compat.core.config import default_themes
+
+        return default_themes()
+    raise AttributeError(f"module 'tangram_core.backend' has no attribute {name!r}")
+
+
+def default_cache_dir() -> Path:
+    """Where fetched files are kept."""
+    import os
+
+    from tangram.config import cache_dir
+
+    return cache_dir(os.environ)
+
+
+def get_distribution_path(dist: Distribution | str) -> Path:
+    """The project's root of an editable install, else the folder of the import package."""
+    import importlib.metadata
+
+    from tangram.compat.installed import distribution_path
+
+    return distribution_path(importlib.metadata.distribution(dist) if isinstance(dist, str) else dist)
+
+
+def resolve_frontend(plugin: Plugin) -> Path | None:
+    """The folder of a plugin's front end; ``None`` without one, or where it is missing."""
+    from tangram.compat.installed import frontend_of
+
+    return frontend_of(plugin)
+
+
+def load_enabled_plugins(config: Config) -> list[Plugin]:
+    """Import the plugins that the configuration names; what cannot be loaded is logged and left out."""
+    from tangram.compat.installed import load_enabled
+
+    return load_enabled(config.core.plugins)
+
+
+def get_log_config_dict(config: Config) -> dict[str, Any]:
+    """For ``logging.config.dictConfig``: everything to standard error at the configured level."""
+    level = logging.getLevelNamesMapping().get(config.core.log_level.upper(), logging.INFO)
+    handler: dict[str, Any] = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"default": handler},
+        "root": {"handlers": ["default"], "level": level},
+    }

@@ -1,0 +1,171 @@
+"""The place of an existing plugin in the supervision tree: a host whose plugin lives on an island.
+
+The island is opened before anything of the plugin runs, and closed when all of it has ended. Services are
+asyncio tasks, each waited for by the child that the supervisor knows: crashes, restarts and stops take the
+same path, with the same names, as a native plugin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from tangram.compat.core.config import copy_of
+from tangram.compat.island import Island, IslandClosed, Resident, open_island
+from tangram.compat.state import BackendState, open_http_client, open_redis_client
+from tangram.plugins.host import PluginHost
+from tangram.plugins.plugin import Service
+from tangram.plugins.state import BackendState as SharedState
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from tangram.plugins.registry import LoadedPlugin
+    from tangram.web.site import AppMount
+
+__all__ = ["IslandHost", "run_shared_island"]
+
+LIFESPAN_SECONDS = 5.0
+"""What a lifespan gets to end after it was cancelled; its host cuts it earlier if the stop time is used
+up.
+"""
+
+
+async def run_shared_island(
+    keep: Callable[[Island | None], None], *, task_status: trio.TaskStatus[Island] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The child that the one island of ``[compat] islands = "one"`` is; ``keep`` is told of it."""
+    async with open_island("shared") as island:
+        keep(island)
+        try:
+            task_status.started(island)
+            await trio.sleep_forever()
+        finally:
+            keep(None)
+
+
+class IslandHost(PluginHost):
+    """Hosts one plugin on an island: one of its own, or the one that ``shared`` gives."""
+
+    def __init__(
+        self,
+        loaded: LoadedPlugin,
+        *,
+        state: Callable[[], SharedState],
+        shared: Callable[[], Island | None] = lambda: None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(loaded, state=self._view, **settings)
+        self._shared_state = state
+        self._shared_island = shared
+        self.resident: Resident | None = None
+        self.state: BackendState | None = None
+
+    def _view(self) -> SharedState:
+        assert self.state is not None
+        # What a native host does with a state, this view passes on.
+        return cast("SharedState", self.state)
+
+    async def run(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+        """One incarnation on its island."""
+        island = self._shared_island()
+        if island is not None:
+            await self._reside(island, task_status)
+            return
+        async with open_island(self.name) as island:
+            await self._reside(island, task_status)
+
+    async def _reside(self, island: Island, task_status: trio.TaskStatus[Any]) -> None:
+        resident = self.resident = Resident(island, self.name)
+        shared = self._shared_state()
+        url = str(shared.config.core.redis_url)
+        state = self.state = BackendState(
+            lambda: shared,
+            config=copy_of(shared.config),
+            make={"redis_client": lambda: open_redis_client(url), "http_client": open_http_client},
+        )
+        try:
+            await super().run(task_status=task_status)
+        finally:
+            self.resident = self.state = None
+            await resident.close(state.opened_clients)
+
+    def running_resident(self) -> tuple[Resident, BackendState]:
+        """Where its routes are carried out now.
+
+        Raises:
+            IslandClosed: it does not run.
+        """
+        if self.resident is None or self.state is None:
+            raise IslandClosed(f"plugin {self.name!r} is restarting", plugin=self.name)
+        return self.resident, self.state
+
+    def app(self) -> AppMount | None:
+        """Its routes, for the site; ``None`` where it has none."""
+        from tangram.compat.apps import app_of
+
+        return app_of(self)
+
+    async def call_service(
+        self, service: Service, state: SharedState, task_status: trio.TaskStatus[None]
+    ) -> None:
+        resident, _ = self.running_resident()
+        if service.reports_start:
+
+            async def run() -> None:
+                await service.function(state, task_status=task_status)
+
+        else:
+            task_status.started()
+
+            async def run() -> None:
+                await service.function(state)
+
+        await resident.call(run, name=service.name, stop_timeout=service.stop_timeout)
+
+    def lifespan(self, state: SharedState) -> AbstractAsyncContextManager[None]:
+        if self.loaded.plugin.lifespan is None:
+            return super().lifespan(state)
+        return self._lifespan_on_island(state)
+
+    @asynccontextmanager
+    async def _lifespan_on_island(self, state: SharedState) -> AsyncIterator[None]:
+        """Entered and left within one asyncio task, as task groups and timeouts in it ask for."""
+        lifespan = self.loaded.plugin.lifespan
+        resident, _ = self.running_resident()
+        entered = trio.Event()
+        leave: list[asyncio.Future[None]] = []
+
+        async def hold() -> None:
+            assert lifespan is not None
+            async with lifespan(state):
+                leave.append(resident.island.loop.create_future())
+                entered.set()
+                await leave[0]
+
+        task = resident.spawn(hold, name=f"lifespan of {self.name}")
+        task.add_done_callback(lambda _task: entered.set())
+        try:
+            await entered.wait()
+        except trio.Cancelled:
+            await resident.wait(task, stop_timeout=LIFESPAN_SECONDS)
+            raise
+        if not leave:
+            await self._not_entered(resident, task)
+        try:
+            yield
+        finally:
+            if leave and not leave[0].done():
+                leave[0].set_result(None)
+            await resident.wait(task, stop_timeout=LIFESPAN_SECONDS)
+
+    async def _not_entered(self, resident: Resident, task: asyncio.Task[None]) -> None:
+        try:
+            await resident.wait(task)
+        except Exception as error:
+            error.add_note(f"in the lifespan of plugin {self.name!r}")
+            raise
+        raise RuntimeError(f"the lifespan of plugin {self.name!r} did not yield")

@@ -1,0 +1,185 @@
+"""``async with tangram_core.Runtime(config) as runtime:`` - the server inside a program that runs on asyncio.
+
+The server has a thread of its own, with Trio in it, so that it does not matter what the program's loop is,
+or what was imported first: importing trio-asyncio, which existing plugins need, changes what asyncio gives
+to a thread that runs Trio. ``runtime.state`` is for the program: its clients belong to the program's loop;
+what plugins hang on the state is shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import structlog
+
+from tangram.compat.core.config import Config, IntoConfig, copy_of, tables_of
+from tangram.compat.names import answer_imports
+from tangram.compat.state import BackendState, open_http_client, open_redis_client
+from tangram.config import Loaded, find_config_file, load_config, load_tables
+
+if TYPE_CHECKING:
+    from tangram.plugins.state import BackendState as SharedState
+
+__all__ = ["Runtime"]
+
+log = structlog.get_logger("tangram.compat")
+
+JOIN_SECONDS = 5.0
+"""For the server's thread to end after it has told its end: a matter of microseconds."""
+
+
+class _Hosted(Protocol):
+    """``tangram.app.hosted.HostedServer``, as far as it is used here."""
+
+    stop_seconds: float
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def join(self, timeout: float) -> None: ...
+    def shared(self) -> SharedState: ...
+
+
+class Runtime:
+    """A server for the length of a block, or from ``start`` to ``stop``.
+
+    ``config`` is a ``tangram_core.Config``, the path of a file, or ``None``: then the file is looked for
+    where ``serve`` looks. Signals stay the program's own.
+    """
+
+    def __init__(self, config: IntoConfig = None) -> None:
+        self._config = config
+        self._hosted: _Hosted | None = None
+        self._ended: asyncio.Future[int] | None = None
+        self._state: BackendState | None = None
+
+    @property
+    def state(self) -> BackendState:
+        """What a service gets, for the program.
+
+        Raises:
+            RuntimeError: it has not been started.
+        """
+        if self._state is None:
+            raise RuntimeError("the runtime has not been started: use it in `async with`, or await start()")
+        return self._state
+
+    async def start(self) -> Self:
+        """Start the server; returns once it answers.
+
+        Raises:
+            RuntimeError: it was started before.
+            tangram.errors.OperatorError: the configuration, an address or the broker does not allow a start.
+        """
+        if self._hosted is not None:
+            raise RuntimeError("the runtime was started before: make a new one")
+        answer_imports()
+        loop = asyncio.get_running_loop()
+        started: asyncio.Future[None] = loop.create_future()
+        ended = self._ended = loop.create_future()
+        # A whole server is made of rooms above this one: it is named here, and imported by programs alone.
+        hosted_server = import_module("tangram.app.hosted").HostedServer
+        self._hosted = hosted_server(_loaded(self._config), _to_loop(loop, started), _to_loop(loop, ended))
+        self._hosted.start()
+        try:
+            await asyncio.wait({started, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not started.done():
+                status = ended.result()  # or what the server raised
+                raise RuntimeError(f"the server did not start, status {status}: the log tells why")  # noqa: TRY301
+        except BaseException:
+            await self.stop()
+            raise
+        _keep_asyncio()
+        self._state = _view(self._hosted)
+        return self
+
+    async def wait(self) -> None:
+        """Until the server ends.
+
+        Raises:
+            RuntimeError: it was not started, or it gave up.
+        """
+        if self._ended is None:
+            raise RuntimeError("the runtime has not been started")
+        status = await asyncio.shield(self._ended)
+        if status:
+            raise RuntimeError(f"the server gave up, status {status}: the log tells why")
+
+    async def stop(self) -> None:
+        """Stop everything, and wait for it. Safe to call again."""
+        state, self._state = self._state, None
+        if state is not None:
+            for client in state.opened_clients():
+                await client.aclose()
+        hosted, ended = self._hosted, self._ended
+        if hosted is None or ended is None:
+            return
+        hosted.stop()
+        done, _ = await asyncio.wait({ended}, timeout=hosted.stop_seconds)
+        if not done:
+            log.error("the server does not stop: its thread is left behind", waited=hosted.stop_seconds)
+        else:
+            ended.exception()  # told by start() and wait(), not by a warning of asyncio's
+            hosted.join(JOIN_SECONDS)
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+def _view(hosted: _Hosted) -> BackendState:
+    """The program's own view of the state; follows the server over its incarnations."""
+    config = hosted.shared().config
+    url = str(config.core.redis_url)
+    return BackendState(
+        hosted.shared,
+        config=copy_of(config),
+        make={"redis_client": lambda: open_redis_client(url), "http_client": open_http_client},
+    )
+
+
+def _loaded(config: IntoConfig) -> Loaded:
+    import os
+
+    if isinstance(config, Config):
+        return load_tables(tables_of(config))
+    named = None if config is None else Path(config)
+    return load_config(find_config_file(named, os.environ, Path.cwd()), os.environ)
+
+
+def _to_loop(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]
+) -> Callable[[object, BaseException | None], None]:
+    """Resolves a future of *loop* from another thread."""
+
+    def resolve(value: object, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def tell(value: object, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the program's loop is closed: nobody listens
+            loop.call_soon_threadsafe(resolve, value, error)
+
+    return tell
+
+
+def _keep_asyncio() -> None:
+    """Let a later ``asyncio.run`` of this thread be what it was: trio-asyncio answers it with a loop of its
+    own unless a policy is set.
+    """
+    if "trio_asyncio" in sys.modules and sys.version_info < (3, 14):
+        asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())

@@ -1,0 +1,108 @@
+"""``BackendState`` as existing plugins know it: one view for each plugin, on what all plugins share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tangram.plugins.state import BackendState as SharedState
+
+if TYPE_CHECKING:
+    import httpx
+    from redis.asyncio import Redis
+
+    from tangram.compat.core.config import Config
+    from tangram.plugins.plugin import Plugin
+
+__all__ = ["BackendState", "open_http_client", "open_redis_client"]
+
+_HIDDEN = frozenset({"subscribe", "aclose"})
+"""What of the shared state awaits on Trio, and would fail on an asyncio loop."""
+
+
+class BackendState:
+    """What a service, a lifespan and a route of an existing plugin get.
+
+    The clients belong to the loop of the plugin's own island. Attributes that a plugin sets are set on the
+    state that all plugins share, native ones included, and live as long as one incarnation.
+    """
+
+    redis_client: Redis
+    """``redis.asyncio.Redis``; answers are bytes."""
+    http_client: httpx.AsyncClient
+    config: Config
+    """This plugin's own copy: what it changes there, nobody else sees."""
+    loaded_plugins: dict[str, Plugin]
+    base_url: str
+
+    _OWN = frozenset({"redis_client", "http_client", "config", "loaded_plugins", "base_url"})
+
+    def __init__(
+        self,
+        shared: Callable[[], SharedState],
+        *,
+        config: Config,
+        make: Mapping[str, Callable[[], Any]],
+    ) -> None:
+        """``shared`` gives the state that all plugins share now; ``make`` opens a client when it is first
+        asked for, by the attribute's name.
+        """
+        own = vars(self)
+        own["_shared"] = shared
+        own["_make"] = dict(make)
+        own["config"] = config
+        now = shared()
+        own["loaded_plugins"] = dict(now.loaded_plugins)
+        own["base_url"] = now.base_url
+
+    def __getattr__(self, name: str) -> Any:
+        own = vars(self)
+        if name in own.get("_make", ()):
+            value = own[name] = own["_make"][name]()
+            return value
+        if name.startswith("__") or name in _HIDDEN or "_shared" not in own:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(own["_shared"](), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            vars(self)[name] = value
+        else:
+            setattr(vars(self)["_shared"](), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._OWN:
+            vars(self).pop(name, None)
+        else:
+            delattr(vars(self)["_shared"](), name)
+
+    async def publish(self, channel: str, payload: bytes | str) -> int:
+        """As a native plugin's ``state.publish``, awaited on asyncio."""
+        return int(await self.redis_client.publish(channel, payload))
+
+    def opened_clients(self) -> list[Any]:
+        """The clients that were asked for: what has to be closed."""
+        own = vars(self)
+        return [own[name] for name in own["_make"] if name in own]
+
+
+def open_redis_client(url: str) -> Redis:
+    """What ``state.redis_client`` is: redis-py's own, on the loop on which it is first awaited."""
+    from redis.asyncio import Redis as AsyncRedis
+
+    return AsyncRedis.from_url(url)
+
+
+def open_http_client() -> httpx.AsyncClient:
+    """What ``state.http_client`` is: HTTP/2 where h2 is installed."""
+    try:
+        import httpx
+    except ImportError:
+        raise AttributeError(
+            "http_client needs httpx, which is not installed: pip install 'tangram-trio[http]'"
+        ) from None
+    try:
+        import h2  # noqa: F401
+    except ImportError:
+        return httpx.AsyncClient()
+    return httpx.AsyncClient(http2=True)

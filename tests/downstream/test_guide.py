@@ -1,0 +1,45 @@
+"""The plugin guide, word for word, in fresh environments."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.compat.guide import EXAMPLES
+from tests.downstream.harness import Environment
+from tests.downstream.prepare import python_of
+from tests.e2e.harness import open_server
+
+
+def has(environment: str, module: str) -> bool:
+    command = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
+    return subprocess.run([python_of(environment), "-c", command], check=False).returncode == 0
+
+
+def test_the_environments_are_what_they_are_called() -> None:
+    """One has FastAPI, pydantic and the published server, the other has none of them."""
+    wanted = ("fastapi", "pydantic", "tangram_core", "httpx")
+
+    assert [has("full", name) for name in wanted] == [True] * 4
+    assert [has("bare", name) for name in wanted] == [False] * 4
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("name", ["bare", "full"])
+async def test_each_example_runs(tmp_path: Path, name: str, example: str) -> None:
+    """Every example of the guide, enabled as the guide says, is up, answers, and ends in order."""
+    environment = Environment(tmp_path / "home", name=name)
+    environment.install_guide(example)
+    async with open_server(environment, "my_tangram_plugin") as server:
+        (plugin,) = await server.get("/-/plugins")
+        if example == "endpoint":
+            assert await server.get("/my-plugin/") == {"message": "Hello from my custom plugin!"}
+            assert "/my-plugin/" in (await server.get("/openapi.json"))["paths"]
+        if example == "subscriber":
+            await server.child("plugin:my_plugin", "run_command_listener")
+
+        assert (plugin["name"], plugin["state"]) == ("my_plugin", "running")
+        assert await server.stop() == 0
+        assert [record for record in server.records if record.get("level") in {"warning", "error"}] == []

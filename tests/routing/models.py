@@ -1,0 +1,81 @@
+"""Classes that the routes under test take and give, and a route that tells what it got."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import annotated_types as at
+import attrs
+
+from tangram.routing import APIRouter, Query, RouteTable
+
+from .calling import table_of
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+@attrs.define
+class Point:
+    lat: float
+    lon: float = 0.0
+
+
+@dataclass
+class Named:
+    name: str
+    points: list[Point]
+
+
+class Options(TypedDict):
+    size: int
+    colour: NotRequired[Colour]
+
+
+@attrs.define
+class Circle:
+    kind: Literal["circle"]
+    radius: float = attrs.field(validator=attrs.validators.gt(0))
+
+
+@attrs.define
+class Square:
+    kind: Literal["square"]
+    side: Annotated[float, at.Gt(0)]
+
+
+@attrs.define
+class Node:
+    value: int
+    children: list[Node] = attrs.field(factory=list)
+
+
+class State:
+    name = "the state"
+
+
+def paged(limit: Annotated[int, Query(ge=1)]) -> int:
+    return limit
+
+
+def echo(annotation: Any, default: Any = ..., method: str = "GET", path: str = "/") -> RouteTable:
+    """A route that answers with the repr of what it got for ``x``."""
+
+    async def handler(x: Any) -> str:
+        return repr(x)
+
+    handler.__annotations__ = {"x": annotation, "return": str}
+    if default is not ...:
+        handler.__defaults__ = (default,)
+    router = APIRouter()
+    router.add_api_route(path, handler, methods=[method])
+    return table_of(router)
