@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, cache_dir
-from tangram.errors import BrokerUnavailable, PluginError
+from tangram.errors import BrokerUnavailable, PluginError, StartFailed
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
 from tangram.plugins.registry import LoadedPlugin
@@ -195,6 +196,27 @@ class Tree:
     # -- the incarnation -------------------------------------------------------------------------------------
 
     async def _run_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
+        """The incarnation. One that does not come up in a restart counts as another restart, and is begun
+        anew.
+        """
+        attempt = 0
+        while True:
+            try:
+                await self._run_one_incarnation(task_status=task_status)
+            except StartFailed as error:
+                # The first boot is not retried; and `started` is told once, so after it the root decides.
+                if not self.booted or not self.window.charge(trio.current_time()):
+                    raise
+                delay = self.backoff().delay(attempt, random.random())  # noqa: S311 - jitter
+                attempt += 1
+                log.warning(
+                    "the incarnation did not come up; it is begun anew", cause=str(error), delay=delay
+                )
+                await trio.sleep(delay)
+            else:
+                return
+
+    async def _run_one_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
         limits = self.config.supervisor
         self.hosts = {loaded.name: self._host(loaded) for loaded in self.plugins.plugins}
         async with open_supervisor(

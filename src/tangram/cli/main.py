@@ -61,6 +61,33 @@ def plugin_test(path: Path) -> None:
     test_project(path)
 
 
+@cli.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="As for serve.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="What strikes, and when, is drawn from it."
+)
+@click.option("--duration", type=float, default=20.0, show_default=True, help="Seconds.")
+@click.option("--faults", default="", help="Names with commas between; all of them unless given.")
+@click.option("--only", metavar="PLUGIN", help="Strike this plugin alone.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("tangram-chaos"),
+    show_default=True,
+    help="Where the report goes: this name with .json and .html.",
+)
+def chaos(
+    *, config_file: Path | None, seed: int, duration: float, faults: str, only: str | None, report: Path
+) -> None:
+    """Start the configured server on ports, state and a broker of its own, put faults into it, and check
+    that it keeps its promises; status 1 if it does not.
+    """
+    from tangram.cli.chaos import run_chaos
+
+    names = [name.strip() for name in faults.split(",") if name.strip()]
+    sys.exit(run_chaos(config_file, seed=seed, duration=duration, faults=names, only=only, report=report))
+
+
 def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:
     # Until Trio listens for signals there is nothing yet that would have to be ended in order.
     sys.exit(0)

@@ -24,6 +24,7 @@ class FaultPorts:
         self._ports: dict[str, trio.MemorySendChannel[BaseException]] = {}
         self.order: dict[str, int] = {}
         """The place of each child in its supervisor's start order."""
+        self._spiteful: set[str] = set()
         self.struck = 0
         """Exceptions that were put in."""
 
@@ -49,6 +50,10 @@ class FaultPorts:
             raise LookupError(f"child {child!r} is being crashed or stopped already") from None
         self.struck += 1
 
+    def break_cleanup(self, child: str) -> None:
+        """Let the running incarnation of ``child`` raise when it is stopped next."""
+        self._spiteful.add(child)
+
     def wrap(self, child: Child) -> Child:
         """``child`` with a port: ``Boot(wrap=ports.wrap)``."""
         self.order.setdefault(child.name, len(self.order))
@@ -69,6 +74,9 @@ class FaultPorts:
             finally:
                 del self._ports[child.name]
                 send.close()
+                if child.name in self._spiteful:
+                    self._spiteful.discard(child.name)
+                    raise InjectedFault(f"raised in the clean-up of {child.name!r}")
             return result
 
         return attrs.evolve(child, run=run)

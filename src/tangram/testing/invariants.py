@@ -190,25 +190,25 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
     if evidence.planned or evidence.strategy == "one_for_all":
         return
     end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
-    events = [event for event in evidence.events[:end] if event.supervisor in {"root", "incarnation"}]
+    events = evidence.events[:end]
     order = _order([event for event in events if event.supervisor == "incarnation"], evidence.order)
-    first = len(order)
+    allowed = len(order)  # the place of the first child that may be stopped now
     for event in events:
-        if event.supervisor == "root":
-            if event.kind == "crashed":
-                first = 0  # the broker takes the whole incarnation along, whatever the strategy in it
+        if event.supervisor == "root" and event.kind in {"crashed", "planned", "gave_up"}:
+            allowed = -1  # the whole incarnation goes
+        if event.supervisor != "incarnation":
             continue
-        if event.kind in {"gave_up", "planned"}:
-            return
         if event.child is None:
+            if event.kind == "ready":
+                allowed = len(order)
+            elif event.kind in {"gave_up", "planned"}:
+                allowed = -1
             continue
         place = order.get(event.child, -1)
-        if event.kind in {"crashed", "quarantined"}:
-            first = min(first, place) if evidence.strategy == "rest_for_one" else first
-        elif event.kind == "stopped" and place < first:
+        if event.kind in {"crashed", "quarantined"} and evidence.strategy == "rest_for_one":
+            allowed = min(allowed, place)
+        elif event.kind == "stopped" and place < allowed:
             yield f"{event.child} was stopped, which {evidence.strategy} does not say"
-        elif event.kind == "started" and place == max(order.values()):
-            first = len(order)
 
 
 @_invariant

@@ -146,7 +146,7 @@ class MemoryBroker(EmbeddedBroker):
         self._thawed.set()
 
     def make_readonly(self, readonly: bool = True) -> None:
-        """Refuse writes and messages, as a replica does."""
+        """Refuse writes, as a replica does; messages are none."""
         self._readonly = readonly
 
     # -- connections -----------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class MemoryBroker(EmbeddedBroker):
 
     def _answer(self, client: _Client, words: list[bytes]) -> None:
         name = words[0].upper().decode()
-        if self._readonly and name in {"SET", "DEL", "INCR", "PUBLISH"}:
+        if self._readonly and name in {"SET", "DEL", "INCR"}:
             client.outbox.send_nowait(b"-READONLY You can't write against a read only replica.\r\n")
             return
         if name in {"SUBSCRIBE", "PSUBSCRIBE"}:

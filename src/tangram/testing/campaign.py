@@ -1,0 +1,231 @@
+"""A campaign: a configured server, faults drawn from a seed, clients that look on, and what held."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import trio
+
+from tangram.errors import BrokerUnavailable, ChannelClosed, Refused
+from tangram.supervision import SupervisionEvent
+from tangram.testing.catalogue import FAULTS, Chaos, Struck
+from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
+from tangram.testing.server import RunningTangram, open_tangram
+
+__all__ = ["Campaign", "own_tables", "run_campaign"]
+
+KNOCK_EVERY = 0.02
+"""Seconds between two connections of the client that looks whether any is refused."""
+
+TELL_EVERY = 0.02
+"""Seconds between two numbered messages."""
+
+REST = (0.05, 0.3)
+"""Seconds between two faults."""
+
+TOPIC = "tangram-chaos"
+
+UNLIMITED = 1_000_000
+"""Restarts: a campaign tests how the server heals, not when it gives up."""
+
+
+@attrs.define
+class Campaign:
+    """What happened so far; the report is made of it."""
+
+    seed: int
+    began: float = 0.0
+    ended: float = 0.0
+    struck: list[Struck] = attrs.field(factory=list)
+    skipped: dict[str, str] = attrs.field(factory=dict)
+    """Faults that had nothing to strike, and why."""
+    broken: list[Broken] = attrs.field(factory=list)
+    events: list[SupervisionEvent] = attrs.field(factory=list)
+    down: list[str] = attrs.field(factory=list)
+    """Who should run and does not, now."""
+    refused: int = 0
+    connections: int = 0
+    messages: list[tuple[int, int]] = attrs.field(factory=list)
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """Crashes, by child."""
+        return Counter(event.child or "" for event in self.events if event.kind == "crashed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "seed": self.seed,
+            "seconds": round(self.ended - self.began, 3),
+            "passed": not self.broken,
+            "faults": [
+                attrs.asdict(attrs.evolve(one, at=round(one.at - self.began, 3), healed=round(one.healed, 3)))
+                for one in self.struck
+            ],
+            "skipped": self.skipped,
+            "restarts": dict(self.restarts),
+            "connections": {"made": self.connections, "refused": self.refused},
+            "messages": len(self.messages),
+            "invariants": {
+                name: [one.message for one in self.broken if one.invariant == name] for name in INVARIANTS
+            },
+            "events": [
+                {
+                    "at": round(event.at - self.began, 4),
+                    "kind": event.kind,
+                    "supervisor": event.supervisor,
+                    "child": event.child,
+                    "path": list(event.path),
+                    "incarnation": event.incarnation,
+                    "cause": event.cause,
+                }
+                for event in self.events
+            ],
+        }
+
+
+def own_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with everything of others taken out: ports and state are our own, and so is the broker.
+    Budgets are lifted and back-off is short, so that many faults fit into little time.
+    """
+    own = {name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)}
+    for name, key in [
+        ("core", "redis_url"),
+        ("core", "plugins"),
+        ("server", "port"),
+        ("server", "state_dir"),
+    ]:
+        own.get(name, {}).pop(key, None)
+    for name, key in [("channel", "port"), ("channel", "host"), ("broker", "port"), ("server", "host")]:
+        own.get(name, {}).pop(key, None)
+    limits = {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED, "backoff_max": 0.1}
+    own["supervisor"] = {**own.get("supervisor", {}), **limits}
+    return own
+
+
+async def run_campaign(
+    plugins: Sequence[Any] = (),
+    tables: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    duration: float = 10.0,
+    faults: Sequence[str] = (),
+    only: str | None = None,
+    fakes: bool = False,
+    on_news: Callable[[Campaign], None] = lambda _campaign: None,
+) -> Campaign:
+    """Strike for ``duration`` seconds, and tell what held.
+
+    Args:
+        plugins: as for ``open_tangram``.
+        tables: the configuration; see `own_tables`.
+        seed: of what strikes when.
+        duration: seconds of the loop's clock.
+        faults: names of `FAULTS`; none: all of them.
+        only: the plugin that is struck, and nothing else.
+        fakes: as for ``open_tangram``.
+        on_news: called after each fault and each event.
+    """
+    campaign = Campaign(seed, began=trio.current_time())
+    try:
+        async with open_tangram(
+            plugins, own_tables(tables or {}), fakes=fakes, checks=tuple(INVARIANTS)
+        ) as running:
+            campaign.events = running.events
+            running.server.ledger.listen(lambda _event: on_news(campaign))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_knock, running, campaign)
+                nursery.start_soon(_watch_messages, running, campaign)
+                nursery.start_soon(_tell_messages, running)
+                chaos = Chaos(running, seed=seed, plugin=only)
+                await _strike(chaos, campaign, _chosen(faults, only), duration, on_news)
+                nursery.cancel_scope.cancel()
+            names = ["no_connection_refused", "messages_in_order", "comes_to_rest"]
+            seen = running.evidence(refused=campaign.refused, messages=campaign.messages)
+            campaign.broken += broken(seen, names)
+    except InvariantBroken as error:
+        campaign.broken += error.broken
+    campaign.ended = trio.current_time()
+    return campaign
+
+
+def _chosen(faults: Sequence[str], only: str | None) -> list[str]:
+    names = list(faults) or sorted(FAULTS)
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        raise LookupError(f"there is no fault {unknown[0]!r}; expected some of {', '.join(sorted(FAULTS))}")
+    return [name for name in names if only is None or FAULTS[name].counts == "plugin"]
+
+
+async def _strike(
+    chaos: Chaos, campaign: Campaign, names: list[str], duration: float, on_news: Callable[[Campaign], None]
+) -> None:
+    end = trio.current_time() + duration
+    left: list[str] = []
+    while trio.current_time() < end and len(campaign.skipped) < len(names):
+        if not left:  # each once before any comes again
+            left = chaos.rng.sample(names, len(names))
+        name = left.pop()
+        if name in campaign.skipped:
+            continue
+        try:
+            campaign.struck.append(await chaos.strike(name))
+        except LookupError as error:
+            campaign.skipped[name] = str(error)
+        except InvariantBroken as error:
+            campaign.broken += error.broken
+        campaign.down = chaos.tangram.missing()
+        on_news(campaign)
+        if chaos.tangram.ended:
+            campaign.broken.append(Broken("comes_to_rest", f"{name} ended the server"))
+            return
+        await trio.sleep(chaos.rng.uniform(*REST))
+
+
+async def _knock(running: RunningTangram, campaign: Campaign) -> None:
+    """Connect again and again: none may be refused, whatever happens inside."""
+    held = running.server.held[0]
+    family = socket.AF_INET6 if ":" in held.host else socket.AF_INET
+    while True:
+        with trio.socket.socket(family) as client:
+            try:
+                await client.connect((held.host, held.port))
+                campaign.connections += 1
+            except ConnectionRefusedError:
+                campaign.refused += 1
+            except OSError:
+                campaign.connections += 1
+        await trio.sleep(KNOCK_EVERY)
+
+
+async def _tell_messages(running: RunningTangram) -> None:
+    number = 0
+    while True:
+        tree = running.server.tree
+        if tree is not None and tree.bus is not None:
+            number += 1
+            with suppress(BrokerUnavailable):
+                await tree.bus.publish(f"to:{TOPIC}:n", b'{"n":%d}' % number)
+        await trio.sleep(TELL_EVERY)
+
+
+async def _watch_messages(running: RunningTangram, campaign: Campaign) -> None:
+    from tangram.client import fetch_token
+
+    rng = random.Random(campaign.seed)  # noqa: S311 - reproducible
+    while True:
+        with suppress(Refused, ChannelClosed, trio.TooSlowError, OSError, Exception):
+            token = await fetch_token(running.url, TOPIC)
+            async with running.open_socket(rng=rng) as client:
+                channel = await client.join(TOPIC, token=token.token)
+                # Each connection of this loop is a new membership, like each rejoin of one.
+                base = 1 + max((joined for _, joined in campaign.messages), default=0)
+                async for event in channel:
+                    campaign.messages.append((event.payload["n"], base + channel.joins))
+        await trio.sleep(0.1)

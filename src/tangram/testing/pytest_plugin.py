@@ -1,0 +1,115 @@
+"""The pytest plugin: fixtures ``tangram``, ``tangram_socket`` and ``chaos``.
+
+They serve Trio tests in the test's own loop; for synchronous tests and asyncio tests the server runs in a
+thread of its own. Settings come from a marker: ``@pytest.mark.tangram(plugins=[...], config={...},
+fakes=True)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tangram.client import ClientSocket
+    from tangram.testing.catalogue import Chaos
+    from tangram.testing.server import RunningTangram
+
+__all__ = ["chaos", "pytest_configure", "tangram", "tangram_socket"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the markers known, also to a strict pytest."""
+    config.addinivalue_line(
+        "markers",
+        "tangram(plugins=(), config=None, fakes=False, checks=...): how the fixture `tangram` is opened",
+    )
+    config.addinivalue_line("markers", "chaos(*faults, seed=0): what strikes the fixture `tangram` meanwhile")
+
+
+def _is_trio(request: pytest.FixtureRequest) -> bool:
+    node = request.node
+    return node.get_closest_marker("trio") is not None and inspect.iscoroutinefunction(
+        inspect.unwrap(getattr(node, "obj", None) or (lambda: None))
+    )
+
+
+def _is_async(request: pytest.FixtureRequest) -> bool:
+    return inspect.iscoroutinefunction(getattr(request.node, "obj", None))
+
+
+def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    marker = request.node.get_closest_marker("tangram")
+    if marker is None:
+        return {}
+    if marker.args:
+        raise pytest.UsageError(
+            "@pytest.mark.tangram takes keywords: plugins=[...], config={...}, fakes=True"
+        )
+    return dict(marker.kwargs)
+
+
+@pytest.fixture
+def tangram(request: pytest.FixtureRequest) -> Any:
+    """A whole server: a `RunningTangram`, or a `Bridge` to one where the test does not run on Trio."""
+    if _trio_mode(request):
+        return request.getfixturevalue("_tangram_on_trio")
+    return request.getfixturevalue("_tangram_in_thread")[0]
+
+
+@pytest.fixture
+def tangram_socket(request: pytest.FixtureRequest) -> Any:
+    """A channel client, connected to the server of the fixture ``tangram``."""
+    if _trio_mode(request):
+        return request.getfixturevalue("_tangram_socket_on_trio")
+    return request.getfixturevalue("_tangram_in_thread")[1]()
+
+
+@pytest.fixture
+def chaos(request: pytest.FixtureRequest) -> Any:
+    """Faults by name, for the server of the fixture ``tangram``: ``await chaos.strike("broker_kill")``."""
+    if not _trio_mode(request):
+        raise pytest.UsageError("the fixture chaos is for Trio tests; elsewhere use tangram.crash(...)")
+    return request.getfixturevalue("_chaos_on_trio")
+
+
+def _trio_mode(request: pytest.FixtureRequest) -> bool:
+    return request.config.pluginmanager.hasplugin("trio") and _is_trio(request)
+
+
+@pytest.fixture
+async def _tangram_on_trio(request: pytest.FixtureRequest) -> AsyncIterator[RunningTangram]:
+    from tangram.testing.catalogue import Chaos
+    from tangram.testing.server import open_tangram
+
+    marker = request.node.get_closest_marker("chaos")
+    async with open_tangram(**_settings(request)) as running:
+        if marker is None:
+            yield running
+            return
+        async with Chaos(running, **marker.kwargs).striking(*marker.args):
+            yield running
+
+
+@pytest.fixture
+async def _tangram_socket_on_trio(_tangram_on_trio: RunningTangram) -> AsyncIterator[ClientSocket]:
+    async with _tangram_on_trio.open_socket() as client:
+        yield client
+
+
+@pytest.fixture
+async def _chaos_on_trio(_tangram_on_trio: RunningTangram) -> Chaos:
+    from tangram.testing.catalogue import Chaos
+
+    return Chaos(_tangram_on_trio)
+
+
+@pytest.fixture
+def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Any]:
+    from tangram.testing.bridge import threaded_tangram
+
+    with threaded_tangram(_settings(request), asynchronous=_is_async(request)) as made:
+        yield made

@@ -1,0 +1,88 @@
+"""Each invariant finds what it is named for, and says nothing where all is well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tangram.supervision import SupervisionEvent
+from tangram.testing import INVARIANTS, Evidence, InvariantBroken, check
+from tangram.testing.invariants import broken
+
+
+def event(kind: str, child: str | None, incarnation: int = 1, **more: Any) -> SupervisionEvent:
+    supervisor = more.pop("supervisor", "incarnation")
+    path = ("incarnation",) if child is None else ("incarnation", child)
+    return SupervisionEvent(kind, supervisor, child, 0.0, incarnation, path=path, **more)  # type: ignore[arg-type]
+
+
+UP = [event("started", name) for name in ("bus", "channels", "web")]
+DOWN = [event("stopped", name) for name in ("web", "channels", "bus")]
+CRASH = event("crashed", "bus", cause="ValueError: x")
+
+PLANTED: dict[str, list[Evidence]] = {
+    "nothing_left_alive": [Evidence(left={"threads": ["a ghost"]}), Evidence(broker_clients=1)],
+    "stops_within_bound": [Evidence(stop_seconds=11.5, stop_bound=10.0)],
+    "nobody_is_stubborn": [Evidence(events=[event("stubborn", "web", where="x.py:1")])],
+    "starts_in_order": [Evidence(events=[*UP, *DOWN, UP[1], UP[0]])],
+    "stops_in_reverse_order": [Evidence(events=[*UP, *reversed(DOWN)], stopped_at=3)],
+    "no_two_incarnations": [Evidence(events=[*UP, event("started", "web", 2)])],
+    "healthy_siblings_untouched": [
+        Evidence(events=[*UP, event("crashed", "web", cause="x"), DOWN[2]], strategy="rest_for_one"),
+        Evidence(events=[*UP, CRASH, DOWN[0]], strategy="one_for_one"),
+    ],
+    "faults_are_counted": [Evidence(faults=1, crashes=2), Evidence(faults=1, crashes=0)],
+    "no_connection_refused": [Evidence(refused=1)],
+    "messages_in_order": [
+        Evidence(messages=[(1, 1), (3, 1)]),
+        Evidence(messages=[(2, 1), (1, 1)]),
+        Evidence(messages=[(1, 1), (1, 2)]),
+    ],
+    "close_codes_documented": [Evidence(close_codes=[1000]), Evidence(close_codes=[1006])],
+    "each_crash_logged_once": [
+        Evidence(events=[CRASH], logs=[{"event": "something else"}]),
+        Evidence(logs=[{"event": "child crashed", "child": "bus"}]),
+    ],
+    "no_secret_in_logs": [Evidence(logs=[{"event": "x", "headers": {"a": ["s3cret"]}}], secrets=["s3cret"])],
+    "comes_to_rest": [Evidence(steady=False), Evidence(events=[event("crashed", "bus", cause=None)])],
+}
+
+
+@pytest.mark.parametrize("name", INVARIANTS)
+def test_each_invariant_finds_what_is_planted(name: str) -> None:
+    """Evidence of the very thing breaks the invariant that is named for it."""
+    for evidence in PLANTED[name]:
+        with pytest.raises(InvariantBroken, match=name):
+            check(evidence, [name])
+
+
+def test_a_healthy_run_breaks_nothing() -> None:
+    """A start, a crash of the first with all restarted, and a stop in order break no invariant."""
+    again = [event("started", name, 2) for name in ("bus", "channels", "web")]
+    events = [*UP, CRASH, DOWN[0], DOWN[1], *again, event("ready", None), *DOWN]
+    log = {"event": "child crashed", "supervisor": "incarnation", "child": "bus"}
+    evidence = Evidence(
+        events=events,
+        stopped_at=len(events) - 3,
+        logs=[log | {"incarnation": 1, "cause": "ValueError: x"}],
+        secrets=["s3cret"],
+        left={},
+        stop_seconds=0.1,
+        faults=1,
+        crashes=1,
+        refused=0,
+        messages=[(1, 1), (2, 1), (5, 2)],
+        close_codes=[1012],
+        steady=True,
+    )
+
+    assert broken(evidence) == []
+
+
+def test_a_broker_that_crashes_takes_the_whole_incarnation_along() -> None:
+    """What the root's strategy says is nothing that the incarnation's strategy forbids."""
+    killed = event("crashed", "broker", supervisor="root", cause="x")
+    evidence = Evidence(events=[*UP, killed, *DOWN], strategy="one_for_one")
+
+    assert broken(evidence, ["healthy_siblings_untouched"]) == []

@@ -1,0 +1,133 @@
+"""The pytest plugin, as an author's own tests use it: on Trio, without any loop, and on asyncio."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+PLUGIN = """
+import pytest
+import trio
+import tangram as tg
+from tangram.testing import chaos
+
+router = tg.APIRouter(prefix="/hello")
+
+@router.get("/")
+async def hello() -> dict[str, str]:
+    return {"hello": "world"}
+
+plugin = tg.Plugin(routers=[router])
+
+@plugin.register_service()
+async def tell(state: tg.BackendState) -> None:
+    while True:
+        await state.redis_client.publish("to:hello:tick", b"{}")
+        await trio.sleep(0.02)
+
+pytestmark = pytest.mark.tangram(plugins=[plugin], fakes=True)
+"""
+
+
+def run(pytester: pytest.Pytester, source: str, **outcomes: int) -> pytest.RunResult:
+    pytester.makepyfile(PLUGIN + source)
+    pytester.makeini("[pytest]\nstrict_markers = true\n")
+    result = pytester.runpytest("-p", "tangram.testing.pytest_plugin", "-p", "no:cacheprovider")
+    result.assert_outcomes(**outcomes)
+    return result
+
+
+def test_a_trio_test_gets_a_server_in_its_own_loop(pytester: pytest.Pytester) -> None:
+    """A Trio test asks, joins and crashes the plugin in the loop that it runs on, with a virtual clock."""
+    source = """
+@pytest.mark.trio
+async def test_it(autojump_clock, tangram, tangram_socket):
+    assert (await tangram.http.get("/hello/")).json() == {"hello": "world"}
+    token = await tg.fetch_token(tangram.url, "hello")
+    channel = await tangram_socket.join("hello", token=token.token)
+    assert (await channel.receive()).name == "tick"
+    tangram.crash("plugin:plugin")
+    assert await tangram.wait_steady() == "up"
+"""
+    run(pytester, source, passed=1)
+
+
+def test_a_synchronous_test_gets_a_server_in_a_thread(pytester: pytest.Pytester) -> None:
+    """A test without any loop calls the same methods, which block."""
+    source = """
+def test_it(tangram, tangram_socket):
+    assert tangram.http.get("/hello/").json() == {"hello": "world"}
+    from tangram.client import fetch_token
+    token = trio.run(fetch_token, tangram.url, "hello")
+    channel = tangram_socket.join("hello", token=token.token)
+    assert channel.receive().name == "tick"
+    tangram.crash("plugin:plugin")
+    assert tangram.wait_steady() == "up"
+"""
+    run(pytester, source, passed=1)
+
+
+def test_an_asyncio_test_awaits_the_same_methods(pytester: pytest.Pytester) -> None:
+    """A test on asyncio awaits what a Trio test awaits, and its loop goes on meanwhile."""
+    source = """
+import asyncio
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+@pytest.mark.anyio
+async def test_it(tangram):
+    answer, _ = await asyncio.gather(tangram.http.get("/hello/"), asyncio.sleep(0))
+    assert answer.json() == {"hello": "world"}
+    tangram.crash("plugin:plugin")
+    assert await tangram.wait_steady() == "up"
+"""
+    run(pytester, source, passed=1)
+
+
+def test_faults_strike_while_a_test_runs(pytester: pytest.Pytester) -> None:
+    """``@chaos`` strikes its faults beside the test, and the server heals before the test is over."""
+    source = """
+@chaos("broker_kill", "crash_plugin")
+@pytest.mark.trio
+async def test_it(autojump_clock, tangram):
+    for _ in range(20):
+        assert (await tangram.http.get("/hello/")).status_code in (200, 503)
+
+@pytest.mark.trio
+async def test_by_hand(autojump_clock, tangram, chaos):
+    assert (await chaos.strike("crash_web")).outcome == "up"
+
+@chaos("no_such_fault")
+@pytest.mark.trio
+async def test_unknown(autojump_clock, tangram):
+    pass
+"""
+    result = run(pytester, source, passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*there is no fault 'no_such_fault'*"])
+
+
+def test_a_broken_promise_is_an_error_of_the_test(pytester: pytest.Pytester) -> None:
+    """What the plugin leaves behind makes the test's tear-down fail, with the invariant's name."""
+    source = """
+import threading
+over = threading.Event()
+bad = tg.Plugin()
+
+@bad.register_service()
+async def leave(state):
+    threading.Thread(target=over.wait, daemon=True).start()
+
+@pytest.mark.tangram(plugins=[bad], fakes=True)
+def test_it(tangram):
+    assert tangram.http.get("/-/readyz").status_code == 200
+
+@pytest.mark.tangram(plugins=[bad], fakes=True)
+@pytest.mark.trio
+async def test_on_trio(autojump_clock, tangram):
+    assert (await tangram.http.get("/-/readyz")).status_code == 200
+"""
+    result = run(pytester, source, passed=1, errors=1, failed=1)
+    result.stdout.fnmatch_lines(["*nothing_left_alive*thread*"])
