@@ -98,3 +98,18 @@ def test_a_traceback_that_quotes_a_secret_is_hidden_too(capsys: pytest.CaptureFi
     text = "\n".join(lines(capsys))
     assert "Traceback" in text
     assert "s3cret" not in text
+
+
+def test_a_new_level_holds_for_loggers_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reload with another ``log_level`` is heard by everybody, also by who has logged before."""
+    configure_logging("INFO")
+    log = structlog.get_logger("tangram.x")
+    log.info("first")
+    log.debug("not yet")
+
+    configure_logging("DEBUG")
+    log.debug("now")
+    configure_logging("ERROR")
+    log.warning("no more")
+
+    assert [line.split("]")[1].split()[0] for line in lines(capsys)] == ["first", "now"]

@@ -55,6 +55,24 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+_LEVELS["exception"] = logging.ERROR
+
+
+class _Threshold:
+    """A processor that drops what is below the level of now."""
+
+    level = logging.INFO
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        if _LEVELS.get(method, logging.CRITICAL) < self.level:
+            raise structlog.DropEvent
+        return event
+
+
+_threshold = _Threshold()
+
+
 class _StderrLogger:
     """Writes a line at a time; looks up ``sys.stderr`` late, so that tests may exchange it."""
 
@@ -104,9 +122,12 @@ def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None
     ]
     # A traceback is made text before secrets are hidden: an exception's message may quote one.
     tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style)]
+    _threshold.level = number
     structlog.configure(
-        processors=[*shared, _add_name, *tail],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        processors=[_threshold, *shared, _add_name, *tail],
+        # Loggers are kept after their first use, and a reload may ask for another level: the level is looked
+        # up at each record, not built into the logger.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=_StderrLogger,
         cache_logger_on_first_use=True,
     )
