@@ -23,6 +23,9 @@ FREELY: Mapping[str, Mapping[str, Any]] = {
         "root_restarts": 1_000_000,
         "plugin_restarts": 1_000_000,
         "backoff_initial": 0.0,
+        # Their entries go after a second: with the default they would be what is left over.
+        "root_window": 1.0,
+        "plugin_window": 1.0,
     },
 }
 """Configuration of a server that may be crashed as often as one likes."""

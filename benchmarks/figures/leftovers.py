@@ -17,7 +17,7 @@ from benchmarks.figures.plugin import make_plugin
 from tangram.testing import RunningTangram, open_tangram
 
 CRASHED = ("plugin:bench", "web", "bus", "channels", "state")
-WARM_UP = 300
+WARM_UP = 1000
 """Restarts before the first look: caches are filled, and the ledger holds as many events as it ever will."""
 MEMORY = 1024 * 1024
 """Bytes that may be more afterwards."""

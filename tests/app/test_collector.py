@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import trio
 
-from tangram.app.collector import CollectorPause
+from tangram.app.collector import ANSWERS, CollectorPause
 from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Kind
 from tangram.testing import open_tangram
@@ -31,6 +32,22 @@ def test_it_is_held_from_the_begin_of_a_restart_to_its_end() -> None:
     pause(told("ready", "plugin:probe"))
     during = gc.isenabled()
     pause(told("ready"))
+
+    assert not during
+    assert gc.isenabled()
+
+
+def test_a_restart_that_follows_at_once_holds_it_on() -> None:
+    """What was to be done after the first restart is not done within the second."""
+    calls: list[Callable[[], None]] = []
+    pause = CollectorPause(calls.append)
+    pause(told("restarting"))
+    pause(told("ready"))
+    pause(told("restarting"))
+    calls.pop()()
+    during = gc.isenabled()
+    pause(told("ready"))
+    calls.pop()()
 
     assert not during
     assert gc.isenabled()
@@ -65,9 +82,12 @@ async def test_it_collects_again_after_crash_and_end() -> None:
         )
         running.crash("bus")
         await running.wait_ready(2)
+        at_once = gc.isenabled()
+        await trio.sleep(ANSWERS * 2)
         between = gc.isenabled()
         running.crash("bus")
 
     assert not any(seen)
+    assert not at_once  # those who waited are answered first
     assert between
     assert gc.isenabled()

@@ -1,6 +1,6 @@
 import gc
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -8,7 +8,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tangram.bus.listener import Listener
+from tangram.bus.listener import GATHER_MAX, Listener
 from tangram.bus.resp import Link
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.topics import TO_ALL
@@ -40,7 +40,7 @@ class Ears:
         return [message for batch in self.batches for message in batch]
 
 
-def listener_of(fake: FakeRedis, ears: Ears) -> Listener:
+def listener_of(fake: FakeRedis, ears: Ears, timer: Callable[[], float] = lambda: 0.0) -> Listener:
     return Listener(
         parse_url(URL),
         pinned=TO_ALL,
@@ -48,6 +48,7 @@ def listener_of(fake: FakeRedis, ears: Ears) -> Listener:
         on_up=ears.on_up,
         dial=fake.dial,
         rng=random.Random(1),
+        timer=timer,
     )
 
 
@@ -106,6 +107,49 @@ async def test_a_chunk_is_one_batch(
 
     assert [len(batch) for batch in ears.batches] == [100]
     assert ears.messages[7] == (b"to:a:7", b"x")
+
+
+async def test_messages_gather_after_a_costly_delivery(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, ears: Ears, nursery: trio.Nursery
+) -> None:
+    """The first message goes out at once; what comes within ten times its cost, 4 ms at most, goes out
+    together; then the first goes out at once again."""
+    at: list[float] = []
+    cost = iter([0.0, 0.0, 0.0, 0.0003, 0.0, 0.1])  # the confirmation, the first batch, the second
+    listener = listener_of(fake, ears, lambda: next(cost, 0.0))
+
+    def sink(batch: Batch) -> None:
+        ears.sink(batch)
+        at.append(trio.current_time())
+
+    listener._sink = sink
+    nursery.start_soon(listener.run)
+    await listener.wait_up()
+    await trio.sleep(1 - trio.current_time())
+    for _ in range(7):
+        await fake.push(b"to:a:b", b"x")
+        await trio.sleep(0.001)
+    await trio.sleep(0.01)
+
+    assert [len(batch) for batch in ears.batches] == [1, 3, 3]
+    assert at == pytest.approx([1.0, 1.003, 1.007])
+
+
+async def test_a_full_read_is_followed_by_the_next_at_once(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, ears: Ears, nursery: trio.Nursery
+) -> None:
+    """Where enough has gathered nothing waits, whatever a delivery costs."""
+    cost = iter(range(10_000))
+    listener = listener_of(fake, ears, lambda: next(cost))
+    nursery.start_soon(listener.run)
+    await listener.wait_up()
+    await trio.sleep(1)
+    message = pmessage(TO_ALL, b"to:a:b", b"x" * 1000)
+    begun = trio.current_time()
+    await fake.subscriber.stream.send_all(message * 200)
+    await until(lambda: listener.received == 200)
+
+    assert trio.current_time() - begun < GATHER_MAX
 
 
 async def test_everything_is_subscribed_again_before_it_is_up(

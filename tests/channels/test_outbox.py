@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tangram.channels.disconnects import IDLE, OVERLOAD, SHUTDOWN
-from tangram.channels.frames import TEXT, Encoded
+from tangram.channels.frames import TEXT, Encoded, Run
 from tangram.channels.outbox import Outbox
 
 
@@ -74,17 +74,43 @@ def test_written_bytes_make_room() -> None:
     assert outbox.pending == 700
 
 
-def test_put_many_counts_as_put_does() -> None:
+def test_a_run_counts_as_put_does() -> None:
     """A run that fits goes in whole; one that does not ends the connection at the same message as single
     puts."""
     outbox, rings = open_box(100)
-    outbox.put_many([item(60), item(60), item(40)], 160)
+    outbox.put_run(Run([item(60), item(60), item(40)]))
 
     assert outbox.disconnect is None
     assert rings == [1]
 
-    outbox.put_many([item(1)], 1)
+    outbox.put_run(Run([item(1)]))
     assert outbox.disconnect == OVERLOAD
+
+
+def test_a_run_goes_out_as_it_came() -> None:
+    """An outbox that was empty gives the run itself, which all members share, and wakes its owner once all of
+    it is there."""
+    held: list[int] = []
+    outbox = Outbox(lambda: held.append(outbox.pending), max_backlog=100)
+    run = Run([item(10), item(20)])
+    outbox.put_run(run)
+
+    assert outbox.take_all() is run
+    assert held == [30]
+
+
+def test_a_shared_run_is_never_changed() -> None:
+    """What comes behind a run, or replaces one of its messages, leaves the other members' run alone."""
+    outbox, _ = open_box(1000)
+    run = Run([item(10), item(20)])
+    outbox.put_run(run)
+    outbox.put(item(5, "k"))
+    outbox.put_run(run)
+    outbox.put(item(6, "k"))
+
+    assert [len(one.data) for one in outbox.take_all()] == [10, 20, 6, 10, 20]
+    assert [len(one.data) for one in run] == [10, 20]
+    assert outbox.pending == 66
 
 
 def test_an_exempt_message_is_never_too_much() -> None:
@@ -130,7 +156,7 @@ def test_the_first_reason_to_close_stays() -> None:
     outbox.close(IDLE)
     outbox.close(SHUTDOWN)
     outbox.put(item(10))
-    outbox.put_many([item(10)], 10)
+    outbox.put_run(Run([item(10)]))
 
     assert outbox.statistics().disconnect == IDLE
     assert len(outbox.take_all()) == 1
@@ -154,7 +180,7 @@ def test_the_backlog_is_bounded(steps: list[tuple[str, int, str | None]]) -> Non
         if step == "put":
             outbox.put(item(size, key))
         elif step == "many":
-            outbox.put_many([item(size), item(size)], 2 * size)
+            outbox.put_run(Run([item(size), item(size)]))
         elif step == "take":
             taken += sum(len(one.data) for one in outbox.take_all())
         else:

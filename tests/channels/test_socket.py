@@ -170,8 +170,8 @@ def test_a_push_is_answered_once_redis_has_it() -> None:
     assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', Reply("1", "9", "obs"))]
     assert client.heard() == []
 
-    client.socket.published(Reply("1", "9", "obs"), taken=True)
-    client.socket.published(Reply("1", "10", "obs"), taken=False)
+    client.socket.published([Reply("1", "9", "obs")])
+    client.socket.unpublished(Reply("1", "10", "obs"))
     assert client.heard() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
 
 

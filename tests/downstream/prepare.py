@@ -21,7 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HOME = Path(os.environ.get("TANGRAM_DOWNSTREAM") or ROOT / ".cache" / "downstream")
 PUBLISHED = ("tangram-system", "tangram-weather", "tangram-globe", "tangram-airports")
-TOOLS = ("annotated-types", "httpx[http2]", "psutil", "pytest", "pytest-trio", "openapi-spec-validator")
+TOOLS = (
+    "annotated-types",
+    "hypothesis",
+    "httpx[http2]",
+    "psutil",
+    "pytest",
+    "pytest-trio",
+    "openapi-spec-validator",
+)
 """What the tests of ``tests/compat`` need, which run in ``full`` as well."""
 SCRIPT_COPY = "tangram-published"
 """Where the published server's own script is kept in ``full``, before ours takes its name."""

@@ -17,7 +17,7 @@ def test_stall_is_reported_once_with_its_owner() -> None:
     watchdog = Watchdog(1.0, lambda name: "demo" if name == __file__ else None, monotonic=lambda: now)
     watchdog._loop = threading.get_ident()
     now = 0.9
-    assert watchdog.look() == pytest.approx(0.1)
+    assert watchdog.look() == pytest.approx(0.08)  # a moment early, to be there in time
     assert watchdog.statistics().stalls == 0
     with structlog.testing.capture_logs() as lines:
         now = 1.0

@@ -48,7 +48,8 @@ class Client:
 
 
 async def test_a_push_is_answered_when_the_bus_says_so() -> None:
-    """ok once Redis has taken it, unavailable otherwise; a reply after the end goes nowhere."""
+    """ok once Redis has taken it, unavailable otherwise, in the order of the pushes; a reply after the end
+    goes nowhere."""
     bus = FakeBus(hold=True)
     client = Client(make_channels(bus))
     client.join("obs")
@@ -122,6 +123,8 @@ async def test_presence_is_gathered_over_50_ms(
     clients = [Client(channels) for _ in range(100)]
     for number, client in enumerate(clients):
         client.join("obs", id_=f"id{number}")
+        if number == 50:
+            await trio.sleep(0.04)  # the window goes on
     assert bus.payloads("to:obs:presence_diff") == []
     await trio.sleep(0.06)
 
@@ -328,3 +331,21 @@ def test_what_a_scope_tells() -> None:
         "192.0.2.7", {"host": "h", "origin": "http://o"}, {"a": "1"}, "http://o", "/websocket"
     )
     assert connect_info({"client": None}).address == ""
+
+
+async def test_pushes_that_came_together_are_answered_together() -> None:
+    """The answers of one read leave as one run, once Redis has taken the last of its pushes; those of another
+    read do not wait for them."""
+    bus = FakeBus(hold=True)
+    client = Client(make_channels(bus))
+    client.join("obs")
+    client.heard()
+    client.say(["1", "2", "obs", "hello", {}], ["1", "3", "obs", "hello", {}])
+    client.say(["1", "4", "obs", "hello", {}])
+
+    bus.held[0](1)
+    assert client.heard() == []
+    bus.held[1](0)
+    assert [frame[1] for frame in client.heard()] == ["2", "3"]
+    bus.held[2](0)
+    assert [frame[1] for frame in client.heard()] == ["4"]

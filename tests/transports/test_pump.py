@@ -18,7 +18,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import OVERLOAD, RESTART
-from tangram.channels.frames import BINARY, TEXT, Encoded
+from tangram.channels.frames import BINARY, TEXT, Encoded, Run
 from tangram.channels.outbox import Outbox
 from tangram.transports.pump import CLOSE_TIME, MAX_CONTROL, Pump, PumpStatistics, frame
 
@@ -264,3 +264,19 @@ async def test_pongs_for_a_client_that_does_not_read_are_bounded(clock: Clock) -
             rig.pump.control([b"p" * 100])
 
         assert rig.wire.closed
+
+
+async def test_a_run_is_joined_once_for_all() -> None:
+    """Messages of one delivery leave in one write, and the members share the joined frames."""
+    run = Run([Encoded(TEXT, b"one"), Encoded(BINARY, b"two")])
+    async with open_rig() as one, open_rig() as other:
+        one.outbox.put_run(run)
+        wire = run.wire
+        other.outbox.put_run(run)
+
+        assert one.wire.read() == other.wire.read() == frame(run[0]) + frame(run[1])
+        assert wire is not None
+        assert run.wire is wire
+        assert one.statistics.writes == 1
+        assert one.statistics.messages == 2
+        assert one.outbox.pending == 0

@@ -102,3 +102,16 @@ def test_an_untrusted_proxy_on_this_machine_is_a_stranger() -> None:
     ours = addresses(forwarded_allow_ips=("10.0.0.1",))
 
     assert not ours.is_local(scope(host="localhost", x_forwarded_for="127.0.0.1"))
+
+
+def test_a_scope_is_as_the_trusted_proxy_tells() -> None:
+    """The address, and the scheme even where no address is told, come from a trusted proxy; all else leaves
+    the scope as it is."""
+    ours = addresses(forwarded_allow_ips=("127.0.0.1",))
+    plain = scope(host="localhost")
+
+    assert ours.forwarded(plain) is plain
+    assert ours.forwarded(scope(x_forwarded_proto="https"))["scheme"] == "https"
+    assert ours.forwarded(scope(x_forwarded_for="198.51.100.7"))["client"] == ("198.51.100.7", 0)
+    stranger = scope(x_forwarded_for="198.51.100.7", client="192.0.2.1")
+    assert ours.forwarded(stranger) is stranger

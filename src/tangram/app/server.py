@@ -17,7 +17,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.app.collector import CollectorPause
+from tangram.app.collector import ANSWERS, CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
@@ -117,7 +117,7 @@ class Server:
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
         self._lacks_redis = False
-        self._collector = CollectorPause()
+        self._collector = CollectorPause(self._later)
 
     @property
     def base_url(self) -> str:
@@ -268,6 +268,10 @@ class Server:
                 self._tell_ready()
         tree.announce(*admin_message(event))
 
+    def _later(self, call: Callable[[], None]) -> None:
+        assert self.tree is not None
+        self.tree.beyond.start_soon(_call_later, call)
+
     def _tell_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
@@ -355,6 +359,11 @@ def answer_old_names() -> None:
     from tangram.compat.names import answer_imports
 
     answer_imports()
+
+
+async def _call_later(call: Callable[[], None]) -> None:
+    await trio.sleep(ANSWERS)
+    call()
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:

@@ -56,6 +56,7 @@ class ServerProcess:
     def __init__(self, process: trio.Process, on_line: Callable[[str], None]) -> None:
         self._process = process
         self._on_line = on_line
+        # Its deadline is set by `stop`.
         self._output_scope = trio.CancelScope(shield=True)
         self.last_lines = deque[str](maxlen=_KEPT_LINES)
         """What it said last, for the error that tells why it ended."""

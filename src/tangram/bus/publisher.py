@@ -225,7 +225,11 @@ class Publisher:
                 if type(reply) is int:
                     self.published += 1
                     if done is not None:
-                        self._tell(done, reply)
+                        try:
+                            done(reply)
+                        except Exception as exc:
+                            # One caller's bug must not cost the others their answers.
+                            log.exception("a publisher's callback raised", cause=repr(exc))
                 elif isinstance(reply, hiredis.ReplyError):
                     self._refused(done, str(reply))
             if self._drained:

@@ -154,8 +154,8 @@ class Link:
         self.heard = 0
         self.cause = ""
 
-    async def receive(self) -> None:
-        """Wait for the next chunk and feed it to `reader`.
+    async def receive(self) -> int:
+        """Wait for the next chunk, feed it to `reader` and return its size: `RECEIVE_SIZE` at most.
 
         Raises:
             BrokerUnavailable: the other end has closed.
@@ -165,6 +165,7 @@ class Link:
             raise BrokerUnavailable("redis closed the connection")
         self.heard += 1
         self.reader.feed(cast("bytes", chunk))
+        return len(chunk)
 
     async def share(self, *tasks: Callable[[Link], Awaitable[None]]) -> None:
         """Run *tasks* side by side until one of them returns or meets a loss; then end the others and

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from tangram.channels.frames import MAX_FIELD, TEXT, Encoded, FrameError, Message
+from tangram.channels.frames import MAX_FIELD, REPLY, TEXT, Encoded, FrameError, Message
 
 __all__ = [
     "MAX_DEPTH",
@@ -24,6 +24,7 @@ __all__ = [
     "decode_binary",
     "decode_server",
     "decode_text",
+    "encode_acknowledgement",
     "encode_binary_broadcast",
     "encode_client",
     "encode_json",
@@ -43,8 +44,10 @@ _MANY_DIGITS: Final = b"0" * _DIGITS
 _STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
+_ACKNOWLEDGED: Final = msgspec.Raw(b'{"status":"ok","response":{}}')
+
 _PUSH: Final = 0
-_REPLY: Final = 1
+_ANSWER: Final = 1
 _BROADCAST: Final = 2
 
 
@@ -109,7 +112,7 @@ def decode_server(opcode: int, data: bytes | str) -> Message:
     if data[0] == _PUSH:
         (join_ref, topic, event), payload = _fields(data, 1, 3)
         return Message(join_ref or None, None, topic, event, payload, binary=True)
-    if data[0] == _REPLY:
+    if data[0] == _ANSWER:
         (join_ref, ref, topic, status), payload = _fields(data, 1, 4)
         return Message(join_ref or None, ref or None, topic, status, payload, binary=True)
     if data[0] == _BROADCAST:
@@ -138,12 +141,17 @@ def _fields(data: bytes, start: int, count: int) -> tuple[list[str], bytes]:
 
 def text_header(join_ref: str | None, ref: str | None, topic: str, event: str) -> bytes:
     """Everything of a text frame before its payload."""
-    return b"[%b,%b,%b,%b," % tuple(_encode_any(field) for field in (join_ref, ref, topic, event))
+    return _encode_any((join_ref, ref, topic, event))[:-1] + b","
 
 
 def encode_text(join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes) -> Encoded:
     """A text frame; ``payload`` is JSON text already."""
-    return Encoded(TEXT, text_header(join_ref, ref, topic, event) + payload + b"]")
+    return Encoded(TEXT, _encode_any((join_ref, ref, topic, event, msgspec.Raw(payload))))
+
+
+def encode_acknowledgement(join_ref: str | None, ref: str | None, topic: str) -> Encoded:
+    """What a push is answered once it is done: ``ok`` and nothing else."""
+    return Encoded(TEXT, _encode_any((join_ref, ref, topic, REPLY, _ACKNOWLEDGED)))
 
 
 def encode_binary_broadcast(topic: str, event: str) -> bytes:

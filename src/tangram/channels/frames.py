@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Self
 
 __all__ = [
     "BINARY",
@@ -26,6 +27,7 @@ __all__ = [
     "Encoded",
     "FrameError",
     "Message",
+    "Run",
 ]
 
 TEXT: Final = 1
@@ -81,3 +83,19 @@ class Encoded:
 
     def __repr__(self) -> str:
         return f"Encoded({self.opcode}, {self.data!r})"
+
+
+class Run(tuple[Encoded, ...]):  # noqa: SLOT001  # a tuple of any length takes no slots
+    """Messages that follow one another, the same object for everybody who gets all of them: the transport
+    that joins their frames keeps the result in ``wire``, so that this too is done once.
+    """
+
+    size: int
+    """Bytes of the messages' ``data``."""
+    wire: bytes | None
+
+    def __new__(cls, items: Iterable[Encoded]) -> Self:
+        run = super().__new__(cls, items)
+        run.size = sum([len(item.data) for item in run])
+        run.wire = None
+        return run

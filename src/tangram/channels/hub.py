@@ -30,6 +30,7 @@ from tangram.channels.frames import (
     REPLY,
     TEXT,
     Encoded,
+    Run,
 )
 from tangram.channels.outbox import Outbox
 from tangram.channels.presence import Presence
@@ -143,7 +144,6 @@ class Hub:
         routes = self._routes
         current: _Room | None = None
         run: list[Encoded] = []
-        size = 0
         for channel, payload in batch:
             route = routes.get(channel)
             if route is None:
@@ -157,24 +157,24 @@ class Hub:
                 self._dropped += 1
                 continue
             if run and (room is not current or item.key is not None):
-                self._spread(current, run, size)
-                run, size = [], 0
+                self._spread(current, run)
+                run = []
             if item.key is not None:
                 self._spread_one(room, item)
                 continue
             current = room
             run.append(item)
-            size += len(item.data)
         if run:
-            self._spread(current, run, size)
+            self._spread(current, run)
 
-    def _spread(self, room: _Room | None, run: list[Encoded], size: int) -> None:
+    def _spread(self, room: _Room | None, items: list[Encoded]) -> None:
         assert room is not None
+        run = Run(items)
         outboxes = room.outboxes
         if outboxes is None:
             outboxes = room.outboxes = tuple(member.outbox for member in room.members.values())
         for outbox in outboxes:
-            outbox.put_many(run, size)
+            outbox.put_run(run)
         self._messages += len(run)
         self._deliveries += len(run) * len(outboxes)
 
@@ -360,6 +360,13 @@ class Hub:
         if to.ref is not None:
             payload = codec.encode_json({"status": status, "response": response})
             outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
+
+    @staticmethod
+    def acknowledge(outbox: Outbox, replies: Sequence[Reply]) -> None:
+        """Answer ``ok`` and nothing else, to all of these at once."""
+        acknowledged = [codec.encode_acknowledgement(*to) for to in replies if to.ref is not None]
+        if acknowledged:
+            outbox.put_run(Run(acknowledged))
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(

@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 
 from tangram.channels.disconnects import OVERLOAD, Disconnect
-from tangram.channels.frames import Encoded
+from tangram.channels.frames import Encoded, Run
 
 __all__ = ["Outbox", "OutboxStatistics"]
 
@@ -39,14 +39,24 @@ class OutboxStatistics:
 class Outbox:
     """The messages of one connection on their way out."""
 
-    __slots__ = ("_items", "_keys", "_limit", "_total", "conflated", "disconnect", "max_backlog", "wake")
+    __slots__ = (
+        "_items",
+        "_keys",
+        "_limit",
+        "_total",
+        "conflated",
+        "disconnect",
+        "max_backlog",
+        "wake",
+    )
 
     def __init__(self, wake: Callable[[], None], *, max_backlog: int = MAX_BACKLOG) -> None:
         self.wake = wake
         self.max_backlog = max_backlog
         self.disconnect: Disconnect | None = None
         self.conflated = 0
-        self._items: list[Encoded] = []
+        # A Run is everybody's: it is replaced by a list of our own before anything is added to it.
+        self._items: list[Encoded] | Run = []
         self._keys: dict[str, int] = {}
         self._total = 0
         self._limit = 0
@@ -73,26 +83,41 @@ class Outbox:
             return
         if total > self._limit and not self._widen(len(item.data)):
             return
-        idle = not self._items
-        self._items.append(item)
+        items = self._items
+        idle = not items
+        if type(items) is list:
+            items.append(item)
+        else:
+            self._own().append(item)
         self._total = total
         if idle:
             self.wake()
 
-    def put_many(self, items: Sequence[Encoded], size: int) -> None:
-        """As ``put`` for each; ``size`` is the sum of their bytes. None of them may have a key."""
+    def put_run(self, run: Run) -> None:
+        """As ``put`` for each, but they go out together. None of them may have a key."""
         if self.disconnect is not None:
             return
-        total = self._total + size
+        total = self._total + run.size
         if total > self._limit:
-            for item in items:
-                self.put(item)
-            return
-        idle = not self._items
-        self._items.extend(items)
+            first = len(run[0].data)
+            if self._total or total - first > self.max_backlog:
+                for item in run:
+                    self.put(item)
+                return
+            self._limit = self.max_backlog + first
         self._total = total
-        if idle:
+        if self._items:
+            self._own().extend(run)
+        else:
+            self._items = run
             self.wake()
+
+    def _own(self) -> list[Encoded]:
+        """What waits, as a list that may be added to."""
+        items = self._items
+        if not isinstance(items, list):
+            items = self._items = list(items)
+        return items
 
     def put_exempt(self, item: Encoded) -> None:
         """Take a message that the bound must not refuse: it comes once a join, and no join could succeed
@@ -107,7 +132,7 @@ class Outbox:
         if self._total == 0:
             self._limit = self.max_backlog + size
             return True
-        self._items.clear()
+        self._items = []
         self._keys.clear()
         self.close(OVERLOAD)
         return False
@@ -119,16 +144,19 @@ class Outbox:
         if index is None:
             self._keys[item.key] = len(self._items)
             return False
-        growth = len(item.data) - len(self._items[index].data)
+        items = self._own()
+        growth = len(item.data) - len(items[index].data)
         if growth > 0 and self._total + growth > self._limit:
             return False
         self._total += growth
-        self._items[index] = item
+        items[index] = item
         self.conflated += 1
         return True
 
-    def take_all(self) -> list[Encoded]:
-        """Everything that waits. Say ``written`` with the payload bytes once they are out."""
+    def take_all(self) -> list[Encoded] | Run:
+        """Everything that waits: a Run, where that is all there is. Say ``written`` with the payload bytes
+        once they are out.
+        """
         items, self._items = self._items, []
         if self._keys:
             self._keys.clear()

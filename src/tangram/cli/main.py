@@ -17,12 +17,13 @@ from typing import NoReturn
 import click
 
 from tangram import __version__
+from tangram.cli.plugins import PluginGroup
 from tangram.errors import OperatorError
 
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=PluginGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tangram")
 def cli() -> None:
     """A plugin server: services, HTTP routes and Phoenix channels under one supervision tree."""
@@ -76,6 +77,15 @@ def chaos(
 
     names = [name.strip() for name in faults.split(",") if name.strip()]
     sys.exit(run_chaos(config_file, seed=seed, duration=duration, faults=names, only=only, report=report))
+
+
+@cli.command("plugin-test")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
+def plugin_test(path: Path) -> None:
+    """Load the plugins of the project at PATH, run them in a server of their own, restart and stop them."""
+    from tangram.cli.plugintest import test_project
+
+    test_project(path)
 
 
 def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:

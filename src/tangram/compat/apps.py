@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import structlog
 import trio
 
-from tangram.compat.core.backend import STATE
 from tangram.compat.island import IslandClosed, Resident
-from tangram.compat.state import BackendState
+from tangram.compat.state import STATE, BackendState
 from tangram.plugins.registry import cause_line
-from tangram.routing import APIRouter, Mount, RouteTable, StreamingResponse, openapi
+from tangram.routing import APIRouter, Mount, ResponseAborted, RouteTable, StreamingResponse, openapi
 from tangram.web.asgi import Receive, Scope, Send, send_json
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from tangram.compat.host import IslandHost
+    from tangram.plugins.registry import LoadedPlugin
     from tangram.routing.binding import Plan
     from tangram.web.site import AppMount
 
@@ -34,11 +33,24 @@ __all__ = ["app_of"]
 
 log = structlog.get_logger("tangram.compat")
 
+_EXCHANGE = "tangram.exchange"
+"""Where the scope keeps the request's exchange."""
+
 HANDLER_SECONDS = 1.0
 """What a handler gets to end when its client has gone or the server stops."""
 
 
-def app_of(host: IslandHost) -> AppMount | None:
+class Hosting(Protocol):
+    """What an application needs of its plugin's host."""
+
+    loaded: LoadedPlugin
+
+    @property
+    def name(self) -> str: ...
+    def running_resident(self) -> tuple[Resident, BackendState]: ...
+
+
+def app_of(host: Hosting) -> AppMount | None:
     """Its routes; ``None`` where it has none."""
     routers: list[Any] = list(host.loaded.plugin.routers)
     if not routers:
@@ -53,7 +65,7 @@ def app_of(host: IslandHost) -> AppMount | None:
 class FastApp:
     """FastAPI routers of one plugin."""
 
-    def __init__(self, host: IslandHost, routers: list[Any]) -> None:
+    def __init__(self, host: Hosting, routers: list[Any]) -> None:
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse
 
@@ -62,9 +74,11 @@ class FastApp:
         self._host = host
         self._app: FastAPI = FastAPI(title=host.name, docs_url=None, redoc_url=None, openapi_url=None)
         self._openapi: Mapping[str, Any] | None = None
+        self._reported: Exception | None = None
 
         async def failed(request: Request, error: Exception) -> JSONResponse:
-            return JSONResponse({"detail": "internal error", "id": self._report(request.scope, error)}, 500)
+            number = self._report(request.scope, error)
+            return JSONResponse({"detail": "internal error", "id": number}, 500)
 
         self._app.add_exception_handler(Exception, failed)
         for router in routers:
@@ -96,13 +110,30 @@ class FastApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             resident, state = self._host.running_resident()
-            setattr(self._app.state, STATE, state)
-            await _Exchange(resident, receive, send).run(self._app, dict(scope))
+            exchange = _Exchange(resident, receive, send)
         except IslandClosed as error:
-            await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
+            await _come_back(error, scope, send)
+            return
+        setattr(self._app.state, STATE, state)
+        try:
+            await exchange.run(self._app, {**scope, _EXCHANGE: exchange})
+        except IslandClosed as error:
+            if exchange.started:
+                raise ResponseAborted(str(error)) from None
+            await _come_back(error, scope, send)
+        # FastAPI answers what it can, and raises it again in any case.
+        except Exception as error:  # noqa: BLE001
+            if error is not self._reported:
+                self._report({**scope, _EXCHANGE: exchange}, error)
+            self._reported = None
+            if not exchange.ended and not exchange.gone:
+                raise ResponseAborted(f"the response of {scope['path']!r} broke off") from None
 
     def _report(self, scope: Mapping[str, Any], error: Exception) -> str:
         number = secrets.token_hex(8)
+        self._reported = error
+        if scope[_EXCHANGE].gone:
+            return number  # what follows from that is nobody's failure
         log.error(
             "a handler failed",
             id=number,
@@ -125,7 +156,12 @@ class _Exchange:
         self._resident = resident
         self._receive = receive
         self._send = send
-        self._started = False
+        self.started = False
+        """The application has begun to answer."""
+        self.gone = False
+        """Its client has gone."""
+        self.ended = False
+        """Its answer is whole."""
         self._orders, self._todo = trio.open_memory_channel[tuple[str, Any, Any]](16)
 
     async def run(self, app: Callable[..., Any], scope: dict[str, Any]) -> None:
@@ -144,23 +180,13 @@ class _Exchange:
         finally:
             self._orders.close()
             self._todo.close()
-            await self._end(task)
-
-    async def _end(self, task: asyncio.Task[Any]) -> None:
-        try:
             await self._resident.wait(task, stop_timeout=HANDLER_SECONDS)
-        except IslandClosed:
-            if not self._started:
-                raise
-        except Exception:
-            # FastAPI has answered, and raises it again for the server's log: it stands there already.
-            if not self._started:
-                raise
 
     async def _carry_out(self, answer: asyncio.Future[Any], function: Callable[..., Any], *args: Any) -> None:
         try:
             result = await function(*args)
         except Exception as error:  # noqa: BLE001 - the application learns that its client has gone
+            self.gone = True
             if not answer.done():
                 answer.set_exception(OSError(f"the client has gone: {error}"))
             return
@@ -171,8 +197,10 @@ class _Exchange:
         return await self._order("receive", None)
 
     async def _aio_send(self, message: Any) -> None:
-        self._started = True
+        self.started = True
         await self._order("send", message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.ended = True
 
     async def _order(self, what: str, message: Any) -> Any:
         answer = self._resident.island.loop.create_future()
@@ -183,13 +211,17 @@ class _Exchange:
         return await answer
 
 
+async def _come_back(error: IslandClosed, scope: Scope, send: Send) -> None:
+    await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
+
+
 # -- ours ----------------------------------------------------------------------------------------------------
 
 
 class TableApp:
     """Routers of ours, declared by a plugin that asked for FastAPI's."""
 
-    def __init__(self, host: IslandHost, routers: list[APIRouter]) -> None:
+    def __init__(self, host: Hosting, routers: list[APIRouter]) -> None:
         self.owner = host.name
         self._host = host
         mounts = [Mount(router, host.name, self._resolve) for router in routers]
@@ -212,7 +244,7 @@ class TableApp:
         try:
             await self._table(scope, receive, send)
         except IslandClosed as error:
-            await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
+            await _come_back(error, scope, send)
 
     def _resolve(self, kind: type) -> object:
         if kind is not BackendState:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from tangram.compat.core.config import copy_of
+from tangram.compat.configuration import copy_of
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost

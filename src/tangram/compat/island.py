@@ -22,6 +22,7 @@ import trio
 import trio_asyncio
 from trio_asyncio import _base as trio_asyncio_base
 
+from tangram.compat.mending import mend_asyncio, wait_for
 from tangram.errors import PluginError, ServiceError
 from tangram.supervision import CURRENT_LIFE, run_sync_in_thread
 
@@ -36,8 +37,8 @@ CLOSE_SECONDS = 1.0
 LEAST_SECONDS = 0.2
 """What each gets in any case, although the plugin's stop time is used up."""
 SECOND_CANCEL = 1.0
-"""When a task is cancelled a second time, because it may have swallowed the first by mistake: before Python
-3.12 ``asyncio.wait_for`` does, if what it waits for is ready in the same turn. Sooner would cut clean-ups."""
+"""When a task is cancelled a second time, because it may have swallowed the first by mistake. Sooner would
+cut clean-ups."""
 SHARE = 0.8
 """The share of a child's stop time that its asyncio task gets: the child has to end within the whole of
 it.
@@ -79,6 +80,7 @@ class Island:
 @asynccontextmanager
 async def open_island(name: str) -> AsyncIterator[Island]:
     """A loop for the length of the block; ending it ends every task that is still on it."""
+    mend_asyncio()
     crash: Exception | None = None
     async with trio_asyncio.open_loop() as loop:
         island = Island(name, loop)
@@ -273,7 +275,7 @@ def where_stands(task: asyncio.Task[Any]) -> str:
         if frame is None:
             break
         code = frame.f_code
-        if "/asyncio/" not in code.co_filename:
+        if "/asyncio/" not in code.co_filename and code is not wait_for.__code__:
             found = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
         inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
     return found

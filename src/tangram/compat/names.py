@@ -24,7 +24,7 @@ log = structlog.get_logger("tangram.compat")
 CORE: Mapping[str, str] = {
     "tangram_core": "tangram.compat.core",
     "tangram_core.backend": "tangram.compat.core.backend",
-    "tangram_core.config": "tangram.compat.core.config",
+    "tangram_core.config": "tangram.compat.configuration",
     "tangram_core.plugin": "tangram.compat.core.plugin",
     "tangram_core.redis": "tangram.compat.core.redis",
 }

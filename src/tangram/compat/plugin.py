@@ -119,7 +119,7 @@ class Plugin(NativePlugin):
     def frontend_entry(self, shown: Any) -> dict[str, Any]:
         if not _has_pydantic():
             return super().frontend_entry(shown)
-        from tangram.compat.core.config import to_frontend_manifest
+        from tangram.compat.configuration import to_frontend_manifest
 
         adapter = self.frontend_adapter()
         return {} if adapter is None else to_frontend_manifest(adapter, shown)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import structlog
 
-from tangram.compat.core.config import Config, IntoConfig, copy_of, tables_of
+from tangram.compat.configuration import Config, IntoConfig, copy_of, tables_of
 from tangram.compat.names import answer_imports
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.config import Loaded, find_config_file, load_config, load_tables
@@ -182,4 +182,6 @@ def _keep_asyncio() -> None:
     own unless a policy is set.
     """
     if "trio_asyncio" in sys.modules and sys.version_info < (3, 14):
-        asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())
+        # A program that imported trio-asyncio itself, before its loop, is on such a loop, and wants it.
+        with suppress(RuntimeError):
+            asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     import httpx
     from redis.asyncio import Redis
 
-    from tangram.compat.core.config import Config
+    from tangram.compat.configuration import Config
     from tangram.plugins.plugin import Plugin
 
-__all__ = ["BackendState", "open_http_client", "open_redis_client"]
+__all__ = ["STATE", "BackendState", "open_http_client", "open_redis_client"]
+
+STATE = "backend_state"
+"""Where a plugin's application keeps the state: ``request.app.state.backend_state``."""
 
 _HIDDEN = frozenset({"subscribe", "aclose"})
 """What of the shared state awaits on Trio, and would fail on an asyncio loop."""

@@ -27,6 +27,11 @@ BEATS = 5
 nothing.
 """
 
+EARLY = 0.02
+"""Share of ``stall_after`` by which a stall is told early: a loop that is blocked so long will be for the
+rest, and its name is to be there when the time is over.
+"""
+
 
 @attrs.frozen
 class Stall:
@@ -113,8 +118,9 @@ class Watchdog:
         is due.
         """
         since = self._monotonic() - self._beat
-        if since < self.stall_after:
-            return self.stall_after - since
+        due = self.stall_after * (1.0 - EARLY)
+        if since < due:
+            return due - since
         if self._standing is None and self._loop is not None:
             self._report(since)
         return self.stall_after / BEATS

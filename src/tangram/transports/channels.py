@@ -114,6 +114,40 @@ class ChannelsStatistics:
     """Reason of the disconnect to how often."""
 
 
+class _Open:
+    """Pushes that came together and wait for Redis: their answers leave together too.
+
+    They are lines of one pipeline, whose outcomes come in its order, so that the last is not later than the
+    first by more than a read.
+    """
+
+    __slots__ = ("at", "handing", "replies", "socket", "taken")
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.replies: list[Reply] = []
+        self.taken: list[Reply] = []
+        self.at = 0
+        self.handing = True
+        """While they are handed over an outcome is that of the one that is being handed over."""
+
+    def done(self, outcome: int | Exception) -> None:
+        """The outcome of the next."""
+        if self.handing:
+            reply = self.replies.pop()
+        else:
+            reply = self.replies[self.at]
+            self.at += 1
+        if isinstance(outcome, int):
+            self.taken.append(reply)
+            if self.at < len(self.replies):
+                return
+        taken, self.taken = self.taken, []
+        self.socket.published(taken)
+        if not isinstance(outcome, int):
+            self.socket.unpublished(reply)
+
+
 class Session:
     """One connection, as a transport sees it: feed it frames, empty its ``outbox``, say when it is
     ``gone``.
@@ -144,16 +178,20 @@ class Session:
         sent.
         """
         now = self.last_seen = trio.current_time()
+        open_ = _Open(self.socket)
+        receive, carry_out = self.socket.receive, self._carry_out
         for opcode, data in frames:
             if self.outbox.disconnect is not None or self._channels.ended:
-                return
+                break
             try:
                 message = decode(opcode, data)
             except FrameError as error:
                 self._channels.note_malformed(self, error)
-                self.carry_out(self.socket.malformed(now))
+                carry_out(self.socket.malformed(now), open_)
             else:
-                self.carry_out(self.socket.receive(message))
+                carry_out(receive(message), open_)
+        open_.handing = False
+        self._channels.touch()
 
     def alive(self) -> None:
         """Something arrived that is no message (a pong): the peer is still there."""
@@ -161,19 +199,23 @@ class Session:
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what the socket machine asks for."""
+        open_ = _Open(self.socket)
+        self._carry_out(effects, open_)
+        open_.handing = False
+        self._channels.touch()
+
+    def _carry_out(self, effects: Sequence[Effect], open_: _Open) -> None:
         for effect in effects:
             if isinstance(effect, Publish):
-                reply = effect.reply
-                done = None if reply is None else partial(self._published, reply)
+                done = None
+                if effect.reply is not None:
+                    open_.replies.append(effect.reply)
+                    done = open_.done
                 self._channels.publish(effect.channel, effect.payload, done)
             elif isinstance(effect, Authorize):
                 self._channels.authorize(self, effect)
             else:
                 self.outbox.close(effect)
-        self._channels.touch()
-
-    def _published(self, reply: Reply, outcome: int | Exception) -> None:
-        self.socket.published(reply, taken=not isinstance(outcome, Exception))
 
     def gone(self) -> None:
         """The connection has ended, whoever ended it. May be said twice."""

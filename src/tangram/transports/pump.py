@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -23,10 +23,10 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import GONE
-from tangram.channels.frames import TEXT, Encoded
+from tangram.channels.frames import TEXT, Encoded, Run
 from tangram.channels.outbox import Outbox
 
-__all__ = ["Pump", "PumpStatistics", "Wire", "frame"]
+__all__ = ["Pump", "PumpStatistics", "Wire", "frame", "join"]
 
 log = structlog.get_logger("tangram.transports")
 
@@ -86,6 +86,12 @@ def frame(item: Encoded) -> bytes:
     return wire
 
 
+def join(run: Run) -> bytes:
+    """The frames of a run in one piece; kept in ``run.wire``."""
+    run.wire = wire = b"".join([item.wire or frame(item) for item in run])
+    return wire
+
+
 class Pump:
     """Writes one WebSocket."""
 
@@ -135,8 +141,8 @@ class Pump:
     def wake(self) -> None:
         """The outbox has something new: send all of it, if the socket is free."""
         if self._rest is None:
-            if not self.corked:
-                self.flush()
+            if not self.corked and self._send_all():
+                self._spawn(self._write_rest)
         elif self._outbox.disconnect is not None:
             self._begin_end()
             self.connection.write_deadline = min(self.connection.write_deadline, self.end_at)
@@ -199,6 +205,9 @@ class Pump:
             if self.protocol.extensions:
                 data += self._compress(items)
                 credit = sum(len(item.data) for item in items)
+            elif isinstance(items, Run):
+                wire = items.wire or join(items)
+                data, credit = data + wire if data else wire, items.size
             elif len(items) == 1 and not data:
                 item = items[0]
                 data, credit = item.wire or frame(item), len(item.data)
@@ -215,7 +224,7 @@ class Pump:
                 data += b"".join(self.protocol.data_to_send())
         return data, credit
 
-    def _compress(self, items: list[Encoded]) -> bytes:
+    def _compress(self, items: Sequence[Encoded]) -> bytes:
         for item in items:
             if item.opcode == TEXT:
                 self.protocol.send_text(item.data)

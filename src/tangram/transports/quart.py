@@ -74,10 +74,9 @@ class _QuartConnection:
         self._socket = socket
 
     async def receive(self) -> bytes | str:
-        # quart-trio cancels the handler when the peer goes, so that no end has to be told here. An empty
-        # binary frame arrives as None: it takes the first of ``bytes`` and ``text`` that is not empty.
-        data: bytes | str | None = await self._socket.receive()
-        return b"" if data is None else data
+        # quart-trio cancels the handler when the peer goes, so that no end has to be told here.
+        data: bytes | str = await self._socket.receive()
+        return data
 
     async def send(self, item: Encoded) -> None:
         await self._socket.send(item.data.decode() if item.opcode == TEXT else item.data)

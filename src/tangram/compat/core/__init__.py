@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from tangram.compat import configuration as config  # noqa: F401 - a public name
+from tangram.compat.configuration import Config
 from tangram.compat.core import backend as backend
-from tangram.compat.core import config as config
 from tangram.compat.core import plugin as plugin
 from tangram.compat.core.backend import InjectBackendState
-from tangram.compat.core.config import Config
 from tangram.compat.plugin import Plugin
 from tangram.compat.state import BackendState
 

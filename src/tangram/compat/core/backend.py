@@ -7,7 +7,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from tangram.compat.core.config import (
+from tangram.compat.configuration import (
     Config,
     FrontendConfig,
     core_into_frontend_config,
@@ -15,7 +15,7 @@ from tangram.compat.core.config import (
     to_frontend_manifest,
 )
 from tangram.compat.names import has_fastapi
-from tangram.compat.state import BackendState
+from tangram.compat.state import STATE, BackendState
 
 if TYPE_CHECKING:
     from tangram.compat.plugin import Plugin
@@ -36,9 +36,6 @@ __all__ = [
     "resolve_frontend",
     "to_frontend_manifest",
 ]
-
-STATE = "backend_state"
-"""Where the application keeps the state: ``request.app.state.backend_state``."""
 
 if TYPE_CHECKING or has_fastapi():
     # Not as a name of this module: routes are bound by resolving the annotation of ``request``.
@@ -68,7 +65,7 @@ get_state.__annotations__ = {
 
 def __getattr__(name: str) -> Any:
     if name == "DEFAULT_THEMES":
-        from tangram.compat.core.config import default_themes
+        from tangram.compat.configuration import default_themes
 
         return default_themes()
     raise AttributeError(f"module 'tangram_core.backend' has no attribute {name!r}")

@@ -8,56 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import structlog
 import trio
-from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
-from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import ABUSE, BUSY, CRASH, GONE, RESTART, SHUTDOWN, TOO_BIG, Refusal
-from tangram.channels.frames import BINARY, TEXT
 from tangram.transports.channels import Channels, Session, connect_info
 from tangram.transports.engine import Scope
 from tangram.transports.native.connection import READ_SIZE, HttpConnection
+from tangram.transports.native.frames import Inbox
 from tangram.transports.native.handshake import prepare_upgrade
 from tangram.transports.native.head import BadHead, Request
 from tangram.transports.pump import Pump
 
-__all__ = ["CONTROL", "ChannelSocket", "Frames", "serve_channel"]
+__all__ = ["ChannelSocket", "serve_channel"]
 
 log = structlog.get_logger("tangram.transports")
-
-CONTROL: Final = 8
-"""Opcodes from here on are control frames (RFC 6455, section 5.2)."""
 
 _RETRY: Final = b"retry-after: 1\r\n"
 
 _wait_readable = trio.lowlevel.wait_readable
-
-
-class Frames:
-    """Whole messages from frames: fragments are put together, within the protocol's bound."""
-
-    __slots__ = ("_opcode", "_parts")
-
-    def __init__(self) -> None:
-        self._opcode = 0
-        self._parts: list[bytes] = []
-
-    def add(self, frame: Frame) -> tuple[int, bytes] | None:
-        """The message that this frame completes, if it does. Not for control frames."""
-        if frame.fin and not self._parts and frame.opcode is not Opcode.CONT:
-            return TEXT if frame.opcode is Opcode.TEXT else BINARY, bytes(frame.data)
-        if frame.opcode is not Opcode.CONT:
-            self._opcode = int(frame.opcode)
-        self._parts.append(bytes(frame.data))
-        if not frame.fin:
-            return None
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return self._opcode, data
 
 
 async def serve_channel(
@@ -91,7 +63,8 @@ async def serve_channel(
         # Before the handshake is over, so that the client hears of it.
         log.exception("a connection cannot be set up", address=info.address)
         raise BadHead(500, CRASH.reason) from None
-    socket = ChannelSocket(connection, upgrade.protocol, session, pump, ping_interval)
+    inbox = Inbox(upgrade.protocol, channels.settings.max_message)
+    socket = ChannelSocket(connection, inbox, session, pump, ping_interval)
     connection.upgraded = socket
     try:
         await connection.write(upgrade.response(admission.subprotocol))
@@ -121,23 +94,23 @@ def _refused(refusal: Refusal) -> BadHead:
 class ChannelSocket:
     """One accepted connection."""
 
-    __slots__ = ("_connection", "_frames", "_ping_interval", "_pinged", "_protocol", "_pump", "_session")
+    __slots__ = ("_connection", "_inbox", "_ping_interval", "_pinged", "_protocol", "_pump", "_session")
 
     def __init__(
         self,
         connection: HttpConnection,
-        protocol: ServerProtocol,
+        inbox: Inbox,
         session: Session,
         pump: Pump,
         ping_interval: float,
     ) -> None:
         self._connection = connection
-        self._protocol = protocol
+        self._inbox = inbox
+        self._protocol = inbox.protocol
         self._session = session
         self._pump = pump
         self._ping_interval = ping_interval
         self._pinged = trio.current_time()
-        self._frames = Frames()
 
     # What the engine asks of it.
 
@@ -186,16 +159,11 @@ class ChannelSocket:
     def _take(self, data: bytes) -> bool:
         """The bytes of one read; answers whether to go on reading."""
         protocol, session, pump = self._protocol, self._session, self._pump
-        protocol.receive_data(data)
-        messages: list[tuple[int, bytes | str]] = []
-        add = self._frames.add
-        for event in cast("list[Frame]", protocol.events_received()):
-            if event.opcode >= CONTROL:
-                session.alive()
-                continue
-            message = add(event)
-            if message is not None:
-                messages.append(message)
+        inbox = self._inbox
+        controls = inbox.controls
+        messages = inbox.feed(data)
+        if inbox.controls != controls:
+            session.alive()
         pump.corked = True
         try:
             if messages:

@@ -17,9 +17,9 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
 from tangram.transports.engine import ClientGone, Message, Scope, failures_of
-from tangram.transports.native.channels import CONTROL, Frames
 from tangram.transports.native.connection import HttpConnection
 from tangram.transports.native.exchange import AHEAD_BYTES, only_gone
+from tangram.transports.native.frames import CONTROL, Frames
 from tangram.transports.native.handshake import Upgrade
 from tangram.transports.native.response import BadResponse, build_head, simple_response
 

@@ -1,0 +1,332 @@
+/* Many WebSocket clients in one thread, so that what they cost is not what is measured.
+
+   clients PORT PATH TOPIC TOKEN COUNT WINDOW: connects COUNT clients, WINDOW at a time, joins each to TOPIC with
+   TOKEN, prints the seconds that this took, and reads. PATH "-" is a plain socket: frames come without asking.
+
+   On its input: "reset" forgets what was counted; "report" prints it; "push MESSAGES RATE BATCH" has the clients
+   push MESSAGES in all, RATE a second, BATCH in one write; "leave" closes all. */
+#include "common.h"
+
+enum { CONNECTING, UPGRADING, JOINING, JOINED, GONE };
+
+struct client {
+    int fd, state;
+    char *in, *out;
+    size_t have, room, out_size, out_done;
+    int64_t messages, last, began, replies, refused;
+};
+
+static struct client *clients;
+static int count, window, epoll, plain, started, joined, gone, port;
+static const char *path, *topic, *token;
+static int64_t messages, disordered, bytes_read, reads, replies, refused;
+static int64_t begun;
+static int64_t push_total, push_sent, push_begun, push_batch;
+static double push_gap;
+static int next_pusher;
+
+static void want(struct client *it, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.u32 = (uint32_t)(it - clients)};
+    epoll_ctl(epoll, EPOLL_CTL_MOD, it->fd, &event);
+}
+
+static void end(struct client *it) {
+    if (it->state == GONE) return;
+    it->state = GONE;
+    gone++;
+    close(it->fd);
+}
+
+static void flush_out(struct client *it) {
+    while (it->out_done < it->out_size) {
+        ssize_t sent = send(it->fd, it->out + it->out_done, it->out_size - it->out_done, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0) {
+            if (errno == EAGAIN) {
+                want(it, EPOLLIN | EPOLLOUT);
+                return;
+            }
+            end(it);
+            return;
+        }
+        it->out_done += (size_t)sent;
+    }
+    it->out_size = it->out_done = 0;
+    want(it, EPOLLIN);
+}
+
+/* A text frame, masked with zeros as the standard allows. */
+static size_t frame(char *to, const char *text, size_t length) {
+    size_t head = 6;
+    to[0] = (char)0x81;
+    if (length < 126) {
+        to[1] = (char)(0x80 | length);
+    } else {
+        to[1] = (char)(0x80 | 126);
+        to[2] = (char)(length >> 8);
+        to[3] = (char)(length & 255);
+        head = 8;
+    }
+    memset(to + head - 4, 0, 4);
+    memcpy(to + head, text, length);
+    return head + length;
+}
+
+static void start(struct client *it) {
+    struct sockaddr_in address = loopback(port);
+    it->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (it->fd < 0) die("socket");
+    never_block(it->fd);
+    no_delay(it->fd);
+    it->began = now_ns();
+    it->last = -1;
+    if (connect(it->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS) die("connect");
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.u32 = (uint32_t)(it - clients)};
+    epoll_ctl(epoll, EPOLL_CTL_ADD, it->fd, &event);
+}
+
+static void say(struct client *it, const char *data, size_t size) {
+    memcpy(it->out, data, size);
+    it->out_size = size;
+    it->out_done = 0;
+    flush_out(it);
+}
+
+static void connected(struct client *it) {
+    char request[1024];
+    if (plain) {
+        it->state = JOINED;
+        joined++;
+        want(it, EPOLLIN);
+        return;
+    }
+    int length = sprintf(request,
+                         "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+                         path, port);
+    it->state = UPGRADING;
+    say(it, request, (size_t)length);
+}
+
+static void upgraded(struct client *it) {
+    char text[2048], out[2100];
+    int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"}]", topic, token);
+    it->state = JOINING;
+    say(it, out, frame(out, text, (size_t)length));
+}
+
+static void heard(struct client *it, const char *text, size_t size) {
+    if (it->state == JOINING) {
+        if (memmem(text, size, "phx_reply", 9)) {
+            if (!memmem(text, size, "\"ok\"", 4)) {
+                fprintf(stderr, "join refused: %.*s\n", (int)size, text);
+                exit(1);
+            }
+            it->state = JOINED;
+            joined++;
+            count_latency(now_ns() - it->began);
+        }
+        return;
+    }
+    size_t look = size < 160 ? size : 160;
+    const char *number = memmem(text, look, "{\"n\":", 5);
+    const char *stamp = number ? memmem(number, look - (size_t)(number - text), "\"t\":", 4) : NULL;
+    if (!stamp) {
+        if (push_total && memmem(text, look, "phx_reply", 9)) {
+            replies++;
+            refused += memmem(text, size, "\"ok\"", 4) == NULL;
+        }
+        return;
+    }
+    int64_t n = strtoll(number + 5, NULL, 10), at = strtoll(stamp + 4, NULL, 10);
+    messages++;
+    it->messages++;
+    if (n <= it->last) disordered++;
+    it->last = n;
+    count_latency(now_ns() - at);
+}
+
+/* Whole frames from the front of the buffer; answers the bytes that they were. */
+static size_t take_frames(struct client *it) {
+    size_t at = 0;
+    while (it->have - at >= 2) {
+        unsigned char *head = (unsigned char *)it->in + at;
+        size_t size = head[1] & 127, skip = 2;
+        if (size == 126) {
+            if (it->have - at < 4) break;
+            size = (size_t)head[2] << 8 | head[3];
+            skip = 4;
+        } else if (size == 127) {
+            if (it->have - at < 10) break;
+            size = 0;
+            for (int i = 2; i < 10; i++) size = size << 8 | head[i];
+            skip = 10;
+        }
+        if (it->have - at < skip + size) {
+            if (skip + size > it->room) {
+                it->room = skip + size + 65536;
+                it->in = realloc(it->in, it->room);
+            }
+            break;
+        }
+        if ((head[0] & 15) == 8) {
+            fprintf(stderr, "closed with %d: %.*s\n", size >= 2 ? head[skip] << 8 | head[skip + 1] : 0,
+                    size > 2 ? (int)size - 2 : 0, size > 2 ? (char *)head + skip + 2 : "");
+            end(it);
+            return 0;
+        }
+        if ((head[0] & 15) <= 2) heard(it, (char *)head + skip, size);
+        at += skip + size;
+    }
+    return at;
+}
+
+static void readable(struct client *it) {
+    if (it->have == it->room) {
+        it->room *= 2;
+        it->in = realloc(it->in, it->room);
+    }
+    ssize_t got = recv(it->fd, it->in + it->have, it->room - it->have, MSG_DONTWAIT);
+    if (got < 0 && errno == EAGAIN) return;
+    if (got <= 0) {
+        if (it->state == UPGRADING) {
+            fprintf(stderr, "closed while it upgraded\n");
+            exit(1);
+        }
+        end(it);
+        return;
+    }
+    reads++;
+    bytes_read += got;
+    it->have += (size_t)got;
+    size_t used = 0;
+    if (it->state == UPGRADING) {
+        char *stop = memmem(it->in, it->have, "\r\n\r\n", 4);
+        if (!stop) return;
+        if (memcmp(it->in + 9, "101", 3)) {
+            fprintf(stderr, "not upgraded: %.*s\n", (int)it->have, it->in);
+            exit(1);
+        }
+        used = (size_t)(stop + 4 - it->in);
+        memmove(it->in, it->in + used, it->have - used);
+        it->have -= used;
+        upgraded(it);
+    }
+    used = take_frames(it);
+    if (it->state == GONE) return;
+    memmove(it->in, it->in + used, it->have - used);
+    it->have -= used;
+}
+
+static void push_due(void) {
+    static char text[512];
+    int64_t now = now_ns();
+    int64_t due = (int64_t)((double)(now - push_begun) / push_gap) + push_batch;
+    if (due > push_total) due = push_total;
+    int tried = 0;
+    while (push_sent < due && tried < count) {
+        struct client *it = &clients[next_pusher];
+        next_pusher = (next_pusher + 1) % count;
+        if (it->state != JOINED || it->out_size) {
+            tried++;
+            continue;
+        }
+        tried = 0;
+        size_t size = 0;
+        for (int i = 0; i < push_batch && push_sent < push_total; i++, push_sent++) {
+            int length = sprintf(text, "[\"1\",\"%lld\",\"%s\",\"push\",", (long long)push_sent + 10, topic);
+            length += payload(text + length, push_sent, now, 200);
+            text[length++] = ']';
+            size += frame(it->out + size, text, (size_t)length);
+        }
+        it->out_size = size;
+        it->out_done = 0;
+        flush_out(it);
+    }
+}
+
+static void report(void) {
+    int64_t least = INT64_MAX, most = 0;
+    for (int i = 0; i < count; i++) {
+        if (clients[i].messages < least) least = clients[i].messages;
+        if (clients[i].messages > most) most = clients[i].messages;
+    }
+    printf("{\"messages\": %lld, \"least\": %lld, \"most\": %lld, \"closed\": %d, \"disordered\": %lld, \"reads\": %lld, "
+           "\"bytes\": %lld, \"pushed\": %lld, \"replies\": %lld, \"refused\": %lld, ",
+           (long long)messages, (long long)least, (long long)most, gone, (long long)disordered, (long long)reads,
+           (long long)bytes_read, (long long)push_sent, (long long)replies, (long long)refused);
+    print_percentiles();
+    printf(", \"cpu_seconds\": %.6f}\n", cpu_seconds());
+    fflush(stdout);
+}
+
+static int command(void) {
+    char line[256];
+    ssize_t got = read(0, line, sizeof line - 1);
+    if (got <= 0) return 0;
+    line[got] = 0;
+    if (!strncmp(line, "reset", 5)) {
+        clear_latencies();
+        messages = disordered = bytes_read = reads = replies = refused = 0;
+        for (int i = 0; i < count; i++) clients[i].messages = 0, clients[i].last = -1;
+        puts("{}");
+        fflush(stdout);
+    } else if (!strncmp(line, "report", 6)) {
+        report();
+    } else if (!strncmp(line, "push", 4)) {
+        long long total, rate, batch;
+        if (sscanf(line, "push %lld %lld %lld", &total, &rate, &batch) != 3) return 0;
+        push_total = total;
+        push_batch = batch;
+        push_sent = 0;
+        push_gap = 1e9 / (double)rate;
+        push_begun = now_ns();
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 7) return 2;
+    port = atoi(argv[1]);
+    path = argv[2];
+    plain = !strcmp(path, "-");
+    topic = argv[3];
+    token = argv[4];
+    count = atoi(argv[5]);
+    window = atoi(argv[6]);
+    clients = calloc((size_t)count, sizeof *clients);
+    for (int i = 0; i < count; i++) {
+        clients[i].room = 16384;
+        clients[i].in = malloc(clients[i].room);
+        clients[i].out = malloc(32768);
+    }
+    epoll = epoll_create1(0);
+    struct epoll_event input = {.events = EPOLLIN, .data.u32 = UINT32_MAX}, events[512];
+    epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);
+    begun = now_ns();
+    int told = 0;
+    for (;;) {
+        while (started < count && started - joined - gone < window) start(&clients[started++]);
+        if (!told && joined == count) {
+            told = 1;
+            printf("{\"seconds\": %.6f, ", (double)(now_ns() - begun) / 1e9);
+            print_percentiles();
+            printf("}\n");
+            fflush(stdout);
+        }
+        int ready = epoll_wait(epoll, events, 512, push_sent < push_total ? 1 : -1);
+        for (int i = 0; i < ready; i++) {
+            if (events[i].data.u32 == UINT32_MAX) {
+                if (!command()) return 0;
+                continue;
+            }
+            struct client *it = &clients[events[i].data.u32];
+            if (it->state == GONE) continue;
+            if (it->state == CONNECTING && events[i].events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) connected(it);
+            else if (events[i].events & EPOLLOUT) flush_out(it);
+            if (it->state != GONE && events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) readable(it);
+        }
+        if (push_sent < push_total) push_due();
+    }
+}

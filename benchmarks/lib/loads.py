@@ -1,0 +1,111 @@
+"""What the servers are given to do: C programs on the other processors."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from typing import Any
+
+from .processes import GIVE_UP, LOAD_CPUS, Process, build, cpu_seconds, pinned
+
+TOPIC = "bench"
+CHANNEL = "to:bench:tick"
+PATH = "/websocket?vsn=2.0.0"
+
+PATIENCE = 4.0
+"""Seconds that a server has for what is left when the last message was published."""
+
+
+class Clients:
+    """Joined WebSocket clients in a process of their own."""
+
+    def __init__(self, port: int, token: str, count: int, *, window: int = 32, path: str = PATH) -> None:
+        command = [str(build("clients")), str(port), path, TOPIC, token, str(count), str(window)]
+        self.count = count
+        self.process = Process(command, cpus=LOAD_CPUS, pipes=True)
+        self.joined = self.process.read_json()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        self.process.write_line(command)
+        return self.process.read_json()
+
+    def tell(self, command: str) -> None:
+        self.process.write_line(command)
+
+    def end(self) -> None:
+        self.process.end()
+
+
+def publish(redis_port: int, messages: int, rate: float, size: int, burst: int = 1) -> dict[str, Any]:
+    """``messages`` of ``size`` bytes, ``rate`` bursts a second; returns when Redis has taken all."""
+    command = [str(build("publish")), str(redis_port), CHANNEL, *map(str, (messages, rate, size, burst))]
+    done = subprocess.run(
+        pinned(command, LOAD_CPUS),
+        check=True,
+        capture_output=True,
+        timeout=GIVE_UP + messages / burst / rate * 4,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def request(port: int, data: bytes, requests: int, connections: int) -> dict[str, Any]:
+    """``requests`` times the same request over ``connections`` connections, one at a time on each."""
+    command = [str(build("http")), str(port), str(connections), str(requests)]
+    done = subprocess.run(
+        pinned(command, LOAD_CPUS), check=True, capture_output=True, input=data, timeout=300
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+class Listening:
+    """Counts what is published on ``from:bench:push``: whether all that was pushed has arrived."""
+
+    def __init__(self, redis_port: int) -> None:
+        self.count = 0
+        self._socket = socket.create_connection(("127.0.0.1", redis_port))
+        self._socket.sendall(b"SUBSCRIBE from:bench:push\r\n")
+        self._socket.recv(65536)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        rest = b""
+        needle = b"from:bench:push\r\n"
+        while data := self._socket.recv(1 << 20):
+            data = rest + data
+            self.count += data.count(needle)
+            rest = data[-(len(needle) - 1) :]
+            if rest.endswith(needle):
+                rest = b""
+
+    def wait(self, count: int, *, quiet: float = 3.0) -> None:
+        """Return when *count* have come, or nothing has for *quiet* seconds."""
+        before, since = self.count, time.monotonic()
+        while self.count < count and time.monotonic() - since < quiet:
+            time.sleep(0.02)
+            if self.count != before:
+                before, since = self.count, time.monotonic()
+
+    def end(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(GIVE_UP)
+        self._socket.close()
+
+
+def wait_delivered(clients: Clients, pid: int, wanted: int, *, at_most: float = PATIENCE) -> dict[str, Any]:
+    """The clients' report, once they have *wanted* messages, or nothing more comes."""
+    until = time.monotonic() + at_most
+    report = clients.ask("report")
+    before, cpu = -1, 0.0
+    while report["messages"] < wanted and time.monotonic() < until:
+        if report["messages"] == before and cpu_seconds(pid) - cpu < 0.02:
+            break
+        before, cpu = report["messages"], cpu_seconds(pid)
+        time.sleep(0.3)
+        report = clients.ask("report")
+    return report

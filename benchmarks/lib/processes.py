@@ -1,0 +1,224 @@
+"""Programs of a benchmark: built, started, pinned, measured by what the operating system says, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+CPUS = sorted(os.sched_getaffinity(0))
+SERVER_CPU = str(CPUS[0])
+LOAD_CPUS = ",".join(map(str, CPUS[1:] or CPUS))
+"""What is measured has a processor to itself, as far as the machine has two: else it would be measured how
+well the scheduler moves it about."""
+
+GIVE_UP = 30.0
+"""Seconds for anything to become ready or to end."""
+
+NOT_COUNTED = ("valkey", "redis")
+"""Brokers are children of nobody here, but if one is, it is not what is measured."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def build(name: str) -> Path:
+    """Compile ``benchmarks/c/NAME.c``, where that is newer than its program."""
+    source = ROOT / "benchmarks" / "c" / f"{name}.c"
+    program = CACHE / "bench" / name
+    newest = max(path.stat().st_mtime for path in source.parent.iterdir())
+    if not program.exists() or program.stat().st_mtime < newest:
+        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            sys.exit("the benchmarks need a C compiler: install gcc or clang")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([compiler, "-O2", "-o", str(program), str(source)], check=True)
+    return program
+
+
+def pinned(command: Sequence[str], cpus: str) -> list[str]:
+    taskset = shutil.which("taskset")
+    return [taskset, "-c", cpus, *command] if taskset else list(command)
+
+
+def make_environment(name: str, *packages: str) -> Path:
+    """The Python of an environment of its own under .cache, with *packages* from PyPI; made once."""
+    folder = CACHE / name
+    python = folder / "bin" / "python"
+    stamp = folder / ".installed"
+    wanted = " ".join(packages)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"installing {wanted} into {folder.relative_to(ROOT)}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+    subprocess.run(install, check=True)
+    stamp.write_text(wanted)
+    return python
+
+
+class Process:
+    """A server: started, and ended whatever happens."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cpus: str = SERVER_CPU,
+        environ: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        pipes: bool = False,
+    ) -> None:
+        out = log.open("ab") if log is not None else None
+        self.log = log
+        self._process = subprocess.Popen(
+            pinned(command, cpus),
+            env=dict(environ) if environ is not None else None,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else out or subprocess.DEVNULL,
+            stderr=out or (None if pipes else subprocess.DEVNULL),
+            text=True,
+        )
+        if out is not None:
+            out.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def read_line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args!r} ended with status {self._process.wait(GIVE_UP)}")
+        return line
+
+    def read_json(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.read_line())
+        return answer
+
+    def write_line(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        if self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(GIVE_UP)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(GIVE_UP)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+@contextmanager
+def running(process: Process) -> Iterator[Process]:
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def below(pid: int) -> list[int]:
+    """A process and everything below it."""
+    found = [pid]
+    for it in found:
+        with suppress(OSError):
+            for task in Path(f"/proc/{it}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, all its threads, and all below it but a broker."""
+    total = 0
+    for it in below(pid):
+        with suppress(OSError):
+            stat = Path(f"/proc/{it}/stat").read_text()
+            name = stat[stat.index("(") + 1 : stat.rindex(")")]
+            fields = stat.rpartition(")")[2].split()
+            if not name.startswith(NOT_COUNTED):
+                # utime, stime, and those of children that were waited for
+                total += sum(map(int, fields[11:15]))
+    return total / TICKS
+
+
+def memory_bytes(pid: int) -> int:
+    """Proportional set size of a process and all below it but a broker."""
+    total = 0
+    for it in below(pid):
+        with suppress(OSError):
+            if Path(f"/proc/{it}/comm").read_text().startswith(NOT_COUNTED):
+                continue
+            for line in Path(f"/proc/{it}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def wait_quiet(pid: int, *, at_most: float = 4.0) -> None:
+    """Return once the server has stopped working on what it was given, or after *at_most* seconds."""
+    until = time.monotonic() + at_most
+    before = cpu_seconds(pid)
+    while time.monotonic() < until:
+        time.sleep(0.15)
+        now = cpu_seconds(pid)
+        if now - before <= 0.02:
+            return
+        before = now
+
+
+def wait_for_port(port: int, process: Process) -> None:
+    until = time.monotonic() + GIVE_UP
+    while time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if not process.running:
+            break
+        time.sleep(0.02)
+    told = process.log.read_text()[-2000:] if process.log is not None else ""
+    sys.exit(f"no server came up on port {port}\n{told}")
+
+
+class Valkey(Process):
+    """A broker for one server alone."""
+
+    def __init__(self, folder: Path) -> None:
+        from tangram.broker.embedded import find_server, server_arguments
+
+        self.port = free_port()
+        super().__init__(
+            list(server_arguments(find_server(), self.port)),
+            cpus=LOAD_CPUS,
+            log=folder / f"valkey-{self.port}.log",
+        )
+        wait_for_port(self.port, self)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"

@@ -1,0 +1,199 @@
+"""Medians, tables in Markdown, and plots in SVG."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from .processes import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+COLOURS = ("#2563eb", "#9ca3af", "#f59e0b", "#dc2626", "#7c3aed")
+
+Sample = Mapping[str, float]
+
+
+def medians(samples: Sequence[Sample]) -> dict[str, float]:
+    """Of each figure the median; of what went wrong the sum: none lost in the median is not none lost."""
+    return {
+        name: (sum if name in {"lost", "closed", "refused", "disordered"} else statistics.median)(
+            [sample[name] for sample in samples]
+        )
+        for name in samples[0]
+    }
+
+
+@dataclass
+class Results:
+    """What was measured: samples by workload and contender, in the order in which they first came."""
+
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+
+    def add(self, workload: str, contender: str, sample: Sample) -> None:
+        self.samples.setdefault(workload, {}).setdefault(contender, []).append(sample)
+        figures = "  ".join(f"{name} {show(value)}" for name, value in sample.items())
+        print(f"{workload:34} {contender:24} {figures}", flush=True)
+
+    def median(self, workload: str, contender: str) -> dict[str, float] | None:
+        samples = self.samples.get(workload, {}).get(contender)
+        return medians(samples) if samples else None
+
+    def value(self, workload: str, contender: str, name: str) -> float:
+        """NaN for what was not measured."""
+        return (self.median(workload, contender) or {}).get(name, math.nan)
+
+
+@dataclass
+class Target:
+    """A promise: what, the figure, and how far it may go."""
+
+    what: str
+    value: float
+    bound: float
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def row(self) -> list[str]:
+        sign = "&ge;" if self.at_least else "&le;"
+        verdict = "not measured" if math.isnan(self.value) else "met" if self.met else "**missed**"
+        return [
+            self.what,
+            f"{show(self.value)} {self.unit}",
+            f"{sign} {show(self.bound)} {self.unit}",
+            verdict,
+        ]
+
+
+def show(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    if value == int(value) and abs(value) < 1e7:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def results_table(results: Results, columns: Mapping[str, str], workloads: Sequence[str]) -> str:
+    """``columns``: the name of a figure to its heading. A figure that nobody has is left out."""
+    rows = [
+        [workload, contender, *(show(results.value(workload, contender, name)) for name in columns)]
+        for workload in workloads
+        for contender in results.samples.get(workload, {})
+    ]
+    return table(["workload", "server", *columns.values()], rows)
+
+
+LOAD_BEFORE = os.getloadavg()[0]
+"""Who else works: with more than a few tenths the latencies are those of a busy machine."""
+
+
+def machine() -> str:
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return (
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} x {model}, "
+        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
+        f"load average before: {LOAD_BEFORE:.1f}"
+    )
+
+
+def write(name: str, text: str, plot: str, *, quick: bool) -> None:
+    """``results/NAME.md`` and ``.svg``; a quick run's go to ``results/quick`` and are not kept."""
+    folder = RESULTS / "quick" if quick else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.svg").write_text(plot)
+    sys.stdout.write(f"\n{text}\nwritten to {folder.relative_to(ROOT)}/{name}.md and {name}.svg\n")
+
+
+# Plots: bars on a logarithmic axis, because what is compared differs by powers of ten.
+
+LABELS, WIDTH, BAR, GAP = 250, 900, 14, 14
+
+
+def plot(title: str, results: Results, figure: str, unit: str, workloads: Sequence[str]) -> str:
+    """One panel of bars: each workload's contenders beside one another."""
+    contenders = list(dict.fromkeys(who for one in workloads for who in results.samples.get(one, {})))
+    bars: list[tuple[str, str, float]] = [
+        (workload, who, value)
+        for workload in workloads
+        for who in results.samples.get(workload, {})
+        if (value := results.value(workload, who, figure)) > 0
+    ]
+    if not bars:
+        return ""
+    low = 10 ** math.floor(math.log10(min(value for *_, value in bars)) - 0.01)
+    high = 10 ** math.ceil(math.log10(max(value for *_, value in bars)) + 0.15)
+    span = math.log10(high / low)
+
+    def x(value: float) -> float:
+        return LABELS + (WIDTH - LABELS - 60) * math.log10(value / low) / span
+
+    out = [f'<text x="10" y="24" class="title">{escape(title)}</text>']
+    for number, who in enumerate(contenders):
+        left = LABELS + number * 160
+        out.append(
+            f'<rect x="{left}" y="36" width="12" height="12" fill="{COLOURS[number % len(COLOURS)]}"/>'
+        )
+        out.append(f'<text x="{left + 17}" y="46">{escape(who)}</text>')
+    y = 66.0
+    grid_top = y - 6
+    before = ""
+    for workload, who, value in bars:
+        if workload != before:
+            y += GAP if before else 0
+            out.append(f'<text x="10" y="{y + 11:.0f}">{escape(workload)}</text>')
+            before = workload
+        colour = COLOURS[contenders.index(who) % len(COLOURS)]
+        out.append(rect(LABELS, y, x(value) - LABELS, BAR - 2, colour))
+        out.append(f'<text x="{x(value) + 5:.1f}" y="{y + 10:.0f}" class="value">{show(value)}</text>')
+        y += BAR
+    grid = []
+    step = low
+    while step <= high * 1.001:
+        grid.append(
+            f'<line x1="{x(step):.1f}" y1="{grid_top}" x2="{x(step):.1f}" y2="{y + 4:.0f}" class="grid"/>'
+        )
+        grid.append(f'<text x="{x(step):.1f}" y="{y + 18:.0f}" class="value">{step:g} {escape(unit)}</text>')
+        step *= 10
+    return f'<g data-height="{y + 40:.0f}">' + "\n".join(grid + out) + "</g>"
+
+
+def rect(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.0f}" width="{width:.1f}" height="{height:.0f}" fill="{colour}"/>'
+
+
+def svg(*panels: str) -> str:
+    """The panels below one another."""
+    y, body = 0.0, []
+    for panel in filter(None, panels):
+        height = float(panel.split('"', 2)[1])
+        body.append(f'<g transform="translate(0 {y:.0f})">{panel}</g>')
+        y += height
+    style = (
+        "text{font:12px system-ui,sans-serif;fill:#111}.title{font-weight:600;font-size:14px}"
+        ".value{font-size:11px;fill:#444}.grid{stroke:#e5e7eb}"
+    )
+    size = f'viewBox="0 0 {WIDTH} {y:.0f}" width="{WIDTH}" height="{y:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
+    return head + rect(0, 0, WIDTH, y, "white") + "\n" + "\n".join(body) + "\n</svg>\n"

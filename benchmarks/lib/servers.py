@@ -1,0 +1,128 @@
+"""Who is measured: tangram on either engine, the published tangram-core as a black box, and FastAPI."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .processes import GIVE_UP, ROOT, Process, Valkey, free_port, make_environment, wait_for_port
+
+PLUGIN = ROOT / "benchmarks" / "plugin"
+FASTAPI = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson")
+
+
+class Server:
+    """One server with a broker of its own."""
+
+    def __init__(self, name: str, process: Process, port: int, valkey: Valkey | None = None) -> None:
+        self.name = name
+        self.process = process
+        self.port = port
+        """Where its HTTP routes are; for a published tangram-core, where its channels are."""
+        self.valkey = valkey
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def redis_port(self) -> int:
+        assert self.valkey is not None
+        return self.valkey.port
+
+    def token(self, topic: str) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        body = json.dumps({"channel": topic})
+        connection.request("POST", "/token", body, {"content-type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        connection.close()
+        token: str = answer["token"]
+        return token
+
+    def end(self) -> None:
+        self.process.end()
+        if self.valkey is not None:
+            self.valkey.end()
+
+
+def _environ(folder: Path, **more: str) -> Mapping[str, str]:
+    names = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    own = {name: str(folder / name.lower()) for name in names}
+    return {"PATH": os.environ["PATH"], "HOME": str(folder), **own, **more}
+
+
+def start_tangram(folder: Path, engine: str = "native", *, routes: bool = False) -> Server:
+    """``python -m tangram serve`` with an external broker, access log off, and nothing else changed."""
+    name = f"tangram-{engine}"
+    folder = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = folder / "tangram_bench-0.1.0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tangram_bench\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text("[tangram.plugins]\ntangram_bench = tangram_bench:plugin\n")
+    valkey, port = Valkey(folder), free_port()
+    config = folder / "tangram.toml"
+    plugins = ["tangram_bench"] if routes else []
+    config.write_text(
+        f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{valkey.url}"\n[server]\nport = {port}\n'
+        f'engine = "{engine}"\n'
+    )
+    path = os.pathsep.join(map(str, (folder, PLUGIN, ROOT / "src")))
+    command = [sys.executable, "-m", "tangram", "serve", "--config", str(config)]
+    log = folder / "log"
+    process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=log)
+    wait_for_port(port, process)
+    _wait_ready(port)
+    return Server(name, process, port, valkey)
+
+
+def _wait_ready(port: int) -> None:
+    until = time.monotonic() + GIVE_UP
+    while time.monotonic() < until:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/-/readyz")
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        if answer.status == http.HTTPStatus.OK:
+            return
+        time.sleep(0.05)
+    sys.exit("tangram was not ready in time")
+
+
+def start_published(folder: Path) -> Server:
+    """The tangram-core of PyPI, seen from outside only: its command, its configuration, its sockets."""
+    python = make_environment("tangram-core-venv", "tangram-core")
+    folder = folder / "tangram-core"
+    folder.mkdir(parents=True, exist_ok=True)
+    valkey, port, channel = Valkey(folder), free_port(), free_port()
+    config = folder / "tangram.toml"
+    config.write_text(
+        f'[core]\nplugins = []\nredis_url = "{valkey.url}"\nlog_level = "WARNING"\n[server]\nport = {port}\n'
+        f'[channel]\nport = {channel}\njwt_secret = "a secret of the benchmark, long enough"\n'
+    )
+    command = [str(python.parent / "tangram"), "serve", "--config", str(config)]
+    process = Process(command, environ=_environ(folder), log=folder / "log")
+    wait_for_port(channel, process)
+    return Server("tangram-core", process, channel, valkey)
+
+
+def start_fastapi(folder: Path, loop: str, parser: str) -> Server:
+    """FastAPI on uvicorn: ``loop`` and ``parser`` are uvicorn's --loop and --http."""
+    python = make_environment("bench-venv", *FASTAPI)
+    name = f"fastapi-{loop}-{parser}"
+    folder = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        *(str(python), "-m", "uvicorn", "fastapi_app:app", "--app-dir", str(PLUGIN), "--port", str(port)),
+        *("--loop", loop, "--http", parser, "--no-access-log", "--log-level", "warning"),
+    ]
+    process = Process(command, environ=_environ(folder), log=folder / "log")
+    wait_for_port(port, process)
+    return Server(name, process, port)

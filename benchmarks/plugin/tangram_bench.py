@@ -1,0 +1,42 @@
+"""The routes that are measured, as a plugin. ``fastapi_app`` has the same ones."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import attrs
+
+import tangram
+
+router = tangram.APIRouter(prefix="/bench")
+
+megabyte = Path(tempfile.mkdtemp(prefix="bench-")) / "megabyte.bin"
+megabyte.write_bytes(bytes(range(256)) * 4096)
+
+
+@attrs.frozen
+class Aircraft:
+    icao24: str
+    callsign: str
+    altitude: int
+    latitude: float
+    longitude: float
+
+
+@router.get("/aircraft/{altitude}")
+async def aircraft(altitude: int) -> Aircraft:
+    return Aircraft("3944ef", "AFR123", altitude, 43.6, 1.44)
+
+
+@router.post("/aircraft")
+async def add(aircraft: Aircraft) -> Aircraft:
+    return aircraft
+
+
+@router.get("/megabyte")
+async def file() -> tangram.FileResponse:
+    return tangram.FileResponse(megabyte)
+
+
+plugin = tangram.Plugin(routers=[router])

@@ -1,0 +1,178 @@
+"""Requests under load: tangram's native routes, and Hypercorn's, beside FastAPI on uvicorn.
+
+    python benchmarks/requests.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
+
+The same routes on each, access log off; 32 keep-alive connections, one request at a time on each, from a C
+program on another processor. CPU is what the operating system says of the server's threads and children.
+Rounds are interleaved, and medians shown. Results go to ``benchmarks/results/requests.md`` and ``.svg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.lib.loads import request
+from benchmarks.lib.processes import cpu_seconds
+from benchmarks.lib.report import Results, Sample, Target, machine, plot, results_table, svg, table, write
+from benchmarks.lib.servers import Server, start_fastapi, start_tangram
+
+NATIVE, HYPERCORN = "tangram", "tangram on Hypercorn"
+ASYNCIO, ASYNCIO_HTTPTOOLS, UVLOOP = (
+    "FastAPI, asyncio",
+    "FastAPI, asyncio + httptools",
+    "FastAPI, uvloop + httptools",
+)
+SERVERS: dict[str, Callable[[Path], Server]] = {
+    NATIVE: partial(start_tangram, routes=True),
+    HYPERCORN: partial(start_tangram, engine="hypercorn", routes=True),
+    ASYNCIO: partial(start_fastapi, loop="asyncio", parser="h11"),
+    ASYNCIO_HTTPTOOLS: partial(start_fastapi, loop="asyncio", parser="httptools"),
+    UVLOOP: partial(start_fastapi, loop="uvloop", parser="httptools"),
+}
+CONNECTIONS = 32
+HEADERS = b"Host: 127.0.0.1\r\nUser-Agent: benchmark\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
+BODY = b'{"icao24":"3944ef","callsign":"AFR123","altitude":31000,"latitude":43.6,"longitude":1.44}'
+
+
+@dataclass(frozen=True)
+class Route:
+    name: str
+    request: bytes
+    requests: int
+    """In a full round; Hypercorn gets a quarter."""
+
+
+ROUTES = (
+    Route(
+        "path parameter, five fields",
+        b"GET /bench/aircraft/31000 HTTP/1.1\r\n" + HEADERS + b"\r\n",
+        20_000,
+    ),
+    Route(
+        "JSON body, there and back",
+        b"POST /bench/aircraft HTTP/1.1\r\n" + HEADERS + b"Content-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+        20_000,
+    ),
+    Route("file of 1 MiB", b"GET /bench/megabyte HTTP/1.1\r\n" + HEADERS + b"\r\n", 1_000),
+)
+
+
+def ask(server: Server, route: Route, count: int) -> Sample:
+    request(server.port, route.request, max(count // 20, CONNECTIONS), CONNECTIONS)
+    cpu = cpu_seconds(server.pid)
+    took = request(server.port, route.request, count, CONNECTIONS)
+    cpu = cpu_seconds(server.pid) - cpu
+    return {
+        "per_second": count / took["seconds"],
+        "cpu_us": cpu / count * 1e6,
+        "p50_ms": took["p50_ms"],
+        "p99_ms": took["p99_ms"],
+    }
+
+
+def measure(options: argparse.Namespace) -> Results:
+    results = Results()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for name in options.servers:
+            servers[name] = SERVERS[name](Path(folder))
+            stack.callback(servers[name].end)
+        for _ in range(options.rounds):
+            for route in ROUTES:
+                if options.only and not any(word in route.name for word in options.only):
+                    continue
+                for name, server in servers.items():
+                    count = route.requests // (8 if options.quick else 1) // (4 if name == HYPERCORN else 1)
+                    results.add(route.name, name, ask(server, route, count))
+    return results
+
+
+def targets(results: Results) -> list[Target]:
+    first = ROUTES[0].name
+
+    def against(name: str, figure: str) -> float:
+        ours, theirs = results.value(first, NATIVE, figure), results.value(first, name, figure)
+        return ours / theirs if figure == "per_second" else theirs / ours
+
+    speed, cpu = f"requests/s, {first}", f"CPU a request, {first}"
+    return [
+        Target(f"{speed}: ours to {ASYNCIO}", against(ASYNCIO, "per_second"), 3, "x", at_least=True),
+        Target(f"{speed}: ours to {UVLOOP}", against(UVLOOP, "per_second"), 1, "x", at_least=True),
+        Target(f"{cpu}: {ASYNCIO} to ours", against(ASYNCIO, "cpu_us"), 3, "x", at_least=True),
+        Target(f"{cpu}: {UVLOOP} to ours", against(UVLOOP, "cpu_us"), 1, "x", at_least=True),
+    ]
+
+
+HEAD = """# Requests
+
+{machine}. Medians of {rounds} interleaved rounds, {connections} keep-alive connections, one request at a
+time on each, one process a server, access logs off.
+
+*FastAPI, asyncio* is uvicorn as `pip install uvicorn` gives it (asyncio's own loop, h11); the other two have
+httptools, and the last one uvloop as well.
+"""
+
+
+def text(results: Results, options: argparse.Namespace) -> str:
+    names = [route.name for route in ROUTES]
+    columns = {
+        "per_second": "requests/s",
+        "cpu_us": "CPU us a request",
+        "p50_ms": "p50 ms",
+        "p99_ms": "p99 ms",
+    }
+    return "\n".join(
+        [
+            HEAD.format(machine=machine(), rounds=options.rounds, connections=CONNECTIONS),
+            "## Promised\n",
+            table(["what", "measured", "target", ""], [target.row() for target in targets(results)]),
+            "## Routes\n",
+            results_table(results, columns, names),
+            "![plot](requests.svg)\n",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
+    parser.add_argument("--rounds", type=int, help="default: 5; quick: 1")
+    parser.add_argument("--only", nargs="*", default=[], help="routes whose name contains one of these")
+    parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    try:
+        results = measure(options)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}\n{error.stderr!r}")
+    told = text(results, options)
+    if options.no_write:
+        print("\n" + told)
+        return
+    names = [route.name for route in ROUTES]
+    picture = svg(
+        plot("requests a second", results, "per_second", "/s", names),
+        plot("CPU a request, microseconds", results, "cpu_us", "us", names),
+    )
+    write("requests", told, picture, quick=options.quick)
+    missed = [target.what for target in targets(results) if not target.met]
+    if missed:
+        print("missed:", "; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Commands that plugins bring along: ``python -m tangram NAME ...``, imported only when asked for.
+
+A plugin is asked by its names (entry point, distribution, module, with or without ``tangram_`` in front)
+first; the name that its Typer application gives itself may be another, so then all installed ones are asked,
+one after another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import click
+
+from tangram.config.names import normalise
+from tangram.errors import PluginError
+
+__all__ = ["PluginGroup"]
+
+
+class PluginGroup(click.Group):
+    """The command line's group: our commands, and those of installed plugins."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Ours first; a plugin cannot take the name of one."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name.startswith("-"):
+            return own
+        return _command_of_plugin(cmd_name)
+
+
+def _command_of_plugin(name: str) -> click.Command | None:
+    for made in _commands(name):
+        if made.name is not None and normalise(made.name) == normalise(name):
+            return made
+    return None
+
+
+def _commands(name: str) -> Iterator[click.Command]:
+    """The commands of installed plugins, those first that are probably meant."""
+    from tangram.plugins.discovery import Candidate, scan
+    from tangram.plugins.registry import load_plugins
+
+    wanted = {normalise(name), f"tangram_{normalise(name)}"}
+
+    def unlikely(one: Candidate) -> bool:
+        return not wanted & {normalise(it) for it in (one.name, one.dist_name, one.module)}
+
+    for candidate in sorted(scan(), key=unlikely):
+        loaded = load_plugins(
+            [candidate.name], entry_points=[candidate.entry_point], on_foreign=_answer_old_names
+        )
+        for failure in loaded.failures:
+            _complain(str(failure.error))
+        for one in loaded.plugins:
+            if one.plugin.get_typer is None:
+                continue
+            try:
+                yield _command(one.plugin.get_typer(), one.name)
+            # An author's function: whatever it says costs its own commands.
+            except Exception as error:  # noqa: BLE001
+                _complain(f"the commands of plugin {one.name!r} cannot be made: {error!r}")
+
+
+def _command(app: Any, plugin: str) -> click.Command:
+    """A Typer application, or a click command, under its own name."""
+    if isinstance(app, click.Command):
+        return _Foreign(str(app.name), app)
+    # Whoever hands us a Typer application has it installed; we do not ask for it.
+    group: Any = import_module("typer.main").get_group(app)
+    name = app.info.name if isinstance(app.info.name, str) else group.name
+    if not name:
+        raise PluginError(
+            f"its Typer application has no name: write typer.Typer(name={plugin!r})", plugin=plugin
+        )
+    return _Foreign(name, group)
+
+
+class _Foreign(click.Command):
+    """Hands its words over as they are: Typer may have a click of its own inside, which does not know
+    ours.
+    """
+
+    def __init__(self, name: str, command: Any) -> None:
+        words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+        super().__init__(
+            name,
+            params=[words],
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+        )
+        self._command = command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs it to its end, which is the end of the process."""
+        self._command.main(args=list(ctx.params["words"]), prog_name=f"tangram {self.name}")
+
+
+def _answer_old_names() -> None:
+    from tangram.compat.names import answer_imports
+
+    answer_imports()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"tangram: {text}\n")

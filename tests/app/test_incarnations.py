@@ -1,0 +1,246 @@
+"""What one incarnation leaves to the next: nothing; and what is left after it: nothing either."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+import tangram
+from tangram.client import Channel
+from tangram.errors import Refused
+from tangram.testing import RunningTangram, open_tangram
+from tests.app.helpers import Journal, make_plugin
+
+pytestmark = pytest.mark.slow
+
+FREELY = {"supervisor": {"root_restarts": 1000, "plugin_restarts": 1000, "backoff_initial": 0.0}}
+mark: contextvars.ContextVar[int] = contextvars.ContextVar("mark", default=0)
+
+
+async def crash(running: RunningTangram, child: str) -> None:
+    count = running.server.ready_count
+    running.crash(child)
+    await running.wait_ready(count + 1)
+
+
+async def test_context_variables_are_fresh_in_each_incarnation() -> None:
+    """What a service sets in its context is gone when it starts anew, and its sibling never sees it."""
+    seen: list[int] = []
+    plugin = tangram.Plugin()
+
+    @plugin.register_service(priority=1)
+    async def first(state: tangram.BackendState) -> None:
+        seen.append(mark.get())
+        mark.set(7)
+        await trio.sleep_forever()
+
+    @plugin.register_service(priority=2)
+    async def second(state: tangram.BackendState) -> None:
+        seen.append(mark.get())
+        await trio.sleep_forever()
+
+    async with open_tangram([plugin], FREELY) as running:
+        await crash(running, "plugin:plugin")
+        await crash(running, "web")
+
+    assert seen == [0] * 6
+
+
+async def test_state_and_attributes_are_fresh_in_each_incarnation() -> None:
+    """What a plugin hangs on the state is not there for the next incarnation."""
+    seen: list[bool] = []
+
+    @asynccontextmanager
+    async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
+        seen.append(hasattr(state, "mine"))
+        state.mine = "mine"
+        yield
+
+    async with open_tangram([tangram.Plugin(lifespan=lifespan)], FREELY) as running:
+        await crash(running, "bus")
+
+    assert seen == [False, False]
+
+
+async def test_what_a_clean_up_raises_is_no_crash() -> None:
+    """A plugin that raises while it is stopped, in service and lifespan, costs no restart and no window."""
+    plugin = tangram.Plugin()
+    stops = 0
+
+    @plugin.register_service()
+    async def rude(state: tangram.BackendState) -> None:
+        nonlocal stops
+        try:
+            await trio.sleep_forever()
+        finally:
+            stops += 1
+            raise ConnectionError("the client of somebody else raises when it is closed")
+
+    async with open_tangram([plugin], FREELY) as running:
+        await running.server.restart()
+        await crash(running, "web")
+        tree = running.server.tree
+        assert tree is not None
+        assert tree.incarnation is not None
+        shown = {child.name: child for child in tree.incarnation.statistics().children}
+
+    assert stops == 3
+    assert [event.child for event in running.events if event.kind == "restarting"] == ["web"]
+    assert shown["plugin:plugin"].restarts == 0
+    assert running.status == 0
+
+
+async def test_tear_down_runs_although_the_server_was_cancelled() -> None:
+    """Lifespans are left in every end: a crash, a planned restart, a stop."""
+    journal = Journal()
+    async with open_tangram([make_plugin(journal)], FREELY) as running:
+        await crash(running, "web")
+        await running.server.restart()
+
+    assert journal.lines.count("probe lifespan in") == journal.lines.count("probe lifespan out") == 3
+    assert journal.lines[-1] == "probe lifespan out"
+
+
+def tasks() -> Counter[str]:
+    root = trio.lowlevel.current_root_task()
+    waiting = [root] if root is not None else []
+    names: Counter[str] = Counter()
+    while waiting:
+        task = waiting.pop()
+        names[task.name] += 1
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return names
+
+
+async def look() -> tuple[Counter[str], int, int, int]:
+    """Tasks, threads, file descriptors, asyncio tasks."""
+    await trio.sleep(0.3)
+    gc.collect()
+    threads = [one for one in threading.enumerate() if not one.name.startswith("Trio thread")]
+    running = [one for one in gc.get_objects() if isinstance(one, asyncio.Task) and not one.done()]
+    return tasks(), len(threads), sum(1 for _ in Path("/proc/self/fd").iterdir()), len(running)  # noqa: ASYNC240
+
+
+async def test_nothing_is_left_after_restarts() -> None:
+    """Tasks, threads, file descriptors and asyncio tasks are as many as before, after crashes of each part
+    and planned restarts, with a client connected.
+    """
+    plugin = make_plugin(Journal())
+
+    @plugin.register_service()
+    async def remember(state: tangram.BackendState) -> None:
+        await state.redis_client.set("born", "yes")  # opens an asyncio loop in each incarnation
+        await trio.sleep_forever()
+
+    async with open_tangram([plugin], FREELY) as running, running.open_socket() as socket:
+        token = (await tangram.fetch_token(running.url, "probe")).token
+        channel = await socket.join("probe", token=token)
+        await crash(running, "web")
+        await rejoined(channel, 2)
+        before = await look()
+        joins = channel.joins
+        for number, part in enumerate(("plugin:probe", "bus", "channels", "web", "state")):
+            await crash(running, part)
+            await rejoined(channel, joins + 2 * number + 1)
+            await running.server.restart()
+            await rejoined(channel, joins + 2 * number + 2)
+        after = await look()
+
+    assert after == before
+
+
+async def rejoined(channel: Channel, times: int) -> None:
+    with trio.fail_after(10):
+        while channel.joins < times:
+            await channel.receive()
+
+
+async def test_a_restart_does_not_wait_for_clients_that_do_not_answer() -> None:
+    """Who is connected to the old incarnation is told to come back beside the new one's start: a client that
+    never answers delays nobody.
+    """
+    async with open_tangram([make_plugin(Journal())], FREELY) as running:
+        port = int(running.url.rsplit(":", 1)[1])
+        deaf = [await open_deaf(port) for _ in range(5)]
+        for restart in (
+            running.server.restart,
+            lambda: crash(running, "web"),
+            lambda: crash(running, "channels"),
+        ):
+            began = trio.current_time()
+            await restart()
+            took = trio.current_time() - began
+            assert took < 1.0  # a close that is not answered is waited for 2 s
+        for stream in deaf:
+            await stream.aclose()
+
+
+async def open_deaf(port: int) -> trio.SocketStream:
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    await stream.send_all(
+        b"GET /websocket HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    await stream.receive_some(4096)
+    return stream
+
+
+@pytest.mark.parametrize("part", ["web", "channels", "plugin:probe"])
+async def test_clients_of_the_old_incarnation_are_told_1012_and_the_new_one_hears_nothing_of_them(
+    part: str,
+) -> None:
+    """After a crash each client is told by the close code for a restart, and members of the new incarnation
+    are not told that those of the old one left.
+    """
+    async with open_tangram([make_plugin(Journal())], FREELY) as running:
+        token = (await tangram.fetch_token(running.url, "probe")).token
+        heard: list[str] = []
+        async with running.open_socket(reconnect=False) as old:
+            channel = await old.join("probe", token=token)
+            await channel.receive()
+            await crash(running, part)
+            async with running.open_socket() as new:
+                admin = await tangram.fetch_token(running.url, "admin", bearer=operator(running))
+                watcher = await new.join("admin", token=admin.token)
+                with trio.fail_after(5):
+                    async for _ in channel:  # until the connection is closed
+                        pass
+                with trio.move_on_after(0.3):
+                    while True:
+                        heard.append((await watcher.receive()).name)
+            assert old.close_code == 1012
+
+    assert "channel.leave" not in heard
+    assert "channel.remove" not in heard
+
+
+def operator(running: RunningTangram) -> str:
+    return running.operator["authorization"].removeprefix("Bearer ")
+
+
+async def test_an_old_connection_is_not_heard_any_more() -> None:
+    """What a client still sends to an incarnation that has ended is not published by the next one."""
+    async with open_tangram([make_plugin(Journal())], FREELY) as running:
+        token = (await tangram.fetch_token(running.url, "probe")).token
+        async with running.open_socket(reconnect=False) as old:
+            channel = await old.join("probe", token=token)
+            await crash(running, "web")
+            tree = running.server.tree
+            assert tree is not None
+            assert tree.state is not None
+            async with tree.state.subscribe("from:probe:*") as published:
+                with pytest.raises((tangram.ChannelClosed, trio.TooSlowError, Refused)), trio.fail_after(2):
+                    await channel.push("hello", {})
+                with trio.move_on_after(0.3) as nothing:
+                    await anext(published)
+
+    assert nothing.cancelled_caught

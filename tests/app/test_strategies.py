@@ -1,0 +1,233 @@
+"""Who restarts when what crashes: each row of the table, under each strategy, over the whole server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+import tangram
+from tangram.bus.topics import redact
+from tangram.client import Channel
+from tangram.errors import Refused
+from tangram.supervision import Strategy
+from tangram.testing import RunningTangram, free_port, open_tangram
+from tests.app.helpers import Journal, make_plugin
+from tests.e2e.test_broker import find_binary
+
+pytestmark = pytest.mark.slow
+
+PARTS = ["state", "bus", "plugin:probe", "plugin:other", "channels", "web"]
+STRATEGIES: list[Strategy] = ["one_for_all", "rest_for_one", "one_for_one"]
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+@asynccontextmanager
+async def open_two(strategy: Strategy, **core: str) -> AsyncIterator[RunningTangram]:
+    plugins = [make_plugin(Journal()), make_plugin(Journal(), "other")]
+    async with open_tangram(plugins, {"supervisor": {"strategy": strategy}, "core": core}) as running:
+        yield running
+
+
+def expected(strategy: Strategy, crashed: str) -> list[str]:
+    """Who is started anew, in order."""
+    at = PARTS.index(crashed)
+    return {"one_for_all": PARTS, "rest_for_one": PARTS[at:], "one_for_one": [crashed]}[strategy]
+
+
+def started(running: RunningTangram, after: int) -> list[str]:
+    return [
+        str(event.child)
+        for event in running.events[after:]
+        if (event.supervisor, event.kind) == ("incarnation", "started")
+    ]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what nobody tells."""
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+async def crash(running: RunningTangram, child: str) -> list[str]:
+    """Crash it; who was started until all is up."""
+    mark = len(running.events)
+    running.crash(child)
+    await running.wait_event("crashed", child, after=mark)
+    await until(
+        lambda: any((one.kind, one.supervisor) == ("ready", "incarnation") for one in running.events[mark:])
+    )
+    return started(running, mark)
+
+
+async def charged(running: RunningTangram) -> dict[str, int]:
+    """Restarts in each window that has any."""
+    tree = running.server.tree
+    assert tree is not None
+    await until(lambda: tree.incarnation is not None)  # ready is told a moment before it is put there
+    assert tree.incarnation is not None
+    statistics = tree.incarnation.statistics()
+    windows = {child.name: child.window for child in statistics.children} | {"root": statistics.window}
+    return {name: window.used for name, window in windows.items() if window is not None and window.used}
+
+
+@every_strategy
+async def test_row_of_a_plugin(strategy: Strategy) -> None:
+    """A plugin's crash restarts whom the strategy names, and is charged to that plugin alone."""
+    async with open_two(strategy) as running:
+        assert await crash(running, "plugin:probe") == expected(strategy, "plugin:probe")
+        assert await charged(running) == {"plugin:probe": 1}
+        assert (await running.http.get("/probe/value")).json()["value"] == 42
+        assert (await running.http.get("/other/value")).json()["value"] == 42
+
+
+@every_strategy
+@pytest.mark.parametrize("part", ["bus", "channels", "web"])
+async def test_row_of_the_core(strategy: Strategy, part: str) -> None:
+    """A crash of bus, channels or web restarts whom the strategy names, is charged to the root, and messages
+    flow again.
+    """
+    async with open_two(strategy) as running, joined(running) as channel:
+        await channel.receive()
+        assert await crash(running, part) == expected(strategy, part)
+        assert await charged(running) == {"root": 1}
+        assert (await running.http.get("/-/readyz")).status_code == 200
+        await hear_again(running, channel)
+
+
+async def test_a_bus_that_restarts_alone_tells_members_of_the_gap() -> None:
+    """Under ``one_for_one`` members keep their connection over a crash of the bus, and are told by phx_error
+    that they may have missed something.
+    """
+    async with open_two("one_for_one") as running, joined(running) as channel:
+        await channel.receive()
+        joins = channel.joins
+        await crash(running, "bus")
+        with trio.fail_after(10):
+            while channel.joins == joins:
+                await channel.receive()
+
+        assert channel.joins == joins + 1
+
+
+@every_strategy
+async def test_row_of_the_embedded_broker(strategy: Strategy) -> None:
+    """The broker's end restarts it and the whole incarnation under any strategy, charged to the root."""
+    async with open_two(strategy) as running, joined(running) as channel:
+        await channel.receive()
+        tree = running.server.tree
+        assert tree is not None
+        assert tree.broker is not None
+        pid = tree.broker.statistics().pid
+        assert pid is not None
+        mark = len(running.events)
+        os.kill(pid, signal.SIGKILL)
+        await running.wait_ready(2)
+
+        assert started(running, mark) == PARTS
+        assert await charged(running) == {"root": 1}
+        await hear_again(running, channel)
+
+
+@asynccontextmanager
+async def open_redis(port: int) -> AsyncIterator[None]:
+    """A Redis of somebody else's."""
+    command = [str(find_binary()), "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@every_strategy
+async def test_row_of_an_external_redis(strategy: Strategy) -> None:
+    """An external Redis that goes away restarts nobody: plugins wait, pushes answer error, members hear
+    phx_error and then messages once it is back.
+    """
+    port = free_port()
+    async with open_outage(strategy, port) as (running, channel):
+        assert [event.kind for event in running.events if event.kind in {"crashed", "quarantined"}] == []
+        with pytest.raises(Refused, match="unavailable"):
+            await channel.push("hello", {})
+        readyz = await running.http.get("/-/readyz")
+        answer = await running.http.get("/other/value")
+        joins = channel.joins
+        async with open_redis(port):
+            await hear_again(running, channel)
+            with trio.fail_after(10):
+                while channel.joins == joins:  # phx_error made it join anew
+                    await channel.receive()
+
+        assert readyz.status_code == 503
+        assert answer.status_code in {200, 503}
+        assert await charged(running) == {}
+        assert started(running, 0) == PARTS
+        assert running.redis_url == redact(f"redis://127.0.0.1:{port}")
+
+
+@asynccontextmanager
+async def open_outage(strategy: Strategy, port: int) -> AsyncIterator[tuple[RunningTangram, Channel]]:
+    """A server whose Redis was there, and is away now."""
+    async with trio.open_nursery() as nursery:
+        redis = await nursery.start(_keep_redis, port)
+        async with open_two(strategy, redis_url=f"redis://127.0.0.1:{port}") as running:
+            async with joined(running) as channel:
+                await channel.receive()
+                redis.cancel()
+                tree = running.server.tree
+                assert tree is not None
+                bus = tree.bus
+                assert bus is not None
+                await until(lambda: not bus.up)
+                await trio.sleep(0.5)
+                yield running, channel
+        nursery.cancel_scope.cancel()
+
+
+async def _keep_redis(port: int, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        async with open_redis(port):
+            await trio.sleep(0.1)
+            task_status.started(scope)
+            await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def joined(running: RunningTangram) -> AsyncIterator[Channel]:
+    """A client that is a member of the topic of ``probe``, and comes back by itself."""
+    token = await tangram.fetch_token(running.url, "probe")
+    async with running.open_socket() as socket:
+        yield await socket.join("probe", token=token.token)
+
+
+async def hear_again(running: RunningTangram, channel: Channel) -> None:
+    """A message that is published from now on arrives."""
+    number = len(running.events) + 1000
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_publish, running, number)
+            while True:
+                event = await channel.receive()
+                if event.name == "mark" and event.payload == {"n": number}:
+                    break
+            nursery.cancel_scope.cancel()
+
+
+async def _publish(running: RunningTangram, number: int) -> None:
+    tree = running.server.tree
+    assert tree is not None
+    while True:
+        if tree.bus is not None and tree.bus.up:
+            tree.bus.publish_nowait("to:probe:mark", b'{"n":%d}' % number)
+        await trio.sleep(0.02)

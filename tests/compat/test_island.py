@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import structlog
+import trio
+from trio.testing import MockClock
+
+from tangram.compat.island import Island, IslandClosed, Resident, open_island, where_stands
+from tangram.errors import ServiceError
+
+
+def nothing() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+async def island(autojump_clock: MockClock) -> AsyncIterator[Island]:
+    async with open_island("test") as island:
+        yield island
+
+
+async def test_results_and_errors_come_back(island: Island, autojump_clock: MockClock) -> None:
+    """What the function returns is the call's value, and what it raises is raised, as it was."""
+    resident = Resident(island, "demo")
+
+    async def work(number: int) -> int:
+        await asyncio.sleep(1)
+        return number + 1
+
+    async def fail() -> None:
+        await asyncio.sleep(1)
+        raise LookupError("not there")
+
+    assert await resident.call(work, 1, name="work") == 2
+    assert await resident.call(lambda: 7, name="sync") == 7
+    with pytest.raises(LookupError, match="not there"):
+        await resident.call(fail, name="fail")
+
+
+async def test_cancelling_the_caller_cancels_the_task(island: Island, autojump_clock: MockClock) -> None:
+    """The task hears of it, has time to clean up, and is done before the caller goes on."""
+    heard: list[str] = []
+    resident = Resident(island, "demo")
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(0.5)
+            heard.append("cleaned up")
+
+    with trio.move_on_after(1) as scope:
+        await resident.call(work, name="work")
+
+    assert scope.cancelled_caught
+    assert heard == ["cleaned up"]
+
+
+async def test_a_swallowed_cancellation_is_repeated(island: Island, autojump_clock: MockClock) -> None:
+    """Before Python 3.12 ``wait_for`` may swallow one by mistake: a second one ends the task, in a second."""
+    resident = Resident(island, "demo")
+
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(100)
+        await asyncio.sleep(100)
+
+    began = trio.current_time()
+    with trio.move_on_after(1):
+        await resident.call(work, name="work", stop_timeout=10)
+
+    assert trio.current_time() - began == pytest.approx(2)
+
+
+async def test_a_stubborn_task_is_named_and_abandoned(island: Island, autojump_clock: MockClock) -> None:
+    """One that never ends is told with plugin, name and line; it runs no more, and holds up nobody."""
+    turns = 0
+    resident = Resident(island, "demo")
+
+    async def stubborn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    with structlog.testing.capture_logs() as logs, trio.move_on_after(3.5) as scope:
+        await resident.call(stubborn, name="run_for_ever", stop_timeout=4)
+    ended, left = trio.current_time(), turns
+    await trio.sleep(10)
+    await resident.close(nothing)
+    (told,) = [record for record in logs if record["log_level"] == "error"]
+
+    assert scope.cancelled_caught
+    assert (told["plugin"], told["task"]) == ("demo", "run_for_ever")
+    assert "test_island.py" in told["where"]
+    assert "stubborn" in told["where"]
+    assert turns == left
+    assert trio.current_time() - ended == pytest.approx(10)
+
+
+async def test_the_end_of_a_resident_ends_what_it_spawned(island: Island, autojump_clock: MockClock) -> None:
+    """Tasks that a plugin left behind, and their children, are cancelled; a neighbour's go on."""
+    ours, neighbour = Resident(island, "ours"), Resident(island, "neighbour")
+    state: dict[str, str] = {}
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            state[name] = "cancelled"
+            raise
+
+    async def leave_behind(name: str) -> None:
+        child = asyncio.create_task(work(f"{name}'s child"))
+        state[f"{name}'s child"] = "runs"
+        _kept.append(child)
+
+    await ours.call(leave_behind, "ours", name="leave")
+    await neighbour.call(leave_behind, "neighbour", name="leave")
+    await trio.sleep(1)
+    with structlog.testing.capture_logs() as logs:
+        await ours.close(nothing)
+
+    assert state == {"ours's child": "cancelled", "neighbour's child": "runs"}
+    assert [record["plugin"] for record in logs] == ["ours"]
+
+
+_kept: list[object] = []
+
+
+async def test_a_closed_resident_takes_no_more(island: Island, autojump_clock: MockClock) -> None:
+    """Who asks for something afterwards, or waits meanwhile, learns that the plugin is stopped."""
+    resident = Resident(island, "demo")
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def waits() -> None:
+            with pytest.raises(IslandClosed, match="was stopped meanwhile"):
+                await resident.call(asyncio.sleep, 100, name="request")
+
+        await trio.testing.wait_all_tasks_blocked()
+        await resident.close(nothing)
+    with pytest.raises(IslandClosed, match="is being stopped"):
+        await resident.call(asyncio.sleep, 1, name="late")
+
+
+async def test_a_task_that_cancels_itself_has_crashed(island: Island, autojump_clock: MockClock) -> None:
+    """asyncio's CancelledError is none of Trio's: without a stop that was asked for it is an error."""
+    resident = Resident(island, "demo")
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(1)
+
+    with pytest.raises(ServiceError, match="cancelled from inside"):
+        await resident.call(work, name="work")
+
+
+async def test_what_nobody_awaits_is_logged_with_its_plugin(
+    island: Island, autojump_clock: MockClock
+) -> None:
+    """A forgotten task that fails is told, and ends neither the loop nor anybody else."""
+    resident = Resident(island, "demo")
+
+    async def fail() -> None:
+        raise LookupError("forgotten")
+
+    async def forget() -> None:
+        asyncio.create_task(fail())  # noqa: RUF006 - that is what is tested
+        await asyncio.sleep(0.1)
+
+    with structlog.testing.capture_logs() as logs:
+        await resident.call(forget, name="forget")
+        gc.collect()
+        await trio.sleep(0.1)
+
+    assert [(record["plugin"], record["cause"]) for record in logs] == [("demo", "LookupError('forgotten')")]
+    assert await resident.call(lambda: 1, name="still") == 1
+
+
+async def test_asyncio_finds_its_loop_everywhere(island: Island, autojump_clock: MockClock) -> None:
+    """In a task, in its children, in a callback, and in a task that was started from elsewhere."""
+    found: list[object] = []
+    resident = Resident(island, "demo")
+
+    async def work() -> None:
+        found.append(asyncio.get_running_loop())
+        await asyncio.gather(child(), child())
+        asyncio.get_running_loop().call_soon(lambda: found.append(asyncio.get_running_loop()))
+        await asyncio.sleep(0)
+
+    async def child() -> None:
+        found.append(asyncio.get_event_loop())
+
+    async with trio.open_nursery() as nursery:
+        contextvars.Context().run(nursery.start_soon, lambda: resident.call(work, name="work"))
+
+    assert found == [island.loop] * 4
+
+
+@pytest.mark.slow
+async def test_threads_are_bounded_and_named() -> None:
+    """A thread of the executor that goes on does not hold the end of its island up; it is told by plugin."""
+    release = threading.Event()
+
+    def block() -> None:
+        release.wait(20)
+
+    began = time.monotonic()
+    with structlog.testing.capture_logs() as logs:
+        async with open_island("test") as island:
+            resident = Resident(island, "demo")
+
+            async def work() -> None:
+                await asyncio.get_running_loop().run_in_executor(None, block)
+
+            with trio.move_on_after(0.05):
+                await resident.call(work, name="work", stop_timeout=0.2)
+            await resident.close(nothing)
+    took = time.monotonic() - began
+    release.set()
+
+    assert took < 4
+    assert "demo/executor" in {record.get("service") for record in logs}
+
+
+async def test_errors_of_the_block_are_not_wrapped(autojump_clock: MockClock) -> None:
+    """The nurseries of the loop are nobody's business: an error leaves as it was raised."""
+    with pytest.raises(LookupError, match="as it is"):
+        async with open_island("test"):
+            raise LookupError("as it is")
+
+
+async def test_an_async_generator_that_is_left_is_finished(autojump_clock: MockClock) -> None:
+    """Its clean-up runs on the loop before that closes; one that does not end is left after a moment."""
+    finished: list[str] = []
+
+    async def numbers(name: str, seconds: float) -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(seconds)
+            finished.append(name)
+
+    began = trio.current_time()
+    async with open_island("test") as island:
+        resident = Resident(island, "demo")
+        quick, slow = numbers("quick", 0.1), numbers("slow", 1000)
+        assert await resident.call(lambda: anext(quick), name="next") == 1
+        assert await resident.call(lambda: anext(slow), name="next") == 1
+
+    assert finished == ["quick"]
+    assert trio.current_time() - began < 4
+
+
+async def test_where_a_task_stands_is_the_authors_line(island: Island, autojump_clock: MockClock) -> None:
+    """The innermost line that is not asyncio's own."""
+    resident = Resident(island, "demo")
+
+    async def outer() -> None:
+        await inner()
+
+    async def inner() -> None:
+        await asyncio.wait_for(asyncio.sleep(10), 20)
+
+    task = resident.spawn(outer, name="outer")
+    await trio.sleep(1)
+
+    assert where_stands(task).endswith("inner")
+    await resident.close(nothing)

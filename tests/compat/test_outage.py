@@ -1,0 +1,87 @@
+"""Redis goes away and comes back: existing plugins wait, and go on."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import import_module
+from typing import Any
+
+import pytest
+import trio
+
+from tangram.broker import EmbeddedBroker
+from tangram.compat.plugin import Plugin
+from tangram.compat.state import BackendState
+from tangram.config import BrokerConfig
+from tangram.testing import open_tangram
+
+pytestmark = pytest.mark.slow
+
+
+async def test_an_external_redis_goes_and_comes_back() -> None:
+    """A service that fails because Redis is away has not crashed: its plugin waits, and begins anew; a
+    Subscriber hears again by itself.
+    """
+    subscriber_class = import_module("tangram_core.redis").Subscriber
+    listening, publishing = Plugin(), Plugin()
+    listening.name, publishing.name = "listening", "publishing"
+    heard: list[str] = []
+
+    class Hearing(subscriber_class):  # type: ignore[misc, valid-type]
+        async def message_handler(self, event: str, payload: str, pattern: str, state: Any) -> None:
+            heard.append(payload)
+            if payload == "bad":
+                raise LookupError(payload)
+
+    @listening.register_service()
+    async def listen(state: BackendState) -> None:
+        subscriber = Hearing("hearing", state.config.core.redis_url, ["from:x:*"], None)
+        await subscriber.subscribe()
+        try:
+            await asyncio.Future()
+        finally:
+            await subscriber.cleanup()
+
+    @publishing.register_service()
+    async def publish(state: BackendState) -> None:
+        while True:
+            await state.redis_client.publish("from:x:y", "beat")
+            await asyncio.sleep(0.01)
+
+    async def beats(tangram: Any) -> None:
+        heard.clear()
+        with trio.fail_after(10):
+            while heard.count("beat") < 3:
+                await tangram.http.get("/-/healthz")
+
+    broker = EmbeddedBroker(BrokerConfig(port=0))
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(run_until(scope := trio.CancelScope(), broker))
+        async with open_tangram([listening, publishing], {"core": {"redis_url": url}}) as tangram:
+            await beats(tangram)
+            tree = tangram.server.tree
+            assert tree is not None
+            await tree._publish("from:x:y", "bad")
+            await tree._publish("from:x:y", b"\xff")
+            await beats(tangram)
+            scope.cancel()
+            with trio.fail_after(10):
+                while "publishing" not in tree.patience.waiting:
+                    await tangram.http.get("/-/healthz")
+            async with trio.open_nursery() as second:
+                await second.start(broker.run)
+                await beats(tangram)
+                crashes = [event.child for event in tangram.events if event.kind == "crashed"]
+
+                assert "plugin:publishing" not in crashes
+                assert "plugin:listening" not in crashes
+                assert (await tangram.http.get("/-/readyz")).status_code == 200
+                second.cancel_scope.cancel()
+
+
+def run_until(scope: trio.CancelScope, broker: EmbeddedBroker) -> Any:
+    async def run(*, task_status: trio.TaskStatus[str]) -> None:
+        with scope:
+            await broker.run(task_status=task_status)
+
+    return run
