@@ -52,15 +52,6 @@ def serve(config_file: Path | None, log_format: str) -> None:
     sys.exit(serve_until_stopped(config_file, log_format="json" if log_format == "json" else "console"))
 
 
-@cli.command("plugin-test")
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
-def plugin_test(path: Path) -> None:
-    """Load the plugins of the project at PATH, run them in a server of their own, restart and stop them."""
-    from tangram.cli.plugintest import test_project
-
-    test_project(path)
-
-
 @cli.command()
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="As for serve.")
 @click.option(
@@ -86,6 +77,15 @@ def chaos(
 
     names = [name.strip() for name in faults.split(",") if name.strip()]
     sys.exit(run_chaos(config_file, seed=seed, duration=duration, faults=names, only=only, report=report))
+
+
+@cli.command("plugin-test")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
+def plugin_test(path: Path) -> None:
+    """Load the plugins of the project at PATH, run them in a server of their own, restart and stop them."""
+    from tangram.cli.plugintest import test_project
+
+    test_project(path)
 
 
 def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:
