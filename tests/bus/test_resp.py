@@ -2,6 +2,7 @@ import time
 
 import pytest
 import trio
+import trio.testing
 
 from tangram.bus import resp
 from tangram.bus.resp import CONNECT_TIMEOUT, PING_EVERY, PING_TIMEOUT, Link, describe, open_link
@@ -93,3 +94,13 @@ def test_causes_are_told_in_plain_words() -> None:
     assert describe(wrapped) == "connection refused"
     assert describe(BrokerUnavailable("redis closed the connection")) == "redis closed the connection"
     assert describe(trio.BrokenResourceError()) == "BrokenResourceError"
+
+
+async def test_all_dials_are_dropped_under_cancellation() -> None:
+    """When whoever wanted a connection is cancelled, no stream stays open, however many had come through."""
+    pairs = [trio.testing.memory_stream_pair() for _ in range(3)]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await resp._drop([ours for ours, _ in pairs])
+
+    assert [await theirs.receive_some(1) for _, theirs in pairs] == [b""] * 3

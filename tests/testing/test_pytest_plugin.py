@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+
+import tangram.testing
 
 pytest_plugins = ["pytester"]
 
@@ -33,7 +38,7 @@ pytestmark = pytest.mark.tangram(plugins=[plugin], fakes=True)
 def run(pytester: pytest.Pytester, source: str, **outcomes: int) -> pytest.RunResult:
     pytester.makepyfile(PLUGIN + source)
     pytester.makeini("[pytest]\nstrict_markers = true\n")
-    result = pytester.runpytest("-p", "tangram.testing.pytest_plugin", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(**outcomes)
     return result
 
@@ -131,3 +136,19 @@ async def test_on_trio(autojump_clock, tangram):
 """
     result = run(pytester, source, passed=1, errors=1, failed=1)
     result.stdout.fnmatch_lines(["*nothing_left_alive*thread*"])
+
+
+def test_loading_the_plugin_costs_whoever_does_not_use_it_next_to_nothing() -> None:
+    """pytest loads it in every run of whoever has tangram installed: it brings no server with it."""
+    code = "import sys, tangram.testing.pytest_plugin; print(*sorted(sys.modules))"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert not {"trio", "structlog", "httpx", "tangram.app"} & set(loaded)
+
+
+def test_every_public_name_is_there() -> None:
+    """Each name of ``__all__`` can be imported."""
+    assert all(getattr(tangram.testing, name) is not None for name in tangram.testing.__all__)

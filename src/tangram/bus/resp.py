@@ -9,7 +9,7 @@ again.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final, cast
@@ -135,14 +135,19 @@ async def _first(address: Address, dial: Dial) -> trio.abc.Stream:
                 nursery.start_soon(attempt)
                 await trio.sleep(STAGGER)
     except BaseException:
-        for stream in streams:
-            await trio.aclose_forcefully(stream)
+        await _drop(streams)
         raise
-    for stream in streams[1:]:  # came through in the same moment
-        await trio.aclose_forcefully(stream)
+    await _drop(streams[1:])  # came through in the same moment
     if not streams:
         raise errors[0]
     return streams[0]
+
+
+async def _drop(streams: Sequence[trio.abc.Stream]) -> None:
+    # Under a cancellation the first close would raise, and the others stay open. None of them waits.
+    with trio.move_on_after(1.0, shield=True):
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
 
 
 class Link:

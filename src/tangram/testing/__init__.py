@@ -5,14 +5,16 @@ channel client (``tangram.open_socket()``), its events, and ``tangram.crash("plu
 it checks that the server has kept what it promises. ``docs/testing.md`` is the author's page.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from tangram.testing.catalogue import FAULTS, Chaos
-from tangram.testing.faults import FaultPorts, InjectedFault
-from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
-from tangram.testing.memory import MemoryBroker
-from tangram.testing.server import RunningTangram, TangramEnded, free_port, open_tangram
-from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
+if TYPE_CHECKING:
+    from tangram.testing.catalogue import FAULTS, Chaos
+    from tangram.testing.faults import FaultPorts, InjectedFault
+    from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
+    from tangram.testing.memory import MemoryBroker
+    from tangram.testing.server import RunningTangram, TangramEnded, free_port, open_tangram
+    from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
 
 __all__ = [
     "FAULTS",
@@ -34,6 +36,25 @@ __all__ = [
     "open_tangram",
     "run_every_step",
 ]
+
+_MODULES = {
+    "catalogue": ("FAULTS", "Chaos"),
+    "faults": ("FaultPorts", "InjectedFault"),
+    "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
+    "memory": ("MemoryBroker",),
+    "server": ("RunningTangram", "TangramEnded", "free_port", "open_tangram"),
+    "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: pytest loads this package in every run of whoever has tangram installed."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def chaos(*faults: str, **settings: Any) -> Any:
