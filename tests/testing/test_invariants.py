@@ -86,3 +86,12 @@ def test_a_broker_that_crashes_takes_the_whole_incarnation_along() -> None:
     evidence = Evidence(events=[*UP, killed, *DOWN], strategy="one_for_one")
 
     assert broken(evidence, ["healthy_siblings_untouched"]) == []
+
+
+def test_a_child_whose_restart_was_asked_for_may_be_stopped() -> None:
+    """A planned restart of one child touches that child, and still no other."""
+    planned = [*UP, event("planned", "web"), event("stopped", "web"), event("started", "web", 2)]
+
+    assert broken(Evidence(events=planned, strategy="one_for_one"), ["healthy_siblings_untouched"]) == []
+    astray = Evidence(events=[*planned, event("stopped", "channels")], strategy="one_for_one")
+    assert broken(astray, ["healthy_siblings_untouched"])

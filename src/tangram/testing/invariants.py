@@ -193,6 +193,7 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
     events = evidence.events[:end]
     order = _order([event for event in events if event.supervisor == "incarnation"], evidence.order)
     allowed = len(order)  # the place of the first child that may be stopped now
+    asked: set[str] = set()  # children whose restart somebody asked for
     for event in events:
         if event.supervisor == "root" and event.kind in {"crashed", "planned", "gave_up"}:
             allowed = -1  # the whole incarnation goes
@@ -205,9 +206,13 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
                 allowed = -1
             continue
         place = order.get(event.child, -1)
-        if event.kind in {"crashed", "quarantined"} and evidence.strategy == "rest_for_one":
+        if event.kind == "planned":
+            asked.add(event.child)
+        elif event.kind == "started":
+            asked.discard(event.child)
+        elif event.kind in {"crashed", "quarantined"} and evidence.strategy == "rest_for_one":
             allowed = min(allowed, place)
-        elif event.kind == "stopped" and place < allowed:
+        elif event.kind == "stopped" and place < allowed and event.child not in asked:
             yield f"{event.child} was stopped, which {evidence.strategy} does not say"
 
 
