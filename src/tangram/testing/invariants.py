@@ -192,28 +192,47 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
     end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
     events = evidence.events[:end]
     order = _order([event for event in events if event.supervisor == "incarnation"], evidence.order)
-    allowed = len(order)  # the place of the first child that may be stopped now
-    asked: set[str] = set()  # children whose restart somebody asked for
+    siblings = _Siblings(order, evidence.strategy)
     for event in events:
         if event.supervisor == "root" and event.kind in {"crashed", "planned", "gave_up"}:
-            allowed = -1  # the whole incarnation goes
-        if event.supervisor != "incarnation":
-            continue
-        if event.child is None:
-            if event.kind == "ready":
-                allowed = len(order)
-            elif event.kind in {"gave_up", "planned"}:
-                allowed = -1
-            continue
-        place = order.get(event.child, -1)
-        if event.kind == "planned":
-            asked.add(event.child)
-        elif event.kind == "started":
-            asked.discard(event.child)
-        elif event.kind in {"crashed", "quarantined"} and evidence.strategy == "rest_for_one":
-            allowed = min(allowed, place)
-        elif event.kind == "stopped" and place < allowed and event.child not in asked:
+            siblings.allowed = -1  # the whole incarnation goes
+        elif event.supervisor == "incarnation" and event.child is None:
+            siblings.all_of_them(event.kind)
+        elif event.supervisor == "incarnation" and not siblings.may(event):
             yield f"{event.child} was stopped, which {evidence.strategy} does not say"
+
+
+@attrs.define
+class _Siblings:
+    """Who may be stopped now."""
+
+    order: dict[str, int]
+    strategy: str
+    allowed: int = attrs.field(init=False)
+    """The place of the first child that may be."""
+    asked: set[str] = attrs.field(factory=set, init=False)
+    """Children whose restart somebody asked for."""
+
+    def __attrs_post_init__(self) -> None:
+        self.allowed = len(self.order)
+
+    def all_of_them(self, kind: str) -> None:
+        if kind == "ready":
+            self.allowed = len(self.order)
+        elif kind in {"gave_up", "planned"}:
+            self.allowed = -1
+
+    def may(self, event: SupervisionEvent) -> bool:
+        """Take an event of one child; False where it is a stop that nothing explains."""
+        assert event.child is not None
+        place = self.order.get(event.child, -1)
+        if event.kind == "planned":
+            self.asked.add(event.child)
+        elif event.kind == "started":
+            self.asked.discard(event.child)
+        elif event.kind in {"crashed", "quarantined"} and self.strategy == "rest_for_one":
+            self.allowed = min(self.allowed, place)
+        return event.kind != "stopped" or place >= self.allowed or event.child in self.asked
 
 
 @_invariant
