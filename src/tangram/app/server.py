@@ -112,7 +112,6 @@ class Server:
         self.watchdog: Watchdog | None = None
         self.stopping = False
         self.ready_count = 0
-        self._began = trio.current_time()
         self._scope = trio.CancelScope()
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
