@@ -141,7 +141,7 @@ class Stepper(trio.abc.Instrument):
             try:
                 server.crash(life.child, InjectedFault(f"at step {self.count}"))
             except LookupError:
-                life = life.supervisor._parent  # noqa: SLF001 - there is no other way up
+                life = life.supervisor.parent
             else:
                 return True
         return False
