@@ -320,6 +320,9 @@ def where_stands(task: asyncio.Task[Any]) -> str:
 def _owner_of(task: object, handle: object) -> Resident | None:
     """Whose task it is, or whose callback."""
     if isinstance(task, asyncio.Task):
+        if hasattr(task, "get_context"):
+            found: Resident | None = task.get_context().get(_owner)
+            return found
         # Before Python 3.12 a task does not tell its context.
         return next((one for one in tuple(_residents) if task in one.tasks), None)
     context: contextvars.Context | None = getattr(handle, "_context", None)
