@@ -7,6 +7,7 @@ restarts builds a new one.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ class Bus:
     *sink* gets what is published to ``to:*`` in batches, ``[(channel, payload), ...]`` in order, one call
     for each chunk read. *on_up* is told True once everything is subscribed, again after every outage, and
     False when the connection is lost. Both are plain functions, called from the bus's own task. *rng* gives
-    the back-off its jitter.
+    the back-off its jitter, *timer* the seconds of CPU that a delivery took.
 
     Raises:
         ConfigError: *url* is no Redis URL.
@@ -83,13 +84,21 @@ class Bus:
         dial: Dial = dial,
         max_buffer: int = MAX_BUFFER,
         bridge: float = BRIDGE,
+        timer: Callable[[], float] = time.thread_time,
     ) -> None:
         self.url = url
         address = parse_url(url)
         rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._tell_up = on_up
         self._listener = Listener(
-            address, pinned=TO_ALL, sink=sink, on_up=self._on_up, dial=dial, rng=rng, name="subscriber"
+            address,
+            pinned=TO_ALL,
+            sink=sink,
+            on_up=self._on_up,
+            dial=dial,
+            rng=rng,
+            name="subscriber",
+            timer=timer,
         )
         self._publisher = Publisher(
             address,

@@ -270,10 +270,7 @@ async def crash_during_restart(chaos: Chaos) -> None:
 
 
 def _connect(chaos: Chaos) -> socket.socket:
-    held = chaos.tangram.server.held[0]
-    client = socket.create_connection((held.host, held.port), timeout=5.0)
-    client.setblocking(False)
-    return client
+    return chaos.tangram.connect()
 
 
 @_fault()

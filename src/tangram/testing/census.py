@@ -24,6 +24,9 @@ UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default
 PATIENCE = 2.0
 """Seconds of real time for threads and processes that are on their way out when the server has ended."""
 
+LOOK_EVERY = 0.001
+"""Seconds of real time between two looks: the watchdog's thread needs less to end."""
+
 
 @attrs.frozen
 class Census:
@@ -66,7 +69,7 @@ def wait_nothing_left(
     while (more := take_census(mark).more_than(before)) and clock() < until:
         if more.keys() & {"tasks", "asyncio_tasks"}:
             break  # these cannot go while the loop stands
-        time.sleep(0.01)
+        time.sleep(LOOK_EVERY)
     return more
 
 
