@@ -354,7 +354,7 @@ class Tree:
         channels = Channels(
             self.config.channel,
             self.secrets.jwt,
-            self._publish_nowait,
+            self._publish_all_nowait,
             origins=self.origins,
             operator_token=self.secrets.operator,
             authorizers=[
@@ -364,6 +364,7 @@ class Tree:
             ],
             up=self.bus is not None and self.bus.up,
             beyond=self.beyond,
+            crowd=lambda: self.bus,
             streaming_grace=self.config.channel.streaming_grace,
         )
         self.channels = channels
@@ -410,10 +411,12 @@ class Tree:
     async def _publish(self, channel: str, payload: bytes | str) -> int:
         return await self._the_bus().publish(channel, payload)
 
-    def _publish_nowait(
-        self, channel: str, payload: bytes, done: Callable[[int | Exception], None] | None
+    def _publish_all_nowait(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+        done: Callable[[Mapping[int, Exception]], None] | None,
     ) -> None:
-        self._the_bus().publish_nowait(channel, payload, done)
+        self._the_bus().publish_all_nowait(messages, done)
 
     def _subscribe(self, *patterns: str) -> object:
         return self._the_bus().subscribe(*patterns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from tangram.bus.listener import Listener, Sink
-from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, Publisher
+from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
@@ -151,6 +151,26 @@ class Bus:
             BrokerUnavailable: the bus is closed for good.
         """
         self._publisher.publish_nowait(channel, payload, done)
+
+    def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
+        """Publish ``(channel, payload)`` messages, in order, without waiting; they are taken together or not
+        at all. *done* is told once which of them failed, by position; an empty mapping: none.
+
+        As for `publish_nowait`, *done* may be called before this returns, and must not block or raise.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        self._publisher.publish_all_nowait(messages, done)
+
+    @property
+    def crowded(self) -> bool:
+        """Half of the buffer of open messages is full: who can let others wait does so by `wait_room`."""
+        return self._publisher.crowded
+
+    async def wait_room(self) -> None:
+        """Return once it is not crowded; that takes no longer than the outages that are bridged."""
+        await self._publisher.wait_room()
 
     def subscribe(
         self,
