@@ -25,6 +25,7 @@ from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
 from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing_left
 from tangram.testing.faults import FaultPorts, InjectedFault
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
+from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
 from tangram.testing.record import LogRecords, record_logs
 from tangram.testing.sockets import MemoryPort
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from tangram.client import ClientSocket
 
-__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "configure", "free_port", "open_tangram"]
+__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "configure", "free_port", "open_tangram", "toml"]
 
 STOP_SECONDS = 15.0
 """For the whole end of a server under test: the default shutdown_timeout and half of it again."""
@@ -94,6 +95,8 @@ class RunningTangram:
         """The broker, where it is one in memory."""
         self.port: MemoryPort | None = None
         """The web port, where it is one in memory."""
+        self.line = Line()
+        """The way to the broker, for faults of the network."""
         self.clients: list[ClientSocket] = []
         """Every channel client that was opened here."""
         self.planned = False
@@ -242,7 +245,8 @@ class RunningTangram:
         """Run the server; ``open_tangram`` does this."""
         UNDER_TEST.set(self)
         if self.memory is not None:
-            current_dial.set(self.memory.dial)
+            self.line.inner = self.memory.dial
+        current_dial.set(self.line.dial)
         try:
             self.status = await self.server.run(task_status=task_status)
         finally:
@@ -443,11 +447,11 @@ def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
     for table, values in tables.items():
         chosen[table] = chosen.get(table, {}) | dict(values)
     file = folder / "tangram.toml"
-    file.write_text(_toml(chosen))
+    file.write_text(toml(chosen))
     return load_config(file, {"HOME": str(folder)})
 
 
-def _toml(tables: Mapping[str, Any]) -> str:
+def toml(tables: Mapping[str, Any]) -> str:
     """Tables as TOML: an inline value is written as JSON, which TOML reads alike for what is used here."""
     lines = []
     for name, table in tables.items():

@@ -153,7 +153,7 @@ class Stepper(trio.abc.Instrument):
         while life is not None:
             if life.child == scope:
                 return True
-            life = life.supervisor._parent  # noqa: SLF001 - there is no other way up
+            life = life.supervisor.parent
         if below is None or below.child != "web":
             return False
         # A handler runs in the connection's task.
