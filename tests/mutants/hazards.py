@@ -172,8 +172,8 @@ DATA = (
         "full-decode",
         "a push's payload is not looked into",
         "channels/codec.py",
-        "        payload = bytes(envelope.payload)\n        _decode_any(payload)\n",
-        "        payload = bytes(envelope.payload)\n",
+        "        payload = bytes(it.payload)\n        _decode_any(payload)\n",
+        "        payload = bytes(it.payload)\n",
         (f"{CODEC}test_malformed_text_is_refused",),
     ),
     Mutant(

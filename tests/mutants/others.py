@@ -181,8 +181,8 @@ MENDED = (
         "old-connections-are-not-heard",
         "what a client still says to an incarnation that has ended is published by the next",
         "transports/channels.py",
-        "if self.outbox.disconnect is not None or self._channels.ended:",
-        "if self.outbox.disconnect is not None:",
+        "if outbox.disconnect is not None or channels.ended:",
+        "if outbox.disconnect is not None:",
         ("tests/app/test_incarnations.py::test_an_old_connection_is_not_heard_any_more",),
     ),
     Mutant(
