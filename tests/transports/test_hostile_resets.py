@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
@@ -177,7 +178,7 @@ async def test_one_byte_a_second(engine: str, what: str, clock: Clock) -> None:
     data, limit = DRIPS[what]
     # What stands before a body or a frame comes at once: it is that which drips.
     at = data.index(b"\r\n\r\n") + 4 if what in {"a body", "chunks", "a frame", "a join"} else 1
-    options = {"ping_interval": 1000.0} if engine == "native" else {}
+    options: dict[str, Any] = {"ping_interval": 1000.0} if engine == "native" else {}
     async with open_site(engine, Settings(idle_timeout=30.0), header_timeout=10.0, **options) as site:
         client = await site.server.connect()
         await client.send(data[:at])
