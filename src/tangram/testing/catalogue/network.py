@@ -133,7 +133,9 @@ async def web_black_hole(chaos: Chaos) -> None:
         proxy.black_hole = True
         await trio.sleep(3 * HEARTBEAT)
         await must_answer(chaos)
+        # What was swallowed is gone: the network that is back knows nothing of these connections.
         proxy.black_hole = False
+        proxy.reset_all()
 
 
 # -- before Redis --------------------------------------------------------------------------------------------
