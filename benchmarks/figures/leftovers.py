@@ -79,7 +79,7 @@ async def restart(running: RunningTangram, number: int) -> None:
 
 async def measure(restarts: int, warm_up: int = WARM_UP) -> list[Figure]:
     """Restart so often, and compare."""
-    async with open_tangram([make_plugin(uses_redis=True)], FREELY) as running:
+    async with open_tangram([make_plugin(uses_redis=True)], FREELY, checks=()) as running:
         for number in range(warm_up):
             await restart(running, number)
         before = await look()
