@@ -14,8 +14,6 @@ import attrs
 import psutil
 import pytest
 import trio
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tangram.supervision import Child
@@ -23,7 +21,6 @@ from tangram.testing import FAULTS, Chaos, open_tangram
 from tangram.testing.campaign import Campaign, own_tables, run_campaign
 from tangram.testing.catalogue import Fault
 from tangram.testing.report import render_html
-from tangram.testing.simulation import play, script_of, simulate
 from tests.app.helpers import Journal, make_plugin
 
 
@@ -180,40 +177,6 @@ def test_serve_does_not_load_the_kit() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert "tangram.testing" not in ended.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_the_simulation_holds_from_each_seed(seed: int) -> None:
-    """A script of faults drawn from a seed breaks no invariant."""
-    simulate(seed, plugins=[make_plugin(Journal())])
-
-
-def test_a_seed_plays_the_same_script_again() -> None:
-    """A script depends on its seed alone."""
-    assert script_of(5) == script_of(5)
-    assert len({script_of(seed) for seed in range(20)}) > 15
-
-
-@pytest.mark.slow
-@settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(0, 3), st.sampled_from(["crash_bus", "crash_plugin", "broker_kill", "planned_restart"])
-        ),
-        max_size=4,
-    )
-)
-def test_any_script_holds(script: list[tuple[float, str]]) -> None:
-    """Whatever strikes when, invariants hold; a failing script is shrunk."""
-    play(tuple(script), plugins=[make_plugin(Journal())])
 
 
 async def test_a_web_that_comes_up_too_early_is_caught(autojump_clock: MockClock) -> None:
