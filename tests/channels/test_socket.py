@@ -9,7 +9,16 @@ from tangram.channels import codec
 from tangram.channels.disconnects import ABUSE, LIMITED, UNAUTHORIZED, UNAVAILABLE, WRONG_CHANNEL, Disconnect
 from tangram.channels.frames import TEXT, FrameError, Message
 from tangram.channels.hub import Hub
-from tangram.channels.socket import MALFORMED_BURST, MAX_DEFERRED, Authorize, Effect, Publish, Reply, Socket
+from tangram.channels.socket import (
+    MALFORMED_BURST,
+    MAX_DEFERRED,
+    MAX_DEFERRED_BYTES,
+    Authorize,
+    Effect,
+    Publish,
+    Reply,
+    Socket,
+)
 from tests.channels.fakes import drained, open_outbox
 
 
@@ -340,6 +349,28 @@ def test_what_waits_behind_a_join_is_bounded() -> None:
     client.say("1", "3", "obs", "hello", {})
 
     assert client.heard() == [error("1", "3", "obs", "busy")]
+
+
+def test_what_waits_behind_a_join_is_bounded_in_bytes() -> None:
+    """Neither can it pile up a few large ones."""
+    client = Client()
+    client.say("1", "1", "obs", "phx_join", {})
+    client.say("1", "2", "obs", "hello", "x" * (MAX_DEFERRED_BYTES // 2))
+    client.say("1", "3", "obs", "hello", "x" * (MAX_DEFERRED_BYTES // 2))
+
+    assert client.heard() == [error("1", "3", "obs", "busy")]
+
+
+@pytest.mark.parametrize(("join_ref", "ref"), [("1" * 256, "1"), ("1", "1" * 256), (None, "é" * 128)])
+def test_a_join_with_a_long_ref_is_refused(join_ref: str | None, ref: str) -> None:
+    """What is kept for as long as a membership, and told to everybody, has a bound."""
+    client = Client()
+    client.say(join_ref, ref, "obs", "phx_join", {})
+
+    assert client.heard() == [
+        error(join_ref, ref, "obs", "ref too long"),
+        [join_ref or ref, None, "obs", "phx_close", {}],
+    ]
 
 
 def test_binary_control_frames_have_no_effect() -> None:

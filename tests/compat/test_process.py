@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,58 @@ async def endless(state):
     await asyncio.to_thread(time.sleep, 1000)
 """,
 }
+
+
+LEFT = {
+    "handler": """
+@router.get("/stuck")
+def stuck():
+    print("it runs", flush=True)
+    time.sleep(1000)
+
+@plugin.register_service()
+async def ask(state):
+    import httpx
+    async with httpx.AsyncClient() as client:
+        while True:
+            try:
+                await client.get(f"http://127.0.0.1:{state.config.server.port}/old/stuck", timeout=None)
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+""",
+    "thread": """
+import threading
+
+@plugin.register_service()
+async def leave(state):
+    threading.Thread(target=time.sleep, args=[1000], name="left").start()
+    print("it runs", flush=True)
+""",
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str) -> None:
+    """A thread of the plugin's own, or with FastAPI a handler without ``async`` that is stuck, is no daemon,
+    and Python would wait for it: the process ends within the bound with status 0, and the thread is named.
+    """
+    write(home, LEFT[what])
+    async with open_server(home, "old", extra=LIMITS) as server:
+        await server.wait_line("it runs")
+        begun = trio.current_time()
+        status = await server.stop()
+        took = trio.current_time() - begun
+        told = [
+            f"{name}: {where}"
+            for event in server.events("threads that nobody ended keep the process")
+            for name, where in event["threads"].items()
+        ]
+
+        assert status == 0
+        assert took <= BOUND + MORE
+        # Ours runs plain handlers in Trio's threads, which are daemons.
+        assert len(told) == (what == "thread" or "fastapi" in packages_distributions())
+        assert all("old.py" in one or "left: " in one for one in told)
 
 
 @pytest.mark.parametrize("what", ENDLESS)

@@ -86,9 +86,10 @@ class Watcher(H2Client):
         head = [(":method", "POST"), (":path", path), (":scheme", "https"), (":authority", "localhost")]
         self.http.send_headers(number, head)
         for _ in range(pieces):
-            while self.http.local_flow_control_window(number) < size:
-                await self.flush()
-                await trio.sleep(0.01)
+            with trio.fail_after(30):
+                while self.http.local_flow_control_window(number) < size:
+                    await self.flush()
+                    await trio.sleep(0.01)
             self.http.send_data(number, b"x" * size)
             await self.flush()
         return number

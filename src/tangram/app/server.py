@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import structlog
@@ -251,7 +251,7 @@ class Server:
             self._exit_status = 1
             return
         log.critical("the server ends: it cannot be kept running", cause=str(error))
-        for line in error.crashes if isinstance(error, RestartsExhausted) else ():
+        for line in _story(error):
             log.critical("it crashed", cause=line)
         if not self.stopping:
             self._end(asked_for=False)
@@ -425,6 +425,18 @@ def _with_fixed(old: Config, new: Config) -> Config:
         ),
         channel=attrs.evolve(new.channel, host=old.channel.host, port=old.channel.port),
     )
+
+
+def _story(error: BaseException | None) -> Sequence[str]:
+    """The crashes that led to the end, as the innermost supervisor which gave up tells them: those above it
+    know of one only, its own end.
+    """
+    told: Sequence[str] = ()
+    while error is not None:
+        if isinstance(error, RestartsExhausted) and error.crashes:
+            told = error.crashes
+        error = error.__cause__
+    return told
 
 
 def _operator_error(error: BaseException) -> OperatorError | None:

@@ -33,6 +33,7 @@ from tangram.channels.disconnects import (
     BAD_EVENT,
     BUSY,
     EVENT_TOO_LONG,
+    REF_TOO_LONG,
     TOO_MANY_JOINS,
     TOPIC_TOO_LONG,
     UNAVAILABLE,
@@ -51,6 +52,8 @@ MAX_DEFERRED: Final = 100
 meanwhile."""
 SHORT: Final = MAX_FIELD // 4
 """Characters that are at most MAX_FIELD bytes, whichever they are."""
+MAX_DEFERRED_BYTES: Final = 65_536
+"""Bytes of their payloads. What phoenix.js sends meanwhile is smaller than a packet."""
 MALFORMED_BURST: Final = 100.0
 """Malformed frames at once before the connection is ended."""
 MALFORMED_RATE: Final = 1.0
@@ -237,6 +240,9 @@ class Socket:
             return []
         if len(message.topic.encode()) > MAX_FIELD:
             return self._refuse_join(message, join_ref, TOPIC_TOO_LONG)
+        if len(join_ref.encode()) > MAX_FIELD or len((message.ref or "").encode()) > MAX_FIELD:
+            # Kept as long as the membership, and told to everybody who looks at presence.
+            return self._refuse_join(message, join_ref, REF_TOO_LONG)
         if not self._hub.available:
             return self._refuse_join(message, join_ref, UNAVAILABLE)
         if len(self.topics) + len(self._joining) >= self._max_joins:
@@ -291,7 +297,8 @@ class Socket:
 
     def _defer(self, message: Message) -> list[Effect]:
         deferred = self._joining[message.topic]
-        if len(deferred) >= MAX_DEFERRED:
+        waiting = sum(len(one.payload) for one in deferred)
+        if len(deferred) >= MAX_DEFERRED or waiting + len(message.payload) > MAX_DEFERRED_BYTES:
             return self._refuse(message, BUSY)
         deferred.append(message)
         return []

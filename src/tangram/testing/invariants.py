@@ -122,7 +122,9 @@ def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
 
 @_invariant
 def nothing_left_alive(evidence: Evidence) -> Iterator[str]:
-    """No task, thread, descriptor, asyncio task, process or Redis connection more than before."""
+    """No task, thread, descriptor, port, open file, asyncio task, process or Redis connection more than
+    before.
+    """
     for kind, lines in (evidence.left or {}).items():
         yield f"{len(lines)} more {kind.replace('_', ' ')} than before: {', '.join(lines[:5])}"
     if evidence.broker_clients:

@@ -17,6 +17,7 @@ import trio
 from tangram.app import Boot, Server
 from tangram.app.server import answer_old_names
 from tangram.bus.resp import current_dial
+from tangram.bus.urls import parse_url
 from tangram.config import BrokerConfig, load_config
 from tangram.config import Loaded as LoadedConfig
 from tangram.plugins import Plugin
@@ -376,7 +377,9 @@ def _judge(
     running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
 ) -> None:
     """Raise what the block raised; if it ended well, what invariants say."""
-    left = wait_nothing_left(before, running) if "nothing_left_alive" in checks else None
+    left = None
+    if "nothing_left_alive" in checks:
+        left = wait_nothing_left(before, running, redis_port=_port_of(running))
     clients = running.memory.clients if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
     if error is not None:
@@ -385,6 +388,11 @@ def _judge(
         raise error
     if found:
         raise InvariantBroken(found)
+
+
+def _port_of(running: RunningTangram) -> int | None:
+    tree = running.server.tree
+    return None if tree is None or not tree.url else parse_url(tree.url).port
 
 
 def _prepare(

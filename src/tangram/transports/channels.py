@@ -290,7 +290,8 @@ class Channels:
         conn = self.new_id()
         while conn in self._sessions:
             conn = self.new_id()
-        outbox = Outbox(wake, max_backlog=self.settings.max_backlog)
+        settings = self.settings
+        outbox = Outbox(wake, max_backlog=settings.max_backlog, max_exempt=settings.max_joins)
         session = Session(self, conn, info, admission.user_token, outbox)
         self._sessions[conn] = session
         self._accepted += 1

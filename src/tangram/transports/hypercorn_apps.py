@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer
 from hypercorn.trio.task_group import TaskGroup
 
 from tangram.transports.engine import ASGIApp, ClientGone, Engine, Message, Scope, failures_of
@@ -99,6 +100,25 @@ class Inbox:
         return event
 
 
+class _Buffer(WebsocketBuffer):
+    """A message in pieces. Hypercorn's own goes on growing when the bound is passed."""
+
+    def __init__(self, max_length: int, too_large: Callable[[], None]) -> None:
+        super().__init__(max_length)
+        self._too_large = too_large
+        self._over = False
+
+    def extend(self, event: Any) -> None:
+        if not self._over and self.length + len(event.data) <= self.max_length:
+            super().extend(event)
+            return
+        self.clear()
+        if not self._over:
+            self._over = True
+            self._too_large()
+        raise FrameTooLargeError
+
+
 class AppConnection(Protocol):
     """What applications need of their connection."""
 
@@ -113,6 +133,9 @@ class AppConnection(Protocol):
 
     def overrun(self) -> None:
         """The client has more requests running than it may."""
+
+    def abort(self) -> None:
+        """Close the socket now."""
 
     def application_ended(self) -> None:
         """One of them has ended."""
@@ -148,8 +171,22 @@ class Applications(TaskGroup):
             return inbox.put
         self.running += 1
         self.engine.requests += 1
+        if scope["type"] == "websocket":
+            stream = cast("Any", send).__self__
+            # Hypercorn agrees to permessage-deflate with context takeover, and inflates without a bound.
+            stream.handshake.extensions = None
+            stream.buffer = _Buffer(stream.buffer.max_length, self._end_soon)
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, inbox, send)
         return inbox.put
+
+    def _end_soon(self) -> None:
+        """A message is too large: the client has been told, and has a moment to close."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._end)
+
+    async def _end(self) -> None:
+        await trio.sleep(CLOSE_TIME)
+        self.connection.abort()
 
     def hang_up(self) -> None:
         """The client has gone: tell every application, also those that Hypercorn forgets to tell (a WebSocket

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import copy
-import sys
 from functools import partial
 from typing import Any, cast
 
@@ -56,11 +54,9 @@ class Protocol(ProtocolWrapper):
 
 def _contain(protocol: H2Protocol) -> None:
     protocol.streams = _Streams()
-    # The bound on requests is how HTTP/1.1 is told `connection: close`; here it would cut all streams.
-    protocol.config = copy.copy(protocol.config)
-    protocol.config.keep_alive_max_requests = sys.maxsize
     connection = cast("Any", protocol.connection)
-    # Hypercorn resets a stream only to refuse it, and its GOAWAY comes too soon: `say_goaway` is ours.
+    # Hypercorn resets a stream only to refuse it. Its GOAWAY comes too soon, also when the bound on requests
+    # is passed, by which HTTP/1.1 is told `connection: close`: `say_goaway` is ours.
     refused = h2.errors.ErrorCodes.REFUSED_STREAM
     connection.reset_stream = partial(connection.reset_stream, error_code=refused)
     connection.close_connection = _later

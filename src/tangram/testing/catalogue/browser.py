@@ -13,6 +13,7 @@ import trio
 from tangram.channels.tokens import LEEWAY, Claims, mint
 from tangram.errors import BrokerUnavailable, Refused
 from tangram.testing.catalogue.base import TOPIC, Chaos, fault, must_answer, publishes
+from tangram.testing.frames import UPGRADE, masked
 from tangram.testing.invariants import Evidence, check
 
 __all__ = ["browser_half_frame", "browser_reset", "slow_browser", "upgrade_with_extra_byte"]
@@ -37,11 +38,6 @@ CHUNK = 64 * 1024
 CHUNKS = 300
 """By then the outbox and the kernel's buffers are full: Linux keeps some MiB for a connection."""
 
-_UPGRADE = (
-    b"GET /websocket?vsn=2.0.0 HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
 
 def connect(chaos: Chaos, *, buffer: int | None = None) -> socket.socket:
     """A connection to the web port, driven by hand; ``buffer`` is what its kernel keeps, in bytes."""
@@ -63,7 +59,7 @@ async def _upgraded(
     """A WebSocket, spoken by hand."""
     client = connect(chaos, buffer=buffer)
     try:
-        client.send(_UPGRADE + more)
+        client.send(UPGRADE + more)
         with trio.move_on_after(SECONDS):
             await trio.lowlevel.wait_readable(client)
         yield client
@@ -125,13 +121,6 @@ def _token(chaos: Chaos, topic: str, *, good_for: float = 3600.0) -> str:
     return mint(Claims("tangram-chaos", topic, int(time.time() + good_for)), tree.secrets.jwt)
 
 
-def _masked(text: str) -> bytes:
-    """A text frame as a browser sends it, masked with zeros (RFC 6455, section 5.2)."""
-    data = text.encode()
-    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
-    return b"\x81" + size + b"\0\0\0\0" + data
-
-
 @fault(on="sockets")
 async def browser_never_reads(chaos: Chaos) -> None:
     """A browser joins, and reads nothing although its topic is busy: what waits for it stays within
@@ -142,7 +131,7 @@ async def browser_never_reads(chaos: Chaos) -> None:
     assert tree is not None
     join = json.dumps(["1", "1", topic, "phx_join", {"token": _token(chaos, topic)}])
     async with publishes(chaos), _upgraded(chaos, buffer=4096) as client:
-        client.send(_masked(join))
+        client.send(masked(join))
         held: list[int] = []
         payload = b'"' + b"x" * CHUNK + b'"'
         with trio.fail_after(JOIN_SECONDS):
