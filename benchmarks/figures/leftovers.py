@@ -86,6 +86,7 @@ async def measure(restarts: int, warm_up: int = WARM_UP) -> list[Figure]:
         for number in range(restarts):
             await restart(running, number)
             running.events.clear()
+            running.logs.clear()
             if number % 1000 == 999:
                 tell(f"  {number + 1:,} restarts: {(resident() - before.resident) / 1024:+.0f} KiB")
         after = await look()
