@@ -302,7 +302,7 @@ async def test_handshake_that_is_not_ascii_is_refused(name: bytes, clock: Clock)
 async def test_answer_to_a_connection_that_is_being_closed(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where somebody closes the stream in the same moment the client has gone, and no application has failed."""
+    """The client has gone, and no application has failed."""
 
     async def busy(_data: Any) -> None:
         raise trio.BusyResourceError("another task is currently sending data")
