@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 import attrs
@@ -11,7 +11,7 @@ import msgspec
 from tangram.channels.outbox import Outbox
 from tangram.errors import BrokerUnavailable
 
-Done = Callable[[int | Exception], None]
+Done = Callable[[Mapping[int, Exception]], None]
 
 
 @attrs.frozen(kw_only=True)
@@ -45,19 +45,23 @@ class FakeBus:
     hold: bool = False
     held: list[Done] = attrs.Factory(list)
 
-    def publish_nowait(self, channel: str, payload: bytes, done: Done | None = None) -> None:
+    def publish_nowait(self, channel: str, payload: bytes) -> None:
+        self.publish_all([(channel, payload)])
+
+    def publish_all(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
         if not self.up:
             if done is not None:
-                done(BrokerUnavailable("redis is away"))
+                done(dict.fromkeys(range(len(messages)), BrokerUnavailable("redis is away")))
             return
-        self.published.append((channel, payload))
-        if self.sink is not None and channel.startswith("to:"):
-            self.sink([(channel.encode(), payload)])
+        self.published += messages
+        for channel, payload in messages:
+            if self.sink is not None and channel.startswith("to:"):
+                self.sink([(channel.encode(), payload)])
         if done is not None:
             if self.hold:
                 self.held.append(done)
             else:
-                done(1)
+                done({})
 
     def names(self, prefix: str = "") -> list[str]:
         return [channel for channel, _ in self.published if channel.startswith(prefix)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tangram.channels import codec
 from tangram.channels.disconnects import ABUSE, LIMITED, UNAUTHORIZED, UNAVAILABLE, WRONG_CHANNEL, Disconnect
-from tangram.channels.frames import TEXT, FrameError
+from tangram.channels.frames import TEXT, FrameError, Message
 from tangram.channels.hub import Hub
 from tangram.channels.socket import (
     MALFORMED_BURST,
@@ -179,9 +179,35 @@ def test_a_push_is_answered_once_redis_has_it() -> None:
     assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', Reply("1", "9", "obs"))]
     assert client.heard() == []
 
-    client.socket.published([Reply("1", "9", "obs")])
+    client.socket.published([Reply("1", "9", "obs"), None, Reply("1", None, "obs")])
     client.socket.unpublished(Reply("1", "10", "obs"))
+    client.socket.unpublished(Reply("1", None, "obs"))
     assert client.heard() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
+
+
+def test_the_short_way_of_a_push_decides_as_the_table_does() -> None:
+    """A push that is told its Redis channel at once is one that the table would publish, there; whatever the
+    table treats in another way is left to it."""
+    client = Client()
+    client.join("obs")
+    client.join("gone", ref="2")
+    client.say("3", "3", "asked", "phx_join", {})
+    client.hub.close_topic("gone")
+    topics = ("obs", "gone", "asked", "never", "phoenix")
+    events = ("hello", "a:b", "phx_join", "phx_leave", "heartbeat", "é" * 64, "é" * 63)
+    short = []
+    for topic in topics:
+        for event in events:
+            for join_ref in ("1", "2", None):
+                message = Message(join_ref, "9", topic, event, b"{}")
+                channel = client.socket.push(message)
+                if channel is not None:
+                    short.append((topic, event))
+                    expected = [Publish(channel, b"{}", Reply(join_ref, "9", topic))]
+                    assert client.socket.receive(message) == expected
+
+    assert short == [("obs", "hello"), ("obs", "a:b"), ("obs", "é" * 63)]
+    assert client.socket.push(Message("1", "9", "obs", "raw", b"\0", binary=True)) == "from:obs:raw"
 
 
 @pytest.mark.parametrize("payload", ["s", 5, None, True, [1, 2]])

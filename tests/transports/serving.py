@@ -42,7 +42,7 @@ def make_channels(
     channels = Channels(
         settings or Settings(),
         SECRET,
-        bus.publish_nowait,
+        bus.publish_all,
         origins=more.pop("origins", OriginPolicy()),
         operator_token=OPERATOR,
         authorizers=authorizers,

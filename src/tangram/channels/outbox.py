@@ -110,12 +110,11 @@ class Outbox:
             return
         total = self._total + run.size
         if total > self._limit:
-            first = len(run[0].data)
-            if self._total or total - first > self.max_backlog:
+            if self._total or total - run.first > self.max_backlog:
                 for item in run:
                     self.put(item)
                 return
-            self._limit = self.max_backlog + first
+            self._limit = self.max_backlog + run.first
         self._total = total
         if self._items:
             self._own().extend(run)

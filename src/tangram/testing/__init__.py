@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tangram.testing.faults import FaultPorts, InjectedFault
     from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
     from tangram.testing.memory import MemoryBroker
+    from tangram.testing.reached import Reached, collecting, sometimes
     from tangram.testing.server import RunningTangram, TangramEnded, free_port, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
 
@@ -25,16 +26,19 @@ __all__ = [
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
+    "Reached",
     "RunningTangram",
     "StepFailed",
     "StepReport",
     "TangramEnded",
     "chaos",
     "check",
+    "collecting",
     "every_step",
     "free_port",
     "open_tangram",
     "run_every_step",
+    "sometimes",
 ]
 
 _MODULES = {
@@ -43,6 +47,7 @@ _MODULES = {
     "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
     "memory": ("MemoryBroker",),
     "server": ("RunningTangram", "TangramEnded", "free_port", "open_tangram"),
+    "reached": ("Reached", "collecting", "sometimes"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

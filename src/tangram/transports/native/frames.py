@@ -106,11 +106,14 @@ class Inbox:
         while size - at >= 2:
             first, second = data[at], data[at + 1]
             start, length = at + 6, second & 127
-            if length > 125:
-                if size - at < (4 if length == 126 else 10):
+            if length == 126:
+                if size - at < 4:
                     break
-                start += 2 if length == 126 else 8
-                length = int.from_bytes(data[at + 2 : start - 4], "big")
+                start, length = at + 8, data[at + 2] << 8 | data[at + 3]
+            elif length == 127:
+                if size - at < 10:
+                    break
+                start, length = at + 14, int.from_bytes(data[at + 2 : at + 10], "big")
             if second < 128:
                 # An unmasked frame is the end: the protocol says so, and drops what follows.
                 self._passing = _FOR_EVER
