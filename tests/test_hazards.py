@@ -30,7 +30,8 @@ def test_every_row_names_tests_that_exist() -> None:
     hazards = [row[0] for row in rows() if re.fullmatch(r"D\d+", row[0])]
     held = [set(re.findall(r"`(test_\w+)`", row[-1])) for row in rows() if row[0] != "#"]
 
-    assert hazards == [f"D{number}" for number in range(1, 19)]
+    assert hazards == [f"D{number}" for number in range(1, len(hazards) + 1)]
+    assert len(hazards) >= 20
     assert len(held) > 25
     assert all(held)
     assert set().union(*held) <= TESTS, set().union(*held) - TESTS

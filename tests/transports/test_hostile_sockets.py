@@ -192,8 +192,10 @@ async def beat(client: Socket) -> None:
     ],
     ids=["byte", "zeros", "join", "half a frame", "request", "closes"],
 )
-async def test_trailing_bytes_after_an_upgrade(engine: str, tail: bytes, clock: Clock) -> None:
-    """Whatever comes in one write with the upgrade costs that connection at most."""
+async def test_trailing_bytes_after_an_upgrade(
+    engine: str, tail: bytes, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever comes in one write with the upgrade costs that connection at most, and is no news."""
     async with open_site(engine) as site:
         client = await site.server.connect()
         await client.send(UPGRADE + tail)
@@ -201,6 +203,8 @@ async def test_trailing_bytes_after_an_upgrade(engine: str, tail: bytes, clock: 
         await site.serves()
         await trio.aclose_forcefully(client.stream)
         await site.forgets()
+
+        assert caplog.records == []
 
 
 class Nothing(list[tuple[str, bytes]]):

@@ -71,7 +71,7 @@ async def test_a_crash_is_an_error_and_the_client_comes_back(
     async with meeting(engine, browser) as (site, page):
         await join(page, "obs")
         (session,) = [it for it in site.channels._sessions.values() if "obs" in it.socket.topics]
-        monkeypatch.setattr(session.socket.__class__, "receive", lambda *_: 1 / 0)
+        monkeypatch.setattr(session.socket.__class__, "push", lambda *_: 1 / 0)
         await page.tell("push", name="obs", event="x", payload={})
         assert (await page.see("closed"))["code"] == 1011
         monkeypatch.undo()
