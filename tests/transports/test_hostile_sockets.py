@@ -274,6 +274,36 @@ async def test_client_that_never_reads_a_broadcast_is_dropped(engine: str, clock
         await deaf.aclose()
 
 
+async def test_conflation_keeps_a_slow_client_and_costs_nobody(engine: str, clock: Clock) -> None:
+    """Of conflated events a client that does not read gets the newest once it does, and is not dropped; the
+    neighbour gets each of them.
+    """
+    async with open_site(engine, Settings(conflate=["town:state"]), write_timeout=1000.0) as site:
+        slow = await site.open()
+        await slow.join("town", "slow")
+        got: list[int] = []
+
+        async def read() -> None:
+            while len(got) < 300:
+                got.append((await site.neighbour.event("state"))["n"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            for number in range(300):
+                site.publish("to:town:state", b'{"n":%d,"x":"%s"}' % (number, b"x" * 50_000))
+                while len(got) <= number:  # noqa: ASYNC110  # told by nobody
+                    await trio.sleep(0.001)
+        heard: list[int] = []
+        while not heard or heard[-1] < 299:
+            heard.append((await slow.event("state"))["n"])
+
+        assert got == list(range(300))
+        assert heard == sorted(heard)
+        assert len(heard) < 300
+        await slow.aclose()
+        await site.forgets()
+
+
 async def test_ten_thousand_joins_of_one_client(engine: str, clock: Clock) -> None:
     """One client with 10,000 good tokens gets its hundred topics; each other join is answered, and the
     neighbour is served meanwhile.

@@ -111,4 +111,5 @@ def websocket_blueprint(channels: Callable[[], Channels | None], *, path: str = 
 
 
 def _refuse(refusal: Refusal) -> Response:
-    return Response(refusal.reason + "\n", refusal.status, content_type="text/plain; charset=utf-8")
+    headers = {"retry-after": "1"} if refusal.retry else {}
+    return Response(refusal.reason + "\n", refusal.status, headers, content_type="text/plain; charset=utf-8")
