@@ -9,9 +9,9 @@ import attrs
 import msgspec
 
 from tangram.channels.outbox import Outbox
-from tangram.errors import BrokerUnavailable
+from tangram.testing.transport import FakeBus
 
-Done = Callable[[int | Exception], None]
+__all__ = ["FakeBus", "Settings", "counting_ids", "drained", "open_outbox"]
 
 
 @attrs.frozen(kw_only=True)
@@ -33,37 +33,6 @@ class Settings:
     join_burst: float = 5000
     upgrade_rate: float = 50.0
     upgrade_burst: float = 2000
-
-
-@attrs.define
-class FakeBus:
-    """Takes publishes; gives what begins with ``to:`` straight back, as one Redis would."""
-
-    up: bool = True
-    published: list[tuple[str, bytes]] = attrs.Factory(list)
-    sink: Callable[[Sequence[tuple[bytes, bytes]]], None] | None = None
-    hold: bool = False
-    held: list[Done] = attrs.Factory(list)
-
-    def publish_nowait(self, channel: str, payload: bytes, done: Done | None = None) -> None:
-        if not self.up:
-            if done is not None:
-                done(BrokerUnavailable("redis is away"))
-            return
-        self.published.append((channel, payload))
-        if self.sink is not None and channel.startswith("to:"):
-            self.sink([(channel.encode(), payload)])
-        if done is not None:
-            if self.hold:
-                self.held.append(done)
-            else:
-                done(1)
-
-    def names(self, prefix: str = "") -> list[str]:
-        return [channel for channel, _ in self.published if channel.startswith(prefix)]
-
-    def payloads(self, channel: str) -> list[bytes]:
-        return [payload for name, payload in self.published if name == channel]
 
 
 def counting_ids(prefix: str = "c") -> Callable[[], str]:

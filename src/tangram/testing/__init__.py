@@ -15,17 +15,27 @@ if TYPE_CHECKING:
     from tangram.testing.memory import MemoryBroker
     from tangram.testing.server import RunningTangram, TangramEnded, free_port, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
+    from tangram.testing.transport import (
+        FakeBus,
+        RunningEngine,
+        RunningTransport,
+        open_engine,
+        open_transport,
+    )
 
 __all__ = [
     "FAULTS",
     "INVARIANTS",
     "Chaos",
     "Evidence",
+    "FakeBus",
     "FaultPorts",
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
+    "RunningEngine",
     "RunningTangram",
+    "RunningTransport",
     "StepFailed",
     "StepReport",
     "TangramEnded",
@@ -33,7 +43,9 @@ __all__ = [
     "check",
     "every_step",
     "free_port",
+    "open_engine",
     "open_tangram",
+    "open_transport",
     "run_every_step",
 ]
 
@@ -44,6 +56,7 @@ _MODULES = {
     "memory": ("MemoryBroker",),
     "server": ("RunningTangram", "TangramEnded", "free_port", "open_tangram"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
+    "transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
