@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tangram.testing.brokers import RealBroker, open_broker
     from tangram.testing.catalogue import FAULTS, Chaos
     from tangram.testing.faults import FaultPorts, InjectedFault
     from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
     from tangram.testing.memory import MemoryBroker
-    from tangram.testing.server import RunningTangram, TangramEnded, free_port, open_tangram
+    from tangram.testing.ports import free_port
+    from tangram.testing.server import RunningTangram, TangramEnded, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
     from tangram.testing.transport import (
         FakeBus,
@@ -33,6 +35,7 @@ __all__ = [
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
+    "RealBroker",
     "RunningEngine",
     "RunningTangram",
     "RunningTransport",
@@ -43,6 +46,7 @@ __all__ = [
     "check",
     "every_step",
     "free_port",
+    "open_broker",
     "open_engine",
     "open_tangram",
     "open_transport",
@@ -50,11 +54,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "brokers": ("RealBroker", "open_broker"),
     "catalogue": ("FAULTS", "Chaos"),
     "faults": ("FaultPorts", "InjectedFault"),
     "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
     "memory": ("MemoryBroker",),
-    "server": ("RunningTangram", "TangramEnded", "free_port", "open_tangram"),
+    "ports": ("free_port",),
+    "server": ("RunningTangram", "TangramEnded", "open_tangram"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
     "transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
 }

@@ -16,10 +16,15 @@ from typing import Any
 import attrs
 import trio
 
-__all__ = ["UNDER_TEST", "Census", "take_census", "wait_nothing_left"]
+__all__ = ["THE_TESTS_OWN", "UNDER_TEST", "Census", "take_census", "wait_nothing_left"]
 
 UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default=None)
 """Set in the task of a server under test: whatever that starts inherits it, and is known by it."""
+
+THE_TESTS_OWN: dict[int, int] = {}
+"""Processes that a test started beside the server, by the kit, and the pipe to each: nobody's leak. Whoever
+started them sees to their end.
+"""
 
 PATIENCE = 2.0
 """Seconds of real time for threads and processes that are on their way out when the server has ended."""
@@ -104,7 +109,8 @@ def _descriptors() -> dict[object, str]:
         except OSError:
             continue  # the one by which this very folder was read
         # Files are nobody's leak here: reports, coverage and caches are opened by whoever tests.
-        if target.startswith(("socket:", "pipe:", "anon_inode:")):
+        own = int(entry.name) in THE_TESTS_OWN.values()
+        if target.startswith(("socket:", "pipe:", "anon_inode:")) and not own:
             found[entry.name, target] = f"{entry.name} -> {target}"
     return found
 
@@ -127,6 +133,8 @@ def _processes(parent: int) -> Iterator[tuple[object, str]]:
         except OSError:
             continue
         for child in children:
+            if int(child) in THE_TESTS_OWN:
+                continue
             try:
                 name = Path(f"/proc/{child}/comm").read_text().strip()
             except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +24,7 @@ from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing
 from tangram.testing.faults import FaultPorts, InjectedFault
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.memory import MemoryBroker
+from tangram.testing.ports import free_port
 from tangram.testing.record import LogRecords, record_logs
 
 if TYPE_CHECKING:
@@ -58,14 +58,6 @@ CHEAP = (
     "close_codes_documented",
 )
 """Invariants that hold for every test and cost it some milliseconds; checked at the end by default."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class TangramEnded(Exception):
