@@ -3,7 +3,7 @@ import random
 import pytest
 import trio
 
-from tangram.bus.publisher import BRIDGE, SEND_LIMIT, Publisher
+from tangram.bus.publisher import BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
 from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
 from tests.bus.fakes import URL, Connection, FakeRedis
@@ -291,3 +291,114 @@ async def test_a_callback_that_raises_costs_itself_alone(
     await trio.testing.wait_all_tasks_blocked()
 
     assert answers.told == [(2, 0)]
+
+
+def failures_of(told: list[dict[int, str]]):  # type: ignore[no-untyped-def]
+    return lambda failures: told.append({at: str(error) for at, error in failures.items()})
+
+
+async def test_a_batch_is_answered_once(
+    autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
+) -> None:
+    """Messages that were handed over together arrive in order between their neighbours, byte by byte as they
+    were given, and are answered together when the last one is."""
+    told: list[dict[int, str]] = []
+    payload = bytes(range(256))
+    publisher.publish_nowait("first", b"", answers.of(1))
+    publisher.publish_all_nowait(
+        [("from:é:a", payload), ("from:b:b", b""), ("from:é:a", b"3")], failures_of(told)
+    )
+    publisher.publish_nowait("last", b"", answers.of(2))
+    publisher.publish_all_nowait([])
+    await trio.testing.wait_all_tasks_blocked()
+
+    name = "from:é:a".encode()
+    assert fake.published == [
+        (b"first", b""),
+        (name, payload),
+        (b"from:b:b", b""),
+        (name, b"3"),
+        (b"last", b""),
+    ]
+    assert told == [{}]
+    assert answers.told == [(1, 0), (2, 0)]
+    assert (publisher.published, publisher.open_bytes) == (5, 0)
+
+
+async def test_what_redis_refuses_of_a_batch_is_told_by_its_place(
+    autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
+) -> None:
+    """One message that is refused costs the others of its batch nothing."""
+    told: list[dict[int, str]] = []
+    fake.errors[b"PUBLISH bad"] = "NOPERM no"
+    publisher.publish_all_nowait([("good", b""), ("bad", b""), ("good", b"")], failures_of(told))
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert told == [{1: "redis refuses the publish: NOPERM no"}]
+    assert (publisher.published, publisher.failed) == (2, 1)
+
+
+async def test_a_batch_that_a_break_cuts_is_told_which_part_is_sure(
+    autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
+) -> None:
+    """What was answered before the connection broke is taken, and the rest is reported."""
+    told: list[dict[int, str]] = []
+    fake.mute.add(b"PUBLISH")
+    publisher.publish_all_nowait([("a", b""), ("b", b""), ("c", b"")], failures_of(told))
+    await trio.testing.wait_all_tasks_blocked()
+    await fake.publisher.stream.send_all(b":1\r\n:0\r\n")
+    await trio.testing.wait_all_tasks_blocked()
+    assert told == []
+    await fake.drop()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert list(told[0]) == [2]
+    assert "may or may not have been delivered" in told[0][2]
+    assert (publisher.published, publisher.failed, publisher.open_bytes) == (2, 1, 0)
+
+
+async def test_a_batch_is_taken_as_a_whole_or_not(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """One that finds no room is refused at once, all of it, and leaves what waits alone."""
+    told: list[dict[int, str]] = []
+    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    publisher.publish_all_nowait([("a", b"x" * 400)])
+    publisher.publish_all_nowait([("a", b""), ("a", b"x" * 600)], failures_of(told))
+
+    full = f"{publisher.open_bytes} bytes wait for redis already, at most 1000 may"
+    assert told == [{0: full, 1: full}]
+    assert publisher.failed == 2
+
+
+async def test_whoever_can_wait_for_room_does(
+    autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
+) -> None:
+    """From half of the bound on it is crowded, until Redis has answered enough; or until an outage is longer
+    than what is bridged, so that nobody waits for a Redis that is away."""
+    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    nursery.start_soon(publisher.run)
+    await trio.testing.wait_all_tasks_blocked()
+    publisher.publish_all_nowait([("a", b"x" * 300)])
+    assert not publisher.crowded
+    publisher.publish_all_nowait([("a", b"x" * 300)])
+    assert publisher.crowded
+    began = trio.current_time()
+    await publisher.wait_room()
+
+    assert not publisher.crowded
+    assert trio.current_time() == began
+
+    fake.refuse = True
+    await fake.drop()
+    await trio.testing.wait_all_tasks_blocked()
+    began = trio.current_time()
+    publisher.publish_all_nowait([("a", b"x" * 600)])
+    await publisher.wait_room()
+    assert trio.current_time() - began == pytest.approx(BRIDGE, abs=0.2)
+
+
+async def test_channels_are_remembered_within_bounds(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """A client that makes up events does not fill the memory."""
+    publisher = Publisher(parse_url(URL), dial=fake.dial)
+    publisher.publish_all_nowait([(f"from:a:{number}", b"") for number in range(3 * MAX_HEADS + 1)])
+
+    assert 0 < len(publisher._heads) <= MAX_HEADS

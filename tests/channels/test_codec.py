@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -238,3 +239,19 @@ def test_long_fields_cannot_be_encoded_in_binary() -> None:
     """A field of 256 bytes does not fit into its length byte, and is refused instead of wrapped."""
     with pytest.raises(FrameError):
         codec.encode_binary_broadcast("é" * 128, "e")
+
+
+replies = st.builds(
+    Message, st.none() | st.text(), st.none() | st.text(), st.text(), st.just("e"), st.just(b"")
+)
+
+
+@given(st.lists(st.none() | replies))
+def test_acknowledgements_are_what_a_reply_is(replies: list[Message | None]) -> None:
+    """Each push that has a ref is answered ok, in order, whatever is written in its ref and its topic."""
+    texts = [msgspec.json.decode(text) for text in codec.encode_acknowledgements(replies)]
+    wanted = [to for to in replies if to is not None and to.ref is not None]
+
+    assert texts == [
+        [to.join_ref, to.ref, to.topic, "phx_reply", {"status": "ok", "response": {}}] for to in wanted
+    ]

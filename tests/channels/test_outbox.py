@@ -125,6 +125,22 @@ def test_an_exempt_message_is_never_too_much() -> None:
     assert outbox.disconnect == OVERLOAD
 
 
+def test_few_messages_are_exempt_at_a_time() -> None:
+    """Who joins and leaves without reading cannot pile up states; once it has read, it may have them anew."""
+    outbox = Outbox(lambda: None, max_backlog=100, max_exempt=2)
+    outbox.put(item(10))
+    for _ in range(2):
+        outbox.put_exempt(item(5000))
+    outbox.written(outbox.pending)
+    outbox.put(item(10))
+    for _ in range(2):
+        outbox.put_exempt(item(5000))
+    assert outbox.disconnect is None
+
+    outbox.put_exempt(item(5000))
+    assert outbox.disconnect == OVERLOAD
+
+
 def test_only_the_newest_of_a_key_is_kept() -> None:
     """In a backlog a message replaces the one of its key that still waits."""
     outbox, _ = open_box(100)

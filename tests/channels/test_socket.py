@@ -7,9 +7,18 @@ from hypothesis import strategies as st
 
 from tangram.channels import codec
 from tangram.channels.disconnects import ABUSE, LIMITED, UNAUTHORIZED, UNAVAILABLE, WRONG_CHANNEL, Disconnect
-from tangram.channels.frames import TEXT, FrameError
+from tangram.channels.frames import TEXT, FrameError, Message
 from tangram.channels.hub import Hub
-from tangram.channels.socket import MALFORMED_BURST, MAX_DEFERRED, Authorize, Effect, Publish, Reply, Socket
+from tangram.channels.socket import (
+    MALFORMED_BURST,
+    MAX_DEFERRED,
+    MAX_DEFERRED_BYTES,
+    Authorize,
+    Effect,
+    Publish,
+    Reply,
+    Socket,
+)
 from tests.channels.fakes import drained, open_outbox
 
 
@@ -170,9 +179,35 @@ def test_a_push_is_answered_once_redis_has_it() -> None:
     assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', Reply("1", "9", "obs"))]
     assert client.heard() == []
 
-    client.socket.published([Reply("1", "9", "obs")])
+    client.socket.published([Reply("1", "9", "obs"), None, Reply("1", None, "obs")])
     client.socket.unpublished(Reply("1", "10", "obs"))
+    client.socket.unpublished(Reply("1", None, "obs"))
     assert client.heard() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
+
+
+def test_the_short_way_of_a_push_decides_as_the_table_does() -> None:
+    """A push that is told its Redis channel at once is one that the table would publish, there; whatever the
+    table treats in another way is left to it."""
+    client = Client()
+    client.join("obs")
+    client.join("gone", ref="2")
+    client.say("3", "3", "asked", "phx_join", {})
+    client.hub.close_topic("gone")
+    topics = ("obs", "gone", "asked", "never", "phoenix")
+    events = ("hello", "a:b", "phx_join", "phx_leave", "heartbeat", "é" * 64, "é" * 63)
+    short = []
+    for topic in topics:
+        for event in events:
+            for join_ref in ("1", "2", None):
+                message = Message(join_ref, "9", topic, event, b"{}")
+                channel = client.socket.push(message)
+                if channel is not None:
+                    short.append((topic, event))
+                    expected = [Publish(channel, b"{}", Reply(join_ref, "9", topic))]
+                    assert client.socket.receive(message) == expected
+
+    assert short == [("obs", "hello"), ("obs", "a:b"), ("obs", "é" * 63)]
+    assert client.socket.push(Message("1", "9", "obs", "raw", b"\0", binary=True)) == "from:obs:raw"
 
 
 @pytest.mark.parametrize("payload", ["s", 5, None, True, [1, 2]])
@@ -314,6 +349,28 @@ def test_what_waits_behind_a_join_is_bounded() -> None:
     client.say("1", "3", "obs", "hello", {})
 
     assert client.heard() == [error("1", "3", "obs", "busy")]
+
+
+def test_what_waits_behind_a_join_is_bounded_in_bytes() -> None:
+    """Neither can it pile up a few large ones."""
+    client = Client()
+    client.say("1", "1", "obs", "phx_join", {})
+    client.say("1", "2", "obs", "hello", "x" * (MAX_DEFERRED_BYTES // 2))
+    client.say("1", "3", "obs", "hello", "x" * (MAX_DEFERRED_BYTES // 2))
+
+    assert client.heard() == [error("1", "3", "obs", "busy")]
+
+
+@pytest.mark.parametrize(("join_ref", "ref"), [("1" * 256, "1"), ("1", "1" * 256), (None, "é" * 128)])
+def test_a_join_with_a_long_ref_is_refused(join_ref: str | None, ref: str) -> None:
+    """What is kept for as long as a membership, and told to everybody, has a bound."""
+    client = Client()
+    client.say(join_ref, ref, "obs", "phx_join", {})
+
+    assert client.heard() == [
+        error(join_ref, ref, "obs", "ref too long"),
+        [join_ref or ref, None, "obs", "phx_close", {}],
+    ]
 
 
 def test_binary_control_frames_have_no_effect() -> None:

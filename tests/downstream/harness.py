@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ import trio
 from tangram.broker import EmbeddedBroker
 from tangram.config import BrokerConfig
 from tests.compat.guide import source_of
-from tests.downstream.prepare import HOME, ROOT, SCRIPT_COPY, python_of
-from tests.e2e.harness import Home, free_port, wait_until
+from tests.downstream.prepare import ROOT, python_of
+from tests.e2e.harness import Home, Server, free_port, wait_until
 
-__all__ = ["PUBLISHED", "Environment", "open_published"]
+__all__ = ["PUBLISHED", "Environment", "open_published", "restart"]
 
 PUBLISHED = ("tangram_system", "tangram_weather", "tangram_globe", "tangram_airports")
 
@@ -39,7 +39,7 @@ class Environment(Home):
 
     def configure(self, plugins: object = (), extra: str = "", core: str = "") -> None:
         names = json.dumps(list(plugins))  # type: ignore[call-overload]
-        shell = 'frontend = "tangram_core"' if self.name == "full" else ""
+        shell = "" if self.name == "bare" else 'frontend = "tangram_core"'
         self.config.write_text(
             f'[core]\nplugins = {names}\n{core}\n[server]\nhost = "127.0.0.1"\nport = {self.port}\n'
             f"{shell}\n[broker]\nport = 0\n{extra}\n"
@@ -61,24 +61,29 @@ class Environment(Home):
 
 
 @asynccontextmanager
-async def open_published(folder: Path) -> AsyncIterator[str]:
-    """The published server with the published plugins, in a process of its own, on a Redis of its own: its
-    URL.
+async def open_published(
+    folder: Path,
+    plugins: Sequence[str] = PUBLISHED,
+    *,
+    name: str = "full",
+    environ: Mapping[str, str] | None = None,
+) -> AsyncIterator[str]:
+    """The published server with published plugins, in a process of its own, on a Redis of its own: its URL.
 
     It is run, and asked over HTTP; nothing of it is imported here.
     """
-    folder.mkdir(parents=True)  # noqa: ASYNC240 - a test's own folder
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test's own folder
     port, config = free_port(), folder / "tangram.toml"
     broker = EmbeddedBroker(BrokerConfig(port=0))
     async with trio.open_nursery() as nursery:
         redis_url = await nursery.start(broker.run)
         config.write_text(
-            f'[core]\nredis_url = "{redis_url}"\nplugins = {json.dumps(PUBLISHED)}\n'
+            f'[core]\nredis_url = "{redis_url}"\nplugins = {json.dumps(list(plugins))}\n'
             f"[server]\nport = {port}\n[channel]\nport = {free_port()}\n"
         )
         process = await trio.lowlevel.open_process(
-            [str(HOME / "full" / "bin" / SCRIPT_COPY), "serve", "--config", str(config)],
-            env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+            [str(python_of(name)), "-m", "tangram_core", "serve", "--config", str(config)],
+            env={"PATH": os.environ["PATH"], "HOME": str(folder), **(environ or {})},
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -98,3 +103,12 @@ async def open_published(folder: Path) -> AsyncIterator[str]:
             with trio.CancelScope(shield=True):
                 await process.wait()
             nursery.cancel_scope.cancel()
+
+
+async def restart(server: Server, plugin: str) -> None:
+    """Ask the server for a new incarnation of one plugin."""
+    token = (server.home.folder / "xdg_state_home" / "tangram" / "operator-token").read_text().strip()
+    answer = await server.request(
+        "POST", f"/-/plugins/{plugin}/restart", headers={"authorization": f"Bearer {token}"}
+    )
+    assert answer.is_success, answer.text

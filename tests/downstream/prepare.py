@@ -11,7 +11,6 @@ They go to ``.cache/downstream``, or where ``TANGRAM_DOWNSTREAM`` says.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -31,8 +30,8 @@ TOOLS = (
     "openapi-spec-validator",
 )
 """What the tests of ``tests/compat`` need, which run in ``full`` as well."""
-SCRIPT_COPY = "tangram-published"
-"""Where the published server's own script is kept in ``full``, before ours takes its name."""
+EXTRAS = ("trustme",)
+"""Certificates that are thrown away, for hosts that a test stands in for."""
 
 
 def python_of(name: str) -> Path:
@@ -68,9 +67,13 @@ def make_bare() -> None:
 def make_full() -> None:
     make("full")
     pip("full", *PUBLISHED)
-    scripts = HOME / "full" / "bin"
-    shutil.copy2(scripts / "tangram", scripts / SCRIPT_COPY)
-    pip("full", "--editable", str(ROOT), *TOOLS)
+    pip("full", "--editable", str(ROOT), *TOOLS, *EXTRAS)
+
+
+def add_path(name: str, folder: object) -> None:
+    """Let an environment find what is installed in *folder* as well."""
+    site = next((HOME / name / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(f"{folder}\n")
 
 
 def make_orders() -> None:
@@ -79,8 +82,7 @@ def make_orders() -> None:
     ours = ("--no-deps", "--editable", str(ROOT))
     for name, order in (("ours-first", (ours, server)), ("ours-last", (server, ours))):
         make(name)
-        site = next((HOME / name / "lib").glob("python*/site-packages"))
-        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        add_path(name, sysconfig.get_path("purelib"))
         for what in order:
             # What the tests' own environment has must not count as installed here.
             pip(name, "--force-reinstall", *what)

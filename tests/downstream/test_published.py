@@ -13,7 +13,7 @@ import trio
 
 from tangram.client import fetch_token, open_socket
 from tangram.errors import ChannelClosed, Refused
-from tests.downstream.harness import PUBLISHED, Environment, open_published
+from tests.downstream.harness import PUBLISHED, Environment, open_published, restart
 from tests.e2e.browser import Browser
 from tests.e2e.harness import Server, open_server, wait_until
 
@@ -178,11 +178,3 @@ async def test_crash_restart_and_outage(full: Environment) -> None:
 
         assert await wait_until(no_more, within=10)
         assert await server.stop() == 0
-
-
-async def restart(server: Server, plugin: str) -> None:
-    token = (server.home.folder / "xdg_state_home" / "tangram" / "operator-token").read_text().strip()
-    answer = await server.request(
-        "POST", f"/-/plugins/{plugin}/restart", headers={"authorization": f"Bearer {token}"}
-    )
-    assert answer.is_success, answer.text

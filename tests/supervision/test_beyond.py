@@ -155,6 +155,7 @@ async def test_stop_during_backoff(autojump_clock: object, world: World) -> None
 
     assert world.closed
     assert world.log == []
+    assert world.states == {"a": "stopped", "b": "stopped"}
 
 
 async def test_crash_inside_cleanup(autojump_clock: object, world: World) -> None:

@@ -13,7 +13,7 @@ PAGE = (DOCS / "supervision.md").read_text()
 CASES = (DOCS / "supervision-cases.md").read_text()
 TESTS = {
     name
-    for path in HERE.glob("test_*.py")
+    for path in HERE.parent.rglob("test_*.py")
     for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
 }
 

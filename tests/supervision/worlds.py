@@ -290,6 +290,7 @@ class Running(World):
     async def live(self, name: str, *, task_status: trio.TaskStatus[str]) -> None:
         life = CURRENT_LIFE.get()
         assert life is not None
+        assert isinstance(life.supervisor, Supervisor)
         self._made = life.supervisor  # wanted during boot as well, before the block is entered
         self.log.append(f"+{name}")
         how = self.starts[name].popleft() if self.starts[name] else "ok"

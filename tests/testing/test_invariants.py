@@ -44,6 +44,9 @@ PLANTED: dict[str, list[Evidence]] = {
         Evidence(events=[CRASH], logs=[{"event": "something else"}]),
         Evidence(logs=[{"event": "child crashed", "child": "bus"}]),
     ],
+    "memory_per_slow_client": [Evidence(backlogs=[0, 300_000, 5], backlog_bound=262_144)],
+    "steady_in_time": [Evidence(healed={"crash_bus": 31.0})],
+    "ends_as_promised": [Evidence(unkept=["broker_stop: a message was lost"])],
     "no_secret_in_logs": [Evidence(logs=[{"event": "x", "headers": {"a": ["s3cret"]}}], secrets=["s3cret"])],
     "comes_to_rest": [Evidence(steady=False), Evidence(events=[event("crashed", "bus", cause=None)])],
 }
@@ -75,6 +78,8 @@ def test_a_healthy_run_breaks_nothing() -> None:
         messages=[(1, 1), (2, 1), (5, 2)],
         close_codes=[1012],
         steady=True,
+        backlogs=[0, 1000],
+        healed={"crash_bus": 0.1},
     )
 
     assert broken(evidence) == []
@@ -94,4 +99,22 @@ def test_a_child_whose_restart_was_asked_for_may_be_stopped() -> None:
 
     assert broken(Evidence(events=planned, strategy="one_for_one"), ["healthy_siblings_untouched"]) == []
     astray = Evidence(events=[*planned, event("stopped", "channels")], strategy="one_for_one")
+    assert broken(astray, ["healthy_siblings_untouched"])
+
+
+def test_crashes_of_two_are_healed_side_by_side() -> None:
+    """Under one_for_one each has a delay of its own; under the others the order holds."""
+    crashed = [event("crashed", name, cause="x") for name in ("bus", "channels")]
+    events = [*UP, *crashed, event("started", "channels", 2), event("started", "bus", 2)]
+
+    assert broken(Evidence(events=events, strategy="one_for_one"), ["starts_in_order"]) == []
+    assert broken(Evidence(events=events, strategy="rest_for_one"), ["starts_in_order"])
+
+
+def test_a_child_that_did_not_start_in_time_may_be_stopped() -> None:
+    """Its own crash explains that it is stopped, and still nobody else's stop."""
+    late = [*UP, event("crashed", "web", cause="StartTimeout: x"), event("stopped", "web")]
+
+    assert broken(Evidence(events=late, strategy="one_for_one"), ["healthy_siblings_untouched"]) == []
+    astray = Evidence(events=[*late, event("stopped", "channels")], strategy="one_for_one")
     assert broken(astray, ["healthy_siblings_untouched"])

@@ -55,13 +55,17 @@ async def test_a_push_is_answered_when_the_bus_says_so() -> None:
     client.join("obs")
     client.heard()
     client.say(["1", "2", "obs", "hello", {}], ["1", "3", "obs", "hello", {}], ["1", "4", "obs", "hello", {}])
+    client.say(["1", "5", "obs", "hello", {}])
     assert client.heard() == []
 
-    bus.held[0](0)
-    bus.held[1](OSError())
-    assert [frame[4]["status"] for frame in client.heard()] == ["ok", "error"]
+    bus.held[0]({1: OSError()})
+    assert [(frame[1], frame[4]["status"]) for frame in client.heard()] == [
+        ("2", "ok"),
+        ("3", "error"),
+        ("4", "ok"),
+    ]
     client.session.gone()
-    bus.held[2](1)
+    bus.held[1]({})
     assert client.heard() == []
 
 
@@ -343,9 +347,29 @@ async def test_pushes_that_came_together_are_answered_together() -> None:
     client.say(["1", "2", "obs", "hello", {}], ["1", "3", "obs", "hello", {}])
     client.say(["1", "4", "obs", "hello", {}])
 
-    bus.held[0](1)
-    assert client.heard() == []
-    bus.held[1](0)
+    bus.held[0]({})
     assert [frame[1] for frame in client.heard()] == ["2", "3"]
-    bus.held[2](0)
+    bus.held[1]({})
     assert [frame[1] for frame in client.heard()] == ["4"]
+
+
+async def test_what_one_read_brings_reaches_the_bus_in_its_order() -> None:
+    """Pushes are handed over together, and still stand on their side of the leave and the join among which
+    they came."""
+    bus = FakeBus()
+    client = Client(make_channels(bus))
+    client.join("obs")
+    before = len(bus.published)
+    client.say(
+        ["1", "2", "obs", "a", {}],
+        ["1", "3", "obs", "b", {}],
+        ["1", "4", "obs", "phx_leave", {}],
+        ["5", "5", "obs", "phx_join", {"token": token("obs", "alice")}],
+        ["5", "6", "obs", "c", {}],
+        ["1", "7", "obs", "late", {}],
+    )
+
+    told = [channel for channel, _ in bus.published[before:] if channel.startswith("from:")]
+    assert told == ["from:obs:a", "from:obs:b", "from:obs:phx_leave", "from:obs:phx_join", "from:obs:c"]
+    answers = {frame[1]: frame[4]["status"] for frame in client.heard() if frame[3] == "phx_reply"}
+    assert answers == {"1": "ok", **dict.fromkeys("23456", "ok"), "7": "error"}

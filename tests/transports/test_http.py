@@ -124,7 +124,7 @@ async def test_client_that_never_reads_is_closed(engine: str, clock: Clock) -> N
 
 async def test_stop_ends_within_grace_though_a_client_does_not_read(engine: str, clock: Clock) -> None:
     """A stop takes the grace and no longer, whatever a client does not read."""
-    async with serving(engine, endless, grace=2.0, write_timeout=1000.0) as server:
+    async with serving(engine, endless, grace=2.0, write_timeout=100.0) as server:
         client = await server.connect()
         await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
         await trio.testing.wait_all_tasks_blocked(0.05)

@@ -72,6 +72,30 @@ async def test_one_byte_a_second_costs_its_own_connection(engine: str, clock: Cl
     assert 10 <= took <= 12
 
 
+@pytest.mark.parametrize(
+    "begin", [b"Content-Length: 10\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n5\r\nha"]
+)
+async def test_body_that_stops_half_way(engine: str, begin: bytes, clock: Clock) -> None:
+    """A client that stops in the middle of its body loses its connection after idle_timeout, and the
+    application hears that it has gone.
+    """
+    heard: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        while not heard or heard[-1] != "http.disconnect":
+            heard.append((await receive())["type"])
+
+    async with serving(engine, app, idle_timeout=20.0) as server, await server.connect() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\n" + begin)
+        began = trio.current_time()
+        assert await client.rest(100) == b""
+        assert 20 <= trio.current_time() - began < 23
+        await server.wait_closed()
+
+        assert server.engine.statistics().failed == 0
+    assert heard[-1] == "http.disconnect"
+
+
 async def test_idle_connection_is_closed(engine: str, clock: Clock) -> None:
     """A connection between requests is closed after idle_timeout."""
     async with serving(engine, hello, idle_timeout=20.0) as server, await server.connect() as client:

@@ -223,6 +223,18 @@ async def test_inbox_never_waits_to_tell_a_disconnect() -> None:
     assert (await inbox.get())["type"] == "http.disconnect"
 
 
+async def test_inbox_is_bounded_in_bytes(autojump_clock: Clock) -> None:
+    """A few large events fill the queue as many small ones do; each that is taken makes room."""
+    inbox = Inbox()
+    await inbox.put({"type": "websocket.receive", "bytes": b"x" * 300_000})
+    with trio.move_on_after(1) as limit:
+        await inbox.put({"type": "websocket.receive", "text": "x"})
+    assert limit.cancelled_caught
+    await inbox.get()
+    with trio.fail_after(1):
+        await inbox.put({"type": "websocket.receive", "text": "x"})
+
+
 async def echo_socket(scope: Any, receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "websocket.accept"})

@@ -20,7 +20,7 @@ from websockets.server import ServerProtocol
 from tangram.channels.disconnects import OVERLOAD, RESTART
 from tangram.channels.frames import BINARY, TEXT, Encoded, Run
 from tangram.channels.outbox import Outbox
-from tangram.transports.pump import CLOSE_TIME, MAX_CONTROL, Pump, PumpStatistics, frame
+from tangram.transports.pump import CLOSE_TIME, MAX_CONTROL, Pump, PumpStatistics, frame, join
 
 
 @attrs.define
@@ -280,3 +280,15 @@ async def test_a_run_is_joined_once_for_all() -> None:
         assert one.statistics.writes == 1
         assert one.statistics.messages == 2
         assert one.outbox.pending == 0
+
+
+async def test_a_run_of_texts_is_framed_as_its_messages_are() -> None:
+    """Texts that were never made messages leave with the same frames, at every size of a length."""
+    texts = [b"x" * size for size in (0, 1, 125, 126, 65535, 65536)]
+    run = Run(texts=texts)
+    assert join(run) == b"".join(frame(Encoded(TEXT, text)) for text in texts)
+
+    assert [item.data for item in run] == texts
+    assert [item.opcode for item in run] == [TEXT] * len(texts)
+    assert (run.length, len(run), run.size, run.first) == (6, 6, sum(map(len, texts)), 0)
+    assert run[1].data == b"x"

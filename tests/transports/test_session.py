@@ -198,3 +198,33 @@ async def test_too_big_a_message(autojump_clock: trio.testing.MockClock) -> None
 
     assert await run(channels, connection) == disconnects.TOO_BIG
     assert connection.closed == [disconnects.TOO_BIG]
+
+
+class Crowd:
+    """A bus without room until the test makes some."""
+
+    def __init__(self) -> None:
+        self.room = trio.Event()
+
+    @property
+    def crowded(self) -> bool:
+        return not self.room.is_set()
+
+    async def wait_room(self) -> None:
+        await self.room.wait()
+
+
+async def test_a_crowded_bus_is_not_read_for(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Nothing is taken from a client while the bus has enough to do, and all of it afterwards."""
+    crowd = Crowd()
+    connection = FakeConnection()
+    nursery.start_soon(run, make_channels(FakeBus(), crowd=lambda: crowd), connection)
+    await connection.say.send(join())
+    await trio.testing.wait_all_tasks_blocked()
+    assert connection.sent == []
+    crowd.room.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert b'"ok"' in connection.sent[0]

@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import structlog
@@ -74,6 +76,12 @@ class Boot:
     """Applied to each child of the tree: the place where tests put faults in."""
     embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
     """Makes the embedded broker; tests put one in memory here."""
+    listen: Callable[[Config], list[HeldSocket]] = attrs.field(factory=lambda: _open_sockets)
+    """Opens the sockets; tests put some in memory here."""
+    rng: random.Random = attrs.field(factory=random.Random)
+    """Where all jitter comes from; a test seeds it."""
+    timer: Callable[[], float] = time.thread_time
+    """Seconds of CPU, by which the bus gathers messages; a test must not depend on the machine's load."""
 
 
 class _Bell:
@@ -141,7 +149,7 @@ class Server:
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
         """Serve until asked to stop. Started once everything is up."""
         try:
-            self.held = _open_sockets(self.config)
+            self.held = self.boot.listen(self.config)
             async with trio.open_nursery() as nursery:
                 if self.boot.signals:
                     await nursery.start(self._hear_signals)
@@ -172,6 +180,7 @@ class Server:
                 window=tree.window,
                 backoff=tree.backoff(),
                 shutdown_timeout=self.config.supervisor.shutdown_timeout,
+                rng=self.boot.rng,
                 on_event=self.ledger,
             ) as root:
                 self.root = root
@@ -204,6 +213,8 @@ class Server:
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
             embedded=self.boot.embedded,
+            rng=self.boot.rng,
+            timer=self.boot.timer,
             beyond=beyond,
             serve_web=serve_site,
             on_feed=self._on_feed,
@@ -240,7 +251,7 @@ class Server:
             self._exit_status = 1
             return
         log.critical("the server ends: it cannot be kept running", cause=str(error))
-        for line in error.crashes if isinstance(error, RestartsExhausted) else ():
+        for line in _story(error):
             log.critical("it crashed", cause=line)
         if not self.stopping:
             self._end(asked_for=False)
@@ -414,6 +425,18 @@ def _with_fixed(old: Config, new: Config) -> Config:
         ),
         channel=attrs.evolve(new.channel, host=old.channel.host, port=old.channel.port),
     )
+
+
+def _story(error: BaseException | None) -> Sequence[str]:
+    """The crashes that led to the end, as the innermost supervisor which gave up tells them: those above it
+    know of one only, its own end.
+    """
+    told: Sequence[str] = ()
+    while error is not None:
+        if isinstance(error, RestartsExhausted) and error.crashes:
+            told = error.crashes
+        error = error.__cause__
+    return told
 
 
 def _operator_error(error: BaseException) -> OperatorError | None:

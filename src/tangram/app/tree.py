@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,8 @@ class Tree:
         serve_web: Callable[..., Awaitable[None]],
         on_feed: Callable[[bool], None],
         embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
+        rng: random.Random | None = None,
+        timer: Callable[[], float] = time.thread_time,
     ) -> None:
         self.beyond = beyond
         """Outlives every incarnation: who is still connected to one that has ended is told there to come
@@ -136,6 +139,8 @@ class Tree:
         self._embedded = embedded
         self._serve_web = serve_web
         self._tell_feed = on_feed
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
+        self._timer = timer
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The root's budget, of the broker and of the incarnation's own parts together."""
@@ -207,7 +212,7 @@ class Tree:
                 # The first boot is not retried; and `started` is told once, so after it the root decides.
                 if not self.booted or not self.window.charge(trio.current_time()):
                     raise
-                delay = self.backoff().delay(attempt, random.random())  # noqa: S311 - jitter
+                delay = self.backoff().delay(attempt, self._rng.random())
                 attempt += 1
                 log.warning(
                     "the incarnation did not come up; it is begun anew", cause=str(error), delay=delay
@@ -226,6 +231,7 @@ class Tree:
             window=self.window,
             backoff=self.backoff(),
             shutdown_timeout=limits.shutdown_timeout,
+            rng=self._rng,
             on_event=self._on_event,
         ) as supervisor:
             self.incarnation = supervisor
@@ -281,7 +287,7 @@ class Tree:
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
         config = self.config.plugins.get(loaded.key, {})
-        events = {"on_event": self._on_event}
+        events = {"on_event": self._on_event, "rng": self._rng}
         if not loaded.plugin.island:
             return PluginHost(loaded, state=self._the_state, config=config, supervisor=events)
         # asyncio and all that hangs on it are imported only where a plugin needs them.
@@ -337,7 +343,7 @@ class Tree:
             await state.aclose()
 
     async def _run_bus(self, *, task_status: trio.TaskStatus[Bus]) -> None:
-        bus = Bus(self.url, sink=self._deliver, on_up=self._on_feed)
+        bus = Bus(self.url, sink=self._deliver, on_up=self._on_feed, rng=self._rng, timer=self._timer)
         self.bus = bus
         try:
             await bus.run(task_status=task_status)
@@ -348,7 +354,7 @@ class Tree:
         channels = Channels(
             self.config.channel,
             self.secrets.jwt,
-            self._publish_nowait,
+            self._publish_all_nowait,
             origins=self.origins,
             operator_token=self.secrets.operator,
             authorizers=[
@@ -358,6 +364,7 @@ class Tree:
             ],
             up=self.bus is not None and self.bus.up,
             beyond=self.beyond,
+            crowd=lambda: self.bus,
             streaming_grace=self.config.channel.streaming_grace,
         )
         self.channels = channels
@@ -404,10 +411,12 @@ class Tree:
     async def _publish(self, channel: str, payload: bytes | str) -> int:
         return await self._the_bus().publish(channel, payload)
 
-    def _publish_nowait(
-        self, channel: str, payload: bytes, done: Callable[[int | Exception], None] | None
+    def _publish_all_nowait(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+        done: Callable[[Mapping[int, Exception]], None] | None,
     ) -> None:
-        self._the_bus().publish_nowait(channel, payload, done)
+        self._the_bus().publish_all_nowait(messages, done)
 
     def _subscribe(self, *patterns: str) -> object:
         return self._the_bus().subscribe(*patterns)

@@ -7,7 +7,8 @@ restarts builds a new one.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -15,7 +16,7 @@ import structlog
 import trio
 
 from tangram.bus.listener import Listener, Sink
-from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, Publisher
+from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
@@ -67,7 +68,7 @@ class Bus:
     *sink* gets what is published to ``to:*`` in batches, ``[(channel, payload), ...]`` in order, one call
     for each chunk read. *on_up* is told True once everything is subscribed, again after every outage, and
     False when the connection is lost. Both are plain functions, called from the bus's own task. *rng* gives
-    the back-off its jitter.
+    the back-off its jitter, *timer* the seconds of CPU that a delivery took.
 
     Raises:
         ConfigError: *url* is no Redis URL.
@@ -83,13 +84,21 @@ class Bus:
         dial: Dial = dial,
         max_buffer: int = MAX_BUFFER,
         bridge: float = BRIDGE,
+        timer: Callable[[], float] = time.thread_time,
     ) -> None:
         self.url = url
         address = parse_url(url)
         rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._tell_up = on_up
         self._listener = Listener(
-            address, pinned=TO_ALL, sink=sink, on_up=self._on_up, dial=dial, rng=rng, name="subscriber"
+            address,
+            pinned=TO_ALL,
+            sink=sink,
+            on_up=self._on_up,
+            dial=dial,
+            rng=rng,
+            name="subscriber",
+            timer=timer,
         )
         self._publisher = Publisher(
             address,
@@ -142,6 +151,26 @@ class Bus:
             BrokerUnavailable: the bus is closed for good.
         """
         self._publisher.publish_nowait(channel, payload, done)
+
+    def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
+        """Publish ``(channel, payload)`` messages, in order, without waiting; they are taken together or not
+        at all. *done* is told once which of them failed, by position; an empty mapping: none.
+
+        As for `publish_nowait`, *done* may be called before this returns, and must not block or raise.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        self._publisher.publish_all_nowait(messages, done)
+
+    @property
+    def crowded(self) -> bool:
+        """Half of the buffer of open messages is full: who can let others wait does so by `wait_room`."""
+        return self._publisher.crowded
+
+    async def wait_room(self) -> None:
+        """Return once it is not crowded; that takes no longer than the outages that are bridged."""
+        await self._publisher.wait_room()
 
     def subscribe(
         self,

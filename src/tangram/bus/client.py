@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 import structlog
 import trio
@@ -35,13 +35,11 @@ from tangram.errors import BrokerUnavailable
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from tangram.bus.bus import Bus
-
     Facade = Redis
 else:
     Facade = object
 
-__all__ = ["RedisClient"]
+__all__ = ["Carrier", "RedisClient"]
 
 log = structlog.get_logger("tangram.bus")
 
@@ -67,6 +65,18 @@ UNBRIDGED: Final = {
 """Methods that cannot be carried over, and what to do instead."""
 
 
+class Carrier(Protocol):
+    """What the client needs of a bus that runs."""
+
+    url: str
+
+    async def publish(self, channel: bytes | str, payload: bytes | str) -> int:
+        """How many Redis clients got it."""
+
+    async def annex(self, key: object, run: Callable[..., Awaitable[object]], kind: type[T]) -> T:
+        """What *run* reports as its started value; started when it is first asked for."""
+
+
 class RedisClient(Facade):
     """redis-py's asyncio client for Trio: ``await state.redis_client.get("key")``; answers are bytes.
 
@@ -79,7 +89,7 @@ class RedisClient(Facade):
         redis.exceptions.ResponseError: Redis refused the command.
     """
 
-    def __init__(self, bus: Callable[[], Bus | None]) -> None:
+    def __init__(self, bus: Callable[[], Carrier | None]) -> None:
         self._bus = bus
 
     def __repr__(self) -> str:
@@ -144,7 +154,7 @@ class RedisClient(Facade):
             return await lane.call(call)
         return await within(COMMAND_TIMEOUT, name, lane.call, call)
 
-    def _current_bus(self) -> Bus:
+    def _current_bus(self) -> Carrier:
         bus = self._bus()
         if bus is None:
             raise BrokerUnavailable("the bus is not running")

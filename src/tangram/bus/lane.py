@@ -94,12 +94,9 @@ class Lane:
 
         if self._closing:
             raise BrokerUnavailable(CLOSED)
-        # The new task copies this context, and with it finds its loop wherever it looks.
-        token = trio_asyncio.current_loop.set(self.loop)
-        try:
-            task = self.loop.create_task(_awaited(function, self.redis))
-        finally:
-            trio_asyncio.current_loop.reset(token)
+        # By name: the caller may stand outside the loop, where asyncio knows of none. On the asyncio side the
+        # task finds its loop by itself.
+        task = self.loop.create_task(_awaited(function, self.redis))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         with _told_clearly(self.url):

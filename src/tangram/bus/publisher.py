@@ -10,16 +10,16 @@ What is promised:
 4. What was not yet written waits for the next connection, for `BRIDGE` seconds of an outage. Longer outages
    are told at once: whoever waits gets BrokerUnavailable, and so does every new call until Redis is back.
 5. Messages that are open, written or not, take at most *max_buffer* bytes; one of any size is taken when
-   there is no other.
+   there is no other. What comes beyond is refused; who can let others wait asks `crowded` before that.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
-import hiredis
 import structlog
 import trio
 
@@ -28,11 +28,15 @@ from tangram.bus.resp import Dial, Link, dial, pack
 from tangram.bus.urls import Address
 from tangram.errors import BrokerUnavailable
 
-__all__ = ["Done", "Publisher"]
+__all__ = ["Done", "DoneAll", "Publisher"]
 
 log = structlog.get_logger("tangram.bus")
 
+T = TypeVar("T")
+
 Done = Callable[[int | BrokerUnavailable], None]
+DoneAll = Callable[[Mapping[int, BrokerUnavailable]], None]
+"""Hears which of the messages that were handed over together failed, by their position; empty: none."""
 
 MAX_BUFFER = 8 * 1024 * 1024
 """Bytes of open messages: some 30,000 messages of 200 bytes."""
@@ -49,8 +53,27 @@ PUBLISH_TIMEOUT = 5.0
 """Seconds for an answer: longer than a hanging connection takes to be noticed while messages are under way.
 """
 
+MAX_HEADS: Final = 1024
+"""Channels whose part of the command is kept; forgotten all at once when there are more."""
+
 FLUSH_TIMEOUT = 0.5
 """Seconds at a stop for what is still open: whoever stops after us said goodbye through us."""
+
+
+class _Call:
+    """What was handed over together: its bytes, how many answers it gets, and those it has."""
+
+    __slots__ = ("answers", "count", "data", "done", "done_all", "size")
+
+    def __init__(
+        self, data: bytes, count: int = 1, done: Done | None = None, done_all: DoneAll | None = None
+    ) -> None:
+        self.data = data
+        self.size = len(data)
+        self.count = count
+        self.answers: list[Any] = []
+        self.done = done
+        self.done_all = done_all
 
 
 class Publisher:
@@ -74,9 +97,11 @@ class Publisher:
         self._max_buffer = max_buffer
         self._bridge = bridge
         self._on_up = on_up
-        self._unsent: deque[tuple[bytes, Done | None]] = deque()
-        self._sent: deque[tuple[int, Done | None]] = deque()
+        self._unsent: deque[_Call] = deque()
+        self._sent: deque[_Call] = deque()
+        self._heads: dict[str, bytes] = {}
         self._writable = trio.lowlevel.ParkingLot()
+        self._roomy = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._up = trio.Event()
         self._down = trio.Event()
@@ -97,13 +122,40 @@ class Publisher:
         Raises:
             BrokerUnavailable: the bus is closed for good.
         """
-        data = pack((b"PUBLISH", channel, payload))
-        size = len(data)
+        self._hand_over(_Call(pack((b"PUBLISH", channel, payload)), 1, done))
+
+    def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
+        """Send all of *messages*, ``(channel, payload)``, in order; they are taken together or not at all.
+
+        *done* is told once, when the last is answered, which of them failed; as in `publish_nowait`, it may
+        be called before this returns, and must not block or raise.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        heads = self._heads
+        parts: list[bytes] = []
+        for channel, payload in messages:
+            head = heads.get(channel) or self._learn(channel)
+            parts.append(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
+        if parts:
+            self._hand_over(_Call(b"".join(parts), len(parts), None, done))
+
+    def _learn(self, channel: str) -> bytes:
+        """All of a PUBLISH to *channel* that stands before the payload's length."""
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        name = channel.encode()
+        head = self._heads[channel] = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
+        return head
+
+    def _hand_over(self, call: _Call) -> None:
+        size = call.size
         if self._away or self._closed or (self.open_bytes and self.open_bytes + size > self._max_buffer):
-            self._refuse(done)
+            self._refuse(call)
             return
         self.open_bytes += size
-        self._unsent.append((data, done))
+        self._unsent.append(call)
         if self._writable:
             self._writable.unpark()
 
@@ -133,6 +185,20 @@ class Publisher:
         if isinstance(answer[0], BrokerUnavailable):
             raise answer[0]
         return answer[0]
+
+    @property
+    def crowded(self) -> bool:
+        """More than half of *max_buffer* is open: who can let others wait does so by `wait_room`."""
+        return self.open_bytes > self._max_buffer // 2
+
+    async def wait_room(self) -> None:
+        """Return once it is not crowded: Redis has answered, or the outage is longer than what is bridged."""
+        if not self.crowded:
+            await trio.lowlevel.checkpoint()
+        # Nothing may come between the last look and the caller: all who wait are woken together, and each of
+        # them takes some of the room.
+        while self.crowded:
+            await self._roomy.park()
 
     def hope(self) -> None:
         """Redis was just seen alive: dial now, and bridge again what comes until the dial is through."""
@@ -206,11 +272,11 @@ class Publisher:
             batch: list[bytes] = []
             size = 0
             while self._unsent and size < SEND_LIMIT:
-                data, done = self._unsent.popleft()
-                self._sent.append((len(data), done))
-                batch.append(data)
-                size += len(data)
-            await link.stream.send_all(b"".join(batch))
+                call = self._unsent.popleft()
+                self._sent.append(call)
+                batch.append(call.data)
+                size += call.size
+            await link.stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
 
     async def _read(self, link: Link) -> None:
         gets = link.reader.gets
@@ -220,18 +286,11 @@ class Publisher:
             while (reply := gets()) is not False:
                 if not sent:
                     raise BrokerUnavailable(f"redis said {reply!r} out of turn")
-                size, done = sent.popleft()
-                self.open_bytes -= size
-                if type(reply) is int:
-                    self.published += 1
-                    if done is not None:
-                        try:
-                            done(reply)
-                        except Exception as exc:
-                            # One caller's bug must not cost the others their answers.
-                            log.exception("a publisher's callback raised", cause=repr(exc))
-                elif isinstance(reply, hiredis.ReplyError):
-                    self._refused(done, str(reply))
+                call = sent[0]
+                call.answers.append(reply)
+                if len(call.answers) == call.count:
+                    sent.popleft()
+                    self._settle(call)
             if self._drained:
                 self._drained.unpark_all()
 
@@ -242,49 +301,67 @@ class Publisher:
         # With messages under way, their answers are the sign of life, and this one would only wait behind
         # them.
         if not self._sent and not self._unsent:
-            data = pack((b"PING",))
-            self.open_bytes += len(data)
-            self._unsent.append((data, _pong))
+            call = _Call(pack((b"PING",)), 1, _pong)
+            self.open_bytes += call.size
+            self._unsent.append(call)
             self._writable.unpark()
 
-    def _refuse(self, done: Done | None) -> None:
+    def _settle(self, call: _Call, rest: str = "") -> None:
+        """Tell what became of a call that is over; messages without an answer failed because of *rest*."""
+        self.open_bytes -= call.size
+        if self._roomy and not self.crowded:
+            self._roomy.unpark_all()
+        if call.done is _pong:
+            return
+        answers = call.answers
+        taken = sum([type(answer) is int for answer in answers])
+        self.published += taken
+        if taken == call.count:
+            if call.done_all is not None:
+                self._tell(call.done_all, {})
+            elif call.done is not None:
+                self._tell(call.done, answers[0])
+            return
+        failures = {
+            at: BrokerUnavailable(f"redis refuses the publish: {answer}")
+            for at, answer in enumerate(answers)
+            if type(answer) is not int
+        }
+        failures |= {at: BrokerUnavailable(rest) for at in range(len(answers), call.count)}
+        self._fail(call, failures)
+
+    def _refuse(self, call: _Call) -> None:
         if self._closed:
             raise BrokerUnavailable("the bus is closed")
-        self.failed += 1
-        if done is not None:
-            full = f"{self.open_bytes} bytes wait for redis already, at most {self._max_buffer} may"
-            self._tell(done, BrokerUnavailable(self._away or full))
-
-    def _refused(self, done: Done | None, text: str) -> None:
-        self.failed += 1
-        if done is None:
-            log.debug("redis refuses a publish", cause=text)
-        else:
-            self._tell(done, BrokerUnavailable(f"redis refuses the publish: {text}"))
-
-    def _tell(self, done: Done, result: int | BrokerUnavailable) -> None:
-        try:
-            done(result)
-        except Exception as exc:
-            # One caller's bug must not cost the others their answers.
-            log.exception("a publisher's callback raised", cause=repr(exc))
+        full = f"{self.open_bytes} bytes wait for redis already, at most {self._max_buffer} may"
+        error = BrokerUnavailable(self._away or full)
+        self._fail(call, dict.fromkeys(range(call.count), error))
 
     def _fail_sent(self, why: str) -> None:
         while self._sent:
-            size, done = self._sent.popleft()
-            self.open_bytes -= size
-            self._fail(done, why)
+            self._settle(self._sent.popleft(), why)
 
     def _fail_unsent(self, why: str) -> None:
         while self._unsent:
-            data, done = self._unsent.popleft()
-            self.open_bytes -= len(data)
-            self._fail(done, why)
+            self._settle(self._unsent.popleft(), why)
 
-    def _fail(self, done: Done | None, why: str) -> None:
-        self.failed += done is not _pong
-        if done is not None:
-            self._tell(done, BrokerUnavailable(why))
+    def _fail(self, call: _Call, failures: Mapping[int, BrokerUnavailable]) -> None:
+        self.failed += len(failures)
+        if call.done_all is not None:
+            self._tell(call.done_all, failures)
+        elif call.done is not None:
+            self._tell(call.done, failures[0])
+        else:
+            log.debug(
+                "nobody waits for what was not published", causes=[str(one) for one in failures.values()]
+            )
+
+    def _tell(self, done: Callable[[T], None], outcome: T) -> None:
+        try:
+            done(outcome)
+        except Exception as exc:
+            # One caller's bug must not cost the others their answers.
+            log.exception("a publisher's callback raised", cause=repr(exc))
 
 
 def _pong(_result: object) -> None:

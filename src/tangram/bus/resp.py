@@ -17,6 +17,7 @@ from typing import Final, cast
 import hiredis
 import trio
 
+from tangram.bus.sockets import PlainStream
 from tangram.bus.urls import Address
 from tangram.errors import BrokerUnavailable
 
@@ -104,10 +105,10 @@ async def dial(address: Address) -> trio.abc.Stream:
 async def dial_socket(address: Address) -> trio.abc.Stream:
     """A connected socket to *address*, under TLS where the address says so."""
     if address.path:
-        return await trio.open_unix_socket(address.path)
+        return PlainStream(await trio.open_unix_socket(address.path))
     stream = await trio.open_tcp_stream(address.host, address.port)
     if not address.tls:
-        return stream
+        return PlainStream(stream)
     try:
         secured = trio.SSLStream(stream, _tls_context(address), server_hostname=address.host)
         await secured.do_handshake()

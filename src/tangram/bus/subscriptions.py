@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import trio
 
 from tangram.errors import BrokerUnavailable
 
-if TYPE_CHECKING:
-    from tangram.bus.listener import Listener
-
-__all__ = ["MAX_BYTES", "MAX_MESSAGES", "Message", "Subscription"]
+__all__ = ["MAX_BYTES", "MAX_MESSAGES", "Feed", "Message", "Subscription"]
 
 MAX_MESSAGES = 4096
 """Messages kept for a consumer that is behind: two seconds of a busy feed."""
@@ -41,6 +39,26 @@ class Message(NamedTuple):
         return self.payload.decode()
 
 
+class Feed(Protocol):
+    """What a subscription needs of whoever reads from Redis for it."""
+
+    dropped: int
+    """Messages dropped for all subscriptions together."""
+
+    @property
+    def cause(self) -> str:
+        """Why Redis is away; empty while it is there."""
+
+    def add(self, subscription: Subscription) -> None:
+        """Give it its messages from now on."""
+
+    def remove(self, subscription: Subscription) -> None:
+        """Give it no more."""
+
+    async def wait_confirmed(self, patterns: Iterable[str]) -> None:
+        """Return when Redis has confirmed all of the patterns."""
+
+
 class Subscription:
     """Messages of *patterns* (as of ``PSUBSCRIBE``), an async context manager and an async iterator.
 
@@ -53,7 +71,7 @@ class Subscription:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Feed,
         patterns: tuple[str, ...],
         *,
         timeout: float = SUBSCRIBE_TIMEOUT,

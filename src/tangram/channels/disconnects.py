@@ -26,6 +26,7 @@ __all__ = [
     "NOT_YOUR_STREAM",
     "ORIGIN",
     "OVERLOAD",
+    "REF_TOO_LONG",
     "RESTART",
     "SHUTDOWN",
     "TOKEN_EXPIRED",
@@ -96,6 +97,7 @@ ORIGIN = Refusal("origin not allowed", 403, Who.POLICY, retry=False)
 VERSION = Refusal("unsupported protocol version, expected vsn=2.0.0", 403, Who.CLIENT, retry=False)
 TOPIC_TOO_LONG = Refusal("topic too long", 422, Who.CLIENT, retry=False)
 ID_TOO_LONG = Refusal("id too long", 422, Who.CLIENT, retry=False)
+REF_TOO_LONG = Refusal("ref too long", 422, Who.CLIENT, retry=False)
 TWO_TOKENS = Refusal("userToken given more than once", 400, Who.CLIENT, retry=False)
 LIMITED = Refusal("rate limited", 429, Who.CLIENT, retry=True)
 TOO_MANY_JOINS = Refusal("too many channels", 429, Who.CLIENT, retry=True)

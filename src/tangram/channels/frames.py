@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, overload
 
 __all__ = [
     "BINARY",
@@ -85,17 +85,45 @@ class Encoded:
         return f"Encoded({self.opcode}, {self.data!r})"
 
 
-class Run(tuple[Encoded, ...]):  # noqa: SLOT001  # a tuple of any length takes no slots
+class Run(Sequence[Encoded]):
     """Messages that follow one another, the same object for everybody who gets all of them: the transport
     that joins their frames keeps the result in ``wire``, so that this too is done once.
     """
 
-    size: int
-    """Bytes of the messages' ``data``."""
-    wire: bytes | None
+    __slots__ = ("_items", "first", "length", "size", "texts", "wire")
 
-    def __new__(cls, items: Iterable[Encoded]) -> Self:
-        run = super().__new__(cls, items)
-        run.size = sum([len(item.data) for item in run])
-        run.wire = None
-        return run
+    def __init__(self, items: Iterable[Encoded] = (), *, texts: list[bytes] | None = None) -> None:
+        """Of ``items``; or of the ``texts`` of messages without keys, of which each is made an ``Encoded``
+        when somebody asks for it.
+        """
+        self._items = tuple(items) if texts is None else None
+        self.texts = texts
+        datas = texts if texts is not None else [item.data for item in self.items]
+        self.length = len(datas)
+        self.size = sum(map(len, datas))
+        """Bytes of the messages' ``data``."""
+        self.first = len(datas[0]) if datas else 0
+        """Bytes of the first one's."""
+        self.wire: bytes | None = None
+
+    @property
+    def items(self) -> tuple[Encoded, ...]:
+        """The messages."""
+        items = self._items
+        if items is None:
+            assert self.texts is not None
+            items = self._items = tuple([Encoded(TEXT, text) for text in self.texts])
+        return items
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | Sequence[Encoded]:
+        return self.items[index]

@@ -30,6 +30,7 @@ from tangram.channels.frames import (
     REPLY,
     TEXT,
     Encoded,
+    Message,
     Run,
 )
 from tangram.channels.outbox import Outbox
@@ -175,8 +176,8 @@ class Hub:
             outboxes = room.outboxes = tuple(member.outbox for member in room.members.values())
         for outbox in outboxes:
             outbox.put_run(run)
-        self._messages += len(run)
-        self._deliveries += len(run) * len(outboxes)
+        self._messages += run.length
+        self._deliveries += run.length * len(outboxes)
 
     def _spread_one(self, room: _Room, item: Encoded) -> None:
         for member in room.members.values():
@@ -362,11 +363,13 @@ class Hub:
             outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
 
     @staticmethod
-    def acknowledge(outbox: Outbox, replies: Sequence[Reply]) -> None:
-        """Answer ``ok`` and nothing else, to all of these at once."""
-        acknowledged = [codec.encode_acknowledgement(*to) for to in replies if to.ref is not None]
+    def acknowledge(outbox: Outbox, replies: Sequence[Reply | Message | None]) -> None:
+        """Answer ``ok`` and nothing else, to all of these at once; to nobody where there is None, or no
+        ``ref``.
+        """
+        acknowledged = codec.encode_acknowledgements(replies)
         if acknowledged:
-            outbox.put_run(Run(acknowledged))
+            outbox.put_run(Run(texts=acknowledged))
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(

@@ -19,6 +19,11 @@ from tangram.channels.frames import Encoded, Run
 
 __all__ = ["Outbox", "OutboxStatistics"]
 
+MAX_EXEMPT = 100
+"""Messages that the bound did not refuse and that may wait at once: one for each join that a socket may have.
+Who joins and leaves without reading must not fill memory with them.
+"""
+
 MAX_BACKLOG = 262_144
 """Bytes behind the message in flight: 256 KiB is some 1,300 messages of 200 bytes, more than a second of all
 but the heaviest streams, and 10,000 stuck clients still fit into memory."""
@@ -40,6 +45,7 @@ class Outbox:
     """The messages of one connection on their way out."""
 
     __slots__ = (
+        "_exempt",
         "_items",
         "_keys",
         "_limit",
@@ -47,12 +53,17 @@ class Outbox:
         "conflated",
         "disconnect",
         "max_backlog",
+        "max_exempt",
         "wake",
     )
 
-    def __init__(self, wake: Callable[[], None], *, max_backlog: int = MAX_BACKLOG) -> None:
+    def __init__(
+        self, wake: Callable[[], None], *, max_backlog: int = MAX_BACKLOG, max_exempt: int = MAX_EXEMPT
+    ) -> None:
         self.wake = wake
         self.max_backlog = max_backlog
+        self.max_exempt = max_exempt
+        self._exempt = 0
         self.disconnect: Disconnect | None = None
         self.conflated = 0
         # A Run is everybody's: it is replaced by a list of our own before anything is added to it.
@@ -99,12 +110,11 @@ class Outbox:
             return
         total = self._total + run.size
         if total > self._limit:
-            first = len(run[0].data)
-            if self._total or total - first > self.max_backlog:
+            if self._total or total - run.first > self.max_backlog:
                 for item in run:
                     self.put(item)
                 return
-            self._limit = self.max_backlog + first
+            self._limit = self.max_backlog + run.first
         self._total = total
         if self._items:
             self._own().extend(run)
@@ -121,9 +131,10 @@ class Outbox:
 
     def put_exempt(self, item: Encoded) -> None:
         """Take a message that the bound must not refuse: it comes once a join, and no join could succeed
-        without.
+        without. Only ``max_exempt`` of them may wait.
         """
-        if self._total:
+        if self._total and self._exempt < self.max_exempt:
+            self._exempt += 1
             self._limit += len(item.data)
         self.put(item)
 
@@ -170,6 +181,7 @@ class Outbox:
         if self._total <= 0:
             self._total = 0
             self._limit = 0
+            self._exempt = 0
 
     def close(self, disconnect: Disconnect) -> None:
         """Nothing more goes in; what waits may still be taken, then the connection ends. The first reason

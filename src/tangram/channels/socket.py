@@ -33,6 +33,7 @@ from tangram.channels.disconnects import (
     BAD_EVENT,
     BUSY,
     EVENT_TOO_LONG,
+    REF_TOO_LONG,
     TOO_MANY_JOINS,
     TOPIC_TOO_LONG,
     UNAVAILABLE,
@@ -49,6 +50,10 @@ __all__ = ["Authorize", "Effect", "Publish", "Reply", "Socket", "SocketStatistic
 MAX_DEFERRED: Final = 100
 """Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends at most one leave
 meanwhile."""
+SHORT: Final = MAX_FIELD // 4
+"""Characters that are at most MAX_FIELD bytes, whichever they are."""
+MAX_DEFERRED_BYTES: Final = 65_536
+"""Bytes of their payloads. What phoenix.js sends meanwhile is smaller than a packet."""
 MALFORMED_BURST: Final = 100.0
 """Malformed frames at once before the connection is ended."""
 MALFORMED_RATE: Final = 1.0
@@ -129,7 +134,7 @@ class Socket:
         self.refused = 0
         self._hub = hub
         self._max_joins = max_joins
-        self._push_replies = push_replies
+        self.push_replies = push_replies
         self._joined: dict[str, Membership] = {}
         self._joining: dict[str, list[Message]] = {}
         self._forgiven = MALFORMED_BURST
@@ -140,18 +145,27 @@ class Socket:
         """Topics joined now."""
         return [topic for topic, membership in self._joined.items() if membership.alive]
 
+    def push(self, message: Message) -> str | None:
+        """The Redis channel of a push that is to be published and then answered, as nearly every frame is;
+        None for all else, which is ``receive``'s. What is decided here stands in the table too.
+        """
+        join_ref, _, topic, event, _, _ = message
+        membership = self._joined.get(topic)
+        if (
+            membership is None
+            or join_ref != membership.join_ref
+            or not membership.alive
+            or event in _CONTROL
+            or topic == PHOENIX
+            or len(event) > SHORT
+        ):
+            return None
+        self.frames += 1
+        return f"from:{topic}:{event}"
+
     def receive(self, message: Message) -> list[Effect]:
         """One frame of the client."""
         self.frames += 1
-        membership = self._joined.get(message.topic)
-        if (
-            membership is not None
-            and membership.alive
-            and message.event not in _CONTROL
-            and message.topic != PHOENIX
-            and message.topic not in self._joining
-        ):
-            return self._push(message)  # by the table too; this is nearly every frame
         if message.event == HEARTBEAT and message.topic == PHOENIX and not message.binary:
             return self._heartbeat(message)
         if message.event == JOIN:
@@ -201,13 +215,14 @@ class Socket:
             self.frames -= 1
         return effects
 
-    def published(self, replies: Sequence[Reply]) -> None:
-        """Redis has taken these pushes."""
+    def published(self, replies: Sequence[Reply | Message | None]) -> None:
+        """Redis has taken these pushes; None for what nobody waits for."""
         self._hub.acknowledge(self.outbox, replies)
 
-    def unpublished(self, reply: Reply) -> None:
+    def unpublished(self, reply: Reply | Message) -> None:
         """Redis has not taken this push."""
-        self._refuse(reply, UNAVAILABLE)
+        if reply.ref is not None:
+            self._refuse(reply, UNAVAILABLE)
 
     def gone(self) -> list[Effect]:
         """The connection has ended: leave everything."""
@@ -225,6 +240,9 @@ class Socket:
             return []
         if len(message.topic.encode()) > MAX_FIELD:
             return self._refuse_join(message, join_ref, TOPIC_TOO_LONG)
+        if len(join_ref.encode()) > MAX_FIELD or len((message.ref or "").encode()) > MAX_FIELD:
+            # Kept as long as the membership, and told to everybody who looks at presence.
+            return self._refuse_join(message, join_ref, REF_TOO_LONG)
         if not self._hub.available:
             return self._refuse_join(message, join_ref, UNAVAILABLE)
         if len(self.topics) + len(self._joining) >= self._max_joins:
@@ -268,9 +286,9 @@ class Socket:
     def _push(self, message: Message) -> list[Effect]:
         if message.join_ref != self._joined[message.topic].join_ref:
             return self._refuse(message, UNMATCHED_TOPIC)
-        if len(message.event) * 4 > MAX_FIELD and len(message.event.encode()) > MAX_FIELD:
+        if len(message.event) > SHORT and len(message.event.encode()) > MAX_FIELD:
             return self._refuse(message, EVENT_TOO_LONG)
-        wanted = self._push_replies and message.ref is not None
+        wanted = self.push_replies and message.ref is not None
         reply = Reply(message.join_ref, message.ref, message.topic) if wanted else None
         return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply)]
 
@@ -279,7 +297,8 @@ class Socket:
 
     def _defer(self, message: Message) -> list[Effect]:
         deferred = self._joining[message.topic]
-        if len(deferred) >= MAX_DEFERRED:
+        waiting = sum(len(one.payload) for one in deferred)
+        if len(deferred) >= MAX_DEFERRED or waiting + len(message.payload) > MAX_DEFERRED_BYTES:
             return self._refuse(message, BUSY)
         deferred.append(message)
         return []

@@ -12,9 +12,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
+import structlog
 import trio
 
 __all__ = ["LastResort"]
@@ -25,6 +27,8 @@ most, and the telling, the broker and the exit of the process take their part of
 
 EX_SOFTWARE = 70
 
+log = structlog.get_logger("tangram.cli")
+
 
 class LastResort:
     """Arms a timer when the stop begins; the timer ends the process."""
@@ -34,6 +38,7 @@ class LastResort:
         self._timer: threading.Timer | None = None
         self._broker: int | None = None
         self._root: trio.lowlevel.Task | None = None
+        self._due: float | None = None
 
     def watch_broker(self, pid: int | None) -> None:
         """Remember the process id of the embedded broker, to end it too."""
@@ -47,17 +52,37 @@ class LastResort:
         if self._timer is not None:
             return
         self._root = trio.lowlevel.current_root_task()
-        status = 0 if asked_for else EX_SOFTWARE
-        self._timer = threading.Timer(seconds + MARGIN, self._end, args=[status])
-        self._timer.name = "tangram-last-resort"
-        self._timer.daemon = True
-        self._timer.start()
+        self._due = time.monotonic() + seconds + MARGIN
+        self._begin(seconds + MARGIN, 0 if asked_for else EX_SOFTWARE)
 
     def disarm(self) -> None:
         """The stop came to its end: nothing is left to do."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join(timeout=1.0)  # it has only to notice the cancel
+
+    def leave(self, status: int) -> None:
+        """The server has ended, and Python waits for every thread that is no daemon: end the process with
+        ``status`` once the stop's bound has passed, although a thread that a plugin left behind goes on.
+        """
+        kept = [
+            thread
+            for thread in threading.enumerate()
+            if not thread.daemon and thread is not threading.main_thread()
+        ]
+        if not kept:
+            return
+        seconds = MARGIN if self._due is None else max(0.0, self._due - time.monotonic())
+        where = {thread.name: _stands(thread) for thread in kept}
+        log.warning("threads that nobody ended keep the process", threads=where, seconds=round(seconds, 1))
+        self._root = self._broker = None
+        self._begin(seconds, status)
+
+    def _begin(self, seconds: float, status: int) -> None:
+        self._timer = threading.Timer(seconds, self._end, args=[status])
+        self._timer.name = "tangram-last-resort"
+        self._timer.daemon = True
+        self._timer.start()
 
     def _end(self, status: int) -> None:
         try:
@@ -82,6 +107,13 @@ def _where(task: trio.lowlevel.Task) -> Iterator[str]:
             f"{f.f_code.co_filename}:{line} in {f.f_code.co_name}" for f, line in task.iter_await_frames()
         ]
         yield f"task {task.name}:\n  " + "\n  ".join(frames[-6:])
+
+
+def _stands(thread: threading.Thread) -> str:
+    """The lines on which a thread stands, innermost first: that one is a library's as often as not."""
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way to see other threads
+    lines = traceback.extract_stack(frame)[-3:] if frame is not None else []
+    return " < ".join(f"{one.filename}:{one.lineno} in {one.name}" for one in reversed(lines))
 
 
 def _kill(pid: int) -> None:

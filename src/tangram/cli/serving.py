@@ -41,10 +41,13 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         on_stopping=resort.arm,
         on_broker=resort.watch_broker,
     )
+    status = 1
     try:
-        return trio.run(run_server, boot)
+        status = trio.run(run_server, boot)
     finally:
         resort.disarm()
+        resort.leave(status)
+    return status
 
 
 def _reload(path: Path | None, log_format: LogFormat) -> Loaded:

@@ -15,6 +15,7 @@ import trio
 
 from tangram.compat.configuration import copy_of
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
+from tangram.compat.mending import mend_extensions
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost
 from tangram.plugins.plugin import Service
@@ -79,6 +80,7 @@ class IslandHost(PluginHost):
             await self._reside(island, task_status)
 
     async def _reside(self, island: Island, task_status: trio.TaskStatus[Any]) -> None:
+        mend_extensions(self.loaded.module.partition(".")[0])
         resident = self.resident = Resident(island, self.name)
         shared = self._shared_state()
         url = str(shared.config.core.redis_url)

@@ -13,7 +13,7 @@ import asyncio
 import contextvars
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ import trio
 import trio_asyncio
 from trio_asyncio import _base as trio_asyncio_base
 
+from tangram.compat.guards import TaskFactory, close_opened, guard_loop, release_loop
 from tangram.compat.mending import mend_asyncio, wait_for
 from tangram.errors import PluginError, ServiceError
 from tangram.supervision import CURRENT_LIFE, run_sync_in_thread
@@ -59,8 +60,8 @@ class Island:
     def __init__(self, name: str, loop: Any) -> None:
         self.name = name
         self.loop: asyncio.AbstractEventLoop = loop
-        loop.set_exception_handler(_complain)
-        loop.set_task_factory(_make_task)
+        loop.set_exception_handler(self._complain)
+        guard_loop(loop, name, _owner.get, _owned)
         # Upstream waits for its threads without limit, and nobody learns of them.
         loop._default_executor = _Executor(trio.CapacityLimiter(THREADS))  # noqa: SLF001
 
@@ -75,6 +76,21 @@ class Island:
             # Upstream would wait for these without limit.
             getattr(self.loop, "_asyncgens", weakref.WeakSet()).clear()
             await end_tasks({closing}, LEAST_SECONDS, owner=self.name)
+        release_loop(self.loop)
+
+    def _complain(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        task = context.get("task") or context.get("future")
+        if isinstance(task, asyncio.Task) and task in _abandoned:
+            return
+        owner = _owner_of(task, context.get("handle"))
+        error = context.get("exception")
+        log.error(
+            "an asyncio task failed, and nobody waited for it",
+            plugin=self.name if owner is None else owner.plugin,
+            told=context.get("message"),
+            cause=repr(error) if error is not None else None,
+            exc_info=error,
+        )
 
 
 @asynccontextmanager
@@ -105,6 +121,8 @@ class Resident:
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.gone: dict[asyncio.Task[Any], trio.Event] = {}
         """Tasks that somebody on the Trio side waits for."""
+        self.opened: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Transports, servers and child processes."""
         _residents.add(self)
 
     def spawn(self, function: Callable[..., Any], *args: Any, name: str) -> asyncio.Task[Any]:
@@ -156,7 +174,7 @@ class Resident:
         """End the tasks that are left, then close the clients; bounded."""
         self.closed = True
         with trio.CancelScope(shield=True):
-            left = {task for task in self.tasks if not task.done()}
+            left = {task for task in self.tasks if not task.done() and task not in _abandoned}
             leaked = [task.get_name() for task in left if task not in self.gone]
             if leaked:
                 log.info(
@@ -166,29 +184,36 @@ class Resident:
             for task in left:
                 if task in self.gone:
                     self.gone[task].set()
-            closing = {self.island.loop.create_task(_close(client)) for client in clients()}
-            if closing:
-                await _wait(closing, _within_life(CLOSE_SECONDS))
-                await end_tasks(
-                    {task for task in closing if not task.done()}, LEAST_SECONDS, owner=self.plugin
-                )
+            await self._end_all(_close(client) for client in clients())
+            await self._end_all(_wait_for(ended) for ended in close_opened(self))
+
+    async def _end_all(self, closing: Iterable[Coroutine[Any, Any, None]]) -> None:
+        tasks = {self.island.loop.create_task(one) for one in closing}
+        if tasks:
+            await _wait(tasks, _within_life(CLOSE_SECONDS))
+            await end_tasks(tasks, LEAST_SECONDS, owner=self.plugin)
 
 
 _owner: contextvars.ContextVar[Resident | None] = contextvars.ContextVar("tangram_resident", default=None)
 
 
-def _make_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **settings: Any
-) -> asyncio.Task[Any]:
-    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **settings)
-    context = settings.get("context")
-    owner = _owner.get() if context is None else context.get(_owner)
-    if owner is not None:
-        owner.tasks.add(task)
-        if owner.closed:
-            # Whoever spawns while he is being stopped does not outlive it.
-            loop.call_soon(task.cancel)
-    return task
+def _owned(factory: TaskFactory) -> TaskFactory:
+    """A task factory whose tasks know whose they are."""
+
+    def make(
+        loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **settings: Any
+    ) -> asyncio.Task[Any]:
+        task = factory(loop, coro, **settings)
+        context = settings.get("context")
+        owner = _owner.get() if context is None else context.get(_owner)
+        if owner is not None and not task.done():
+            owner.tasks.add(task)
+            if owner.closed:
+                # Whoever spawns while he is being stopped does not outlive it.
+                loop.call_soon(task.cancel)
+        return task
+
+    return make
 
 
 async def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -202,6 +227,10 @@ async def _close(client: Any) -> None:
         await close()
     except Exception as error:  # noqa: BLE001 - a client that cannot be closed is given up
         log.info("a client could not be closed", client=type(client).__name__, cause=repr(error))
+
+
+async def _wait_for(ended: Awaitable[object]) -> None:
+    await ended
 
 
 def _within_life(seconds: float) -> float:
@@ -232,6 +261,8 @@ async def _wait(tasks: set[asyncio.Task[Any]], seconds: float) -> None:
 async def end_tasks(tasks: set[asyncio.Task[Any]], seconds: float, *, owner: str) -> None:
     """Cancel *tasks* and wait so long for them; what is left then is named and abandoned. Shielded."""
     tasks = {task for task in tasks if not task.done()}
+    if any(_is_dead(task.get_loop()) for task in tasks):
+        seconds = 0.0
     first = min(SECOND_CANCEL, seconds / 2)
     for wait in (first, seconds - first):
         for task in tasks:
@@ -240,6 +271,11 @@ async def end_tasks(tasks: set[asyncio.Task[Any]], seconds: float, *, owner: str
         tasks = {task for task in tasks if not task.done()}
     for task in tasks:
         _abandon(task, seconds, owner)
+
+
+def _is_dead(loop: Any) -> bool:
+    """Whether what was raised on it has ended it (SystemExit does): it runs no task any more."""
+    return bool(loop._stopped.is_set())  # noqa: SLF001 - upstream has no other way to ask
 
 
 _abandoned: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -281,27 +317,16 @@ def where_stands(task: asyncio.Task[Any]) -> str:
     return found
 
 
-def _complain(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    task = context.get("task") or context.get("future")
+def _owner_of(task: object, handle: object) -> Resident | None:
+    """Whose task it is, or whose callback."""
     if isinstance(task, asyncio.Task):
-        if task in _abandoned:
-            return
-        owner = task.get_context().get(_owner) if hasattr(task, "get_context") else _owner_of(task)
-    else:
-        owner = _owner.get()
-    error = context.get("exception")
-    log.error(
-        "an asyncio task failed, and nobody waited for it",
-        plugin=None if owner is None else owner.plugin,
-        told=context.get("message"),
-        cause=repr(error) if error is not None else None,
-        exc_info=error,
-    )
-
-
-def _owner_of(task: asyncio.Task[Any]) -> Resident | None:
-    # Before Python 3.12 a task does not tell its context.
-    return next((one for one in tuple(_residents) if task in one.tasks), None)
+        if hasattr(task, "get_context"):
+            found: Resident | None = task.get_context().get(_owner)
+            return found
+        # Before Python 3.12 a task does not tell its context.
+        return next((one for one in tuple(_residents) if task in one.tasks), None)
+    context: contextvars.Context | None = getattr(handle, "_context", None)
+    return _owner.get() if context is None else context.get(_owner)
 
 
 _residents: weakref.WeakSet[Resident] = weakref.WeakSet()

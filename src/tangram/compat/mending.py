@@ -1,4 +1,4 @@
-"""What must be put right in asyncio before plugins' code can run on an island. Once for the process.
+"""What must be put right in asyncio, and in plugins, before plugins' code can run on an island, and again.
 
 ``wait_for`` of Python 3.11 swallows a cancellation if what it waits for becomes ready in the same turn.
 redis-py waits so for each command, and a service that publishes often would survive every other stop: a
@@ -8,6 +8,9 @@ its place.
 trio-asyncio answers ``asyncio.get_running_loop`` and its likes by functions of its own, which know the
 islands. A module that took them ``from asyncio import ...`` before that holds the old ones, which know none:
 anyio does, where something imported it early. It gets the new ones.
+
+Rust extensions set up their tracing once for the process, and say so by an error the second time. Their
+services do that first, so each would fail at every restart. What is set up already is as it was asked for.
 """
 
 from __future__ import annotations
@@ -15,12 +18,20 @@ from __future__ import annotations
 import _asyncio
 import asyncio
 import sys
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from types import BuiltinFunctionType
+from typing import Any, TypeVar
 
-__all__ = ["mend_asyncio", "wait_for"]
+__all__ = ["mend_asyncio", "mend_extensions", "wait_for"]
 
 T = TypeVar("T")
+
+_SET_UP = (
+    "global default trace dispatcher has already been set",
+    "logging system was already initialized",
+)
+"""How Rust's crates ``tracing`` and ``log`` say that the process has what was asked for."""
 
 _ANSWERED = ("get_running_loop", "_get_running_loop", "get_event_loop", "current_task")
 
@@ -62,3 +73,30 @@ def mend_asyncio() -> None:
         for name, old, new in answered:
             if getattr(module, "__dict__", {}).get(name) is old:
                 setattr(module, name, new)
+
+
+def mend_extensions(package: str) -> None:
+    """Let the ``init_...`` functions of a plugin's extension modules be called at each start of its services.
+
+    ``package`` is the top-level package of the plugin; what of it has been imported is mended.
+    """
+    for name, module in tuple(sys.modules.items()):
+        if name.partition(".")[0] != package:
+            continue
+        for key, value in tuple(vars(module).items()):
+            # The plugin's own modules may have taken it by ``from ._extension import init_...``.
+            if key.startswith("init_") and isinstance(value, BuiltinFunctionType):
+                setattr(module, key, _again(value))
+
+
+def _again(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def set_up(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            if any(said in str(error) for said in _SET_UP):
+                return None
+            raise
+
+    return set_up

@@ -230,7 +230,7 @@ class ChannelConfig:
     streaming_grace: float | None = attrs.field(default=None, validator=v.optional(v.gt(0)))
     """Seconds after which the publisher of ``streaming-<id>`` is told that it has gone. Unset: never."""
     compression: bool = False
-    """Offer permessage-deflate. Off: it costs more processor time than most networks save."""
+    """Offer permessage-deflate (native engine). Off: it costs more processor time than most networks save."""
     token_rate: float = attrs.field(default=50.0, validator=v.gt(0))
     """Tokens a second for one address, loopback exempt."""
     token_burst: int = attrs.field(default=2000, validator=v.ge(1))

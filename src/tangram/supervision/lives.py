@@ -6,15 +6,36 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 import trio
 
-if TYPE_CHECKING:
-    from tangram.supervision.runner import Supervisor
+from tangram.supervision.spec import SupervisionEvent, SupervisorStatistics
 
-__all__ = ["CURRENT_LIFE", "Life", "Started", "takes_task_status"]
+__all__ = ["CURRENT_LIFE", "Life", "OnEvent", "Started", "Tree", "takes_task_status"]
+
+OnEvent = Callable[[SupervisionEvent], None]
+
+
+class Tree(Protocol):
+    """What a life knows of the supervisors around it: the one it belongs to, and those opened within it."""
+
+    on_event: OnEvent | None
+
+    @property
+    def parent(self) -> Life | None:
+        """The life in which it was opened; None for the outermost."""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names of the children in which it stands, from the outermost supervisor down."""
+
+    def hurry(self) -> None:
+        """End every back-off, also below."""
+
+    def statistics(self) -> SupervisorStatistics:
+        """The whole tree below."""
 
 
 @attrs.define(eq=False)
@@ -23,7 +44,7 @@ class Life:
 
     child: str
     incarnation: int
-    supervisor: Supervisor
+    supervisor: Tree
     # Shielded: what cancels the supervisor must not reach the children at random, but one by one through
     # it. The deadline of this shield is the stop that the supervisor then begins.
     scope: trio.CancelScope = attrs.Factory(lambda: trio.CancelScope(shield=True))
@@ -32,7 +53,7 @@ class Life:
     value: object = None
     stop_due: float = math.inf
     """When a stop that is under way should be over, on the supervisor's clock."""
-    nested: list[Supervisor] = attrs.Factory(list)
+    nested: list[Tree] = attrs.Factory(list)
 
 
 CURRENT_LIFE: ContextVar[Life | None] = ContextVar("tangram_current_life", default=None)

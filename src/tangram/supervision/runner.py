@@ -23,7 +23,7 @@ import trio
 
 from tangram.errors import NoSuchChild, StartFailed
 from tangram.supervision.decide import Decider
-from tangram.supervision.lives import CURRENT_LIFE, Life, Started, takes_task_status
+from tangram.supervision.lives import CURRENT_LIFE, Life, OnEvent, Started, takes_task_status
 from tangram.supervision.outcome import failure_of, raise_outcome, statistics_of
 from tangram.supervision.records import attach_crash, crash_of, fatal_leaf, where_stands
 from tangram.supervision.spec import (
@@ -45,8 +45,6 @@ log = structlog.get_logger("tangram.supervision")
 
 FOREVER = 1e9
 """Seconds, 31 years: what is further away is never, for Trio takes no arbitrarily late deadlines."""
-
-OnEvent = Callable[[SupervisionEvent], None]
 
 
 class Settings(TypedDict, total=False):
@@ -70,9 +68,10 @@ class Supervisor:
     def __init__(self, decider: Decider, clock: Callable[[], float], on_event: OnEvent | None) -> None:
         self._decider = decider
         self._clock = clock
-        self._parent = CURRENT_LIFE.get()
+        self.parent = CURRENT_LIFE.get()
+        """The life in which it was opened; None for the outermost."""
         # A supervisor below another tells its events to the same listener, unless it is given one of its own.
-        inherited = None if self._parent is None else self._parent.supervisor.on_event
+        inherited = None if self.parent is None else self.parent.supervisor.on_event
         self.on_event: OnEvent | None = on_event or inherited
         self._context = contextvars.copy_context()
         self._lives: dict[str, Life] = {}
@@ -92,7 +91,7 @@ class Supervisor:
     @property
     def path(self) -> tuple[str, ...]:
         """The names of the children in which it stands, from the outermost supervisor down."""
-        return () if self._parent is None else (*self._parent.supervisor.path, self._parent.child)
+        return () if self.parent is None else (*self.parent.supervisor.path, self.parent.child)
 
     # -- what others ask for -------------------------------------------------------------------------------
 
@@ -350,7 +349,7 @@ class Supervisor:
 
     def _close(self) -> None:
         # A supervisor below another may use no more time than is left of its own stop.
-        due = math.inf if self._parent is None else self._parent.stop_due
+        due = math.inf if self.parent is None else self.parent.stop_due
         if not self._decider.closed:
             self._post(lambda: self._decider.close(self._clock(), due))
 
@@ -374,15 +373,15 @@ class Supervisor:
             # No deadline here: the decider bounds each stop, and names who goes on past it.
             with trio.CancelScope(shield=True):
                 await self._until(lambda: decider.closed)
-        if self._parent is not None:
-            self._parent.nested.remove(self)
+        if self.parent is not None:
+            self.parent.nested.remove(self)
         failure = failure_of(decider, self._errors) or self._broken
         raise_outcome(self.name, failure, error, from_inside=nursery.cancel_scope.cancel_called)
 
     def _open(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        if self._parent is not None:
-            self._parent.nested.append(self)
+        if self.parent is not None:
+            self.parent.nested.append(self)
         nursery.start_soon(self._keep_time, name=f"{self.name}: time")
         self._post(lambda: self._decider.open(self._clock()))
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
     from tangram.testing.memory import MemoryBroker
     from tangram.testing.ports import free_port
+    from tangram.testing.reached import Reached, collecting, sometimes
     from tangram.testing.server import RunningTangram, TangramEnded, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
     from tangram.testing.transport import (
@@ -35,6 +36,7 @@ __all__ = [
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
+    "Reached",
     "RealBroker",
     "RunningEngine",
     "RunningTangram",
@@ -44,6 +46,7 @@ __all__ = [
     "TangramEnded",
     "chaos",
     "check",
+    "collecting",
     "every_step",
     "free_port",
     "open_broker",
@@ -51,6 +54,7 @@ __all__ = [
     "open_tangram",
     "open_transport",
     "run_every_step",
+    "sometimes",
 ]
 
 _MODULES = {
@@ -60,6 +64,7 @@ _MODULES = {
     "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
     "memory": ("MemoryBroker",),
     "ports": ("free_port",),
+    "reached": ("Reached", "collecting", "sometimes"),
     "server": ("RunningTangram", "TangramEnded", "open_tangram"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
     "transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),

@@ -15,6 +15,7 @@ import trio
 from tangram.errors import BrokerUnavailable, ChannelClosed, Refused
 from tangram.supervision import SupervisionEvent
 from tangram.testing.catalogue import FAULTS, Chaos, Struck
+from tangram.testing.heard import Heard, ranked
 from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
 from tangram.testing.server import RunningTangram, open_tangram
 
@@ -52,6 +53,9 @@ class Campaign:
     refused: int = 0
     connections: int = 0
     messages: list[tuple[int, int]] = attrs.field(factory=list)
+    """Numbered messages that were received, as in `Heard`."""
+    sent: list[int] = attrs.field(factory=list)
+    """Numbers of those that Redis has taken."""
 
     @property
     def restarts(self) -> Counter[str]:
@@ -142,12 +146,13 @@ async def run_campaign(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_knock, running, campaign)
                 nursery.start_soon(_watch_messages, running, campaign)
-                nursery.start_soon(_tell_messages, running)
+                nursery.start_soon(_tell_messages, running, campaign)
                 chaos = Chaos(running, seed=seed, plugin=only)
                 await _strike(chaos, campaign, _chosen(faults, only), duration, on_news)
                 nursery.cancel_scope.cancel()
             names = ["no_connection_refused", "messages_in_order", "comes_to_rest"]
-            seen = running.evidence(refused=campaign.refused, messages=campaign.messages)
+            messages = ranked(campaign.messages, campaign.sent)
+            seen = running.evidence(refused=campaign.refused, messages=messages)
             campaign.broken += broken(seen, names)
     except InvariantBroken as error:
         campaign.broken += error.broken
@@ -204,7 +209,7 @@ async def _knock(running: RunningTangram, campaign: Campaign) -> None:
         await trio.sleep(KNOCK_EVERY)
 
 
-async def _tell_messages(running: RunningTangram) -> None:
+async def _tell_messages(running: RunningTangram, campaign: Campaign) -> None:
     number = 0
     while True:
         tree = running.server.tree
@@ -212,6 +217,7 @@ async def _tell_messages(running: RunningTangram) -> None:
             number += 1
             with suppress(BrokerUnavailable):
                 await tree.bus.publish(f"to:{TOPIC}:n", b'{"n":%d}' % number)
+                campaign.sent.append(number)
         await trio.sleep(TELL_EVERY)
 
 
@@ -225,7 +231,9 @@ async def _watch_messages(running: RunningTangram, campaign: Campaign) -> None:
             async with running.open_socket(rng=rng) as client:
                 channel = await client.join(TOPIC, token=token.token)
                 # Each connection of this loop is a new membership, like each rejoin of one.
-                base = 1 + max((joined for _, joined in campaign.messages), default=0)
-                async for event in channel:
-                    campaign.messages.append((event.payload["n"], base + channel.joins))
+                base = 1 + max((announced for _, announced in campaign.messages), default=0)
+                heard = Heard(channel, base=base)
+                async for _event in channel:
+                    campaign.messages += heard.messages
+                    heard.messages.clear()
         await trio.sleep(0.1)

@@ -25,9 +25,16 @@ THE_TESTS_OWN: dict[int, int] = {}
 """Processes that a test started beside the server, by the kit, and the pipe to each: nobody's leak. Whoever
 started them sees to their end.
 """
+_NO_FILES = ("/dev/", "/proc/", "/memfd:")
+
+_LISTENING = "0A"
+"""Linux's TCP_LISTEN, as ``/proc/net/tcp`` has it."""
 
 PATIENCE = 2.0
 """Seconds of real time for threads and processes that are on their way out when the server has ended."""
+
+LOOK_EVERY = 0.001
+"""Seconds of real time between two looks: the watchdog's thread needs less to end."""
 
 
 @attrs.frozen
@@ -37,17 +44,26 @@ class Census:
     tasks: dict[object, str]
     threads: dict[object, str]
     descriptors: dict[object, str]
+    """Sockets, pipes and the like."""
+    files: dict[object, str]
+    """Files that are open for writing."""
     asyncio_tasks: dict[object, str]
     processes: dict[object, str]
 
-    def more_than(self, before: Census) -> dict[str, list[str]]:
-        """What is here and was not before, by kind."""
+    def more_than(self, before: Census, *, redis_port: int | None = None) -> dict[str, list[str]]:
+        """What is here and was not before, by kind; sockets that listen are ``ports``, and those to the
+        broker ``redis_connections``.
+        """
         kinds = attrs.asdict(self, recurse=False)
-        return {
+        more = {
             kind: sorted(line for key, line in here.items() if key not in getattr(before, kind))
             for kind, here in kinds.items()
             if here.keys() - getattr(before, kind).keys()
         }
+        for line in more.pop("descriptors", ()):
+            kind, told = _who(line, redis_port)
+            more.setdefault(kind, []).append(told)
+        return more
 
 
 def take_census(mark: object | None = None) -> Census:
@@ -56,22 +72,27 @@ def take_census(mark: object | None = None) -> Census:
         tasks=_tasks(mark),
         threads={thread.ident: thread.name for thread in threading.enumerate() if not _is_idle(thread)},
         descriptors=_descriptors(),
+        files=_files(),
         asyncio_tasks=_asyncio_tasks(),
         processes=dict(_processes(os.getpid())),
     )
 
 
 def wait_nothing_left(
-    before: Census, mark: object | None = None, *, clock: Callable[[], float] = time.monotonic
+    before: Census,
+    mark: object | None = None,
+    *,
+    redis_port: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, list[str]]:
     """What goes on being more than before although it was given time. The loop stands still meanwhile: who
     has to go goes by itself.
     """
     until = clock() + PATIENCE
-    while (more := take_census(mark).more_than(before)) and clock() < until:
+    while (more := take_census(mark).more_than(before, redis_port=redis_port)) and clock() < until:
         if more.keys() & {"tasks", "asyncio_tasks"}:
             break  # these cannot go while the loop stands
-        time.sleep(0.01)
+        time.sleep(LOOK_EVERY)
     return more
 
 
@@ -108,11 +129,46 @@ def _descriptors() -> dict[object, str]:
             target = str(entry.readlink())
         except OSError:
             continue  # the one by which this very folder was read
-        # Files are nobody's leak here: reports, coverage and caches are opened by whoever tests.
         own = int(entry.name) in THE_TESTS_OWN.values()
         if target.startswith(("socket:", "pipe:", "anon_inode:")) and not own:
             found[entry.name, target] = f"{entry.name} -> {target}"
     return found
+
+
+def _files() -> dict[object, str]:
+    """Of regular files those that are written: what is read is opened by imports at any time."""
+    found: dict[object, str] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+            if not target.startswith("/") or target.startswith(_NO_FILES):
+                continue
+            flags = Path(f"/proc/self/fdinfo/{entry.name}").read_text().partition("flags:")[2].split()[0]
+        except OSError:
+            continue
+        if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+            found[entry.name, target] = f"{entry.name} -> {target}"
+    return found
+
+
+def _who(line: str, redis_port: int | None) -> tuple[str, str]:
+    """The kind of a descriptor, and its line with the addresses of its socket where it is one of TCP."""
+    inode = line.rpartition("socket:[")[2].rstrip("]")
+    for table in ("tcp", "tcp6"):
+        try:
+            rows = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            words = row.split()
+            if words[9] != inode:
+                continue
+            port, peer = (int(words[at].rpartition(":")[2], 16) for at in (1, 2))
+            if words[3] == _LISTENING:
+                return "ports", f"{line}, listens on port {port}"
+            kind = "redis_connections" if peer == redis_port else "descriptors"
+            return kind, f"{line}, connected to port {peer}"
+    return "descriptors", line
 
 
 def _asyncio_tasks() -> dict[object, str]:

@@ -24,7 +24,12 @@ class FaultPorts:
         self._ports: dict[str, trio.MemorySendChannel[BaseException]] = {}
         self.order: dict[str, int] = {}
         """The place of each child in its supervisor's start order."""
+        self.children: dict[str, Child] = {}
+        """What was wrapped, by name: its limits are those that faults have to reckon with."""
         self._spiteful: set[str] = set()
+        self._stillborn: set[str] = set()
+        self._silent: set[str] = set()
+        self._deaf: dict[str, float] = {}
         self.struck = 0
         """Exceptions that were put in."""
 
@@ -54,17 +59,39 @@ class FaultPorts:
         """Let the running incarnation of ``child`` raise when it is stopped next."""
         self._spiteful.add(child)
 
+    def break_start(self, child: str) -> None:
+        """Let the next incarnation of ``child`` raise before it has started."""
+        self._stillborn.add(child)
+
+    def hang_start(self, child: str) -> None:
+        """Let the next incarnation of ``child`` never say that it has started."""
+        self._silent.add(child)
+
+    def ignore_cancel(self, child: str, seconds: float) -> None:
+        """Let the running incarnation of ``child`` go on for so long after it was told to end."""
+        self._deaf[child] = seconds
+
+    def end(self, child: str) -> None:
+        """Let the running incarnation of ``child`` return.
+
+        Raises:
+            LookupError: as for `strike`.
+        """
+        self.strike(child, _Return())
+
     def wrap(self, child: Child) -> Child:
         """``child`` with a port: ``Boot(wrap=ports.wrap)``."""
         self.order.setdefault(child.name, len(self.order))
+        self.children[child.name] = child
 
         async def run(*, task_status: trio.TaskStatus[object]) -> object:
+            await self._hinder_start(child.name)
             send, receive = trio.open_memory_channel[BaseException](1)
             result: object = None
             self._ports[child.name] = send
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_raise_what_comes, receive)
+                    nursery.start_soon(_raise_what_comes, receive, nursery.cancel_scope)
                     if takes_task_status(child.run):
                         result = await child.run(task_status=task_status)
                     else:
@@ -74,14 +101,38 @@ class FaultPorts:
             finally:
                 del self._ports[child.name]
                 send.close()
-                if child.name in self._spiteful:
-                    self._spiteful.discard(child.name)
-                    raise InjectedFault(f"raised in the clean-up of {child.name!r}")
+                await self._hinder_end(child.name)
             return result
 
         return attrs.evolve(child, run=run)
 
+    async def _hinder_start(self, child: str) -> None:
+        if child in self._stillborn:
+            self._stillborn.discard(child)
+            raise InjectedFault(f"raised at the start of {child!r}")
+        if child in self._silent:
+            self._silent.discard(child)
+            await trio.sleep_forever()
 
-async def _raise_what_comes(receive: trio.MemoryReceiveChannel[BaseException]) -> None:
+    async def _hinder_end(self, child: str) -> None:
+        seconds = self._deaf.pop(child, 0.0)
+        if seconds:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds):
+                await trio.sleep_forever()
+        if child in self._spiteful:
+            self._spiteful.discard(child)
+            raise InjectedFault(f"raised in the clean-up of {child!r}")
+
+
+class _Return(Exception):
+    """Not raised: the child is to return."""
+
+
+async def _raise_what_comes(
+    receive: trio.MemoryReceiveChannel[BaseException], scope: trio.CancelScope
+) -> None:
     with receive:
-        raise await receive.receive()
+        error = await receive.receive()
+        if not isinstance(error, _Return):
+            raise error
+    scope.cancel()

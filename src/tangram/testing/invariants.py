@@ -58,7 +58,20 @@ class Evidence:
     refused: int | None = None
     """Connections refused while the server ran."""
     messages: Sequence[tuple[int, int]] | None = None
-    """Numbered messages as a client got them: the number, and which membership (counted joins) it came in."""
+    """Numbered messages as a client got them: the number, and how many gaps (joins, and errors that ask for
+    one) had been announced by then."""
+    backlogs: Sequence[int] = ()
+    """Bytes that waited for one slow client, from time to time."""
+    backlog_bound: int = 262_144
+    """What may wait for it: ``[channel] max_backlog``, and what is in flight."""
+    healed: Mapping[str, float] = attrs.field(factory=dict)
+    """Seconds from each fault until everything was at rest again, by what struck."""
+    heal_bound: float = 30.0
+    """Seconds that this may take."""
+    missing: Sequence[str] = ()
+    """Who should run and does not, where it did not come to rest."""
+    unkept: Sequence[str] = ()
+    """What is promised of a fault and was not kept, in words."""
     close_codes: Sequence[int] = ()
     """With which its WebSockets were closed by the server."""
     steady: bool | None = None
@@ -109,7 +122,9 @@ def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
 
 @_invariant
 def nothing_left_alive(evidence: Evidence) -> Iterator[str]:
-    """No task, thread, descriptor, asyncio task, process or Redis connection more than before."""
+    """No task, thread, descriptor, port, open file, asyncio task, process or Redis connection more than
+    before.
+    """
     for kind, lines in (evidence.left or {}).items():
         yield f"{len(lines)} more {kind.replace('_', ' ')} than before: {', '.join(lines[:5])}"
     if evidence.broker_clients:
@@ -139,9 +154,15 @@ def starts_in_order(evidence: Evidence) -> Iterator[str]:
     for supervisor, events in _by_supervisor(evidence.events):
         order = _order(events, evidence.order)
         last = -1
+        alone: set[str | None] = set()
         for event in events:
+            if event.kind == "crashed" and supervisor == "incarnation" and evidence.strategy == "one_for_one":
+                alone.add(event.child)
             if event.kind != "started":
                 last = -1
+                continue
+            if event.child in alone:  # such restarts go on side by side, each after its own delay
+                alone.discard(event.child)
                 continue
             place = order[event.child or ""]
             if place <= last:
@@ -211,7 +232,7 @@ class _Siblings:
     allowed: int = attrs.field(init=False)
     """The place of the first child that may be."""
     asked: set[str] = attrs.field(factory=set, init=False)
-    """Children whose restart somebody asked for."""
+    """Children whose restart somebody asked for, or that crashed themselves."""
 
     def __attrs_post_init__(self) -> None:
         self.allowed = len(self.order)
@@ -230,8 +251,11 @@ class _Siblings:
             self.asked.add(event.child)
         elif event.kind == "started":
             self.asked.discard(event.child)
-        elif event.kind in {"crashed", "quarantined"} and self.strategy == "rest_for_one":
-            self.allowed = min(self.allowed, place)
+        elif event.kind in {"crashed", "quarantined"}:
+            # One that did not start in time has crashed by that, and is stopped after it.
+            self.asked.add(event.child)
+            if self.strategy == "rest_for_one":
+                self.allowed = min(self.allowed, place)
         return event.kind != "stopped" or place >= self.allowed or event.child in self.asked
 
 
@@ -301,10 +325,33 @@ def no_secret_in_logs(evidence: Evidence) -> Iterator[str]:
 
 
 @_invariant
+def memory_per_slow_client(evidence: Evidence) -> Iterator[str]:
+    """What waits for a client that does not read stays within its bound."""
+    most = max(evidence.backlogs, default=0)
+    if most > evidence.backlog_bound:
+        yield f"{most} bytes waited for one slow client, its bound is {evidence.backlog_bound}"
+
+
+@_invariant
+def steady_in_time(evidence: Evidence) -> Iterator[str]:
+    """After each fault everything is at rest again in time."""
+    for name, seconds in evidence.healed.items():
+        if seconds > evidence.heal_bound:
+            yield f"after {name} it came to rest in {seconds:.1f} s, the bound is {evidence.heal_bound:g} s"
+
+
+@_invariant
+def ends_as_promised(evidence: Evidence) -> Iterator[str]:
+    """Each fault ends as it is promised of that fault."""
+    yield from evidence.unkept
+
+
+@_invariant
 def comes_to_rest(evidence: Evidence) -> Iterator[str]:
     """In the end everything is up again, or quarantined, or the tree has ended with its cause."""
     if evidence.steady is False:
-        yield "it did not come back to its wanted state, nor did it end"
+        who = f"; missing: {', '.join(evidence.missing)}" if evidence.missing else ""
+        yield f"it did not come back to its wanted state, nor did it end{who}"
     for event in evidence.events:
         if event.kind in {"gave_up", "quarantined", "crashed"} and not event.cause:
             yield f"{event.kind} of {_name(event)} tells no cause"

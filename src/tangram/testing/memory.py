@@ -63,7 +63,7 @@ class MemoryBroker(EmbeddedBroker):
         self.published: list[tuple[bytes, bytes]] = []
         """Every message that it has taken: channel and payload."""
         self._data: dict[bytes, bytes] = {}
-        self._clients: set[_Client] = set()
+        self._clients: dict[_Client, None] = {}
         self._killed = trio.Event()
         self._thawed = trio.Event()
         self._thawed.set()
@@ -134,7 +134,7 @@ class MemoryBroker(EmbeddedBroker):
 
     def drop(self) -> None:
         """Break every connection; new ones are accepted."""
-        for client in self._clients:
+        for client in list(self._clients):
             client.scope.cancel()
 
     def freeze(self) -> None:
@@ -161,14 +161,14 @@ class MemoryBroker(EmbeddedBroker):
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         client = _Client(stream)
-        self._clients.add(client)
+        self._clients[client] = None
         try:
             with client.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_until_lost, client.write, client)
                     nursery.start_soon(_until_lost, lambda: self._read(client), client)
         finally:
-            self._clients.discard(client)
+            del self._clients[client]
             await trio.aclose_forcefully(stream)
 
     async def _read(self, client: _Client) -> None:

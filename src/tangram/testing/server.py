@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 
 from tangram.app import Boot, Server
 from tangram.app.server import answer_old_names
-from tangram.broker import EmbeddedBroker
 from tangram.bus.resp import current_dial
+from tangram.bus.urls import parse_url
 from tangram.config import BrokerConfig, load_config
 from tangram.config import Loaded as LoadedConfig
 from tangram.plugins import Plugin
@@ -23,16 +26,17 @@ from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
 from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing_left
 from tangram.testing.faults import FaultPorts, InjectedFault
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
+from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
-from tangram.testing.ports import free_port
 from tangram.testing.record import LogRecords, record_logs
+from tangram.testing.sockets import MemoryPort
 
 if TYPE_CHECKING:
     import httpx
 
     from tangram.client import ClientSocket
 
-__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "free_port", "open_tangram"]
+__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "configure", "open_tangram", "toml"]
 
 STOP_SECONDS = 15.0
 """For the whole end of a server under test: the default shutdown_timeout and half of it again."""
@@ -42,6 +46,9 @@ EVENT_SECONDS = 10.0
 
 LOOK_EVERY = 0.01
 """Seconds between two looks at a tree that has no event for what is waited for."""
+
+DELIVERY_COST = 0.0005
+"""Seconds of CPU, where they are drawn: sometimes enough for the bus to let messages gather."""
 
 STEADY_LOOKS = 3
 """So often in a row the tree must look right: a crash is reported one scheduling later."""
@@ -79,6 +86,10 @@ class RunningTangram:
         """Every record of the log, as dicts."""
         self.memory: MemoryBroker | None = None
         """The broker, where it is one in memory."""
+        self.port: MemoryPort | None = None
+        """The web port, where it is one in memory."""
+        self.line = Line()
+        """The way to the broker, for faults of the network."""
         self.clients: list[ClientSocket] = []
         """Every channel client that was opened here."""
         self.planned = False
@@ -120,6 +131,15 @@ class RunningTangram:
         self.events.append(event)
         self._changed.set()
         self._changed = trio.Event()
+
+    def connect(self) -> socket.socket:
+        """A connection to the web port, non-blocking, for clients that misbehave."""
+        if self.port is not None:
+            return self.port.connect()
+        held = self.server.held[0]
+        client = socket.create_connection((held.host, held.port), timeout=5.0)
+        client.setblocking(False)
+        return client
 
     def crash(self, child: str, error: BaseException | None = None) -> None:
         """Raise an exception inside a child: ``bus``, ``web``, ``channels``, ``broker``, ``plugin:NAME``.
@@ -218,7 +238,8 @@ class RunningTangram:
         """Run the server; ``open_tangram`` does this."""
         UNDER_TEST.set(self)
         if self.memory is not None:
-            current_dial.set(self.memory.dial)
+            self.line.inner = self.memory.dial
+        current_dial.set(self.line.dial)
         try:
             self.status = await self.server.run(task_status=task_status)
         finally:
@@ -268,10 +289,12 @@ def _supervisors(top: SupervisorStatistics) -> list[SupervisorStatistics]:
 @asynccontextmanager
 async def open_tangram(
     plugins: Iterable[Plugin | str] = (),
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | LoadedConfig | None = None,
     *,
     wrap: Callable[[Child], Child] | None = None,
     fakes: bool = False,
+    memory_port: bool = False,
+    seed: int | None = None,
     checks: Iterable[str] = CHEAP,
     on_server: Callable[[RunningTangram], None] | None = None,
 ) -> AsyncIterator[RunningTangram]:
@@ -280,10 +303,14 @@ async def open_tangram(
     Args:
         plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set), or
         names of installed ones.
-        config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given.
+        config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given. Or a
+        configuration that was read already, taken as it is.
         wrap: applied to each child of the tree, inside the fault port.
         fakes: the broker is one in memory, so that the server needs no process and no real time: works with
         pytest-trio's ``autojump_clock``.
+        memory_port: with ``fakes``, the web port is one in memory as well: only ``tangram.http``,
+        ``open_socket`` and ``connect`` reach it.
+        seed: of all jitter; None: chance.
         checks: names of `INVARIANTS` that are checked when it has ended; ``()`` for none.
         on_server: called with the server before it boots.
 
@@ -294,8 +321,14 @@ async def open_tangram(
     checks = tuple(checks)
     before = take_census()
     error: BaseException | None = None
-    with record_logs() as logs, tempfile.TemporaryDirectory(prefix="tangram-test-") as folder:
-        running = _prepare(plugins, config or {}, Path(folder), wrap, fakes=fakes, logs=logs)
+    with record_logs() as logs, ExitStack() as outer:
+        if not isinstance(config, LoadedConfig):
+            folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="tangram-test-")))
+            config = configure(config or {}, folder)
+        port = MemoryPort() if memory_port else None
+        running = _prepare(plugins, config, wrap, fakes=fakes, port=port, seed=seed, logs=logs)
+        if port is not None:
+            outer.enter_context(port.dialled())
         if on_server is not None:
             on_server(running)
         async with AsyncExitStack() as stack:
@@ -336,7 +369,9 @@ def _judge(
     running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
 ) -> None:
     """Raise what the block raised; if it ended well, what invariants say."""
-    left = wait_nothing_left(before, running) if "nothing_left_alive" in checks else None
+    left = None
+    if "nothing_left_alive" in checks:
+        left = wait_nothing_left(before, running, redis_port=_port_of(running))
     clients = running.memory.clients if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
     if error is not None:
@@ -347,39 +382,63 @@ def _judge(
         raise InvariantBroken(found)
 
 
+def _port_of(running: RunningTangram) -> int | None:
+    tree = running.server.tree
+    return None if tree is None or not tree.url else parse_url(tree.url).port
+
+
 def _prepare(
     plugins: Iterable[Plugin | str],
-    tables: Mapping[str, Any],
-    folder: Path,
+    loaded: LoadedConfig,
     wrap: Callable[[Child], Child] | None,
     *,
     fakes: bool,
+    port: MemoryPort | None,
+    seed: int | None,
     logs: LogRecords,
 ) -> RunningTangram:
     import httpx
 
     ports = FaultPorts()
-    made: list[MemoryBroker] = []
-    broker: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
-    if fakes:
-        made.append(MemoryBroker(BrokerConfig(port=0)))
-        broker = lambda _config: made[0]  # noqa: E731 - the one object for all lives
+    rng = random.Random(seed)  # noqa: S311 - jitter
     boot = Boot(
-        loaded=_configure(tables, folder),
-        environ={"HOME": str(folder)},
+        loaded=loaded,
+        environ={"HOME": str(loaded.config.server.state_dir)},
         plugins=_load(plugins),
         signals=False,
         wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
-        embedded=broker,
+        rng=rng,
     )
+    memory = None
+    if fakes:
+        memory = MemoryBroker(BrokerConfig(port=0))
+        boot = attrs.evolve(boot, embedded=lambda _config: memory)
+    if seed is not None:
+        boot = attrs.evolve(boot, timer=_drawn_timer(random.Random(seed)))  # noqa: S311 - reproducible
+    if port is not None:
+        boot = attrs.evolve(boot, listen=port.listen)
+    # Its own loopback, so nothing is verified: a store of certificates takes 0.2 s.
+    transport = httpx.AsyncHTTPTransport(verify=False) if port is None else port.transport()
     server = Server(boot)
-    running = RunningTangram(server, ports, httpx.AsyncClient(timeout=10.0, verify=False), logs)  # noqa: S501 - its own loopback; a store of certificates takes 0.2 s
-    running.memory = made[0] if made else None
+    running = RunningTangram(server, ports, httpx.AsyncClient(timeout=10.0, transport=transport), logs)
+    running.memory, running.port = memory, port
     server.ledger.listen(running.note)
     return running
 
 
-def _configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
+def _drawn_timer(rng: random.Random) -> Callable[[], float]:
+    """A timer of the CPU that is no machine's: a delivery costs up to `DELIVERY_COST` by it."""
+    now = 0.0
+
+    def timer() -> float:
+        nonlocal now
+        now += rng.uniform(0.0, DELIVERY_COST)
+        return now
+
+    return timer
+
+
+def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
     """The configuration as an operator would have written it: the same checks, the same faults."""
     chosen: dict[str, dict[str, Any]] = {
         "server": {"port": 0, "state_dir": str(folder / "state")},
@@ -388,11 +447,11 @@ def _configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
     for table, values in tables.items():
         chosen[table] = chosen.get(table, {}) | dict(values)
     file = folder / "tangram.toml"
-    file.write_text(_toml(chosen))
+    file.write_text(toml(chosen))
     return load_config(file, {"HOME": str(folder)})
 
 
-def _toml(tables: Mapping[str, Any]) -> str:
+def toml(tables: Mapping[str, Any]) -> str:
     """Tables as TOML: an inline value is written as JSON, which TOML reads alike for what is used here."""
     lines = []
     for name, table in tables.items():

@@ -7,7 +7,7 @@ exception of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 EngineName = Literal["native", "hypercorn"]
-Done = Callable[[int | Exception], None]
+Done = Callable[[Mapping[int, Exception]], None]
 
 SECRET = "a secret that is long enough for PyJWT not to warn"  # noqa: S105 - signs tokens of tests
 """Signs the tokens of `open_transport`."""
@@ -67,20 +67,27 @@ class FakeBus:
     """Keep the outcomes of publishes back, in ``held``."""
     held: list[Done] = attrs.Factory(list)
 
-    def publish_nowait(self, channel: str, payload: bytes, done: Done | None = None) -> None:
-        """Take one; ``done`` is told how many have it, or `BrokerUnavailable` while ``up`` is False."""
+    def publish_nowait(self, channel: str, payload: bytes) -> None:
+        """Take one."""
+        self.publish_all([(channel, payload)])
+
+    def publish_all(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
+        """Take all or none; ``done`` is told which failed, by their place: none, or each with
+        `BrokerUnavailable` while ``up`` is False.
+        """
         if not self.up:
             if done is not None:
-                done(BrokerUnavailable("redis is away"))
+                done(dict.fromkeys(range(len(messages)), BrokerUnavailable("redis is away")))
             return
-        self.published.append((channel, payload))
-        if self.sink is not None and channel.startswith("to:"):
-            self.sink([(channel.encode(), payload)])
+        self.published += messages
+        for channel, payload in messages:
+            if self.sink is not None and channel.startswith("to:"):
+                self.sink([(channel.encode(), payload)])
         if done is not None:
             if self.hold:
                 self.held.append(done)
             else:
-                done(1)
+                done({})
 
     def names(self, prefix: str = "") -> list[str]:
         """The channels of what was published, in order."""
@@ -153,7 +160,7 @@ def make_channels(
     channels = Channels(
         settings or ChannelConfig(),
         SECRET,
-        bus.publish_nowait,
+        bus.publish_all,
         origins=more.pop("origins", OriginPolicy()),
         operator_token=OPERATOR,
         authorizers=authorizers,

@@ -33,13 +33,14 @@ from tangram.channels.disconnects import (
     Refusal,
 )
 from tangram.channels.frames import FrameError
-from tangram.channels.hub import Hub, HubStatistics, Publication
+from tangram.channels.hub import Hub, HubStatistics
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import Authorizer, ConnectInfo, Gate, GateSettings
-from tangram.channels.socket import Authorize, Effect, Publish, Reply, Socket
+from tangram.channels.socket import Authorize, Effect, Publish, Socket
 from tangram.channels.streaming import StreamWatch
 from tangram.errors import BrokerUnavailable
+from tangram.transports.publishing import Batch, Crowd, Done, PublishAll
 
 __all__ = ["Admission", "ChannelSettings", "Channels", "ChannelsStatistics", "Session", "connect_info"]
 
@@ -60,9 +61,6 @@ DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
 _ALPHABET: Final = string.ascii_letters + string.digits
 _BEARER: Final = "base64url.bearer.phx."
-
-Done = Callable[[int | Exception], None]
-PublishNowait = Callable[[str, bytes, Done | None], None]
 
 
 class ChannelSettings(GateSettings, Protocol):
@@ -114,40 +112,6 @@ class ChannelsStatistics:
     """Reason of the disconnect to how often."""
 
 
-class _Open:
-    """Pushes that came together and wait for Redis: their answers leave together too.
-
-    They are lines of one pipeline, whose outcomes come in its order, so that the last is not later than the
-    first by more than a read.
-    """
-
-    __slots__ = ("at", "handing", "replies", "socket", "taken")
-
-    def __init__(self, socket: Socket) -> None:
-        self.socket = socket
-        self.replies: list[Reply] = []
-        self.taken: list[Reply] = []
-        self.at = 0
-        self.handing = True
-        """While they are handed over an outcome is that of the one that is being handed over."""
-
-    def done(self, outcome: int | Exception) -> None:
-        """The outcome of the next."""
-        if self.handing:
-            reply = self.replies.pop()
-        else:
-            reply = self.replies[self.at]
-            self.at += 1
-        if isinstance(outcome, int):
-            self.taken.append(reply)
-            if self.at < len(self.replies):
-                return
-        taken, self.taken = self.taken, []
-        self.socket.published(taken)
-        if not isinstance(outcome, int):
-            self.socket.unpublished(reply)
-
-
 class Session:
     """One connection, as a transport sees it: feed it frames, empty its ``outbox``, say when it is
     ``gone``.
@@ -178,20 +142,28 @@ class Session:
         sent.
         """
         now = self.last_seen = trio.current_time()
-        open_ = _Open(self.socket)
-        receive, carry_out = self.socket.receive, self._carry_out
-        for opcode, data in frames:
-            if self.outbox.disconnect is not None or self._channels.ended:
-                break
-            try:
-                message = decode(opcode, data)
-            except FrameError as error:
-                self._channels.note_malformed(self, error)
-                carry_out(self.socket.malformed(now), open_)
-            else:
-                carry_out(receive(message), open_)
-        open_.handing = False
-        self._channels.touch()
+        channels, outbox, machine = self._channels, self.outbox, self.socket
+        push, replying = machine.push, machine.push_replies
+        batch = Batch(machine)
+        try:
+            for opcode, data in frames:
+                if outbox.disconnect is not None or channels.ended:
+                    break
+                try:
+                    message = decode(opcode, data)
+                except FrameError as error:
+                    channels.note_malformed(self, error)
+                    self._carry_out(machine.malformed(now), batch)
+                    continue
+                channel = push(message)
+                if channel is None:
+                    batch = self._carry_out(machine.receive(message), batch)
+                else:
+                    batch.messages.append((channel, message.payload))
+                    batch.replies.append(message if replying else None)
+        finally:
+            channels.publish_batch(batch)
+        channels.touch()
 
     def alive(self) -> None:
         """Something arrived that is no message (a pong): the peer is still there."""
@@ -199,23 +171,33 @@ class Session:
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what the socket machine asks for."""
-        open_ = _Open(self.socket)
-        self._carry_out(effects, open_)
-        open_.handing = False
+        self._channels.publish_batch(self._carry_out(effects, Batch(self.socket)))
         self._channels.touch()
 
-    def _carry_out(self, effects: Sequence[Effect], open_: _Open) -> None:
+    def _carry_out(self, effects: Sequence[Effect], batch: Batch) -> Batch:
+        """Publications are gathered; whatever may publish for itself comes after them. Answers the batch to
+        go on with.
+        """
         for effect in effects:
             if isinstance(effect, Publish):
-                done = None
-                if effect.reply is not None:
-                    open_.replies.append(effect.reply)
-                    done = open_.done
-                self._channels.publish(effect.channel, effect.payload, done)
+                batch.messages.append((effect.channel, effect.payload))
+                batch.replies.append(effect.reply)
             elif isinstance(effect, Authorize):
+                self._channels.publish_batch(batch)
+                batch = Batch(self.socket)
                 self._channels.authorize(self, effect)
             else:
                 self.outbox.close(effect)
+        return batch
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a transport should ``wait_room`` before it reads: what it would feed may be refused."""
+        return self._channels.crowded
+
+    async def wait_room(self) -> None:
+        """Return when there is room for pushes again. Meanwhile the peer's own buffers fill, and it slows."""
+        await self._channels.wait_room()
 
     def gone(self) -> None:
         """The connection has ended, whoever ended it. May be said twice."""
@@ -229,7 +211,7 @@ class Channels:
         self,
         settings: ChannelSettings,
         secret: str,
-        publish_nowait: PublishNowait,
+        publish_all: PublishAll,
         *,
         origins: OriginPolicy | None = None,
         operator_token: str | None = None,
@@ -240,11 +222,13 @@ class Channels:
         new_id: Callable[[], str] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
         beyond: trio.Nursery | None = None,
+        crowd: Callable[[], Crowd | None] = lambda: None,
     ) -> None:
         """``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's
-        stream is told to end (None: never). ``publish_nowait(channel, payload, done)`` must not block.
+        stream is told to end (None: never). ``publish_all(messages, done)`` must not block.
         ``beyond``: a nursery that outlives this child: connections that are left when it ends are told
-        there, and nobody waits for them.
+        there, and nobody waits for them. ``crowd``: whom to ask, before more is read from a connection,
+        whether there is room for it.
         """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
@@ -262,7 +246,7 @@ class Channels:
         self.farewell = RESTART
         """What connections are told when this child is stopped: set it to ``SHUTDOWN`` if nobody comes after
         us."""
-        self._publish_nowait = publish_nowait
+        self._publish_all = publish_all
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
         self._dirty = trio.Event()
@@ -270,7 +254,9 @@ class Channels:
         self._draining = False
         self._drain_timeout = drain_timeout
         self._beyond = beyond
-        self._ended = False
+        self._crowd = crowd
+        self.ended = False
+        """Whether the child has ended: what connections still say is not heard."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
         self._accepted = 0
         self._malformed_logged = -math.inf
@@ -304,7 +290,8 @@ class Channels:
         conn = self.new_id()
         while conn in self._sessions:
             conn = self.new_id()
-        outbox = Outbox(wake, max_backlog=self.settings.max_backlog)
+        settings = self.settings
+        outbox = Outbox(wake, max_backlog=settings.max_backlog, max_exempt=settings.max_joins)
         session = Session(self, conn, info, admission.user_token, outbox)
         self._sessions[conn] = session
         self._accepted += 1
@@ -320,20 +307,39 @@ class Channels:
         assert session.outbox.disconnect is not None
         reason = session.outbox.disconnect.reason
         self._closed[reason] = self._closed.get(reason, 0) + 1
-        if not self._ended:
+        if not self.ended:
             session.carry_out(session.socket.gone())
         if not self._sessions:
             self._empty.set()
 
     # What sessions call.
 
-    def publish(self, channel: str, payload: bytes, done: Done | None = None) -> None:
-        """Hand over to the bus; ``done`` hears the outcome."""
+    @property
+    def crowded(self) -> bool:
+        """Whether the bus has enough to do already."""
+        crowd = self._crowd()
+        return crowd is not None and crowd.crowded
+
+    async def wait_room(self) -> None:
+        """Return once it has not."""
+        crowd = self._crowd()
+        if crowd is not None:
+            await crowd.wait_room()
+
+    def publish(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
+        """Hand ``(channel, payload)`` messages over to the bus, in order; ``done`` hears the outcome."""
+        if not messages:
+            return
         try:
-            self._publish_nowait(channel, payload, done)
+            self._publish_all(messages, done)
         except BrokerUnavailable as error:
             if done is not None:
-                done(error)
+                done(dict.fromkeys(range(len(messages)), error))
+
+    def publish_batch(self, batch: Batch) -> None:
+        """Hand over what a session has gathered, and see that it is answered where somebody waits."""
+        if batch.messages:
+            self.publish(batch.messages, batch.done if any(batch.replies) else None)
 
     def authorize(self, session: Session, request: Authorize) -> None:
         """Judge a join: at once if no plugin wants a say, else in a task of our own."""
@@ -397,13 +403,8 @@ class Channels:
             elif self._sessions:
                 # Who hears nothing from its members' departure is gone with us; the next incarnation's
                 # members must not be told.
-                self._draining = self._ended = True
+                self._draining = self.ended = True
                 self._beyond.start_soon(self._part)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the child has ended: what connections still say is not heard."""
-        return self._ended
 
     async def _part(self) -> None:
         await trio.sleep(PART_PAUSE)
@@ -414,7 +415,7 @@ class Channels:
             await self._dirty.wait()
             await trio.sleep(PRESENCE_WINDOW)
             self._dirty = trio.Event()
-            self._publish_all(self.hub.flush())
+            self.publish(self.hub.flush())
 
     async def _sweep(self) -> None:
         while True:
@@ -425,7 +426,7 @@ class Channels:
                 if session.last_seen < oldest:
                     session.outbox.close(IDLE)
             if self._streams is not None:
-                self._publish_all(self._streams.look(self.hub.topics, now))
+                self.publish(self._streams.look(self.hub.topics, now))
 
     async def drain(self, disconnect: Disconnect | None = None, *, within: float = DRAIN_TIMEOUT) -> None:
         """Admit nobody any more, tell all connections ``disconnect`` (default: the farewell) in batches, and
@@ -443,12 +444,8 @@ class Channels:
                 await self._empty.wait()
         for session in list(self._sessions.values()):
             session.gone()
-        if not self._ended:
-            self._publish_all(self.hub.flush())
-
-    def _publish_all(self, publications: Sequence[Publication]) -> None:
-        for channel, payload in publications:
-            self.publish(channel, payload)
+        if not self.ended:
+            self.publish(self.hub.flush())
 
     def statistics(self) -> ChannelsStatistics:
         sessions = self._sessions.values()

@@ -22,7 +22,6 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
@@ -34,6 +33,7 @@ from hypercorn.utils import parse_socket_addr
 from tangram.errors import ConfigError, Fault
 from tangram.transports.engine import Address, ASGIApp, Connection, Engine, EngineSettings, Message, Scope
 from tangram.transports.hypercorn_apps import Applications
+from tangram.transports.hypercorn_http2 import Protocol, say_goaway
 from tangram.transports.listeners import HeldSocket
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class _Shared:
 class _Connection(TCPServer):
     """One connection. Every method that Hypercorn's own server could be hung or ended by is replaced."""
 
-    protocol: ProtocolWrapper
+    protocol: Protocol
 
     def __init__(self, shared: _Shared, stream: Any, raw: socket.socket) -> None:
         app = cast("AppWrapper", shared.app)
@@ -220,7 +220,7 @@ class _Connection(TCPServer):
             try:
                 async with self.group:
                     self._task_group = self.group
-                    self.protocol = ProtocolWrapper(
+                    self.protocol = Protocol(
                         cast("AppWrapper", self.shared.app),
                         self.config,
                         self.context,
@@ -330,6 +330,10 @@ class _Connection(TCPServer):
         self.engine.stalled += 1
         self.abort()
 
+    def overrun(self) -> None:
+        self.engine.rejected += 1
+        self.abort()
+
     async def _close(self) -> None:
         with (
             trio.move_on_after(CLOSE_TIME),
@@ -346,6 +350,7 @@ class _Connection(TCPServer):
     async def _idle_timeout(self) -> None:
         with trio.move_on_after(self.settings.idle_timeout):
             await self.context.terminated.wait()
+        await say_goaway(self.protocol.protocol)
         with trio.move_on_after(CLOSE_TIME):
             await self.protocol.handle(Closed())
         await self._close()

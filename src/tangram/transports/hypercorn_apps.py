@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer
 from hypercorn.trio.task_group import TaskGroup
 
 from tangram.transports.engine import ASGIApp, ClientGone, Engine, Message, Scope, failures_of
@@ -30,11 +31,22 @@ log = structlog.get_logger("tangram.transports")
 QUEUED_EVENTS = 10
 """Events that wait for the application before reading from the client pauses."""
 
+QUEUED_BYTES = 262_144
+"""Bytes that wait for the application before reading pauses, whatever the number of events."""
+
+MAX_RUNNING = 200
+"""Applications that run for one connection at a time. HTTP/2 allows 100 streams at once; a client that resets
+them as fast as it opens them may have left as many behind that do not know yet. One with more is cut.
+"""
+
 CLOSE_TIME = 1.0
 """Seconds for the end of a response after its application has ended."""
 
 _Put = Callable[[Any], Awaitable[None]]
 _HypercornSend = Callable[[Any], Awaitable[None]]
+
+
+TOO_LARGE = b"the body is larger than allowed\n"
 
 
 class BodyTooLarge(Exception):  # a signal between receive and its guard, never seen outside
@@ -47,6 +59,7 @@ class Inbox:
     def __init__(self, limit: int = QUEUED_EVENTS) -> None:
         self._limit = limit
         self._events: deque[Message] = deque()
+        self._bytes = 0
         self._gone: Message | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
@@ -56,11 +69,15 @@ class Inbox:
         if event["type"].endswith(".disconnect"):
             self.hang_up(event)
             return
-        while len(self._events) >= self._limit and self._gone is None:
+        while self._full() and self._gone is None:
             await self._writers.park()
         if self._gone is None:
             self._events.append(event)
+            self._bytes += _size(event)
             self._readers.unpark()
+
+    def _full(self) -> bool:
+        return len(self._events) >= self._limit or self._bytes >= QUEUED_BYTES
 
     def hang_up(self, event: Message) -> None:
         """The client has gone; the first word of it counts."""
@@ -78,7 +95,28 @@ class Inbox:
                 return self._gone
             await self._readers.park()
         self._writers.unpark()
-        return self._events.popleft()
+        event = self._events.popleft()
+        self._bytes -= _size(event)
+        return event
+
+
+class _Buffer(WebsocketBuffer):
+    """A message in pieces. Hypercorn's own goes on growing when the bound is passed."""
+
+    def __init__(self, max_length: int, too_large: Callable[[], None]) -> None:
+        super().__init__(max_length)
+        self._too_large = too_large
+        self._over = False
+
+    def extend(self, event: Any) -> None:
+        if not self._over and self.length + len(event.data) <= self.max_length:
+            super().extend(event)
+            return
+        self.clear()
+        if not self._over:
+            self._over = True
+            self._too_large()
+        raise FrameTooLargeError
 
 
 class AppConnection(Protocol):
@@ -91,7 +129,13 @@ class AppConnection(Protocol):
         """Whether an answer to an upgrade request is already out, or on its way."""
 
     def stalled(self) -> None:
-        """The client did not read in time."""
+        """The client did not read, or send, in time."""
+
+    def overrun(self) -> None:
+        """The client has more requests running than it may."""
+
+    def abort(self) -> None:
+        """Close the socket now."""
 
     def application_ended(self) -> None:
         """One of them has ended."""
@@ -121,10 +165,28 @@ class Applications(TaskGroup):
         del config  # the engine's settings are what counts
         assert self._nursery is not None
         inbox = Inbox()
+        if self.running >= MAX_RUNNING:
+            self.connection.overrun()
+            inbox.hang_up({"type": f"{scope['type']}.disconnect", "code": 1006})
+            return inbox.put
         self.running += 1
         self.engine.requests += 1
+        if scope["type"] == "websocket":
+            stream = cast("Any", send).__self__
+            # Hypercorn agrees to permessage-deflate with context takeover, and inflates without a bound.
+            stream.handshake.extensions = None
+            stream.buffer = _Buffer(stream.buffer.max_length, self._end_soon)
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, inbox, send)
         return inbox.put
+
+    def _end_soon(self) -> None:
+        """A message is too large: the client has been told, and has a moment to close."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._end)
+
+    async def _end(self) -> None:
+        await trio.sleep(CLOSE_TIME)
+        self.connection.abort()
 
     def hang_up(self) -> None:
         """The client has gone: tell every application, also those that Hypercorn forgets to tell (a WebSocket
@@ -175,14 +237,16 @@ class _Request:
         self.inbox = inbox
         self.hypercorn_send = send
         self.started = False
+        self.whole = False
         self.read = 0
         self.http = scope["type"] == "http"
         self.max_body = owner.engine.settings.max_body if self.http else 0
 
     async def run(self, app: ASGIApp) -> None:
         scope, owner = self.scope, self.owner
-        if self.max_body and _content_length(scope) > self.max_body:
-            await self._refuse()
+        refusal = self._judge()
+        if refusal is not None:
+            await self._refuse(*refusal)
             return
         try:
             await app(scope, self.receive, self.send)
@@ -191,7 +255,7 @@ class _Request:
             if rest is None or not isinstance(rest, Exception):
                 raise
             if _only(rest, BodyTooLarge):
-                await self._refuse()
+                await self._refuse(413, TOO_LARGE)
                 return
             if not _only(rest, ClientGone):
                 owner.engine.failed += 1
@@ -202,13 +266,33 @@ class _Request:
             # Completes what the application left open: 500, or the end of the stream.
             await owner.bounded_send(self.hypercorn_send, None)
 
+    def _judge(self) -> tuple[int, bytes] | None:
+        """What is wrong with the head."""
+        settings = self.owner.engine.settings
+        if len(self.scope["headers"]) > settings.max_headers:
+            return 431, b"more than %d header fields\n" % settings.max_headers
+        if self.max_body and _content_length(self.scope) > self.max_body:
+            return 413, TOO_LARGE
+        return None
+
     async def receive(self) -> Message:
-        event = await self.inbox.get()
+        event = await self._next()
+        if event["type"] == "http.request":
+            self.whole = not event.get("more_body", False)
         if self.max_body and event["type"] == "http.request":
             self.read += len(event["body"])
             if self.read > self.max_body:
                 raise BodyTooLarge
         return event
+
+    async def _next(self) -> Message:
+        """The next event; who stops in the middle of its body has the idle time to go on."""
+        if not self.http or self.whole:
+            return await self.inbox.get()
+        with trio.move_on_after(self.owner.engine.settings.idle_timeout):
+            return await self.inbox.get()
+        self.owner.connection.stalled()
+        return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         await trio.lowlevel.checkpoint()
@@ -225,10 +309,9 @@ class _Request:
         """
         return not self.http and not self.started and self.owner.connection.has_answered()
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, status: int, body: bytes) -> None:
         self.owner.engine.rejected += 1
         if not self.started:
-            body = b"the body is larger than allowed\n"
             headers = [
                 (b"content-type", b"text/plain; charset=utf-8"),
                 (b"content-length", b"%d" % len(body)),
@@ -236,8 +319,9 @@ class _Request:
             ]
             if self.scope["http_version"] == "2":
                 del headers[-1]
-            await self.send({"type": "http.response.start", "status": 413, "headers": headers})
-            await self.send({"type": "http.response.body", "body": body})
+            kind = "http" if self.http else "websocket.http"
+            await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
+            await self.send({"type": f"{kind}.response.body", "body": body})
         await self.owner.bounded_send(self.hypercorn_send, None)
 
 
@@ -246,6 +330,11 @@ def _content_length(scope: Scope) -> int:
         if name == b"content-length":
             return int(value)
     return 0
+
+
+def _size(event: Message) -> int:
+    """Bytes that an event holds; of text, its characters."""
+    return len(event.get("body") or event.get("bytes") or event.get("text") or b"")
 
 
 def _only(error: BaseException, kind: type[Exception]) -> bool:

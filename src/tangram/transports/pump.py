@@ -88,7 +88,19 @@ def frame(item: Encoded) -> bytes:
 
 def join(run: Run) -> bytes:
     """The frames of a run in one piece; kept in ``run.wire``."""
-    run.wire = wire = b"".join([item.wire or frame(item) for item in run])
+    if run.texts is None:
+        run.wire = wire = b"".join([item.wire or frame(item) for item in run.items])
+    else:
+        run.wire = wire = b"".join(
+            [
+                b"\x81%c%b" % (size, text)
+                if (size := len(text)) < 126
+                else b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), text)
+                if size < 65536
+                else b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), text)
+                for text in run.texts
+            ]
+        )
     return wire
 
 
@@ -200,15 +212,16 @@ class Pump:
         outbox = self._outbox
         credit = 0
         items = outbox.take_all()
-        if items and self.protocol.state is OPEN:
-            self._statistics.messages += len(items)
+        count = items.length if type(items) is Run else len(items)
+        if count and self.protocol.state is OPEN:
+            self._statistics.messages += count
             if self.protocol.extensions:
                 data += self._compress(items)
                 credit = sum(len(item.data) for item in items)
-            elif isinstance(items, Run):
+            elif type(items) is Run:
                 wire = items.wire or join(items)
                 data, credit = data + wire if data else wire, items.size
-            elif len(items) == 1 and not data:
+            elif count == 1 and not data:
                 item = items[0]
                 data, credit = item.wire or frame(item), len(item.data)
             else:

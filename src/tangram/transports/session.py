@@ -82,6 +82,8 @@ async def run_session(
 async def _read(session: Session, connection: Connection, max_message: int) -> None:
     try:
         while True:
+            if session.crowded:
+                await session.wait_room()
             data = await connection.receive()
             if len(data) > max_message:
                 session.outbox.close(TOO_BIG)

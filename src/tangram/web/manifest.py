@@ -7,6 +7,7 @@ One plugin whose configuration cannot be shown costs itself its place in the man
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import attrs
@@ -62,8 +63,11 @@ def core_config(config: Config, channel_url: str) -> FrontendConfig:
     )
 
 
+@cache
 def core_schema() -> dict[str, Any]:
-    """The schema of the ``core`` part, with the ``tangram_*`` words that the configuration's fields carry."""
+    """The schema of the ``core`` part, with the ``tangram_*`` words that the configuration's fields carry.
+    The same object each time: an incarnation need not make it anew, and nobody changes it.
+    """
     schema = json_schema(FrontendConfig)
     for cls in (FrontendCoreConfig, MapConfig, ThemeDefinition, AdaptiveTheme):
         properties = schema["$defs"][cls.__name__]["properties"]

@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from websockets.uri import parse_uri
 
 from tangram.channels.tokens import Claims, mint
 from tangram.transports.channels import Channels
+from tangram.transports.publishing import Crowd
 from tests.channels.fakes import FakeBus, Settings
 from tests.transports.harness import Server, hello, serving
 from tests.transports.serving import SECRET, make_channels
@@ -170,9 +171,11 @@ class Served:
 
 
 @asynccontextmanager
-async def serving_channels(settings: Settings | None = None, **options: Any) -> AsyncIterator[Served]:
+async def serving_channels(
+    settings: Settings | None = None, *, crowd: Callable[[], Crowd | None] = lambda: None, **options: Any
+) -> AsyncIterator[Served]:
     bus = FakeBus()
-    channels = make_channels(bus, settings)
+    channels = make_channels(bus, settings, crowd=crowd)
     async with trio.open_nursery() as nursery:
         await nursery.start(channels.run)
         async with serving("native", hello, channels=channels, **options) as server:

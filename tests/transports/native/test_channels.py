@@ -19,6 +19,17 @@ from tests.transports.harness import hello, serving
 from tests.transports.native.sockets import Refusal, masked, open_socket, serving_channels, token
 
 
+class Crowd:
+    """A bus that is crowded when the test says so."""
+
+    def __init__(self) -> None:
+        self.crowded = False
+        self.room = trio.Event()
+
+    async def wait_room(self) -> None:
+        await self.room.wait()
+
+
 async def test_join_event_and_push(clock: Clock) -> None:
     """A client joins, gets a broadcast, pushes, is answered, and its push is published."""
     async with serving_channels() as served:
@@ -60,6 +71,28 @@ async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
         await client.aclose()
 
     assert refs == list(range(10, 60))
+
+
+async def test_a_crowded_bus_is_not_read_for(clock: Clock) -> None:
+    """While the bus has enough to do nothing is read from a client, and when it has room again all that
+    waited is published; nobody is refused."""
+    crowd = Crowd()
+    async with serving_channels(crowd=lambda: crowd) as served:
+        client = await served.open()
+        await client.join("obs:a")
+        crowd.crowded = True
+        for number in range(10):
+            await client.push("1", str(number + 2), "obs:a", "x", number)
+        await trio.sleep(1)
+        before = served.bus.payloads("from:obs:a:x")
+        crowd.crowded = False
+        crowd.room.set()
+        answers = [await client.event("phx_reply") for _ in range(10)]
+        await client.aclose()
+
+    assert before == []
+    assert served.bus.payloads("from:obs:a:x") == [b"%d" % number for number in range(10)]
+    assert {answer["status"] for answer in answers} == {"ok"}
 
 
 async def test_fragments_are_put_together(clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 from hypothesis import given
@@ -124,3 +125,22 @@ def test_a_message_within_another_is_an_error() -> None:
 
     assert inbox.feed(begun + serialized(Frame(Opcode.TEXT, b"b"))) == []
     assert ours.parser_exc is not None
+
+
+def test_a_message_in_fragments_holds_no_more_than_its_bytes() -> None:
+    """Empty fragments may come for ever: nothing is kept of them."""
+    whole = Frames()
+    whole.add(Frame(Opcode.TEXT, b"ab", fin=False))
+    tracemalloc.start()
+    try:
+        for _ in range(50_000):
+            whole.add(_EMPTY)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held < 10_000
+    assert whole.add(Frame(Opcode.CONT, b"c")) == (1, b"abc")
+
+
+_EMPTY = Frame(Opcode.CONT, b"", fin=False)

@@ -138,6 +138,8 @@ class ChannelSocket:
                 if connection.closed:
                     return
                 await _wait_readable(connection.sock)
+                if self._session.crowded:
+                    await self._session.wait_room()
                 try:
                     data = connection.sock.recv(READ_SIZE)
                 except BlockingIOError:

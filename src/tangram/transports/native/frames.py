@@ -41,29 +41,31 @@ _FOR_EVER: Final = 1 << 62
 class Frames:
     """Whole messages from frames: fragments are put together, within the protocol's bound."""
 
-    __slots__ = ("_opcode", "_parts")
+    __slots__ = ("_data", "_opcode")
 
     def __init__(self) -> None:
         self._opcode = 0
-        self._parts: list[bytes] = []
+        # Not a list of parts: an empty fragment costs nothing, and so may come for ever.
+        self._data = bytearray()
 
     @property
     def open(self) -> bool:
         """Whether a message has begun and not ended."""
-        return bool(self._parts)
+        return self._opcode != 0
 
     def add(self, frame: Frame) -> tuple[int, bytes] | None:
         """The message that this frame completes, if it does. Not for control frames."""
-        if frame.fin and not self._parts and frame.opcode is not Opcode.CONT:
+        if frame.fin and not self._opcode and frame.opcode is not Opcode.CONT:
             return TEXT if frame.opcode is Opcode.TEXT else BINARY, bytes(frame.data)
         if frame.opcode is not Opcode.CONT:
             self._opcode = int(frame.opcode)
-        self._parts.append(bytes(frame.data))
+        self._data += frame.data
         if not frame.fin:
             return None
-        data = b"".join(self._parts)
-        self._parts.clear()
-        return self._opcode, data
+        message = self._opcode, bytes(self._data)
+        self._opcode = 0
+        self._data = bytearray()
+        return message
 
 
 class Inbox:
@@ -104,11 +106,14 @@ class Inbox:
         while size - at >= 2:
             first, second = data[at], data[at + 1]
             start, length = at + 6, second & 127
-            if length > 125:
-                if size - at < (4 if length == 126 else 10):
+            if length == 126:
+                if size - at < 4:
                     break
-                start += 2 if length == 126 else 8
-                length = int.from_bytes(data[at + 2 : start - 4], "big")
+                start, length = at + 8, data[at + 2] << 8 | data[at + 3]
+            elif length == 127:
+                if size - at < 10:
+                    break
+                start, length = at + 14, int.from_bytes(data[at + 2 : at + 10], "big")
             if second < 128:
                 # An unmasked frame is the end: the protocol says so, and drops what follows.
                 self._passing = _FOR_EVER

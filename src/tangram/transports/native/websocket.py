@@ -30,6 +30,9 @@ log = structlog.get_logger("tangram.transports")
 QUEUED_MESSAGES: Final = 16
 """Messages that wait for the application before reading from the client pauses."""
 
+QUEUED_BYTES: Final = 262_144
+"""Bytes of them, whatever their number: 16 messages of the largest size would be 256 MiB."""
+
 UNHEARD: Final = 3
 """Ping intervals after which a client that has not answered is taken for gone."""
 
@@ -61,6 +64,7 @@ class AppSocket:
         self._denied = False
         self._frames = Frames()
         self._inbox: deque[Message] = deque()
+        self._queued = 0
         self._wake_app = trio.Event()
         self._wake_reader = trio.Event()
         self._gone = False
@@ -140,7 +144,9 @@ class AppSocket:
             await self._wake_app.wait()
         self._wake_reader.set()
         await trio.lowlevel.checkpoint()
-        return self._inbox.popleft()
+        message = self._inbox.popleft()
+        self._queued -= len(message.get("bytes") or message.get("text", ""))
+        return message
 
     def _disconnect(self) -> Message:
         told = self._protocol.close_rcvd or self._protocol.close_sent
@@ -162,7 +168,7 @@ class AppSocket:
                     return
                 if protocol.close_rcvd is not None:
                     return
-                while len(self._inbox) >= QUEUED_MESSAGES:
+                while len(self._inbox) >= QUEUED_MESSAGES or self._queued >= QUEUED_BYTES:
                     self._wake_reader = trio.Event()
                     await self._wake_reader.wait()
                 left = NEVER if self._end_at == NEVER else max(0.0, self._end_at - trio.current_time())
@@ -209,8 +215,10 @@ class AppSocket:
                     self._failed = True
                     break
                 self._inbox.append({"type": "websocket.receive", "text": text})
+                self._queued += len(text)
             else:
                 self._inbox.append({"type": "websocket.receive", "bytes": payload})
+                self._queued += len(payload)
         if self._inbox:
             self._wake_app.set()
         await self._flush()

@@ -1,4 +1,4 @@
-"""What every implementation of a seam must do, the fake and the real one alike."""
+"""What every broker must do, the one in memory and the real one alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards taken away one by one: each mutant is caught by a named invariant or check of the kit."""
+"""Mutants that no text of the sources stands for: each is planted in process, and an invariant finds it."""
 
 from __future__ import annotations
 

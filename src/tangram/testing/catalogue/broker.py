@@ -1,0 +1,139 @@
+"""Faults of the broker: it dies, stands still, refuses writes, wants another password."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tangram.broker import parse_redis_url
+from tangram.broker.ping import Probe, open_probe
+from tangram.errors import BrokerUnavailable
+from tangram.testing.catalogue.base import Chaos, fault, publishes
+
+__all__ = ["broker_kill", "broker_password", "broker_readonly", "broker_stop"]
+
+FREEZE_SECONDS = 1.0
+"""How long a stopped broker stays stopped: below the bus's own patience with a silent one."""
+
+READONLY_SECONDS = 0.2
+"""How long the broker refuses writes."""
+
+REFUSED_SECONDS = 5.0
+"""Within which the bus must have noticed that its password is not taken any more."""
+
+
+@fault(counts="broker")
+async def broker_kill(chaos: Chaos) -> None:
+    """The embedded broker gets SIGKILL: it is replaced on the same port, and everything begins anew."""
+    mark = len(chaos.tangram.events)
+    memory = chaos.tangram.memory
+    url = chaos.tangram.redis_url
+    if memory is not None:
+        memory.kill()
+    else:
+        os.kill(chaos.broker_pid(), signal.SIGKILL)
+    await chaos.tangram.wait_event("crashed", "broker", after=mark)
+    await chaos.tangram.wait_event("started", "broker", after=mark)
+    assert chaos.tangram.redis_url == url, "plugins keep the broker's address, and it came back at another"
+
+
+@fault()
+async def broker_stop(chaos: Chaos) -> None:
+    """The broker is stopped (SIGSTOP) for a second: nobody crashes, and what was sent meanwhile arrives."""
+    memory = chaos.tangram.memory
+    async with publishes(chaos, meanwhile=1):
+        if memory is not None:
+            memory.freeze()
+            await trio.sleep(FREEZE_SECONDS)
+            memory.thaw()
+            return
+        pid = chaos.broker_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await trio.sleep(FREEZE_SECONDS)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+@fault()
+async def broker_readonly(chaos: Chaos) -> None:
+    """The broker becomes a replica for a moment and refuses writes: nobody crashes, messages go on."""
+    memory = chaos.tangram.memory
+    if memory is not None:
+        memory.make_readonly()
+        try:
+            async with publishes(chaos):
+                await trio.sleep(READONLY_SECONDS)
+        finally:
+            memory.make_readonly(readonly=False)
+        return
+    async with _asking(chaos) as probe:
+        # Of a master that does not exist: port 1 is never listened on.
+        await probe.ask("REPLICAOF", "127.0.0.1", "1")
+        try:
+            await _must_refuse_writes(probe)
+            async with publishes(chaos):
+                await trio.sleep(READONLY_SECONDS)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSED_SECONDS):
+                await probe.ask("REPLICAOF", "NO", "ONE")
+
+
+async def _must_refuse_writes(probe: Probe) -> None:
+    try:
+        await probe.ask("SET", "tangram-chaos", "1")
+    except BrokerUnavailable as error:
+        answer = str(error)
+    else:
+        answer = "taken"
+    assert "READONLY" in answer, f"a write should be refused as by a replica, it was: {answer}"
+
+
+@fault(on="real")
+async def broker_password(chaos: Chaos) -> None:
+    """The broker's password is changed and all its clients are thrown out: nobody crashes, readiness says
+    that Redis is away, and when the old password holds again the bus is back.
+    """
+    chaos.broker_pid()  # one of our own
+    new = secrets.token_hex(8)
+    async with _asking(chaos) as probe:
+        await probe.ask("CONFIG", "SET", "requirepass", new)
+        await probe.ask("AUTH", new)
+        try:
+            await _throw_out(probe)
+            with trio.move_on_after(REFUSED_SECONDS):
+                while not _is_refused(chaos):  # noqa: ASYNC110 - the bus has no event for it
+                    await trio.sleep(0.02)
+            assert _is_refused(chaos), "the password was changed, and the bus does not say that it is refused"
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSED_SECONDS):
+                await probe.ask("CONFIG", "SET", "requirepass", "")
+    await chaos.wait_bus()
+
+
+def _is_refused(chaos: Chaos) -> bool:
+    tree = chaos.tangram.server.tree
+    return (
+        tree is not None
+        and tree.bus is not None
+        and not tree.bus.up
+        and "NOAUTH" in tree.bus.statistics().cause
+    )
+
+
+@asynccontextmanager
+async def _asking(chaos: Chaos) -> AsyncIterator[Probe]:
+    """A connection to the server's own broker, beside its own ones."""
+    chaos.broker_pid()
+    async with open_probe(parse_redis_url(chaos.tangram.redis_url)) as probe:
+        yield probe
+
+
+async def _throw_out(probe: Probe) -> None:
+    for kind in ("pubsub", "normal"):
+        await probe.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

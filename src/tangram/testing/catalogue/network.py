@@ -1,0 +1,195 @@
+"""A bad network, before the web port and before Redis: a proxy stands there while the fault lasts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tangram.testing.catalogue.base import TOPIC, Chaos, fault, get, must_answer, publishes
+from tangram.testing.proxy import Proxy, open_proxy
+
+__all__ = ["before_redis", "before_web"]
+
+LATENCY, JITTER = 0.02, 0.02
+"""Seconds: a mobile network of a good day."""
+
+NARROW = 200_000.0
+"""Bytes a second: an old line."""
+
+SLICE = 7
+"""Bytes: every frame, header and length is cut somewhere."""
+
+HEARTBEAT = 0.5
+"""Seconds between a browser's signs of life: by a missing answer it knows that the network is a hole."""
+
+HOLE_SECONDS = 12.0
+"""Within which the bus has to notice a Redis that is silent: it asks after 2 s, waits 3, and dials anew."""
+
+BACK_SECONDS = 10.0
+"""Within which a browser has to be back and joined once the network is."""
+
+
+@asynccontextmanager
+async def before_web(chaos: Chaos) -> AsyncIterator[Proxy]:
+    """A proxy before the web port; who connects to it is spoilt."""
+    held = chaos.tangram.server.held[0]
+    async with open_proxy(held.host, held.port, seed=chaos.rng.randrange(1 << 30)) as proxy:
+        yield proxy
+
+
+@asynccontextmanager
+async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
+    """The bus reaches Redis through a proxy; at the end it dials directly again."""
+    host, _, port = chaos.tangram.redis_url.rpartition("://")[2].rpartition(":")
+    line = chaos.tangram.line
+    async with open_proxy(host, int(port), seed=chaos.rng.randrange(1 << 30)) as proxy:
+        line.lead(to=(host, int(port)), through=(proxy.host, proxy.port))
+        try:
+            with trio.fail_after(BACK_SECONDS):
+                while proxy.connections < 2:  # one that listens, one that publishes
+                    line.cut()
+                    await trio.sleep(0.05)
+            await chaos.wait_bus()
+            yield proxy
+        finally:
+            line.lead_directly()
+    line.cut()
+    await chaos.wait_bus()
+
+
+# -- before the web ------------------------------------------------------------------------------------------
+
+
+async def _is_served(proxy: Proxy) -> None:
+    answer = await get(proxy.host, proxy.port)
+    assert answer.startswith(b"HTTP/1.1 200"), f"a slow network spoilt an answer: {answer[:80]!r}"
+
+
+@fault(on="sockets")
+async def web_latency(chaos: Chaos) -> None:
+    """Latency and jitter before the web port: answers are late, and whole."""
+    async with before_web(chaos) as proxy:
+        proxy.latency, proxy.jitter = LATENCY, JITTER
+        await _is_served(proxy)
+
+
+@fault(on="sockets")
+async def web_narrow(chaos: Chaos) -> None:
+    """Little bandwidth before the web port: answers are slow, and whole."""
+    async with before_web(chaos) as proxy:
+        proxy.bandwidth = NARROW
+        await _is_served(proxy)
+
+
+@fault(on="sockets")
+async def web_sliced(chaos: Chaos) -> None:
+    """Seven bytes at a time before the web port: requests and answers are put together again."""
+    async with before_web(chaos) as proxy:
+        proxy.slice = SLICE
+        await _is_served(proxy)
+
+
+@asynccontextmanager
+async def _browser_comes_back(chaos: Chaos, proxy: Proxy) -> AsyncIterator[None]:
+    """A browser is joined through the proxy; after the block it has come back and joined again."""
+    from tangram.client import fetch_token, open_socket
+
+    token = await fetch_token(chaos.tangram.url, TOPIC)
+    through = f"http://{proxy.host}:{proxy.port}"
+    async with open_socket(through, heartbeat=HEARTBEAT, rng=chaos.rng) as client:
+        channel = await client.join(TOPIC, token=token.token)
+        yield
+        with trio.move_on_after(BACK_SECONDS):
+            while channel.joins < 2:  # noqa: ASYNC110 - the channel tells its events, not its joins
+                await trio.sleep(0.02)
+            return
+        raise AssertionError(f"the browser was not back within {BACK_SECONDS:g} s")
+
+
+@fault(on="sockets")
+async def web_reset(chaos: Chaos) -> None:
+    """The network resets all connections before the web port: browsers come back and join again."""
+    async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
+        proxy.reset_all()
+
+
+@fault(on="sockets")
+async def web_half_close(chaos: Chaos) -> None:
+    """Both ends of all connections before the web port hear the end of the stream: they close, and browsers
+    come back.
+    """
+    async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
+        proxy.half_close_all()
+
+
+@fault(on="sockets")
+async def web_black_hole(chaos: Chaos) -> None:
+    """Nothing passes before the web port, and nobody is told: others are served, and when the network is back
+    so are the browsers behind it.
+    """
+    async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
+        proxy.black_hole = True
+        await trio.sleep(3 * HEARTBEAT)
+        await must_answer(chaos)
+        proxy.black_hole = False
+
+
+# -- before Redis --------------------------------------------------------------------------------------------
+
+
+@fault(on="sockets")
+async def redis_latency(chaos: Chaos) -> None:
+    """Latency and jitter before Redis: messages are late, in order, and none is lost."""
+    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20):
+        proxy.latency, proxy.jitter = LATENCY, JITTER
+
+
+@fault(on="sockets")
+async def redis_narrow(chaos: Chaos) -> None:
+    """Little bandwidth before Redis: messages are slow, in order, and none is lost."""
+    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20):
+        proxy.bandwidth = NARROW
+
+
+@fault(on="sockets")
+async def redis_sliced(chaos: Chaos) -> None:
+    """Seven bytes at a time before Redis: messages are put together again."""
+    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20):
+        proxy.slice = SLICE
+
+
+@fault(on="sockets")
+async def redis_reset(chaos: Chaos) -> None:
+    """The network resets the connections to Redis: nobody crashes, the bus is back, browsers rejoin."""
+    async with before_redis(chaos) as proxy, publishes(chaos):
+        proxy.reset_all()
+        await chaos.wait_bus()
+
+
+@fault(on="sockets")
+async def redis_half_close(chaos: Chaos) -> None:
+    """Both ends of the connections to Redis hear the end of the stream: the bus dials anew."""
+    async with before_redis(chaos) as proxy, publishes(chaos):
+        before = proxy.connections
+        proxy.half_close_all()
+        with trio.fail_after(BACK_SECONDS):
+            while proxy.connections < before + 2:  # noqa: ASYNC110 - both connections are made anew
+                await trio.sleep(0.01)
+        await chaos.wait_bus()
+
+
+@fault(on="sockets")
+async def redis_black_hole(chaos: Chaos) -> None:
+    """Nothing passes before Redis, and nobody is told: the bus notices, says so, crashes nobody, requests are
+    answered, and it is back once the network is.
+    """
+    async with before_redis(chaos) as proxy:
+        async with publishes(chaos):
+            proxy.black_hole = True
+            await chaos.wait_bus(up=False, seconds=HOLE_SECONDS)
+            await must_answer(chaos)
+            proxy.black_hole = False
+            proxy.reset_all()
+            await chaos.wait_bus()

@@ -1,0 +1,134 @@
+"""*Sometimes* assertions: what must not hold always, but must have happened once in a set of runs.
+
+An invariant that never met the situation it is for has shown nothing. ``sometimes("a browser came back",
+client.connections > 1)`` notes that a run reached this; a set of runs is asked at its end for what none of
+them reached. Outside of `collecting` it does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import get_args
+
+import attrs
+
+from tangram.supervision import Backoff, SupervisionEvent
+from tangram.supervision.spec import Kind, Strategy
+
+__all__ = ["SUPERVISION", "Reached", "collecting", "observe", "sometimes"]
+
+
+@attrs.define
+class Reached:
+    """What a set of runs reached."""
+
+    counts: dict[str, int] = attrs.field(factory=dict)
+    """How often, by name; 0: it was asked for, and no run reached it."""
+
+    def expect(self, names: Iterable[str]) -> None:
+        """These have to be reached, also if no run comes to the line that would tell."""
+        for name in names:
+            self.counts.setdefault(name, 0)
+
+    def note(self, name: str, times: int = 1) -> None:
+        """It was reached so often (0: it was looked for)."""
+        self.counts[name] = self.counts.get(name, 0) + times
+
+    def merge(self, other: Reached) -> None:
+        """Add what other runs reached."""
+        for name, times in other.counts.items():
+            self.note(name, times)
+
+    @property
+    def never(self) -> list[str]:
+        """What no run reached."""
+        return sorted(name for name, times in self.counts.items() if not times)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.counts), default=0)
+        lines = [f"{name:<{width}}  {self.counts[name] or 'never'}" for name in sorted(self.counts)]
+        return "\n".join(lines)
+
+
+_collectors: list[Reached] = []
+
+
+@contextmanager
+def collecting() -> Iterator[Reached]:
+    """Collect what runs of this block reach."""
+    reached = Reached()
+    _collectors.append(reached)
+    try:
+        yield reached
+    finally:
+        _collectors.remove(reached)
+
+
+def sometimes(name: str, condition: object = True) -> bool:
+    """Note that a run reached ``name`` if the condition holds; answers whether it does.
+
+    Naming it is enough for the report: where the condition holds in none of the runs, it is told as never
+    reached.
+    """
+    held = bool(condition)
+    for reached in _collectors:
+        reached.note(name, int(held))
+    return held
+
+
+# -- what supervision can do, read from the record of events -------------------------------------------------
+
+_BACKOFF = Backoff()
+_ATTEMPTS = 9
+"""The first is at once, the ninth waits as long as any."""
+
+
+def _step(attempt: int) -> str:
+    return f"back-off: {_BACKOFF.delay(attempt, 0.5):g} s"
+
+
+_KINDS = {kind: f"event: {kind}" for kind in get_args(Kind)}
+_STRATEGIES = {strategy: f"strategy: {strategy}" for strategy in get_args(Strategy)}
+_QUARANTINE = "escalation: a plugin into quarantine"
+_NESTED = "escalation: a nested supervisor gave up"
+_ROOT = "escalation: the root gave up"
+_CRASH_IN_RESTART = "a crash while a restart was going on"
+
+SUPERVISION: tuple[str, ...] = (
+    *_KINDS.values(),
+    *_STRATEGIES.values(),
+    *(_step(attempt) for attempt in range(_ATTEMPTS)),
+    _QUARANTINE,
+    _NESTED,
+    _ROOT,
+    _CRASH_IN_RESTART,
+)
+"""Every kind of event, each strategy, each step of the default back-off, each escalation."""
+
+
+def observe(events: Sequence[SupervisionEvent]) -> None:
+    """Note what the events of one run reached of `SUPERVISION`."""
+    restarting: set[tuple[str, ...]] = set()
+    for event in events:
+        above = event.path[:-1] if event.child is not None else event.path
+        sometimes(_KINDS[event.kind])
+        if event.kind == "restarting":
+            restarting.add(above)
+            if event.strategy is not None:
+                sometimes(_STRATEGIES[event.strategy])
+            if event.delay is not None:
+                sometimes(_step(_attempt_of(event.delay)))
+        elif event.kind == "crashed":
+            sometimes(_CRASH_IN_RESTART, above in restarting)
+        elif event.kind == "ready":
+            restarting.discard(above)
+        elif event.kind == "quarantined":
+            sometimes(_QUARANTINE, event.path[:1] == ("incarnation",))
+        elif event.kind == "gave_up":
+            sometimes(_NESTED if event.path else _ROOT)
+
+
+def _attempt_of(delay: float) -> int:
+    """Which step of the default back-off a delay belongs to; its jitter leaves gaps between the steps."""
+    return min(range(_ATTEMPTS), key=lambda attempt: abs(_BACKOFF.delay(attempt, 0.5) - delay))

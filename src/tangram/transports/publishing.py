@@ -1,0 +1,54 @@
+"""The channels' side of the bus: what is published together, who is answered, and when to wait.
+
+A read brings many pushes. They are handed over as one batch and answered as one, so that the way through the
+bus and back is paid for once a read and not once a push.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from tangram.channels.frames import Message
+from tangram.channels.socket import Reply, Socket
+
+__all__ = ["Batch", "Crowd", "Done", "PublishAll"]
+
+Done = Callable[[Mapping[int, Exception]], None]
+"""Hears which messages, by position, Redis has not taken; empty: it has all."""
+PublishAll = Callable[[Sequence[tuple[str, bytes]], Done | None], None]
+
+
+class Crowd(Protocol):
+    """Whoever takes what is published, in a bounded buffer."""
+
+    @property
+    def crowded(self) -> bool: ...
+    async def wait_room(self) -> None: ...
+
+
+class Batch:
+    """What the frames of one read publish: handed over together, and answered together."""
+
+    __slots__ = ("_socket", "messages", "replies")
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        self.messages: list[tuple[str, bytes]] = []
+        self.replies: list[Reply | Message | None] = []
+        """Whom to answer: one for each message."""
+
+    def done(self, failures: Mapping[int, Exception]) -> None:
+        """The outcome."""
+        if not failures:
+            self._socket.published(self.replies)
+            return
+        taken: list[Reply | Message | None] = []
+        for at, reply in enumerate(self.replies):
+            if at not in failures:
+                taken.append(reply)
+            elif reply is not None:
+                self._socket.published(taken)
+                taken = []
+                self._socket.unpublished(reply)
+        self._socket.published(taken)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator
+
+import pytest
+import trio
+import trio.testing
+
+from tangram.bus.sockets import PlainStream
+
+
+@pytest.fixture
+async def pair() -> AsyncGenerator[tuple[PlainStream, trio.SocketStream]]:
+    """A connected stream and its other end."""
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    port = listener.socket.getsockname()[1]
+    near = await trio.open_tcp_stream("127.0.0.1", port)
+    far = await listener.accept()
+    stream = PlainStream(near)
+    yield stream, far
+    await trio.aclose_forcefully(stream)
+    await trio.aclose_forcefully(far)
+    await trio.aclose_forcefully(listener)
+
+
+Pair = tuple[PlainStream, trio.SocketStream]
+
+
+async def test_bytes_go_both_ways(pair: Pair) -> None:
+    """What is sent arrives, what arrives is received, as much as was asked for, and the end is empty."""
+    stream, far = pair
+    await stream.send_all(b"ping")
+    assert await far.receive_some(10) == b"ping"
+    await far.send_all(b"pong")
+    assert await stream.receive_some(3) == b"pon"
+    assert await stream.receive_some() == b"g"
+    await far.aclose()
+    assert await stream.receive_some(10) == b""
+
+
+async def test_more_than_the_socket_takes_is_sent_in_order(pair: Pair) -> None:
+    """A write that meets full buffers waits for the reader, and loses nothing."""
+    stream, far = pair
+    data = bytes(range(256)) * 40_000
+    got = bytearray()
+
+    async def read() -> None:
+        while len(got) < len(data):
+            got.extend(await far.receive_some(100_000))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, data)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(read)
+
+    assert got == data
+
+
+async def test_a_close_wakes_whoever_waits(pair: Pair) -> None:
+    """Reading and writing end with ClosedResourceError when the stream is closed, then and later."""
+    stream, _ = pair
+    ended: list[str] = []
+
+    async def expect(name: str, call: object, *args: object) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await call(*args)  # type: ignore[operator]
+        ended.append(name)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, "read", stream.receive_some, 10)
+            nursery.start_soon(expect, "write", stream.send_all, b"x" * 20_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+            await stream.aclose()
+    await expect("read again", stream.receive_some, 10)
+    await expect("write again", stream.send_all, b"x")
+    await expect("wait", stream.wait_send_all_might_not_block)
+    await stream.aclose()
+
+    assert sorted(ended) == ["read", "read again", "wait", "write", "write again"]
+
+
+async def test_a_reset_is_a_broken_stream(pair: Pair) -> None:
+    """The other end's reset is told as BrokenResourceError, whichever way it is met."""
+    stream, far = pair
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    await trio.aclose_forcefully(far)
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some(10)
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_all(b"x")

@@ -1,0 +1,199 @@
+"""Guards that neither page numbers: who may come in, what a client may cost, and bugs mended once."""
+
+from __future__ import annotations
+
+from tests.mutants.workshop import Mutant
+
+__all__ = ["OTHERS"]
+
+POLICY = "channels/policy.py"
+POLICIES = "tests/channels/test_policy.py::"
+ENGINE = "transports/engine.py"
+BOUNDS = "tests/transports/test_http_bounds.py::"
+START_STOP = "tests/supervision/test_twins_start_stop.py::"
+LIVES = "tests/mutants/test_lives.py::"
+
+GATE = (
+    Mutant(
+        "gate",
+        "admin-needs-the-operator",
+        "anybody gets a token for the topic admin",
+        POLICY,
+        "if refusal is None and channel == ADMIN and not self.is_operator(bearer):",
+        "if False:",
+        (f"{POLICIES}test_who_may_have_which_token",),
+    ),
+    Mutant(
+        "gate",
+        "no-operator-without-a-token",
+        "an empty token is the operator's where none is set",
+        POLICY,
+        "if bearer is None or not self._operator_token:\n            return False\n"
+        "        return hmac.compare_digest(bearer.encode(), self._operator_token.encode())",
+        "return hmac.compare_digest((bearer or '').encode(), (self._operator_token or '').encode())",
+        (f"{POLICIES}test_nobody_is_operator_without_an_operator_token",),
+    ),
+    Mutant(
+        "gate",
+        "token-names-its-topic",
+        "a token is good for every topic",
+        POLICY,
+        "        if claims.channel != topic:\n            return WRONG_CHANNEL\n",
+        "",
+        (f"{POLICIES}test_who_may_join",),
+    ),
+    Mutant(
+        "gate",
+        "own-stream",
+        "a browser may join another's stream",
+        POLICY,
+        "if topic.startswith(STREAMING) and topic != STREAMING + id_:",
+        "if False:",
+        (f"{POLICIES}test_who_may_join",),
+    ),
+    Mutant(
+        "gate",
+        "a-plugin-that-cannot-answer",
+        "a join passes where a plugin's authorize raises",
+        POLICY,
+        "error=type(error).__name__)\n                return UNAVAILABLE",
+        "error=type(error).__name__)\n                return None",
+        (f"{POLICIES}test_sync_plugins_have_a_say",),
+    ),
+    Mutant(
+        "gate",
+        "origin",
+        "a page of any origin may open a WebSocket",
+        POLICY,
+        'return None if self.origins.allows(info.origin, info.headers.get("host")) else ORIGIN',
+        "return None",
+        (f"{POLICIES}test_origins_are_checked_for_tokens_and_upgrades",),
+    ),
+    Mutant(
+        "gate",
+        "rebinding",
+        "a name that equals the Host header is ours",
+        "channels/origins.py",
+        "            return False\n        return address.is_loopback",
+        '            return _host_of(f"http://{host}") == name\n        return address.is_loopback',
+        ("tests/channels/test_origins.py::test_our_own_hosts_and_loopback_may",),
+    ),
+    Mutant(
+        "gate",
+        "rate",
+        "an address may do as much as it likes",
+        "channels/limits.py",
+        "        allowed = level >= 1.0\n",
+        "        allowed = True\n",
+        ("tests/channels/test_limits.py::test_a_burst_then_the_rate",),
+    ),
+    Mutant(
+        "gate",
+        "restart-needs-the-token",
+        "anybody may restart a plugin over HTTP",
+        "web/operator.py",
+        "        guard.require_token(request)\n",
+        "",
+        ("tests/web/test_operator.py::test_a_restart_needs_the_token_from_everywhere",),
+    ),
+    Mutant(
+        "files",
+        "traversal",
+        "a path may lead out of its folder",
+        "routing/files.py",
+        "    if base not in path.parents:\n        raise HTTPException(404)\n",
+        "",
+        ("tests/routing/test_files.py::test_nothing_outside_the_root",),
+        raises=("JSONDecodeError",),
+    ),
+)
+
+COSTS = (
+    Mutant(
+        "bounds",
+        "backlog",
+        "a client that does not read fills the memory",
+        "channels/outbox.py",
+        "        self._keys.clear()\n        self.close(OVERLOAD)\n        return False",
+        "        return True",
+        ("tests/channels/test_outbox.py::test_too_far_behind_is_given_up_with_a_name",),
+    ),
+    Mutant(
+        "bounds",
+        "connections",
+        "connections are taken without bound",
+        ENGINE,
+        "self.settings.max_connections and self._open >= self.settings.max_connections",
+        "False",
+        (f"{BOUNDS}test_connections_over_the_bound[native]",),
+    ),
+    Mutant(
+        "bounds",
+        "head",
+        "a request's head may be of any size",
+        "transports/native/connection.py",
+        "                if len(self.buffer) > settings.max_header_bytes:\n",
+        "                if False:\n",
+        (f"{BOUNDS}test_head_over_the_bound[native]",),
+    ),
+    Mutant(
+        "bounds",
+        "head-time",
+        "a request's head may take for ever",
+        "transports/native/connection.py",
+        "                timeout = max(0.0, started + settings.header_timeout - _now())\n",
+        "",
+        (f"{BOUNDS}test_one_byte_a_second_costs_its_own_connection[native]",),
+    ),
+    Mutant(
+        "bounds",
+        "body",
+        "a declared body may be of any size",
+        "transports/native/connection.py",
+        "        if request.length > settings.max_body > 0:\n",
+        "        if False:\n",
+        (f"{BOUNDS}test_declared_body_over_the_bound[native]",),
+        raises=("RemoteProtocolError",),
+    ),
+)
+
+MENDED = (
+    Mutant(
+        "mended",
+        "temporary-is-never-retried",
+        "a temporary child whose requested restart fails is retried",
+        "supervision/decide.py",
+        "        if entry.asked is not None or once:\n",
+        "        if entry.asked is not None:\n",
+        (f"{START_STOP}test_a_temporary_child_whose_requested_restart_fails_is_not_retried",),
+    ),
+    Mutant(
+        "mended",
+        "gap-is-told",
+        "members are not told that a bus which restarted alone has a gap",
+        "transports/channels.py",
+        "            self.hub.interrupted()\n",
+        "            pass\n",
+        ("tests/app/test_strategies.py::test_a_bus_that_restarts_alone_tells_members_of_the_gap",),
+    ),
+    Mutant(
+        "mended",
+        "old-connections-are-not-heard",
+        "what a client still says to an incarnation that has ended is published by the next",
+        "transports/channels.py",
+        "if outbox.disconnect is not None or channels.ended:",
+        "if outbox.disconnect is not None:",
+        ("tests/app/test_incarnations.py::test_an_old_connection_is_not_heard_any_more",),
+    ),
+    Mutant(
+        "mended",
+        "secrets",
+        "the operator's token is shown with its record",
+        "app/tree.py",
+        "    operator: str = attrs.field(repr=False)",
+        "    operator: str = attrs.field()",
+        (f"{LIVES}test_secrets_do_not_show",),
+    ),
+)
+
+OTHERS = (*GATE, *COSTS, *MENDED)

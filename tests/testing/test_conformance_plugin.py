@@ -1,0 +1,161 @@
+"""Every example passes the checks of a plugin; bad plugins do not, and the message says why."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tangram import APIRouter, BackendState, Plugin
+from tangram.testing.conformance import check_plugin
+from tangram.testing.conformance.samples import Request, requests_of, sample_of
+from tests.app.helpers import Journal, make_plugin
+
+EXAMPLES = [
+    "tangram_demo",
+    "tangram_example_commands",
+    "tangram_example_endpoint",
+    "tangram_example_periodic",
+    "tangram_example_publish",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_the_examples_conform(name: str) -> None:
+    """Each example does all that is asked of a plugin, with a real broker."""
+    await check_plugin(name)
+
+
+async def test_a_good_plugin_conforms_on_fakes(autojump_clock: MockClock) -> None:
+    """A plugin with services, a lifespan and routes conforms without real time."""
+    await check_plugin(make_plugin(Journal()), fakes=True)
+
+
+@pytest.fixture
+def leaked() -> Iterator[list[socket.socket]]:
+    """Sockets that somebody forgot; closed when the test is over."""
+    found: list[socket.socket] = []
+    yield found
+    for one in found:
+        one.close()
+
+
+async def test_a_plugin_that_leaks_a_socket_does_not(
+    autojump_clock: MockClock, leaked: list[socket.socket]
+) -> None:
+    """A socket for each life that nobody closes is told after the restarts."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def leak(state: BackendState) -> None:
+        leaked.append(socket.socket())
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match="3 restarts of the plugin left 3 descriptors open"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_that_leaks_once_does_not(
+    autojump_clock: MockClock, leaked: list[socket.socket]
+) -> None:
+    """One socket that is left at the end is told by the invariant."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def leak(state: BackendState) -> None:
+        if not leaked:
+            leaked.append(socket.socket())
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match="nothing_left_alive"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_that_ignores_its_cancellation_does_not(autojump_clock: MockClock) -> None:
+    """A service that goes on past its stop time is named, with where it stands."""
+    plugin = Plugin()
+
+    @plugin.register_service(stop_timeout=1.0)
+    async def deaf(state: BackendState) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1.5)
+
+    with pytest.raises(AssertionError, match=r"nobody_is_stubborn: .*deaf went on although it was cancelled"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_that_is_never_ready_does_not(autojump_clock: MockClock) -> None:
+    """A service that never says that it has started is told after the start's time."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def silent(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match="the plugin was not up within 15 s"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_that_raises_at_its_start_does_not(autojump_clock: MockClock) -> None:
+    """What it raised is told."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def broken(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        raise ValueError("no map today")
+
+    with pytest.raises(AssertionError, match="the plugin does not start: ValueError: no map today"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_whose_route_fails_does_not(autojump_clock: MockClock) -> None:
+    """A route that answers its own example with a 500 is told."""
+    router = APIRouter(prefix="/bad")
+    plugin = Plugin(routers=[router])
+
+    @router.get("/{number}")
+    async def fail(number: int) -> dict[str, float]:
+        return {"share": 1 / number}
+
+    with pytest.raises(AssertionError, match="GET /bad/0 was answered 500"):
+        await check_plugin(plugin, fakes=True)
+
+
+def test_requests_are_the_least_that_a_document_allows() -> None:
+    """Examples first, then defaults, then the least value; what is optional is left out."""
+    document = {
+        "paths": {
+            "/a/{name}": {
+                "post": {
+                    "parameters": [
+                        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+                        {
+                            "name": "n",
+                            "in": "query",
+                            "required": True,
+                            "schema": {"minimum": 3, "type": "integer"},
+                        },
+                        {"name": "o", "in": "query", "schema": {"type": "string"}},
+                    ],
+                    "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/B"}}}},
+                }
+            }
+        },
+        "components": {
+            "B": {"type": "object", "required": ["b"], "properties": {"b": {"$ref": "#/components/B"}}},
+        },
+    }
+
+    (request,) = requests_of(document)
+
+    assert (request.method, request.path, request.query) == ("POST", "/a/x", {"n": "3"})
+    assert isinstance(request, Request)
+    assert sample_of(document, {"type": ["integer", "null"], "exclusiveMinimum": 0}) == 1
+    assert sample_of(document, {"anyOf": [{"enum": ["up"]}]}) == "up"
