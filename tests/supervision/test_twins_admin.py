@@ -17,7 +17,8 @@ from tests.supervision.worlds import Running, World
 
 async def test_child_adm(autojump_clock: object, world: World) -> None:
     """Stop, start again, delete and add: each in its place, refused where it does not fit, never charged."""
-    await world.open(world.children("a b"), strategy="one_for_one")
+    moves = {"stops_in_reverse_order": "a is deleted, and stands behind b when it is added again"}
+    await world.open(world.children("a b"), strategy="one_for_one", but=moves)
     with pytest.raises(SpecError, match="there is a child 'a' already"):
         await world.start_child(world.child("a"))
     with pytest.raises(SpecError, match="child 'a' is running"):

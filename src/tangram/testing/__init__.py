@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tangram.testing.reached import Reached, collecting, sometimes
     from tangram.testing.server import RunningTangram, TangramEnded, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
+    from tangram.testing.supervised import Supervised, open_supervised
     from tangram.testing.transport import (
         FakeBus,
         RunningEngine,
@@ -43,6 +44,7 @@ __all__ = [
     "RunningTransport",
     "StepFailed",
     "StepReport",
+    "Supervised",
     "TangramEnded",
     "chaos",
     "check",
@@ -51,6 +53,7 @@ __all__ = [
     "free_port",
     "open_broker",
     "open_engine",
+    "open_supervised",
     "open_tangram",
     "open_transport",
     "run_every_step",
@@ -67,6 +70,7 @@ _MODULES = {
     "reached": ("Reached", "collecting", "sometimes"),
     "server": ("RunningTangram", "TangramEnded", "open_tangram"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
+    "supervised": ("Supervised", "open_supervised"),
     "transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
