@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
     from tangram.testing.memory import MemoryBroker
     from tangram.testing.ports import free_port
+    from tangram.testing.process import Home, RunningProcess, open_process, run_process
     from tangram.testing.reached import Reached, collecting, sometimes
     from tangram.testing.server import RunningTangram, TangramEnded, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
@@ -34,12 +35,14 @@ __all__ = [
     "Evidence",
     "FakeBus",
     "FaultPorts",
+    "Home",
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
     "Reached",
     "RealBroker",
     "RunningEngine",
+    "RunningProcess",
     "RunningTangram",
     "RunningTransport",
     "StepFailed",
@@ -53,10 +56,12 @@ __all__ = [
     "free_port",
     "open_broker",
     "open_engine",
+    "open_process",
     "open_supervised",
     "open_tangram",
     "open_transport",
     "run_every_step",
+    "run_process",
     "sometimes",
 ]
 
@@ -67,6 +72,7 @@ _MODULES = {
     "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
     "memory": ("MemoryBroker",),
     "ports": ("free_port",),
+    "process": ("Home", "RunningProcess", "open_process", "run_process"),
     "reached": ("Reached", "collecting", "sometimes"),
     "server": ("RunningTangram", "TangramEnded", "open_tangram"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
