@@ -2,7 +2,7 @@
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream lint bench clean
+.PHONY: help serve test test-downstream lint bench chaos clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,7 @@ help:
 	@echo "make test-downstream   only those against the published plugins, in environments of their own"
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make bench   what is claimed about speed, measured here"
+	@echo "make chaos   10,000 scripts of faults on a whole server with fakes; ARGS=\"--seed N\" plays one"
 	@echo "make clean   remove what the others made"
 
 serve: $(VENV)/.installed
@@ -43,7 +44,10 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	@for it in benchmarks/[a-z]*.py; do echo "== $$it"; $(BIN)/python "$$it" $(ARGS) || exit 1; done
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tangram.testing.simulation $(or $(ARGS),--seeds 10000)
 
 clean:
 	rm -rf $(VENV) .cache build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -22,8 +22,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lib.loads import request
-from benchmarks.lib.processes import cpu_seconds
-from benchmarks.lib.report import Results, Sample, Target, machine, plot, results_table, svg, table, write
+from benchmarks.lib.processes import NotInstalled, cpu_seconds, keep_off
+from benchmarks.lib.report import (
+    Results,
+    Sample,
+    Target,
+    conclude,
+    machine,
+    plot,
+    promised,
+    results_table,
+    svg,
+    write,
+)
 from benchmarks.lib.servers import Server, start_fastapi, start_tangram
 
 NATIVE, HYPERCORN = "tangram", "tangram on Hypercorn"
@@ -86,7 +97,12 @@ def measure(options: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers: dict[str, Server] = {}
         for name in options.servers:
-            servers[name] = SERVERS[name](Path(folder))
+            try:
+                servers[name] = SERVERS[name](Path(folder))
+            except NotInstalled as error:
+                print(error, flush=True)
+                options.missing.append(name)
+                continue
             stack.callback(servers[name].end)
         for _ in range(options.rounds):
             for route in ROUTES:
@@ -116,15 +132,18 @@ def targets(results: Results) -> list[Target]:
 
 HEAD = """# Requests
 
-{machine}. Medians of {rounds} interleaved rounds, {connections} keep-alive connections, one request at a
-time on each, one process a server, access logs off.
+{machine}
+
+Medians of {rounds} interleaved rounds, {connections} keep-alive connections, one request at a time on
+each, one process a server, access logs off. CPU is what the operating system says of the server's threads and
+children.
 
 *FastAPI, asyncio* is uvicorn as `pip install uvicorn` gives it (asyncio's own loop, h11); the other two have
 httptools, and the last one uvloop as well.
 """
 
 
-def text(results: Results, options: argparse.Namespace) -> str:
+def text(results: Results, options: argparse.Namespace, where: str) -> str:
     names = [route.name for route in ROUTES]
     columns = {
         "per_second": "requests/s",
@@ -134,9 +153,10 @@ def text(results: Results, options: argparse.Namespace) -> str:
     }
     return "\n".join(
         [
-            HEAD.format(machine=machine(), rounds=options.rounds, connections=CONNECTIONS),
+            HEAD.format(machine=where, rounds=options.rounds, connections=CONNECTIONS),
+            *(f"Not measured: {name}, which could not be installed.\n" for name in options.missing),
             "## Promised\n",
-            table(["what", "measured", "target", ""], [target.row() for target in targets(results)]),
+            promised([target.promise() for target in targets(results)]),
             "## Routes\n",
             results_table(results, columns, names),
             "![plot](requests.svg)\n",
@@ -149,29 +169,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
-    parser.add_argument("--rounds", type=int, help="default: 5; quick: 1")
+    parser.add_argument("--rounds", type=int, help="default: 3; quick: 1")
     parser.add_argument("--only", nargs="*", default=[], help="routes whose name contains one of these")
     parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.missing = []
+    keep_off()
+    where = machine()
     try:
         results = measure(options)
     except subprocess.CalledProcessError as error:
         sys.exit(f"{error}\n{error.stderr!r}")
-    told = text(results, options)
+    told = text(results, options, where)
+    promises = [target.promise() for target in targets(results)]
     if options.no_write:
         print("\n" + told)
-        return
+        conclude(promises)
     names = [route.name for route in ROUTES]
     picture = svg(
         plot("requests a second", results, "per_second", "/s", names),
         plot("CPU a request, microseconds", results, "cpu_us", "us", names),
     )
     write("requests", told, picture, quick=options.quick)
-    missed = [target.what for target in targets(results) if not target.met]
-    if missed:
-        print("missed:", "; ".join(missed))
+    conclude(promises)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ import psutil
 import trio
 from trio_websocket import open_websocket_url
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.lib.report import Target, conclude, promised
+
 READY_SECONDS = 1.0  # median
 MEMORY_MB = 80.0  # server and broker, demo joined
 GIVE_UP = 30.0  # seconds
@@ -124,12 +128,6 @@ def measure(runs: int) -> tuple[list[float], list[float]]:
     return times, memories
 
 
-def show(what: str, value: float, target: float, unit: str) -> bool:
-    met = value <= target
-    print(f"{what:<44} {value:8.2f} {unit:<3} target {target:6.2f} {unit:<3} {'met' if met else 'MISSED'}")
-    return met
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,11 +135,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three starts instead of five")
     times, memories = measure(3 if parser.parse_args().quick else 5)
     print("starts, in seconds:", ", ".join(f"{it:.3f}" for it in times))
-    met = [
-        show(f"readyz after the start, median of {len(times)}", statistics.median(times), READY_SECONDS, "s"),
-        show("server, broker and guard, demo joined (PSS)", statistics.median(memories), MEMORY_MB, "MB"),
+    ready = f"readyz after the start, median of {len(times)}"
+    promises = [
+        Target(ready, statistics.median(times), READY_SECONDS, "s").promise(),
+        Target(
+            "server, broker and guard, demo joined", statistics.median(memories), MEMORY_MB, "MB"
+        ).promise(),
     ]
-    sys.exit(0 if all(met) else 1)
+    print(promised(promises))
+    conclude(promises)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def test_every_row_names_tests_that_exist() -> None:
     hazards = [row[0] for row in rows() if re.fullmatch(r"D\d+", row[0])]
     held = [set(re.findall(r"`(test_\w+)`", row[-1])) for row in rows() if row[0] != "#"]
 
-    assert hazards == [f"D{number}" for number in range(1, 19)]
+    assert hazards == [f"D{number}" for number in range(1, len(hazards) + 1)]
+    assert len(hazards) >= 20
     assert len(held) > 25
     assert all(held)
     assert set().union(*held) <= TESTS, set().union(*held) - TESTS
@@ -73,7 +74,7 @@ def test_nothing_runs_in_tasks_that_quart_keeps() -> None:
     assert [name for name in sent if name not in ANSWERS_ONLY] == []
 
 
-SOCKETS_OWN = {"client.shutdown", "self.sock.shutdown", "stream.socket.shutdown"}
+SOCKETS_OWN = {"client.shutdown", "self._socket.shutdown", "self.sock.shutdown", "stream.socket.shutdown"}
 """A socket's half-close is another shutdown."""
 ANSWERS_ONLY = {"asgi.py", "site.py"}
 """The site answers an outer server that speaks lifespan; it does nothing in it."""

@@ -62,6 +62,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "e2e/browser.py": ({"open_process"}, "a browser"),
     "mutants/workshop.py": ({"Popen"}, "who runs the tests of a mutant, which start by the kit"),
     "testing/test_brokers.py": ({"Popen"}, "a test run that is killed while it holds a broker of the kit"),
+    "testing/test_campaign.py": ({"open_process"}, "the command chaos, which starts its servers by the kit"),
     "testing/test_census.py": ({"Popen"}, "a process that is left behind"),
     "testing/test_conformance.py": ({"EmbeddedBroker"}, "the real broker beside the one in memory"),
     "transports/test_engine_start.py": ({"serve_native"}, ITSELF),

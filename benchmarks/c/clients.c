@@ -7,13 +7,16 @@
    push MESSAGES in all, RATE a second, BATCH in one write; "leave" closes all. */
 #include "common.h"
 
+/* A push carries its client's number times this, plus how many that client had pushed before. */
+#define EACH 10000000
+
 enum { CONNECTING, UPGRADING, JOINING, JOINED, GONE };
 
 struct client {
     int fd, state;
     char *in, *out;
     size_t have, room, out_size, out_done;
-    int64_t messages, last, began, replies, refused;
+    int64_t messages, last, began, pushed;
 };
 
 static struct client *clients;
@@ -169,7 +172,7 @@ static size_t take_frames(struct client *it) {
             break;
         }
         if ((head[0] & 15) == 8) {
-            fprintf(stderr, "closed with %d: %.*s\n", size >= 2 ? head[skip] << 8 | head[skip + 1] : 0,
+            if (!gone) fprintf(stderr, "closed with %d: %.*s\n", size >= 2 ? head[skip] << 8 | head[skip + 1] : 0,
                     size > 2 ? (int)size - 2 : 0, size > 2 ? (char *)head + skip + 2 : "");
             end(it);
             return 0;
@@ -234,7 +237,7 @@ static void push_due(void) {
         size_t size = 0;
         for (int i = 0; i < push_batch && push_sent < push_total; i++, push_sent++) {
             int length = sprintf(text, "[\"1\",\"%lld\",\"%s\",\"push\",", (long long)push_sent + 10, topic);
-            length += payload(text + length, push_sent, now, 200);
+            length += payload(text + length, (it - clients) * EACH + it->pushed++, now, 200);
             text[length++] = ']';
             size += frame(it->out + size, text, (size_t)length);
         }
@@ -280,6 +283,7 @@ static int command(void) {
         push_sent = 0;
         push_gap = 1e9 / (double)rate;
         push_begun = now_ns();
+        for (int i = 0; i < count; i++) clients[i].pushed = 0;
     } else {
         return 0;
     }

@@ -36,7 +36,8 @@ ANSWER_WITHIN = 60.0
 
 @attrs.frozen
 class Figure:
-    """One line of the table."""
+    """One line of the table. Servers are opened with ``checks=()``: what is measured here is judged here, and
+    their logs are silent and other programs of ours live beside them."""
 
     what: str
     measured: str

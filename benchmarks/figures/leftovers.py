@@ -79,13 +79,14 @@ async def restart(running: RunningTangram, number: int) -> None:
 
 async def measure(restarts: int, warm_up: int = WARM_UP) -> list[Figure]:
     """Restart so often, and compare."""
-    async with open_tangram([make_plugin(uses_redis=True)], FREELY) as running:
+    async with open_tangram([make_plugin(uses_redis=True)], FREELY, checks=()) as running:
         for number in range(warm_up):
             await restart(running, number)
         before = await look()
         for number in range(restarts):
             await restart(running, number)
             running.events.clear()
+            running.logs.clear()
             if number % 1000 == 999:
                 tell(f"  {number + 1:,} restarts: {(resident() - before.resident) / 1024:+.0f} KiB")
         after = await look()

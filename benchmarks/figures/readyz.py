@@ -60,7 +60,7 @@ async def measure(rounds: int, clients: int = CLIENTS) -> list[Figure]:
     answered, parts, rejoined = [], [], []
     other = 0
     codes: dict[str, int] = {}
-    async with open_tangram([make_plugin(beat=0.5)], FREELY) as running:
+    async with open_tangram([make_plugin(beat=0.5)], FREELY, checks=()) as running:
         port = running.url.rsplit(":", 1)[1]
         async with open_helper("herd", "127.0.0.1", port, "bench", str(clients)) as herd:
             await herd.ask(do="joined")

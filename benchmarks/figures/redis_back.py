@@ -72,7 +72,7 @@ async def measure_external(rounds: int) -> list[Figure]:
     taken: list[float] = []
     async with trio.open_nursery() as nursery:
         redis = await nursery.start(_run_redis, port)
-        async with open_tangram([make_plugin()], config) as running:
+        async with open_tangram([make_plugin()], config, checks=()) as running:
             http_port = running.url.rsplit(":", 1)[1]
             async with open_helper("herd", "127.0.0.1", http_port, "bench", str(CLIENTS)) as herd:
                 await herd.ask(do="first", after=time.monotonic())
@@ -107,7 +107,7 @@ async def _run_redis(
 async def measure_embedded(rounds: int) -> list[Figure]:
     """The embedded broker is killed; everything begins anew, and clients come back."""
     taken: list[float] = []
-    async with open_tangram([make_plugin()], FREELY) as running:
+    async with open_tangram([make_plugin()], FREELY, checks=()) as running:
         port = running.url.rsplit(":", 1)[1]
         async with open_helper("herd", "127.0.0.1", port, "bench", str(CLIENTS)) as herd:
             await herd.ask(do="first", after=time.monotonic())

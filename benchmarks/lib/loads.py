@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -14,6 +15,10 @@ from .processes import GIVE_UP, LOAD_CPUS, Process, build, cpu_seconds, pinned
 TOPIC = "bench"
 CHANNEL = "to:bench:tick"
 PATH = "/websocket?vsn=2.0.0"
+
+EACH = 10_000_000
+"""A push carries its client's number times this, plus how many that client had pushed before."""
+PUSHED = re.compile(rb'\{"n":(\d+)')
 
 PATIENCE = 4.0
 """Seconds that a server has for what is left when the last message was published."""
@@ -62,11 +67,24 @@ def request(port: int, data: bytes, requests: int, connections: int) -> dict[str
     return answer
 
 
+def count_disordered(heard: bytes) -> int:
+    """How many pushes in what Redis sent came twice, or after one that their client had pushed later."""
+    last: dict[int, int] = {}
+    wrong = 0
+    for number in map(int, PUSHED.findall(heard)):
+        client, sequence = divmod(number, EACH)
+        wrong += sequence <= last.get(client, -1)
+        last[client] = max(sequence, last.get(client, -1))
+    return wrong
+
+
 class Listening:
-    """Counts what is published on ``from:bench:push``: whether all that was pushed has arrived."""
+    """Somebody who subscribes to ``from:bench:push``, and so knows what the clients' pushes became."""
 
     def __init__(self, redis_port: int) -> None:
         self.count = 0
+        self._chunks: list[bytes] = []
+        self._broken = False
         self._socket = socket.create_connection(("127.0.0.1", redis_port))
         self._socket.sendall(b"SUBSCRIBE from:bench:push\r\n")
         self._socket.recv(65536)
@@ -77,11 +95,11 @@ class Listening:
         rest = b""
         needle = b"from:bench:push\r\n"
         while data := self._socket.recv(1 << 20):
+            self._chunks.append(data)
             data = rest + data
             self.count += data.count(needle)
             rest = data[-(len(needle) - 1) :]
-            if rest.endswith(needle):
-                rest = b""
+        self._broken = True
 
     def wait(self, count: int, *, quiet: float = 3.0) -> None:
         """Return when *count* have come, or nothing has for *quiet* seconds."""
@@ -90,6 +108,12 @@ class Listening:
             time.sleep(0.02)
             if self.count != before:
                 before, since = self.count, time.monotonic()
+        if self._broken:
+            raise RuntimeError("the broker closed the connection that counts: what was heard says nothing")
+
+    def disordered(self) -> int:
+        """Messages that came twice, or after one that their client had pushed later."""
+        return count_disordered(b"".join(self._chunks))
 
     def end(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)

@@ -66,11 +66,28 @@ def make_environment(name: str, *packages: str) -> Path:
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     print(f"installing {wanted} into {folder.relative_to(ROOT)}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
-    subprocess.run(install, check=True)
+    try:
+        _install(folder, python, packages)
+    except subprocess.CalledProcessError as error:
+        raise NotInstalled(f"{wanted} cannot be installed: {error}") from error
     stamp.write_text(wanted)
     return python
+
+
+class NotInstalled(Exception):
+    """Somebody to compare with is not to be had: no network, or nothing for this Python."""
+
+
+def _install(folder: Path, python: Path, packages: Sequence[str]) -> None:
+    # By our own pip: some Pythons come without the one that venv would put there.
+    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *packages], check=True)
+
+
+def keep_off() -> None:
+    """Leave the server's processor to the server: what this process does itself is load."""
+    os.sched_setaffinity(0, set(CPUS[1:]) or set(CPUS))
 
 
 class Process:
@@ -179,6 +196,19 @@ def memory_bytes(pid: int) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def busy_share(seconds: float = 1.0) -> float:
+    """How much of all processors is in use now, by anybody: 0 to 1."""
+
+    def look() -> tuple[int, int]:
+        fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]))
+        return sum(fields), fields[3] + fields[4]
+
+    total, idle = look()
+    time.sleep(seconds)
+    total_now, idle_now = look()
+    return 1 - (idle_now - idle) / max(total_now - total, 1)
 
 
 def wait_quiet(pid: int, *, at_most: float = 4.0) -> None:

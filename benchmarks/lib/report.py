@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -9,11 +10,12 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Final, NoReturn
 
-from .processes import ROOT
+from .processes import ROOT, busy_share
 
 RESULTS = ROOT / "benchmarks" / "results"
 COLOURS = ("#2563eb", "#9ca3af", "#f59e0b", "#dc2626", "#7c3aed")
@@ -21,12 +23,14 @@ COLOURS = ("#2563eb", "#9ca3af", "#f59e0b", "#dc2626", "#7c3aed")
 Sample = Mapping[str, float]
 
 
+WRONG = ("lost", "closed", "refused", "disordered", "unanswered")
+"""Figures that are counts of what went wrong."""
+
+
 def medians(samples: Sequence[Sample]) -> dict[str, float]:
     """Of each figure the median; of what went wrong the sum: none lost in the median is not none lost."""
     return {
-        name: (sum if name in {"lost", "closed", "refused", "disordered"} else statistics.median)(
-            [sample[name] for sample in samples]
-        )
+        name: (sum if name in WRONG else statistics.median)([sample[name] for sample in samples])
         for name in samples[0]
     }
 
@@ -62,18 +66,59 @@ class Target:
     at_least: bool = False
 
     @property
-    def met(self) -> bool:
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
+    def met(self) -> bool | None:
+        """None for what was not measured."""
+        if math.isnan(self.value):
+            return None
+        value = round(self.value, 6)  # 60 ticks of 10 ms are 12.000000000000002 us a message
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def promise(self) -> Promise:
+        sign = ">=" if self.at_least else "<="
+        return Promise(
+            self.what,
+            f"{show(self.value)} {self.unit}".strip(),
+            f"{sign} {show(self.bound)} {self.unit}".strip(),
+            self.met,
+        )
+
+
+@dataclass
+class Promise:
+    """What was promised and what was measured, to be read."""
+
+    what: str
+    measured: str
+    target: str
+    met: bool | None
 
     def row(self) -> list[str]:
-        sign = "&ge;" if self.at_least else "&le;"
-        verdict = "not measured" if math.isnan(self.value) else "met" if self.met else "**missed**"
-        return [
-            self.what,
-            f"{show(self.value)} {self.unit}",
-            f"{sign} {show(self.bound)} {self.unit}",
-            verdict,
-        ]
+        target = self.target.replace("<=", "&le;").replace(">=", "&ge;")
+        return [self.what, self.measured, target, VERDICTS[self.met]]
+
+
+VERDICTS: Mapping[bool | None, str] = {True: "met", False: "**missed**", None: "not measured"}
+
+FIGURES = "TANGRAM_BENCH_FIGURES"
+"""Names the file in which a benchmark that is one of many leaves its promises, a line of JSON each."""
+
+
+def promised(promises: Iterable[Promise]) -> str:
+    return table(["what", "measured", "target", ""], [one.row() for one in promises])
+
+
+def conclude(promises: Sequence[Promise]) -> NoReturn:
+    """Leave the promises where `make bench` gathers them, name the missed ones, and exit: 1 if there are
+    any.
+    """
+    path = os.environ.get(FIGURES)
+    if path:
+        with Path(path).open("a") as file:
+            file.writelines(json.dumps(asdict(one)) + "\n" for one in promises)
+    missed = [one for one in promises if one.met is False]
+    for one in missed:
+        print(f"missed: {one.what}: {one.measured}, promised {one.target}")
+    sys.exit(1 if missed else 0)
 
 
 def show(value: float) -> str:
@@ -100,20 +145,25 @@ def results_table(results: Results, columns: Mapping[str, str], workloads: Seque
     return table(["workload", "server", *columns.values()], rows)
 
 
-LOAD_BEFORE = os.getloadavg()[0]
-"""Who else works: with more than a few tenths the latencies are those of a busy machine."""
+BUSY: Final = 0.05
+"""Share of the processors that others may use before what is measured is no longer this machine's."""
 
 
 def machine() -> str:
+    """What it was measured on, and when; to be called before anything is started."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
+    busy = busy_share()
+    told = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} x {model}, "
+    told += f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}. "
+    if busy <= BUSY:
+        return told + "Nothing else was running when this began."
     return (
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} x {model}, "
-        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
-        f"load average before: {LOAD_BEFORE:.1f}"
+        f"{told}Other programs used {busy:.0%} of the processors when this began: latencies and rates are "
+        "those of a busy machine."
     )
 
 

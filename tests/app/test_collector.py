@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import trio
 
-from tangram.app.collector import ANSWERS, CollectorPause
+from tangram.app.collector import ANSWERS, MANY, CollectorPause
 from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Kind
 from tangram.testing import open_tangram
@@ -51,6 +51,20 @@ def test_a_restart_that_follows_at_once_holds_it_on() -> None:
 
     assert not during
     assert gc.isenabled()
+
+
+def test_it_is_not_held_over_many_restarts() -> None:
+    """Restarts that follow one another for ever do not fill the memory with garbage: now and then it goes on,
+    and the next restart holds it again."""
+    pause = CollectorPause(lambda _call: None)
+    on = []
+    for _ in range(3 * (MANY + 1)):
+        pause(told("restarting"))
+        assert not gc.isenabled()
+        pause(told("ready"))
+        on.append(gc.isenabled())
+
+    assert on == ([False] * MANY + [True]) * 3
 
 
 def test_a_plugins_own_restart_holds_nothing() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tangram.channels.disconnects import DISCONNECTED
 from tangram.channels.frames import BINARY, TEXT
 from tangram.channels.hub import MAX_AGENTS, Hub, Membership, Publication
 from tangram.channels.outbox import Outbox
@@ -23,9 +24,9 @@ def join(hub: Hub, conn: str, topic: str, outbox: Outbox | None = None, id_: str
     return membership
 
 
-def joined(hub: Hub, conn: str, topic: str) -> Membership:
+def joined(hub: Hub, conn: str, topic: str, id_: str = "") -> Membership:
     """Joined, and everything about it read."""
-    membership = join(hub, conn, topic)
+    membership = join(hub, conn, topic, id_=id_)
     drained(membership.outbox)
     return membership
 
@@ -246,6 +247,45 @@ def test_a_topic_that_is_closed_ends_every_membership_and_redis_hears_it() -> No
     assert not any(member.alive for member in members)
     assert hub.statistics().members == 0
     assert [one.channel for one in told].count("to:admin:channel.leave") == 2
+
+
+def test_a_plugin_ends_the_connections_of_an_id() -> None:
+    """``to:phoenix:disconnect`` closes each connection with a membership of that external id, by its
+    name, and no other.
+    """
+    hub = Hub()
+    members = [
+        joined(hub, "a", "obs", "eve"),
+        joined(hub, "b", "system", "eve"),
+        joined(hub, "c", "obs", "bob"),
+    ]
+    hub.deliver([(b"to:phoenix:disconnect", b'{"id":"eve"}')])
+
+    assert [member.outbox.disconnect for member in members] == [DISCONNECTED, DISCONNECTED, None]
+
+
+@pytest.mark.parametrize(("command", "event"), [(b"close", "phx_close"), (b"reset", "phx_error")])
+def test_a_plugin_ends_the_memberships_of_a_topic(command: bytes, event: str) -> None:
+    """Members of the topic are told, and Redis hears that they left; other topics go on."""
+    hub = Hub()
+    member, other = joined(hub, "a", "obs"), joined(hub, "a", "system")
+    told = hub.deliver([(b"to:obs:e", b"[1]"), (b"to:phoenix:" + command, b'{"topic":"obs"}')])
+
+    assert [cast("Any", frame)[3] for frame in drained(member.outbox)] == ["e", event]
+    assert (member.alive, other.alive) == (False, True)
+    assert "to:admin:channel.leave" in [one.channel for one in told]
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"[", b'{"id":1}', b'{"topic":null}', b"[" * 10_000])
+@pytest.mark.parametrize("command", [b"disconnect", b"close", b"reset"])
+def test_a_command_that_says_nothing_does_nothing(command: bytes, payload: bytes) -> None:
+    """What is no command ends nobody."""
+    hub = Hub()
+    member = joined(hub, "a", "obs")
+
+    assert hub.deliver([(b"to:phoenix:" + command, payload)]) == []
+    assert member.alive
+    assert member.outbox.disconnect is None
 
 
 def test_conflated_events_keep_their_newest() -> None:

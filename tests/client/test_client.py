@@ -121,3 +121,20 @@ async def test_heartbeats_go_out() -> None:
         async with open_server() as server, open_socket(server.url, heartbeat=0.05):
             while len(server.bus.payloads("from:phoenix:heartbeat")) < 4:  # noqa: ASYNC110 - the bus is a fake
                 await trio.sleep(0.01)
+
+
+async def test_a_connection_that_ends_in_its_handshake_is_tried_again_at_once() -> None:
+    """Who is cut off before the upgrade is answered does not wait for an answer any more."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+
+    async def cut_off(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, cut_off, [listener])
+        with trio.fail_after(2), pytest.raises(ChannelClosed, match="cannot connect"):
+            async with open_socket(f"http://127.0.0.1:{port}"):
+                pass
+        nursery.cancel_scope.cancel()

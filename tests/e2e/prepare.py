@@ -18,6 +18,8 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
 """The newest; the one that published front ends are locked to; the newest of the minor version before."""
+WS = "8.18.3"
+"""npm's ``ws``: the WebSocket under ``phoenix`` where there is no browser, but Node."""
 
 
 def say(*words: str) -> None:
@@ -47,6 +49,19 @@ def find_phoenix(version: str = PHOENIX[0]) -> Path:
             f"npm's phoenix {version} is not at {path}: run `make test`, or {Path(__file__).name}"
         )
     return path
+
+
+def find_node() -> tuple[str, Path]:
+    """Node's path, and the folder of packages in which it finds ``phoenix`` and ``ws``."""
+    node = shutil.which("node")
+    if node is None:
+        raise NotPreparedError(f"Node was not found: run `make test`, or {Path(__file__).name}")
+    for version in PHOENIX:
+        find_phoenix(version)
+    path = CACHE / "node_modules"
+    if not (path / "ws" / "package.json").exists():
+        raise NotPreparedError(f"npm's ws {WS} is not in {path}: run `make test`, or {Path(__file__).name}")
+    return node, path
 
 
 def apt_install(*packages: str) -> None:
@@ -83,12 +98,11 @@ def npm_environ() -> dict[str, str]:
 
 def ensure_phoenix() -> None:
     try:
-        for version in PHOENIX:
-            find_phoenix(version)
+        find_node()
     except NotPreparedError:
         if shutil.which("npm") is None:
             apt_install("nodejs", "npm")
-        say("fetching npm's phoenix", *PHOENIX)
+        say("fetching npm's phoenix", *PHOENIX, "and ws", WS)
         CACHE.mkdir(parents=True, exist_ok=True)
         options = [
             "--no-save",
@@ -101,7 +115,17 @@ def ensure_phoenix() -> None:
         ]
         names = [f"phoenix-{version}@npm:phoenix@{version}" for version in PHOENIX]
         subprocess.run(
-            ["npm", "install", "--prefix", str(CACHE), "--cache", str(CACHE / "_cache"), *options, *names],
+            [
+                "npm",
+                "install",
+                "--prefix",
+                str(CACHE),
+                "--cache",
+                str(CACHE / "_cache"),
+                *options,
+                *names,
+                f"ws@{WS}",
+            ],
             check=True,
             cwd=CACHE,
             env=npm_environ(),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,28 @@ async def test_big_files_come_in_chunks(folder: Path) -> None:
     answer = await get(folder, "big")
 
     assert [len(chunk) for chunk in answer.chunks] == [CHUNK, CHUNK, 1]
+
+
+async def test_files_are_opened_and_read_in_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk does not hold the event loop up."""
+    where: list[bool] = []
+    here = threading.get_ident()
+
+    def note(name: str) -> None:
+        real = getattr(os, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            where.append(threading.get_ident() == here)
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, name, noted)
+
+    note("open")
+    note("pread")
+    assert (await get(folder, "data.bin")).status == 200
+
+    assert len(where) >= 2
+    assert not any(where)
 
 
 async def test_a_file_that_shrinks_is_cut(folder: Path) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
+import psutil
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+import trio
 from trio.testing import MockClock
 
 from tangram.supervision import Child
 from tangram.testing import FAULTS, Chaos, open_tangram
 from tangram.testing.campaign import Campaign, own_tables, run_campaign
+from tangram.testing.catalogue import Fault
 from tangram.testing.report import render_html
-from tangram.testing.simulation import play, script_of, simulate
 from tests.app.helpers import Journal, make_plugin
 
 
@@ -82,6 +84,90 @@ def test_the_command_writes_its_report_and_ends_with_0(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "told.html").read_text()
 
 
+def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a folder with a configuration of one plugin."""
+    (folder / "tangram.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n')
+    command = [sys.executable, "-m", "tangram", "chaos", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--faults", "broker_kil"], "no fault 'broker_kil'; did you mean 'broker_kill'?"),
+        (["--only", "nobody"], "no plugin 'nobody' runs; expected one of tangram_example_publish"),
+        (["--only", "tangram_example_publish", "--faults", "broker_kill"], "none of broker_kill strikes a"),
+    ],
+)
+def test_a_mistake_is_told_and_ends_with_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    """A fault or a plugin that is not there is named with what is, without a traceback, and nothing runs."""
+    ended = chaos(tmp_path, *arguments)
+
+    assert ended.returncode == 2
+    assert told in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.slow
+def test_a_campaign_in_which_nothing_could_be_struck_ends_with_1(tmp_path: Path) -> None:
+    """What was left out is told with its reason, and nobody is told that all held."""
+    ended = chaos(tmp_path, "--faults", "never_ready", "--duration", "1")
+
+    assert ended.returncode == 1
+    assert "left out: never_ready: it would take" in ended.stderr
+    assert "nothing could be struck" in ended.stdout
+
+
+def serves_below(pid: int) -> bool:
+    """Whether a server runs in a process below that one."""
+    with suppress(psutil.Error):  # one that ends while it is looked at
+        return any("serve" in one.cmdline() for one in psutil.Process(pid).children())
+    return False
+
+
+@pytest.mark.slow
+async def test_an_interrupted_campaign_ends_in_order_with_its_report(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a fault heals it, checks, writes the report, and ends with 130."""
+    (tmp_path / "tangram.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n')
+    command = [sys.executable, "-m", "tangram", "chaos", "--faults", "ignore_cancel"]
+    process = await trio.lowlevel.open_process(command, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with trio.fail_after(30):  # the fault has begun when it has a server of its own
+        while not serves_below(process.pid):  # noqa: ASYNC110 - seen from outside alone
+            await trio.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    with trio.fail_after(20):
+        said = b"".join([bytes(data) async for data in process.stdout])
+        status = await process.wait()
+    told = json.loads((tmp_path / "tangram-chaos.json").read_text())
+
+    assert status == 130, said
+    assert b"held (interrupted)" in said
+    assert told["interrupted"] is True
+    assert told["events"][-1]["kind"] == "stopped"
+
+
+async def test_a_fault_that_breaks_is_in_the_report(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands among the faults as broken, and the campaign goes on."""
+
+    async def unkept(_chaos: Chaos) -> None:
+        raise AssertionError("a message was lost")
+
+    monkeypatch.setitem(FAULTS, "unkept", Fault("unkept", unkept, None, ""))
+    campaign = await run_campaign(duration=2.0, faults=["unkept", "crash_web"], fakes=True)
+    told = campaign.to_dict()
+
+    assert {(one["name"], one["outcome"]) for one in told["faults"]} == {
+        ("unkept", "broken"),
+        ("crash_web", "up"),
+    }
+    assert told["invariants"]["ends_as_promised"][0] == "unkept: a message was lost"
+
+
 @pytest.mark.slow
 def test_serve_does_not_load_the_kit() -> None:
     """The command line serves without importing anything of the testing kit."""
@@ -91,40 +177,6 @@ def test_serve_does_not_load_the_kit() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert "tangram.testing" not in ended.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_the_simulation_holds_from_each_seed(seed: int) -> None:
-    """A script of faults drawn from a seed breaks no invariant."""
-    simulate(seed, plugins=[make_plugin(Journal())])
-
-
-def test_a_seed_plays_the_same_script_again() -> None:
-    """A script depends on its seed alone."""
-    assert script_of(5) == script_of(5)
-    assert len({script_of(seed) for seed in range(20)}) > 15
-
-
-@pytest.mark.slow
-@settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(0, 3), st.sampled_from(["crash_bus", "crash_plugin", "broker_kill", "planned_restart"])
-        ),
-        max_size=4,
-    )
-)
-def test_any_script_holds(script: list[tuple[float, str]]) -> None:
-    """Whatever strikes when, invariants hold; a failing script is shrunk."""
-    play(tuple(script), plugins=[make_plugin(Journal())])
 
 
 async def test_a_web_that_comes_up_too_early_is_caught(autojump_clock: MockClock) -> None:

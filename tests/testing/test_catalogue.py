@@ -80,3 +80,44 @@ async def test_a_fault_that_crashes_somebody_else_is_told(
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match=r"wrong should crash nobody, it crashed \['web'\]"):
             await Chaos(running).strike("wrong")
+
+
+async def test_a_fault_that_does_not_end_as_promised_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fault finds is told by its name, whatever exception it was and however deep in groups."""
+
+    async def unkept(_chaos: Chaos) -> None:
+        raise ExceptionGroup("nursery", [ExceptionGroup("nursery", [AssertionError("a message was lost")])])
+
+    async def slow(_chaos: Chaos) -> None:
+        raise trio.TooSlowError
+
+    async def hurt(_chaos: Chaos) -> None:
+        raise ConnectionResetError("gone")
+
+    async with open_tangram(fakes=True) as running:
+        for strike, told in [(unkept, "a message was lost"), (slow, "too long"), (hurt, "gone")]:
+            monkeypatch.setitem(FAULTS, "bad", Fault("bad", strike, None, ""))
+            with pytest.raises(InvariantBroken, match=f"ends_as_promised: bad: .*{told}"):
+                await Chaos(running).strike("bad")
+
+
+async def test_a_fault_after_which_it_takes_long_to_rest_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is at rest only after more than the longest back-off and a start breaks an invariant."""
+
+    async def lasting(chaos: Chaos) -> None:
+        until = trio.current_time() + 20.0
+        missing = chaos.tangram.missing
+
+        def late() -> list[str]:
+            return [*missing(), *([] if trio.current_time() > until else ["somebody"])]
+
+        monkeypatch.setattr(chaos.tangram, "missing", late)
+
+    monkeypatch.setitem(FAULTS, "lasting", Fault("lasting", lasting, None, ""))
+    async with open_tangram(fakes=True) as running:
+        with pytest.raises(InvariantBroken, match="steady_in_time: after lasting"):
+            await Chaos(running).strike("lasting")

@@ -8,13 +8,14 @@ import json
 import socket
 import struct
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
 import trio
 
+from tangram.channels.policy import Authorizer
 from tangram.transports.channels import Channels
 from tests.channels.fakes import FakeBus, Settings
 from tests.transports.harness import Server, hello, serving
@@ -53,6 +54,10 @@ class Site:
     neighbour: Socket
     told: int = 0
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
     async def open(self, *args: Any, **options: Any) -> Socket:
         return await open_socket(self.server, *args, **options)
 
@@ -89,13 +94,14 @@ async def open_site(
     *,
     address: str | None = None,
     grace: float = 2.0,
+    authorizers: Sequence[Authorizer] = (),
     **options: Any,
 ) -> AsyncIterator[Site]:
     """Serve. ``address`` is where strangers seem to come from: a query ``?from=elsewhere`` is not loopback,
     and so not exempt from the rates.
     """
     bus = FakeBus()
-    channels = make_channels(bus, settings, wall_clock=lambda: 1_000_000.0)
+    channels = make_channels(bus, settings, authorizers=authorizers, wall_clock=lambda: 1_000_000.0)
     quart: Any = make_app(channels)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:

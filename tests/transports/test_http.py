@@ -349,3 +349,24 @@ async def test_disconnect_is_told_when_the_client_goes(engine: str, clock: Clock
 
     assert heard[0][0] == "http.disconnect"
     assert heard[0][1] >= gone
+
+
+@pytest.mark.parametrize("ahead", [1, 5000])
+async def test_disconnect_is_told_behind_pipelined_requests(engine: str, ahead: int, clock: Clock) -> None:
+    """A client that asks for more before it goes has gone all the same: its application hears of it, however
+    much was read ahead.
+    """
+    heard: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        while not heard or heard[-1] != "http.disconnect":
+            heard.append((await receive())["type"])
+
+    async with serving(engine, app) as server:
+        client = await server.connect()
+        with trio.move_on_after(1):
+            await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n" * (1 + ahead))
+        await trio.aclose_forcefully(client.stream)
+        await server.wait_closed(10)
+
+    assert heard[-1] == "http.disconnect"

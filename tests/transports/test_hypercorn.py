@@ -23,6 +23,7 @@ from tangram.errors import ConfigError
 from tangram.transports.hypercorn import make_ssl_context
 from tangram.transports.hypercorn_apps import Inbox
 from tests.transports.harness import Client, Server, hello, serving
+from tests.transports.test_http import UPGRADE
 
 CERT = str(Path(__file__).parent / "tls" / "cert.pem")
 KEY = str(Path(__file__).parent / "tls" / "key.pem")
@@ -285,3 +286,33 @@ async def test_stop_does_not_wait_for_a_websocket_that_does_not_answer(clock: Cl
 
         assert await server.stop() < 3.5
         await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("name", [b"Sec-WebSocket-Protocol", b"Sec-WebSocket-Extensions"])
+async def test_handshake_that_is_not_ascii_is_refused(name: bytes, clock: Clock) -> None:
+    """It is answered 400, and is no failure of the server's."""
+    async with serving("hypercorn", echo_socket) as server, await server.connect() as client:
+        await client.send(UPGRADE[:-2] + name + b": \xff\r\n\r\n")
+        answer = await client.rest()
+
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert server.engine.statistics().crashed == 0
+
+
+async def test_answer_to_a_connection_that_is_being_closed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has gone, and no application has failed."""
+
+    async def busy(_data: Any) -> None:
+        raise trio.BusyResourceError("another task is currently sending data")
+
+    async with serving("hypercorn", hello) as server, await server.connect() as client:
+        await client.get("/")
+        connection: Any = next(iter(server.engine.connections))
+        monkeypatch.setattr(connection.stream, "send_all", busy)
+        await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        await client.rest()
+
+        assert server.engine.statistics().failed == 0
+        assert server.engine.statistics().crashed == 0

@@ -178,6 +178,7 @@ async def test_no_incarnation_is_503() -> None:
                 async with open_raw(server.url + "/websocket"):
                     pass
             assert caught.value.status_code == 503
+            assert dict(caught.value.headers or ())[b"retry-after"] == b"1"
 
 
 async def test_the_bearer_subprotocol() -> None:

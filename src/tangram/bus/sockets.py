@@ -8,6 +8,7 @@ something to write.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import Final
 
@@ -73,6 +74,11 @@ class PlainStream(trio.abc.Stream):
         if self._closed:
             raise trio.ClosedResourceError
         await _wait_writable(self._socket)
+
+    def shut(self) -> None:
+        """End the connection as the network does: whoever reads hears the end of the stream."""
+        with contextlib.suppress(OSError):  # it is closed, or was never connected
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
         """Close; whoever waits for the socket gets ClosedResourceError."""

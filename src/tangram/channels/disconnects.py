@@ -17,6 +17,7 @@ __all__ = [
     "BAD_EVENT",
     "BUSY",
     "CRASH",
+    "DISCONNECTED",
     "EVENT_TOO_LONG",
     "GONE",
     "IDLE",
@@ -83,6 +84,8 @@ SHUTDOWN = Disconnect(1001, "shutdown", Who.SERVER, retry=True)
 CRASH = Disconnect(1011, "internal error", Who.SERVER, retry=True)
 OVERLOAD = Disconnect(1013, "too far behind", Who.CLIENT, retry=True)
 IDLE = Disconnect(1001, "idle", Who.NETWORK, retry=True)
+DISCONNECTED = Disconnect(1008, "disconnected", Who.POLICY, retry=True)
+"""A plugin asked for it. The client comes back, and is judged anew."""
 ABUSE = Disconnect(1007, "too many malformed frames", Who.CLIENT, retry=False)
 TOO_BIG = Disconnect(1009, "message too big", Who.CLIENT, retry=False)
 GONE = Disconnect(1001, "gone", Who.NETWORK, retry=True)

@@ -7,6 +7,9 @@
 4. ``phx_*`` from Redis is not forwarded: it would act as the protocol's own voice in every browser.
 5. One message never costs its batch: whatever cannot be encoded is counted and left out.
 6. A membership that the hub has ended says so itself (``alive``): sockets look, nobody calls them.
+7. What plugins may ask for comes over Redis too, on the protocol's own topic: ``to:phoenix:disconnect`` with
+   ``{"id": ID}`` ends the connections of that external id, ``to:phoenix:close`` and ``to:phoenix:reset`` with
+   ``{"topic": TOPIC}`` end its memberships, for good or so that the members join again.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from fnmatch import translate
 from typing import Final, NamedTuple
 
 import attrs
+import msgspec
 
 from tangram.channels import codec
+from tangram.channels.disconnects import DISCONNECTED
 from tangram.channels.frames import (
     BINARY,
     CLOSE,
@@ -102,6 +107,16 @@ class _Route:
 
 
 _NOWHERE: Final = _Route(None, b"", None, None)
+_COMMAND: Final = _Route(None, b"", None, None)
+_COMMANDS: Final = frozenset({b"to:phoenix:disconnect", b"to:phoenix:close", b"to:phoenix:reset"})
+
+
+class _Command(msgspec.Struct):
+    id: str | None = None
+    topic: str | None = None
+
+
+_decode_command: Final = msgspec.json.Decoder(_Command).decode
 
 
 @attrs.frozen
@@ -138,10 +153,11 @@ class Hub:
 
     # The way of a message: from Redis to the outboxes.
 
-    def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+    def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> Sequence[Publication]:
         """Put a batch of (Redis channel, payload) into the outboxes of those who are on its topics, in
-        order.
+        order. Answers what Redis should hear of memberships that were ended by it.
         """
+        told: list[Publication] = []
         routes = self._routes
         current: _Room | None = None
         run: list[Encoded] = []
@@ -151,7 +167,13 @@ class Hub:
                 route = self._learn(channel)
             room = route.room
             if room is None:
-                self._unheard += 1
+                if route is _COMMAND:
+                    if run:
+                        self._spread(current, run)
+                        run = []
+                    told += self._obey(channel, payload)
+                else:
+                    self._unheard += 1
                 continue
             item = self._encode(route, payload)
             if item is None:
@@ -167,6 +189,21 @@ class Hub:
             run.append(item)
         if run:
             self._spread(current, run)
+        return told
+
+    def _obey(self, channel: bytes, payload: bytes) -> Sequence[Publication]:
+        try:
+            command = _decode_command(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._dropped += 1
+            return []
+        if command.topic is not None and not channel.endswith(b":disconnect"):
+            return self.close_topic(command.topic, CLOSE if channel.endswith(b":close") else ERROR)
+        for room in self._rooms.values() if command.id is not None else ():
+            for membership in room.members.values():
+                if membership.id == command.id:
+                    membership.outbox.close(DISCONNECTED)
+        return []
 
     def _spread(self, room: _Room | None, items: list[Encoded]) -> None:
         assert room is not None
@@ -193,6 +230,8 @@ class Hub:
         return route
 
     def _route(self, channel: bytes) -> _Route:
+        if channel in _COMMANDS:
+            return _COMMAND
         prefix, _, rest = channel.partition(b":")
         name, colon, event_bytes = rest.rpartition(b":")
         try:
@@ -276,7 +315,7 @@ class Hub:
             for membership in room.members.values():
                 membership.outbox.put(item)
 
-    def close_topic(self, topic: str, event: str = CLOSE) -> list[Publication]:
+    def close_topic(self, topic: str, event: str = CLOSE) -> Sequence[Publication]:
         """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come
         back.
         """
@@ -284,7 +323,7 @@ class Hub:
         if room is None:
             return []
         item = codec.encode_text(None, None, topic, event, b"{}")
-        told = []
+        told: list[Publication] = []
         for membership in list(room.members.values()):
             membership.outbox.put(item)
             told += self.leave(membership)

@@ -48,6 +48,34 @@ class _Waiter:
     reply: Mapping[str, Any] | None = None
 
 
+class _Watched(trio.abc.Stream):
+    """A stream whose end during the handshake ends the handshake: trio-websocket waits for an answer also
+    when the connection has gone.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.handshake: trio.CancelScope | None = None
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data and self.handshake is not None:
+                self.handshake.cancel()
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class ClientSocket:
     """One WebSocket that carries channels."""
 
@@ -243,11 +271,13 @@ class ClientSocket:
         resource = f"{parts.path}?{parts.query}"
         with trio.fail_after(TIMEOUT):
             stream = await dial(self._url, self._ssl_context)
+        watched: Any = _Watched(stream)  # it takes any stream, and names two kinds
         try:
-            with trio.fail_after(TIMEOUT):
+            with trio.fail_after(TIMEOUT) as watched.handshake:
                 connection = await wrap_client_stream(
-                    nursery, stream, parts.netloc, resource, **self._settings
+                    nursery, watched, parts.netloc, resource, **self._settings
                 )
+            watched.handshake = None
             yield connection
             with trio.move_on_after(CLOSE_ANYHOW):
                 await connection.aclose()

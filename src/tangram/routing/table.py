@@ -162,7 +162,7 @@ class RouteTable:
             await _fail(exc, endpoint, scope, sender)
         except BaseExceptionGroup as group:
             failures, rest = group.split(Exception)
-            if failures is not None:
+            if failures is not None and not sender.broken:
                 _report(failures, endpoint, scope, "a handler failed while it was cancelled")
             if rest is not None:
                 raise rest from None

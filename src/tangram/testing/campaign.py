@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import attrs
@@ -19,7 +20,7 @@ from tangram.testing.heard import Heard, ranked
 from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
 from tangram.testing.server import RunningTangram, open_tangram
 
-__all__ = ["Campaign", "own_tables", "run_campaign"]
+__all__ = ["Campaign", "no_such_fault", "own_tables", "run_campaign"]
 
 KNOCK_EVERY = 0.02
 """Seconds between two connections of the client that looks whether any is refused."""
@@ -29,6 +30,12 @@ TELL_EVERY = 0.02
 
 REST = (0.05, 0.3)
 """Seconds between two faults."""
+
+REST_SECONDS = 30.0
+"""Seconds for everything to be up again at the end."""
+
+LOOKED_ON = ("no_connection_refused", "messages_in_order", "comes_to_rest")
+"""Invariants of what the clients beside the faults have seen."""
 
 TOPIC = "tangram-chaos"
 
@@ -50,6 +57,10 @@ class Campaign:
     events: list[SupervisionEvent] = attrs.field(factory=list)
     down: list[str] = attrs.field(factory=list)
     """Who should run and does not, now."""
+    now: str | None = None
+    """What strikes now."""
+    interrupted: bool = False
+    """Somebody ended it before its time."""
     refused: int = 0
     connections: int = 0
     messages: list[tuple[int, int]] = attrs.field(factory=list)
@@ -68,6 +79,7 @@ class Campaign:
             "seed": self.seed,
             "seconds": round(self.ended - self.began, 3),
             "passed": not self.broken,
+            "interrupted": self.interrupted,
             "faults": [
                 attrs.asdict(attrs.evolve(one, at=round(one.at - self.began, 3), healed=round(one.healed, 3)))
                 for one in self.struck
@@ -123,6 +135,7 @@ async def run_campaign(
     only: str | None = None,
     fakes: bool = False,
     on_news: Callable[[Campaign], None] = lambda _campaign: None,
+    until: Callable[[], Awaitable[object]] = trio.sleep_forever,
 ) -> Campaign:
     """Strike for ``duration`` seconds, and tell what held.
 
@@ -134,38 +147,85 @@ async def run_campaign(
         faults: names of `FAULTS`; none: all of them.
         only: the plugin that is struck, and nothing else.
         fakes: as for ``open_tangram``.
-        on_news: called after each fault and each event.
+        on_news: called before and after each fault, and after each event.
+        until: when it returns, the campaign ends before its time, in order.
+
+    Raises:
+        LookupError: there is no fault of that name, none that strikes a plugin alone, or no such plugin.
     """
+    names = _chosen(faults, only)
     campaign = Campaign(seed, began=trio.current_time())
     try:
         async with open_tangram(
             plugins, own_tables(tables or {}), fakes=fakes, checks=tuple(INVARIANTS)
         ) as running:
+            _must_run(running, only)
             campaign.events = running.events
-            running.server.ledger.listen(lambda _event: on_news(campaign))
+
+            def tell(_event: SupervisionEvent) -> None:
+                if not running.server.stopping:
+                    campaign.down = running.missing()
+                on_news(campaign)
+
+            running.server.ledger.listen(tell)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_knock, running, campaign)
                 nursery.start_soon(_watch_messages, running, campaign)
                 nursery.start_soon(_tell_messages, running, campaign)
-                chaos = Chaos(running, seed=seed, plugin=only)
-                await _strike(chaos, campaign, _chosen(faults, only), duration, on_news)
+                with trio.CancelScope() as strikes:
+                    nursery.start_soon(_end_early, until, campaign, strikes)
+                    await _strike(Chaos(running, seed=seed, plugin=only), campaign, names, duration, on_news)
+                await _come_to_rest(running, campaign)
                 nursery.cancel_scope.cancel()
-            names = ["no_connection_refused", "messages_in_order", "comes_to_rest"]
             messages = ranked(campaign.messages, campaign.sent)
             seen = running.evidence(refused=campaign.refused, messages=messages)
-            campaign.broken += broken(seen, names)
+            campaign.broken += broken(seen, LOOKED_ON)
     except InvariantBroken as error:
         campaign.broken += error.broken
     campaign.ended = trio.current_time()
     return campaign
 
 
+def _must_run(running: RunningTangram, only: str | None) -> None:
+    plugins = [name.removeprefix("plugin:") for name in running.ports.names if name.startswith("plugin:")]
+    if only is not None and only not in plugins:
+        raise LookupError(f"no plugin {only!r} runs; expected one of {', '.join(plugins) or 'none'}")
+
+
+async def _end_early(
+    until: Callable[[], Awaitable[object]], campaign: Campaign, strikes: trio.CancelScope
+) -> None:
+    await until()
+    campaign.interrupted = True
+    strikes.cancel()
+
+
+async def _come_to_rest(running: RunningTangram, campaign: Campaign) -> None:
+    """A fault that was cut short has hurt all the same: what it did is healed before anything is judged."""
+    try:
+        await running.wait_steady(seconds=REST_SECONDS)
+    except AssertionError:
+        campaign.broken.append(Broken("comes_to_rest", f"missing: {', '.join(running.missing())}"))
+    campaign.now, campaign.down = None, running.missing()
+
+
+def no_such_fault(name: str) -> str:
+    """What to say of a name that no fault has."""
+    near = get_close_matches(name, FAULTS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"there is no fault {name!r}{hint}; expected some of {', '.join(sorted(FAULTS))}"
+
+
 def _chosen(faults: Sequence[str], only: str | None) -> list[str]:
     names = list(faults) or sorted(FAULTS)
-    unknown = [name for name in names if name not in FAULTS]
-    if unknown:
-        raise LookupError(f"there is no fault {unknown[0]!r}; expected some of {', '.join(sorted(FAULTS))}")
-    return [name for name in names if only is None or FAULTS[name].counts == "plugin"]
+    for name in names:
+        if name not in FAULTS:
+            raise LookupError(no_such_fault(name))
+    chosen = [name for name in names if only is None or FAULTS[name].strikes_plugin]
+    if not chosen:
+        known = ", ".join(sorted(name for name, one in FAULTS.items() if one.strikes_plugin))
+        raise LookupError(f"none of {', '.join(names)} strikes a plugin and nothing else; these do: {known}")
+    return chosen
 
 
 async def _strike(
@@ -179,13 +239,16 @@ async def _strike(
         name = left.pop()
         if name in campaign.skipped:
             continue
+        campaign.now, began = name, trio.current_time()
+        on_news(campaign)
         try:
             campaign.struck.append(await chaos.strike(name))
         except LookupError as error:
             campaign.skipped[name] = str(error)
         except InvariantBroken as error:
             campaign.broken += error.broken
-        campaign.down = chaos.tangram.missing()
+            campaign.struck.append(Struck(name, began, trio.current_time() - began, "broken"))
+        campaign.now, campaign.down = None, chaos.tangram.missing()
         on_news(campaign)
         if chaos.tangram.ended:
             campaign.broken.append(Broken("comes_to_rest", f"{name} ended the server"))

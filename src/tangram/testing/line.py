@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import suppress
 from weakref import WeakSet
 
 import attrs
 import trio
 
 from tangram.bus.resp import Dial, dial_socket
+from tangram.bus.sockets import PlainStream
 from tangram.bus.urls import Address
 
 __all__ = ["Line"]
@@ -48,10 +47,8 @@ class Line:
     def cut(self) -> None:
         """End every connection that is open, as the network does: who reads hears the end of the stream."""
         for stream in list(self._streams):
-            if isinstance(stream, trio.SocketStream):
-                if stream.socket.fileno() >= 0:
-                    with suppress(OSError):
-                        stream.socket.shutdown(socket.SHUT_RDWR)
+            if isinstance(stream, PlainStream):
+                stream.shut()
             elif isinstance(stream, trio.StapledStream):
                 _cut_memory(stream)
 

@@ -17,13 +17,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from tangram.testing.blocks import open_block
 from tangram.testing.census import descendants
 from tangram.testing.ports import HOST, free_port, is_listening
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["ANY_PROCESS", "Home", "RunningProcess", "open_process", "open_process_as", "run_process"]
 
@@ -221,8 +224,8 @@ class RunningProcess:
         self.born |= {pid: born for pid in now if pid not in self.born and (born := _born(pid))}
         return now
 
-    async def request(self, method: str, path: str, **options: Any) -> Any:
-        """The httpx response to one request."""
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer to one request."""
         import httpx
 
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import attrs
 
 __all__ = ["render_html"]
 
 WIDTH = 1100
 LEFT = 220
 LANE = 26
+DOT = 14
+"""Between two numbers of faults in one row, so that both can be read."""
+
+TOP = 24
+"""Above the first row of numbers."""
+
+ROWS = 5
+"""Of numbers, at most: where more strike at once, they lie upon each other."""
 
 _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1340px;padding:0 1rem}
 body{color:#1d2433;background:#fbfbfd}
 h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.05rem;margin:1.8rem 0 .5rem}
-.verdict{display:inline-block;padding:.15rem .6rem;border-radius:.4rem;color:#fff;font-weight:600}
+.verdict{display:inline-block;padding:.05rem .5rem;border-radius:.4rem;color:#fff;font-weight:600}
 .ok{background:#1f7a4d}.bad{background:#b3261e}
 table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #e3e6ee;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}.muted{color:#667}
-svg{background:#fff;border:1px solid #e3e6ee;border-radius:.5rem;width:100%;height:auto}
-.scroll{overflow-x:auto}
-@media(prefers-color-scheme:dark){body{background:#14171f;color:#dde2ee}svg{background:#1b1f2a;border-color:#333a4a}
-td,th{border-color:#333a4a}text{fill:#dde2ee}.muted{color:#99a}}
+td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #e3e6ee;vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.muted{color:#667}td{overflow-wrap:anywhere}.verdict,th{white-space:nowrap}td.s{width:5rem}
+svg{display:block;background:#fff;width:100%;min-width:860px;height:auto}
+.scroll{overflow-x:auto;border:1px solid #e3e6ee;border-radius:.5rem}
+@media(max-width:600px){body{margin:1rem auto}td,th{font-size:13px}}
+@media(prefers-color-scheme:dark){body{background:#14171f;color:#dde2ee}svg{background:#1b1f2a}
+td,th,.scroll{border-color:#333a4a}text{fill:#dde2ee}.muted{color:#99a}}
 """
 
 
@@ -42,84 +54,125 @@ def render_html(report: Mapping[str, Any]) -> str:
         f"({connections['refused']} refused), {report['messages']} messages received</p>"
         f'<h2>Timeline</h2><div class="scroll">{_timeline(report)}</div>'
         f"<h2>Invariants</h2><table>{''.join(_invariants(report))}</table>"
-        f"<h2>Faults</h2><table><tr><th>at<th>fault<th>healed after<th>outcome</tr>"
+        '<h2>Faults</h2><table><tr><th class="n">#<th class="n">at<th>fault<th class="n">healed after'
+        "<th>outcome</tr>"
         f"{''.join(_faults(report))}</table></html>\n"
     )
 
 
 def _invariants(report: Mapping[str, Any]) -> Iterator[str]:
-    for name, messages in report["invariants"].items():
+    # What is broken first: it is what the page is opened for.
+    for name, messages in sorted(report["invariants"].items(), key=lambda one: not one[1]):
         mark = (
             '<span class="verdict bad">broken</span>' if messages else '<span class="verdict ok">held</span>'
         )
         told = "<br>".join(html.escape(message) for message in messages)
-        yield f"<tr><td>{mark}<td>{name.replace('_', ' ')}<td>{told}</tr>"
+        yield f'<tr><td class="s">{mark}<td>{name.replace("_", " ")}<td>{told}</tr>'
 
 
 def _faults(report: Mapping[str, Any]) -> Iterator[str]:
-    for fault in report["faults"]:
+    for number, fault in enumerate(report["faults"], 1):
+        outcome = html.escape(fault["outcome"])
+        if fault["outcome"] == "broken":
+            outcome = f'<span class="verdict bad">{outcome}</span>'
         yield (
-            f'<tr><td class="n">{fault["at"]:.2f} s<td>{html.escape(fault["name"])}'
-            f'<td class="n">{fault["healed"] * 1000:.0f} ms<td>{html.escape(fault["outcome"])}</tr>'
+            f'<tr><td class="n">{number}<td class="n">{fault["at"]:.2f} s<td>{html.escape(fault["name"])}'
+            f'<td class="n">{fault["healed"] * 1000:.0f} ms<td>{outcome}</tr>'
         )
     for name, why in report["skipped"].items():
-        yield f'<tr class="muted"><td><td>{html.escape(name)}<td><td>skipped: {html.escape(why)}</tr>'
+        told = f"left out: {html.escape(why)}"
+        yield f'<tr class="muted"><td><td><td>{html.escape(name)}<td><td>{told}</tr>'
+
+
+@attrs.define
+class _Lane:
+    """One child of the tree."""
+
+    bars: list[tuple[float, float, int]] = attrs.field(factory=list)
+    """Its lives: from, to, number."""
+    crashes: list[tuple[float, str]] = attrs.field(factory=list)
+    """When, and by what."""
 
 
 def _timeline(report: Mapping[str, Any]) -> str:
-    """A lane for each child of the tree: bars are incarnations, red lines are faults."""
+    """A lane for each child of the tree: bars are incarnations, marks are crashes, dashed lines faults."""
     seconds = max(report["seconds"], 0.001)
-    lanes: dict[str, list[tuple[float, float, int]]] = {}
+    lanes: dict[str, _Lane] = {}
     alive: dict[str, tuple[float, int]] = {}
     for event in report["events"]:
         name = "/".join(event["path"])
         if event["child"] is None or len(event["path"]) > 2:
             continue
+        lane = lanes.setdefault(name, _Lane())
+        if event["kind"] == "crashed":
+            lane.crashes.append((event["at"], event.get("cause") or ""))
         if event["kind"] == "started":
-            lanes.setdefault(name, [])
             alive[name] = (event["at"], event["incarnation"])
         elif event["kind"] in {"stopped", "crashed", "quarantined"} and name in alive:
             since, number = alive.pop(name)
-            lanes[name].append((since, event["at"], number))
+            lane.bars.append((since, event["at"], number))
     for name, (since, number) in alive.items():
-        lanes[name].append((since, seconds, number))
+        lanes[name].bars.append((since, seconds, number))
     return _draw(report, lanes, seconds)
 
 
-def _draw(
-    report: Mapping[str, Any], lanes: Mapping[str, list[tuple[float, float, int]]], seconds: float
-) -> str:
-    scale = (WIDTH - LEFT - 20) / seconds
-    height = LANE * (len(lanes) + 2) + 60
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="timeline">']
-    for index, (name, bars) in enumerate(lanes.items()):
-        y = 60 + index * LANE
-        shown = html.escape(name.removeprefix("incarnation/"))
-        parts.append(f'<text x="10" y="{y + 14}" font-size="12">{shown}</text>')
-        for since, until, number in bars:
-            width = max(1.0, (until - since) * scale)
-            title = f"{shown}, {since:.3f} to {until:.3f} s (incarnation {number})"
-            parts.append(
-                f'<rect x="{LEFT + since * scale:.1f}" y="{y}" width="{width:.1f}" '
-                f'height="{LANE - 8}" rx="3" fill="#3f7fd1" fill-opacity=".85"><title>{title}</title></rect>'
-            )
-    bottom = 60 + len(lanes) * LANE
-    for number, fault in enumerate(report["faults"]):
-        x = LEFT + fault["at"] * scale
-        title = html.escape(
-            f"{fault['name']} at {fault['at']:.2f} s, healed after {fault['healed'] * 1000:.0f} ms"
-        )
-        parts.append(
-            f'<g><title>{title}</title><line x1="{x:.1f}" x2="{x:.1f}" y1="44" y2="{bottom}" '
-            f'stroke="#c62828" stroke-dasharray="3 2"/>'
-            f'<circle cx="{x:.1f}" cy="{38 - 14 * (number % 2)}" r="6" fill="#c62828"/>'
-            f'<text x="{x:.1f}" y="{41.5 - 14 * (number % 2)}" font-size="8" text-anchor="middle" '
-            f'style="fill:#fff">{number + 1}</text></g>'
-        )
+def _draw(report: Mapping[str, Any], lanes: Mapping[str, _Lane], seconds: float) -> str:
+    scale = (WIDTH - LEFT - 40) / seconds
+    rows = _rows([LEFT + fault["at"] * scale for fault in report["faults"]])
+    top = TOP + DOT * (max(rows, default=0) + 1)
+    bottom = top + len(lanes) * LANE
+    parts = [f'<svg viewBox="0 0 {WIDTH} {bottom + 36}" role="img" aria-label="timeline">']
+    for index, (name, lane) in enumerate(lanes.items()):
+        parts += _draw_lane(name.removeprefix("incarnation/"), lane, top + index * LANE, scale)
+    for number, (fault, row) in enumerate(zip(report["faults"], rows, strict=True), 1):
+        parts.append(_draw_fault(number, fault, LEFT + fault["at"] * scale, TOP + row * DOT, bottom))
     for tick in range(6):
         at = seconds * tick / 5
-        x = LEFT + at * scale
         parts.append(
-            f'<text x="{x:.1f}" y="{bottom + 20}" font-size="11" text-anchor="middle">{at:.1f} s</text>'
+            f'<text x="{LEFT + at * scale:.1f}" y="{bottom + 20}" font-size="11" text-anchor="middle">'
+            f"{at:.1f} s</text>"
         )
     return "".join(parts) + "</svg>"
+
+
+def _rows(places: Sequence[float]) -> list[int]:
+    """The row of each number, so that no two touch; from the bottom where a row is free."""
+    last = [float("-inf")] * ROWS
+    rows = []
+    for x in places:
+        row = next((at for at in range(ROWS) if x - last[at] >= DOT), ROWS - 1)
+        last[row] = x
+        rows.append(row)
+    return rows
+
+
+def _draw_lane(name: str, lane: _Lane, y: float, scale: float) -> Iterator[str]:
+    shown = html.escape(name)
+    yield f'<text x="10" y="{y + 14}" font-size="12">{shown}</text>'
+    for since, until, number in lane.bars:
+        width = max(1.0, (until - since) * scale)
+        title = f"{shown}, {since:.3f} to {until:.3f} s (incarnation {number})"
+        yield (
+            f'<rect x="{LEFT + since * scale:.1f}" y="{y}" width="{width:.1f}" '
+            f'height="{LANE - 8}" rx="3" fill="#3f7fd1" fill-opacity=".85"><title>{title}</title></rect>'
+        )
+    for at, cause in lane.crashes:
+        title = html.escape(f"{name} crashed at {at:.3f} s: {cause}")
+        x = LEFT + at * scale
+        yield (
+            f'<path d="M{x - 4:.1f} {y - 2}h8l-4 7z" fill="#e8a33d" stroke="#7a4a00" stroke-width=".6">'
+            f"<title>{title}</title></path>"
+        )
+
+
+def _draw_fault(number: int, fault: Mapping[str, Any], x: float, y: float, bottom: float) -> str:
+    title = html.escape(
+        f"{fault['name']} at {fault['at']:.2f} s, {fault['outcome']} after {fault['healed'] * 1000:.0f} ms"
+    )
+    return (
+        f'<g><title>{title}</title><line x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{bottom}" '
+        f'stroke="#c62828" stroke-opacity=".6" stroke-dasharray="3 2"/>'
+        f'<circle cx="{x:.1f}" cy="{y}" r="6.5" fill="#c62828"/>'
+        f'<text x="{x:.1f}" y="{y + 3}" font-size="8" text-anchor="middle" style="fill:#fff">'
+        f"{number}</text></g>"
+    )

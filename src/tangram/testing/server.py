@@ -161,6 +161,8 @@ class RunningTangram:
                 for event in self.events[after:]:
                     if event.kind == kind and child in {None, event.child}:
                         return event
+                if self._ended.is_set():
+                    break  # nothing more will come
                 await self._changed.wait()
         came = [f"{event.kind} {event.child}" for event in self.events[after:]]
         raise AssertionError(f"no {kind!r} of {child!r} within {seconds} s; what came was {came}")
@@ -168,8 +170,9 @@ class RunningTangram:
     async def wait_ready(self, count: int, *, seconds: float = EVENT_SECONDS) -> None:
         """Until the server has become ready for the ``count``-th time."""
         with trio.move_on_after(seconds):
-            while self.server.ready_count < count:
+            while self.server.ready_count < count and not self._ended.is_set():
                 await self._changed.wait()
+        if self.server.ready_count >= count:
             return
         raise AssertionError(f"ready {self.server.ready_count} times within {seconds} s, expected {count}")
 

@@ -1,7 +1,9 @@
 """Seeded simulation: a whole server on fakes and a virtual clock, and a script of faults drawn from a seed.
 
-``python -m tangram.testing.simulation --seeds 500`` runs many; what fails prints its seed, and ``--seed N``
-plays that one again.
+``python -m tangram.testing.simulation --seeds 500`` runs many, on all cores; what fails prints its seed and
+its script. ``--seed N`` plays that one again, ``--shrink`` looks for the shortest part of it that still
+fails, and ``--script "0.1 crash_bus, 0 crash_web+slow_browser"`` plays what is written there. At the end it
+tells what supervision can do and no run reached.
 """
 
 from __future__ import annotations
@@ -9,77 +11,251 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import Any, get_args
 
+import attrs
 import structlog
 import trio
 import trio.testing
 
 from tangram.plugins import Plugin
+from tangram.supervision import SupervisionEvent
+from tangram.supervision.spec import Strategy
 from tangram.testing.campaign import UNLIMITED
 from tangram.testing.catalogue import FAULTS, Chaos
 from tangram.testing.invariants import InvariantBroken
-from tangram.testing.server import CHEAP, open_tangram
+from tangram.testing.reached import SUPERVISION, Reached, collecting, observe, sometimes
+from tangram.testing.server import CHEAP, TangramEnded, open_tangram
 from tangram.testing.steps import scheduled_from
+from tangram.testing.workers import cores, in_processes
 
-__all__ = ["Script", "main", "play", "script_of", "simulate"]
+__all__ = [
+    "EXPECTED",
+    "Script",
+    "SimulationFailed",
+    "main",
+    "play",
+    "script_from",
+    "script_of",
+    "setting_of",
+    "shrink",
+    "simulate",
+    "simulate_many",
+    "written",
+]
 
 Script = tuple[tuple[float, str], ...]
-"""Seconds after the last one, and what strikes then."""
+"""Seconds after the last one, and what strikes then: one fault's name, or two with a plus between them."""
 
 SIMULATED = sorted(name for name, one in FAULTS.items() if one.on == "anything")
 """All that does not need real time."""
 
 LONGEST_PAUSE = 2.0
 MOST_FAULTS = 6
+STORM = 10
+"""Crashes in a row, so that the longest back-off is reached: 50 ms doubled to 5 s takes eight."""
+CRASHES = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
+
+BESIDE = ("browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
+"""What may strike together with a crash. Of two crashes the first stops whom the second would have struck."""
+
+EXPECTED: tuple[str, ...] = (*SUPERVISION, "two faults at once")
+"""What 500 seeds have to reach."""
 
 
 class SimulationFailed(AssertionError):
-    """A script broke something; the message has the seed."""
+    """A script broke something; the message has the seed and the script."""
 
 
 def script_of(seed: int) -> Script:
-    """The script that a seed stands for."""
+    """The script that a seed stands for: a few faults, now and then two at once, or a storm of one."""
     rng = random.Random(seed)  # noqa: S311 - reproducible
-    count = rng.randint(1, MOST_FAULTS)
-    return tuple((round(rng.uniform(0, LONGEST_PAUSE), 3), rng.choice(SIMULATED)) for _ in range(count))
+    if rng.random() < 0.1:
+        name = rng.choice(CRASHES)
+        return tuple((round(rng.uniform(0, 0.2), 3), name) for _ in range(STORM))
+    return tuple(
+        (round(rng.uniform(0, LONGEST_PAUSE), 3), _drawn(rng)) for _ in range(rng.randint(1, MOST_FAULTS))
+    )
+
+
+def _drawn(rng: random.Random) -> str:
+    if rng.random() < 0.1:
+        return f"{rng.choice(CRASHES)}+{rng.choice(BESIDE)}"
+    return rng.choice(SIMULATED)
+
+
+def written(script: Script) -> str:
+    """A script as ``--script`` takes it."""
+    return ", ".join(f"{pause:g} {name}" for pause, name in script)
+
+
+def script_from(text: str) -> Script:
+    """The script that *text* says.
+
+    Raises:
+        ValueError: it is none; the message says where.
+    """
+    script = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        pause, _, name = part.partition(" ")
+        unknown = [one for one in name.split("+") if one not in FAULTS]
+        try:
+            seconds = float(pause)
+        except ValueError:
+            seconds = -1.0
+        if seconds < 0 or unknown:
+            raise ValueError(
+                f"{part!r} is no step of a script; expected seconds and a fault, as '0.5 crash_bus'"
+            )
+        script.append((seconds, name))
+    return tuple(script)
+
+
+@attrs.frozen
+class Setting:
+    """Under which limits a script is played."""
+
+    strategy: Strategy = "one_for_all"
+    limited: bool = False
+    """Whether the usual budgets hold: plugins are quarantined then, and the root gives up."""
+
+
+def setting_of(seed: int) -> Setting:
+    """The setting of a seed: each strategy in turn, and the usual budgets for a third of them."""
+    strategies = get_args(Strategy)
+    return Setting(strategies[seed % len(strategies)], limited=seed // len(strategies) % 3 == 2)
 
 
 def play(
-    script: Script, *, plugins: Iterable[Plugin | str] = (), seed: int = 0, strategy: str = "one_for_all"
-) -> None:
-    """Play one script; whatever it breaks is raised."""
-    limits: dict[str, Any] = {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED, "strategy": strategy}
+    script: Script,
+    *,
+    plugins: Iterable[Plugin | str] = (),
+    seed: int = 0,
+    strategy: str = "one_for_all",
+    limited: bool = False,
+) -> list[SupervisionEvent]:
+    """Play one script, and answer what happened; whatever it breaks is raised."""
+    limits: dict[str, Any] = {"strategy": strategy}
+    if not limited:
+        limits |= {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED}
+    events: list[SupervisionEvent] = []
 
     async def live() -> None:
         async with open_tangram(
-            plugins, {"supervisor": limits}, fakes=True, checks=(*CHEAP, "comes_to_rest")
+            plugins, {"supervisor": limits}, fakes=True, seed=seed, checks=(*CHEAP, "comes_to_rest")
         ) as running:
+            nonlocal events
+            events = running.events
             chaos = Chaos(running, seed=seed)
             for pause, name in script:
                 await trio.sleep(pause)
-                struck = await chaos.strike(name)
-                if struck.outcome != "up":
+                names = name.split("+")
+                sometimes("two faults at once", len(names) > 1)
+                outcome = await _struck(chaos, names, limited=limited)
+                if outcome == "ended":
+                    return
+                if outcome != "up" and not limited:
                     raise InvariantBroken([])
 
     with scheduled_from(seed):
-        trio.run(live, clock=trio.testing.MockClock(autojump_threshold=0))
+        try:
+            trio.run(live, clock=trio.testing.MockClock(autojump_threshold=0))
+        except TangramEnded:
+            if not limited:
+                raise
+    observe(events)
+    return events
 
 
-def simulate(seed: int, *, plugins: Iterable[Plugin | str] = ()) -> None:
-    """Play the script of a seed, under the strategy that the seed says.
+async def _struck(chaos: Chaos, names: Sequence[str], *, limited: bool) -> str:
+    try:
+        return (await chaos.strike(*names)).outcome
+    except (LookupError, InvariantBroken):
+        # What it would have struck, or what it waited for, may be in quarantine, or the server at its end.
+        outcome = await chaos.tangram.wait_steady()
+        if not limited or outcome == "up":
+            raise
+        return outcome
+
+
+def simulate(seed: int, *, plugins: Iterable[Plugin | str] = ()) -> list[SupervisionEvent]:
+    """Play the script of a seed, in the setting that the seed says; answers what happened.
 
     Raises:
         SimulationFailed: something broke.
     """
-    script = script_of(seed)
-    strategy = ("one_for_all", "rest_for_one", "one_for_one")[seed % 3]
+    script, setting = script_of(seed), setting_of(seed)
     try:
-        play(script, plugins=plugins, seed=seed, strategy=strategy)
+        return play(script, plugins=plugins, seed=seed, **attrs.asdict(setting))
     except Exception as error:
-        raise SimulationFailed(f"seed {seed} ({strategy}, {script}): {error!r}") from error
+        raise SimulationFailed(f"seed {seed} ({setting}), script {written(script)!r}: {error!r}") from error
+
+
+def shrink(script: Script, fails: Callable[[Script], bool]) -> Script:
+    """The shortest part of a script that still fails, found by hypothesis, which has to be installed.
+
+    Args:
+        script: one that fails.
+        fails: plays a script, and answers whether it broke something.
+    """
+    from hypothesis import HealthCheck, Phase, find, settings
+    from hypothesis import strategies as st
+
+    # Which steps are left out, so that the simplest choice of all is to leave all out.
+    keep = st.tuples(*(st.booleans() for _ in script))
+
+    def kept(choice: Sequence[bool]) -> Script:
+        return tuple(step for step, stays in zip(script, choice, strict=True) if stays)
+
+    quick = settings(
+        database=None,
+        deadline=None,
+        max_examples=200,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    return kept(find(keep, lambda choice: fails(kept(choice)), settings=quick, random=random.Random(0)))  # noqa: S311
+
+
+@attrs.define
+class Outcome:
+    """What many seeds came to."""
+
+    failed: dict[int, str] = attrs.field(factory=dict)
+    """Why, by seed."""
+    reached: Reached = attrs.field(factory=Reached)
+
+
+def simulate_many(seeds: Sequence[int], *, jobs: int = 1) -> Outcome:
+    """Play many seeds with a small plugin, spread over so many processes."""
+    if jobs > 1:
+        shares = in_processes([partial(simulate_many, seeds[number::jobs]) for number in range(jobs)])
+    else:
+        shares = [_play_share(seeds)]
+    whole = Outcome()
+    whole.reached.expect(EXPECTED)
+    for share in shares:
+        whole.failed |= share.failed
+        whole.reached.merge(share.reached)
+    return whole
+
+
+def _play_share(seeds: Sequence[int]) -> Outcome:
+    outcome = Outcome()
+    structlog.configure(processors=[_drop])
+    try:
+        with collecting() as outcome.reached:
+            for seed in seeds:
+                try:
+                    simulate(seed, plugins=[_plugin()])
+                except SimulationFailed as error:
+                    outcome.failed[seed] = str(error)
+    finally:
+        structlog.reset_defaults()
+    return outcome
 
 
 def _plugin() -> Plugin:
@@ -96,22 +272,47 @@ def _plugin() -> Plugin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one seed, or many; status 1 if any broke something."""
+    """Run one seed, one script, or many seeds; status 1 if any broke something."""
     parser = argparse.ArgumentParser(prog="python -m tangram.testing.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="play this one")
     parser.add_argument("--seeds", type=int, default=20, help="play so many, from 0")
+    parser.add_argument("--script", help="play this script, in the setting of --seed")
+    parser.add_argument("--shrink", action="store_true", help="find the shortest part that still fails")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes for many seeds (one a core)")
     options = parser.parse_args(arguments)
+    if options.seed is None and options.script is None:
+        return _tell_many(simulate_many(range(options.seeds), jobs=min(options.jobs, options.seeds)))
+    seed = options.seed or 0
+    try:
+        script = script_of(seed) if options.script is None else script_from(options.script)
+    except ValueError as error:
+        parser.error(str(error))
     structlog.configure(processors=[_drop])
-    run = partial(simulate, plugins=[_plugin()])
-    failed = []
-    for seed in [options.seed] if options.seed is not None else range(options.seeds):
-        try:
-            run(seed)
-        except SimulationFailed as error:
-            failed.append(seed)
-            sys.stderr.write(f"{error}\n")
-    sys.stdout.write(f"failed: {failed}\n" if failed else "all seeds held\n")
-    return 1 if failed else 0
+    fault = _failure(seed, script)
+    if fault is None:
+        sys.stdout.write("it held\n")
+        return 0
+    sys.stderr.write(f"{written(script)!r} broke: {fault!r}\n")
+    if options.shrink:
+        least = shrink(script, lambda part: _failure(seed, part) is not None)
+        sys.stderr.write(f"shortest: --seed {seed} --script {written(least)!r}\n")
+    return 1
+
+
+def _failure(seed: int, script: Script) -> Exception | None:
+    try:
+        play(script, plugins=[_plugin()], seed=seed, **attrs.asdict(setting_of(seed)))
+    except Exception as error:  # noqa: BLE001 - any is a failure of the script
+        return error
+    return None
+
+
+def _tell_many(outcome: Outcome) -> int:
+    for why in outcome.failed.values():
+        sys.stderr.write(f"{why}\n")
+    sys.stdout.write(f"{outcome.reached}\n")
+    sys.stdout.write(f"failed: {sorted(outcome.failed)}\n" if outcome.failed else "all seeds held\n")
+    return 1 if outcome.failed else 0
 
 
 def _drop(_logger: Any, _method: str, _event: Any) -> Any:
@@ -119,4 +320,5 @@ def _drop(_logger: Any, _method: str, _event: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # By its name: other processes are handed functions of this module.
+    sys.exit(import_module("tangram.testing.simulation").main())

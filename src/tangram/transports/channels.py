@@ -372,7 +372,7 @@ class Channels:
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """The bus's sink."""
-        self.hub.deliver(batch)
+        self.publish(self.hub.deliver(batch))
 
     def on_up(self, up: bool) -> None:
         """Redis came or went. After an absence members are told to join anew, for they have missed

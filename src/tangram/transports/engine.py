@@ -16,6 +16,7 @@ What is decided elsewhere: what a connection does with its bytes (``hypercorn``,
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ __all__ = [
     "Message",
     "Scope",
     "failures_of",
+    "has_hung_up",
 ]
 
 log = structlog.get_logger("tangram.transports")
@@ -148,6 +150,18 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close the socket now: whoever waits on it is woken by an error."""
+
+
+_HUNG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Whether the client sends no more, also behind bytes that nobody has read yet."""
+    if sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock, _HUNG_UP)
+    return bool(poll.poll(0))
 
 
 def failures_of(error: BaseException) -> BaseException | None:

@@ -31,7 +31,16 @@ from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 
 from tangram.errors import ConfigError, Fault
-from tangram.transports.engine import Address, ASGIApp, Connection, Engine, EngineSettings, Message, Scope
+from tangram.transports.engine import (
+    Address,
+    ASGIApp,
+    Connection,
+    Engine,
+    EngineSettings,
+    Message,
+    Scope,
+    has_hung_up,
+)
 from tangram.transports.hypercorn_apps import Applications
 from tangram.transports.hypercorn_http2 import Protocol, say_goaway
 from tangram.transports.listeners import HeldSocket
@@ -132,7 +141,7 @@ class _Shared:
         self.app = app
         self.settings = settings
         self.tls = tls
-        self.engine = Engine(settings, self.handle, secure=tls is not None)
+        self.engine = Engine(settings, self.handle, secure=tls is not None, tick=self.tick)
         self.context = WorkerContext(None)
         self.config = Config()
         self.config.logger_class = cast("Any", _Log)
@@ -155,6 +164,11 @@ class _Shared:
         connection = _Connection(self, secured, client)
         report(connection)
         await connection.run()
+
+    def tick(self) -> None:
+        """Look for clients that have gone while nobody reads from them."""
+        for connection in list(self.engine.connections):
+            cast("_Connection", connection).look()
 
     def drain(self) -> None:
         """From now on each answer carries ``connection: close``."""
@@ -195,6 +209,13 @@ class _Connection(TCPServer):
             nursery = self.group.nursery
             if nursery is not None and stream.state is ASGIWebsocketState.CONNECTED:
                 nursery.start_soon(self._close_websocket, stream, code)
+
+    def look(self) -> None:
+        """Behind a pipelined request Hypercorn reads no more, and never sees that the client has gone."""
+        protocol = getattr(self, "protocol", None)
+        inner = protocol.protocol if protocol is not None else None
+        if isinstance(inner, H11Protocol) and not inner.can_read.is_set() and has_hung_up(self.raw):
+            self.group.hang_up()
 
     def abort(self) -> None:
         self._drop()
@@ -323,7 +344,8 @@ class _Connection(TCPServer):
                         self.stalled()
                         return
                     self.group.progress()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                # Busy: it is being closed in this very moment; other writers wait for the lock.
                 self._drop()
 
     def stalled(self) -> None:

@@ -1,19 +1,21 @@
 """HTTP/2 behind Hypercorn, contained: one stream must not cost another, also at a stop.
 
 1. What comes for a stream whose application has ended is dropped: Hypercorn 0.18 would end the connection.
-2. A request that Hypercorn cannot read ends its connection, and is no failure of ours.
+2. A request that Hypercorn cannot read ends its connection, with HTTP/1.1 too, and is no failure of ours.
 3. At a stop a new stream is refused so that it may be sent again elsewhere, and GOAWAY is said after the last
    answer's end: Hypercorn says it before, and with it loses that end, and all other answers in flight.
 """
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any, cast
 
 import h2.errors
 import h2.events
 import h2.exceptions
+import h11
 import trio
 from hypercorn.events import Closed
 from hypercorn.protocol import ProtocolWrapper
@@ -49,6 +51,8 @@ class Protocol(ProtocolWrapper):
     def __setattr__(self, name: str, value: object) -> None:
         if name == "protocol" and isinstance(value, H2Protocol):
             _contain(value)
+        elif name == "protocol" and isinstance(value, H11Protocol):
+            cast("Any", value)._create_stream = partial(_create_h11, value, value._create_stream)  # noqa: SLF001
         super().__setattr__(name, value)
 
 
@@ -71,8 +75,17 @@ async def _create_stream(protocol: H2Protocol, create: Any, request: h2.events.R
     fields = dict(request.headers or ())
     path = fields.get(b":path")
     if isinstance(path, bytes) and path.isascii():
+        with contextlib.suppress(UnicodeDecodeError):
+            await create(request)
+            return
+    await protocol.send(Closed())
+
+
+async def _create_h11(protocol: H11Protocol, create: Any, request: h11.Request) -> None:
+    try:
         await create(request)
-    else:
+    except UnicodeDecodeError:  # a WebSocket's handshake with a field that is not ASCII
+        await protocol._send_error_response(400)  # noqa: SLF001
         await protocol.send(Closed())
 
 

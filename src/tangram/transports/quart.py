@@ -13,6 +13,7 @@ from quart_trio.asgi import TrioASGIWebsocketConnection
 from tangram.channels.disconnects import BUSY, CRASH, Disconnect, Refusal
 from tangram.channels.frames import TEXT, Encoded
 from tangram.transports.channels import Channels, connect_info
+from tangram.transports.engine import ClientGone
 from tangram.transports.session import run_session
 
 __all__ = ["WebsocketConnection", "websocket_blueprint"]
@@ -99,7 +100,10 @@ def websocket_blueprint(channels: Callable[[], Channels | None], *, path: str = 
         admission = owner.admit(info, socket.scope["query_string"], socket.requested_subprotocols)
         if isinstance(admission, Refusal):
             return _refuse(admission)
-        await socket.accept(subprotocol=admission.subprotocol)
+        try:
+            await socket.accept(subprotocol=admission.subprotocol)
+        except ClientGone:
+            return None  # nobody's fault, and no traceback: a stranger could fill the log with them
         await run_session(owner, _QuartConnection(socket), info, admission)
         return None
 
@@ -107,4 +111,5 @@ def websocket_blueprint(channels: Callable[[], Channels | None], *, path: str = 
 
 
 def _refuse(refusal: Refusal) -> Response:
-    return Response(refusal.reason + "\n", refusal.status, content_type="text/plain; charset=utf-8")
+    headers = {"retry-after": "1"} if refusal.retry else {}
+    return Response(refusal.reason + "\n", refusal.status, headers, content_type="text/plain; charset=utf-8")

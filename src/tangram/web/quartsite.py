@@ -96,6 +96,7 @@ def _new_app(max_body: int) -> Quart:
     from quart_trio.asgi import TrioASGIHTTPConnection
     from werkzeug.exceptions import HTTPException
 
+    from tangram.transports.engine import ClientGone
     from tangram.transports.quart import WebsocketConnection
 
     class Connection(TrioASGIHTTPConnection):
@@ -121,6 +122,11 @@ def _new_app(max_body: int) -> Quart:
     class Application(QuartTrio):
         asgi_http_class = Connection
         asgi_websocket_class = WebsocketConnection
+
+        async def handle_websocket_exception(self, error: Exception) -> Any:
+            if isinstance(error, ClientGone):
+                return None  # nobody's fault, and no traceback: a stranger could fill the log with them
+            return await super().handle_websocket_exception(error)
 
         def add_background_task(self, func: Any, *_args: Any, **_kwargs: Any) -> None:
             name = getattr(func, "__name__", repr(func))

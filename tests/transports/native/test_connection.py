@@ -91,6 +91,21 @@ async def test_unread_body_is_skipped_if_it_is_small(clock: Clock) -> None:
         assert server.engine.statistics().requests == 2
 
 
+async def test_unread_body_that_is_malformed_gets_no_second_answer(clock: Clock) -> None:
+    """The connection just ends: another answer would be taken for that of the next request."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async with serving("native", app) as server, await server.connect() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+        told = await client.rest()
+
+    assert told.count(b"HTTP/1.1 ") == 1
+    assert told.endswith(b"done")
+
+
 async def test_unread_body_ends_the_connection_if_it_is_large(clock: Clock) -> None:
     """A large unread body ends the connection, after its answer has reached the client."""
     async with serving("native", raw) as server, await server.connect() as client:

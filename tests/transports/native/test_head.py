@@ -366,6 +366,15 @@ def test_absolute_target_overrides_host() -> None:
     assert request.headers == [(b"host", b"real:80")]
 
 
+@pytest.mark.parametrize("authority", [b'a"b', b"a\\b", b"a{b", b"<a>"])
+def test_absolute_target_is_checked_as_host_is(authority: bytes) -> None:
+    """What could not stand in Host cannot come in by the target either."""
+    with pytest.raises(BadHead) as caught:
+        parse_head(b"GET http://" + authority + b"/x HTTP/1.1\r\nHost: b\r\n\r\n", 100)
+
+    assert caught.value.status == 400
+
+
 def test_too_many_fields() -> None:
     """More fields than allowed are a 431."""
     with pytest.raises(BadHead) as caught:

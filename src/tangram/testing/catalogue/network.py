@@ -24,8 +24,8 @@ SLICE = 7
 HEARTBEAT = 0.5
 """Seconds between a browser's signs of life: by a missing answer it knows that the network is a hole."""
 
-HOLE_SECONDS = 12.0
-"""Within which the bus has to notice a Redis that is silent: it asks after 2 s, waits 3, and dials anew."""
+HOLE_SECONDS = 8.0
+"""Within which the bus has to notice a Redis that is silent: it asks after 2 s, and waits 3 for an answer."""
 
 BACK_SECONDS = 10.0
 """Within which a browser has to be back and joined once the network is."""
@@ -133,7 +133,9 @@ async def web_black_hole(chaos: Chaos) -> None:
         proxy.black_hole = True
         await trio.sleep(3 * HEARTBEAT)
         await must_answer(chaos)
+        # What was swallowed is gone: the network that is back knows nothing of these connections.
         proxy.black_hole = False
+        proxy.reset_all()
 
 
 # -- before Redis --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from tangram.transports.engine import ClientGone, Message, Scope, failures_of
+from tangram.transports.engine import ClientGone, Message, Scope, failures_of, has_hung_up
 from tangram.transports.native.body import ChunkedBody, LengthBody
 from tangram.transports.native.head import CHUNKED, BadHead, Request
 from tangram.transports.native.response import BadResponse, Framing, build_head, simple_response
@@ -190,7 +190,9 @@ class Exchange:
         connection = self.connection
         while not (self.over or self.complete or connection.closed or connection.eof):
             if len(connection.buffer) >= AHEAD_BYTES:
-                # Enough read ahead. Whether the client goes shows at the next write.
+                # Enough read ahead.
+                if has_hung_up(connection.sock):
+                    break
                 await trio.sleep(1)
                 continue
             data = await connection.read(NEVER)
@@ -295,7 +297,10 @@ class Exchange:
             return False
         taken = 0
         while True:
-            data, connection.buffer = body.feed(connection.buffer)
+            try:
+                data, connection.buffer = body.feed(connection.buffer)
+            except BadHead:
+                return False  # it has its answer, and a second one would be taken for the next request's
             taken += len(data)
             if body.done or taken > SKIP_BYTES:
                 return body.done

@@ -1,0 +1,124 @@
+"""Scripts of faults drawn from seeds hold, are the same each time, and are made short where they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tangram.supervision import SupervisionEvent
+from tangram.testing import FAULTS
+from tangram.testing.simulation import (
+    main,
+    play,
+    script_from,
+    script_of,
+    simulate,
+    simulate_many,
+    written,
+)
+from tangram.testing.workers import cores
+from tests.app.helpers import Journal, make_plugin
+
+SEEDS = 500
+
+
+@pytest.mark.slow
+def test_five_hundred_seeds_hold_and_reach_everything() -> None:
+    """No script breaks an invariant; and together they reach each strategy, each step of the back-off, each
+    kind of event and each escalation, without which they would have shown little.
+    """
+    outcome = simulate_many(range(SEEDS), jobs=cores())
+
+    assert not outcome.failed, "\n".join(outcome.failed.values())
+    assert not outcome.reached.never, str(outcome.reached)
+
+
+def told(events: list[SupervisionEvent]) -> list[tuple[object, ...]]:
+    return [(one.kind, one.path, one.incarnation, one.at, one.delay, one.cause) for one in events]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 4, 7])
+def test_a_seed_gives_the_same_record_again(seed: int) -> None:
+    """The same seed is the same run: what happened, when, and with which delays."""
+    runs = [told(simulate(seed, plugins=[make_plugin(Journal())])) for _ in range(2)]
+
+    assert runs[0] == runs[1]
+    assert len(runs[0]) > 10
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_record_in_another_process() -> None:
+    """Also where strings have other hashes."""
+    code = (
+        "import structlog; from tangram.testing.simulation import simulate, _drop, _plugin;"
+        "structlog.configure(processors=[_drop]);"
+        "print([(e.kind, e.path, e.at, e.delay) for e in simulate(0, plugins=[_plugin()])])"
+    )
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+
+    assert texts[0] == texts[1]
+    assert "crashed" in texts[0]
+
+
+def test_a_seed_stands_for_one_script() -> None:
+    """A script depends on its seed alone, and can be written down and read."""
+    scripts = [script_of(seed) for seed in range(40)]
+
+    assert scripts == [script_of(seed) for seed in range(40)]
+    assert len(set(scripts)) > 35
+    assert [script_from(written(script)) for script in scripts] == scripts
+
+
+@pytest.mark.parametrize("text", ["0.1", "x crash_bus", "-1 crash_bus", "0.1 crash_buss", "0.1 crash_bus+no"])
+def test_a_script_that_is_none_is_refused_by_its_step(text: str) -> None:
+    """What cannot be read names the step."""
+    with pytest.raises(ValueError, match="is no step of a script") as caught:
+        script_from(f"0.5 crash_web, {text}")
+
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.slow
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 3), st.sampled_from(["crash_bus", "crash_plugin", "broker_kill", "planned_restart"])
+        ),
+        max_size=4,
+    )
+)
+def test_any_script_holds(script: list[tuple[float, str]]) -> None:
+    """Whatever strikes when, invariants hold; hypothesis shrinks what fails."""
+    play(tuple(script), plugins=[make_plugin(Journal())])
+
+
+@pytest.mark.slow
+def test_a_failing_script_is_made_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A planted fault, a broker whose end nobody sees as a crash: of six steps the one that shows it is left,
+    written so that it can be played again.
+    """
+    careless = attrs.evolve(FAULTS["broker_kill"], counts=None)
+    monkeypatch.setitem(FAULTS, "broker_kill", careless)
+    script = "0.1 crash_web, 0.2 planned_restart, 0.1 browser_reset, 0.3 broker_kill, 0.1 crash_plugin"
+
+    assert main(["--script", script, "--shrink"]) == 1
+    assert "--script '0.3 broker_kill'" in capsys.readouterr().err
