@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -16,9 +15,8 @@ from tangram.bus.topics import redact
 from tangram.client import Channel
 from tangram.errors import Refused
 from tangram.supervision import Strategy
-from tangram.testing import RunningTangram, free_port, open_tangram
+from tangram.testing import RealBroker, RunningTangram, open_broker, open_tangram
 from tests.app.helpers import Journal, make_plugin
-from tests.e2e.test_broker import find_binary
 
 pytestmark = pytest.mark.slow
 
@@ -135,28 +133,12 @@ async def test_row_of_the_embedded_broker(strategy: Strategy) -> None:
         await hear_again(running, channel)
 
 
-@asynccontextmanager
-async def open_redis(port: int) -> AsyncIterator[None]:
-    """A Redis of somebody else's."""
-    command = [str(find_binary()), "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
-    process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
 @every_strategy
 async def test_row_of_an_external_redis(strategy: Strategy) -> None:
     """An external Redis that goes away restarts nobody: plugins wait, pushes answer error, members hear
     phx_error and then messages once it is back.
     """
-    port = free_port()
-    async with open_outage(strategy, port) as (running, channel):
+    async with open_outage(strategy) as (running, channel, redis):
         # A plugin's own supervisor sees its service fail; the tree is told of no crash.
         told = [event for event in running.events if event.supervisor in {"root", "incarnation"}]
         assert [event.kind for event in told if event.kind in {"crashed", "quarantined"}] == []
@@ -165,44 +147,33 @@ async def test_row_of_an_external_redis(strategy: Strategy) -> None:
         readyz = await running.http.get("/-/readyz")
         answer = await running.http.get("/other/value")
         joins = channel.joins
-        async with open_redis(port):
-            await hear_again(running, channel)
-            with trio.fail_after(10):
-                while channel.joins == joins:  # phx_error made it join anew
-                    await channel.receive()
+        redis.start()
+        await hear_again(running, channel)
+        with trio.fail_after(10):
+            while channel.joins == joins:  # phx_error made it join anew
+                await channel.receive()
 
         assert readyz.status_code == 503
         assert answer.status_code in {200, 503}
         assert await charged(running) == {}
         assert started(running, 0) == PARTS
-        assert running.redis_url == redact(f"redis://127.0.0.1:{port}")
+        assert running.redis_url == redact(redis.url)
 
 
 @asynccontextmanager
-async def open_outage(strategy: Strategy, port: int) -> AsyncIterator[tuple[RunningTangram, Channel]]:
+async def open_outage(strategy: Strategy) -> AsyncIterator[tuple[RunningTangram, Channel, RealBroker]]:
     """A server whose Redis was there, and is away now."""
-    async with trio.open_nursery() as nursery:
-        redis = await nursery.start(_keep_redis, port)
-        async with open_two(strategy, redis_url=f"redis://127.0.0.1:{port}") as running:
-            async with joined(running) as channel:
-                await channel.receive()
-                redis.cancel()
-                tree = running.server.tree
-                assert tree is not None
-                bus = tree.bus
-                assert bus is not None
-                await until(lambda: not bus.up)
-                await trio.sleep(0.5)
-                yield running, channel
-        nursery.cancel_scope.cancel()
-
-
-async def _keep_redis(port: int, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-    with trio.CancelScope() as scope:
-        async with open_redis(port):
-            await trio.sleep(0.1)
-            task_status.started(scope)
-            await trio.sleep_forever()
+    with open_broker() as redis:
+        async with open_two(strategy, redis_url=redis.url) as running, joined(running) as channel:
+            await channel.receive()
+            redis.kill()
+            tree = running.server.tree
+            assert tree is not None
+            bus = tree.bus
+            assert bus is not None
+            await until(lambda: not bus.up)
+            await trio.sleep(0.5)
+            yield running, channel, redis
 
 
 @asynccontextmanager

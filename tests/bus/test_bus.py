@@ -1,5 +1,4 @@
 import random
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import trio
 
 from tangram.bus import Bus
 from tangram.errors import BrokerUnavailable, ConfigError
-from tests.bus.conftest import Valkey
+from tangram.testing import RealBroker, open_broker
 from tests.bus.fakes import URL, FakeRedis, until
 
 Clock = trio.testing.MockClock
@@ -123,7 +122,7 @@ async def test_a_failing_annex_costs_its_caller_alone(autojump_clock: Clock, fak
 
 
 @pytest.mark.slow
-async def test_a_killed_broker_is_found_again(valkey: Valkey) -> None:
+async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
     """After a kill and a restart messages flow again within a quarter of a second of the broker's
     listening."""
     got: list[tuple[bytes, bytes]] = []
@@ -150,19 +149,18 @@ async def test_a_killed_broker_is_found_again(valkey: Valkey) -> None:
 
 
 @pytest.mark.slow
-async def test_a_broker_that_stands_still_is_waited_for(valkey: Valkey) -> None:
+async def test_a_broker_that_stands_still_is_waited_for(valkey: RealBroker) -> None:
     """A broker that is stopped and continued answers what it was asked before, in order."""
     bus = Bus(valkey.url)
     async with trio.open_nursery() as nursery:
         await nursery.start(bus.run)
-        assert valkey.process is not None
-        valkey.process.send_signal(signal.SIGSTOP)
+        valkey.freeze()
         results: list[object] = []
         for _ in range(5):
             bus.publish_nowait("to:a:b", b"x", results.append)
         await trio.sleep(0.2)
         assert results == []
-        valkey.process.send_signal(signal.SIGCONT)
+        valkey.thaw()
         await bus.publish("to:a:b", b"y")
 
         assert results == [1] * 5
@@ -170,7 +168,7 @@ async def test_a_broker_that_stands_still_is_waited_for(valkey: Valkey) -> None:
 
 
 @pytest.mark.slow
-async def test_a_burst_arrives_whole_and_in_order(shared_valkey: Valkey) -> None:
+async def test_a_burst_arrives_whole_and_in_order(shared_valkey: RealBroker) -> None:
     """Ten thousand messages at once come through without a gap, in far fewer batches."""
     got: list[bytes] = []
 
@@ -193,12 +191,10 @@ async def test_a_burst_arrives_whole_and_in_order(shared_valkey: Valkey) -> None
 @pytest.mark.slow
 async def test_credentials_and_databases() -> None:
     """A password in the URL logs both connections in; a wrong one is told and crashes nobody."""
-    broker = Valkey("--requirepass", "pa:ss")
-    broker.start()
-    try:
-        right = Bus(broker.url.replace("//", "//:pa%3Ass@") + "/2")
-        wrong = Bus(broker.url.replace("//", "//:nope@"))
-        none = Bus(broker.url)
+    with open_broker(password="pa:ss") as broker:
+        right = Bus(broker.url + "/2")
+        wrong = Bus(broker.url.replace("pa%3Ass", "nope"))
+        none = Bus(broker.url.replace(":pa%3Ass@", ""))
         async with trio.open_nursery() as nursery:
             for bus in (wrong, none):
                 nursery.start_soon(bus.run)
@@ -209,22 +205,16 @@ async def test_credentials_and_databases() -> None:
             assert "WRONGPASS" in wrong.statistics().cause
             assert "NOAUTH" in none.statistics().cause
             nursery.cancel_scope.cancel()
-    finally:
-        broker.kill()
 
 
 @pytest.mark.slow
 async def test_unix_sockets(tmp_path: Path) -> None:
     """unix:// URLs work like the others."""
     path = tmp_path / "s"
-    broker = Valkey("--unixsocket", str(path))
-    broker.start()
-    try:
+    with open_broker("--unixsocket", str(path)):
         async with trio.open_nursery() as nursery:
             bus = Bus(f"unix://{path}?db=1")
             await nursery.start(bus.run)
 
             assert await bus.publish("to:a:b", b"x") == 1
             nursery.cancel_scope.cancel()
-    finally:
-        broker.kill()

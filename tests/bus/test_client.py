@@ -17,14 +17,14 @@ from tangram.bus import Bus, RedisClient
 from tangram.bus.client import BLOCKING
 from tangram.bus.lane import Lane
 from tangram.errors import BrokerUnavailable
-from tests.bus.conftest import Valkey
+from tangram.testing import RealBroker
 from tests.bus.fakes import until
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def bus(shared_valkey: Valkey, nursery: trio.Nursery) -> AsyncGenerator[Bus]:
+async def bus(shared_valkey: RealBroker, nursery: trio.Nursery) -> AsyncGenerator[Bus]:
     async with trio.open_nursery() as own:
         bus = Bus(shared_valkey.url)
         await own.start(bus.run)
@@ -239,7 +239,7 @@ async def test_an_error_nobody_awaits_does_not_end_the_loop(client: RedisClient,
     assert await bus.annex("redis client", Lane(bus.url).run, Lane) is lane
 
 
-async def test_redis_away_is_told_and_back_is_found(valkey: Valkey) -> None:
+async def test_redis_away_is_told_and_back_is_found(valkey: RealBroker) -> None:
     """While Redis is away each command says so at once; when it is back the same client works."""
     async with trio.open_nursery() as nursery:
         bus = Bus(valkey.url)
@@ -268,7 +268,7 @@ async def test_redis_away_is_told_and_back_is_found(valkey: Valkey) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_it_survives_a_restart_of_the_bus(shared_valkey: Valkey) -> None:
+async def test_it_survives_a_restart_of_the_bus(shared_valkey: RealBroker) -> None:
     """A client asks for the bus of now; without one it says so."""
     now: list[Bus] = []
     client = RedisClient(lambda: now[-1] if now else None)
@@ -290,7 +290,7 @@ async def test_it_survives_a_restart_of_the_bus(shared_valkey: Valkey) -> None:
         await pipe.get("k").execute()
 
 
-async def test_a_stop_cuts_off_what_waits(shared_valkey: Valkey) -> None:
+async def test_a_stop_cuts_off_what_waits(shared_valkey: RealBroker) -> None:
     """A command that waits when the bus stops raises BrokerUnavailable, promptly, in whatever task it
     waits."""
     told: list[str] = []
@@ -317,7 +317,7 @@ async def test_a_stop_cuts_off_what_waits(shared_valkey: Valkey) -> None:
     assert told == ["the bus was stopped; its redis client is closed"]
 
 
-async def test_a_stop_leaves_nothing_behind(shared_valkey: Valkey) -> None:
+async def test_a_stop_leaves_nothing_behind(shared_valkey: RealBroker) -> None:
     """Opening and closing the client again and again leaves no descriptor, thread or asyncio task."""
 
     async def life() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import attrs
 import msgspec
 
 from tangram.channels.outbox import Outbox
-from tangram.errors import BrokerUnavailable
+from tangram.testing.transport import FakeBus
 
-Done = Callable[[Mapping[int, Exception]], None]
+__all__ = ["FakeBus", "Settings", "counting_ids", "drained", "open_outbox"]
 
 
 @attrs.frozen(kw_only=True)
@@ -33,41 +33,6 @@ class Settings:
     join_burst: float = 5000
     upgrade_rate: float = 50.0
     upgrade_burst: float = 2000
-
-
-@attrs.define
-class FakeBus:
-    """Takes publishes; gives what begins with ``to:`` straight back, as one Redis would."""
-
-    up: bool = True
-    published: list[tuple[str, bytes]] = attrs.Factory(list)
-    sink: Callable[[Sequence[tuple[bytes, bytes]]], None] | None = None
-    hold: bool = False
-    held: list[Done] = attrs.Factory(list)
-
-    def publish_nowait(self, channel: str, payload: bytes) -> None:
-        self.publish_all([(channel, payload)])
-
-    def publish_all(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
-        if not self.up:
-            if done is not None:
-                done(dict.fromkeys(range(len(messages)), BrokerUnavailable("redis is away")))
-            return
-        self.published += messages
-        for channel, payload in messages:
-            if self.sink is not None and channel.startswith("to:"):
-                self.sink([(channel.encode(), payload)])
-        if done is not None:
-            if self.hold:
-                self.held.append(done)
-            else:
-                done({})
-
-    def names(self, prefix: str = "") -> list[str]:
-        return [channel for channel, _ in self.published if channel.startswith(prefix)]
-
-    def payloads(self, channel: str) -> list[bytes]:
-        return [payload for name, payload in self.published if name == channel]
 
 
 def counting_ids(prefix: str = "c") -> Callable[[], str]:

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import trio
 
-from tangram.broker import EmbeddedBroker
 from tangram.compat.plugin import Plugin
 from tangram.compat.state import BackendState
-from tangram.config import BrokerConfig
-from tangram.testing import open_tangram
+from tangram.testing import open_broker, open_tangram
 
 pytestmark = pytest.mark.slow
 
@@ -54,34 +52,22 @@ async def test_an_external_redis_goes_and_comes_back() -> None:
             while heard.count("beat") < 3:
                 await tangram.http.get("/-/healthz")
 
-    broker = EmbeddedBroker(BrokerConfig(port=0))
-    async with trio.open_nursery() as nursery:
-        url = await nursery.start(run_until(scope := trio.CancelScope(), broker))
-        async with open_tangram([listening, publishing], {"core": {"redis_url": url}}) as tangram:
+    with open_broker() as broker:
+        async with open_tangram([listening, publishing], {"core": {"redis_url": broker.url}}) as tangram:
             await beats(tangram)
             tree = tangram.server.tree
             assert tree is not None
             await tree._publish("from:x:y", "bad")
             await tree._publish("from:x:y", b"\xff")
             await beats(tangram)
-            scope.cancel()
+            broker.kill()
             with trio.fail_after(10):
                 while "publishing" not in tree.patience.waiting:
                     await tangram.http.get("/-/healthz")
-            async with trio.open_nursery() as second:
-                await second.start(broker.run)
-                await beats(tangram)
-                crashes = [event.child for event in tangram.events if event.kind == "crashed"]
+            broker.start()
+            await beats(tangram)
+            crashes = [event.child for event in tangram.events if event.kind == "crashed"]
 
-                assert "plugin:publishing" not in crashes
-                assert "plugin:listening" not in crashes
-                assert (await tangram.http.get("/-/readyz")).status_code == 200
-                second.cancel_scope.cancel()
-
-
-def run_until(scope: trio.CancelScope, broker: EmbeddedBroker) -> Any:
-    async def run(*, task_status: trio.TaskStatus[str]) -> None:
-        with scope:
-            await broker.run(task_status=task_status)
-
-    return run
+            assert "plugin:publishing" not in crashes
+            assert "plugin:listening" not in crashes
+            assert (await tangram.http.get("/-/readyz")).status_code == 200

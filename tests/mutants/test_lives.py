@@ -16,10 +16,9 @@ import trio
 from trio.testing import MockClock
 
 import tangram
-from tangram.testing import INVARIANTS, Chaos, RunningTangram, TangramEnded, free_port, open_tangram
+from tangram.testing import INVARIANTS, Chaos, RunningTangram, TangramEnded, open_broker, open_tangram
 from tangram.transports.native.connection import HttpConnection
 from tests.app.helpers import Journal, make_plugin
-from tests.app.test_strategies import open_redis
 
 ALL = tuple(INVARIANTS)
 PATIENT: dict[str, Any] = {"root_restarts": 100, "plugin_restarts": 100}
@@ -173,35 +172,20 @@ async def test_secrets_do_not_show(autojump_clock: MockClock) -> None:
 @pytest.mark.slow
 async def test_who_waits_is_hurried_when_redis_is_back() -> None:
     """A plugin in a long back-off is started at once when the configured Redis, which was away, is back."""
-    port = free_port()
     waits = {"backoff_initial": 60.0, "backoff_max": 60.0, "strategy": "one_for_one"}
-    core = {"redis_url": f"redis://127.0.0.1:{port}"}
-    async with trio.open_nursery() as nursery:
-        stop = await nursery.start(_keep_redis, port)
-        # The Redis that comes back outlives the server, and would be counted as left behind.
-        async with open_tangram(
-            [make_plugin(Journal())], {"core": core, "supervisor": waits}, checks=()
-        ) as running:
+    with open_broker() as redis:
+        core = {"redis_url": redis.url}
+        async with open_tangram([make_plugin(Journal())], {"core": core, "supervisor": waits}) as running:
             await _until_broker(running, up=True)
             for _ in range(2):
                 assert await running.wait_steady() == "up"
                 await crash(running, "plugin:probe")
             mark = len(running.events)
-            stop.set()
+            redis.kill()
             await _until_broker(running, up=False)
-            nursery.start_soon(_keep_redis, port)
+            redis.start()
 
             await running.wait_event("started", "plugin:probe", after=mark, seconds=4.0)
-        nursery.cancel_scope.cancel()
-
-
-async def _keep_redis(
-    port: int, *, task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED
-) -> None:
-    over = trio.Event()
-    async with open_redis(port):
-        task_status.started(over)
-        await over.wait()
 
 
 async def _until_broker(running: RunningTangram, *, up: bool) -> None:

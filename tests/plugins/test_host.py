@@ -17,7 +17,8 @@ from tangram.errors import PluginConfigError, RestartsExhausted, StartFailed
 from tangram.plugins.host import PluginHost
 from tangram.plugins.plugin import Lifespan, Plugin, ServiceFunction
 from tangram.plugins.state import BackendState
-from tangram.supervision import Child, open_supervisor
+from tangram.supervision import Child
+from tangram.testing import open_supervised
 from tests.plugins.fakes import loaded, make_state, state_of
 
 
@@ -106,7 +107,7 @@ async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock) 
 
     host = host_of(plugin)
     with pytest.raises(RestartsExhausted) as caught:
-        async with open_supervisor([Child("plugin:demo", host.run)], restarts=0):
+        async with open_supervised([Child("plugin:demo", host.run)], restarts=0):
             await trio.sleep(5)
     assert "plugin:demo > tick: ValueError: no such aircraft" in caught.value.crashes[-1]
 

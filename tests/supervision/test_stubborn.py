@@ -7,8 +7,11 @@ import structlog.testing
 import trio
 
 from tangram.errors import ChildStubborn
-from tangram.supervision import Child, Supervisor, open_supervisor
+from tangram.supervision import Child, Supervisor
+from tangram.testing import open_supervised
 from tests.supervision.worlds import World
+
+ON_PURPOSE = {"nobody_is_stubborn": "this is what the case is about"}
 
 
 async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object, world: World) -> None:
@@ -65,11 +68,12 @@ async def test_stubborn_is_named_with_its_line(autojump_clock: object) -> None:
 
     with structlog.testing.capture_logs() as lines:
         async with trio.open_nursery() as nursery:
-            async with open_supervisor(
+            async with open_supervised(
                 [Child("a", run, stop_timeout=1.0)],
+                but=ON_PURPOSE,
                 on_event=lambda event: where.append(event.where) if event.kind == "stubborn" else None,
-            ) as supervisor:
-                nursery.start_soon(look, supervisor)
+            ) as supervised:
+                nursery.start_soon(look, supervised.supervisor)
 
     line = inner.__code__.co_firstlineno + 2
     assert where == [f"{__file__}:{line} in {inner.__qualname__}"] * 2
@@ -85,8 +89,9 @@ async def test_stubborn_failure_is_told_before_it_can_be_raised(autojump_clock: 
             await free.wait()
 
     with pytest.raises(ChildStubborn, match="cannot be started a second time beside itself"):
-        async with open_supervisor(
+        async with open_supervised(
             [Child("a", stubborn, stop_timeout=1)],
+            but=ON_PURPOSE,
             on_event=lambda event: free.set() if event.kind == "gave_up" else None,
-        ) as supervisor:
-            await supervisor.restart_child("a")
+        ) as supervised:
+            await supervised.supervisor.restart_child("a")

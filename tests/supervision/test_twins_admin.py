@@ -11,13 +11,15 @@ import structlog.testing
 import trio
 
 from tangram.errors import NoSuchChild, SpecError
-from tangram.supervision import Backoff, Child, open_supervisor, run_supervisor
+from tangram.supervision import Backoff, Child, run_supervisor
+from tangram.testing import open_supervised
 from tests.supervision.worlds import Running, World
 
 
 async def test_child_adm(autojump_clock: object, world: World) -> None:
     """Stop, start again, delete and add: each in its place, refused where it does not fit, never charged."""
-    await world.open(world.children("a b"), strategy="one_for_one")
+    moves = {"stops_in_reverse_order": "a is deleted, and stands behind b when it is added again"}
+    await world.open(world.children("a b"), strategy="one_for_one", but=moves)
     with pytest.raises(SpecError, match="there is a child 'a' already"):
         await world.start_child(world.child("a"))
     with pytest.raises(SpecError, match="child 'a' is running"):
@@ -83,10 +85,10 @@ async def test_sup_flags() -> None:
     with pytest.raises(
         SpecError, match=r"strategy must be .*; auto_shutdown must be .*; shutdown_timeout must be"
     ):
-        async with open_supervisor([], strategy="x", auto_shutdown="y", shutdown_timeout=0):  # type: ignore[arg-type]
+        async with open_supervised([], strategy="x", auto_shutdown="y", shutdown_timeout=0):  # type: ignore[arg-type]
             pass
     with pytest.raises(SpecError, match="expected a window"):
-        async with open_supervisor([], restarts=-1):
+        async with open_supervised([], restarts=-1):
             pass
 
 
@@ -178,7 +180,8 @@ async def test_significant_escalation(autojump_clock: trio.testing.MockClock) ->
         restart="transient",
         significant=True,
     )
-    async with open_supervisor([child], auto_shutdown="all_significant") as supervisor:
+    async with open_supervised([child], auto_shutdown="all_significant") as supervised:
+        supervisor = supervised.supervisor
         go.set()
         with trio.fail_after(1):
             await supervisor.wait()
@@ -203,7 +206,8 @@ async def test_count_children(autojump_clock: object, world: World) -> None:
 async def test_count_children_supervisor(autojump_clock: trio.testing.MockClock) -> None:
     """A child that is a supervisor is counted as one, and its own children below it."""
     inner = Child("inner", partial(run_supervisor, [Child("x", trio.sleep_forever)], name="inner"))
-    async with open_supervisor([inner, Child("a", trio.sleep_forever)]) as supervisor:
+    async with open_supervised([inner, Child("a", trio.sleep_forever)]) as supervised:
+        supervisor = supervised.supervisor
         statistics = supervisor.statistics()
 
     assert statistics.counts["supervisors"] == 1
@@ -231,7 +235,8 @@ async def test_do_not_save_start_parameters_for_temporary_children(
 
     async def run(parameter: Parameter) -> None: ...
 
-    async with open_supervisor(strategy="one_for_one") as supervisor:
+    async with open_supervised(strategy="one_for_one") as supervised:
+        supervisor = supervised.supervisor
         parameter = Parameter()
         seen = weakref.ref(parameter)
         await supervisor.start_child(Child("t", partial(run, parameter), restart="temporary"))
@@ -297,7 +302,7 @@ async def test_format_log_1(autojump_clock: trio.testing.MockClock) -> None:
         raise ValueError("boom")
 
     with structlog.testing.capture_logs() as lines:
-        async with open_supervisor([Child("a", run, restart="temporary")]):
+        async with open_supervised([Child("a", run, restart="temporary")]):
             await trio.testing.wait_all_tasks_blocked()
 
     (line,) = [line for line in lines if line["log_level"] == "error"]

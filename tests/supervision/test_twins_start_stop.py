@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from tangram.errors import SpecError, StartFailed
-from tangram.supervision import Child, open_supervisor
+from tangram.supervision import Child
 from tangram.supervision.spec import check_supervisor
+from tangram.testing import open_supervised
 from tests.supervision.worlds import Running, World
 
 
@@ -262,7 +263,8 @@ async def test_extra_return(nursery: trio.Nursery, autojump_clock: trio.testing.
         task_status.started(lives)
         await trio.sleep_forever()
 
-    async with open_supervisor([Child("a", run)]) as supervisor:
+    async with open_supervised([Child("a", run)]) as supervised:
+        supervisor = supervised.supervisor
         assert supervisor.value("a") == 1
         assert await supervisor.restart_child("a") == 2
         assert supervisor.value("a") == 2

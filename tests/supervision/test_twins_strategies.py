@@ -8,9 +8,10 @@ import pytest
 import trio
 
 from tangram.errors import NoSuchChild, RestartsExhausted
-from tangram.supervision import Backoff, Child, Window, open_supervisor, run_supervisor
+from tangram.supervision import Backoff, Child, Window, run_supervisor
 from tangram.supervision.decide import Decider
 from tangram.supervision.table import Start
+from tangram.testing import open_supervised
 from tests.supervision.worlds import Running, World
 
 
@@ -203,7 +204,8 @@ async def test_shutdown_of_own_will(
             await trio.sleep_forever()
 
     child = Child("a", run, restart=restart)  # type: ignore[arg-type]
-    async with open_supervisor([child], backoff=Backoff(initial=0)) as supervisor:
+    async with open_supervised([child], backoff=Backoff(initial=0)) as supervised:
+        supervisor = supervised.supervisor
         await trio.testing.wait_all_tasks_blocked()
         statistics = supervisor.statistics()
 
@@ -269,7 +271,8 @@ async def test_tree(autojump_clock: trio.testing.MockClock) -> None:
         return [Child(name, partial(run, name)) for name in ("x", "y")]
 
     child = Child("inner", partial(run_supervisor, inner, name="inner", restarts=1, strategy="one_for_all"))
-    async with open_supervisor([Child("a", partial(run, "a")), child], strategy="one_for_one") as supervisor:
+    async with open_supervised([Child("a", partial(run, "a")), child], strategy="one_for_one") as supervised:
+        supervisor = supervised.supervisor
         log.clear()
         bombs["x"].set()
         await trio.testing.wait_all_tasks_blocked()
@@ -374,7 +377,7 @@ async def test_exhausted_tells_the_story(autojump_clock: trio.testing.MockClock)
         raise ValueError(f"number {n}")
 
     with pytest.raises(RestartsExhausted) as caught:
-        async with open_supervisor([Child("a", run)], restarts=2):
+        async with open_supervised([Child("a", run)], restarts=2):
             await trio.sleep_forever()
 
     assert caught.value.crashes == tuple(f"a: ValueError: number {k}" for k in (1, 2, 3))

@@ -26,12 +26,12 @@ from tangram.supervision import (
     SupervisionEvent,
     Supervisor,
     Window,
-    open_supervisor,
 )
 from tangram.supervision.decide import Decider
 from tangram.supervision.records import crash_of
 from tangram.supervision.spec import check_supervisor
 from tangram.supervision.table import AT_REST, Effect, Start, State, Tell
+from tangram.testing import open_supervised
 
 KINDS: dict[type[BaseException], str] = {
     StartFailed: "boot",
@@ -40,6 +40,12 @@ KINDS: dict[type[BaseException], str] = {
     KeyboardInterrupt: "fatal",
     SystemExit: "fatal",
 }
+
+
+STUBBORN = dict.fromkeys(
+    ("nobody_is_stubborn", "stops_within_bound", "stops_in_reverse_order"),
+    "children that the case names ignore their cancellation, and end when it releases them",
+)
 
 
 class World(ABC):
@@ -137,6 +143,7 @@ class Decided(World):
         return None if failure is None else failure.kind
 
     async def open(self, children: list[Child], **settings: Any) -> None:
+        settings.pop("but", None)
         window = settings.pop("window", 60.0)
         restarts = settings.pop("restarts", 3)
         check_supervisor(
@@ -321,12 +328,14 @@ class Running(World):
     async def open(self, children: list[Child], **settings: Any) -> None:
         settings.setdefault("backoff", Backoff(initial=0))
         settings.setdefault("rng", random.Random(1))
+        settings.setdefault("but", STUBBORN if self.stubborn else {})
         self._nursery.start_soon(self._hold, children, settings)
         await trio.testing.wait_all_tasks_blocked()
 
     async def _hold(self, children: list[Child], settings: dict[str, Any]) -> None:
         try:
-            async with open_supervisor(children, on_event=self.events.append, **settings) as self._made:
+            async with open_supervised(children, on_event=self.events.append, **settings) as seen:
+                self._made = seen.supervisor
                 await self._leave.wait()
         except tuple(KINDS) as error:
             self.error = error

@@ -1,11 +1,11 @@
-"""Both engines on a real socket, and a client that speaks HTTP through h11: an independent referee."""
+"""Both engines by the kit, and a client that speaks HTTP through h11: an independent referee."""
 
 from __future__ import annotations
 
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -13,8 +13,9 @@ import attrs
 import h11
 import trio
 
+from tangram.testing.transport import RunningEngine, open_engine
 from tangram.transports.engine import ASGIApp, Engine
-from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
+from tangram.transports.listeners import HeldSocket
 
 Json = Any
 
@@ -36,33 +37,32 @@ class Settings:
 
 @attrs.define
 class Server:
-    """A running engine: where it listens, its counters, and how it ends."""
+    """The kit's running engine, and a client of ours that connects to it."""
 
-    held: list[HeldSocket]
-    engine: Engine
-    scope: trio.CancelScope
-    done: trio.Event
-    grace: float = 5.0
+    running: RunningEngine
+
+    @property
+    def held(self) -> list[HeldSocket]:
+        return self.running.held
+
+    @property
+    def engine(self) -> Engine:
+        return self.running.engine
 
     @property
     def port(self) -> int:
-        return self.held[0].port
+        return self.running.port
 
     async def connect(self) -> Client:
         return Client(await trio.open_tcp_stream("127.0.0.1", self.port))
 
     async def wait_closed(self, limit: float = 5.0) -> None:
         """Wait until no connection is open."""
-        with trio.fail_after(limit):
-            while self.engine.statistics().connections:  # noqa: ASYNC110  # statistics are all an operator has, too
-                await trio.sleep(0.05)
+        await self.running.wait_closed(limit)
 
     async def stop(self) -> float:
         """Cancel it and wait; answers the seconds that took."""
-        began = trio.current_time()
-        self.scope.cancel()
-        await self.done.wait()
-        return trio.current_time() - began
+        return await self.running.stop()
 
 
 ENGINE_OPTIONS = (
@@ -74,55 +74,17 @@ ENGINE_OPTIONS = (
     "compression",
     "forwarded",
     "ping_interval",
+    "held",
+    "crashes",
 )
 
 
 @asynccontextmanager
 async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any) -> AsyncIterator[Server]:
-    """Run the engine ``name`` for the block."""
+    """Run the engine ``name`` for the block; options that are not the engine's are its settings."""
     arguments = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
-    given = options.pop("held", None)
-    settings = Settings(**options)
-    held = given or open_listeners("127.0.0.1", 0)
-    scope = trio.CancelScope()
-    done = trio.Event()
-    engines: list[Server] = []
-
-    async def run(*, task_status: trio.TaskStatus[Engine]) -> None:
-        serve = engine_named(name)
-        try:
-            with scope:
-                await serve(
-                    app, held, settings, grace=lambda: engines[0].grace, task_status=task_status, **arguments
-                )
-        finally:
-            done.set()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            server = Server(held, await start(nursery, run), scope, done, grace)
-            engines.append(server)
-            yield server
-            server.grace = min(server.grace, 1.0)
-            scope.cancel()
-    finally:
-        if given is None:
-            close_listeners(held)
-
-
-async def start(nursery: trio.Nursery, run: Callable[..., Any]) -> Engine:
-    engine: Engine = await nursery.start(run)
-    return engine
-
-
-def engine_named(name: str) -> Any:
-    if name == "hypercorn":
-        from tangram.transports.hypercorn import serve_hypercorn
-
-        return serve_hypercorn
-    from tangram.transports.native import serve_native
-
-    return serve_native
+    async with open_engine(name, app, settings=Settings(**options), grace=grace, **arguments) as running:
+        yield Server(running)
 
 
 @attrs.frozen

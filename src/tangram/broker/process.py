@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import trio
 
-__all__ = ["ServerProcess", "parse_log_line", "start_server"]
+__all__ = ["ServerProcess", "guarded", "parse_log_line", "start_server"]
 
 _GUARD = """
 exec 3<&0 </dev/null
@@ -150,10 +150,17 @@ def describe_end(status: int) -> str:
         return f"signal {-status}"
 
 
+def guarded(argv: Sequence[str]) -> list[str]:
+    """The command that runs ``argv`` under its guard, which wants a pipe as its standard input and a line in
+    it before that ends.
+    """
+    return ["/bin/sh", "-c", _GUARD, "tangram-broker-guard", *argv]
+
+
 async def start_server(argv: Sequence[str], on_line: Callable[[str], None]) -> ServerProcess:
     """Start ``argv`` under its guard. ``OSError`` where there is no shell."""
     process = await trio.lowlevel.open_process(
-        ["/bin/sh", "-c", _GUARD, "tangram-broker-guard", *argv],
+        guarded(argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,46 +9,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tangram.testing.brokers import RealBroker, open_broker
     from tangram.testing.catalogue import FAULTS, Chaos
     from tangram.testing.faults import FaultPorts, InjectedFault
     from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
     from tangram.testing.memory import MemoryBroker
+    from tangram.testing.ports import free_port
+    from tangram.testing.process import Home, RunningProcess, open_process, run_process
     from tangram.testing.reached import Reached, collecting, sometimes
-    from tangram.testing.server import RunningTangram, TangramEnded, free_port, open_tangram
+    from tangram.testing.server import RunningTangram, TangramEnded, open_tangram
     from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
+    from tangram.testing.supervised import Supervised, open_supervised
+    from tangram.testing.transport import (
+        FakeBus,
+        RunningEngine,
+        RunningTransport,
+        open_engine,
+        open_transport,
+    )
 
 __all__ = [
     "FAULTS",
     "INVARIANTS",
     "Chaos",
     "Evidence",
+    "FakeBus",
     "FaultPorts",
+    "Home",
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
     "Reached",
+    "RealBroker",
+    "RunningEngine",
+    "RunningProcess",
     "RunningTangram",
+    "RunningTransport",
     "StepFailed",
     "StepReport",
+    "Supervised",
     "TangramEnded",
     "chaos",
     "check",
     "collecting",
     "every_step",
     "free_port",
+    "open_broker",
+    "open_engine",
+    "open_process",
+    "open_supervised",
     "open_tangram",
+    "open_transport",
     "run_every_step",
+    "run_process",
     "sometimes",
 ]
 
 _MODULES = {
+    "brokers": ("RealBroker", "open_broker"),
     "catalogue": ("FAULTS", "Chaos"),
     "faults": ("FaultPorts", "InjectedFault"),
     "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
     "memory": ("MemoryBroker",),
-    "server": ("RunningTangram", "TangramEnded", "free_port", "open_tangram"),
+    "ports": ("free_port",),
+    "process": ("Home", "RunningProcess", "open_process", "run_process"),
     "reached": ("Reached", "collecting", "sometimes"),
+    "server": ("RunningTangram", "TangramEnded", "open_tangram"),
     "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
+    "supervised": ("Supervised", "open_supervised"),
+    "transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -16,11 +16,15 @@ from typing import Any
 import attrs
 import trio
 
-__all__ = ["UNDER_TEST", "Census", "take_census", "wait_nothing_left"]
+__all__ = ["THE_TESTS_OWN", "UNDER_TEST", "Census", "descendants", "take_census", "wait_nothing_left"]
 
 UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default=None)
 """Set in the task of a server under test: whatever that starts inherits it, and is known by it."""
 
+THE_TESTS_OWN: dict[int, int] = {}
+"""Processes that a test started beside the server, by the kit, and the pipe to each: nobody's leak. Whoever
+started them sees to their end.
+"""
 _NO_FILES = ("/dev/", "/proc/", "/memfd:")
 
 _LISTENING = "0A"
@@ -70,7 +74,7 @@ def take_census(mark: object | None = None) -> Census:
         descriptors=_descriptors(),
         files=_files(),
         asyncio_tasks=_asyncio_tasks(),
-        processes=dict(_processes(os.getpid())),
+        processes={pid: f"{name} (process {pid})" for pid, name in descendants(os.getpid())},
     )
 
 
@@ -125,7 +129,8 @@ def _descriptors() -> dict[object, str]:
             target = str(entry.readlink())
         except OSError:
             continue  # the one by which this very folder was read
-        if target.startswith(("socket:", "pipe:", "anon_inode:")):
+        own = int(entry.name) in THE_TESTS_OWN.values()
+        if target.startswith(("socket:", "pipe:", "anon_inode:")) and not own:
             found[entry.name, target] = f"{entry.name} -> {target}"
     return found
 
@@ -177,16 +182,19 @@ def _asyncio_tasks() -> dict[object, str]:
     return {task.get_name(): repr(task) for task in known if not task.done()}
 
 
-def _processes(parent: int) -> Iterator[tuple[object, str]]:
+def descendants(parent: int) -> Iterator[tuple[int, str]]:
+    """The processes below one, with their names; those that the test itself has started are left out."""
     for task in Path(f"/proc/{parent}/task").glob("*/children"):
         try:
             children = task.read_text().split()
         except OSError:
             continue
-        for child in children:
+        for child in map(int, children):
+            if child in THE_TESTS_OWN:
+                continue
             try:
                 name = Path(f"/proc/{child}/comm").read_text().strip()
             except OSError:
                 continue
-            yield int(child), f"{name} (process {child})"
-            yield from _processes(int(child))
+            yield child, name
+            yield from descendants(child)

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from tangram.testing.server import free_port
+from tangram.testing.ports import free_port
 
 __all__ = ["ServerProcess", "open_server_process"]
 

@@ -35,6 +35,8 @@ class Evidence:
     """Every event of the tree."""
     order: Mapping[str, int] = attrs.field(factory=dict)
     """The place of each of the tree's own children in the start order."""
+    order_of: str = "incarnation"
+    """The supervisor whose children these are."""
     stopped_at: int | None = None
     """How many events there were when the stop began."""
     strategy: str = "one_for_all"
@@ -152,7 +154,7 @@ def nobody_is_stubborn(evidence: Evidence) -> Iterator[str]:
 def starts_in_order(evidence: Evidence) -> Iterator[str]:
     """Children of one supervisor are started in the order in which they stand."""
     for supervisor, events in _by_supervisor(evidence.events):
-        order = _order(events, evidence.order)
+        order = _order(events, evidence)
         last = -1
         alone: set[str | None] = set()
         for event in events:
@@ -176,7 +178,7 @@ def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
     if evidence.stopped_at is None:
         return
     for supervisor, events in _by_supervisor(evidence.events):
-        order = _order(events, evidence.order)
+        order = _order(events, evidence)
         first = {id(event) for event in evidence.events[: evidence.stopped_at]}
         tail = [event for event in events if id(event) not in first and event.child is not None]
         # Who ends with an error of its own meanwhile does not wait for its turn.
@@ -212,7 +214,7 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
         return
     end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
     events = evidence.events[:end]
-    order = _order([event for event in events if event.supervisor == "incarnation"], evidence.order)
+    order = _order([event for event in events if event.supervisor == "incarnation"], evidence)
     siblings = _Siblings(order, evidence.strategy)
     for event in events:
         if event.supervisor == "root" and event.kind in {"crashed", "planned", "gave_up"}:
@@ -372,10 +374,10 @@ def _by_supervisor(
         yield key[0], found
 
 
-def _order(events: Sequence[SupervisionEvent], known: Mapping[str, int]) -> dict[str, int]:
+def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
     """The place of each child; of those that are not known, the order in which they were first started."""
-    own = any(event.supervisor == "incarnation" for event in events)
-    order = dict(known) if own else {}
+    own = any(event.supervisor == evidence.order_of for event in events)
+    order = dict(evidence.order) if own else {}
     for event in events:
         if event.kind == "started" and event.child is not None:
             order.setdefault(event.child, len(order))

@@ -58,5 +58,6 @@ def record_logs() -> Iterator[LogRecords]:
         yield records
     finally:
         logging.getLogger().removeHandler(handler)
-        where = processors.index(tap)
-        del processors[where : where + 2]
+        if tap in processors:  # else somebody has put the list back in which it was not yet
+            where = processors.index(tap)
+            del processors[where : where + 2]

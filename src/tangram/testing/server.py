@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tangram.client import ClientSocket
 
-__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "configure", "free_port", "open_tangram", "toml"]
+__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "configure", "open_tangram", "toml"]
 
 STOP_SECONDS = 15.0
 """For the whole end of a server under test: the default shutdown_timeout and half of it again."""
@@ -65,14 +65,6 @@ CHEAP = (
     "close_codes_documented",
 )
 """Invariants that hold for every test and cost it some milliseconds; checked at the end by default."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class TangramEnded(Exception):

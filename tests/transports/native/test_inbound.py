@@ -12,8 +12,8 @@ import trio
 
 from tangram.bus import Bus
 from tangram.channels.policy import Authorizer
+from tangram.testing import RealBroker, open_broker
 from tangram.transports.channels import Channels
-from tests.bus.conftest import Valkey
 from tests.channels.fakes import Settings
 from tests.transports.harness import Server, hello, serving
 from tests.transports.native.sockets import Socket, masked, open_socket
@@ -27,11 +27,9 @@ BUFFER = 262_144
 
 
 @pytest.fixture
-def broker() -> Iterator[Valkey]:
-    valkey = Valkey()
-    valkey.start()
-    yield valkey
-    valkey.kill()
+def broker() -> Iterator[RealBroker]:
+    with open_broker() as broker:
+        yield broker
 
 
 class Listener:
@@ -87,7 +85,7 @@ async def answers(client: Socket, told: dict[str, list[int]]) -> None:
 
 
 @pytest.mark.parametrize("patient", [True, False])
-async def test_nothing_is_lost_between_ok_and_a_subscriber(broker: Valkey, patient: bool) -> None:
+async def test_nothing_is_lost_between_ok_and_a_subscriber(broker: RealBroker, patient: bool) -> None:
     """Clients push more than the bus holds, as fast as they can: each push is answered once, a subscriber has
     those that were answered ok, once each and in the order of each client, and no others. Where the engine
     waits for room in the bus, none is refused at all."""

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import pytest
-import trio
 
-from tangram.channels.policy import Authorizer
-from tangram.transports.listeners import close_listeners, open_listeners
-from tangram.transports.native import serve_native
-from tests.channels.fakes import FakeBus, Settings
-from tests.transports import harness
+from tangram.testing import open_transport
 from tests.transports import test_phoenix as shared
-from tests.transports.serving import Server, make_app, make_channels
 from tests.transports.test_phoenix import (
     browser,
     node_modules,
@@ -50,24 +41,4 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def on_the_native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "open_server", open_native)
-
-
-@asynccontextmanager
-async def open_native(
-    settings: Settings | None = None, *, authorizers: Sequence[Authorizer] = (), **more: Any
-) -> AsyncIterator[Server]:
-    bus = FakeBus()
-    channels = make_channels(bus, settings, authorizers=authorizers, **more)
-    app: Any = make_app(channels)
-    held = open_listeners("127.0.0.1", 0)
-    run = partial(serve_native, app, held, harness.Settings(), grace=lambda: 1.0, channels=channels)
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(channels.run)
-            await nursery.start(run)
-            yield Server(f"http://127.0.0.1:{held[0].port}", channels, bus, app)
-            await channels.drain(within=1.0)
-            nursery.cancel_scope.cancel()
-    finally:
-        close_listeners(held)
+    monkeypatch.setattr(shared, "open_server", partial(open_transport, engine="native"))

@@ -1,0 +1,166 @@
+"""A server in a process of its own: what a test sees of it, and what is found at its end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tangram.testing import Home, InvariantBroken, open_process, run_process
+from tangram.testing.process import RunningProcess, _born
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = """
+import tangram, trio
+router = tangram.APIRouter(prefix="/probe")
+plugin = tangram.Plugin(routers=[router])
+
+@router.get("/")
+async def probe() -> dict[str, str]:
+    return {"hello": "there"}
+"""
+
+
+class Program(Home):
+    """A machine on which any program stands for the server."""
+
+    def __init__(self, folder: Path, code: str) -> None:
+        super().__init__(folder)
+        self.code = code
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-u", "-c", self.code]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+async def test_a_server_is_started_asked_and_stopped(home: Home) -> None:
+    """A plugin is installed into the folder, the server is ready, answers, and ends with 0 when asked; its
+    log is there as records.
+    """
+    home.install("my_probe", PLUGIN)
+    home.configure(["my_probe"])
+    async with open_process(home) as server:
+        url = await server.wait_ready()
+        answer = await server.get("/probe/")
+        below = server.look_below()
+        status = await server.stop()
+
+    assert url == home.url
+    assert answer == {"hello": "there"}
+    assert "valkey-server" in below.values()
+    assert status == 0
+    assert server.events("tangram has stopped", status=0)
+    assert home.secrets()
+
+
+async def test_one_that_does_not_start_says_why(home: Home) -> None:
+    """A wrong configuration is told on a line, and the process has ended."""
+    home.configure(extra="[supervisor]\nstrategy = 'nonsense'")
+    server = await run_process(home)
+
+    assert server.process.returncode not in {0, None}
+    assert "nonsense" in server.log
+
+
+async def run(home: Home, until: str = "up", **but: str) -> RunningProcess:
+    async with open_process(home, but=but) as server:
+        await server.wait_line(until)
+        server.look_below()
+    return server
+
+
+async def test_one_that_does_not_end_is_killed_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that goes on although it was asked to end breaks its bound."""
+    monkeypatch.setattr("tangram.testing.process.STOP_SECONDS", 0.2)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+    with pytest.raises(InvariantBroken, match="stops_within_bound"):
+        await run(Program(tmp_path, code))
+
+
+async def test_a_process_that_it_leaves_behind_is_told_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes on below a process that has ended is named, unless it is meant, and gone in either case."""
+    monkeypatch.setattr("tangram.testing.process.GONE_SECONDS", 0.2)
+    code = "import subprocess, time; subprocess.Popen(['sleep', '600']); print('up'); time.sleep(600)"
+    with pytest.raises(InvariantBroken, match=r"nothing_left_alive: .* \(process"):
+        await run(Program(tmp_path, code))
+    server = await run(Program(tmp_path, code), nothing_left_alive="on purpose")
+
+    (pid,) = server.below
+    with trio.fail_after(5):
+        while _born(pid):  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(0.01)
+
+
+async def test_a_port_that_it_leaves_open_is_told(tmp_path: Path) -> None:
+    """A listener that outlives it breaks nothing_left_alive; one that was there before is nobody's fault."""
+    home = Program(tmp_path, "import time; print('up'); time.sleep(600)")
+    with socket.socket() as other:
+        with pytest.raises(InvariantBroken, match="somebody listens at its port"):  # noqa: PT012
+            async with open_process(home) as server:
+                await server.wait_line("up")
+                other.bind(("127.0.0.1", home.port))
+                other.listen()
+        await run(home)
+
+
+async def test_a_traceback_and_a_secret_are_told(tmp_path: Path) -> None:
+    """What a user must not see is found in either output; the secret itself is not shown again."""
+    secret = "x1y2z3" * 4
+    home = Program(tmp_path, f"print('up'); print('token {secret}'); raise ValueError('mine')")
+    home.state.mkdir(parents=True)
+    (home.state / "operator-token").write_text(secret + "\n")
+    with pytest.raises(InvariantBroken) as caught:
+        await run(home, "mine")
+
+    assert {one.invariant for one in caught.value.broken} == {"no_traceback", "no_secret_in_logs"}
+    assert secret not in str(caught.value)
+    await run(home, "mine", no_traceback="on purpose", no_secret_in_logs="on purpose")
+
+
+async def test_an_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+    """It is not in a group; and what is no name of a check is refused before anything starts."""
+    home = Program(tmp_path, "import time; print('up'); time.sleep(600)")
+    with pytest.raises(LookupError):
+        async with open_process(home):
+            raise LookupError
+    with pytest.raises(ValueError, match="nothing called"):
+        await run(home, no_nonsense="there is none")
+
+
+async def test_a_signal_is_one_way_to_end(home: Home) -> None:
+    """`stop` sends what it is told to, and answers with the exit status."""
+    home.configure()
+    async with open_process(home) as server:
+        await server.wait_ready()
+        status = await server.stop(signal.SIGKILL)
+
+    assert status == -9
+
+
+def test_nothing_of_the_server_is_imported() -> None:
+    """A test of what is installed elsewhere brings a few modules of the kit along, and no server."""
+    code = "import sys, tangram.testing.process; print(*sorted(m for m in sys.modules if 'tangram' in m))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+
+    kit = {f"tangram.testing.{name}" for name in ("blocks", "census", "ports", "process")}
+    assert set(ended.stdout.split()) - {"tangram", "tangram.testing"} == kit
