@@ -152,3 +152,46 @@ def test_loading_the_plugin_costs_whoever_does_not_use_it_next_to_nothing() -> N
 def test_every_public_name_is_there() -> None:
     """Each name of ``__all__`` can be imported."""
     assert all(getattr(tangram.testing, name) is not None for name in tangram.testing.__all__)
+
+
+OLD = """
+import asyncio
+import pytest
+import tangram_core
+from tangram_core.redis import Subscriber
+from fastapi import APIRouter
+
+router = APIRouter(prefix="/old")
+
+@router.get("/")
+async def old() -> dict[str, str]:
+    return {"hello": "old world"}
+
+plugin = tangram_core.Plugin(routers=[router])
+
+@pytest.mark.tangram(plugins=[plugin], fakes=True)
+def test_it(tangram):
+    assert tangram.http.get("/old/").json() == {"hello": "old world"}
+"""
+
+
+def test_an_existing_plugins_tests_get_the_old_import(pytester: pytest.Pytester) -> None:
+    """With ``tangram_core = true`` a test module says ``import tangram_core`` at its top and gets ours, as
+    its plugin does in the server; a package of that name that lies beside it is not asked.
+    """
+    pytester.mkpydir("tangram_core").joinpath("__init__.py").write_text("raise ImportError('the real one')")
+    pytester.makepyfile(OLD)
+    pytester.makeini("[pytest]\ntangram_core = true\n")
+
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_the_old_import_is_left_alone_unless_asked_for(pytester: pytest.Pytester) -> None:
+    """Without the setting ``import tangram_core`` is whatever is installed."""
+    pytester.mkpydir("tangram_core").joinpath("__init__.py").write_text("raise ImportError('the real one')")
+    pytester.makepyfile(OLD)
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*the real one*"])

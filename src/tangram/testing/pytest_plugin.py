@@ -2,7 +2,8 @@
 
 They serve Trio tests in the test's own loop; for synchronous tests and asyncio tests the server runs in a
 thread of its own. Settings come from a marker: ``@pytest.mark.tangram(plugins=[...], config={...},
-fakes=True)``.
+fakes=True)``. With ``tangram_core = true`` in pytest's configuration, ``import tangram_core`` is answered as
+in the server.
 """
 
 from __future__ import annotations
@@ -18,11 +19,27 @@ if TYPE_CHECKING:
     from tangram.testing.catalogue import Chaos
     from tangram.testing.server import RunningTangram
 
-__all__ = ["chaos", "pytest_configure", "tangram", "tangram_socket"]
+__all__ = ["chaos", "pytest_addoption", "pytest_configure", "tangram", "tangram_socket"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The setting ``tangram_core``."""
+    parser.addini(
+        "tangram_core",
+        "answer `import tangram_core` as the server does, also where the real package is installed",
+        type="bool",
+        default=False,
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers known, also to a strict pytest."""
+    """Answer the old import where the project asks for it, before any of its tests is imported; and make
+    the markers known, also to a strict pytest.
+    """
+    if config.getini("tangram_core"):
+        from tangram.compat import answer_imports
+
+        answer_imports()
     config.addinivalue_line(
         "markers",
         "tangram(plugins=(), config=None, fakes=False, checks=...): how the fixture `tangram` is opened",
