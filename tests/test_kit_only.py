@@ -119,6 +119,7 @@ def used() -> dict[str, set[str]]:
     return {name: what for name, what in found.items() if what}
 
 
+@pytest.mark.slow
 def test_everything_is_started_by_the_kit() -> None:
     """Whoever starts something in another way has a reason here, and starts no more than stands beside it."""
     assert used() == {name: what for name, (what, _) in EXCEPTIONS.items()}
