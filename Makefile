@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | lint | bench | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | flaky | lint | bench | chaos | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream lint bench chaos clean
+.PHONY: help serve test test-downstream flaky lint bench chaos clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,7 @@ help:
 	@echo "make serve   install, and run the server with tangram.toml"
 	@echo "make test    install what the tests need, and run all of them"
 	@echo "make test-downstream   only those against the published plugins, in environments of their own"
+	@echo "make flaky   how often tests are red by chance: 50 runs of what is not slow, 3 of everything; ARGS=\"--fast 5 --all 0\""
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make bench   what is claimed about speed, measured here"
 	@echo "make chaos   10,000 scripts of faults on a whole server with fakes; ARGS=\"--seed N\" plays one"
@@ -29,9 +30,16 @@ help:
 serve: $(VENV)/.installed
 	@exec $(BIN)/python -m tangram serve --config tangram.toml
 
+# Runs a command and tells its seconds.
+TIMED = timed() { began=$$(date +%s); what=$$1; shift; echo "$$*"; "$$@"; status=$$?; \
+	echo "== $$what: $$(($$(date +%s) - began)) s"; return $$status; }; timed
+
 test: $(VENV)/.dev .cache/.e2e .cache/.downstream
-	$(BIN)/python -m pytest $(ARGS)
-	$(DOWNSTREAM) -m pytest tests/compat
+	@$(TIMED) "tests" $(BIN)/python -m pytest $(ARGS)
+	@$(TIMED) "tests with FastAPI" $(DOWNSTREAM) -m pytest tests/compat
+
+flaky: $(VENV)/.dev .cache/.e2e .cache/.downstream
+	$(BIN)/python -m tests.flaky $(ARGS)
 
 test-downstream: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	$(BIN)/python -m pytest tests/downstream $(ARGS)

@@ -53,6 +53,7 @@ def parsed() -> Iterator[tuple[Path, ast.Module, list[str]]]:
         yield path, ast.parse(text), text.splitlines()
 
 
+@pytest.mark.slow
 def test_nothing_runs_in_tasks_that_quart_keeps() -> None:
     """Neither Quart's background and serving hooks nor ASGI's lifespan are used by anything of ours."""
     kept = {"add_background_task", "before_serving", "after_serving", "while_serving", "startup", "shutdown"}
@@ -90,6 +91,7 @@ def test_hypercorn_is_pinned() -> None:
 BOUNDED = re.compile(r"deadline|bounded|has an end|time|Trio cannot", re.IGNORECASE)
 
 
+@pytest.mark.slow
 def test_every_shield_has_an_end() -> None:
     """A shield is a ``move_on_after`` or has a deadline, or the lines around it say what ends it."""
     found = []

@@ -60,6 +60,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     ),
     "downstream/winds.py": ({"run_process"}, PROGRAM),
     "e2e/browser.py": ({"open_process"}, "a browser"),
+    "flaky.py": ({"Popen"}, "runs of the tests, which start by the kit"),
     "mutants/workshop.py": ({"Popen"}, "who runs the tests of a mutant, which start by the kit"),
     "testing/test_brokers.py": ({"Popen"}, "a test run that is killed while it holds a broker of the kit"),
     "testing/test_campaign.py": ({"open_process"}, "the command chaos, which starts its servers by the kit"),
@@ -118,6 +119,7 @@ def used() -> dict[str, set[str]]:
     return {name: what for name, what in found.items() if what}
 
 
+@pytest.mark.slow
 def test_everything_is_started_by_the_kit() -> None:
     """Whoever starts something in another way has a reason here, and starts no more than stands beside it."""
     assert used() == {name: what for name, (what, _) in EXCEPTIONS.items()}

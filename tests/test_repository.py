@@ -30,6 +30,7 @@ def test_no_file_is_longer_than_500_lines() -> None:
     assert not [path for path in sources() if len(path.read_text().splitlines()) > 500]
 
 
+@pytest.mark.slow
 def test_no_function_is_longer_than_60_lines() -> None:
     """A function fits on a screen."""
     found = [

@@ -307,6 +307,7 @@ async def test_an_answer_out_of_turn_ends_the_connection(
     assert "out of turn" in listener.keeper.cause
 
 
+@pytest.mark.slow
 async def test_a_half_open_connection_is_replaced(
     autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
 ) -> None:

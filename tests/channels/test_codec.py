@@ -246,6 +246,7 @@ replies = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.none() | replies))
 def test_acknowledgements_are_what_a_reply_is(replies: list[Message | None]) -> None:
     """Each push that has a ref is answered ok, in order, whatever is written in its ref and its topic."""

@@ -442,6 +442,7 @@ EVENTS = st.sampled_from(["phx_join", "phx_leave", "heartbeat", "hello", "", "ph
 REFS = st.sampled_from([None, "1", "2"])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

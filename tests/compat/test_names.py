@@ -61,6 +61,7 @@ def test_fastapi_is_answered_only_where_it_is_not_installed() -> None:
     assert import_module("fastapi.responses").JSONResponse
 
 
+@pytest.mark.slow
 def test_a_native_server_does_not_pay_for_it() -> None:
     """Without such a plugin neither this room nor what it needs is imported."""
     heavy = ("tangram.compat", "trio_asyncio", "fastapi", "pydantic", "redis.asyncio")

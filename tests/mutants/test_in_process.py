@@ -44,6 +44,7 @@ async def test_rule_10_an_event_that_is_logged_twice(
     assert "each_crash_logged_once" in await caught(["crash_plugin"])
 
 
+@pytest.mark.slow
 async def test_d5_a_connection_that_is_not_closed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,7 @@ async def test_d5_a_connection_that_is_not_closed(
                 one.close()
 
 
+@pytest.mark.slow
 async def test_held_sockets_that_an_incarnation_closes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

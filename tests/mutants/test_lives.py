@@ -196,6 +196,7 @@ async def _until_broker(running: RunningTangram, *, up: bool) -> None:
             await trio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_the_default_budget_of_a_plugin(autojump_clock: MockClock) -> None:
     """Five restarts in 30 s are allowed; the sixth crash is quarantine, and only for that plugin."""
     async with open_life() as running:
@@ -208,6 +209,7 @@ async def test_the_default_budget_of_a_plugin(autojump_clock: MockClock) -> None
         assert (await running.http.get("/probe/value")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_the_default_budget_of_the_core(autojump_clock: MockClock) -> None:
     """Three restarts in 60 s are allowed; the fourth crash ends the server with status 70 and the story."""
     async with open_life() as running:

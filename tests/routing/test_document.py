@@ -96,6 +96,7 @@ def document() -> dict[str, Any]:
     return openapi(tables, title="mine", version="1.2")
 
 
+@pytest.mark.slow
 def test_the_document_is_valid() -> None:
     """An independent validator accepts the document, and it is JSON."""
     made = document()

@@ -24,6 +24,7 @@ from tangram.testing.report import render_html
 from tests.app.helpers import Journal, make_plugin
 
 
+@pytest.mark.slow
 async def test_a_campaign_strikes_everything_and_all_invariants_hold(autojump_clock: MockClock) -> None:
     """Every fault that can strike does, and nothing breaks; the report tells it in plain values."""
     faults = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})

@@ -12,11 +12,13 @@ from tangram.testing.catalogue import Fault
 from tests.app.helpers import Journal, make_plugin
 
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
+QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "plugin_flood" else name for name in ON_FAKES]
+"""On fakes; of these one sends so much that it is slow."""
 SHORT = {"supervisor": {"stop_timeout": 0.2, "start_timeout": 0.3, "root_restarts": 10}}
 """Times that a test can wait for."""
 
 
-@pytest.mark.parametrize("name", ON_FAKES)
+@pytest.mark.parametrize("name", QUICK)
 async def test_the_server_heals_from_each_fault(autojump_clock: MockClock, name: str) -> None:
     """After each fault everything is up again, and the fault counts as the crash that it should count as."""
     async with open_tangram([make_plugin(Journal())], fakes=True) as running:

@@ -30,6 +30,7 @@ async def test_the_examples_conform(name: str) -> None:
     await check_plugin(name)
 
 
+@pytest.mark.slow
 async def test_a_good_plugin_conforms_on_fakes(autojump_clock: MockClock) -> None:
     """A plugin with services, a lifespan and routes conforms without real time."""
     await check_plugin(make_plugin(Journal()), fakes=True)
@@ -44,6 +45,7 @@ def leaked() -> Iterator[list[socket.socket]]:
         one.close()
 
 
+@pytest.mark.slow
 async def test_a_plugin_that_leaks_a_socket_does_not(
     autojump_clock: MockClock, leaked: list[socket.socket]
 ) -> None:
@@ -59,6 +61,7 @@ async def test_a_plugin_that_leaks_a_socket_does_not(
         await check_plugin(plugin, fakes=True)
 
 
+@pytest.mark.slow
 async def test_a_plugin_that_leaks_once_does_not(
     autojump_clock: MockClock, leaked: list[socket.socket]
 ) -> None:
@@ -75,6 +78,7 @@ async def test_a_plugin_that_leaks_once_does_not(
         await check_plugin(plugin, fakes=True)
 
 
+@pytest.mark.slow
 async def test_a_plugin_that_ignores_its_cancellation_does_not(autojump_clock: MockClock) -> None:
     """A service that goes on past its stop time is named, with where it stands."""
     plugin = Plugin()

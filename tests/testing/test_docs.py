@@ -27,6 +27,8 @@ EXAMPLES = {
     if "(" in code
 }
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
+QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "plugin_flood" else name for name in ON_FAKES]
+"""On fakes; of these one sends so much that it is slow."""
 SLOW = sorted(FAULTS.keys() - set(ON_FAKES))
 
 
@@ -49,7 +51,7 @@ async def run(code: str, names: dict[str, Any]) -> None:
         await result
 
 
-@pytest.mark.parametrize("name", ON_FAKES)
+@pytest.mark.parametrize("name", QUICK)
 async def test_the_example_of_a_fault_runs(autojump_clock: MockClock, name: str) -> None:
     """The line in the page strikes the fault that it stands beside, and the server is up again."""
     async with open_tangram([make_plugin(Journal())], fakes=True) as tangram:

@@ -43,6 +43,7 @@ def run(pytester: pytest.Pytester, source: str, **outcomes: int) -> pytest.RunRe
     return result
 
 
+@pytest.mark.slow
 def test_a_trio_test_gets_a_server_in_its_own_loop(pytester: pytest.Pytester) -> None:
     """A Trio test asks, joins and crashes the plugin in the loop that it runs on, with a virtual clock."""
     source = """
@@ -58,6 +59,7 @@ async def test_it(autojump_clock, tangram, tangram_socket):
     run(pytester, source, passed=1)
 
 
+@pytest.mark.slow
 def test_a_synchronous_test_gets_a_server_in_a_thread(pytester: pytest.Pytester) -> None:
     """A test without any loop calls the same methods, which block."""
     source = """
@@ -73,6 +75,7 @@ def test_it(tangram, tangram_socket):
     run(pytester, source, passed=1)
 
 
+@pytest.mark.slow
 def test_an_asyncio_test_awaits_the_same_methods(pytester: pytest.Pytester) -> None:
     """A test on asyncio awaits what a Trio test awaits, and its loop goes on meanwhile."""
     source = """
@@ -92,6 +95,7 @@ async def test_it(tangram):
     run(pytester, source, passed=1)
 
 
+@pytest.mark.slow
 def test_faults_strike_while_a_test_runs(pytester: pytest.Pytester) -> None:
     """``@chaos`` strikes its faults beside the test, and the server heals before the test is over."""
     source = """
@@ -114,6 +118,7 @@ async def test_unknown(autojump_clock, tangram):
     result.stdout.fnmatch_lines(["*there is no fault 'no_such_fault'*"])
 
 
+@pytest.mark.slow
 def test_a_broken_promise_is_an_error_of_the_test(pytester: pytest.Pytester) -> None:
     """What the plugin leaves behind makes the test's tear-down fail, with the invariant's name."""
     source = """

@@ -39,6 +39,7 @@ async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock: MockCloc
             raise AssertionError("mine")
 
 
+@pytest.mark.slow
 async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock: MockClock) -> None:
     """A plugin that leaves a thread behind breaks the invariant, by name."""
     over = threading.Event()

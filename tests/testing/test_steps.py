@@ -44,6 +44,7 @@ async def fail(_running: object) -> None:
     raise ValueError("mine")
 
 
+@pytest.mark.slow
 def test_the_same_seed_counts_the_same_steps() -> None:
     """A scenario has the same steps each time it is run from one seed."""
     counts = {run_every_step(kinds=()).steps for _ in range(3)}
@@ -124,6 +125,7 @@ def test_what_fails_in_another_process_is_raised_here() -> None:
         run_every_step(fail, jobs=2)
 
 
+@pytest.mark.slow
 async def test_a_service_that_leaves_something_behind_when_cancelled_is_found() -> None:
     """A plugin that closes its socket only where nothing goes wrong is found, with kind and invariant."""
     plugin = tangram.Plugin()

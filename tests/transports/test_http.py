@@ -307,6 +307,7 @@ async def test_connection_close_is_obeyed(engine: str, clock: Clock) -> None:
         assert await client.rest() == b""
 
 
+@pytest.mark.slow
 async def test_large_answer_to_a_slow_reader(engine: str, clock: Clock) -> None:
     """A client that reads slowly but steadily gets all of a large answer, however long that takes."""
     body = bytes(range(256)) * 16384  # 4 MiB

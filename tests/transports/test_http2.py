@@ -191,6 +191,7 @@ async def test_an_idle_connection_is_told_to_go(clock: Clock) -> None:
     assert took < 1
 
 
+@pytest.mark.slow
 async def test_a_body_behind_its_answer_costs_no_other_stream(clock: Clock) -> None:
     """A client that goes on with a body that was refused keeps its connection and the answers on it."""
     async with (

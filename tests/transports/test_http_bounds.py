@@ -72,6 +72,7 @@ async def test_one_byte_a_second_costs_its_own_connection(engine: str, clock: Cl
     assert 10 <= took <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begin", [b"Content-Length: 10\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n5\r\nha"]
 )
@@ -96,6 +97,7 @@ async def test_body_that_stops_half_way(engine: str, begin: bytes, clock: Clock)
     assert heard[-1] == "http.disconnect"
 
 
+@pytest.mark.slow
 async def test_idle_connection_is_closed(engine: str, clock: Clock) -> None:
     """A connection between requests is closed after idle_timeout."""
     async with serving(engine, hello, idle_timeout=20.0) as server, await server.connect() as client:

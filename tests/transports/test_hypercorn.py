@@ -279,6 +279,7 @@ async def test_stop_says_goodbye_to_websockets(clock: Clock) -> None:
         await trio.aclose_forcefully(stream)
 
 
+@pytest.mark.slow
 async def test_stop_does_not_wait_for_a_websocket_that_does_not_answer(clock: Clock) -> None:
     """A WebSocket client that ignores the close frame is cut at the end of the grace at the latest."""
     async with serving("hypercorn", echo_socket, grace=3.0) as server:

@@ -185,6 +185,7 @@ async def test_overflow_of_a_client_that_does_not_read_has_a_deadline(clock: Clo
         assert rig.wire.write_deadline <= trio.current_time() + CLOSE_TIME
 
 
+@pytest.mark.slow
 async def test_conflation_while_blocked(clock: Clock) -> None:
     """Of messages with one key only the newest waits behind a blocked socket."""
     async with open_rig(max_backlog=1 << 20) as rig:

@@ -21,6 +21,7 @@ from tangram.broker import BrokerStatistics, EmbeddedBroker
 from tangram.bus.resp import dial_socket
 from tangram.config import BrokerConfig
 from tangram.errors import BrokerUnavailable
+from tangram.testing.ports import free_port
 
 if TYPE_CHECKING:
     from tangram.bus.urls import Address
@@ -59,7 +60,7 @@ class MemoryBroker(EmbeddedBroker):
     """A small Redis in the test's own loop. One object for all its lives, as the process has."""
 
     def __init__(self, config: BrokerConfig | None = None) -> None:
-        super().__init__(config or BrokerConfig())
+        super().__init__(config or BrokerConfig(port=0))
         self.published: list[tuple[bytes, bytes]] = []
         """Every message that it has taken: channel and payload."""
         self._data: dict[bytes, bytes] = {}
@@ -89,7 +90,7 @@ class MemoryBroker(EmbeddedBroker):
         self._data.clear()  # nothing is kept on disk by the real one either
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((HOST, self._port or self._config.port or 0))
+            listener.bind((HOST, self._port or self._config.port or free_port()))
             listener.listen(LISTEN_QUEUE)
             listener.setblocking(False)
             self._port = listener.getsockname()[1]

@@ -212,6 +212,7 @@ async def test_bad_utf8_costs_one_frame(clock: Clock) -> None:
         await client.aclose()
 
 
+@pytest.mark.slow
 async def test_half_a_frame_and_then_nothing(clock: Clock) -> None:
     """A client that sends half a frame and stays away is closed as idle."""
     async with serving_channels(Settings(idle_timeout=20.0), ping_interval=1000.0) as served:
@@ -224,6 +225,7 @@ async def test_half_a_frame_and_then_nothing(clock: Clock) -> None:
         await client.aclose()
 
 
+@pytest.mark.slow
 async def test_quiet_client_is_pinged(clock: Clock) -> None:
     """A client that says nothing is pinged, and kept because it answers."""
     async with serving_channels(Settings(idle_timeout=9.0), ping_interval=3.0) as served:
@@ -259,6 +261,7 @@ async def test_ten_thousand_joins(clock: Clock) -> None:
     assert refused == 10_000
 
 
+@pytest.mark.slow
 async def test_client_that_never_reads_is_dropped_and_others_go_on(clock: Clock) -> None:
     """A member that does not read is dropped; everybody else gets every message, in order."""
     async with serving_channels(Settings(max_backlog=262_144)) as served:

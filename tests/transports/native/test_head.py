@@ -164,6 +164,7 @@ def told(reading: Reading) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @given(mutated())
 @example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -174,6 +175,7 @@ def test_nothing_is_read_that_h11_reads_otherwise(data: bytes) -> None:
     assert told(ours) == told(referee)[: len(ours.requests)]
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([b"GET", b"POST", b"PUT", b"PATCH"]),
     st.from_regex(rb"/[!-~]{0,40}", fullmatch=True),
