@@ -30,8 +30,10 @@ TOOLS = (
     "openapi-spec-validator",
 )
 """What the tests of ``tests/compat`` need, which run in ``full`` as well."""
-EXTRAS = ("trustme",)
-"""Certificates that are thrown away, for hosts that a test stands in for."""
+EXTRAS = ("ipykernel", "nbclient", "obstore", "trustme")
+"""A notebook and its kernel, futures of an extension in Rust, and certificates that are thrown away, for
+hosts that a test stands in for.
+"""
 
 
 def python_of(name: str) -> Path:
