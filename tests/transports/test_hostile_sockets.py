@@ -394,3 +394,30 @@ async def test_large_messages_wait_in_bounded_memory(engine: str, clock: Clock) 
             await flood(client.stream, piece, 30 * len(piece))
         await client.aclose()
         await server.wait_closed(600)  # of virtual time, which leaps while the kernel is at work
+
+
+@pytest.mark.slow
+async def test_a_message_that_fills_the_queue_is_followed_by_others(engine: str, clock: Clock) -> None:
+    """The connection is read on when the application has taken the one message that filled its queue, in
+    whichever order the two tasks wake.
+    """
+    counts: list[int] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        count = 0
+        while (await receive())["type"] != "websocket.disconnect":
+            count += 1
+        counts.append(count)
+
+    piece = masked(b"x" * MIB, Opcode.BINARY)
+    async with serving(engine, app) as server:
+        for _ in range(16):
+            client = await open_socket(server, "/ws")
+            for _ in range(3):
+                await client.stream.send_all(piece)
+            await client.aclose()
+        await server.wait_closed(600)
+
+    assert counts == [3] * 16

@@ -142,10 +142,10 @@ class AppSocket:
                 return self._disconnect()
             self._wake_app = trio.Event()
             await self._wake_app.wait()
-        self._wake_reader.set()
         await trio.lowlevel.checkpoint()
         message = self._inbox.popleft()
         self._queued -= len(message.get("bytes") or message.get("text", ""))
+        self._wake_reader.set()  # now that there is room: it looks once, and waits again where there is none
         return message
 
     def _disconnect(self) -> Message:
