@@ -242,6 +242,15 @@ CRASHES = (
     ),
     Mutant(
         "R9",
+        "last-resort-in-time",
+        "a stop past its bound is ended when it suits",
+        "cli/lastresort.py",
+        "MARGIN = 0.5",
+        "MARGIN = 5.0",
+        ("tests/e2e/test_stop.py::test_ends_although_a_plugin_does_not",),
+    ),
+    Mutant(
+        "R9",
         "ghosts-are-counted",
         "a thread that is left behind is not counted",
         "supervision/threads.py",

@@ -155,6 +155,16 @@ CONNECTIONS = (
         ("tests/broker/test_embedded.py::test_parent_killed",),
     ),
     Mutant(
+        "D11",
+        "not-by-a-thread",
+        "the kernel ends the broker with the thread that started it (setpriv of util-linux asks for that)",
+        "broker/process.py",
+        'exec "$@"\n',
+        'exec setpriv --pdeathsig KILL "$@"\n',
+        ("tests/broker/test_embedded.py::test_idle_broker_stays",),
+        raises=("BrokerUnavailable",),
+    ),
+    Mutant(
         "D12",
         "names-its-loop",
         "a command looks for the loop of whoever calls it",

@@ -1,4 +1,6 @@
-"""Both engines pass the same checks of a transport; one that does not keep them fails."""
+"""Both engines pass the same checks of a transport, over sockets of the network and over those in memory; one
+that does not keep them fails.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import sys
 import attrs
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tangram.testing import open_tangram
 from tangram.testing.conformance import Transport, check_transport, transport_of
@@ -14,8 +17,9 @@ from tangram.testing.conformance import Transport, check_transport, transport_of
 pytestmark = pytest.mark.slow
 
 
-async def check(engine: str, change: object = None) -> None:
-    async with open_tangram(config={"server": {"engine": engine}}, fakes=True) as running:
+async def check(engine: str, change: object = None, *, memory: bool = False) -> None:
+    config = {"server": {"engine": engine}}
+    async with open_tangram(config=config, fakes=True, memory_port=memory) as running:
         transport = transport_of(running)
         await check_transport(change(transport) if callable(change) else transport)
 
@@ -24,6 +28,22 @@ async def check(engine: str, change: object = None) -> None:
 async def test_the_engines_conform(engine: str) -> None:
     """The native engine and Hypercorn do all that is checked, over real sockets."""
     await check(engine)
+
+
+async def test_the_socket_in_memory_conforms() -> None:
+    """The fake does all that is checked of the real one."""
+    await check("native", memory=True)
+
+
+async def test_the_socket_in_memory_conforms_under_a_virtual_clock(autojump_clock: MockClock) -> None:
+    """What is in memory needs no real time: a clock that jumps changes nothing."""
+    await check("native", memory=True)
+
+
+async def test_sockets_in_memory_are_the_native_engines_alone() -> None:
+    """Hypercorn's sockets are Trio's, which takes those of the system alone: that is told, before a boot."""
+    with pytest.raises(ValueError, match=r"memory_port.*engine 'native'.*'hypercorn'"):
+        await check("hypercorn", memory=True)
 
 
 async def test_a_transport_that_loses_messages_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:

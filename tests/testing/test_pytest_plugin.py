@@ -69,6 +69,13 @@ def test_it(tangram, tangram_socket):
     token = trio.run(fetch_token, tangram.url, "hello")
     channel = tangram_socket.join("hello", token=token.token)
     assert channel.receive().name == "tick"
+    channel.push("wave", {"at": "you"})
+    names = {name for _, (name, *_rest) in zip(range(3), channel)}
+    assert names == {"tick"}
+    with tangram.open_socket() as another:
+        assert another.connected
+    with tangram.http.stream("GET", "/hello/") as answer:
+        assert answer.status_code == 200
     tangram.crash("plugin:plugin")
     assert tangram.wait_steady() == "up"
 """
@@ -86,9 +93,16 @@ def anyio_backend():
     return "asyncio"
 
 @pytest.mark.anyio
-async def test_it(tangram):
+async def test_it(tangram, tangram_socket):
     answer, _ = await asyncio.gather(tangram.http.get("/hello/"), asyncio.sleep(0))
     assert answer.json() == {"hello": "world"}
+    token = (await asyncio.to_thread(trio.run, tg.fetch_token, tangram.url, "hello")).token
+    channel = await tangram_socket.join("hello", token=token)
+    async for event in channel:
+        assert event.name == "tick"
+        break
+    async with tangram.open_socket() as another:
+        assert another.connected
     tangram.crash("plugin:plugin")
     assert await tangram.wait_steady() == "up"
 """
@@ -116,6 +130,79 @@ async def test_unknown(autojump_clock, tangram):
 """
     result = run(pytester, source, passed=2, failed=1)
     result.stdout.fnmatch_lines(["*there is no fault 'no_such_fault'*"])
+
+
+@pytest.mark.slow
+def test_faults_strike_beside_tests_of_every_kind(pytester: pytest.Pytester) -> None:
+    """Marker and fixture do the same for a test without a loop, and for one on asyncio."""
+    source = """
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+struck = []
+
+@pytest.fixture(autouse=True)
+def evidence(tangram):
+    yield
+    struck.append([event.child for event in tangram.events if event.kind == "crashed"])
+
+@chaos("crash_plugin", "crash_web")
+def test_marked(tangram):
+    assert tangram.http.get("/-/healthz").status_code == 200
+
+def test_by_hand(tangram, chaos):
+    assert chaos.strike("crash_bus").outcome == "up"
+    assert [one.name for one in chaos.struck] == ["crash_bus"]
+
+@pytest.mark.anyio
+async def test_on_asyncio(tangram, chaos):
+    assert (await chaos.strike("crash_channels")).outcome == "up"
+
+def test_what_struck(tangram):
+    assert struck[1:] == [["bus"], ["channels"]]
+
+@chaos("crash_web")
+@pytest.mark.tangram(plugins=[plugin], fakes=True, on_server=lambda running: heard.append(running))
+def test_that_all_have_struck(tangram):
+    pass
+
+def test_that_all_had_struck(tangram):
+    assert [event.child for event in heard[0].events if event.kind == "crashed"] == ["web"]
+
+heard = []
+
+@chaos("no_such_fault")
+def test_unknown(tangram):
+    pass
+"""
+    result = run(pytester, source, passed=6, errors=1)
+    result.stdout.fnmatch_lines(["*there is no fault 'no_such_fault'*"])
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_end_is_told_with_its_place(pytester: pytest.Pytester) -> None:
+    """A plugin that blocks the server's loop for ever costs its own test alone, which says where."""
+    source = """
+import threading
+from tangram.testing import bridge
+
+bridge.END_SECONDS = 1.0
+bad = tg.Plugin()
+
+@bad.register_service()
+async def block(state):
+    try:
+        await trio.sleep_forever()
+    finally:
+        threading.Event().wait()
+
+@pytest.mark.tangram(plugins=[bad], fakes=True)
+def test_it(tangram):
+    assert tangram.http.get("/-/readyz").status_code == 200
+"""
+    result = run(pytester, source, passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*did not end within 1 s; it stands at*", "*in block*"])
 
 
 @pytest.mark.slow

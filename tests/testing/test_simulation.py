@@ -11,8 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tangram.channels.disconnects import RESTART
+from tangram.channels.hub import Hub
+from tangram.channels.outbox import Outbox
 from tangram.supervision import SupervisionEvent
-from tangram.testing import FAULTS
+from tangram.testing import FAULTS, InvariantBroken
 from tangram.testing.simulation import (
     main,
     play,
@@ -23,6 +26,7 @@ from tangram.testing.simulation import (
     written,
 )
 from tangram.testing.workers import cores
+from tangram.transports import channels as transports
 from tests.app.helpers import Journal, make_plugin
 
 SEEDS = 500
@@ -122,3 +126,28 @@ def test_a_failing_script_is_made_short(
 
     assert main(["--script", script, "--shrink"]) == 1
     assert "--script '0.3 broker_kill'" in capsys.readouterr().err
+
+
+GAP = (Hub, "interrupted", lambda _hub: None)
+NO_BOUND = (Outbox, "_widen", lambda _outbox, _size: True)
+CLOSES_1000 = (transports, "RESTART", RESTART._replace(code=1000))
+
+
+@pytest.mark.parametrize(
+    ("planted", "script", "told"),
+    [
+        pytest.param(GAP, ", ".join(["0.1 crash_bus"] * 6), "messages_in_order", id="a-gap-is-not-told"),
+        pytest.param(NO_BOUND, "8 crash_web", "memory_per_slow_client", id="no-bound"),
+        pytest.param(CLOSES_1000, "1 crash_channels", "close_codes_documented", id="closed-with-1000"),
+    ],
+)
+def test_who_looks_on_sees_what_no_fault_asks_for(
+    monkeypatch: pytest.MonkeyPatch, planted: tuple[object, str, object], script: str, told: str
+) -> None:
+    """Beside every script somebody reads, somebody does not, and somebody connects: what they see broken
+    fails the run, although the fault itself is healed.
+    """
+    monkeypatch.setattr(*planted)
+
+    with pytest.raises(InvariantBroken, match=told):
+        play(script_from(script), plugins=[make_plugin(Journal())], strategy="one_for_one")

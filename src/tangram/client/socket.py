@@ -92,6 +92,9 @@ class ClientSocket:
     ) -> None:
         self.close_code: int | None = None
         """How the last connection ended; None while it is open."""
+        self.server_codes: list[int] = []
+        """With which the server closed its connections, one after another; those that this end closed, and
+        those that went without a close frame (1006), are not among them."""
         self.connections = 0
         """How often it was connected."""
         self._url = url
@@ -106,6 +109,8 @@ class ClientSocket:
         self._rejoining: set[str] = set()
         self._waiting: dict[str, _Waiter] = {}
         self._closing: trio.Event | None = None
+        self._given_up = False
+        """This end closes the connection because a heartbeat was not answered."""
         self._ref = 0
 
     @property
@@ -255,6 +260,7 @@ class ClientSocket:
     def _connected(self, connection: WebSocketConnection) -> None:
         self.connections += 1
         self.close_code = None
+        self._given_up = False
         self._connection = connection
         for channel in list(self._channels.values()):
             self.rejoin(channel, at_once=True)
@@ -293,6 +299,8 @@ class ClientSocket:
                 data = await connection.get_message()
             except ConnectionClosed as error:
                 self.close_code = error.reason.code if error.reason is not None else 1006
+                if self._closing is None and not self._given_up and self.close_code != 1006:
+                    self.server_codes.append(self.close_code)
                 return
             try:
                 message = codec.decode_server(TEXT if isinstance(data, str) else BINARY, data)
@@ -321,6 +329,7 @@ class ClientSocket:
                 with trio.fail_after(self._heartbeat):
                     await self.call(Message(None, None, PHOENIX, HEARTBEAT, b"{}"))
             except (trio.TooSlowError, ChannelClosed):
+                self._given_up = True
                 with trio.move_on_after(1.0):
                     await connection.aclose(1001, "heartbeat timeout")
                 return

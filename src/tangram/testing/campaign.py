@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import random
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
 import attrs
 import trio
 
-from tangram.errors import BrokerUnavailable, ChannelClosed, Refused
 from tangram.supervision import SupervisionEvent
 from tangram.testing.catalogue import FAULTS, Chaos, Struck
-from tangram.testing.heard import Heard, ranked
 from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
+from tangram.testing.onlookers import LOOKED_ON, Seen, looking_on
 from tangram.testing.server import RunningTangram, open_tangram
 
 __all__ = ["Campaign", "no_such_fault", "own_tables", "run_campaign"]
-
-KNOCK_EVERY = 0.02
-"""Seconds between two connections of the client that looks whether any is refused."""
-
-TELL_EVERY = 0.02
-"""Seconds between two numbered messages."""
 
 REST = (0.05, 0.3)
 """Seconds between two faults."""
 
 REST_SECONDS = 30.0
 """Seconds for everything to be up again at the end."""
-
-LOOKED_ON = ("no_connection_refused", "messages_in_order", "comes_to_rest")
-"""Invariants of what the clients beside the faults have seen."""
-
-TOPIC = "tangram-chaos"
 
 UNLIMITED = 1_000_000
 """Restarts: a campaign tests how the server heals, not when it gives up."""
@@ -61,12 +46,8 @@ class Campaign:
     """What strikes now."""
     interrupted: bool = False
     """Somebody ended it before its time."""
-    refused: int = 0
-    connections: int = 0
-    messages: list[tuple[int, int]] = attrs.field(factory=list)
-    """Numbered messages that were received, as in `Heard`."""
-    sent: list[int] = attrs.field(factory=list)
-    """Numbers of those that Redis has taken."""
+    seen: Seen = attrs.field(factory=Seen)
+    """What those who look on have seen."""
 
     @property
     def restarts(self) -> Counter[str]:
@@ -86,8 +67,8 @@ class Campaign:
             ],
             "skipped": self.skipped,
             "restarts": dict(self.restarts),
-            "connections": {"made": self.connections, "refused": self.refused},
-            "messages": len(self.messages),
+            "connections": {"made": self.seen.connections, "refused": self.seen.refused},
+            "messages": len(self.seen.messages),
             "invariants": {
                 name: [one.message for one in self.broken if one.invariant == name] for name in INVARIANTS
             },
@@ -168,18 +149,14 @@ async def run_campaign(
                 on_news(campaign)
 
             running.server.ledger.listen(tell)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_knock, running, campaign)
-                nursery.start_soon(_watch_messages, running, campaign)
-                nursery.start_soon(_tell_messages, running, campaign)
+            async with looking_on(running, campaign.seen, seed=seed), trio.open_nursery() as nursery:
                 with trio.CancelScope() as strikes:
                     nursery.start_soon(_end_early, until, campaign, strikes)
                     await _strike(Chaos(running, seed=seed, plugin=only), campaign, names, duration, on_news)
                 await _come_to_rest(running, campaign)
+                await campaign.seen.wait_heard(running)
                 nursery.cancel_scope.cancel()
-            messages = ranked(campaign.messages, campaign.sent)
-            seen = running.evidence(refused=campaign.refused, messages=messages)
-            campaign.broken += broken(seen, LOOKED_ON)
+            campaign.broken += broken(campaign.seen.evidence(running), LOOKED_ON)
     except InvariantBroken as error:
         campaign.broken += error.broken
     campaign.ended = trio.current_time()
@@ -254,49 +231,3 @@ async def _strike(
             campaign.broken.append(Broken("comes_to_rest", f"{name} ended the server"))
             return
         await trio.sleep(chaos.rng.uniform(*REST))
-
-
-async def _knock(running: RunningTangram, campaign: Campaign) -> None:
-    """Connect again and again: none may be refused, whatever happens inside."""
-    held = running.server.held[0]
-    family = socket.AF_INET6 if ":" in held.host else socket.AF_INET
-    while True:
-        with trio.socket.socket(family) as client:
-            try:
-                await client.connect((held.host, held.port))
-                campaign.connections += 1
-            except ConnectionRefusedError:
-                campaign.refused += 1
-            except OSError:
-                campaign.connections += 1
-        await trio.sleep(KNOCK_EVERY)
-
-
-async def _tell_messages(running: RunningTangram, campaign: Campaign) -> None:
-    number = 0
-    while True:
-        tree = running.server.tree
-        if tree is not None and tree.bus is not None:
-            number += 1
-            with suppress(BrokerUnavailable):
-                await tree.bus.publish(f"to:{TOPIC}:n", b'{"n":%d}' % number)
-                campaign.sent.append(number)
-        await trio.sleep(TELL_EVERY)
-
-
-async def _watch_messages(running: RunningTangram, campaign: Campaign) -> None:
-    from tangram.client import fetch_token
-
-    rng = random.Random(campaign.seed)  # noqa: S311 - reproducible
-    while True:
-        with suppress(Refused, ChannelClosed, trio.TooSlowError, OSError, Exception):
-            token = await fetch_token(running.url, TOPIC)
-            async with running.open_socket(rng=rng) as client:
-                channel = await client.join(TOPIC, token=token.token)
-                # Each connection of this loop is a new membership, like each rejoin of one.
-                base = 1 + max((announced for _, announced in campaign.messages), default=0)
-                heard = Heard(channel, base=base)
-                async for _event in channel:
-                    campaign.messages += heard.messages
-                    heard.messages.clear()
-        await trio.sleep(0.1)

@@ -78,6 +78,8 @@ class Evidence:
     """With which its WebSockets were closed by the server."""
     steady: bool | None = None
     """It came back to its wanted state, or ended with a cause, in the time it had."""
+    heard: bool | None = None
+    """A browser that reads got a message after the last fault, or the server had ended."""
 
 
 @attrs.frozen
@@ -350,10 +352,14 @@ def ends_as_promised(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def comes_to_rest(evidence: Evidence) -> Iterator[str]:
-    """In the end everything is up again, or quarantined, or the tree has ended with its cause."""
+    """In the end everything is up again, or quarantined, or the tree has ended with its cause; what is up
+    serves those who were there before.
+    """
     if evidence.steady is False:
         who = f"; missing: {', '.join(evidence.missing)}" if evidence.missing else ""
         yield f"it did not come back to its wanted state, nor did it end{who}"
+    if evidence.heard is False:
+        yield "everything is up, and a browser that was there before gets no message any more"
     for event in evidence.events:
         if event.kind in {"gave_up", "quarantined", "crashed"} and not event.cause:
             yield f"{event.kind} of {_name(event)} tells no cause"

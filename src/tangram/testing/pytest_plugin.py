@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tangram.client import ClientSocket
+    from tangram.testing.bridge import Bridge
     from tangram.testing.catalogue import Chaos
     from tangram.testing.server import RunningTangram
 
@@ -72,29 +73,30 @@ def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture
 def tangram(request: pytest.FixtureRequest) -> Any:
     """A whole server: a `RunningTangram`, or a `Bridge` to one where the test does not run on Trio."""
-    if _trio_mode(request):
-        return request.getfixturevalue("_tangram_on_trio")
-    return request.getfixturevalue("_tangram_in_thread")[0]
+    return _for_mode(request, "_tangram")
 
 
 @pytest.fixture
 def tangram_socket(request: pytest.FixtureRequest) -> Any:
     """A channel client, connected to the server of the fixture ``tangram``."""
-    if _trio_mode(request):
-        return request.getfixturevalue("_tangram_socket_on_trio")
-    return request.getfixturevalue("_tangram_in_thread")[1]()
+    return _for_mode(request, "_tangram_socket")
 
 
 @pytest.fixture
 def chaos(request: pytest.FixtureRequest) -> Any:
     """Faults by name, for the server of the fixture ``tangram``: ``await chaos.strike("broker_kill")``."""
-    if not _trio_mode(request):
-        raise pytest.UsageError("the fixture chaos is for Trio tests; elsewhere use tangram.crash(...)")
-    return request.getfixturevalue("_chaos_on_trio")
+    return _for_mode(request, "_chaos")
 
 
-def _trio_mode(request: pytest.FixtureRequest) -> bool:
-    return request.config.pluginmanager.hasplugin("trio") and _is_trio(request)
+def _for_mode(request: pytest.FixtureRequest, name: str) -> Any:
+    on_trio = request.config.pluginmanager.hasplugin("trio") and _is_trio(request)
+    return request.getfixturevalue(f"{name}_{'on_trio' if on_trio else 'in_thread'}")
+
+
+def _faults(request: pytest.FixtureRequest) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What strikes the test's server meanwhile, and the settings of ``Chaos``."""
+    marker = request.node.get_closest_marker("chaos")
+    return ((), {}) if marker is None else (marker.args, dict(marker.kwargs))
 
 
 @pytest.fixture
@@ -102,12 +104,12 @@ async def _tangram_on_trio(request: pytest.FixtureRequest) -> AsyncIterator[Runn
     from tangram.testing.catalogue import Chaos
     from tangram.testing.server import open_tangram
 
-    marker = request.node.get_closest_marker("chaos")
+    faults, settings = _faults(request)
     async with open_tangram(**_settings(request)) as running:
-        if marker is None:
+        if not faults:
             yield running
             return
-        async with Chaos(running, **marker.kwargs).striking(*marker.args):
+        async with Chaos(running, **settings).striking(*faults):
             yield running
 
 
@@ -125,8 +127,23 @@ async def _chaos_on_trio(_tangram_on_trio: RunningTangram) -> Chaos:
 
 
 @pytest.fixture
-def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Any]:
+def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     from tangram.testing.bridge import threaded_tangram
 
-    with threaded_tangram(_settings(request), asynchronous=_is_async(request)) as made:
-        yield made
+    faults, chaos = _faults(request)
+    settings, asynchronous = _settings(request), _is_async(request)
+    with threaded_tangram(settings, asynchronous=asynchronous, faults=faults, chaos=chaos) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def _tangram_socket_in_thread(_tangram_in_thread: Bridge) -> Iterator[Any]:
+    with _tangram_in_thread.open_socket() as client:
+        yield client
+
+
+@pytest.fixture
+def _chaos_in_thread(_tangram_in_thread: Bridge) -> Bridge:
+    from tangram.testing.bridge import chaos_of
+
+    return chaos_of(_tangram_in_thread)

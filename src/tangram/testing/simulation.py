@@ -26,7 +26,8 @@ from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Strategy
 from tangram.testing.campaign import UNLIMITED
 from tangram.testing.catalogue import FAULTS, Chaos
-from tangram.testing.invariants import InvariantBroken
+from tangram.testing.invariants import Evidence, InvariantBroken, broken, check
+from tangram.testing.onlookers import LOOKED_ON, Seen, looking_on
 from tangram.testing.reached import SUPERVISION, Reached, collecting, observe, sometimes
 from tangram.testing.server import CHEAP, TangramEnded, open_tangram
 from tangram.testing.steps import scheduled_from
@@ -62,7 +63,18 @@ CRASHES = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
 BESIDE = ("browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
 """What may strike together with a crash. Of two crashes the first stops whom the second would have struck."""
 
-EXPECTED: tuple[str, ...] = (*SUPERVISION, "two faults at once")
+CHECKS = (*CHEAP, "comes_to_rest")
+"""Judged when the server has ended; what onlookers have seen is judged before that."""
+
+LOOK_EVERY = 0.1
+"""Virtual seconds between two looks of those who look on."""
+
+EXPECTED: tuple[str, ...] = (
+    *SUPERVISION,
+    "two faults at once",
+    "a browser got messages",
+    "who reads nothing was sent away",
+)
 """What 500 seeds have to reach."""
 
 
@@ -145,20 +157,17 @@ def play(
 
     async def live() -> None:
         async with open_tangram(
-            plugins, {"supervisor": limits}, fakes=True, seed=seed, checks=(*CHEAP, "comes_to_rest")
+            plugins, {"supervisor": limits}, fakes=True, memory_port=True, seed=seed, checks=CHECKS
         ) as running:
             nonlocal events
             events = running.events
-            chaos = Chaos(running, seed=seed)
-            for pause, name in script:
-                await trio.sleep(pause)
-                names = name.split("+")
-                sometimes("two faults at once", len(names) > 1)
-                outcome = await _struck(chaos, names, limited=limited)
-                if outcome == "ended":
-                    return
-                if outcome != "up" and not limited:
-                    raise InvariantBroken([])
+            seen = Seen()
+            async with looking_on(running, seen, every=LOOK_EVERY, seed=seed):
+                await _play_to(Chaos(running, seed=seed), script, limited=limited)
+                await seen.wait_heard(running)
+            check(seen.evidence(running), LOOKED_ON)
+            sometimes("who reads nothing was sent away", seen.sent_away > 0)
+            sometimes("a browser got messages", len(seen.messages) > 0)
 
     with scheduled_from(seed):
         try:
@@ -168,6 +177,19 @@ def play(
                 raise
     observe(events)
     return events
+
+
+async def _play_to(chaos: Chaos, script: Script, *, limited: bool) -> None:
+    for pause, name in script:
+        await trio.sleep(pause)
+        names = name.split("+")
+        sometimes("two faults at once", len(names) > 1)
+        outcome = await _struck(chaos, names, limited=limited)
+        if outcome == "ended":
+            return
+        if outcome != "up" and not limited:
+            seen = Evidence(steady=False, missing=chaos.tangram.missing())
+            raise InvariantBroken(broken(seen, ["comes_to_rest"]))
 
 
 async def _struck(chaos: Chaos, names: Sequence[str], *, limited: bool) -> str:

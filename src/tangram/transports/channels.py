@@ -108,6 +108,8 @@ class ChannelsStatistics:
     """Frames that were no messages, from connections that are still there."""
     pending: int
     """Bytes in outboxes."""
+    furthest_behind: int
+    """Bytes in the fullest of them."""
     closed: Mapping[str, int]
     """Reason of the disconnect to how often."""
 
@@ -456,6 +458,7 @@ class Channels:
             frames=sum(session.socket.frames for session in sessions),
             malformed=sum(session.socket.malformed_frames for session in sessions),
             pending=sum(session.outbox.pending for session in sessions),
+            furthest_behind=max((session.outbox.pending for session in sessions), default=0),
             closed=dict(self._closed),
         )
 

@@ -56,12 +56,12 @@ class Transport:
 
 
 def transport_of(running: RunningTangram) -> Transport:
-    """The transport of a server under test, on its own port."""
+    """The transport of a server under test, on its own port or on one in memory."""
     from tangram.client import fetch_token
+    from tangram.client.dial import dial
 
     async def open_connection() -> trio.abc.Stream:
-        held = running.server.held[0]
-        return await trio.open_tcp_stream(held.host, held.port)
+        return await dial(running.url)
 
     async def token(topic: str) -> str:
         return (await fetch_token(running.url, topic)).token
