@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from tangram.channels import disconnects
 from tangram.supervision import SupervisionEvent
 from tangram.testing import INVARIANTS, Evidence, InvariantBroken, check
-from tangram.testing.invariants import broken
+from tangram.testing.invariants import DOCUMENTED_CODES, broken
 
 
 def event(kind: str, child: str | None, incarnation: int = 1, **more: Any) -> SupervisionEvent:
     supervisor = more.pop("supervisor", "incarnation")
-    path = ("incarnation",) if child is None else ("incarnation", child)
+    path = more.pop("path", ("incarnation",) if child is None else ("incarnation", child))
     return SupervisionEvent(kind, supervisor, child, 0.0, incarnation, path=path, **more)  # type: ignore[arg-type]
 
 
@@ -24,10 +25,23 @@ CRASH = event("crashed", "bus", cause="ValueError: x")
 PLANTED: dict[str, list[Evidence]] = {
     "nothing_left_alive": [Evidence(left={"threads": ["a ghost"]}), Evidence(broker_clients=1)],
     "stops_within_bound": [Evidence(stop_seconds=11.5, stop_bound=10.0)],
-    "nobody_is_stubborn": [Evidence(events=[event("stubborn", "web", where="x.py:1")])],
+    "nobody_is_stubborn": [
+        Evidence(events=[event("stubborn", "web", where="x.py:1")]),
+        Evidence(events=[event("stubborn", "web", where="x.py:1")], stubborn_allowed={"bus"}),
+        Evidence(stubborn=["web, at x.py:1 in run"]),
+    ],
+    "ends_with_its_status": [
+        Evidence(status=70, events=[*UP, *DOWN]),
+        Evidence(status=1, events=[event("ready", None, path=()), CRASH]),
+        Evidence(status=0, events=[event("gave_up", None, path=(), cause="x")]),
+    ],
     "starts_in_order": [Evidence(events=[*UP, *DOWN, UP[1], UP[0]])],
-    "stops_in_reverse_order": [Evidence(events=[*UP, *reversed(DOWN)], stopped_at=3)],
-    "no_two_incarnations": [Evidence(events=[*UP, event("started", "web", 2)])],
+    "stops_in_reverse_order": [
+        Evidence(events=[*UP, *reversed(DOWN)], stopped_at=3),
+        Evidence(events=[*UP, *reversed(DOWN), *UP, *DOWN], stopped_at=9),
+        Evidence(events=[*UP, *reversed(DOWN)], out_of_turn={"web"}),
+    ],
+    "no_two_incarnations": [Evidence(events=[*UP, event("started", "web", 2)]), Evidence(overlaps=["web"])],
     "healthy_siblings_untouched": [
         Evidence(events=[*UP, event("crashed", "web", cause="x"), DOWN[2]], strategy="rest_for_one"),
         Evidence(events=[*UP, CRASH, DOWN[0]], strategy="one_for_one"),
@@ -42,13 +56,18 @@ PLANTED: dict[str, list[Evidence]] = {
     "close_codes_documented": [Evidence(close_codes=[1000]), Evidence(close_codes=[1006])],
     "each_crash_logged_once": [
         Evidence(events=[CRASH], logs=[{"event": "something else"}]),
+        Evidence(events=[CRASH], logs=[]),
         Evidence(logs=[{"event": "child crashed", "child": "bus"}]),
     ],
     "memory_per_slow_client": [Evidence(backlogs=[0, 300_000, 5], backlog_bound=262_144)],
     "steady_in_time": [Evidence(healed={"crash_bus": 31.0})],
     "ends_as_promised": [Evidence(unkept=["broker_stop: a message was lost"])],
     "no_secret_in_logs": [Evidence(logs=[{"event": "x", "headers": {"a": ["s3cret"]}}], secrets=["s3cret"])],
-    "comes_to_rest": [Evidence(steady=False), Evidence(events=[event("crashed", "bus", cause=None)])],
+    "comes_to_rest": [
+        Evidence(steady=False),
+        Evidence(events=[event("crashed", "bus", cause=None)]),
+        Evidence(heard=False),
+    ],
 }
 
 
@@ -78,6 +97,8 @@ def test_a_healthy_run_breaks_nothing() -> None:
         messages=[(1, 1), (2, 1), (5, 2)],
         close_codes=[1012],
         steady=True,
+        heard=True,
+        status=0,
         backlogs=[0, 1000],
         healed={"crash_bus": 0.1},
     )
@@ -118,3 +139,22 @@ def test_a_child_that_did_not_start_in_time_may_be_stopped() -> None:
     assert broken(Evidence(events=late, strategy="one_for_one"), ["healthy_siblings_untouched"]) == []
     astray = Evidence(events=[*late, event("stopped", "channels")], strategy="one_for_one")
     assert broken(astray, ["healthy_siblings_untouched"])
+
+
+def test_each_code_of_the_servers_own_table_is_documented() -> None:
+    """What the server may close with is written out twice, and 1000 is in neither."""
+    table = {one.code for one in vars(disconnects).values() if isinstance(one, disconnects.Disconnect)}
+    engines = {1002, 1007, 1009}
+
+    assert table | engines == DOCUMENTED_CODES
+    assert 1000 not in DOCUMENTED_CODES
+
+
+def test_who_is_late_or_cancelled_from_outside_has_no_turn_in_a_stop() -> None:
+    """A child that ignored its cancellation ends when it ends, and so does one that a test cancels."""
+    early = [*UP, DOWN[0], DOWN[2], DOWN[1]]
+
+    assert broken(Evidence(events=early), ["stops_in_reverse_order"])
+    assert broken(Evidence(events=early, out_of_turn={"channels"}), ["stops_in_reverse_order"]) == []
+    late = [*UP, DOWN[0], event("stubborn", "channels", where="x"), DOWN[2], DOWN[1]]
+    assert broken(Evidence(events=late), ["stops_in_reverse_order"]) == []

@@ -166,7 +166,7 @@ async def open_server_process(
         source: text of a module with a ``plugin``.
         tables: as in ``tangram.toml``; ports and folders are chosen here.
     """
-    from tangram.testing.server import toml
+    from tangram.testing.given import toml
 
     with tempfile.TemporaryDirectory(prefix="tangram-chaos-") as name:
         folder, port = Path(name), free_port()

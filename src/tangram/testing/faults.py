@@ -4,6 +4,9 @@ in the tree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import attrs
 import trio
 
@@ -32,6 +35,9 @@ class FaultPorts:
         self._deaf: dict[str, float] = {}
         self.struck = 0
         """Exceptions that were put in."""
+        self.overlaps: list[str] = []
+        """Children of which two incarnations ran at once, as seen from inside of them."""
+        self._alive: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,6 +91,10 @@ class FaultPorts:
         self.children[child.name] = child
 
         async def run(*, task_status: trio.TaskStatus[object]) -> object:
+            with self._one_life(child.name):
+                return await live(task_status)
+
+        async def live(task_status: trio.TaskStatus[object]) -> object:
             await self._hinder_start(child.name)
             send, receive = trio.open_memory_channel[BaseException](1)
             result: object = None
@@ -99,12 +109,22 @@ class FaultPorts:
                         result = await child.run()
                     nursery.cancel_scope.cancel()
             finally:
-                del self._ports[child.name]
+                self._ports.pop(child.name, None)  # a second life beside it has had the same place
                 send.close()
                 await self._hinder_end(child.name)
             return result
 
         return attrs.evolve(child, run=run)
+
+    @contextmanager
+    def _one_life(self, child: str) -> Iterator[None]:
+        if child in self._alive:
+            self.overlaps.append(child)
+        self._alive.add(child)
+        try:
+            yield
+        finally:
+            self._alive.discard(child)
 
     async def _hinder_start(self, child: str) -> None:
         if child in self._stillborn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import socket
 import tempfile
@@ -15,20 +14,21 @@ import attrs
 import trio
 
 from tangram.app import Boot, Server
-from tangram.app.server import answer_old_names
 from tangram.bus.resp import current_dial
 from tangram.bus.urls import parse_url
-from tangram.config import BrokerConfig, load_config
+from tangram.config import BrokerConfig
 from tangram.config import Loaded as LoadedConfig
 from tangram.plugins import Plugin
-from tangram.plugins.registry import Loaded, LoadedPlugin, load_plugins
 from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
 from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing_left
 from tangram.testing.faults import FaultPorts, InjectedFault
+from tangram.testing.given import configure, load_given
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
 from tangram.testing.record import LogRecords, record_logs
+from tangram.testing.release import release
+from tangram.testing.seams import Seam
 from tangram.testing.sockets import MemoryPort
 
 if TYPE_CHECKING:
@@ -36,10 +36,15 @@ if TYPE_CHECKING:
 
     from tangram.client import ClientSocket
 
-__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "configure", "open_tangram", "toml"]
+__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
 
-STOP_SECONDS = 15.0
-"""For the whole end of a server under test: the default shutdown_timeout and half of it again."""
+STOP_MORE = 5.0
+"""Seconds past ``shutdown_timeout`` that the whole end of a server under test may take: half of its default
+again. Then whoever still goes on is cancelled behind its shield, and named.
+"""
+
+RELEASES = 20
+"""So often that is done, a second apart, for who shields itself anew."""
 
 EVENT_SECONDS = 10.0
 """How long a test waits for an event that must come."""
@@ -56,6 +61,8 @@ STEADY_LOOKS = 3
 CHEAP = (
     "nothing_left_alive",
     "stops_within_bound",
+    "nobody_is_stubborn",
+    "ends_with_its_status",
     "starts_in_order",
     "stops_in_reverse_order",
     "no_two_incarnations",
@@ -90,12 +97,18 @@ class RunningTangram:
         """The web port, where it is one in memory."""
         self.line = Line()
         """The way to the broker, for faults of the network."""
+        self.seam = Seam(self.line.dial)
+        """Before that way, for exceptions out of single operations."""
         self.clients: list[ClientSocket] = []
         """Every channel client that was opened here."""
         self.planned = False
         """Set when a test asks for restarts of single children: no strategy explains these."""
-        self.stubborn_allowed = False
-        """Set when a test makes something ignore its cancellation."""
+        self.stubborn_allowed: set[str] = set()
+        """Children that a test makes ignore their cancellation."""
+        self.out_of_turn: set[str] = set()
+        """Children that a test itself cancels: they may be gone before their turn has come."""
+        self.stubborn: list[str] = []
+        """Who had to be cancelled behind a shield of its own, and where it stood."""
         self.events: list[SupervisionEvent] = []
         """Every event of the tree, from the first start."""
         self.ports = ports
@@ -127,8 +140,10 @@ class RunningTangram:
         return self.server.tree.url
 
     def note(self, event: SupervisionEvent) -> None:
-        """Remember an event; waiters look again."""
+        """Remember an event; waiters look again. A root that gives up begins the end."""
         self.events.append(event)
+        if event.kind == "gave_up" and not event.path:
+            self._begin_stop()
         self._changed.set()
         self._changed = trio.Event()
 
@@ -222,10 +237,13 @@ class RunningTangram:
 
     def stop(self) -> None:
         """Begin the end; returns at once."""
+        self._begin_stop()
+        self.server.stop()
+
+    def _begin_stop(self) -> None:
         if self.stopped_at is None:
             self.stopped_at = len(self.events)
             self._stop_began = trio.current_time()
-        self.server.stop()
 
     @property
     def ended(self) -> bool:
@@ -242,7 +260,7 @@ class RunningTangram:
         UNDER_TEST.set(self)
         if self.memory is not None:
             self.line.inner = self.memory.dial
-        current_dial.set(self.line.dial)
+        current_dial.set(self.seam.dial)
         try:
             self.status = await self.server.run(task_status=task_status)
         finally:
@@ -276,6 +294,10 @@ class RunningTangram:
             stop_seconds=self.stop_seconds,
             stop_bound=self.server.config.supervisor.shutdown_timeout,
             stubborn_allowed=self.stubborn_allowed,
+            stubborn=self.stubborn,
+            out_of_turn=self.out_of_turn,
+            status=self.status if self.ended else None,
+            overlaps=self.ports.overlaps,
             planned=self.planned,
             close_codes=[code for client in self.clients for code in client.server_codes],
             **more,
@@ -342,10 +364,21 @@ async def open_tangram(
                 yield running
             except BaseException as raised:  # noqa: BLE001 - raised again below, not wrapped in the nursery's group
                 error = raised
-            running.stop()
-            nursery.cancel_scope.deadline = trio.current_time() + STOP_SECONDS
-            await running.wait_ended()
+            await _end(running, nursery.cancel_scope)
     _judge(running, before, checks, error)
+
+
+async def _end(running: RunningTangram, scope: trio.CancelScope) -> None:
+    """Stop it. Past its bound everything is cancelled, and whoever shields itself from that is named."""
+    running.stop()
+    with trio.move_on_after(running.server.config.supervisor.shutdown_timeout + STOP_MORE):
+        await running.wait_ended()
+        return
+    scope.cancel()
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASES):
+        while not running.ended:  # who is released may shield itself again
+            running.stubborn += release(running, scope)
+            await trio.sleep(1.0)
 
 
 def _memory_port(loaded: LoadedConfig) -> MemoryPort:
@@ -385,6 +418,8 @@ def _judge(
         left = wait_nothing_left(before, running, redis_port=_port_of(running))
     clients = running.memory.clients if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
+    if found and isinstance(error, TangramEnded):
+        raise InvariantBroken(found) from error
     if error is not None:
         for one in found:
             error.add_note(f"beside it, an invariant does not hold: {one}")
@@ -415,7 +450,7 @@ def _prepare(
     boot = Boot(
         loaded=loaded,
         environ={"HOME": str(loaded.config.server.state_dir)},
-        plugins=_load(plugins),
+        plugins=load_given(plugins),
         signals=False,
         wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
         rng=rng,
@@ -447,48 +482,3 @@ def _drawn_timer(rng: random.Random) -> Callable[[], float]:
         return now
 
     return timer
-
-
-def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
-    """The configuration as an operator would have written it: the same checks, the same faults."""
-    chosen: dict[str, dict[str, Any]] = {
-        "server": {"port": 0, "state_dir": str(folder / "state")},
-        "broker": {"port": 0},
-    }
-    for table, values in tables.items():
-        chosen[table] = chosen.get(table, {}) | dict(values)
-    file = folder / "tangram.toml"
-    file.write_text(toml(chosen))
-    return load_config(file, {"HOME": str(folder)})
-
-
-def toml(tables: Mapping[str, Any]) -> str:
-    """Tables as TOML: an inline value is written as JSON, which TOML reads alike for what is used here."""
-    lines = []
-    for name, table in tables.items():
-        lines.append(f"[{name}]")
-        lines += [f"{key} = {_value(value)}" for key, value in table.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
-
-
-def _load(plugins: Iterable[Plugin | str]) -> Loaded:
-    loaded = Loaded()
-    for number, one in enumerate(plugins, 1):
-        if isinstance(one, str):
-            found = load_plugins([one], on_foreign=answer_old_names)
-            loaded.plugins.extend(found.plugins)
-            loaded.failures.extend(found.failures)
-            continue
-        name = one.name or ("plugin" if number == 1 else f"plugin_{number}")
-        one.name = name
-        one.dist_name = one.dist_name or name
-        loaded.plugins.append(LoadedPlugin(name, one.dist_name, one, module="", entry_point=""))
-    return loaded

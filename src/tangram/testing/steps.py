@@ -36,9 +36,11 @@ from tangram.supervision import CURRENT_LIFE
 from tangram.supervision.lives import Life
 from tangram.testing.census import UNDER_TEST
 from tangram.testing.faults import InjectedFault
+from tangram.testing.given import configure
 from tangram.testing.invariants import InvariantBroken
 from tangram.testing.reached import observe, sometimes
-from tangram.testing.server import CHEAP, RunningTangram, TangramEnded, configure, open_tangram
+from tangram.testing.seams import SEAMS, Operation
+from tangram.testing.server import CHEAP, RunningTangram, TangramEnded, open_tangram
 from tangram.testing.workers import in_processes
 
 __all__ = [
@@ -53,12 +55,15 @@ __all__ = [
 ]
 
 Scenario = Callable[[RunningTangram], Awaitable[object]]
-Blow = Literal["cancel", "crash", "drop", "kill", "stop"]
+Blow = Literal["cancel", "crash", "drop", "kill", "stop", "dial", "send", "receive"]
 
-KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "stop")
+KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "stop", *SEAMS)
 """``cancel``: the scope of the child in whose task the step is; ``crash``: an exception in the nearest child
 of the tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``stop``: the whole
-server is stopped."""
+server is stopped; ``dial``, ``send``, ``receive``: the next such operation towards the broker raises."""
+
+HARMLESS: frozenset[str] = frozenset({"drop", *SEAMS})
+"""What crashes no part of the core: connections to Redis come and go."""
 
 SCENARIO_SECONDS = 60.0
 """Of virtual time, for one run of a scenario: it costs nothing where nothing hangs."""
@@ -134,6 +139,20 @@ class Stepper(trio.abc.Instrument):
 
     def watch(self, server: RunningTangram) -> None:
         self.server = server
+        if self.kind in SEAMS:
+            server.seam.fails = self._meets
+
+    def _meets(self, operation: Operation) -> bool:
+        """An operation at the seam: the first one of the kind from the step on is struck."""
+        if operation != self.kind or self.struck or self.count < self.at:
+            return False
+        self._note(trio.lowlevel.current_task())
+        return True
+
+    def _note(self, task: trio.lowlevel.Task) -> None:
+        life = task.context.get(CURRENT_LIFE)
+        self.struck = f"task {task.name} of {'the root' if life is None else life.child}"
+        self.struck_at = self.count
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         if self.server is None or task.context.get(UNDER_TEST) is not self.server:
@@ -143,9 +162,7 @@ class Stepper(trio.abc.Instrument):
         self.count += 1
         # Where there is nothing to strike (a task of no child's, a broker that is not up), the next is taken.
         if self.kind is not None and not self.struck and self.count >= self.at and self._strike(task):
-            life = task.context.get(CURRENT_LIFE)
-            self.struck = f"task {task.name} of {'the root' if life is None else life.child}"
-            self.struck_at = self.count
+            self._note(task)
 
     def _in_scope(self, task: trio.lowlevel.Task, scope: str) -> bool:
         """Whether the task stands below the child, or in code of the plugin that the child is."""
@@ -172,6 +189,8 @@ class Stepper(trio.abc.Instrument):
         server = self.server
         assert server is not None
         life = task.context.get(CURRENT_LIFE)
+        if self.kind in SEAMS:
+            return False  # struck where the operation is
         if self.kind == "stop":
             server.stop()
         elif self.kind in {"drop", "kill"}:
@@ -181,6 +200,7 @@ class Stepper(trio.abc.Instrument):
         elif life is None or life.task is None:
             return False
         else:
+            server.out_of_turn.add(life.child)
             life.scope.cancel()
         return True
 
@@ -402,10 +422,6 @@ def _told(error: BaseException) -> str:
 
 async def _live(stepper: Stepper, plan: _Plan, config: LoadedConfig) -> str:
     outcome = "not started"
-    checks = {*CHEAP, "comes_to_rest"}
-    if stepper.kind == "cancel":
-        # A child that is cancelled by us in the middle of the stop ends before its turn.
-        checks.remove("stops_in_reverse_order")
     try:
         async with open_tangram(
             plan.plugins,
@@ -413,14 +429,17 @@ async def _live(stepper: Stepper, plan: _Plan, config: LoadedConfig) -> str:
             fakes=True,
             memory_port=True,
             seed=plan.seed,
-            checks=sorted(checks),
+            checks=(*CHEAP, "comes_to_rest"),
             on_server=stepper.watch,
         ) as tangram:
             outcome = await _play(stepper, plan.scenario, tangram)
-    except TangramEnded:
+    except TangramEnded as ended:
         # A core part that fails at first boot ends the server, with its cause: rule 2.
         if not stepper.struck:
             raise
+        if (stepper.kind == "stop") != (ended.status == 0):
+            told = f"{stepper.kind} in the first boot ended it with status {ended.status}"
+            raise AssertionError(told) from ended
     if stepper.server is not None:
         observe(stepper.server.events)
         sometimes(f"every step: {stepper.kind} at {outcome}", stepper.struck)
@@ -441,6 +460,8 @@ async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -
     if stepper.kind == "stop":
         return "stopped"
     outcome = await tangram.wait_steady(seconds=STEADY_SECONDS)
+    if stepper.kind in HARMLESS and (crashed := _core_crashes(tangram)):
+        raise AssertionError(f"a lost connection to the broker crashed {', '.join(crashed)}")
     if outcome == "ended":
         assert tangram.status, "the server ended by itself, without a cause"
         assert any(event.kind == "gave_up" for event in tangram.events), "it ended and told nobody why"
@@ -448,3 +469,9 @@ async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -
         with trio.fail_after(SCENARIO_SECONDS):
             await scenario(tangram)
     return outcome
+
+
+def _core_crashes(tangram: RunningTangram) -> list[str]:
+    core = {"root", "incarnation"}
+    crashed = [one.child or "" for one in tangram.events if one.kind == "crashed" and one.supervisor in core]
+    return [name for name in crashed if not name.startswith("plugin:")]

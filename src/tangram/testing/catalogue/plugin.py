@@ -128,7 +128,7 @@ async def stop_late(chaos: Chaos) -> None:
     tangram = chaos.tangram
     limit = tangram.ports.children[child].stop_timeout
     seconds = chaos.affordable(LATE * limit, REAL_SECONDS)
-    tangram.stubborn_allowed = True
+    tangram.stubborn_allowed.add(child)
     tangram.ports.ignore_cancel(child, seconds)
     tree = tangram.server.tree
     assert tree is not None

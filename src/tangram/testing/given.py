@@ -1,0 +1,62 @@
+"""What a test gives its server: plugins, and tables that are made into the file of an operator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tangram.app.server import answer_old_names
+from tangram.config import Loaded as LoadedConfig
+from tangram.config import load_config
+from tangram.plugins import Plugin
+from tangram.plugins.registry import Loaded, LoadedPlugin, load_plugins
+
+__all__ = ["configure", "load_given", "toml"]
+
+
+def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
+    """The configuration as an operator would have written it: the same checks, the same faults."""
+    chosen: dict[str, dict[str, Any]] = {
+        "server": {"port": 0, "state_dir": str(folder / "state")},
+        "broker": {"port": 0},
+    }
+    for table, values in tables.items():
+        chosen[table] = chosen.get(table, {}) | dict(values)
+    file = folder / "tangram.toml"
+    file.write_text(toml(chosen))
+    return load_config(file, {"HOME": str(folder)})
+
+
+def toml(tables: Mapping[str, Any]) -> str:
+    """Tables as TOML: an inline value is written as JSON, which TOML reads alike for what is used here."""
+    lines = []
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {_value(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+
+
+def load_given(plugins: Iterable[Plugin | str]) -> Loaded:
+    """Plugins that are installed, by their names, and others as they are."""
+    loaded = Loaded()
+    for number, one in enumerate(plugins, 1):
+        if isinstance(one, str):
+            found = load_plugins([one], on_foreign=answer_old_names)
+            loaded.plugins.extend(found.plugins)
+            loaded.failures.extend(found.failures)
+            continue
+        name = one.name or ("plugin" if number == 1 else f"plugin_{number}")
+        one.name = name
+        one.dist_name = one.dist_name or name
+        loaded.plugins.append(LoadedPlugin(name, one.dist_name, one, module="", entry_point=""))
+    return loaded

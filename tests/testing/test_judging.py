@@ -1,0 +1,173 @@
+"""What a whole server under test is held to: planted faults of supervision and of plugins, each told by the
+invariant that is named for it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import tangram
+from tangram.app.server import Server
+from tangram.supervision import Child, decide
+from tangram.supervision.decide import Decider
+from tangram.testing import Chaos, InvariantBroken, RunningTangram, StepFailed, every_step, open_tangram
+from tangram.testing.faults import FaultPorts
+from tests.app.helpers import Journal, make_plugin
+
+
+def plant_order(monkeypatch: pytest.MonkeyPatch, when: Callable[[Decider], bool]) -> None:
+    """Children are stopped from the first to the last, where ``when(decisions)`` holds."""
+    settle = Decider._settle_stops
+
+    def planted(self: Decider, now: float) -> None:
+        greatest: Any = builtins.max
+        least: Any = lambda *these: min(*these) if len(these) == 1 else greatest(*these)  # noqa: E731
+        monkeypatch.setattr(decide, "max", least if when(self) else greatest, raising=False)
+        settle(self, now)
+
+    monkeypatch.setattr(Decider, "_settle_stops", planted)
+
+
+async def test_the_order_of_stops_is_judged_in_a_restart(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Children that a planned restart stops from the first to the last break the invariant."""
+    plant_order(monkeypatch, lambda decisions: not decisions.closing)
+
+    with pytest.raises(InvariantBroken, match="stops_in_reverse_order: children of incarnation"):
+        async with open_tangram([make_plugin(Journal())], fakes=True) as running:
+            await Chaos(running).strike("crash_web")
+
+
+async def test_order_and_bound_are_judged_where_a_server_gives_up(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An escalation is a stop like another: its order holds, and the time that it takes is known."""
+    plant_order(monkeypatch, lambda decisions: decisions.failure is not None)
+
+    async def give_up() -> None:
+        async with open_tangram(config={"supervisor": {"root_restarts": 0}}, fakes=True) as running:
+            seen.append(running)
+            running.crash("web")
+            assert await running.wait_steady() == "ended"
+
+    seen: list[RunningTangram] = []
+    with pytest.raises(InvariantBroken, match="stops_in_reverse_order"):
+        await give_up()
+
+    assert seen[0].status == 70
+    assert seen[0].stop_seconds is not None
+
+
+async def test_the_status_of_a_stop_is_judged(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that was asked for and ends with another status than 0 is told."""
+    run = Server.run
+
+    async def planted(self: Server, **more: Any) -> int:
+        await run(self, **more)
+        return 70
+
+    monkeypatch.setattr(Server, "run", planted)
+
+    with pytest.raises(InvariantBroken, match="ends_with_its_status: it ended with status 70"):
+        async with open_tangram(fakes=True):
+            pass
+
+
+@pytest.mark.slow
+async def test_invariants_are_judged_where_the_first_start_does_not_come_to_its_end() -> None:
+    """A plugin that leaks where it is stopped while it starts for the first time is found."""
+    plugin = tangram.Plugin()
+    kept: list[socket.socket] = []
+
+    @plugin.register_service()
+    async def careless(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        ours = socket.socket()
+        kept.append(ours)
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        kept.remove(ours)
+        ours.close()
+        task_status.started()
+        await trio.sleep_forever()
+
+    try:
+        with pytest.raises(StepFailed, match=r"stop at step .*nothing_left_alive: 1 more descriptors"):
+            await every_step(plugins=[plugin], kinds=["stop"])
+    finally:
+        for one in kept:
+            one.close()
+
+
+def make_deaf(seconds: float) -> tangram.Plugin:
+    """One that shields itself from its end for so long."""
+    plugin = tangram.Plugin()
+
+    @plugin.register_service(stop_timeout=0.5)
+    async def deaf(state: tangram.BackendState) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(seconds)
+
+    return plugin
+
+
+async def test_who_ends_late_is_named_in_every_test(autojump_clock: MockClock) -> None:
+    """A service that goes on past its stop time breaks the invariant, although the stop has its bound."""
+    with pytest.raises(InvariantBroken, match=r"nobody_is_stubborn: .*deaf went on although"):
+        async with open_tangram([make_deaf(1.0)], fakes=True):
+            await trio.sleep(0.1)
+
+
+async def test_who_never_ends_does_not_hang_the_test(autojump_clock: MockClock) -> None:
+    """Behind a shield for ever: it is named with its line, cancelled all the same, and nothing is left."""
+    settings = {"supervisor": {"shutdown_timeout": 1.0}}
+
+    with pytest.raises(InvariantBroken, match=r"not end by itself, because of deaf, at .*in deaf") as caught:
+        async with open_tangram([make_deaf(float("inf"))], settings, fakes=True):
+            await trio.sleep(0.1)
+
+    assert "nothing_left_alive" not in str(caught.value)
+
+
+async def test_who_shields_itself_again_and_again_is_released_each_time(autojump_clock: MockClock) -> None:
+    """Three shields, one after another, take three cancels."""
+    plugin = tangram.Plugin()
+
+    @plugin.register_service()
+    async def onion(state: tangram.BackendState) -> None:
+        for _ in range(3):
+            with trio.CancelScope(shield=True):
+                try:
+                    await trio.sleep_forever()
+                except trio.Cancelled:
+                    continue  # what the kit has to live with
+
+    with pytest.raises(InvariantBroken, match="nobody_is_stubborn"):
+        async with open_tangram([plugin], {"supervisor": {"shutdown_timeout": 1.0}}, fakes=True):
+            await trio.sleep(0.1)
+
+
+async def test_two_lives_at_once_are_seen_from_inside(autojump_clock: MockClock) -> None:
+    """Whatever the supervisor tells: a child that runs twice is noted by the kit itself."""
+    ports = FaultPorts()
+    child = ports.wrap(Child("twin", trio.sleep_forever))
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(child.run)
+        assert ports.overlaps == []
+        await nursery.start(child.run)
+        nursery.cancel_scope.cancel()
+
+    assert ports.overlaps == ["twin"]
