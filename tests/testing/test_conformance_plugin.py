@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -163,3 +164,37 @@ def test_requests_are_the_least_that_a_document_allows() -> None:
     assert isinstance(request, Request)
     assert sample_of(document, {"type": ["integer", "null"], "exclusiveMinimum": 0}) == 1
     assert sample_of(document, {"anyOf": [{"enum": ["up"]}]}) == "up"
+
+
+@pytest.mark.slow
+async def test_a_plugin_that_raises_in_its_clean_up_does_not(autojump_clock: MockClock) -> None:
+    """That is no crash where a stop was asked for, but nobody means it."""
+
+    @asynccontextmanager
+    async def lifespan(state: BackendState) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            raise ValueError("in the clean-up")
+
+    with pytest.raises(AssertionError, match=r"raises in its clean-up, .*in the clean-up"):
+        await check_plugin(Plugin(lifespan=lifespan), fakes=True)
+
+
+@pytest.mark.slow
+async def test_a_plugin_whose_service_fails_at_once_is_told_with_its_cause(autojump_clock: MockClock) -> None:
+    """The commonest fault of all has a plain message."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def fail(state: BackendState) -> None:
+        raise ValueError("no such device")
+
+    with pytest.raises(AssertionError, match=r"the plugin does not .*no such device"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_what_a_plugin_may_break_is_named_and_exists(autojump_clock: MockClock) -> None:
+    """``but`` takes invariants alone."""
+    with pytest.raises(ValueError, match=r"no invariant \['leaks'\]: expected some of nothing_left_alive"):
+        await check_plugin(Plugin(), fakes=True, but={"leaks": "on purpose"})

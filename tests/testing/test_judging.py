@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import builtins
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +19,16 @@ import tangram
 from tangram.app.server import Server
 from tangram.supervision import Child, decide
 from tangram.supervision.decide import Decider
-from tangram.testing import Chaos, InvariantBroken, RunningTangram, StepFailed, every_step, open_tangram
+from tangram.testing import (
+    Chaos,
+    InvariantBroken,
+    RunningTangram,
+    StepFailed,
+    every_step,
+    open_tangram,
+    patience,
+    server,
+)
 from tangram.testing.faults import FaultPorts
 from tests.app.helpers import Journal, make_plugin
 
@@ -157,6 +168,79 @@ async def test_who_shields_itself_again_and_again_is_released_each_time(autojump
     with pytest.raises(InvariantBroken, match="nobody_is_stubborn"):
         async with open_tangram([plugin], {"supervisor": {"shutdown_timeout": 1.0}}, fakes=True):
             await trio.sleep(0.1)
+
+
+def make_spinner() -> tangram.Plugin:
+    """One that takes its cancellation for nothing, and never gives way to a clock."""
+    plugin = tangram.Plugin()
+
+    @plugin.register_service()
+    async def spinner(state: tangram.BackendState) -> None:
+        while True:
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled:
+                continue
+
+    return plugin
+
+
+@pytest.mark.slow
+async def test_who_spins_at_the_stop_is_named_and_ended(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that swallows its cancellation keeps a virtual clock from ever passing: real time ends it."""
+    monkeypatch.setattr(patience, "SPIN_SECONDS", 0.5)
+
+    with pytest.raises(InvariantBroken, match=r"because of spinner, at .*in .*spinner, which takes"):
+        async with open_tangram([make_spinner()], fakes=True):
+            await trio.sleep(0.1)
+
+
+@pytest.mark.slow
+async def test_who_spins_in_a_restart_is_named_and_ended(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same while everything restarts: the test goes on, and is told."""
+    monkeypatch.setattr(patience, "SPIN_SECONDS", 0.5)
+
+    async def restart() -> None:
+        async with open_tangram([make_spinner()], fakes=True) as running:
+            await running.server.restart()
+            await running.wait_steady()
+
+    with pytest.raises(InvariantBroken, match="because of spinner"):
+        await restart()
+
+
+@pytest.mark.slow
+async def test_who_spins_on_a_real_clock_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stop times do pass, the end of the test does not wait for it either."""
+    for name in ("STOP_MORE", "REAL_STOP_MORE"):
+        monkeypatch.setattr(server, name, 0.2)
+
+    with pytest.raises(InvariantBroken, match="because of spinner"):
+        async with open_tangram([make_spinner()], {"supervisor": {"shutdown_timeout": 0.5}}, fakes=True):
+            await trio.sleep(0.1)
+
+
+async def test_a_virtual_clock_waits_for_threads(autojump_clock: MockClock) -> None:
+    """While a thread works for a plugin no timeout passes: a file is read, and a process is started."""
+    plugin = tangram.Plugin()
+
+    @asynccontextmanager
+    async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
+        await trio.to_thread.run_sync(time.sleep, 0.05)
+        yield
+
+    plugin.lifespan = lifespan
+    async with open_tangram([plugin], fakes=True) as running:
+        began = trio.current_time()
+        await trio.to_thread.run_sync(time.sleep, 0.05)
+        assert trio.current_time() - began < 0.01
+        await trio.sleep(5)
+        assert trio.current_time() - began >= 5
+        assert [event.kind for event in running.events if event.kind == "crashed"] == []
 
 
 async def test_two_lives_at_once_are_seen_from_inside(autojump_clock: MockClock) -> None:

@@ -9,6 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 import tangram
+from tangram.errors import PluginNotFound
 from tangram.supervision import Child
 from tangram.testing import InvariantBroken, open_tangram
 from tangram.testing.server import TangramEnded
@@ -71,3 +72,17 @@ async def test_a_server_that_does_not_come_up_is_told_with_its_status(autojump_c
             raise AssertionError("not reached")
 
     assert caught.value.status == 1
+
+
+async def test_a_plugin_that_cannot_be_loaded_is_no_test_of_it(autojump_clock: MockClock) -> None:
+    """A server would run without a misspelt plugin; a test of it does not."""
+    with pytest.raises(PluginNotFound, match="tangram_example_publich"):
+        async with open_tangram(["tangram_example_publich"], fakes=True):
+            pass
+
+
+async def test_a_table_for_no_plugin_is_told(autojump_clock: MockClock) -> None:
+    """A plugin that is given as an object has a name of the test's; a table for another name is a mistake."""
+    with pytest.raises(ValueError, match=r"\[plugins.my_plugin\] is for none .* 'plugin': set plugin.name"):
+        async with open_tangram([tangram.Plugin()], {"plugins.my_plugin": {"interval": 1}}, fakes=True):
+            pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -156,6 +157,25 @@ def test_a_bus_that_a_lost_connection_crashes_is_found(kind: Blow, monkeypatch: 
 
     with pytest.raises(StepFailed, match=f"{kind} at step .*a lost connection to the broker crashed bus"):
         run_every_step(kinds=[kind], most=20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"scope": "plugin:nobody"}, "no step is in scope 'plugin:nobody'"),
+        ({"kinds": ["stop"], "step": 99_999}, "stop found nothing to strike at step 99999"),
+    ],
+)
+def test_a_test_that_strikes_nothing_is_red(settings: dict[str, Any], told: str) -> None:
+    """Who is struck nowhere has survived nothing."""
+    with pytest.raises(StepFailed, match=told):
+        run_every_step(**settings)
+
+
+def test_a_kind_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    """A misspelt kind is no kind that passes."""
+    with pytest.raises(ValueError, match="no kind 'cancle': expected some of cancel, crash"):
+        run_every_step(kinds=["cancle"])  # type: ignore[list-item]
 
 
 async def test_a_scenario_that_fails_by_itself_is_told_as_such() -> None:

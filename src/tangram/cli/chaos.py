@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from tangram.config import find_config_file, load_config
-from tangram.errors import ConfigError, Fault, OperatorError
+from tangram.errors import ConfigError, Fault, OperatorError, PluginError
 from tangram.testing.campaign import Campaign, no_such_fault, run_campaign
 from tangram.testing.catalogue import FAULTS
 from tangram.testing.invariants import INVARIANTS
@@ -68,6 +68,10 @@ def run_chaos(
     settings: dict[str, Any] = {"seed": seed, "duration": duration, "faults": list(faults), "only": only}
     try:
         campaign = _show_while(list(loaded.config.core.plugins), tables, **settings)
+    except PluginError as error:
+        raise OperatorError(
+            f"{error}: a server would run without it; a campaign of it would show nothing"
+        ) from None
     except LookupError as error:
         raise ConfigError([Fault(str(error), "--only", "only")], about="command line") from None
     except TangramEnded as error:

@@ -46,8 +46,35 @@ def _value(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
-def load_given(plugins: Iterable[Plugin | str]) -> Loaded:
-    """Plugins that are installed, by their names, and others as they are."""
+def load_given(plugins: Iterable[Plugin | str], tables: Mapping[str, object]) -> Loaded:
+    """Plugins that are installed, by their names, and others as they are.
+
+    Args:
+        plugins: names and objects.
+        tables: what is said under ``[plugins.NAME]``, by name.
+
+    Raises:
+        PluginError: one of the names cannot be loaded. A server would run without it; a test of it may not.
+        ValueError: a table is for none of them, although they are objects: nobody would read it.
+    """
+    loaded = _loaded(list(plugins))
+    if loaded.failures:
+        first, *others = (failure.error for failure in loaded.failures)
+        for other in others:
+            first.add_note(f"beside it: {other}")
+        raise first
+    known = {one.key for one in loaded.plugins}
+    unread = sorted(tables.keys() - known)
+    if unread and any(not one.entry_point for one in loaded.plugins):
+        names = ", ".join(map(repr, sorted(known)))
+        raise ValueError(
+            f"[plugins.{unread[0]}] is for none of the plugins given, which are {names}: "
+            f"set plugin.name, or give it by the name by which it is installed"
+        )
+    return loaded
+
+
+def _loaded(plugins: list[Plugin | str]) -> Loaded:
     loaded = Loaded()
     for number, one in enumerate(plugins, 1):
         if isinstance(one, str):

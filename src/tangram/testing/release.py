@@ -17,7 +17,7 @@ from tangram import supervision
 from tangram.supervision import CURRENT_LIFE
 from tangram.testing.census import UNDER_TEST
 
-__all__ = ["release"]
+__all__ = ["line_of", "release"]
 
 _TRIO = str(Path(trio.__file__).parent)
 _SUPERVISION = str(Path(supervision.__file__).parent)
@@ -35,7 +35,7 @@ def release(mark: object, within: trio.CancelScope) -> list[str]:
         for scope in _scopes(task, within):
             shielded = shielded or scope.shield
             scope.shield = False
-        line = _line(task)
+        line = line_of(task)
         if shielded and line is not None and not any(nursery.child_tasks for nursery in task.child_nurseries):
             life = task.context.get(CURRENT_LIFE)
             told.append(f"{task.name if life is None else life.child}, at {line}")
@@ -60,7 +60,7 @@ def _scopes(task: trio.lowlevel.Task, within: trio.CancelScope) -> Iterator[trio
         status = status._parent  # noqa: SLF001 - as above
 
 
-def _line(task: trio.lowlevel.Task) -> str | None:
+def line_of(task: trio.lowlevel.Task) -> str | None:
     """The innermost line that is not Trio's own; None where it is supervision that waits: for the one who is
     looked for.
     """

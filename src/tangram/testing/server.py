@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from tangram.testing.given import configure, load_given
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
+from tangram.testing.patience import watched
 from tangram.testing.record import LogRecords, record_logs
 from tangram.testing.release import release
 from tangram.testing.seams import Seam
@@ -45,6 +47,11 @@ again. Then whoever still goes on is cancelled behind its shield, and named.
 
 RELEASES = 20
 """So often that is done, a second apart, for who shields itself anew."""
+
+REAL_STOP_MORE = 15.0
+"""Real seconds past ``shutdown_timeout`` after which a task that goes on and on is ended: what is released
+needs some, and a slow machine.
+"""
 
 EVENT_SECONDS = 10.0
 """How long a test waits for an event that must come."""
@@ -340,7 +347,8 @@ async def open_tangram(
     Raises:
         InvariantBroken: the block ended well, but the server did not keep what it promises.
         TangramEnded: it ended before it had started.
-        ValueError: ``memory_port`` with another engine.
+        PluginError: a plugin that was given by its name cannot be loaded.
+        ValueError: ``memory_port`` with another engine, or a table ``[plugins.NAME]`` that nobody reads.
     """
     checks = tuple(checks)
     before = take_census()
@@ -356,6 +364,7 @@ async def open_tangram(
         if on_server is not None:
             on_server(running)
         async with AsyncExitStack() as stack:
+            patience = stack.enter_context(watched(running))
             await stack.enter_async_context(running.http)
             nursery = await stack.enter_async_context(trio.open_nursery())
             try:
@@ -364,7 +373,10 @@ async def open_tangram(
                 yield running
             except BaseException as raised:  # noqa: BLE001 - raised again below, not wrapped in the nursery's group
                 error = raised
+            limit = running.server.config.supervisor.shutdown_timeout
+            patience.due = time.monotonic() + limit + REAL_STOP_MORE
             await _end(running, nursery.cancel_scope)
+        running.stubborn += patience.ended
     _judge(running, before, checks, error)
 
 
@@ -450,7 +462,7 @@ def _prepare(
     boot = Boot(
         loaded=loaded,
         environ={"HOME": str(loaded.config.server.state_dir)},
-        plugins=load_given(plugins),
+        plugins=load_given(plugins, loaded.config.plugins),
         signals=False,
         wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
         rng=rng,

@@ -271,7 +271,8 @@ async def every_step(
 
     Raises:
         StepFailed: a run ended otherwise; the message names kind, step, seed and place, and how to play it
-        again.
+        again. Or nothing could be struck: no step is in ``scope``, or there are fewer than ``step``.
+        ValueError: a kind that there is not.
     """
     run = partial(run_every_step, scenario, plugins=plugins, config=config, kinds=kinds, scope=scope)
     more = partial(run, step=step, stride=stride, most=most, jobs=jobs, seed=seed)
@@ -292,9 +293,19 @@ def run_every_step(
     seed: int = 0,
 ) -> StepReport:
     """`every_step` for a synchronous test."""
-    plan = _Plan(scenario or serve_and_restart, list(plugins), config, tuple(kinds), scope, seed)
+    chosen = tuple(kinds)
+    if unknown := [kind for kind in chosen if kind not in KINDS]:
+        raise ValueError(f"no kind {unknown[0]!r}: expected some of {', '.join(KINDS)}")
+    plan = _Plan(scenario or serve_and_restart, list(plugins), config, chosen, scope, seed)
     if step is not None:
         return _strike_at(plan, step)
+    report = _strike_shares(plan, stride, most, jobs)
+    if not report.steps:
+        raise StepFailed(f"no step is in scope {scope!r}: expected a child, as 'plugin:NAME', that runs")
+    return report
+
+
+def _strike_shares(plan: _Plan, stride: int, most: int | None, jobs: int) -> StepReport:
     if jobs == 1:
         return _strike_all(plan, stride, most)
     calls = [partial(_strike_all, plan, stride, most, share=share, shares=jobs) for share in range(jobs)]
@@ -329,6 +340,8 @@ def _strike_at(plan: _Plan, step: int) -> StepReport:
     with _runs(plan) as once:
         for kind in plan.kinds:
             stepper, outcome = once(kind, step)
+            if not stepper.struck:
+                raise StepFailed(f"{kind} found nothing to strike at step {step}: there are {stepper.count}")
             report.steps = max(report.steps, stepper.count)
             report.runs[kind] += 1
             report.outcomes[f"{kind}: {outcome}"] += 1
@@ -405,8 +418,9 @@ def _run_once(plan: _Plan, config: LoadedConfig, kind: Blow | None, at: int) -> 
                 main, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[stepper]
             )
     except Exception as error:
-        where = f"{kind} at step {at} ({stepper.struck or 'nothing was struck'}), seed {plan.seed}"
+        where = f"with nothing done to it (nothing was struck), seed {plan.seed}"
         if stepper.struck:
+            where = f"{kind} at step {at} ({stepper.struck}), seed {plan.seed}"
             again = f"kinds=[{kind!r}], step={at}, seed={plan.seed}"
             again += f", scope={plan.scope!r}" if plan.scope is not None else ""
             where += f" (to play it again: {again})"

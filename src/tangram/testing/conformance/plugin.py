@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from tangram.errors import SupervisionError
 from tangram.plugins import Plugin
 from tangram.testing.census import take_census
 from tangram.testing.conformance.samples import Request, requests_of
@@ -33,6 +34,7 @@ async def check_plugin(
     *,
     fakes: bool = False,
     start_seconds: float = START_SECONDS,
+    but: Mapping[str, str] | None = None,
 ) -> None:
     """A plugin loads and starts, answers the examples of its routes without failing, restarts cleanly and
     alone, survives that its services are cancelled and that it crashes, stops within its bound, and leaves
@@ -43,10 +45,15 @@ async def check_plugin(
         config: tables and keys as in ``tangram.toml``; the plugin's own are in ``{"plugins.NAME": {...}}``.
         fakes: the broker is one in memory; then a virtual clock will do.
         start_seconds: within which it has to be up.
+        but: invariants that this plugin breaks on purpose, each with the reason.
 
     Raises:
+        ValueError: ``but`` names something else.
         AssertionError: it does not; the message says what. `InvariantBroken` is one of them.
     """
+    if unknown := (but or {}).keys() - set(CHECKS):
+        raise ValueError(f"no invariant {sorted(unknown)!r}: expected some of {', '.join(CHECKS)}")
+    checks = [name for name in CHECKS if name not in (but or {})]
     tables = {name: dict(table) for name, table in (config or {}).items()}
     tables["core"] = {"strict": True, **tables.get("core", {})}
     builtin = await _paths_without(fakes=fakes)
@@ -55,12 +62,14 @@ async def check_plugin(
         # The clock of the start is the test's: it ends what does not come up.
         with trio.CancelScope(deadline=trio.current_time() + start_seconds) as limit:
             async with open_tangram(
-                [plugin], tables, fakes=fakes, checks=CHECKS, on_server=seen.append
+                [plugin], tables, fakes=fakes, checks=checks, on_server=seen.append
             ) as running:
                 limit.deadline = float("inf")
                 await _lives(running, builtin)
     except TangramEnded as error:
         raise AssertionError(f"the plugin does not start: {_last_crash(seen[0]) or error}") from error
+    except SupervisionError as error:
+        raise AssertionError(f"the plugin cannot be restarted: {error}") from error
     if limit.cancelled_caught:
         raise AssertionError(f"the plugin was not up within {start_seconds:g} s")
 
@@ -77,6 +86,8 @@ async def _paths_without(*, fakes: bool) -> set[str]:
 
 
 async def _lives(running: RunningTangram, builtin: set[str]) -> None:
+    outcome = await running.wait_steady()
+    assert outcome == "up", f"the plugin does not stay up, it is {outcome}: {_last_crash(running)}"
     (child,) = [name for name in running.ports.names if name.startswith("plugin:")]
     await _answers(running, builtin)
     await _restarts(running, child)
@@ -113,11 +124,15 @@ async def _restarts(running: RunningTangram, child: str) -> None:
     tree = running.server.tree
     assert tree is not None
     running.planned = True
-    counts = []
+    mark, counts = len(running.events), []
     for _ in range(RESTARTS + 1):  # the first may open what is kept
         assert tree.incarnation is not None
         await tree.incarnation.restart_child(child)
         counts.append(_open_descriptors())
+    raised = [event for event in running.events[mark:] if event.kind == "stopped" and event.cause]
+    # Once may be a crash that came at the same time; each time it is the clean-up.
+    told = [f"{'/'.join(event.path)}: {event.cause}" for event in raised if event.cause != "returned"]
+    assert len(told) <= RESTARTS, f"the plugin raises in its clean-up, {told[0]}"
     more = counts[-1] - counts[0]
     assert more < RESTARTS, f"{RESTARTS} restarts of the plugin left {more} descriptors open"
     await running.server.restart()
