@@ -188,6 +188,21 @@ async def test_who_waits_is_hurried_when_redis_is_back() -> None:
             await running.wait_event("started", "plugin:probe", after=mark, seconds=4.0)
 
 
+async def test_the_waits_between_restarts_are_the_operators(autojump_clock: MockClock) -> None:
+    """First, longest and forgotten wait of the incarnation's parts, and of the broker, are those of the
+    settings."""
+    waits = {"backoff_initial": 1.0, "backoff_max": 7.0, "backoff_reset": 20.0}
+    async with open_life(**waits, **PATIENT) as running:
+        for child in ("web", "broker"):
+            await crash_at(running, child, 0, 1, 4, 10, 20, 60)
+            assert await running.wait_steady() == "up"
+            told = [one.delay for one in running.events if (one.kind, one.child) == ("restarting", child)]
+
+            assert told[0] == told[5] == 0.0
+            wide = [abs((wait or 0.0) / plain - 1) for wait, plain in zip(told[1:5], (1, 2, 4, 7), strict=True)]
+            assert max(wide) <= 0.2
+
+
 async def _until_broker(running: RunningTangram, *, up: bool) -> None:
     broker = running.server.tree and running.server.tree.broker
     assert broker
