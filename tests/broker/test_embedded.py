@@ -82,15 +82,12 @@ async def gone(pid: int, seconds: float = 5.0) -> bool:
 async def test_answers_and_ends() -> None:
     """started() means PING answered, by our own child; when cancelled, child and guard are gone."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    began = time.perf_counter()
     async with living(broker) as life:
-        took = time.perf_counter() - began
         await ping(life.url, 1)
         statistics = broker.statistics()
         family = [life.pid, *(child.pid for child in psutil.Process(life.pid).children())]
         assert len(family) == 2
 
-    assert took < 0.5
     assert (statistics.up, statistics.starts, statistics.url) == (True, 1, life.url)
     assert statistics.version is not None
     assert statistics.version.split()[0] in {"valkey", "redis"}
@@ -98,6 +95,17 @@ async def test_answers_and_ends() -> None:
         assert await gone(pid)
     assert broker.statistics().pid is None
     assert not broker.statistics().up
+
+
+async def test_a_start_takes_less_than_half_a_second() -> None:
+    """The median of five: another program may have had the processor."""
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        async with living(EmbeddedBroker(BrokerConfig(port=0))):
+            took.append(time.perf_counter() - began)
+
+    assert sorted(took)[2] < 0.5, took
 
 
 async def test_wanted_port_is_taken_first() -> None:
@@ -154,11 +162,14 @@ async def test_race_for_the_port_costs_a_try(monkeypatch: pytest.MonkeyPatch) ->
 async def test_killed_from_outside() -> None:
     """A child that is killed ends run() at once with the reason, and the next life has the same URL."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    async with living(broker) as first:
-        began = time.perf_counter()
-        os.kill(first.pid, signal.SIGKILL)
-        await first.ended.wait()
-        assert time.perf_counter() - began < 0.5
+    took = []
+    for _ in range(3):
+        async with living(broker) as first:
+            began = time.perf_counter()
+            os.kill(first.pid, signal.SIGKILL)
+            await first.ended.wait()
+            took.append(time.perf_counter() - began)
+    assert sorted(took)[1] < 0.5, took
     assert isinstance(first.error, BrokerUnavailable)
     assert "ended: SIGKILL" in str(first.error)
     assert broker.statistics().last_error == str(first.error)
@@ -166,7 +177,7 @@ async def test_killed_from_outside() -> None:
     async with living(broker) as second:
         assert second.url == first.url
         await ping(second.url, 1)
-        assert broker.statistics().starts == 2
+        assert broker.statistics().starts == 4
 
 
 async def test_port_taken_meanwhile() -> None:
@@ -289,7 +300,7 @@ async def test_server_that_never_answers(tmp_path: Path) -> None:
 
 
 PARENT = """
-import sys, trio
+import pathlib, sys, trio
 from tangram.broker import EmbeddedBroker
 from tangram.config import BrokerConfig
 async def main():
@@ -335,11 +346,12 @@ async def test_parent_killed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_parent_killed_at_any_moment(seed: int) -> None:
+async def test_parent_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
     """However early tangram is killed while it starts the broker, nothing of it stays."""
-    # A mark in the command line finds the processes also after they have lost their parent.
-    marker = 20000 + os.getpid() % 10000 + seed * 7
-    code = PARENT.replace("port=0", f"port={marker}")
+    # A name of its own in the command line finds the processes also after they have lost their parent.
+    marker = tmp_path / "valkey-server"
+    marker.symlink_to(find_server())
+    code = PARENT.replace("port=0", f"port=0, binary=pathlib.Path({str(marker)!r})")
     parent = start_parent(code)
     try:
         with trio.move_on_after(10):

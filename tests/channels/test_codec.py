@@ -136,6 +136,13 @@ def test_malformed_text_is_refused(data: bytes) -> None:
         codec.decode_text(data)
 
 
+def test_a_payload_is_what_was_sent() -> None:
+    """It is looked into, and passed on to the byte: blanks, long numbers, escapes and doubled keys."""
+    payload = rb' { "b":1.50 , "a" : 12345678901234567890123, "a":"\u00e9" } '
+
+    assert codec.decode_text(b'["1","2","t","e",' + payload + b"]").payload == payload.strip()
+
+
 def test_extra_elements_are_ignored() -> None:
     """Elements after the fifth are nobody's business, as in Phoenix."""
     assert codec.decode_text(b'["1","2","t","e",{"a":1},6,{}]').payload == b'{"a":1}'

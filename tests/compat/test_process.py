@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.e2e.harness import Home, open_server, wait_gone
+from tests.late import open_lateness
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +54,10 @@ def block():
 
 @plugin.register_service()
 async def block_in_service(state):
-    await asked.wait()
-    block()
-    await asyncio.Future()
+    while True:
+        await asked.wait()
+        asked.clear()
+        block()
 
 @router.get("/service")
 async def let_the_service_block():
@@ -75,6 +77,11 @@ async def tell():
 """
 
 
+ROUNDS = 3
+"""A thread that is due may have to wait for a processor. Not that long three times in a row, if the server is
+as fast as it says."""
+
+
 @pytest.mark.parametrize("where", ["service", "handler"])
 async def test_who_blocks_the_loop_is_named_within_a_second(home: Home, where: str) -> None:
     """An asyncio service or handler that sleeps for real: log and ``/-/supervision`` tell its plugin and its
@@ -82,16 +89,21 @@ async def test_who_blocks_the_loop_is_named_within_a_second(home: Home, where: s
     """
     write(home, BLOCKS)
     async with open_server(home, "old") as server:
-        await server.get(f"/old/{where}")
-        await server.wait_line("the event loop goes on")
-        began = await server.get("/old/began")
-        (told,) = server.events("the event loop is blocked")
-        (stall,) = (await server.get("/-/supervision"))["watchdog"]["last"]
+        named: list[float] = []
+        for count in range(1, ROUNDS + 1):
+            await server.get(f"/old/{where}")
+            await server.wait_line("the event loop goes on", times=count)
+            began = await server.get("/old/began")
+            *_, told = server.events("the event loop is blocked")
+            *_, stall = (await server.get("/-/supervision"))["watchdog"]["last"]
 
-        assert told["owner"] == stall["owner"] == "old"
-        assert any(f"block_in_{where}" in frame for frame in stall["stack"])
-        assert stall["at"] - began <= 1.1
-        assert stall["seconds"] >= 1.2
+            assert told["owner"] == stall["owner"] == "old"
+            assert any(f"block_in_{where}" in frame for frame in stall["stack"])
+            assert stall["seconds"] >= 1.2
+            named.append(stall["at"] - began)
+            if named[-1] <= 1.0:
+                break
+        assert min(named) <= 1.0, named
 
 
 async def test_a_plain_handler_blocks_nobody(home: Home) -> None:
@@ -159,9 +171,10 @@ async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str)
     write(home, LEFT[what])
     async with open_server(home, "old", extra=LIMITS) as server:
         await server.wait_line("it runs")
-        begun = trio.current_time()
-        status = await server.stop()
-        took = trio.current_time() - begun
+        with open_lateness() as late:
+            begun = trio.current_time()
+            status = await server.stop()
+            took = trio.current_time() - begun
         told = [
             f"{name}: {where}"
             for event in server.events("threads that nobody ended keep the process")
@@ -169,7 +182,7 @@ async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str)
         ]
 
         assert status == 0
-        assert took <= BOUND + MORE
+        assert took <= BOUND + MORE + late.allowed
         # Ours runs plain handlers in Trio's threads, which are daemons.
         assert len(told) == (what == "thread" or "fastapi" in packages_distributions())
         assert all("old.py" in one or "left: " in one for one in told)
@@ -185,14 +198,15 @@ async def test_the_process_ends_although_a_plugin_goes_on(home: Home, what: str)
     async with open_server(home, "old", extra=LIMITS, but=told_by_python) as server:
         below = server.children()
         await server.wait_line("it runs")
-        begun = trio.current_time()
-        status = await server.stop()
-        took = trio.current_time() - begun
+        with open_lateness() as late:
+            begun = trio.current_time()
+            status = await server.stop()
+            took = trio.current_time() - begun
         await wait_gone(below)
         (told,) = [one for one in server.records if "is abandoned" in one["event"]]
         threads = server.events("a thread that does not end was abandoned", service="old/executor")
 
         assert status == 0
-        assert took <= BOUND + MORE
+        assert took <= BOUND + MORE + late.allowed
         assert (told["plugin"], told["task"]) == ("old", "endless")
         assert len(threads) == (what == "to_thread")

@@ -6,6 +6,7 @@ import base64
 import json
 import signal
 import socket
+import statistics
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import psutil
 import pytest
 import trio
 from websockets.frames import Frame, Opcode
+
+from tests.late import open_lateness
 
 from .harness import Home, Server, open_server, wait_until, write_plugin
 
@@ -158,25 +161,28 @@ async def test_a_crowd_of_strangers(home: Home, engine: str) -> None:
         token = (await server.request("POST", "/token", json={"channel": "e2e"})).json()["token"]
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
-        slowest = 0.0
+        answered: list[float] = []
         with crowd(home, token) as people:
             for kind, count in KINDS.items():
                 for _ in range(count):
                     await trio.to_thread.run_sync(kind, people)
                 began = time.monotonic()
                 await server.get("/e2e/ping")
-                slowest = max(slowest, time.monotonic() - began)
+                answered.append(time.monotonic() - began)
             grown = process.memory_info().rss - before
             await wait_until(lambda: rejoins(server))
 
-            server.process.send_signal(signal.SIGTERM)
-            began = time.monotonic()
-            status = await server.wait_end()
-            took = time.monotonic() - began
+            with open_lateness() as late:
+                server.process.send_signal(signal.SIGTERM)
+                began = time.monotonic()
+                status = await server.wait_end()
+                took = time.monotonic() - began
 
         assert status == 0
-        assert took <= BOUND + 1.0
-        assert slowest < 2.0
+        assert took <= BOUND + 1.0 + late.allowed
+        # One may have waited for the crowd's own work, which is this machine's as well.
+        assert statistics.median(answered) < 1.0
+        assert max(answered) < 8.0
         assert grown < 96 * MIB
         assert [it for it in server.records if it["level"] == "error"] == []
         assert len(server.lines) < 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,25 +24,34 @@ plugin = tangram.Plugin(routers=[router])
 async def block_for(seconds: float) -> dict[str, float]:
     began = time.time()
     time.sleep(seconds)
-    return {"began": began}
+    return {"began": began, "ended": time.time()}
 """
+
+ROUNDS = 3
+"""A thread that is due may have to wait for a processor. Not that long three times in a row, if the server is
+as fast as it says."""
 
 
 async def test_the_plugin_that_blocks_the_loop_is_named_within_a_second(home: Home) -> None:
     """Log and ``/-/supervision`` tell the plugin, the line it stands on, and how long it took."""
     write_plugin(home.site, "blocks", BLOCKS)
     async with open_server(home, "blocks", "tangram_e2e") as server:
-        began = (await server.get("/blocks/for?seconds=1.5"))["began"]
-        await server.wait_line("the event loop goes on")
-        (told,) = server.events("the event loop is blocked")
-        (stall,) = (await server.get("/-/supervision"))["watchdog"]["last"]
+        named: list[float] = []
+        for count in range(1, ROUNDS + 1):
+            block = await server.get("/blocks/for?seconds=1.5")
+            await server.wait_line("the event loop goes on", times=count)
+            *_, told = server.events("the event loop is blocked")
+            *_, stall = (await server.get("/-/supervision"))["watchdog"]["last"]
 
-        assert told["owner"] == stall["owner"] == "blocks"
-        assert any("block_for" in frame for frame in told["frames"])
-        assert any("block_for" in frame for frame in stall["stack"])
-        # It is looked at a fifth of the limit before the block at most, so that a busy machine may be late.
-        assert stall["at"] - began <= 1.1
-        assert 1.3 <= stall["seconds"] <= 3.0
+            assert told["owner"] == stall["owner"] == "blocks"
+            assert any("block_for" in frame for frame in told["frames"])
+            assert any("block_for" in frame for frame in stall["stack"])
+            # The loop was last seen alive a fifth of the limit before, and a moment after it goes on again.
+            assert 0.0 <= stall["seconds"] - (block["ended"] - block["began"]) <= 5.0
+            named.append(stall["at"] - block["began"])
+            if named[-1] <= 1.0:
+                break
+        assert min(named) <= 1.0, named
 
 
 @contextmanager
@@ -77,21 +87,28 @@ async def test_systemd_hears_ready_signs_of_life_and_stopping(
         environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "400000"}
         async with open_process(home, environ=environ) as server:
             await server.wait_ready()
-            await trio.sleep(1.0)
-            before = len(heard)
-            await server.get("/blocks/for?seconds=1.2")
-            await trio.sleep(0.5)
+            await heard_signs(heard, 6)
+            await server.get("/blocks/for?seconds=1.5")
+            await heard_signs(heard, len(heard) + 2)
             assert await server.stop() == 0
-            await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
+        heard += [(time.monotonic(), text) for text in drain(listener)]  # it has ended: nothing more comes
     told = [text.partition("\n")[0] for _, text in heard]
     signs = [at for at, text in heard if text == "WATCHDOG=1"]
+    waits = [later - earlier for earlier, later in itertools.pairwise(signs)]
 
     assert told.count("READY=1") == 1
-    assert told[:before].count("WATCHDOG=1") >= 3
     # Between two signs 0.2 s pass; while the loop was blocked there was none.
-    assert max(later - earlier for earlier, later in itertools.pairwise(signs)) >= 1.0
+    assert statistics.median(waits) <= 0.3
+    assert max(waits) >= 1.0
     assert "STOPPING=1" in told
+
+
+async def heard_signs(heard: list[tuple[float, str]], count: int) -> None:
+    """Until so much was heard."""
+    with trio.fail_after(20):
+        while len(heard) < count:  # noqa: ASYNC110 - nobody tells it
+            await trio.sleep(0.02)
 
 
 async def listen(listener: socket.socket, heard: list[tuple[float, str]]) -> None:

@@ -16,6 +16,8 @@ START_STOP = "tests/supervision/test_twins_start_stop.py::"
 STRATEGIES = "tests/supervision/test_twins_strategies.py::"
 STUBBORN = "tests/supervision/test_stubborn.py::"
 ADMIN = "tests/supervision/test_twins_admin.py::"
+SHOWN = "tests/mutants/test_shown.py::"
+RESORT = "tests/cli/test_lastresort.py::"
 LIVES = "tests/mutants/test_lives.py::"
 
 BUDGETS = (
@@ -75,6 +77,15 @@ BUDGETS = (
     ),
     Mutant(
         "R6",
+        "order-in-an-escalation",
+        "an escalation stops children from the first to the last",
+        DECIDE,
+        "entry = leaving[max(leaving)]",
+        "entry = leaving[min(leaving) if self.failure else max(leaving)]",
+        (f"{STRATEGIES}test_one_for_one_escalation",),
+    ),
+    Mutant(
+        "R6",
         "status-70",
         "a server that cannot be kept running exits with status 0",
         "app/server.py",
@@ -126,6 +137,33 @@ BUDGETS = (
         "                entry.spec.window.clear()\n                entry.pace = Pace()",
         "                entry.pace = Pace()",
         (f"{BEYOND}test_quarantine_leaves_siblings_running",),
+    ),
+    Mutant(
+        "R6",
+        "reload-tries-again",
+        "a reload leaves plugins in quarantine",
+        "app/server.py",
+        "        self.tree.forgive()\n",
+        "",
+        (f"{SHOWN}test_a_plugin_in_quarantine_is_shown_and_may_try_again",),
+    ),
+    Mutant(
+        "R6",
+        "request-tries-again",
+        "a request leaves a plugin in quarantine for the incarnations that follow",
+        "app/operations.py",
+        "                tree.forgive(known)\n",
+        "",
+        (f"{SHOWN}test_a_plugin_in_quarantine_is_shown_and_may_try_again",),
+    ),
+    Mutant(
+        "R6",
+        "shown-as-failed",
+        "a plugin in quarantine is shown as running",
+        "app/operations.py",
+        'return "stopped" if child is None else child.state',
+        'return "running"',
+        (f"{SHOWN}test_a_plugin_in_quarantine_is_shown_and_may_try_again",),
     ),
     Mutant(
         "R6",
@@ -232,13 +270,59 @@ CRASHES = (
     ),
     Mutant(
         "R9",
+        "three-stop-times",
+        "two stop times are enough to end the process",
+        DECIDE,
+        "LATES_ALLOWED = 3",
+        "LATES_ALLOWED = 2",
+        (f"{STUBBORN}test_stubborn_restart_has_no_second_incarnation",),
+    ),
+    Mutant(
+        "R9",
+        "shown",
+        "nobody is shown where a stubborn child stands",
+        "supervision/outcome.py",
+        "stubborn=where_stands(task) if entry.lates and task is not None else None",
+        "stubborn=None",
+        (f"{SHOWN}test_a_stubborn_plugin_is_shown_with_its_line",),
+    ),
+    Mutant(
+        "R9",
         "last-resort",
         "a stop past its bound is ended by nobody",
         "cli/lastresort.py",
         "        self._timer.start()",
         "        pass",
-        ("tests/cli/test_lastresort.py::test_it_ends_the_process_and_says_who_stands_where",),
+        (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
         raises=("Empty",),
+    ),
+    Mutant(
+        "R9",
+        "last-resort-status",
+        "an end that nobody asked for has status 0",
+        "cli/lastresort.py",
+        "0 if asked_for else EX_SOFTWARE",
+        "0",
+        (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
+    ),
+    Mutant(
+        "R9",
+        "last-resort-ends-the-broker",
+        "the broker outlives a process that was ended",
+        "cli/lastresort.py",
+        "                _kill(self._broker)\n",
+        "                pass\n",
+        (f"{RESORT}test_it_ends_the_broker_too",),
+        raises=("TimeoutExpired",),
+    ),
+    Mutant(
+        "R9",
+        "last-resort-tells",
+        "a process is ended without a word on who stands where",
+        "cli/lastresort.py",
+        'tasks = "\\n".join(_where(self._root)) if self._root is not None else ""',
+        'tasks = ""',
+        (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
     ),
     Mutant(
         "R9",
@@ -257,6 +341,15 @@ CRASHES = (
         "        _abandoned += 1",
         "        _abandoned += 0",
         ("tests/supervision/test_threads.py::test_ghost_is_counted_and_warned_of",),
+    ),
+    Mutant(
+        "R9",
+        "ghosts-are-shown",
+        "threads that were left behind are not shown",
+        "app/operations.py",
+        '"threads": attrs.asdict(thread_statistics()),',
+        '"threads": {"abandoned": 0, "ghosts": []},',
+        (f"{SHOWN}test_a_thread_that_was_left_behind_is_shown",),
     ),
     Mutant(
         "R9",
@@ -288,6 +381,24 @@ EVENTS = (
         "                self.on_event(event)\n",
         "                self.on_event(event)\n                self.on_event(event)\n",
         (f"{LIVES}test_a_life_with_crashes",),
+    ),
+    Mutant(
+        "R10",
+        "one-record-on-the-page",
+        "`/-/supervision` tells of no event",
+        "app/operations.py",
+        '"events": [event.to_dict() for event in server.ledger.events],',
+        '"events": [],',
+        (f"{SHOWN}test_what_happened_is_one_record_everywhere",),
+    ),
+    Mutant(
+        "R10",
+        "counts",
+        "events are not counted",
+        "app/ledger.py",
+        "self._counts[event.kind] += 1",
+        "self._counts[event.kind] = 0",
+        (f"{SHOWN}test_what_happened_is_one_record_everywhere",),
     ),
     Mutant(
         "R10",

@@ -10,11 +10,17 @@ ENGINE = "transports/engine.py"
 HTTP = "tests/transports/test_http.py::"
 BOUNDS = "tests/transports/test_http_bounds.py::"
 HYPERCORN = "tests/transports/test_hypercorn.py::"
+FULL_DECODE = (
+    "_decode_body(msgspec.json.encode(__import__('jwt').decode(token, secret.encode(), ['HS256'], options="
+    "{'verify_exp': EXP, 'verify_nbf': NBF, 'verify_iat': False, 'verify_aud': False})))"
+)
+"""PyJWT's layer that judges claims by itself, instead of the one that only checks the signature."""
 QUART = "tests/transports/test_quart.py::"
 CODEC = "tests/channels/test_codec.py::"
 TOKENS = "tests/channels/test_tokens.py::"
 SCHEMA = "tests/routing/test_schema.py::"
 HEAD = "tests/transports/native/test_head.py::"
+PUMP = "tests/transports/test_pump.py::"
 LIVES = "tests/mutants/test_lives.py::"
 
 CONNECTIONS = (
@@ -47,6 +53,15 @@ CONNECTIONS = (
     ),
     Mutant(
         "D2",
+        "write-deadline-websocket",
+        "a WebSocket that does not read has no deadline",
+        "transports/pump.py",
+        "self.end_at)\n                await _wait_writable",
+        "self.end_at) and NEVER\n                await _wait_writable",
+        (f"{PUMP}test_a_client_that_does_not_read_has_the_write_timeout",),
+    ),
+    Mutant(
+        "D2",
         "grace",
         "a stop waits for ever for clients that do not read",
         ENGINE,
@@ -65,12 +80,31 @@ CONNECTIONS = (
     ),
     Mutant(
         "D3",
+        "crash-is-1011-native",
+        "a crash of the channels closes without a word",
+        "transports/native/channels.py",
+        "session.outbox.close(CRASH)",
+        "session.outbox.close(GONE)",
+        ("tests/transports/native/test_channels.py::test_crash_of_ours_is_1011",),
+        raises=("ConnectionClosedError",),
+    ),
+    Mutant(
+        "D3",
         "never-1000",
         "a restart closes with 1000",
         "channels/disconnects.py",
         "RESTART = Disconnect(1012,",
         "RESTART = Disconnect(1000,",
         ("tests/channels/test_disconnects.py::test_the_server_never_closes_with_1000",),
+    ),
+    Mutant(
+        "D3",
+        "overload-is-1013",
+        "overload looks like a crash",
+        "channels/disconnects.py",
+        "OVERLOAD = Disconnect(1013,",
+        "OVERLOAD = Disconnect(1011,",
+        (f"{PUMP}test_overflow_is_told_by_its_code",),
     ),
     Mutant(
         "D4",
@@ -89,6 +123,16 @@ CONNECTIONS = (
         "            await self._back_off(cause)\n",
         "            raise ConnectionError(cause)\n",
         (f"{LIVES}test_an_outage_crashes_nobody",),
+    ),
+    Mutant(
+        "D5",
+        "subscriber",
+        "a plugin's subscriber ends when Redis goes away",
+        "bus/subscriber.py",
+        "nursery.start_soon(listener.run)",
+        "listener.keeper._back_off = lambda _cause: trio.sleep_forever()\n"
+        "                    nursery.start_soon(listener.run)",
+        ("tests/bus/test_subscriber.py::test_a_lost_broker_is_retried",),
     ),
     Mutant(
         "D6",
@@ -135,6 +179,15 @@ CONNECTIONS = (
         "        def add_background_task_of_ours(self,",
         ("tests/web/test_quartsite.py::test_background_tasks_are_refused_by_name",),
         raises=("KeyError",),
+    ),
+    Mutant(
+        "D9",
+        "serving-functions",
+        "a blueprint's serving functions vanish without a word",
+        "web/quartsite.py",
+        "    if trial.before_serving_funcs or trial.after_serving_funcs or trial.while_serving_gens:\n",
+        "    if False:\n",
+        ("tests/web/test_quartsite.py::test_serving_functions_are_told_of_and_never_called",),
     ),
     Mutant(
         "D10",
@@ -215,6 +268,15 @@ DATA = (
         ("tests/channels/test_hub.py::test_one_bad_message_never_costs_its_batch",),
     ),
     Mutant(
+        "D13",
+        "original-bytes",
+        "a payload is written anew on its way",
+        "channels/codec.py",
+        "it.event, payload, False))",
+        "it.event, _encode_any(_decode_any(payload)), False))",
+        (f"{CODEC}test_a_payload_is_what_was_sent",),
+    ),
+    Mutant(
         "D14",
         "titles",
         "fields have no titles",
@@ -233,6 +295,24 @@ DATA = (
         (f"{SCHEMA}test_front_end_configuration",),
     ),
     Mutant(
+        "D14",
+        "union",
+        "of several classes only the first is told",
+        "routing/schema.py",
+        'else {"anyOf": schemas}',
+        "else schemas[0]",
+        (f"{SCHEMA}test_annotations",),
+    ),
+    Mutant(
+        "D14",
+        "annotated",
+        "constraints of `annotated_types` say nothing to the front end",
+        "routing/schema.py",
+        "return decorate(schema, from_metadata(arguments[1:]), arguments[1:])",
+        "return schema",
+        (f"{SCHEMA}test_annotations",),
+    ),
+    Mutant(
         "D15",
         "passed-time",
         "a token's end is not judged",
@@ -248,6 +328,24 @@ DATA = (
         "channels/tokens.py",
         "LEEWAY: Final = 60",
         "LEEWAY: Final = 0",
+        (f"{TOKENS}test_claims_are_judged_as_clients_rely_on",),
+    ),
+    Mutant(
+        "D15",
+        "future-nbf",
+        "PyJWT's own check refuses a token that is not good yet",
+        "channels/tokens.py",
+        '_decode_body(library.decode(token, secret.encode(), ["HS256"]))',
+        FULL_DECODE.replace("EXP", "False").replace("NBF", "True"),
+        (f"{TOKENS}test_claims_are_judged_as_clients_rely_on",),
+    ),
+    Mutant(
+        "D15",
+        "own-clock",
+        "PyJWT judges a token's end by the clock it reads itself",
+        "channels/tokens.py",
+        '_decode_body(library.decode(token, secret.encode(), ["HS256"]))',
+        FULL_DECODE.replace("EXP", "True").replace("NBF", "False"),
         (f"{TOKENS}test_claims_are_judged_as_clients_rely_on",),
     ),
     Mutant(

@@ -14,6 +14,7 @@ TABLE = "supervision/table.py"
 BEYOND = "tests/supervision/test_beyond.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
 STRATEGIES = "tests/supervision/test_twins_strategies.py::"
+SHOWN = "tests/mutants/test_shown.py::"
 LIVES = "tests/mutants/test_lives.py::"
 
 ORDER = (
@@ -37,6 +38,15 @@ ORDER = (
     ),
     Mutant(
         "R1",
+        "start-is-reported",
+        "a child is called started before it says so",
+        RUNNER,
+        "                elif takes_task_status(run):\n",
+        "                elif takes_task_status(run) and not self._report_started(life, None):\n",
+        (f"{START_STOP}test_sup_start_normal",),
+    ),
+    Mutant(
+        "R1",
         "start-limit",
         "a start may take for ever",
         DECIDE,
@@ -53,6 +63,15 @@ ORDER = (
         "entry = leaving[min(leaving)]",
         (f"{LIVES}test_an_idle_life",),
         because="stops_in_reverse_order",
+    ),
+    Mutant(
+        "R1",
+        "stop-order-in-a-restart",
+        "a restart stops children from the first to the last",
+        DECIDE,
+        "entry = leaving[max(leaving)]",
+        "entry = leaving[max(leaving) if self.closing else min(leaving)]",
+        (f"{STRATEGIES}test_rest_for_one",),
     ),
     Mutant(
         "R1",
@@ -127,6 +146,15 @@ FIRST_BOOT = (
     ),
     Mutant(
         "R2",
+        "cause",
+        "the end of a first boot does not name its cause",
+        DECIDE,
+        "did not start: {crash.cause}",
+        "did not start",
+        (f"{SHOWN}test_a_server_that_cannot_start_says_why",),
+    ),
+    Mutant(
+        "R2",
         "plugin-is-quarantined",
         "a plugin that cannot start keeps the server from coming up",
         DECIDE,
@@ -146,6 +174,15 @@ FIRST_BOOT = (
     ),
     Mutant(
         "R2",
+        "strict-status",
+        "a server that cannot start exits with status 0",
+        "app/server.py",
+        "            self._exit_status = 1\n",
+        "            self._exit_status = 0\n",
+        (f"{LIVES}test_strict_ends_a_server_whose_plugin_cannot_start",),
+    ),
+    Mutant(
+        "R2",
         "redis-is-waited-for",
         "a plugin that fails because Redis is away has crashed",
         "app/patience.py",
@@ -157,6 +194,24 @@ FIRST_BOOT = (
 
 RESTARTS = (
     Mutant(
+        "R2",
+        "redis-in-sight",
+        "nobody is told that the configured Redis is away",
+        "app/server.py",
+        "        if self._lacks_redis:\n            log",
+        "        if False:\n            log",
+        (f"{SHOWN}test_a_redis_that_is_away_is_waited_for_in_sight",),
+    ),
+    Mutant(
+        "R2",
+        "redis-is-back",
+        "nobody is told that the configured Redis is there",
+        "app/server.py",
+        "if up and self._lacks_redis:",
+        "if False:",
+        (f"{SHOWN}test_a_redis_that_is_away_is_waited_for_in_sight",),
+    ),
+    Mutant(
         "R3",
         "a-failed-restart-counts",
         "a restart that fails to start is not charged",
@@ -164,6 +219,25 @@ RESTARTS = (
         "        elif entry.ever_up:\n            self._restart(entry, crash, now)",
         "        elif entry.ever_up:\n            self._send_away(entry, State.WAITING, now)",
         (f"{STRATEGIES}test_one_for_all_other_child_fails_restart",),
+    ),
+    Mutant(
+        "R3",
+        "status-stays-readable",
+        "who goes round is shown without its next wait",
+        "supervision/outcome.py",
+        "if waits else None,",
+        "if False else None,",
+        (f"{SHOWN}test_a_restart_that_goes_round_is_shown",),
+        raises=("TypeError",),
+    ),
+    Mutant(
+        "R3",
+        "others-come-back",
+        "who goes round holds up all others under `one_for_one`",
+        "supervision/ledger.py",
+        'return self._planned or self.strategy != "one_for_one"',
+        "return True",
+        (f"{SHOWN}test_a_restart_that_goes_round_is_shown",),
     ),
     Mutant(
         "R3",
@@ -219,6 +293,51 @@ RESTARTS = (
         "if self.last is not None and now - self.last >= backoff.reset:",
         "if False:",
         (f"{BEYOND}test_backoff_grows_resets_and_hurries",),
+    ),
+    Mutant(
+        "R4",
+        "settings",
+        "the operator's waits are not used",
+        "app/tree.py",
+        "Backoff(initial=limits.backoff_initial, maximum=limits.backoff_max, reset=limits.backoff_reset)",
+        "Backoff()",
+        (f"{LIVES}test_the_waits_between_restarts_are_the_operators",),
+    ),
+    Mutant(
+        "R4",
+        "settings-of-the-root",
+        "the operator's waits are not the broker's",
+        "app/server.py",
+        "                backoff=tree.backoff(),\n",
+        "",
+        (f"{LIVES}test_the_waits_between_restarts_are_the_operators",),
+    ),
+    Mutant(
+        "R4",
+        "default-first",
+        "half a second is the first wait that is one",
+        "config/model.py",
+        "backoff_initial: float = attrs.field(default=0.05,",
+        "backoff_initial: float = attrs.field(default=0.5,",
+        (f"{LIVES}test_the_waits_that_nobody_has_set",),
+    ),
+    Mutant(
+        "R4",
+        "default-longest",
+        "the longest wait is nearly a minute",
+        "config/model.py",
+        "backoff_max: float = attrs.field(default=5.0,",
+        "backoff_max: float = attrs.field(default=50.0,",
+        (f"{LIVES}test_the_waits_that_nobody_has_set",),
+    ),
+    Mutant(
+        "R4",
+        "default-reset",
+        "six quiet seconds are enough to begin anew",
+        "config/model.py",
+        "backoff_reset: float = attrs.field(default=60.0,",
+        "backoff_reset: float = attrs.field(default=6.0,",
+        (f"{LIVES}test_the_waits_that_nobody_has_set",),
     ),
     Mutant(
         "R4",

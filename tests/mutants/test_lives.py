@@ -188,6 +188,38 @@ async def test_who_waits_is_hurried_when_redis_is_back() -> None:
             await running.wait_event("started", "plugin:probe", after=mark, seconds=4.0)
 
 
+async def test_the_waits_between_restarts_are_the_operators(autojump_clock: MockClock) -> None:
+    """First, longest and forgotten wait of the incarnation's parts, and of the broker, are those of the
+    settings."""
+    waits: dict[str, Any] = {"backoff_initial": 1.0, "backoff_max": 7.0, "backoff_reset": 20.0}
+    async with open_life(tangram.Plugin(), **waits, **PATIENT) as running:
+        for child in ("web", "broker"):
+            await crash_at(running, child, 0, 1, 4, 10, 20, 60)
+            assert await running.wait_steady() == "up"
+            told = [one.delay for one in running.events if (one.kind, one.child) == ("restarting", child)]
+
+            assert told[0] == told[5] == 0.0
+            wide = [
+                abs((wait or 0.0) / plain - 1) for wait, plain in zip(told[1:5], (1, 2, 4, 7), strict=True)
+            ]
+            assert max(wide) <= 0.2
+
+
+async def test_the_waits_that_nobody_has_set(autojump_clock: MockClock) -> None:
+    """0 for the first, then 50 ms doubling to 5 s, each by a fifth more or less, and no two alike; 60 s
+    without a crash, and not 58, begin anew."""
+    async with open_life(tangram.Plugin(), **PATIENT) as running:
+        await crash_at(running, "web", *range(8), 12, 18, 76, 137)
+        assert await running.wait_steady() == "up"
+        told = [one.delay or 0.0 for one in running.events if one.kind == "restarting"]
+
+    plain = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0)
+    shares = [wait / each for wait, each in zip(told[1:-1], plain, strict=True)]
+    assert told[0] == told[-1] == 0.0
+    assert all(0.8 <= round(share, 6) <= 1.2 for share in shares)
+    assert len(set(shares)) == len(shares)
+
+
 async def _until_broker(running: RunningTangram, *, up: bool) -> None:
     broker = running.server.tree and running.server.tree.broker
     assert broker

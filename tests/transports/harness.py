@@ -12,6 +12,7 @@ from typing import Any, Self
 import attrs
 import h11
 import trio
+import trio.testing
 
 from tangram.testing.transport import RunningEngine, open_engine
 from tangram.transports.engine import ASGIApp, Engine
@@ -59,6 +60,17 @@ class Server:
     async def wait_closed(self, limit: float = 5.0) -> None:
         """Wait until no connection is open."""
         await self.running.wait_closed(limit)
+
+    async def wait_requests(self, count: int = 1, limit: float = 60.0) -> None:
+        """Wait until so many requests have reached the application, and what they do there has settled.
+
+        When the kernel hands over what a client has sent is not for a test to hope: a connection that is
+        still idle to the engine is closed at a stop.
+        """
+        with trio.fail_after(limit):
+            while self.engine.statistics().requests < count:  # noqa: ASYNC110  # statistics are all there is
+                await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked(0.02)
 
     async def stop(self) -> float:
         """Cancel it and wait; answers the seconds that took."""

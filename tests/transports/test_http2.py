@@ -116,7 +116,7 @@ async def test_an_answer_in_flight_is_finished_at_a_stop(clock: Clock) -> None:
         async with trio.open_nursery() as nursery:
             number = await client.request("/slow")
             nursery.start_soon(client.watch)
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            await server.wait_requests()
             took = await server.stop()
 
     assert client.bodies[number] == b"x" * 10_000 + b"end"
@@ -134,7 +134,7 @@ async def test_a_request_during_a_stop_costs_no_other_stream(clock: Clock) -> No
         async with trio.open_nursery() as nursery:
             number = await client.request("/slow")
             nursery.start_soon(client.watch)
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            await server.wait_requests()
             nursery.start_soon(server.stop)
             await trio.sleep(0.02)
             early = await client.request("/hello")
@@ -155,7 +155,7 @@ async def test_an_answer_that_does_not_end_is_cut_after_the_grace(clock: Clock) 
         async with trio.open_nursery() as nursery:
             number = await client.request("/endless")
             nursery.start_soon(client.watch)
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            await server.wait_requests()
             took = await server.stop()
 
     assert 1.9 < took < 3
@@ -170,7 +170,7 @@ async def test_a_body_that_goes_on_beyond_the_grace_is_cut(clock: Clock) -> None
         async with trio.open_nursery() as nursery:
             number = await client.post("/hello", 1, 10)
             nursery.start_soon(client.watch)
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            await server.wait_requests()
             took = await server.stop()
 
     assert took < 3
@@ -184,7 +184,7 @@ async def test_an_idle_connection_is_told_to_go(clock: Clock) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.watch)
             await client.request("/hello")
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            await server.wait_requests()
             took = await server.stop()
 
     assert client.goaway is not None

@@ -197,7 +197,7 @@ async def test_stop_during_a_request_that_never_ends(engine: str, clock: Clock) 
 
     async with serving(engine, forever, grace=2.0) as server, await server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await server.wait_requests()
 
         assert 1.9 < await server.stop() < 2.5
 

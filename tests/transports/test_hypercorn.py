@@ -152,7 +152,7 @@ async def test_stop_ends_within_grace_with_tls_clients_that_do_not_read(clock: C
     ) as server:
         stream = await open_tls(server, "http/1.1")
         await stream.send_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await server.wait_requests()
 
         assert await server.stop() < 3.5
         await trio.aclose_forcefully(stream)

@@ -186,6 +186,22 @@ async def test_overflow_of_a_client_that_does_not_read_has_a_deadline(clock: Clo
 
 
 @pytest.mark.slow
+async def test_a_client_that_does_not_read_has_the_write_timeout(clock: Clock) -> None:
+    """While the socket takes no more the connection has a deadline, which begins anew when something was
+    taken."""
+    async with open_rig(max_backlog=1 << 20) as rig:
+        rig.outbox.put(Encoded(BINARY, b"x" * 500_000))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert rig.wire.write_deadline == pytest.approx(trio.current_time() + 10.0, abs=0.1)
+        await trio.sleep(7.0)
+        rig.wire.read(30_000)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+        assert rig.wire.write_deadline == pytest.approx(trio.current_time() + 10.0, abs=0.1)
+        await rig.read_all()
+        assert rig.wire.write_deadline == float("inf")
+
+
 async def test_conflation_while_blocked(clock: Clock) -> None:
     """Of messages with one key only the newest waits behind a blocked socket."""
     async with open_rig(max_backlog=1 << 20) as rig:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any, cast
 
 import pytest
+import structlog.testing
 import trio
 import trio.lowlevel
 from quart import Blueprint, Quart, abort, request
@@ -128,6 +129,26 @@ async def test_background_tasks_are_refused_by_name() -> None:
 
     assert "background task 'lost'" in site.failures["demo"]
     assert "register_service" in site.failures["demo"]
+
+
+@pytest.mark.parametrize("hook", ["before_app_serving", "after_app_serving", "while_app_serving"])
+async def test_serving_functions_are_told_of_and_never_called(hook: str) -> None:
+    """What would run in Quart's lifespan, and die there unseen, is named with its plugin; the pages are
+    served."""
+    made, ran = blueprint(), []
+
+    @getattr(made, hook)  # type: ignore[untyped-decorator]
+    async def lost() -> AsyncIterator[None]:
+        ran.append(hook)
+        yield
+
+    with structlog.testing.capture_logs() as lines:
+        site = site_of(loaded(Plugin(blueprints=[made])))
+        answer = await call(site, "GET", "/demo/hello")
+
+    told = [line["plugin"] for line in lines if "serving functions are never called" in line["event"]]
+    assert told == ["demo"]
+    assert (answer.status, ran, site.failures) == (200, [], {})
 
 
 @pytest.mark.parametrize("early", [True, False])
