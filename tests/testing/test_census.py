@@ -274,14 +274,14 @@ async def test_a_thread_that_only_logged_is_known_by_the_kernel(
 
     over = threading.Lock()
     over.acquire()
-    held.callback(threading._active.clear)  # type: ignore[attr-defined]
-    held.callback(threading._active.update, dict(threading._active))  # type: ignore[attr-defined]
 
     def begin() -> None:
-        _thread.start_new_thread(logs, ())
+        ident = _thread.start_new_thread(logs, ())
+        held.callback(threading._active.pop, ident, None)  # type: ignore[attr-defined]
         over.acquire()
 
     assert left_of(begin, monkeypatch) == {}
+    assert any(isinstance(one, threading._DummyThread) for one in threading.enumerate())
 
 
 async def test_what_python_reads_is_no_leak(monkeypatch: pytest.MonkeyPatch, held: ExitStack) -> None:
