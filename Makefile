@@ -39,7 +39,7 @@ test: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	@$(TIMED) "tests with FastAPI" $(DOWNSTREAM) -m pytest tests/compat
 
 flaky: $(VENV)/.dev .cache/.e2e .cache/.downstream
-	$(BIN)/python -m tests.flaky $(ARGS)
+	$(BIN)/python -m tests.flaky --downstream $(DOWNSTREAM) $(ARGS)
 
 test-downstream: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	$(BIN)/python -m pytest tests/downstream $(ARGS)

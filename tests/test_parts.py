@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tangram.testing.census import born
 from tests import flaky
 from tests.conftest import seconds_by_part, told
 
@@ -60,3 +64,79 @@ def test_a_run_that_breaks_off_is_red() -> None:
     assert flaky.red_in(0, "FAILED tests/x.py::test_a") == []
     assert flaky.red_in(-9, "") == ["the run itself (status -9)"]
     assert flaky.red_in(1, "FAILED a::b - x\nERROR c::d\nFAILED a::b") == ["a::b", "c::d"]
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_is_red_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked to end at the deadline, and tells where it stood; where it does not, it is killed, with all
+    of its process group. What it said is kept.
+    """
+    monkeypatch.setattr(flaky, "ASK_SECONDS", 2.0)
+    keep = tmp_path / "kept"
+    file = tmp_path / "test_some.py"
+    source = (
+        "import os, signal, subprocess, sys, time\n"
+        "def test_hangs():\n"
+        "    below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"    with open({str(tmp_path / 'pids')!r}, 'a') as pids: print(os.getpid(), below.pid, file=pids)\n"
+    )
+    began = time.monotonic()
+    for number, hangs in enumerate(("pass", "signal.signal(signal.SIGINT, signal.SIG_IGN)")):
+        file.write_text(f"{source}    {hangs}\n    time.sleep(600)\n")
+        words = ["--fast", "1", "--all", "0", "--within", "3", "--keep", str(keep / str(number)), str(file)]
+        assert flaky.main(words) == 1
+    said = capsys.readouterr().out
+
+    assert time.monotonic() - began < 30
+    assert said.count("1 times red  a run that did not end in time") == 2
+    assert "KeyboardInterrupt" in (keep / "0" / "not-slow-1.txt").read_text()
+    assert (keep / "1" / "not-slow-1.txt").exists()
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 4
+    while (left := [pid for pid in map(int, pids) if born(pid)]) and time.monotonic() - began < 30:
+        time.sleep(0.01)  # a kill takes a moment
+    assert not left
+
+
+@pytest.mark.slow
+def test_everything_has_the_part_with_fastapi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make test` runs a second time, with another Python, is a part of everything; all is told on one
+    line at the end.
+    """
+    compat = tmp_path / "tests" / "compat"
+    compat.mkdir(parents=True)
+    (compat / "test_some.py").write_text("def test_it(): pass\n")
+    (tmp_path / "tests" / "test_any.py").write_text("def test_it(): pass\n")
+    ran = tmp_path / "ran"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {ran}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(flaky, "ROOT", tmp_path)
+
+    status = flaky.main(
+        ["--fast", "1", "--all", "2", "--keep", str(tmp_path / "k"), "--downstream", str(python)]
+    )
+    said = capsys.readouterr().out.splitlines()
+    commands = ran.read_text().splitlines()
+
+    assert status == 0, said
+    assert len(commands) == 2
+    assert all(command.startswith("-m pytest") and command.endswith("tests/compat") for command in commands)
+    assert "everything with FastAPI: 2 of 2, 0 red" in "\n".join(said)
+    assert re.fullmatch(
+        r"5 runs, 0 red; in the median \d+ s not slow, \d+ s everything, \d+ s everything with FastAPI; "
+        r"load \d+\.\d at the begin, \d+\.\d at the end",
+        said[-1],
+    )
+
+
+def test_make_flaky_runs_what_make_test_runs() -> None:
+    """The folder that `make test` gives to the Python with FastAPI is the one that is run here."""
+    makefile = (flaky.ROOT / "Makefile").read_text()
+
+    assert f"$(DOWNSTREAM) -m pytest {' '.join(flaky.WITH_FASTAPI)}" in makefile
+    assert "-m tests.flaky --downstream $(DOWNSTREAM)" in makefile

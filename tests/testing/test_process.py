@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from tangram.testing import Home, InvariantBroken, open_process, run_process
-from tangram.testing.process import RunningProcess, _born
+from tangram.testing.census import born
+from tangram.testing.process import RunningProcess
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +90,23 @@ async def test_one_that_does_not_end_is_killed_and_told(
         await run(Program(tmp_path, code))
 
 
+async def test_one_that_even_a_kill_does_not_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the block is not waited for without a limit: a process that the kernel holds is told."""
+    monkeypatch.setattr("tangram.testing.process.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.process.KILL_SECONDS", 0.2)
+    monkeypatch.setattr(trio.Process, "kill", lambda process: None)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+    try:
+        with trio.fail_after(10), pytest.raises(InvariantBroken, match=r"goes on 0.2 s after SIGKILL"):
+            async with open_process(Program(tmp_path, code)) as server:
+                await server.wait_line("up")
+    finally:
+        server.send(signal.SIGKILL)
+        await server.wait_end()
+
+
 async def test_a_process_that_it_leaves_behind_is_told_and_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +119,7 @@ async def test_a_process_that_it_leaves_behind_is_told_and_killed(
 
     (pid,) = server.below
     with trio.fail_after(5):
-        while _born(pid):  # noqa: ASYNC110 - nobody tells
+        while born(pid):  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.01)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
+
 import httpx
 import pytest
 import trio
@@ -45,6 +48,21 @@ async def test_connections_that_are_reset_or_half_closed_end_alone() -> None:
 
         assert (await running.http.get("/-/healthz")).status_code == 200
         assert not [event for event in running.events if event.kind == "crashed"]
+
+
+async def test_who_takes_no_connections_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose connection leads nowhere is reset after a time, as if the target had refused it."""
+    monkeypatch.setattr("tangram.testing.proxy.CONNECT_SECONDS", 0.05)
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # more than wait in its queue: the kernel does not answer the next
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        async with open_proxy(*full.getsockname()) as proxy:
+            async with await trio.open_tcp_stream(proxy.host, proxy.port) as client:
+                with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                    await client.receive_some()
 
 
 async def test_the_bus_comes_back_when_the_network_does() -> None:

@@ -4,19 +4,36 @@ censuses tell what a server has left behind.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
+import secrets
+import stat
 import sys
+import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import attrs
 import trio
 
-__all__ = ["THE_TESTS_OWN", "UNDER_TEST", "Census", "descendants", "take_census", "wait_nothing_left"]
+__all__ = [
+    "THE_TESTS_OWN",
+    "UNDER_TEST",
+    "Census",
+    "born",
+    "descendants",
+    "take_census",
+    "wait_nothing_left",
+    "watched",
+]
 
 UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default=None)
 """Set in the task of a server under test: whatever that starts inherits it, and is known by it."""
@@ -27,6 +44,38 @@ started them sees to their end.
 """
 _NO_FILES = ("/dev/", "/proc/", "/memfd:")
 
+_READ_AT_WILL = (
+    *{f"{path.rstrip('/')}/" for path in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)},
+    "/usr/",
+    "/lib/",
+    "/etc/",
+    "/var/lib/sss/",
+)
+"""What imports and the C library read, and may keep open (the last is its cache of user names): to have one
+of these open for reading is nobody's leak.
+"""
+
+_TRIOS_OWN = frozenset(
+    {"AsyncGenerators._finalize_one", "EntryQueue.task", "Run.run_system", "_waitid_system_task"}
+)
+"""System tasks that Trio starts by itself. All but the second, which lives as long as the loop, go as soon as
+the loop runs, or with somebody else who is counted: a thread, a process.
+"""
+
+_POOLS = ("iou-", "jemalloc", "polars-", "rayon", "smol-", "tokio-", "ZMQbg")
+"""How the names of threads begin that a library keeps for good, once for the process, when it is first used:
+nobody can end them. (The kernel's for io_uring are among them.)
+"""
+
+_POOL_LIBRARIES = ("blis", "gomp", "iomp5", "mkl_", "openblas", "tbb", "torch")
+"""Shared libraries that keep such threads without a name."""
+
+_MARK = "_STARTED_UNDER_TEST"
+"""In the environment of what is started in the block of a test."""
+
+_TOKEN = secrets.token_hex(8)
+"""Tells this process from one that had its id before."""
+
 _LISTENING = "0A"
 """Linux's TCP_LISTEN, as ``/proc/net/tcp`` has it."""
 
@@ -35,6 +84,9 @@ PATIENCE = 2.0
 
 LOOK_EVERY = 0.001
 """Seconds of real time between two looks: the watchdog's thread needs less to end."""
+
+LIST_TRIES = 1000
+"""As often as asyncio itself tries to list what other threads change."""
 
 
 @attrs.frozen
@@ -46,7 +98,7 @@ class Census:
     descriptors: dict[object, str]
     """Sockets, pipes and the like."""
     files: dict[object, str]
-    """Files that are open for writing."""
+    """Regular files, but those that only Python itself reads."""
     asyncio_tasks: dict[object, str]
     processes: dict[object, str]
 
@@ -67,14 +119,15 @@ class Census:
 
 
 def take_census(mark: object | None = None) -> Census:
-    """Everybody alive now; of Trio's tasks only those that carry ``mark``."""
+    """Everybody alive now; of Trio's tasks those that carry ``mark``, and its system tasks."""
+    descriptors, files = _descriptors()
     return Census(
         tasks=_tasks(mark),
-        threads={thread.ident: thread.name for thread in threading.enumerate() if not _is_idle(thread)},
-        descriptors=_descriptors(),
-        files=_files(),
+        threads=_threads(),
+        descriptors=descriptors,
+        files=files,
         asyncio_tasks=_asyncio_tasks(),
-        processes={pid: f"{name} (process {pid})" for pid, name in descendants(os.getpid())},
+        processes=_processes(),
     )
 
 
@@ -96,23 +149,100 @@ def wait_nothing_left(
     return more
 
 
+@contextmanager
+def watched() -> Iterator[None]:
+    """A block in which what is started can be found at its end although nothing here leads to it: a process
+    whose parent has ended, the tasks of an asyncio loop. May be open more than once at a time.
+
+    A process is known by a variable of the environment, which it inherits. Being the subreaper of such
+    processes instead would change what the server under test sees: their zombies would be its own.
+    """
+    with _watch.held():
+        yield
+
+
+class _Watch:
+    """What `watched` changes for the whole process, for as long as somebody needs it."""
+
+    def __init__(self) -> None:
+        self.loops: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Every asyncio loop that was made meanwhile."""
+        self._lock = threading.Lock()
+        self._users = 0
+        self._undo = ExitStack()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._begin()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._undo.close()
+
+    def _begin(self) -> None:
+        import asyncio
+
+        os.environ[_MARK] = _mark()
+        self._undo.callback(os.environ.pop, _MARK, None)
+        kind: Any = asyncio.BaseEventLoop
+        make = kind.__init__
+
+        def noted(loop: Any, *args: Any, **options: Any) -> None:
+            make(loop, *args, **options)
+            self.loops.add(loop)
+
+        kind.__init__ = noted
+        self._undo.callback(setattr, kind, "__init__", make)
+
+
+_watch = _Watch()
+
+
+def _mark() -> str:
+    return f"{os.getpid()}-{_TOKEN}"
+
+
 def _tasks(mark: object | None) -> dict[object, str]:
     root = trio.lowlevel.current_root_task()
-    if mark is None or root is None:
+    if root is None:
         return {}
-    found: dict[object, str] = {}
-    waiting = [root]
+    found: dict[object, str] = {
+        task: f"{task.name} (a system task)"
+        for task in _children(root)
+        if getattr(task.coro, "__qualname__", "") not in _TRIOS_OWN
+    }
+    waiting = [root] if mark is not None else []
     while waiting:
         task = waiting.pop()
-        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        waiting += _children(task)
         if task.context.get(UNDER_TEST) is mark:
             found[task] = task.name
     return found
 
 
-def _is_idle(thread: threading.Thread) -> bool:
+def _children(task: trio.lowlevel.Task) -> list[trio.lowlevel.Task]:
+    return [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+
+
+def _threads() -> dict[object, str]:
+    """Threads by their objects: an id may be given again. Those without one by what the kernel knows."""
+    frames = sys._current_frames()  # noqa: SLF001 - the documented way to see them
+    # A dummy stands for a thread that somebody else made, also when that has ended.
+    known = [one for one in threading.enumerate() if not isinstance(one, threading._DummyThread)]  # noqa: SLF001
+    found: dict[object, str] = {
+        thread: thread.name for thread in known if not _is_idle(frames.get(thread.ident or 0))
+    }
+    return found | _others(frames, known)
+
+
+def _is_idle(frame: FrameType | None) -> bool:
     """Trio keeps worker threads for ten seconds after their work; one without work is nobody's."""
-    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way to see it
     while frame is not None and frame.f_back is not None and "threading" in frame.f_code.co_filename:
         frame = frame.f_back
     return (
@@ -122,33 +252,65 @@ def _is_idle(thread: threading.Thread) -> bool:
     )
 
 
-def _descriptors() -> dict[object, str]:
-    found: dict[object, str] = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(entry.readlink())
-        except OSError:
-            continue  # the one by which this very folder was read
-        own = int(entry.name) in THE_TESTS_OWN.values()
-        if target.startswith(("socket:", "pipe:", "anon_inode:")) and not own:
-            found[entry.name, target] = f"{entry.name} -> {target}"
-    return found
+def _others(frames: Mapping[int, FrameType], known: Sequence[threading.Thread]) -> dict[object, str]:
+    """Threads that were not made by ``threading``, but by ``_thread`` or by a library."""
+    ours = {str(thread.native_id) for thread in known}
+    there = {tid: _stat(f"self/task/{tid}") for tid in _names("/proc/self/task") if tid not in ours}
+    others = {
+        tid: told for tid, told in there.items() if told is not None and not told.name.startswith(_POOLS)
+    }
+    if not others:
+        return {}
+    idents = {thread.ident for thread in known}
+    runs = [_outermost(frame) for ident, frame in frames.items() if ident not in idents]
+    if not runs and _has_pools():
+        return {}
+    where = f", Python runs {' and '.join(runs)}" if runs else ""
+    return {
+        (tid, told.began): f"{told.name} (thread {tid}, not of threading{where})"
+        for tid, told in others.items()
+    }
 
 
-def _files() -> dict[object, str]:
-    """Of regular files those that are written: what is read is opened by imports at any time."""
+def _outermost(frame: FrameType) -> str:
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_qualname} of {frame.f_code.co_filename}"
+
+
+def _has_pools() -> bool:
+    """Whether a library is loaded that keeps threads without a name."""
+    libraries = (line.rpartition("/")[2] for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(part in library for library in set(libraries) for part in _POOL_LIBRARIES)
+
+
+def _names(folder: str) -> list[str]:
+    return os.listdir(folder)  # noqa: PTH208 - after each of thousands of runs, and paths take twice as long
+
+
+def _descriptors() -> tuple[dict[object, str], dict[object, str]]:
+    """Sockets, pipes and the like; and regular files."""
     found: dict[object, str] = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(entry.readlink())
-            if not target.startswith("/") or target.startswith(_NO_FILES):
-                continue
-            flags = Path(f"/proc/self/fdinfo/{entry.name}").read_text().partition("flags:")[2].split()[0]
-        except OSError:
-            continue
-        if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
-            found[entry.name, target] = f"{entry.name} -> {target}"
-    return found
+    files: dict[object, str] = {}
+    for number in map(int, _names("/proc/self/fd")):
+        # The one by which this very folder was read is closed, and in other threads some are just now.
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115 - as `_names`
+            if target.startswith(("socket:", "pipe:", "anon_inode:")):
+                if number not in THE_TESTS_OWN.values():
+                    found[number, target] = f"{number} -> {target}"
+            elif target.startswith("/") and not target.startswith(_NO_FILES) and _is_file(number, target):
+                files[number, target] = f"{number} -> {target}"
+    return found, files
+
+
+def _is_file(number: int, target: str) -> bool:
+    """Whether it is a regular file, and not one that imports read at any time."""
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        return False
+    if not target.startswith(_READ_AT_WILL) and "/site-packages/" not in target:
+        return True
+    return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _who(line: str, redis_port: int | None) -> tuple[str, str]:
@@ -175,26 +337,105 @@ def _asyncio_tasks() -> dict[object, str]:
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None:
         return {}
-    tasks = asyncio.tasks
-    known = list(getattr(tasks, "_scheduled_tasks", ()) or getattr(tasks, "_all_tasks", ()))
-    known += list(getattr(tasks, "_eager_tasks", ()))
-    # By name, not by id: an id may be given again, a task's name is counted up.
-    return {task.get_name(): repr(task) for task in known if not task.done()}
+    known = {task for loop in _listed(_watch.loops) for task in asyncio.all_tasks(loop)}
+    # Tasks of loops that nobody saw being made. From Python 3.14 on these lists have no tasks in C.
+    for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks"):
+        known.update(_listed(getattr(asyncio.tasks, name, ())))
+    # By reference, not by id, which may be given again; and not held, so that it goes when it would.
+    return {weakref.ref(task): repr(task) for task in known if not task.done()}
+
+
+def _listed(them: Iterable[Any]) -> list[Any]:
+    for _ in range(LIST_TRIES):
+        with suppress(RuntimeError):  # another thread has just put one in
+            return list(them)
+    return []
+
+
+def _processes() -> dict[object, str]:
+    below = {pid: (told.name, told.began) for pid, told in _below(os.getpid())}
+    found: dict[object, str] = {
+        (pid, began): f"{name} (process {pid})" for pid, (name, began) in below.items()
+    }
+    return found | _orphans.now(below)
+
+
+class _Orphans:
+    """Processes that were started under test, and whose parent has ended: they are below somebody else."""
+
+    def __init__(self) -> None:
+        self._reaped: object = None
+        self._known: dict[tuple[int, str], str] = {}
+
+    def now(self, below: Mapping[int, object]) -> dict[object, str]:
+        """Those that go on. All processes are looked at only where a child has ended since the last time,
+        as the sum of what ended children used tells: before that there is no new orphan.
+        """
+        reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if reaped != self._reaped:
+            self._known = dict(_marked(below))
+            self._reaped = reaped
+        self._known = {key: told for key, told in self._known.items() if born(key[0]) == key[1]}
+        return dict[object, str](self._known.items())
+
+
+_orphans = _Orphans()
+
+
+def _marked(below: Mapping[int, object]) -> Iterator[tuple[tuple[int, str], str]]:
+    entry = f"{_MARK}={_mark()}".encode()
+    for pid in [int(name) for name in _names("/proc") if name.isdecimal()]:
+        if pid in below or pid == os.getpid():
+            continue
+        with suppress(OSError):  # it has ended, or is another user's
+            if entry not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                continue
+            told = _stat(pid)
+            if told is not None and told.session not in THE_TESTS_OWN:
+                yield (pid, told.began), f"{told.name} (process {pid}, its parent has ended)"
+
+
+@attrs.frozen
+class _Stat:
+    """What ``/proc/PID/stat`` tells."""
+
+    name: str
+    state: str
+    session: int
+    began: str
+    """In the kernel's ticks since it was booted."""
+
+
+def _stat(whose: int | str) -> _Stat | None:
+    try:
+        head, _, tail = Path(f"/proc/{whose}/stat").read_text().rpartition(")")
+    except OSError:
+        return None
+    fields = tail.split()
+    return _Stat(head.partition("(")[2], fields[0], int(fields[3]), fields[19])
+
+
+def born(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks; None where it does nothing any more."""
+    told = _stat(pid)
+    return None if told is None or told.state == "Z" else told.began
 
 
 def descendants(parent: int) -> Iterator[tuple[int, str]]:
     """The processes below one, with their names; those that the test itself has started are left out."""
+    for pid, told in _below(parent):
+        yield pid, told.name
+
+
+def _below(parent: int) -> Iterator[tuple[int, _Stat]]:
     for task in Path(f"/proc/{parent}/task").glob("*/children"):
         try:
             children = task.read_text().split()
         except OSError:
             continue
         for child in map(int, children):
-            if child in THE_TESTS_OWN:
+            told = _stat(child)
+            if child in THE_TESTS_OWN or told is None:
                 continue
-            try:
-                name = Path(f"/proc/{child}/comm").read_text().strip()
-            except OSError:
-                continue
-            yield child, name
-            yield from descendants(child)
+            yield child, told
+            yield from _below(child)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from tangram.testing.blocks import open_block
-from tangram.testing.census import descendants
+from tangram.testing.census import born, descendants
 from tangram.testing.ports import HOST, free_port, is_listening
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ READY_SECONDS = 20.0
 
 STOP_SECONDS = 15.0
 """For a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
+
+KILL_SECONDS = 5.0
+"""SIGKILL ends a process at once unless the kernel holds it; then nothing of ours can hurry it."""
 
 GONE_SECONDS = 2.0
 """For what was below a process that has ended: a broker's guard ends a moment after what it guards."""
@@ -221,7 +224,7 @@ class RunningProcess:
         """The processes below it now, by process id, with their names."""
         now = dict(descendants(self.process.pid)) if self.process.returncode is None else {}
         self.below.update(now)
-        self.born |= {pid: born for pid in now if pid not in self.born and (born := _born(pid))}
+        self.born |= {pid: when for pid in now if pid not in self.born and (when := born(pid))}
         return now
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -326,8 +329,9 @@ async def open_process_as(
         try:
             yield server
         finally:
-            # Its end has a deadline at each step: what does not end is killed.
-            with trio.CancelScope(shield=True):
+            # Each step has a deadline of its own: what does not end is killed.
+            most = STOP_SECONDS + KILL_SECONDS + GONE_SECONDS + LAST_WORDS_SECONDS
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + most):
                 broken += await _end(server, taken=taken)
             nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
     broken += _said(server)
@@ -346,7 +350,10 @@ async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
     if process.returncode is None:
         broken.append(("stops_within_bound", f"it did not end within {STOP_SECONDS:g} s of SIGTERM"))
         process.kill()
-        await process.wait()
+        with trio.move_on_after(KILL_SECONDS):
+            await process.wait()
+    if process.returncode is None:
+        broken.append(("nothing_left_alive", f"it goes on {KILL_SECONDS:g} s after SIGKILL"))
     if left := await _gone(server.born):
         names = ", ".join(f"{server.below[pid]} (process {pid})" for pid in left)
         broken.append(("nothing_left_alive", f"it has ended, and below it goes on: {names}"))
@@ -358,21 +365,12 @@ async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
     return broken
 
 
-async def _gone(born: Mapping[int, str]) -> list[int]:
+async def _gone(seen: Mapping[int, str]) -> list[int]:
     """Those that go on although they were given time."""
     with trio.move_on_after(GONE_SECONDS):
-        while any(_born(pid) == when for pid, when in born.items()):  # noqa: ASYNC110 - nobody tells
+        while any(born(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - nobody tells
             await trio.sleep(LOOK_EVERY)
-    return [pid for pid, when in born.items() if _born(pid) == when]
-
-
-def _born(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None where it does nothing any more."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+    return [pid for pid, when in seen.items() if born(pid) == when]
 
 
 def _said(server: RunningProcess) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,9 @@ import trio
 __all__ = ["Proxy", "open_proxy"]
 
 CHUNK = 65536
+CONNECT_SECONDS = 10.0
+"""For the target to take a connection, as a client would wait; then the client is reset."""
+
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 """SO_LINGER on, zero seconds: close() sends a reset."""
 
@@ -68,8 +71,9 @@ class Proxy:
             _reset(client)
             return
         try:
-            server = await trio.open_tcp_stream(*self._target)
-        except OSError:
+            with trio.fail_after(CONNECT_SECONDS):
+                server = await trio.open_tcp_stream(*self._target)
+        except (OSError, trio.TooSlowError):
             _reset(client)
             return
         pair = (client, server)

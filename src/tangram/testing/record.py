@@ -1,9 +1,13 @@
-"""What was logged while a server was under test: every record of structlog's, and the standard library's."""
+"""What was logged while a server was under test: every record of structlog's, and the standard library's.
+
+A record of an exception has its text as well, as it would be printed, in ``traceback``: what is looked for
+in the log may stand there alone.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +19,25 @@ LogRecords = list[dict[str, Any]]
 
 
 class _Tap:
-    """A processor in front of all others: keeps a copy and hands on."""
+    """A processor in front of all others: keeps a copy and hands on, with tracebacks as plain text:
+    structlog's way for terminals draws every frame's variables, which takes seconds.
+    """
 
     def __init__(self, records: LogRecords) -> None:
         self._records = records
 
-    def __call__(
-        self, _logger: Any, method: str, event: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
-        self._records.append({"level": method, **event})
-        return event
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        record = {"level": method, **event}
+        self._records.append(record)
+        if not event.get("exc_info"):
+            return event
+        plain: Any = structlog.processors.format_exc_info(logger, method, event)
+        # Not as "exception", where structlog has it: events have that word for the name of a class.
+        record["traceback"] = plain.get("exception")
+        return plain  # type: ignore[no-any-return]  # a mapping: what structlog's own processors hand on
+
+
+_PLAIN = logging.Formatter()
 
 
 class _Handler(logging.Handler):
@@ -34,14 +47,15 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self._records.append(
-            {
-                "level": record.levelname.lower(),
-                "event": record.getMessage(),
-                "logger": record.name,
-                "error": error,
-            }
-        )
+        told: dict[str, Any] = {
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+            "error": error,
+        }
+        if record.exc_info and error is not None:
+            told["traceback"] = _PLAIN.formatException(record.exc_info)
+        self._records.append(told)
 
 
 @contextmanager
@@ -51,13 +65,11 @@ def record_logs() -> Iterator[LogRecords]:
     tap, handler = _Tap(records), _Handler(records)
     processors = structlog.get_config()["processors"]
     # The list itself is changed: loggers that are bound already share it.
-    # Tracebacks as plain text: structlog's way for terminals draws every frame's variables: seconds.
-    processors[:0] = [tap, structlog.processors.format_exc_info]
+    processors.insert(0, tap)
     logging.getLogger().addHandler(handler)
     try:
         yield records
     finally:
         logging.getLogger().removeHandler(handler)
         if tap in processors:  # else somebody has put the list back in which it was not yet
-            where = processors.index(tap)
-            del processors[where : where + 2]
+            processors.remove(tap)

@@ -21,7 +21,7 @@ from tangram.config import BrokerConfig
 from tangram.config import Loaded as LoadedConfig
 from tangram.plugins import Plugin
 from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
-from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing_left
+from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing_left, watched
 from tangram.testing.faults import FaultPorts, InjectedFault
 from tangram.testing.given import configure, load_given
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
@@ -353,7 +353,7 @@ async def open_tangram(
     checks = tuple(checks)
     before = take_census()
     error: BaseException | None = None
-    with record_logs() as logs, ExitStack() as outer:
+    with watched(), record_logs() as logs, ExitStack() as outer:
         if not isinstance(config, LoadedConfig):
             folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="tangram-test-")))
             config = configure(config or {}, folder)

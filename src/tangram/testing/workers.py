@@ -10,7 +10,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -18,6 +20,12 @@ import attrs
 __all__ = ["cores", "in_processes"]
 
 T = TypeVar("T")
+
+WORK_SECONDS = 4 * 3600.0
+"""For all calls: the longest known, 10,000 seeds on two cores, takes an hour and a half at the worst."""
+
+END_SECONDS = 5.0
+"""SIGKILL ends a process at once unless the kernel holds it."""
 
 
 @attrs.frozen
@@ -31,11 +39,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def in_processes(calls: Sequence[Callable[[], T]]) -> list[T]:
+def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECONDS) -> list[T]:
     """Carry out each call in a process of its own, all at once; their values, in order.
+
+    Args:
+        calls: what is carried out.
+        within: seconds for all of them; those that have not answered then are killed.
 
     Raises:
         ValueError: a call cannot be pickled.
+        TimeoutError: some did not answer within so many seconds, and none raised.
         Exception: what the first of them raised that did, once all have ended.
     """
     try:
@@ -52,28 +65,67 @@ def in_processes(calls: Sequence[Callable[[], T]]) -> list[T]:
         for _ in packed
     ]
     try:
-        for worker, data in zip(workers, packed, strict=True):
-            assert worker.stdin is not None
-            worker.stdin.write(data)
-            worker.stdin.close()
-        answers = [_read(worker) for worker in workers]
+        with _killed_after(workers, within) as over:
+            for worker, data in zip(workers, packed, strict=True):
+                _send(worker, data)
+            answers = [_read(worker, over, within) for worker in workers]
     finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            if worker.stdout is not None:
-                worker.stdout.close()
-    for answer in answers:
-        if answer.error is not None:
-            raise answer.error
+        _end(workers)
+    # One that raised may be why the others waited: it is the first to be told.
+    raised = [answer.error for answer in answers if answer.error is not None]
+    for first in sorted(raised, key=lambda one: isinstance(one, TimeoutError)):
+        raise first
     return [answer.value for answer in answers]
 
 
-def _read(worker: subprocess.Popen[bytes]) -> _Answer:
+@contextmanager
+def _killed_after(workers: Sequence[subprocess.Popen[bytes]], seconds: float) -> Iterator[threading.Event]:
+    """Kill them if the block takes longer: reads from them, and writes to them, come to their end by that.
+    The event tells that it was so.
+    """
+    over = threading.Event()
+
+    def kill() -> None:
+        over.set()
+        for worker in workers:
+            worker.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+        timer.join()  # not waiting any more, or killing: neither takes time
+
+
+def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
+    assert worker.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended, and its answer will be missing
+        worker.stdin.write(data)
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+
+
+def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        worker.kill()
+        for pipe in (worker.stdin, worker.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+    for worker in workers:
+        worker.wait(END_SECONDS)
+
+
+def _read(worker: subprocess.Popen[bytes], over: threading.Event, within: float) -> _Answer:
     assert worker.stdout is not None
     data = worker.stdout.read()
+    if not data and over.is_set():
+        return _Answer(error=TimeoutError(f"a worker had no answer within {within:g} s and was killed"))
     if not data:
-        return _Answer(error=RuntimeError(f"a worker ended with status {worker.wait()} and no answer"))
+        status = worker.wait(END_SECONDS)
+        return _Answer(error=RuntimeError(f"a worker ended with status {status} and no answer"))
     answer = pickle.loads(data)  # noqa: S301 - our own process
     assert isinstance(answer, _Answer)
     return answer

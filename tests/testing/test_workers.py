@@ -1,0 +1,50 @@
+"""Runs in processes of their own: they answer, or have an end all the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tangram.testing.census import born
+from tangram.testing.workers import in_processes
+
+pytestmark = pytest.mark.slow
+
+
+def noted(folder: Path, seconds: float) -> int:
+    """The id of the process, left in the folder as well, after so many seconds."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def never(_folder: Path) -> int:
+    raise LookupError("by itself")
+
+
+def test_each_call_has_a_process_of_its_own(tmp_path: Path) -> None:
+    """The values come in order, and no process is left."""
+    values = in_processes([partial(noted, tmp_path, 0), partial(noted, tmp_path, 0)])
+
+    assert sorted(map(str, values)) == sorted(one.name for one in tmp_path.iterdir())
+    assert not any(born(pid) for pid in values)
+
+
+def test_one_that_does_not_answer_is_killed(tmp_path: Path) -> None:
+    """Who waits has a deadline: then all of them are killed, and it is said."""
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer within 1\.5 s"):
+        in_processes([partial(noted, tmp_path, 600), partial(noted, tmp_path, 0)], within=1.5)
+
+    assert time.monotonic() - began < 20
+    assert not any(born(int(one.name)) for one in tmp_path.iterdir())
+
+
+def test_an_error_of_its_own_is_told_before_the_deadline_of_others(tmp_path: Path) -> None:
+    """What one raised is the news; that others had to be killed follows from it, or does not matter."""
+    with pytest.raises(LookupError, match="by itself"):
+        in_processes([partial(noted, tmp_path, 600), partial(never, tmp_path)], within=1.5)
