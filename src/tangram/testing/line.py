@@ -10,6 +10,7 @@ import trio
 from tangram.bus.resp import Dial, dial_socket
 from tangram.bus.sockets import PlainStream
 from tangram.bus.urls import Address
+from tangram.testing.pipes import PipeEnd
 
 __all__ = ["Line"]
 
@@ -49,14 +50,5 @@ class Line:
         for stream in list(self._streams):
             if isinstance(stream, PlainStream):
                 stream.shut()
-            elif isinstance(stream, trio.StapledStream):
-                _cut_memory(stream)
-
-
-def _cut_memory(stream: trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]) -> None:
-    from trio.testing import MemoryReceiveStream, MemorySendStream
-
-    if isinstance(stream.receive_stream, MemoryReceiveStream):
-        stream.receive_stream.put_eof()
-    if isinstance(stream.send_stream, MemorySendStream) and stream.send_stream.close_hook is not None:
-        stream.send_stream.close_hook()
+            elif isinstance(stream, PipeEnd):
+                stream.cut()

@@ -428,7 +428,7 @@ def _judge(
     left = None
     if "nothing_left_alive" in checks:
         left = wait_nothing_left(before, running, redis_port=_port_of(running))
-    clients = running.memory.clients if running.memory is not None else None
+    clients = running.memory.unclosed if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
     if found and isinstance(error, TangramEnded):
         raise InvariantBroken(found) from error

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["MemoryPort"]
 
 HOST = "127.0.0.1"
-PORT = 2346
-"""What the server says in its URLs; nothing listens there."""
+PORT = 1
+"""What the server says in its URLs. Who takes it at its word and dials it must reach nobody, least of all a
+server that a developer has running at the port of the defaults: TCP port 1 (tcpmux) is nobody's on a machine
+of today, and no program without privileges may listen there. A free port would be somebody's a moment later,
+and another one in each run of the same seed.
+"""
 
 LISTEN_QUEUE = 4096
 """Connections that may wait while everything restarts."""

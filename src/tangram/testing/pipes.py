@@ -1,0 +1,157 @@
+"""Two ends of a connection in memory, of which each keeps as much as a socket would and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import index
+
+import trio
+
+__all__ = ["PipeEnd", "open_pipe"]
+
+KEPT = 212_992
+"""Bytes that wait in one direction until they are read: what Linux keeps for a Unix socket
+(net.core.wmem_default). Who writes more waits for the reader.
+"""
+
+READ_SIZE = 65536
+"""Bytes given at once where the reader does not say."""
+
+
+class _Way:
+    """One direction."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ended = False
+        """Nothing more will come: who reads hears the end."""
+        self.broken = False
+        """Nobody will read: who writes is told."""
+        self.changed = trio.lowlevel.ParkingLot()
+
+
+class _OneTask:
+    """What one task may do at a time; a second one is a bug of the caller's, and told as by a socket."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._held = what, False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(f"another task {self._what} already")
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
+class PipeEnd(trio.abc.Stream):
+    """One end. ``closed`` tells whether whoever holds it has closed it."""
+
+    def __init__(self, there: _Way, back: _Way, on_close: Callable[[PipeEnd], None] | None = None) -> None:
+        self.closed = False
+        self._out, self._in = there, back
+        self._on_close = on_close
+        self._reading, self._writing = _OneTask("reads"), _OneTask("writes")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has come; empty at the end.
+
+        Raises:
+            BusyResourceError: another task reads.
+            ClosedResourceError: it was closed on this side.
+        """
+        size = READ_SIZE if max_bytes is None else index(max_bytes)
+        if size < 1:
+            raise ValueError(f"max_bytes must be 1 at least, got {max_bytes!r}")
+        way = self._in
+        with self._reading:
+            if self.closed or way.data or way.ended:
+                await trio.lowlevel.checkpoint()
+            while not (self.closed or way.data or way.ended):
+                await way.changed.park()
+        if self.closed:
+            raise trio.ClosedResourceError
+        taken = bytes(memoryview(way.data)[:size])
+        del way.data[:size]
+        way.changed.unpark_all()
+        return taken
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of it, waiting for the reader where it is more than fits.
+
+        Raises:
+            BrokenResourceError: the other end is gone, or the connection was cut.
+            BusyResourceError: another task writes.
+            ClosedResourceError: it was closed on this side.
+        """
+        rest = memoryview(data)
+        with self._writing:
+            await trio.lowlevel.checkpoint()
+            await self._send(rest)
+
+    async def _send(self, rest: memoryview) -> None:
+        way = self._out
+        while True:
+            self._must_be_open()
+            room = KEPT - len(way.data)
+            if room > 0 and rest:
+                way.data += rest[:room]
+                rest = rest[room:]
+                way.changed.unpark_all()
+            if not rest:
+                return
+            await way.changed.park()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return once there is room.
+
+        Raises:
+            BrokenResourceError: the other end is gone, or the connection was cut.
+            BusyResourceError: another task writes.
+            ClosedResourceError: it was closed on this side.
+        """
+        with self._writing:
+            await trio.lowlevel.checkpoint()
+            self._must_be_open()
+            while len(self._out.data) >= KEPT:
+                await self._out.changed.park()
+                self._must_be_open()
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError
+        if self._out.broken:
+            raise trio.BrokenResourceError("the other end is gone")
+
+    async def aclose(self) -> None:
+        """Close this end."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close this end without giving way."""
+        if self.closed:
+            return
+        self.closed = True
+        self._out.ended = self._in.broken = True
+        self._in.data.clear()
+        self._wake()
+        if self._on_close is not None:
+            self._on_close(self)
+
+    def cut(self) -> None:
+        """End the connection as the network does: both ends hear the end of the stream, neither is closed."""
+        for way in (self._out, self._in):
+            way.ended = way.broken = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._out.changed.unpark_all()
+        self._in.changed.unpark_all()
+
+
+def open_pipe(on_close: Callable[[PipeEnd], None] | None = None) -> tuple[PipeEnd, PipeEnd]:
+    """Both ends; ``on_close`` is called when the first of them is closed by whoever holds it."""
+    there, back = _Way(), _Way()
+    return PipeEnd(there, back, on_close), PipeEnd(back, there)
