@@ -66,13 +66,14 @@ def test_a_timeout_on_asyncio_ends_the_call_over_there() -> None:
     """
     with serving() as (server, far, probe):
 
-        async def main() -> str:
+        async def main() -> object:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(far.wait(), 0.05)
             assert probe.heard == ["cancelled"]
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(server.wait_event("crashed", seconds=LONG), 0.05)
-            return await server.wait_steady()
+            steady: object = await server.wait_steady()
+            return steady
 
         assert asyncio.run(main()) == "up"
 
@@ -98,9 +99,10 @@ def test_what_fails_while_it_is_cancelled_is_told() -> None:
             with trio.move_on_after(0.05):
                 await far.fail_when_cancelled()
 
-        for run in (lambda: asyncio.run(on_asyncio()), lambda: trio.run(on_trio)):
-            with pytest.raises(ValueError, match="the clean-up failed"):
-                run()
+        with pytest.raises(ValueError, match="the clean-up failed"):
+            asyncio.run(on_asyncio())
+        with pytest.raises(ValueError, match="the clean-up failed"):
+            trio.run(on_trio)
 
 
 def test_what_was_entered_for_somebody_who_is_cancelled_is_left_again() -> None:
