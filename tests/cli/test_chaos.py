@@ -1,15 +1,13 @@
-"""``chaos`` on the command line: mistakes, what is told where there is no terminal, and Ctrl-C."""
+"""``chaos`` on the command line: mistakes, and what is told where there is no terminal."""
 
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 pytestmark = pytest.mark.slow
 
@@ -70,28 +68,3 @@ def test_without_a_terminal_there_is_a_line_for_each_fault(tmp_path: Path) -> No
     assert len(lines) >= 2
     assert all(re.fullmatch(r" +\d+\.\d s  crash_(web|plugin) +up after \d+ ms", line) for line in lines)
     assert done.stdout.startswith(f"{len(lines)} faults, seed 0: held; see ")
-
-
-async def test_who_interrupts_twice_does_not_wait(tmp_path: Path) -> None:
-    """The second Ctrl-C ends it while the fault of the first is still to be healed: no report, no traceback,
-    status 130.
-    """
-    (tmp_path / "tangram.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n')
-    command = [*COMMAND, "--faults", "crash_web,broker_stop"]
-    process = await trio.lowlevel.open_process(command, cwd=tmp_path, stderr=subprocess.PIPE)
-    said = bytearray()
-    assert process.stderr is not None
-    with trio.fail_after(30):
-        while b"up after" not in said:  # it has begun
-            said += await process.stderr.receive_some()
-        process.send_signal(signal.SIGINT)
-        await trio.sleep(0.02)  # the first is taken by Trio's loop, the second by Python
-        process.send_signal(signal.SIGINT)
-        async for data in process.stderr:
-            said += data
-        status = await process.wait()
-
-    assert status == 130
-    assert said.splitlines()[-1] == b"interrupted twice: ended at once, without a report"
-    assert b"Traceback" not in said
-    assert not await trio.Path(tmp_path, "tangram-chaos.json").exists()
