@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.guide import write_project
-
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -91,18 +89,3 @@ def test_an_unknown_command_is_told(installed: Path) -> None:
 
     assert done.returncode == 2
     assert "No such command 'nothing'" in done.stderr
-
-
-def test_a_project_is_tried(tmp_path: Path) -> None:
-    """``plugin-test PATH`` loads, starts, restarts and stops the plugins of a project that is not installed,
-    with the old imports answered; what fails is told in a line.
-    """
-    pytest.importorskip("httpx")
-    project = write_project("endpoint", tmp_path / "project")
-    good = run(tmp_path, "plugin-test", str(project))
-    (project / "src" / "my_plugin" / "__init__.py").write_text("import nothing_of_the_kind\n")
-    bad = run(tmp_path, "plugin-test", str(project))
-
-    assert (good.returncode, good.stdout.splitlines()[-1:]) == (0, ["all is well"]), good.stderr
-    assert bad.returncode == 1
-    assert "nothing_of_the_kind" in bad.stderr.splitlines()[-1]

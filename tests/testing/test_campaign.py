@@ -150,6 +150,32 @@ async def test_an_interrupted_campaign_ends_in_order_with_its_report(tmp_path: P
     assert told["events"][-1]["kind"] == "stopped"
 
 
+@pytest.mark.slow
+async def test_who_interrupts_twice_does_not_wait(tmp_path: Path) -> None:
+    """The second Ctrl-C ends it while the fault of the first is still to be healed: no report, no traceback,
+    status 130.
+    """
+    (tmp_path / "tangram.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n')
+    command = [sys.executable, "-m", "tangram", "chaos", "--faults", "crash_web,broker_stop"]
+    process = await trio.lowlevel.open_process(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    said = bytearray()
+    assert process.stderr is not None
+    with trio.fail_after(30):
+        while b"up after" not in said:  # it has begun
+            said += await process.stderr.receive_some()
+        process.send_signal(signal.SIGINT)
+        await trio.sleep(0.02)  # the first is taken by Trio's loop, the second by Python
+        process.send_signal(signal.SIGINT)
+        async for data in process.stderr:
+            said += data
+        status = await process.wait()
+
+    assert status == 130
+    assert said.splitlines()[-1] == b"interrupted twice: ended at once, without a report"
+    assert b"Traceback" not in said
+    assert not await trio.Path(tmp_path, "tangram-chaos.json").exists()
+
+
 async def test_a_fault_that_breaks_is_in_the_report(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

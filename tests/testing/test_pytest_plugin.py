@@ -128,7 +128,7 @@ async def test_by_hand(autojump_clock, tangram, chaos):
 async def test_unknown(autojump_clock, tangram):
     pass
 """
-    result = run(pytester, source, passed=2, failed=1)
+    result = run(pytester, source, passed=2, errors=1)
     result.stdout.fnmatch_lines(["*there is no fault 'no_such_fault'*"])
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
+import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import trio
 
+from tangram.cli.kit import keep_log, require_httpx
 from tangram.config import find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError, PluginError
 from tangram.testing.campaign import Campaign, no_such_fault, run_campaign
-from tangram.testing.catalogue import FAULTS
+from tangram.testing.catalogue import FAULTS, Struck
 from tangram.testing.invariants import INVARIANTS
 from tangram.testing.report import render_html
 from tangram.testing.server import TangramEnded
@@ -38,6 +39,8 @@ REFRESH = 8
 SHOWN_FAULTS = 12
 """Faults in the table that is shown live: the last ones."""
 
+_WIDEST = max(map(len, FAULTS))
+
 
 def run_chaos(
     config_file: Path | None,
@@ -52,19 +55,20 @@ def run_chaos(
 
     Returns:
         The exit status: 0, 1 if an invariant broke or nothing could be struck, 130 if it was interrupted and
-        all held so far.
+        all held so far, or was interrupted twice.
 
     Raises:
-        ConfigError: the configuration is wrong, or a fault or a plugin is not known.
-        OperatorError: the server does not start.
+        ConfigError: the configuration is wrong, a fault or a plugin is not known, the duration is none, or
+            the report cannot be written.
+        OperatorError: the server does not start, or httpx is not installed.
     """
-    unknown = [Fault(no_such_fault(name), "--faults", "faults") for name in faults if name not in FAULTS]
-    if unknown:
-        raise ConfigError(unknown, about="command line")
+    require_httpx()
+    if wrong := [*_wrong_words(duration, faults), *_wrong_report(report)]:
+        raise ConfigError(wrong, about="command line")
     path = find_config_file(config_file, os.environ, Path.cwd())
     loaded = load_config(path, os.environ)  # every fault of the file is told here, as by `serve`
     tables = {} if path is None else tomllib.loads(path.read_text())
-    _be_quiet()
+    keep_log()
     settings: dict[str, Any] = {"seed": seed, "duration": duration, "faults": list(faults), "only": only}
     try:
         campaign = _show_while(list(loaded.config.core.plugins), tables, **settings)
@@ -76,20 +80,54 @@ def run_chaos(
         raise ConfigError([Fault(str(error), "--only", "only")], about="command line") from None
     except TangramEnded as error:
         raise OperatorError(f"{error}: see what `tangram serve` says of it") from None
+    except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as error:
+        if not _is_interrupt(error):
+            raise
+        sys.stderr.write("interrupted twice: ended at once, without a report\n")
+        return EX_INTERRUPTED
     _write(campaign, report)
     if campaign.broken or not (campaign.struck or campaign.interrupted):
         return 1
     return EX_INTERRUPTED if campaign.interrupted else 0
 
 
-def _be_quiet() -> None:
-    """The log is evidence here, and its lines would tear the table; the report has what happened."""
-    structlog.configure(processors=[_drop], cache_logger_on_first_use=False)
-    logging.getLogger().handlers[:] = [logging.NullHandler()]
+def _wrong_words(duration: float, faults: Sequence[str]) -> Iterator[Fault]:
+    for name in faults:
+        if name not in FAULTS:
+            yield Fault(no_such_fault(name), "--faults", "faults")
+    if not duration > 0:  # nor is it, where it is no number
+        yield Fault(f"{duration:g} is not a duration; expected seconds above 0", "--duration", "duration")
 
 
-def _drop(_logger: Any, _method: str, _event: Any) -> Any:
-    raise structlog.DropEvent
+def _wrong_report(report: Path | None) -> Iterator[Fault]:
+    """Tried before anything runs: a campaign whose report is lost was for nothing."""
+    if report is None:
+        return
+    if not report.name:
+        yield Fault(f"{str(report)!r} is no name; expected one like 'tangram-chaos'", "--report", "report")
+        return
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=report.parent):
+            pass
+    except OSError as error:
+        what = f"cannot write into {str(report.parent)!r}: {error.strerror or error}; choose another folder"
+        yield Fault(what, "--report", "report")
+        return
+    for file in _files(report):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            yield Fault(f"cannot write {str(file)!r}; choose another name", "--report", "report")
+
+
+def _files(report: Path) -> tuple[Path, Path]:
+    return report.with_suffix(".json"), report.with_suffix(".html")
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether somebody wanted the end so much that he asked for it again."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_interrupt, error.exceptions))
+    return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
 def _show_while(plugins: list[str], tables: dict[str, Any], **settings: Any) -> Campaign:
@@ -98,7 +136,8 @@ def _show_while(plugins: list[str], tables: dict[str, Any], **settings: Any) -> 
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        return trio.run(lambda: run_campaign(plugins, tables, until=_wait_signal, **settings))
+        tell = partial(run_campaign, plugins, tables, on_news=_teller(), until=_wait_signal, **settings)
+        return trio.run(tell)
     shown: list[Campaign] = []
 
     def show() -> Table | str:
@@ -114,6 +153,25 @@ def _show_while(plugins: list[str], tables: dict[str, Any], **settings: Any) -> 
 
         shown[:] = [trio.run(main)]
     return shown[0]
+
+
+def _teller() -> Callable[[Campaign], None]:
+    """For a log that somebody reads later, or follows from afar: a line for each fault when it is healed."""
+    told = 0
+
+    def tell(campaign: Campaign) -> None:
+        nonlocal told
+        for struck in campaign.struck[told:]:
+            sys.stderr.write(f"{_line(campaign, struck)}\n")
+            sys.stderr.flush()
+        told = len(campaign.struck)
+
+    return tell
+
+
+def _line(campaign: Campaign, struck: Struck) -> str:
+    at = struck.at - campaign.began
+    return f"{at:7.1f} s  {struck.name:<{_WIDEST}}  {struck.outcome} after {struck.healed * 1000:.0f} ms"
 
 
 async def _wait_signal() -> None:
@@ -155,12 +213,12 @@ def _table(campaign: Campaign) -> Table:
 def _write(campaign: Campaign, report: Path | None) -> None:
     told = campaign.to_dict()
     if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.with_suffix(".json").write_text(json.dumps(told, indent=1))
-        report.with_suffix(".html").write_text(render_html(told))
+        as_json, as_html = _files(report)
+        as_json.write_text(json.dumps(told, indent=1))
+        as_html.write_text(render_html(told))
     for one in campaign.broken:
         sys.stderr.write(f"broken: {one}\n")
-    files = "" if report is None else f"; see {report.with_suffix('.html')}"
+    files = "" if report is None else f"; see {_files(report)[1]}"
     for name, why in campaign.skipped.items():
         sys.stderr.write(f"left out: {name}: {why}\n")
     sys.stdout.write(f"{len(campaign.struck)} faults, seed {campaign.seed}: {_verdict(campaign)}{files}\n")

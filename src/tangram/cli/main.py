@@ -82,10 +82,12 @@ def chaos(
 @cli.command("plugin-test")
 @click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 def plugin_test(path: Path) -> None:
-    """Load the plugins of the project at PATH, run them in a server of their own, restart and stop them."""
+    """Load the plugins of the project at PATH, and see that each does what every plugin must: start, answer,
+    restart, come back after a crash, stop and leave nothing behind; status 1 if one does not.
+    """
     from tangram.cli.plugintest import test_project
 
-    test_project(path)
+    sys.exit(test_project(path))
 
 
 def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -1,9 +1,13 @@
-"""``plugin-test PATH``: does the plugin in this project load, start, restart and stop?"""
+"""``plugin-test PATH``: does each plugin in this project do what every plugin must?"""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 import tomllib
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
+from tangram.cli.kit import Record, keep_log, require_httpx
 from tangram.errors import OperatorError
 
 if TYPE_CHECKING:
@@ -18,19 +23,31 @@ if TYPE_CHECKING:
 
 __all__ = ["test_project"]
 
-RESTARTS = 2
-"""What leaks or does not come back shows at the second restart at the latest."""
+SHOWN_LINES = 8
+"""Of a traceback in the log, the last ones: where it was raised, and what."""
 
 
-def test_project(path: Path) -> None:
-    """Try every plugin of the project at ``path``, each step told in a line.
+def test_project(path: Path) -> int:
+    """Try every plugin of the project at ``path``, each told in a line.
+
+    Returns:
+        The exit status: 0, or 1 if a plugin failed. Where a plugin has left a thread that would keep the
+        process for ever, the process ends here, with that status.
 
     Raises:
-        OperatorError: there is none, or a step failed.
+        OperatorError: there is no plugin, one cannot be loaded, or httpx is not installed.
     """
+    require_httpx()
     plugins = _load(path.resolve())
-    trio.run(_try, plugins)
-    click.echo("all is well")
+    records = keep_log()
+    failed = [plugin.name for plugin in plugins if not _is_good(plugin, records)]
+    if len(plugins) > 1 and not failed and not _are_good_together(plugins, records):
+        failed = ["all of them together"]
+    if failed:
+        click.secho(f"{', '.join(map(str, failed))}: not good", fg="red", bold=True)
+    else:
+        click.secho("all is well", fg="green", bold=True)
+    return _leave(1 if failed else 0)
 
 
 def _entry_points(path: Path) -> list[EntryPoint]:
@@ -65,23 +82,103 @@ def _load(path: Path) -> list[Plugin]:
     return [one.plugin for one in loaded.plugins]
 
 
-async def _try(plugins: list[Plugin]) -> None:
+def _is_good(plugin: Plugin, records: list[Record]) -> bool:
+    from tangram.testing.conformance import check_plugin
+
+    name = str(plugin.name)
+    began = time.monotonic()
+    records.clear()
+    try:
+        trio.run(check_plugin, plugin)
+    except Exception as error:  # noqa: BLE001 - looked at, and raised again if it is none of the plugin's
+        _tell_failure(name, error, records)
+        return False
+    what = "starts, answers, restarts, comes back after crashes, stops and leaves nothing"
+    click.echo(f"{click.style('good', fg='green')}     {name}: {what} ({time.monotonic() - began:.1f} s)")
+    return True
+
+
+def _are_good_together(plugins: Sequence[Plugin], records: list[Record]) -> bool:
+    records.clear()
+    try:
+        trio.run(_run_together, plugins)
+    except Exception as error:  # noqa: BLE001 - as above
+        _tell_failure("all together", error, records)
+        return False
+    click.echo(f"{click.style('good', fg='green')}     all together")
+    return True
+
+
+async def _run_together(plugins: Sequence[Plugin]) -> None:
     from tangram.testing import open_tangram
 
     async with open_tangram(plugins) as tangram:
-        for plugin in plugins:
-            await tangram.http.get("/openapi.json")
-            for _ in range(RESTARTS):
-                answer = await tangram.http.post(
-                    f"/-/plugins/{plugin.name}/restart", headers=tangram.operator
-                )
-                if not answer.is_success:
-                    raise OperatorError(f"{plugin.name} does not restart: {answer.text}")
-            click.echo(f"started  {plugin.name}, and restarted {RESTARTS} times")
-        listed = (await tangram.http.get("/-/plugins", headers=tangram.operator)).json()
-        for one in listed:
-            if one["state"] != "running" or "error" in one:
-                raise OperatorError(
-                    f"{one['name']} is {one['state']}: {one.get('error', one.get('last_crash'))}"
-                )
-    click.echo("stopped")
+        outcome = await tangram.wait_steady()
+        assert outcome == "up", f"in one server they are not up, it is {outcome}"
+
+
+def _tell_failure(name: str, error: Exception, records: Sequence[Record]) -> None:
+    """In lines.
+
+    Raises:
+        Exception: it is not of a kind that plugins cause: a bug of ours, which wants its traceback.
+    """
+    from tangram.testing import InvariantBroken
+
+    told = [line for leaf in _leaves(error) for line in _lines(leaf)]
+    click.echo(f"{click.style('bad', fg='red')}      {name}:")
+    for line in told:
+        click.echo(f"           {line}")
+    # The first record, for others follow from it; but not what the test has done itself.
+    own = [record for record in records if not _is_injected(record)]
+    if own and not isinstance(error, InvariantBroken):
+        click.secho(f"           the log: {_summary(own[0])}", dim=True)
+        for line in _traceback(own[0]):
+            click.secho(f"             {line}", dim=True)
+
+
+def _is_injected(record: Record) -> bool:
+    return "InjectedFault" in str(record.get("cause", ""))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
+
+
+def _lines(error: BaseException) -> list[str]:
+    import httpx
+
+    from tangram.testing import InvariantBroken, TangramEnded
+
+    if isinstance(error, InvariantBroken):
+        return [str(one) for one in error.broken]
+    if isinstance(error, httpx.HTTPError):
+        return [f"a request was not answered: {error!r}"]
+    if isinstance(error, AssertionError | TangramEnded):
+        return str(error).splitlines() or [repr(error)]
+    raise error
+
+
+def _summary(record: Record) -> str:
+    known = ", ".join(f"{key}={record[key]}" for key in ("child", "cause", "error") if record.get(key))
+    return f"{record['event']} {known}".strip()
+
+
+def _traceback(record: Record) -> list[str]:
+    """What of it is the plugin's own is at its end."""
+    lines = record.get("traceback") or str(record.get("exception", "")).splitlines()
+    return list(lines[-SHOWN_LINES:])
+
+
+def _leave(status: int) -> int:
+    """End the process if a thread would keep it that no one can end."""
+    kept = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    if kept:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

@@ -1,26 +1,31 @@
 """The pytest plugin: fixtures ``tangram``, ``tangram_socket`` and ``chaos``.
 
-They serve Trio tests in the test's own loop; for synchronous tests and asyncio tests the server runs in a
-thread of its own. Settings come from a marker: ``@pytest.mark.tangram(plugins=[...], config={...},
-fakes=True)``. With ``tangram_core = true`` in pytest's configuration, ``import tangram_core`` is answered as
-in the server.
+They serve tests of pytest-trio in the test's own loop; for synchronous tests and those of asyncio and anyio
+the server runs in a thread of its own. Settings come from a marker: ``@pytest.mark.tangram(plugins=[...],
+config={...}, fakes=True)``. With ``tangram_core = true`` in pytest's configuration, ``import tangram_core``
+is answered as in the server.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from tangram.client import ClientSocket
-    from tangram.testing.bridge import Bridge
-    from tangram.testing.catalogue import Chaos
-    from tangram.testing.server import RunningTangram
+from tangram.testing.markers import check_markers, is_async, is_repeated, runs_on_pytest_trio, wanted
 
-__all__ = ["chaos", "pytest_addoption", "pytest_configure", "tangram", "tangram_socket"]
+if TYPE_CHECKING:
+    from tangram.testing.bridge import Bridge
+
+__all__ = [
+    "chaos",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_runtest_setup",
+    "tangram",
+    "tangram_socket",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,28 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "tangram(plugins=(), config=None, fakes=False, checks=...): how the fixture `tangram` is opened",
     )
     config.addinivalue_line("markers", "chaos(*faults, seed=0): what strikes the fixture `tangram` meanwhile")
+    if config.pluginmanager.hasplugin("trio"):
+        config.pluginmanager.import_plugin("tangram.testing.on_trio")
 
 
-def _is_trio(request: pytest.FixtureRequest) -> bool:
-    node = request.node
-    return node.get_closest_marker("trio") is not None and inspect.iscoroutinefunction(
-        inspect.unwrap(getattr(node, "obj", None) or (lambda: None))
-    )
-
-
-def _is_async(request: pytest.FixtureRequest) -> bool:
-    return inspect.iscoroutinefunction(getattr(request.node, "obj", None))
-
-
-def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
-    marker = request.node.get_closest_marker("tangram")
-    if marker is None:
-        return {}
-    if marker.args:
-        raise pytest.UsageError(
-            "@pytest.mark.tangram takes keywords: plugins=[...], config={...}, fakes=True"
-        )
-    return dict(marker.kwargs)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tell what is wrong with the markers over a test before any server boots."""
+    check_markers(item)
 
 
 @pytest.fixture
@@ -89,50 +80,23 @@ def chaos(request: pytest.FixtureRequest) -> Any:
 
 
 def _for_mode(request: pytest.FixtureRequest, name: str) -> Any:
-    on_trio = request.config.pluginmanager.hasplugin("trio") and _is_trio(request)
-    return request.getfixturevalue(f"{name}_{'on_trio' if on_trio else 'in_thread'}")
+    return request.getfixturevalue(f"{name}_{'on_trio' if _is_trio(request) else 'in_thread'}")
 
 
-def _faults(request: pytest.FixtureRequest) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What strikes the test's server meanwhile, and the settings of ``Chaos``."""
-    marker = request.node.get_closest_marker("chaos")
-    return ((), {}) if marker is None else (marker.args, dict(marker.kwargs))
-
-
-@pytest.fixture
-async def _tangram_on_trio(request: pytest.FixtureRequest) -> AsyncIterator[RunningTangram]:
-    from tangram.testing.catalogue import Chaos
-    from tangram.testing.server import open_tangram
-
-    faults, settings = _faults(request)
-    async with open_tangram(**_settings(request)) as running:
-        if not faults:
-            yield running
-            return
-        async with Chaos(running, **settings).striking(*faults):
-            yield running
-
-
-@pytest.fixture
-async def _tangram_socket_on_trio(_tangram_on_trio: RunningTangram) -> AsyncIterator[ClientSocket]:
-    async with _tangram_on_trio.open_socket() as client:
-        yield client
-
-
-@pytest.fixture
-async def _chaos_on_trio(_tangram_on_trio: RunningTangram) -> Chaos:
-    from tangram.testing.catalogue import Chaos
-
-    return Chaos(_tangram_on_trio)
+def _is_trio(request: pytest.FixtureRequest) -> bool:
+    """Whether the server can live in the test's own loop. What others than pytest-trio run on Trio, they run
+    in a loop of their own; and what hypothesis repeats has a loop for each example, but its fixtures once.
+    """
+    return runs_on_pytest_trio(request.node) and not is_repeated(request.node)
 
 
 @pytest.fixture
 def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     from tangram.testing.bridge import threaded_tangram
 
-    faults, chaos = _faults(request)
-    settings, asynchronous = _settings(request), _is_async(request)
-    with threaded_tangram(settings, asynchronous=asynchronous, faults=faults, chaos=chaos) as bridge:
+    want, asynchronous = wanted(request.node), is_async(request.node)
+    strikes: dict[str, Any] = {"faults": want.faults, "chaos": want.chaos}
+    with threaded_tangram(want.settings, asynchronous=asynchronous, **strikes) as bridge:
         yield bridge
 
 

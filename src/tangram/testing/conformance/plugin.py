@@ -87,7 +87,7 @@ async def _paths_without(*, fakes: bool) -> set[str]:
 
 async def _lives(running: RunningTangram, builtin: set[str]) -> None:
     outcome = await running.wait_steady()
-    assert outcome == "up", f"the plugin does not stay up, it is {outcome}: {_last_crash(running)}"
+    assert outcome == "up", f"the plugin does not start: {_last_crash(running) or outcome}"
     (child,) = [name for name in running.ports.names if name.startswith("plugin:")]
     await _answers(running, builtin)
     await _restarts(running, child)

@@ -1,0 +1,148 @@
+"""What the markers ``tangram`` and ``chaos`` over a test ask for, and whether they can have it.
+
+A mistake is told before a server boots, as an error of that test alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import unittest
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+import pytest
+
+__all__ = ["Wanted", "check_markers", "is_async", "is_repeated", "runs_on_pytest_trio", "wanted"]
+
+_FIXTURES = frozenset({"tangram", "tangram_socket", "chaos"})
+
+_CLOCKS = frozenset({"autojump_clock", "mock_clock"})
+"""Fixtures of pytest-trio that give the test's loop a virtual clock."""
+
+_LACKING = (
+    "@{name} over this test does nothing, for the test has no server: it must take the fixture 'tangram', as "
+    "an argument or by @pytest.mark.usefixtures('tangram')"
+)
+
+
+@attrs.frozen
+class Wanted:
+    """How the server of one test is opened, and what strikes it."""
+
+    settings: Mapping[str, Any]
+    """As for ``open_tangram``."""
+    faults: tuple[str, ...]
+    chaos: Mapping[str, Any]
+    """As for ``Chaos``."""
+
+
+def wanted(node: Any) -> Wanted:
+    """What the markers of a test ask for."""
+    settings, faults = node.get_closest_marker("tangram"), node.get_closest_marker("chaos")
+    return Wanted(
+        {} if settings is None else settings.kwargs,
+        () if faults is None else faults.args,
+        {} if faults is None else faults.kwargs,
+    )
+
+
+def is_repeated(node: Any) -> bool:
+    """Whether hypothesis runs the test many times."""
+    return hasattr(getattr(node, "obj", None), "hypothesis")
+
+
+def is_async(node: Any) -> bool:
+    """Whether the test is a coroutine function, below what hypothesis and others have put around it."""
+    function: Any = getattr(node, "obj", None) or (lambda: None)
+    if not is_repeated(node):
+        return inspect.iscoroutinefunction(inspect.unwrap(function))
+    inner = inspect.unwrap(function.hypothesis.inner_test)
+    # After the test's run on one backend anyio leaves a plain function there; it runs nothing but coroutines.
+    return inspect.iscoroutinefunction(inner) or "anyio_backend" in node.fixturenames
+
+
+def runs_on_pytest_trio(node: Any) -> bool:
+    """Whether pytest-trio runs the test."""
+    marked = node.get_closest_marker("trio") is not None
+    return marked and node.config.pluginmanager.hasplugin("trio") and is_async(node)
+
+
+def check_markers(item: pytest.Item) -> None:
+    """See that the markers over a test are right, and that somebody heeds them.
+
+    Raises:
+        pytest.fail.Exception: they are not; the message says what to do.
+    """
+    with_server = not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+    told = _wrong_faults(item, with_server=with_server) or _wrong_settings(item, with_server=with_server)
+    if with_server:
+        told = told or _wrong_runner(item)
+    if told:
+        pytest.fail(told, pytrace=False)
+
+
+def _wrong_faults(item: pytest.Item, *, with_server: bool) -> str | None:
+    """Also where it stands over a whole module or class: who believes that a test was struck relies on it."""
+    marker = item.get_closest_marker("chaos")
+    if marker is None:
+        return None
+    if not with_server:
+        return _LACKING.format(name="chaos")
+    from tangram.testing.campaign import no_such_fault
+    from tangram.testing.catalogue import FAULTS, Chaos
+
+    if not marker.args or callable(marker.args[0]):
+        return "@chaos names no fault; it is used like @chaos('broker_kill')"
+    unknown = [no_such_fault(name) for name in marker.args if name not in FAULTS]
+    return "\n".join(unknown) or _unfit(Chaos, "@chaos", marker.kwargs)
+
+
+def _wrong_settings(item: pytest.Item, *, with_server: bool) -> str | None:
+    """Over a module or a class it says how servers are opened, by whoever opens one."""
+    marker = item.get_closest_marker("tangram")
+    if marker is None:
+        return None
+    if not with_server:
+        own = any(mark.name == "tangram" for mark in item.own_markers)
+        return _LACKING.format(name="pytest.mark.tangram") if own else None
+    if marker.args:
+        return "@pytest.mark.tangram takes keywords: plugins=[...], config={...}, fakes=True"
+    from tangram.testing.server import open_tangram
+
+    plugins = marker.kwargs.get("plugins", ())
+    if isinstance(plugins, str) or not isinstance(plugins, Iterable):
+        return f"@pytest.mark.tangram(plugins={plugins!r}) is not a list; expected plugins=[...]"
+    return _unfit(open_tangram, "@pytest.mark.tangram", marker.kwargs)
+
+
+def _unfit(function: Callable[..., Any], marker: str, settings: Mapping[str, Any]) -> str | None:
+    known = [
+        name
+        for name, one in inspect.signature(function).parameters.items()
+        if one.kind is one.KEYWORD_ONLY or name in {"plugins", "config"}
+    ]
+    unknown = [name for name in settings if name not in known]
+    if not unknown:
+        return None
+    return f"{marker} has no setting {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}"
+
+
+def _wrong_runner(item: pytest.Item) -> str | None:
+    """A test that can be neither run nor served."""
+    if not runs_on_pytest_trio(item):
+        return None
+    if issubclass(getattr(item, "cls", None) or object, unittest.TestCase):
+        return "pytest-trio does not run methods of unittest.TestCase: make it a method of a plain class"
+    if item.config.pluginmanager.hasplugin("asyncio") and item.get_closest_marker("asyncio") is not None:
+        return (
+            "pytest-trio and pytest-asyncio both take this test: with asyncio_mode = 'strict' pytest-asyncio "
+            "takes only what is marked asyncio, and without trio_mode pytest-trio only what is marked trio"
+        )
+    clocks = sorted(_CLOCKS.intersection(getattr(item, "fixturenames", ())))
+    if is_repeated(item) and clocks:
+        return (
+            f"the server of a test under @given runs in a thread, in real time, for all of its examples: "
+            f"leave out the fixture {clocks[0]!r}, or open a server in each example by open_tangram"
+        )
+    return None

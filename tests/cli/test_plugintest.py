@@ -1,0 +1,113 @@
+"""``plugin-test``: what is told of a project whose plugins are good, and of one whose plugins are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_plugins import run
+from tests.compat.guide import write_project
+
+pytestmark = pytest.mark.slow
+
+HEAD = """
+import threading
+import tangram as tg
+import trio
+
+router = tg.APIRouter(prefix="/mine")
+plugin = tg.Plugin(routers=[router])
+"""
+
+GOOD = """
+@router.get("/")
+async def mine() -> dict[str, str]:
+    return {"hello": "world"}
+"""
+
+LEAVES_A_THREAD = """
+@plugin.register_service()
+async def leave(state: tg.BackendState) -> None:
+    threading.Thread(target=threading.Event().wait, name="a ghost").start()
+    await trio.sleep_forever()
+"""
+
+DOES_NOT_START = """
+@plugin.register_service()
+async def fail(state: tg.BackendState) -> None:
+    raise ValueError("no such file")
+"""
+
+FAILS_TO_ANSWER = """
+@router.get("/")
+async def mine() -> dict[str, str]:
+    raise KeyError("of the route")
+"""
+
+
+def write(folder: Path, **plugins: str) -> Path:
+    """A project with these plugins, each a module."""
+    points = "".join(f'{name} = "{name}_of_test:plugin"\n' for name in plugins)
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "mine"\nversion = "1"\n[project.entry-points."tangram.plugins"]\n{points}'
+    )
+    for name, source in plugins.items():
+        (folder / f"{name}_of_test.py").write_text(HEAD + source)
+    return folder
+
+
+def test_an_existing_plugins_project_is_tried(tmp_path: Path) -> None:
+    """A project that is not installed, with the old imports answered; one that cannot be loaded is told in a
+    line.
+    """
+    project = write_project("endpoint", tmp_path / "project")
+    good = run(tmp_path, "plugin-test", str(project))
+    (project / "src" / "my_plugin" / "__init__.py").write_text("import nothing_of_the_kind\n")
+    bad = run(tmp_path, "plugin-test", str(project))
+
+    assert (good.returncode, good.stdout.splitlines()[-1:]) == (0, ["all is well"]), good.stderr
+    assert bad.returncode == 1
+    assert "nothing_of_the_kind" in bad.stderr.splitlines()[-1]
+
+
+def test_good_plugins_are_told_in_a_line_each(tmp_path: Path) -> None:
+    """Alone and in one server; the log of the server under test does not stand between."""
+    done = run(tmp_path, "plugin-test", str(write(tmp_path, one=GOOD, two=GOOD.replace("mine", "two"))))
+    words = [line.split()[:2] for line in done.stdout.splitlines()]
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert words == [
+        ["loaded", "one"],
+        ["loaded", "two"],
+        ["good", "one:"],
+        ["good", "two:"],
+        ["good", "all"],
+        ["all", "is"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (LEAVES_A_THREAD, ["nothing_left_alive:", "a ghost"]),
+        (DOES_NOT_START, ["the plugin does not start: ValueError: no such file", "in fail\n"]),
+        (FAILS_TO_ANSWER, ["GET /mine/ was answered 500", 'raise KeyError("of the route")']),
+    ],
+    ids=["thread", "start", "route"],
+)
+def test_what_is_wrong_with_a_plugin_is_told_without_a_traceback_of_ours(
+    tmp_path: Path, source: str, told: list[str]
+) -> None:
+    """The next plugin is tried all the same; the status is 1, and the process ends although a thread that no
+    one can end is left.
+    """
+    done = run(tmp_path, "plugin-test", str(write(tmp_path, bad=source, good=GOOD)))
+    lines = done.stdout.splitlines()
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert all(one in done.stdout for one in told), done.stdout
+    assert lines[2:3] == ["bad      bad:"]
+    assert lines[-1] == "bad: not good"
+    assert any(line.startswith("good     good:") for line in lines)
+    assert "Traceback" not in done.stdout
