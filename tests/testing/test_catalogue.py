@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin
 from tangram.testing import FAULTS, Chaos, InvariantBroken, open_tangram
 from tangram.testing.catalogue import Fault
-from tangram.testing.faults import NothingToStrike, StruckAlready
+from tangram.testing.faults import Charge, NothingToStrike, StruckAlready
 from tests.app.helpers import Journal, make_plugin
 
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
@@ -286,6 +286,26 @@ async def test_a_fault_of_a_plugin_strikes_under_each_strategy(
 
         assert not [event.cause for event in running.events[mark:] if "raised" in (event.cause or "")]
         assert not [event for event in running.events[mark:] if event.kind == "stubborn"]
+
+
+async def test_what_has_not_gone_off_never_does(autojump_clock: MockClock) -> None:
+    """Whatever a fault has put into a child is out again when the fault is over."""
+    async with open_tangram(fakes=True) as running:
+        ports = running.ports
+        charges: list[tuple[Charge, Callable[[], None]]] = [
+            ("cleanup", lambda: ports.break_cleanup("channels")),
+            ("start", lambda: ports.break_start("channels")),
+            ("ready", lambda: ports.hang_start("channels")),
+            ("cancel", lambda: ports.ignore_cancel("channels", 60.0)),
+        ]
+        for charge, put_in in charges:
+            with ports.disarming(charge, "channels"):
+                put_in()
+        await running.server.restart()
+
+        assert await running.wait_steady(seconds=1.0) == "up"
+        assert not [one for one in running.events if one.kind in {"crashed", "stubborn"}]
+        assert not [one for one in running.events if "raised" in (one.cause or "")]
 
 
 async def test_a_broker_goes_on_where_its_stop_is_cut_short(autojump_clock: MockClock) -> None:
