@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import psutil
@@ -16,11 +18,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tangram import client
+from tangram.errors import Refused
 from tangram.supervision import Child
-from tangram.testing import FAULTS, Chaos, open_tangram
+from tangram.testing import FAULTS, Chaos, onlookers, open_tangram
 from tangram.testing.campaign import Campaign, own_tables, run_campaign
 from tangram.testing.catalogue import Fault
+from tangram.testing.faults import StruckAlready
+from tangram.testing.onlookers import Seen, looking_on
 from tangram.testing.report import render_html
+from tangram.transports.listeners import HeldSocket
 from tests.app.helpers import Journal, make_plugin
 
 
@@ -219,3 +226,93 @@ async def test_a_web_that_comes_up_too_early_is_caught(autojump_clock: MockClock
         assert await running.wait_steady() == "quarantined"
         with pytest.raises(LookupError, match="no plugin runs"):
             await Chaos(running).strike("crash_plugin")
+
+
+async def no_token(*_args: object, **_more: object) -> NoReturn:
+    """Instead of ``fetch_token``."""
+    await trio.lowlevel.checkpoint()
+    raise Refused("nobody gets one")
+
+
+async def test_a_campaign_in_which_nobody_heard_anything_has_not_passed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks on never gets a token: everything is up, and it serves nobody."""
+    monkeypatch.setattr(client, "fetch_token", no_token)
+    monkeypatch.setattr(onlookers, "HEARD_SECONDS", 3.0)
+    campaign = await run_campaign(duration=0.5, faults=["crash_web"], fakes=True)
+
+    assert {one.invariant for one in campaign.broken} == {"comes_to_rest"}
+    assert "gets no message any more" in campaign.broken[0].message
+    assert campaign.to_dict()["passed"] is False
+
+
+async def test_a_campaign_in_which_nothing_could_be_struck_has_not_passed(autojump_clock: MockClock) -> None:
+    """That nothing broke says nothing where nothing struck."""
+    campaign = await run_campaign(duration=1.0, faults=["crash_plugin"], fakes=True)
+
+    assert campaign.skipped == {"crash_plugin": "no plugin runs that could be struck"}
+    assert campaign.to_dict()["passed"] is False
+
+
+async def test_a_fault_that_had_no_turn_is_told(autojump_clock: MockClock) -> None:
+    """Who asked for it would take its silence for a server that held."""
+    campaign = await run_campaign(duration=0.01, faults=["crash_web", "crash_bus"], fakes=True)
+
+    struck = {one.name for one in campaign.struck}
+    assert len(struck) == 1
+    assert campaign.skipped == dict.fromkeys(
+        {"crash_web", "crash_bus"} - struck, "the campaign was over before its turn"
+    )
+
+
+@pytest.mark.slow
+async def test_a_fault_that_came_too_early_has_another_turn(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom it would strike is being stopped for longer than is waited for: it is left for the next round."""
+    there = trio.current_time() + 12.0
+
+    async def early(_chaos: Chaos) -> None:
+        if trio.current_time() < there:
+            raise StruckAlready("it is being stopped")
+
+    monkeypatch.setitem(FAULTS, "early", Fault("early", early, None, ""))
+    campaign = await run_campaign(duration=20.0, faults=["early"], fakes=True)
+
+    assert campaign.skipped == {}
+    assert {one.name for one in campaign.struck} == {"early"}
+
+
+@pytest.mark.slow
+async def test_a_fault_that_always_came_too_early_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With why, and not with the end of the campaign alone."""
+
+    async def early(_chaos: Chaos) -> None:
+        raise StruckAlready("it is being stopped")
+
+    monkeypatch.setitem(FAULTS, "early", Fault("early", early, None, ""))
+    campaign = await run_campaign(duration=8.0, faults=["early", "crash_web"], fakes=True)
+
+    assert campaign.skipped == {"early": "it is being stopped"}
+
+
+async def test_who_is_left_to_wait_at_the_door_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is never made counts as one that was refused."""
+    async with open_tangram(fakes=True) as running:
+        with ExitStack() as stack, monkeypatch.context() as patched:
+            full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            for _ in range(4):  # what its queue takes, and then nobody
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(full.getsockname())
+            patched.setattr(running.server, "held", [HeldSocket(full, *full.getsockname())])
+            seen = Seen()
+            async with looking_on(running, seen):
+                await trio.sleep(20.0)
+
+        assert seen.refused > 0

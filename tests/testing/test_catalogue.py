@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -9,6 +12,7 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin
 from tangram.testing import FAULTS, Chaos, InvariantBroken, open_tangram
 from tangram.testing.catalogue import Fault
+from tangram.testing.faults import Charge, NothingToStrike, StruckAlready
 from tests.app.helpers import Journal, make_plugin
 
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
@@ -29,21 +33,96 @@ async def test_the_server_heals_from_each_fault(autojump_clock: MockClock, name:
         assert answer.json()["value"] == 42
 
 
-@pytest.mark.parametrize(
-    "names",
-    [("broker_kill", "crash_plugin"), ("crash_bus", "browser_reset"), ("crash_web", "crash_channels")],
-)
+STRATEGIES = ("one_for_all", "rest_for_one", "one_for_one")
+PAIRS = [
+    ("broker_kill", "crash_plugin"),
+    ("crash_bus", "browser_reset"),
+    ("crash_bus", "slow_browser"),
+    ("crash_web", "crash_channels"),
+    ("crash_plugin", "crash_plugin"),
+    ("redis_latency", "crash_web"),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("names", PAIRS)
 async def test_the_server_heals_from_two_faults_at_once(
-    autojump_clock: MockClock, names: tuple[str, str]
+    autojump_clock: MockClock, names: tuple[str, str], strategy: str
 ) -> None:
-    """Two faults at once are healed like one."""
+    """Two faults at once are healed like one, and each counts: whom the first has stopped is struck by the
+    second in its next life.
+    """
+    config = {"supervisor": {"root_restarts": 10, "strategy": strategy}}
+    async with open_tangram([make_plugin(Journal())], config, fakes=True) as running:
+        struck = await Chaos(running).strike(*names)
+
+        assert struck.outcome == "up"
+
+
+async def test_faults_strike_beside_a_test(autojump_clock: MockClock) -> None:
+    """A test may strike, too, while those of its block go on one after another."""
     config = {"supervisor": {"root_restarts": 10}}
     async with open_tangram([make_plugin(Journal())], config, fakes=True) as running:
         chaos = Chaos(running)
-        async with chaos.striking(names[0]):
-            await chaos.strike(names[1])
+        async with chaos.striking("crash_bus"):
+            await chaos.strike("browser_reset")
 
         assert [struck.outcome for struck in chaos.struck] == ["up", "up"]
+
+
+async def test_two_at_once_are_at_work_at_the_same_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They begin in the order of their names, before the first one is over; and neither is alone."""
+    log: list[str] = []
+
+    def lasting(name: str) -> Callable[[Chaos], Awaitable[None]]:
+        async def strike(chaos: Chaos) -> None:
+            log.append(f"{name} begins{' alone' if chaos.alone else ''}")
+            await trio.sleep(1.0)
+            log.append(f"{name} ends")
+
+        return strike
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(FAULTS, name, Fault(name, lasting(name), None, ""))
+    async with open_tangram(fakes=True) as running:
+        for _ in range(5):
+            log.clear()
+            await Chaos(running).strike("first", "second")
+
+            assert log[:2] == ["first begins", "second begins"]
+            assert len(log) == 4
+
+
+async def test_two_at_once_are_counted_together(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash too many beside two faults breaks an invariant, which names both."""
+
+    async def wrong(chaos: Chaos) -> None:
+        await FAULTS["crash_channels"].strike(chaos)
+
+    monkeypatch.setitem(FAULTS, "wrong", Fault("wrong", wrong, None, ""))
+    config = {"supervisor": {"strategy": "one_for_one"}}
+    async with open_tangram(config=config, fakes=True) as running:
+        with pytest.raises(InvariantBroken, match=r"crash_web \+ wrong should crash \['web'\], it crashed"):
+            await Chaos(running).strike("crash_web", "wrong")
+
+
+async def test_what_both_of_two_at_once_find_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is not hidden by the first."""
+
+    async def unkept(_chaos: Chaos) -> None:
+        raise AssertionError("a message was lost")
+
+    for name in ("one", "other"):
+        monkeypatch.setitem(FAULTS, name, Fault(name, unkept, None, ""))
+    async with open_tangram(fakes=True) as running:
+        with pytest.raises(InvariantBroken, match=r"one: a message was lost; .*other: a message was lost"):
+            await Chaos(running).strike("one", "other")
 
 
 def make_quick_plugin() -> Plugin:
@@ -123,3 +202,144 @@ async def test_a_fault_after_which_it_takes_long_to_rest_is_told(
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match="steady_in_time: after lasting"):
             await Chaos(running).strike("lasting")
+
+
+async def test_a_fault_that_waits_for_healing_is_bounded_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bus that is back late is told, also where the fault itself waits for it."""
+    back = trio.current_time() + 20.0
+    monkeypatch.setattr(Chaos, "_bus_is_up", lambda _chaos: trio.current_time() > back)
+
+    async def waiting(chaos: Chaos) -> None:
+        await chaos.wait_bus()
+
+    monkeypatch.setitem(FAULTS, "waiting", Fault("waiting", waiting, None, ""))
+    async with open_tangram(fakes=True) as running:
+        with pytest.raises(InvariantBroken, match="waiting: the bus should be up within 11 s"):
+            await Chaos(running).strike("waiting")
+
+
+async def test_an_error_of_a_fault_is_not_taken_for_nothing_to_strike(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ``KeyError`` breaks the fault; only what says that there is nothing to strike means it."""
+
+    async def buggy(_chaos: Chaos) -> None:
+        raise KeyError("status")
+
+    async def idle(_chaos: Chaos) -> None:
+        raise NothingToStrike("nobody is there")
+
+    monkeypatch.setitem(FAULTS, "buggy", Fault("buggy", buggy, None, ""))
+    monkeypatch.setitem(FAULTS, "idle", Fault("idle", idle, None, ""))
+    async with open_tangram(fakes=True) as running:
+        with pytest.raises(InvariantBroken, match="ends_as_promised: buggy: KeyError"):
+            await Chaos(running).strike("buggy")
+        with pytest.raises(NothingToStrike, match="nobody is there"):
+            await Chaos(running).strike("idle")
+
+
+async def test_who_is_between_two_lives_is_struck_in_the_next(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that is being crashed already is struck when it runs again, and both count."""
+
+    async def twice(chaos: Chaos) -> None:
+        mark = len(chaos.tangram.events)
+        chaos.tangram.crash("web")
+        with pytest.raises(StruckAlready):
+            chaos.tangram.crash("web")
+        await chaos.wait_crash("web", after=mark)
+
+    monkeypatch.setitem(FAULTS, "twice", Fault("twice", twice, "web", ""))
+    async with open_tangram(fakes=True) as running:
+        await Chaos(running).strike("twice", "crash_web")
+
+        assert len([event for event in running.events if event.kind == "crashed"]) == 2
+
+
+async def test_nobody_is_struck_where_there_is_nobody(autojump_clock: MockClock) -> None:
+    """A child that was never there, and a plugin in a server without any, are told at once."""
+    async with open_tangram(fakes=True) as running:
+        began = trio.current_time()
+        with pytest.raises(NothingToStrike, match="no child 'nobody' runs"):
+            running.crash("nobody")
+        with pytest.raises(NothingToStrike, match="no plugin runs"):
+            await Chaos(running).strike("crash_plugin")
+
+        assert trio.current_time() == began
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ["crash_in_cleanup", "crash_at_start", "stop_late", "two_at_once"])
+async def test_a_fault_of_a_plugin_strikes_under_each_strategy(
+    autojump_clock: MockClock, strategy: str, name: str
+) -> None:
+    """And it leaves nothing behind that would go off later."""
+    config = {"supervisor": {"strategy": strategy}}
+    async with open_tangram([make_plugin(Journal())], config, fakes=True) as running:
+        chaos = Chaos(running)
+        await chaos.strike(name)
+        mark = len(running.events)
+        await chaos.strike("planned_restart")
+
+        assert not [event.cause for event in running.events[mark:] if "raised" in (event.cause or "")]
+        assert not [event for event in running.events[mark:] if event.kind == "stubborn"]
+
+
+async def test_what_has_not_gone_off_never_does(autojump_clock: MockClock) -> None:
+    """Whatever a fault has put into a child is out again when the fault is over."""
+    async with open_tangram(fakes=True) as running:
+        ports = running.ports
+        charges: list[tuple[Charge, Callable[[], None]]] = [
+            ("cleanup", lambda: ports.break_cleanup("channels")),
+            ("start", lambda: ports.break_start("channels")),
+            ("ready", lambda: ports.hang_start("channels")),
+            ("cancel", lambda: ports.ignore_cancel("channels", 60.0)),
+        ]
+        for charge, put_in in charges:
+            with ports.disarming(charge, "channels"):
+                put_in()
+        await running.server.restart()
+
+        assert await running.wait_steady(seconds=1.0) == "up"
+        assert not [one for one in running.events if one.kind in {"crashed", "stubborn"}]
+        assert not [one for one in running.events if "raised" in (one.cause or "")]
+
+
+async def test_a_broker_goes_on_where_its_stop_is_cut_short(autojump_clock: MockClock) -> None:
+    """Who cancels the fault in the middle is left with a broker that answers."""
+    async with open_tangram(fakes=True) as running:
+        tree = running.server.tree
+        assert tree is not None
+        assert tree.bus is not None
+        with trio.move_on_after(0.5) as cut:
+            await Chaos(running).strike("broker_stop")
+        await tree.bus.publish("to:x:y", b"{}", timeout=0.5)
+
+        assert cut.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    "name", ["web_latency", "web_narrow", "web_sliced", "web_reset", "web_half_close", "web_black_hole"]
+)
+async def test_a_fault_of_the_network_dials_no_stranger(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where the web port is one in memory, nobody knows who listens at the port that its URL names."""
+
+    async def dialled(*_args: object) -> NoReturn:
+        raise AssertionError("somebody dialled")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", dialled)
+    async with open_tangram(fakes=True, memory_port=True) as running:
+        with pytest.raises(NothingToStrike, match="the web port is one in memory"):
+            await Chaos(running).strike(name)
+
+
+async def test_a_browser_with_a_small_buffer_dials_no_stranger(autojump_clock: MockClock) -> None:
+    """The same for the one that needs a socket of the kernel's."""
+    async with open_tangram(fakes=True, memory_port=True) as running:
+        with pytest.raises(NothingToStrike, match="the web port is one in memory"):
+            await Chaos(running).strike("browser_never_reads")

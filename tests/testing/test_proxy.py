@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from tangram.bus import Bus
 from tangram.config import BrokerConfig
 from tangram.errors import BrokerUnavailable
 from tangram.testing import MemoryBroker, open_tangram
-from tangram.testing.proxy import open_proxy
+from tangram.testing.proxy import Proxy, open_proxy
 
 
 async def test_a_web_behind_a_bad_network_is_served_all_the_same() -> None:
@@ -82,3 +83,89 @@ async def test_the_bus_comes_back_when_the_network_does() -> None:
                 await bus.wait_up()
             assert await bus.publish("to:x:y", b"3") == 1
         nursery.cancel_scope.cancel()
+
+
+class Echo:
+    """A server that sends back what comes, and notes in which pieces it came."""
+
+    def __init__(self) -> None:
+        self.pieces: list[int] = []
+
+    async def carry(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            async for data in stream:
+                self.pieces.append(len(data))
+                await stream.send_all(data)
+
+
+@asynccontextmanager
+async def open_echo() -> AsyncIterator[tuple[Echo, Proxy, trio.SocketStream]]:
+    """An echo, a proxy before it, and a connection through that."""
+    echo = Echo()
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, echo.carry, [listener])
+        async with open_proxy("127.0.0.1", listener.socket.getsockname()[1]) as proxy:
+            async with await trio.open_tcp_stream(proxy.host, proxy.port) as stream:
+                yield echo, proxy, stream
+        nursery.cancel_scope.cancel()
+
+
+async def say(stream: trio.SocketStream, size: int) -> float:
+    """Send so many bytes and get them back; in so many seconds of the loop's clock."""
+    began, came = trio.current_time(), 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, bytes(size))
+        while came < size:
+            came += len(await stream.receive_some(65536))
+    return trio.current_time() - began
+
+
+async def test_latency_is_paid_in_each_direction(autojump_clock: trio.testing.MockClock) -> None:
+    """A word and its echo take twice the latency, and no more."""
+    async with open_echo() as (_, proxy, stream):
+        assert await say(stream, 1) == 0
+        proxy.latency = 0.5
+
+        assert await say(stream, 1) == pytest.approx(1.0)
+
+
+async def test_jitter_is_drawn_anew_for_each_piece(autojump_clock: trio.testing.MockClock) -> None:
+    """Words take different times, within the bound."""
+    async with open_echo() as (_, proxy, stream):
+        proxy.latency, proxy.jitter = 0.5, 0.5
+        took = [await say(stream, 1) for _ in range(10)]
+
+        assert all(1.0 <= one <= 2.0 for one in took)
+        assert len(set(took)) == 10
+
+
+async def test_a_narrow_line_passes_so_many_bytes_a_second(autojump_clock: trio.testing.MockClock) -> None:
+    """200 kB over 100 kB a second take two seconds at least; what is behind them comes back beside them."""
+    async with open_echo() as (_, proxy, stream):
+        proxy.bandwidth = 100_000.0
+        took = await say(stream, 200_000)
+
+        assert 2.0 <= took <= 4.1
+
+
+async def test_slices_are_cut_on_the_way(autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody behind it gets more at once than a slice, where each has the time to arrive."""
+    async with open_echo() as (echo, proxy, stream):
+        proxy.slice, proxy.latency = 7, 0.001
+        await say(stream, 100)
+
+        assert max(echo.pieces) == 7
+        assert sum(echo.pieces) == 100
+        assert list(proxy.pieces) == [7] * 14 + [2] + echo.pieces
+
+
+async def test_a_black_hole_swallows(autojump_clock: trio.testing.MockClock) -> None:
+    """Nothing comes back, and nothing is told."""
+    async with open_echo() as (echo, proxy, stream):
+        proxy.black_hole = True
+        with trio.move_on_after(60) as silence:
+            await say(stream, 10)
+
+        assert silence.cancelled_caught
+        assert echo.pieces == []

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import NoReturn
 
 import attrs
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tangram import client
 from tangram.channels.disconnects import RESTART
 from tangram.channels.hub import Hub
 from tangram.channels.outbox import Outbox
+from tangram.errors import Refused
 from tangram.supervision import SupervisionEvent
-from tangram.testing import FAULTS, InvariantBroken
+from tangram.testing import FAULTS, Chaos, InvariantBroken, onlookers
+from tangram.testing.catalogue import Fault
 from tangram.testing.simulation import (
+    SIMULATED,
     main,
     play,
     script_from,
@@ -151,3 +157,60 @@ def test_who_looks_on_sees_what_no_fault_asks_for(
 
     with pytest.raises(InvariantBroken, match=told):
         play(script_from(script), plugins=[make_plugin(Journal())], strategy="one_for_one")
+
+
+QUARANTINED = ", ".join(["0.1 crash_plugin"] * 6)
+"""After which the plugin has spent its budget."""
+
+
+def test_after_a_quarantine_nothing_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fault finds fails the run, also where a plugin has been left out before."""
+
+    async def unkept(_chaos: Chaos) -> None:
+        await trio.lowlevel.checkpoint()
+        raise AssertionError("a message was lost")
+
+    monkeypatch.setitem(FAULTS, "unkept", Fault("unkept", unkept, None, ""))
+    script = script_from(f"{QUARANTINED}, 0.1 unkept")
+    with pytest.raises(ExceptionGroup) as caught:
+        play(script, plugins=[make_plugin(Journal())], seed=1, limited=True)
+
+    assert caught.group_contains(InvariantBroken, match="a message was lost")
+
+
+def test_after_a_quarantine_there_may_be_nothing_to_strike() -> None:
+    """The plugin that is left out cannot be struck again, and the script goes on."""
+    script = script_from(f"{QUARANTINED}, 0.1 crash_plugin, 0.1 crash_at_start, 0.1 crash_web")
+    events = play(script, plugins=[make_plugin(Journal())], seed=1, limited=True)
+
+    assert [one.child for one in events if one.kind == "quarantined"] == ["plugin:probe"]
+    assert [one.child for one in events if one.kind == "crashed"][-1] == "web"
+
+
+def test_a_server_that_gives_up_ends_a_script() -> None:
+    """What strikes it in its end is not asked for more than that."""
+    script = script_from(", ".join(["0.1 crash_bus+slow_browser"] * 6))
+    events = play(script, plugins=[make_plugin(Journal())], seed=1, limited=True)
+
+    assert [one for one in events if one.kind == "gave_up" and not one.path]
+
+
+def test_a_simulation_in_which_nobody_heard_anything_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks on never gets a token: everything is up, and it serves nobody."""
+
+    async def no_token(*_args: object, **_more: object) -> NoReturn:
+        await trio.lowlevel.checkpoint()
+        raise Refused("nobody gets one")
+
+    monkeypatch.setattr(client, "fetch_token", no_token)
+    monkeypatch.setattr(onlookers, "HEARD_SECONDS", 3.0)
+    with pytest.raises(InvariantBroken, match=r"comes_to_rest: .*gets no message any more"):
+        play(script_from("0.1 crash_web"), plugins=[make_plugin(Journal())])
+
+
+def test_a_fault_that_no_seed_strikes_is_told() -> None:
+    """Seeds say which faults they have struck, and which never."""
+    never = simulate_many([10]).reached.never
+    struck = {name for _, names in script_of(10) for name in names.split("+")}
+
+    assert {f"fault: {name}" for name in SIMULATED} - set(never) == {f"fault: {name}" for name in struck}

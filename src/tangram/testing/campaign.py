@@ -12,6 +12,7 @@ import trio
 
 from tangram.supervision import SupervisionEvent
 from tangram.testing.catalogue import FAULTS, Chaos, Struck
+from tangram.testing.faults import NothingToStrike, StruckAlready
 from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
 from tangram.testing.onlookers import LOOKED_ON, Seen, looking_on
 from tangram.testing.server import RunningTangram, open_tangram
@@ -37,7 +38,7 @@ class Campaign:
     ended: float = 0.0
     struck: list[Struck] = attrs.field(factory=list)
     skipped: dict[str, str] = attrs.field(factory=dict)
-    """Faults that had nothing to strike, and why."""
+    """Faults that had nothing to strike, or no turn, and why."""
     broken: list[Broken] = attrs.field(factory=list)
     events: list[SupervisionEvent] = attrs.field(factory=list)
     down: list[str] = attrs.field(factory=list)
@@ -50,6 +51,11 @@ class Campaign:
     """What those who look on have seen."""
 
     @property
+    def passed(self) -> bool:
+        """Whether all held, and there was something that had to."""
+        return not self.broken and bool(self.struck or self.interrupted)
+
+    @property
     def restarts(self) -> Counter[str]:
         """Crashes, by child."""
         return Counter(event.child or "" for event in self.events if event.kind == "crashed")
@@ -59,7 +65,7 @@ class Campaign:
         return {
             "seed": self.seed,
             "seconds": round(self.ended - self.began, 3),
-            "passed": not self.broken,
+            "passed": self.passed,
             "interrupted": self.interrupted,
             "faults": [
                 attrs.asdict(attrs.evolve(one, at=round(one.at - self.began, 3), healed=round(one.healed, 3)))
@@ -210,24 +216,39 @@ async def _strike(
 ) -> None:
     end = trio.current_time() + duration
     left: list[str] = []
-    while trio.current_time() < end and len(campaign.skipped) < len(names):
-        if not left:  # each once before any comes again
-            left = chaos.rng.sample(names, len(names))
-        name = left.pop()
-        if name in campaign.skipped:
-            continue
-        campaign.now, began = name, trio.current_time()
-        on_news(campaign)
-        try:
-            campaign.struck.append(await chaos.strike(name))
-        except LookupError as error:
-            campaign.skipped[name] = str(error)
-        except InvariantBroken as error:
-            campaign.broken += error.broken
-            campaign.struck.append(Struck(name, began, trio.current_time() - began, "broken"))
-        campaign.now, campaign.down = None, chaos.tangram.missing()
-        on_news(campaign)
-        if chaos.tangram.ended:
-            campaign.broken.append(Broken("comes_to_rest", f"{name} ended the server"))
-            return
-        await trio.sleep(chaos.rng.uniform(*REST))
+    late: dict[str, str] = {}
+    try:
+        while trio.current_time() < end and len(campaign.skipped) < len(names):
+            if not left:  # each once before any comes again
+                left = chaos.rng.sample(names, len(names))
+            name = left.pop()
+            if name in campaign.skipped:
+                continue
+            campaign.now = name
+            on_news(campaign)
+            await _strike_one(chaos, campaign, name, late)
+            campaign.now, campaign.down = None, chaos.tangram.missing()
+            on_news(campaign)
+            if chaos.tangram.ended:
+                campaign.broken.append(Broken("comes_to_rest", f"{name} ended the server"))
+                return
+            await trio.sleep(chaos.rng.uniform(*REST))
+    finally:
+        # Who asked for a fault must not take its silence for a server that held.
+        begun = {one.name for one in campaign.struck} | {campaign.now}
+        for name in names:
+            if name not in begun:
+                campaign.skipped.setdefault(name, late.get(name, "the campaign was over before its turn"))
+
+
+async def _strike_one(chaos: Chaos, campaign: Campaign, name: str, late: dict[str, str]) -> None:
+    began = trio.current_time()
+    try:
+        campaign.struck.append(await chaos.strike(name))
+    except StruckAlready as error:  # it comes again in the next round
+        late[name] = str(error)
+    except NothingToStrike as error:
+        campaign.skipped[name] = str(error)
+    except InvariantBroken as error:
+        campaign.broken += error.broken
+        campaign.struck.append(Struck(name, began, trio.current_time() - began, "broken"))

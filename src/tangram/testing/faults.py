@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import attrs
 import trio
@@ -13,11 +14,27 @@ import trio
 from tangram.supervision import Child
 from tangram.supervision.lives import takes_task_status
 
-__all__ = ["FaultPorts", "InjectedFault"]
+__all__ = ["Charge", "FaultPorts", "InjectedFault", "NothingToStrike", "StruckAlready"]
+
+Charge = Literal["cleanup", "start", "ready", "cancel"]
+"""What waits in a child for its time: it raises when it ends, or when it starts next, is never ready then, or
+ignores its cancellation.
+"""
 
 
 class InjectedFault(Exception):
     """What a test raises in a child when it names nothing better."""
+
+
+class NothingToStrike(LookupError):
+    """There is nothing that a fault could be put into, or it cannot be put in here; the message says why.
+
+    A class of its own, so that a ``KeyError`` of anybody else is never taken for it.
+    """
+
+
+class StruckAlready(NothingToStrike):
+    """Not now: whom it would strike is being crashed, stopped or started, and may be there in a moment."""
 
 
 class FaultPorts:
@@ -29,10 +46,9 @@ class FaultPorts:
         """The place of each child in its supervisor's start order."""
         self.children: dict[str, Child] = {}
         """What was wrapped, by name: its limits are those that faults have to reckon with."""
-        self._spiteful: set[str] = set()
-        self._stillborn: set[str] = set()
-        self._silent: set[str] = set()
-        self._deaf: dict[str, float] = {}
+        self._charges: dict[tuple[Charge, str], float] = {}
+        self._hit: set[str] = set()
+        """Children into which something was put that has not ended them yet."""
         self.struck = 0
         """Exceptions that were put in."""
         self.overlaps: list[str] = []
@@ -48,40 +64,58 @@ class FaultPorts:
         """Raise ``error`` in the running incarnation of ``child``; returns at once.
 
         Raises:
-            LookupError: no child of that name runs, or one strike is on its way to it already.
+            NothingToStrike: there is no child of that name.
+            StruckAlready: it does not run just now, or one strike is on its way to it already.
         """
-        try:
-            port = self._ports[child]
-        except KeyError:
-            running = ", ".join(map(repr, self._ports)) or "none"
-            raise LookupError(f"no child {child!r} runs; expected one of {running}") from None
-        try:
-            port.send_nowait(error)
-        except (trio.WouldBlock, trio.BrokenResourceError):
-            raise LookupError(f"child {child!r} is being crashed or stopped already") from None
+        self.find(child).send_nowait(error)
+        self._hit.add(child)
         self.struck += 1
 
+    def find(self, child: str) -> trio.MemorySendChannel[BaseException]:
+        """The port of a child that can be struck now.
+
+        Raises:
+            NothingToStrike, StruckAlready: as for `strike`.
+        """
+        port = self._ports.get(child)
+        if port is None:
+            running = ", ".join(map(repr, self._ports)) or "none"
+            # One that was there once may be between two lives.
+            kind = StruckAlready if child in self.children else NothingToStrike
+            raise kind(f"no child {child!r} runs; expected one of {running}")
+        if child in self._hit or not port.statistics().open_receive_channels:
+            raise StruckAlready(f"child {child!r} is being crashed or stopped already")
+        return port
+
     def break_cleanup(self, child: str) -> None:
-        """Let the running incarnation of ``child`` raise when it is stopped next."""
-        self._spiteful.add(child)
+        """Let the running incarnation of ``child`` raise when it ends."""
+        self._charges["cleanup", child] = 1.0
 
     def break_start(self, child: str) -> None:
         """Let the next incarnation of ``child`` raise before it has started."""
-        self._stillborn.add(child)
+        self._charges["start", child] = 1.0
 
     def hang_start(self, child: str) -> None:
         """Let the next incarnation of ``child`` never say that it has started."""
-        self._silent.add(child)
+        self._charges["ready", child] = 1.0
 
     def ignore_cancel(self, child: str, seconds: float) -> None:
         """Let the running incarnation of ``child`` go on for so long after it was told to end."""
-        self._deaf[child] = seconds
+        self._charges["cancel", child] = seconds
+
+    @contextmanager
+    def disarming(self, charge: Charge, child: str) -> Iterator[None]:
+        """What was put into ``child`` and has not gone off by the end of the block never will."""
+        try:
+            yield
+        finally:
+            self._charges.pop((charge, child), None)
 
     def end(self, child: str) -> None:
         """Let the running incarnation of ``child`` return.
 
         Raises:
-            LookupError: as for `strike`.
+            NothingToStrike, StruckAlready: as for `strike`.
         """
         self.strike(child, _Return())
 
@@ -99,6 +133,7 @@ class FaultPorts:
             send, receive = trio.open_memory_channel[BaseException](1)
             result: object = None
             self._ports[child.name] = send
+            self._hit.discard(child.name)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_raise_what_comes, receive, nursery.cancel_scope)
@@ -127,20 +162,17 @@ class FaultPorts:
             self._alive.discard(child)
 
     async def _hinder_start(self, child: str) -> None:
-        if child in self._stillborn:
-            self._stillborn.discard(child)
+        if self._charges.pop(("start", child), None):
             raise InjectedFault(f"raised at the start of {child!r}")
-        if child in self._silent:
-            self._silent.discard(child)
+        if self._charges.pop(("ready", child), None):
             await trio.sleep_forever()
 
     async def _hinder_end(self, child: str) -> None:
-        seconds = self._deaf.pop(child, 0.0)
+        seconds = self._charges.pop(("cancel", child), None)
         if seconds:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds):
                 await trio.sleep_forever()
-        if child in self._spiteful:
-            self._spiteful.discard(child)
+        if self._charges.pop(("cleanup", child), None):
             raise InjectedFault(f"raised in the clean-up of {child!r}")
 
 

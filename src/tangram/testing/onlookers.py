@@ -4,8 +4,10 @@ that joins and reads nothing. What they have seen is evidence for invariants tha
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import random
 import select
 import socket
@@ -44,6 +46,11 @@ TRY_AGAIN = 0.1
 
 ANSWER_SECONDS = 2.0
 """Within which who reads nothing has its upgrade; else it comes again."""
+
+CONNECT_SECONDS = 5.0
+"""Within which a connection is made: the kernel makes it without the server, and where its queue is full the
+client asks again after 1 s, and after 2 s more.
+"""
 
 HEARD_SECONDS = 30.0
 """Within which a browser is back once everything is up: the longest back-off and the third delay of a rejoin,
@@ -118,11 +125,11 @@ async def looking_on(
 
 
 async def _knock(running: RunningTangram, seen: Seen, every: float) -> None:
-    """Connect again and again: none may be refused, whatever happens inside."""
+    """Connect again and again: none may be refused, or left to wait, whatever happens inside."""
     while not running.ended:
         try:
             await _connect_and_go(running)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, trio.TooSlowError):
             seen.refused += not running.ended  # it may have ended meanwhile: then nobody is there to refuse
         else:
             seen.connections += 1
@@ -130,13 +137,35 @@ async def _knock(running: RunningTangram, seen: Seen, every: float) -> None:
 
 
 async def _connect_and_go(running: RunningTangram) -> None:
+    with suppress(ConnectionResetError, BrokenPipeError):
+        (await _connect(running)).close()
+
+
+async def _connect(running: RunningTangram) -> socket.socket:
+    """A connection to the web port, non-blocking; made without holding up the loop.
+
+    Raises:
+        OSError: it is refused, or ends at once.
+        trio.TooSlowError: it is not made within `CONNECT_SECONDS`.
+    """
     if running.port is not None:
-        running.connect().close()
-        return
+        return running.connect()
     held = running.server.held[0]
-    with trio.socket.socket() as client:
-        with suppress(ConnectionResetError, BrokenPipeError):
-            await client.connect((held.host, held.port))
+    client = socket.socket(socket.AF_INET6 if ":" in held.host else socket.AF_INET)
+    client.setblocking(False)
+    try:
+        with trio.fail_after(CONNECT_SECONDS):
+            error = client.connect_ex((held.host, held.port))
+            if error == errno.EINPROGRESS:
+                await trio.lowlevel.wait_writable(client)
+                error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    except BaseException:
+        client.close()
+        raise
+    if error:
+        client.close()
+        raise OSError(error, os.strerror(error))
+    return client
 
 
 async def _publish(running: RunningTangram, seen: Seen, every: float) -> None:
@@ -211,7 +240,7 @@ async def _read_nothing(running: RunningTangram, seen: Seen) -> None:
     while not running.ended:
         with suppress(Refused, ChannelClosed, trio.TooSlowError, OSError):
             token = await _token(running, BUSY)
-            client = running.connect()
+            client = await _connect(running)
             try:
                 client.send(UPGRADE)
                 with trio.fail_after(ANSWER_SECONDS):

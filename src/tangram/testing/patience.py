@@ -23,7 +23,7 @@ from tangram.supervision import CURRENT_LIFE
 from tangram.testing.census import UNDER_TEST
 from tangram.testing.release import line_of
 
-__all__ = ["Patience", "SpunTooLong", "watched"]
+__all__ = ["Patience", "SpunTooLong", "patient"]
 
 SPIN_SECONDS = 20.0
 """Real seconds for which a loop may go on without any passing on its virtual clock. The busiest test of the
@@ -100,7 +100,7 @@ class Patience(trio.abc.Instrument):
 
 
 @contextmanager
-def watched(mark: object) -> Iterator[Patience]:
+def patient(mark: object) -> Iterator[Patience]:
     """Watch the tasks that carry ``mark`` for the block."""
     patience = Patience(mark)
     trio.lowlevel.add_instrument(patience)

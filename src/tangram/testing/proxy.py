@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -21,6 +22,9 @@ __all__ = ["Proxy", "open_proxy"]
 CHUNK = 65536
 CONNECT_SECONDS = 10.0
 """For the target to take a connection, as a client would wait; then the client is reset."""
+
+PIECES = 10_000
+"""Of so many pieces the sizes are kept: some kB of seven bytes each."""
 
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 """SO_LINGER on, zero seconds: close() sends a reset."""
@@ -46,6 +50,8 @@ class Proxy:
         """New connections are reset."""
         self.connections = 0
         """So many were made so far."""
+        self.pieces: deque[int] = deque(maxlen=PIECES)
+        """The sizes in bytes of what was passed on, or swallowed, at once; the last ones."""
         self._target = (host, port)
         self._rng = random.Random(seed)  # noqa: S311 - reproducible
         self._pairs: set[tuple[trio.SocketStream, trio.SocketStream]] = set()
@@ -93,7 +99,10 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.receive_some(CHUNK):
-                for piece in self._slices(bytes(data)):
+                pieces = self._slices(bytes(data))
+                # Noted when they are cut: who changes a setting can tell what was cut under it.
+                self.pieces.extend(map(len, pieces))
+                for piece in pieces:
                     await self._wait(len(piece))
                     if not self.black_hole:
                         await sink.send_all(piece)

@@ -27,7 +27,7 @@ from tangram.testing.given import configure, load_given
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
-from tangram.testing.patience import watched
+from tangram.testing.patience import patient
 from tangram.testing.record import LogRecords, record_logs
 from tangram.testing.release import release
 from tangram.testing.seams import Seam
@@ -364,7 +364,7 @@ async def open_tangram(
         if on_server is not None:
             on_server(running)
         async with AsyncExitStack() as stack:
-            patience = stack.enter_context(watched(running))
+            patience = stack.enter_context(patient(running))
             await stack.enter_async_context(running.http)
             nursery = await stack.enter_async_context(trio.open_nursery())
             try:

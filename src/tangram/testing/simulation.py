@@ -26,6 +26,8 @@ from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Strategy
 from tangram.testing.campaign import UNLIMITED
 from tangram.testing.catalogue import FAULTS, Chaos
+from tangram.testing.catalogue.base import gave_up
+from tangram.testing.faults import NothingToStrike
 from tangram.testing.invariants import Evidence, InvariantBroken, broken, check
 from tangram.testing.onlookers import LOOKED_ON, Seen, looking_on
 from tangram.testing.reached import SUPERVISION, Reached, collecting, observe, sometimes
@@ -35,6 +37,7 @@ from tangram.testing.workers import cores, in_processes
 
 __all__ = [
     "EXPECTED",
+    "SIMULATED",
     "Script",
     "SimulationFailed",
     "main",
@@ -60,11 +63,16 @@ STORM = 10
 """Crashes in a row, so that the longest back-off is reached: 50 ms doubled to 5 s takes eight."""
 CRASHES = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
 
-BESIDE = ("browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
-"""What may strike together with a crash. Of two crashes the first stops whom the second would have struck."""
+BESIDE = (*CRASHES, "browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
+"""What may strike together with a crash: another one, of which each counts, and what promises nothing that a
+crash would break.
+"""
 
 CHECKS = (*CHEAP, "comes_to_rest")
 """Judged when the server has ended; what onlookers have seen is judged before that."""
+
+FORGIVEN = frozenset({"ends_as_promised", "faults_are_counted"})
+"""What a server that gives up in the middle of a fault cannot keep. After a quarantine nothing is."""
 
 LOOK_EVERY = 0.1
 """Virtual seconds between two looks of those who look on."""
@@ -74,6 +82,7 @@ EXPECTED: tuple[str, ...] = (
     "two faults at once",
     "a browser got messages",
     "who reads nothing was sent away",
+    *(f"fault: {name}" for name in SIMULATED),
 )
 """What 500 seeds have to reach."""
 
@@ -193,14 +202,29 @@ async def _play_to(chaos: Chaos, script: Script, *, limited: bool) -> None:
 
 
 async def _struck(chaos: Chaos, names: Sequence[str], *, limited: bool) -> str:
+    tangram = chaos.tangram
     try:
-        return (await chaos.strike(*names)).outcome
-    except (LookupError, InvariantBroken):
-        # What it would have struck, or what it waited for, may be in quarantine, or the server at its end.
-        outcome = await chaos.tangram.wait_steady()
-        if not limited or outcome == "up":
+        outcome = (await chaos.strike(*names)).outcome
+    except (NothingToStrike, InvariantBroken) as error:
+        if not (limited and _may_be_missed(error, tangram.events)):
+            raise
+        # Whom it would have struck may be in quarantine, or the server at its end; else it was there.
+        outcome = await tangram.wait_steady()
+        if outcome == "up":
             raise
         return outcome
+    for name in names:
+        sometimes(f"fault: {name}")
+    return outcome
+
+
+def _may_be_missed(error: NothingToStrike | InvariantBroken, events: Sequence[SupervisionEvent]) -> bool:
+    """Whether a spent budget explains what was told: nobody is there to be struck, or the server had given
+    up before a fault that needs it could end as it is promised.
+    """
+    if isinstance(error, NothingToStrike):
+        return True
+    return gave_up(events) and all(one.invariant in FORGIVEN for one in error.broken)
 
 
 def simulate(seed: int, *, plugins: Iterable[Plugin | str] = ()) -> list[SupervisionEvent]:

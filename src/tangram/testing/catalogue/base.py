@@ -5,25 +5,26 @@ struck.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
 import attrs
 import trio
 
-from tangram.errors import BrokerUnavailable
-from tangram.testing.heard import Heard, ranked
+from tangram.supervision import SupervisionEvent
+from tangram.testing.faults import NothingToStrike, StruckAlready
 from tangram.testing.invariants import Broken, Evidence, InvariantBroken, broken, check
 from tangram.testing.server import RunningTangram
 
-__all__ = ["FAULTS", "TOPIC", "Chaos", "Fault", "On", "Struck", "fault", "get", "must_answer", "publishes"]
+__all__ = ["FAULTS", "Chaos", "Fault", "On", "Struck", "fault", "gave_up"]
 
 PAUSE = (0.05, 0.2)
 """Seconds between two faults that strike beside a test."""
 
 READY_SECONDS = 30.0
-"""Seconds that are waited for a server to be at rest again after a fault, before it is given up."""
+"""Seconds that are waited for a server to be at rest again after a fault, before it is given up: longer than
+any bound, so that who is late is told with how late it was."""
 
 START_SECONDS = 5.0
 """Seconds for everything to start, on a slow machine: it takes a tenth of one."""
@@ -31,14 +32,11 @@ START_SECONDS = 5.0
 MOST_JITTER = 1.2
 """Of a back-off, at most: a restart may have to wait so long before it begins."""
 
-TOPIC = "tangram-chaos-fault"
-"""On which a fault's own browser reads messages."""
+LOOK_EVERY = 0.01
+"""Seconds between two looks at what has no event of its own."""
 
-TELL_EVERY = 0.05
-"""Seconds between two of these messages."""
-
-ANSWER_SECONDS = 5.0
-"""Within which a server that is not hurt answers anybody."""
+OUTAGE = frozenset({"broker", "bus"})
+"""Children without which nothing reaches Redis: a service that does not expect that ends with them."""
 
 Strike = Callable[["Chaos"], Awaitable[None]]
 
@@ -90,13 +88,13 @@ def fault(*, counts: str | tuple[str, ...] | None = None, on: On = "anything") -
 
 @attrs.frozen
 class Struck:
-    """One fault that was put in."""
+    """One fault that was put in, or several at once."""
 
     name: str
     at: float
     """On the loop's clock."""
     healed: float
-    """Seconds until everything was at rest again."""
+    """Seconds from the beginning until everything was at rest again, the fault itself among them."""
     outcome: str
     """``up``, ``quarantined`` or ``ended``; in a campaign ``broken`` where it did not end as promised."""
 
@@ -112,41 +110,103 @@ class Chaos:
         self.struck: list[Struck] = []
         self.told = 0
         """Messages that faults have published for their own browser."""
+        self.begun = 0
+        """Faults that were begun."""
+        self._at_work = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether no fault strikes beside the one that asks."""
+        return self._at_work <= 1
+
+    @property
+    def heal_bound(self) -> float:
+        """Seconds that a server may need to be at rest again: its longest back-off, and a start."""
+        return self.tangram.server.config.supervisor.backoff_max * MOST_JITTER + START_SECONDS
 
     async def strike(self, *names: str) -> Struck:
-        """Put in one fault, or several at once, and wait until the server is at rest again.
+        """Put in one fault, or several side by side, and wait until the server is at rest again.
+
+        Several are begun in the order of their names, and go on at the same time. Whom one of them has
+        stopped just then is struck by the other as soon as it is there again.
+
+        What is bounded (``steady_in_time``) is the time from the end of the last fault to rest. A fault that
+        waits inside until something is healed has the same bound for that, `heal_bound`, and is told by
+        ``ends_as_promised`` where it takes longer.
 
         Raises:
-            LookupError: there is no fault of that name, or nothing that it could strike.
+            LookupError: there is no fault of that name.
+            NothingToStrike: there is nothing that it could strike, or not here.
+            StruckAlready: there is, and it was not there all the time.
             InvariantBroken: the server did not do about it what it promises.
         """
         faults = [self._find(name) for name in names]
         mark, began = len(self.tangram.events), trio.current_time()
-        for one in faults:
-            await self._put_in(one)
-        over = trio.current_time()
+        self.begun += len(faults)
+        self._at_work += len(faults)
         try:
-            outcome = await self.tangram.wait_steady(seconds=READY_SECONDS)
+            await self._put_in_all(faults)
+            over = trio.current_time()
+            outcome = await self._rest()
+        finally:
+            self._at_work -= len(faults)
+        now = trio.current_time()
+        struck = Struck(" + ".join(names), began, now - began, outcome)
+        check(Evidence(healed={struck.name: now - over}, heal_bound=self.heal_bound), ["steady_in_time"])
+        self.struck.append(struck)
+        self._count(struck.name, faults, mark)
+        return struck
+
+    async def _rest(self) -> str:
+        try:
+            return await self.tangram.wait_steady(seconds=READY_SECONDS)
         except AssertionError as error:
             seen = Evidence(steady=False, missing=self.tangram.missing())
             raise InvariantBroken(broken(seen, ["comes_to_rest"])) from error
-        now = trio.current_time()
-        struck = Struck(" + ".join(names), began, now - began, outcome)
-        bound = self.tangram.server.config.supervisor.backoff_max * MOST_JITTER + START_SECONDS
-        check(Evidence(healed={struck.name: now - over}, heal_bound=bound), ["steady_in_time"])
-        self.struck.append(struck)
-        if outcome == "up" and len(faults) == 1:
-            self._count(faults[0], mark)
-        return struck
+
+    async def _put_in_all(self, faults: Sequence[Fault]) -> None:
+        failed: list[InvariantBroken | NothingToStrike] = []
+
+        async def put_in(one: Fault, *, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            try:
+                await self._put_in(one)
+            except (InvariantBroken, NothingToStrike) as error:
+                failed.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for one in faults:
+                # Each has come to its first wait before the next begins: Trio draws the order of those that
+                # are only spawned.
+                await nursery.start(put_in, one)
+        unkept = [error for error in failed if isinstance(error, InvariantBroken)]
+        if len(unkept) > 1:
+            raise InvariantBroken([one for error in unkept for one in error.broken]) from unkept[0]
+        for found in [*unkept, *failed]:
+            raise found
 
     async def _put_in(self, one: Fault) -> None:
+        """One fault; who is being stopped or started just now is waited for."""
+        until = trio.current_time() + self.heal_bound
+        while True:
+            try:
+                await self._try(one)
+            except StruckAlready:
+                tangram = self.tangram
+                if trio.current_time() >= until or tangram.ended or tangram.server.stopping:
+                    raise
+                await trio.sleep(LOOK_EVERY)
+            else:
+                return
+
+    async def _try(self, one: Fault) -> None:
         try:
             await one.strike(self)
         except (Exception, BaseExceptionGroup) as raised:
             error: BaseException = raised
             while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
                 error = error.exceptions[0]
-            if isinstance(error, InvariantBroken | LookupError):
+            if isinstance(error, InvariantBroken | NothingToStrike):
                 raise error from None
             if not isinstance(error, Exception):
                 raise
@@ -160,26 +220,16 @@ class Chaos:
         except KeyError:
             raise LookupError(f"there is no fault {name!r}; expected one of {', '.join(FAULTS)}") from None
 
-    def _count(self, struck: Fault, mark: int) -> None:
+    def _count(self, name: str, faults: Sequence[Fault], mark: int) -> None:
         """A fault that should count is one crash, of the child that it struck."""
-        crashed = [
-            event.child or ""
-            for event in self.tangram.events[mark:]
-            if (
-                event.kind == "crashed"
-                and event.supervisor in {"root", "incarnation"}
-                # A service that does not expect an outage ends with it, beside the fault that caused it.
-                and not (event.cause or "").startswith("tangram.errors.BrokerUnavailable")
-            )
-            or (event.child == "broker" and event.kind == "crashed")
-        ]
-        wanted = struck.crashes
+        wanted = [child for one in faults for child in one.crashes]
+        crashed = _crashed(self.tangram.events[mark:], outage=not OUTAGE.isdisjoint(wanted))
         # Two at once may be noticed in either order.
-        right = sorted(name.split(":")[0] for name in crashed) == sorted(wanted)
+        right = sorted(child.split(":")[0] for child in crashed) == sorted(wanted)
         crashes = len(crashed) if right else -len(crashed)
         found = broken(Evidence(faults=len(wanted), crashes=crashes), ["faults_are_counted"])
-        if found and crashed != wanted:
-            message = f"{struck.name} should crash {wanted or 'nobody'}, it crashed {crashed or 'nobody'}"
+        if found:
+            message = f"{name} should crash {wanted or 'nobody'}, it crashed {crashed or 'nobody'}"
             raise InvariantBroken([attrs.evolve(found[0], message=message)])
 
     @asynccontextmanager
@@ -197,43 +247,112 @@ class Chaos:
             nursery.start_soon(strike_all)
             yield
 
+    # -- what faults need ------------------------------------------------------------------------------------
+
     def any_plugin(self) -> str:
-        """The child of a plugin that runs now."""
-        found = [name for name in self.tangram.ports.names if name.startswith("plugin:")]
-        if self.plugin is not None:
-            found = [name for name in found if name == f"plugin:{self.plugin}"]
-        if not found:
-            raise LookupError("no plugin runs that could be struck")
-        return self.rng.choice(found)
+        """The child of a plugin that runs now.
+
+        Raises:
+            NothingToStrike: there is none.
+            StruckAlready: there is one, between two lives.
+        """
+        wanted = "plugin:" if self.plugin is None else f"plugin:{self.plugin}"
+        known = [
+            name
+            for name in self.tangram.ports.children
+            if name == wanted or (self.plugin is None and name.startswith(wanted))
+        ]
+        found = [name for name in self.tangram.ports.names if name in known]
+        if found:
+            return self.rng.choice(found)
+        if known and self.tangram.missing():
+            raise StruckAlready(f"{', '.join(known)} should be struck, and nothing of it runs just now")
+        raise NothingToStrike("no plugin runs that could be struck")
 
     def affordable(self, seconds: float, most: float) -> float:
         """``seconds``, if they are few enough for real time, or the clock is a virtual one.
 
         Raises:
-            LookupError: they are not.
+            NothingToStrike: they are not.
         """
         virtual = hasattr(trio.lowlevel.current_clock(), "autojump_threshold")
         if seconds > most and not virtual:
-            raise LookupError(
+            raise NothingToStrike(
                 f"it would take {seconds:g} s, more than {most:g} s: shorten start_timeout and stop_timeout"
             )
         return seconds
 
-    async def wait_events(
-        self, kind: str, child: str, count: int, *, after: int, seconds: float = READY_SECONDS
-    ) -> None:
-        """Until so many events of ``kind`` and ``child`` have come since ``after``."""
-        mark, until = after, trio.current_time() + seconds
-        for _ in range(count):
-            left = until - trio.current_time()
-            event = await self.tangram.wait_event(kind, child, after=mark, seconds=left)
-            mark = next(at for at, one in enumerate(self.tangram.events) if one is event) + 1
+    def need_network(self) -> None:
+        """The web port is one that others can dial.
 
-    async def wait_bus(self, *, up: bool = True, seconds: float = READY_SECONDS) -> None:
-        """Until the bus is up, or down."""
+        Raises:
+            NothingToStrike: it is one in memory; who listens at the port of its URL is a stranger.
+        """
+        if self.tangram.port is not None:
+            raise NothingToStrike("the web port is one in memory: open the server without memory_port")
+
+    def forgive_cut(self, what: str) -> None:
+        """A connection was cut: by a crash that struck beside this fault it may be; else this does nothing.
+
+        Raises:
+            StruckAlready: another fault strikes, too.
+        """
+        if not self.alone:
+            raise StruckAlready(f"{what}, by what struck beside it")
+
+    async def wait_crash(self, child: str, *, after: int) -> SupervisionEvent:
+        """Its crash, of which there must be one since ``after``.
+
+        Raises:
+            StruckAlready: a fault beside this one had stopped it before.
+            AssertionError: it was not told.
+        """
+        tangram = self.tangram
+        with trio.move_on_after(self.heal_bound):
+            while True:
+                for event in tangram.events[after:]:
+                    if event.child == child and event.kind == "crashed":
+                        return event
+                    if event.child == child and event.kind == "stopped" and not self.alone:
+                        raise StruckAlready(f"{child!r} was stopped before it could crash")
+                if tangram.ended:
+                    break
+                await trio.sleep(LOOK_EVERY)
+        came = [f"{event.kind} {event.child}" for event in tangram.events[after:]]
+        raise AssertionError(f"the crash of {child!r} was not told; what came was {came}")
+
+    async def wait_events(
+        self, kind: str, child: str, count: int, *, after: int, seconds: float | None = None
+    ) -> None:
+        """Until so many events of ``kind`` and ``child`` have come since ``after``; within `heal_bound`,
+        unless other ``seconds`` are given.
+
+        Raises:
+            NothingToStrike: the child was quarantined before, or the server gave up.
+            AssertionError: they did not come.
+        """
+        seconds = self.heal_bound if seconds is None else seconds
+        events = self.tangram.events
+        came = 0
+        with trio.move_on_after(seconds):
+            while True:
+                since = events[after:]
+                came = sum(event.kind == kind and event.child == child for event in since)
+                if came >= count:
+                    return
+                if any(event.kind == "quarantined" and event.child == child for event in since):
+                    raise NothingToStrike(f"{child!r} was quarantined before it could be struck again")
+                if gave_up(since):
+                    raise NothingToStrike(f"the server gave up before {child!r} could be struck again")
+                await trio.sleep(LOOK_EVERY)
+        raise AssertionError(f"{came} events {kind!r} of {child!r} came within {seconds:g} s, not {count}")
+
+    async def wait_bus(self, *, up: bool = True, seconds: float | None = None) -> None:
+        """Until the bus is up, or down; within `heal_bound`, unless other ``seconds`` are given."""
+        seconds = self.heal_bound if seconds is None else seconds
         with trio.move_on_after(seconds):
             while self._bus_is_up() != up:  # noqa: ASYNC110 - the bus of the next incarnation is another one
-                await trio.sleep(0.01)
+                await trio.sleep(LOOK_EVERY)
             return
         raise AssertionError(f"the bus should be {'up' if up else 'down'} within {seconds:g} s")
 
@@ -242,85 +361,39 @@ class Chaos:
         return tree is not None and tree.bus is not None and tree.bus.up
 
     def broker_pid(self) -> int:
-        """The process that the server started; only a broker of its own is ever touched."""
+        """The process that the server started; only a broker of its own is ever touched.
+
+        Raises:
+            NothingToStrike: there is none.
+        """
         tree = self.tangram.server.tree
         pid = None if tree is None or tree.broker is None else tree.broker.statistics().pid
         if pid is None:
-            raise LookupError("the server has no broker process of its own")
+            raise NothingToStrike("the server has no broker process of its own")
         return pid
+
+
+def gave_up(events: Sequence[SupervisionEvent]) -> bool:
+    """Whether the server gave up: a budget of its own was spent, or a plugin's where that ends it."""
+    return any(event.kind == "gave_up" and event.path in {(), ("incarnation",)} for event in events)
+
+
+def _crashed(events: Sequence[SupervisionEvent], *, outage: bool) -> list[str]:
+    """Who crashed; with ``outage`` without those that only missed Redis."""
+    return [
+        event.child or ""
+        for event in events
+        if event.kind == "crashed"
+        and event.supervisor in {"root", "incarnation"}
+        # The end of one that gave up is no crash of its own.
+        and not (event.child == "incarnation" and gave_up(events))
+        and (event.child == "broker" or not (outage and _blames_redis(event)))
+    ]
+
+
+def _blames_redis(event: SupervisionEvent) -> bool:
+    return (event.cause or "").startswith("tangram.errors.BrokerUnavailable")
 
 
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, AssertionError) else repr(error)
-
-
-async def get(host: str, port: int, path: str = "/-/healthz", *, seconds: float = ANSWER_SECONDS) -> bytes:
-    """The whole answer to one request, on a connection of its own; empty if there was none.
-
-    Raises:
-        trio.TooSlowError: it did not come in time.
-    """
-    answer = b""
-    with trio.fail_after(seconds):
-        async with await trio.open_tcp_stream(host, port) as stream:
-            try:
-                await stream.send_all(
-                    f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-                )
-                while data := await stream.receive_some(65536):
-                    answer += data
-            except trio.BrokenResourceError:
-                return b""
-    return answer
-
-
-async def must_answer(chaos: Chaos) -> None:
-    """Somebody else asks meanwhile, and is answered."""
-    with trio.fail_after(ANSWER_SECONDS):
-        answer = await chaos.tangram.http.get("/-/healthz", headers={"connection": "close"})
-    assert answer.status_code == 200, f"somebody else asked, and was answered {answer.status_code}"
-
-
-@asynccontextmanager
-async def publishes(chaos: Chaos, *, meanwhile: int = 0) -> AsyncIterator[None]:
-    """Around the block a browser is joined: it gets a message before it, and one after it; so many are sent
-    at the block's beginning. All come in order, none twice, none is missing without a rejoin.
-    """
-    from tangram.client import fetch_token
-
-    sent: list[int] = []
-    tangram = chaos.tangram
-    token = await fetch_token(tangram.url, TOPIC)
-    async with tangram.open_socket(rng=chaos.rng) as client:
-        heard = Heard(await client.join(TOPIC, token=token.token))
-        async with trio.open_nursery() as nursery:
-            await _until_heard(chaos, heard, sent)
-            for _ in range(meanwhile):
-                nursery.start_soon(_tell, chaos, sent)
-            yield
-            await _until_heard(chaos, heard, sent)
-            nursery.cancel_scope.cancel()
-    check(Evidence(messages=ranked(heard.messages, sent)), ["messages_in_order"])
-
-
-async def _until_heard(chaos: Chaos, heard: Heard, sent: list[int]) -> None:
-    last = chaos.told
-    with trio.move_on_after(READY_SECONDS):
-        while not heard.messages or heard.messages[-1][0] <= last:
-            await _tell(chaos, sent)
-            await trio.sleep(TELL_EVERY)
-        return
-    raise AssertionError(f"a browser got no message within {READY_SECONDS:g} s")
-
-
-async def _tell(chaos: Chaos, sent: list[int]) -> None:
-    tree = chaos.tangram.server.tree
-    if tree is None or tree.bus is None:
-        return
-    chaos.told += 1
-    number = chaos.told
-    try:
-        await tree.bus.publish(f"to:{TOPIC}:n", b'{"n":%d}' % number)
-    except BrokerUnavailable:
-        return
-    sent.append(number)

@@ -19,11 +19,17 @@ LOOK_SECONDS = 0.3
 
 @fault(on="real")
 async def loop_blocked(chaos: Chaos) -> None:
-    """The event loop is blocked: nobody crashes, and the watchdog has seen it."""
+    """The event loop is blocked: nobody crashes, and the watchdog tells where it stood."""
     watchdog = chaos.tangram.server.watchdog
     assert watchdog is not None
     before = watchdog.statistics().stalls
-    time.sleep(chaos.tangram.server.config.supervisor.stall_after + BLOCK_MARGIN)  # noqa: ASYNC251 - that is the fault
+    _block(chaos.tangram.server.config.supervisor.stall_after + BLOCK_MARGIN)
     await trio.sleep(LOOK_SECONDS)
-    if watchdog.statistics().stalls == before:
-        raise AssertionError("the watchdog did not see that the loop was blocked")
+    seen = watchdog.statistics()
+    assert seen.stalls > before, "the watchdog did not see that the loop was blocked"
+    stack = " ".join(seen.last[-1].stack)
+    assert _block.__name__ in stack, f"the watchdog does not tell where the loop stood: {stack}"
+
+
+def _block(seconds: float) -> None:
+    time.sleep(seconds)

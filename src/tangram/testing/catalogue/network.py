@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tangram.testing.catalogue.base import TOPIC, Chaos, fault, get, must_answer, publishes
+from tangram.client import Channel
+from tangram.testing.catalogue.base import Chaos, fault
+from tangram.testing.catalogue.witness import TOPIC, get, must_answer, publishes, timed_publish
 from tangram.testing.proxy import Proxy, open_proxy
 
 __all__ = ["before_redis", "before_web"]
@@ -17,6 +19,12 @@ LATENCY, JITTER = 0.02, 0.02
 
 NARROW = 200_000.0
 """Bytes a second: an old line."""
+
+WIDE = 60_000
+"""Bytes that are sent over a narrow line: it is held up for 0.3 s, and a real test can wait that long."""
+
+DUE = 0.95
+"""Of the time that bytes must have taken: clocks are read before and after."""
 
 SLICE = 7
 """Bytes: every frame, header and length is cut somewhere."""
@@ -33,7 +41,12 @@ BACK_SECONDS = 10.0
 
 @asynccontextmanager
 async def before_web(chaos: Chaos) -> AsyncIterator[Proxy]:
-    """A proxy before the web port; who connects to it is spoilt."""
+    """A proxy before the web port; who connects to it is spoilt.
+
+    Raises:
+        NothingToStrike: the web port is one in memory.
+    """
+    chaos.need_network()
     held = chaos.tangram.server.held[0]
     async with open_proxy(held.host, held.port, seed=chaos.rng.randrange(1 << 30)) as proxy:
         yield proxy
@@ -62,9 +75,22 @@ async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
 # -- before the web ------------------------------------------------------------------------------------------
 
 
-async def _is_served(proxy: Proxy) -> None:
+async def _is_served(proxy: Proxy) -> float:
+    """A request through the proxy is answered; in so many seconds."""
+    began = trio.current_time()
     answer = await get(proxy.host, proxy.port)
     assert answer.startswith(b"HTTP/1.1 200"), f"a slow network spoilt an answer: {answer[:80]!r}"
+    return trio.current_time() - began
+
+
+def _must_take(what: str, took: float, least: float) -> None:
+    """The network really was as bad as it was to be."""
+    assert took >= DUE * least, f"{what} took {took:.3f} s; through this proxy it takes {least:g} s"
+
+
+def _must_be_sliced(proxy: Proxy) -> None:
+    most = max(proxy.pieces, default=0)
+    assert 0 < most <= SLICE, f"pieces of {most} bytes passed a proxy that cuts at {SLICE}"
 
 
 @fault(on="sockets")
@@ -72,15 +98,29 @@ async def web_latency(chaos: Chaos) -> None:
     """Latency and jitter before the web port: answers are late, and whole."""
     async with before_web(chaos) as proxy:
         proxy.latency, proxy.jitter = LATENCY, JITTER
-        await _is_served(proxy)
+        _must_take("an answer", await _is_served(proxy), 2 * LATENCY)
 
 
 @fault(on="sockets")
 async def web_narrow(chaos: Chaos) -> None:
-    """Little bandwidth before the web port: answers are slow, and whole."""
-    async with before_web(chaos) as proxy:
+    """Little bandwidth before the web port: what a browser sends and gets is slow, and whole."""
+    async with before_web(chaos) as proxy, _browser(chaos, proxy) as channel:
         proxy.bandwidth = NARROW
-        await _is_served(proxy)
+        began = trio.current_time()
+        await channel.push("wide", "x" * WIDE)
+        _must_take("a push", trio.current_time() - began, WIDE / NARROW)
+        tree = chaos.tangram.server.tree
+        assert tree is not None
+        assert tree.bus is not None
+        began = trio.current_time()
+        await tree.bus.publish(f"to:{TOPIC}:wide", b'{"wide":"%b"}' % (b"x" * WIDE))
+        with trio.fail_after(BACK_SECONDS):
+            event = await channel.receive()
+            while event.name != "wide":
+                event = await channel.receive()
+        _must_take("a message", trio.current_time() - began, WIDE / NARROW)
+        whole = event.payload == {"wide": "x" * WIDE}
+        assert whole, f"a narrow network spoilt a message: {str(event.payload)[:80]!r}"
 
 
 @fault(on="sockets")
@@ -89,23 +129,38 @@ async def web_sliced(chaos: Chaos) -> None:
     async with before_web(chaos) as proxy:
         proxy.slice = SLICE
         await _is_served(proxy)
+        _must_be_sliced(proxy)
 
 
 @asynccontextmanager
-async def _browser_comes_back(chaos: Chaos, proxy: Proxy) -> AsyncIterator[None]:
-    """A browser is joined through the proxy; after the block it has come back and joined again."""
+async def _browser(chaos: Chaos, proxy: Proxy) -> AsyncIterator[Channel]:
+    """A browser is joined through the proxy."""
     from tangram.client import fetch_token, open_socket
 
     token = await fetch_token(chaos.tangram.url, TOPIC)
     through = f"http://{proxy.host}:{proxy.port}"
     async with open_socket(through, heartbeat=HEARTBEAT, rng=chaos.rng) as client:
-        channel = await client.join(TOPIC, token=token.token)
+        yield await client.join(TOPIC, token=token.token)
+
+
+@asynccontextmanager
+async def _browser_comes_back(chaos: Chaos, proxy: Proxy) -> AsyncIterator[None]:
+    """A browser is joined through the proxy; after the block it has come back and joined again."""
+    async with _browser(chaos, proxy) as channel:
         yield
         with trio.move_on_after(BACK_SECONDS):
             while channel.joins < 2:  # noqa: ASYNC110 - the channel tells its events, not its joins
                 await trio.sleep(0.02)
             return
         raise AssertionError(f"the browser was not back within {BACK_SECONDS:g} s")
+
+
+async def _must_be_a_hole(proxy: Proxy) -> None:
+    """Who asks through the proxy hears nothing."""
+    answer = b""
+    with trio.move_on_after(HEARTBEAT):
+        answer = await get(proxy.host, proxy.port, seconds=2 * HEARTBEAT)
+    assert not answer, f"nothing should pass, and somebody was answered {answer[:80]!r}"
 
 
 @fault(on="sockets")
@@ -131,7 +186,8 @@ async def web_black_hole(chaos: Chaos) -> None:
     """
     async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
         proxy.black_hole = True
-        await trio.sleep(3 * HEARTBEAT)
+        await _must_be_a_hole(proxy)
+        await trio.sleep(2 * HEARTBEAT)
         await must_answer(chaos)
         # What was swallowed is gone: the network that is back knows nothing of these connections.
         proxy.black_hole = False
@@ -144,30 +200,36 @@ async def web_black_hole(chaos: Chaos) -> None:
 @fault(on="sockets")
 async def redis_latency(chaos: Chaos) -> None:
     """Latency and jitter before Redis: messages are late, in order, and none is lost."""
-    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20):
+    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20, lossless=True):
         proxy.latency, proxy.jitter = LATENCY, JITTER
+        _must_take("a message", await timed_publish(chaos, 0), 2 * LATENCY)
 
 
 @fault(on="sockets")
 async def redis_narrow(chaos: Chaos) -> None:
     """Little bandwidth before Redis: messages are slow, in order, and none is lost."""
-    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20):
+    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20, lossless=True):
         proxy.bandwidth = NARROW
+        _must_take("a message", await timed_publish(chaos, WIDE), WIDE / NARROW)
 
 
 @fault(on="sockets")
 async def redis_sliced(chaos: Chaos) -> None:
-    """Seven bytes at a time before Redis: messages are put together again."""
-    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20):
+    """Seven bytes at a time before Redis: messages are put together again, and none is lost."""
+    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20, lossless=True):
         proxy.slice = SLICE
+        proxy.pieces.clear()
+        await timed_publish(chaos, 0)
+        _must_be_sliced(proxy)
 
 
 @fault(on="sockets")
 async def redis_reset(chaos: Chaos) -> None:
     """The network resets the connections to Redis: nobody crashes, the bus is back, browsers rejoin."""
     async with before_redis(chaos) as proxy, publishes(chaos):
+        before = proxy.connections
         proxy.reset_all()
-        await chaos.wait_bus()
+        await _dials_anew(chaos, proxy, before)
 
 
 @fault(on="sockets")
@@ -176,10 +238,17 @@ async def redis_half_close(chaos: Chaos) -> None:
     async with before_redis(chaos) as proxy, publishes(chaos):
         before = proxy.connections
         proxy.half_close_all()
-        with trio.fail_after(BACK_SECONDS):
-            while proxy.connections < before + 2:  # noqa: ASYNC110 - both connections are made anew
-                await trio.sleep(0.01)
-        await chaos.wait_bus()
+        await _dials_anew(chaos, proxy, before)
+
+
+async def _dials_anew(chaos: Chaos, proxy: Proxy, before: int) -> None:
+    """Both connections to Redis are made anew."""
+    with trio.move_on_after(BACK_SECONDS):
+        while proxy.connections < before + 2:  # noqa: ASYNC110 - a proxy has no event for it
+            await trio.sleep(0.01)
+    made = proxy.connections - before
+    assert made >= 2, f"both connections to Redis were lost, and {made} were made anew"
+    await chaos.wait_bus()
 
 
 @fault(on="sockets")

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import attrs
 import trio
 
 from tangram.errors import BrokerUnavailable
-from tangram.testing.catalogue.base import Chaos, fault, must_answer, publishes
-from tangram.testing.faults import InjectedFault
+from tangram.supervision import SupervisionEvent
+from tangram.testing.catalogue.base import Chaos, fault
+from tangram.testing.catalogue.witness import must_answer, publishes
+from tangram.testing.faults import InjectedFault, StruckAlready
 
 __all__ = ["crash"]
 
 REQUESTS = 5
-"""Asked while everything restarts."""
+"""Asked when the crash comes, and so many again while everything restarts."""
+
+IN_FLIGHT = 0.02
+"""Seconds between two of the latter: they come before, in and after the gap, which lasts some ten of them."""
+
+REQUEST_SECONDS = 5.0
+"""Within which each of them has its answer: nobody is refused, so the slowest waits for the whole restart."""
 
 FLOOD = 5000
 """Messages that a plugin publishes without a pause: some seconds of a busy map."""
@@ -42,7 +51,7 @@ async def crash(chaos: Chaos, child: str, error: BaseException | None = None) ->
     """Crash a child and wait until that is told; how many events there were before."""
     mark = len(chaos.tangram.events)
     chaos.tangram.crash(child, error)
-    await chaos.tangram.wait_event("crashed", child, after=mark)
+    await chaos.wait_crash(child, after=mark)
     return mark
 
 
@@ -76,7 +85,7 @@ async def crash_group_of_three(chaos: Chaos) -> None:
     errors = [InjectedFault("the first"), ValueError("the second"), KeyError("the third")]
     child = chaos.any_plugin()
     mark = await crash(chaos, child, ExceptionGroup("three at once", errors))
-    event = await chaos.tangram.wait_event("crashed", child, after=mark)
+    event = await chaos.wait_crash(child, after=mark)
     assert "the first" in (event.cause or ""), f"the first leaf is the cause, it was {event.cause!r}"
     others = () if event.crash is None else event.crash.others
     assert len(others) == 2, f"two should stand beside the cause, there were {others!r}"
@@ -84,18 +93,34 @@ async def crash_group_of_three(chaos: Chaos) -> None:
 
 @fault(counts="plugin")
 async def crash_in_cleanup(chaos: Chaos) -> None:
-    """A plugin crashes, and its siblings raise from their clean-up: one crash all the same."""
-    chaos.tangram.ports.break_cleanup("channels")
-    await crash(chaos, chaos.any_plugin())
+    """A plugin crashes, and a sibling that is stopped for it raises from its clean-up, or the plugin itself
+    where no sibling is: one crash all the same.
+    """
+    ports, child = chaos.tangram.ports, chaos.any_plugin()
+    alone = chaos.tangram.server.config.supervisor.strategy == "one_for_one"
+    spiteful = child if alone else "channels"
+    ports.find(spiteful)
+    ports.break_cleanup(spiteful)
+    with ports.disarming("cleanup", spiteful):
+        mark = await crash(chaos, child)
+        await chaos.wait_events("crashed" if alone else "stopped", spiteful, 1, after=mark)
+    ended = [one for one in chaos.tangram.events[mark:] if one.child == spiteful and _has_ended(one)]
+    told = ended[0].cause or ""
+    assert "raised in the clean-up" in told, f"{spiteful!r} raised in its clean-up, what was told is {told!r}"
+
+
+def _has_ended(event: SupervisionEvent) -> bool:
+    return event.kind in {"crashed", "stopped"}
 
 
 @fault(counts=("plugin", "plugin"))
 async def crash_at_start(chaos: Chaos) -> None:
     """A plugin crashes, and raises again in its next start: a start that fails counts as another crash."""
     child = chaos.any_plugin()
-    chaos.tangram.ports.break_start(child)
-    mark = await crash(chaos, child)
-    await chaos.wait_events("crashed", child, 2, after=mark)
+    with chaos.tangram.ports.disarming("start", child):
+        chaos.tangram.ports.break_start(child)
+        mark = await crash(chaos, child)
+        await chaos.wait_events("crashed", child, 2, after=mark)
 
 
 @fault(counts=("plugin", "plugin"))
@@ -105,9 +130,10 @@ async def never_ready(chaos: Chaos) -> None:
     """
     child = chaos.any_plugin()
     seconds = chaos.affordable(chaos.tangram.ports.children[child].start_timeout, REAL_SECONDS)
-    chaos.tangram.ports.hang_start(child)
-    mark = await crash(chaos, child)
-    await chaos.wait_events("crashed", child, 2, after=mark, seconds=seconds + REAL_SECONDS)
+    with chaos.tangram.ports.disarming("ready", child):
+        chaos.tangram.ports.hang_start(child)
+        mark = await crash(chaos, child)
+        await chaos.wait_events("crashed", child, 2, after=mark, seconds=seconds + REAL_SECONDS)
 
 
 @fault(counts="plugin")
@@ -116,7 +142,7 @@ async def plugin_returns(chaos: Chaos) -> None:
     child = chaos.any_plugin()
     mark = len(chaos.tangram.events)
     chaos.tangram.ports.end(child)
-    await chaos.tangram.wait_event("crashed", child, after=mark)
+    await chaos.wait_crash(child, after=mark)
 
 
 @fault()
@@ -128,25 +154,59 @@ async def stop_late(chaos: Chaos) -> None:
     tangram = chaos.tangram
     limit = tangram.ports.children[child].stop_timeout
     seconds = chaos.affordable(LATE * limit, REAL_SECONDS)
-    tangram.stubborn_allowed.add(child)
-    tangram.ports.ignore_cancel(child, seconds)
     tree = tangram.server.tree
-    assert tree is not None
-    assert tree.incarnation is not None
+    if tree is None or tree.incarnation is None:
+        raise StruckAlready("everything is between two incarnations just now")
+    tangram.stubborn_allowed.add(child)
     mark = len(tangram.events)
-    await tree.incarnation.restart_child(child)
+    with tangram.ports.disarming("cancel", child):
+        tangram.ports.ignore_cancel(child, seconds)
+        await tree.incarnation.restart_child(child)
     event = await tangram.wait_event("stubborn", child, after=mark)
     assert event.where, f"{child} was stubborn, and nobody says where it stands"
 
 
+@attrs.define
+class _Answers:
+    """What became of requests that came beside a crash."""
+
+    statuses: list[int] = attrs.field(factory=list)
+    cut: int = 0
+    """Their connection ended without an answer."""
+
+
 @fault(counts="plugin")
 async def requests_during_restart(chaos: Chaos) -> None:
-    """A plugin crashes; while everything restarts, requests go on being answered."""
-    await crash(chaos, chaos.any_plugin())
-    for _ in range(REQUESTS):
-        with suppress(Exception):  # what is in flight in a crash may be cut
-            await chaos.tangram.http.get("/-/readyz", timeout=2.0)
+    """A plugin crashes; what is in flight just then may be cut, and whoever comes while everything restarts
+    is answered 200.
+    """
+    child = chaos.any_plugin()
+    before, after = _Answers(), _Answers()
+    async with trio.open_nursery() as nursery:
+        for _ in range(REQUESTS):
+            nursery.start_soon(_ask, chaos, before)
+        await crash(chaos, child)
+        for _ in range(REQUESTS):
+            nursery.start_soon(_ask, chaos, after)
+            await trio.sleep(IN_FLIGHT)
+    wrong = [status for status in before.statuses + after.statuses if status != 200]
+    assert not wrong, f"who asked while everything restarted was answered {wrong}, not 200"
+    assert not after.cut, f"{after.cut} of {REQUESTS} that came after the crash were cut"
     await must_answer(chaos)
+
+
+async def _ask(chaos: Chaos, answers: _Answers) -> None:
+    import httpx
+
+    try:
+        # A connection of its own: one that is kept alive may end before the request has begun.
+        answer = await chaos.tangram.http.get(
+            "/-/healthz", timeout=REQUEST_SECONDS, headers={"connection": "close"}
+        )
+    except httpx.TransportError:
+        answers.cut += 1
+    else:
+        answers.statuses.append(answer.status_code)
 
 
 @fault(counts=("plugin", "bus"))
@@ -154,33 +214,46 @@ async def crash_during_restart(chaos: Chaos) -> None:
     """A plugin crashes, and the bus while everything restarts: two crashes, and one tree in the end."""
     mark = await crash(chaos, chaos.any_plugin())
     if chaos.tangram.server.config.supervisor.strategy == "one_for_all":
-        await chaos.tangram.wait_event("started", "bus", after=mark)
+        await chaos.wait_events("started", "bus", 1, after=mark)
     await _crash_as_soon_as_it_runs(chaos, "bus")
     await chaos.tangram.wait_event("crashed", "bus", after=mark)
 
 
 async def _crash_as_soon_as_it_runs(chaos: Chaos, child: str) -> None:
     with trio.fail_after(REAL_SECONDS):
-        while child not in chaos.tangram.ports.names:  # the port is there a step later
+        while True:  # the port is there a step later
+            with suppress(StruckAlready):
+                chaos.tangram.crash(child)
+                return
             await trio.lowlevel.checkpoint()
-    chaos.tangram.crash(child)
 
 
 @fault(counts=("plugin", "channels"))
 async def two_at_once(chaos: Chaos) -> None:
     """A plugin and the channels crash in the same step of the loop: two crashes, one restart of each."""
     mark = len(chaos.tangram.events)
-    child = chaos.any_plugin()
-    chaos.tangram.crash(child)
-    chaos.tangram.crash("channels")
-    for one in (child, "channels"):
-        await chaos.tangram.wait_event("crashed", one, after=mark)
+    both = (chaos.any_plugin(), "channels")
+    for child in both:
+        chaos.tangram.ports.find(child)
+    for child in both:
+        chaos.tangram.crash(child)
+    for child in both:
+        await chaos.wait_crash(child, after=mark)
 
 
 @fault()
 async def planned_restart(chaos: Chaos) -> None:
-    """The operator restarts everything: no crash, and no window is charged."""
+    """The operator restarts everything: each part begins anew, no crash, and no window is charged."""
+    tree, mark = chaos.tangram.server.tree, len(chaos.tangram.events)
+    assert tree is not None
+    charged = tree.window.used(trio.current_time())
     await chaos.tangram.server.restart()
+    again = {event.child for event in chaos.tangram.events[mark:] if event.kind == "started"}
+    missing = {"state", "bus", "channels", "web"} - again
+    assert not missing, f"everything was to begin anew, and {sorted(missing)} did not"
+    # What was charged before may have left its window meanwhile.
+    now = tree.window.used(trio.current_time())
+    assert not chaos.alone or now <= charged, f"a planned restart was charged: {charged} before, {now} after"
 
 
 @fault()
@@ -205,7 +278,7 @@ async def plugin_garbage(chaos: Chaos) -> None:
     """A plugin publishes what is no message: it is dropped, and who is joined gets the next good one."""
     tree = chaos.tangram.server.tree
     assert tree is not None
-    async with publishes(chaos, meanwhile=1):
+    async with publishes(chaos, meanwhile=1, lossless=True):
         assert tree.bus is not None
         for channel, payload in GARBAGE:
             await tree.bus.publish(channel, payload)

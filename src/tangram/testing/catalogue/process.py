@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
-from tangram.testing.catalogue.base import Chaos, fault, get
+from tangram.testing.catalogue.base import Chaos, fault
+from tangram.testing.catalogue.witness import get
 from tangram.testing.child import ServerProcess, open_server_process
 
 __all__: list[str] = []
