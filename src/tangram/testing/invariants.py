@@ -58,6 +58,8 @@ class Evidence:
     """Children that were cancelled from outside: they may be gone before their turn in a stop."""
     overlaps: Sequence[str] = ()
     """Children of which two incarnations ran at once, as seen from inside of them."""
+    asked: bool = False
+    """Single children are stopped on request, in whatever order."""
     planned: bool = False
     """Somebody asked for restarts of single children, which no strategy explains."""
     faults: int | None = None
@@ -214,22 +216,30 @@ def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
             for name, place in _order(events, evidence).items()
             if name not in late and name not in evidence.out_of_turn
         }
-        for stopped in _stops(events):
+        first = {id(event) for event in evidence.events[: evidence.stopped_at]}
+        for stopped in _stops(events, first, asked=evidence.asked):
             known = [name for name in stopped if name in order]
             if known != sorted(known, key=lambda name: -order[name]):
                 yield f"children of {supervisor} were stopped in the order {', '.join(known)}"
 
 
-def _stops(events: Iterable[SupervisionEvent]) -> Iterator[list[str]]:
-    """Children that were stopped one after another, with no start in between."""
+def _stops(events: Iterable[SupervisionEvent], first: set[int], *, asked: bool) -> Iterator[list[str]]:
+    """Children that were stopped one after another, with no start in between; where single ones are stopped
+    on request, only what comes of a crash, of a restart, or of the end.
+    """
     stopped: list[str] = []
+    judged = not asked
     for event in events:
         if event.kind in {"started", "ready", "planned"}:
             yield stopped
             stopped = []
-        # Who ends with an error of its own meanwhile does not wait for its turn.
-        elif event.kind == "stopped" and event.child is not None and event.cause in {None, "returned"}:
-            stopped.append(event.child)
+        ends = id(event) not in first
+        judged = judged or ends or event.kind in {"crashed", "planned", "gave_up"}
+        if asked and event.kind == "ready":
+            judged = False
+        # Who returns while all goes on has no turn, and who ends with an error of its own waits for none.
+        if event.kind == "stopped" and judged and event.cause in ({None, "returned"} if ends else {None}):
+            stopped.append(event.child or "")
     yield stopped
 
 

@@ -89,6 +89,7 @@ class Supervised:
             order=self.order,
             order_of=self.name,
             stopped_at=self.stopped_at,
+            asked=True,
             logs=self.logs,
             left=left,
             stop_seconds=self.stop_seconds,
