@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin
 from tangram.app import Server
 from tangram.app.patience import Patience
+from tangram.bus import Bus
 from tangram.channels.disconnects import BUSY, LIMITED, OVERLOAD
 from tangram.channels.policy import Gate
 from tangram.channels.socket import Socket
@@ -87,7 +88,23 @@ def no_hole(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that cannot be made to reset."""
     monkeypatch.setattr(Proxy, "reset_all", lambda _proxy: None)
-    monkeypatch.setattr(network, "BACK_SECONDS", 1.0)
+    monkeypatch.setattr(Chaos, "heal_bound", 1.0)
+
+
+def no_half_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that cannot be made to end streams."""
+    monkeypatch.setattr(Proxy, "half_close_all", lambda _proxy: None)
+    monkeypatch.setattr(Chaos, "heal_bound", 1.0)
+
+
+def no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that cannot be made a replica."""
+    monkeypatch.setattr(MemoryBroker, "make_readonly", lambda _memory, readonly=True: None)
+
+
+def no_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus that forgets what nobody waits for."""
+    monkeypatch.setattr(Bus, "publish_nowait", lambda *_args: None)
 
 
 def cut_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +203,11 @@ PLANTED: list[tuple[str, Plant, str]] = [
     ("redis_narrow", no_wait, "a message took"),
     ("redis_sliced", no_slices, "bytes passed a proxy that cuts at 7"),
     ("redis_reset", no_reset, "both connections to Redis were lost, and 0 were made anew"),
+    ("redis_half_close", no_half_close, "both connections to Redis were lost, and 0 were made anew"),
+    ("web_reset", no_reset, "the browser was not back"),
+    ("web_half_close", no_half_close, "the browser was not back"),
+    ("broker_readonly", no_replica, "a write should be refused as by a replica, it was: taken"),
+    ("plugin_flood", no_flood, "of 5000 messages 0 were taken or refused"),
     ("redis_latency", cut_meanwhile, "nothing should be lost"),
     ("redis_narrow", cut_meanwhile, "nothing should be lost"),
     ("redis_sliced", cut_meanwhile, "nothing should be lost"),

@@ -9,7 +9,14 @@ import trio
 
 from tangram.client import Channel
 from tangram.testing.catalogue.base import Chaos, fault
-from tangram.testing.catalogue.witness import TOPIC, get, must_answer, publishes, timed_publish
+from tangram.testing.catalogue.witness import (
+    REJOIN_SECONDS,
+    TOPIC,
+    get,
+    must_answer,
+    publishes,
+    timed_publish,
+)
 from tangram.testing.proxy import Proxy, open_proxy
 
 __all__ = ["before_redis", "before_web"]
@@ -35,8 +42,8 @@ HEARTBEAT = 0.5
 HOLE_SECONDS = 8.0
 """Within which the bus has to notice a Redis that is silent: it asks after 2 s, and waits 3 for an answer."""
 
-BACK_SECONDS = 10.0
-"""Within which a browser has to be back and joined once the network is."""
+WAY_SECONDS = 10.0
+"""Within which the bus has taken the way through a proxy, and a slow message has come: both take a moment."""
 
 
 @asynccontextmanager
@@ -60,7 +67,7 @@ async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
     async with open_proxy(host, int(port), seed=chaos.rng.randrange(1 << 30)) as proxy:
         line.lead(to=(host, int(port)), through=(proxy.host, proxy.port))
         try:
-            with trio.fail_after(BACK_SECONDS):
+            with trio.fail_after(WAY_SECONDS):
                 while proxy.connections < 2:  # one that listens, one that publishes
                     line.cut()
                     await trio.sleep(0.05)
@@ -114,7 +121,7 @@ async def web_narrow(chaos: Chaos) -> None:
         assert tree.bus is not None
         began = trio.current_time()
         await tree.bus.publish(f"to:{TOPIC}:wide", b'{"wide":"%b"}' % (b"x" * WIDE))
-        with trio.fail_after(BACK_SECONDS):
+        with trio.fail_after(WAY_SECONDS):
             event = await channel.receive()
             while event.name != "wide":
                 event = await channel.receive()
@@ -148,11 +155,12 @@ async def _browser_comes_back(chaos: Chaos, proxy: Proxy) -> AsyncIterator[None]
     """A browser is joined through the proxy; after the block it has come back and joined again."""
     async with _browser(chaos, proxy) as channel:
         yield
-        with trio.move_on_after(BACK_SECONDS):
+        seconds = chaos.heal_bound + REJOIN_SECONDS
+        with trio.move_on_after(seconds):
             while channel.joins < 2:  # noqa: ASYNC110 - the channel tells its events, not its joins
                 await trio.sleep(0.02)
             return
-        raise AssertionError(f"the browser was not back within {BACK_SECONDS:g} s")
+        raise AssertionError(f"the browser was not back within {seconds:g} s")
 
 
 async def _must_be_a_hole(proxy: Proxy) -> None:
@@ -243,7 +251,7 @@ async def redis_half_close(chaos: Chaos) -> None:
 
 async def _dials_anew(chaos: Chaos, proxy: Proxy, before: int) -> None:
     """Both connections to Redis are made anew."""
-    with trio.move_on_after(BACK_SECONDS):
+    with trio.move_on_after(chaos.heal_bound):
         while proxy.connections < before + 2:  # noqa: ASYNC110 - a proxy has no event for it
             await trio.sleep(0.01)
     made = proxy.connections - before

@@ -263,14 +263,23 @@ async def plugin_flood(chaos: Chaos) -> None:
     """
     tree = chaos.tangram.server.tree
     assert tree is not None
+    ended = 0
+
+    def count(_outcome: int | BrokerUnavailable) -> None:
+        nonlocal ended
+        ended += 1
+
     async with publishes(chaos):
         assert tree.bus is not None
         for number in range(FLOOD):
-            with suppress(BrokerUnavailable):
-                tree.bus.publish_nowait("to:tangram-chaos-flood:n", b'{"n":%d}' % number)
+            try:
+                tree.bus.publish_nowait("to:tangram-chaos-flood:n", b'{"n":%d}' % number, count)
+            except BrokerUnavailable as refused:
+                count(refused)
             if number % 500 == 0:
                 await trio.lowlevel.checkpoint()
         await must_answer(chaos)
+    assert ended == FLOOD, f"of {FLOOD} messages {ended} were taken or refused"
 
 
 @fault()

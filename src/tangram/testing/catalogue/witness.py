@@ -15,7 +15,7 @@ from tangram.testing.catalogue.base import Chaos
 from tangram.testing.heard import Heard, ranked
 from tangram.testing.invariants import Evidence, check
 
-__all__ = ["TOPIC", "get", "must_answer", "publishes", "timed_publish"]
+__all__ = ["REJOIN_SECONDS", "TOPIC", "get", "must_answer", "publishes", "timed_publish"]
 
 TOPIC = "tangram-chaos-fault"
 """On which a fault's own browser reads messages."""
