@@ -20,6 +20,7 @@ from tangram.bus import Bus
 from tangram.channels.disconnects import BUSY, LIMITED, OVERLOAD
 from tangram.channels.policy import Gate
 from tangram.channels.socket import Socket
+from tangram.errors import BrokerUnavailable
 from tangram.supervision.watchdog import Watchdog
 from tangram.testing import (
     FAULTS,
@@ -39,16 +40,18 @@ from tests.app.helpers import Journal, make_plugin
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def make_publisher() -> Plugin:
-    """A plugin that publishes all the time, and does not expect that Redis goes away."""
+def make_impatient(seen: list[RunningTangram]) -> Plugin:
+    """A plugin that does not expect that Redis goes away; it looks so often that it misses no outage."""
     plugin = Plugin()
-    plugin.name = "publisher"
+    plugin.name = "impatient"
 
     @plugin.register_service()
-    async def publish(state: BackendState) -> None:
+    async def look(state: BackendState) -> None:
         while True:
-            await state.publish("to:publisher:beat", b"{}")
-            await trio.sleep(0.01)
+            tree = seen[0].server.tree
+            if tree is not None and tree.bus is not None and not tree.bus.up:
+                raise BrokerUnavailable("redis is away")
+            await trio.sleep(0.005)
 
     return plugin
 
@@ -60,7 +63,9 @@ async def test_an_outage_that_crashes_a_plugin_is_told(
     """Where nobody should crash, a service that only missed Redis is a crash as well."""
     monkeypatch.setattr(Patience, "_excuses", lambda _patience: False)
     config = {"supervisor": {"root_restarts": 1000, "plugin_restarts": 1000}}
-    async with open_tangram([make_publisher()], config, fakes=True) as running:
+    seen: list[RunningTangram] = []
+    plugin = make_impatient(seen)
+    async with open_tangram([plugin], config, fakes=True, on_server=seen.append) as running:
         with pytest.raises(InvariantBroken, match=f"{name} should crash nobody, it crashed"):
             await Chaos(running).strike(name)
 
