@@ -41,6 +41,7 @@ PAIRS = [
     ("crash_web", "crash_channels"),
     ("crash_plugin", "crash_plugin"),
     ("redis_latency", "crash_web"),
+    ("redis_reset", "redis_latency"),
 ]
 
 

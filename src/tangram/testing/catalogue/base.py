@@ -112,6 +112,8 @@ class Chaos:
         """Messages that faults have published for their own browser."""
         self.begun = 0
         """Faults that were begun."""
+        self.detoured = False
+        """The bus reaches Redis through a fault's proxy now."""
         self._at_work = 0
 
     @property

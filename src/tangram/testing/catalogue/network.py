@@ -17,6 +17,7 @@ from tangram.testing.catalogue.witness import (
     publishes,
     timed_publish,
 )
+from tangram.testing.faults import StruckAlready
 from tangram.testing.proxy import Proxy, open_proxy
 
 __all__ = ["before_redis", "before_web"]
@@ -61,7 +62,25 @@ async def before_web(chaos: Chaos) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
-    """The bus reaches Redis through a proxy; at the end it dials directly again."""
+    """The bus reaches Redis through a proxy; at the end it dials directly again.
+
+    Raises:
+        StruckAlready: it goes through one of another fault.
+    """
+    if chaos.detoured:
+        raise StruckAlready("the way to redis leads through the proxy of another fault")
+    chaos.detoured = True
+    try:
+        async with _on_the_way(chaos) as proxy:
+            yield proxy
+    finally:
+        chaos.detoured = False
+    chaos.tangram.line.cut()
+    await chaos.wait_bus()
+
+
+@asynccontextmanager
+async def _on_the_way(chaos: Chaos) -> AsyncIterator[Proxy]:
     host, _, port = chaos.tangram.redis_url.rpartition("://")[2].rpartition(":")
     line = chaos.tangram.line
     async with open_proxy(host, int(port), seed=chaos.rng.randrange(1 << 30)) as proxy:
@@ -75,8 +94,6 @@ async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
             yield proxy
         finally:
             line.lead_directly()
-    line.cut()
-    await chaos.wait_bus()
 
 
 # -- before the web ------------------------------------------------------------------------------------------
