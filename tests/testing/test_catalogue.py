@@ -344,3 +344,19 @@ async def test_a_browser_with_a_small_buffer_dials_no_stranger(autojump_clock: M
     async with open_tangram(fakes=True, memory_port=True) as running:
         with pytest.raises(NothingToStrike, match="the web port is one in memory"):
             await Chaos(running).strike("browser_never_reads")
+
+
+async def test_two_at_once_may_be_told_as_one_crash_and_a_late_end(autojump_clock: MockClock) -> None:
+    """A plugin with many services takes longer to unwind than the channels: their crash has it stopped."""
+    plugin = Plugin()
+    for number in range(6):
+
+        async def wait(state: BackendState) -> None:
+            await trio.sleep_forever()
+
+        wait.__name__ = f"wait_{number}"
+        plugin.register_service()(wait)
+    async with open_tangram([plugin], fakes=True) as running:
+        chaos = Chaos(running)
+        for _ in range(2):
+            assert (await chaos.strike("two_at_once")).outcome == "up"

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from tangram.supervision import SupervisionEvent
-from tangram.testing.faults import NothingToStrike, StruckAlready
+from tangram.testing.faults import InjectedFault, NothingToStrike, StruckAlready
 from tangram.testing.invariants import Broken, Evidence, InvariantBroken, broken, check
 from tangram.testing.server import RunningTangram
 
@@ -37,6 +37,8 @@ LOOK_EVERY = 0.01
 
 OUTAGE = frozenset({"broker", "bus"})
 """Children without which nothing reaches Redis: a service that does not expect that ends with them."""
+
+_INJECTED = f"{InjectedFault.__module__}.{InjectedFault.__qualname__}"
 
 Strike = Callable[["Chaos"], Awaitable[None]]
 
@@ -226,6 +228,9 @@ class Chaos:
         """A fault that should count is one crash, of the child that it struck."""
         wanted = [child for one in faults for child in one.crashes]
         crashed = _crashed(self.tangram.events[mark:], outage=not OUTAGE.isdisjoint(wanted))
+        if len(wanted) > 1:  # the first to be told has the others stopped, which may end by their own as well
+            late = {event.child or "" for event in self.tangram.events[mark:] if _is_late(event)}
+            crashed += sorted(late.difference(crashed))
         # Two at once may be noticed in either order.
         right = sorted(child.split(":")[0] for child in crashed) == sorted(wanted)
         crashes = len(crashed) if right else -len(crashed)
@@ -303,7 +308,8 @@ class Chaos:
             raise StruckAlready(f"{what}, by what struck beside it")
 
     async def wait_crash(self, child: str, *, after: int) -> SupervisionEvent:
-        """Its crash, of which there must be one since ``after``.
+        """Its crash, of which there must be one since ``after``; or its end by what was put in, where another
+        crash had asked for that end just before.
 
         Raises:
             StruckAlready: a fault beside this one had stopped it before.
@@ -313,7 +319,7 @@ class Chaos:
         with trio.move_on_after(self.heal_bound):
             while True:
                 for event in tangram.events[after:]:
-                    if event.child == child and event.kind == "crashed":
+                    if event.child == child and (event.kind == "crashed" or _is_late(event)):
                         return event
                     if event.child == child and event.kind == "stopped" and not self.alone:
                         raise StruckAlready(f"{child!r} was stopped before it could crash")
@@ -392,6 +398,11 @@ def _crashed(events: Sequence[SupervisionEvent], *, outage: bool) -> list[str]:
         and (event.child == "broker" or not (outage and _blames_redis(event)))
         and not _is_kept_out(event)
     ]
+
+
+def _is_late(event: SupervisionEvent) -> bool:
+    """An end by what a fault has put in, when the stop was asked for already: no crash (rule 7)."""
+    return event.kind == "stopped" and (event.cause or "").startswith(_INJECTED)
 
 
 def _is_kept_out(event: SupervisionEvent) -> bool:

@@ -230,7 +230,7 @@ async def _crash_as_soon_as_it_runs(chaos: Chaos, child: str) -> None:
 
 @fault(counts=("plugin", "channels"))
 async def two_at_once(chaos: Chaos) -> None:
-    """A plugin and the channels crash in the same step of the loop: two crashes, one restart of each."""
+    """A plugin and the channels crash in the same step of the loop: both end by it, one restart of each."""
     mark = len(chaos.tangram.events)
     both = (chaos.any_plugin(), "channels")
     for child in both:
