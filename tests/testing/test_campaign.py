@@ -299,6 +299,7 @@ async def test_a_fault_that_always_came_too_early_is_told(
     assert campaign.skipped == {"early": "it is being stopped"}
 
 
+@pytest.mark.slow
 async def test_who_is_left_to_wait_at_the_door_is_told(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

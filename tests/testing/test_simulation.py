@@ -163,6 +163,7 @@ QUARANTINED = ", ".join(["0.1 crash_plugin"] * 6)
 """After which the plugin has spent its budget."""
 
 
+@pytest.mark.slow
 def test_after_a_quarantine_nothing_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a fault finds fails the run, also where a plugin has been left out before."""
 
@@ -178,6 +179,7 @@ def test_after_a_quarantine_nothing_is_forgiven(monkeypatch: pytest.MonkeyPatch)
     assert caught.group_contains(InvariantBroken, match="a message was lost")
 
 
+@pytest.mark.slow
 def test_after_a_quarantine_there_may_be_nothing_to_strike() -> None:
     """The plugin that is left out cannot be struck again, and the script goes on."""
     script = script_from(f"{QUARANTINED}, 0.1 crash_plugin, 0.1 crash_at_start, 0.1 crash_web")

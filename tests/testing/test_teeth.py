@@ -241,8 +241,8 @@ async def test_a_planted_breakage_is_told_by_its_fault(
 
 
 async def join_many(running: RunningTangram, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fault of 10,000 joins with 300 of them: those take seconds."""
-    monkeypatch.setattr(browser, "JOINS", 300)
+    """The fault of 10,000 joins with 200 of them: those take seconds."""
+    monkeypatch.setattr(browser, "JOINS", 200)
     await Chaos(running).strike("browser_10000_joins")
 
 
@@ -257,7 +257,7 @@ async def test_joins_are_counted(autojump_clock: MockClock, monkeypatch: pytest.
 
         monkeypatch.setattr(Socket, "__init__", generous)
         with pytest.raises(
-            InvariantBroken, match=r"300 joins should be answered .*, not .*'unauthorized': 200"
+            InvariantBroken, match=r"200 joins should be answered .*, not .*'unauthorized': 100"
         ):
             await join_many(running, monkeypatch)
 
@@ -274,7 +274,7 @@ async def test_a_join_that_is_refused_by_another_name_is_told(
     monkeypatch.setattr(Gate, "check_join", limited)
     async with open_tangram(fakes=True) as running:
         with pytest.raises(
-            InvariantBroken, match=r"300 joins should be answered .*, not .*'rate limited': 1"
+            InvariantBroken, match=r"200 joins should be answered .*, not .*'rate limited': 1"
         ):
             await join_many(running, monkeypatch)
 
