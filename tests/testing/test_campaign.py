@@ -18,8 +18,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tangram import client
-from tangram.errors import Refused
+from tangram import BackendState, Plugin, client
+from tangram.errors import PluginError, Refused
 from tangram.supervision import Child
 from tangram.testing import FAULTS, Chaos, onlookers, open_tangram
 from tangram.testing.campaign import Campaign, own_tables, run_campaign
@@ -317,3 +317,27 @@ async def test_who_is_left_to_wait_at_the_door_is_told(
                 await trio.sleep(20.0)
 
         assert seen.refused > 0
+
+
+async def test_a_campaign_of_a_plugin_that_does_not_start_is_none(autojump_clock: MockClock) -> None:
+    """A server runs without it; a campaign would show that all holds, of nothing."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def never(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        raise OSError("the device is not there")
+
+    with pytest.raises(PluginError, match=r"plugin 'plugin' does not start: .*the device is not there"):
+        await run_campaign([plugin], duration=1.0, fakes=True)
+
+
+async def test_a_fault_that_was_interrupted_is_told_as_such(autojump_clock: MockClock) -> None:
+    """Who ends a campaign in the middle of a fault finds it in the report, beside what it has crashed."""
+
+    async def soon() -> None:
+        await trio.sleep(0.5)
+
+    campaign = await run_campaign(duration=5.0, faults=["broker_stop"], fakes=True, until=soon)
+
+    assert [one.outcome for one in campaign.struck] == ["interrupted"]
+    assert campaign.interrupted

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import trio
 
+from tangram.errors import PluginError
 from tangram.supervision import SupervisionEvent
 from tangram.testing.catalogue import FAULTS, Chaos, Struck
 from tangram.testing.faults import NothingToStrike, StruckAlready
@@ -139,6 +140,7 @@ async def run_campaign(
 
     Raises:
         LookupError: there is no fault of that name, none that strikes a plugin alone, or no such plugin.
+        PluginError: a plugin cannot be loaded, or does not start.
     """
     names = _chosen(faults, only)
     campaign = Campaign(seed, began=trio.current_time())
@@ -170,6 +172,10 @@ async def run_campaign(
 
 
 def _must_run(running: RunningTangram, only: str | None) -> None:
+    for event in running.events:
+        if event.kind == "quarantined":
+            name = (event.child or "").removeprefix("plugin:")
+            raise PluginError(f"plugin {name!r} does not start: {event.cause}", plugin=name)
     plugins = [name.removeprefix("plugin:") for name in running.ports.names if name.startswith("plugin:")]
     if only is not None and only not in plugins:
         raise LookupError(f"no plugin {only!r} runs; expected one of {', '.join(plugins) or 'none'}")
@@ -242,13 +248,18 @@ async def _strike(
 
 
 async def _strike_one(chaos: Chaos, campaign: Campaign, name: str, late: dict[str, str]) -> None:
-    began = trio.current_time()
+    began, over = trio.current_time(), False
     try:
         campaign.struck.append(await chaos.strike(name))
+        over = True
     except StruckAlready as error:  # it comes again in the next round
-        late[name] = str(error)
+        late[name], over = str(error), True
     except NothingToStrike as error:
-        campaign.skipped[name] = str(error)
+        campaign.skipped[name], over = str(error), True
     except InvariantBroken as error:
         campaign.broken += error.broken
+        over = True
         campaign.struck.append(Struck(name, began, trio.current_time() - began, "broken"))
+    finally:
+        if not over:
+            campaign.struck.append(Struck(name, began, trio.current_time() - began, "interrupted"))

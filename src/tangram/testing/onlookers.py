@@ -41,6 +41,11 @@ LOOKED_ON = (
 EVERY = 0.02
 """Seconds between two connections, and between two messages."""
 
+PATIENT_EVERY = 0.5
+"""Seconds between two connections while nobody takes them: the kernel keeps a few thousand for a plugin that
+takes its whole start time, and no more.
+"""
+
 TRY_AGAIN = 0.1
 """Seconds until who was sent away comes again."""
 
@@ -133,7 +138,7 @@ async def _knock(running: RunningTangram, seen: Seen, every: float) -> None:
             seen.refused += not running.ended  # it may have ended meanwhile: then nobody is there to refuse
         else:
             seen.connections += 1
-        await trio.sleep(every)
+        await trio.sleep(every if "web" in running.ports.names else max(every, PATIENT_EVERY))
 
 
 async def _connect_and_go(running: RunningTangram) -> None:

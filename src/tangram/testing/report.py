@@ -31,10 +31,11 @@ h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.05rem;margin:1.8rem 0 .5rem}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #e3e6ee;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.muted{color:#667}td{overflow-wrap:anywhere}.verdict,th{white-space:nowrap}td.s{width:5rem}
+.muted{color:#667}td{overflow-wrap:anywhere}.verdict,th,td.w{white-space:nowrap}td.s{width:5rem}
 svg{display:block;background:#fff;width:100%;min-width:860px;height:auto}
 .scroll{overflow-x:auto;border:1px solid #e3e6ee;border-radius:.5rem}
-@media(max-width:600px){body{margin:1rem auto}td,th{font-size:13px}}
+@media(max-width:600px){body{margin:1rem auto}td,th{font-size:13px}td.w{white-space:normal}
+.inv tr{display:block;border-bottom:1px solid #e3e6ee;padding:.2rem 0}.inv td{display:inline;border:0}}
 @media(prefers-color-scheme:dark){body{background:#14171f;color:#dde2ee}svg{background:#1b1f2a}
 td,th,.scroll{border-color:#333a4a}text{fill:#dde2ee}.muted{color:#99a}}
 """
@@ -53,7 +54,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         f"{sum(report['restarts'].values())} crashes, {connections['made']} connections "
         f"({connections['refused']} refused), {report['messages']} messages received</p>"
         f'<h2>Timeline</h2><div class="scroll">{_timeline(report)}</div>'
-        f"<h2>Invariants</h2><table>{''.join(_invariants(report))}</table>"
+        f'<h2>Invariants</h2><table class="inv">{"".join(_invariants(report))}</table>'
         '<h2>Faults</h2><table><tr><th class="n">#<th class="n">at<th>fault<th class="n">healed after'
         "<th>outcome</tr>"
         f"{''.join(_faults(report))}</table></html>\n"
@@ -67,7 +68,7 @@ def _invariants(report: Mapping[str, Any]) -> Iterator[str]:
             '<span class="verdict bad">broken</span>' if messages else '<span class="verdict ok">held</span>'
         )
         told = "<br>".join(html.escape(message) for message in messages)
-        yield f'<tr><td class="s">{mark}<td>{name.replace("_", " ")}<td>{told}</tr>'
+        yield f'<tr><td class="s">{mark}<td class="w">{name.replace("_", " ")}<td>{told}</tr>'
 
 
 def _faults(report: Mapping[str, Any]) -> Iterator[str]:

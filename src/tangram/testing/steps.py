@@ -35,7 +35,7 @@ from tangram.plugins import Plugin
 from tangram.supervision import CURRENT_LIFE
 from tangram.supervision.lives import Life
 from tangram.testing.census import UNDER_TEST
-from tangram.testing.faults import InjectedFault
+from tangram.testing.faults import InjectedFault, NothingToStrike
 from tangram.testing.given import configure
 from tangram.testing.invariants import InvariantBroken
 from tangram.testing.reached import observe, sometimes
@@ -217,7 +217,7 @@ class Stepper(trio.abc.Instrument):
         while life is not None:
             try:
                 server.crash(life.child, InjectedFault(f"at step {self.count}"))
-            except LookupError:
+            except NothingToStrike:
                 life = life.supervisor.parent
             else:
                 return True
