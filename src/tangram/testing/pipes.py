@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index
 
 import trio
 
@@ -29,6 +30,21 @@ class _Way:
         self.changed = trio.lowlevel.ParkingLot()
 
 
+class _OneTask:
+    """What one task may do at a time; a second one is a bug of the caller's, and told as by a socket."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._held = what, False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(f"another task {self._what} already")
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
 class PipeEnd(trio.abc.Stream):
     """One end. ``closed`` tells whether whoever holds it has closed it."""
 
@@ -36,21 +52,26 @@ class PipeEnd(trio.abc.Stream):
         self.closed = False
         self._out, self._in = there, back
         self._on_close = on_close
+        self._reading, self._writing = _OneTask("reads"), _OneTask("writes")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has come; empty at the end.
 
         Raises:
+            BusyResourceError: another task reads.
             ClosedResourceError: it was closed on this side.
         """
+        size = READ_SIZE if max_bytes is None else index(max_bytes)
+        if size < 1:
+            raise ValueError(f"max_bytes must be 1 at least, got {max_bytes!r}")
         way = self._in
-        if self.closed or way.data or way.ended:
-            await trio.lowlevel.checkpoint()
-        while not (self.closed or way.data or way.ended):
-            await way.changed.park()
+        with self._reading:
+            if self.closed or way.data or way.ended:
+                await trio.lowlevel.checkpoint()
+            while not (self.closed or way.data or way.ended):
+                await way.changed.park()
         if self.closed:
             raise trio.ClosedResourceError
-        size = max_bytes or READ_SIZE
         taken = bytes(memoryview(way.data)[:size])
         del way.data[:size]
         way.changed.unpark_all()
@@ -61,11 +82,16 @@ class PipeEnd(trio.abc.Stream):
 
         Raises:
             BrokenResourceError: the other end is gone, or the connection was cut.
+            BusyResourceError: another task writes.
             ClosedResourceError: it was closed on this side.
         """
-        way = self._out
         rest = memoryview(data)
-        await trio.lowlevel.checkpoint()
+        with self._writing:
+            await trio.lowlevel.checkpoint()
+            await self._send(rest)
+
+    async def _send(self, rest: memoryview) -> None:
+        way = self._out
         while True:
             self._must_be_open()
             room = KEPT - len(way.data)
@@ -82,13 +108,15 @@ class PipeEnd(trio.abc.Stream):
 
         Raises:
             BrokenResourceError: the other end is gone, or the connection was cut.
+            BusyResourceError: another task writes.
             ClosedResourceError: it was closed on this side.
         """
-        await trio.lowlevel.checkpoint()
-        self._must_be_open()
-        while len(self._out.data) >= KEPT:
-            await self._out.changed.park()
+        with self._writing:
+            await trio.lowlevel.checkpoint()
             self._must_be_open()
+            while len(self._out.data) >= KEPT:
+                await self._out.changed.park()
+                self._must_be_open()
 
     def _must_be_open(self) -> None:
         if self.closed:

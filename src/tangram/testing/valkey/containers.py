@@ -146,7 +146,9 @@ def ltrim(space: Keyspace, words: Sequence[bytes]) -> Reply:
 
 
 def lindex(space: Keyspace, words: Sequence[bytes]) -> Reply:
-    items = _items(space, words)
+    items = space.get(Items, words[0])
+    if items is None:
+        return None
     at = integer(words[1])
     return items[at] if -len(items) <= at < len(items) else None
 
