@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import redis
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tangram.broker import ExternalBroker
 from tangram.bus import resp
 from tangram.bus.urls import parse_url
 from tangram.config import BrokerConfig
@@ -222,3 +225,33 @@ async def test_a_connection_that_nobody_closes_breaks_an_invariant(
             monkeypatch.setattr(resp, "trio", SimpleNamespace(**vars(trio) | {"aclose_forcefully": forget}))
             running.memory.drop()
             await trio.sleep(1)
+
+
+async def test_it_goes_on_when_the_kernel_gives_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without descriptors for a moment, those that wait are taken afterwards, as by Valkey."""
+
+    def refuse(listener: socket.socket) -> None:
+        monkeypatch.undo()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    broker = MemoryBroker()
+    async with living(broker) as url:
+        address = parse_url(url)
+        monkeypatch.setattr(socket.socket, "accept", refuse)
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        async with stream:
+            assert await Talk(stream).ask("PING") == b"PONG"
+
+
+async def test_it_may_be_watched_as_a_foreign_one() -> None:
+    """Whoever has its URL in core.redis_url finds a server that tells what it is."""
+    broker = MemoryBroker()
+    async with living(broker) as url, trio.open_nursery() as nursery:
+        changed = trio.Event()
+        watcher = ExternalBroker(url, on_change=lambda _up: changed.set())
+        await nursery.start(watcher.run)
+        with trio.fail_after(5):
+            await changed.wait()
+
+        assert watcher.statistics().version == "valkey 9.1.2"
+        nursery.cancel_scope.cancel()
