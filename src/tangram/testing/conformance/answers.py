@@ -226,6 +226,11 @@ TRANSACTIONS: Script = (
     ("MULTI", b"OK"),
     ("GET a", b"QUEUED"),
     ("EXEC", None),
+    ("WATCH a", b"OK"),
+    ("RENAME a a", b"OK"),
+    ("MULTI", b"OK"),
+    ("GET a", b"QUEUED"),
+    ("EXEC", [b"5"]),
     ("MULTI", b"OK"),
     ("DISCARD", b"OK"),
 )
