@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+import errno
+import socket
+>>>>>>> room-fakes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -12,6 +17,10 @@ import redis
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+<<<<<<< HEAD
+=======
+from tangram.broker import ExternalBroker
+>>>>>>> room-fakes
 from tangram.bus import resp
 from tangram.bus.urls import parse_url
 from tangram.config import BrokerConfig
@@ -173,7 +182,11 @@ async def test_a_slow_subscriber_is_thrown_out_after_a_minute(autojump_clock: Mo
             assert broker.clients == 0
 
 
+<<<<<<< HEAD
 async def test_the_line_cuts_a_connection_in_memory() -> None:
+=======
+async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -> None:
+>>>>>>> room-fakes
     """Whoever reads hears the end, whoever writes is told; the broker forgets the client."""
     broker = MemoryBroker()
     async with living(broker) as url:
@@ -183,7 +196,12 @@ async def test_the_line_cuts_a_connection_in_memory() -> None:
             await Talk(stream).ask("PING")
             line.cut()
 
+<<<<<<< HEAD
             assert await stream.receive_some(10) == b""
+=======
+            with trio.fail_after(1):
+                assert await stream.receive_some(10) == b""
+>>>>>>> room-fakes
             with pytest.raises(trio.BrokenResourceError):
                 await stream.send_all(b"x")
             await wait_all_tasks_blocked()
@@ -221,3 +239,36 @@ async def test_a_connection_that_nobody_closes_breaks_an_invariant(
             monkeypatch.setattr(resp, "trio", SimpleNamespace(**vars(trio) | {"aclose_forcefully": forget}))
             running.memory.drop()
             await trio.sleep(1)
+<<<<<<< HEAD
+=======
+
+
+async def test_it_goes_on_when_the_kernel_gives_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without descriptors for a moment, those that wait are taken afterwards, as by Valkey."""
+
+    def refuse(listener: socket.socket) -> None:
+        monkeypatch.undo()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    broker = MemoryBroker()
+    async with living(broker) as url:
+        address = parse_url(url)
+        monkeypatch.setattr(socket.socket, "accept", refuse)
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        async with stream:
+            assert await Talk(stream).ask("PING") == b"PONG"
+
+
+async def test_it_may_be_watched_as_a_foreign_one() -> None:
+    """Whoever has its URL in core.redis_url finds a server that tells what it is."""
+    broker = MemoryBroker()
+    async with living(broker) as url, trio.open_nursery() as nursery:
+        changed = trio.Event()
+        watcher = ExternalBroker(url, on_change=lambda _up: changed.set())
+        await nursery.start(watcher.run)
+        with trio.fail_after(5):
+            await changed.wait()
+
+        assert watcher.statistics().version == "valkey 9.1.2"
+        nursery.cancel_scope.cancel()
+>>>>>>> room-fakes

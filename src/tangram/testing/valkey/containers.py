@@ -25,6 +25,7 @@ def hset(space: Keyspace, words: Sequence[bytes]) -> Reply:
     fields = space.make(Hash, words[0])
     before = len(fields)
     fields.update(zip(words[1::2], words[2::2], strict=True))
+    space.changed(words[0])
     return len(fields) - before
 
 
@@ -34,6 +35,7 @@ def hsetnx(space: Keyspace, words: Sequence[bytes]) -> Reply:
     if field in fields:
         return 0
     fields[field] = value
+    space.changed(key)
     return 1
 
 
@@ -69,7 +71,8 @@ def hexists(space: Keyspace, words: Sequence[bytes]) -> Reply:
 def hdel(space: Keyspace, words: Sequence[bytes]) -> Reply:
     fields = _fields(space, words)
     found = sum(fields.pop(field, None) is not None for field in words[1:])
-    space.tidy(words[0])
+    if found:
+        space.changed(words[0])
     return found
 
 
@@ -80,6 +83,7 @@ def hincrby(space: Keyspace, words: Sequence[bytes]) -> Reply:
     if not -LONGEST - 1 <= number <= LONGEST:
         raise ReplyError("ERR increment or decrement would overflow")
     space.make(Hash, key)[field] = b"%d" % number
+    space.changed(key)
     return number
 
 
@@ -90,12 +94,14 @@ def _fields(space: Keyspace, words: Sequence[bytes]) -> Hash:
 def lpush(space: Keyspace, words: Sequence[bytes]) -> Reply:
     items = space.make(Items, words[0])
     items[:0] = reversed(words[1:])
+    space.changed(words[0])
     return len(items)
 
 
 def rpush(space: Keyspace, words: Sequence[bytes]) -> Reply:
     items = space.make(Items, words[0])
     items += words[1:]
+    space.changed(words[0])
     return len(items)
 
 
@@ -115,7 +121,8 @@ def _pop(space: Keyspace, words: Sequence[bytes], at: int, name: str) -> Reply:
     if items is None:
         return None if count is None else NIL_ARRAY
     taken = [items.pop(at) for _ in range(min(1 if count is None else count, len(items)))]
-    space.tidy(words[0])
+    if taken:
+        space.changed(words[0])
     return taken[0] if count is None else taken
 
 
@@ -141,12 +148,15 @@ def ltrim(space: Keyspace, words: Sequence[bytes]) -> Reply:
     between = _between(words)
     items = _items(space, words)
     items[:] = items[_slice(items, between)]
-    space.tidy(words[0])
+    if space.find(words[0]) is not None:
+        space.changed(words[0])
     return OK
 
 
 def lindex(space: Keyspace, words: Sequence[bytes]) -> Reply:
-    items = _items(space, words)
+    items = space.get(Items, words[0])
+    if items is None:
+        return None
     at = integer(words[1])
     return items[at] if -len(items) <= at < len(items) else None
 
@@ -159,7 +169,8 @@ def lrem(space: Keyspace, words: Sequence[bytes]) -> Reply:
     doomed = at if most == 0 else at[:most] if most > 0 else at[most:]
     for number in reversed(doomed):
         del items[number]
-    space.tidy(key)
+    if doomed:
+        space.changed(key)
     return len(doomed)
 
 
@@ -184,6 +195,8 @@ def sadd(space: Keyspace, words: Sequence[bytes]) -> Reply:
     members = space.make(Set, words[0])
     before = len(members)
     members.update(dict.fromkeys(words[1:]))
+    if len(members) > before:
+        space.changed(words[0])
     return len(members) - before
 
 
@@ -193,7 +206,8 @@ def srem(space: Keyspace, words: Sequence[bytes]) -> Reply:
     for member in words[1:]:
         members.pop(member, None)
     gone = before - len(members)
-    space.tidy(words[0])
+    if gone:
+        space.changed(words[0])
     return gone
 
 

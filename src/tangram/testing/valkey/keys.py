@@ -107,9 +107,10 @@ def rename(space: Keyspace, words: Sequence[bytes]) -> Reply:
     value = space.find(old)
     if value is None:
         raise ReplyError("ERR no such key")
-    end = space.end_of(old)
-    space.remove(old)
-    space.put(new, value, end=end)
+    if new != old:
+        end = space.end_of(old)
+        space.remove(old)
+        space.put(new, value, end=end)
     return OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -62,6 +63,7 @@ class Keyspace:
         self._values: dict[bytes, Value] = {}
         self._ends: dict[bytes, int] = {}
         """Milliseconds at which a key is gone, for keys that have an end."""
+        self._changes: Counter[bytes] = Counter()
 
     def now(self) -> int:
         """Milliseconds."""
@@ -87,7 +89,7 @@ class Keyspace:
         raise ReplyError(WRONG_TYPE)
 
     def make(self, kind: type[C], key: bytes) -> C:
-        """The value, an empty one where there was none. ``tidy`` follows if it may stay empty.
+        """The value, an empty one where there was none. ``changed`` follows when something is done to it.
 
         Raises:
             ReplyError: it is of another kind.
@@ -105,6 +107,7 @@ class Keyspace:
 
     def end(self, key: bytes, when: int | None) -> None:
         """Set when a key is gone, in milliseconds of ``now``; None for never."""
+        self._changes[key] += 1
         self._ends.pop(key, None)
         if when is not None:
             self._ends[key] = when
@@ -117,12 +120,19 @@ class Keyspace:
         """Drop a key that is there."""
         del self._values[key]
         self._ends.pop(key, None)
+        self._changes[key] += 1
 
-    def tidy(self, key: bytes) -> None:
-        """Drop a key whose hash, list or set has become empty: there are no empty ones."""
+    def changed(self, key: bytes) -> None:
+        """Note that a hash, list or set is another now, and drop it if it is empty: there are no such."""
+        self._changes[key] += 1
         value = self._values.get(key)
         if value is not None and not isinstance(value, bytes) and not value:
             self.remove(key)
+
+    def changes(self, key: bytes) -> int:
+        """How often a key has been changed; its end is a change."""
+        self.find(key)
+        return self._changes[key]
 
     def keys(self) -> Iterator[bytes]:
         """Every key that is there."""
@@ -130,6 +140,7 @@ class Keyspace:
 
     def clear(self) -> None:
         """Drop everything."""
+        self._changes.update(self.keys())
         self._values.clear()
         self._ends.clear()
 

@@ -13,7 +13,7 @@ import attrs
 from tangram.testing.valkey.containers import CONTAINERS
 from tangram.testing.valkey.globs import matches
 from tangram.testing.valkey.keys import KEYS
-from tangram.testing.valkey.keyspace import SYNTAX, Keyspace, Table, Value, integer, within
+from tangram.testing.valkey.keyspace import SYNTAX, Keyspace, Table, integer, within
 from tangram.testing.valkey.session import OutputLimit, Session
 from tangram.testing.valkey.strings import STRINGS
 from tangram.testing.valkey.wire import (
@@ -109,10 +109,9 @@ class Valkey:
         for space in self._spaces:
             space.clear()
 
-    def peek(self, database: int, key: bytes) -> Value | None:
-        """What a key holds now, to be compared later."""
-        value = self._spaces[database].find(key)
-        return value if value is None or isinstance(value, bytes) else value.copy()  # type: ignore[return-value]  # of a kind
+    def changes(self, database: int, key: bytes) -> int:
+        """How often a key has been changed."""
+        return self._spaces[database].changes(key)
 
     def _checked(self, session: Session, words: list[bytes]) -> Reply:
         name = words[0].upper().decode("latin-1")
@@ -198,17 +197,17 @@ def _hello(server: Valkey, session: Session, words: Sequence[bytes]) -> Reply:
         protocol = integer(words[0], "ERR Protocol version is not an integer or out of range")
         if protocol not in {2, 3}:
             raise ReplyError("NOPROTO unsupported protocol version")
-    rest = [*words[1:]]
+    rest, name = [*words[1:]], session.name
     while rest:
         option, *rest = rest
         if option.upper() == b"AUTH" and len(rest) >= 2:
             _auth(server, session, rest[:2])
             rest = rest[2:]
         elif option.upper() == b"SETNAME" and rest:
-            session.name, *rest = rest
+            name, *rest = rest
         else:
             raise ReplyError(f"ERR Syntax error in HELLO option '{option.decode('latin-1')}'")
-    session.protocol = protocol
+    session.protocol, session.name = protocol, name
     told: dict[bytes, Reply] = {b"server": b"valkey", b"version": VERSION, b"proto": protocol}
     told |= {b"id": session.number, b"mode": b"standalone", b"role": b"master", b"modules": []}
     return Pairs(told)
@@ -332,9 +331,8 @@ def _discard(_server: Valkey, session: Session, _words: Sequence[bytes]) -> Repl
 
 
 def _watch(server: Valkey, session: Session, words: Sequence[bytes]) -> Reply:
-    """Compared by value: Valkey would see a key that was changed and changed back as well."""
     for key in words:
-        session.watched.setdefault((session.database, key), server.peek(session.database, key))
+        session.watched.setdefault((session.database, key), server.changes(session.database, key))
     return OK
 
 
@@ -347,7 +345,7 @@ def _exec(server: Valkey, session: Session, _words: Sequence[bytes]) -> Reply:
     queue, spoilt = session.queue, session.spoilt
     if queue is None:
         raise ReplyError("ERR EXEC without MULTI")
-    changed = any(server.peek(*which) != value for which, value in session.watched.items())
+    changed = any(server.changes(*which) != count for which, count in session.watched.items())
     session.leave()
     if spoilt:
         raise ReplyError("EXECABORT Transaction discarded because of previous errors.")

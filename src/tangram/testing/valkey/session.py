@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import attrs
 
-from tangram.testing.valkey.keyspace import Value
 from tangram.testing.valkey.wire import Reply, encode
 
 __all__ = ["OutputLimit", "Session"]
@@ -44,7 +43,8 @@ class Session:
         """What a transaction will do; None outside of one."""
         self.spoilt = False
         """Whether something was refused in it."""
-        self.watched: dict[tuple[int, bytes], Value | None] = {}
+        self.watched: dict[tuple[int, bytes], int] = {}
+        """Keys, and how often each had been changed."""
         self.closing = False
         """Whether it ends when everything is sent."""
         self.waiting = 0
