@@ -135,6 +135,16 @@ CONNECTIONS = (
         ("tests/bus/test_subscriber.py::test_a_lost_broker_is_retried",),
     ),
     Mutant(
+        "D5",
+        "leaked-link",
+        "a connection to Redis that is over is never closed",
+        "bus/resp.py",
+        "        if link is not None:\n            await trio.aclose_forcefully(link.stream)",
+        "        pass",
+        (f"{LIVES}test_an_outage_crashes_nobody",),
+        because="nothing_left_alive",
+    ),
+    Mutant(
         "D6",
         "no-crash-after-a-stop",
         "what a clean-up raises is a crash",

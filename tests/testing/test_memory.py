@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import errno
 import socket
->>>>>>> room-fakes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -17,10 +14,7 @@ import redis
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-<<<<<<< HEAD
-=======
 from tangram.broker import ExternalBroker
->>>>>>> room-fakes
 from tangram.bus import resp
 from tangram.bus.urls import parse_url
 from tangram.config import BrokerConfig
@@ -182,11 +176,7 @@ async def test_a_slow_subscriber_is_thrown_out_after_a_minute(autojump_clock: Mo
             assert broker.clients == 0
 
 
-<<<<<<< HEAD
-async def test_the_line_cuts_a_connection_in_memory() -> None:
-=======
 async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -> None:
->>>>>>> room-fakes
     """Whoever reads hears the end, whoever writes is told; the broker forgets the client."""
     broker = MemoryBroker()
     async with living(broker) as url:
@@ -196,12 +186,8 @@ async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -
             await Talk(stream).ask("PING")
             line.cut()
 
-<<<<<<< HEAD
-            assert await stream.receive_some(10) == b""
-=======
             with trio.fail_after(1):
                 assert await stream.receive_some(10) == b""
->>>>>>> room-fakes
             with pytest.raises(trio.BrokenResourceError):
                 await stream.send_all(b"x")
             await wait_all_tasks_blocked()
@@ -239,8 +225,6 @@ async def test_a_connection_that_nobody_closes_breaks_an_invariant(
             monkeypatch.setattr(resp, "trio", SimpleNamespace(**vars(trio) | {"aclose_forcefully": forget}))
             running.memory.drop()
             await trio.sleep(1)
-<<<<<<< HEAD
-=======
 
 
 async def test_it_goes_on_when_the_kernel_gives_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,4 +255,3 @@ async def test_it_may_be_watched_as_a_foreign_one() -> None:
 
         assert watcher.statistics().version == "valkey 9.1.2"
         nursery.cancel_scope.cancel()
->>>>>>> room-fakes

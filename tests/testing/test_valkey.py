@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import random
 import socket
-<<<<<<< HEAD
-
-=======
 from typing import Self
 
 import hiredis
->>>>>>> room-fakes
 import pytest
 
 from tangram.bus.resp import pack
@@ -222,8 +218,6 @@ class Wire:
             said += self.socket.recv(1 << 20)
         return said.removesuffix(b"$7\r\nthe-end\r\n")
 
-<<<<<<< HEAD
-=======
     def ask_once(self, request: str) -> bytes:
         """One answer: in a transaction an ECHO would be queued."""
         reader = hiredis.Reader()
@@ -242,19 +236,13 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
->>>>>>> room-fakes
 
 @pytest.mark.slow
 def test_globs_are_those_of_the_real_one() -> None:
     """Drawn patterns find the same among all short keys as valkey-server's KEYS."""
     draw = random.Random(7)
     keys = {bytes(draw.choices(b"ab-]^\\*", k=draw.randint(1, 3))) for _ in range(200)}
-<<<<<<< HEAD
-    with open_broker() as broker:
-        wire = Wire(broker.port)
-=======
     with open_broker() as broker, Wire(broker.port) as wire:
->>>>>>> room-fakes
         wire.ask(*(pack(("SET", key, "1")) for key in sorted(keys)))
         for _ in range(1500):
             pattern = bytes(draw.choices(b"ab-]^\\*?[", k=draw.randint(1, 6)))
@@ -262,20 +250,6 @@ def test_globs_are_those_of_the_real_one() -> None:
             said = wire.ask(pack(("EVAL", "return #redis.call('KEYS', ARGV[1])", "0", pattern)))
 
             assert said == b":%d\r\n" % found, pattern
-<<<<<<< HEAD
-        wire.socket.close()
-
-
-DRAWN = (
-    "SET K V|SET K V NX|SET K V XX GET|SET K V EX 100|SET K V KEEPTTL|SETNX K V|GETSET K V|GETDEL K|GET K|APPEND K V|"
-    "STRLEN K|INCR K|INCRBY K N|DECRBY K N|MSET K V K V|MGET K K|DEL K K|EXISTS K K|TYPE K|TTL K|EXPIRE K 100|"
-    "EXPIRE K 200 GT|EXPIRE K 50 LT|EXPIRE K 70 NX|EXPIRE K 90 XX|EXPIRE K N|PERSIST K|RENAME K K|DBSIZE|"
-    "HSET K F V F V|HSETNX K F V|HGET K F|HMGET K F F|HGETALL K|HDEL K F F|HINCRBY K F N|HLEN K|HEXISTS K F|HKEYS K|"
-    "LPUSH K V V|RPUSH K V V|LPOP K|RPOP K N|LRANGE K N N|LTRIM K N N|LINDEX K N|LREM K N V|LLEN K|"
-    "SADD K W|SREM K W W|SISMEMBER K W|SMISMEMBER K W W|SCARD K|MULTI|EXEC|DISCARD|WATCH K|GET|SET K|HSET K F|LPOP"
-).split("|")
-"""Commands with their words to be drawn: K a key, V a value, N a number, F a field, W a member."""
-=======
 
 
 DRAWN = """
@@ -292,7 +266,6 @@ SCARD K | MULTI | EXEC | DISCARD | WATCH K | GET | SET K | HSET K F | LPOP
 """Commands with their words to be drawn: K a key, V a value, N a number, F a field, W a member. None whose
 answer depends on how fast the machine is.
 """
->>>>>>> room-fakes
 
 WORDS = {
     "K": "abc",
@@ -308,16 +281,6 @@ WORDS = {
 def test_drawn_commands_are_answered_as_by_the_real_one(protocol: int) -> None:
     """Byte for byte, over thousands of commands on few keys, errors and transactions among them."""
     draw = random.Random(protocol)
-<<<<<<< HEAD
-    client = Client(Valkey(Clock()))
-    client.ask(f"HELLO {protocol}")
-    with open_broker() as broker:
-        wire = Wire(broker.port)
-        wire.ask(pack(("HELLO", str(protocol))))
-        for _ in range(150):
-            script = [
-                " ".join(draw.choice(WORDS.get(word, (word,))) for word in draw.choice(DRAWN).split())
-=======
     commands = DRAWN.split("|")
     client = Client(Valkey(Clock()))
     client.ask(f"HELLO {protocol}")
@@ -326,35 +289,12 @@ def test_drawn_commands_are_answered_as_by_the_real_one(protocol: int) -> None:
         for _ in range(150):
             script = [
                 " ".join(draw.choice(WORDS.get(word, (word,))) for word in draw.choice(commands).split())
->>>>>>> room-fakes
                 for _ in range(40)
             ]
             script += ["DISCARD", "UNWATCH"]
             if draw.random() < 0.3:
                 script.append("FLUSHALL")
             for request in script:
-<<<<<<< HEAD
-                said = b"".join(client.ask(request) for request in [request])
-                real = _told(wire, request)
-
-                assert said == real, (script, request)
-        wire.socket.close()
-
-
-def _told(wire: Wire, request: str) -> bytes:
-    """One answer: in a transaction an ECHO would be queued, so it is not asked for."""
-    import hiredis
-
-    reader = hiredis.Reader()
-    wire.socket.sendall(pack(tuple(request.split(" "))))
-    said = b""
-    while True:
-        chunk = wire.socket.recv(1 << 20)
-        said += chunk
-        reader.feed(chunk)
-        if reader.gets() is not False:
-            return said
-=======
                 assert client.ask(request) == wire.ask_once(request), request
 
 
@@ -371,4 +311,3 @@ def test_pubsub_tells_who_is_subscribed() -> None:
     assert third.ask("PUBSUB NUMPAT") == b":1\r\n"
     server.disconnect(other.session)
     assert third.ask("PUBSUB NUMPAT") == b":0\r\n"
->>>>>>> room-fakes

@@ -15,12 +15,9 @@ __all__ = ["GARBAGE", "SCRIPTS", "Error", "Talk", "check_answers"]
 ANSWER_SECONDS = 5.0
 """For one answer; the broker is on this machine, and has a megabyte to send at most."""
 
-<<<<<<< HEAD
-=======
 LATE_SECONDS = 4
 """Below the shortest end that is asked for."""
 
->>>>>>> room-fakes
 EXPIRE_SECONDS = 0.05
 """After which a key that lasts 20 ms is gone."""
 
@@ -47,8 +44,6 @@ WRONG = Error("WRONGTYPE ")
 NOT_HERE = Error("ERR Can't execute")
 NO_INTEGER = Error("ERR value is not an integer")
 
-<<<<<<< HEAD
-=======
 
 @attrs.frozen
 class About:
@@ -57,7 +52,6 @@ class About:
     seconds: int
 
 
->>>>>>> room-fakes
 Script = tuple[tuple[str, object], ...]
 
 STRINGS: Script = (
@@ -94,14 +88,6 @@ STRINGS: Script = (
 
 ENDS: Script = (
     ("SET k v EX 10", b"OK"),
-<<<<<<< HEAD
-    ("TTL k", 10),
-    ("SET k v KEEPTTL", b"OK"),
-    ("TTL k", 10),
-    ("EXPIRE k 5 GT", 0),
-    ("EXPIRE k 20", 1),
-    ("TTL k", 20),
-=======
     ("TTL k", About(10)),
     ("SET k v KEEPTTL", b"OK"),
     ("TTL k", About(10)),
@@ -110,7 +96,6 @@ ENDS: Script = (
     ("EXPIRE k 20 NX", 0),
     ("EXPIRE k 20", 1),
     ("TTL k", About(20)),
->>>>>>> room-fakes
     ("SET k v", b"OK"),
     ("TTL k", -1),
     ("TTL none", -2),
@@ -241,14 +226,11 @@ TRANSACTIONS: Script = (
     ("MULTI", b"OK"),
     ("GET a", b"QUEUED"),
     ("EXEC", None),
-<<<<<<< HEAD
-=======
     ("WATCH a", b"OK"),
     ("RENAME a a", b"OK"),
     ("MULTI", b"OK"),
     ("GET a", b"QUEUED"),
     ("EXEC", [b"5"]),
->>>>>>> room-fakes
     ("MULTI", b"OK"),
     ("DISCARD", b"OK"),
 )
@@ -334,14 +316,9 @@ async def check_answers(dial: Callable[[], Awaitable[Talk]]) -> None:
                 )
     talk = await dial()
     async with talk.stream:
-<<<<<<< HEAD
-        await talk.ask("SET", "lock", "mine", "NX", "PX", "20")
-        assert await talk.ask("SET", "lock", "other", "NX") is None, "a lock was taken that somebody holds"
-=======
         await talk.ask("SET", "lock", "mine", "NX", "PX", "60000")
         assert await talk.ask("SET", "lock", "other", "NX") is None, "a lock was taken that somebody holds"
         await talk.ask("SET", "lock", "mine", "XX", "PX", "20")
->>>>>>> room-fakes
         await trio.sleep(EXPIRE_SECONDS)
         assert await talk.ask("GET", "lock") is None, "a key is there 30 ms after its end"
 
@@ -349,11 +326,8 @@ async def check_answers(dial: Callable[[], Awaitable[Talk]]) -> None:
 def _agree(answer: object, expected: object) -> bool:
     if isinstance(expected, Error):
         return isinstance(answer, hiredis.ReplyError) and str(answer).startswith(expected.text)
-<<<<<<< HEAD
-=======
     if isinstance(expected, About):
         return isinstance(answer, int) and 0 <= expected.seconds - answer <= LATE_SECONDS
->>>>>>> room-fakes
     if isinstance(expected, list) and isinstance(answer, list):
         return len(answer) == len(expected) and all(map(_agree, answer, expected))
     return type(answer) is type(expected) and answer == expected
