@@ -70,12 +70,16 @@ def test_no_list(tangram): ...
 
 @pytest.mark.tangram([])
 def test_no_keyword(tangram): ...
+
+@pytest.mark.skip
+@chaos("broker_kill")
+def test_not_today(): ...
 """
 
 
 def test_a_marker_that_would_do_nothing_is_told_before_a_server_boots(pytester: pytest.Pytester) -> None:
     """Each mistake is an error of its own test, in a line without a traceback, that says what to do."""
-    result = run(pytester, WRONG_MARKERS, errors=8)
+    result = run(pytester, WRONG_MARKERS, errors=8, skipped=1)
 
     result.stdout.fnmatch_lines(
         [

@@ -55,9 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.import_plugin("tangram.testing.on_trio")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tell what is wrong with the markers over a test before any server boots."""
+    """Tell what is wrong with the markers over a test before any server boots, and after what is skipped."""
     check_markers(item)
 
 
