@@ -116,6 +116,14 @@ class TestThese:
     run(pytester, source, passed=3)
 
 
+def test_a_missing_client_is_told_before_a_server_boots(pytester: pytest.Pytester) -> None:
+    """httpx is an extra: without it the fixtures say how to get it."""
+    pytester.makeconftest("import tangram.testing.markers as used\nused.find_spec = lambda _name: None")
+    result = run(pytester, "@fakes\ndef test_it(tangram): ...", errors=1)
+
+    result.stdout.fnmatch_lines(["*httpx, which is not installed: pip install 'tangram-trio?http?'"])
+
+
 REPEATED = """
 pytestmark = fakes
 
