@@ -274,6 +274,18 @@ def test_pytest_asyncio_and_pytest_trio_stand_beside_each_other(pytester: pytest
         )
 
 
+@needs("pytest_asyncio")
+def test_a_loop_that_tests_share_is_not_left_behind_by_a_server(pytester: pytest.Pytester) -> None:
+    """It is there before the first server, and after it."""
+    source = """
+@fakes
+@pytest.mark.asyncio(loop_scope="session")
+async def test_it(tangram):
+    await ask(tangram)
+"""
+    run(pytester, source, passed=1)
+
+
 @needs("xdist")
 def test_tests_are_shared_among_processes(pytester: pytest.Pytester) -> None:
     """Under pytest-xdist each process has servers of its own."""
