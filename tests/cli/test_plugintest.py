@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tangram.cli import kit
+from tangram.errors import OperatorError
 from tests.cli.test_plugins import run
 from tests.compat.guide import write_project
 
@@ -69,6 +71,14 @@ def test_an_existing_plugins_project_is_tried(tmp_path: Path) -> None:
     assert (good.returncode, good.stdout.splitlines()[-1:]) == (0, ["all is well"]), good.stderr
     assert bad.returncode == 1
     assert "nothing_of_the_kind" in bad.stderr.splitlines()[-1]
+
+
+def test_the_client_that_it_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without httpx, which is an extra, it is told how to get it."""
+    monkeypatch.setattr(kit, "find_spec", lambda _name: None)
+
+    with pytest.raises(OperatorError, match=r"needs httpx, .* pip install 'tangram-trio\[http\]'"):
+        kit.require_httpx()
 
 
 def test_good_plugins_are_told_in_a_line_each(tmp_path: Path) -> None:

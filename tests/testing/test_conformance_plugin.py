@@ -108,6 +108,19 @@ async def test_a_plugin_that_is_never_ready_does_not(autojump_clock: MockClock) 
         await check_plugin(plugin, fakes=True)
 
 
+async def test_a_plugin_that_was_given_up_before_it_was_asked_does_not(autojump_clock: MockClock) -> None:
+    """A server that is up without it says no more than that the plugin does not start."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def broken(state: BackendState) -> None:
+        raise ValueError("no map today")
+
+    tables = {"core": {"strict": False}, "supervisor": {"plugin_restarts": 0}}
+    with pytest.raises(AssertionError, match="the plugin does not start: ValueError: no map today"):
+        await check_plugin(plugin, tables, fakes=True)
+
+
 async def test_a_plugin_that_raises_at_its_start_does_not(autojump_clock: MockClock) -> None:
     """What it raised is told."""
     plugin = Plugin()

@@ -70,12 +70,16 @@ def test_no_list(tangram): ...
 
 @pytest.mark.tangram([])
 def test_no_keyword(tangram): ...
+
+@pytest.mark.skip
+@chaos("broker_kill")
+def test_not_today(): ...
 """
 
 
 def test_a_marker_that_would_do_nothing_is_told_before_a_server_boots(pytester: pytest.Pytester) -> None:
     """Each mistake is an error of its own test, in a line without a traceback, that says what to do."""
-    result = run(pytester, WRONG_MARKERS, errors=8)
+    result = run(pytester, WRONG_MARKERS, errors=8, skipped=1)
 
     result.stdout.fnmatch_lines(
         [
@@ -110,6 +114,14 @@ class TestThese:
     def test_with(self): ...
 """
     run(pytester, source, passed=3)
+
+
+def test_a_missing_client_is_told_before_a_server_boots(pytester: pytest.Pytester) -> None:
+    """httpx is an extra: without it the fixtures say how to get it."""
+    pytester.makeconftest("import tangram.testing.markers as used\nused.find_spec = lambda _name: None")
+    result = run(pytester, "@fakes\ndef test_it(tangram): ...", errors=1)
+
+    result.stdout.fnmatch_lines(["*httpx, which is not installed: pip install 'tangram-trio?http?'"])
 
 
 REPEATED = """
@@ -260,6 +272,18 @@ def test_pytest_asyncio_and_pytest_trio_stand_beside_each_other(pytester: pytest
         result.stdout.fnmatch_lines(
             ["pytest-trio and pytest-asyncio both take this test: with asyncio_mode*"]
         )
+
+
+@needs("pytest_asyncio")
+def test_a_loop_that_tests_share_is_not_left_behind_by_a_server(pytester: pytest.Pytester) -> None:
+    """It is there before the first server, and after it."""
+    source = """
+@fakes
+@pytest.mark.asyncio(loop_scope="session")
+async def test_it(tangram):
+    await ask(tangram)
+"""
+    run(pytester, source, passed=1)
 
 
 @needs("xdist")

@@ -55,7 +55,7 @@ def run_chaos(
 
     Returns:
         The exit status: 0, 1 if an invariant broke or nothing could be struck, 130 if it was interrupted and
-        all held so far, or was interrupted twice.
+        all held so far, or twice, or before it had begun.
 
     Raises:
         ConfigError: the configuration is wrong, a fault or a plugin is not known, the duration is none, or
@@ -83,7 +83,7 @@ def run_chaos(
     except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as error:
         if not _is_interrupt(error):
             raise
-        sys.stderr.write("interrupted twice: ended at once, without a report\n")
+        sys.stderr.write("interrupted: ended at once, without a report\n")
         return EX_INTERRUPTED
     _write(campaign, report)
     if campaign.broken or not (campaign.struck or campaign.interrupted):
@@ -124,7 +124,7 @@ def _files(report: Path) -> tuple[Path, Path]:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether somebody wanted the end so much that he asked for it again."""
+    """Whether somebody asked for the end a second time, or before anything had begun."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_interrupt, error.exceptions))
     return isinstance(error, KeyboardInterrupt | SystemExit)

@@ -170,8 +170,8 @@ def _summary(record: Record) -> str:
 
 def _traceback(record: Record) -> list[str]:
     """What of it is the plugin's own is at its end."""
-    lines = record.get("traceback") or str(record.get("exception", "")).splitlines()
-    return list(lines[-SHOWN_LINES:])
+    told = record.get("traceback") or record.get("exception") or ""
+    return (told.splitlines() if isinstance(told, str) else [str(line) for line in told])[-SHOWN_LINES:]
 
 
 def _leave(status: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import unittest
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
@@ -77,7 +78,7 @@ def check_markers(item: pytest.Item) -> None:
     with_server = not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
     told = _wrong_faults(item, with_server=with_server) or _wrong_settings(item, with_server=with_server)
     if with_server:
-        told = told or _wrong_runner(item)
+        told = told or _wrong_runner(item) or _lacking_client()
     if told:
         pytest.fail(told, pytrace=False)
 
@@ -126,6 +127,12 @@ def _unfit(function: Callable[..., Any], marker: str, settings: Mapping[str, Any
     if not unknown:
         return None
     return f"{marker} has no setting {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}"
+
+
+def _lacking_client() -> str | None:
+    if find_spec("httpx") is not None:
+        return None
+    return "a server under test is asked by httpx, which is not installed: pip install 'tangram-trio[http]'"
 
 
 def _wrong_runner(item: pytest.Item) -> str | None:

@@ -55,9 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.import_plugin("tangram.testing.on_trio")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tell what is wrong with the markers over a test before any server boots."""
+    """Tell what is wrong with the markers over a test before any server boots, and after what is skipped."""
     check_markers(item)
 
 
@@ -90,10 +89,20 @@ def _is_trio(request: pytest.FixtureRequest) -> bool:
     return runs_on_pytest_trio(request.node) and not is_repeated(request.node)
 
 
+def _open_shared_loop(request: pytest.FixtureRequest) -> None:
+    """Before the server: pytest-asyncio opens a loop that several tests share when it first runs one of them,
+    and its descriptors would seem to be left behind by that test's server.
+    """
+    for name in request.node.fixturenames:
+        if name.endswith("_scoped_runner") and not name.startswith("_function"):
+            request.getfixturevalue(name)
+
+
 @pytest.fixture
 def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     from tangram.testing.bridge import threaded_tangram
 
+    _open_shared_loop(request)
     want, asynchronous = wanted(request.node), is_async(request.node)
     strikes: dict[str, Any] = {"faults": want.faults, "chaos": want.chaos}
     with threaded_tangram(want.settings, asynchronous=asynchronous, **strikes) as bridge:
