@@ -160,23 +160,27 @@ async def test_race_for_the_port_costs_a_try(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_killed_from_outside() -> None:
-    """A child that is killed ends run() at once with the reason, and the next life has the same URL."""
+    """A child that is killed ends run() at once with the reason, by the median of three (another program may
+    have had the processor), and the next life has the same URL."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    took = []
+    lives: list[Life] = []
+    took: list[float] = []
     for _ in range(3):
-        async with living(broker) as first:
+        async with living(broker) as life:
+            lives.append(life)
             began = time.perf_counter()
-            os.kill(first.pid, signal.SIGKILL)
-            await first.ended.wait()
+            os.kill(life.pid, signal.SIGKILL)
+            await life.ended.wait()
             took.append(time.perf_counter() - began)
+    for life in lives:
+        assert isinstance(life.error, BrokerUnavailable)
+        assert "ended: SIGKILL" in str(life.error)
     assert sorted(took)[1] < 0.5, took
-    assert isinstance(first.error, BrokerUnavailable)
-    assert "ended: SIGKILL" in str(first.error)
-    assert broker.statistics().last_error == str(first.error)
+    assert broker.statistics().last_error == str(lives[-1].error)
 
-    async with living(broker) as second:
-        assert second.url == first.url
-        await ping(second.url, 1)
+    async with living(broker) as again:
+        assert {life.url for life in lives} == {again.url}
+        await ping(again.url, 1)
         assert broker.statistics().starts == 4
 
 

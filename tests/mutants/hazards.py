@@ -34,6 +34,16 @@ CONNECTIONS = (
         (f"{LIVES}test_what_a_connection_raises_ends_it_alone",),
     ),
     Mutant(
+        "D1",
+        "one-upgraded-connection",
+        "what one WebSocket raises ends the server",
+        ENGINE,
+        "  # noqa: BLE001 - the same\n            self._contain(error, address)\n",
+        "\n            raise\n",
+        (f"{LIVES}test_what_a_websocket_raises_ends_it_alone",),
+        raises=("RuntimeError",),
+    ),
+    Mutant(
         "D2",
         "write-deadline",
         "a write to a client that does not read has no deadline",
@@ -266,6 +276,16 @@ DATA = (
         "    except (msgspec.MsgspecError, ValueError, RecursionError):\n        return False",
         "    except (msgspec.MsgspecError, ValueError):\n        return False",
         (f"{CODEC}test_all_else_travels_as_bytes",),
+        raises=("RecursionError",),
+    ),
+    Mutant(
+        "D13",
+        "recursion-in-a-push",
+        "deep nesting in a push ends its connection",
+        "channels/codec.py",
+        "        _decode_any(payload)\n    except (msgspec.MsgspecError, ValueError, RecursionError) as",
+        "        _decode_any(payload)\n    except (msgspec.MsgspecError, ValueError) as",
+        (f"{CODEC}test_malformed_text_is_refused",),
         raises=("RecursionError",),
     ),
     Mutant(

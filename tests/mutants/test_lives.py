@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 import tangram
 from tangram.testing import INVARIANTS, Chaos, RunningTangram, TangramEnded, open_broker, open_tangram
+from tangram.transports.native.channels import ChannelSocket
 from tangram.transports.native.connection import HttpConnection
 from tests.app.helpers import Journal, make_plugin
 
@@ -141,6 +142,34 @@ async def test_what_a_connection_raises_ends_it_alone(
             await running.http.get("/-/readyz")
 
         assert (await running.http.get("/-/readyz")).status_code == 200
+        assert [event.child for event in running.events if event.kind == "crashed"] == []
+
+
+async def test_what_a_websocket_raises_ends_it_alone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the task that carries a channel's connection costs that one; its client comes back."""
+    failed: list[ChannelSocket] = []
+    run = ChannelSocket.run
+
+    async def fail_once(socket: ChannelSocket) -> None:
+        if failed:
+            return await run(socket)
+        failed.append(socket)
+        raise RuntimeError("a bug in one connection")
+
+    monkeypatch.setattr(ChannelSocket, "run", fail_once)
+    async with open_life() as running, running.open_socket() as socket:
+        token = await tangram.fetch_token(running.url, "probe")
+        with trio.fail_after(20):
+            with pytest.raises(tangram.ChannelClosed):
+                await socket.join("probe", token=token.token)
+            while not socket.connected:  # noqa: ASYNC110 - it has no event for that
+                await trio.sleep(0.01)
+            channel = await socket.join("probe", token=token.token)
+            await channel.receive()
+
+        assert len(failed) == 1
         assert [event.child for event in running.events if event.kind == "crashed"] == []
 
 
