@@ -6,12 +6,13 @@ import threading
 
 import attrs
 import pytest
+import structlog
 from trio.testing import MockClock
 
 import tangram
 from tangram.errors import PluginNotFound
 from tangram.supervision import Child
-from tangram.testing import InvariantBroken, open_tangram
+from tangram.testing import InvariantBroken, open_broker, open_tangram
 from tangram.testing.server import TangramEnded
 from tests.app.helpers import Journal, make_plugin
 
@@ -86,3 +87,13 @@ async def test_a_table_for_no_plugin_is_told(autojump_clock: MockClock) -> None:
     with pytest.raises(ValueError, match=r"\[plugins.my_plugin\] is for none .* 'plugin': set plugin.name"):
         async with open_tangram([tangram.Plugin()], {"plugins.my_plugin": {"interval": 1}}, fakes=True):
             pass
+
+
+@pytest.mark.slow
+async def test_the_password_of_redis_is_a_secret() -> None:
+    """Whoever logs it breaks the invariant."""
+    password = "long-and-never-told"
+    with open_broker(password=password) as redis:
+        with pytest.raises(InvariantBroken, match="no_secret_in_logs: the log record 'hello'"):
+            async with open_tangram(config={"core": {"redis_url": redis.url}}):
+                structlog.get_logger().info("hello", broker=redis.url)

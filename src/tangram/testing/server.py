@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import attrs
 import trio
@@ -290,7 +291,9 @@ class RunningTangram:
     def evidence(self, **more: Any) -> Evidence:
         """What was seen of it so far, for invariants."""
         tree = self.server.tree
-        secrets = () if tree is None else (tree.secrets.jwt, tree.secrets.operator)
+        secrets = [] if tree is None else [tree.secrets.jwt, tree.secrets.operator]
+        if tree is not None and tree.url and (password := parse_url(tree.url).password):
+            secrets += [password, quote(password, safe="")]
         return Evidence(
             events=self.events,
             order=self.ports.order,
