@@ -7,6 +7,7 @@ import threading
 import attrs
 import pytest
 import structlog
+import trio
 from trio.testing import MockClock
 
 import tangram
@@ -97,3 +98,16 @@ async def test_the_password_of_redis_is_a_secret() -> None:
         with pytest.raises(InvariantBroken, match="no_secret_in_logs: the log record 'hello'"):
             async with open_tangram(config={"core": {"redis_url": redis.url}}):
                 structlog.get_logger().info("hello", broker=redis.url)
+
+
+async def test_connections_to_the_port_in_memory_break_when_a_test_says_so(autojump_clock: MockClock) -> None:
+    """A browser that is connected hears the end, and comes back; nobody else has crashed by it."""
+    async with open_tangram(fakes=True, memory_port=True) as running, running.open_socket() as client:
+        assert running.port is not None
+        assert running.port.reset() == 1
+        with trio.fail_after(5):
+            while client.connections < 2:  # noqa: ASYNC110 - the client tells nobody
+                await trio.sleep(0.01)
+
+        assert client.server_codes == []
+        assert [event.child for event in running.events if event.kind == "crashed"] == []

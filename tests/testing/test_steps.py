@@ -63,8 +63,9 @@ def test_the_core_survives_at_every_step(kind: Blow) -> None:
     ends with its cause where it was booting, and every invariant holds."""
     report = run_every_step(kinds=[kind], jobs=JOBS)
 
-    wanted = report.runs[kind] > 3 if kind in SEAMS else report.runs[kind] > report.steps / 2
-    assert wanted, str(report)  # of operations there are fewer than of steps
+    # Of operations there are fewer than of steps, and a browser is not connected all the time.
+    wanted = 3 if kind in {*SEAMS, "reset"} else report.steps / 2
+    assert report.runs[kind] > wanted, str(report)
     healed = report.outcomes[f"{kind}: up"] + report.outcomes[f"{kind}: stopped"]
     assert healed > report.runs[kind] / 2, str(report)
 
@@ -155,7 +156,7 @@ def test_a_bus_that_a_lost_connection_crashes_is_found(kind: Blow, monkeypatch: 
     """A bus that knows no lost connection heals as from a crash, and is told for that it crashed at all."""
     monkeypatch.setattr(keeper, "LOST", ())
 
-    with pytest.raises(StepFailed, match=f"{kind} at step .*a lost connection to the broker crashed bus"):
+    with pytest.raises(StepFailed, match=f"{kind} at step .*a lost connection crashed bus"):
         run_every_step(kinds=[kind], most=20)
 
 

@@ -14,8 +14,9 @@ import itertools
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 import trio
 
@@ -45,8 +46,18 @@ FIRST_PEER_PORT = 40_000
 class _Connection(socket.socket):
     """The server's end: it tells addresses as a TCP socket does."""
 
+    made: ClassVar[WeakSet[_Connection]] = WeakSet()
+
     def getsockname(self) -> Any:
         return (HOST, PORT)
+
+    def break_at(self, address: str) -> bool:
+        """End it both ways, if it is open and was taken at ``address``; whether it was."""
+        if self.fileno() < 0 or super().getsockname() != address.encode():
+            return False
+        with suppress(OSError):  # the other end has gone just now
+            self.shutdown(socket.SHUT_RDWR)
+        return True
 
     def setsockopt(self, *args: Any) -> None:
         if args[0] != socket.IPPROTO_TCP:
@@ -61,6 +72,7 @@ class _Listener(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         accepted, _ = super().accept()
         connection = _Connection(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        _Connection.made.add(connection)
         return connection, (HOST, next(self.ports))
 
 
@@ -93,6 +105,10 @@ class MemoryPort:
             raise
         client.setblocking(False)
         return client
+
+    def reset(self) -> int:
+        """Break every connection that the server has taken; how many there were."""
+        return sum(connection.break_at(self._address) for connection in list(_Connection.made))
 
     async def dial(self, _url: str) -> Stream:
         """A connection for `tangram.client`."""

@@ -55,15 +55,16 @@ __all__ = [
 ]
 
 Scenario = Callable[[RunningTangram], Awaitable[object]]
-Blow = Literal["cancel", "crash", "drop", "kill", "stop", "dial", "send", "receive"]
+Blow = Literal["cancel", "crash", "drop", "kill", "reset", "stop", "dial", "send", "receive"]
 
-KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "stop", *SEAMS)
+KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "reset", "stop", *SEAMS)
 """``cancel``: the scope of the child in whose task the step is; ``crash``: an exception in the nearest child
-of the tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``stop``: the whole
-server is stopped; ``dial``, ``send``, ``receive``: the next such operation towards the broker raises."""
+of the tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``reset``: every
+connection to the web port breaks; ``stop``: the whole server is stopped; ``dial``, ``send``, ``receive``: the
+next such operation towards the broker raises."""
 
-HARMLESS: frozenset[str] = frozenset({"drop", *SEAMS})
-"""What crashes no part of the core: connections to Redis come and go."""
+HARMLESS: frozenset[str] = frozenset({"drop", "reset", *SEAMS})
+"""What crashes no part of the core: connections come and go."""
 
 SCENARIO_SECONDS = 60.0
 """Of virtual time, for one run of a scenario: it costs nothing where nothing hangs."""
@@ -193,6 +194,8 @@ class Stepper(trio.abc.Instrument):
             return False  # struck where the operation is
         if self.kind == "stop":
             server.stop()
+        elif self.kind == "reset":
+            return server.port is not None and server.port.reset() > 0
         elif self.kind in {"drop", "kill"}:
             return self._strike_broker(server)
         elif self.kind == "crash":
@@ -475,7 +478,7 @@ async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -
         return "stopped"
     outcome = await tangram.wait_steady(seconds=STEADY_SECONDS)
     if stepper.kind in HARMLESS and (crashed := _core_crashes(tangram)):
-        raise AssertionError(f"a lost connection to the broker crashed {', '.join(crashed)}")
+        raise AssertionError(f"a lost connection crashed {', '.join(crashed)}")
     if outcome == "ended":
         assert tangram.status, "the server ended by itself, without a cause"
         assert any(event.kind == "gave_up" for event in tangram.events), "it ended and told nobody why"
