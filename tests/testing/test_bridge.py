@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,3 +209,17 @@ def test_a_server_that_does_not_start_raises_as_itself() -> None:
     with pytest.raises(ValueError, match="memory_port needs"):
         with threaded_tangram({"memory_port": True, "config": {"server": {"engine": "hypercorn"}}}):
             pass
+
+
+@pytest.mark.slow
+def test_asyncio_on_top_of_trio_is_asyncio() -> None:
+    """Once trio-asyncio is imported, ``asyncio.run`` has a loop that stands on Trio: calls are awaited there
+    all the same.
+    """
+    arguments = ["-q", "-p", "no:cacheprovider", __file__, "-k", "timeout_on_asyncio"]
+    code = f"import sys, trio_asyncio, pytest; sys.exit(pytest.main({arguments!r}))"
+
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stdout
+    assert "1 passed" in ended.stdout

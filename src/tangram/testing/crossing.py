@@ -81,7 +81,7 @@ class Crossing:
         Raises:
             ServerLoopEnded: the server has ended.
         """
-        return await (self._wait_on_trio() if trio.lowlevel.in_trio_task() else self._wait_on_asyncio())
+        return await (self._wait_on_asyncio() if _runs_on_asyncio() else self._wait_on_trio())
 
     def cancel(self) -> None:
         """Cancel the call over there; returns at once."""
@@ -159,3 +159,15 @@ class Crossing:
             raise
         except BaseException as error:  # noqa: BLE001 - raised where the call came from, pytest's own as well
             self._outcome.set_exception(error)
+
+
+def _runs_on_asyncio() -> bool:
+    """Whether who asks is a task of asyncio. That a Trio task runs as well says nothing: once trio-asyncio is
+    imported, a loop of asyncio's may stand on one of Trio's.
+    """
+    import asyncio
+
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
