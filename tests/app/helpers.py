@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import trio
 
 import tangram
+from tangram.errors import BrokerUnavailable
+from tangram.testing import RunningTangram
 
 
 class Journal:
@@ -64,5 +66,21 @@ def make_plugin(journal: Journal, name: str = "probe") -> tangram.Plugin:
             raise ValueError("the fragile one broke")
         finally:
             journal(f"{name} fragile out")
+
+    return plugin
+
+
+def make_impatient(seen: list[RunningTangram]) -> tangram.Plugin:
+    """A plugin that does not expect that Redis goes away; it looks so often that it misses no outage."""
+    plugin = tangram.Plugin()
+    plugin.name = "impatient"
+
+    @plugin.register_service()
+    async def look(state: tangram.BackendState) -> None:
+        while True:
+            tree = seen[0].server.tree if seen else None
+            if tree is not None and tree.bus is not None and not tree.bus.up:
+                raise BrokerUnavailable("redis is away")
+            await trio.sleep(0.005)
 
     return plugin

@@ -19,7 +19,7 @@ import tangram
 from tangram.testing import INVARIANTS, Chaos, RunningTangram, TangramEnded, open_broker, open_tangram
 from tangram.transports.native.channels import ChannelSocket
 from tangram.transports.native.connection import HttpConnection
-from tests.app.helpers import Journal, make_plugin
+from tests.app.helpers import Journal, make_impatient, make_plugin
 
 ALL = tuple(INVARIANTS)
 PATIENT: dict[str, Any] = {"root_restarts": 100, "plugin_restarts": 100}
@@ -117,7 +117,9 @@ async def test_strict_ends_a_server_whose_plugin_cannot_start(autojump_clock: Mo
 
 async def test_an_outage_crashes_nobody(autojump_clock: MockClock) -> None:
     """A plugin that fails because Redis goes away waits for it, and is charged with nothing."""
-    async with open_life() as running:
+    seen: list[RunningTangram] = []
+    async with open_life(make_plugin(Journal()), make_impatient(seen)) as running:
+        seen.append(running)
         assert running.memory is not None
         running.memory.drop()
         await trio.sleep(1)

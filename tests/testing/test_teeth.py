@@ -13,14 +13,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tangram import BackendState, Plugin
 from tangram.app import Server
 from tangram.app.patience import Patience
 from tangram.bus import Bus
 from tangram.channels.disconnects import BUSY, LIMITED, OVERLOAD
 from tangram.channels.policy import Gate
 from tangram.channels.socket import Socket
-from tangram.errors import BrokerUnavailable
 from tangram.supervision.watchdog import Watchdog
 from tangram.testing import (
     FAULTS,
@@ -35,25 +33,9 @@ from tangram.testing.catalogue import browser, network, witness
 from tangram.testing.proxy import Proxy
 from tangram.transports import pump
 from tangram.transports.channels import Channels
-from tests.app.helpers import Journal, make_plugin
+from tests.app.helpers import Journal, make_impatient, make_plugin
 
 Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-def make_impatient(seen: list[RunningTangram]) -> Plugin:
-    """A plugin that does not expect that Redis goes away; it looks so often that it misses no outage."""
-    plugin = Plugin()
-    plugin.name = "impatient"
-
-    @plugin.register_service()
-    async def look(state: BackendState) -> None:
-        while True:
-            tree = seen[0].server.tree
-            if tree is not None and tree.bus is not None and not tree.bus.up:
-                raise BrokerUnavailable("redis is away")
-            await trio.sleep(0.005)
-
-    return plugin
 
 
 @pytest.mark.parametrize("name", ["redis_reset", "redis_half_close", "redis_black_hole"])
