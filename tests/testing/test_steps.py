@@ -77,7 +77,8 @@ def test_each_example_survives_at_every_step(name: str) -> None:
     report = run_every_step(partial(visit, name), plugins=[name], scope=f"plugin:{name}", jobs=JOBS)
 
     assert report.steps > 10, str(report)
-    assert report.runs.keys() == set(KINDS), str(report)
+    # Two of them have no step at which a browser is connected.
+    assert set(KINDS) - report.runs.keys() <= {"reset"}, str(report)
 
 
 @pytest.mark.slow

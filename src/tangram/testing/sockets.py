@@ -56,7 +56,7 @@ class _Connection(socket.socket):
         if self.fileno() < 0 or super().getsockname() != address.encode():
             return False
         with suppress(OSError):  # the other end has gone just now
-            self.shutdown(socket.SHUT_RDWR)
+            super().shutdown(socket.SHUT_RDWR)
         return True
 
     def setsockopt(self, *args: Any) -> None:
