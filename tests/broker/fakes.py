@@ -1,6 +1,7 @@
 """A Redis that says what a test wants, on a real socket."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import hiredis
 import trio
@@ -33,13 +34,18 @@ class FakeRedis:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         reader = hiredis.Reader()
-        async with stream:
-            while data := await stream.receive_some():
-                reader.feed(bytes(data))
-                while (words := reader.gets()) is not False:
-                    self.commands.append(words)
-                    answer = self.answer(words)
-                    if answer is None:
-                        return
-                    if answer:
-                        await stream.send_all(answer)
+        # Who has asked may go without waiting for what is said: that is a reset.
+        with suppress(trio.BrokenResourceError):
+            async with stream:
+                await self._talk(stream, reader)
+
+    async def _talk(self, stream: trio.SocketStream, reader: hiredis.Reader) -> None:
+        while data := await stream.receive_some():
+            reader.feed(bytes(data))
+            while (words := reader.gets()) is not False:
+                self.commands.append(words)
+                answer = self.answer(words)
+                if answer is None:
+                    return
+                if answer:
+                    await stream.send_all(answer)

@@ -14,13 +14,14 @@ import h2.events
 import pytest
 import trio
 import trio.testing
+from hypercorn.events import Event
 from trio.testing import MockClock as Clock
 from websockets.client import ClientProtocol
 from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
 from tangram.errors import ConfigError
-from tangram.transports.hypercorn import make_ssl_context
+from tangram.transports.hypercorn import _Connection, make_ssl_context
 from tangram.transports.hypercorn_apps import Inbox
 from tests.transports.harness import Client, Server, hello, serving
 from tests.transports.test_http import UPGRADE
@@ -317,3 +318,41 @@ async def test_answer_to_a_connection_that_is_being_closed(
 
         assert server.engine.statistics().failed == 0
         assert server.engine.statistics().crashed == 0
+
+
+async def test_a_frame_that_comes_while_its_handshake_is_refused_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hypercorn answers it as well, and two answers to one request cannot be: the connection ends, which is
+    no failure of the application nor of the engine.
+    """
+    send = _Connection.protocol_send
+    held: list[Event] = []
+
+    async def slow(self: _Connection, event: Event) -> None:
+        await send(self, event)
+        if not held:  # the head is out, and the body waits until the frame has come
+            held.append(event)
+            await trio.sleep(0.1)
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    monkeypatch.setattr(_Connection, "protocol_send", slow)
+    async with serving("hypercorn", refuse) as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        async with stream:
+            await stream.send_all(UPGRADE)
+            assert b" 403 " in await stream.receive_some(4096)
+            await stream.send_all(b"\x81\x80\0\0\0\0")
+            with trio.fail_after(5), suppress(trio.BrokenResourceError):
+                while await stream.receive_some(4096):
+                    pass
+        await server.wait_closed()
+        statistics = server.engine.statistics()
+
+        assert held
+        assert (statistics.crashed, statistics.failed) == (0, 0)

@@ -194,6 +194,7 @@ class _Connection(TCPServer):
         self.scope = trio.CancelScope()
         self.read_scope = trio.CancelScope()
         self.reading = True
+        self._spoilt = False
         self.group = Applications(self.engine, self)
 
     # What the engine asks of it.
@@ -276,7 +277,13 @@ class _Connection(TCPServer):
                         data = await self.stream.receive_some(MAX_RECV)
                 except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
                     break
-                await self.protocol.handle(RawData(bytes(data)))
+                try:
+                    await self.protocol.handle(RawData(bytes(data)))
+                except h11.LocalProtocolError:
+                    # A frame came before its handshake was answered: Hypercorn says 400 to that while the
+                    # application is about to answer, too. Nobody can say anything here any more.
+                    self._spoilt = True
+                    break
                 if data == b"":
                     break
         self.reading = False
@@ -292,6 +299,9 @@ class _Connection(TCPServer):
 
     def is_open(self) -> bool:
         return self.raw.fileno() >= 0
+
+    def is_spoilt(self) -> bool:
+        return self._spoilt
 
     def has_answered(self) -> bool:
         connection = getattr(self.protocol.protocol, "connection", None)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import h11
 import structlog
 import trio
 from hypercorn.config import Config
@@ -127,6 +128,9 @@ class AppConnection(Protocol):
 
     def has_answered(self) -> bool:
         """Whether an answer to an upgrade request is already out, or on its way."""
+
+    def is_spoilt(self) -> bool:
+        """Whether two answers to one request have met, so that no third can be sent."""
 
     def stalled(self) -> None:
         """The client did not read, or send, in time."""
@@ -256,6 +260,8 @@ class _Request:
                 raise
             if _only(rest, BodyTooLarge):
                 await self._refuse(413, TOO_LARGE)
+                return
+            if owner.connection.is_spoilt() and _only(rest, h11.LocalProtocolError):
                 return
             if not _only(rest, ClientGone):
                 owner.engine.failed += 1
