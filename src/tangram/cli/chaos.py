@@ -86,7 +86,7 @@ def run_chaos(
         sys.stderr.write("interrupted: ended at once, without a report\n")
         return EX_INTERRUPTED
     _write(campaign, report)
-    if campaign.broken or not (campaign.struck or campaign.interrupted):
+    if not campaign.passed:
         return 1
     return EX_INTERRUPTED if campaign.interrupted else 0
 
