@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import trio
 
 from tangram.cli.kit import Record, keep_log, require_httpx
 from tangram.errors import OperatorError
+from tangram.supervision.records import leaves
 
 if TYPE_CHECKING:
     from tangram.plugins import Plugin
@@ -125,7 +126,7 @@ def _tell_failure(name: str, error: Exception, records: Sequence[Record]) -> Non
     """
     from tangram.testing import InvariantBroken
 
-    told = [line for leaf in _leaves(error) for line in _lines(leaf)]
+    told = [line for leaf in leaves(error) for line in _lines(leaf)]
     click.echo(f"{click.style('bad', fg='red')}      {name}:")
     for line in told:
         click.echo(f"           {line}")
@@ -139,14 +140,6 @@ def _tell_failure(name: str, error: Exception, records: Sequence[Record]) -> Non
 
 def _is_injected(record: Record) -> bool:
     return "InjectedFault" in str(record.get("cause", ""))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for one in error.exceptions:
-            yield from _leaves(one)
-    else:
-        yield error
 
 
 def _lines(error: BaseException) -> list[str]:
