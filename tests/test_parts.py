@@ -73,29 +73,44 @@ def test_a_run_that_hangs_is_red_and_ended(
     """It is asked to end at the deadline, and tells where it stood; where it does not, it is killed, with all
     of its process group. What it said is kept.
     """
-    monkeypatch.setattr(flaky, "ASK_SECONDS", 2.0)
     keep = tmp_path / "kept"
     file = tmp_path / "test_some.py"
+    pids = tmp_path / "pids"
     source = (
         "import os, signal, subprocess, sys, time\n"
         "def test_hangs():\n"
         "    below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"    with open({str(tmp_path / 'pids')!r}, 'a') as pids: print(os.getpid(), below.pid, file=pids)\n"
+        "    {hangs}\n"
+        f"    with open({str(pids)!r}, 'a') as pids: print(os.getpid(), below.pid, file=pids)\n"
+        "    time.sleep(600)\n"
     )
-    began = time.monotonic()
-    for number, hangs in enumerate(("pass", "signal.signal(signal.SIGINT, signal.SIG_IGN)")):
-        file.write_text(f"{source}    {hangs}\n    time.sleep(600)\n")
-        words = ["--fast", "1", "--all", "0", "--within", "3", "--keep", str(keep / str(number)), str(file)]
+    in_time = flaky.wait
+    begun = 0
+
+    def late(process: subprocess.Popen[str], deadline: float) -> bool:
+        # It is over once the test hangs: before that, pytest would have nothing to tell.
+        assert deadline <= time.monotonic() + 600
+        while (len(pids.read_text().split()) if pids.exists() else 0) < 2 * begun:
+            assert process.poll() is None
+            time.sleep(0.01)
+        return in_time(process, time.monotonic())
+
+    monkeypatch.setattr(flaky, "wait", late)
+    for hangs, ask in (("pass", 60.0), ("signal.signal(signal.SIGINT, signal.SIG_IGN)", 0.5)):
+        begun += 1
+        monkeypatch.setattr(flaky, "ASK_SECONDS", ask)
+        file.write_text(source.format(hangs=hangs))
+        words = ["--fast", "1", "--all", "0", "--within", "600", "--keep", str(keep / str(begun)), str(file)]
         assert flaky.main(words) == 1
     said = capsys.readouterr().out
 
-    assert time.monotonic() - began < 30
     assert said.count("1 times red  a run that did not end in time") == 2
-    assert "KeyboardInterrupt" in (keep / "0" / "not-slow-1.txt").read_text()
-    assert (keep / "1" / "not-slow-1.txt").exists()
-    pids = (tmp_path / "pids").read_text().split()
-    assert len(pids) == 4
-    while (left := [pid for pid in map(int, pids) if born(pid)]) and time.monotonic() - began < 30:
+    assert "KeyboardInterrupt" in (keep / "1" / "not-slow-1.txt").read_text()
+    assert (keep / "2" / "not-slow-1.txt").exists()
+    processes = list(map(int, pids.read_text().split()))
+    assert len(processes) == 4
+    deadline = time.monotonic() + 30
+    while (left := list(filter(born, processes))) and time.monotonic() < deadline:
         time.sleep(0.01)  # a kill takes a moment
     assert not left
 
