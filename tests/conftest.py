@@ -1,11 +1,20 @@
-"""What all of our own tests share: at the end of a run, the seconds that each part of them took."""
+"""What all of our own tests share: Ctrl-C, and at the end of a run the seconds that each part took."""
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C mean what it means, also in tests that a script runs in the background: a shell lets what
+    it starts there ignore it, and so would the processes that tests start and interrupt.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
