@@ -396,6 +396,86 @@ async def test_whoever_can_wait_for_room_does(
     assert trio.current_time() - began == pytest.approx(BRIDGE, abs=0.2)
 
 
+@pytest.fixture
+async def small(fake: FakeRedis, nursery: trio.Nursery) -> Publisher:
+    made = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    nursery.start_soon(made.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return made
+
+
+async def test_who_awaits_the_answer_waits_for_room(
+    autojump_clock: Clock, small: Publisher, fake: FakeRedis, nursery: trio.Nursery
+) -> None:
+    """A message that fills the buffer, and more, refuses nobody who waits anyway: they go out behind it, each
+    in its turn, and a small one does not overtake a large one."""
+
+    async def two(name: str, size: int) -> None:
+        for number in (b"1", b"2"):
+            assert await small.publish(name, number * size) == 0
+
+    fake.deaf = True
+    await small.publish("heard", b"")  # by a read that had begun
+    small.publish_all_nowait([("large", b"x" * 9000)])
+    for name, size in (("a", 900), ("b", 1), ("c", 1)):
+        nursery.start_soon(two, name, size)
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(1)
+    fake.deaf = False
+    await trio.sleep(1)
+
+    names = [name for name, _ in fake.published[1:]]
+    assert names[:4] == [b"large", b"a", b"b", b"c"]
+    assert [payload[:1] for name, payload in fake.published if name == b"a"] == [b"1", b"2"]
+    assert len(names) == 7
+    assert (small.failed, small.open_bytes) == (0, 0)
+
+
+async def test_the_wait_for_room_ends(autojump_clock: Clock, small: Publisher, fake: FakeRedis) -> None:
+    """Within the time that the answer has; and at once when an outage is longer than what is bridged."""
+    fake.mute.add(b"*")
+    small.publish_all_nowait([("large", b"x" * 9000)])
+    began = trio.current_time()
+    with pytest.raises(BrokerUnavailable, match=r"no room within 1 s: 9\d+ bytes wait for redis already"):
+        await small.publish("a", b"", timeout=1)
+    assert trio.current_time() - began == pytest.approx(1)
+
+    fake.mute.clear()
+    fake.refuse = True
+    await fake.drop()
+    await trio.testing.wait_all_tasks_blocked()
+    began = trio.current_time()
+    small.publish_all_nowait([("large", b"x" * 9000)])
+    with pytest.raises(BrokerUnavailable, match="redis is away"):
+        await small.publish("a", b"")
+    assert trio.current_time() - began == pytest.approx(BRIDGE, abs=0.2)
+
+
+async def test_a_stop_ends_the_wait_for_room(
+    autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
+) -> None:
+    """Who waits for room when the bus is closed hears so, and sends nothing more."""
+    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    heard: list[str] = []
+
+    async def wait() -> None:
+        with pytest.raises(BrokerUnavailable) as caught:
+            await publisher.publish("a", b"")
+        heard.append(str(caught.value))
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(publisher.run)
+        await trio.testing.wait_all_tasks_blocked()
+        fake.mute.add(b"*")
+        publisher.publish_all_nowait([("large", b"x" * 9000)])
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        inner.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert heard == ["the bus is closed"]
+
+
 async def test_channels_are_remembered_within_bounds(autojump_clock: Clock, fake: FakeRedis) -> None:
     """A client that makes up events does not fill the memory."""
     publisher = Publisher(parse_url(URL), dial=fake.dial)

@@ -69,3 +69,36 @@ def test_an_unknown_leave_is_ignored() -> None:
 
     assert not presence.dirty
     assert presence.flush() == []
+
+
+def test_what_was_not_told_is_told_by_the_next() -> None:
+    """As it is by then, whatever happened since: a client may have heard of it after all, or not."""
+    presence: Presence[str] = Presence()
+    for number in (1, 2, 3):
+        presence.join("t", f"id{number}", f"r{number}", f"m{number}")
+    (joined,) = presence.flush()
+    presence.leave("t", "id1", "r1", "m1")
+    (left,) = presence.flush()
+    presence.restore("t", joined.joins, joined.leaves)
+    presence.restore("t", left.joins, left.leaves)
+    presence.leave("t", "id2", "r2", "m2")
+
+    assert presence.dirty
+    (change,) = presence.flush()
+    assert change.joins == {"id3": metas("r3")}
+    assert change.leaves.keys() == {"id1", "id2"}
+    assert presence.flush() == []
+
+
+def test_what_was_not_told_of_a_topic_that_is_empty_now() -> None:
+    """Its last leave is told, and then it is forgotten."""
+    presence: Presence[str] = Presence()
+    presence.join("t", "bob", "r1", "m1")
+    presence.flush()
+    presence.leave("t", "bob", "r1", "m1")
+    (left,) = presence.flush()
+    presence.restore("t", left.joins, left.leaves)
+
+    assert presence.flush() == [Change("t", {}, (), {}, {"bob": metas("r1")})]
+    assert presence.flush() == []
+    assert presence.state("t") == {}

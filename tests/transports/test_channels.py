@@ -8,12 +8,15 @@ import pytest
 import trio
 import trio.testing
 
+from tangram.bus.publisher import Publisher
+from tangram.bus.urls import parse_url
 from tangram.channels import disconnects
 from tangram.channels.disconnects import Refusal
 from tangram.channels.frames import TEXT
 from tangram.channels.policy import Authorizer, ConnectInfo
 from tangram.channels.tokens import Claims, mint
 from tangram.transports.channels import Admission, Channels, Session, connect_info
+from tests.bus.fakes import FakeRedis
 from tests.channels.fakes import FakeBus, Settings, counting_ids, drained
 from tests.transports.serving import SECRET, make_channels
 
@@ -138,6 +141,57 @@ async def test_presence_is_gathered_over_50_ms(
     clients[0].session.gone()
     await trio.sleep(0.06)
     assert len(bus.payloads("to:obs:presence_diff")) == 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_full_bus_loses_no_presence(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """While a message of a browser's fills the buffer of the bus, who joins is told when there is room."""
+    async with trio.open_nursery() as redis:
+        fake = FakeRedis(redis)
+        publisher = Publisher(parse_url("redis://fake"), dial=fake.dial, max_buffer=4000)
+        redis.start_soon(publisher.run)
+        await trio.testing.wait_all_tasks_blocked()
+        channels = Channels(Settings(), SECRET, publisher.publish_all_nowait, crowd=lambda: publisher)
+        await nursery.start(channels.run)
+        first, second = Client(channels), Client(channels)
+        first.join("obs")
+        await trio.sleep(0.1)
+        fake.deaf = True
+        second.join("obs", id_="bob")  # heard by a read that had begun
+        await trio.sleep(0.01)
+        first.say(["1", "2", "obs", "large", {"x": "x" * 9000}])
+        await trio.sleep(1)
+        assert publisher.failed == 0
+        fake.deaf = False
+        await trio.sleep(0.2)
+
+        diffs = [payload for name, payload in fake.published if name == b"to:obs:presence_diff"]
+        assert [list(msgspec.json.decode(diff)["joins"]) for diff in diffs] == [["alice"], ["bob"]]
+        redis.cancel_scope.cancel()
+    nursery.cancel_scope.cancel()
+
+
+async def test_presence_that_could_not_be_told_is_told_later(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """A difference that the bus refuses is part of the next one, which comes within a second or so."""
+    bus = FakeBus()
+    channels = make_channels(bus)
+    await nursery.start(channels.run)
+    gone, stays = Client(channels), Client(channels)
+    gone.join("obs")
+    stays.join("obs", id_="bob")
+    await trio.sleep(0.1)
+    bus.up = False
+    gone.session.gone()
+    await trio.sleep(5)
+    bus.up = True
+    await trio.sleep(1.1)
+
+    diffs = [msgspec.json.decode(diff) for diff in bus.payloads("to:obs:presence_diff")]
+    assert [list(diff["leaves"]) for diff in diffs] == [[], ["alice"]]
     nursery.cancel_scope.cancel()
 
 

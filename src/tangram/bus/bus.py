@@ -134,7 +134,8 @@ class Bus:
     ) -> int:
         """Publish and wait for the answer: how many subscribers got it.
 
-        Cancelling ends the wait, not the message: it may still go out.
+        Where the buffer is full, its turn is waited for first, within the same *timeout*. Cancelling ends the
+        wait, not the message: it may still go out.
 
         Raises:
             BrokerUnavailable: Redis is away, refuses, or does not answer within *timeout* seconds.

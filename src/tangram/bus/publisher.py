@@ -10,7 +10,8 @@ What is promised:
 4. What was not yet written waits for the next connection, for `BRIDGE` seconds of an outage. Longer outages
    are told at once: whoever waits gets BrokerUnavailable, and so does every new call until Redis is back.
 5. Messages that are open, written or not, take at most *max_buffer* bytes; one of any size is taken when
-   there is no other. What comes beyond is refused; who can let others wait asks `crowded` before that.
+   there is no other. `publish` waits for its turn, first come first served; what is handed over beyond that
+   without waiting is refused; who can let others wait asks `crowded` before that.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class Publisher:
         self._heads: dict[str, bytes] = {}
         self._writable = trio.lowlevel.ParkingLot()
         self._roomy = trio.lowlevel.ParkingLot()
+        self._turn = trio.Lock()
+        self._settled = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._up = trio.Event()
         self._down = trio.Event()
@@ -150,21 +153,24 @@ class Publisher:
         return head
 
     def _hand_over(self, call: _Call) -> None:
-        size = call.size
-        if self._away or self._closed or (self.open_bytes and self.open_bytes + size > self._max_buffer):
+        if self._away or self._closed or not self._fits(call):
             self._refuse(call)
             return
-        self.open_bytes += size
+        self.open_bytes += call.size
         self._unsent.append(call)
         if self._writable:
             self._writable.unpark()
+
+    def _fits(self, call: _Call) -> bool:
+        return not self.open_bytes or self.open_bytes + call.size <= self._max_buffer
 
     async def publish(
         self, channel: str | bytes, payload: bytes | str, *, timeout: float = PUBLISH_TIMEOUT
     ) -> int:
         """Send *payload* to *channel* and wait for the answer: how many subscribers got it.
 
-        Cancelling ends the wait, not the message: it may still go out.
+        Where the buffer is full, its turn is waited for first, within the same *timeout*. Cancelling ends the
+        wait, not the message: it may still go out.
 
         Raises:
             BrokerUnavailable: Redis is away, refuses, or does not answer within *timeout* seconds.
@@ -176,15 +182,34 @@ class Publisher:
             answer.append(result)
             answered.set()
 
-        self.publish_nowait(channel, payload, done)
+        call = _Call(pack((b"PUBLISH", channel, payload)), 1, done)
+        handed_over = False
         with trio.move_on_after(timeout):
+            await self._queue(call)
+            handed_over = True
             await answered.wait()
+        if not answer and not handed_over:
+            self._refuse(call, f"no room within {timeout:g} s: ")
         if not answer:
             cause = f": {self.keeper.cause}" if self.keeper.cause and not self.up else ""
             raise BrokerUnavailable(f"redis did not answer a publish within {timeout:g} s{cause}")
         if isinstance(answer[0], BrokerUnavailable):
             raise answer[0]
         return answer[0]
+
+    async def _queue(self, call: _Call) -> None:
+        """Hand *call* over once there is room for it, after whoever waited before."""
+        if not self._turn.locked() and self._decided(call):
+            self._hand_over(call)
+            return
+        async with self._turn:
+            while not self._decided(call):
+                await self._settled.park()
+            self._hand_over(call)
+
+    def _decided(self, call: _Call) -> bool:
+        """Whether waiting for room would change nothing: there is some, or there is no Redis to make it."""
+        return bool(self._away) or self._closed or self._fits(call)
 
     @property
     def crowded(self) -> bool:
@@ -311,6 +336,8 @@ class Publisher:
         self.open_bytes -= call.size
         if self._roomy and not self.crowded:
             self._roomy.unpark_all()
+        if self._settled:
+            self._settled.unpark_all()
         if call.done is _pong:
             return
         answers = call.answers
@@ -330,10 +357,10 @@ class Publisher:
         failures |= {at: BrokerUnavailable(rest) for at in range(len(answers), call.count)}
         self._fail(call, failures)
 
-    def _refuse(self, call: _Call) -> None:
+    def _refuse(self, call: _Call, why: str = "") -> None:
         if self._closed:
             raise BrokerUnavailable("the bus is closed")
-        full = f"{self.open_bytes} bytes wait for redis already, at most {self._max_buffer} may"
+        full = f"{why}{self.open_bytes} bytes wait for redis already, at most {self._max_buffer} may"
         error = BrokerUnavailable(self._away or full)
         self._fail(call, dict.fromkeys(range(call.count), error))
 

@@ -363,6 +363,13 @@ class Hub:
                 told.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
         return told
 
+    def restore(self, difference: Publication) -> None:
+        """A difference of `flush` may have reached nobody: the next one says it anew."""
+        if self._presence is not None:
+            said = msgspec.json.decode(difference.payload)
+            topic = difference.channel.removeprefix("to:").removesuffix(f":{PRESENCE_DIFF}")
+            self._presence.restore(topic, said["joins"], said["leaves"])
+
     def _list_topics(self, outbox: Outbox) -> None:
         # Straight to the newcomer. It must not fill half of the outbox: a list is not worth a connection.
         for topic in {**dict.fromkeys(sorted(SPECIAL)), **dict.fromkeys(self._rooms)}:

@@ -40,6 +40,7 @@ class _Topic(Generic[MemberT]):
     there: dict[str, dict[str, None]] = attrs.Factory(dict)
     changes: dict[tuple[str, str], bool] = attrs.Factory(dict)
     newcomers: dict[MemberT, None] = attrs.Factory(dict)
+    unsure: set[tuple[str, str]] = attrs.Factory(set)
 
 
 class Presence(Generic[MemberT]):
@@ -72,6 +73,15 @@ class Presence(Generic[MemberT]):
         entry.newcomers.pop(member, None)
         self._note(topic, entry, (id, ref), here=False)
 
+    def restore(self, topic: str, joins: Metas, leaves: Metas) -> None:
+        """What a flush gave out may have reached nobody: the next one says of all that it names whether they
+        are there. Clients take what they know already for what it is.
+        """
+        entry = self._topics.setdefault(topic, _Topic())
+        for metas in (joins, leaves):
+            entry.unsure |= {(id_, meta["phx_ref"]) for id_, said in metas.items() for meta in said["metas"]}
+        self._dirty[topic] = None
+
     def _note(self, topic: str, entry: _Topic[MemberT], who: tuple[str, str], *, here: bool) -> None:
         if entry.changes.get(who, here) is not here:
             del entry.changes[who]
@@ -91,6 +101,9 @@ class Presence(Generic[MemberT]):
         changes = []
         for topic in self._dirty:
             entry = self._topics[topic]
+            for id_, ref in entry.unsure:
+                entry.changes[id_, ref] = ref in entry.there.get(id_, ())
+            entry.unsure.clear()
             joins = _metas(who for who, here in entry.changes.items() if here)
             leaves = _metas(who for who, here in entry.changes.items() if not here)
             newcomers = tuple(entry.newcomers)

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -20,12 +22,13 @@ from tangram.channels.disconnects import TOKEN_EXPIRED, UNAUTHORIZED, Refusal
 if TYPE_CHECKING:
     from jwt.api_jws import PyJWS
 
-__all__ = ["LEEWAY", "MAX_TOKEN", "Claims", "mint", "verify", "warm_up"]
+__all__ = ["LEEWAY", "MAX_TOKEN", "Claims", "bearer", "mint", "verify", "warm_up"]
 
 LEEWAY: Final = 60
 """Seconds that a token is still good for after its end: clocks differ."""
 MAX_TOKEN: Final = 8192
 """Characters: a longer one is not ours, and not worth hashing."""
+_BEARER: Final = "base64url.bearer.phx."
 
 _library: PyJWS | None = None
 
@@ -97,3 +100,17 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
     if body.exp + LEEWAY <= now:
         return TOKEN_EXPIRED
     return Claims(body.id, body.channel, body.exp)
+
+
+def bearer(subprotocols: Sequence[str]) -> str | None:
+    """phoenix.js' ``authToken``, which comes as a subprotocol: base64 without padding, in either alphabet;
+    None if there is none or it is garbage.
+    """
+    for offered in subprotocols:
+        if offered.startswith(_BEARER):
+            part = offered.removeprefix(_BEARER).replace("-", "+").replace("_", "/")
+            try:
+                return b64decode(part + "=" * (-len(part) % 4), validate=True).decode()
+            except ValueError:
+                return None
+    return None

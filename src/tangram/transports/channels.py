@@ -10,7 +10,6 @@ import math
 import secrets
 import string
 import time
-from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -33,12 +32,13 @@ from tangram.channels.disconnects import (
     Refusal,
 )
 from tangram.channels.frames import FrameError
-from tangram.channels.hub import Hub, HubStatistics
+from tangram.channels.hub import Hub, HubStatistics, Publication
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import Authorizer, ConnectInfo, Gate, GateSettings
 from tangram.channels.socket import Authorize, Effect, Publish, Socket
 from tangram.channels.streaming import StreamWatch
+from tangram.channels.tokens import bearer
 from tangram.errors import BrokerUnavailable
 from tangram.transports.publishing import Batch, Crowd, Done, PublishAll
 
@@ -60,7 +60,6 @@ PART_PAUSE: Final = 0.05
 DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
 _ALPHABET: Final = string.ascii_letters + string.digits
-_BEARER: Final = "base64url.bearer.phx."
 
 
 class ChannelSettings(GateSettings, Protocol):
@@ -285,7 +284,7 @@ class Channels:
         if len(given) > 1:
             return TWO_TOKENS
         subprotocol = "phoenix" if "phoenix" in subprotocols else None
-        return Admission(given[0] if given else _bearer(subprotocols), subprotocol)
+        return Admission(given[0] if given else bearer(subprotocols), subprotocol)
 
     def connect(self, info: ConnectInfo, admission: Admission, wake: Callable[[], None]) -> Session:
         """A new connection. ``wake`` is called when its outbox has something to do; it must not block."""
@@ -416,8 +415,15 @@ class Channels:
         while True:
             await self._dirty.wait()
             await trio.sleep(PRESENCE_WINDOW)
+            await self.wait_room()
             self._dirty = trio.Event()
-            self.publish(self.hub.flush())
+            told = self.hub.flush()
+            self.publish(told, partial(self._untold, told))
+
+    def _untold(self, told: Sequence[Publication], failures: Mapping[int, Exception]) -> None:
+        # Tried again with the next change, or by the sweep: an outage is not knocked at all the time.
+        for at in failures:
+            self.hub.restore(told[at])
 
     async def _sweep(self) -> None:
         while True:
@@ -427,6 +433,7 @@ class Channels:
             for session in list(self._sessions.values()):
                 if session.last_seen < oldest:
                     session.outbox.close(IDLE)
+            self.touch()
             if self._streams is not None:
                 self.publish(self._streams.look(self.hub.topics, now))
 
@@ -465,20 +472,6 @@ class Channels:
 
 def _random_id(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
-
-
-def _bearer(subprotocols: Sequence[str]) -> str | None:
-    """phoenix.js' ``authToken``: base64 without padding, in either alphabet; None if there is none or it is
-    garbage.
-    """
-    for offered in subprotocols:
-        if offered.startswith(_BEARER):
-            part = offered.removeprefix(_BEARER).replace("-", "+").replace("_", "/")
-            try:
-                return b64decode(part + "=" * (-len(part) % 4), validate=True).decode()
-            except ValueError:
-                return None
-    return None
 
 
 def connect_info(scope: Mapping[str, object]) -> ConnectInfo:
