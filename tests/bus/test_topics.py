@@ -1,3 +1,6 @@
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +38,13 @@ def test_the_last_colon_separates() -> None:
     assert parse_to(b"to:weather:wind:update") == ("weather:wind", "update")
     assert parse_to(b"to:obs:x:") == ("obs:x", "")
     assert parse_to(b"to:a:b") == ("a", "b")
+
+
+@pytest.mark.parametrize("name", [to_channel, from_channel])
+def test_an_event_with_a_colon_has_no_name(name: Callable[[str, str], str]) -> None:
+    """It would be read as another topic's."""
+    with pytest.raises(ValueError, match="the event 'staff:delete' holds a colon"):
+        name("my-plugin", "staff:delete")
 
 
 def test_other_names_are_none() -> None:

@@ -42,6 +42,9 @@ async def test_pushes_events_and_the_end_of_a_channel() -> None:
             await channel.push_nowait("c", {"x": None})
             with pytest.raises(Refused, match="event too long"):
                 await channel.push("e" * 300)
+            for push in (channel.push, channel.push_nowait):
+                with pytest.raises(ValueError, match="the event 'staff:delete' holds a colon"):
+                    await push("staff:delete")
             server.bus.publish_nowait("to:obs:one", b"[1]")
             server.bus.publish_nowait("to:obs:two", b"\x01")
             await trio.testing.wait_all_tasks_blocked(0.05)

@@ -62,6 +62,7 @@ FIELDS: dict[str, tuple[bytes, str]] = {
     "topic": (message("1", "1", LONG, "phx_join", {"token": token(LONG)}), "topic too long"),
     "topic of a push": (message("1", "1", LONG, "x", {}), "unmatched topic"),
     "event": (message("1", "1", "obs", LONG, {}), "event too long"),
+    "event of another topic": (message("1", "1", "obs", "staff:delete", {}), "colon in event"),
     "join_ref": (message(LONG, "1", "new", "phx_join", {"token": token("new")}), "ref too long"),
     "ref of a join": (message(None, LONG, "new", "phx_join", {"token": token("new")}), "ref too long"),
     "token": (message("1", "1", "new", "phx_join", {"token": "x" * MIB}), "unauthorized"),
@@ -71,7 +72,7 @@ FIELDS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("what", FIELDS)
 async def test_oversized_fields_are_refused_by_name(engine: str, what: str, clock: Clock) -> None:
-    """A field that is too long is answered by a reason, and the connection goes on."""
+    """A field that is too long, or is no event, is answered by a reason, and the connection goes on."""
     data, reason = FIELDS[what]
     async with open_site(engine) as site:
         client = await site.open()

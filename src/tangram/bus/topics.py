@@ -5,7 +5,8 @@ Rules of this file:
 1. Everything that reads or writes such a name lives here, and nothing else does.
 2. This file knows no socket, no clock, no log; names come in and names go out.
 3. The *last* colon separates topic and event. A topic may hold colons (``weather:wind``), so an event that
-   holds one cannot be told from a longer topic: readers split at the last colon, and so do browsers.
+   holds one cannot be told from a longer topic: readers split at the last colon, and so do browsers. Nobody
+   may write one, a browser least of all: it would speak for a topic that it has not joined.
 4. A name that a stranger wrote is never a pattern. Whoever needs one for ``PSUBSCRIBE`` asks `escape_glob`.
 """
 
@@ -49,13 +50,27 @@ def parse_from(channel: bytes) -> tuple[str, str] | None:
 
 
 def to_channel(topic: str, event: str) -> str:
-    """The name that browsers' members of *topic* get *event* from."""
-    return f"to:{topic}:{event}"
+    """The name that browsers' members of *topic* get *event* from.
+
+    Raises:
+        ValueError: *event* holds a colon.
+    """
+    return f"to:{topic}:{_event(event)}"
 
 
 def from_channel(topic: str, event: str) -> str:
-    """The name that plugins get a browser's push from."""
-    return f"from:{topic}:{event}"
+    """The name that plugins get a browser's push from.
+
+    Raises:
+        ValueError: *event* holds a colon.
+    """
+    return f"from:{topic}:{_event(event)}"
+
+
+def _event(event: str) -> str:
+    if ":" in event:
+        raise ValueError(f"the event {event!r} holds a colon, which would make it part of the topic")
+    return event
 
 
 def escape_glob(name: str) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "ABUSE",
     "BAD_EVENT",
     "BUSY",
+    "COLON_IN_EVENT",
     "CRASH",
     "DISCONNECTED",
     "EVENT_TOO_LONG",
@@ -109,6 +110,8 @@ UNAVAILABLE = Refusal("unavailable", 503, Who.SERVER, retry=True)
 UNMATCHED_TOPIC = Refusal("unmatched topic", 400, Who.CLIENT, retry=False)
 EVENT_TOO_LONG = Refusal("event too long", 400, Who.CLIENT, retry=False)
 BAD_EVENT = Refusal("reserved event", 400, Who.CLIENT, retry=False)
+COLON_IN_EVENT = Refusal("colon in event", 400, Who.CLIENT, retry=False)
+"""On Redis it would be an event of another topic, which the client may have no right to speak for."""
 
 
 def refused_by(reason: str) -> Refusal:

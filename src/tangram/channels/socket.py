@@ -32,6 +32,7 @@ from tangram.channels.disconnects import (
     ABUSE,
     BAD_EVENT,
     BUSY,
+    COLON_IN_EVENT,
     EVENT_TOO_LONG,
     REF_TOO_LONG,
     TOO_MANY_JOINS,
@@ -158,6 +159,7 @@ class Socket:
             or event in _CONTROL
             or topic == PHOENIX
             or len(event) > SHORT
+            or ":" in event
         ):
             return None
         self.frames += 1
@@ -288,6 +290,8 @@ class Socket:
             return self._refuse(message, UNMATCHED_TOPIC)
         if len(message.event) > SHORT and len(message.event.encode()) > MAX_FIELD:
             return self._refuse(message, EVENT_TOO_LONG)
+        if ":" in message.event:
+            return self._refuse(message, COLON_IN_EVENT)
         wanted = self.push_replies and message.ref is not None
         reply = Reply(message.join_ref, message.ref, message.topic) if wanted else None
         return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply)]

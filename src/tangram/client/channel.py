@@ -74,16 +74,20 @@ class Channel:
     async def push(self, event: str, payload: Any = None, *, timeout: float = TIMEOUT) -> Any:
         """Send, wait for the reply, and return its ``response``. Bytes are sent as they are.
 
-        Raises Refused (the server's reason), ChannelClosed, or trio.TooSlowError. Waits while the channel is
-        joined anew.
+        Raises Refused (the server's reason), ChannelClosed, or trio.TooSlowError; ValueError for an event
+        with a colon, which no server takes. Waits while the channel is joined anew.
         """
+        _check(event)
         with trio.fail_after(timeout):
             await self.wait_joined()
             reply = await self._socket.call(self._message(event, payload))
         return _response(reply)
 
     async def push_nowait(self, event: str, payload: Any = None) -> None:
-        """Send without asking for a reply. Raises ChannelClosed if there is no connection."""
+        """Send without asking for a reply. Raises ChannelClosed if there is no connection, and ValueError for
+        an event with a colon.
+        """
+        _check(event)
         await self._socket.send(self._message(event, payload))
 
     def _message(self, event: str, payload: Any) -> Message:
@@ -213,6 +217,11 @@ class Channel:
             else:
                 self.presence.pop(id_, None)
         self._tell()
+
+
+def _check(event: str) -> None:
+    if ":" in event:
+        raise ValueError(f"the event {event!r} holds a colon, which would make it part of the topic")
 
 
 def _response(reply: Mapping[str, Any]) -> Any:

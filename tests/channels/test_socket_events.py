@@ -1,0 +1,28 @@
+"""Events that the socket machine takes from nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from tangram.channels.frames import Message
+from tangram.channels.socket import Authorize
+from tests.channels.test_socket import Client, error, from_channels
+
+
+@pytest.mark.parametrize("event", ["staff:delete", "staff:phx_join", ":", "staff:"])
+def test_an_event_cannot_speak_for_another_topic(event: str) -> None:
+    """One with a colon would be read as another topic's: it is refused, as text and as bytes, also behind a
+    join, and published nowhere."""
+    client = Client()
+    (request,) = client.say("1", "1", "obs", "phx_join", {})
+    assert client.say("1", "2", "obs", event, {}) == []
+    assert isinstance(request, Authorize)
+    effects = client.socket.authorized(request, "alice")
+    assert [name for name, _ in from_channels(effects)] == ["from:obs:phx_join"]
+    assert client.heard()[-1] == error("1", "2", "obs", "colon in event")
+
+    for binary in (False, True):
+        message = Message("1", "3", "obs", event, b"{}", binary)
+        assert client.socket.push(message) is None
+        assert client.socket.receive(message) == []
+        assert client.heard() == [error("1", "3", "obs", "colon in event")]
