@@ -77,6 +77,7 @@ async def session():
 
 
 said: list[str] = []
+go_on = asyncio.Event()
 
 
 @router.get("/who")
@@ -139,6 +140,23 @@ async def echo(request: Request, later: BackgroundTasks):
     body = await request.body()
     later.add_task(said.append, "later")
     return Response(body, media_type="application/octet-stream", headers={"x-length": str(len(body))})
+
+
+@router.get("/behind")
+async def behind(later: BackgroundTasks):
+    async def wait():
+        await go_on.wait()
+        said.append("behind")
+        raise LookupError("behind the answer")
+
+    later.add_task(wait)
+    return "begun"
+
+
+@router.get("/go-on")
+async def release():
+    go_on.set()
+    return "ok"
 
 
 @router.get("/broken")
@@ -207,6 +225,27 @@ async def test_streams_files_and_bodies(shop: tuple[RunningTangram, Any]) -> Non
     assert "later" in module.said
     assert (await http.get("/shop/state")).json() == {"same": []}
     assert (await http.head("/shop/file")).status_code == 405
+
+
+async def test_a_background_task_holds_up_nobody(shop: tuple[RunningTangram, Any]) -> None:
+    """The next request on the same connection is answered while it runs; what it raises is in the log."""
+    tangram, module = shop
+    address = httpx.URL(tangram.url)
+    stream = await trio.open_tcp_stream(address.host, address.port or 80)
+    async with stream:
+        with structlog.testing.capture_logs() as logs, trio.fail_after(5):
+            for path, text in (("behind", b"begun"), ("go-on", b"ok")):
+                await stream.send_all(b"GET /shop/%b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
+                heard = b""
+                while text not in heard:
+                    heard += await stream.receive_some()
+            while not logs:
+                await tangram.http.get("/-/healthz")
+
+    (told,) = logs
+    assert module.said == ["behind"]
+    assert (told["event"], told["route"]) == ("a handler failed", "/shop/behind")
+    assert str(told["exc_info"]) == "behind the answer"
 
 
 async def test_a_client_that_goes_ends_the_handler(shop: tuple[RunningTangram, Any]) -> None:

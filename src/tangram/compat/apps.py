@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -38,6 +39,10 @@ _EXCHANGE = "tangram.exchange"
 
 HANDLER_SECONDS = 1.0
 """What a handler gets to end when its client has gone or the server stops."""
+
+MAX_TAILS = 100
+"""Handlers of a plugin that may go on behind their answers, as background tasks do; with more, the connection
+waits, so that nobody can pile them up."""
 
 
 class Hosting(Protocol):
@@ -74,7 +79,6 @@ class FastApp:
         self._host = host
         self._app: FastAPI = FastAPI(title=host.name, docs_url=None, redoc_url=None, openapi_url=None)
         self._openapi: Mapping[str, Any] | None = None
-        self._reported: Exception | None = None
 
         async def failed(request: Request, error: Exception) -> JSONResponse:
             number = self._report(request.scope, error)
@@ -115,23 +119,28 @@ class FastApp:
             await _come_back(error, scope, send)
             return
         setattr(self._app.state, STATE, state)
+        scope = {**scope, _EXCHANGE: exchange}
+        failed = partial(self._failed, scope)
         try:
-            await exchange.run(self._app, {**scope, _EXCHANGE: exchange})
+            await exchange.run(self._app, scope, failed)
         except IslandClosed as error:
             if exchange.started:
                 raise ResponseAborted(str(error)) from None
             await _come_back(error, scope, send)
         # FastAPI answers what it can, and raises it again in any case.
         except Exception as error:  # noqa: BLE001
-            if error is not self._reported:
-                self._report({**scope, _EXCHANGE: exchange}, error)
-            self._reported = None
+            failed(error)
             if not exchange.ended and not exchange.gone:
                 raise ResponseAborted(f"the response of {scope['path']!r} broke off") from None
 
+    def _failed(self, scope: Mapping[str, Any], error: Exception) -> None:
+        # What FastAPI has answered was told then.
+        if error is not scope[_EXCHANGE].reported:
+            self._report(scope, error)
+
     def _report(self, scope: Mapping[str, Any], error: Exception) -> str:
         number = secrets.token_hex(8)
-        self._reported = error
+        scope[_EXCHANGE].reported = error
         if scope[_EXCHANGE].gone:
             return number  # what follows from that is nobody's failure
         log.error(
@@ -149,7 +158,9 @@ class _Exchange:
     """One request between an engine on Trio and an ASGI application on an island.
 
     The application's ``receive`` and ``send`` are orders to the request's own Trio task, which carries them
-    out and answers with a future: nothing is shared, and cancelling either side ends the other.
+    out and answers with a future: nothing is shared, and cancelling either side ends the other. Once the
+    answer is whole, the application goes on alone, as the plugin's own, and the connection has its next
+    request: background tasks are what is left of it then.
     """
 
     def __init__(self, resident: Resident, receive: Receive, send: Send) -> None:
@@ -162,9 +173,14 @@ class _Exchange:
         """Its client has gone."""
         self.ended = False
         """Its answer is whole."""
+        self.reported: Exception | None = None
+        """What was logged of it."""
         self._orders, self._todo = trio.open_memory_channel[tuple[str, Any, Any]](16)
 
-    async def run(self, app: Callable[..., Any], scope: dict[str, Any]) -> None:
+    async def run(self, app: Callable[..., Any], scope: Scope, failed: Callable[[Exception], None]) -> None:
+        """Until the answer is whole, or the application has ended without one. ``failed`` is told what it
+        raises afterwards.
+        """
         task = self._resident.spawn(
             app, scope, self._aio_receive, self._aio_send, name=f"request {scope['path']}"
         )
@@ -174,13 +190,21 @@ class _Exchange:
                 async for what, message, answer in self._todo:
                     if what == "send":
                         await self._carry_out(answer, self._send, message)
+                        self.ended = not self.gone and _is_last(message)
+                        if self.ended:
+                            break
                     else:
                         nursery.start_soon(self._carry_out, answer, self._receive)
                 nursery.cancel_scope.cancel()
         finally:
             self._orders.close()
+            if self.ended:
+                self._settle_rest()
             self._todo.close()
-            await self._resident.wait(task, stop_timeout=HANDLER_SECONDS)
+            if self.ended and len(self._resident.tails) < MAX_TAILS:
+                self._resident.let_go(task, failed)
+            else:
+                await self._resident.wait(task, stop_timeout=HANDLER_SECONDS)
 
     async def _carry_out(self, answer: asyncio.Future[Any], function: Callable[..., Any], *args: Any) -> None:
         try:
@@ -190,25 +214,49 @@ class _Exchange:
             if not answer.done():
                 answer.set_exception(OSError(f"the client has gone: {error}"))
             return
+        except trio.Cancelled:
+            if self.ended and not answer.done():
+                answer.set_result(_DISCONNECT)
+            raise
         if not answer.done():
             answer.set_result(result)
 
+    def _settle_rest(self) -> None:
+        """Answer what was ordered beside the last piece: nobody carries it out any more."""
+        while True:
+            try:
+                what, _, answer = self._todo.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+            if answer.done():
+                continue
+            if what == "receive":
+                answer.set_result(_DISCONNECT)
+            else:
+                answer.set_exception(OSError(_COMPLETE))
+
     async def _aio_receive(self) -> Any:
-        return await self._order("receive", None)
+        return _DISCONNECT if self.ended else await self._order("receive", None)
 
     async def _aio_send(self, message: Any) -> None:
         self.started = True
         await self._order("send", message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.ended = True
 
     async def _order(self, what: str, message: Any) -> Any:
         answer = self._resident.island.loop.create_future()
         try:
             self._orders.send_nowait((what, message, answer))
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            raise OSError("the client has gone") from None
+            raise OSError(_COMPLETE if self.ended else "the client has gone") from None
         return await answer
+
+
+_DISCONNECT: Any = {"type": "http.disconnect"}
+_COMPLETE = "the response is complete"
+
+
+def _is_last(message: Any) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 async def _come_back(error: IslandClosed, scope: Scope, send: Send) -> None:

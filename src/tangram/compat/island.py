@@ -121,6 +121,8 @@ class Resident:
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.gone: dict[asyncio.Task[Any], trio.Event] = {}
         """Tasks that somebody on the Trio side waits for."""
+        self.tails: set[asyncio.Task[Any]] = set()
+        """Tasks whose callers have got what they wanted: `let_go`."""
         self.opened: weakref.WeakSet[Any] = weakref.WeakSet()
         """Transports, servers and child processes."""
         _residents.add(self)
@@ -159,6 +161,20 @@ class Resident:
         finally:
             self.gone.pop(task, None)
         return self._result(task)
+
+    def let_go(self, task: asyncio.Task[Any], failed: Callable[[Exception], None]) -> None:
+        """Nobody waits for a spawned task any more: it ends by itself, or with this plugin at the latest.
+        *failed* is told what it raises.
+        """
+        self.tails.add(task)
+
+        def over(_task: asyncio.Task[Any]) -> None:
+            self.tails.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
+                failed(error)
+
+        task.add_done_callback(over)
 
     def _result(self, task: asyncio.Task[Any]) -> Any:
         if not task.done() or (task.cancelled() and self.closed):
