@@ -59,6 +59,7 @@ class Channel:
         self._events: deque[Event] = deque()
         self._closed: ChannelClosed | None = None
         self._joined = False
+        self._leaving = False
         self._changed = trio.Condition()
         self._early_diffs: list[Mapping[str, Any]] | None = []
         self._news = trio.Event()
@@ -70,6 +71,11 @@ class Channel:
     @property
     def closed(self) -> bool:
         return self._closed is not None
+
+    @property
+    def wants_join(self) -> bool:
+        """Whether it should be joined again: it is not, and nobody leaves or has closed it."""
+        return not self._joined and not self._leaving and self._closed is None
 
     async def push(self, event: str, payload: Any = None, *, timeout: float = TIMEOUT) -> Any:
         """Send, wait for the reply, and return its ``response``. Bytes are sent as they are.
@@ -97,6 +103,7 @@ class Channel:
 
     async def leave(self, *, timeout: float = TIMEOUT) -> None:
         """Leave for good."""
+        self._leaving = True
         with trio.fail_after(timeout):
             message = Message(self._join_ref, None, self.topic, LEAVE, b"{}")
             try:

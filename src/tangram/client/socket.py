@@ -106,7 +106,7 @@ class ClientSocket:
         self._settings = settings
         self._connection: WebSocketConnection | None = None
         self._channels: dict[str, Channel] = {}
-        self._rejoining: set[str] = set()
+        self._rejoining: set[Channel] = set()
         self._waiting: dict[str, _Waiter] = {}
         self._closing: trio.Event | None = None
         self._given_up = False
@@ -198,16 +198,18 @@ class ClientSocket:
 
     def rejoin(self, channel: Channel, *, at_once: bool = False) -> None:
         """Join again, after a delay that grows."""
-        if channel.topic not in self._rejoining:
-            self._rejoining.add(channel.topic)
+        if channel not in self._rejoining:
+            self._rejoining.add(channel)
             self._nursery.start_soon(self._rejoin, channel, at_once)
 
     async def _rejoin(self, channel: Channel, at_once: bool) -> None:
         attempt = 0
         try:
-            while self._channels.get(channel.topic) is channel and not channel.joined:
+            while self._is_due(channel):
                 if not (at_once and attempt == 0):
                     await trio.sleep(REJOIN_DELAYS[min(attempt, len(REJOIN_DELAYS) - 1)])
+                    if not self._is_due(channel):
+                        return  # left meanwhile: joined now, it would have a member that nobody holds
                 attempt += 1
                 if self._connection is None:
                     return
@@ -216,7 +218,10 @@ class ClientSocket:
                 except (Refused, trio.TooSlowError, ChannelClosed) as error:
                     log.info("rejoin failed", topic=channel.topic, cause=str(error))
         finally:
-            self._rejoining.discard(channel.topic)
+            self._rejoining.discard(channel)
+
+    def _is_due(self, channel: Channel) -> bool:
+        return self._channels.get(channel.topic) is channel and channel.wants_join
 
     # The connection.
 

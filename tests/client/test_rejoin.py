@@ -1,0 +1,94 @@
+"""When a channel is joined again, on a connection that is a fake."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+from trio.testing import MockClock
+
+from tangram.channels import codec
+from tangram.channels.frames import TEXT, Message
+from tangram.client.socket import ClientSocket
+
+
+class Server:
+    """Answers every frame with ok, after ``delay`` seconds, and remembers what came."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.heard: list[tuple[str, str | None]] = []
+        self.delay = 0.0
+        self.socket = ClientSocket(
+            "ws://nowhere", nursery, reconnect=True, heartbeat=30, rng=random.Random(1), ssl_context=None
+        )
+        self.socket._connection = self  # type: ignore[assignment]  # all that is asked of it is below
+        self._nursery = nursery
+
+    async def send_message(self, frame: str | bytes) -> None:
+        data = frame.encode() if isinstance(frame, str) else frame
+        message = codec.decode(TEXT, data)
+        self.heard.append((message.event, message.join_ref))
+        self._nursery.start_soon(self._answer, message)
+
+    async def _answer(self, message: Message) -> None:
+        await trio.sleep(self.delay)
+        payload = b'{"status":"ok","response":{"id":"me"}}'
+        self.say("phx_reply", message.topic, message.join_ref, message.ref, payload)
+
+    def say(
+        self, event: str, topic: str, join_ref: str | None, ref: str | None = None, payload: bytes = b"{}"
+    ) -> None:
+        self.socket._dispatch(Message(join_ref, ref, topic, event, payload))
+
+
+async def test_after_an_error_a_channel_is_joined_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """A second later, under a new ref; another error meanwhile makes it no second join."""
+    server = Server(nursery)
+    channel = await server.socket.join("obs")
+    server.say("phx_error", "obs", None)
+    server.say("phx_error", "obs", None)
+    await trio.sleep(5)
+
+    assert channel.joined
+    assert server.heard == [("phx_join", "1"), ("phx_join", "2")]
+
+
+async def test_a_channel_that_was_left_is_not_joined_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Not after the leave, nor while it waits for its answer: the server would keep a member that nobody
+    holds."""
+    server = Server(nursery)
+    channel = await server.socket.join("obs")
+    server.say("phx_error", "obs", None)
+    await channel.leave()
+    slow = await server.socket.join("slow")
+    server.say("phx_error", "slow", None)
+    server.delay = 3.0
+    await slow.leave()
+    await trio.sleep(20)
+
+    assert [event for event, _ in server.heard] == ["phx_join", "phx_leave"] * 2
+    assert not channel.joined
+
+
+async def test_a_rejoin_that_is_due_leaves_the_next_channel_of_its_topic_alone(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """The topic's new channel is neither joined over nor kept from its own rejoin."""
+    server = Server(nursery)
+    old = await server.socket.join("obs")
+    server.say("phx_error", "obs", None)
+    await trio.sleep(0.5)
+    new = await server.socket.join("obs")
+    server.say("phx_error", "obs", None)
+    await trio.sleep(0.6)
+    assert server.heard[-1] == ("phx_join", new._join_ref)
+    assert server.heard.count(("phx_join", new._join_ref)) == 1
+    await trio.sleep(20)
+
+    assert old.closed
+    assert new.joins == 2
+    assert [event for event, _ in server.heard] == ["phx_join", "phx_leave", "phx_join", "phx_join"]
