@@ -231,6 +231,61 @@ async def test_client_that_answers_no_ping_is_given_up(clock: Clock) -> None:
         await client.aclose()
 
 
+async def test_client_that_nobody_reads_from_is_not_given_up(clock: Clock) -> None:
+    """While reading pauses because the application is behind, its pongs cannot be heard; it is pinged all the
+    same, and when the application goes on, everything is there."""
+    go = trio.Event()
+    got: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go.wait()
+        while len(got) < 40:
+            got.append((await receive())["text"])
+        await send({"type": "websocket.send", "text": "all of it"})
+        await receive()
+
+    async with serving("native", app, ping_interval=3.0) as server:
+        client = await open_socket(server, "/ws")
+        for number in range(40):
+            await client.send(str(number))
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        for _ in range(10):  # each answered by a pong that nobody reads
+            assert (await client.frame()).opcode is Opcode.PING
+        go.set()
+
+        assert await client.receive() == b"all of it"
+        assert got == [str(number) for number in range(40)]
+        await client.aclose()
+
+
+async def test_client_that_goes_while_nobody_reads_is_noticed(clock: Clock) -> None:
+    """It is given up after three ping intervals, as one that is silent; until then what it said last can be
+    read."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:  # until that raises
+            await trio.sleep(1)
+            await send({"type": "websocket.send", "text": ""})
+
+    async with serving("native", app, ping_interval=3.0) as server:
+        client = await open_socket(server, "/ws")
+        for _ in range(40):
+            await client.send("x")
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await client.stream.send_eof()
+        await trio.sleep(8)
+        assert server.engine.statistics().connections == 1
+        await trio.sleep(4)
+
+        assert server.engine.statistics().connections == 0
+        assert server.engine.statistics().failed == 0
+        await client.aclose()
+
+
 async def test_stop_says_goodbye(clock: Clock) -> None:
     """At a stop the client gets the close frame of the stop, and the application its disconnect."""
     heard: list[str] = []

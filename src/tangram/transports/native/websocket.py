@@ -16,7 +16,7 @@ import trio
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
-from tangram.transports.engine import ClientGone, Message, Scope, failures_of
+from tangram.transports.engine import ClientGone, Message, Scope, failures_of, has_hung_up
 from tangram.transports.native.connection import HttpConnection
 from tangram.transports.native.exchange import AHEAD_BYTES, only_gone
 from tangram.transports.native.frames import CONTROL, Frames
@@ -34,7 +34,9 @@ QUEUED_BYTES: Final = 262_144
 """Bytes of them, whatever their number: 16 messages of the largest size would be 256 MiB."""
 
 UNHEARD: Final = 3
-"""Ping intervals after which a client that has not answered is taken for gone."""
+"""Ping intervals after which a client that has not answered is taken for gone, unless nobody reads its
+answers.
+"""
 
 CLOSE_TIME: Final = 2.0
 """Seconds that a client has to answer our close frame."""
@@ -57,6 +59,7 @@ class AppSocket:
         self._scope = scope
         self._ping_interval = ping_interval
         self._seen = self._pinged = trio.current_time()
+        self._paused = False
         self._nursery: trio.Nursery | None = None
         self._accepted = False
         self._connected = False
@@ -78,9 +81,14 @@ class AppSocket:
             self._nursery.start_soon(self._close, code, "")
 
     def tick(self, now: float) -> None:
+        last = max(self._pinged, self._seen)
+        if self._paused and not has_hung_up(self._connection.sock):
+            # Its pongs lie unread because the application is behind, which says nothing of the client. Pings
+            # still go out: what nobody acknowledges makes the system give the connection up.
+            self._seen, last = now, self._pinged
         if now - self._seen >= UNHEARD * self._ping_interval:
             self._connection.abort()
-        elif self._nursery is not None and now - max(self._pinged, self._seen) >= self._ping_interval:
+        elif self._nursery is not None and now - last >= self._ping_interval:
             self._pinged = now
             self._nursery.start_soon(self._ping)
 
@@ -125,7 +133,7 @@ class AppSocket:
             if self._protocol.state is OPEN:
                 await self._close(INTERNAL_ERROR, "")
             with trio.move_on_after(CLOSE_TIME):
-                while not self._gone:
+                while not (self._gone or connection.closed):
                     self._wake_app = trio.Event()
                     await self._wake_app.wait()
 
@@ -170,7 +178,9 @@ class AppSocket:
                     return
                 while len(self._inbox) >= QUEUED_MESSAGES or self._queued >= QUEUED_BYTES:
                     self._wake_reader = trio.Event()
+                    self._paused = True
                     await self._wake_reader.wait()
+                    self._paused = False
                 left = NEVER if self._end_at == NEVER else max(0.0, self._end_at - trio.current_time())
                 data = await connection.read(left)
                 if not data:
