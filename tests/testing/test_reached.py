@@ -64,3 +64,14 @@ def test_events_tell_strategy_back_off_and_escalation() -> None:
         "escalation: the root gave up",
         "a crash while a restart was going on",
     }
+
+
+def test_sets_of_runs_within_each_other_are_two_although_they_reached_the_same() -> None:
+    """The end of the inner one ends that one alone."""
+    with collecting() as outer:
+        with collecting() as inner:
+            sometimes("both")
+        sometimes("the outer alone")
+
+    assert inner.counts == {"both": 1}
+    assert outer.counts == {"both": 1, "the outer alone": 1}

@@ -19,7 +19,7 @@ from tangram.supervision.spec import Kind, Strategy
 __all__ = ["SUPERVISION", "Reached", "collecting", "observe", "sometimes"]
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Reached:
     """What a set of runs reached."""
 
