@@ -211,3 +211,15 @@ async def test_what_a_plugin_may_break_is_named_and_exists(autojump_clock: MockC
     """``but`` takes invariants alone."""
     with pytest.raises(ValueError, match=r"no invariant \['leaks'\]: expected some of nothing_left_alive"):
         await check_plugin(Plugin(), fakes=True, but={"leaks": "on purpose"})
+
+
+@pytest.mark.slow
+async def test_a_service_that_has_nothing_to_do_conforms(autojump_clock: MockClock) -> None:
+    """One that returns before it has started has done its work; that is no clean-up that raises."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def optional(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        await trio.lowlevel.checkpoint()  # it has looked, and there is no device
+
+    await check_plugin(plugin, fakes=True)
