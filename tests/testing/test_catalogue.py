@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from tangram import BackendState, Plugin
-from tangram.testing import FAULTS, Chaos, InvariantBroken, open_tangram
+from tangram.bus.urls import parse_url
+from tangram.testing import FAULTS, Chaos, InvariantBroken, RunningTangram, open_broker, open_tangram
 from tangram.testing.catalogue import Fault
 from tangram.testing.faults import Charge, NothingToStrike, StruckAlready
 from tests.app.helpers import Journal, make_plugin
@@ -360,3 +361,47 @@ async def test_two_at_once_may_be_told_as_one_crash_and_a_late_end(autojump_cloc
         chaos = Chaos(running)
         for _ in range(2):
             assert (await chaos.strike("two_at_once")).outcome == "up"
+
+
+PARTS = [
+    "redis://:p%40ss@127.0.0.1:{port}",
+    "redis://me:p:w@127.0.0.1:{port}/2",
+    "redis://127.0.0.1:{port}/?db=1",
+]
+"""What may stand in a URL beside host and port."""
+
+
+@pytest.mark.parametrize("url", PARTS)
+async def test_a_fault_before_redis_takes_any_url_of_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """The proxy leads to host and port, whatever else the URL says."""
+    async with open_tangram(fakes=True) as running:
+        port = parse_url(running.redis_url).port
+        monkeypatch.setattr(RunningTangram, "redis_url", url.format(port=port))
+        struck = await Chaos(running).strike("redis_reset")
+
+    assert struck.outcome == "up"
+
+
+@pytest.mark.parametrize("url", ["unix:///run/valkey.sock", "rediss://127.0.0.1:6380"])
+async def test_a_redis_before_which_no_proxy_can_stand_is_nothing_to_strike(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """There is no way of the network that could be spoilt, or none that would be taken."""
+    async with open_tangram(fakes=True) as running:
+        monkeypatch.setattr(RunningTangram, "redis_url", url)
+        chaos = Chaos(running)
+        with pytest.raises(NothingToStrike, match=r"redis is reached (through a unix socket|by TLS)"):
+            await chaos.strike("redis_reset")
+
+        assert not chaos.detoured
+
+
+@pytest.mark.slow
+async def test_a_fault_before_a_redis_with_a_password_and_a_database() -> None:
+    """A real one, which asks for both."""
+    with open_broker(password="p@ss/w:rd") as broker:
+        config = {"core": {"redis_url": f"{broker.url}/3"}}
+        async with open_tangram([make_quick_plugin()], {**SHORT, **config}) as running:
+            assert (await Chaos(running).strike("redis_reset")).outcome == "up"

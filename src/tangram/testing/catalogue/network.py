@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from tangram.bus.urls import parse_url
 from tangram.client import Channel
 from tangram.testing.catalogue.base import Chaos, fault
 from tangram.testing.catalogue.witness import (
@@ -17,7 +18,7 @@ from tangram.testing.catalogue.witness import (
     publishes,
     timed_publish,
 )
-from tangram.testing.faults import StruckAlready
+from tangram.testing.faults import NothingToStrike, StruckAlready
 from tangram.testing.proxy import Proxy, open_proxy
 
 __all__ = ["before_redis", "before_web"]
@@ -65,13 +66,15 @@ async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
     """The bus reaches Redis through a proxy; at the end it dials directly again.
 
     Raises:
-        StruckAlready: it goes through one of another fault.
+        NothingToStrike: no proxy can stand before this Redis.
+        StruckAlready: the bus goes through one of another fault.
     """
+    way = _way_to_redis(chaos)
     if chaos.detoured:
         raise StruckAlready("the way to redis leads through the proxy of another fault")
     chaos.detoured = True
     try:
-        async with _on_the_way(chaos) as proxy:
+        async with _on_the_way(chaos, *way) as proxy:
             yield proxy
     finally:
         chaos.detoured = False
@@ -79,12 +82,20 @@ async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
     await chaos.wait_bus()
 
 
+def _way_to_redis(chaos: Chaos) -> tuple[str, int]:
+    address = parse_url(chaos.tangram.redis_url)
+    if address.path:
+        raise NothingToStrike("redis is reached through a unix socket: there is no network before it")
+    if address.tls:
+        raise NothingToStrike("redis is reached by TLS: a proxy's name is not in its certificate")
+    return address.host, address.port
+
+
 @asynccontextmanager
-async def _on_the_way(chaos: Chaos) -> AsyncIterator[Proxy]:
-    host, _, port = chaos.tangram.redis_url.rpartition("://")[2].rpartition(":")
+async def _on_the_way(chaos: Chaos, host: str, port: int) -> AsyncIterator[Proxy]:
     line = chaos.tangram.line
-    async with open_proxy(host, int(port), seed=chaos.rng.randrange(1 << 30)) as proxy:
-        line.lead(to=(host, int(port)), through=(proxy.host, proxy.port))
+    async with open_proxy(host, port, seed=chaos.rng.randrange(1 << 30)) as proxy:
+        line.lead(to=(host, port), through=(proxy.host, proxy.port))
         try:
             with trio.fail_after(WAY_SECONDS):
                 while proxy.connections < 2:  # one that listens, one that publishes
