@@ -62,7 +62,11 @@ PLANTED: dict[str, list[Evidence]] = {
     "memory_per_slow_client": [Evidence(backlogs=[0, 300_000, 5], backlog_bound=262_144)],
     "steady_in_time": [Evidence(healed={"crash_bus": 31.0})],
     "ends_as_promised": [Evidence(unkept=["broker_stop: a message was lost"])],
-    "no_secret_in_logs": [Evidence(logs=[{"event": "x", "headers": {"a": ["s3cret"]}}], secrets=["s3cret"])],
+    "no_secret_in_logs": [
+        Evidence(logs=[{"event": "x", "headers": {"a": ["s3cret"]}}], secrets=["s3cret"]),
+        Evidence(logs=[{"event": r"the password is s3\cr\et"}], secrets=[r"s3\cr\et"]),
+        Evidence(logs=[{"error": ValueError(repr(r"s3\cr'et"))}], secrets=[r"s3\cr'et"]),
+    ],
     "comes_to_rest": [
         Evidence(steady=False),
         Evidence(events=[event("crashed", "bus", cause=None)]),

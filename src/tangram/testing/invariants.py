@@ -379,7 +379,7 @@ def no_secret_in_logs(evidence: Evidence) -> Iterator[str]:
     """No log record holds a secret, in whatever place."""
     for line in evidence.logs or ():
         text = repr(line)
-        if any(secret and secret in text for secret in evidence.secrets):
+        if any(secret and (secret in text or _is_quoted(secret, text)) for secret in evidence.secrets):
             yield f"the log record {line.get('event')!r} holds a secret"
 
 
@@ -418,6 +418,14 @@ def comes_to_rest(evidence: Evidence) -> Iterator[str]:
     for event in evidence.events:
         if event.kind in {"gave_up", "quarantined", "crashed"} and not event.cause:
             yield f"{event.kind} of {_name(event)} tells no cause"
+
+
+def _is_quoted(secret: str, text: str) -> bool:
+    """Whether it stands there with more backslashes than it has: each quoting puts some before its own, and
+    before quotes.
+    """
+    bare = secret.replace("\\", "")
+    return "\\" in text and bare != "" and bare in text.replace("\\", "")
 
 
 def _name(event: SupervisionEvent) -> str:
