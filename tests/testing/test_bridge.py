@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tangram.testing import bridge, crossing
-from tangram.testing.bridge import Bridge, Entered, threaded_tangram
+from tangram.testing.bridge import Bridge, Entered, chaos_of, threaded_tangram
 from tangram.testing.crossing import ServerLoopEnded
 
 pytestmark = pytest.mark.slow
@@ -143,6 +143,30 @@ def test_an_answer_that_streams_is_read_over_there(*, asynchronous: bool) -> Non
                 body = b"".join(answer.aiter_bytes())
 
     assert b"ok" in body
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_web_port_in_memory_is_reached_from_outside(*, asynchronous: bool) -> None:
+    """Channel clients and faults come to it from another thread, too, and dial nobody else."""
+    with serving(asynchronous=asynchronous, memory_port=True) as (server, _, _):
+        chaos = chaos_of(server)
+
+        async def main() -> object:
+            told = await server.http.post("/token", json={"channel": "news"})
+            async with server.open_socket() as client:
+                channel = await client.join("news", token=told.json()["token"])
+                await channel.push("wave", {})
+            return await chaos.strike("browser_expired_token")
+
+        if asynchronous:
+            struck: Any = asyncio.run(main())
+        else:
+            told = server.http.post("/token", json={"channel": "news"})
+            with server.open_socket() as client:
+                client.join("news", token=told.json()["token"]).push("wave", {})
+            struck = chaos.strike("browser_expired_token")
+
+    assert struck.outcome == "up"
 
 
 def end(server: Bridge) -> None:

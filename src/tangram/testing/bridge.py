@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -262,7 +263,7 @@ class _Thread:
                 chaos = Chaos(running, **self._chaos)
                 await stack.enter_async_context(chaos.striking(*self._faults))
             nursery = await stack.enter_async_context(trio.open_nursery())
-            self.made = running, FarLoop(self._token, nursery, self._where)
+            self.made = running, FarLoop(self._token, nursery, self._where, copy_context())
             self._ready.set()
             await self._over.wait()
             nursery.cancel_scope.cancel()

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 import attrs
@@ -49,6 +50,8 @@ class FarLoop:
     """Calls are its tasks."""
     where: Callable[[], str]
     """Tells where the loop stands, for messages."""
+    context: Context
+    """In which calls are made: there `tangram.client` reaches a web port in memory."""
 
 
 class Crossing:
@@ -143,7 +146,8 @@ class Crossing:
         """Over there."""
         self._begun.set()
         try:
-            self._loop.nursery.start_soon(self._run)
+            # Who has been called by a token is in no context of the server's.
+            self._loop.context.run(self._loop.nursery.start_soon, self._run)
         except RuntimeError:  # it is closed: the server ends
             self._outcome.set_exception(ServerLoopEnded())
 
