@@ -169,6 +169,17 @@ def test_a_web_port_in_memory_is_reached_from_outside(*, asynchronous: bool) -> 
     assert struck.outcome == "up"
 
 
+def test_what_is_set_is_set_over_there() -> None:
+    """Nothing is kept on the bridge, where nobody would read it."""
+    with serving(asynchronous=False) as (server, _, _):
+        server.planned = True
+
+        assert server.planned is True
+        assert server._target.planned is True
+        with pytest.raises(AttributeError):
+            server.url = "http://elsewhere"
+
+
 def end(server: Bridge) -> None:
     """The server's loop comes to its end by itself."""
     loop = server._far.loop

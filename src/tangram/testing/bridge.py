@@ -100,9 +100,16 @@ class Bridge:
     Plain values come as they are; methods, also coroutine methods, are called over there.
     """
 
+    _target: Any
+    _far: Far
+
     def __init__(self, target: Any, far: Far) -> None:
-        self._target = target
-        self._far = far
+        object.__setattr__(self, "_target", target)
+        object.__setattr__(self, "_far", far)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Over there, as it is read: what the bridge kept to itself, nobody would see."""
+        self._far.look(setattr, self._target, name, value)
 
     def __repr__(self) -> str:
         return f"<Bridge to {self._target!r}>"
