@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import signal
 import socket
@@ -341,3 +342,21 @@ async def test_a_fault_that_was_interrupted_is_told_as_such(autojump_clock: Mock
 
     assert [one.outcome for one in campaign.struck] == ["interrupted"]
     assert campaign.interrupted
+
+
+async def test_a_fault_that_is_named_twice_is_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot strike the campaign is over, and does not go on drawing it without a pause."""
+    drawn, sample = [], random.Random.sample
+
+    def count(rng: random.Random, names: list[str], size: int) -> list[str]:
+        drawn.append(names)
+        assert len(drawn) < 9, "it draws again and again"
+        return sample(rng, names, size)
+
+    monkeypatch.setattr(random.Random, "sample", count)
+    campaign = await run_campaign(duration=1.0, faults=["crash_plugin", "crash_plugin"], fakes=True)
+
+    assert campaign.skipped == {"crash_plugin": "no plugin runs that could be struck"}
+    assert drawn == [["crash_plugin"]]

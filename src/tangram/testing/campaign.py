@@ -206,7 +206,7 @@ def no_such_fault(name: str) -> str:
 
 
 def _chosen(faults: Sequence[str], only: str | None) -> list[str]:
-    names = list(faults) or sorted(FAULTS)
+    names = list(dict.fromkeys(faults)) or sorted(FAULTS)
     for name in names:
         if name not in FAULTS:
             raise LookupError(no_such_fault(name))
