@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tangram.cli import chaos as command
+from tangram.config import Config
+from tangram.testing import RunningTangram, campaign, open_tangram
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +76,53 @@ def test_without_a_terminal_there_is_a_line_for_each_fault(tmp_path: Path) -> No
     assert len(lines) >= 2
     assert all(re.fullmatch(r" +\d+\.\d s  crash_(web|plugin) +up after \d+ ms", line) for line in lines)
     assert done.stdout.startswith(f"{len(lines)} faults, seed 0: held; see ")
+
+
+TLS = Path(__file__).parents[1] / "transports" / "tls"
+
+PLUGIN = "tangram_example_publish"
+CONFIGURED: dict[str, tuple[str, Callable[[Config], object]]] = {
+    "a longer back-off": (
+        "[supervisor]\nbackoff_initial = 0.5\nstop_timeout = 4.5\n",
+        lambda config: config.supervisor.stop_timeout == 4.5,
+    ),
+    "a folder beside the file": (
+        '[server]\nfrontend = "page"\n',
+        lambda config: (config.server.frontend or "").endswith("/page"),
+    ),
+    "a date of a plugin's": (
+        f"[plugins.{PLUGIN}]\nsince = 2026-01-01\n",
+        lambda config: config.plugins[PLUGIN] == {"since": date(2026, 1, 1)},
+    ),
+    "a certificate": (
+        f"[server]\ntls_cert = '{TLS / 'cert.pem'}'\ntls_key = '{TLS / 'key.pem'}'\n",
+        lambda config: config.server.effective_engine == "hypercorn",
+    ),
+    "the environment": ("", lambda config: config.server.max_headers == 77),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGURED)
+def test_the_configured_server_is_struck(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What ``serve`` takes is taken, and the server has it; also where an editor has put a mark before it."""
+    text, wanted = CONFIGURED[what]
+    file = tmp_path / "tangram.toml"
+    file.write_text(f'\ufeff[core]\nplugins = ["{PLUGIN}"]\n{text}')
+    (tmp_path / "page").mkdir()
+    monkeypatch.setenv("TANGRAM_SERVER__MAX_HEADERS", "77")
+    monkeypatch.setattr(command, "keep_log", lambda: None)  # it is for the whole process
+    served: list[Config] = []
+
+    @asynccontextmanager
+    async def noted(*args: Any, **settings: Any) -> AsyncIterator[RunningTangram]:
+        async with open_tangram(*args, **settings) as running:
+            served.append(running.server.config)
+            yield running
+
+    monkeypatch.setattr(campaign, "open_tangram", noted)
+    status = command.run_chaos(file, seed=0, duration=0.3, faults=["crash_web"], only=None, report=None)
+
+    assert status == 0, capsys.readouterr().err
+    assert wanted(served[0])

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
+from datetime import date
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,10 +21,11 @@ import trio
 from trio.testing import MockClock
 
 from tangram import BackendState, Plugin, client
+from tangram.config import load_config, load_tables
 from tangram.errors import PluginError, Refused
 from tangram.supervision import Child
 from tangram.testing import FAULTS, Chaos, onlookers, open_tangram
-from tangram.testing.campaign import Campaign, own_tables, run_campaign
+from tangram.testing.campaign import UNLIMITED, Campaign, own_config, run_campaign
 from tangram.testing.catalogue import Fault
 from tangram.testing.faults import StruckAlready
 from tangram.testing.onlookers import Seen, looking_on
@@ -66,17 +68,62 @@ def test_the_report_is_one_file_with_a_lane_for_each_child() -> None:
     assert not re.findall(r"(src|href)=", page)
 
 
-def test_a_campaign_touches_nothing_that_is_not_its_own() -> None:
-    """Ports, state, plugins' list and another's Redis are taken out of the configuration; the rest stays."""
-    tables = {
-        "core": {"redis_url": "redis://prod", "plugins": ["x"], "log_level": "INFO"},
-        "server": {"port": 2346, "state_dir": "/var/lib/x", "max_headers": 50},
-    }
+def test_a_campaign_touches_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    """Addresses, state, TLS and another's Redis are taken out of the configuration; the rest stays."""
+    (tmp_path / "page").mkdir()
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch()
+    (tmp_path / "tangram.toml").write_text("""
+[core]
+redis_url = "redis://prod"
+plugins = ["x"]
+log_level = "DEBUG"
+[server]
+host = "0.0.0.0"
+port = 80
+state_dir = "/var/lib/x"
+frontend = "page"
+max_headers = 50
+tls_cert = "cert.pem"
+tls_key = "key.pem"
+[channel]
+host = "0.0.0.0"
+port = 81
+public_url = "https://maps.example.org"
+max_joins = 7
+[broker]
+port = 6380
+stop_timeout = 3.0
+[plugins.x]
+since = 2026-01-01
+""")
+    loaded = load_config(tmp_path / "tangram.toml", {})
 
-    own = own_tables(tables)
+    own = own_config(loaded, tmp_path / "own").config
 
-    assert own["core"] == {"log_level": "INFO"}
-    assert own["server"] == {"max_headers": 50}
+    assert own.core == attrs.evolve(loaded.config.core, redis_url=None)
+    assert (own.server.host, own.server.port) == ("127.0.0.1", 0)
+    assert own.server.state_dir == tmp_path / "own" / "state"
+    assert (own.server.tls_cert, own.server.tls_key, own.server.engine) == (None, None, "hypercorn")
+    assert (own.server.frontend, own.server.max_headers) == (str(tmp_path / "page"), 50)
+    assert (own.channel.host, own.channel.port, own.channel.public_url) == (None, None, None)
+    assert own.channel.max_joins == 7
+    assert (own.broker.port, own.broker.stop_timeout) == (0, 3.0)
+    assert own.plugins == {"x": {"since": date(2026, 1, 1)}}
+
+
+@pytest.mark.parametrize(
+    ("limits", "own"),
+    [({}, (0.05, 0.1)), ({"backoff_initial": 0.5}, (0.1, 0.1)), ({"backoff_max": 0.06}, (0.05, 0.06))],
+)
+def test_a_campaign_has_short_back_offs_whatever_is_configured(
+    limits: dict[str, float], own: tuple[float, float]
+) -> None:
+    """No longer than configured, and the first no longer than the longest."""
+    found = own_config(load_tables({"supervisor": limits}), Path()).config.supervisor
+
+    assert (found.backoff_initial, found.backoff_max) == own
+    assert found.plugin_restarts == found.root_restarts == UNLIMITED
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tangram.cli.kit import keep_log, require_httpx
-from tangram.config import find_config_file, load_config
+from tangram.config import Loaded, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError, PluginError
 from tangram.testing.campaign import Campaign, no_such_fault, run_campaign
 from tangram.testing.catalogue import FAULTS, Struck
@@ -67,11 +66,10 @@ def run_chaos(
         raise ConfigError(wrong, about="command line")
     path = find_config_file(config_file, os.environ, Path.cwd())
     loaded = load_config(path, os.environ)  # every fault of the file is told here, as by `serve`
-    tables = {} if path is None else tomllib.loads(path.read_text())
     keep_log()
     settings: dict[str, Any] = {"seed": seed, "duration": duration, "faults": list(faults), "only": only}
     try:
-        campaign = _show_while(list(loaded.config.core.plugins), tables, **settings)
+        campaign = _show_while(loaded, **settings)
     except PluginError as error:
         raise OperatorError(
             f"{error}: a server would run without it; a campaign of it would show nothing"
@@ -130,14 +128,14 @@ def _is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
-def _show_while(plugins: list[str], tables: dict[str, Any], **settings: Any) -> Campaign:
+def _show_while(loaded: Loaded, **settings: Any) -> Campaign:
     from rich.console import Console
     from rich.live import Live
 
+    run = partial(run_campaign, loaded.config.core.plugins, loaded, until=_wait_signal, **settings)
     console = Console(stderr=True)
     if not console.is_terminal:
-        tell = partial(run_campaign, plugins, tables, on_news=_teller(), until=_wait_signal, **settings)
-        return trio.run(tell)
+        return trio.run(partial(run, on_news=_teller()))
     shown: list[Campaign] = []
 
     def show() -> Table | str:
@@ -149,7 +147,7 @@ def _show_while(plugins: list[str], tables: dict[str, Any], **settings: Any) -> 
             def news(campaign: Campaign) -> None:
                 shown[:] = [campaign]
 
-            return await run_campaign(plugins, tables, on_news=news, until=_wait_signal, **settings)
+            return await run(on_news=news)
 
         shown[:] = [trio.run(main)]
     return shown[0]

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
+from tangram.config import Loaded as LoadedConfig
 from tangram.errors import PluginError
 from tangram.supervision import SupervisionEvent
 from tangram.testing.catalogue import FAULTS, Chaos, Struck
 from tangram.testing.faults import NothingToStrike, StruckAlready
+from tangram.testing.given import configure
 from tangram.testing.invariants import INVARIANTS, Broken, InvariantBroken, broken
 from tangram.testing.onlookers import LOOKED_ON, Seen, looking_on
 from tangram.testing.server import RunningTangram, open_tangram
 
-__all__ = ["Campaign", "no_such_fault", "own_tables", "run_campaign"]
+__all__ = ["Campaign", "no_such_fault", "own_config", "run_campaign"]
 
 REST = (0.05, 0.3)
 """Seconds between two faults."""
 
 REST_SECONDS = 30.0
 """Seconds for everything to be up again at the end."""
+
+LONGEST_BACKOFF = 0.1
+"""Seconds, where no shorter one is configured."""
 
 UNLIMITED = 1_000_000
 """Restarts: a campaign tests how the server heals, not when it gives up."""
@@ -94,28 +102,45 @@ class Campaign:
         }
 
 
-def own_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with everything of others taken out: ports and state are our own, and so is the broker.
-    Budgets are lifted and back-off is short, so that many faults fit into little time.
+def own_config(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
+    """The configuration with everything of others taken out: addresses and state are our own, and so is the
+    broker. Who looks on knows no certificate, so there is no TLS. Budgets are lifted and back-off is short,
+    so that many faults fit into little time.
+
+    Args:
+        loaded: what the operator configured; all else of it stays.
+        folder: for the state.
     """
-    own = {name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)}
-    for name, key in [
-        ("core", "redis_url"),
-        ("core", "plugins"),
-        ("server", "port"),
-        ("server", "state_dir"),
-    ]:
-        own.get(name, {}).pop(key, None)
-    for name, key in [("channel", "port"), ("channel", "host"), ("broker", "port"), ("server", "host")]:
-        own.get(name, {}).pop(key, None)
-    limits = {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED, "backoff_max": 0.1}
-    own["supervisor"] = {**own.get("supervisor", {}), **limits}
-    return own
+    config = loaded.config
+    server, limits = config.server, config.supervisor
+    own = attrs.evolve(
+        config,
+        core=attrs.evolve(config.core, redis_url=None),
+        server=attrs.evolve(
+            server,
+            host="127.0.0.1",
+            port=0,
+            state_dir=folder / "state",
+            engine=server.effective_engine,
+            tls_cert=None,
+            tls_key=None,
+        ),
+        channel=attrs.evolve(config.channel, host=None, port=None, public_url=None),
+        broker=attrs.evolve(config.broker, port=0),
+        supervisor=attrs.evolve(
+            limits,
+            root_restarts=UNLIMITED,
+            plugin_restarts=UNLIMITED,
+            backoff_initial=min(limits.backoff_initial, LONGEST_BACKOFF),
+            backoff_max=min(limits.backoff_max, LONGEST_BACKOFF),
+        ),
+    )
+    return loaded._replace(config=own)
 
 
 async def run_campaign(
     plugins: Sequence[Any] = (),
-    tables: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | LoadedConfig | None = None,
     *,
     seed: int = 0,
     duration: float = 10.0,
@@ -129,7 +154,7 @@ async def run_campaign(
 
     Args:
         plugins: as for ``open_tangram``.
-        tables: the configuration; see `own_tables`.
+        config: as for ``open_tangram``; see `own_config`.
         seed: of what strikes when.
         duration: seconds of the loop's clock.
         faults: names of `FAULTS`; none: all of them.
@@ -145,9 +170,7 @@ async def run_campaign(
     names = _chosen(faults, only)
     campaign = Campaign(seed, began=trio.current_time())
     try:
-        async with open_tangram(
-            plugins, own_tables(tables or {}), fakes=fakes, checks=tuple(INVARIANTS)
-        ) as running:
+        async with _open_own(plugins, config, fakes=fakes) as running:
             _must_run(running, only)
             campaign.events = running.events
 
@@ -169,6 +192,18 @@ async def run_campaign(
         campaign.broken += error.broken
     campaign.ended = trio.current_time()
     return campaign
+
+
+@asynccontextmanager
+async def _open_own(
+    plugins: Sequence[Any], config: Mapping[str, Any] | LoadedConfig | None, *, fakes: bool
+) -> AsyncIterator[RunningTangram]:
+    with tempfile.TemporaryDirectory(prefix="tangram-chaos-") as folder:
+        home = Path(folder)
+        loaded = config if isinstance(config, LoadedConfig) else configure(config or {}, home)
+        own = own_config(loaded, home)
+        async with open_tangram(plugins, own, fakes=fakes, checks=tuple(INVARIANTS)) as running:
+            yield running
 
 
 def _must_run(running: RunningTangram, only: str | None) -> None:
