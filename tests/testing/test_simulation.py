@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import NoReturn
+from collections.abc import MutableMapping
+from typing import Any, NoReturn
 
 import attrs
 import pytest
+import structlog
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,9 +69,9 @@ def test_a_seed_gives_the_same_record_again(seed: int) -> None:
 def test_a_seed_gives_the_same_record_in_another_process() -> None:
     """Also where strings have other hashes."""
     code = (
-        "import structlog; from tangram.testing.simulation import simulate, _drop, _plugin;"
-        "structlog.configure(processors=[_drop]);"
-        "print([(e.kind, e.path, e.at, e.delay) for e in simulate(0, plugins=[_plugin()])])"
+        "from tangram.testing.record import quiet; from tangram.testing.simulation import simulate, _plugin\n"
+        "with quiet(): events = simulate(0, plugins=[_plugin()])\n"
+        "print([(e.kind, e.path, e.at, e.delay) for e in events])"
     )
     texts = [
         subprocess.run(
@@ -216,3 +218,19 @@ def test_a_fault_that_no_seed_strikes_is_told() -> None:
     struck = {name for _, names in script_of(10) for name in names.split("+")}
 
     assert {f"fault: {name}" for name in SIMULATED} - set(never) == {f"fault: {name}" for name in struck}
+
+
+def test_a_simulation_leaves_the_callers_log_as_it_was() -> None:
+    """Its silence ends with it, and nothing else does."""
+
+    def mine(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return event
+
+    before = structlog.get_config()
+    try:
+        structlog.configure(processors=[mine])
+        simulate_many([])
+
+        assert structlog.get_config()["processors"] == [mine]
+    finally:
+        structlog.configure(**before)

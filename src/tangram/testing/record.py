@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-__all__ = ["LogRecords", "record_logs"]
+__all__ = ["LogRecords", "quiet", "record_logs"]
 
 LogRecords = list[dict[str, Any]]
 
@@ -73,3 +73,21 @@ def record_logs() -> Iterator[LogRecords]:
         logging.getLogger().removeHandler(handler)
         if tap in processors:  # else somebody has put the list back in which it was not yet
             processors.remove(tap)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of this block is printed, for hundreds of runs crash something each; it is recorded all the
+    same, and the rest of the caller's configuration stays.
+    """
+    processors = structlog.get_config()["processors"]
+    processors.insert(0, _drop)
+    try:
+        yield
+    finally:
+        if _drop in processors:  # as above
+            processors.remove(_drop)
+
+
+def _drop(_logger: Any, _method: str, _event: Any) -> Any:
+    raise structlog.DropEvent

@@ -17,7 +17,6 @@ from importlib import import_module
 from typing import Any, get_args
 
 import attrs
-import structlog
 import trio
 import trio.testing
 
@@ -31,6 +30,7 @@ from tangram.testing.faults import NothingToStrike
 from tangram.testing.invariants import Evidence, InvariantBroken, broken, check
 from tangram.testing.onlookers import LOOKED_ON, Seen, looking_on
 from tangram.testing.reached import SUPERVISION, Reached, collecting, observe, sometimes
+from tangram.testing.record import quiet
 from tangram.testing.server import CHEAP, TangramEnded, open_tangram
 from tangram.testing.steps import scheduled_from
 from tangram.testing.workers import cores, in_processes
@@ -291,16 +291,12 @@ def simulate_many(seeds: Sequence[int], *, jobs: int = 1) -> Outcome:
 
 def _play_share(seeds: Sequence[int]) -> Outcome:
     outcome = Outcome()
-    structlog.configure(processors=[_drop])
-    try:
-        with collecting() as outcome.reached:
-            for seed in seeds:
-                try:
-                    simulate(seed, plugins=[_plugin()])
-                except SimulationFailed as error:
-                    outcome.failed[seed] = str(error)
-    finally:
-        structlog.reset_defaults()
+    with quiet(), collecting() as outcome.reached:
+        for seed in seeds:
+            try:
+                simulate(seed, plugins=[_plugin()])
+            except SimulationFailed as error:
+                outcome.failed[seed] = str(error)
     return outcome
 
 
@@ -333,13 +329,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         script = script_of(seed) if options.script is None else script_from(options.script)
     except ValueError as error:
         parser.error(str(error))
-    structlog.configure(processors=[_drop])
+    with quiet():
+        return _tell_one(seed, script, shorten=options.shrink)
+
+
+def _tell_one(seed: int, script: Script, *, shorten: bool) -> int:
     fault = _failure(seed, script)
     if fault is None:
         sys.stdout.write("it held\n")
         return 0
     sys.stderr.write(f"{written(script)!r} broke: {fault!r}\n")
-    if options.shrink:
+    if shorten:
         least = shrink(script, lambda part: _failure(seed, part) is not None)
         sys.stderr.write(f"shortest: --seed {seed} --script {written(least)!r}\n")
     return 1
@@ -359,10 +359,6 @@ def _tell_many(outcome: Outcome) -> int:
     sys.stdout.write(f"{outcome.reached}\n")
     sys.stdout.write(f"failed: {sorted(outcome.failed)}\n" if outcome.failed else "all seeds held\n")
     return 1 if outcome.failed else 0
-
-
-def _drop(_logger: Any, _method: str, _event: Any) -> Any:
-    raise structlog.DropEvent
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attrs
-import structlog
 import trio
 import trio.testing
 
@@ -39,6 +38,7 @@ from tangram.testing.faults import InjectedFault, NothingToStrike
 from tangram.testing.given import configure
 from tangram.testing.invariants import InvariantBroken
 from tangram.testing.reached import observe, sometimes
+from tangram.testing.record import quiet
 from tangram.testing.seams import SEAMS, Operation
 from tangram.testing.server import CHEAP, RunningTangram, TangramEnded, open_tangram
 from tangram.testing.workers import in_processes
@@ -49,7 +49,6 @@ __all__ = [
     "StepFailed",
     "StepReport",
     "every_step",
-    "quiet",
     "run_every_step",
     "scheduled_from",
 ]
@@ -386,21 +385,6 @@ def _with_secrets(tables: Mapping[str, Any]) -> dict[str, Any]:
     for table, key in [("channel", "jwt_secret"), ("server", "operator_token")]:
         chosen.setdefault(table, {}).setdefault(key, f"the-{key}-of-a-server-under-test")
     return chosen
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hundreds of runs crash something each: their logs are recorded for the invariants, and not printed."""
-    processors = structlog.get_config()["processors"]
-    processors.insert(0, _drop)
-    try:
-        yield
-    finally:
-        processors.remove(_drop)
-
-
-def _drop(_logger: Any, _method: str, _event: Any) -> Any:
-    raise structlog.DropEvent
 
 
 async def serve_and_restart(tangram: RunningTangram) -> None:
