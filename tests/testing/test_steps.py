@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,29 @@ async def visit(name: str, running: RunningTangram) -> None:
 
 async def fail(_running: object) -> None:
     raise ValueError("mine")
+
+
+async def stay(_running: object) -> None:
+    """No browser is connected meanwhile."""
+    await trio.sleep(0.1)
+
+
+def make_mortal(lives: int) -> tangram.Plugin:
+    """A plugin that has so many lives in each server, and raises in the start of all that come after."""
+    plugin = tangram.Plugin()
+    begun: Counter[trio.lowlevel.TrioToken] = Counter()
+
+    @plugin.register_service()
+    async def live(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        begun[trio.lowlevel.current_trio_token()] += 1
+        await trio.lowlevel.checkpoint()
+        if begun[trio.lowlevel.current_trio_token()] > lives:
+            raise ValueError("no device any more")
+        task_status.started()
+        while True:  # noqa: ASYNC110 - something to strike at
+            await trio.sleep(0.01)
+
+    return plugin
 
 
 @pytest.mark.slow
@@ -166,6 +190,11 @@ def test_a_bus_that_a_lost_connection_crashes_is_found(kind: Blow, monkeypatch: 
     [
         ({"scope": "plugin:nobody"}, "no step is in scope 'plugin:nobody'"),
         ({"kinds": ["stop"], "step": 99_999}, "stop found nothing to strike at step 99999"),
+        ({"kinds": ["reset"], "scenario": stay}, "nothing could be struck by reset in [0-9]+ steps"),
+        (
+            {"kinds": ["stop", "kill"], "stride": 10**9},
+            "struck by stop or kill in .* stride=1000000000: expected",
+        ),
     ],
 )
 def test_a_test_that_strikes_nothing_is_red(settings: dict[str, Any], told: str) -> None:
@@ -188,3 +217,48 @@ async def test_a_scenario_that_fails_by_itself_is_told_as_such() -> None:
 
     with pytest.raises(StepFailed, match=r"nothing was struck.*ValueError: mine"):
         await every_step(scenario)
+
+
+MINE: dict[str, Any] = {"scope": "plugin:plugin", "most": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["crash", "kill"])
+def test_a_plugin_that_never_comes_back_is_found(kind: Blow) -> None:
+    """By its own crash, or by the broker's end: to be at rest in quarantine is not to be up again."""
+    told = rf"{kind} at step .*'plugin:plugin' ran and did not come back: ValueError: no device any more"
+    with pytest.raises(StepFailed, match=told):
+        run_every_step(stay, plugins=[make_mortal(1)], kinds=[kind], **MINE)
+
+
+def test_a_plugin_that_never_comes_up_is_found() -> None:
+    """Nothing of it could be struck."""
+    told = r"nothing was struck.*'plugin:plugin' does not start: ValueError: no device any more"
+    with pytest.raises(StepFailed, match=told):
+        run_every_step(plugins=[make_mortal(0)], kinds=["stop"], most=1)
+
+
+@pytest.mark.slow
+def test_a_plugin_that_is_struck_in_its_own_start_may_be_left_out() -> None:
+    """Of the first boot, and of a restart that somebody asked for: one start is all that it has there."""
+    report = run_every_step(plugins=[make_mortal(9)], kinds=["cancel"], scope="plugin:plugin")
+
+    assert report.outcomes["cancel: quarantined"] > 3, str(report)
+    assert report.outcomes["cancel: up"] > 3, str(report)
+
+
+@pytest.mark.slow
+def test_a_scenario_that_puts_a_plugin_into_quarantine_is_played_on() -> None:
+    """What ends there with nothing done to it may end there with something done to it, too."""
+
+    async def wear_out(running: RunningTangram) -> None:
+        if "plugin:plugin" in running.ports.names:
+            running.crash("plugin:plugin")
+            await running.wait_event("quarantined", "plugin:plugin", seconds=60.0)
+
+    settings: dict[str, Any] = {"kinds": ["drop"], "config": {"supervisor": {"plugin_restarts": 0}}}
+    report = run_every_step(wear_out, plugins=[make_mortal(9)], most=5, **settings)
+
+    assert report.outcomes["drop: quarantined"] > 0, str(report)
+    last = run_every_step(wear_out, plugins=[make_mortal(9)], step=report.steps // 2, **settings)
+    assert last.runs == {"drop": 1}

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import trio
@@ -31,15 +31,11 @@ import trio.testing
 
 from tangram.config import Loaded as LoadedConfig
 from tangram.plugins import Plugin
-from tangram.supervision import CURRENT_LIFE
-from tangram.supervision.lives import Life
-from tangram.testing.census import UNDER_TEST
-from tangram.testing.faults import InjectedFault, NothingToStrike
+from tangram.testing.blows import HARMLESS, KINDS, Blow, Stepper, in_state
 from tangram.testing.given import configure
 from tangram.testing.invariants import InvariantBroken
 from tangram.testing.reached import observe, sometimes
 from tangram.testing.record import quiet
-from tangram.testing.seams import SEAMS, Operation
 from tangram.testing.server import CHEAP, RunningTangram, TangramEnded, open_tangram
 from tangram.testing.workers import in_processes
 
@@ -54,16 +50,6 @@ __all__ = [
 ]
 
 Scenario = Callable[[RunningTangram], Awaitable[object]]
-Blow = Literal["cancel", "crash", "drop", "kill", "reset", "stop", "dial", "send", "receive"]
-
-KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "reset", "stop", *SEAMS)
-"""``cancel``: the scope of the child in whose task the step is; ``crash``: an exception in the nearest child
-of the tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``reset``: every
-connection to the web port breaks; ``stop``: the whole server is stopped; ``dial``, ``send``, ``receive``: the
-next such operation towards the broker raises."""
-
-HARMLESS: frozenset[str] = frozenset({"drop", "reset", *SEAMS})
-"""What crashes no part of the core: connections come and go."""
 
 SCENARIO_SECONDS = 60.0
 """Of virtual time, for one run of a scenario: it costs nothing where nothing hangs."""
@@ -91,8 +77,8 @@ class StepReport:
     runs: Counter[str] = attrs.field(factory=Counter)
     """Runs, by kind."""
     outcomes: Counter[str] = attrs.field(factory=Counter)
-    """``kind: outcome``: ``up`` again, ``quarantined``, ``ended`` with its cause, ``stopped``, ``not
-    started``.
+    """``kind: outcome``: ``up`` again, ``quarantined`` where that may be, ``ended`` with its cause,
+    ``stopped``, ``not started``.
     """
 
     def merge(self, other: StepReport) -> None:
@@ -123,109 +109,6 @@ def scheduled_from(seed: int) -> Iterator[None]:
         _run._ALLOW_DETERMINISTIC_SCHEDULING = before[1]  # type: ignore[misc]  # noqa: SLF001
 
 
-class Stepper(trio.abc.Instrument):
-    """Counts the steps of the server's tasks, and at one of them does something."""
-
-    def __init__(self, kind: Blow | None, at: int, scope: str | None = None) -> None:
-        self.kind = kind
-        self.at = at
-        self.count = 0
-        self.struck = ""
-        """Where it struck; empty until then."""
-        self.struck_at = 0
-        self.server: RunningTangram | None = None
-        self._scope = scope
-        self._files: dict[str, bool] = {}
-
-    def watch(self, server: RunningTangram) -> None:
-        self.server = server
-        if self.kind in SEAMS:
-            server.seam.fails = self._meets
-
-    def _meets(self, operation: Operation) -> bool:
-        """An operation at the seam: the first one of the kind from the step on is struck."""
-        if operation != self.kind or self.struck or self.count < self.at:
-            return False
-        self._note(trio.lowlevel.current_task())
-        return True
-
-    def _note(self, task: trio.lowlevel.Task) -> None:
-        life = task.context.get(CURRENT_LIFE)
-        self.struck = f"task {task.name} of {'the root' if life is None else life.child}"
-        self.struck_at = self.count
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self.server is None or task.context.get(UNDER_TEST) is not self.server:
-            return
-        if self._scope is not None and not self._in_scope(task, self._scope):
-            return
-        self.count += 1
-        # Where there is nothing to strike (a task of no child's, a broker that is not up), the next is taken.
-        if self.kind is not None and not self.struck and self.count >= self.at and self._strike(task):
-            self._note(task)
-
-    def _in_scope(self, task: trio.lowlevel.Task, scope: str) -> bool:
-        """Whether the task stands below the child, or in code of the plugin that the child is."""
-        life = below = task.context.get(CURRENT_LIFE)
-        while life is not None:
-            if life.child == scope:
-                return True
-            life = life.supervisor.parent
-        if below is None or below.child != "web":
-            return False
-        # A handler runs in the connection's task.
-        return any(self._owned(frame.f_code.co_filename, scope) for frame, _ in task.iter_await_frames())
-
-    def _owned(self, filename: str, scope: str) -> bool:
-        known = self._files.get(filename)
-        if known is None:
-            assert self.server is not None
-            tree = self.server.server.tree
-            owner = None if tree is None else tree.plugins.owner_of(filename)
-            known = self._files[filename] = owner is not None and scope == f"plugin:{owner}"
-        return known
-
-    def _strike(self, task: trio.lowlevel.Task) -> bool:
-        server = self.server
-        assert server is not None
-        life = task.context.get(CURRENT_LIFE)
-        if self.kind in SEAMS:
-            return False  # struck where the operation is
-        if self.kind == "stop":
-            server.stop()
-        elif self.kind == "reset":
-            return server.port is not None and server.port.reset() > 0
-        elif self.kind in {"drop", "kill"}:
-            return self._strike_broker(server)
-        elif self.kind == "crash":
-            return self._crash(server, life)
-        elif life is None or life.task is None:
-            return False
-        else:
-            server.out_of_turn.add(life.child)
-            life.scope.cancel()
-        return True
-
-    def _strike_broker(self, server: RunningTangram) -> bool:
-        broker = server.memory
-        assert broker is not None
-        if not broker.statistics().up:
-            return False
-        (broker.drop if self.kind == "drop" else broker.kill)()
-        return True
-
-    def _crash(self, server: RunningTangram, life: Life | None) -> bool:
-        """In the child itself, or in the nearest above it that has a port."""
-        while life is not None:
-            try:
-                server.crash(life.child, InjectedFault(f"at step {self.count}"))
-            except NothingToStrike:
-                life = life.supervisor.parent
-            else:
-                return True
-        return False
-
-
 @attrs.frozen
 class _Plan:
     """What is run again and again; can be handed to another process."""
@@ -254,8 +137,8 @@ async def every_step(
     """Strike at every step of a scenario, once for each step, in one line of a test.
 
     Each run boots a server, awaits ``scenario(tangram)``, and stops. What the scenario raises after the blow
-    is forgiven; but then the server must come to rest, the scenario must pass if it is run again, and every
-    invariant must hold.
+    is forgiven; but then the server must come to rest, with every plugin that was up, the scenario must pass
+    if it is run again, and every invariant must hold.
 
     Args:
         scenario: ``None``: ask for ``/-/readyz``, restart cleanly, and ask again.
@@ -273,7 +156,8 @@ async def every_step(
 
     Raises:
         StepFailed: a run ended otherwise; the message names kind, step, seed and place, and how to play it
-        again. Or nothing could be struck: no step is in ``scope``, or there are fewer than ``step``.
+        again. Or a plugin does not start with nothing done to it. Or nothing could be struck: no step is in
+        ``scope``, there are fewer than ``step``, or there was nothing of the kind at any of them.
         ValueError: a kind that there is not.
     """
     run = partial(run_every_step, scenario, plugins=plugins, config=config, kinds=kinds, scope=scope)
@@ -304,6 +188,10 @@ def run_every_step(
     report = _strike_shares(plan, stride, most, jobs)
     if not report.steps:
         raise StepFailed(f"no step is in scope {scope!r}: expected a child, as 'plugin:NAME', that runs")
+    if chosen and not report.runs:
+        what = f"nothing could be struck by {' or '.join(chosen)} in {report.steps} steps with {stride=}"
+        wanted = "something of the kind in them, as a connected browser, or a shorter stride"
+        raise StepFailed(f"{what}: expected {wanted}")
     return report
 
 
@@ -319,9 +207,8 @@ def _strike_shares(plan: _Plan, stride: int, most: int | None, jobs: int) -> Ste
 
 def _strike_all(plan: _Plan, stride: int, most: int | None, *, share: int = 0, shares: int = 1) -> StepReport:
     """Every step, or the share of this process: each ``shares``-th of them."""
-    report = StepReport()
-    with _runs(plan) as once:
-        report.steps = once(None, 0)[0].count
+    with _runs(plan) as (once, steps):
+        report = StepReport(steps)
         if most is not None:
             stride = max(stride, -(-report.steps // most))
         for kind in plan.kinds:
@@ -339,7 +226,7 @@ def _strike_all(plan: _Plan, stride: int, most: int | None, *, share: int = 0, s
 
 def _strike_at(plan: _Plan, step: int) -> StepReport:
     report = StepReport()
-    with _runs(plan) as once:
+    with _runs(plan) as (once, _):
         for kind in plan.kinds:
             stepper, outcome = once(kind, step)
             if not stepper.struck:
@@ -350,20 +237,22 @@ def _strike_at(plan: _Plan, step: int) -> StepReport:
     return report
 
 
-Once = Callable[[Blow | None, int], tuple[Stepper, str]]
+Once = Callable[[Blow, int], tuple[Stepper, str]]
 
 
 @contextmanager
-def _runs(plan: _Plan) -> Iterator[Once]:
-    """What is common to all runs is made once: the configuration, the silence, the collector's pause."""
+def _runs(plan: _Plan) -> Iterator[tuple[Once, int]]:
+    """What is common to all runs is made once: the configuration, the silence, the collector's pause; and the
+    run in which nothing is done, of which the steps are told.
+    """
     runs = 0
 
-    def once(kind: Blow | None, at: int) -> tuple[Stepper, str]:
+    def once(kind: Blow, at: int) -> tuple[Stepper, str]:
         nonlocal runs
         runs += 1
         if runs % COLLECT_EVERY == 0:
             gc.collect()
-        return _run_once(plan, config, kind, at)
+        return _run_once(plan, config, Stepper(kind, at, plan.scope, undisturbed.left_out))
 
     with tempfile.TemporaryDirectory(prefix="tangram-steps-") as folder, quiet():
         config = configure(_with_secrets(plan.tables or {}), Path(folder))
@@ -373,7 +262,8 @@ def _runs(plan: _Plan) -> Iterator[Once]:
         # Not disabled: the server asks whether it is on. Where it runs, tasks are not the same in each run.
         gc.set_threshold(0)
         try:
-            yield once
+            undisturbed, _ = _run_once(plan, config, Stepper(None, 0, plan.scope))
+            yield once, undisturbed.count
         finally:
             gc.set_threshold(*thresholds)
             gc.unfreeze()
@@ -396,8 +286,8 @@ async def serve_and_restart(tangram: RunningTangram) -> None:
             await tangram.server.restart()
 
 
-def _run_once(plan: _Plan, config: LoadedConfig, kind: Blow | None, at: int) -> tuple[Stepper, str]:
-    stepper = Stepper(kind, at, plan.scope)
+def _run_once(plan: _Plan, config: LoadedConfig, stepper: Stepper) -> tuple[Stepper, str]:
+    kind, at = stepper.kind, stepper.at
     main = partial(_live, stepper, plan, config)
     try:
         with scheduled_from(plan.seed):
@@ -448,6 +338,8 @@ async def _live(stepper: Stepper, plan: _Plan, config: LoadedConfig) -> str:
 
 
 async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -> str:
+    if stepper.kind is None:
+        _must_be_there(tangram, lambda _name: False, "does not start")
     try:
         with trio.fail_after(SCENARIO_SECONDS):
             await scenario(tangram)
@@ -456,10 +348,15 @@ async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -
     except Exception:
         if not stepper.struck:
             raise
+    if stepper.kind is None:
+        stepper.left_out.update(in_state(tangram, "quarantined"))
     if not stepper.struck:
         return "up"
-    if stepper.kind == "stop":
-        return "stopped"
+    return "stopped" if stepper.kind == "stop" else await _heal(stepper, scenario, tangram)
+
+
+async def _heal(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -> str:
+    """What comes of a blow, in the end."""
     outcome = await tangram.wait_steady(seconds=STEADY_SECONDS)
     if stepper.kind in HARMLESS and (crashed := _core_crashes(tangram)):
         raise AssertionError(f"a lost connection crashed {', '.join(crashed)}")
@@ -469,7 +366,16 @@ async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -
     elif outcome == "up":
         with trio.fail_after(SCENARIO_SECONDS):
             await scenario(tangram)
+    else:
+        _must_be_there(tangram, stepper.excuses, "ran and did not come back")
     return outcome
+
+
+def _must_be_there(tangram: RunningTangram, excuses: Callable[[str], bool], otherwise: str) -> None:
+    """Nobody is in quarantine but those who may be."""
+    for name in in_state(tangram, "quarantined"):
+        causes = [one.cause for one in tangram.events if one.kind == "quarantined" and one.child == name]
+        assert excuses(name), f"{name!r} {otherwise}: {causes[-1]}"
 
 
 def _core_crashes(tangram: RunningTangram) -> list[str]:
