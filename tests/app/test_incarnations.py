@@ -72,6 +72,37 @@ async def test_state_and_attributes_are_fresh_in_each_incarnation() -> None:
     assert seen == [False, False]
 
 
+async def once(*parts: str, reload: bool = False) -> int:
+    """How often a temporary service runs in a server that loses these parts, one after another."""
+    runs = 0
+    plugin = tangram.Plugin()
+
+    @plugin.register_service(restart="temporary")
+    async def import_all(state: tangram.BackendState) -> None:
+        nonlocal runs
+        runs += 1
+
+    async with open_tangram([plugin], FREELY, fakes=True, memory_port=True) as running:
+        for part in parts:
+            await crash(running, part)
+        if reload:
+            await running.server.reload()
+    return runs
+
+
+@pytest.mark.parametrize("part", ["plugin:plugin", "web", "state", "broker"])
+async def test_a_temporary_service_is_not_started_again_whatever_crashes(
+    autojump_clock: object, part: str
+) -> None:
+    """It runs once for each start of the server, also where the broker's crash makes its host anew."""
+    assert await once(part, "broker") == 1
+
+
+async def test_a_reload_starts_temporary_services_again(autojump_clock: object) -> None:
+    """The plugin may be another one, with other settings: to a service, a reload is a start."""
+    assert await once("broker", reload=True) == 2
+
+
 async def test_what_a_clean_up_raises_is_no_crash() -> None:
     """A plugin that raises while it is stopped, in service and lifespan, costs no restart and no window."""
     plugin = tangram.Plugin()

@@ -130,6 +130,9 @@ class Tree:
         """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
         kept here because a broker's crash makes a new incarnation with new children."""
         self._windows: dict[str, Window] = {}
+        self._started: dict[str, set[str]] = {}
+        """The temporary services of each plugin that have had their one start. It is kept here for the same
+        reason."""
         self.patience = Patience(lambda: self.bus is not None and self.bus.up)
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
@@ -284,12 +287,16 @@ class Tree:
         if plugin is None:
             self.quarantined.clear()
             self._windows.clear()  # the configuration may have other limits now
+            self._started.clear()  # and services others to do
 
     def _host(self, loaded: LoadedPlugin) -> PluginHost:
         config = self.config.plugins.get(loaded.key, {})
         events = {"on_event": self._on_event, "rng": self._rng}
+        started = self._started.setdefault(loaded.name, set())
         if not loaded.plugin.island:
-            return PluginHost(loaded, state=self._the_state, config=config, supervisor=events)
+            return PluginHost(
+                loaded, state=self._the_state, config=config, supervisor=events, started=started
+            )
         # asyncio and all that hangs on it are imported only where a plugin needs them.
         from tangram.compat.host import IslandHost
 
@@ -299,6 +306,7 @@ class Tree:
             shared=lambda: self.island,
             config=config,
             supervisor=events,
+            started=started,
         )
 
     def _island_children(self) -> list[Child]:

@@ -60,8 +60,8 @@ class HostStatistics:
 
 
 class PluginHost:
-    """The child that a plugin is in the supervision tree. Made once for each boot, run anew for each
-    incarnation.
+    """The child that a plugin is in the supervision tree. Made with the incarnation, run anew whenever the
+    plugin is restarted.
     """
 
     def __init__(
@@ -72,16 +72,18 @@ class PluginHost:
         config: Mapping[str, Any] | None = None,
         supervisor: Mapping[str, Any] | None = None,
         lifespan_timeout: float = LIFESPAN_EXIT_SECONDS,
+        started: set[str] | None = None,
     ) -> None:
         """``config`` is the raw ``[plugins.NAME]``; ``supervisor`` is passed on to ``open_supervisor``
-        (``on_event``).
+        (``on_event``); ``started`` holds the temporary services that have had their start, for who makes
+        several hosts of one plugin.
         """
         self.loaded = loaded
         self._state = state
         self._raw = dict(config or {})
         self._settings = dict(supervisor or {})
         self._lifespan_timeout = lifespan_timeout
-        self._temporary_started: set[str] = set()
+        self._temporary_started: set[str] = set() if started is None else started
         self._running = False
 
     @property

@@ -147,9 +147,9 @@ class Plugin:
         """Decorator: run the function for as long as the plugin runs. Called with parentheses.
 
         ``restart`` says what its end means: ``"permanent"``, any end is a crash; ``"transient"``, an
-        exception is (it may simply return); ``"temporary"``, it runs once after the server's start and its
-        end means nothing. Raises `PluginError` for a declaration that cannot work, so that it is seen at
-        import.
+        exception is (it may simply return); ``"temporary"``, it runs once after the server's start (or a
+        reload) and its end means nothing. Raises `PluginError` for a declaration that cannot work, so that it
+        is seen at import.
         """
         if callable(priority):
             raise PluginError(
