@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -59,7 +60,7 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         cast("ASGIApp", site),
         tree.held,
         tree.config.server,
-        grace=tree.grace,
+        grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.farewell().code,
         # What the engine hands to the channels itself has not passed the site.
         forwarded=cast("Callable[[Scope], Scope]", site.addresses.forwarded),
@@ -81,7 +82,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
         cast("ASGIApp", site),
         tree.held,
         server,
-        grace=tree.grace,
+        grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.farewell().code,
         certfile=str(server.tls_cert) if server.tls_cert else None,
         keyfile=str(server.tls_key) if server.tls_key else None,

@@ -23,9 +23,10 @@ from tangram.app.collector import ANSWERS, CollectorPause
 from tangram.app.engines import serve_site
 from tangram.app.ledger import Ledger, admin_message
 from tangram.app.operations import Operations
+from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
 from tangram.app.tree import Secrets, Tree
 from tangram.broker import EmbeddedBroker
-from tangram.config import BrokerConfig, Config, ensure_secret, open_state_dir
+from tangram.config import BrokerConfig, Config
 from tangram.config import Loaded as LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -207,7 +208,7 @@ class Server:
             config,
             plugins,
             held=self.held,
-            secrets=_secrets(config, self.boot.environ),
+            secrets=read_secrets(config, self.boot.environ),
             environ=self.boot.environ,
             on_event=self.ledger,
             on_broker=self.boot.on_broker,
@@ -333,21 +334,29 @@ class Server:
         if self.root is None or self.tree is None or self.stopping:
             return
         try:
-            config = self.boot.reload().config if self.boot.reload is not None else self.config
+            wanted = self.boot.reload().config if self.boot.reload is not None else self.config
+            config = with_bound(self.config, wanted)
+            check_tls(config)
             plugins = self._load(config)
+            secrets = read_secrets(config, self.boot.environ)
         except OperatorError as error:
             log.error("the configuration is not taken over: the old one stays", cause=str(error))  # noqa: TRY400
             return
-        self._take_over(config, plugins)
+        for what, old, new in bound_changes(self.config, wanted):
+            log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
+        self._take_over(config, plugins, secrets)
         await self.restart()
 
-    def _take_over(self, config: Config, plugins: Loaded) -> None:
+    def _take_over(self, config: Config, plugins: Loaded, secrets: Secrets) -> None:
+        assert self.root is not None
         assert self.tree is not None
-        for what, old, new in _fixed(self.config, config):
-            log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
-        self.config = self.tree.config = _with_fixed(self.config, config)
+        assert self.watchdog is not None
+        for setting in changed_secrets(self.tree.secrets, secrets):
+            log.info("a new secret is in force", setting=setting)
+        self.config = config
+        self.tree.take_over(config, plugins, secrets, self.root)
         self.tree.forgive()
-        self.tree.plugins = plugins
+        self.watchdog.stall_after = config.supervisor.stall_after
 
     async def restart(self) -> None:
         """Restart the incarnation cleanly: what is in flight is answered, browsers are told to come back."""
@@ -386,45 +395,6 @@ def _open_sockets(config: Config) -> list[HeldSocket]:
             close_listeners(held)
             raise
     return held
-
-
-def _secrets(config: Config, environ: Mapping[str, str]) -> Secrets:
-    jwt, operator = config.channel.jwt_secret, config.server.operator_token
-    if jwt is None or operator is None:
-        folder = open_state_dir(config, environ)
-        if operator is None:
-            operator = ensure_secret(folder, "operator-token")
-            log.info("the operator's token is kept", file=str(folder / "operator-token"))
-        jwt = jwt or ensure_secret(folder, "jwt-secret")
-    return Secrets(jwt=jwt, operator=operator)
-
-
-def _fixed(old: Config, new: Config) -> list[tuple[str, object, object]]:
-    """What is bound for the life of the process, and differs."""
-    pairs = [
-        ("server.host", old.server.host, new.server.host),
-        ("server.port", old.server.port, new.server.port),
-        ("channel.host", old.channel.host, new.channel.host),
-        ("channel.port", old.channel.port, new.channel.port),
-        ("core.redis_url", old.core.redis_url and "(set)", new.core.redis_url and "(set)"),
-        ("server.state_dir", old.server.state_dir, new.server.state_dir),
-    ]
-    changed = [pair for pair in pairs if pair[1] != pair[2]]
-    if old.core.redis_url and new.core.redis_url and old.core.redis_url != new.core.redis_url:
-        changed.append(("core.redis_url", "(another)", "(set)"))
-    return changed
-
-
-def _with_fixed(old: Config, new: Config) -> Config:
-    """The new configuration with the addresses of the old one."""
-    return attrs.evolve(
-        new,
-        core=attrs.evolve(new.core, redis_url=old.core.redis_url),
-        server=attrs.evolve(
-            new.server, host=old.server.host, port=old.server.port, state_dir=old.server.state_dir
-        ),
-        channel=attrs.evolve(new.channel, host=old.channel.host, port=old.channel.port),
-    )
 
 
 def _story(error: BaseException | None) -> Sequence[str]:

@@ -152,27 +152,41 @@ class Tree:
 
     def root_children(self) -> list[Child]:
         """Broker and incarnation, under ``rest_for_one``: who loses its broker begins anew."""
-        limits = self.config.supervisor
+        times = self._root_times()
+        start, stop = times["broker"]
+        broker = Child("broker", self._run_broker, start_timeout=start, stop_timeout=stop)
+        start, stop = times["incarnation"]
         return [
-            self._wrap(
-                Child(
-                    "broker",
-                    self._run_broker,
-                    start_timeout=limits.start_timeout,
-                    stop_timeout=limits.stop_timeout,
-                )
-            ),
+            self._wrap(broker),
             Child(
                 "incarnation",
                 self._run_incarnation,
-                start_timeout=float("inf"),  # each of its own children has a limit
-                stop_timeout=limits.shutdown_timeout,
+                start_timeout=start,
+                stop_timeout=stop,
                 # It ends by itself only when its own budget is spent, or a plugin's where that ends the
                 # server: the root must not begin a new count.
-                window=Window(0, limits.root_window),
+                window=Window(0, self.config.supervisor.root_window),
                 exhausted="escalate",
             ),
         ]
+
+    def take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets, root: Supervisor) -> None:
+        """Another configuration for the next incarnation, and at once for what stands above it."""
+        self.config, self.plugins, self.secrets = config, plugins, secrets
+        limits = config.supervisor
+        self.window.resize(limits.root_restarts, limits.root_window)
+        root.adjust(self._root_times(), backoff=self.backoff(), shutdown_timeout=limits.shutdown_timeout)
+        if isinstance(self.broker, EmbeddedBroker):
+            self.broker.adjust(config.broker)
+
+    def _root_times(self) -> dict[str, tuple[float, float]]:
+        """Seconds for the start and the stop of the root's children."""
+        limits = self.config.supervisor
+        return {
+            "broker": (limits.start_timeout, limits.stop_timeout),
+            # Each of the incarnation's own children has a limit.
+            "incarnation": (float("inf"), limits.shutdown_timeout),
+        }
 
     def backoff(self) -> Backoff:
         limits = self.config.supervisor
@@ -447,11 +461,13 @@ class Tree:
 
     # -- ends ------------------------------------------------------------------------------------------------
 
-    def grace(self) -> float:
-        """Seconds for what is in flight, when the web is stopped now."""
+    def grace(self, config: Config) -> float:
+        """Seconds for what is in flight, when a web that was started with ``config`` is stopped now: a reload
+        has put another one here by then, of which the supervisor that waits for this web knows nothing.
+        """
         if self.why == "crash":
-            return min(CRASH_GRACE, self.config.server.drain_grace)
-        return min(self.config.server.drain_grace, self.config.supervisor.shutdown_timeout / 2)
+            return min(CRASH_GRACE, config.server.drain_grace)
+        return min(config.server.drain_grace, config.supervisor.shutdown_timeout / 2)
 
     def leaves(self) -> bool:
         """Whether WebSockets are told to go while the next incarnation starts already."""

@@ -125,6 +125,10 @@ class EmbeddedBroker:
         self._version: str | None = None
         self._last_error: str | None = None
 
+    def adjust(self, config: BrokerConfig) -> None:
+        """Other times from now on; another port or binary than it has needs a broker made anew."""
+        self._config = config
+
     def statistics(self) -> BrokerStatistics:
         """A record of this moment."""
         return BrokerStatistics(

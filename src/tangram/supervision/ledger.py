@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+import attrs
 
 from tangram.errors import NoSuchChild
 from tangram.supervision.spec import (
@@ -70,6 +72,18 @@ class Ledger:
         self._effects: list[Effect] = []
         for child in children:
             self._enter(child)
+
+    def adjust(
+        self, times: Mapping[str, tuple[float, float]], backoff: Backoff, shutdown_timeout: float
+    ) -> None:
+        """Other limits for what is decided from now on."""
+        specs = {
+            name: attrs.evolve(self.entry(name).spec, start_timeout=start, stop_timeout=stop)
+            for name, (start, stop) in times.items()
+        }
+        for name, spec in specs.items():
+            self.entries[name].spec = spec
+        self.backoff, self.shutdown_timeout = backoff, shutdown_timeout
 
     # -- what is known -------------------------------------------------------------------------------------
 

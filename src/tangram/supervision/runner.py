@@ -13,7 +13,7 @@ import contextvars
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypedDict, Unpack
 
@@ -158,6 +158,22 @@ class Supervisor:
         for life in self._lives.values():
             for nested in life.nested:
                 nested.hurry()
+
+    def adjust(
+        self, times: Mapping[str, tuple[float, float]], *, backoff: Backoff, shutdown_timeout: float
+    ) -> None:
+        """Other limits from the next start, stop and back-off on; whoever starts or stops now keeps its own.
+
+        ``times`` names children, each with its ``start_timeout`` and ``stop_timeout``; all are seconds.
+
+        Raises:
+            NoSuchChild: there is none of that name.
+            SpecError: a time is not more than 0; nothing is changed.
+        """
+        check_supervisor(
+            [], strategy=self._decider.strategy, auto_shutdown="never", shutdown_timeout=shutdown_timeout
+        )
+        self._decider.adjust(times, backoff, shutdown_timeout)
 
     async def wait(self) -> None:
         """Until the supervisor has ended by itself (``auto_shutdown``)."""

@@ -81,6 +81,16 @@ class Window:
             self._charged.popleft()
         return len(self._charged)
 
+    def resize(self, restarts: int, seconds: float) -> None:
+        """Another budget from now on; what was charged stays charged.
+
+        Raises:
+            SpecError: it is none.
+        """
+        resized = Window(restarts, seconds)
+        resized._charged.extend(self._charged)
+        self.restarts, self.seconds, self._charged = restarts, seconds, resized._charged
+
     def clear(self) -> None:
         """Forget all restarts: somebody mended the cause."""
         self._charged.clear()

@@ -9,11 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import structlog
 
-__all__ = ["LogRecords", "quiet", "record_logs"]
+from tangram.bus.urls import parse_url
+
+if TYPE_CHECKING:
+    from tangram.app.tree import Tree
+
+__all__ = ["LogRecords", "quiet", "record_logs", "secrets_of"]
 
 LogRecords = list[dict[str, Any]]
 
@@ -91,3 +97,13 @@ def quiet() -> Iterator[None]:
 
 def _drop(_logger: Any, _method: str, _event: Any) -> Any:
     raise structlog.DropEvent
+
+
+def secrets_of(tree: Tree | None) -> set[str]:
+    """What must not stand in the log of a server: its secrets as they are now, and its broker's password."""
+    if tree is None:
+        return set()
+    found = {tree.secrets.jwt, tree.secrets.operator}
+    if tree.url and (password := parse_url(tree.url).password):
+        found |= {password, quote(password, safe="")}
+    return found

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import attrs
 import trio
@@ -29,7 +28,7 @@ from tangram.testing.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
 from tangram.testing.patience import patient
-from tangram.testing.record import LogRecords, record_logs
+from tangram.testing.record import LogRecords, record_logs, secrets_of
 from tangram.testing.release import release
 from tangram.testing.seams import Seam
 from tangram.testing.sockets import MemoryPort
@@ -122,6 +121,7 @@ class RunningTangram:
         self.ports = ports
         self._changed = trio.Event()
         self._ended = trio.Event()
+        self._secrets: set[str] = set()
         self.status = 0
         """The exit status, once it has ended."""
         self.stopped_at: int | None = None
@@ -150,6 +150,7 @@ class RunningTangram:
     def note(self, event: SupervisionEvent) -> None:
         """Remember an event; waiters look again. A root that gives up begins the end."""
         self.events.append(event)
+        self._secrets |= secrets_of(self.server.tree)  # a reload may bring others
         if event.kind == "gave_up" and not event.path:
             self._begin_stop()
         self._changed.set()
@@ -290,17 +291,14 @@ class RunningTangram:
 
     def evidence(self, **more: Any) -> Evidence:
         """What was seen of it so far, for invariants."""
-        tree = self.server.tree
-        secrets = [] if tree is None else [tree.secrets.jwt, tree.secrets.operator]
-        if tree is not None and tree.url and (password := parse_url(tree.url).password):
-            secrets += [password, quote(password, safe="")]
+        self._secrets |= secrets_of(self.server.tree)
         return Evidence(
             events=self.events,
             order=self.ports.order,
             stopped_at=self.stopped_at,
             strategy=self.server.config.supervisor.strategy,
             logs=self.logs,
-            secrets=secrets,
+            secrets=sorted(self._secrets),
             stop_seconds=self.stop_seconds,
             stop_bound=self.server.config.supervisor.shutdown_timeout,
             stubborn_allowed=self.stubborn_allowed,

@@ -1,0 +1,272 @@
+"""What a reload takes over, and what it tells instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import trio
+
+import tangram
+from tangram.app.reload import BOUND, bound_changes, with_bound
+from tangram.app.tree import Secrets
+from tangram.config import BrokerConfig, Config, Loaded
+from tangram.errors import Refused
+from tangram.testing import RunningTangram, open_tangram
+from tests.app.helpers import Journal, make_plugin
+
+TLS = Path(__file__).parents[1] / "transports" / "tls"
+
+NEXT_INCARNATION = {
+    "core": "plugins log_level theme themes",
+    "server": "hosts allowed_origins forwarded_allow_ips engine tls_cert tls_key frontend access_log"
+    " max_header_bytes max_headers max_body header_timeout idle_timeout write_timeout max_connections"
+    " max_connections_per_address drain_grace",
+    "channel": "public_url jwt_expiration_secs id_length presence push_replies conflate max_backlog"
+    " max_message max_joins idle_timeout ping_interval streaming_grace compression token_rate token_burst"
+    " join_rate join_burst upgrade_rate upgrade_burst",
+    "map": "style styles center_lat center_lon zoom pitch bearing lang min_zoom max_zoom max_pitch"
+    " allow_pitch allow_bearing layers_visibility",
+    "cache": "entries",
+    "compat": "islands",
+    "supervisor": "strategy plugin_restarts plugin_window exhausted",
+}
+"""Read anew by every incarnation, from the tree's configuration; the log's level by who reads the file."""
+
+HANDED_ON = {
+    "server": "operator_token",
+    "channel": "jwt_secret",
+    "supervisor": "root_restarts root_window backoff_initial backoff_max backoff_reset start_timeout"
+    " stop_timeout shutdown_timeout stall_after",
+    "broker": "start_timeout stop_timeout",
+}
+"""Known above the incarnations, and handed there by `Tree.take_over` and the server."""
+
+FIRST_BOOT = {"core": "strict"}
+"""Without a meaning once the first boot is over."""
+
+OTHERS: Mapping[str, object] = {
+    "core.redis_url": "redis://:hunter2@elsewhere",
+    "server.host": "::1",
+    "server.port": 1,
+    "server.state_dir": Path("/elsewhere"),
+    "channel.host": "::1",
+    "channel.port": 2,
+    "broker.port": 3,
+    "broker.binary": Path("/elsewhere/valkey-server"),
+}
+
+
+def every_setting() -> list[str]:
+    return [
+        f"{table.name}.{setting.name}"
+        for table in attrs.fields(Config)
+        if attrs.has(type(value := getattr(Config(), table.name)))
+        for setting in attrs.fields(type(value))
+    ]
+
+
+def changed(config: Config, path: str, value: object) -> Config:
+    table, _, key = path.partition(".")
+    return attrs.evolve(config, **{table: attrs.evolve(getattr(config, table), **{key: value})})
+
+
+async def reload(running: RunningTangram, **settings: object) -> None:
+    """Reload with these settings (``server__port=1``) beside those that there are."""
+    config = running.server.config
+    for name, value in settings.items():
+        config = changed(config, name.replace("__", "."), value)
+    await reload_as(running, config)
+
+
+async def reload_as(running: RunningTangram, config: Config) -> None:
+    server = running.server
+    server.boot = attrs.evolve(server.boot, reload=lambda: Loaded(config, ()))
+    await server.reload()
+
+
+def logged(running: RunningTangram, event: str) -> list[dict[str, Any]]:
+    return [record for record in running.logs if record["event"].startswith(event)]
+
+
+def test_every_setting_is_taken_over_or_told() -> None:
+    """A setting that is new in the model has to be put into one of these lists, by who has seen to it."""
+    seen_to = [
+        f"{table}.{key}"
+        for tables in (NEXT_INCARNATION, HANDED_ON, FIRST_BOOT)
+        for table, keys in tables.items()
+        for key in keys.split()
+    ]
+
+    assert sorted(every_setting()) == sorted([*BOUND, *seen_to])
+
+
+@pytest.mark.parametrize("path", BOUND)
+def test_what_is_bound_to_the_process_is_told_and_kept(path: str) -> None:
+    """A change is told with the setting's name, without a password, and the old value stays."""
+    old = Config()
+    new = changed(changed(old, path, OTHERS[path]), "server.max_headers", 7)
+
+    (told,) = bound_changes(old, new)
+    kept = with_bound(old, new)
+
+    assert told[0] == path
+    assert "hunter2" not in repr(told)
+    assert kept == changed(old, "server.max_headers", 7)
+    assert list(bound_changes(new, new)) == []
+
+
+def test_another_redis_is_told_without_its_address() -> None:
+    """Where only the password differs, nothing that could be shown does."""
+    old = changed(Config(), "core.redis_url", "redis://:hunter2@h")
+
+    told = list(bound_changes(old, changed(old, "core.redis_url", "redis://:hunter3@h")))
+
+    assert told == [("core.redis_url", "(set)", "(another)")]
+
+
+async def test_what_is_bound_is_told_in_the_log(autojump_clock: object) -> None:
+    """Who changes a port and reloads is told that it needs a new process."""
+    async with open_tangram(fakes=True, memory_port=True) as running:
+        await reload(running, broker__port=7, server__host="::1")
+        told = [record["setting"] for record in logged(running, "this change needs a new start")]
+
+    assert told == ["server.host", "broker.port"]
+
+
+async def test_new_secrets_are_in_force(autojump_clock: object) -> None:
+    """After a reload with other secrets, tokens and operators are checked with these, and that is told; the
+    invariant about the log knows both.
+    """
+    old, new = Secrets(jwt="a" * 32, operator="b" * 32), Secrets(jwt="c" * 32, operator="d" * 32)
+    tables = {"server": {"operator_token": old.operator}, "channel": {"jwt_secret": old.jwt}}
+    async with open_tangram([make_plugin(Journal())], tables, fakes=True, memory_port=True) as running:
+        stale, former = await token(running), running.operator
+        await reload(running, server__operator_token=new.operator, channel__jwt_secret=new.jwt)
+        statuses = [
+            (await running.http.post("/-/plugins/probe/restart", headers=headers)).status_code
+            for headers in (former, {"authorization": f"Bearer {new.operator}"})
+        ]
+        fresh = await token(running)
+        async with running.open_socket() as socket:
+            with pytest.raises(Refused):
+                await socket.join("probe", token=stale)
+            await socket.join("probe", token=fresh)
+        told = [record["setting"] for record in logged(running, "a new secret")]
+        known = set(running.evidence().secrets)
+
+    assert statuses == [401, 200]
+    assert told == ["channel.jwt_secret", "server.operator_token"]
+    assert known >= {old.jwt, old.operator, new.jwt, new.operator}
+
+
+async def token(running: RunningTangram) -> str:
+    answer = await running.http.post("/token", json={"channel": "probe"})
+    return str(answer.json()["token"])
+
+
+async def test_a_secret_whose_file_was_removed_is_made_anew(autojump_clock: object) -> None:
+    """Where a secret is not configured, to remove its file and to reload is to change it."""
+    async with open_tangram(fakes=True, memory_port=True) as running:
+        former, folder = running.operator, running.server.config.server.state_dir
+        assert folder is not None
+        (folder / "operator-token").unlink()
+        await reload(running)
+
+        assert running.operator != former
+        assert (await running.http.get("/-/plugins", headers=running.operator)).status_code == 200
+
+
+async def test_a_state_folder_that_cannot_be_used_leaves_everything_as_it_was(autojump_clock: object) -> None:
+    """What cannot be taken over as a whole is not taken over in part."""
+    async with open_tangram(fakes=True, memory_port=True) as running:
+        folder = running.server.config.server.state_dir
+        assert folder is not None
+        (folder / "jwt-secret").write_text("")
+        await reload(running, server__max_headers=7)
+
+        assert running.server.config.server.max_headers == 100
+        assert running.server.ready_count == 1
+        assert "is empty" in logged(running, "the configuration is not taken over")[0]["cause"]
+
+
+async def test_the_limits_of_the_root_are_the_new_ones(autojump_clock: object) -> None:
+    """Budget and back-off of the broker and of our own parts, the watchdog and the broker's times follow."""
+    limits = {"root_restarts": 0, "backoff_initial": 0.0, "backoff_max": 0.0}
+    async with open_tangram(config={"supervisor": limits}, fakes=True, memory_port=True) as running:
+        await reload(
+            running,
+            supervisor__root_restarts=2,
+            supervisor__root_window=1000.0,
+            supervisor__backoff_initial=4.0,
+            supervisor__backoff_max=4.0,
+            supervisor__stall_after=9.0,
+            broker__stop_timeout=8.0,
+        )
+        for count in (3, 4):
+            running.crash("broker")
+            await running.wait_ready(count)
+        delays = [event.delay for event in running.events if event.kind == "restarting"]
+        server = running.server
+        assert server.watchdog is not None
+        assert server.tree is not None
+        assert server.tree.broker is not None
+        stall_after = server.watchdog.stall_after
+        broker: BrokerConfig = server.tree.broker._config  # type: ignore[union-attr]
+        running.crash("broker")
+        status = await running.wait_ended()
+
+    assert delays[0] == 0
+    assert delays[1] == pytest.approx(4.0, rel=0.2)
+    assert (stall_after, broker.stop_timeout, status) == (9.0, 8.0, 70)
+
+
+async def test_who_is_stopped_by_a_reload_has_the_times_it_was_started_with(autojump_clock: object) -> None:
+    """An answer in flight is drained for as long as the web's own stop time has room for, not for the new
+    grace: the web would be named as stubborn, which an invariant sees.
+    """
+    router = tangram.APIRouter()
+
+    @router.get("/slow")
+    async def slow() -> None:
+        await trio.sleep(50)
+
+    limits = {"server": {"drain_grace": 1.0}}
+    plugins = [tangram.Plugin(routers=[router])]
+    async with open_tangram(plugins, limits, fakes=True, memory_port=True) as running:
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(httpx.HTTPError):
+                    await running.http.get("/slow", timeout=100)
+
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            began = trio.current_time()
+            await reload(running, server__drain_grace=40.0, supervisor__shutdown_timeout=300.0)
+            took = trio.current_time() - began
+
+    assert took == pytest.approx(1.0, abs=0.5)
+
+
+@pytest.mark.slow
+async def test_tls_comes_with_a_reload(tmp_path: Path) -> None:
+    """The engine is chosen anew: the same port speaks TLS afterwards. Files that are none are told."""
+    async with open_tangram() as running, httpx.AsyncClient(verify=False) as client:
+        (tmp_path / "broken.pem").write_text("nothing")
+        await reload(
+            running, server__tls_cert=tmp_path / "broken.pem", server__tls_key=tmp_path / "broken.pem"
+        )
+        before = running.url
+        await reload(running, server__tls_cert=TLS / "cert.pem", server__tls_key=TLS / "key.pem")
+        answer = await client.get(f"{running.url}/-/healthz")
+
+        assert before.startswith("http://")
+        assert "broken.pem" in logged(running, "the configuration is not taken over")[0]["cause"]
+        assert running.url == before.replace("http://", "https://")
+        assert answer.status_code == 200
+        assert running.server.ready_count == 2
