@@ -1,4 +1,4 @@
-"""What a reload takes over, and what it tells instead."""
+"""What a reload takes over, what it tells instead, and when it is carried out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tangram.app.reload import BOUND, bound_changes, with_bound
 from tangram.app.tree import Secrets
 from tangram.config import BrokerConfig, Config, Loaded
 from tangram.errors import Refused
-from tangram.testing import RunningTangram, open_tangram
+from tangram.testing import RunningTangram, TangramEnded, open_tangram
 from tests.app.helpers import Journal, make_plugin
 
 TLS = Path(__file__).parents[1] / "transports" / "tls"
@@ -270,3 +270,57 @@ async def test_tls_comes_with_a_reload(tmp_path: Path) -> None:
         assert running.url == before.replace("http://", "https://")
         assert answer.status_code == 200
         assert running.server.ready_count == 2
+
+
+async def test_a_reload_during_the_boot_follows_it(autojump_clock: object) -> None:
+    """Asked for while a plugin still starts, it is told, waits, and is carried out once everything is up."""
+    starts = 0
+    plugin = tangram.Plugin()
+
+    @plugin.register_service()
+    async def slow(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        nonlocal starts
+        starts += 1
+        await trio.sleep(10)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+
+        async def hang_up(running: RunningTangram) -> None:
+            await trio.sleep(1)
+            await reload(running, server__max_headers=7)
+
+        async with open_tangram(
+            [plugin],
+            fakes=True,
+            memory_port=True,
+            on_server=lambda running: nursery.start_soon(hang_up, running),
+        ) as running:
+            told = logged(running, "asked to reload")
+            await running.wait_ready(2, seconds=60)
+            headers = running.server.config.server.max_headers
+
+    assert (len(told), starts, headers) == (1, 2, 7)
+
+
+async def test_a_boot_that_fails_leaves_no_reload_behind(autojump_clock: object) -> None:
+    """What waits for the end of the boot ends with it."""
+    plugin = tangram.Plugin()
+
+    @plugin.register_service()
+    async def never(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep(5)
+        raise ValueError("it cannot start")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(TangramEnded):
+                async with open_tangram(
+                    [plugin],
+                    {"core": {"strict": True}},
+                    fakes=True,
+                    memory_port=True,
+                    on_server=lambda running: nursery.start_soon(running.server.reload),
+                ):
+                    pass

@@ -1,7 +1,7 @@
 """The composition root: configuration in, supervision tree out. The only room that knows every room below it.
 
-``server`` is the life of the process, ``tree`` the children and what they know of each other, ``ledger``
-what happened, ``operations`` what the operator sees and may do.
+``server`` is the life of the process, ``tree`` the children and what they know of each other, ``reload`` what
+another configuration may change, ``ledger`` what happened, ``operations`` what the operator sees and may do.
 """
 
 from tangram.app.ledger import Ledger

@@ -4,7 +4,8 @@
    before the end.
 2. Whoever asks for the end is obeyed in every state: during boot, a back-off, a restart. The tree is
    cancelled, stops child by child in reverse order, and is bounded by ``[supervisor] shutdown_timeout``.
-3. SIGHUP reads the file again and restarts cleanly; a bad file is told and the old configuration stays.
+3. SIGHUP reads the file again and restarts cleanly; a bad file is told and the old configuration stays. One
+   that comes while the server boots is carried out once everything is up.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class Server:
         self.stopping = False
         self.ready_count = 0
         self._scope = trio.CancelScope()
+        self._up = trio.Event()
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
         self._lacks_redis = False
@@ -186,6 +188,7 @@ class Server:
             ) as root:
                 self.root = root
                 tree.booted = True
+                self._up.set()
                 self._tell_ready()
                 task_status.started(self)
                 await trio.sleep_forever()
@@ -193,6 +196,7 @@ class Server:
             self._failed(error)
         finally:
             self.root = None
+            self._up.set()  # who waits for the boot's end waits no longer
 
     def _owner_of(self, filename: str) -> str | None:
         # Looked up late: a reload brings other plugins.
@@ -329,8 +333,11 @@ class Server:
 
     async def reload(self) -> None:
         """Read the configuration again and restart cleanly with it; a bad one is told, and the old
-        one kept.
+        one kept. During the first boot it waits for its end, which the start times of its parts bound.
         """
+        if not self._up.is_set() and not self.stopping:
+            log.info("asked to reload during the boot: the configuration is read once everything is up")
+            await self._up.wait()
         if self.root is None or self.tree is None or self.stopping:
             return
         try:
