@@ -1,12 +1,28 @@
 """A Redis that says what a test wants, on a real socket."""
 
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import hiredis
 import trio
 
 Answer = Callable[[list[bytes]], bytes | None]
+
+
+CERT = Path(__file__).parents[1] / "transports" / "tls" / "cert.pem"
+"""For localhost and 127.0.0.1, signed by nobody else."""
+
+
+def server_context(*, of_clients: bool = False) -> ssl.SSLContext:
+    """Speaks TLS with `CERT`; ``of_clients``: and asks clients for theirs, which must be the same."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERT, CERT.with_name("key.pem"))
+    if of_clients:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(CERT)
+    return context
 
 
 def healthy(words: list[bytes]) -> bytes | None:
@@ -17,10 +33,14 @@ def healthy(words: list[bytes]) -> bytes | None:
 
 
 class FakeRedis:
-    """Answers each command with ``answer(words)``; None closes the connection, empty says nothing."""
+    """Answers each command with ``answer(words)``; None closes the connection, empty says nothing.
 
-    def __init__(self, answer: Answer = healthy) -> None:
+    With ``tls`` it speaks that, with the certificate `CERT`.
+    """
+
+    def __init__(self, answer: Answer = healthy, *, tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
+        self.tls = tls
         self.commands: list[list[bytes]] = []
         self.connections = trio.CancelScope()
 
@@ -32,14 +52,15 @@ class FakeRedis:
             task_status.started(listeners[0].socket.getsockname()[1])
             await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, socket: trio.SocketStream) -> None:
         reader = hiredis.Reader()
+        stream = socket if self.tls is None else trio.SSLStream(socket, self.tls, server_side=True)
         # Who has asked may go without waiting for what is said: that is a reset.
         with suppress(trio.BrokenResourceError):
             async with stream:
                 await self._talk(stream, reader)
 
-    async def _talk(self, stream: trio.SocketStream, reader: hiredis.Reader) -> None:
+    async def _talk(self, stream: trio.abc.Stream, reader: hiredis.Reader) -> None:
         while data := await stream.receive_some():
             reader.feed(bytes(data))
             while (words := reader.gets()) is not False:

@@ -1,11 +1,17 @@
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+import pytest
 import structlog
 import trio
 from trio.testing import MockClock
 
 from tangram.broker.external import ExternalBroker
 from tangram.broker.urls import local_url
+from tangram.bus.resp import open_link
+from tangram.bus.urls import parse_url
 
-from .fakes import FakeRedis, healthy
+from .fakes import CERT, FakeRedis, healthy, server_context
 
 
 async def until(condition: object) -> None:
@@ -73,3 +79,70 @@ async def test_hanging_redis_is_away(nursery: trio.Nursery, autojump_clock: Mock
 
     assert broker.statistics().last_error == "no answer within 2 s"
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("refused", [{b"INFO"}, {b"INFO", b"PING"}])
+async def test_an_account_that_may_not_ask_knows_that_redis_is_there(
+    nursery: trio.Nursery, autojump_clock: MockClock, refused: set[bytes]
+) -> None:
+    """That a command is refused to this account is a sign of life, for the first look and for those that
+    follow; what it is called stays unknown.
+    """
+
+    def answer(words: list[bytes]) -> bytes | None:
+        if words[0] in refused:
+            return b"-NOPERM User app has no permissions to run the command\r\n"
+        return healthy(words)
+
+    redis = FakeRedis(answer)
+    broker = ExternalBroker(local_url(await nursery.start(redis.run)))
+    await nursery.start(broker.run)
+    await trio.sleep(30)
+
+    seen = broker.statistics()
+    assert (seen.up, seen.starts, seen.version, seen.last_error) == (True, 1, None, None)
+    assert redis.commands.count([b"PING"]) > 3
+    nursery.cancel_scope.cancel()
+
+
+OWN_CA = {"ssl_ca_certs": str(CERT)}
+CLIENT = {"ssl_certfile": str(CERT), "ssl_keyfile": str(CERT.with_name("key.pem"))}
+
+
+@pytest.mark.parametrize(
+    ("options", "of_clients", "up"),
+    [
+        ({}, False, False),
+        (OWN_CA, False, True),
+        ({"ssl_cert_reqs": "none"}, False, True),
+        (OWN_CA, True, False),
+        (OWN_CA | CLIENT, True, True),
+        ({"ssl_ca_certs": "/nowhere/ca.pem"}, False, False),
+    ],
+    ids=["unknown-ca", "own-ca", "unverified", "no-client-certificate", "client-certificate", "no-such-file"],
+)
+async def test_tls_is_spoken_as_the_url_asks(
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    options: Mapping[str, str],
+    of_clients: bool,
+    up: bool,
+) -> None:
+    """The watch and the bus read the same options in the same way, and come to the same result."""
+    port = await nursery.start(FakeRedis(tls=server_context(of_clients=of_clients)).run)
+    url = f"rediss://127.0.0.1:{port}?{urlencode(options)}"
+    broker = ExternalBroker(url)
+    await nursery.start(broker.run)
+    await until(lambda: broker.statistics().up or broker.statistics().last_error)
+
+    assert broker.statistics().up is up
+    assert await connects(url) is up
+    nursery.cancel_scope.cancel()
+
+
+async def connects(url: str) -> bool:
+    try:
+        async with open_link(parse_url(url), timeout=30):
+            return True
+    except (OSError, trio.BrokenResourceError):
+        return False

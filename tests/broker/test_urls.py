@@ -10,12 +10,16 @@ from tangram.broker.urls import RedisAddress, local_url, parse_redis_url, redact
         ("redis://:p%40w@h:1/2", RedisAddress("h", 1, password="p@w")),
         ("rediss://u:p@h", RedisAddress("h", 6379, tls=True, username="u", password="p")),
         ("redis://[::1]:7", RedisAddress("::1", 7)),
+        (
+            "rediss://h?password=%2525&ssl_ca_certs=/ca.pem",
+            RedisAddress("h", 6379, tls=True, password="%25", options={"ssl_ca_certs": "/ca.pem"}),
+        ),
         ("unix:///run/v.sock?password=x", RedisAddress("", 6379, path="/run/v.sock", password="x")),
         (local_url(5), RedisAddress("127.0.0.1", 5)),
     ],
 )
 def test_parts_of_a_url(url: str, address: RedisAddress) -> None:
-    """Host, port, socket, TLS and credentials are read, the latter unquoted."""
+    """Host, port, socket, TLS with its options, and credentials are read, the latter unquoted."""
     assert parse_redis_url(url) == address
 
 

@@ -84,7 +84,8 @@ class ExternalBroker:
 
     def _tell_up(self, info: dict[str, str]) -> None:
         name = info.get("server_name", "redis")
-        self._version = f"{name} {info.get(f'{name}_version', '?')}"
+        # An account that may not ask for INFO does not know it.
+        self._version = f"{name} {info.get(f'{name}_version', '?')}" if info else None
         self._up, self._finds = True, self._finds + 1
         away = (
             {} if self._away_since is None else {"away_for": round(trio.current_time() - self._away_since, 1)}

@@ -1,6 +1,5 @@
 """Is there a Redis? Asked on a socket of its own, with hiredis alone: the bus may be what is broken."""
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,11 +7,23 @@ import hiredis
 import trio
 
 from tangram.broker.urls import RedisAddress, parse_redis_url, redact_url
+from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerUnavailable
 
 __all__ = ["Probe", "open_probe", "ping"]
 
 _CHUNK = 16384
+
+# How Redis begins the refusal of a command that this account may not use.
+_NOT_ALLOWED = "NOPERM"
+
+
+class _Refused(BrokerUnavailable):
+    """Redis answered a command, with an error."""
+
+    def __init__(self, message: str, answer: str) -> None:
+        self.answer = answer
+        super().__init__(message)
 
 
 class Probe:
@@ -29,7 +40,7 @@ class Probe:
         while True:
             answer = self._reader.gets()
             if isinstance(answer, hiredis.ReplyError):
-                raise BrokerUnavailable(f"{words[0]} was answered with {str(answer)!r}")
+                raise _Refused(f"{words[0]} was answered with {str(answer)!r}", str(answer))
             if answer is not False:
                 return answer
             data = await self._stream.receive_some(_CHUNK)
@@ -38,14 +49,26 @@ class Probe:
             self._reader.feed(bytes(data))
 
     async def ping(self) -> None:
-        """One PING; anything but PONG is ``BrokerUnavailable``."""
-        answer = await self.ask("PING")
+        """One PING; anything but PONG is ``BrokerUnavailable``, save that the account may not ask: who says
+        that is there.
+        """
+        try:
+            answer = await self.ask("PING")
+        except _Refused as refused:
+            if refused.answer.startswith(_NOT_ALLOWED):
+                return
+            raise
         if answer != b"PONG":
             raise BrokerUnavailable(f"expected PONG, got {answer!r}")
 
     async def info(self) -> dict[str, str]:
-        """The section ``server`` of INFO."""
-        answer = await self.ask("INFO", "server")
+        """The section ``server`` of INFO; nothing where the account may not ask for it."""
+        try:
+            answer = await self.ask("INFO", "server")
+        except _Refused as refused:
+            if refused.answer.startswith(_NOT_ALLOWED):
+                return {}
+            raise
         text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
         pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
         return {key: value.strip() for key, colon, value in pairs if colon}
@@ -79,10 +102,11 @@ async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
 async def _connect(address: RedisAddress) -> trio.abc.Stream:
     if address.path:
         return await trio.open_unix_socket(address.path)
+    # Before there is a stream that would have to be closed: a file that is named may not be there.
+    context = redis_tls_context(address.options) if address.tls else None
     stream = await trio.open_tcp_stream(address.host, address.port)
-    if not address.tls:
+    if context is None:
         return stream
-    context = ssl.create_default_context()
     return trio.SSLStream(stream, context, server_hostname=address.host)
 
 

@@ -1,7 +1,9 @@
 """What a Redis URL says, in the parts that a connection needs. Pure."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tangram.config.model import redact_url
 
@@ -20,6 +22,8 @@ class RedisAddress(NamedTuple):
     tls: bool = False
     username: str | None = None
     password: str | None = None
+    options: Mapping[str, str] = MappingProxyType({})
+    """The rest of the query: how TLS is to be spoken."""
 
     def __repr__(self) -> str:
         """Without the password: this lands in tracebacks."""
@@ -44,15 +48,16 @@ def parse_redis_url(url: str) -> RedisAddress:
         parts.path if parts.scheme == "unix" else parts.hostname
     ):
         raise ValueError(f"expected a redis://, rediss:// or unix:// URL, got {redact_url(url)!r}")
-    query = parse_qs(parts.query)
-    username, password = parts.username or query.get("username", [None])[0], parts.password
-    if password is None:
-        password = query.get("password", [None])[0]
+    options = dict(parse_qsl(parts.query))
+    in_query = options.pop("username", None), options.pop("password", None)
+    username = unquote(parts.username) if parts.username else in_query[0]
+    password = unquote(parts.password) if parts.password else in_query[1]
     return RedisAddress(
         host=parts.hostname or "",
         port=port,
         path=unquote(parts.path) if parts.scheme == "unix" else "",
         tls=parts.scheme == "rediss",
-        username=unquote(username) if username else None,
-        password=unquote(password) if password else None,
+        username=username or None,
+        password=password or None,
+        options=options,
     )

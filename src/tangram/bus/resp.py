@@ -8,7 +8,6 @@ again.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ import trio
 
 from tangram.bus.sockets import PlainStream
 from tangram.bus.urls import Address
+from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerUnavailable
 
 __all__ = [
@@ -80,20 +80,6 @@ def describe(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
-def _tls_context(address: Address) -> ssl.SSLContext:
-    options = address.options
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    wanted = options.get("ssl_cert_reqs", "required")
-    if wanted != "required":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE if wanted == "none" else ssl.CERT_OPTIONAL
-    if options.get("ssl_check_hostname", "true").lower() in {"false", "0", "no"}:
-        context.check_hostname = False
-    if "ssl_certfile" in options:
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-    return context
-
-
 async def dial(address: Address) -> trio.abc.Stream:
     """A connected stream to *address*; the caller sets the deadline."""
     instead = current_dial.get()
@@ -110,7 +96,7 @@ async def dial_socket(address: Address) -> trio.abc.Stream:
     if not address.tls:
         return PlainStream(stream)
     try:
-        secured = trio.SSLStream(stream, _tls_context(address), server_hostname=address.host)
+        secured = trio.SSLStream(stream, redis_tls_context(address.options), server_hostname=address.host)
         await secured.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)
