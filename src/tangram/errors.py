@@ -16,6 +16,7 @@
     |  |- BadRequest                  a parameter or body is wrong: every fault at once; status 422
     |  `- Refused                     a plugin or the policy says no, with a reason; status 403
     |- BrokerUnavailable              the environment: Redis is away, or did not answer in time
+    |  `- BrokerRefused                who set up the account: Redis is there, and says no
     |- SupervisionError               the supervision tree
     |  |- SpecError                   a child or supervisor is declared wrongly
     |  |- StartFailed                 a child did not start; its cause is attached
@@ -38,6 +39,7 @@ from typing import NamedTuple
 __all__ = [
     "AddressError",
     "BadRequest",
+    "BrokerRefused",
     "BrokerStartError",
     "BrokerUnavailable",
     "ChannelClosed",
@@ -173,6 +175,10 @@ class Refused(RequestError):
 
 class BrokerUnavailable(TangramError):
     """Redis is away, or did not answer within the limit: try again later."""
+
+
+class BrokerRefused(BrokerUnavailable):
+    """Redis is there and says no, to this account for one: trying again changes nothing."""
 
 
 class SupervisionError(TangramError):

@@ -13,7 +13,7 @@ from tangram.bus.resp import Link
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.bus.urls import parse_url
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable
 from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage, until
 
 Batch = Sequence[tuple[bytes, bytes]]
@@ -284,6 +284,60 @@ async def test_a_refused_pattern_costs_its_subscriber_alone(
     await trio.sleep(1)
 
     assert ears.ups == [True, False, True]
+
+
+async def test_who_iterates_over_a_refused_pattern_is_told(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+) -> None:
+    """Also without `async with`, beside a pattern that is allowed and busy, and where the account may not any
+    more after a reconnect; another iteration over the allowed pattern goes on.
+    """
+    told: list[str] = []
+
+    async def listen(*patterns: str) -> None:
+        try:
+            async for _ in Subscription(listener, patterns):
+                pass
+        except BrokerRefused as error:
+            told.append(str(error))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, "from:*", "late:*")
+            other = Subscription(listener, ("from:*",))
+            other.begin()
+            await trio.sleep(1)
+            fake.errors[b"PSUBSCRIBE secret:*"] = "NOPERM no permissions to access a channel"
+            fake.errors[b"PSUBSCRIBE late:*"] = "NOPERM no longer"
+            await listen("from:*", "secret:*")
+            assert len(told) == 1
+            await fake.drop()
+            for _ in range(10):
+                await trio.sleep(1)
+                await fake.push(b"from:a:b", b"x")
+
+    assert [text.rpartition(": ")[0] for text in told] == [
+        "redis refuses the subscription to 'secret:*'",
+        "redis refuses the subscription to 'late:*'",
+    ]
+    with trio.fail_after(60):
+        assert (await anext(other)).channel == "from:a:b"
+
+
+async def test_a_refusal_that_passes_is_none(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+) -> None:
+    """A Redis that runs a long script takes no subscription: it is asked again on another connection."""
+    fake.errors[b"PSUBSCRIBE from:*"] = "BUSY Redis is busy running a script"
+    subscription = Subscription(listener, ("from:*",))
+    subscription.begin()
+    await trio.sleep(1)
+    fake.errors.clear()
+    await trio.sleep(1)
+    await fake.push(b"from:a:b", b"x")
+
+    with trio.fail_after(60):
+        assert (await anext(subscription)).payload == b"x"
 
 
 async def test_garbage_ends_the_connection_and_costs_nothing_before_it(

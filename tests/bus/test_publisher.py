@@ -5,7 +5,7 @@ import trio
 
 from tangram.bus.publisher import BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
 from tangram.bus.urls import parse_url
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable
 from tests.bus.fakes import URL, Connection, FakeRedis
 
 Clock = trio.testing.MockClock
@@ -72,15 +72,25 @@ async def test_answers_are_not_off_by_one_after_a_cancel(
 
 
 @pytest.mark.parametrize(
-    "error", ["NOAUTH Authentication required.", "READONLY You can't write", "OOM command"]
+    ("error", "kind"),
+    [
+        ("NOAUTH Authentication required.", BrokerRefused),
+        ("NOPERM No permissions to access a channel", BrokerRefused),
+        ("READONLY You can't write", BrokerUnavailable),
+        ("OOM command", BrokerUnavailable),
+        ("LOADING", BrokerUnavailable),
+    ],
 )
 async def test_a_refusal_is_told_with_its_text(
-    autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, error: str
+    autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, error: str, kind: type[BrokerUnavailable]
 ) -> None:
-    """What Redis says against one message reaches its caller, and costs nobody else the connection."""
+    """What Redis says against one message reaches its caller, and costs nobody else the connection; whether
+    it will pass is told by the kind of error.
+    """
     fake.errors[b"PUBLISH bad"] = error
-    with pytest.raises(BrokerUnavailable, match=error.split(maxsplit=1)[0]):
+    with pytest.raises(BrokerUnavailable, match=error.split(maxsplit=1)[0]) as told:
         await publisher.publish("bad", b"")
+    assert type(told.value) is kind
 
     assert await publisher.publish("good", b"") == 0
     assert len(fake.connections) == 1

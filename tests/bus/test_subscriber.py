@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from tangram.bus import Subscriber, service_nursery
-from tangram.errors import ConfigError, ServiceError
+from tangram.errors import BrokerRefused, ConfigError, ServiceError
 from tests.bus.fakes import URL, FakeRedis, until
 
 Clock = trio.testing.MockClock
@@ -228,3 +228,29 @@ def test_the_handler_is_abstract() -> None:
     """A subclass without a handler cannot be made."""
     with pytest.raises(TypeError, match="message_handler"):
         Subscriber("x", URL, ["a"], random.Random())  # type: ignore[abstract]
+
+
+async def test_a_refused_channel_is_told_to_who_subscribes(
+    autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, service: trio.Nursery
+) -> None:
+    """A subscriber whose channel its account may not read does not begin, rather than hear nothing."""
+    fake.errors[b"PSUBSCRIBE from:other:x"] = "NOPERM no permissions to access a channel"
+
+    with pytest.raises(BrokerRefused, match=r"from:other:x': NOPERM"):
+        await subscriber.subscribe()
+
+    assert not subscriber.is_active()
+
+
+async def test_a_channel_that_is_refused_later_ends_the_service(
+    autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
+) -> None:
+    """Where the account may not read it any more after a reconnect, its service ends by that."""
+    with pytest.RaisesGroup(pytest.RaisesExc(BrokerRefused, match=r"from:other:x': NOPERM")):
+        async with trio.open_nursery() as nursery:
+            service_nursery.set(nursery)
+            await subscriber.subscribe()
+            fake.errors[b"PSUBSCRIBE from:other:x"] = "NOPERM no permissions to access a channel"
+            await fake.drop()
+            with trio.fail_after(60):
+                await trio.sleep_forever()

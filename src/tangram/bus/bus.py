@@ -138,7 +138,8 @@ class Bus:
         wait, not the message: it may still go out.
 
         Raises:
-            BrokerUnavailable: Redis is away, refuses, or does not answer within *timeout* seconds.
+            BrokerUnavailable: Redis is away, or does not answer within *timeout* seconds.
+            BrokerRefused: it says no.
         """
         return await self._publisher.publish(channel, payload, timeout=timeout)
 

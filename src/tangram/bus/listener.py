@@ -23,10 +23,10 @@ import structlog
 import trio
 
 from tangram.bus.keeper import Keeper
-from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack
+from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.urls import Address
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable
 
 __all__ = ["Listener", "Sink"]
 
@@ -121,7 +121,8 @@ class Listener:
         finally:
             self._stopped = True
             for pattern in self._patterns.values():
-                self._end(pattern)
+                pattern.settled.set()
+                _end(pattern, STOPPED)
 
     def add(self, subscription: Subscription) -> None:
         """Have *subscription* get the messages of its patterns.
@@ -155,7 +156,8 @@ class Listener:
         """Return once Redis has confirmed each of *patterns*, which must have been added.
 
         Raises:
-            BrokerUnavailable: Redis refuses one, or the bus stops meanwhile.
+            BrokerRefused: Redis refuses one.
+            BrokerUnavailable: the bus stops meanwhile.
         """
         for text in patterns:
             pattern = self._patterns[text.encode()]
@@ -163,7 +165,7 @@ class Listener:
             while not pattern.settled.is_set() and not self._stopped:
                 await pattern.settled.wait()
             if pattern.refused:
-                raise BrokerUnavailable(f"redis refuses the subscription to {text!r}: {pattern.refused}")
+                raise BrokerRefused(pattern.refused)
             if self._stopped:
                 raise BrokerUnavailable(STOPPED)
         await trio.lowlevel.checkpoint()
@@ -276,10 +278,12 @@ class Listener:
         if pattern is None:
             return
         if isinstance(reply, hiredis.ReplyError):
-            if pattern.name == self._pinned:
-                raise BrokerUnavailable(f"redis refuses the subscription to {pattern.text!r}: {reply}")
+            error = refusal(f"the subscription to {pattern.text!r}", reply)
+            if pattern.name == self._pinned or not isinstance(error, BrokerRefused):
+                raise error
             log.warning("redis refuses a subscription", pattern=pattern.text, cause=str(reply))
-            pattern.refused = str(reply)
+            pattern.refused = str(error)
+            _end(pattern, pattern.refused, BrokerRefused)
         pattern.settled.set()
         self._settle()
 
@@ -303,12 +307,13 @@ class Listener:
                 self._settle()
         return True
 
-    def _end(self, pattern: _Pattern) -> None:
-        pattern.settled.set()
-        for ref in pattern.subscribers:
-            subscription = ref()
-            if subscription is not None:
-                subscription.end(STOPPED)
+
+def _end(pattern: _Pattern, why: str, kind: type[BrokerUnavailable] = BrokerUnavailable) -> None:
+    """Tell everybody who wants *pattern* that nothing will come of it."""
+    for ref in pattern.subscribers:
+        subscription = ref()
+        if subscription is not None:
+            subscription.end(why, kind)
 
 
 def _tell(function: Callable[[T], None], value: T) -> None:

@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from tangram.bus.keeper import Keeper
-from tangram.bus.resp import Dial, Link, dial, pack
+from tangram.bus.resp import Dial, Link, dial, pack, refusal
 from tangram.bus.urls import Address
 from tangram.errors import BrokerUnavailable
 
@@ -173,7 +173,8 @@ class Publisher:
         wait, not the message: it may still go out.
 
         Raises:
-            BrokerUnavailable: Redis is away, refuses, or does not answer within *timeout* seconds.
+            BrokerUnavailable: Redis is away, or does not answer within *timeout* seconds.
+            BrokerRefused: it says no.
         """
         answer: list[int | BrokerUnavailable] = []
         answered = trio.Event()
@@ -350,9 +351,7 @@ class Publisher:
                 self._tell(call.done, answers[0])
             return
         failures = {
-            at: BrokerUnavailable(f"redis refuses the publish: {answer}")
-            for at, answer in enumerate(answers)
-            if type(answer) is not int
+            at: refusal("the publish", answer) for at, answer in enumerate(answers) if type(answer) is not int
         }
         failures |= {at: BrokerUnavailable(rest) for at in range(len(answers), call.count)}
         self._fail(call, failures)

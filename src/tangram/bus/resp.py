@@ -19,7 +19,7 @@ import trio
 from tangram.bus.sockets import PlainStream
 from tangram.bus.urls import Address
 from tangram.config.tls import redis_tls_context
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable
 
 __all__ = [
     "CONNECT_TIMEOUT",
@@ -32,6 +32,7 @@ __all__ = [
     "dial_socket",
     "open_link",
     "pack",
+    "refusal",
 ]
 
 Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
@@ -69,6 +70,20 @@ PING_TIMEOUT = 3.0
 
 # Its stub says "a tuple of one"; it takes any number.
 pack = cast("Callable[[tuple[str | bytes, ...]], bytes]", hiredis.pack_command)
+
+
+PASSING: Final = frozenset(
+    {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "OOM", "READONLY", "TRYAGAIN"}
+)
+"""How errors begin by which Redis says not now, rather than no."""
+
+
+def refusal(what: str, answer: object) -> BrokerUnavailable:
+    """The error for what Redis answered instead of doing it: a `BrokerRefused`, unless it will pass."""
+    message = f"redis refuses {what}: {answer}"
+    if not isinstance(answer, hiredis.ReplyError) or str(answer).partition(" ")[0] in PASSING:
+        return BrokerUnavailable(message)
+    return BrokerRefused(message)
 
 
 def describe(exc: BaseException) -> str:
@@ -213,7 +228,7 @@ async def _greet(link: Link, address: Address) -> None:
         # An account that may publish and subscribe only may not ping; that it says so is sign of life enough.
         refused = isinstance(reply, hiredis.ReplyError)
         if refused and not (name == "PING" and str(reply).startswith("NOPERM")):
-            raise BrokerUnavailable(f"redis refuses {name}: {reply}")
+            raise refusal(name, reply)
 
 
 @asynccontextmanager

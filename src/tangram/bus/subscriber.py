@@ -13,7 +13,7 @@ from tangram.bus.listener import Listener
 from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.urls import parse_url
-from tangram.errors import ServiceError
+from tangram.errors import BrokerRefused, ServiceError
 
 __all__ = ["Subscriber", "service_nursery"]
 
@@ -36,7 +36,8 @@ class Subscriber(ABC, Generic[StateT]):
     """Listens to *channels*, each a pattern as of ``PSUBSCRIBE``, on a connection of its own.
 
     Messages are handled one after another. A handler's error is logged and costs that message; so does a
-    payload that is not UTF-8. When Redis goes away, the connection is made anew as soon as it is back.
+    payload that is not UTF-8. When Redis goes away, the connection is made anew as soon as it is back. When
+    it refuses a channel, the subscriber ends with BrokerRefused, and with it the service that it belongs to.
     """
 
     def __init__(self, name: str, redis_url: str | None, channels: list[str], initial_state: StateT) -> None:
@@ -67,6 +68,7 @@ class Subscriber(ABC, Generic[StateT]):
 
         Raises:
             ServiceError: called outside a service.
+            BrokerRefused: Redis refuses one of the channels.
         """
         nursery = service_nursery.get()
         if nursery is None:
@@ -125,19 +127,32 @@ class Subscriber(ABC, Generic[StateT]):
         subscription = Subscription(listener, tuple(self.channels))
         self._ended = trio.Event()
         self._task = trio.lowlevel.current_task()
+        refused: BrokerRefused | None = None
         try:
             with trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as nursery:
                     subscription.begin()
                     nursery.start_soon(listener.run)
-                    with trio.move_on_after(START_TIMEOUT):
-                        await listener.wait_up()
-                    task_status.started()
-                    async for message in subscription:
-                        await self._handle(message)
+                    try:
+                        await self._listen(listener, subscription, task_status)
+                    except BrokerRefused as error:
+                        refused = error  # to be told without the nursery's group around it
+                        nursery.cancel_scope.cancel()
         finally:
             self._scope = self._task = None
             self._ended.set()
+        if refused is not None:
+            raise refused
+
+    async def _listen(
+        self, listener: Listener, subscription: Subscription, task_status: trio.TaskStatus[None]
+    ) -> None:
+        with trio.move_on_after(START_TIMEOUT):
+            await listener.wait_up()
+        subscription.check()
+        task_status.started()
+        async for message in subscription:
+            await self._handle(message)
 
     async def _handle(self, message: Message) -> None:
         try:

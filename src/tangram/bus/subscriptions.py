@@ -65,8 +65,9 @@ class Subscription:
     ``async with`` waits until Redis has confirmed, so a message published afterwards arrives. A plain
     ``async for message in bus.subscribe(...)`` begins with its first turn and promises nothing about what
     was published before. What is published while Redis is away is lost, as ever with pub/sub; the iteration
-    goes on when Redis is back, and ends with BrokerUnavailable when the bus itself is stopped. The oldest
-    messages are dropped when the consumer is too far behind; `dropped` counts them.
+    goes on when Redis is back; it ends with BrokerUnavailable when the bus itself is stopped, and with
+    BrokerRefused when Redis refuses one of the patterns, also after a reconnect. The oldest messages are
+    dropped when the consumer is too far behind; `dropped` counts them.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Subscription:
         self._waiting = trio.lowlevel.ParkingLot()
         self._added = False
         self._ended = ""
+        self._kind = BrokerUnavailable
 
     async def __aenter__(self) -> Self:
         self.begin()
@@ -117,8 +119,7 @@ class Subscription:
         while not self._queue:
             if self._ended == CLOSED:
                 raise StopAsyncIteration
-            if self._ended:
-                raise BrokerUnavailable(self._ended)
+            self.check()
             await self._waiting.park()
         message = self._queue.popleft()
         self._bytes -= len(message.payload)
@@ -134,6 +135,8 @@ class Subscription:
 
     def push(self, message: Message) -> None:
         """Of the listener: one more message, at the cost of the oldest where there is no room."""
+        if self._ended:
+            return  # by one of its patterns; who is to hear of that must come to the end of the queue
         self._queue.append(message)
         self._bytes += len(message.payload)
         while len(self._queue) > self._max_messages or (
@@ -144,9 +147,15 @@ class Subscription:
             self._listener.dropped += 1
         self._waiting.unpark()
 
-    def end(self, why: str) -> None:
+    def check(self) -> None:
+        """Raise why no more messages will come, unless they will, or it was closed."""
+        if self._ended and self._ended != CLOSED:
+            raise self._kind(self._ended)
+
+    def end(self, why: str, kind: type[BrokerUnavailable] = BrokerUnavailable) -> None:
         """Of the listener: no more messages will come."""
-        self._ended = self._ended or why
+        if not self._ended:
+            self._ended, self._kind = why, kind
         self._waiting.unpark_all()
 
     async def _confirmed(self) -> None:

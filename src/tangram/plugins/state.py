@@ -68,14 +68,15 @@ class BackendState:
     async def publish(self, channel: str, payload: bytes | str) -> int:
         """Publish on a Redis channel (``to:<topic>:<event>`` reaches browsers); the number of receivers.
 
-        Raises `BrokerUnavailable` while Redis is away.
+        Raises `BrokerUnavailable` while Redis is away, and its subclass `BrokerRefused` where it says no.
         """
         return await self._publish(channel, payload)
 
     def subscribe(self, *patterns: str) -> Any:
         """Messages of Redis channels: ``async for message in state.subscribe("from:chat:*")``.
 
-        Also an async context manager, which has subscribed once it is entered.
+        Also an async context manager, which has subscribed once it is entered. Raises `BrokerRefused` where
+        Redis says no.
         """
         return self._subscribe(*patterns)
 
