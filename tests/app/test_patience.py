@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tangram.app.patience import RECENT, Patience, blames_redis
-from tangram.errors import BrokerUnavailable, RestartsExhausted
+from tangram.errors import BrokerRefused, BrokerUnavailable, RestartsExhausted
 
 
 class Host:
@@ -46,7 +46,13 @@ def crash_of_redis() -> Exception:
 
 @pytest.mark.parametrize(
     ("error", "blames"),
-    [(crash_of_redis(), True), (BrokerUnavailable("away"), True), (ValueError("mine"), False)],
+    [
+        (crash_of_redis(), True),
+        (BrokerUnavailable("away"), True),
+        (ValueError("mine"), False),
+        (BrokerRefused("NOPERM"), False),
+        (ExceptionGroup("two", [BrokerRefused("NOPERM"), ValueError("mine")]), False),
+    ],
 )
 def test_the_cause_is_found_below_groups_and_causes(error: Exception, blames: bool) -> None:
     """Redis is blamed where it stands anywhere below the exception, and nowhere else."""
@@ -103,3 +109,15 @@ async def test_other_errors_pass_at_once(autojump_clock: object) -> None:
         await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
 
     assert trio.current_time() == began
+
+
+async def test_what_goes_on_failing_is_not_tried_without_a_pause(autojump_clock: object) -> None:
+    """While an outage that is just over still excuses, each further try waits longer; then it is a crash."""
+    redis, host = Redis(there=True), Host(*(crash_of_redis() for _ in range(100)))
+    redis.turn(there=True)
+
+    with pytest.raises(RestartsExhausted):
+        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+
+    assert 5 < host.runs < 15
+    assert RECENT < trio.current_time() < 2 * RECENT + 1

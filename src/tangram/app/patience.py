@@ -4,7 +4,7 @@ A service that publishes fails when Redis goes. Counted as its crash, an outage 
 its plugin's budget and end in quarantine; and when the bus or the broker crashes, the plugins would be
 blamed before them. So the plugin's failure is set aside for a moment, in which the true cause is seen and
 ends the plugin with the others; if Redis is (or was just now) away, the plugin waits and begins anew, and
-no window is charged.
+no window is charged. That Redis says no (`BrokerRefused`) is an answer, and the plugin's crash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable
 
 __all__ = ["Patience", "blames_redis"]
 
@@ -70,6 +70,7 @@ class Patience:
     async def run(self, host: _Host, *, task_status: trio.TaskStatus[object]) -> None:
         """One incarnation of a plugin."""
         status = _Once(task_status)
+        pause = 0.0
         while True:
             try:
                 await host.run(task_status=status)
@@ -83,16 +84,23 @@ class Patience:
                 log.warning("a plugin waits for redis", plugin=host.name, cause=str(error))
                 # The others need not wait with it.
                 status.started()
-                await self._wait(host.name)
+                if not self._is_there():
+                    pause = 0.0
+                await self._wait(host.name, pause)
+                pause = max(SETTLE, 2 * pause)
             else:
                 return
 
     def _excuses(self) -> bool:
         return not self._is_there() or trio.current_time() - self._back_at < RECENT
 
-    async def _wait(self, name: str) -> None:
+    async def _wait(self, name: str, pause: float) -> None:
+        """For ``pause`` seconds, and until Redis is there: who goes on failing although it is does not do so
+        as fast as it can.
+        """
         self.waiting.add(name)
         try:
+            await trio.sleep(pause)
             while not self._is_there():
                 await self._back.wait()
         finally:
@@ -104,6 +112,8 @@ def blames_redis(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             return any(blames_redis(inner) for inner in error.exceptions)
+        if isinstance(error, BrokerRefused):
+            return False
         kind = type(error)
         if isinstance(error, BrokerUnavailable) or (
             # redis-py's own, which a plugin's own client raises; it is not imported for this.
