@@ -8,8 +8,8 @@ holds whatever it holds, and that is said whenever the same function is started 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar, TypeVarTuple
 
 import attrs
@@ -19,7 +19,13 @@ import trio
 from tangram.supervision.lives import CURRENT_LIFE
 from tangram.supervision.records import one_line, thread_stack
 
-__all__ = ["AbandonedThread", "ThreadStatistics", "run_sync_in_thread", "thread_statistics"]
+__all__ = [
+    "AbandonedThread",
+    "ThreadStatistics",
+    "run_sync_in_thread",
+    "service_threads",
+    "thread_statistics",
+]
 
 log = structlog.get_logger("tangram.supervision")
 
@@ -66,6 +72,14 @@ class _Thread:
 
 _threads: set[_Thread] = set()
 _abandoned = 0
+_serving: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("tangram_service_threads", 0)
+
+
+def service_threads() -> int:
+    """How many threads of synchronous services this loop waits for: such a thread lives as long as its
+    service.
+    """
+    return _serving.get()
 
 
 def thread_statistics() -> ThreadStatistics:
@@ -106,13 +120,23 @@ async def run_sync_in_thread(
 
     _threads.add(thread)
     try:
-        # A limiter of its own: services must not use up the places of everybody's short calls.
-        return await trio.to_thread.run_sync(
-            work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=thread.name
-        )
+        with _counted():
+            # A limiter of its own: services must not use up the places of everybody's short calls.
+            return await trio.to_thread.run_sync(
+                work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=thread.name
+            )
     except trio.Cancelled:
         await _await_end(thread, stop_timeout)
         raise
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    _serving.set(_serving.get() + 1)
+    try:
+        yield
+    finally:
+        _serving.set(_serving.get() - 1)
 
 
 def _warn_of_ghosts(thread: _Thread) -> None:

@@ -4,6 +4,7 @@
    jumps, and no stop time ever passes. Such a task is named, and ended by an exception that it does not
    expect.
 2. Threads: while one works for a task of the loop, a clock that jumps would let every timeout pass at once.
+   Whose limiter they have is all the same; but those of synchronous services live as long as these.
 
 Both need what Trio tells nobody. This is the place for it, beside `release`.
 """
@@ -17,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, active_thread_count
 
 from tangram.supervision import CURRENT_LIFE
+from tangram.supervision.threads import service_threads
 from tangram.testing.census import UNDER_TEST
 from tangram.testing.release import line_of
 
@@ -28,6 +30,11 @@ __all__ = ["Patience", "SpunTooLong", "patient"]
 SPIN_SECONDS = 20.0
 """Real seconds for which a loop may go on without any passing on its virtual clock. The busiest test of the
 kit needs one on a slow machine.
+"""
+
+THREAD_SECONDS = 20.0
+"""Real seconds for which a clock that jumps waits for a thread while nobody else does anything: it may be one
+that waits for the loop, and time is what it waits for.
 """
 
 COUNTED = 2_000
@@ -53,7 +60,6 @@ class Patience(trio.abc.Instrument):
         """On the real clock: from then on nobody who is under test has anything to do any more."""
         self._mark = mark
         self._clock = trio.lowlevel.current_clock()
-        self._threads = trio.to_thread.current_default_thread_limiter()
         self._threshold: float | None = None
         self._steps = 0
         self._now = -math.inf
@@ -74,11 +80,16 @@ class Patience(trio.abc.Instrument):
         clock = self._clock
         if not isinstance(clock, MockClock):
             return
-        works = self._threads.borrowed_tokens > 0
-        if works and self._threshold is None and clock.autojump_threshold < math.inf:
-            self._threshold, clock.autojump_threshold = clock.autojump_threshold, math.inf
-        elif not works and self._threshold is not None:
-            clock.autojump_threshold, self._threshold = self._threshold, None
+        works = active_thread_count() > service_threads()
+        if works and self._threshold is None and clock.autojump_threshold < THREAD_SECONDS:
+            self._threshold, clock.autojump_threshold = clock.autojump_threshold, THREAD_SECONDS
+        elif not works:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Give the clock back, if it is held."""
+        if isinstance(self._clock, MockClock) and self._threshold is not None:
+            self._clock.autojump_threshold, self._threshold = self._threshold, None
 
     def _look(self) -> None:
         """Begin to count where the loop has gone on for too long."""
@@ -108,3 +119,4 @@ def patient(mark: object) -> Iterator[Patience]:
         yield patience
     finally:
         trio.lowlevel.remove_instrument(patience)
+        patience.let_go()  # a thread of somebody else's may work on, and nobody would do it afterwards
