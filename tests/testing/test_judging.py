@@ -25,9 +25,9 @@ from tangram.testing import (
     RunningTangram,
     StepFailed,
     every_step,
+    lifetime,
     open_tangram,
     patience,
-    server,
 )
 from tangram.testing.faults import FaultPorts
 from tests.app.helpers import Journal, make_plugin
@@ -217,7 +217,7 @@ async def test_who_spins_in_a_restart_is_named_and_ended(
 async def test_who_spins_on_a_real_clock_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where stop times do pass, the end of the test does not wait for it either."""
     for name in ("STOP_MORE", "REAL_STOP_MORE"):
-        monkeypatch.setattr(server, name, 0.2)
+        monkeypatch.setattr(lifetime, name, 0.2)
 
     with pytest.raises(InvariantBroken, match="because of spinner"):
         async with open_tangram([make_spinner()], {"supervisor": {"shutdown_timeout": 0.5}}, fakes=True):

@@ -58,6 +58,8 @@ class Patience(trio.abc.Instrument):
         """Who was ended, and where it stood."""
         self.due = math.inf
         """On the real clock: from then on nobody who is under test has anything to do any more."""
+        self.hopeless: set[trio.lowlevel.Task] = set()
+        """Who is ended at its next step, for it goes on after each cancellation."""
         self._mark = mark
         self._clock = trio.lowlevel.current_clock()
         self._threshold: float | None = None
@@ -70,7 +72,9 @@ class Patience(trio.abc.Instrument):
         self._steps += 1
         if self._steps % LOOK_EVERY == 0:
             self._look()
-        if self._busy is not None and task.context.get(UNDER_TEST) is self._mark:
+        if task in self.hopeless:
+            self._end(task)
+        elif self._busy is not None and task.context.get(UNDER_TEST) is self._mark:
             self._busy[task] += 1
             if self._busy[task] >= COUNTED:
                 self._end(task)

@@ -23,13 +23,13 @@ _TRIO = str(Path(trio.__file__).parent)
 _SUPERVISION = str(Path(supervision.__file__).parent)
 
 
-def release(mark: object, within: trio.CancelScope) -> list[str]:
+def release(mark: object, within: trio.CancelScope) -> dict[trio.lowlevel.Task, str]:
     """Take away every shield of the tasks that carry ``mark``, up to ``within``; who stood behind one, and on
     which line.
 
-    Whoever shields itself again, or takes its cancellation for nothing, goes on: nobody can end that.
+    Whoever shields itself again, or takes its cancellation for nothing, goes on: `Patience` ends that.
     """
-    told = []
+    told = {}
     for task in _tasks(mark):
         shielded = False
         for scope in _scopes(task, within):
@@ -38,7 +38,7 @@ def release(mark: object, within: trio.CancelScope) -> list[str]:
         line = line_of(task)
         if shielded and line is not None and not any(nursery.child_tasks for nursery in task.child_nurseries):
             life = task.context.get(CURRENT_LIFE)
-            told.append(f"{task.name if life is None else life.child}, at {line}")
+            told[task] = f"{task.name if life is None else life.child}, at {line}"
     return told
 
 

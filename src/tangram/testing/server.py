@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import socket
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,10 @@ from tangram.testing.census import UNDER_TEST, Census, take_census, wait_nothing
 from tangram.testing.faults import FaultPorts, InjectedFault
 from tangram.testing.given import configure, load_given
 from tangram.testing.invariants import Evidence, InvariantBroken, broken
+from tangram.testing.lifetime import Lifetime, NeverUp, TangramEnded, was_cancelled
 from tangram.testing.line import Line
 from tangram.testing.memory import MemoryBroker
-from tangram.testing.patience import patient
 from tangram.testing.record import LogRecords, record_logs, secrets_of
-from tangram.testing.release import release
 from tangram.testing.seams import Seam
 from tangram.testing.sockets import MemoryPort
 
@@ -39,19 +37,6 @@ if TYPE_CHECKING:
     from tangram.client import ClientSocket
 
 __all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
-
-STOP_MORE = 5.0
-"""Seconds past ``shutdown_timeout`` that the whole end of a server under test may take: half of its default
-again. Then whoever still goes on is cancelled behind its shield, and named.
-"""
-
-RELEASES = 20
-"""So often that is done, a second apart, for who shields itself anew."""
-
-REAL_STOP_MORE = 15.0
-"""Real seconds past ``shutdown_timeout`` after which a task that goes on and on is ended: what is released
-needs some, and a slow machine.
-"""
 
 EVENT_SECONDS = 10.0
 """How long a test waits for an event that must come."""
@@ -79,14 +64,6 @@ CHEAP = (
     "close_codes_documented",
 )
 """Invariants that hold for every test and cost it some milliseconds; checked at the end by default."""
-
-
-class TangramEnded(Exception):
-    """The server ended before it had started; ``status`` is its exit status."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"the server ended with status {status} before it had started")
-        self.status = status
 
 
 class RunningTangram:
@@ -346,8 +323,9 @@ async def open_tangram(
         on_server: called with the server before it boots.
 
     Raises:
-        InvariantBroken: the block ended well, but the server did not keep what it promises.
+        InvariantBroken: the block ended well, or was cancelled, but the server did not keep what it promises.
         TangramEnded: it ended before it had started.
+        NeverUp: it came neither up nor to its end.
         PluginError: a plugin that was given by its name cannot be loaded.
         ValueError: ``memory_port`` with another engine, or a table ``[plugins.NAME]`` that nobody reads.
     """
@@ -364,34 +342,13 @@ async def open_tangram(
             outer.enter_context(port.dialled())
         if on_server is not None:
             on_server(running)
-        async with AsyncExitStack() as stack:
-            patience = stack.enter_context(patient(running))
-            await stack.enter_async_context(running.http)
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            try:
-                await nursery.start(_serve, running)
+        try:
+            async with Lifetime(running).held():
                 running.http.base_url = running.url
                 yield running
-            except BaseException as raised:  # noqa: BLE001 - raised again below, not wrapped in the nursery's group
-                error = raised
-            limit = running.server.config.supervisor.shutdown_timeout
-            patience.due = time.monotonic() + limit + REAL_STOP_MORE
-            await _end(running, nursery.cancel_scope)
-        running.stubborn += patience.ended
+        except BaseException as raised:  # noqa: BLE001 - raised again below, if invariants say nothing better
+            error = raised
     _judge(running, before, checks, error)
-
-
-async def _end(running: RunningTangram, scope: trio.CancelScope) -> None:
-    """Stop it. Past its bound everything is cancelled, and whoever shields itself from that is named."""
-    running.stop()
-    with trio.move_on_after(running.server.config.supervisor.shutdown_timeout + STOP_MORE):
-        await running.wait_ended()
-        return
-    scope.cancel()
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASES):
-        while not running.ended:  # who is released may shield itself again
-            running.stubborn += release(running, scope)
-            await trio.sleep(1.0)
 
 
 def _memory_port(loaded: LoadedConfig) -> MemoryPort:
@@ -403,42 +360,22 @@ def _memory_port(loaded: LoadedConfig) -> MemoryPort:
     return MemoryPort()
 
 
-async def _serve(running: RunningTangram, *, task_status: trio.TaskStatus[Server]) -> None:
-    status = _Told(task_status)
-    await running.serve(task_status=status)
-    if not status.told:
-        raise TangramEnded(running.status)
-
-
-class _Told:
-    """A task status that remembers whether it was told."""
-
-    def __init__(self, inner: trio.TaskStatus[Server]) -> None:
-        self.told = False
-        self._inner = inner
-
-    def started(self, value: Any = None) -> None:
-        self.told = True
-        self._inner.started(value)
-
-
 def _judge(
     running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
 ) -> None:
-    """Raise what the block raised; if it ended well, what invariants say."""
+    """Raise what the block raised; if it ended well, or was only cancelled, what invariants say."""
     left = None
     if "nothing_left_alive" in checks:
         left = wait_nothing_left(before, running, redis_port=_port_of(running))
     clients = running.memory.unclosed if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
-    if found and isinstance(error, TangramEnded):
+    # These say nothing of their own: it never came up, or somebody had enough of it.
+    if found and (error is None or isinstance(error, TangramEnded | NeverUp) or was_cancelled(error)):
         raise InvariantBroken(found) from error
     if error is not None:
         for one in found:
             error.add_note(f"beside it, an invariant does not hold: {one}")
         raise error
-    if found:
-        raise InvariantBroken(found)
 
 
 def _port_of(running: RunningTangram) -> int | None:
