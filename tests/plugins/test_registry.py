@@ -147,6 +147,38 @@ def test_two_plugins_of_one_name_get_names_apart(site: Write) -> None:
     assert [one.name for one in loaded.plugins] == ["plugin", "second.plugin"]
 
 
+def test_a_plugin_whose_name_is_taken_all_the_same_is_told(site: Write) -> None:
+    """Two of one name would be one in the tree, and the other would never start."""
+    for module in ("first_wx.py", "second_wx.py", "third_wx.py"):
+        site(module)
+    points = [
+        entry_point("plugin", "first_wx:plugin", "first"),
+        entry_point("second.plugin", "third_wx:plugin", "third"),
+        entry_point("plugin", "second_wx:plugin", "second"),
+    ]
+
+    loaded = load_plugins(["first", "third", "second"], entry_points=points)
+
+    assert [one.name for one in loaded.plugins] == ["plugin", "second.plugin"]
+    assert str(loaded.failures[0].error) == "two plugins are called 'second.plugin': leave one of them out"
+
+
+def test_names_are_unique_among_what_was_loaded_before(site: Write) -> None:
+    """Who loads one after another gets what one call would have given."""
+    site("first_wx.py")
+    site("second_wx.py")
+    points = [
+        entry_point("plugin", "first_wx:plugin", "first"),
+        entry_point("plugin", "second_wx:plugin", "second"),
+    ]
+
+    loaded = load_plugins(["first"], entry_points=points)
+    for name in ("first", "second"):
+        load_plugins([name], entry_points=points, into=loaded)
+
+    assert [one.name for one in loaded.plugins] == ["plugin", "second.plugin"]
+
+
 def test_the_package_is_found_through_the_module_also_in_a_namespace(site: Write) -> None:
     """The import package is the outermost regular one, so that hyphens and namespaces do no harm."""
     inner = site("company_wx/weather/__init__.py")

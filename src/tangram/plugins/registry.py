@@ -92,12 +92,17 @@ def load_plugins(
     *,
     entry_points: Iterable[EntryPoint] | None = None,
     on_foreign: Callable[[], None] | None = None,
+    into: Loaded | None = None,
 ) -> Loaded:
     """Import the plugins that ``names`` mean, and no other. Raises nothing: failures are in the answer.
 
-    ``on_foreign`` is called before a plugin of the published server's group is imported.
+    Args:
+        names: as in ``[core] plugins``.
+        entry_points: what is installed; None: what is installed here.
+        on_foreign: called before a plugin of the published server's group is imported.
+        into: what was loaded before and runs beside them, added to and returned.
     """
-    loaded = Loaded()
+    loaded = Loaded() if into is None else into
     candidates = scan(entry_points) if names else []
     seen: set[Candidate] = set()
     for name in names:
@@ -130,6 +135,11 @@ def _load_into(loaded: Loaded, candidate: Candidate) -> None:
         if normalise(candidate.name) not in taken
         else f"{candidate.dist_name}.{candidate.name}"
     )
+    if normalise(name) in taken:
+        # Whoever came second would stand in the other's place.
+        twice = PluginError(f"two plugins are called {name!r}: leave one of them out", plugin=name)
+        loaded.failures.append(PluginFailure(name, twice))
+        return
     plugin.name, plugin.dist_name = name, candidate.dist_name
     loaded.plugins.append(
         LoadedPlugin(

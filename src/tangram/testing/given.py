@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tangram.app.server import answer_old_names
 from tangram.config import Loaded as LoadedConfig
 from tangram.config import load_config
+from tangram.config.names import normalise
 from tangram.plugins import Plugin
 from tangram.plugins.registry import Loaded, LoadedPlugin, load_plugins
 
@@ -55,7 +57,8 @@ def load_given(plugins: Iterable[Plugin | str], tables: Mapping[str, object]) ->
 
     Raises:
         PluginError: one of the names cannot be loaded. A server would run without it; a test of it may not.
-        ValueError: a table is for none of them, although they are objects: nobody would read it.
+        ValueError: a table is for none of them, although they are objects: nobody would read it. Or two of
+        them have one name.
     """
     loaded = _loaded(list(plugins))
     if loaded.failures:
@@ -78,12 +81,30 @@ def _loaded(plugins: list[Plugin | str]) -> Loaded:
     loaded = Loaded()
     for number, one in enumerate(plugins, 1):
         if isinstance(one, str):
-            found = load_plugins([one], on_foreign=answer_old_names)
-            loaded.plugins.extend(found.plugins)
-            loaded.failures.extend(found.failures)
-            continue
-        name = one.name or ("plugin" if number == 1 else f"plugin_{number}")
-        one.name = name
-        one.dist_name = one.dist_name or name
-        loaded.plugins.append(LoadedPlugin(name, one.dist_name, one, module="", entry_point=""))
+            before = len(loaded.plugins)
+            load_plugins([one], on_foreign=answer_old_names, into=loaded)
+            _lent.update({new.plugin: (new.name, new.dist_name) for new in loaded.plugins[before:]})
+        elif all(known.plugin is not one for known in loaded.plugins):
+            _take(loaded, one, "plugin" if number == 1 else f"plugin_{number}")
     return loaded
+
+
+_lent: WeakKeyDictionary[Plugin, tuple[str, str]] = WeakKeyDictionary()
+"""The name and the distribution's that a plugin has from here, or from the loader; empty where it has its
+author's. Only that lasts from one test to the next.
+"""
+
+
+def _take(loaded: Loaded, plugin: Plugin, default: str) -> None:
+    """A plugin as it is, under its author's name or the default one."""
+    lent = _lent.get(plugin, ("", ""))
+    own_name = "" if plugin.name == lent[0] else plugin.name
+    own_dist = "" if plugin.dist_name == lent[1] else plugin.dist_name
+    name = own_name or default
+    for known in loaded.plugins:
+        if normalise(known.name) == normalise(name):
+            told = repr(name) if known.name == name else f"{known.name!r} and {name!r}"
+            raise ValueError(f"two plugins are called {told}: set plugin.name")
+    plugin.name, plugin.dist_name = name, own_dist or name
+    _lent[plugin] = "" if own_name else name, "" if own_dist else name
+    loaded.plugins.append(LoadedPlugin(name, plugin.dist_name, plugin, module="", entry_point=""))

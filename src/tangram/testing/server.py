@@ -327,7 +327,8 @@ async def open_tangram(
         TangramEnded: it ended before it had started.
         NeverUp: it came neither up nor to its end.
         PluginError: a plugin that was given by its name cannot be loaded.
-        ValueError: ``memory_port`` with another engine, or a table ``[plugins.NAME]`` that nobody reads.
+        ValueError: ``memory_port`` with another engine, a table ``[plugins.NAME]`` that nobody reads, or two
+        plugins of one name.
     """
     checks = tuple(checks)
     before = take_census()
