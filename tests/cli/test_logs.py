@@ -1,7 +1,9 @@
 """Log records: readable, and without secrets."""
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -113,3 +115,29 @@ def test_a_new_level_holds_for_loggers_in_use(capsys: pytest.CaptureFixture[str]
     log.warning("no more")
 
     assert [line.split("]")[1].split()[0] for line in lines(capsys)] == ["first", "now"]
+
+
+class Dead(io.StringIO):
+    """The standard error of a process whose terminal was closed, or whose reader has ended."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+    def isatty(self) -> bool:
+        return True
+
+
+CLOSED = io.StringIO()
+CLOSED.close()
+
+
+@pytest.mark.parametrize("stream", [Dead(), CLOSED, None], ids=["dead", "closed", "none"])
+def test_a_log_that_cannot_be_written_disturbs_nobody(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None
+) -> None:
+    """Lines are lost, and nothing is raised, neither by our records nor by the standard library's."""
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    configure_logging("INFO")
+    structlog.get_logger("tangram.x").error("unheard")
+    logging.getLogger("some.library").error("unheard")

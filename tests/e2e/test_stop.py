@@ -100,6 +100,32 @@ async def large() -> tangram.Response:
     return tangram.Response(bytes(32 * 1024 * 1024))
 """
 
+UNHEARD = """
+import os, trio, tangram
+router = tangram.APIRouter(prefix="/unheard")
+plugin = tangram.Plugin(routers=[router])
+lost = trio.Event()
+lives = 0
+
+@router.get("/lose")
+async def lose_the_reader() -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(reader)
+    os.close(writer)
+    lost.set()
+
+@plugin.register_service()
+async def crashes_once(state):
+    global lives
+    lives += 1
+    print("life", lives, flush=True)
+    if lives == 1:
+        await lost.wait()
+        raise RuntimeError("once")
+    await trio.sleep_forever()
+"""
+
 THREADS = """
 import time, trio, tangram
 plugin = tangram.Plugin()
@@ -209,6 +235,19 @@ async def test_ends_although_a_plugin_does_not(home: Home) -> None:
         assert "in never_ends" in told["where"]
         assert "the stop has passed its bound" in server.log
         assert "in never_ends" in server.log.partition("the stop has passed its bound")[2]
+
+
+async def test_a_log_that_nobody_reads_keeps_nothing_from_restarts_and_a_stop(home: Home) -> None:
+    """Standard error is a pipe whose reader has ended: a crash, SIGHUP and SIGTERM do what they always do."""
+    write_plugin(home.site, "unheard", UNHEARD)
+    # As users have it: what Python keeps for a dead pipe must not make an exit status of its own.
+    environ = {"PYTHONUNBUFFERED": ""}
+    async with open_server(home, "unheard", extra=LIMITS, environ=environ) as server:
+        await server.request("GET", "/unheard/lose")
+        await server.wait_line("life 2")
+        server.send(signal.SIGHUP)
+        await server.wait_line("life 3")
+        assert await stopped(server) == 0
 
 
 async def test_ends_although_a_thread_does_not(home: Home) -> None:

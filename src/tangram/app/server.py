@@ -321,8 +321,8 @@ class Server:
                     if number == signal.SIGHUP:
                         reloads.set()
                     else:
+                        self.stop()  # first, lest a log that raises or does not return be in its way
                         log.info("asked to stop", signal=signal.Signals(number).name)
-                        self.stop()
 
     async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_Bell]) -> None:
         bell = _Bell()

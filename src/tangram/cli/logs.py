@@ -15,6 +15,8 @@ from typing import Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from tangram.cli.streams import write_line
+
 __all__ = ["LogFormat", "configure_logging", "redact"]
 
 LogFormat = Literal["console", "json"]
@@ -74,15 +76,17 @@ _threshold = _Threshold()
 
 
 class _StderrLogger:
-    """Writes a line at a time; looks up ``sys.stderr`` late, so that tests may exchange it."""
+    """Writes a line at a time; looks up ``sys.stderr`` late, so that tests may exchange it.
+
+    A line that cannot be written is lost, and nobody is disturbed: the terminal was closed, the program
+    behind the pipe has ended, the disk is full. A server serves on without a log, and is stopped without one.
+    """
 
     def __init__(self, name: str = "") -> None:
         self.name = name
 
     def msg(self, message: str) -> None:
-        stream = sys.stderr
-        stream.write(message + "\n")
-        stream.flush()
+        write_line(message)
 
     log = debug = info = warning = warn = error = critical = exception = fatal = failure = err = msg
 
@@ -94,11 +98,28 @@ def _add_name(logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
     return event
 
 
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+class _StderrHandler(logging.Handler):
+    """The way out of the standard library's records: the same as of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            write_line(self.format(record))
+        except Exception:  # noqa: BLE001 - of a record that cannot be formatted, as logging has it
+            self.handleError(record)
+
+
 def _renderer(style: LogFormat) -> Processor:
     if style == "json":
         return structlog.processors.JSONRenderer(default=repr)
     return structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(),
+        colors=_is_terminal(),
         exception_formatter=structlog.dev.plain_traceback,
         sort_keys=False,
         pad_event_to=36,
@@ -139,7 +160,7 @@ def _route_standard_logging(level: int, shared: list[Processor], tail: list[Proc
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared], processors=[remove, *tail]
     )
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

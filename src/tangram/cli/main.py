@@ -7,9 +7,9 @@ sysexits) after too many crashes, 0 after a stop that was asked for.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +18,7 @@ import click
 
 from tangram import __version__
 from tangram.cli.plugins import PluginGroup
+from tangram.cli.streams import complain, give_up_dead_streams
 from tangram.errors import OperatorError
 
 __all__ = ["cli", "main"]
@@ -101,19 +102,14 @@ def main() -> NoReturn:
     try:
         cli.main(prog_name="tangram", standalone_mode=False)
     except OperatorError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(error.exit_status)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):  # as for ``complain``
+            error.show()
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
+    finally:
+        give_up_dead_streams()
     sys.exit(0)
-
-
-def _complain(text: str) -> None:
-    try:
-        sys.stderr.write(f"tangram: {text}\n")
-        sys.stderr.flush()
-    except OSError:  # nobody listens any more: the exit status has to tell
-        os.close(2)

@@ -7,13 +7,13 @@ one after another.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import click
 
+from tangram.cli.streams import complain
 from tangram.config.names import normalise
 from tangram.errors import PluginError
 
@@ -53,7 +53,7 @@ def _commands(name: str) -> Iterator[click.Command]:
             [candidate.name], entry_points=[candidate.entry_point], on_foreign=_answer_old_names
         )
         for failure in loaded.failures:
-            _complain(str(failure.error))
+            complain(str(failure.error))
         for one in loaded.plugins:
             if one.plugin.get_typer is None:
                 continue
@@ -61,7 +61,7 @@ def _commands(name: str) -> Iterator[click.Command]:
                 yield _command(one.plugin.get_typer(), one.name)
             # An author's function: whatever it says costs its own commands.
             except Exception as error:  # noqa: BLE001
-                _complain(f"the commands of plugin {one.name!r} cannot be made: {error!r}")
+                complain(f"the commands of plugin {one.name!r} cannot be made: {error!r}")
 
 
 def _command(app: Any, plugin: str) -> click.Command:
@@ -102,7 +102,3 @@ def _answer_old_names() -> None:
     from tangram.compat.names import answer_imports
 
     answer_imports()
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"tangram: {text}\n")

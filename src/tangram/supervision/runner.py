@@ -14,7 +14,7 @@ import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypedDict, Unpack
 
 import attrs
@@ -281,11 +281,17 @@ class Supervisor:
             where = self._where(event.child)
         path = (*self.path, event.child) if event.child is not None else self.path
         event = attrs.evolve(event, path=path, where=where)
-        log_event(event)
+        # Neither may cost the effects that follow: behind a cancel or a start that is lost all wait for ever.
+        self._hand(event, log_event)
         if self.on_event is not None:
-            try:
-                self.on_event(event)
-            except Exception:
+            self._hand(event, self.on_event)
+
+    def _hand(self, event: SupervisionEvent, listener: OnEvent) -> None:
+        try:
+            listener(event)
+        except Exception:
+            # The log itself may be what failed, and then cannot be told of.
+            with suppress(Exception):
                 log.exception(
                     "a listener to supervision events failed", supervisor=self.name, kind=event.kind
                 )
