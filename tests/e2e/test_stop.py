@@ -100,6 +100,17 @@ async def large() -> tangram.Response:
     return tangram.Response(bytes(32 * 1024 * 1024))
 """
 
+BLOCKS = """
+import time, tangram
+plugin = tangram.Plugin()
+
+@plugin.register_service()
+async def blocks(state):
+    print("blocks the loop", flush=True)
+    while True:
+        time.sleep({nap})
+"""
+
 UNHEARD = """
 import os, trio, tangram
 router = tangram.APIRouter(prefix="/unheard")
@@ -144,12 +155,14 @@ def obeys(state):
 """
 
 
-async def stopped(server: Server, *, bound: float = BOUND + MORE) -> int:
-    """Send SIGTERM; the exit status, once nothing is left and the bound is seen to be kept."""
+async def stopped(
+    server: Server, number: signal.Signals = signal.SIGTERM, *, bound: float = BOUND + MORE
+) -> int:
+    """Send the signal; the exit status, once nothing is left and the bound is seen to be kept."""
     below = server.children()
     with open_lateness() as late:
         begun = trio.current_time()
-        status = await server.stop(signal.SIGTERM)
+        status = await server.stop(number)
         took = trio.current_time() - begun
     await wait_gone(below)
 
@@ -235,6 +248,17 @@ async def test_ends_although_a_plugin_does_not(home: Home) -> None:
         assert "in never_ends" in told["where"]
         assert "the stop has passed its bound" in server.log
         assert "in never_ends" in server.log.partition("the stop has passed its bound")[2]
+
+
+@pytest.mark.parametrize(("nap", "number"), [(0.01, signal.SIGTERM), (3600, signal.SIGINT)])
+async def test_ends_although_the_loop_is_blocked(home: Home, nap: float, number: signal.Signals) -> None:
+    """A loop that never comes to hear of the stop is ended by its bound too, and who blocks it is told."""
+    write_plugin(home.site, "blocks", BLOCKS.format(nap=nap))
+    home.configure(["blocks"], LIMITS)
+    async with open_process(home) as server:
+        await server.wait_line("blocks the loop")
+        assert await stopped(server, number) == 0
+        assert "in blocks" in server.log.partition("the stop has passed its bound")[2]
 
 
 async def test_a_log_that_nobody_reads_keeps_nothing_from_restarts_and_a_stop(home: Home) -> None:

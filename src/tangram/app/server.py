@@ -15,6 +15,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 
 import attrs
 import structlog
@@ -71,7 +72,8 @@ class Boot:
     on_first_ready: Callable[[], None] = lambda: None
     """Told once everything is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
-    """Told once, when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``."""
+    """Told when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``. A signal tells it too, at
+    once and in the middle of whatever runs; the first call counts."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
     """Told the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
@@ -313,6 +315,7 @@ class Server:
 
     async def _hear_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            self._bound_from(signal.SIGINT, signal.SIGTERM)
             async with trio.open_nursery() as nursery:
                 # A clean restart takes as long as its clients need: who asks for the end meanwhile is heard.
                 reloads = await nursery.start(self._reload_when_asked)
@@ -323,6 +326,21 @@ class Server:
                     else:
                         self.stop()  # first, lest a log that raises or does not return be in its way
                         log.info("asked to stop", signal=signal.Signals(number).name)
+
+    def _bound_from(self, *numbers: signal.Signals) -> None:
+        """Bound a stop from its signal on, not from when the loop comes to hear of it: a plugin that blocks
+        the loop may never let it.
+        """
+        queue = {number: signal.getsignal(number) for number in numbers}
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            receiver = queue[signal.Signals(number)]
+            assert callable(receiver)
+            receiver(number, frame)
+            self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=True)
+
+        for number in numbers:
+            signal.signal(number, hear)  # Trio's receiver, when it closes, puts back what was before it
 
     async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_Bell]) -> None:
         bell = _Bell()

@@ -9,6 +9,7 @@ terminal, gets the end that was asked for.
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -19,11 +20,17 @@ from collections.abc import Callable, Iterator
 import structlog
 import trio
 
+from tangram.cli.streams import complain
+
 __all__ = ["LastResort"]
 
 MARGIN = 0.5
 """Seconds past ``[supervisor] shutdown_timeout``: supervision promises that a stop takes a second more at
 most, and the telling, the broker and the exit of the process take their part of it."""
+
+LAST_WORDS = 1.0
+"""Seconds for the telling. Longer it takes only where standard error takes nothing: a pipe that is full, and
+whose reader stands still."""
 
 EX_SOFTWARE = 70
 
@@ -31,14 +38,22 @@ log = structlog.get_logger("tangram.cli")
 
 
 class LastResort:
-    """Arms a timer when the stop begins; the timer ends the process."""
+    """A thread that is armed when a stop begins, and ends the process where the stop does not end in time."""
 
     def __init__(self, *, exit_process: Callable[[int], object] = os._exit) -> None:
         self._exit = exit_process
-        self._timer: threading.Timer | None = None
         self._broker: int | None = None
         self._root: trio.lowlevel.Task | None = None
         self._due: float | None = None
+        self._orders: queue.SimpleQueue[tuple[float, int] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """Start the thread, which then waits to be armed. A signal handler could not start it: the code that
+        it interrupts may hold the very locks that a start of a thread needs.
+        """
+        self._thread = threading.Thread(target=self._wait, name="tangram-last-resort", daemon=True)
+        self._thread.start()
 
     def watch_broker(self, pid: int | None) -> None:
         """Remember the process id of the embedded broker, to end it too."""
@@ -46,20 +61,22 @@ class LastResort:
 
     def arm(self, seconds: float, *, asked_for: bool) -> None:
         """End the process ``seconds`` plus a margin from now: status 0 if the stop was asked for, else 70.
+        The first call counts.
 
-        Called from Trio, whose tasks it remembers, to tell where they stand.
+        Called from Trio, whose tasks it remembers, to tell where they stand, or from a signal handler in the
+        middle of whatever Trio runs: the queue is one that may be put to there.
         """
-        if self._timer is not None:
+        if self._due is not None:
             return
-        self._root = trio.lowlevel.current_root_task()
         self._due = time.monotonic() + seconds + MARGIN
-        self._begin(seconds + MARGIN, 0 if asked_for else EX_SOFTWARE)
+        self._root = trio.lowlevel.current_root_task()
+        self._orders.put((self._due, 0 if asked_for else EX_SOFTWARE))
 
     def disarm(self) -> None:
         """The stop came to its end: nothing is left to do."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join(timeout=1.0)  # it has only to notice the cancel
+        if self._thread is not None:
+            self._orders.put(None)
+            self._thread.join(timeout=1.0)  # it has only to hear of it
 
     def leave(self, status: int) -> None:
         """The server has ended, and Python waits for every thread that is no daemon: end the process with
@@ -76,25 +93,34 @@ class LastResort:
         where = {thread.name: _stands(thread) for thread in kept}
         log.warning("threads that nobody ended keep the process", threads=where, seconds=round(seconds, 1))
         self._root = self._broker = None
-        self._begin(seconds, status)
+        self._orders.put((time.monotonic() + seconds, status))
+        self.watch()
 
-    def _begin(self, seconds: float, status: int) -> None:
-        self._timer = threading.Timer(seconds, self._end, args=[status])
-        self._timer.name = "tangram-last-resort"
-        self._timer.daemon = True
-        self._timer.start()
+    def _wait(self) -> None:
+        order = self._orders.get()
+        while order is not None:
+            due, status = order
+            try:
+                seconds = min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
+                # A second order is of a signal that came between the two halves of `arm`.
+                order = self._orders.get(timeout=seconds) and order
+            except queue.Empty:
+                self._end(status)
+                return
 
     def _end(self, status: int) -> None:
+        telling = threading.Thread(target=self._tell, name="tangram-last-words", daemon=True)
         try:
-            tasks = "\n".join(_where(self._root)) if self._root is not None else ""
-            sys.stderr.write(
-                f"tangram: the stop has passed its bound; what still runs:\n{tasks}\n{_stacks()}"
-            )
-            sys.stderr.flush()
+            telling.start()
+            telling.join(LAST_WORDS)
         finally:
             if self._broker is not None:
                 _kill(self._broker)
             self._exit(status)
+
+    def _tell(self) -> None:
+        tasks = "\n".join(_where(self._root)) if self._root is not None else ""
+        complain(f"the stop has passed its bound; what still runs:\n{tasks}\n{_stacks()}")
 
 
 def _where(task: trio.lowlevel.Task) -> Iterator[str]:

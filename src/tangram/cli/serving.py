@@ -42,6 +42,7 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         on_broker=resort.watch_broker,
     )
     status = 1
+    resort.watch()
     try:
         status = trio.run(run_server, boot)
     finally:
