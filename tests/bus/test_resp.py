@@ -5,8 +5,16 @@ import trio
 import trio.testing
 
 from tangram.bus import resp
-from tangram.bus.resp import CONNECT_TIMEOUT, PING_EVERY, PING_TIMEOUT, Link, describe, open_link
-from tangram.bus.urls import parse_url
+from tangram.bus.resp import (
+    CONNECT_TIMEOUT,
+    PING_EVERY,
+    PING_TIMEOUT,
+    Link,
+    describe,
+    dial_socket,
+    open_link,
+)
+from tangram.bus.urls import Address, parse_url
 from tangram.errors import BrokerUnavailable
 from tests.bus.fakes import URL, FakeRedis
 
@@ -104,3 +112,11 @@ async def test_all_dials_are_dropped_under_cancellation() -> None:
         await resp._drop([ours for ours, _ in pairs])
 
     assert [await theirs.receive_some(1) for _, theirs in pairs] == [b""] * 3
+
+
+@pytest.mark.parametrize("host", ["redis..internal", "\N{SNOWMAN}.example"])
+async def test_a_host_that_no_name_is(host: str) -> None:
+    """What cannot be looked up at all is a Redis that is away, and no error of ours."""
+    with pytest.raises(BrokerUnavailable, match="is no name of a host"):
+        async with open_link(Address(url=f"redis://{host}", host=host), dial=dial_socket):
+            pytest.fail("entered")

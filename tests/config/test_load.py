@@ -132,6 +132,12 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
             "core.redis_url",
             "expected nothing or the number of a database",
         ),
+        (
+            "[core]\nredis_url = 'redis://redis..internal:6379'",
+            "core.redis_url",
+            "expected the name of a host",
+        ),
+        (f"[core]\nredis_url = 'redis://{'a' * 64}'", "core.redis_url", "expected the name of a host"),
         ("[core]\nredis_url = 'unix://'", "core.redis_url", "expected the path of a socket"),
         ("[core]\nredis_url = 'redis://[::1'", "core.redis_url", "got"),
         ("[core]\ntheme = 3", "core.theme", "expected the name of a theme"),

@@ -104,10 +104,18 @@ async def dial(address: Address) -> trio.abc.Stream:
 
 
 async def dial_socket(address: Address) -> trio.abc.Stream:
-    """A connected socket to *address*, under TLS where the address says so."""
+    """A connected socket to *address*, under TLS where the address says so.
+
+    Raises:
+        BrokerUnavailable: the host's name is one that cannot be looked up.
+        OSError: it was refused by the operating system.
+    """
     if address.path:
         return PlainStream(await trio.open_unix_socket(address.path))
-    stream = await trio.open_tcp_stream(address.host, address.port)
+    try:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    except UnicodeError as error:  # a part of it is empty or too long, or has what no name may have
+        raise BrokerUnavailable(f"{address.host!r} is no name of a host: {error}") from None
     if not address.tls:
         return PlainStream(stream)
     try:

@@ -90,6 +90,11 @@ def network_address(host: str | None, port: Callable[[], int | None], path: str)
         msg = "expected a host, as in redis://127.0.0.1:6379"
         raise ValueError(msg)
     try:
+        host.encode("idna")  # as it is encoded when it is looked up
+    except UnicodeError:
+        msg = "expected the name of a host, with 1 to 63 characters between its dots"
+        raise ValueError(msg) from None
+    try:
         number = port()
     except ValueError:
         number = 0
