@@ -164,6 +164,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
             "cache.entries[0].serve_route",
             "expected balanced {name}",
         ),
+        ("[[cache.entries]]\nserve_route = '/{a}/{a}'", "cache.entries[0].serve_route", "each {name} once"),
+        ("[[cache.entries]]\nserve_route = '/{if}'", "cache.entries[0].serve_route", "other than {if}"),
         (
             "[[cache.entries]]\nserve_route = '/{a}'\norigin = 'http://x/{b}'",
             "cache.entries[0].origin",

@@ -1,6 +1,7 @@
 """What settings mean together: faults and warnings that no single field can know of. Pure."""
 
 from collections.abc import Iterator, Mapping
+from keyword import iskeyword
 
 from tangram.config.model import Config, CoreConfig
 from tangram.config.names import nearest
@@ -44,22 +45,27 @@ def _cache_faults(config: Config) -> Iterator[Fault]:
         if parameters is None:
             yield Fault(f"expected balanced {{name}}, got {entry.serve_route!r}", f"{path}.serve_route")
             continue
+        if len(set(parameters)) < len(parameters):
+            yield Fault(f"expected each {{name}} once, got {entry.serve_route!r}", f"{path}.serve_route")
+        for name in filter(iskeyword, parameters):
+            what = f"expected a name other than {{{name}}}, which is a word of Python's own"
+            yield Fault(what, f"{path}.serve_route")
         if not parameters and entry.local_path is None:
             what = f"the route {entry.serve_route!r} has no {{name}}, so the file must be named here"
             yield Fault(what, f"{path}.local_path", "missing")
-        for name in sorted(placeholders(entry.origin or "") or set()):
+        for name in sorted(set(placeholders(entry.origin or "") or ())):
             if name not in parameters:
                 yield Fault(f"expected only names of serve_route, got {{{name}}}", f"{path}.origin")
 
 
-def placeholders(route: str) -> set[str] | None:
-    """The names in ``/fonts/{fontstack}/{range}.pbf``; None where braces do not pair up."""
-    names = set[str]()
+def placeholders(route: str) -> list[str] | None:
+    """The names in ``/fonts/{fontstack}/{range}.pbf``, in order; None where braces do not pair up."""
+    names = list[str]()
     for part in route.split("{")[1:]:
         name, closing, _ = part.partition("}")
         if not closing or not name.isidentifier():
             return None
-        names.add(name)
+        names.append(name)
     return names if route.count("{") == route.count("}") else None
 
 
