@@ -44,3 +44,8 @@ async def test_blocked_loop_is_seen_while_it_is_blocked() -> None:
 
     assert seen == 1
     assert "test_blocked_loop_is_seen" in watchdog.statistics().last[0].stack[-1]
+
+
+def test_a_stall_that_never_comes_is_waited_for() -> None:
+    """A thread waits no longer at a time than the system lets it."""
+    assert Watchdog(1e308).look() == threading.TIMEOUT_MAX

@@ -120,7 +120,7 @@ class Watchdog:
         since = self._monotonic() - self._beat
         due = self.stall_after * (1.0 - EARLY)
         if since < due:
-            return due - since
+            return min(due - since, threading.TIMEOUT_MAX)
         if self._standing is None and self._loop is not None:
             self._report(since)
         return self.stall_after / BEATS
