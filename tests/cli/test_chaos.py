@@ -67,6 +67,15 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_with_a_mark_of_its_encoding_is_read_as_by_serve(tmp_path: Path) -> None:
+    """As editors of other systems write it; what is wrong is told behind it."""
+    (tmp_path / "marked.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n', "utf-8-sig")
+    done = chaos(tmp_path, "--config", "marked.toml", "--only", "nowhere")
+
+    assert done.returncode == 2
+    assert "no plugin 'nowhere' runs" in done.stderr
+
+
 def test_without_a_terminal_there_is_a_line_for_each_fault(tmp_path: Path) -> None:
     """When it is healed, so that a log shows how far it is; the verdict stands last."""
     done = chaos(tmp_path, "--duration", "1", "--faults", "crash_web,crash_plugin")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tangram.config.load import Loaded, _build, find_config_file, load_config
+from tangram.config.load import Loaded, _build, load_config
 from tangram.config.model import AdaptiveTheme, Config
 from tangram.errors import ConfigError, Fault
 
@@ -375,29 +375,6 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 def test_public_url_without_slash(tmp_path: Path) -> None:
     """A slash at the end of the public URL is dropped, since browsers append a path to it."""
     assert load(tmp_path, "[channel]\npublic_url = 'https://h/rt/'").channel.public_url == "https://h/rt"
-
-
-def test_where_the_file_is_found(tmp_path: Path) -> None:
-    """The order is --config, TANGRAM_CONFIG, the current folder, the XDG folder; nothing is created."""
-    cwd, xdg = tmp_path / "cwd", tmp_path / "xdg"
-    cwd.mkdir()
-    environ = {"XDG_CONFIG_HOME": str(xdg), "HOME": str(tmp_path)}
-
-    assert find_config_file(None, environ, cwd) is None
-    assert not xdg.exists()
-    (xdg / "tangram").mkdir(parents=True)
-    (xdg / "tangram" / "tangram.toml").touch()
-    assert find_config_file(None, environ, cwd) == xdg / "tangram" / "tangram.toml"
-    (cwd / "tangram.toml").touch()
-    assert find_config_file(None, environ, cwd) == cwd / "tangram.toml"
-    environ["TANGRAM_CONFIG"] = "other.toml"
-    assert find_config_file(None, environ, cwd) == cwd / "other.toml"
-    assert find_config_file("mine.toml", environ, cwd) == cwd / "mine.toml"
-    home = {"HOME": str(tmp_path)}
-    (tmp_path / ".config" / "tangram").mkdir(parents=True)
-    (tmp_path / ".config" / "tangram" / "tangram.toml").touch()
-    (cwd / "tangram.toml").unlink()
-    assert find_config_file(None, home, cwd) == tmp_path / ".config" / "tangram" / "tangram.toml"
 
 
 def test_with_redis_url() -> None:

@@ -117,3 +117,13 @@ def test_cache_dir(tmp_path: Path) -> None:
     assert cache_dir({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "tangram"
     assert cache_dir({"HOME": str(tmp_path)}) == tmp_path / ".cache" / "tangram"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_account_without_a_home(tmp_path: Path, homeless: None) -> None:
+    """A folder that is named needs no home; without one the fault names the variable that is missing."""
+    there = {"XDG_STATE_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    assert open_state_dir(Config(), there) == cache_dir(there) == tmp_path / "tangram"
+    with pytest.raises(ConfigError, match=r"no home folder.*XDG_STATE_HOME"):
+        open_state_dir(Config(), {})
+    with pytest.raises(ConfigError, match=r"no home folder.*XDG_CACHE_HOME"):
+        cache_dir({})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tangram.cli.kit import keep_log, require_httpx
-from tangram.config import Loaded, find_config_file, load_config
+from tangram.config import Loaded, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError, PluginError
 from tangram.testing.campaign import Campaign, no_such_fault, run_campaign
 from tangram.testing.catalogue import FAULTS, Struck
@@ -64,7 +64,7 @@ def run_chaos(
     require_httpx()
     if wrong := [*_wrong_words(duration, faults), *_wrong_report(report)]:
         raise ConfigError(wrong, about="command line")
-    path = find_config_file(config_file, os.environ, Path.cwd())
+    path = find_config_file(config_file, os.environ, current_folder())
     loaded = load_config(path, os.environ)  # every fault of the file is told here, as by `serve`
     keep_log()
     settings: dict[str, Any] = {"seed": seed, "duration": duration, "faults": list(faults), "only": only}

@@ -12,7 +12,7 @@ import trio
 from tangram.app import Boot, run_server
 from tangram.cli.lastresort import LastResort
 from tangram.cli.logs import LogFormat, configure_logging
-from tangram.config import Loaded, find_config_file, load_config
+from tangram.config import Loaded, current_folder, find_config_file, load_config
 
 __all__ = ["serve_until_stopped"]
 
@@ -29,7 +29,7 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         ConfigError: the configuration is wrong (every fault at once).
         OperatorError: an address or the broker is not to be had.
     """
-    path = find_config_file(config_file, os.environ, Path.cwd())
+    path = find_config_file(config_file, os.environ, current_folder())
     loaded = load_config(path, os.environ)
     configure_logging(loaded.config.core.log_level, log_format)
     _tell(loaded)

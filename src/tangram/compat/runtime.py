@@ -22,7 +22,7 @@ import structlog
 from tangram.compat.configuration import Config, IntoConfig, copy_of, tables_of
 from tangram.compat.names import answer_imports
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
-from tangram.config import Loaded, find_config_file, load_config, load_tables
+from tangram.config import Loaded, current_folder, find_config_file, load_config, load_tables
 
 if TYPE_CHECKING:
     from tangram.plugins.state import BackendState as SharedState
@@ -154,7 +154,7 @@ def _loaded(config: IntoConfig) -> Loaded:
     if isinstance(config, Config):
         return load_tables(tables_of(config))
     named = None if config is None else Path(config)
-    return load_config(find_config_file(named, os.environ, Path.cwd()), os.environ)
+    return load_config(find_config_file(named, os.environ, current_folder()), os.environ)
 
 
 def _to_loop(

@@ -1,6 +1,6 @@
 """What the operator may say: the model, and reading it from TOML and the environment."""
 
-from tangram.config.load import Loaded, find_config_file, load_config, load_tables
+from tangram.config.load import Loaded, current_folder, find_config_file, load_config, load_tables
 from tangram.config.model import (
     AdaptiveTheme,
     BrokerConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "SupervisorConfig",
     "ThemeDefinition",
     "cache_dir",
+    "current_folder",
     "ensure_secret",
     "find_config_file",
     "load_config",

@@ -15,7 +15,7 @@ from tangram.config.names import nearest, normalise
 from tangram.config.structure import structure_table
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["Loaded", "find_config_file", "load_config", "load_tables"]
+__all__ = ["Loaded", "current_folder", "find_config_file", "load_config", "load_tables"]
 
 _PREFIX = "TANGRAM_"
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -42,6 +42,15 @@ class _Setting(NamedTuple):
     text: str
 
 
+def current_folder() -> Path:
+    """Where the process was started; ``ConfigError`` where that folder was removed since."""
+    try:
+        return Path.cwd()
+    except OSError:
+        what = "the current folder is gone: expected to be started in one that is there"
+        raise ConfigError([Fault(what, ".", "missing_folder")]) from None
+
+
 def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
     """Where the configuration is; None where there is none, and defaults do.
 
@@ -51,10 +60,10 @@ def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cw
     """
     named = explicit or environ.get("TANGRAM_CONFIG")
     if named:
-        return cwd / Path(named).expanduser()
-    home = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".config"
+        return cwd / _expanded(Path(named))
+    home = environ.get("XDG_CONFIG_HOME") or _expanded(Path(environ.get("HOME") or "~")) / ".config"
     candidates = (cwd / "tangram.toml", Path(home) / "tangram" / "tangram.toml")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if _is_file(path)), None)
 
 
 def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
@@ -189,7 +198,7 @@ def _build(written: Mapping[str, Any], path: Path | None) -> Loaded:
     config = Config(plugins=plugins, source=path, **sections)
     failed = {fault.path.partition(".")[0] for fault in faults}
     faults += [fault for fault in checks.cross_faults(config) if fault.path.partition(".")[0] not in failed]
-    config = _anchored(config, path.parent if path else Path.cwd(), faults)
+    config = _anchored(config, path.parent if path else current_folder(), faults)
     if faults:
         raise ConfigError(faults)
     return Loaded(config, (*_unknown_tables(written), *checks.cross_warnings(config, written)))
@@ -249,10 +258,14 @@ def _anchored(config: Config, base: Path, faults: list[Fault]) -> Config:
 
 
 def _absolute(path: Path | None, base: Path) -> Path | None:
+    return path and base.absolute() / _expanded(path)
+
+
+def _expanded(path: Path) -> Path:
     try:
-        return path and base.absolute() / path.expanduser()
+        return path.expanduser()
     except RuntimeError:  # '~nobody': an account that is not there; the path is then looked for as written
-        return path and base.absolute() / path
+        return path
 
 
 def _is_file(path: Path) -> bool:

@@ -15,12 +15,19 @@ _SECRET_BYTES = 32
 
 
 def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
-    home = Path(environ.get("HOME") or "~").expanduser()
-    return Path(environ.get(variable) or home / fallback) / "tangram"
+    if named := environ.get(variable):
+        return Path(named) / "tangram"
+    try:
+        return Path(environ.get("HOME") or "~").expanduser() / fallback / "tangram"
+    except RuntimeError:
+        what = f"this account has no home folder: expected HOME or {variable} to name one"
+        raise ConfigError([Fault(what, variable, "no_home")]) from None
 
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
-    """Where fetched files are kept when ``local_path`` is unset; not created here."""
+    """Where fetched files are kept when ``local_path`` is unset; not created here. ``ConfigError`` where
+    nobody knows the home folder.
+    """
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
 
 
