@@ -95,12 +95,24 @@ def test_a_missing_module_and_a_syntax_error_are_told(site: Write) -> None:
 
 
 def test_a_module_that_exits_costs_itself(site: Write) -> None:
-    """sys.exit() at import is that plugin's failure."""
+    """sys.exit() at import is that plugin's failure, and so is the panic of a compiled one."""
     site("exits_wx.py", "import sys\nsys.exit(3)\n")
+    site("panics_wx.py", "class PanicException(BaseException): ...\nraise PanicException('no card')\n")
+    points = [entry_point("exits", "exits_wx:plugin", "e"), entry_point("panics", "panics_wx:plugin", "p")]
 
-    loaded = load_plugins(["exits"], entry_points=[entry_point("exits", "exits_wx:plugin", "e")])
+    loaded = load_plugins(["exits", "panics"], entry_points=points)
 
-    assert "SystemExit: 3" in str(loaded.failures[0].error)
+    told = [str(failure.error) for failure in loaded.failures]
+    assert "SystemExit: 3" in told[0]
+    assert "PanicException: no card" in told[1]
+
+
+def test_an_interruption_at_import_is_none_of_the_plugin(site: Write) -> None:
+    """Ctrl-C means the server."""
+    site("slow_wx.py", "raise KeyboardInterrupt\n")
+
+    with pytest.raises(KeyboardInterrupt):
+        load_plugins(["slow"], entry_points=[entry_point("slow", "slow_wx:plugin", "s")])
 
 
 def test_something_else_than_a_plugin_is_told(site: Write) -> None:

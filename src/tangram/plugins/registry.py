@@ -158,8 +158,11 @@ def _load_into(loaded: Loaded, candidate: Candidate) -> None:
 def _import(candidate: Candidate) -> Plugin:
     try:
         found = candidate.entry_point.load()
-    # A module that calls sys.exit() while it is imported must not end the server.
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    # A module that calls sys.exit() while it is imported must not end the server; a compiled one that panics
+    # raises what is no Exception either.
+    except BaseException as error:
         line = cause_line(error, _source(candidate.module))
         raise PluginImportFailed(
             f"plugin {candidate.name!r} of {candidate.dist_name!r} cannot be imported: {line}",
