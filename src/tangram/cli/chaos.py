@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tangram.cli.kit import keep_log, require_httpx
+from tangram.cli.streams import write_line
 from tangram.config import Loaded, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError, PluginError
 from tangram.testing.campaign import Campaign, no_such_fault, run_campaign
@@ -178,7 +179,8 @@ async def _wait_signal() -> None:
     """
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _number in signals:
-            return
+            break
+    write_line("interrupted: healing what strikes now, then the report; once more ends it at once")
 
 
 def _table(campaign: Campaign) -> Table:
