@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import pytest
 import trio
 
-from tangram.errors import SpecError, StartFailed
-from tangram.supervision import Child
+from tangram.errors import ChildStubborn, SpecError, StartFailed
+from tangram.supervision import Child, Supervisor
 from tangram.supervision.spec import check_supervisor
 from tangram.testing import open_supervised
-from tests.supervision.worlds import Running, World
+from tests.supervision.worlds import STUBBORN, Running, World
 
 
 async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
@@ -126,6 +127,56 @@ async def test_a_temporary_child_whose_requested_restart_fails_is_not_retried(
 
     assert world.states == {"b": "running"}
     assert world.decider.restarts == 0
+
+
+@pytest.mark.parametrize("strategy", ["one_for_all", "one_for_one"])
+@pytest.mark.parametrize("how", ["fail", "hang"])
+async def test_a_running_child_whose_requested_restart_fails_is_retried(
+    autojump_clock: object, world: World, strategy: str, how: str
+) -> None:
+    """Who asked is told of the failed start, although the retry, as after a crash, brings the child back."""
+    await world.open([world.child("a", start_timeout=3.0), world.child("b")], strategy=strategy)
+    world.starts["a"].append(how)
+    with trio.fail_after(60), pytest.raises(StartFailed, match=r"no start|did not report its start"):
+        await world.restart_child("a")
+    await world.advance(1.0)
+
+    assert world.running == ["a", "b"]
+    assert world.incarnation("a") == 3
+    assert world.decider.restarts == 1
+
+    await world.restart_child("a")
+    assert world.incarnation("a") == 4
+
+
+async def test_a_start_that_does_not_end_is_told_when_the_supervisor_gives_up(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who asked for a start that ignores its cancellation waits no longer than the supervisor itself."""
+    free = trio.Event()
+    lives = 0
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        nonlocal lives
+        lives += 1
+        if lives == 1:
+            task_status.started()
+            await trio.sleep_forever()
+        with trio.CancelScope(shield=True):
+            await free.wait()
+
+    async def hold(*, task_status: trio.TaskStatus[Supervisor]) -> None:
+        child = Child("a", run, start_timeout=2.0, stop_timeout=1.0)
+        with suppress(ChildStubborn):
+            async with open_supervised([child], but=STUBBORN) as supervised:
+                task_status.started(supervised.supervisor)
+                await trio.sleep_forever()
+
+    supervisor = await nursery.start(hold)
+    with trio.move_on_after(60), pytest.raises(StartFailed, match="did not report its start"):
+        await supervisor.restart_child("a")
+    assert trio.current_time() == pytest.approx(5.0)
+    free.set()
 
 
 async def test_sup_start_child_returns_error_simple(autojump_clock: object, world: World) -> None:

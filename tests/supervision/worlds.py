@@ -221,8 +221,10 @@ class Decided(World):
     async def _until_up(self, name: str, above: int = 0) -> None:
         entry = self.decider.entries[name]
         for _ in range(1000):
-            if entry.failure is not None and entry.gone:
-                raise StartFailed(name, entry.failure.cause)
+            failure = entry.failure
+            failed = failure is not None and failure.incarnation > above
+            if failure is not None and failed and (entry.gone or entry.incarnation > failure.incarnation):
+                raise StartFailed(name, failure.cause)
             if entry.state in AT_REST or (entry.state is State.RUNNING and entry.incarnation > above):
                 return
             await self.advance(max(0.0, self.decider.wake_at(self.now) - self.now))

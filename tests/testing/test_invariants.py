@@ -162,3 +162,15 @@ def test_who_is_late_or_cancelled_from_outside_has_no_turn_in_a_stop() -> None:
     assert broken(Evidence(events=early, out_of_turn={"channels"}), ["stops_in_reverse_order"]) == []
     late = [*UP, DOWN[0], event("stubborn", "channels", where="x"), DOWN[2], DOWN[1]]
     assert broken(Evidence(events=late), ["stops_in_reverse_order"]) == []
+
+
+def test_a_requested_restart_that_fails_takes_the_others_down_after_it() -> None:
+    """The stop that somebody asked for is over when the failed start takes everybody along, in order."""
+    failed = [
+        event("planned", "channels"),
+        event("stopped", "channels"),
+        event("crashed", "channels", 2, cause="x"),
+    ]
+
+    assert broken(Evidence(events=[*UP, *failed, DOWN[0], DOWN[2]]), ["stops_in_reverse_order"]) == []
+    assert broken(Evidence(events=[*UP, *failed, DOWN[2], DOWN[0]]), ["stops_in_reverse_order"])

@@ -123,7 +123,6 @@ class Decider(Ledger):
         window.
         """
         entry = self.entry(name)
-        entry.failure = None
         if not self.closing:
             if entry.state in AT_REST:
                 entry.asked = entry.state
@@ -182,7 +181,7 @@ class Decider(Ledger):
     def _came_up(self, entry: Entry, _crash: Crash | None, now: float) -> None:
         self._move(entry, State.RUNNING)
         entry.ever_up = True
-        entry.asked = entry.failure = None
+        entry.asked = None
         self._tell("started", now, entry)
 
     def _returned_early(self, entry: Entry, _crash: Crash | None, now: float) -> None:
@@ -192,7 +191,7 @@ class Decider(Ledger):
             self._start_failed(entry, self._returned_crash(entry, now), now)
         else:
             entry.ever_up = True
-            entry.asked = entry.failure = None
+            entry.asked = None
             self._rest(
                 entry,
                 VERDICTS[entry.spec.restart, Happening.RETURNED],

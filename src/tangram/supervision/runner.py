@@ -30,6 +30,7 @@ from tangram.supervision.spec import (
     AutoShutdown,
     Backoff,
     Child,
+    Crash,
     Strategy,
     SupervisionEvent,
     SupervisorStatistics,
@@ -128,7 +129,7 @@ class Supervisor:
         Raises:
             NoSuchChild: there is none of that name.
             StartFailed: it did not start. It rests as it did before; one that was running is retried as
-            after a crash.
+            after a crash, and may be up again by then.
         """
         entry = self._decider.entry(name)
         above = entry.incarnation
@@ -203,25 +204,39 @@ class Supervisor:
             await self._changed.wait()
 
     async def _until_up(self, entry: Entry, *, above: int = 0) -> object:
+        def failed() -> Crash | None:
+            # Kept also when a retry has come up meanwhile: who asked is told of the start that was asked for.
+            return entry.failure if entry.failure is not None and entry.failure.incarnation > above else None
+
         def over() -> bool:
             again = entry.incarnation > above and entry.state is State.RUNNING
-            return again or entry.failure is not None or entry.state in AT_REST or self._decider.closing
+            return again or failed() is not None or entry.state in AT_REST or self._decider.closing
 
         name = entry.spec.name
         await self._until(over)
-        if entry.failure is not None:
-            # Not before it is gone: who is told of a failed start may try again at once.
-            await self._until(lambda: entry.gone)
-            message = f"child {name!r} of supervisor {self.name!r} did not start: {entry.failure.cause}"
-            error = StartFailed(name, message)
-            attach_crash(error, entry.failure)
-            cause = self._errors.pop(name, None) if entry.state is State.REMOVED else self._errors.get(name)
-            raise error from cause
+        if (failure := failed()) is not None:
+            # Not before it is gone: who is told of a failed start may try again at once. It is gone as well
+            # where it was retried already; and a supervisor that closes takes nothing more.
+            await self._until(
+                lambda: entry.gone or entry.incarnation > failure.incarnation or self._decider.closing
+            )
+            raise self._start_failed(entry, failure)
         if entry.state is State.RUNNING:
             return self._lives[name].value
         if entry.state is State.STOPPED or self._decider.closing:
             raise StartFailed(name, f"child {name!r} was stopped before it had started")
         return None
+
+    def _start_failed(self, entry: Entry, failure: Crash) -> StartFailed:
+        name = entry.spec.name
+        error = StartFailed(
+            name, f"child {name!r} of supervisor {self.name!r} did not start: {failure.cause}"
+        )
+        attach_crash(error, failure)
+        error.__cause__ = (
+            self._errors.pop(name, None) if entry.state is State.REMOVED else self._errors.get(name)
+        )
+        return error
 
     # -- events in, effects out ----------------------------------------------------------------------------
 
@@ -338,7 +353,8 @@ class Supervisor:
         self._errors[life.child] = fatal or error
         entry = self._decider.entries[life.child]
         self._post(lambda: self._decider.ended(life.child, now, crash, fatal=fatal is not None))
-        if entry.state is State.REMOVED and entry.failure is None:
+        awaited = entry.failure is not None and entry.failure.incarnation == life.incarnation
+        if entry.state is State.REMOVED and not awaited:
             # Nobody will ask for it, and a pool of workers that crash must not keep the frames of each.
             self._errors.pop(life.child, None)
 

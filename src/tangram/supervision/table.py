@@ -133,7 +133,7 @@ class Entry:
     pace: Pace = attrs.Factory(Pace)
     last_crash: Crash | None = None
     failure: Crash | None = None
-    """Why its last start failed, until one succeeds."""
+    """Why the last start that failed did: its incarnation says which that was."""
 
 
 @attrs.frozen

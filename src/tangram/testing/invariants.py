@@ -230,7 +230,9 @@ def _stops(events: Iterable[SupervisionEvent], first: set[int], *, asked: bool) 
     stopped: list[str] = []
     judged = not asked
     for event in events:
-        if event.kind in {"started", "ready", "planned"}:
+        # Who was stopped on request and then did not start crashes with a stop of its own behind it.
+        again = event.kind == "crashed" and event.child in stopped
+        if again or event.kind in {"started", "ready", "planned"}:
             yield stopped
             stopped = []
         ends = id(event) not in first
