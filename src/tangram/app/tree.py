@@ -31,12 +31,12 @@ from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, cache_dir
-from tangram.errors import BrokerUnavailable, PluginError, StartFailed
+from tangram.errors import BrokerUnavailable, StartFailed
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import Loaded as LoadedPlugins
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
-from tangram.supervision import Backoff, Child, SupervisionEvent, Supervisor, Window, open_supervisor
+from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
 from tangram.transports.channels import Channels
 from tangram.transports.listeners import HeldSocket
 from tangram.transports.tokens import token_router
@@ -126,7 +126,7 @@ class Tree:
         self.hosts: dict[str, PluginHost] = {}
         self.booted = False
         """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
-        self.quarantined: dict[str, str] = {}
+        self.quarantined: dict[str, Crash] = {}
         """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
         kept here because a broker's crash makes a new incarnation with new children."""
         self._windows: dict[str, Window] = {}
@@ -277,20 +277,21 @@ class Tree:
         services = host.loaded.plugin.services
         return Child(
             PLUGIN + host.name,
-            partial(self._run_plugin, host),
+            partial(self.patience.run, host),
             # Its services have limits of their own; what is left is the lifespan's.
             start_timeout=limits.start_timeout + sum(service.start_timeout for service in services),
             stop_timeout=limits.stop_timeout + sum(service.stop_timeout for service in services),
             window=self._windows.setdefault(host.name, Window(limits.plugin_restarts, limits.plugin_window)),
             exhausted="escalate" if limits.exhausted == "exit" else "quarantine",
             start_failure="fail" if self.config.core.strict and not self.booted else "quarantine",
+            quarantined=self.quarantined.get(host.name),
         )
 
     def keep_out(self, event: SupervisionEvent) -> None:
         """A child was quarantined: if it is a plugin, the next incarnation begins without it, too."""
         match event.path:
-            case ("incarnation", str(child)) if child.startswith(PLUGIN):
-                self.quarantined.setdefault(child.removeprefix(PLUGIN), event.cause or "unknown")
+            case ("incarnation", str(child)) if child.startswith(PLUGIN) and event.crash is not None:
+                self.quarantined[child.removeprefix(PLUGIN)] = event.crash
 
     def forgive(self, plugin: str | None = None) -> None:
         """Somebody mended the cause: one plugin, or all, may try again with a clear window."""
@@ -336,11 +337,6 @@ class Tree:
 
     def _keep_island(self, island: Island | None) -> None:
         self.island = island
-
-    async def _run_plugin(self, host: PluginHost, *, task_status: trio.TaskStatus[object]) -> None:
-        if host.name in self.quarantined:
-            raise PluginError(f"still in quarantine: {self.quarantined[host.name]}", plugin=host.name)
-        await self.patience.run(host, task_status=task_status)
 
     def _the_state(self) -> BackendState:
         if self.state is None:

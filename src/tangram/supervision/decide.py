@@ -215,7 +215,10 @@ class Decider(Ledger):
             self._note(entry, crash)
             self._tell("crashed", now, entry, crash=crash)
             fallback, entry.asked = entry.asked or State.REMOVED, None
-            self._send_away(entry, fallback, now)
+            if fallback is State.QUARANTINED:
+                self._quarantine(entry, crash, now)  # told: who asked had taken it out of its quarantine
+            else:
+                self._send_away(entry, fallback, now)
         elif entry.ever_up:
             self._restart(entry, crash, now)
         else:

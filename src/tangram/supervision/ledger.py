@@ -129,6 +129,8 @@ class Ledger:
 
     def _enter(self, child: Child) -> Entry:
         entry = self.entries[child.name] = Entry(spec=child, rank=self._ranks)
+        if child.quarantined is not None:
+            entry.state, entry.last_crash = State.QUARANTINED, child.quarantined
         self._by[entry.state][entry.rank] = entry
         self._ranks += 1
         self._unsettled = True

@@ -154,6 +154,10 @@ class Child:
     """
     start_failure: StartFailure = attrs.field(default="fail", kw_only=True)
     """What a failed start at first boot does: fail the supervisor, or leave this child stopped."""
+    quarantined: Crash | None = attrs.field(default=None, kw_only=True)
+    """It begins in quarantine, because of this crash under another supervisor: it is not started, and nothing
+    is told of it, until somebody asks for its restart.
+    """
 
     def __attrs_post_init__(self) -> None:
         faults = list(self._faults())

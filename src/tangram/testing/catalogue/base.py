@@ -396,18 +396,12 @@ def _crashed(events: Sequence[SupervisionEvent], *, outage: bool) -> list[str]:
         # The end of one that gave up is no crash of its own.
         and not (event.child == "incarnation" and gave_up(events))
         and (event.child == "broker" or not (outage and _blames_redis(event)))
-        and not _is_kept_out(event)
     ]
 
 
 def _is_late(event: SupervisionEvent) -> bool:
     """An end by what a fault has put in, when the stop was asked for already: no crash (rule 7)."""
     return event.kind == "stopped" and (event.cause or "").startswith(_INJECTED)
-
-
-def _is_kept_out(event: SupervisionEvent) -> bool:
-    """A plugin in quarantine is refused its start by every incarnation; that is told as a crash."""
-    return "still in quarantine" in (event.cause or "")
 
 
 def _blames_redis(event: SupervisionEvent) -> bool:
