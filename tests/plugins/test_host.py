@@ -358,6 +358,56 @@ async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock
     assert any("test_host.py" in frame or "threading.py" in frame for frame in ghost.where)
 
 
+async def test_each_service_has_its_own_stop_time(autojump_clock: MockClock) -> None:
+    """A service that may take 30 s to clean up has them, and the one before it its own 8 s after that."""
+    ended: list[tuple[str, float]] = []
+    plugin = Plugin()
+
+    def slow(name: str, seconds: float) -> ServiceFunction:
+        async def run(state: BackendState) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(seconds)
+                ended.append((name, trio.current_time()))
+
+        return run
+
+    plugin.register_service(1, name="first", stop_timeout=8.0)(slow("first", 7.0))
+    plugin.register_service(2, name="second", stop_timeout=30.0)(slow("second", 20.0))
+    host = host_of(plugin)
+    child = Child("plugin:demo", host.run, stop_timeout=host.stop_timeout)
+    async with open_supervised([child], shutdown_timeout=60.0) as supervised:
+        await trio.sleep(1)
+        await supervised.supervisor.stop_child("plugin:demo")
+
+    assert [name for name, _ in ended] == ["second", "first"]
+    assert [at for _, at in ended] == [pytest.approx(21.0), pytest.approx(28.0)]
+
+
+async def test_a_stop_of_the_server_bounds_the_services(autojump_clock: MockClock) -> None:
+    """What the server has left of its stop is all that a service gets, whatever it asks for."""
+    plugin = Plugin()
+
+    @plugin.register_service(stop_timeout=30.0)
+    async def slow(state: BackendState) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(20)
+
+    host = host_of(plugin)
+    child = Child("plugin:demo", host.run, stop_timeout=host.stop_timeout)
+    late = {"nobody_is_stubborn": "it takes 20 s, and has 3", "stops_within_bound": "it has 3 s"}
+    async with open_supervised([child], shutdown_timeout=3.0, but=late) as supervised:
+        await trio.sleep(1)
+
+    first = next(one for one in supervised.events if one.kind == "stubborn" and one.child == "slow")
+    assert first.at == pytest.approx(4.0)
+
+
 async def test_an_incarnation_starts_afresh(autojump_clock: MockClock) -> None:
     """The same host runs anew for each incarnation, with the state of that incarnation."""
     states = [make_state(), make_state()]

@@ -176,6 +176,8 @@ class PluginHost:
             name=self.name,
             strategy="one_for_all",
             restarts=0,
+            # Each service has its own; what the plugin itself has left of a stop bounds them all.
+            shutdown_timeout=self.stop_timeout,
             **self._settings,
         ) as supervisor:
             self._running = True
