@@ -90,6 +90,20 @@ async def never_ends(state):
         await trio.sleep_forever()
 """
 
+LEFT_BEHIND = """
+import trio, tangram
+plugin = tangram.Plugin()
+
+@plugin.register_service(priority=1, stop_timeout=0.2)
+async def never_ends(state):
+    await trio.to_thread.run_sync(__import__("time").sleep, 60)
+
+@plugin.register_service(priority=2)
+async def crashes(state):
+    await trio.sleep(0.5)
+    raise RuntimeError("once")
+"""
+
 LARGE = """
 import tangram
 router = tangram.APIRouter(prefix="/large")
@@ -272,6 +286,24 @@ async def test_a_log_that_nobody_reads_keeps_nothing_from_restarts_and_a_stop(ho
         server.send(signal.SIGHUP)
         await server.wait_line("life 3")
         assert await stopped(server) == 0
+
+
+async def test_ends_by_itself_although_a_service_ignores_the_crash_of_its_sibling(home: Home) -> None:
+    """Nobody asks for the end, and nothing else would end it: status 70, and the log tells where it stood."""
+    write_plugin(home.site, "left", LEFT_BEHIND)
+    async with open_server(home, "left", extra=LIMITS) as server:
+        below = server.children()
+
+        async def ended() -> bool:
+            return server.process.poll() is not None
+
+        await wait_until(ended, within=20.0)
+        await wait_gone(below)
+
+        assert server.process.returncode == 70
+        (told,) = server.events("the server ends: what was cancelled does not end")
+        assert told["child"] == "incarnation > plugin:left > never_ends"
+        assert "in never_ends" in told["where"]
 
 
 async def test_ends_although_a_thread_does_not(home: Home) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import structlog.testing
 import trio
 
-from tangram.errors import ChildStubborn
-from tangram.supervision import Child, Supervisor
+from tangram.errors import ChildStubborn, RestartsExhausted
+from tangram.supervision import Child, SupervisionEvent, Supervisor, run_supervisor
 from tangram.testing import open_supervised
 from tests.supervision.worlds import World
 
@@ -25,7 +27,7 @@ async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object
     assert world.told("stubborn") == [("stubborn", "b")] * 2
     assert not world.decider.closing
     await world.advance(2.0)
-    assert world.told("gave_up") == [("gave_up", None)]
+    assert world.told("gave_up") == [("gave_up", None), ("gave_up", "b")]
     assert "+b" not in world.log
     await world.advance(2.0)
     assert len(world.told("stubborn")) == 4
@@ -95,3 +97,73 @@ async def test_stubborn_failure_is_told_before_it_can_be_raised(autojump_clock: 
             on_event=lambda event: free.set() if event.kind == "gave_up" else None,
         ) as supervised:
             await supervised.supervisor.restart_child("a")
+
+
+async def test_who_holds_up_a_supervisor_that_gave_up_is_named(autojump_clock: object, world: World) -> None:
+    """A supervisor whose restarts are spent says once, after three stop times, who keeps it from ending."""
+    world.stubborn.add("a")
+    await world.open(world.children("a b", stop_timeout=2.0), restarts=0)
+    world.forget()
+    await world.crash("b")
+    await world.advance(4.1)
+    assert world.told("gave_up") == [("gave_up", None)]
+    await world.advance(2.0)
+    assert world.told("gave_up") == [("gave_up", None), ("gave_up", "a")]
+    await world.advance(6.0)
+    assert len(world.told("stubborn")) == 6
+    assert len(world.told("gave_up")) == 2
+    await world.release("a")
+
+    assert world.failure == "exhausted"
+    assert world.closed
+
+
+async def test_who_holds_up_a_stop_that_was_asked_for_is_stubborn_alone(
+    autojump_clock: object, world: World
+) -> None:
+    """Where nothing failed nobody has given up: whoever asked for the stop knows its bound."""
+    world.stubborn.add("a")
+    await world.open(world.children("a b", stop_timeout=2.0))
+    await world.close()
+    await world.advance(20.0)
+    assert len(world.told("stubborn")) == 10
+    await world.release("a")
+
+    assert world.told("gave_up") == []
+
+
+async def test_who_holds_up_a_supervisor_below_is_named_above(autojump_clock: object) -> None:
+    """The outer listener hears of it, with path and line; to the outer supervisor all is well until then."""
+    free = trio.Event()
+    states: list[str] = []
+
+    async def deaf() -> None:
+        with trio.CancelScope(shield=True):
+            await free.wait()
+
+    async def crashing() -> None:
+        await trio.sleep(1)
+        raise ValueError("boom")
+
+    def hear(event: SupervisionEvent) -> None:
+        if event.kind == "gave_up" and event.child is not None:
+            states.append(supervised.supervisor.statistics().children[0].state)
+            free.set()
+
+    inner = partial(
+        run_supervisor,
+        [Child("deaf", deaf, stop_timeout=1.0), Child("odd", crashing)],
+        name="inner",
+        restarts=0,
+    )
+    with pytest.raises(RestartsExhausted, match="boom"):
+        async with open_supervised(
+            [Child("inner", inner)], restarts=0, but=ON_PURPOSE, on_event=hear
+        ) as supervised:
+            await trio.sleep(60)
+
+    (told,) = [event for event in supervised.events if event.kind == "gave_up" and event.child is not None]
+    assert told.path == ("inner", "deaf")
+    assert told.at == pytest.approx(4.0)
+    assert told.where == f"{__file__}:{deaf.__code__.co_firstlineno + 2} in {deaf.__qualname__}"
+    assert states == ["running"]

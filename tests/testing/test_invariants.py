@@ -174,3 +174,14 @@ def test_a_requested_restart_that_fails_takes_the_others_down_after_it() -> None
 
     assert broken(Evidence(events=[*UP, *failed, DOWN[0], DOWN[2]]), ["stops_in_reverse_order"]) == []
     assert broken(Evidence(events=[*UP, *failed, DOWN[2], DOWN[0]]), ["stops_in_reverse_order"])
+
+
+def test_who_cannot_end_says_why_the_process_did() -> None:
+    """A supervisor that gave up and names the child which holds it up is a cause for a status."""
+    ready, held = (
+        event("ready", None, path=()),
+        event("gave_up", "deaf", path=("incarnation", "p", "deaf"), cause="x"),
+    )
+
+    assert broken(Evidence(status=70, events=[ready, held]), ["ends_with_its_status"]) == []
+    assert broken(Evidence(status=0, events=[ready, held]), ["ends_with_its_status"])

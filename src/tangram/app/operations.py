@@ -60,8 +60,9 @@ class Operations:
             found.append("redis is away")
         for child in tree.incarnation.statistics().children:
             # The web answers this very question: it may still be called starting while it does.
-            if child.state not in {"running", "quarantined", "finished"} and child.name != "web":
-                found.append(f"{child.name} is {child.state}")  # noqa: PERF401 - the comment needs its place
+            state = _state_of(child)
+            if state not in {"running", "quarantined", "finished"} and child.name != "web":
+                found.append(f"{child.name} is {state}")
         return found
 
     def supervision(self) -> Mapping[str, Any]:
@@ -117,7 +118,7 @@ class Operations:
     def _state(self, name: str, child: ChildStatistics | None) -> str:
         if name in self._tree.patience.waiting:
             return "waiting for redis"
-        return "stopped" if child is None else child.state
+        return "stopped" if child is None else _state_of(child)
 
     async def restart_plugin(self, name: str) -> None:
         """Restart one plugin, also one in quarantine; its window begins anew.
@@ -167,6 +168,12 @@ class Operations:
         return (
             {} if incarnation is None else {child.name: child for child in incarnation.statistics().children}
         )
+
+
+def _state_of(child: ChildStatistics) -> str:
+    """As the child's own, but a plugin whose services are on their way down does not run any more."""
+    ends = child.state == "running" and any(below.state == "closing" for below in child.nested)
+    return "stopping" if ends else child.state
 
 
 def _why_down(name: str, child: ChildStatistics | None) -> str:

@@ -273,10 +273,12 @@ class Server:
         ours = event.child is None and event.path in {(), ("incarnation",)}
         # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
         # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
-        # for ever.
-        final = not event.path or tree.incarnation is not None
+        # for ever. At first boot nothing is begun anew.
+        final = not event.path or tree.incarnation is not None or not tree.booted
         if event.kind == "gave_up" and ours and final and not self.stopping:
             self._end(asked_for=False)
+        if event.kind == "gave_up" and event.child is not None and not self.stopping:
+            self._held_up(event)
         if event.kind == "quarantined":
             tree.keep_out(event)
         if event.kind == "ready" and ours and event.path:
@@ -284,6 +286,18 @@ class Server:
             if self.ready_count:
                 self._tell_ready()
         tree.announce(*admin_message(event))
+
+    def _held_up(self, event: SupervisionEvent) -> None:
+        """A plugin that gave up cannot end, and nothing above it would ever hear of that: end the process."""
+        log.critical(
+            "the server ends: what was cancelled does not end",
+            child=" > ".join(event.path),
+            cause=event.cause,
+            where=event.where,
+        )
+        self._end(asked_for=False)
+        self._exit_status = EX_SOFTWARE
+        self._scope.cancel()
 
     def _later(self, call: Callable[[], None]) -> None:
         assert self.tree is not None

@@ -140,7 +140,6 @@ class PluginHost:
                     crash = error
                     raise
                 finally:
-                    self._running = False
                     # The rest is the lifespan's clean-up: it may await although we are cancelled, for so
                     # long.
                     guard.shield = True
@@ -181,8 +180,13 @@ class PluginHost:
             **self._settings,
         ) as supervisor:
             self._running = True
-            task_status.started(supervisor)
-            await trio.sleep_forever()
+            try:
+                task_status.started(supervisor)
+                await trio.sleep_forever()
+            finally:
+                # Here, and not once they have ended: routes must not count on services that are on their
+                # way down.
+                self._running = False
 
     def _to_start(self) -> list[Service]:
         services = sorted(self.loaded.plugin.services, key=lambda service: (service.priority, service.name))

@@ -263,6 +263,14 @@ class Decider(Ledger):
                 "it cannot be started a second time beside itself"
             )
             self._fail(Failure("stubborn", entry.spec.name, message, entry.last_crash), now)
+        if entry.lates >= LATES_ALLOWED and self.failure is not None and not self._held_told:
+            # Whoever is above waits for this supervisor's end, hears of no crash before, and has no limit.
+            self._held_told = True
+            cause = (
+                f"supervisor {self.name!r} gave up and cannot end: child {entry.spec.name!r} goes on "
+                f"{entry.lates} stop times of {entry.spec.stop_timeout:g} s after it was cancelled"
+            )
+            self._tell("gave_up", now, entry, cause=cause)
 
     # -- what follows from it ------------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ class Ledger:
         self.crashes: deque[Crash] = deque(maxlen=CRASHES_KEPT)
         self.failure: Failure | None = None
         self.booted = self.closing = self.closed = False
+        self._held_told = False
         self._draw = draw
         self._ranks = 0
         self._gate = -math.inf

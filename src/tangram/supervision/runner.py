@@ -292,7 +292,7 @@ class Supervisor:
 
     def _tell(self, event: SupervisionEvent) -> None:
         where = None
-        if event.kind == "stubborn" and event.child is not None:
+        if event.kind in {"stubborn", "gave_up"} and event.child is not None:
             where = self._where(event.child)
         path = (*self.path, event.child) if event.child is not None else self.path
         event = attrs.evolve(event, path=path, where=where)

@@ -255,7 +255,8 @@ class SupervisionEvent:
 
     kind: Kind
     """``started``, ``ready``, ``crashed``, ``restarting``, ``stopped``, ``quarantined``, ``gave_up``,
-    ``stubborn``; ``planned``: a restart that somebody asked for begins."""
+    ``stubborn``; ``planned``: a restart that somebody asked for begins. ``gave_up`` with a child: the
+    supervisor gave up before, and cannot end because this child does not."""
     supervisor: str
     """The supervisor's name."""
     child: str | None
@@ -271,7 +272,7 @@ class SupervisionEvent:
     delay: float | None = None
     """Seconds until the restart, for ``restarting``."""
     where: str | None = None
-    """The line on which a stubborn child stands."""
+    """The line on which a child stands that goes on although it was cancelled."""
     crash: Crash | None = None
     """All about the crash."""
     path: tuple[str, ...] = ()

@@ -28,7 +28,12 @@ _LINES: dict[str, tuple[str, str]] = {
 def log_event(event: SupervisionEvent) -> None:
     """Write the event's line; fields that say nothing are left out."""
     level, line = _LINES[event.kind]
-    if event.kind == "gave_up" and event.path:
+    if event.kind == "gave_up" and event.child is not None:
+        level, line = (
+            "critical",
+            "supervisor that gave up cannot end: a child goes on although it was cancelled",
+        )
+    elif event.kind == "gave_up" and event.path:
         # The one above decides what that means; it may be a plugin's restart, and is told as such.
         level, line = "warning", "supervisor gives up to the one above it"
     values: dict[str, Any] = {

@@ -173,7 +173,10 @@ def ends_with_its_status(evidence: Evidence) -> Iterator[str]:
     """
     if evidence.status is None:
         return
-    gave_up = any(event.kind == "gave_up" and not event.path for event in evidence.events)
+    # One that names a child cannot end because of it, and the process has to.
+    gave_up = any(
+        event.kind == "gave_up" and (not event.path or event.child is not None) for event in evidence.events
+    )
     up = any(event.kind == "ready" and not event.path for event in evidence.events)
     causes = [event.cause for event in evidence.events if event.kind == "crashed" and event.cause]
     if gave_up and evidence.status == 0:

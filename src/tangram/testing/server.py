@@ -125,10 +125,10 @@ class RunningTangram:
         return self.server.tree.url
 
     def note(self, event: SupervisionEvent) -> None:
-        """Remember an event; waiters look again. A root that gives up begins the end."""
+        """Remember an event; waiters look again. A root that gives up, or who is held up, begins the end."""
         self.events.append(event)
         self._secrets |= secrets_of(self.server.tree)  # a reload may bring others
-        if event.kind == "gave_up" and not event.path:
+        if event.kind == "gave_up" and (not event.path or event.child is not None):
             self._begin_stop()
         self._changed.set()
         self._changed = trio.Event()

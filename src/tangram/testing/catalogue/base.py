@@ -382,8 +382,13 @@ class Chaos:
 
 
 def gave_up(events: Sequence[SupervisionEvent]) -> bool:
-    """Whether the server gave up: a budget of its own was spent, or a plugin's where that ends it."""
-    return any(event.kind == "gave_up" and event.path in {(), ("incarnation",)} for event in events)
+    """Whether the server gave up: a budget of its own was spent, or a plugin's where that ends it, or
+    somebody who gave up cannot end.
+    """
+    return any(
+        event.kind == "gave_up" and (event.path in {(), ("incarnation",)} or event.child is not None)
+        for event in events
+    )
 
 
 def _crashed(events: Sequence[SupervisionEvent], *, outage: bool) -> list[str]:
