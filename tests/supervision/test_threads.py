@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import types
 
 import pytest
 import structlog.testing
@@ -75,3 +76,45 @@ async def test_ghost_is_counted_and_warned_of() -> None:
     events = [line["event"] for line in lines]
     assert events.count("a thread that does not end was abandoned") == 2
     assert events.count("a synchronous service is started beside its own thread that never ended") == 1
+
+
+async def test_a_thread_that_is_late_to_begin_is_a_ghost_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that was made, and has not begun when its service is stopped, is counted if it does not end;
+    it calls nothing any more when it begins."""
+    free, begins, ended = threading.Event(), threading.Event(), threading.Event()
+    called: list[bool] = []
+    before = thread_statistics().abandoned
+
+    def begin() -> int:
+        begins.set()
+        free.wait(10)
+        ended.set()
+        return threading.get_ident()
+
+    monkeypatch.setattr("tangram.supervision.threads.threading", types.SimpleNamespace(get_ident=begin))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            lambda: run_sync_in_thread(lambda: called.append(True), name="late", stop_timeout=0.01)
+        )
+        await trio.to_thread.run_sync(begins.wait)
+        nursery.cancel_scope.cancel()
+    statistics = thread_statistics()
+    free.set()
+    with trio.fail_after(10):
+        await trio.to_thread.run_sync(ended.wait)
+        while thread_statistics().ghosts:  # noqa: ASYNC110 - a thread's own end has no event of Trio's
+            await trio.sleep(0.001)
+
+    assert statistics.abandoned == before + 1
+    assert [ghost.name for ghost in statistics.ghosts] == ["late"]
+    assert called == []
+
+
+async def test_a_service_that_is_stopped_before_its_thread_is_made_leaves_nothing() -> None:
+    """No thread, and nobody is counted."""
+    before = thread_statistics()
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.cancel()
+        nursery.start_soon(lambda: run_sync_in_thread(threading.Event().wait))
+
+    assert thread_statistics() == before

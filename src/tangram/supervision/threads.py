@@ -108,6 +108,7 @@ async def run_sync_in_thread(
     def work() -> T:
         thread.ident = threading.get_ident()
         try:
+            trio.from_thread.check_cancelled()  # it may begin so late that its service was stopped meanwhile
             return fn(*args)
         except BaseException as error:
             thread.error = error
@@ -119,14 +120,18 @@ async def run_sync_in_thread(
                 token.run_sync_soon(thread.done.set)
 
     _threads.add(thread)
+    # A limiter of its own: services must not use up the places of everybody's short calls.
+    limiter = trio.CapacityLimiter(1)
     try:
         with _counted():
-            # A limiter of its own: services must not use up the places of everybody's short calls.
             return await trio.to_thread.run_sync(
-                work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=thread.name
+                work, abandon_on_cancel=True, limiter=limiter, thread_name=thread.name
             )
     except trio.Cancelled:
-        await _await_end(thread, stop_timeout)
+        if limiter.borrowed_tokens or thread.is_over:
+            await _await_end(thread, stop_timeout)
+        else:
+            _threads.discard(thread)  # cancelled before the thread was made
         raise
 
 
@@ -151,9 +156,6 @@ def _warn_of_ghosts(thread: _Thread) -> None:
 
 async def _await_end(thread: _Thread, stop_timeout: float) -> None:
     global _abandoned  # noqa: PLW0603 - threads belong to the process
-    if thread.ident is None:
-        _threads.discard(thread)  # cancelled before the thread began
-        return
     life = CURRENT_LIFE.get()
     if life is not None:
         stop_timeout = min(stop_timeout, SHARE * max(0.0, life.stop_due - trio.current_time()))
