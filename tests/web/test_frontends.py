@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tangram.plugins.frontend import resolve_frontend
 from tangram.plugins.plugin import Plugin
+from tangram.web.asgi import Receive, Scope, Send, send_json
+from tangram.web.files import Folder
 from tests.plugins.fakes import loaded
 from tests.web.asgi import call, site_of, with_frontend
 
@@ -72,6 +76,59 @@ async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path) -> None:
     plain = await call(site, "GET", "/plugins/tangram_demo/my-component.js")
     assert "immutable" in hashed.headers["cache-control"]
     assert plain.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "hashed"),
+    [
+        ("index-BxYz1234.js", True),  # Vite, Rollup
+        ("index-C4-x_8Ab.css", True),
+        ("index.Cv6bi7od.js", True),
+        ("chunk-BPW6GZ3T.js", True),  # esbuild
+        ("main.0a1b2c3d.css", True),  # webpack, Parcel
+        ("main.4f1c0ab93e5d77a2b6c1.js", True),
+        ("my-component.js", False),
+        ("layer-heatmap2d.js", False),
+        ("arrow-right-24px.svg", False),
+        ("arrow-left-24p.svg", False),
+        ("layer-HeatMap2.js", False),
+        ("icon-SCREENS3.png", False),
+        ("track-20240131.json", False),
+        ("wide-deadbeef.js", False),
+        ("BxYz1234.js", False),
+        ("index-BxYz1234", False),
+        ("jquery-3.7.1.min.js", False),
+        ("index-Bx\N{SUPERSCRIPT TWO}z12\N{ARABIC-INDIC DIGIT TWO}4.js", False),
+        ("-" * 40 + "BxYz1234.js", True),
+        ("-" * 300 + "BxYz1234.js", False),
+    ],
+)
+async def test_what_a_hash_is(tmp_path: Path, name: str, hashed: bool) -> None:
+    """Names that bundlers make are kept for ever; whatever a person may have written is asked for again."""
+    if len(name) <= 255:
+        (tmp_path / name).write_text("x")
+    folder = Folder(tmp_path)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if not await folder.serve(name, scope, receive, send):
+            await send_json(scope, send, 404, {})
+
+    answer = await call(serve, "GET", "/")
+    assert ("immutable" in answer.headers.get("cache-control", "")) is hashed
+
+
+@pytest.mark.parametrize("name", ["-" * 32_000, "-." * 16_000, "a1-" * 10_000 + ".js", "a." * 15_000 + "js"])
+async def test_a_long_name_costs_no_more_than_its_length(tmp_path: Path, name: str) -> None:
+    """A name as long as a head may be is no hash, and finding that out takes far less than a second of the
+    event loop."""
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+
+    async def never(*_: object) -> Any:
+        raise AssertionError
+
+    before = time.thread_time()
+    assert not await Folder(tmp_path).serve(name, scope, never, never)
+    assert time.thread_time() - before < 0.5
 
 
 async def test_a_missing_folder_costs_the_front_end_alone(tmp_path: Path) -> None:

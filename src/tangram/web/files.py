@@ -23,9 +23,36 @@ REVALIDATE = "no-cache"
 IMMUTABLE = "public, max-age=31536000, immutable"
 """For names that carry a hash of the content: another content has another name."""
 
-# What Vite and its relatives write: name-<8 or more characters of base64url>.ext, with at least one digit
-# among them.
-_HASHED = re.compile(r"[-.](?=[\w-]*\d)[\w-]{8,}\.\w+$")
+# Bundlers write name-HASH.ext or name.HASH.ext. A hash is
+#
+# - 8 characters of base64url, with a small letter, a capital and a digit (Vite, Rollup),
+# - 8 of base32, that is capitals and 2 to 7, with a letter and a digit (esbuild), or
+# - 8 to 64 hexadecimal digits in small letters, with a letter and a digit (webpack, Parcel),
+#
+# and one of its digits stands before its last character, because words that people number end in theirs:
+# HeatMap2, SCREENS3. What only might be a hash is asked for again each time, which costs a 304; a plain name
+# that is taken for one is stale for a year.
+_HASHES = (
+    re.compile(r"[-.](?=.*[a-z])(?=.*[A-Z])(?=.*[0-9].)[A-Za-z0-9_-]{8}"),
+    re.compile(r"[-.](?=.*[A-Z])(?=.*[0-9].)[A-Z2-7]{8}"),
+)
+_HEX = re.compile(r"(?=.*[a-f])(?=.*[0-9].)[0-9a-f]{8,64}")
+_SEPARATOR = re.compile(r"[-.]")
+_EXTENSION = re.compile(r"[A-Za-z0-9]{1,16}")
+
+MAX_NAME = 255
+"""Characters of a file's name, at most: no file system has longer ones, and a client may send 32,000."""
+
+
+def _is_hashed(name: str) -> bool:
+    """Whether a bundler put a hash of the content into this file's name."""
+    stem, _, extension = name.rpartition(".")
+    if len(name) > MAX_NAME or _EXTENSION.fullmatch(extension) is None:
+        return False
+    if any(pattern.fullmatch(stem[-9:]) for pattern in _HASHES):
+        return True
+    first, *others = _SEPARATOR.split(stem)
+    return bool(first and others) and _HEX.fullmatch(others[-1]) is not None
 
 
 class Folder:
@@ -40,7 +67,7 @@ class Folder:
         if self._only is not None and relative not in self._only:
             return False
         name = relative.rpartition("/")[2]
-        headers = {"cache-control": IMMUTABLE if _HASHED.search(name) else REVALIDATE}
+        headers = {"cache-control": IMMUTABLE if _is_hashed(name) else REVALIDATE}
         if scope["method"] not in {"GET", "HEAD"}:
             return await self._refuse_method(relative, scope, send)
         try:
