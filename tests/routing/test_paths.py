@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import re
+import timeit
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tangram.routing.paths import PathTree, decode_path, parse_path
@@ -80,6 +83,44 @@ def test_mixed_segments() -> None:
     assert match is not None
     assert match.values == ("1", "2-3")
     assert tree.find("GET", "/1-2xpbf") is None
+
+
+@given(
+    st.lists(st.text("ab.", max_size=2), min_size=3, max_size=5),
+    st.lists(st.text("ab.\n", max_size=4), min_size=2, max_size=5),
+)
+@example(["", "ab", ""], ["a", "ab", "b"])
+@example(["", "", "", ""], ["a", "b", "a"])
+def test_names_in_one_segment_bind_as_a_search_that_tries_everything(
+    texts: list[str], values: list[str]
+) -> None:
+    """Which segments match, and what each name gets, is what an exhaustive search finds first: as little as
+    possible for each name, from the left."""
+    path = "/" + "".join(f"{text}{{n{i}}}" for i, text in enumerate(texts[:-1])) + texts[-1]
+    tree, exhaustive = tree_of(("GET", path)), re.compile("(.+?)".join(map(re.escape, texts)), re.DOTALL)
+    filled = "".join(text + value for text, value in zip(texts, values, strict=False)) + texts[-1]
+    for segment in {filled, "".join(values), filled[1:], filled[:-1]}:
+        found, match = tree.find("GET", f"/{segment}"), exhaustive.fullmatch(segment)
+        assert (found is None) == (match is None), segment
+        if found is not None and match is not None:
+            assert found.values == match.groups(), segment
+
+
+@pytest.mark.parametrize(
+    ("path", "piece", "short"),
+    [("/{z}-{x}.pbf", "-", 4_000), ("/{z}-{x}-{y}.pbf", "-", 300), ("/a{a}{b}bb{c}b", "ab", 300)],
+)
+def test_names_in_one_segment_cost_its_length(path: str, piece: str, short: int) -> None:
+    """Four times the segment takes about four times as long: where it does not match, too, the search never
+    tries another division."""
+    tree = tree_of(("GET", path))
+
+    def seconds(length: int) -> float:
+        segment = "/" + piece * length
+        repeat = 1 + 20_000 // length
+        return min(timeit.repeat(lambda: tree.find("GET", segment), number=repeat, repeat=5)) / repeat
+
+    assert seconds(4 * short) < 8 * seconds(short)
 
 
 def test_encoded_slashes_do_not_separate() -> None:

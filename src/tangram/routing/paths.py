@@ -64,7 +64,6 @@ def _segment(part: str, path: str, names: list[str], *, last: bool) -> tuple[str
         raise RouteError(f"expected balanced braces in the path {path!r}")
     if not found:
         return "static", part
-    pattern, at = "", 0
     for match in found:
         name, _, converter = match[1].partition(":")
         if not name.isidentifier() or converter not in ("", "str", "path"):
@@ -74,11 +73,20 @@ def _segment(part: str, path: str, names: list[str], *, last: bool) -> tuple[str
             if match[0] != part or not last:
                 raise RouteError(f"expected {match[0]!r} to be the whole end of the path {path!r}")
             return "rest", name
-        pattern += re.escape(part[at : match.start()]) + "(.+?)"
-        at = match.end()
     if len(found) == 1 and found[0][0] == part:
         return "name", names[-1]
-    return "mixed", pattern + re.escape(part[at:])
+    return "mixed", _pattern(_NAME.split(part)[::2])
+
+
+def _pattern(texts: list[str]) -> str:
+    """The regular expression for names with these texts before, between and behind them.
+
+    Each name takes as little as it can. The first place where the text behind it stands will do, since the
+    next name can take whatever lies between there and a later one: so the search never comes back to it
+    (that is what ``(?>...)`` says), and costs the length of the segment instead of a power of it.
+    """
+    first, *between, last = map(re.escape, texts)
+    return first + "".join(f"(?>(.+?){text})" for text in between) + "(.+?)" + last
 
 
 class Found(NamedTuple, Generic[T]):
