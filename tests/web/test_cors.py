@@ -32,7 +32,7 @@ async def test_others_get_no_such_header(origin: str) -> None:
 
 async def test_null_is_never_echoed_whatever_the_policy_says() -> None:
     """null is any page that hides where it comes from, also where everybody else is allowed."""
-    site = site_of(allowed=lambda origin: True)
+    site = site_of(allowed=lambda origin, host: True)
 
     answer = await call(site, "GET", "/-/healthz", headers={"origin": "null"})
     assert "access-control-allow-origin" not in answer.headers

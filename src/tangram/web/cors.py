@@ -1,18 +1,26 @@
-"""Cross-origin answers: an allowed origin is echoed, with ``Vary``; everybody else gets no such header.
+"""Whose pages may read our answers and open WebSockets: an allowed origin is echoed, with ``Vary``; everybody
+else gets no such header, and no WebSocket.
 
 CORS protects the readers of answers, so nothing is refused here but a preflight. Programs send no ``Origin``
 and pass. ``null`` (a sandboxed frame, a file) is anybody, and is never echoed. Credentials are not offered:
 tokens travel in headers.
+
+Browsers apply none of this to WebSockets: any page may open one, and read it, so there the handshake is
+refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, TypeAlias
 
+from tangram.channels.disconnects import Refusal
 from tangram.web.asgi import ASGIApp, Headers, Receive, Scope, Send, header, headers_of, send_json, send_plain
 
-__all__ = ["MAX_AGE_SECONDS", "Cors"]
+__all__ = ["MAX_AGE_SECONDS", "Allowed", "Cors", "may_open", "refuse_websocket"]
+
+Allowed: TypeAlias = Callable[[str, str | None], bool]
+"""May pages of this origin use us, whom they called by this ``Host``? None: it named none, or two."""
 
 MAX_AGE_SECONDS = 600
 """How long a browser may remember a preflight: short enough for a changed configuration to be seen."""
@@ -24,7 +32,7 @@ _VARY = (b"vary", b"Origin")
 class Cors:
     """ASGI wrapper around the whole site."""
 
-    def __init__(self, app: ASGIApp, allowed: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, allowed: Allowed) -> None:
         self._app = app
         self._allowed = allowed
 
@@ -33,11 +41,28 @@ class Cors:
             await self._app(scope, receive, send)
             return
         origin = header(scope, b"origin")
-        allowed = origin is not None and origin != "null" and self._allowed(origin)
+        allowed = origin is not None and origin != "null" and self._allowed(origin, None)
         if scope["method"] == "OPTIONS" and headers_of(scope, b"access-control-request-method"):
             await _preflight(scope, send, origin if allowed else None)
             return
         await self._app(scope, receive, _echoing(send, origin if allowed else None))
+
+
+def may_open(scope: Scope, allowed: Allowed) -> bool:
+    """Whether whoever asks may open a WebSocket. Programs send no ``Origin``; no browser sends two."""
+    origins = headers_of(scope, b"origin")
+    return not origins or (len(origins) == 1 and allowed(origins[0], header(scope, b"host")))
+
+
+async def refuse_websocket(send: Send, refusal: Refusal) -> None:
+    """Answer a WebSocket's handshake as the channels do."""
+    body = f"{refusal.reason}\n".encode()
+    headers: Headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
 
 
 async def _preflight(scope: Scope, send: Send, origin: str | None) -> None:

@@ -54,8 +54,6 @@ class Addresses:
     """``forwarded_allow_ips``."""
     trust_all: bool
     """``forwarded_allow_ips`` holds ``*``."""
-    origins: frozenset[str]
-    """``allowed_origins``, beside those of our hosts and loopback on any port."""
     port: int
     channel_port: int | None
     public_url: str | None
@@ -76,7 +74,6 @@ class Addresses:
                 ipaddress.ip_network(one, strict=False) for one in server.forwarded_allow_ips if one != "*"
             ),
             trust_all="*" in server.forwarded_allow_ips,
-            origins=frozenset(origin.lower() for origin in server.allowed_origins),
             port=server.port,
             channel_port=channel.port,
             public_url=channel.public_url,
@@ -87,13 +84,6 @@ class Addresses:
     def is_ours(self, host: str) -> bool:
         """One of our configured hosts, or loopback."""
         return host.lower().strip("[]") in self.hosts or is_loopback(host)
-
-    def allows(self, origin: str) -> bool:
-        """Whether a page of this origin may read our answers."""
-        if origin.lower() in self.origins:
-            return True
-        parts = _split(origin) if origin.lower().startswith(("http://", "https://")) else None
-        return parts is not None and self.is_ours(parts[0])
 
     def is_local(self, scope: Scope) -> bool:
         """Whether the request was made on this machine, under a name of this machine."""

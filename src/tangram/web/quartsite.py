@@ -75,18 +75,26 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
 
 
 def _answer_for_the_absent(app: Quart, owners: Mapping[str, str], operator: Operator) -> None:
-    from quart import jsonify, request
+    from quart import jsonify, request, websocket
 
-    async def absent() -> Any:
+    async def refuse(asked: Any) -> Any:
         down = operator.unavailable()
-        for name in request.blueprints if down else ():
+        for name in asked.blueprints if down else ():
             owner = owners.get(name, "")
             reason = await operator.wait_available(owner) if owner in down else None
             if reason is not None:
                 return jsonify(detail=reason), 503, {"retry-after": "1"}
         return None
 
+    async def absent() -> Any:
+        return await refuse(request)
+
+    async def absent_websocket() -> Any:
+        # What is returned here is the answer to the handshake.
+        return await refuse(websocket)
+
     app.before_request(absent)
+    app.before_websocket(absent_websocket)
 
 
 def _new_app(max_body: int) -> Quart:

@@ -16,6 +16,8 @@ import attrs
 import structlog
 
 from tangram import __version__
+from tangram.channels.disconnects import ORIGIN
+from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
@@ -24,7 +26,7 @@ from tangram.routing.responses import encode_json
 from tangram.web import docs
 from tangram.web.asgi import ASGIApp, Receive, Scope, Send, send_json
 from tangram.web.cache import CacheRoutes
-from tangram.web.cors import Cors
+from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
 from tangram.web.files import Folder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
@@ -66,8 +68,9 @@ class SiteParts:
     """Called with the Quart application: for engines that carry channels through it."""
     cache: CacheRoutes | None = None
     """Its ``run`` belongs beside the site in the tree."""
-    allowed: Callable[[str], bool] | None = None
-    """Whether an origin may read our answers; ``None``: by ``[server]``'s hosts and ``allowed_origins``."""
+    allowed: Allowed | None = None
+    """Whether pages of an origin may read our answers and open WebSockets; ``None``: by ``[server]``'s hosts
+    and ``allowed_origins``."""
 
 
 class AppMount(Protocol):
@@ -116,7 +119,8 @@ class Site:
         docs_files = docs.docs_folder()
         self._docs = Folder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
         self._openapi: bytes | None = None
-        self._outer = Cors(self._http, parts.allowed or self.addresses.allows)
+        self._allowed: Allowed = parts.allowed or self._policy().allows
+        self._outer = Cors(self._http, self._allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -206,6 +210,9 @@ class Site:
             # Before the handshake is accepted this is an answer of 403, by ASGI's own rule.
             await send({"type": "websocket.close", "code": 1008})
             return
+        if not may_open(scope, self._allowed):
+            await refuse_websocket(send, ORIGIN)
+            return
         await self._quart(scope, receive, send)
 
     def _mounts(self) -> list[Mount]:
@@ -224,6 +231,9 @@ class Site:
         if parts.cache is not None:
             mounts.append(Mount(parts.cache.router, OWNER, self._resolve))
         return mounts
+
+    def _policy(self) -> OriginPolicy:
+        return OriginPolicy(self._parts.config.server.allowed_origins, self.addresses.hosts)
 
     def _resolve(self, kind: type) -> object:
         if kind is not BackendState:

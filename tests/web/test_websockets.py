@@ -1,0 +1,94 @@
+"""WebSocket routes of plugins' blueprints: who may open them, behind either engine."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import pytest
+import trio
+from quart import Blueprint, websocket
+
+from tangram.config.model import Config, ServerConfig
+from tangram.plugins.plugin import Plugin
+from tangram.testing.transport import open_engine
+from tangram.transports.engine import ASGIApp
+from tangram.web.site import Site
+from tests.plugins.fakes import loaded
+from tests.web.asgi import FakeOperator, site_of
+
+pytestmark = pytest.mark.slow
+
+HANDSHAKE = (
+    "GET /demo/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.fixture(params=["native", "hypercorn"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def site_with(opened: list[str], **parts: Any) -> Site:
+    made = Blueprint("demo", __name__, url_prefix="/demo")
+
+    @made.websocket("/ws")
+    async def own() -> None:
+        opened.append("yes")
+        await websocket.accept()
+
+    server = ServerConfig(hosts=("maps.example",), allowed_origins=("https://other.example",))
+    return site_of(loaded(Plugin(blueprints=[made])), config=Config(server=server), **parts)
+
+
+async def shake(engine: Literal["native", "hypercorn"], site: Site, *lines: str) -> tuple[int, bytes]:
+    """Status and head of the answer to a handshake with these header lines."""
+    with trio.fail_after(10):
+        async with open_engine(engine, cast("ASGIApp", site), settings=ServerConfig()) as running:
+            stream = await trio.open_tcp_stream("127.0.0.1", running.port)
+            async with stream:
+                await stream.send_all(
+                    (HANDSHAKE + "".join(f"{line}\r\n" for line in lines) + "\r\n").encode()
+                )
+                answer = b""
+                while b"\r\n\r\n" not in answer:
+                    answer += await stream.receive_some()
+            return int(answer[9:12]), answer.lower()
+
+
+@pytest.mark.parametrize(
+    ("lines", "allowed"),
+    [
+        (["Host: localhost"], True),
+        (["Host: localhost", "Origin: http://localhost:5173"], True),
+        (["Host: x", "Origin: http://maps.example"], True),
+        (["Host: x", "Origin: https://other.example"], True),
+        (["Host: 192.0.2.8:2346", "Origin: http://192.0.2.8:2346"], True),
+        (["Host: localhost", "Origin: https://attacker.example"], False),
+        (["Host: attacker.example", "Origin: http://attacker.example"], False),
+        (["Host: 192.0.2.9:2346", "Origin: http://192.0.2.8:2346"], False),
+        (["Host: localhost", "Origin: null"], False),
+        (["Host: localhost", "Origin:"], False),
+        (["Host: localhost", "Origin: http://localhost", "Origin: http://localhost"], False),
+    ],
+)
+async def test_a_foreign_page_opens_no_websocket_of_a_plugin(
+    engine: Literal["native", "hypercorn"], lines: list[str], allowed: bool
+) -> None:
+    """A browser lets any page open a WebSocket anywhere: the handshake is refused with 403 unless the page is
+    of an origin that may, or no browser asks; the plugin hears of nobody else."""
+    opened: list[str] = []
+    status, answer = await shake(engine, site_with(opened), *lines)
+
+    assert (status, opened) == ((101, ["yes"]) if allowed else (403, []))
+    assert allowed or b"text/plain" in answer
+
+
+async def test_a_plugin_that_is_down_opens_no_websocket(engine: Literal["native", "hypercorn"]) -> None:
+    """Its handler would run without its lifespan: the handshake is answered with 503, as its pages are."""
+    opened: list[str] = []
+    operator = FakeOperator(down={"demo": "plugin 'demo' is quarantined"})
+    status, answer = await shake(engine, site_with(opened, operator=operator), "Host: localhost")
+
+    assert (status, opened) == (503, [])
+    assert b"retry-after: 1" in answer
