@@ -68,6 +68,24 @@ async def test_a_preflight_of_another_origin_is_refused() -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("192.168.1.5:2347", "http://192.168.1.5:2346", True),
+        ("[2001:db8::5]:2347", "http://[2001:db8::5]:2346", True),
+        ("192.168.1.5:2347", "http://192.168.1.6:2346", False),
+        ("attacker.example", "http://attacker.example", False),
+    ],
+)
+async def test_a_page_from_the_same_address_may(host: str, origin: str, allowed: bool) -> None:
+    """What a page was loaded from is ours, on any port, if it is an address in numbers: then no name was made
+    to point here. The channels say the same."""
+    answer = await call(site_of(), "OPTIONS", "/token", headers={"host": host, "origin": origin, **PREFLIGHT})
+
+    assert answer.status == (200 if allowed else 403)
+    assert ("access-control-allow-origin" in answer.headers) is allowed
+
+
 async def test_configured_origins_and_hosts_are_allowed() -> None:
     """allowed_origins as they stand; hosts on any port."""
     server = ServerConfig(hosts=("maps.example",), allowed_origins=("https://other.example",))

@@ -53,6 +53,26 @@ def test_a_foreign_host_is_not_told(host: str) -> None:
     assert addresses(hosts=("maps.example",)).channel_url(scope(host=host)) == "http://127.0.0.1:2346"
 
 
+@pytest.mark.parametrize(
+    ("server", "host", "told"),
+    [
+        ("192.168.1.5", "192.168.1.5:2346", "http://192.168.1.5:2346"),
+        ("::ffff:192.168.1.5", "192.168.1.5:2346", "http://192.168.1.5:2346"),
+        ("2001:db8::5", "[2001:db8:0::5]:2346", "http://[2001:db8:0::5]:2346"),
+        ("192.168.1.5", "192.168.1.6:2346", "http://127.0.0.1:2346"),
+        ("192.168.1.5", "attacker.example", "http://127.0.0.1:2346"),
+        ("attacker.example", "attacker.example", "http://127.0.0.1:2346"),
+        (None, "192.168.1.5:2346", "http://127.0.0.1:2346"),
+    ],
+)
+def test_the_address_of_the_socket_is_ours(server: str | None, host: str, told: str) -> None:
+    """Behind a wildcard a browser is told the address that it came in by, when it calls us by that address;
+    a name that was made to point there is not."""
+    came = {**scope("192.168.1.9", host=host), "server": (server, 2346) if server else None}
+
+    assert addresses(host="0.0.0.0").channel_url(came) == told
+
+
 def test_two_hosts_are_none() -> None:
     """A doubled Host header says nothing."""
     doubled = scope(host="localhost:1")

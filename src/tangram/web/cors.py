@@ -41,7 +41,7 @@ class Cors:
             await self._app(scope, receive, send)
             return
         origin = header(scope, b"origin")
-        allowed = origin is not None and origin != "null" and self._allowed(origin, None)
+        allowed = origin is not None and origin != "null" and self._allowed(origin, header(scope, b"host"))
         if scope["method"] == "OPTIONS" and headers_of(scope, b"access-control-request-method"):
             await _preflight(scope, send, origin if allowed else None)
             return

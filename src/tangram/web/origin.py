@@ -41,6 +41,7 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -138,7 +139,11 @@ class Addresses:
             scheme = _last(header(scope, b"x-forwarded-proto")) or scheme
             asked = _last(header(scope, b"x-forwarded-host")) or asked
         parts = _split(f"//{asked}")
-        if scheme in {"http", "https"} and parts is not None and self.is_ours(parts[0]):
+        if (
+            scheme in {"http", "https"}
+            and parts is not None
+            and (self.is_ours(parts[0]) or _is_own_address(parts[0], scope))
+        ):
             return scheme, parts[0], parts[1]
         return self.scheme, self.fallback_host, self.port
 
@@ -163,6 +168,24 @@ class Addresses:
 def _peer(scope: Scope) -> str:
     client = scope.get("tangram.peer") or scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _is_own_address(host: str, scope: Scope) -> bool:
+    """Whether ``host`` is the address at which the transport's own socket was reached: with a wildcard to
+    listen on, no other one is known. A name is never that, whatever it may be made to point to.
+    """
+    server = scope.get("server")
+    address = _address(host)
+    return server is not None and address is not None and address == _address(str(server[0]))
+
+
+def _address(text: str) -> Address | None:
+    """An address in numbers; one that is mapped into IPv6, as sockets for both kinds show it, as itself."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _is_address(text: str) -> bool:
