@@ -1,7 +1,9 @@
 """Who asks, and under which address: what may be believed of a request's ``Host``, ``Origin`` and forwarding
 headers.
 
-1. Forwarding headers count only when the transport's peer is one of ``forwarded_allow_ips``.
+1. Forwarding headers count only when the transport's peer is one of ``forwarded_allow_ips``. ``Forwarded``
+   counts where there is no ``X-`` header beside it: a proxy that writes those hands the other on as it came
+   from the client.
 2. A request is local when its peer is this machine and nobody says that it was forwarded from elsewhere. A
    proxy on the same machine is a local peer, too: with a forwarding header the request is as local as the
    address in there.
@@ -19,13 +21,15 @@ import attrs
 
 from tangram.config.model import Config
 from tangram.web.asgi import Scope, header, headers_of
+from tangram.web.forwarded import NOTHING, Hop, read_forwarded
 
 __all__ = ["Addresses", "is_loopback"]
 
 _ANY = {"", "0.0.0.0", "::"}  # noqa: S104  # compared with, not bound to
-_REPLACING = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+_REPLACING = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"forwarded"})
 """Headers that change a request's scope, where they are believed."""
-_FORWARDING = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto")
+_X_FORWARDING = (b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto")
+_FORWARDING = (*_X_FORWARDING, b"forwarded")
 
 
 def is_loopback(host: str) -> bool:
@@ -92,7 +96,7 @@ class Addresses:
         if not is_loopback(peer):
             return False
         forwarded = any(headers_of(scope, name) for name in _FORWARDING)
-        if forwarded and not (self._believes(peer) and is_loopback(self._forwarded_for(scope))):
+        if forwarded and not (self._believes(peer) and is_loopback(self._claim(scope).address)):
             return False
         parts = _split(f"//{header(scope, b'host') or ''}")
         return parts is not None and self.is_ours(parts[0])
@@ -121,8 +125,7 @@ class Addresses:
             return scope
         if not self._believes(_peer(scope)):
             return scope
-        address = self._forwarded_for(scope)
-        proto = _last(header(scope, b"x-forwarded-proto"))
+        address, proto, _ = self._claim(scope)
         seen: dict[str, object] = {"tangram.peer": scope.get("client")}
         if _is_address(address):
             seen["client"] = (address, 0)
@@ -136,8 +139,8 @@ class Addresses:
         scheme = str(scope.get("scheme", "http"))
         asked = header(scope, b"host") or ""
         if self._believes(_peer(scope)):
-            scheme = _last(header(scope, b"x-forwarded-proto")) or scheme
-            asked = _last(header(scope, b"x-forwarded-host")) or asked
+            claim = self._claim(scope)
+            scheme, asked = claim.proto or scheme, claim.host or asked
         parts = _split(f"//{asked}")
         if (
             scheme in {"http", "https"}
@@ -155,6 +158,17 @@ class Addresses:
         except ValueError:
             return False
         return any(address in network for network in self.trusted)
+
+    def _claim(self, scope: Scope) -> Hop:
+        """What our proxies say of the browser's own request."""
+        if any(headers_of(scope, name) for name in _X_FORWARDING):
+            proto, host = header(scope, b"x-forwarded-proto"), header(scope, b"x-forwarded-host")
+            return Hop(self._forwarded_for(scope), _last(proto), _last(host))
+        hop = NOTHING
+        for hop in read_forwarded(headers_of(scope, b"forwarded")):  # the last one is the answer
+            if self.trust_all or not self._believes(hop.address):
+                break
+        return hop
 
     def _forwarded_for(self, scope: Scope) -> str:
         """The nearest address that no proxy of ours has; empty where the headers do not say."""
