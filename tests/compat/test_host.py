@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import structlog
@@ -19,6 +19,7 @@ import trio
 from tangram.compat.plugin import Plugin
 from tangram.compat.state import BackendState
 from tangram.plugins import Plugin as NativePlugin
+from tangram.routing import APIRouter, Body
 from tangram.testing import open_tangram
 from tests.late import open_lateness
 
@@ -61,6 +62,23 @@ async def test_a_crash_takes_the_same_path_as_a_native_one() -> None:
     assert told["last_crash"]["path"] == ["plugin:demo", "poll"]
     assert any("test_host.py" in line for line in told["last_crash"]["traceback"])
     assert len(runs) == 2
+
+
+async def test_the_bound_of_bodies_is_the_configured_one() -> None:
+    """Routes of ours that an existing plugin declares take a body as long as [server] max_body allows."""
+    plugin, router = Plugin(), APIRouter(prefix="/demo")
+    plugin.routers.append(router)
+
+    async def size(data: Any) -> int:
+        await asyncio.sleep(0)
+        return len(data)
+
+    size.__annotations__ = {"data": Annotated[bytes, Body()], "return": int}
+    router.post("/size")(size)
+    async with open_tangram([named(plugin, "demo")], {"server": {"max_body": 3_000_000}}) as tangram:
+        answer = await tangram.http.post("/demo/size", content=b"x" * 2_900_000)
+
+    assert (answer.status_code, answer.json()) == (200, 2_900_000)
 
 
 async def test_too_many_crashes_are_quarantine() -> None:

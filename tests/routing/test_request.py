@@ -72,6 +72,18 @@ async def test_bound_is_exact() -> None:
     assert (await call(body_table(max_body=len(body) - 1), "POST", "/", body)).status == 413
 
 
+@pytest.mark.parametrize("announced", [True, False])
+async def test_no_bound(announced: bool) -> None:
+    """0 bounds nothing, as it does to the engines: whatever a body's length, it is taken."""
+    body = b'{"name":"%s"}' % (b"n" * 3_000_000)
+    headers = {"content-type": "application/json"}
+    if announced:
+        headers["content-length"] = str(len(body))
+
+    answer = await call(body_table(max_body=0), "POST", "/", [body[:100], body[100:]], headers)
+    assert answer.status == 200
+
+
 async def test_hang_up_while_the_body_is_read() -> None:
     """A client that goes away within its body costs nothing: no handler, no answer, no log."""
     peer = Peer([b'{"name"'], cut=True)

@@ -404,7 +404,11 @@ class Tree:
             state=self._the_state,
             plugins=self.plugins.plugins,
             routers=[token_router(lambda: self.channels)],
-            apps=[app for host in self.hosts.values() if (app := host.app()) is not None],
+            apps=[
+                app
+                for host in self.hosts.values()
+                if (app := host.app(self.config.server.max_body)) is not None
+            ],
             allowed=self.origins.allows,
             **more,  # type: ignore[arg-type]
         )

@@ -55,13 +55,15 @@ class Hosting(Protocol):
     def running_resident(self) -> tuple[Resident, BackendState]: ...
 
 
-def app_of(host: Hosting) -> AppMount | None:
-    """Its routes; ``None`` where it has none."""
+def app_of(host: Hosting, max_body: int) -> AppMount | None:
+    """Its routes; ``None`` where it has none. ``max_body`` bounds a request's body in bytes, 0 does not; to
+    FastAPI's routes the engine's own bound is all that applies.
+    """
     routers: list[Any] = list(host.loaded.plugin.routers)
     if not routers:
         return None
     ours = [router for router in routers if isinstance(router, APIRouter)]
-    return TableApp(host, ours) if len(ours) == len(routers) else FastApp(host, routers)
+    return TableApp(host, ours, max_body) if len(ours) == len(routers) else FastApp(host, routers)
 
 
 # -- FastAPI's -----------------------------------------------------------------------------------------------
@@ -269,11 +271,11 @@ async def _come_back(error: IslandClosed, scope: Scope, send: Send) -> None:
 class TableApp:
     """Routers of ours, declared by a plugin that asked for FastAPI's."""
 
-    def __init__(self, host: Hosting, routers: list[APIRouter]) -> None:
+    def __init__(self, host: Hosting, routers: list[APIRouter], max_body: int) -> None:
         self.owner = host.name
         self._host = host
         mounts = [Mount(router, host.name, self._resolve) for router in routers]
-        self._table = RouteTable(mounts, injectable=[BackendState])
+        self._table = RouteTable(mounts, injectable=[BackendState], max_body=max_body)
         self.problems = [str(problem) for problem in self._table.problems]
         done: dict[int, Plan] = {}
         for endpoint in self._table.endpoints:

@@ -105,11 +105,11 @@ class IslandHost(PluginHost):
             raise IslandClosed(f"plugin {self.name!r} is restarting", plugin=self.name)
         return self.resident, self.state
 
-    def app(self) -> AppMount | None:
+    def app(self, max_body: int) -> AppMount | None:
         """Its routes, for the site; ``None`` where it has none."""
         from tangram.compat.apps import app_of
 
-        return app_of(self)
+        return app_of(self, max_body)
 
     async def call_service(
         self, service: Service, state: SharedState, task_status: trio.TaskStatus[None]

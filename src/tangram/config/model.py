@@ -163,7 +163,7 @@ class ServerConfig:
     max_headers: int = attrs.field(default=100, validator=v.ge(1))
     """Header lines of one request. As in common servers; each costs an object."""
     max_body: int = attrs.field(default=2 * MIB, validator=v.ge(0))
-    """Bytes of a request's body. The published server's bound on ``/token``."""
+    """Bytes of a request's body; 0 is no bound. The published server's bound on ``/token``."""
     header_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds for the whole head of a request to arrive. A telephone on a bad network takes under three."""
     idle_timeout: float = attrs.field(default=75.0, validator=v.gt(0))

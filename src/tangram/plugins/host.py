@@ -116,8 +116,10 @@ class PluginHost:
         """
         return self._running
 
-    def app(self) -> Any:
-        """An ASGI application of its routes, for the site; ``None``: they are in the site's own table."""
+    def app(self, max_body: int) -> Any:  # noqa: ARG002  # other hosts' applications read bodies
+        """An ASGI application of its routes, for the site; ``None``: they are in the site's own table.
+        ``max_body`` bounds a request's body in bytes, 0 does not.
+        """
         return None
 
     def statistics(self) -> HostStatistics:

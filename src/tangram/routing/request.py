@@ -191,7 +191,7 @@ class Request:
         return self._state
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body in the chunks in which it comes, bounded by the server's ``max_body``.
+        """The body in the chunks in which it comes, bounded by the server's ``max_body`` (0 is no bound).
 
         Raises:
             HTTPException: 413, the body is longer than allowed.
@@ -212,7 +212,7 @@ class Request:
             chunk = message.get("body", b"")
             more = message.get("more_body", False)
             received += len(chunk)
-            if received > self.max_body:
+            if received > self.max_body > 0:
                 raise self._too_large()
             if chunk:
                 yield chunk
@@ -221,6 +221,7 @@ class Request:
         for key, value in self.scope.get("headers", ()):
             if (
                 key == b"content-length"
+                and self.max_body
                 and value.isdigit()
                 and (len(value) > 18 or int(value) > self.max_body)
             ):

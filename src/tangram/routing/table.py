@@ -55,9 +55,10 @@ class RouteTable:
     """All routes of several owners, as one ASGI application.
 
     ``injectable`` types are resolved by their mount's ``resolve`` where a parameter is annotated with one.
-    ``overrides`` replace dependencies (for tests). ``max_body`` bounds a body in bytes, ``threads`` the sync
-    handlers that run at once. A route that cannot be compiled, or whose method and path are taken, is
-    left out and told in ``problems``, each with its owner as ``plugin``: the others are served.
+    ``overrides`` replace dependencies (for tests). ``max_body`` bounds a body in bytes (0 does
+    not), ``threads`` the sync handlers that run at once. A route that cannot be compiled, or whose method and
+    path are taken, is left out and told in ``problems``, each with its owner as ``plugin``: the others are
+    served.
     """
 
     def __init__(
