@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import ssl
 from contextlib import suppress
@@ -157,6 +158,39 @@ async def test_stop_ends_within_grace_with_tls_clients_that_do_not_read(clock: C
 
         assert await server.stop() < 3.5
         await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_websockets_are_pinged(tls: bool, clock: Clock) -> None:
+    """Each client that is connected gets a ping in each interval, so that no proxy takes it for idle; one
+    that has gone leaves nothing behind."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    files: dict[str, Any] = {"certfile": CERT, "keyfile": KEY} if tls else {}
+    async with serving("hypercorn", app, ping_interval=3.0, idle_timeout=2.0, **files) as server:
+        if tls:
+            stream: Any = await open_tls(server, "http/1.1")
+        else:
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        protocol = ClientProtocol(parse_uri("ws://localhost/"))
+        protocol.send_request(protocol.connect())
+        pings: list[float] = []
+        with trio.move_on_after(10.0):
+            while True:
+                await stream.send_all(b"".join(protocol.data_to_send()))
+                protocol.receive_data(bytes(await stream.receive_some(65536)))
+                frames = [getattr(event, "opcode", None) for event in protocol.events_received()]
+                pings += [trio.current_time()] * frames.count(Opcode.PING)
+        await trio.aclose_forcefully(stream)
+        await server.wait_closed()
+
+    assert len(pings) == 3
+    assert all(2.9 <= later - earlier <= 3.6 for earlier, later in itertools.pairwise(pings))
 
 
 def test_certificate_that_is_not_there() -> None:

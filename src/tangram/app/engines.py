@@ -87,6 +87,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
         certfile=str(server.tls_cert) if server.tls_cert else None,
         keyfile=str(server.tls_key) if server.tls_key else None,
         max_message=tree.config.channel.max_message,
+        ping_interval=tree.config.channel.ping_interval,
         task_status=task_status,
     )
 

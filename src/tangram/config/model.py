@@ -226,7 +226,9 @@ class ChannelConfig:
     idle_timeout: float = attrs.field(default=90.0, validator=v.gt(0))
     """Seconds without anything from a client until it is closed: three of phoenix.js's heartbeats."""
     ping_interval: float = attrs.field(default=30.0, validator=v.gt(0))
-    """Seconds between WebSocket pings to a quiet client; under the usual 60 s of proxies."""
+    """Seconds between WebSocket pings to a quiet client, with Hypercorn to every one; under the usual 60 s of
+    proxies.
+    """
     streaming_grace: float | None = attrs.field(default=None, validator=v.optional(v.gt(0)))
     """Seconds after which the publisher of ``streaming-<id>`` is told that it has gone. Unset: never."""
     compression: bool = False

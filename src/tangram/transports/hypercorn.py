@@ -29,6 +29,7 @@ from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
+from wsproto.events import Ping
 
 from tangram.errors import ConfigError, Fault
 from tangram.transports.engine import (
@@ -58,6 +59,8 @@ MAX_MESSAGE = 16 * 1024 * 1024
 WRITE_SLICE = 65536
 """Bytes that must be taken within one ``write_timeout``: a slow reader of a large file is not cut."""
 
+NEVER = float("inf")
+
 CLOSE_TIME = 1.0
 """Seconds for the last words of a connection (TLS close_notify, a disconnect to the application)."""
 
@@ -75,15 +78,17 @@ async def serve_hypercorn(
     certfile: str | os.PathLike[str] | None = None,
     keyfile: str | os.PathLike[str] | None = None,
     max_message: int = MAX_MESSAGE,
+    ping_interval: float = NEVER,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` by Hypercorn until cancelled; then drain within ``grace()`` seconds and close the rest.
 
     ``certfile`` and ``keyfile`` (PEM) turn TLS on, with HTTP/2 by ALPN. ``close_code()`` is asked at the
-    stop: WebSockets are told to go with it. Raises ConfigError when the certificate cannot be used.
+    stop: WebSockets are told to go with it. ``ping_interval``: seconds between pings to each WebSocket
+    client; whether it answers them is not looked at. Raises ConfigError when the certificate cannot be used.
     """
     tls = make_ssl_context(certfile, keyfile) if certfile else None
-    shared = _Shared(app, settings, tls, max_message)
+    shared = _Shared(app, settings, tls, max_message, ping_interval)
     engine = shared.engine
     engine.close_code = close_code
     await engine.serve(listeners, grace=grace, task_status=task_status)
@@ -136,9 +141,15 @@ class _Shared:
     """What all connections of one engine have in common."""
 
     def __init__(
-        self, app: ASGIApp, settings: EngineSettings, tls: ssl.SSLContext | None, max_message: int
+        self,
+        app: ASGIApp,
+        settings: EngineSettings,
+        tls: ssl.SSLContext | None,
+        max_message: int,
+        ping_interval: float,
     ) -> None:
         self.app = app
+        self.ping_interval = ping_interval
         self.settings = settings
         self.tls = tls
         self.engine = Engine(settings, self.handle, secure=tls is not None, tick=self.tick)
@@ -166,9 +177,11 @@ class _Shared:
         await connection.run()
 
     def tick(self) -> None:
-        """Look for clients that have gone while nobody reads from them."""
+        """Look for clients that have gone while nobody reads from them, and ping WebSockets."""
+        now = trio.current_time()
         for connection in list(self.engine.connections):
             cast("_Connection", connection).look()
+            cast("_Connection", connection).ping(now)
 
     def drain(self) -> None:
         """From now on each answer carries ``connection: close``."""
@@ -195,6 +208,7 @@ class _Connection(TCPServer):
         self.read_scope = trio.CancelScope()
         self.reading = True
         self._spoilt = False
+        self._pinged = trio.current_time()
         self.group = Applications(self.engine, self)
 
     # What the engine asks of it.
@@ -217,6 +231,20 @@ class _Connection(TCPServer):
         inner = protocol.protocol if protocol is not None else None
         if isinstance(inner, H11Protocol) and not inner.can_read.is_set() and has_hung_up(self.raw):
             self.group.hang_up()
+
+    def ping(self, now: float) -> None:
+        """Ping each WebSocket once in the interval. Hypercorn's own pings are a task each, which a closed
+        WebSocket leaves behind for up to an interval: HTTP/2 clients could pile them up.
+        """
+        nursery = self.group.nursery
+        if now - self._pinged < self.shared.ping_interval or nursery is None:
+            return
+        if self.scope.cancel_called or nursery.cancel_scope.cancel_called:
+            return  # it is ending, and may take no new task any more
+        self._pinged = now
+        for stream in self._websockets():
+            if stream.state is ASGIWebsocketState.CONNECTED and not stream.closed:
+                nursery.start_soon(stream._send_wsproto_event, Ping())  # noqa: SLF001  # it has no public one
 
     def abort(self) -> None:
         self._drop()
