@@ -235,18 +235,19 @@ async def test_who_interrupts_twice_does_not_wait(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=home.environ, stderr=subprocess.PIPE
     )
     said = bytearray()
-    assert process.stderr is not None
+    stderr = process.stderr
+    assert stderr is not None
 
     async def told(what: bytes) -> None:
         while what not in said:
-            said.extend(await process.stderr.receive_some())
+            said.extend(await stderr.receive_some())
 
     with trio.fail_after(60):
         await told(b"up after")
         process.send_signal(signal.SIGINT)
         await told(b"once more ends it at once")
         process.send_signal(signal.SIGINT)
-        async for data in process.stderr:
+        async for data in stderr:
             said += data
         status = await process.wait()
 
