@@ -84,6 +84,7 @@ class Lifetime:
         """What the server raised before it was up."""
         self._is_up = False
         self._over = trio.Event()
+        # Bounded: the end of the block cancels it once the stop has passed its time (see `_end`).
         self._serving = trio.CancelScope(shield=True)
         self._limit = trio.CancelScope()
 
