@@ -19,8 +19,8 @@ from tests.app.helpers import Journal, make_plugin
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
 QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "plugin_flood" else name for name in ON_FAKES]
 """On fakes; of these one sends so much that it is slow."""
-SHORT = {"supervisor": {"stop_timeout": 0.2, "start_timeout": 0.3, "root_restarts": 10}}
-"""Times that a test can wait for."""
+SHORT = {"supervisor": {"stop_timeout": 2.0, "start_timeout": 3.0, "root_restarts": 10}}
+"""Times that a test can wait for, and that the broker and its guard, which are processes, can keep."""
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -132,7 +132,7 @@ def make_quick_plugin() -> Plugin:
     plugin = Plugin()
     plugin.name = "quick"
 
-    @plugin.register_service(start_timeout=0.2, stop_timeout=0.2)
+    @plugin.register_service(start_timeout=1.0, stop_timeout=1.0)
     async def wait(state: BackendState) -> None:
         await trio.sleep_forever()
 
