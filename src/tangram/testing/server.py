@@ -127,7 +127,8 @@ class RunningTangram:
     def note(self, event: SupervisionEvent) -> None:
         """Remember an event; waiters look again. A root that gives up, or who is held up, begins the end."""
         self.events.append(event)
-        self._secrets |= secrets_of(self.server.tree)  # a reload may bring others
+        if event.kind == "ready":  # a reload may bring others, and then restarts
+            self._secrets |= secrets_of(self.server.tree)
         if event.kind == "gave_up" and (not event.path or event.child is not None):
             self._begin_stop()
         self._changed.set()
