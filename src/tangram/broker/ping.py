@@ -52,26 +52,25 @@ class Probe:
         """One PING; anything but PONG is ``BrokerUnavailable``, save that the account may not ask: who says
         that is there.
         """
-        try:
-            answer = await self.ask("PING")
-        except _Refused as refused:
-            if refused.answer.startswith(_NOT_ALLOWED):
-                return
-            raise
+        answer = await self._ask_or(b"PONG", "PING")
         if answer != b"PONG":
             raise BrokerUnavailable(f"expected PONG, got {answer!r}")
 
     async def info(self) -> dict[str, str]:
         """The section ``server`` of INFO; nothing where the account may not ask for it."""
-        try:
-            answer = await self.ask("INFO", "server")
-        except _Refused as refused:
-            if refused.answer.startswith(_NOT_ALLOWED):
-                return {}
-            raise
+        answer = await self._ask_or(b"", "INFO", "server")
         text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
         pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
         return {key: value.strip() for key, colon, value in pairs if colon}
+
+    async def _ask_or(self, otherwise: object, *words: str) -> object:
+        """The answer, or ``otherwise`` where the account may not ask."""
+        try:
+            return await self.ask(*words)
+        except _Refused as refused:
+            if refused.answer.startswith(_NOT_ALLOWED):
+                return otherwise
+            raise
 
     async def wait_closed(self) -> None:
         """Return when the other side closes the connection, or says something unasked."""

@@ -37,12 +37,8 @@ def is_loopback(host: str) -> bool:
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    address = _address(name)
+    return address is not None and address.is_loopback
 
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -127,7 +123,7 @@ class Addresses:
             return scope
         address, proto, _ = self._claim(scope)
         seen: dict[str, object] = {"tangram.peer": scope.get("client")}
-        if _is_address(address):
+        if _address(address) is not None:
             seen["client"] = (address, 0)
         if proto in {"http", "https"}:
             secure = {"ws": "wss", "wss": "wss"}.get(str(scope.get("scheme")), "https")
@@ -200,14 +196,6 @@ def _address(text: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _last(value: str | None) -> str:
