@@ -55,7 +55,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(VENV)/.dev
-	$(BIN)/python -m tangram.testing.simulation $(or $(ARGS),--seeds 10000)
+	$(BIN)/python -m tangram.chaos.simulation $(or $(ARGS),--seeds 10000)
 
 clean:
 	rm -rf $(VENV) .cache build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -38,7 +38,7 @@ def test_what_trio_keeps_to_itself_is_reached_for_in_three_places() -> None:
         str(path.relative_to(package)) for path in package.rglob("*.py") if private.search(path.read_text())
     }
 
-    assert found == {"testing/patience.py", "testing/release.py", "testing/steps.py"}
+    assert found == {"testing/run/virtual_clock.py", "testing/run/force_stop.py", "testing/faults/steps.py"}
 
 
 @pytest.mark.slow

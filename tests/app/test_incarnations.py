@@ -17,8 +17,8 @@ import trio
 import tangram
 from tangram.client import Channel
 from tangram.errors import Refused
+from tangram.gateway.pump import CLOSE_TIME
 from tangram.testing import RunningTangram, open_tangram
-from tangram.transports.pump import CLOSE_TIME
 from tests.app.helpers import Journal, make_plugin
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ import trio
 import tangram
 from tangram.app.reload import BOUND, bound_changes, with_bound
 from tangram.app.tree import Secrets
-from tangram.config import BrokerConfig, Config, Loaded
+from tangram.config import BrokerConfig, Config, LoadedConfig
 from tangram.errors import Refused
 from tangram.testing import RunningTangram, TangramEnded, open_tangram
 from tests.app.helpers import Journal, make_plugin
 
-TLS = Path(__file__).parents[1] / "transports" / "tls"
+TLS = Path(__file__).parents[1] / "http" / "tls"
 
 NEXT_INCARNATION = {
     "core": "plugins log_level theme themes",
@@ -85,7 +85,7 @@ async def reload(running: RunningTangram, **settings: object) -> None:
 
 async def reload_as(running: RunningTangram, config: Config) -> None:
     server = running.server
-    server.boot = attrs.evolve(server.boot, reload=lambda: Loaded(config, ()))
+    server.boot = attrs.evolve(server.boot, reload=lambda: LoadedConfig(config, ()))
     await server.reload()
 
 

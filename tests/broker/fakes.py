@@ -11,7 +11,7 @@ import trio
 Answer = Callable[[list[bytes]], bytes | None]
 
 
-CERT = Path(__file__).parents[1] / "transports" / "tls" / "cert.pem"
+CERT = Path(__file__).parents[1] / "http" / "tls" / "cert.pem"
 """For localhost and 127.0.0.1, signed by nobody else."""
 
 

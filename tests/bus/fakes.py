@@ -10,7 +10,7 @@ import hiredis
 import trio
 from trio.testing import memory_stream_pair
 
-from tangram.bus.urls import Address
+from tangram.bus.urls import RedisAddress
 
 URL = "redis://fake"
 
@@ -64,7 +64,7 @@ class FakeRedis:
         self.on_command: Callable[[Connection, list[bytes]], None] = lambda _connection, _words: None
         self.published: list[tuple[bytes, bytes]] = []
 
-    async def dial(self, address: Address) -> trio.abc.Stream:
+    async def dial(self, address: RedisAddress) -> trio.abc.Stream:
         self.dials.append(trio.current_time())
         await trio.lowlevel.checkpoint()
         if self.hang:

@@ -15,7 +15,7 @@ import trio
 
 from tangram.bus import Bus, RedisClient
 from tangram.bus.client import BLOCKING
-from tangram.bus.lane import Lane
+from tangram.bus.redis_loop import Lane
 from tangram.errors import BrokerUnavailable
 from tangram.testing import RealBroker
 from tests.bus.fakes import until

@@ -14,7 +14,7 @@ from tangram.bus.resp import (
     dial_socket,
     open_link,
 )
-from tangram.bus.urls import Address, parse_url
+from tangram.bus.urls import RedisAddress, parse_url
 from tangram.errors import BrokerUnavailable
 from tests.bus.fakes import URL, FakeRedis
 
@@ -118,5 +118,5 @@ async def test_all_dials_are_dropped_under_cancellation() -> None:
 async def test_a_host_that_no_name_is(host: str) -> None:
     """What cannot be looked up at all is a Redis that is away, and no error of ours."""
     with pytest.raises(BrokerUnavailable, match="is no name of a host"):
-        async with open_link(Address(url=f"redis://{host}", host=host), dial=dial_socket):
+        async with open_link(RedisAddress(url=f"redis://{host}", host=host), dial=dial_socket):
             pytest.fail("entered")

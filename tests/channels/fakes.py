@@ -9,7 +9,7 @@ import attrs
 import msgspec
 
 from tangram.channels.outbox import Outbox
-from tangram.testing.transport import FakeBus
+from tangram.testing.run.transport import FakeBus
 
 __all__ = ["FakeBus", "Settings", "counting_ids", "drained", "open_outbox"]
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from tangram.chaos import campaign
 from tangram.cli import chaos as command
 from tangram.config import Config
-from tangram.testing import RunningTangram, campaign, open_tangram
+from tangram.testing import RunningTangram, open_tangram
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,7 @@ def test_without_a_terminal_there_is_a_line_for_each_fault(tmp_path: Path) -> No
     assert done.stdout.startswith(f"{len(lines)} faults, seed 0: held; see ")
 
 
-TLS = Path(__file__).parents[1] / "transports" / "tls"
+TLS = Path(__file__).parents[1] / "http" / "tls"
 
 PLUGIN = "tangram_example_publish"
 CONFIGURED: dict[str, tuple[str, Callable[[Config], object]]] = {

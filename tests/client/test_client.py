@@ -6,7 +6,7 @@ import trio
 from tangram.channels import disconnects
 from tangram.client import Token, fetch_token, open_socket
 from tangram.errors import ChannelClosed, Refused
-from tests.transports.serving import OPERATOR, Server, open_server
+from tests.http.serving import OPERATOR, Server, open_server
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from tangram.compat.state import BackendState
 from tangram.plugins import Plugin as NativePlugin
 from tangram.routing import APIRouter, Body
 from tangram.testing import open_tangram
-from tests.late import open_lateness
+from tests.machine_slack import open_lateness
 
 pytestmark = pytest.mark.slow
 

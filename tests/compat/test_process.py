@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.e2e.harness import Home, open_server, wait_gone
-from tests.late import open_lateness
+from tests.machine_slack import open_lateness
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tangram.config.load import Loaded, _build, load_config
+from tangram.config.load import LoadedConfig, _build, load_config
 from tangram.config.model import AdaptiveTheme, Config
 from tangram.errors import ConfigError, Fault
 
@@ -395,7 +395,7 @@ VALUES = st.recursive(
 )
 
 
-def attempt(tables: dict[str, object]) -> tuple[Loaded | None, tuple[Fault, ...]]:
+def attempt(tables: dict[str, object]) -> tuple[LoadedConfig | None, tuple[Fault, ...]]:
     try:
         return _build(tables, None), ()
     except ConfigError as error:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from tangram.testing import open_broker, process
+from tangram.testing import open_broker
+from tangram.testing.run import process
 from tests.compat.guide import source_of
 from tests.downstream.prepare import ROOT, python_of
 from tests.e2e.harness import Home, Server, free_port, wait_until

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tests.downstream.harness import Environment, open_published
-from tests.downstream.winds import LEVELS, Winds, open_winds
+from tests.downstream.weather_server import LEVELS, Winds, open_winds
 from tests.e2e.harness import open_server
 
 WEATHER = ("tangram_weather",)

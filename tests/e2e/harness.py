@@ -18,7 +18,8 @@ import httpx
 import psutil
 import trio
 
-from tangram.testing import free_port, process
+from tangram.testing import free_port
+from tangram.testing.run import process
 
 from .prepare import PHOENIX, ROOT, find_phoenix
 

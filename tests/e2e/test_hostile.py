@@ -17,7 +17,7 @@ import pytest
 import trio
 from websockets.frames import Frame, Opcode
 
-from tests.late import open_lateness
+from tests.machine_slack import open_lateness
 
 from .harness import Home, Server, open_server, wait_until, write_plugin
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import trio
 
-from tests.late import open_lateness
+from tests.machine_slack import open_lateness
 
 from .harness import Home, Server, open_process, open_server, wait_gone, wait_until, write_plugin
 

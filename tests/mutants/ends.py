@@ -7,7 +7,7 @@ from tests.mutants.workshop import Mutant
 __all__ = ["ENDS"]
 
 DECIDE = "supervision/decide.py"
-LEDGER = "supervision/ledger.py"
+LEDGER = "supervision/roster.py"
 RUNNER = "supervision/runner.py"
 SPEC = "supervision/spec.py"
 
@@ -17,8 +17,8 @@ STRATEGIES = "tests/supervision/test_twins_strategies.py::"
 STUBBORN = "tests/supervision/test_stubborn.py::"
 ADMIN = "tests/supervision/test_twins_admin.py::"
 SHOWN = "tests/mutants/test_shown.py::"
-RESORT = "tests/cli/test_lastresort.py::"
-LIVES = "tests/mutants/test_lives.py::"
+RESORT = "tests/cli/test_force_exit.py::"
+LIVES = "tests/mutants/test_child_task.py::"
 
 BUDGETS = (
     Mutant(
@@ -160,7 +160,7 @@ BUDGETS = (
         "R6",
         "request-tries-again",
         "a request leaves a plugin in quarantine for the incarnations that follow",
-        "app/operations.py",
+        "app/status.py",
         "                tree.forgive(known)\n",
         "",
         (f"{SHOWN}test_a_plugin_in_quarantine_is_shown_and_may_try_again",),
@@ -169,7 +169,7 @@ BUDGETS = (
         "R6",
         "shown-as-failed",
         "a plugin in quarantine is shown as running",
-        "app/operations.py",
+        "app/status.py",
         'return "stopped" if child is None else _state_of(child)',
         'return "running"',
         (f"{SHOWN}test_a_plugin_in_quarantine_is_shown_and_may_try_again",),
@@ -308,7 +308,7 @@ CRASHES = (
         "R9",
         "last-resort",
         "a stop past its bound is ended by nobody",
-        "cli/lastresort.py",
+        "cli/force_exit.py",
         "        self._orders.put((self._due, 0 if asked_for else EX_SOFTWARE))",
         "        pass",
         (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
@@ -327,7 +327,7 @@ CRASHES = (
         "R9",
         "last-resort-status",
         "an end that nobody asked for has status 0",
-        "cli/lastresort.py",
+        "cli/force_exit.py",
         "0 if asked_for else EX_SOFTWARE",
         "0",
         (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
@@ -336,7 +336,7 @@ CRASHES = (
         "R9",
         "last-resort-ends-the-broker",
         "the broker outlives a process that was ended",
-        "cli/lastresort.py",
+        "cli/force_exit.py",
         "                _kill(self._broker)\n",
         "                pass\n",
         (f"{RESORT}test_it_ends_the_broker_too",),
@@ -346,7 +346,7 @@ CRASHES = (
         "R9",
         "last-resort-tells",
         "a process is ended without a word on who stands where",
-        "cli/lastresort.py",
+        "cli/force_exit.py",
         'tasks = "\\n".join(_where(self._root)) if self._root is not None else ""',
         'tasks = ""',
         (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
@@ -355,7 +355,7 @@ CRASHES = (
         "R9",
         "last-resort-in-time",
         "a stop past its bound is ended when it suits",
-        "cli/lastresort.py",
+        "cli/force_exit.py",
         "MARGIN = 0.5",
         "MARGIN = 5.0",
         ("tests/e2e/test_stop.py::test_ends_although_a_plugin_does_not",),
@@ -373,7 +373,7 @@ CRASHES = (
         "R9",
         "ghosts-are-shown",
         "threads that were left behind are not shown",
-        "app/operations.py",
+        "app/status.py",
         '"threads": attrs.asdict(thread_statistics()),',
         '"threads": {"abandoned": 0, "ghosts": []},',
         (f"{SHOWN}test_a_thread_that_was_left_behind_is_shown",),
@@ -413,7 +413,7 @@ EVENTS = (
         "R10",
         "one-record-on-the-page",
         "`/-/supervision` tells of no event",
-        "app/operations.py",
+        "app/status.py",
         '"events": [event.to_dict() for event in server.ledger.events],',
         '"events": [],',
         (f"{SHOWN}test_what_happened_is_one_record_everywhere",),
@@ -422,7 +422,7 @@ EVENTS = (
         "R10",
         "counts",
         "events are not counted",
-        "app/ledger.py",
+        "app/event_log.py",
         "self._counts[event.kind] += 1",
         "self._counts[event.kind] = 0",
         (f"{SHOWN}test_what_happened_is_one_record_everywhere",),

@@ -6,22 +6,22 @@ from tests.mutants.workshop import Mutant
 
 __all__ = ["HAZARDS"]
 
-ENGINE = "transports/engine.py"
-HTTP = "tests/transports/test_http.py::"
-BOUNDS = "tests/transports/test_http_bounds.py::"
-HYPERCORN = "tests/transports/test_hypercorn.py::"
+ENGINE = "http/engine.py"
+HTTP = "tests/http/test_http.py::"
+BOUNDS = "tests/http/test_http_bounds.py::"
+HYPERCORN = "tests/http/test_hypercorn.py::"
 FULL_DECODE = (
     "_decode_body(msgspec.json.encode(__import__('jwt').decode(token, secret.encode(), ['HS256'], options="
     "{'verify_exp': EXP, 'verify_nbf': NBF, 'verify_iat': False, 'verify_aud': False})))"
 )
 """PyJWT's layer that judges claims by itself, instead of the one that only checks the signature."""
-QUART = "tests/transports/test_quart.py::"
+QUART = "tests/http/test_hypercorn_channels.py::"
 CODEC = "tests/channels/test_codec.py::"
 TOKENS = "tests/channels/test_tokens.py::"
 SCHEMA = "tests/routing/test_schema.py::"
-HEAD = "tests/transports/native/test_head.py::"
-PUMP = "tests/transports/test_pump.py::"
-LIVES = "tests/mutants/test_lives.py::"
+HEAD = "tests/http/native/test_head.py::"
+PUMP = "tests/gateway/test_pump.py::"
+LIVES = "tests/mutants/test_child_task.py::"
 
 CONNECTIONS = (
     Mutant(
@@ -47,7 +47,7 @@ CONNECTIONS = (
         "D2",
         "write-deadline",
         "a write to a client that does not read has no deadline",
-        "transports/native/connection.py",
+        "http/native/connection.py",
         "self.write_deadline = _now() + self.server.settings.write_timeout",
         "self.write_deadline = NEVER",
         (f"{HTTP}test_client_that_never_reads_is_closed[native]",),
@@ -56,7 +56,7 @@ CONNECTIONS = (
         "D2",
         "write-deadline-hypercorn",
         "the same behind Hypercorn, whose own write is shielded",
-        "transports/hypercorn.py",
+        "http/hypercorn/server.py",
         "with trio.move_on_after(self.settings.write_timeout) as slice_scope:",
         "with trio.CancelScope(shield=True) as slice_scope:",
         (f"{HTTP}test_client_that_never_reads_is_closed[hypercorn]",),
@@ -65,7 +65,7 @@ CONNECTIONS = (
         "D2",
         "write-deadline-websocket",
         "a WebSocket that does not read has no deadline",
-        "transports/pump.py",
+        "gateway/pump.py",
         "self.end_at)\n                await _wait_writable",
         "self.end_at) and NEVER\n                await _wait_writable",
         (f"{PUMP}test_a_client_that_does_not_read_has_the_write_timeout",),
@@ -83,7 +83,7 @@ CONNECTIONS = (
         "D3",
         "crash-is-1011",
         "a handler that crashed closes with 1000",
-        "transports/quart.py",
+        "http/hypercorn/channels.py",
         'if watched.crashed and event["type"] == "websocket.close":',
         "if False:",
         (f"{QUART}test_a_crash_of_the_handler_is_1011",),
@@ -92,10 +92,10 @@ CONNECTIONS = (
         "D3",
         "crash-is-1011-native",
         "a crash of the channels closes without a word",
-        "transports/native/channels.py",
+        "http/native/channels.py",
         "session.outbox.close(CRASH)",
         "session.outbox.close(GONE)",
-        ("tests/transports/native/test_channels.py::test_crash_of_ours_is_1011",),
+        ("tests/http/native/test_channels.py::test_crash_of_ours_is_1011",),
         raises=("ConnectionClosedError",),
     ),
     Mutant(
@@ -120,16 +120,16 @@ CONNECTIONS = (
         "D4",
         "own-tail",
         "Quart cancels the tail of its own response",
-        "web/quartsite.py",
+        "web/quart_app.py",
         "            if not self.complete:\n",
         "            if True:\n",
-        ("tests/web/test_quartsite.py::test_a_complete_response_is_not_cancelled_by_the_disconnect",),
+        ("tests/web/test_quart_app.py::test_a_complete_response_is_not_cancelled_by_the_disconnect",),
     ),
     Mutant(
         "D5",
         "reconnect",
         "the bus ends when Redis goes away",
-        "bus/keeper.py",
+        "bus/reconnect.py",
         "            await self._back_off(cause)\n",
         "            raise ConnectionError(cause)\n",
         (f"{LIVES}test_an_outage_crashes_nobody",),
@@ -167,7 +167,7 @@ CONNECTIONS = (
         "D7",
         "empty-frame",
         "an empty binary frame is None to a Quart handler",
-        "transports/quart.py",
+        "http/hypercorn/channels.py",
         'event = {**event, "text": data if data is not None else event.get("text", "")}',
         "pass",
         (f"{QUART}test_a_plugins_own_websocket_keeps_its_codes",),
@@ -188,26 +188,26 @@ CONNECTIONS = (
         ENGINE,
         "            if number % CLOSE_BATCH == 0:\n",
         "            if False:\n",
-        ("tests/transports/native/test_channels.py::test_stop_says_goodbye_in_batches",),
+        ("tests/http/native/test_channels.py::test_stop_says_goodbye_in_batches",),
     ),
     Mutant(
         "D9",
         "background-tasks",
         "a plugin may use Quart's background tasks",
-        "web/quartsite.py",
+        "web/quart_app.py",
         "        def add_background_task(self,",
         "        def add_background_task_of_ours(self,",
-        ("tests/web/test_quartsite.py::test_background_tasks_are_refused_by_name",),
+        ("tests/web/test_quart_app.py::test_background_tasks_are_refused_by_name",),
         raises=("KeyError",),
     ),
     Mutant(
         "D9",
         "serving-functions",
         "a blueprint's serving functions vanish without a word",
-        "web/quartsite.py",
+        "web/quart_app.py",
         "    if trial.before_serving_funcs or trial.after_serving_funcs or trial.while_serving_gens:\n",
         "    if False:\n",
-        ("tests/web/test_quartsite.py::test_serving_functions_are_told_of_and_never_called",),
+        ("tests/web/test_quart_app.py::test_serving_functions_are_told_of_and_never_called",),
     ),
     Mutant(
         "D10",
@@ -241,7 +241,7 @@ CONNECTIONS = (
         "D12",
         "names-its-loop",
         "a command looks for the loop of whoever calls it",
-        "bus/lane.py",
+        "bus/redis_loop.py",
         "task = self.loop.create_task(_awaited(function, self.redis))",
         "task = asyncio.get_event_loop().create_task(_awaited(function, self.redis))",
         ("tests/bus/test_client.py::test_it_works_from_a_task_outside_the_loop",),
@@ -392,7 +392,7 @@ DATA = (
         "D16",
         "host",
         "a missing or doubled Host is accepted",
-        "transports/native/head.py",
+        "http/native/head.py",
         '    if len(hosts) > 1 or (not hosts and request.version == "1.1"):\n',
         "    if False:\n",
         (f"{HEAD}test_smuggling_is_refused",),
@@ -401,17 +401,17 @@ DATA = (
         "D16",
         "whole-head",
         "what httptools takes is taken",
-        "transports/native/head.py",
-        "    if match is None:\n        raise _explain(head)\n    request = Request()",
+        "http/native/head.py",
+        "    if match is None:\n        raise _explain(head)\n    request = RequestHead()",
         "    match = match or re.match(rb'(?P<method>[A-Z]+).*(?P<minor>[01])', head)\n"
-        "    if match is None:\n        raise _explain(head)\n    request = Request()",
+        "    if match is None:\n        raise _explain(head)\n    request = RequestHead()",
         (f"{HEAD}test_smuggling_is_refused_whatever_the_parser_takes",),
     ),
     Mutant(
         "D16",
         "length-and-chunks",
         "a length beside a transfer coding is accepted",
-        "transports/native/head.py",
+        "http/native/head.py",
         '    if lengths:\n        raise BadHead(400, "Content-Length beside',
         '    if False:\n        raise BadHead(400, "Content-Length beside',
         (f"{HEAD}test_smuggling_is_refused_whatever_the_parser_takes",),
@@ -439,10 +439,10 @@ DATA = (
         "D18",
         "presence-is-gathered",
         "each join is a difference of its own",
-        "transports/channels.py",
+        "gateway/channels.py",
         "            await trio.sleep(PRESENCE_WINDOW)\n",
         "",
-        ("tests/transports/test_channels.py::test_presence_is_gathered_over_50_ms",),
+        ("tests/gateway/test_channels.py::test_presence_is_gathered_over_50_ms",),
     ),
     Mutant(
         "D18",

@@ -8,10 +8,10 @@ __all__ = ["OTHERS"]
 
 POLICY = "channels/policy.py"
 POLICIES = "tests/channels/test_policy.py::"
-ENGINE = "transports/engine.py"
-BOUNDS = "tests/transports/test_http_bounds.py::"
+ENGINE = "http/engine.py"
+BOUNDS = "tests/http/test_http_bounds.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
-LIVES = "tests/mutants/test_lives.py::"
+LIVES = "tests/mutants/test_child_task.py::"
 
 GATE = (
     Mutant(
@@ -131,7 +131,7 @@ COSTS = (
         "bounds",
         "head",
         "a request's head may be of any size",
-        "transports/native/connection.py",
+        "http/native/connection.py",
         "                if len(self.buffer) > settings.max_header_bytes:\n",
         "                if False:\n",
         (f"{BOUNDS}test_head_over_the_bound[native]",),
@@ -140,7 +140,7 @@ COSTS = (
         "bounds",
         "head-time",
         "a request's head may take for ever",
-        "transports/native/connection.py",
+        "http/native/connection.py",
         "                timeout = max(0.0, started + settings.header_timeout - _now())\n",
         "",
         (f"{BOUNDS}test_one_byte_a_second_costs_its_own_connection[native]",),
@@ -149,7 +149,7 @@ COSTS = (
         "bounds",
         "body",
         "a declared body may be of any size",
-        "transports/native/connection.py",
+        "http/native/connection.py",
         "        if request.length > settings.max_body > 0:\n",
         "        if False:\n",
         (f"{BOUNDS}test_declared_body_over_the_bound[native]",),
@@ -171,7 +171,7 @@ MENDED = (
         "mended",
         "gap-is-told",
         "members are not told that a bus which restarted alone has a gap",
-        "transports/channels.py",
+        "gateway/channels.py",
         "            self.hub.interrupted()\n",
         "            pass\n",
         ("tests/app/test_strategies.py::test_a_bus_that_restarts_alone_tells_members_of_the_gap",),
@@ -180,7 +180,7 @@ MENDED = (
         "mended",
         "old-connections-are-not-heard",
         "what a client still says to an incarnation that has ended is published by the next",
-        "transports/channels.py",
+        "gateway/channels.py",
         "if outbox.disconnect is not None or channels.ended:",
         "if outbox.disconnect is not None:",
         ("tests/app/test_incarnations.py::test_an_old_connection_is_not_heard_any_more",),

@@ -15,7 +15,7 @@ BEYOND = "tests/supervision/test_beyond.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
 STRATEGIES = "tests/supervision/test_twins_strategies.py::"
 SHOWN = "tests/mutants/test_shown.py::"
-LIVES = "tests/mutants/test_lives.py::"
+LIVES = "tests/mutants/test_child_task.py::"
 
 ORDER = (
     Mutant(
@@ -114,7 +114,7 @@ ORDER = (
         "R1",
         "stop-scope-by-scope",
         "what cancels a supervisor reaches its children at once and at random",
-        "supervision/lives.py",
+        "supervision/child_task.py",
         "lambda: trio.CancelScope(shield=True)",
         "lambda: trio.CancelScope()",
         (f"{BEYOND}test_outer_cancel_stops_in_order",),
@@ -185,7 +185,7 @@ FIRST_BOOT = (
         "R2",
         "redis-is-waited-for",
         "a plugin that fails because Redis is away has crashed",
-        "app/patience.py",
+        "app/redis_outage.py",
         "return not self._is_there() or trio.current_time() - self._back_at < RECENT",
         "return False",
         (f"{LIVES}test_an_outage_crashes_nobody",),
@@ -234,7 +234,7 @@ RESTARTS = (
         "R3",
         "others-come-back",
         "who goes round holds up all others under `one_for_one`",
-        "supervision/ledger.py",
+        "supervision/roster.py",
         'return self._planned or self.strategy != "one_for_one"',
         "return True",
         (f"{SHOWN}test_a_restart_that_goes_round_is_shown",),

@@ -14,11 +14,11 @@ from trio.testing import MockClock
 
 import tangram
 from tangram.bus import resp
-from tangram.supervision import SupervisionEvent, runner, tell
+from tangram.chaos.campaign import Campaign, run_campaign
+from tangram.gateway.channels import Channels
+from tangram.http.listeners import HeldSocket
+from tangram.supervision import SupervisionEvent, event_logging, runner
 from tangram.testing import InvariantBroken, StepFailed, open_tangram, run_every_step
-from tangram.testing.campaign import Campaign, run_campaign
-from tangram.transports.channels import Channels
-from tangram.transports.listeners import HeldSocket
 from tests.app.helpers import Journal, make_plugin
 
 
@@ -36,8 +36,8 @@ async def test_rule_10_an_event_that_is_logged_twice(
     """Mutant: each event goes to the log twice. Caught by each_crash_logged_once."""
 
     def twice(event: SupervisionEvent) -> None:
-        tell.log_event(event)
-        tell.log_event(event)
+        event_logging.log_event(event)
+        event_logging.log_event(event)
 
     monkeypatch.setattr(runner, "log_event", twice)
 

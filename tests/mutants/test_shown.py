@@ -18,9 +18,9 @@ from tangram.channels.codec import encode_json
 from tangram.config import BrokerConfig
 from tangram.supervision import run_sync_in_thread
 from tangram.testing import RunningTangram, TangramEnded, free_port, open_tangram
-from tangram.testing.memory import MemoryBroker
+from tangram.testing.fakes.memory_broker import MemoryBroker
 from tests.app.helpers import Journal, make_plugin
-from tests.mutants.test_lives import broken_from_the_start, crash
+from tests.mutants.test_child_task import broken_from_the_start, crash
 
 
 @asynccontextmanager

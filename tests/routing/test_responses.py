@@ -43,7 +43,7 @@ def _no_events() -> None:
         (HTMLResponse("<p>"), b"<p>", "text/html; charset=utf-8"),
         (Response(b"\x00", media_type="application/x-own"), b"\x00", "application/x-own"),
     ],
-    ids=str,
+    ids=lambda given: "" if hasattr(given, "status_code") else str(given),
 )
 async def test_answers(value: object, body: bytes, kind: str) -> None:
     """A handler returns what JSON can hold, or a Response; sync and async handlers alike."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from tests.supervision.worlds import Decided, Running, World
+from tests.supervision.supervisor_harness import Decided, Running, World
 
 
 @pytest.fixture(params=["decide", "runner"])

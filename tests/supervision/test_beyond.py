@@ -14,7 +14,7 @@ import trio
 from tangram.errors import RestartsExhausted, StartFailed, SupervisionError
 from tangram.supervision import Backoff, Child, Supervisor, Window, run_supervisor
 from tangram.testing import open_supervised
-from tests.supervision.worlds import World
+from tests.supervision.supervisor_harness import World
 
 AT_ONCE = Backoff(initial=0)
 

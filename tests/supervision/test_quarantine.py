@@ -6,7 +6,7 @@ import pytest
 
 from tangram.errors import StartFailed
 from tangram.supervision import Crash, Window
-from tests.supervision.worlds import World
+from tests.supervision.supervisor_harness import World
 
 
 async def test_a_failed_request_is_quarantine_again(autojump_clock: object, world: World) -> None:

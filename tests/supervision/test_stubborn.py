@@ -11,7 +11,7 @@ import trio
 from tangram.errors import ChildStubborn, RestartsExhausted
 from tangram.supervision import Child, SupervisionEvent, Supervisor, run_supervisor
 from tangram.testing import open_supervised
-from tests.supervision.worlds import World
+from tests.supervision.supervisor_harness import World
 
 ON_PURPOSE = {"nobody_is_stubborn": "this is what the case is about"}
 

@@ -13,7 +13,7 @@ import trio
 from tangram.errors import NoSuchChild, SpecError
 from tangram.supervision import Backoff, Child, run_supervisor
 from tangram.testing import open_supervised
-from tests.supervision.worlds import Running, World
+from tests.supervision.supervisor_harness import Running, World
 
 
 async def test_child_adm(autojump_clock: object, world: World) -> None:

@@ -12,7 +12,7 @@ from tangram.errors import ChildStubborn, SpecError, StartFailed
 from tangram.supervision import Child, Supervisor
 from tangram.supervision.spec import check_supervisor
 from tangram.testing import open_supervised
-from tests.supervision.worlds import STUBBORN, Running, World
+from tests.supervision.supervisor_harness import STUBBORN, Running, World
 
 
 async def test_sup_start_normal(autojump_clock: object, world: World) -> None:

@@ -12,7 +12,7 @@ from tangram.supervision import Backoff, Child, Window, run_supervisor
 from tangram.supervision.decide import Decider
 from tangram.supervision.table import Start
 from tangram.testing import open_supervised
-from tests.supervision.worlds import Running, World
+from tests.supervision.supervisor_harness import Running, World
 
 
 async def test_multiple_restarts(autojump_clock: object, world: World) -> None:

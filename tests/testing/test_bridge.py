@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trio
 
-from tangram.testing import bridge, crossing
-from tangram.testing.bridge import Bridge, Entered, chaos_of, threaded_tangram
-from tangram.testing.crossing import ServerLoopEnded
+from tangram.testing.threaded import bridge, crossing
+from tangram.testing.threaded.bridge import Bridge, Entered, chaos_of, threaded_tangram
+from tangram.testing.threaded.crossing import ServerLoopEnded
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tangram.testing import InvariantBroken, RealBroker, free_port, open_broker
-from tangram.testing.ports import is_listening
+from tangram.testing.fakes.ports import is_listening
 
 pytestmark = pytest.mark.slow
 

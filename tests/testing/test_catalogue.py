@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin
 from tangram.bus.urls import parse_url
 from tangram.testing import FAULTS, Chaos, InvariantBroken, RunningTangram, open_broker, open_tangram
-from tangram.testing.catalogue import Fault
-from tangram.testing.faults import Charge, NothingToStrike, StruckAlready
+from tangram.testing.faults.catalogue import InjectableFault
+from tangram.testing.seams.injection import Charge, NothingToStrike, StruckAlready
 from tests.app.helpers import Journal, make_plugin
 
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
@@ -87,7 +87,7 @@ async def test_two_at_once_are_at_work_at_the_same_time(
         return strike
 
     for name in ("first", "second"):
-        monkeypatch.setitem(FAULTS, name, Fault(name, lasting(name), None, ""))
+        monkeypatch.setitem(FAULTS, name, InjectableFault(name, lasting(name), None, ""))
     async with open_tangram(fakes=True) as running:
         for _ in range(5):
             log.clear()
@@ -105,7 +105,7 @@ async def test_two_at_once_are_counted_together(
     async def wrong(chaos: Chaos) -> None:
         await FAULTS["crash_channels"].strike(chaos)
 
-    monkeypatch.setitem(FAULTS, "wrong", Fault("wrong", wrong, None, ""))
+    monkeypatch.setitem(FAULTS, "wrong", InjectableFault("wrong", wrong, None, ""))
     config = {"supervisor": {"strategy": "one_for_one"}}
     async with open_tangram(config=config, fakes=True) as running:
         with pytest.raises(InvariantBroken, match=r"crash_web \+ wrong should crash \['web'\], it crashed"):
@@ -121,7 +121,7 @@ async def test_what_both_of_two_at_once_find_is_told(
         raise AssertionError("a message was lost")
 
     for name in ("one", "other"):
-        monkeypatch.setitem(FAULTS, name, Fault(name, unkept, None, ""))
+        monkeypatch.setitem(FAULTS, name, InjectableFault(name, unkept, None, ""))
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match=r"one: a message was lost; .*other: a message was lost"):
             await Chaos(running).strike("one", "other")
@@ -159,7 +159,7 @@ async def test_a_fault_that_crashes_somebody_else_is_told(
         chaos.tangram.crash("web")
         await chaos.tangram.wait_event("crashed", "web", after=mark)
 
-    monkeypatch.setitem(FAULTS, "wrong", Fault("wrong", wrong, None, ""))
+    monkeypatch.setitem(FAULTS, "wrong", InjectableFault("wrong", wrong, None, ""))
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match=r"wrong should crash nobody, it crashed \['web'\]"):
             await Chaos(running).strike("wrong")
@@ -181,7 +181,7 @@ async def test_a_fault_that_does_not_end_as_promised_is_told(
 
     async with open_tangram(fakes=True) as running:
         for strike, told in [(unkept, "a message was lost"), (slow, "too long"), (hurt, "gone")]:
-            monkeypatch.setitem(FAULTS, "bad", Fault("bad", strike, None, ""))
+            monkeypatch.setitem(FAULTS, "bad", InjectableFault("bad", strike, None, ""))
             with pytest.raises(InvariantBroken, match=f"ends_as_promised: bad: .*{told}"):
                 await Chaos(running).strike("bad")
 
@@ -200,7 +200,7 @@ async def test_a_fault_after_which_it_takes_long_to_rest_is_told(
 
         monkeypatch.setattr(chaos.tangram, "missing", late)
 
-    monkeypatch.setitem(FAULTS, "lasting", Fault("lasting", lasting, None, ""))
+    monkeypatch.setitem(FAULTS, "lasting", InjectableFault("lasting", lasting, None, ""))
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match="steady_in_time: after lasting"):
             await Chaos(running).strike("lasting")
@@ -216,7 +216,7 @@ async def test_a_fault_that_waits_for_healing_is_bounded_too(
     async def waiting(chaos: Chaos) -> None:
         await chaos.wait_bus()
 
-    monkeypatch.setitem(FAULTS, "waiting", Fault("waiting", waiting, None, ""))
+    monkeypatch.setitem(FAULTS, "waiting", InjectableFault("waiting", waiting, None, ""))
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match="waiting: the bus should be up within 11 s"):
             await Chaos(running).strike("waiting")
@@ -233,8 +233,8 @@ async def test_an_error_of_a_fault_is_not_taken_for_nothing_to_strike(
     async def idle(_chaos: Chaos) -> None:
         raise NothingToStrike("nobody is there")
 
-    monkeypatch.setitem(FAULTS, "buggy", Fault("buggy", buggy, None, ""))
-    monkeypatch.setitem(FAULTS, "idle", Fault("idle", idle, None, ""))
+    monkeypatch.setitem(FAULTS, "buggy", InjectableFault("buggy", buggy, None, ""))
+    monkeypatch.setitem(FAULTS, "idle", InjectableFault("idle", idle, None, ""))
     async with open_tangram(fakes=True) as running:
         with pytest.raises(InvariantBroken, match="ends_as_promised: buggy: KeyError"):
             await Chaos(running).strike("buggy")
@@ -254,7 +254,7 @@ async def test_who_is_between_two_lives_is_struck_in_the_next(
             chaos.tangram.crash("web")
         await chaos.wait_crash("web", after=mark)
 
-    monkeypatch.setitem(FAULTS, "twice", Fault("twice", twice, "web", ""))
+    monkeypatch.setitem(FAULTS, "twice", InjectableFault("twice", twice, "web", ""))
     async with open_tangram(fakes=True) as running:
         await Chaos(running).strike("twice", "crash_web")
 

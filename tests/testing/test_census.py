@@ -24,8 +24,8 @@ from trio.testing import MockClock
 
 from tangram import BackendState, Plugin
 from tangram.testing import InvariantBroken, open_supervised, open_tangram
-from tangram.testing import census as census_module
-from tangram.testing.census import born, take_census, wait_nothing_left, watched
+from tangram.testing.checks import census as census_module
+from tangram.testing.checks.census import born, take_census, wait_nothing_left, watched
 
 Leak = Callable[[ExitStack, BackendState, Path], object]
 

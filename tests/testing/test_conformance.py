@@ -1,78 +1,225 @@
-"""The broker in memory and the real one pass the same checks; one that does not keep them fails."""
+"""Every example passes the checks of a plugin; bad plugins do not, and the message says why."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
+import trio
+from trio.testing import MockClock
 
-from tangram.broker import EmbeddedBroker
-from tangram.bus.resp import Dial
-from tangram.config import BrokerConfig
-from tangram.testing import MemoryBroker
-from tangram.testing.conformance import Broker, check_broker
-from tangram.testing.valkey import Session
-from tangram.testing.valkey.keyspace import Keyspace
+from tangram import APIRouter, BackendState, Plugin
+from tangram.chaos.conformance import check_plugin
+from tangram.testing.samples import SampleRequest, requests_of, sample_of
+from tests.app.helpers import Journal, make_plugin
 
-
-def kill(broker: Broker) -> None:
-    if isinstance(broker, MemoryBroker):
-        broker.kill()
-        return
-    pid = broker.statistics().pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-
-
-def dial(broker: Broker) -> Dial:
-    assert isinstance(broker, MemoryBroker)
-    return broker.dial
+EXAMPLES = [
+    "tangram_demo",
+    "tangram_example_commands",
+    "tangram_example_endpoint",
+    "tangram_example_periodic",
+    "tangram_example_publish",
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [None, dial], ids=["port", "dial"])
-async def test_the_broker_in_memory_conforms(way: Callable[[Broker], Dial] | None) -> None:
-    """The fake does all that is checked, over real sockets too."""
-    await check_broker(MemoryBroker, kill, dial=way)
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_the_examples_conform(name: str) -> None:
+    """Each example does all that is asked of a plugin, with a real broker."""
+    await check_plugin(name)
 
 
 @pytest.mark.slow
-async def test_the_real_broker_conforms() -> None:
-    """The process does the same: it is the referee."""
-    await check_broker(lambda: EmbeddedBroker(BrokerConfig(port=0)), kill)
+async def test_a_good_plugin_conforms_on_fakes(autojump_clock: MockClock) -> None:
+    """A plugin with services, a lifespan and routes conforms without real time."""
+    await check_plugin(make_plugin(Journal()), fakes=True)
 
 
-class Deaf(MemoryBroker):
-    """Delivers to nobody."""
-
-    def publish(self, channel: bytes, payload: bytes) -> int:
-        return 0
-
-
-async def test_a_broker_that_loses_messages_does_not_conform() -> None:
-    """One that delivers to nobody is told apart."""
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(AssertionError, match="two are subscribed"), flatten_subgroups=True
-    ):
-        await check_broker(Deaf, kill)
-
-
-async def test_a_broker_that_keeps_keys_for_ever_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes an end and forgets it is told apart."""
-    monkeypatch.setattr(Keyspace, "end", lambda *_: None)
-
-    with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match="'TTL k'"), flatten_subgroups=True):
-        await check_broker(MemoryBroker, kill, dial=dial)
+@pytest.fixture
+def leaked() -> Iterator[list[socket.socket]]:
+    """Sockets that somebody forgot; closed when the test is over."""
+    found: list[socket.socket] = []
+    yield found
+    for one in found:
+        one.close()
 
 
 @pytest.mark.slow
-async def test_a_broker_that_keeps_everything_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that keeps all for a subscriber that does not read is told apart."""
-    monkeypatch.setattr(Session, "push", lambda self, message, limit, now: self.emit(message))
+async def test_a_plugin_that_leaks_a_socket_does_not(
+    autojump_clock: MockClock, leaked: list[socket.socket]
+) -> None:
+    """A socket for each life that nobody closes is told after the restarts."""
+    plugin = Plugin()
 
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(AssertionError, match="bytes were published"), flatten_subgroups=True
-    ):
-        await check_broker(MemoryBroker, kill, dial=dial)
+    @plugin.register_service()
+    async def leak(state: BackendState) -> None:
+        leaked.append(socket.socket())
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match="3 restarts of the plugin left 3 descriptors open"):
+        await check_plugin(plugin, fakes=True)
+
+
+@pytest.mark.slow
+async def test_a_plugin_that_leaks_once_does_not(
+    autojump_clock: MockClock, leaked: list[socket.socket]
+) -> None:
+    """One socket that is left at the end is told by the invariant."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def leak(state: BackendState) -> None:
+        if not leaked:
+            leaked.append(socket.socket())
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match="nothing_left_alive"):
+        await check_plugin(plugin, fakes=True)
+
+
+@pytest.mark.slow
+async def test_a_plugin_that_ignores_its_cancellation_does_not(autojump_clock: MockClock) -> None:
+    """A service that goes on past its stop time is named, with where it stands."""
+    plugin = Plugin()
+
+    @plugin.register_service(stop_timeout=1.0)
+    async def deaf(state: BackendState) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1.5)
+
+    with pytest.raises(AssertionError, match=r"nobody_is_stubborn: .*deaf went on although it was cancelled"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_that_is_never_ready_does_not(autojump_clock: MockClock) -> None:
+    """A service that never says that it has started is told after the start's time."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def silent(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match="the plugin was not up within 15 s"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_that_was_given_up_before_it_was_asked_does_not(autojump_clock: MockClock) -> None:
+    """A server that is up without it says no more than that the plugin does not start."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def broken(state: BackendState) -> None:
+        raise ValueError("no map today")
+
+    tables = {"core": {"strict": False}, "supervisor": {"plugin_restarts": 0}}
+    with pytest.raises(AssertionError, match="the plugin does not start: ValueError: no map today"):
+        await check_plugin(plugin, tables, fakes=True)
+
+
+async def test_a_plugin_that_raises_at_its_start_does_not(autojump_clock: MockClock) -> None:
+    """What it raised is told."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def broken(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        raise ValueError("no map today")
+
+    with pytest.raises(AssertionError, match="the plugin does not start: ValueError: no map today"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_a_plugin_whose_route_fails_does_not(autojump_clock: MockClock) -> None:
+    """A route that answers its own example with a 500 is told."""
+    router = APIRouter(prefix="/bad")
+    plugin = Plugin(routers=[router])
+
+    @router.get("/{number}")
+    async def fail(number: int) -> dict[str, float]:
+        return {"share": 1 / number}
+
+    with pytest.raises(AssertionError, match="GET /bad/0 was answered 500"):
+        await check_plugin(plugin, fakes=True)
+
+
+def test_requests_are_the_least_that_a_document_allows() -> None:
+    """Examples first, then defaults, then the least value; what is optional is left out."""
+    document = {
+        "paths": {
+            "/a/{name}": {
+                "post": {
+                    "parameters": [
+                        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+                        {
+                            "name": "n",
+                            "in": "query",
+                            "required": True,
+                            "schema": {"minimum": 3, "type": "integer"},
+                        },
+                        {"name": "o", "in": "query", "schema": {"type": "string"}},
+                    ],
+                    "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/B"}}}},
+                }
+            }
+        },
+        "components": {
+            "B": {"type": "object", "required": ["b"], "properties": {"b": {"$ref": "#/components/B"}}},
+        },
+    }
+
+    (request,) = requests_of(document)
+
+    assert (request.method, request.path, request.query) == ("POST", "/a/x", {"n": "3"})
+    assert isinstance(request, SampleRequest)
+    assert sample_of(document, {"type": ["integer", "null"], "exclusiveMinimum": 0}) == 1
+    assert sample_of(document, {"anyOf": [{"enum": ["up"]}]}) == "up"
+
+
+@pytest.mark.slow
+async def test_a_plugin_that_raises_in_its_clean_up_does_not(autojump_clock: MockClock) -> None:
+    """That is no crash where a stop was asked for, but nobody means it."""
+
+    @asynccontextmanager
+    async def lifespan(state: BackendState) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            raise ValueError("in the clean-up")
+
+    with pytest.raises(AssertionError, match=r"raises in its clean-up, .*in the clean-up"):
+        await check_plugin(Plugin(lifespan=lifespan), fakes=True)
+
+
+@pytest.mark.slow
+async def test_a_plugin_whose_service_fails_at_once_is_told_with_its_cause(autojump_clock: MockClock) -> None:
+    """The commonest fault of all has a plain message."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def fail(state: BackendState) -> None:
+        raise ValueError("no such device")
+
+    with pytest.raises(AssertionError, match=r"the plugin does not .*no such device"):
+        await check_plugin(plugin, fakes=True)
+
+
+async def test_what_a_plugin_may_break_is_named_and_exists(autojump_clock: MockClock) -> None:
+    """``but`` takes invariants alone."""
+    with pytest.raises(ValueError, match=r"no invariant \['leaks'\]: expected some of nothing_left_alive"):
+        await check_plugin(Plugin(), fakes=True, but={"leaks": "on purpose"})
+
+
+@pytest.mark.slow
+async def test_a_service_that_has_nothing_to_do_conforms(autojump_clock: MockClock) -> None:
+    """One that returns before it has started has done its work; that is no clean-up that raises."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def optional(state: BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+        await trio.lowlevel.checkpoint()  # it has looked, and there is no device
+
+    await check_plugin(plugin, fakes=True)

@@ -9,7 +9,7 @@ import pytest
 from tangram.channels import disconnects
 from tangram.supervision import SupervisionEvent
 from tangram.testing import INVARIANTS, Evidence, InvariantBroken, check
-from tangram.testing.invariants import DOCUMENTED_CODES, broken
+from tangram.testing.checks.invariants import DOCUMENTED_CODES, broken
 
 
 def event(kind: str, child: str | None, incarnation: int = 1, **more: Any) -> SupervisionEvent:

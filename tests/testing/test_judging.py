@@ -25,11 +25,10 @@ from tangram.testing import (
     RunningTangram,
     StepFailed,
     every_step,
-    lifetime,
     open_tangram,
-    patience,
 )
-from tangram.testing.faults import FaultPorts
+from tangram.testing.run import lifetime, virtual_clock
+from tangram.testing.seams.injection import FaultPorts
 from tests.app.helpers import Journal, make_plugin
 
 
@@ -190,7 +189,7 @@ async def test_who_spins_at_the_stop_is_named_and_ended(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that swallows its cancellation keeps a virtual clock from ever passing: real time ends it."""
-    monkeypatch.setattr(patience, "SPIN_SECONDS", 0.5)
+    monkeypatch.setattr(virtual_clock, "SPIN_SECONDS", 0.5)
 
     with pytest.raises(InvariantBroken, match=r"because of spinner, at .*in .*spinner, which takes"):
         async with open_tangram([make_spinner()], fakes=True):
@@ -202,7 +201,7 @@ async def test_who_spins_in_a_restart_is_named_and_ended(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same while everything restarts: the test goes on, and is told."""
-    monkeypatch.setattr(patience, "SPIN_SECONDS", 0.5)
+    monkeypatch.setattr(virtual_clock, "SPIN_SECONDS", 0.5)
 
     async def restart() -> None:
         async with open_tangram([make_spinner()], fakes=True) as running:

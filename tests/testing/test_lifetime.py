@@ -20,7 +20,7 @@ DEAF = """
 import tangram, trio
 from trio.testing import MockClock
 from tangram.testing import InvariantBroken, open_tangram
-from tangram.testing.conformance import check_plugin
+from tangram.chaos.conformance import check_plugin
 
 plugin = tangram.Plugin()
 

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from tangram.testing import Home, InvariantBroken, open_process, run_process
-from tangram.testing.census import born
-from tangram.testing.process import RunningProcess
+from tangram.testing.checks.census import born
+from tangram.testing.run.process import RunningProcess
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ async def test_one_that_does_not_end_is_killed_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that goes on although it was asked to end breaks its bound."""
-    monkeypatch.setattr("tangram.testing.process.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.run.process.STOP_SECONDS", 0.2)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
     with pytest.raises(InvariantBroken, match="stops_within_bound"):
         await run(Program(tmp_path, code))
@@ -94,8 +94,8 @@ async def test_one_that_even_a_kill_does_not_end_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the block is not waited for without a limit: a process that the kernel holds is told."""
-    monkeypatch.setattr("tangram.testing.process.STOP_SECONDS", 0.2)
-    monkeypatch.setattr("tangram.testing.process.KILL_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.run.process.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.run.process.KILL_SECONDS", 0.2)
     monkeypatch.setattr(trio.Process, "kill", lambda process: None)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
     try:
@@ -111,7 +111,7 @@ async def test_a_process_that_it_leaves_behind_is_told_and_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What goes on below a process that has ended is named, unless it is meant, and gone in either case."""
-    monkeypatch.setattr("tangram.testing.process.GONE_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.run.process.GONE_SECONDS", 0.2)
     code = "import subprocess, time; subprocess.Popen(['sleep', '600']); print('up'); time.sleep(600)"
     with pytest.raises(InvariantBroken, match=r"nothing_left_alive: .* \(process"):
         await run(Program(tmp_path, code))
@@ -171,7 +171,7 @@ async def test_a_signal_is_one_way_to_end(home: Home) -> None:
 
 def test_nothing_of_the_server_is_imported() -> None:
     """A test of what is installed elsewhere brings a few modules of the kit along, and no server."""
-    code = "import sys, tangram.testing.process; print(*sorted(m for m in sys.modules if 'tangram' in m))"
+    code = "import sys, tangram.testing.run.process; print(*sorted(m for m in sys.modules if 'tangram' in m))"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -15,7 +15,7 @@ from tangram.bus import Bus
 from tangram.config import BrokerConfig
 from tangram.errors import BrokerUnavailable
 from tangram.testing import MemoryBroker, open_tangram
-from tangram.testing.proxy import Proxy, open_proxy
+from tangram.testing.faults.proxy import Proxy, open_proxy
 
 
 async def test_a_web_behind_a_bad_network_is_served_all_the_same() -> None:
@@ -53,7 +53,7 @@ async def test_connections_that_are_reset_or_half_closed_end_alone() -> None:
 
 async def test_who_takes_no_connections_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client whose connection leads nowhere is reset after a time, as if the target had refused it."""
-    monkeypatch.setattr("tangram.testing.proxy.CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr("tangram.testing.faults.proxy.CONNECT_SECONDS", 0.05)
     with ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):  # more than wait in its queue: the kernel does not answer the next

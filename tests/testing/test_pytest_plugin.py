@@ -185,7 +185,7 @@ def test_a_server_that_does_not_end_is_told_with_its_place(pytester: pytest.Pyte
     """A plugin that blocks the server's loop for ever costs its own test alone, which says where."""
     source = """
 import threading
-from tangram.testing import bridge
+from tangram.testing.threaded import bridge
 
 bridge.END_SECONDS = 1.0
 bad = tg.Plugin()

@@ -14,7 +14,7 @@ import tangram
 from tangram.errors import PluginNotFound
 from tangram.supervision import Child
 from tangram.testing import InvariantBroken, open_broker, open_tangram
-from tangram.testing.server import TangramEnded
+from tangram.testing.run.server import TangramEnded
 from tests.app.helpers import Journal, make_plugin
 
 

@@ -11,11 +11,18 @@ import pytest
 import trio
 
 import tangram
-from tangram.bus import keeper
-from tangram.plugins.registry import Loaded
-from tangram.testing.seams import SEAMS
-from tangram.testing.server import RunningTangram
-from tangram.testing.steps import KINDS, Blow, StepFailed, every_step, run_every_step, serve_and_restart
+from tangram.bus import reconnect
+from tangram.plugins.registry import LoadedPlugins
+from tangram.testing.faults.steps import (
+    KINDS,
+    Blow,
+    StepFailed,
+    every_step,
+    run_every_step,
+    serve_and_restart,
+)
+from tangram.testing.run.server import RunningTangram
+from tangram.testing.seams.io_faults import SEAMS
 
 JOBS = 2
 """Processes for the runs: as many as the machines of CI have cores."""
@@ -132,7 +139,7 @@ def test_a_handler_that_awaits_belongs_to_its_plugin(monkeypatch: pytest.MonkeyP
     steps = []
     for mine in ("", __file__):
         monkeypatch.setattr(
-            Loaded, "owner_of", lambda _loaded, name, mine=mine: "plugin" if name == mine else None
+            LoadedPlugins, "owner_of", lambda _loaded, name, mine=mine: "plugin" if name == mine else None
         )
         steps.append(run_every_step(scenario, plugins=[plugin], scope="plugin:plugin", kinds=()).steps)
 
@@ -179,7 +186,7 @@ async def test_a_service_that_leaves_something_behind_when_cancelled_is_found() 
 @pytest.mark.parametrize("kind", SEAMS)
 def test_a_bus_that_a_lost_connection_crashes_is_found(kind: Blow, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bus that knows no lost connection heals as from a crash, and is told for that it crashed at all."""
-    monkeypatch.setattr(keeper, "LOST", ())
+    monkeypatch.setattr(reconnect, "LOST", ())
 
     with pytest.raises(StepFailed, match=f"{kind} at step .*a lost connection crashed bus"):
         run_every_step(kinds=[kind], most=20)

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from tangram.client import fetch_token
 from tangram.errors import BrokerUnavailable
 from tangram.testing import FakeBus, InvariantBroken, open_engine, open_transport
-from tangram.testing.transport import EngineName
-from tests.transports.harness import hello
+from tangram.testing.run.transport import EngineName
+from tests.http.harness import hello
 
 ENGINES: tuple[EngineName, ...] = ("native", "hypercorn")
 

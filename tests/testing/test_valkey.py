@@ -11,8 +11,8 @@ import pytest
 
 from tangram.bus.resp import pack
 from tangram.testing import open_broker
-from tangram.testing.valkey import ProtocolFault, Requests, Valkey
-from tangram.testing.valkey.globs import matches
+from tangram.testing.fakes.valkey import ProtocolFault, Requests, Valkey
+from tangram.testing.fakes.valkey.globs import matches
 
 
 class Clock:

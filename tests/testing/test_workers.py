@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tangram.testing.census import born
-from tangram.testing.workers import in_processes
+from tangram.testing.checks.census import born
+from tangram.testing.run.workers import in_processes
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import trio
 from quart import Blueprint, websocket
 
 from tangram.config.model import Config, ServerConfig
+from tangram.http.engine import ASGIApp
 from tangram.plugins.plugin import Plugin
-from tangram.testing.transport import open_engine
-from tangram.transports.engine import ASGIApp
+from tangram.testing.run.transport import open_engine
 from tangram.web.site import Site
 from tests.plugins.fakes import loaded
 from tests.web.asgi import FakeOperator, site_of

@@ -4,7 +4,7 @@
 another configuration may change, ``ledger`` what happened, ``operations`` what the operator sees and may do.
 """
 
-from tangram.app.ledger import Ledger
+from tangram.app.event_log import EventLog
 from tangram.app.server import Boot, Server, run_server
 
-__all__ = ["Boot", "Ledger", "Server", "run_server"]
+__all__ = ["Boot", "EventLog", "Server", "run_server"]

@@ -15,7 +15,7 @@ from tangram.web.site import Site, build_site
 if TYPE_CHECKING:
     from quart import Quart
 
-    from tangram.transports.engine import ASGIApp, Scope
+    from tangram.http.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]
 
@@ -53,7 +53,7 @@ async def _open_cache(tree: Tree, nursery: trio.Nursery) -> CacheRoutes | None:
 
 
 async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
-    from tangram.transports.native import serve_native
+    from tangram.http.native import serve_native
 
     channel = tree.config.channel
     await serve_native(
@@ -75,7 +75,7 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
 
 
 async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
-    from tangram.transports.hypercorn import serve_hypercorn
+    from tangram.http.hypercorn.server import serve_hypercorn
 
     server = tree.config.server
     await serve_hypercorn(
@@ -94,7 +94,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
 
 def _mount_channels(tree: Tree) -> Callable[[Quart], None]:
     def mount(app: Quart) -> None:
-        from tangram.transports.quart import websocket_blueprint
+        from tangram.http.hypercorn.channels import websocket_blueprint
 
         app.register_blueprint(websocket_blueprint(lambda: tree.channels))
 

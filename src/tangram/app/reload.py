@@ -89,6 +89,6 @@ def check_tls(config: Config) -> None:
         ConfigError: they cannot.
     """
     if config.server.tls_cert is not None:
-        from tangram.transports.hypercorn import make_ssl_context
+        from tangram.http.hypercorn.server import make_ssl_context
 
         make_ssl_context(config.server.tls_cert, config.server.tls_key)

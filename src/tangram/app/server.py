@@ -21,15 +21,14 @@ import attrs
 import structlog
 import trio
 
-from tangram.app.collector import ANSWERS, CollectorPause
 from tangram.app.engines import serve_site
-from tangram.app.ledger import Ledger, admin_message
-from tangram.app.operations import Operations
+from tangram.app.event_log import EventLog, admin_message
+from tangram.app.gc_pause import ANSWERS, CollectorPause
 from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
+from tangram.app.status import Operations
 from tangram.app.tree import Secrets, Tree
 from tangram.broker import EmbeddedBroker
-from tangram.config import BrokerConfig, Config
-from tangram.config import Loaded as LoadedConfig
+from tangram.config import BrokerConfig, Config, LoadedConfig
 from tangram.errors import (
     ConfigError,
     Fault,
@@ -39,9 +38,9 @@ from tangram.errors import (
     StartFailed,
     SupervisionError,
 )
-from tangram.plugins.registry import Loaded, load_plugins
+from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
+from tangram.plugins.registry import LoadedPlugins, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
-from tangram.transports.listeners import HeldSocket, close_listeners, open_listeners
 
 __all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
 
@@ -65,7 +64,7 @@ class Boot:
     """Reads it again, for SIGHUP; raises ``ConfigError`` where it is wrong."""
     environ: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
     """For the state and cache folders."""
-    plugins: Loaded | None = None
+    plugins: LoadedPlugins | None = None
     """Plugins that are loaded already; ``None``: those that the configuration names."""
     signals: bool = True
     """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
@@ -88,7 +87,7 @@ class Boot:
     """Seconds of CPU, by which the bus gathers messages; a test must not depend on the machine's load."""
 
 
-class _Bell:
+class _CoalescedRequest:
     """Rung any number of times, answered once: two SIGHUPs during a restart ask for one more."""
 
     def __init__(self) -> None:
@@ -116,7 +115,7 @@ class Server:
 
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
-        self.ledger = Ledger()
+        self.ledger = EventLog()
         self.config: Config = boot.loaded.config
         self.held: list[HeldSocket] = []
         self.tree: Tree | None = None
@@ -227,7 +226,7 @@ class Server:
             on_feed=self._on_feed,
         )
 
-    def _load(self, config: Config) -> Loaded:
+    def _load(self, config: Config) -> LoadedPlugins:
         """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
         plugins = (
             load_plugins(config.core.plugins, on_foreign=answer_old_names)
@@ -356,8 +355,8 @@ class Server:
         for number in numbers:
             signal.signal(number, hear)  # Trio's receiver, when it closes, puts back what was before it
 
-    async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_Bell]) -> None:
-        bell = _Bell()
+    async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_CoalescedRequest]) -> None:
+        bell = _CoalescedRequest()
         task_status.started(bell)
         while True:
             await bell.wait()
@@ -386,7 +385,7 @@ class Server:
         self._take_over(config, plugins, secrets)
         await self.restart()
 
-    def _take_over(self, config: Config, plugins: Loaded, secrets: Secrets) -> None:
+    def _take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets) -> None:
         assert self.root is not None
         assert self.tree is not None
         assert self.watchdog is not None

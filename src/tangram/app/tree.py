@@ -24,7 +24,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.app.patience import Patience
+from tangram.app.redis_outage import RedisOutage
 from tangram.broker import EmbeddedBroker, ExternalBroker
 from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
@@ -32,14 +32,13 @@ from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, cache_dir
 from tangram.errors import BrokerUnavailable, StartFailed
+from tangram.gateway.channels import Channels
+from tangram.gateway.tokens import token_router
+from tangram.http.listeners import HeldSocket
 from tangram.plugins.host import PluginHost
-from tangram.plugins.registry import Loaded as LoadedPlugins
-from tangram.plugins.registry import LoadedPlugin
+from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.plugins.state import BackendState
 from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
-from tangram.transports.channels import Channels
-from tangram.transports.listeners import HeldSocket
-from tangram.transports.tokens import token_router
 from tangram.web.operator import Operator
 from tangram.web.site import SiteParts
 
@@ -133,7 +132,7 @@ class Tree:
         self._started: dict[str, set[str]] = {}
         """The temporary services of each plugin that have had their one start. It is kept here for the same
         reason."""
-        self.patience = Patience(lambda: self.bus is not None and self.bus.up)
+        self.patience = RedisOutage(lambda: self.bus is not None and self.bus.up)
         self.web_failures: dict[str, str] = {}
         """Plugins parts of whose HTTP side cannot be served, with the cause."""
         self._on_event = on_event

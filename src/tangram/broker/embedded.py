@@ -24,7 +24,7 @@ import structlog
 import trio
 
 from tangram.broker.ping import open_probe
-from tangram.broker.process import ServerProcess, parse_log_line, start_server
+from tangram.broker.process import BrokerProcess, parse_log_line, start_server
 from tangram.broker.urls import local_url, parse_redis_url
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
@@ -119,7 +119,7 @@ class EmbeddedBroker:
         self._config = config
         self._rng = rng or Random()  # noqa: S311 (a port is no secret)
         self._port: int | None = None
-        self._server: ServerProcess | None = None
+        self._server: BrokerProcess | None = None
         self._up = False
         self._starts = 0
         self._version: str | None = None
@@ -206,7 +206,7 @@ class EmbeddedBroker:
                     log.warning("the broker did not end when asked, and was killed", pid=server.pid)
                 self._server = None
 
-    async def _watch(self, server: ServerProcess, port: int, task_status: trio.TaskStatus[str]) -> Exception:
+    async def _watch(self, server: BrokerProcess, port: int, task_status: trio.TaskStatus[str]) -> Exception:
         ready = False
         ended: str | None = None
 
@@ -228,7 +228,7 @@ class EmbeddedBroker:
                 task_status.started(local_url(port))
         return self._why(server, ended, ready=ready)
 
-    def _why(self, server: ServerProcess, ended: str | None, *, ready: bool) -> Exception:
+    def _why(self, server: BrokerProcess, ended: str | None, *, ready: bool) -> Exception:
         if ready:
             return BrokerUnavailable(f"the embedded broker (process {server.pid}) ended: {ended}")
         said = "; ".join(parse_log_line(line)[1] for line in list(server.last_lines)[-3:]) or "nothing"

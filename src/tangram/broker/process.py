@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import trio
 
-__all__ = ["ServerProcess", "guarded", "parse_log_line", "start_server"]
+__all__ = ["BrokerProcess", "guarded", "parse_log_line", "start_server"]
 
 _GUARD = """
 exec 3<&0 </dev/null
@@ -50,7 +50,7 @@ def parse_log_line(line: str) -> tuple[str, str]:
     return "warning", line
 
 
-class ServerProcess:
+class BrokerProcess:
     """A server of ours; ``run_output`` must run beside it, and ``stop`` must be called, whatever happens."""
 
     def __init__(self, process: trio.Process, on_line: Callable[[str], None]) -> None:
@@ -157,7 +157,7 @@ def guarded(argv: Sequence[str]) -> list[str]:
     return ["/bin/sh", "-c", _GUARD, "tangram-broker-guard", *argv]
 
 
-async def start_server(argv: Sequence[str], on_line: Callable[[str], None]) -> ServerProcess:
+async def start_server(argv: Sequence[str], on_line: Callable[[str], None]) -> BrokerProcess:
     """Start ``argv`` under its guard. ``OSError`` where there is no shell."""
     process = await trio.lowlevel.open_process(
         guarded(argv),
@@ -169,4 +169,4 @@ async def start_server(argv: Sequence[str], on_line: Callable[[str], None]) -> S
         env={"PATH": "/usr/bin:/bin"},
         start_new_session=True,
     )
-    return ServerProcess(process, on_line)
+    return BrokerProcess(process, on_line)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 import structlog
 import trio
 
-from tangram.bus.lane import COMMAND_TIMEOUT, Lane, within
+from tangram.bus.redis_loop import COMMAND_TIMEOUT, Lane, within
 from tangram.errors import BrokerUnavailable
 
 if TYPE_CHECKING:

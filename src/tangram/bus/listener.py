@@ -22,10 +22,10 @@ import hiredis
 import structlog
 import trio
 
-from tangram.bus.keeper import Keeper
+from tangram.bus.reconnect import Keeper
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.subscriptions import Message, Subscription
-from tangram.bus.urls import Address
+from tangram.bus.urls import RedisAddress
 from tangram.errors import BrokerRefused, BrokerUnavailable
 
 __all__ = ["Listener", "Sink"]
@@ -67,7 +67,7 @@ class Listener:
 
     def __init__(
         self,
-        address: Address,
+        address: RedisAddress,
         *,
         pinned: bytes | None = None,
         sink: Sink | None = None,

@@ -24,9 +24,9 @@ from typing import Any, Final, TypeVar
 import structlog
 import trio
 
-from tangram.bus.keeper import Keeper
+from tangram.bus.reconnect import Keeper
 from tangram.bus.resp import Dial, Link, dial, pack, refusal
-from tangram.bus.urls import Address
+from tangram.bus.urls import RedisAddress
 from tangram.errors import BrokerUnavailable
 
 __all__ = ["Done", "DoneAll", "Publisher"]
@@ -82,7 +82,7 @@ class Publisher:
 
     def __init__(
         self,
-        address: Address,
+        address: RedisAddress,
         *,
         on_up: Callable[[], None] = lambda: None,
         dial: Dial = dial,

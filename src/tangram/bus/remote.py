@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
-from tangram.bus.lane import COMMAND_TIMEOUT, within
+from tangram.bus.redis_loop import COMMAND_TIMEOUT, within
 from tangram.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from tangram.bus.lane import Lane
+    from tangram.bus.redis_loop import Lane
 
 __all__ = ["Pipeline", "PubSub", "Remote", "RemoteIterator"]
 

@@ -17,7 +17,7 @@ import hiredis
 import trio
 
 from tangram.bus.sockets import PlainStream
-from tangram.bus.urls import Address
+from tangram.bus.urls import RedisAddress
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerRefused, BrokerUnavailable
 
@@ -35,7 +35,7 @@ __all__ = [
     "refusal",
 ]
 
-Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
+Dial = Callable[[RedisAddress], Awaitable[trio.abc.Stream]]
 
 current_dial: ContextVar[Dial | None] = ContextVar("tangram_dial", default=None)
 """How Redis is dialled in this context instead of by a socket: the seam behind which a broker in memory
@@ -95,7 +95,7 @@ def describe(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
-async def dial(address: Address) -> trio.abc.Stream:
+async def dial(address: RedisAddress) -> trio.abc.Stream:
     """A connected stream to *address*; the caller sets the deadline."""
     instead = current_dial.get()
     if instead is not None:
@@ -103,7 +103,7 @@ async def dial(address: Address) -> trio.abc.Stream:
     return await dial_socket(address)
 
 
-async def dial_socket(address: Address) -> trio.abc.Stream:
+async def dial_socket(address: RedisAddress) -> trio.abc.Stream:
     """A connected socket to *address*, under TLS where the address says so.
 
     Raises:
@@ -127,7 +127,7 @@ async def dial_socket(address: Address) -> trio.abc.Stream:
     return secured
 
 
-async def _first(address: Address, dial: Dial) -> trio.abc.Stream:
+async def _first(address: RedisAddress, dial: Dial) -> trio.abc.Stream:
     """The first dial to come through; one is begun every `STAGGER` seconds, an error ends them all."""
     streams: list[trio.abc.Stream] = []
     errors: list[Exception] = []
@@ -221,7 +221,7 @@ class Link:
                 raise BrokerUnavailable(f"redis did not answer a ping within {PING_TIMEOUT:g} s")
 
 
-async def _greet(link: Link, address: Address) -> None:
+async def _greet(link: Link, address: RedisAddress) -> None:
     """Say who we are, choose the database, and see that somebody answers."""
     commands: list[tuple[str, ...]] = []
     if address.password is not None:
@@ -241,7 +241,7 @@ async def _greet(link: Link, address: Address) -> None:
 
 @asynccontextmanager
 async def open_link(
-    address: Address, *, dial: Dial = dial, timeout: float = CONNECT_TIMEOUT
+    address: RedisAddress, *, dial: Dial = dial, timeout: float = CONNECT_TIMEOUT
 ) -> AsyncGenerator[Link, None]:
     """A connection that is greeted and ready; closed, without ceremony, on the way out.
 

@@ -19,14 +19,14 @@ import attrs
 from tangram.bus.topics import redact
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["Address", "parse_url"]
+__all__ = ["RedisAddress", "parse_url"]
 
 DEFAULT_PORT = 6379
 SCHEMES = ("redis", "rediss", "unix")
 
 
 @attrs.frozen
-class Address:
+class RedisAddress:
     """Where Redis listens, and who we are to it. Its ``repr`` and `shown` hold no secret."""
 
     url: str = attrs.field(repr=False)
@@ -48,7 +48,7 @@ class Address:
         return redact(self.url)
 
 
-def parse_url(url: str, *, where: str = "core.redis_url") -> Address:
+def parse_url(url: str, *, where: str = "core.redis_url") -> RedisAddress:
     """The address that *url* means.
 
     Raises:
@@ -61,7 +61,7 @@ def parse_url(url: str, *, where: str = "core.redis_url") -> Address:
         raise ConfigError([Fault(what, where, "redis_url")]) from None
 
 
-def _parse(url: str) -> Address:
+def _parse(url: str) -> RedisAddress:
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         raise ValueError(f"its scheme is {parts.scheme!r}, not one of {', '.join(SCHEMES)}")
@@ -71,7 +71,7 @@ def _parse(url: str) -> Address:
     unix = parts.scheme == "unix"
     if unix and not parts.path:
         raise ValueError("it names no path of a socket")
-    return Address(
+    return RedisAddress(
         url=url,
         host="" if unix else parts.hostname or "localhost",
         port=parts.port or DEFAULT_PORT,

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tangram.chaos.campaign import Campaign, run_campaign
+from tangram.chaos.report import render_html
 from tangram.cli.kit import keep_log, require_httpx
 from tangram.cli.streams import write_line
-from tangram.config import Loaded, current_folder, find_config_file, load_config
+from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError, PluginError
-from tangram.testing.campaign import Campaign, no_such_fault, run_campaign
-from tangram.testing.catalogue import FAULTS, Struck
-from tangram.testing.invariants import INVARIANTS
-from tangram.testing.report import render_html
-from tangram.testing.server import TangramEnded
+from tangram.testing.checks.invariants import INVARIANTS
+from tangram.testing.faults.catalogue import FAULTS, Struck, no_such_fault
+from tangram.testing.run.server import TangramEnded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,7 +129,7 @@ def _is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
-def _show_while(loaded: Loaded, **settings: Any) -> Campaign:
+def _show_while(loaded: LoadedConfig, **settings: Any) -> Campaign:
     from rich.console import Console
     from rich.live import Live
 

@@ -84,7 +84,7 @@ def _load(path: Path) -> list[Plugin]:
 
 
 def _is_good(plugin: Plugin, records: list[Record]) -> bool:
-    from tangram.testing.conformance import check_plugin
+    from tangram.chaos.conformance import check_plugin
 
     name = str(plugin.name)
     began = time.monotonic()

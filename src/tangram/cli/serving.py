@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from tangram.app import Boot, run_server
-from tangram.cli.lastresort import LastResort
+from tangram.cli.force_exit import LastResort
 from tangram.cli.logs import LogFormat, configure_logging
-from tangram.config import Loaded, current_folder, find_config_file, load_config
+from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 
 __all__ = ["serve_until_stopped"]
 
@@ -51,14 +51,14 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
     return status
 
 
-def _reload(path: Path | None, log_format: LogFormat) -> Loaded:
+def _reload(path: Path | None, log_format: LogFormat) -> LoadedConfig:
     loaded = load_config(path, os.environ)
     configure_logging(loaded.config.core.log_level, log_format)
     _tell(loaded)
     return loaded
 
 
-def _tell(loaded: Loaded) -> None:
+def _tell(loaded: LoadedConfig) -> None:
     for warning in loaded.warnings:
         log.warning(warning)
     if loaded.config.source is None:

@@ -15,7 +15,7 @@ import trio
 
 from tangram.compat.configuration import copy_of
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
-from tangram.compat.mending import mend_extensions
+from tangram.compat.patches import mend_extensions
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost
 from tangram.plugins.plugin import Service

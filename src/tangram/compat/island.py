@@ -23,9 +23,9 @@ import trio_asyncio
 from trio_asyncio import _base as trio_asyncio_base
 
 from tangram.compat.guards import TaskFactory, close_opened, guard_loop, release_loop
-from tangram.compat.mending import mend_asyncio, wait_for
+from tangram.compat.patches import mend_asyncio, wait_for
 from tangram.errors import PluginError, ServiceError
-from tangram.supervision import CURRENT_LIFE, run_sync_in_thread
+from tangram.supervision import CURRENT_CHILD_TASK, run_sync_in_thread
 
 __all__ = ["CLOSE_SECONDS", "Island", "IslandClosed", "Resident", "open_island"]
 
@@ -251,7 +251,7 @@ async def _wait_for(ended: Awaitable[object]) -> None:
 
 def _within_life(seconds: float) -> float:
     """*seconds*, or what the supervised child in whose task this runs can spare of its stop time."""
-    life = CURRENT_LIFE.get()
+    life = CURRENT_CHILD_TASK.get()
     if life is None:
         return seconds
     return max(LEAST_SECONDS, min(seconds, SHARE * (life.stop_due - trio.current_time())))

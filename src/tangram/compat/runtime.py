@@ -22,7 +22,7 @@ import structlog
 from tangram.compat.configuration import Config, IntoConfig, copy_of, tables_of
 from tangram.compat.names import answer_imports
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
-from tangram.config import Loaded, current_folder, find_config_file, load_config, load_tables
+from tangram.config import LoadedConfig, current_folder, find_config_file, load_config, load_tables
 
 if TYPE_CHECKING:
     from tangram.plugins.state import BackendState as SharedState
@@ -36,7 +36,7 @@ JOIN_SECONDS = 5.0
 
 
 class _Hosted(Protocol):
-    """``tangram.app.hosted.HostedServer``, as far as it is used here."""
+    """``tangram.app.in_thread.HostedServer``, as far as it is used here."""
 
     stop_seconds: float
 
@@ -84,7 +84,7 @@ class Runtime:
         started: asyncio.Future[None] = loop.create_future()
         ended = self._ended = loop.create_future()
         # A whole server is made of rooms above this one: it is named here, and imported by programs alone.
-        hosted_server = import_module("tangram.app.hosted").HostedServer
+        hosted_server = import_module("tangram.app.in_thread").HostedServer
         self._hosted = hosted_server(_loaded(self._config), _to_loop(loop, started), _to_loop(loop, ended))
         self._hosted.start()
         try:
@@ -148,7 +148,7 @@ def _view(hosted: _Hosted) -> BackendState:
     )
 
 
-def _loaded(config: IntoConfig) -> Loaded:
+def _loaded(config: IntoConfig) -> LoadedConfig:
     import os
 
     if isinstance(config, Config):

@@ -1,6 +1,6 @@
 """What the operator may say: the model, and reading it from TOML and the environment."""
 
-from tangram.config.load import Loaded, current_folder, find_config_file, load_config, load_tables
+from tangram.config.load import LoadedConfig, current_folder, find_config_file, load_config, load_tables
 from tangram.config.model import (
     AdaptiveTheme,
     BrokerConfig,
@@ -29,7 +29,7 @@ __all__ = [
     "CompatConfig",
     "Config",
     "CoreConfig",
-    "Loaded",
+    "LoadedConfig",
     "MapConfig",
     "ServerConfig",
     "SupervisorConfig",

@@ -15,7 +15,7 @@ from tangram.config.names import nearest, normalise
 from tangram.config.structure import structure_table
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["Loaded", "current_folder", "find_config_file", "load_config", "load_tables"]
+__all__ = ["LoadedConfig", "current_folder", "find_config_file", "load_config", "load_tables"]
 
 _PREFIX = "TANGRAM_"
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -27,7 +27,7 @@ _TABLES: Mapping[str, type] = {
 }
 
 
-class Loaded(NamedTuple):
+class LoadedConfig(NamedTuple):
     """A configuration that can be used, and what its author should still look at."""
 
     config: Config
@@ -66,7 +66,7 @@ def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cw
     return next((path for path in candidates if _is_file(path)), None)
 
 
-def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
+def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
     """The configuration of ``path`` (None: defaults) and ``environ``; ``ConfigError`` has every fault."""
     about = f"configuration {path}" if path else "configuration from the environment"
     written = _read(path) if path else {}
@@ -79,7 +79,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Loaded:
         raise ConfigError([_with_origin(fault, settings) for fault in error.faults], about=about) from None
 
 
-def load_tables(tables: Mapping[str, Any]) -> Loaded:
+def load_tables(tables: Mapping[str, Any]) -> LoadedConfig:
     """The configuration that a program says in tables as of ``tangram.toml``; ``ConfigError`` has every
     fault.
     """
@@ -185,7 +185,7 @@ def _with_origin(fault: Fault, settings: list[_Setting]) -> Fault:
 # --- the model
 
 
-def _build(written: Mapping[str, Any], path: Path | None) -> Loaded:
+def _build(written: Mapping[str, Any], path: Path | None) -> LoadedConfig:
     faults, sections = list[Fault](), dict[str, Any]()
     for name, cls in _TABLES.items():
         try:
@@ -201,7 +201,7 @@ def _build(written: Mapping[str, Any], path: Path | None) -> Loaded:
     config = _anchored(config, path.parent if path else current_folder(), faults)
     if faults:
         raise ConfigError(faults)
-    return Loaded(config, (*_unknown_tables(written), *checks.cross_warnings(config, written)))
+    return LoadedConfig(config, (*_unknown_tables(written), *checks.cross_warnings(config, written)))
 
 
 def _plugins(tables: object, faults: list[Fault]) -> dict[str, dict[str, Any]]:

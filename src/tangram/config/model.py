@@ -19,8 +19,8 @@ from typing import Any, Literal
 import attrs
 from attrs import validators as v
 
-from tangram.config import judge
-from tangram.config.judge import redact_url, without_slash
+from tangram.config import validators
+from tangram.config.validators import redact_url, without_slash
 
 __all__ = [
     "DEFAULT_STYLE",
@@ -101,14 +101,14 @@ class CoreConfig:
     """``[core]``: what runs."""
 
     redis_url: str | None = attrs.field(
-        default=None, validator=v.optional(judge.redis_url), repr=judge.repr_url
+        default=None, validator=v.optional(validators.redis_url), repr=validators.repr_url
     )
     """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then
     read its URL here.
     """
     plugins: tuple[str, ...] = ()
     """Names of entry points, distributions or modules, in the order in which they start."""
-    log_level: str = attrs.field(default="INFO", validator=judge.log_level)
+    log_level: str = attrs.field(default="INFO", validator=validators.log_level)
     """The least level that is logged; compiled plugins also take a filter such as ``info,jet1090=debug``."""
     strict: bool = False
     """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left
@@ -124,18 +124,18 @@ class CoreConfig:
 class ServerConfig:
     """``[server]``: the address, who may come in, and the bounds on what strangers may cost."""
 
-    host: str = attrs.field(default="127.0.0.1", validator=judge.filled)
+    host: str = attrs.field(default="127.0.0.1", validator=validators.filled)
     """Address to listen on. Loopback, so that nothing is public by accident."""
-    port: int = attrs.field(default=2346, validator=judge.port)
+    port: int = attrs.field(default=2346, validator=validators.port)
     """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
     one.
     """
     hosts: tuple[str, ...] = ()
     """Further host names under which browsers reach this server, as in ``maps.example.org``."""
-    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=judge.each(judge.origin))
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.origin))
     """Origins of pages that may use this server, beside those of our own hosts and loopback."""
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
-        default=("127.0.0.1",), validator=judge.each(judge.network), metadata={"comma": True}
+        default=("127.0.0.1",), validator=validators.each(validators.network), metadata={"comma": True}
     )
     """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one
     string with commas will do. A proxy on this machine.
@@ -146,12 +146,12 @@ class ServerConfig:
     """Certificate chain (PEM file); needs ``tls_key``."""
     tls_key: Path | None = None
     """Private key (PEM file); needs ``tls_cert``."""
-    frontend: str | None = attrs.field(default=None, validator=v.optional(judge.filled))
+    frontend: str | None = attrs.field(default=None, validator=v.optional(validators.filled))
     """The page at ``/``: a folder, or ``tangram_core`` for the one in that wheel. Unset: our own."""
     state_dir: Path | None = None
     """Where secrets made at first start are kept. Unset: ``$XDG_STATE_HOME/tangram``."""
     operator_token: str | None = attrs.field(
-        default=None, validator=v.optional(judge.filled), repr=False, metadata=SECRET
+        default=None, validator=v.optional(validators.filled), repr=False, metadata=SECRET
     )
     """Opens what only the operator may do. Unset: made once, in ``state_dir/operator-token``."""
     access_log: bool = False
@@ -192,30 +192,30 @@ class ServerConfig:
 class ChannelConfig:
     """``[channel]``: WebSockets, tokens, and what one client may cost the others."""
 
-    host: str | None = attrs.field(default=None, validator=v.optional(judge.filled))
+    host: str | None = attrs.field(default=None, validator=v.optional(validators.filled))
     """Address of the second listener. Unset: ``server.host``. Without ``port`` it has no effect."""
-    port: int | None = attrs.field(default=None, validator=v.optional(judge.port))
+    port: int | None = attrs.field(default=None, validator=v.optional(validators.port))
     """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``.
     """
     public_url: str | None = attrs.field(
-        default=None, validator=v.optional(judge.http_url), converter=without_slash
+        default=None, validator=v.optional(validators.http_url), converter=without_slash
     )
     """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came
     by.
     """
     jwt_secret: str | None = attrs.field(
-        default=None, validator=v.optional(judge.filled), repr=False, metadata=SECRET
+        default=None, validator=v.optional(validators.filled), repr=False, metadata=SECRET
     )
     """Signs tokens. Unset: made once, in ``state_dir``, so that tokens outlive a restart."""
     jwt_expiration_secs: int = attrs.field(default=2592000, validator=v.gt(0))
     """Seconds that a token is good for: 30 days, because browsers send the same one at every rejoin."""
-    id_length: int = attrs.field(default=8, validator=judge.between(4, 64))
+    id_length: int = attrs.field(default=8, validator=validators.between(4, 64))
     """Characters of an id that the server makes. The published server's length."""
     presence: bool = True
     """Tell members of a topic who else is there."""
     push_replies: bool = True
     """Answer each push once Redis has taken it."""
-    conflate: tuple[str, ...] = attrs.field(default=(), validator=judge.each(judge.conflation))
+    conflate: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.conflation))
     """Patterns on ``<topic>:<event>``: in a backlog only the newest message of each is kept."""
     max_backlog: int = attrs.field(default=262144, validator=v.ge(0))
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
@@ -257,23 +257,23 @@ class MapConfig:
     """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or
     name.
     """
-    center_lat: float = attrs.field(default=48.0, validator=judge.between(-90, 90), metadata=_MUTABLE)
+    center_lat: float = attrs.field(default=48.0, validator=validators.between(-90, 90), metadata=_MUTABLE)
     """Latitude of the centre, in degrees. The published server's default."""
-    center_lon: float = attrs.field(default=7.0, validator=judge.between(-180, 180), metadata=_MUTABLE)
+    center_lon: float = attrs.field(default=7.0, validator=validators.between(-180, 180), metadata=_MUTABLE)
     """Longitude of the centre, in degrees. The published server's default."""
-    zoom: float = attrs.field(default=4.0, validator=judge.between(0, 24), metadata=_MUTABLE)
+    zoom: float = attrs.field(default=4.0, validator=validators.between(0, 24), metadata=_MUTABLE)
     """Zoom level at first. The published server's default: a continent."""
-    pitch: float = attrs.field(default=0.0, validator=judge.between(0, 85), metadata=_MUTABLE)
+    pitch: float = attrs.field(default=0.0, validator=validators.between(0, 85), metadata=_MUTABLE)
     """Tilt in degrees; 0 looks straight down."""
-    bearing: float = attrs.field(default=0.0, validator=judge.between(-180, 180), metadata=_MUTABLE)
+    bearing: float = attrs.field(default=0.0, validator=validators.between(-180, 180), metadata=_MUTABLE)
     """Direction that is up, in degrees from north."""
-    lang: str = attrs.field(default="en", validator=judge.filled, metadata=_MUTABLE)
+    lang: str = attrs.field(default="en", validator=validators.filled, metadata=_MUTABLE)
     """Language of the map's labels."""
-    min_zoom: float = attrs.field(default=0.0, validator=judge.between(0, 24), metadata=_MUTABLE)
+    min_zoom: float = attrs.field(default=0.0, validator=validators.between(0, 24), metadata=_MUTABLE)
     """Least zoom level."""
-    max_zoom: float = attrs.field(default=24.0, validator=judge.between(0, 24), metadata=_MUTABLE)
+    max_zoom: float = attrs.field(default=24.0, validator=validators.between(0, 24), metadata=_MUTABLE)
     """Greatest zoom level. The most that MapLibre knows."""
-    max_pitch: float = attrs.field(default=70.0, validator=judge.between(0, 85), metadata=_MUTABLE)
+    max_pitch: float = attrs.field(default=70.0, validator=validators.between(0, 85), metadata=_MUTABLE)
     """Greatest tilt in degrees. MapLibre allows 85."""
     allow_pitch: bool = attrs.field(default=True, metadata=_MUTABLE)
     """The map may be tilted by hand."""
@@ -287,15 +287,15 @@ class MapConfig:
 class CacheEntry:
     """``[[cache.entries]]``: one route that serves files, fetched once and kept."""
 
-    serve_route: str = attrs.field(validator=judge.route)
+    serve_route: str = attrs.field(validator=validators.route)
     """The route, with ``{name}`` for what varies. Required."""
-    origin: str | None = attrs.field(default=None, validator=v.optional(judge.http_url))
+    origin: str | None = attrs.field(default=None, validator=v.optional(validators.http_url))
     """Where a missing file is fetched, with the same ``{name}``. Unset: nothing is fetched."""
     local_path: Path | None = None
     """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset:
     ``$XDG_CACHE_HOME/tangram``.
     """
-    media_type: str = attrs.field(default="application/octet-stream", validator=judge.filled)
+    media_type: str = attrs.field(default="application/octet-stream", validator=validators.filled)
     """Content type of the answers."""
 
 
@@ -348,7 +348,7 @@ class SupervisorConfig:
 class BrokerConfig:
     """``[broker]``: the embedded broker, where ``core.redis_url`` is unset."""
 
-    port: int = attrs.field(default=6379, validator=judge.port)
+    port: int = attrs.field(default=6379, validator=validators.port)
     """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at
     once.
     """

@@ -24,7 +24,7 @@ from tangram.plugins.plugin import Service
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
 from tangram.supervision import (
-    CURRENT_LIFE,
+    CURRENT_CHILD_TASK,
     AbandonedThread,
     Child,
     Supervisor,
@@ -167,7 +167,7 @@ class PluginHost:
 
     def _lifespan_deadline(self) -> float:
         now = trio.current_time()
-        life = CURRENT_LIFE.get()
+        life = CURRENT_CHILD_TASK.get()
         left = self._lifespan_timeout if life is None else life.stop_due - now
         return now + min(self._lifespan_timeout, max(left, LIFESPAN_LEAST_SECONDS))
 

@@ -24,7 +24,7 @@ from tangram.errors import NotAPlugin, PluginError, PluginImportFailed
 from tangram.plugins.discovery import Candidate, find, scan
 from tangram.plugins.plugin import Plugin
 
-__all__ = ["Loaded", "LoadedPlugin", "PluginFailure", "cause_line", "load_plugins"]
+__all__ = ["LoadedPlugin", "LoadedPlugins", "PluginFailure", "cause_line", "load_plugins"]
 
 
 @attrs.frozen(eq=False)
@@ -73,7 +73,7 @@ class PluginFailure:
 
 
 @attrs.frozen(eq=False)
-class Loaded:
+class LoadedPlugins:
     """What became of the names, in their order."""
 
     plugins: list[LoadedPlugin] = attrs.field(factory=list)
@@ -92,8 +92,8 @@ def load_plugins(
     *,
     entry_points: Iterable[EntryPoint] | None = None,
     on_foreign: Callable[[], None] | None = None,
-    into: Loaded | None = None,
-) -> Loaded:
+    into: LoadedPlugins | None = None,
+) -> LoadedPlugins:
     """Import the plugins that ``names`` mean, and no other. Raises nothing: failures are in the answer.
 
     Args:
@@ -102,7 +102,7 @@ def load_plugins(
         on_foreign: called before a plugin of the published server's group is imported.
         into: what was loaded before and runs beside them, added to and returned.
     """
-    loaded = Loaded() if into is None else into
+    loaded = LoadedPlugins() if into is None else into
     candidates = scan(entry_points) if names else []
     seen: set[Candidate] = set()
     for name in names:
@@ -121,7 +121,7 @@ def load_plugins(
     return loaded
 
 
-def _load_into(loaded: Loaded, candidate: Candidate) -> None:
+def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
     try:
         plugin = _import(candidate)
     except PluginError as error:

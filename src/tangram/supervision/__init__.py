@@ -10,7 +10,7 @@ carries them out.
 
 from __future__ import annotations
 
-from tangram.supervision.lives import CURRENT_LIFE
+from tangram.supervision.child_task import CURRENT_CHILD_TASK
 from tangram.supervision.notify import Notifier
 from tangram.supervision.runner import Settings, Supervisor, open_supervisor, run_supervisor
 from tangram.supervision.spec import (
@@ -35,7 +35,7 @@ from tangram.supervision.threads import (
 from tangram.supervision.watchdog import Stall, Watchdog, WatchdogStatistics
 
 __all__ = [
-    "CURRENT_LIFE",
+    "CURRENT_CHILD_TASK",
     "AbandonedThread",
     "AutoShutdown",
     "Backoff",

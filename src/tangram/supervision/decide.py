@@ -28,7 +28,7 @@ import math
 from collections.abc import Iterator
 
 from tangram.errors import SpecError
-from tangram.supervision.ledger import TIMED, UNSETTLED, Ledger
+from tangram.supervision.roster import TIMED, UNSETTLED, Roster
 from tangram.supervision.spec import (
     Child,
     Crash,
@@ -55,7 +55,7 @@ LATES_ALLOWED = 3
 """A restart waits this many stop times for a stubborn child, then the supervisor fails: rule 9."""
 
 
-class Decider(Ledger):
+class Decider(Roster):
     """The decisions of one supervisor. Every public method takes one event and returns the effects, in
     order.
     """

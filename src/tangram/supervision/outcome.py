@@ -9,8 +9,8 @@ import attrs
 import trio
 
 from tangram.errors import ChildStubborn, RestartsExhausted, StartFailed, SupervisionError
+from tangram.supervision.child_task import ChildTask
 from tangram.supervision.decide import Decider
-from tangram.supervision.lives import Life
 from tangram.supervision.records import attach_crash, where_stands
 from tangram.supervision.spec import ChildStatistics, SupervisorStatistics, Window, WindowStatistics
 from tangram.supervision.table import Entry, State
@@ -18,7 +18,7 @@ from tangram.supervision.table import Entry, State
 __all__ = ["failure_of", "raise_outcome", "statistics_of"]
 
 
-def statistics_of(decider: Decider, lives: Mapping[str, Life], now: float) -> SupervisorStatistics:
+def statistics_of(decider: Decider, lives: Mapping[str, ChildTask], now: float) -> SupervisorStatistics:
     """The supervisor and all below it; times of crashes become times of the day."""
     shift = time.time() - now
     return SupervisorStatistics(
@@ -34,7 +34,9 @@ def statistics_of(decider: Decider, lives: Mapping[str, Life], now: float) -> Su
     )
 
 
-def _child(decider: Decider, entry: Entry, life: Life | None, now: float, shift: float) -> ChildStatistics:
+def _child(
+    decider: Decider, entry: Entry, life: ChildTask | None, now: float, shift: float
+) -> ChildStatistics:
     crash = entry.last_crash
     waits = entry.state is State.WAITING and not decider.closing
     task = None if life is None else life.task

@@ -22,8 +22,9 @@ import structlog
 import trio
 
 from tangram.errors import NoSuchChild, StartFailed
+from tangram.supervision.child_task import CURRENT_CHILD_TASK, ChildTask, OnEvent, Started, takes_task_status
 from tangram.supervision.decide import Decider
-from tangram.supervision.lives import CURRENT_LIFE, Life, OnEvent, Started, takes_task_status
+from tangram.supervision.event_logging import log_event
 from tangram.supervision.outcome import failure_of, raise_outcome, statistics_of
 from tangram.supervision.records import attach_crash, crash_of, fatal_leaf, where_stands
 from tangram.supervision.spec import (
@@ -38,7 +39,6 @@ from tangram.supervision.spec import (
     check_supervisor,
 )
 from tangram.supervision.table import AT_REST, Cancel, Effect, Entry, Start, State
-from tangram.supervision.tell import log_event
 
 __all__ = ["Settings", "Supervisor", "open_supervisor", "run_supervisor"]
 
@@ -69,13 +69,13 @@ class Supervisor:
     def __init__(self, decider: Decider, clock: Callable[[], float], on_event: OnEvent | None) -> None:
         self._decider = decider
         self._clock = clock
-        self.parent = CURRENT_LIFE.get()
+        self.parent = CURRENT_CHILD_TASK.get()
         """The life in which it was opened; None for the outermost."""
         # A supervisor below another tells its events to the same listener, unless it is given one of its own.
         inherited = None if self.parent is None else self.parent.supervisor.on_event
         self.on_event: OnEvent | None = on_event or inherited
         self._context = contextvars.copy_context()
-        self._lives: dict[str, Life] = {}
+        self._lives: dict[str, ChildTask] = {}
         self._errors: dict[str, BaseException] = {}
         self._changed = trio.Event()
         self._body = trio.CancelScope()
@@ -275,12 +275,12 @@ class Supervisor:
     def _start(self, effect: Start) -> None:
         assert self._nursery is not None
         assert effect.child not in self._lives, "two incarnations of a child overlap"
-        life = Life(child=effect.child, incarnation=effect.incarnation, supervisor=self)
+        life = ChildTask(child=effect.child, incarnation=effect.incarnation, supervisor=self)
         self._lives[effect.child] = life
         # A task inherits the context of whoever starts it, which may be a child that has just crashed:
         # start it from a copy of the context in which the supervisor was opened.
         context = self._context.copy()
-        context.run(CURRENT_LIFE.set, life)
+        context.run(CURRENT_CHILD_TASK.set, life)
         context.run(
             lambda: self._open_nursery.start_soon(self._live, life, name=f"{self.name}/{effect.child}")
         )
@@ -317,7 +317,7 @@ class Supervisor:
 
     # -- the children's tasks ------------------------------------------------------------------------------
 
-    async def _live(self, life: Life) -> None:
+    async def _live(self, life: ChildTask) -> None:
         """One incarnation: nothing that a child raises leaves this task; it is reported."""
         run = self._decider.entries[life.child].spec.run
         life.task = trio.lowlevel.current_task()
@@ -335,13 +335,13 @@ class Supervisor:
             error = caught
         self._report_ended(life, error)
 
-    def _report_started(self, life: Life, value: object) -> None:
+    def _report_started(self, life: ChildTask, value: object) -> None:
         life.is_up = True
         life.value = value
         self._errors.pop(life.child, None)
         self._post(lambda: self._decider.started(life.child, self._clock()))
 
-    def _report_ended(self, life: Life, error: BaseException | None) -> None:
+    def _report_ended(self, life: ChildTask, error: BaseException | None) -> None:
         now = self._clock()
         del self._lives[life.child]
         life.task = None

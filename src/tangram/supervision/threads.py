@@ -16,7 +16,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.supervision.lives import CURRENT_LIFE
+from tangram.supervision.child_task import CURRENT_CHILD_TASK
 from tangram.supervision.records import one_line, thread_stack
 
 __all__ = [
@@ -156,7 +156,7 @@ def _warn_of_ghosts(thread: _Thread) -> None:
 
 async def _await_end(thread: _Thread, stop_timeout: float) -> None:
     global _abandoned  # noqa: PLW0603 - threads belong to the process
-    life = CURRENT_LIFE.get()
+    life = CURRENT_CHILD_TASK.get()
     if life is not None:
         stop_timeout = min(stop_timeout, SHARE * max(0.0, life.stop_due - trio.current_time()))
     with trio.move_on_after(stop_timeout, shield=True):

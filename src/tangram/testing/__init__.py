@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tangram.testing.brokers import RealBroker, open_broker
-    from tangram.testing.catalogue import FAULTS, Chaos
-    from tangram.testing.faults import FaultPorts, InjectedFault
-    from tangram.testing.invariants import INVARIANTS, Evidence, InvariantBroken, check
-    from tangram.testing.memory import MemoryBroker
-    from tangram.testing.ports import free_port
-    from tangram.testing.process import Home, RunningProcess, open_process, run_process
-    from tangram.testing.reached import Reached, collecting, sometimes
-    from tangram.testing.server import RunningTangram, TangramEnded, open_tangram
-    from tangram.testing.steps import StepFailed, StepReport, every_step, run_every_step
-    from tangram.testing.supervised import Supervised, open_supervised
-    from tangram.testing.transport import (
+    from tangram.testing.checks.invariants import INVARIANTS, Evidence, InvariantBroken, check
+    from tangram.testing.checks.sometimes import Reached, collecting, sometimes
+    from tangram.testing.fakes.memory_broker import MemoryBroker
+    from tangram.testing.fakes.ports import free_port
+    from tangram.testing.faults.catalogue import FAULTS, Chaos
+    from tangram.testing.faults.steps import StepFailed, StepReport, every_step, run_every_step
+    from tangram.testing.run.brokers import RealBroker, open_broker
+    from tangram.testing.run.process import Home, RunningProcess, open_process, run_process
+    from tangram.testing.run.server import RunningTangram, TangramEnded, open_tangram
+    from tangram.testing.run.supervised import Supervised, open_supervised
+    from tangram.testing.run.transport import (
         FakeBus,
         RunningEngine,
         RunningTransport,
         open_engine,
         open_transport,
     )
+    from tangram.testing.seams.injection import FaultPorts, InjectedFault
 
 __all__ = [
     "FAULTS",
@@ -66,18 +66,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "brokers": ("RealBroker", "open_broker"),
-    "catalogue": ("FAULTS", "Chaos"),
-    "faults": ("FaultPorts", "InjectedFault"),
-    "invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
-    "memory": ("MemoryBroker",),
-    "ports": ("free_port",),
-    "process": ("Home", "RunningProcess", "open_process", "run_process"),
-    "reached": ("Reached", "collecting", "sometimes"),
-    "server": ("RunningTangram", "TangramEnded", "open_tangram"),
-    "steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
-    "supervised": ("Supervised", "open_supervised"),
-    "transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
+    "run.brokers": ("RealBroker", "open_broker"),
+    "faults.catalogue": ("FAULTS", "Chaos"),
+    "seams.injection": ("FaultPorts", "InjectedFault"),
+    "checks.invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
+    "fakes.memory_broker": ("MemoryBroker",),
+    "fakes.ports": ("free_port",),
+    "run.process": ("Home", "RunningProcess", "open_process", "run_process"),
+    "checks.sometimes": ("Reached", "collecting", "sometimes"),
+    "run.server": ("RunningTangram", "TangramEnded", "open_tangram"),
+    "faults.steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
+    "run.supervised": ("Supervised", "open_supervised"),
+    "run.transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -90,8 +90,7 @@ def _wrong_faults(item: pytest.Item, *, with_server: bool) -> str | None:
         return None
     if not with_server:
         return _LACKING.format(name="chaos")
-    from tangram.testing.campaign import no_such_fault
-    from tangram.testing.catalogue import FAULTS, Chaos
+    from tangram.testing.faults.catalogue import FAULTS, Chaos, no_such_fault
 
     if not marker.args or callable(marker.args[0]):
         return "@chaos names no fault; it is used like @chaos('broker_kill')"
@@ -109,7 +108,7 @@ def _wrong_settings(item: pytest.Item, *, with_server: bool) -> str | None:
         return _LACKING.format(name="pytest.mark.tangram") if own else None
     if marker.args:
         return "@pytest.mark.tangram takes keywords: plugins=[...], config={...}, fakes=True"
-    from tangram.testing.server import open_tangram
+    from tangram.testing.run.server import open_tangram
 
     plugins = marker.kwargs.get("plugins", ())
     if isinstance(plugins, str) or not isinstance(plugins, Iterable):

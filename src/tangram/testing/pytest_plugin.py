@@ -16,7 +16,7 @@ import pytest
 from tangram.testing.markers import check_markers, is_async, is_repeated, runs_on_pytest_trio, wanted
 
 if TYPE_CHECKING:
-    from tangram.testing.bridge import Bridge
+    from tangram.testing.threaded.bridge import Bridge
 
 __all__ = [
     "chaos",
@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "chaos(*faults, seed=0): what strikes the fixture `tangram` meanwhile")
     if config.pluginmanager.hasplugin("trio"):
-        config.pluginmanager.import_plugin("tangram.testing.on_trio")
+        config.pluginmanager.import_plugin("tangram.testing.threaded.on_trio")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -100,7 +100,7 @@ def _open_shared_loop(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
-    from tangram.testing.bridge import threaded_tangram
+    from tangram.testing.threaded.bridge import threaded_tangram
 
     _open_shared_loop(request)
     want, asynchronous = wanted(request.node), is_async(request.node)
@@ -117,6 +117,6 @@ def _tangram_socket_in_thread(_tangram_in_thread: Bridge) -> Iterator[Any]:
 
 @pytest.fixture
 def _chaos_in_thread(_tangram_in_thread: Bridge) -> Bridge:
-    from tangram.testing.bridge import chaos_of
+    from tangram.testing.threaded.bridge import chaos_of
 
     return chaos_of(_tangram_in_thread)

@@ -30,7 +30,7 @@ from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
 from tangram.web.files import Folder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
-from tangram.web.merging import merged
+from tangram.web.openapi_merge import merged
 from tangram.web.operator import Operator, operator_router
 from tangram.web.origin import Addresses
 from tangram.web.shell import PAGES, shell_folder
@@ -279,7 +279,7 @@ class Site:
         parts = self._parts
         if not parts.quart_hooks and not any(loaded.plugin.blueprints for loaded in parts.plugins):
             return _not_found
-        from tangram.web.quartsite import build_quart
+        from tangram.web.quart_app import build_quart
 
         app, failures = build_quart(
             parts.plugins, parts.quart_hooks, self._operator, parts.config.server.max_body

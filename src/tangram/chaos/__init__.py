@@ -1,0 +1,1 @@
+"""The rig of ``tangram chaos``: campaigns, simulation, observers, conformance of implementations."""

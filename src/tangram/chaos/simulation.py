@@ -1,0 +1,366 @@
+"""Seeded simulation: a whole server on fakes and a virtual clock, and a script of faults drawn from a seed.
+
+``python -m tangram.chaos.simulation --seeds 500`` runs many, on all cores; what fails prints its seed and
+its script. ``--seed N`` plays that one again, ``--shrink`` looks for the shortest part of it that still
+fails, and ``--script "0.1 crash_bus, 0 crash_web+slow_browser"`` plays what is written there. At the end it
+tells what supervision can do and no run reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, get_args
+
+import attrs
+import trio
+import trio.testing
+
+from tangram.chaos.campaign import UNLIMITED
+from tangram.chaos.observers import LOOKED_ON, Seen, looking_on
+from tangram.plugins import Plugin
+from tangram.supervision import SupervisionEvent
+from tangram.supervision.spec import Strategy
+from tangram.testing.checks.invariants import Evidence, InvariantBroken, broken, check
+from tangram.testing.checks.log_records import quiet
+from tangram.testing.checks.sometimes import SUPERVISION, Reached, collecting, observe, sometimes
+from tangram.testing.faults.catalogue import FAULTS, Chaos
+from tangram.testing.faults.catalogue.base import gave_up
+from tangram.testing.faults.steps import scheduled_from
+from tangram.testing.run.server import CHEAP, TangramEnded, open_tangram
+from tangram.testing.run.workers import cores, in_processes
+from tangram.testing.seams.injection import NothingToStrike
+
+__all__ = [
+    "EXPECTED",
+    "SIMULATED",
+    "Script",
+    "SimulationFailed",
+    "main",
+    "play",
+    "script_from",
+    "script_of",
+    "setting_of",
+    "shrink",
+    "simulate",
+    "simulate_many",
+    "written",
+]
+
+Script = tuple[tuple[float, str], ...]
+"""Seconds after the last one, and what strikes then: one fault's name, or two with a plus between them."""
+
+SIMULATED = sorted(name for name, one in FAULTS.items() if one.on == "anything")
+"""All that does not need real time."""
+
+LONGEST_PAUSE = 2.0
+MOST_FAULTS = 6
+STORM = 10
+"""Crashes in a row, so that the longest back-off is reached: 50 ms doubled to 5 s takes eight."""
+CRASHES = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
+
+BESIDE = (*CRASHES, "browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
+"""What may strike together with a crash: another one, of which each counts, and what promises nothing that a
+crash would break.
+"""
+
+CHECKS = (*CHEAP, "comes_to_rest")
+"""Judged when the server has ended; what onlookers have seen is judged before that."""
+
+FORGIVEN = frozenset({"ends_as_promised", "faults_are_counted"})
+"""What a server that gives up in the middle of a fault cannot keep. After a quarantine nothing is."""
+
+LOOK_EVERY = 0.1
+"""Virtual seconds between two looks of those who look on."""
+
+EXPECTED: tuple[str, ...] = (
+    *SUPERVISION,
+    "two faults at once",
+    "a browser got messages",
+    "who reads nothing was sent away",
+    *(f"fault: {name}" for name in SIMULATED),
+)
+"""What 500 seeds have to reach."""
+
+
+class SimulationFailed(AssertionError):
+    """A script broke something; the message has the seed and the script."""
+
+
+def script_of(seed: int) -> Script:
+    """The script that a seed stands for: a few faults, now and then two at once, or a storm of one."""
+    rng = random.Random(seed)  # noqa: S311 - reproducible
+    if rng.random() < 0.1:
+        name = rng.choice(CRASHES)
+        return tuple((round(rng.uniform(0, 0.2), 3), name) for _ in range(STORM))
+    return tuple(
+        (round(rng.uniform(0, LONGEST_PAUSE), 3), _drawn(rng)) for _ in range(rng.randint(1, MOST_FAULTS))
+    )
+
+
+def _drawn(rng: random.Random) -> str:
+    if rng.random() < 0.1:
+        return f"{rng.choice(CRASHES)}+{rng.choice(BESIDE)}"
+    return rng.choice(SIMULATED)
+
+
+def written(script: Script) -> str:
+    """A script as ``--script`` takes it."""
+    return ", ".join(f"{pause:g} {name}" for pause, name in script)
+
+
+def script_from(text: str) -> Script:
+    """The script that *text* says.
+
+    Raises:
+        ValueError: it is none; the message says where.
+    """
+    script = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        pause, _, name = part.partition(" ")
+        unknown = [one for one in name.split("+") if one not in FAULTS]
+        try:
+            seconds = float(pause)
+        except ValueError:
+            seconds = -1.0
+        if seconds < 0 or unknown:
+            raise ValueError(
+                f"{part!r} is no step of a script; expected seconds and a fault, as '0.5 crash_bus'"
+            )
+        script.append((seconds, name))
+    return tuple(script)
+
+
+@attrs.frozen
+class Setting:
+    """Under which limits a script is played."""
+
+    strategy: Strategy = "one_for_all"
+    limited: bool = False
+    """Whether the usual budgets hold: plugins are quarantined then, and the root gives up."""
+
+
+def setting_of(seed: int) -> Setting:
+    """The setting of a seed: each strategy in turn, and the usual budgets for a third of them."""
+    strategies = get_args(Strategy)
+    return Setting(strategies[seed % len(strategies)], limited=seed // len(strategies) % 3 == 2)
+
+
+def play(
+    script: Script,
+    *,
+    plugins: Iterable[Plugin | str] = (),
+    seed: int = 0,
+    strategy: str = "one_for_all",
+    limited: bool = False,
+) -> list[SupervisionEvent]:
+    """Play one script, and answer what happened; whatever it breaks is raised."""
+    limits: dict[str, Any] = {"strategy": strategy}
+    if not limited:
+        limits |= {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED}
+    events: list[SupervisionEvent] = []
+
+    async def live() -> None:
+        async with open_tangram(
+            plugins, {"supervisor": limits}, fakes=True, memory_port=True, seed=seed, checks=CHECKS
+        ) as running:
+            nonlocal events
+            events = running.events
+            seen = Seen()
+            async with looking_on(running, seen, every=LOOK_EVERY, seed=seed):
+                await _play_to(Chaos(running, seed=seed), script, limited=limited)
+                await seen.wait_heard(running)
+            check(seen.evidence(running), LOOKED_ON)
+            sometimes("who reads nothing was sent away", seen.sent_away > 0)
+            sometimes("a browser got messages", len(seen.messages) > 0)
+
+    with scheduled_from(seed):
+        try:
+            trio.run(live, clock=trio.testing.MockClock(autojump_threshold=0))
+        except TangramEnded:
+            if not limited:
+                raise
+    observe(events)
+    return events
+
+
+async def _play_to(chaos: Chaos, script: Script, *, limited: bool) -> None:
+    for pause, name in script:
+        await trio.sleep(pause)
+        names = name.split("+")
+        sometimes("two faults at once", len(names) > 1)
+        outcome = await _struck(chaos, names, limited=limited)
+        if outcome == "ended":
+            return
+        if outcome != "up" and not limited:
+            seen = Evidence(steady=False, missing=chaos.tangram.missing())
+            raise InvariantBroken(broken(seen, ["comes_to_rest"]))
+
+
+async def _struck(chaos: Chaos, names: Sequence[str], *, limited: bool) -> str:
+    tangram = chaos.tangram
+    try:
+        outcome = (await chaos.strike(*names)).outcome
+    except (NothingToStrike, InvariantBroken) as error:
+        if not (limited and _may_be_missed(error, tangram.events)):
+            raise
+        # Whom it would have struck may be in quarantine, or the server at its end; else it was there.
+        outcome = await tangram.wait_steady()
+        if outcome == "up":
+            raise
+        return outcome
+    for name in names:
+        sometimes(f"fault: {name}")
+    return outcome
+
+
+def _may_be_missed(error: NothingToStrike | InvariantBroken, events: Sequence[SupervisionEvent]) -> bool:
+    """Whether a spent budget explains what was told: nobody is there to be struck, or the server had given
+    up before a fault that needs it could end as it is promised.
+    """
+    if isinstance(error, NothingToStrike):
+        return True
+    return gave_up(events) and all(one.invariant in FORGIVEN for one in error.broken)
+
+
+def simulate(seed: int, *, plugins: Iterable[Plugin | str] = ()) -> list[SupervisionEvent]:
+    """Play the script of a seed, in the setting that the seed says; answers what happened.
+
+    Raises:
+        SimulationFailed: something broke.
+    """
+    script, setting = script_of(seed), setting_of(seed)
+    try:
+        return play(script, plugins=plugins, seed=seed, **attrs.asdict(setting))
+    except Exception as error:
+        raise SimulationFailed(f"seed {seed} ({setting}), script {written(script)!r}: {error!r}") from error
+
+
+def shrink(script: Script, fails: Callable[[Script], bool]) -> Script:
+    """The shortest part of a script that still fails, found by hypothesis, which has to be installed.
+
+    Args:
+        script: one that fails.
+        fails: plays a script, and answers whether it broke something.
+    """
+    from hypothesis import HealthCheck, Phase, find, settings
+    from hypothesis import strategies as st
+
+    # Which steps are left out, so that the simplest choice of all is to leave all out.
+    keep = st.tuples(*(st.booleans() for _ in script))
+
+    def kept(choice: Sequence[bool]) -> Script:
+        return tuple(step for step, stays in zip(script, choice, strict=True) if stays)
+
+    quick = settings(
+        database=None,
+        deadline=None,
+        max_examples=200,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    return kept(find(keep, lambda choice: fails(kept(choice)), settings=quick, random=random.Random(0)))  # noqa: S311
+
+
+@attrs.define
+class Outcome:
+    """What many seeds came to."""
+
+    failed: dict[int, str] = attrs.field(factory=dict)
+    """Why, by seed."""
+    reached: Reached = attrs.field(factory=Reached)
+
+
+def simulate_many(seeds: Sequence[int], *, jobs: int = 1) -> Outcome:
+    """Play many seeds with a small plugin, spread over so many processes."""
+    if jobs > 1:
+        shares = in_processes([partial(simulate_many, seeds[number::jobs]) for number in range(jobs)])
+    else:
+        shares = [_play_share(seeds)]
+    whole = Outcome()
+    whole.reached.expect(EXPECTED)
+    for share in shares:
+        whole.failed |= share.failed
+        whole.reached.merge(share.reached)
+    return whole
+
+
+def _play_share(seeds: Sequence[int]) -> Outcome:
+    outcome = Outcome()
+    with quiet(), collecting() as outcome.reached:
+        for seed in seeds:
+            try:
+                simulate(seed, plugins=[_plugin()])
+            except SimulationFailed as error:
+                outcome.failed[seed] = str(error)
+    return outcome
+
+
+def _plugin() -> Plugin:
+    """A small plugin, so that plugin faults have something to strike."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def beat(state: Any) -> None:
+        while True:
+            await state.publish("to:simulation:beat", b"{}")
+            await trio.sleep(0.5)
+
+    return plugin
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one seed, one script, or many seeds; status 1 if any broke something."""
+    parser = argparse.ArgumentParser(prog="python -m tangram.chaos.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="play this one")
+    parser.add_argument("--seeds", type=int, default=20, help="play so many, from 0")
+    parser.add_argument("--script", help="play this script, in the setting of --seed")
+    parser.add_argument("--shrink", action="store_true", help="find the shortest part that still fails")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes for many seeds (one a core)")
+    options = parser.parse_args(arguments)
+    if options.seed is None and options.script is None:
+        return _tell_many(simulate_many(range(options.seeds), jobs=min(options.jobs, options.seeds)))
+    seed = options.seed or 0
+    try:
+        script = script_of(seed) if options.script is None else script_from(options.script)
+    except ValueError as error:
+        parser.error(str(error))
+    with quiet():
+        return _tell_one(seed, script, shorten=options.shrink)
+
+
+def _tell_one(seed: int, script: Script, *, shorten: bool) -> int:
+    fault = _failure(seed, script)
+    if fault is None:
+        sys.stdout.write("it held\n")
+        return 0
+    sys.stderr.write(f"{written(script)!r} broke: {fault!r}\n")
+    if shorten:
+        least = shrink(script, lambda part: _failure(seed, part) is not None)
+        sys.stderr.write(f"shortest: --seed {seed} --script {written(least)!r}\n")
+    return 1
+
+
+def _failure(seed: int, script: Script) -> Exception | None:
+    try:
+        play(script, plugins=[_plugin()], seed=seed, **attrs.asdict(setting_of(seed)))
+    except Exception as error:  # noqa: BLE001 - any is a failure of the script
+        return error
+    return None
+
+
+def _tell_many(outcome: Outcome) -> int:
+    for why in outcome.failed.values():
+        sys.stderr.write(f"{why}\n")
+    sys.stdout.write(f"{outcome.reached}\n")
+    sys.stdout.write(f"failed: {sorted(outcome.failed)}\n" if outcome.failed else "all seeds held\n")
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    # By its name: other processes are handed functions of this module.
+    sys.exit(import_module("tangram.chaos.simulation").main())

@@ -1,0 +1,282 @@
+"""One WebSocket's way out: from the outbox of bytes into the socket, straight from the hub's delivery.
+
+1. ``wake`` is what the outbox calls: it sends the whole backlog in one non-blocking write, there and then.
+   No task waits for messages, and nothing is scheduled for a client that keeps up.
+2. A broadcast is framed once: the frame is kept in the message, which all members share.
+3. One writer only: while the socket takes no more, one task writes the rest, and ``wake`` leaves what comes
+   to the outbox, where the bound, the named disconnect and the conflation are. Pongs and close frames go
+   the same way.
+4. Nothing here raises into the hub: a connection that cannot be written to is closed, and its reader sees
+   that.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+import attrs
+import structlog
+import trio
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from tangram.channels.disconnects import GONE
+from tangram.channels.frames import TEXT, Encoded, Run
+from tangram.channels.outbox import Outbox
+
+__all__ = ["Pump", "PumpStatistics", "Wire", "frame", "join"]
+
+log = structlog.get_logger("tangram.http")
+
+CLOSE_TIME: Final = 2.0
+"""Seconds that a client has, once its connection is to end, to take what is left and to answer the close
+frame.
+"""
+
+MAX_CONTROL: Final = 65536
+"""Bytes of pongs that wait for a client that sends pings and does not read: more ends the connection."""
+
+NEVER: Final = float("inf")
+
+_NOTHING: Final = Outbox(lambda: None)
+"""The outbox of a pump that has none yet: always empty."""
+
+_wait_writable = trio.lowlevel.wait_writable
+_now = trio.current_time
+
+
+class Wire(Protocol):
+    """The connection under a pump."""
+
+    sock: socket.socket
+    read_deadline: float
+    write_deadline: float
+    closed: bool
+
+    def abort(self) -> None:
+        """Close the socket; whoever waits for it is woken."""
+
+
+@attrs.define
+class PumpStatistics:
+    """What all pumps of an engine did: shared, counted in place."""
+
+    writes: int = 0
+    """Non-blocking writes."""
+    messages: int = 0
+    """Messages handed to sockets."""
+    blocked: int = 0
+    """Writes that the socket took in part only."""
+
+
+def frame(item: Encoded) -> bytes:
+    """A message's frame as a server sends it, unmasked (RFC 6455, section 5.2); kept in ``item.wire``."""
+    data = item.data
+    size = len(data)
+    first = 0x80 | item.opcode
+    if size < 126:
+        head = bytes((first, size))
+    elif size < 65536:
+        head = bytes((first, 126, size >> 8, size & 0xFF))
+    else:
+        head = bytes((first, 127)) + size.to_bytes(8, "big")
+    item.wire = wire = head + data
+    return wire
+
+
+def join(run: Run) -> bytes:
+    """The frames of a run in one piece; kept in ``run.wire``."""
+    if run.texts is None:
+        run.wire = wire = b"".join([item.wire or frame(item) for item in run.items])
+    else:
+        run.wire = wire = b"".join(
+            [
+                b"\x81%c%b" % (size, text)
+                if (size := len(text)) < 126
+                else b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), text)
+                if size < 65536
+                else b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), text)
+                for text in run.texts
+            ]
+        )
+    return wire
+
+
+class Pump:
+    """Writes one WebSocket."""
+
+    __slots__ = (
+        "_control",
+        "_credit",
+        "_outbox",
+        "_rest",
+        "_spawn",
+        "_statistics",
+        "connection",
+        "corked",
+        "end_at",
+        "protocol",
+        "write_timeout",
+    )
+
+    def __init__(
+        self,
+        connection: Wire,
+        protocol: ServerProtocol,
+        *,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        write_timeout: float,
+        statistics: PumpStatistics,
+    ) -> None:
+        """``spawn`` starts a task beside the connection's own: only while the socket takes no more."""
+        self.connection = connection
+        self.protocol = protocol
+        self.write_timeout = write_timeout
+        self._outbox = _NOTHING
+        self.corked = False
+        """Set while frames of one read are handled: their answers go out together."""
+        self.end_at = NEVER
+        """When the connection ends at the latest; set once it is to end."""
+        self._spawn = spawn
+        self._statistics = statistics
+        self._control = b""
+        self._rest: memoryview | None = None
+        self._credit = 0
+
+    def attach(self, outbox: Outbox) -> None:
+        """The outbox to empty; from now on ``wake`` sends."""
+        self._outbox = outbox
+        self.flush()
+
+    def wake(self) -> None:
+        """The outbox has something new: send all of it, if the socket is free."""
+        if self._rest is None:
+            if not self.corked and self._send_all():
+                self._spawn(self._write_rest)
+        elif self._outbox.disconnect is not None:
+            self._begin_end()
+            self.connection.write_deadline = min(self.connection.write_deadline, self.end_at)
+
+    def flush(self) -> None:
+        """Send what waits in one write. Never blocks and never raises."""
+        if self._rest is None and self._send_all():
+            self._spawn(self._write_rest)
+
+    def _send_all(self) -> bool:
+        """One write of everything; answers whether a rest is left."""
+        connection = self.connection
+        if connection.closed:
+            return False
+        data, credit = self._collect()
+        if not data:
+            return False
+        self._statistics.writes += 1
+        try:
+            sent = connection.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            connection.abort()
+            return False
+        if sent == len(data):
+            if credit:
+                self._outbox.written(credit)
+            return False
+        self._statistics.blocked += 1
+        self._credit = credit
+        self._rest = memoryview(data)[sent:]
+        self._written(sent)
+        connection.write_deadline = min(_now() + self.write_timeout, self.end_at)
+        return True
+
+    def control(self, frames: list[bytes]) -> None:
+        """Pongs, and the answer to a close frame: to be sent before what waits in the outbox."""
+        self._control += b"".join(frames)
+        if len(self._control) > MAX_CONTROL:
+            self.connection.abort()
+
+    def ping(self) -> None:
+        """Ask whether the client is still there."""
+        if self.protocol.state is OPEN:
+            self.protocol.send_ping(b"")
+            self.control(self.protocol.data_to_send())
+            self.flush()
+
+    def _collect(self) -> tuple[bytes, int]:
+        """Everything that waits, as bytes of the wire, and how much of it the outbox is to be credited
+        for.
+        """
+        data, self._control = self._control, b""
+        outbox = self._outbox
+        credit = 0
+        items = outbox.take_all()
+        count = items.length if type(items) is Run else len(items)
+        if count and self.protocol.state is OPEN:
+            self._statistics.messages += count
+            if self.protocol.extensions:
+                data += self._compress(items)
+                credit = sum(len(item.data) for item in items)
+            elif type(items) is Run:
+                wire = items.wire or join(items)
+                data, credit = data + wire if data else wire, items.size
+            elif count == 1 and not data:
+                item = items[0]
+                data, credit = item.wire or frame(item), len(item.data)
+            else:
+                parts = [data]
+                for item in items:
+                    parts.append(item.wire or frame(item))
+                    credit += len(item.data)
+                data = b"".join(parts)
+        if outbox.disconnect is not None:
+            self._begin_end()
+            if self.protocol.state is OPEN and outbox.disconnect != GONE:
+                self.protocol.send_close(outbox.disconnect.code, outbox.disconnect.reason)
+                data += b"".join(self.protocol.data_to_send())
+        return data, credit
+
+    def _compress(self, items: Sequence[Encoded]) -> bytes:
+        for item in items:
+            if item.opcode == TEXT:
+                self.protocol.send_text(item.data)
+            else:
+                self.protocol.send_binary(item.data)
+        return b"".join(self.protocol.data_to_send())
+
+    def _begin_end(self) -> None:
+        """The connection is to end: from now on it has CLOSE_TIME."""
+        if self.end_at == NEVER:
+            self.end_at = _now() + CLOSE_TIME
+            self.connection.read_deadline = self.end_at
+
+    def _written(self, size: int) -> None:
+        """Bytes have left: the outbox has room again, though frames are not yet out as a whole."""
+        credit = min(size, self._credit)
+        if credit:
+            self._credit -= credit
+            self._outbox.written(credit)
+
+    async def _write_rest(self) -> None:
+        connection = self.connection
+        try:
+            while self._rest is not None and not connection.closed:
+                # Anew at each step: the client has this long to take something, not everything.
+                connection.write_deadline = min(_now() + self.write_timeout, self.end_at)
+                await _wait_writable(connection.sock)
+                try:
+                    sent = connection.sock.send(self._rest)
+                except BlockingIOError:
+                    continue
+                self._rest = self._rest[sent:]
+                self._written(sent if self._rest else self._credit)
+                if not self._rest:
+                    self._rest = None
+                    connection.write_deadline = NEVER
+                    self._send_all()  # what came meanwhile; its rest is ours again
+        except (OSError, trio.ClosedResourceError):
+            connection.abort()
+        except trio.Cancelled:
+            connection.abort()  # half a frame is out: nothing can follow it
+            raise

@@ -1,0 +1,97 @@
+"""``POST /token``: a token for one channel, if the policy lets the asker have it.
+
+The status codes are those existing clients see: 400 for a body that is no JSON, 415 for another content
+type, 422 for JSON of the wrong shape, and 403, 429 or 503 with the reason where the policy says no. CORS and
+405 are the web's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tangram.channels.disconnects import BUSY, Refusal
+from tangram.channels.policy import ConnectInfo, Gate
+from tangram.gateway.channels import Channels, connect_info
+from tangram.routing import APIRouter, Request, Response
+
+__all__ = ["MAX_BODY", "TokenAnswer", "issue_token", "token_router"]
+
+MAX_BODY: Final = 2 * 1024 * 1024
+"""Bytes of a request, as existing servers allow; what is useful of them is a few hundred."""
+RETRY_AFTER: Final = "1"
+"""Seconds: at the default rate a bucket holds tokens again by then."""
+_JSON: Final = re.compile(r"application/(?:[\w.!#$&^+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+
+
+class TokenAnswer(NamedTuple):
+    """An HTTP answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class _Asked(msgspec.Struct):
+    channel: str
+    id: str | None = None
+
+
+async def issue_token(
+    gate: Gate, body: bytes, *, content_type: str | None, authorization: str | None, info: ConnectInfo
+) -> TokenAnswer:
+    """Answer one token request, whatever it looks like."""
+    if len(body) > MAX_BODY:
+        return _text(413, "body too large")
+    if content_type is None or not _JSON.fullmatch(content_type.strip()):
+        return _text(415, "expected content-type: application/json")
+    try:
+        asked = msgspec.convert(msgspec.json.decode(body), _Asked)
+    except msgspec.ValidationError as error:
+        return _text(422, f"wrong shape: {error}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _text(400, "body is not JSON")
+    minted = await gate.mint(asked.channel, asked.id, info, bearer=_bearer(authorization))
+    if isinstance(minted, Refusal):
+        return _text(minted.status, minted.reason, retry=minted.retry)
+    return TokenAnswer(
+        200, "application/json", msgspec.json.encode(minted._asdict()), {"cache-control": "no-store"}
+    )
+
+
+def _bearer(authorization: str | None) -> str | None:
+    scheme, _, credentials = (authorization or "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
+
+
+def _text(status: int, text: str, *, retry: bool = False) -> TokenAnswer:
+    headers = {"retry-after": RETRY_AFTER} if retry else {}
+    return TokenAnswer(status, "text/plain; charset=utf-8", f"{text}\n".encode(), headers)
+
+
+def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
+    """The route; ``channels`` is read at each request, None (no incarnation at the moment) answers 503."""
+    router = APIRouter(tags=["channels"])
+
+    @router.post("/token", summary="A token for one channel")
+    async def token(request: Request) -> Response:
+        owner = channels()
+        if owner is None:
+            answer = _text(BUSY.status, BUSY.reason, retry=True)
+        else:
+            answer = await issue_token(
+                owner.gate,
+                await request.body(),
+                content_type=request.headers.get("content-type"),
+                authorization=request.headers.get("authorization"),
+                info=connect_info(request.scope),
+            )
+        return Response(
+            answer.body, answer.status, headers=dict(answer.headers), media_type=answer.content_type
+        )
+
+    return router

@@ -1,0 +1,1 @@
+"""HTTP engines on held sockets: the native one and Hypercorn."""

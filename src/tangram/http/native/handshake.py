@@ -1,0 +1,133 @@
+"""From a request that asks for a WebSocket to the I/O-free protocol that reads and writes its frames.
+
+1. No I/O here. What the head's reader has checked (GET, HTTP/1.1, Upgrade, Connection, no body) is not
+   checked again.
+2. permessage-deflate only where it is switched on, and without context takeover: a window kept for each
+   connection would cost more memory than everything else of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from tangram.http.native.head import BadHead, RequestHead
+from tangram.http.native.response import BadResponse
+
+if TYPE_CHECKING:
+    from websockets.extensions.base import ServerExtensionFactory
+
+__all__ = ["Upgrade", "prepare_upgrade"]
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_OURS: Final = frozenset(
+    {
+        b"upgrade",
+        b"connection",
+        b"sec-websocket-accept",
+        b"sec-websocket-protocol",
+        b"sec-websocket-extensions",
+    }
+)
+
+_quiet = logging.getLogger("tangram.websockets")
+_quiet.setLevel(logging.CRITICAL)
+
+
+class Upgrade:
+    """A WebSocket that may be accepted."""
+
+    __slots__ = ("accept", "extensions", "protocol", "subprotocols")
+
+    def __init__(
+        self, protocol: ServerProtocol, subprotocols: Sequence[str], accept: bytes, extensions: str | None
+    ) -> None:
+        self.protocol = protocol
+        self.subprotocols = subprotocols
+        """What the client offers, in its order."""
+        self.accept = accept
+        self.extensions = extensions
+
+    def response(self, subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """The head of the 101 that accepts. Raises BadResponse."""
+        lines = [
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+            b"sec-websocket-accept: " + self.accept
+        ]
+        if subprotocol is not None:
+            if subprotocol not in self.subprotocols:
+                raise BadResponse(f"the subprotocol {subprotocol!r} was not offered")
+            lines.append(b"sec-websocket-protocol: " + subprotocol.encode("latin-1"))
+        if self.extensions is not None:
+            lines.append(b"sec-websocket-extensions: " + self.extensions.encode("latin-1"))
+        for name, value in headers:
+            if name.lower() in _OURS:
+                continue
+            line = name.lower() + b": " + value
+            if b"\r" in line or b"\n" in line or b"\x00" in line:
+                raise BadResponse("a response header holds a line break or a null byte")
+            lines.append(line)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def prepare_upgrade(request: RequestHead, *, max_message: int, compression: bool) -> Upgrade:
+    """Check what is the WebSocket's own in a request. Raises BadHead."""
+    keys: list[bytes] = []
+    versions: list[bytes] = []
+    offered: list[str] = []
+    extensions: list[str] = []
+    for name, value in request.headers:
+        if name == b"sec-websocket-key":
+            keys.append(value)
+        elif name == b"sec-websocket-version":
+            versions.append(value)
+        elif name == b"sec-websocket-protocol":
+            offered += [token.strip() for token in value.decode("latin-1").split(",") if token.strip()]
+        elif name == b"sec-websocket-extensions":
+            extensions.append(value.decode("latin-1"))
+    if versions != [b"13"]:
+        raise BadHead(426, "only version 13 of WebSocket is spoken here", b"sec-websocket-version: 13\r\n")
+    if len(keys) != 1 or not _is_key(keys[0]):
+        raise BadHead(400, "malformed Sec-WebSocket-Key")
+    accept = base64.b64encode(hashlib.sha1(keys[0] + _GUID, usedforsecurity=False).digest())
+    factories = _deflate() if compression and extensions else None
+    protocol = ServerProtocol(state=OPEN, max_size=max_message, extensions=factories, logger=_quiet)
+    answer = _negotiate(protocol, extensions) if factories else None
+    return Upgrade(protocol, offered, accept, answer)
+
+
+def _is_key(key: bytes) -> bool:
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except binascii.Error:
+        return False
+
+
+def _deflate() -> Sequence[ServerExtensionFactory]:
+    from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+
+    return [
+        ServerPerMessageDeflateFactory(
+            server_no_context_takeover=True, client_no_context_takeover=True, server_max_window_bits=12
+        )
+    ]
+
+
+def _negotiate(protocol: ServerProtocol, offers: Sequence[str]) -> str | None:
+    from websockets.datastructures import Headers
+    from websockets.exceptions import InvalidHandshake
+
+    try:
+        answer, protocol.extensions = protocol.process_extensions(
+            Headers([("Sec-WebSocket-Extensions", offer) for offer in offers])
+        )
+    except InvalidHandshake as error:
+        raise BadHead(400, "malformed Sec-WebSocket-Extensions") from error
+    return answer

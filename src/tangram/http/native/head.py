@@ -1,0 +1,226 @@
+"""From the bytes of one request head to a RequestHead, or to a reason why not.
+
+1. No I/O here: bytes in, a RequestHead or a BadHead out.
+2. A head is checked as a whole, by one expression, before httptools reads it: httptools never sees a byte
+   that the expression did not allow. Where two readers of the same bytes may disagree, requests are
+   smuggled; what llhttp reads leniently is therefore refused here. The referee is h11: what h11 refuses is
+   refused, and what is accepted is read as h11 reads it. Refused although h11 reads it: bare LF, folded
+   lines, control characters in values, repeated or list-valued Content-Length, a length beside a transfer
+   coding, methods in lower case.
+3. httptools cannot stop at the end of a message, and so is given one head and no more; bodies are framed in
+   ``body``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import unquote
+
+import httptools
+
+__all__ = ["CHUNKED", "BadHead", "RequestHead", "parse_head", "premature_fault"]
+
+CHUNKED: Final = -1
+"""The length of a body that tells its length chunk by chunk."""
+
+MAX_LENGTH_DIGITS: Final = 18
+"""Digits of a Content-Length: more would overflow what some intermediary counts in."""
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
+_HEAD = re.compile(
+    rb"(?P<method>[A-Z][A-Z\-]{0,31}) (?P<target>[!-~]+) HTTP/1\.(?P<minor>[01])\r\n"
+    rb"(?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+\r\n"
+)
+_OTHER_VERSION = re.compile(rb"[!-~]+ [!-~]+ HTTP/(?!1\.[01]\r)[0-9]\.[0-9]\r\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
+_LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+"""Fields that decide about the connection; the others only pass through."""
+
+
+class BadHead(Exception):  # what it is, in the words of this module
+    """The request must be refused with ``status``; the message goes to the client."""
+
+    def __init__(self, status: int, reason: str, extra: bytes = b"") -> None:
+        self.status = status
+        self.reason = reason
+        self.extra = extra
+        """Header lines that belong to the answer."""
+        super().__init__(status, reason)
+
+
+class RequestHead:
+    """One request head. ``headers`` have names in lower case, in the order sent; ``length`` may be
+    CHUNKED.
+    """
+
+    __slots__ = (
+        "expects_continue",
+        "framing",
+        "headers",
+        "keep_alive",
+        "length",
+        "method",
+        "path",
+        "query",
+        "raw_path",
+        "target",
+        "version",
+        "websocket",
+    )
+
+    def __init__(self) -> None:
+        self.target: bytes = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.framing: dict[bytes, list[bytes]] = {}
+        self.method: str = ""
+        self.path: str = ""
+        self.raw_path: bytes = b""
+        self.query: bytes = b""
+        self.version: str = "1.1"
+        self.length: int = 0
+        self.keep_alive: bool = True
+        self.expects_continue: bool = False
+        self.websocket: bool = False
+
+    # Called by httptools.
+
+    def on_url(self, url: bytes) -> None:
+        """Once: the target was short enough to come in one piece."""
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Once for each field."""
+        name = name.lower()
+        value = value.strip(b" \t")
+        self.headers.append((name, value))
+        if name in _FRAMING:
+            self.framing.setdefault(name, []).append(value)
+
+
+def parse_head(head: bytes, max_headers: int) -> RequestHead:
+    """Read one head, up to and including its empty line. Raises BadHead."""
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise _explain(head)
+    request = RequestHead()
+    try:
+        httptools.HttpRequestParser(request).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # Told by its own exception at the end of the head; nothing follows that we gave it.
+    except httptools.HttpParserError as error:
+        raise BadHead(400, f"malformed request: {error}") from error
+    if len(request.headers) > max_headers:
+        raise BadHead(431, f"more than {max_headers} header fields")
+    request.method = match["method"].decode("ascii")
+    if match["minor"] == b"0":
+        request.version = "1.0"
+        request.keep_alive = False
+    _read_target(request)
+    _read_framing(request)
+    return request
+
+
+def premature_fault(data: bytes) -> BadHead | None:
+    """What is wrong already with a head that has not ended yet, so that nobody waits for an end that cannot
+    come.
+    """
+    if data and not 0x41 <= data[0] <= 0x5A:
+        return BadHead(400, "malformed request line")
+    if _BARE_LF.search(data):
+        return BadHead(400, "lines must end with CR LF")
+    return None
+
+
+def _explain(head: bytes) -> BadHead:
+    if _OTHER_VERSION.match(head):
+        return BadHead(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    if _BARE_LF.search(head):
+        return BadHead(400, "lines must end with CR LF")
+    line, *fields = head.split(b"\r\n")
+    if not re.fullmatch(rb"[A-Z][A-Z\-]{0,31} [!-~]+ HTTP/1\.[01]", line):
+        return BadHead(400, "malformed request line")
+    if any(field[:1] in {b" ", b"\t"} for field in fields):
+        return BadHead(400, "folded header lines are not allowed")
+    if any(re.match(_TOKEN + rb"[ \t]+:", field) for field in fields):
+        return BadHead(400, "no space is allowed before the colon of a header")
+    return BadHead(400, "malformed header field")
+
+
+def _read_target(request: RequestHead) -> None:
+    target = request.target
+    if not target.startswith(b"/"):
+        target = _odd_target(request, target)
+    raw, _, request.query = target.partition(b"?")
+    request.raw_path = raw
+    text = raw.decode("ascii")
+    request.path = unquote(text) if "%" in text else text
+
+
+def _odd_target(request: RequestHead, target: bytes) -> bytes:
+    if target == b"*" and request.method == "OPTIONS":
+        return target
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise BadHead(400, "malformed request target")
+    # RFC 9112, 3.2.2: the authority of the target counts, and what Host says is ignored.
+    authority = match[1]
+    request.headers = [(name, authority if name == b"host" else value) for name, value in request.headers]
+    return (match[2] or b"/") + (match[3] or b"")
+
+
+def _read_framing(request: RequestHead) -> None:
+    framing = request.framing
+    hosts = framing.get(b"host", ())
+    if len(hosts) > 1 or (not hosts and request.version == "1.1"):
+        raise BadHead(400, "exactly one Host is needed")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise BadHead(400, "malformed Host")
+    if len(framing) == len(hosts):
+        return
+    if b"content-length" in framing or b"transfer-encoding" in framing:
+        _read_body_framing(request, framing.get(b"content-length", ()), framing.get(b"transfer-encoding", ()))
+    if b"expect" in framing:
+        if framing[b"expect"][0].lower() != b"100-continue":
+            raise BadHead(417, "the only expectation known is '100-continue'")
+        request.expects_continue = request.version == "1.1"
+    if b"connection" in framing:
+        _read_connection(request, framing[b"connection"], framing.get(b"upgrade", ()))
+
+
+def _read_body_framing(request: RequestHead, lengths: Sequence[bytes], codings: Sequence[bytes]) -> None:
+    if not codings:
+        if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+            raise BadHead(400, "malformed or repeated Content-Length")
+        request.length = int(lengths[0])
+        return
+    if lengths:
+        raise BadHead(400, "Content-Length beside Transfer-Encoding")
+    if request.version == "1.0":
+        raise BadHead(400, "HTTP/1.0 has no transfer codings")
+    if len(codings) > 1 or codings[0].lower() != b"chunked":
+        raise BadHead(501, "the only transfer coding known is 'chunked', once")
+    request.length = CHUNKED
+
+
+def _read_connection(request: RequestHead, connection: Sequence[bytes], upgrade: Sequence[bytes]) -> None:
+    tokens = {token.strip(b" \t") for token in b",".join(connection).lower().split(b",")}
+    if b"close" in tokens:
+        request.keep_alive = False
+    elif b"keep-alive" in tokens:
+        request.keep_alive = True
+    request.websocket = (
+        b"upgrade" in tokens
+        and len(upgrade) == 1
+        and upgrade[0].lower() == b"websocket"
+        and request.method == "GET"
+        and request.version == "1.1"
+    )
+    if request.websocket and request.length:
+        raise BadHead(400, "an upgrade cannot have a body")

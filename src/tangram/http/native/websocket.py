@@ -1,0 +1,313 @@
+"""WebSockets of the application's own, as ASGI's websocket scope, on the native engine.
+
+The application runs in the connection's task and a reader beside it, so that pings are answered and a close
+is seen whether or not the application asks. A server's close is never 1000 unless the application says so:
+after 1000 many clients do not come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import Any, Final
+
+import structlog
+import trio
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN
+
+from tangram.http.engine import ClientGone, Message, Scope, failures_of, has_hung_up
+from tangram.http.native.connection import HttpConnection
+from tangram.http.native.exchange import AHEAD_BYTES, only_gone
+from tangram.http.native.handshake import Upgrade
+from tangram.http.native.message_assembly import CONTROL, Frames
+from tangram.http.native.response import BadResponse, build_head, simple_response
+
+__all__ = ["AppSocket"]
+
+log = structlog.get_logger("tangram.http")
+
+QUEUED_MESSAGES: Final = 16
+"""Messages that wait for the application before reading from the client pauses."""
+
+QUEUED_BYTES: Final = 262_144
+"""Bytes of them, whatever their number: 16 messages of the largest size would be 256 MiB."""
+
+UNHEARD: Final = 3
+"""Ping intervals after which a client that has not answered is taken for gone, unless nobody reads its
+answers.
+"""
+
+CLOSE_TIME: Final = 2.0
+"""Seconds that a client has to answer our close frame."""
+
+NEVER: Final = float("inf")
+
+ABNORMAL: Final = 1006
+INTERNAL_ERROR: Final = 1011
+
+
+class AppSocket:
+    """One connection of a websocket scope: ``receive`` and ``send`` for the application."""
+
+    def __init__(
+        self, connection: HttpConnection, upgrade: Upgrade, scope: Scope, *, ping_interval: float
+    ) -> None:
+        self._connection = connection
+        self._upgrade = upgrade
+        self._protocol = upgrade.protocol
+        self._scope = scope
+        self._ping_interval = ping_interval
+        self._seen = self._pinged = trio.current_time()
+        self._paused = False
+        self._nursery: trio.Nursery | None = None
+        self._accepted = False
+        self._connected = False
+        self._denial: Message | None = None
+        self._denied = False
+        self._frames = Frames()
+        self._inbox: deque[Message] = deque()
+        self._queued = 0
+        self._wake_app = trio.Event()
+        self._wake_reader = trio.Event()
+        self._gone = False
+        self._failed = False
+        self._end_at = NEVER
+
+    # What the engine asks of it.
+
+    def say_goodbye(self, code: int) -> None:
+        if self._nursery is not None and self._accepted:
+            self._nursery.start_soon(self._close, code, "")
+
+    def tick(self, now: float) -> None:
+        last = max(self._pinged, self._seen)
+        if self._paused and not has_hung_up(self._connection.sock):
+            # Its pongs lie unread because the application is behind, which says nothing of the client. Pings
+            # still go out: what nobody acknowledges makes the system give the connection up.
+            self._seen, last = now, self._pinged
+        if now - self._seen >= UNHEARD * self._ping_interval:
+            self._connection.abort()
+        elif self._nursery is not None and now - last >= self._ping_interval:
+            self._pinged = now
+            self._nursery.start_soon(self._ping)
+
+    # Its own task.
+
+    async def run(self) -> None:
+        """Call the application; whatever it leaves open is closed."""
+        connection = self._connection
+        connection.upgraded = self
+        engine = connection.server.engine
+        engine.requests += 1
+        engine.websockets += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._read)
+                await self._call()
+                await self._finish()
+                nursery.cancel_scope.cancel()
+        finally:
+            engine.websockets -= 1
+            self._nursery = None
+
+    async def _call(self) -> None:
+        try:
+            await self._connection.server.app(self._scope, self.receive, self.send)
+        except BaseException as error:
+            rest = failures_of(error)
+            if rest is None or not isinstance(rest, Exception):
+                raise
+            if not only_gone(rest):
+                self._connection.server.engine.failed += 1
+                log.exception("the application failed", path=self._scope["path"], exc_info=rest)
+
+    async def _finish(self) -> None:
+        connection = self._connection
+        with contextlib.suppress(ClientGone):
+            if not self._accepted:
+                if not self._denied and not connection.closed:
+                    await connection.write(simple_response(500, "internal server error", close=True))
+                return
+            if self._protocol.state is OPEN:
+                await self._close(INTERNAL_ERROR, "")
+            with trio.move_on_after(CLOSE_TIME):
+                while not (self._gone or connection.closed):
+                    self._wake_app = trio.Event()
+                    await self._wake_app.wait()
+
+    # Towards the application.
+
+    async def receive(self) -> Message:
+        """ASGI's receive: connect, then messages, then the disconnect."""
+        if not self._connected:
+            self._connected = True
+            return {"type": "websocket.connect"}
+        while not self._inbox:
+            if self._gone or self._connection.closed:
+                await trio.lowlevel.checkpoint()
+                return self._disconnect()
+            self._wake_app = trio.Event()
+            await self._wake_app.wait()
+        await trio.lowlevel.checkpoint()
+        message = self._inbox.popleft()
+        self._queued -= len(message.get("bytes") or message.get("text", ""))
+        self._wake_reader.set()  # now that there is room: it looks once, and waits again where there is none
+        return message
+
+    def _disconnect(self) -> Message:
+        told = self._protocol.close_rcvd or self._protocol.close_sent
+        code, reason = (told.code, told.reason) if told is not None else (ABNORMAL, "")
+        return {"type": "websocket.disconnect", "code": code, "reason": reason}
+
+    async def _read(self) -> None:
+        connection, protocol = self._connection, self._protocol
+        try:
+            if not await self._read_ahead():
+                return
+            data, connection.buffer = connection.buffer, b""
+            while True:
+                if data:
+                    await self._take(data)
+                if self._failed or protocol.parser_exc is not None:
+                    # Our close frame is on its way, and the client is still sending: a reset would eat it.
+                    await connection.linger()
+                    return
+                if protocol.close_rcvd is not None:
+                    return
+                while len(self._inbox) >= QUEUED_MESSAGES or self._queued >= QUEUED_BYTES:
+                    self._wake_reader = trio.Event()
+                    self._paused = True
+                    await self._wake_reader.wait()
+                    self._paused = False
+                left = NEVER if self._end_at == NEVER else max(0.0, self._end_at - trio.current_time())
+                data = await connection.read(left)
+                if not data:
+                    return
+        except ClientGone:
+            pass
+        finally:
+            self._gone = True
+            self._wake_app.set()
+
+    async def _read_ahead(self) -> bool:
+        """Until the handshake is over bytes are kept; answers whether the client is still there then."""
+        connection = self._connection
+        while not self._accepted:
+            if len(connection.buffer) >= AHEAD_BYTES:
+                self._wake_reader = trio.Event()
+                await self._wake_reader.wait()
+                continue
+            data = await connection.read(NEVER)
+            if not data:
+                return False
+            connection.buffer += data
+        return True
+
+    async def _take(self, data: bytes) -> None:
+        protocol = self._protocol
+        self._seen = trio.current_time()
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            assert isinstance(event, Frame)
+            if event.opcode >= CONTROL:
+                continue
+            message = self._frames.add(event)
+            if message is None:
+                continue
+            opcode, payload = message
+            if opcode == Opcode.TEXT:
+                try:
+                    text = payload.decode()
+                except UnicodeDecodeError:
+                    protocol.fail(1007, "a text message must be UTF-8")
+                    self._failed = True
+                    break
+                self._inbox.append({"type": "websocket.receive", "text": text})
+                self._queued += len(text)
+            else:
+                self._inbox.append({"type": "websocket.receive", "bytes": payload})
+                self._queued += len(payload)
+        if self._inbox:
+            self._wake_app.set()
+        await self._flush()
+
+    # From the application.
+
+    async def send(self, message: Message) -> None:
+        """ASGI's send."""
+        kind = message["type"]
+        if self._connection.closed or (self._accepted and self._gone):
+            raise ClientGone("the client has gone")
+        if self._accepted:
+            await self._send_accepted(kind, message)
+        elif kind == "websocket.accept":
+            await self._connection.write(
+                self._upgrade.response(message.get("subprotocol"), message.get("headers", ()))
+            )
+            self._accepted = True
+            self._wake_reader.set()
+        elif self._denied:
+            raise BadResponse("the handshake is already refused")
+        elif kind == "websocket.close":
+            self._denied = True
+            await self._connection.write(simple_response(403, "forbidden", close=True))
+        elif kind == "websocket.http.response.start":
+            self._denial = message
+        elif kind == "websocket.http.response.body" and self._denial is not None:
+            await self._deny(message)
+        else:
+            raise BadResponse(f"unexpected message {kind!r} before the handshake is over")
+
+    async def _send_accepted(self, kind: str, message: Message) -> None:
+        protocol = self._protocol
+        if kind == "websocket.close":
+            await self._close(int(message.get("code") or 1000), message.get("reason") or "")
+            return
+        if kind != "websocket.send":
+            raise BadResponse(f"unexpected message {kind!r}")
+        if protocol.state is not OPEN:
+            raise ClientGone("the connection is closing")
+        text: str | None = message.get("text")
+        if text is not None:
+            protocol.send_text(text.encode())
+        else:
+            protocol.send_binary(message["bytes"])
+        await self._flush()
+        await trio.lowlevel.checkpoint()
+
+    async def _deny(self, message: Message) -> None:
+        assert self._denial is not None
+        body: Any = message.get("body", b"")
+        if message.get("more_body", False):
+            self._denial["body"] = self._denial.get("body", b"") + body
+            return
+        body = self._denial.get("body", b"") + body
+        framing = build_head(
+            int(self._denial["status"]),
+            self._denial.get("headers", ()),
+            whole=len(body),
+            bodiless=False,
+            version="1.1",
+            keep_alive=False,
+        )
+        self._denied = True
+        await self._connection.write(framing.head + body)
+
+    async def _close(self, code: int, reason: str) -> None:
+        if self._protocol.state is OPEN:
+            self._protocol.send_close(code, reason)
+            self._connection.read_deadline = self._end_at = trio.current_time() + CLOSE_TIME
+            await self._flush()
+
+    async def _ping(self) -> None:
+        if self._accepted and self._protocol.state is OPEN:
+            self._protocol.send_ping(b"")
+            await self._flush()
+
+    async def _flush(self) -> None:
+        data = b"".join(self._protocol.data_to_send())
+        if data:
+            with contextlib.suppress(ClientGone):
+                await self._connection.write(data)

@@ -1,0 +1,458 @@
+"""What must hold after every run, whatever was done to the server.
+
+Each invariant is a function from `Evidence` to messages, none where it holds; its name is what a report calls
+it. Evidence that a run did not take is None, and what needs it holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+import attrs
+
+from tangram.supervision import SupervisionEvent
+from tangram.testing.checks.log_records import LogRecords
+
+__all__ = ["INVARIANTS", "Broken", "Evidence", "InvariantBroken", "broken", "check"]
+
+STOP_MARGIN = 1.0
+"""Seconds past ``shutdown_timeout`` that supervision promises for the whole stop."""
+
+DOCUMENTED_CODES = frozenset({1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013})
+"""Going away, broken frames, bad text, a policy, too big, a crash, a restart, overload (RFC 6455, section
+7.4.1, and the registry of close codes). Written out: what the server's table says is not right by that.
+"""
+
+
+@attrs.frozen
+class Evidence:
+    """What was seen of one run."""
+
+    events: Sequence[SupervisionEvent] = ()
+    """Every event of the tree."""
+    order: Mapping[str, int] = attrs.field(factory=dict)
+    """The place of each of the tree's own children in the start order."""
+    order_of: str = "incarnation"
+    """The supervisor whose children these are."""
+    stopped_at: int | None = None
+    """How many events there were when the stop began."""
+    strategy: str = "one_for_all"
+    logs: LogRecords | None = attrs.field(default=None, repr=False)
+    """Every record of the log."""
+    secrets: Sequence[str] = attrs.field(default=(), repr=False)
+    left: Mapping[str, Sequence[str]] | None = None
+    """What is alive and was not before, by kind."""
+    broker_clients: int | None = None
+    """Redis connections that are open after the end."""
+    stop_seconds: float | None = None
+    stop_bound: float = 10.0
+    """``[supervisor] shutdown_timeout``."""
+    status: int | None = None
+    """With which it ended."""
+    stubborn_allowed: Collection[str] = ()
+    """Children that were made to ignore their cancellation on purpose."""
+    stubborn: Sequence[str] = ()
+    """Who had to be cancelled behind a shield of its own when all was over, and where it stood."""
+    out_of_turn: Collection[str] = ()
+    """Children that were cancelled from outside: they may be gone before their turn in a stop."""
+    overlaps: Sequence[str] = ()
+    """Children of which two incarnations ran at once, as seen from inside of them."""
+    asked: bool = False
+    """Single children are stopped on request, in whatever order."""
+    planned: bool = False
+    """Somebody asked for restarts of single children, which no strategy explains."""
+    faults: int | None = None
+    """Faults that were put in and should count as a crash each."""
+    crashes: int | None = None
+    """Crashes of children that faults were put into."""
+    refused: int | None = None
+    """Connections refused while the server ran."""
+    messages: Sequence[tuple[int, int]] | None = None
+    """Numbered messages as a client got them: the number, and how many gaps (joins, and errors that ask for
+    one) had been announced by then."""
+    backlogs: Sequence[int] = ()
+    """Bytes that waited for one slow client, from time to time."""
+    backlog_bound: int = 262_144
+    """What may wait for it: ``[channel] max_backlog``, and what is in flight."""
+    healed: Mapping[str, float] = attrs.field(factory=dict)
+    """Seconds from each fault until everything was at rest again, by what struck."""
+    heal_bound: float = 30.0
+    """Seconds that this may take."""
+    missing: Sequence[str] = ()
+    """Who should run and does not, where it did not come to rest."""
+    unkept: Sequence[str] = ()
+    """What is promised of a fault and was not kept, in words."""
+    close_codes: Sequence[int] = ()
+    """With which its WebSockets were closed by the server."""
+    steady: bool | None = None
+    """It came back to its wanted state, or ended with a cause, in the time it had."""
+    heard: bool | None = None
+    """A browser that reads got a message after the last fault, or the server had ended."""
+
+
+@attrs.frozen
+class Broken:
+    """One invariant that does not hold."""
+
+    invariant: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.message}"
+
+
+class InvariantBroken(AssertionError):
+    """Invariants do not hold; ``broken`` has them all."""
+
+    def __init__(self, broken: Sequence[Broken]) -> None:
+        super().__init__("; ".join(map(str, broken)))
+        self.broken = broken
+
+
+Invariant = Callable[[Evidence], Iterable[str]]
+INVARIANTS: dict[str, Invariant] = {}
+"""All of them, by name."""
+
+
+def _invariant(function: Invariant) -> Invariant:
+    INVARIANTS[function.__name__] = function
+    return function
+
+
+def broken(evidence: Evidence, only: Iterable[str] | None = None) -> list[Broken]:
+    """What does not hold, of all invariants or of those named."""
+    names = INVARIANTS if only is None else only
+    return [Broken(name, message) for name in names for message in INVARIANTS[name](evidence)]
+
+
+def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
+    """Raise `InvariantBroken` if any does not hold."""
+    found = broken(evidence, only)
+    if found:
+        raise InvariantBroken(found)
+
+
+@_invariant
+def nothing_left_alive(evidence: Evidence) -> Iterator[str]:
+    """No task, thread, descriptor, port, open file, asyncio task, process or Redis connection more than
+    before.
+    """
+    for kind, lines in (evidence.left or {}).items():
+        yield f"{len(lines)} more {kind.replace('_', ' ')} than before: {', '.join(lines[:5])}"
+    if evidence.broker_clients:
+        yield f"{evidence.broker_clients} redis connections are still open"
+
+
+@_invariant
+def stops_within_bound(evidence: Evidence) -> Iterator[str]:
+    """The stop takes no longer than ``shutdown_timeout`` and a second."""
+    limit = evidence.stop_bound + STOP_MARGIN
+    if evidence.stop_seconds is not None and evidence.stop_seconds > limit:
+        yield f"the stop took {evidence.stop_seconds:.2f} s, its bound is {limit:g} s"
+
+
+@_invariant
+def nobody_is_stubborn(evidence: Evidence) -> Iterator[str]:
+    """Every child ends within its stop time."""
+    late = Counter(
+        f"{_name(event)} went on although it was cancelled, at {event.where}"
+        for event in evidence.events
+        if event.kind == "stubborn" and event.child not in evidence.stubborn_allowed
+    )
+    for told, times in late.items():
+        yield told if times == 1 else f"{told} ({times} times)"
+    for one in evidence.stubborn:
+        yield f"it did not end by itself, because of {one}"
+
+
+@_invariant
+def ends_with_its_status(evidence: Evidence) -> Iterator[str]:
+    """It ends with status 0 where nothing but a stop ends it, and with another where it gave up or could not
+    start, which has a cause.
+    """
+    if evidence.status is None:
+        return
+    # One that names a child cannot end because of it, and the process has to.
+    gave_up = any(
+        event.kind == "gave_up" and (not event.path or event.child is not None) for event in evidence.events
+    )
+    up = any(event.kind == "ready" and not event.path for event in evidence.events)
+    causes = [event.cause for event in evidence.events if event.kind == "crashed" and event.cause]
+    if gave_up and evidence.status == 0:
+        yield "it gave up, and ended with status 0"
+    elif evidence.status != 0 and not gave_up and (up or not causes):
+        yield f"it ended with status {evidence.status}, and nothing says why"
+
+
+@_invariant
+def starts_in_order(evidence: Evidence) -> Iterator[str]:
+    """Children of one supervisor are started in the order in which they stand."""
+    for supervisor, events in _by_supervisor(evidence.events):
+        order = _order(events, evidence)
+        last = -1
+        alone: set[str | None] = set()
+        for event in events:
+            if event.kind == "crashed" and supervisor == "incarnation" and evidence.strategy == "one_for_one":
+                alone.add(event.child)
+            if event.kind != "started":
+                last = -1
+                continue
+            if event.child in alone:  # such restarts go on side by side, each after its own delay
+                alone.discard(event.child)
+                continue
+            place = order[event.child or ""]
+            if place <= last:
+                yield f"{event.child} of {supervisor} was started after one that stands behind it"
+            last = place
+
+
+@_invariant
+def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
+    """Children of one supervisor are stopped in the reverse of their order: at the end, in a restart, and
+    where a supervisor gives up.
+    """
+    late = {event.child for event in evidence.events if event.kind == "stubborn"}
+    for supervisor, events in _by_supervisor(evidence.events):
+        order = {
+            name: place
+            for name, place in _order(events, evidence).items()
+            if name not in late and name not in evidence.out_of_turn
+        }
+        first = {id(event) for event in evidence.events[: evidence.stopped_at]}
+        for stopped in _stops(events, first, asked=evidence.asked):
+            known = [name for name in stopped if name in order]
+            if known != sorted(known, key=lambda name: -order[name]):
+                yield f"children of {supervisor} were stopped in the order {', '.join(known)}"
+
+
+def _stops(events: Iterable[SupervisionEvent], first: set[int], *, asked: bool) -> Iterator[list[str]]:
+    """Children that were stopped one after another, with no start in between; where single ones are stopped
+    on request, only what comes of a crash, of a restart, or of the end.
+    """
+    stopped: list[str] = []
+    judged = not asked
+    for event in events:
+        # Who was stopped on request and then did not start crashes with a stop of its own behind it.
+        again = event.kind == "crashed" and event.child in stopped
+        if again or event.kind in {"started", "ready", "planned"}:
+            yield stopped
+            stopped = []
+        ends = id(event) not in first
+        judged = judged or ends or event.kind in {"crashed", "planned", "gave_up"}
+        if asked and event.kind == "ready":
+            judged = False
+        # Who returns while all goes on has no turn, and who ends with an error of its own waits for none.
+        if event.kind == "stopped" and judged and event.cause in ({None, "returned"} if ends else {None}):
+            stopped.append(event.child or "")
+    yield stopped
+
+
+@_invariant
+def no_two_incarnations(evidence: Evidence) -> Iterator[str]:
+    """A child is not started before its last incarnation has ended."""
+    alive: dict[tuple[str, ...], int] = {}
+    for child in evidence.overlaps:
+        yield f"two incarnations of {child} ran at once"
+    for event in evidence.events:
+        if event.child is None:
+            continue
+        key = event.path or (event.supervisor, event.child)
+        if event.kind == "started":
+            if key in alive:
+                yield f"{_name(event)}: incarnation {event.incarnation} began while {alive[key]} was alive"
+            alive[key] = event.incarnation
+        elif event.kind in {"stopped", "crashed", "quarantined"}:
+            alive.pop(key, None)
+            for below in [one for one in alive if one[: len(key)] == key]:
+                yield f"{'/'.join(below)} is alive although {_name(event)} above it has ended"
+                del alive[below]
+
+
+@_invariant
+def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
+    """A crash takes along those that the strategy says, and nobody else."""
+    if evidence.planned or evidence.strategy == "one_for_all":
+        return
+    end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
+    events = evidence.events[:end]
+    order = _order([event for event in events if event.supervisor == "incarnation"], evidence)
+    siblings = _Siblings(order, evidence.strategy)
+    for event in events:
+        if event.supervisor == "root" and event.kind in {"crashed", "planned", "gave_up"}:
+            siblings.allowed = -1  # the whole incarnation goes
+        elif event.supervisor == "incarnation" and event.child is None:
+            siblings.all_of_them(event.kind)
+        elif event.supervisor == "incarnation" and not siblings.may(event):
+            yield f"{event.child} was stopped, which {evidence.strategy} does not say"
+
+
+@attrs.define
+class _Siblings:
+    """Who may be stopped now."""
+
+    order: dict[str, int]
+    strategy: str
+    allowed: int = attrs.field(init=False)
+    """The place of the first child that may be."""
+    asked: set[str] = attrs.field(factory=set, init=False)
+    """Children whose restart somebody asked for, or that crashed themselves."""
+
+    def __attrs_post_init__(self) -> None:
+        self.allowed = len(self.order)
+
+    def all_of_them(self, kind: str) -> None:
+        if kind == "ready":
+            self.allowed = len(self.order)
+        elif kind in {"gave_up", "planned"}:
+            self.allowed = -1
+
+    def may(self, event: SupervisionEvent) -> bool:
+        """Take an event of one child; False where it is a stop that nothing explains."""
+        assert event.child is not None
+        place = self.order.get(event.child, -1)
+        if event.kind == "planned":
+            self.asked.add(event.child)
+        elif event.kind == "started":
+            self.asked.discard(event.child)
+        elif event.kind in {"crashed", "quarantined"}:
+            # One that did not start in time has crashed by that, and is stopped after it.
+            self.asked.add(event.child)
+            if self.strategy == "rest_for_one":
+                self.allowed = min(self.allowed, place)
+        return event.kind != "stopped" or place >= self.allowed or event.child in self.asked
+
+
+@_invariant
+def faults_are_counted(evidence: Evidence) -> Iterator[str]:
+    """Each fault that should count is one crash; nothing else is."""
+    if evidence.faults is not None and evidence.crashes is not None and evidence.faults != evidence.crashes:
+        yield f"{evidence.faults} faults should count, {evidence.crashes} crashes were counted"
+
+
+@_invariant
+def no_connection_refused(evidence: Evidence) -> Iterator[str]:
+    """Nobody who connects while the server runs is refused."""
+    if evidence.refused:
+        yield f"{evidence.refused} connections were refused"
+
+
+@_invariant
+def messages_in_order(evidence: Evidence) -> Iterator[str]:
+    """Messages come in order and none twice; one is missing only where the client was told to rejoin."""
+    last, membership = None, None
+    for number, joined in evidence.messages or ():
+        if last is not None:
+            if number <= last:
+                yield f"message {number} came after {last}"
+            elif number != last + 1 and joined == membership:
+                yield f"messages {last + 1} to {number - 1} are missing and no gap was announced"
+        last, membership = number, joined
+
+
+@_invariant
+def close_codes_documented(evidence: Evidence) -> Iterator[str]:
+    """The server closes WebSockets with codes of the documentation alone; never with 1000."""
+    for code, count in Counter(evidence.close_codes).items():
+        if code not in DOCUMENTED_CODES:
+            yield f"{count} WebSockets were closed with {code}"
+
+
+@_invariant
+def each_crash_logged_once(evidence: Evidence) -> Iterator[str]:
+    """A crash is one line in the log, with child, incarnation and cause."""
+    if evidence.logs is None:
+        return
+    told: Counter[tuple[object, ...]] = Counter(
+        (line.get("supervisor"), line.get("child"), line.get("incarnation"), line.get("cause"))
+        for line in evidence.logs
+        if line.get("event") == "child crashed"
+    )
+    crashed: Counter[tuple[object, ...]] = Counter(
+        (event.supervisor, event.child, event.incarnation or None, event.cause)
+        for event in evidence.events
+        if event.kind == "crashed"
+    )
+    for key in told.keys() | crashed.keys():
+        if told[key] != crashed[key]:
+            who = f"the crash of {key[1]} of {key[0]} ({key[3]})"
+            yield f"{who} is {told[key]} lines in the log, not {crashed[key]}"
+
+
+@_invariant
+def no_secret_in_logs(evidence: Evidence) -> Iterator[str]:
+    """No log record holds a secret, in whatever place."""
+    for line in evidence.logs or ():
+        text = repr(line)
+        if any(secret and (secret in text or _is_quoted(secret, text)) for secret in evidence.secrets):
+            yield f"the log record {line.get('event')!r} holds a secret"
+
+
+@_invariant
+def memory_per_slow_client(evidence: Evidence) -> Iterator[str]:
+    """What waits for a client that does not read stays within its bound."""
+    most = max(evidence.backlogs, default=0)
+    if most > evidence.backlog_bound:
+        yield f"{most} bytes waited for one slow client, its bound is {evidence.backlog_bound}"
+
+
+@_invariant
+def steady_in_time(evidence: Evidence) -> Iterator[str]:
+    """After each fault everything is at rest again in time."""
+    for name, seconds in evidence.healed.items():
+        if seconds > evidence.heal_bound:
+            yield f"after {name} it came to rest in {seconds:.1f} s, the bound is {evidence.heal_bound:g} s"
+
+
+@_invariant
+def ends_as_promised(evidence: Evidence) -> Iterator[str]:
+    """Each fault ends as it is promised of that fault."""
+    yield from evidence.unkept
+
+
+@_invariant
+def comes_to_rest(evidence: Evidence) -> Iterator[str]:
+    """In the end everything is up again, or quarantined, or the tree has ended with its cause; what is up
+    serves those who were there before.
+    """
+    if evidence.steady is False:
+        who = f"; missing: {', '.join(evidence.missing)}" if evidence.missing else ""
+        yield f"it did not come back to its wanted state, nor did it end{who}"
+    if evidence.heard is False:
+        yield "everything is up, and a browser that was there before gets no message any more"
+    for event in evidence.events:
+        if event.kind in {"gave_up", "quarantined", "crashed"} and not event.cause:
+            yield f"{event.kind} of {_name(event)} tells no cause"
+
+
+def _is_quoted(secret: str, text: str) -> bool:
+    """Whether it stands there with more backslashes than it has: each quoting puts some before its own, and
+    before quotes.
+    """
+    bare = secret.replace("\\", "")
+    return "\\" in text and bare != "" and bare in text.replace("\\", "")
+
+
+def _name(event: SupervisionEvent) -> str:
+    return "/".join(event.path) or event.child or event.supervisor
+
+
+def _by_supervisor(
+    events: Sequence[SupervisionEvent],
+) -> Iterator[tuple[str, list[SupervisionEvent]]]:
+    groups: dict[tuple[str, ...], list[SupervisionEvent]] = {}
+    for event in events:
+        above = event.path[:-1] if event.child is not None else event.path
+        groups.setdefault((event.supervisor, *above), []).append(event)
+    for key, found in groups.items():
+        yield key[0], found
+
+
+def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
+    """The place of each child; of those that are not known, the order in which they were first started."""
+    own = any(event.supervisor == evidence.order_of for event in events)
+    order = dict(evidence.order) if own else {}
+    for event in events:
+        if event.kind == "started" and event.child is not None:
+            order.setdefault(event.child, len(order))
+    return order

@@ -1,0 +1,156 @@
+"""What every plugin must do: start, answer, restart, survive, stop, and leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from tangram.errors import SupervisionError
+from tangram.plugins import Plugin
+from tangram.testing.checks.census import take_census
+from tangram.testing.run.server import CHEAP, RunningTangram, TangramEnded, open_tangram
+from tangram.testing.samples import SampleRequest, requests_of
+
+__all__ = ["check_plugin"]
+
+START_SECONDS = 15.0
+"""For the plugin's start, unless told otherwise: while one starts again, everybody waits for it."""
+
+ANSWER_SECONDS = 5.0
+"""For a route to begin its answer."""
+
+RESTARTS = 3
+"""What leaks at each restart shows as so many."""
+
+ENDS_WELL = frozenset({"returned", "returned before its start"})
+"""Causes of a stop that nothing raised: it has done its work, or had nothing to do."""
+
+CHECKS = (*CHEAP, "nobody_is_stubborn", "comes_to_rest")
+
+
+async def check_plugin(
+    plugin: Plugin | str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    fakes: bool = False,
+    start_seconds: float = START_SECONDS,
+    but: Mapping[str, str] | None = None,
+) -> None:
+    """A plugin loads and starts, answers the examples of its routes without failing, restarts cleanly and
+    alone, survives that its services are cancelled and that it crashes, stops within its bound, and leaves
+    nothing behind.
+
+    Args:
+        plugin: a ``Plugin``, or the name of an installed one.
+        config: tables and keys as in ``tangram.toml``; the plugin's own are in ``{"plugins.NAME": {...}}``.
+        fakes: the broker is one in memory; then a virtual clock will do.
+        start_seconds: within which it has to be up.
+        but: invariants that this plugin breaks on purpose, each with the reason.
+
+    Raises:
+        ValueError: ``but`` names something else.
+        AssertionError: it does not; the message says what. `InvariantBroken` is one of them.
+    """
+    if unknown := (but or {}).keys() - set(CHECKS):
+        raise ValueError(f"no invariant {sorted(unknown)!r}: expected some of {', '.join(CHECKS)}")
+    checks = [name for name in CHECKS if name not in (but or {})]
+    tables = {name: dict(table) for name, table in (config or {}).items()}
+    tables["core"] = {"strict": True, **tables.get("core", {})}
+    builtin = await _paths_without(fakes=fakes)
+    seen: list[RunningTangram] = []
+    try:
+        # The clock of the start is the test's: it ends what does not come up.
+        with trio.CancelScope(deadline=trio.current_time() + start_seconds) as limit:
+            async with open_tangram(
+                [plugin], tables, fakes=fakes, checks=checks, on_server=seen.append
+            ) as running:
+                limit.deadline = float("inf")
+                await _lives(running, builtin)
+    except TangramEnded as error:
+        raise AssertionError(f"the plugin does not start: {_last_crash(seen[0]) or error}") from error
+    except SupervisionError as error:
+        raise AssertionError(f"the plugin cannot be restarted: {error}") from error
+    if limit.cancelled_caught:
+        raise AssertionError(f"the plugin was not up within {start_seconds:g} s")
+
+
+def _last_crash(running: RunningTangram) -> str | None:
+    causes = [event.cause for event in running.events if event.kind == "crashed"]
+    return causes[0] if causes else None
+
+
+async def _paths_without(*, fakes: bool) -> set[str]:
+    """The paths that every server has."""
+    async with open_tangram(fakes=fakes, checks=()) as running:
+        return set((await running.http.get("/openapi.json")).json()["paths"])
+
+
+async def _lives(running: RunningTangram, builtin: set[str]) -> None:
+    outcome = await running.wait_steady()
+    assert outcome == "up", f"the plugin does not start: {_last_crash(running) or outcome}"
+    (child,) = [name for name in running.ports.names if name.startswith("plugin:")]
+    await _answers(running, builtin)
+    await _restarts(running, child)
+    await _survives_a_cancel(running, child)
+    running.crash(child)
+    outcome = await running.wait_steady()
+    assert outcome == "up", f"after a crash the plugin is not up again, it is {outcome}"
+    await _answers(running, builtin)
+
+
+async def _answers(running: RunningTangram, builtin: set[str]) -> None:
+    document = (await running.http.get("/openapi.json")).json()
+    document["paths"] = {path: item for path, item in document["paths"].items() if path not in builtin}
+    for request in requests_of(document):
+        status = await _status(running, request)
+        assert status < 500, f"{request.method} {request.path} was answered {status}"
+
+
+async def _status(running: RunningTangram, request: SampleRequest) -> int:
+    """Of the answer's head: a stream may have no end."""
+    content: dict[str, Any] = {} if request.body is None else {"json": request.body}
+    try:
+        with trio.fail_after(ANSWER_SECONDS):
+            async with running.http.stream(
+                request.method, request.path, params=request.query, headers=request.headers, **content
+            ) as answer:
+                return answer.status_code
+    except trio.TooSlowError:
+        told = f"{request.method} {request.path} was not answered within {ANSWER_SECONDS:g} s"
+        raise AssertionError(told) from None
+
+
+async def _restarts(running: RunningTangram, child: str) -> None:
+    tree = running.server.tree
+    assert tree is not None
+    running.planned = True
+    mark, counts = len(running.events), []
+    for _ in range(RESTARTS + 1):  # the first may open what is kept
+        assert tree.incarnation is not None
+        await tree.incarnation.restart_child(child)
+        counts.append(_open_descriptors())
+    raised = [event for event in running.events[mark:] if event.kind == "stopped" and event.cause]
+    # Once may be a crash that came at the same time; each time it is the clean-up.
+    told = [f"{'/'.join(event.path)}: {event.cause}" for event in raised if event.cause not in ENDS_WELL]
+    assert len(told) <= RESTARTS, f"the plugin raises in its clean-up, {told[0]}"
+    more = counts[-1] - counts[0]
+    assert more < RESTARTS, f"{RESTARTS} restarts of the plugin left {more} descriptors open"
+    await running.server.restart()
+    outcome = await running.wait_steady()
+    assert outcome == "up", f"after a restart of everything the plugin is not up, it is {outcome}"
+
+
+def _open_descriptors() -> int:
+    gc.collect()  # what nobody holds any more is closed by that, and is no leak
+    return len(take_census().descriptors)
+
+
+async def _survives_a_cancel(running: RunningTangram, child: str) -> None:
+    """Its services are cancelled from outside while it goes on to be wanted: it is up again."""
+    running.ports.end(child)
+    await running.wait_event("crashed", child)
+    outcome = await running.wait_steady()
+    assert outcome == "up", f"after its services were cancelled the plugin is not up, it is {outcome}"

@@ -1,0 +1,1 @@
+"""Fakes of the outside: a Redis in memory, streams, a web port, the way to Redis."""

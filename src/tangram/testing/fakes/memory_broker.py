@@ -1,0 +1,237 @@
+"""A broker in memory: enough of Valkey for the bus, subscribers and small plugins, and it breaks on command.
+
+It stands behind two seams of the real one. It *is* an ``EmbeddedBroker`` to the tree (``Boot.embedded``): it
+is started, restarted and missed like the process. And it is dialled without a socket
+(``bus.resp.current_dial``); redis-py, which knows sockets only, reaches it on a real port of loopback.
+
+What it answers is decided in ``tangram.testing.fakes.valkey``; here are its lives and its connections.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from tangram.broker import BrokerStatistics, EmbeddedBroker
+from tangram.bus.resp import dial_socket
+from tangram.config import BrokerConfig
+from tangram.errors import BrokerUnavailable
+from tangram.testing.fakes.memory_stream import PipeEnd, open_pipe
+from tangram.testing.fakes.ports import free_port
+from tangram.testing.fakes.valkey import ClientState, ProtocolFault, Requests, Valkey
+from tangram.testing.fakes.valkey.wire import ReplyError
+
+if TYPE_CHECKING:
+    from tangram.bus.urls import RedisAddress
+
+__all__ = ["MemoryBroker"]
+
+HOST = "127.0.0.1"
+LISTEN_QUEUE = 32
+"""Connections of redis-py that may wait in the kernel: a test has a handful."""
+
+ACCEPT_AGAIN = 0.05
+"""Seconds until the next try where the kernel gives no connection, for want of descriptors for instance."""
+
+FLUSH_SECONDS = 1.0
+"""For sending what is pending to a client that has said its last word: one that reads has it at once."""
+
+
+class _Client:
+    """One connection, seen from the broker."""
+
+    def __init__(self, stream: trio.abc.Stream, server: Valkey) -> None:
+        self.stream = stream
+        self.server = server
+        self.scope = trio.CancelScope()
+        self._lot = trio.lowlevel.ParkingLot()
+        self.session: ClientState = server.connect(self._lot.unpark_all, self.scope.cancel)
+
+    async def write(self, thawed: Callable[[], Awaitable[None]]) -> None:
+        """Send what the session gives, until it closes."""
+        session = self.session
+        while True:
+            data = session.take()
+            if data:
+                await thawed()
+                await self.stream.send_all(data)
+                session.sent(len(data))
+            elif session.closing:
+                return
+            else:
+                await self._lot.park()
+
+    async def read(self, thawed: Callable[[], Awaitable[None]]) -> None:
+        """Execute what comes, until it ends or is nonsense."""
+        requests = Requests()
+        try:
+            while chunk := await self.stream.receive_some(65536):
+                requests.feed(bytes(chunk))
+                for words in requests:
+                    await thawed()
+                    self.server.execute(self.session, words)
+                    if self.session.closing:
+                        return
+        except ProtocolFault as fault:
+            self.session.emit(ReplyError(f"ERR Protocol error: {fault}"))
+        finally:
+            self.scope.deadline = trio.current_time() + FLUSH_SECONDS
+            self.session.close()
+
+
+class MemoryBroker(EmbeddedBroker):
+    """A small Valkey in the test's own loop. One object for all its lives, as the process has."""
+
+    def __init__(self, config: BrokerConfig | None = None) -> None:
+        super().__init__(config or BrokerConfig(port=0))
+        self.published: list[tuple[bytes, bytes]] = []
+        """Every message that it has taken: channel and payload."""
+        self._clients: dict[_Client, None] = {}
+        self._unclosed: dict[PipeEnd, None] = {}
+        self._nursery: trio.Nursery | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """As a process is that has just started: empty, awake and nobody's replica."""
+        self._valkey = Valkey(trio.current_time, self.publish)
+        self._killed = trio.Event()
+        self._thawed = trio.Event()
+        self._thawed.set()
+
+    # -- as the tree sees it ---------------------------------------------------------------------------------
+
+    def statistics(self) -> BrokerStatistics:
+        """A record of this moment; there is no process, and so no process id."""
+        return BrokerStatistics(
+            kind="embedded",
+            url=None if self._port is None else f"redis://{HOST}:{self._port}",
+            up=self._up,
+            version="memory",
+            starts=self._starts,
+            last_error=self._last_error,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """One life: ``started(url)`` at once; ``BrokerUnavailable`` when it is killed."""
+        self._begin()
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, self._port or self._config.port or free_port()))
+            listener.listen(LISTEN_QUEUE)
+            listener.setblocking(False)
+            self._port = listener.getsockname()[1]
+            self._starts += 1
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._accept, listener)
+                    self._up = True
+                    task_status.started(f"redis://{HOST}:{self._port}")
+                    await self._killed.wait()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._up, self._nursery = False, None
+                trio.lowlevel.notify_closing(listener)
+        self._last_error = "the broker in memory ended: it was killed"
+        raise BrokerUnavailable(self._last_error)
+
+    # -- as the bus sees it ----------------------------------------------------------------------------------
+
+    async def dial(self, address: RedisAddress) -> trio.abc.Stream:
+        """A connection without a socket; addresses of others are dialled as ever."""
+        if (address.host, address.port) != (HOST, self._port):
+            return await dial_socket(address)
+        await trio.lowlevel.checkpoint()
+        if self._nursery is None or self._killed.is_set():
+            raise ConnectionRefusedError(111, "Connection refused")
+        ours, theirs = open_pipe(self._unclosed.pop)
+        self._unclosed[ours] = None
+        self._nursery.start_soon(self._serve, theirs)
+        return ours
+
+    # -- as the test sees it ---------------------------------------------------------------------------------
+
+    @property
+    def clients(self) -> int:
+        """Connections that it serves now."""
+        return len(self._clients)
+
+    @property
+    def unclosed(self) -> int:
+        """Connections without a socket that whoever dialled them has not closed, of all its lives.
+
+        It is asked when everything has ended, the broker before the last of its clients perhaps: that the
+        broker's end is gone closes nothing. Those with a socket are seen among the descriptors.
+        """
+        return len(self._unclosed)
+
+    def kill(self) -> None:
+        """End it, as SIGKILL ends the process."""
+        self._killed.set()
+
+    def drop(self) -> None:
+        """Break every connection; new ones are accepted."""
+        for client in list(self._clients):
+            client.scope.cancel()
+
+    def freeze(self) -> None:
+        """Answer nothing any more, as under SIGSTOP: connections stay open and stay silent."""
+        if self._thawed.is_set():
+            self._thawed = trio.Event()
+
+    def thaw(self) -> None:
+        """Answer again, beginning with what has come meanwhile."""
+        self._thawed.set()
+
+    def make_readonly(self, readonly: bool = True) -> None:
+        """Refuse writes, as a replica does; messages are none."""
+        self._valkey.readonly = readonly
+
+    def publish(self, channel: bytes, payload: bytes) -> int:
+        """Deliver a message; how many subscriptions get it."""
+        self.published.append((channel, payload))
+        return self._valkey.deliver(channel, payload)
+
+    # -- connections -----------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        assert self._nursery is not None
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it is gone already, or there are no descriptors: Valkey goes on, too
+                await trio.sleep(ACCEPT_AGAIN)
+                continue
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+            self._nursery.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        client = _Client(stream, self._valkey)
+        self._clients[client] = None
+        try:
+            with client.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_until_lost, client.write, self._wait_thawed, client)
+                    nursery.start_soon(_until_lost, client.read, self._wait_thawed, client)
+        finally:
+            del self._clients[client]
+            client.server.disconnect(client.session)
+            await trio.aclose_forcefully(stream)
+
+    async def _wait_thawed(self) -> None:
+        await self._thawed.wait()
+
+
+async def _until_lost(
+    run: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+    thawed: Callable[[], Awaitable[None]],
+    client: _Client,
+) -> None:
+    try:
+        await run(thawed)
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        client.scope.cancel()

@@ -1,0 +1,1 @@
+"""Faults by name, and scenarios that are struck at every step."""

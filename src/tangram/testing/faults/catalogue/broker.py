@@ -1,0 +1,165 @@
+"""Faults of the broker: it dies, stands still, refuses writes, wants another password."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import trio
+
+from tangram.broker import parse_redis_url
+from tangram.broker.ping import Probe, open_probe
+from tangram.testing.faults.catalogue.base import Chaos, fault
+from tangram.testing.faults.catalogue.witness import publishes
+from tangram.testing.seams.injection import NothingToStrike, StruckAlready
+
+__all__ = ["broker_kill", "broker_password", "broker_readonly", "broker_stop"]
+
+FREEZE_SECONDS = 1.0
+"""How long a stopped broker stays stopped: below the bus's own patience with a silent one."""
+
+READONLY_SECONDS = 0.2
+"""How long the broker refuses writes."""
+
+REFUSED_SECONDS = 5.0
+"""Within which the bus must have noticed that its password is not taken any more."""
+
+
+@fault(counts="broker")
+async def broker_kill(chaos: Chaos) -> None:
+    """The embedded broker gets SIGKILL: it is replaced on the same port, and everything begins anew."""
+    mark = len(chaos.tangram.events)
+    memory = chaos.tangram.memory
+    url = chaos.tangram.redis_url
+    if memory is not None:
+        memory.kill()
+    else:
+        os.kill(chaos.broker_pid(), signal.SIGKILL)
+    await chaos.wait_crash("broker", after=mark)
+    try:
+        await chaos.wait_events("started", "broker", 1, after=mark)
+    except NothingToStrike:
+        return  # it was one crash too many: the server ends, and that is told
+    assert chaos.tangram.redis_url == url, "plugins keep the broker's address, and it came back at another"
+
+
+@fault()
+async def broker_stop(chaos: Chaos) -> None:
+    """The broker is stopped (SIGSTOP) for a second: nobody crashes, and what was sent meanwhile arrives."""
+    async with publishes(chaos, meanwhile=1, lossless=True) as heard:
+        with _stopped(chaos):
+            before = len(heard.messages)
+            await trio.sleep(FREEZE_SECONDS)
+            came = len(heard.messages) - before
+            assert not (came and chaos.alone), f"the broker stood still, and {came} messages came"
+
+
+@contextmanager
+def _stopped(chaos: Chaos) -> Iterator[None]:
+    """The broker stands still in the block, and goes on after it, however it ends."""
+    memory = chaos.tangram.memory
+    if memory is not None:
+        memory.freeze()
+        try:
+            yield
+        finally:
+            memory.thaw()
+        return
+    pid = chaos.broker_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # another fault has killed it
+            os.kill(pid, signal.SIGCONT)
+
+
+@fault()
+async def broker_readonly(chaos: Chaos) -> None:
+    """The broker becomes a replica for a moment and refuses writes: nobody crashes, messages go on."""
+    async with _readonly(chaos):
+        await _must_refuse_writes(chaos)
+        async with publishes(chaos, lossless=True):
+            await trio.sleep(READONLY_SECONDS)
+
+
+@asynccontextmanager
+async def _readonly(chaos: Chaos) -> AsyncIterator[None]:
+    """The broker is a replica in the block."""
+    memory = chaos.tangram.memory
+    if memory is not None:
+        memory.make_readonly()
+        try:
+            yield
+        finally:
+            memory.make_readonly(readonly=False)
+        return
+    async with _asking(chaos) as probe:
+        # Of a master that does not exist: port 1 is never listened on.
+        await probe.ask("REPLICAOF", "127.0.0.1", "1")
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSED_SECONDS):
+                await probe.ask("REPLICAOF", "NO", "ONE")
+
+
+async def _must_refuse_writes(chaos: Chaos) -> None:
+    """As a plugin sees it."""
+    tree = chaos.tangram.server.tree
+    if tree is None or tree.state is None:
+        raise StruckAlready("everything is between two incarnations just now")
+    answer = "taken"
+    try:
+        await tree.state.redis_client.set("tangram-chaos", "1")
+    except Exception as error:  # noqa: BLE001 - redis-py has a class for it, and is not imported for this
+        answer = str(error)
+    assert "replica" in answer, f"a write should be refused as by a replica, it was: {answer}"
+
+
+@fault(on="real")
+async def broker_password(chaos: Chaos) -> None:
+    """The broker's password is changed and all its clients are thrown out: nobody crashes, readiness says
+    that Redis is away, and when the old password holds again the bus is back.
+    """
+    chaos.broker_pid()  # one of our own
+    new = secrets.token_hex(8)
+    async with _asking(chaos) as probe:
+        await probe.ask("CONFIG", "SET", "requirepass", new)
+        await probe.ask("AUTH", new)
+        try:
+            await _throw_out(probe)
+            with trio.move_on_after(REFUSED_SECONDS):
+                while not _is_refused(chaos):  # noqa: ASYNC110 - the bus has no event for it
+                    await trio.sleep(0.02)
+            assert _is_refused(chaos), "the password was changed, and the bus does not say that it is refused"
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSED_SECONDS):
+                await probe.ask("CONFIG", "SET", "requirepass", "")
+    await chaos.wait_bus()
+
+
+def _is_refused(chaos: Chaos) -> bool:
+    tree = chaos.tangram.server.tree
+    return (
+        tree is not None
+        and tree.bus is not None
+        and not tree.bus.up
+        and "NOAUTH" in tree.bus.statistics().cause
+    )
+
+
+@asynccontextmanager
+async def _asking(chaos: Chaos) -> AsyncIterator[Probe]:
+    """A connection to the server's own broker, beside its own ones."""
+    chaos.broker_pid()
+    async with open_probe(parse_redis_url(chaos.tangram.redis_url)) as probe:
+        yield probe
+
+
+async def _throw_out(probe: Probe) -> None:
+    for kind in ("pubsub", "normal"):
+        await probe.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

@@ -1,0 +1,35 @@
+"""Faults of the loop and the machine."""
+
+from __future__ import annotations
+
+import time
+
+import trio
+
+from tangram.testing.faults.catalogue.base import Chaos, fault
+
+__all__ = ["loop_blocked"]
+
+BLOCK_MARGIN = 0.2
+"""Seconds past ``[supervisor] stall_after`` that a blocked loop stands, so that the watchdog sees it."""
+
+LOOK_SECONDS = 0.3
+"""Seconds for the watchdog to tell what it has seen."""
+
+
+@fault(on="real")
+async def loop_blocked(chaos: Chaos) -> None:
+    """The event loop is blocked: nobody crashes, and the watchdog tells where it stood."""
+    watchdog = chaos.tangram.server.watchdog
+    assert watchdog is not None
+    before = watchdog.statistics().stalls
+    _block(chaos.tangram.server.config.supervisor.stall_after + BLOCK_MARGIN)
+    await trio.sleep(LOOK_SECONDS)
+    seen = watchdog.statistics()
+    assert seen.stalls > before, "the watchdog did not see that the loop was blocked"
+    stack = " ".join(seen.last[-1].stack)
+    assert _block.__name__ in stack, f"the watchdog does not tell where the loop stood: {stack}"
+
+
+def _block(seconds: float) -> None:
+    time.sleep(seconds)

@@ -1,0 +1,293 @@
+"""Faults of plugins and of the server's parts: they raise, return, hang, flood."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import attrs
+import trio
+
+from tangram.errors import BrokerUnavailable
+from tangram.supervision import SupervisionEvent
+from tangram.testing.faults.catalogue.base import Chaos, fault
+from tangram.testing.faults.catalogue.witness import must_answer, publishes
+from tangram.testing.seams.injection import InjectedFault, StruckAlready
+
+__all__ = ["crash"]
+
+REQUESTS = 5
+"""Asked when the crash comes, and so many again while everything restarts."""
+
+IN_FLIGHT = 0.02
+"""Seconds between two of the latter: they come before, in and after the gap, which lasts some ten of them."""
+
+REQUEST_SECONDS = 5.0
+"""Within which each of them has its answer: nobody is refused, so the slowest waits for the whole restart."""
+
+FLOOD = 5000
+"""Messages that a plugin publishes without a pause: some seconds of a busy map."""
+
+REAL_SECONDS = 10.0
+"""The longest that a fault may take on a real server: past that it is left out, and its reason told."""
+
+LATE = 1.3
+"""Of a child's stop time: it is stubborn, and far from the three stop times after which the server gives up.
+"""
+
+GARBAGE = (
+    (b"to:tangram-chaos-fault", b"{}"),
+    (b"to::", b"{}"),
+    (b"to:tangram-chaos-fault:phx_close", b"{}"),
+    (b"to:tangram-chaos-fault:\xff\xfe", b"{}"),
+    (b"to:tangram-chaos-fault:n", b"\xff\x00 no json"),
+    (b"to:tangram-chaos-fault:n", b""),
+    (b"to:tangram-chaos-fault:n", b"[" * 10_000),
+)
+"""What no browser should be shown, and no hub should be hurt by: no event, a reserved one, no text, no JSON.
+"""
+
+
+async def crash(chaos: Chaos, child: str, error: BaseException | None = None) -> int:
+    """Crash a child and wait until that is told; how many events there were before."""
+    mark = len(chaos.tangram.events)
+    chaos.tangram.crash(child, error)
+    await chaos.wait_crash(child, after=mark)
+    return mark
+
+
+@fault(counts="bus")
+async def crash_bus(chaos: Chaos) -> None:
+    """An exception in the bus."""
+    await crash(chaos, "bus")
+
+
+@fault(counts="web")
+async def crash_web(chaos: Chaos) -> None:
+    """An exception in the web."""
+    await crash(chaos, "web")
+
+
+@fault(counts="channels")
+async def crash_channels(chaos: Chaos) -> None:
+    """An exception in the channels."""
+    await crash(chaos, "channels")
+
+
+@fault(counts="plugin")
+async def crash_plugin(chaos: Chaos) -> None:
+    """An exception in a plugin, after it was ready."""
+    await crash(chaos, chaos.any_plugin())
+
+
+@fault(counts="plugin")
+async def crash_group_of_three(chaos: Chaos) -> None:
+    """Three exceptions at once in a plugin: one crash; the first leaf is its cause, the others beside it."""
+    errors = [InjectedFault("the first"), ValueError("the second"), KeyError("the third")]
+    child = chaos.any_plugin()
+    mark = await crash(chaos, child, ExceptionGroup("three at once", errors))
+    event = await chaos.wait_crash(child, after=mark)
+    assert "the first" in (event.cause or ""), f"the first leaf is the cause, it was {event.cause!r}"
+    others = () if event.crash is None else event.crash.others
+    assert len(others) == 2, f"two should stand beside the cause, there were {others!r}"
+
+
+@fault(counts="plugin")
+async def crash_in_cleanup(chaos: Chaos) -> None:
+    """A plugin crashes, and a sibling that is stopped for it raises from its clean-up, or the plugin itself
+    where no sibling is: one crash all the same.
+    """
+    ports, child = chaos.tangram.ports, chaos.any_plugin()
+    alone = chaos.tangram.server.config.supervisor.strategy == "one_for_one"
+    spiteful = child if alone else "channels"
+    ports.find(spiteful)
+    ports.break_cleanup(spiteful)
+    with ports.disarming("cleanup", spiteful):
+        mark = await crash(chaos, child)
+        await chaos.wait_events("crashed" if alone else "stopped", spiteful, 1, after=mark)
+    ended = [one for one in chaos.tangram.events[mark:] if one.child == spiteful and _has_ended(one)]
+    told = ended[0].cause or ""
+    assert "raised in the clean-up" in told, f"{spiteful!r} raised in its clean-up, what was told is {told!r}"
+
+
+def _has_ended(event: SupervisionEvent) -> bool:
+    return event.kind in {"crashed", "stopped"}
+
+
+@fault(counts=("plugin", "plugin"))
+async def crash_at_start(chaos: Chaos) -> None:
+    """A plugin crashes, and raises again in its next start: a start that fails counts as another crash."""
+    child = chaos.any_plugin()
+    with chaos.tangram.ports.disarming("start", child):
+        chaos.tangram.ports.break_start(child)
+        mark = await crash(chaos, child)
+        await chaos.wait_events("crashed", child, 2, after=mark)
+
+
+@fault(counts=("plugin", "plugin"))
+async def never_ready(chaos: Chaos) -> None:
+    """A plugin crashes, and its next start never says that it is ready: it is given up after its start time,
+    which counts as another crash.
+    """
+    child = chaos.any_plugin()
+    seconds = chaos.affordable(chaos.tangram.ports.children[child].start_timeout, REAL_SECONDS)
+    with chaos.tangram.ports.disarming("ready", child):
+        chaos.tangram.ports.hang_start(child)
+        mark = await crash(chaos, child)
+        await chaos.wait_events("crashed", child, 2, after=mark, seconds=seconds + REAL_SECONDS)
+
+
+@fault(counts="plugin")
+async def plugin_returns(chaos: Chaos) -> None:
+    """A plugin returns, though it should run for ever: that is a crash."""
+    child = chaos.any_plugin()
+    mark = len(chaos.tangram.events)
+    chaos.tangram.ports.end(child)
+    await chaos.wait_crash(child, after=mark)
+
+
+@fault()
+async def stop_late(chaos: Chaos) -> None:
+    """A plugin ignores its cancellation past its stop time: it is named with the line it stands on, and
+    nobody is started beside it.
+    """
+    child = chaos.any_plugin()
+    tangram = chaos.tangram
+    limit = tangram.ports.children[child].stop_timeout
+    seconds = chaos.affordable(LATE * limit, REAL_SECONDS)
+    tree = tangram.server.tree
+    if tree is None or tree.incarnation is None:
+        raise StruckAlready("everything is between two incarnations just now")
+    tangram.stubborn_allowed.add(child)
+    mark = len(tangram.events)
+    with tangram.ports.disarming("cancel", child):
+        tangram.ports.ignore_cancel(child, seconds)
+        await tree.incarnation.restart_child(child)
+    event = await tangram.wait_event("stubborn", child, after=mark)
+    assert event.where, f"{child} was stubborn, and nobody says where it stands"
+
+
+@attrs.define
+class _Answers:
+    """What became of requests that came beside a crash."""
+
+    statuses: list[int] = attrs.field(factory=list)
+    cut: int = 0
+    """Their connection ended without an answer."""
+
+
+@fault(counts="plugin")
+async def requests_during_restart(chaos: Chaos) -> None:
+    """A plugin crashes; what is in flight just then may be cut, and whoever comes while everything restarts
+    is answered 200.
+    """
+    child = chaos.any_plugin()
+    before, after = _Answers(), _Answers()
+    async with trio.open_nursery() as nursery:
+        for _ in range(REQUESTS):
+            nursery.start_soon(_ask, chaos, before)
+        await crash(chaos, child)
+        for _ in range(REQUESTS):
+            nursery.start_soon(_ask, chaos, after)
+            await trio.sleep(IN_FLIGHT)
+    wrong = [status for status in before.statuses + after.statuses if status != 200]
+    assert not wrong, f"who asked while everything restarted was answered {wrong}, not 200"
+    assert not after.cut, f"{after.cut} of {REQUESTS} that came after the crash were cut"
+    await must_answer(chaos)
+
+
+async def _ask(chaos: Chaos, answers: _Answers) -> None:
+    import httpx
+
+    try:
+        # A connection of its own: one that is kept alive may end before the request has begun.
+        answer = await chaos.tangram.http.get(
+            "/-/healthz", timeout=REQUEST_SECONDS, headers={"connection": "close"}
+        )
+    except httpx.TransportError:
+        answers.cut += 1
+    else:
+        answers.statuses.append(answer.status_code)
+
+
+@fault(counts=("plugin", "bus"))
+async def crash_during_restart(chaos: Chaos) -> None:
+    """A plugin crashes, and the bus while everything restarts: two crashes, and one tree in the end."""
+    mark = await crash(chaos, chaos.any_plugin())
+    if chaos.tangram.server.config.supervisor.strategy == "one_for_all":
+        await chaos.wait_events("started", "bus", 1, after=mark)
+    await _crash_as_soon_as_it_runs(chaos, "bus")
+    await chaos.tangram.wait_event("crashed", "bus", after=mark)
+
+
+async def _crash_as_soon_as_it_runs(chaos: Chaos, child: str) -> None:
+    with trio.fail_after(REAL_SECONDS):
+        while True:  # the port is there a step later
+            with suppress(StruckAlready):
+                chaos.tangram.crash(child)
+                return
+            await trio.lowlevel.checkpoint()
+
+
+@fault(counts=("plugin", "channels"))
+async def two_at_once(chaos: Chaos) -> None:
+    """A plugin and the channels crash in the same step of the loop: both end by it, one restart of each."""
+    mark = len(chaos.tangram.events)
+    both = (chaos.any_plugin(), "channels")
+    for child in both:
+        chaos.tangram.ports.find(child)
+    for child in both:
+        chaos.tangram.crash(child)
+    for child in both:
+        await chaos.wait_crash(child, after=mark)
+
+
+@fault()
+async def planned_restart(chaos: Chaos) -> None:
+    """The operator restarts everything: each part begins anew, no crash, and no window is charged."""
+    tree, mark = chaos.tangram.server.tree, len(chaos.tangram.events)
+    assert tree is not None
+    charged = tree.window.used(trio.current_time())
+    await chaos.tangram.server.restart()
+    again = {event.child for event in chaos.tangram.events[mark:] if event.kind == "started"}
+    missing = {"state", "bus", "channels", "web"} - again
+    assert not missing, f"everything was to begin anew, and {sorted(missing)} did not"
+    # What was charged before may have left its window meanwhile.
+    now = tree.window.used(trio.current_time())
+    assert not chaos.alone or now <= charged, f"a planned restart was charged: {charged} before, {now} after"
+
+
+@fault()
+async def plugin_flood(chaos: Chaos) -> None:
+    """A plugin publishes 5,000 messages without a pause: what cannot be kept is refused, who reads gets the
+    rest in order, and requests are answered meanwhile.
+    """
+    tree = chaos.tangram.server.tree
+    assert tree is not None
+    ended = 0
+
+    def count(_outcome: int | BrokerUnavailable) -> None:
+        nonlocal ended
+        ended += 1
+
+    async with publishes(chaos):
+        assert tree.bus is not None
+        for number in range(FLOOD):
+            try:
+                tree.bus.publish_nowait("to:tangram-chaos-flood:n", b'{"n":%d}' % number, count)
+            except BrokerUnavailable as refused:
+                count(refused)
+            if number % 500 == 0:
+                await trio.lowlevel.checkpoint()
+        await must_answer(chaos)
+    assert ended == FLOOD, f"of {FLOOD} messages {ended} were taken or refused"
+
+
+@fault()
+async def plugin_garbage(chaos: Chaos) -> None:
+    """A plugin publishes what is no message: it is dropped, and who is joined gets the next good one."""
+    tree = chaos.tangram.server.tree
+    assert tree is not None
+    async with publishes(chaos, meanwhile=1, lossless=True):
+        assert tree.bus is not None
+        for channel, payload in GARBAGE:
+            await tree.bus.publish(channel, payload)

@@ -1,0 +1,1 @@
+"""Start servers under test: whole, in part, or as a process."""

@@ -1,0 +1,135 @@
+"""A real broker of a test's own, beside the server or without one: killed, stopped and started at will.
+
+It is a process, and needs no loop: synchronous fixtures may hold it. Like the server's own it runs under a
+guard, so that it ends with whoever started it.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import quote
+
+from tangram.broker.embedded import find_server, server_arguments
+from tangram.broker.process import guarded
+from tangram.testing.checks.census import THE_TESTS_OWN
+from tangram.testing.checks.invariants import Broken, InvariantBroken
+from tangram.testing.fakes.ports import HOST, free_port, is_listening
+
+__all__ = ["RealBroker", "open_broker"]
+
+START_SECONDS = 5.0
+"""Until it takes connections: it needs some 30 ms."""
+
+START_LOOK = 0.005
+"""Seconds between two looks meanwhile."""
+
+END_SECONDS = 5.0
+"""SIGKILL ends a process at once unless the kernel holds it."""
+
+
+class RealBroker:
+    """A valkey-server on one port of its own, over any number of lives. `open_broker` makes it."""
+
+    def __init__(self, *options: str, port: int | None = None, password: str | None = None) -> None:
+        self.port = port if port is not None else free_port()
+        """Chosen once: who knows the URL finds the next life of it."""
+        self.password = password
+        """What the next `start` asks of clients; None for nothing."""
+        self.options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """``redis://127.0.0.1:PORT``, with the password where there is one."""
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{login}{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def launch(self) -> None:
+        """Start it without waiting for it."""
+        if self._process is not None:
+            raise RuntimeError(f"the broker at port {self.port} runs already; kill it first")
+        login = ["--requirepass", self.password] if self.password else []
+        self._process = subprocess.Popen(  # noqa: S603 - the broker's own binary, on words of the test
+            guarded([*server_arguments(find_server(), self.port), *login, *self.options]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        THE_TESTS_OWN[self._process.pid] = self._process.stdin.fileno()
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections.
+
+        Raises:
+            TimeoutError: it does not within 5 s.
+        """
+        self.launch()
+        deadline = time.monotonic() + START_SECONDS
+        while not is_listening(self.port):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"no broker at port {self.port} within {START_SECONDS:g} s")
+            time.sleep(START_LOOK)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end; nothing where it does not run."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait(END_SECONDS)
+        del THE_TESTS_OWN[process.pid]
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(b"done\n")
+            process.stdin.close()
+
+    def freeze(self) -> None:
+        """SIGSTOP: it keeps its connections and answers nothing."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on, with what it was asked meanwhile."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is None:
+            raise RuntimeError(f"the broker at port {self.port} does not run; start it first")
+        self._process.send_signal(number)
+
+
+@contextmanager
+def open_broker(
+    *options: str, port: int | None = None, password: str | None = None, start: bool = True
+) -> Iterator[RealBroker]:
+    """A broker for the block, ready unless ``start`` is False; whatever was done to it, it is gone after.
+
+    Args:
+        options: further words of valkey-server's command line.
+        port: where it listens; a free port unless given.
+        password: what it asks of clients; may be set anew between two lives.
+        start: False for one that the test starts itself.
+
+    Raises:
+        InvariantBroken: something goes on listening at its port (``nothing_left_alive``).
+    """
+    broker = RealBroker(*options, port=port, password=password)
+    try:
+        if start:
+            broker.start()
+        yield broker
+    finally:
+        broker.kill()
+    if is_listening(broker.port):
+        raise InvariantBroken([Broken("nothing_left_alive", f"somebody listens at port {broker.port} still")])

@@ -1,0 +1,393 @@
+"""A whole server as users have it: ``python -m tangram serve`` in a process of its own, seen from outside.
+
+Nothing of the server is imported here. What is tested is what is installed for ``Home.python``, or lies on
+``Home.path``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from tangram.testing.checks.census import born, descendants
+from tangram.testing.fakes.ports import HOST, free_port, is_listening
+from tangram.testing.run.blocks import open_block
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ANY_PROCESS", "Home", "RunningProcess", "open_process", "open_process_as", "run_process"]
+
+READY_SECONDS = 20.0
+"""For a start: a second is promised, but many processes may share a slow machine."""
+
+STOP_SECONDS = 15.0
+"""For a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
+
+KILL_SECONDS = 5.0
+"""SIGKILL ends a process at once unless the kernel holds it; then nothing of ours can hurry it."""
+
+GONE_SECONDS = 2.0
+"""For what was below a process that has ended: a broker's guard ends a moment after what it guards."""
+
+LAST_WORDS_SECONDS = 1.0
+"""For the last lines: they are read when the end is known already."""
+
+LOOK_EVERY = 0.02
+"""Seconds between two looks at other processes."""
+
+ANY_PROCESS = ("stops_within_bound", "nothing_left_alive", "no_traceback", "no_secret_in_logs")
+"""What every server's process keeps to: it ends in time when it is asked to, leaves neither a process below
+it nor a listener at its port, dies of no exception that nobody caught, and says no secret.
+"""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_TRACEBACK = "Traceback (most recent call last):"
+_SECRET_LENGTH = 16
+"""Shorter contents of a state folder are no secrets."""
+
+
+@dataclass
+class Home:
+    """A folder that stands for a user's machine: configuration, state, installed plugins."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    """The server's own, over all its restarts."""
+
+    def __post_init__(self) -> None:
+        self.site = self.folder / "site"
+        self.site.mkdir(parents=True, exist_ok=True)
+        self.config = self.folder / "tangram.toml"
+        self.python: Path | str = sys.executable
+        self.path: list[Path | str] = [self.site, *filter(None, sys.path)]
+        """Where its Python looks first."""
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:PORT``."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def state(self) -> Path:
+        """Where the server keeps its secrets."""
+        return self.folder / "xdg_state_home" / "tangram"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Nothing of the developer's own: only where Python and the programs are."""
+        own = {
+            name: str(self.folder / name.lower())
+            for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+        }
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self.folder),
+            "PYTHONPATH": os.pathsep.join(map(str, self.path)),
+            "PYTHONUNBUFFERED": "1",
+            **own,
+        }
+
+    def install(self, name: str, source: str, *, entry_point: str = "plugin") -> None:
+        """A plugin as pip would have left it: the module, and the metadata by which it is found."""
+        (self.site / f"{name}.py").write_text(source)
+        self.announce(name, f"{name}:{entry_point}")
+
+    def announce(self, name: str, value: str, *, group: str = "tangram.plugins") -> None:
+        """Metadata of a distribution ``name`` with one entry point."""
+        metadata = self.site / f"{name}-0.1.0.dist-info"
+        metadata.mkdir(parents=True, exist_ok=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+
+    def configure(self, plugins: Sequence[str] = (), extra: str = "", core: str = "") -> None:
+        """Write the configuration: ``core`` goes on in ``[core]``, ``extra`` stands after all."""
+        self.config.write_text(
+            f"[core]\nplugins = {json.dumps(list(plugins))}\n{core}\n"
+            f'[server]\nhost = "{HOST}"\nport = {self.port}\n\n[broker]\nport = 0\n\n{extra}\n'
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line; without arguments it serves what was configured, and logs JSON."""
+        serve = ("serve", "--config", str(self.config), "--log-format", "json")
+        return [str(self.python), "-m", "tangram", *(arguments or serve)]
+
+    def secrets(self) -> list[str]:
+        """What the server keeps in its state folder and must tell nobody."""
+        kept = [path for path in self.state.glob("*") if path.is_file()]
+        found = [path.read_text(errors="replace").strip() for path in kept]
+        return [text for text in found if len(text) >= _SECRET_LENGTH]
+
+
+@dataclass
+class RunningProcess:
+    """One process of a server, running or ended."""
+
+    home: Home
+    process: trio.Process
+    out: list[str] = field(default_factory=list)
+    """Lines of standard output, without colours."""
+    err: list[str] = field(default_factory=list)
+    """Lines of standard error, without colours."""
+    below: dict[int, str] = field(default_factory=dict)
+    """Every process seen below it so far, and its name."""
+    born: dict[int, str] = field(default_factory=dict)
+    """When each of them began: an id may be given again, and a name changes soon after the start."""
+    _news: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self.home.url
+
+    @property
+    def lines(self) -> list[str]:
+        """All that it has said."""
+        return [*self.out, *self.err]
+
+    @property
+    def log(self) -> str:
+        """All that it has said, as one text."""
+        return "\n".join(self.lines)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The log as it is so far, of one that logs JSON."""
+        return [json.loads(line) for line in self.err if line.startswith("{")]
+
+    def events(self, event: str, **values: object) -> list[dict[str, Any]]:
+        """The records of one kind, with these values."""
+        wanted = {"event": event, **values}
+        return [record for record in self.records if wanted.items() <= record.items()]
+
+    async def wait_line(
+        self, pattern: str, *, within: float = READY_SECONDS, times: int = 1
+    ) -> re.Match[str]:
+        """The ``times``-th line in which ``pattern`` is found.
+
+        Raises:
+            AssertionError: it did not come within so many seconds, or the process ended; with all it said.
+        """
+        wanted = re.compile(pattern)
+        with trio.move_on_after(within):
+            while True:
+                found = [match for line in self.lines if (match := wanted.search(line))]
+                if len(found) >= times:
+                    return found[times - 1]
+                if self.process.returncode is not None:
+                    break
+                await self._news.wait()
+        raise AssertionError(
+            f"{pattern!r} was not logged {times} times (exit {self.process.returncode}):\n{self.log}"
+        )
+
+    async def wait_ready(self, *, times: int = 1) -> str:
+        """Until it is ready for the ``times``-th time; the URL that its log names."""
+        line = (await self.wait_line("tangram ready", times=times)).string
+        self.look_below()
+        return str(json.loads(line)["url"]).rstrip("/")
+
+    async def wait_end(self, *, within: float = STOP_SECONDS) -> int:
+        """Its exit status.
+
+        Raises:
+            AssertionError: it did not end within so many seconds; with all it said.
+        """
+        with trio.move_on_after(within):
+            return await self.process.wait()
+        raise AssertionError(f"the server did not end within {within} s:\n{self.log}")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing where it has ended."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send it a signal and wait for its end; its exit status."""
+        self.look_below()
+        self.send(number)
+        return await self.wait_end()
+
+    def look_below(self) -> dict[int, str]:
+        """The processes below it now, by process id, with their names."""
+        now = dict(descendants(self.process.pid)) if self.process.returncode is None else {}
+        self.below.update(now)
+        self.born |= {pid: when for pid in now if pid not in self.born and (when := born(pid))}
+        return now
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer to one request."""
+        import httpx
+
+        async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
+            return await client.request(method, path, **options)
+
+    async def get(self, path: str, **options: Any) -> Any:
+        """The JSON of a GET that must succeed."""
+        answer = await self.request("GET", path, **options)
+        answer.raise_for_status()
+        return answer.json()
+
+    async def read(self, stream: trio.abc.ReceiveStream, lines: list[str]) -> None:
+        """Keep what it says on one of its outputs; ``open_process`` does this."""
+        rest = b""
+        async for chunk in stream:
+            *whole, rest = (rest + bytes(chunk)).split(b"\n")
+            lines.extend(_COLOURS.sub("", line.decode(errors="replace")) for line in whole)
+            self._tell()
+        if rest:
+            lines.append(_COLOURS.sub("", rest.decode(errors="replace")))
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+
+P = TypeVar("P", bound=RunningProcess)
+
+
+@asynccontextmanager
+async def open_process(
+    home: Home,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    but: Mapping[str, str] | None = None,
+) -> AsyncIterator[RunningProcess]:
+    """The process of ``home.command(*arguments)``, not waited for; what it keeps to is checked at its end.
+
+    Where it still runs at the end of the block it is asked to end (SIGTERM), and then made to. Whatever
+    happens, it and all that was seen below it are gone afterwards.
+
+    Args:
+        home: what it is configured with, and where it writes.
+        arguments: of ``python -m tangram``; without any it serves.
+        environ: added to ``home.environ``.
+        but: names of `ANY_PROCESS` that this test breaks on purpose, each with the reason.
+
+    Raises:
+        InvariantBroken: the block ended well, but the process did not keep to `ANY_PROCESS`.
+        ValueError: ``but`` names something else.
+    """
+    async with open_process_as(RunningProcess, home, *arguments, environ=environ, but=but) as server:
+        yield server
+
+
+async def run_process(home: Home, *arguments: str, within: float = READY_SECONDS) -> RunningProcess:
+    """Run it to its end, for what must not start at all.
+
+    Raises:
+        AssertionError: it did not end within so many seconds.
+        InvariantBroken: as of `open_process`.
+    """
+    async with open_process(home, *arguments) as server:
+        await server.wait_end(within=within)
+    return server
+
+
+@asynccontextmanager
+async def open_process_as(
+    kind: Callable[[Home, trio.Process], P],
+    home: Home,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    but: Mapping[str, str] | None = None,
+) -> AsyncIterator[P]:
+    """`open_process` with a class of one's own for what is seen of it."""
+    without = but or {}
+    if unknown := without.keys() - set(ANY_PROCESS):
+        raise ValueError(f"nothing called {sorted(unknown)!r}: expected some of {', '.join(ANY_PROCESS)}")
+    taken = is_listening(home.port)
+    process = await trio.lowlevel.open_process(
+        home.command(*arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**home.environ, **(environ or {})},
+        cwd=home.folder,
+        start_new_session=True,
+    )
+    server = kind(home, process)
+    broken: list[tuple[str, str]] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with open_block() as nursery:
+        nursery.start_soon(server.read, process.stdout, server.out)
+        nursery.start_soon(server.read, process.stderr, server.err)
+        try:
+            yield server
+        finally:
+            # Each step has a deadline of its own: what does not end is killed.
+            most = STOP_SECONDS + KILL_SECONDS + GONE_SECONDS + LAST_WORDS_SECONDS
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + most):
+                broken += await _end(server, taken=taken)
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+    broken += _said(server)
+    _judge([one for one in broken if one[0] not in without])
+
+
+async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
+    """End it, and all below it; what it did not do by itself."""
+    broken: list[tuple[str, str]] = []
+    process = server.process
+    server.look_below()
+    if process.returncode is None:
+        process.terminate()
+        with trio.move_on_after(STOP_SECONDS):
+            await process.wait()
+    if process.returncode is None:
+        broken.append(("stops_within_bound", f"it did not end within {STOP_SECONDS:g} s of SIGTERM"))
+        process.kill()
+        with trio.move_on_after(KILL_SECONDS):
+            await process.wait()
+    if process.returncode is None:
+        broken.append(("nothing_left_alive", f"it goes on {KILL_SECONDS:g} s after SIGKILL"))
+    if left := await _gone(server.born):
+        names = ", ".join(f"{server.below[pid]} (process {pid})" for pid in left)
+        broken.append(("nothing_left_alive", f"it has ended, and below it goes on: {names}"))
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    if is_listening(server.home.port) and not taken:
+        broken.append(("nothing_left_alive", f"somebody listens at its port {server.home.port} still"))
+    return broken
+
+
+async def _gone(seen: Mapping[int, str]) -> list[int]:
+    """Those that go on although they were given time."""
+    with trio.move_on_after(GONE_SECONDS):
+        while any(born(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(LOOK_EVERY)
+    return [pid for pid, when in seen.items() if born(pid) == when]
+
+
+def _said(server: RunningProcess) -> Iterator[tuple[str, str]]:
+    """What it should not have said. Tracebacks inside records of the log are of errors that were caught."""
+    for number, line in enumerate(server.lines):
+        if line.startswith(_TRACEBACK):
+            told = "\n".join(server.lines[number:])
+            yield "no_traceback", f"it told a user a traceback:\n{told}"
+            break
+    for secret in server.home.secrets():
+        for line in server.lines:
+            if secret in line:
+                yield "no_secret_in_logs", f"it told a secret: {line.replace(secret, '...')}"
+
+
+def _judge(broken: list[tuple[str, str]]) -> None:
+    if broken:
+        # Imported here: it brings parts of the server along.
+        invariants = importlib.import_module("tangram.testing.checks.invariants")
+        raise invariants.InvariantBroken([invariants.Broken(*one) for one in broken])

@@ -1,0 +1,435 @@
+"""A whole server in the test's own loop: broker, ports and state folder of its own, and a clean end."""
+
+from __future__ import annotations
+
+import random
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from tangram.app import Boot, Server
+from tangram.bus.resp import current_dial
+from tangram.bus.urls import parse_url
+from tangram.config import BrokerConfig, LoadedConfig
+from tangram.plugins import Plugin
+from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
+from tangram.testing.checks.census import UNDER_TEST, Census, take_census, wait_nothing_left, watched
+from tangram.testing.checks.invariants import Evidence, InvariantBroken, broken
+from tangram.testing.checks.log_records import LogRecords, record_logs, secrets_of
+from tangram.testing.fakes.memory_broker import MemoryBroker
+from tangram.testing.fakes.memory_port import MemoryPort
+from tangram.testing.fakes.redis_route import Line
+from tangram.testing.run.lifetime import Lifetime, NeverUp, TangramEnded, was_cancelled
+from tangram.testing.run.setup import configure, load_given
+from tangram.testing.seams.injection import FaultPorts, InjectedFault
+from tangram.testing.seams.io_faults import Seam
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tangram.client import ClientSocket
+
+__all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
+
+EVENT_SECONDS = 10.0
+"""How long a test waits for an event that must come."""
+
+LOOK_EVERY = 0.01
+"""Seconds between two looks at a tree that has no event for what is waited for."""
+
+DELIVERY_COST = 0.0005
+"""Seconds of CPU, where they are drawn: sometimes enough for the bus to let messages gather."""
+
+STEADY_LOOKS = 3
+"""So often in a row the tree must look right: a crash is reported one scheduling later."""
+
+CHEAP = (
+    "nothing_left_alive",
+    "stops_within_bound",
+    "nobody_is_stubborn",
+    "ends_with_its_status",
+    "starts_in_order",
+    "stops_in_reverse_order",
+    "no_two_incarnations",
+    "healthy_siblings_untouched",
+    "each_crash_logged_once",
+    "no_secret_in_logs",
+    "close_codes_documented",
+)
+"""Invariants that hold for every test and cost it some milliseconds; checked at the end by default."""
+
+
+class RunningTangram:
+    """A server under test."""
+
+    def __init__(self, server: Server, ports: FaultPorts, http: httpx.AsyncClient, logs: LogRecords) -> None:
+        self.server = server
+        self.http = http
+        """An httpx client whose base is the server."""
+        self.logs = logs
+        """Every record of the log, as dicts."""
+        self.memory: MemoryBroker | None = None
+        """The broker, where it is one in memory."""
+        self.port: MemoryPort | None = None
+        """The web port, where it is one in memory."""
+        self.line = Line()
+        """The way to the broker, for faults of the network."""
+        self.seam = Seam(self.line.dial)
+        """Before that way, for exceptions out of single operations."""
+        self.clients: list[ClientSocket] = []
+        """Every channel client that was opened here."""
+        self.planned = False
+        """Set when a test asks for restarts of single children: no strategy explains these."""
+        self.stubborn_allowed: set[str] = set()
+        """Children that a test makes ignore their cancellation."""
+        self.out_of_turn: set[str] = set()
+        """Children that a test itself cancels: they may be gone before their turn has come."""
+        self.stubborn: list[str] = []
+        """Who had to be cancelled behind a shield of its own, and where it stood."""
+        self.events: list[SupervisionEvent] = []
+        """Every event of the tree, from the first start."""
+        self.ports = ports
+        self._changed = trio.Event()
+        self._ended = trio.Event()
+        self._secrets: set[str] = set()
+        self.status = 0
+        """The exit status, once it has ended."""
+        self.stopped_at: int | None = None
+        """How many events there were when the stop began."""
+        self.stop_seconds: float | None = None
+        """How long the stop took."""
+        self._stop_began = 0.0
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:PORT``."""
+        return self.server.base_url
+
+    @property
+    def operator(self) -> dict[str, str]:
+        """The header that proves to be the operator."""
+        assert self.server.tree is not None
+        return {"authorization": f"Bearer {self.server.tree.secrets.operator}"}
+
+    @property
+    def redis_url(self) -> str:
+        """Where this server's Redis is."""
+        assert self.server.tree is not None
+        return self.server.tree.url
+
+    def note(self, event: SupervisionEvent) -> None:
+        """Remember an event; waiters look again. A root that gives up, or who is held up, begins the end."""
+        self.events.append(event)
+        if event.kind == "ready":  # a reload may bring others, and then restarts
+            self._secrets |= secrets_of(self.server.tree)
+        if event.kind == "gave_up" and (not event.path or event.child is not None):
+            self._begin_stop()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def connect(self) -> socket.socket:
+        """A connection to the web port, non-blocking, for clients that misbehave."""
+        if self.port is not None:
+            return self.port.connect()
+        held = self.server.held[0]
+        client = socket.create_connection((held.host, held.port), timeout=5.0)
+        client.setblocking(False)
+        return client
+
+    def crash(self, child: str, error: BaseException | None = None) -> None:
+        """Raise an exception inside a child: ``bus``, ``web``, ``channels``, ``broker``, ``plugin:NAME``.
+
+        Returns at once.
+        """
+        self.ports.strike(child, error or InjectedFault(f"a test crashed {child!r}"))
+
+    async def wait_event(
+        self, kind: str, child: str | None = None, *, after: int = 0, seconds: float = EVENT_SECONDS
+    ) -> SupervisionEvent:
+        """The first event of ``kind`` (and of ``child``) among ``events[after:]``, waited for if need be.
+
+        Raises:
+            AssertionError: it did not come in time; the message tells what came instead.
+        """
+        with trio.move_on_after(seconds):
+            while True:
+                for event in self.events[after:]:
+                    if event.kind == kind and child in {None, event.child}:
+                        return event
+                if self._ended.is_set():
+                    break  # nothing more will come
+                await self._changed.wait()
+        came = [f"{event.kind} {event.child}" for event in self.events[after:]]
+        raise AssertionError(f"no {kind!r} of {child!r} within {seconds} s; what came was {came}")
+
+    async def wait_ready(self, count: int, *, seconds: float = EVENT_SECONDS) -> None:
+        """Until the server has become ready for the ``count``-th time."""
+        with trio.move_on_after(seconds):
+            while self.server.ready_count < count and not self._ended.is_set():
+                await self._changed.wait()
+        if self.server.ready_count >= count:
+            return
+        raise AssertionError(f"ready {self.server.ready_count} times within {seconds} s, expected {count}")
+
+    async def wait_steady(self, *, seconds: float = EVENT_SECONDS) -> str:
+        """Until everything is up (``"up"``), possibly without those in quarantine (``"quarantined"``), or the
+        server has ended by itself (``"ended"``).
+
+        Raises:
+            AssertionError: it did not come to rest in time; the message tells who is missing.
+        """
+        missing = ["the supervisor"]
+        with trio.move_on_after(seconds):
+            looks = 0
+            while looks < STEADY_LOOKS:
+                if self._ended.is_set():
+                    return "ended"
+                missing = self.missing()
+                looks = 0 if missing else looks + 1
+                await trio.sleep(LOOK_EVERY)
+            return "quarantined" if self._quarantined() else "up"
+        raise AssertionError(f"it did not come to rest within {seconds:g} s; missing: {', '.join(missing)}")
+
+    def missing(self) -> list[str]:
+        """Who should run and does not."""
+        server = self.server
+        if server.root is None or server.tree is None:
+            return ["the supervisor"]
+        found = [
+            f"{child.name} ({child.state})"
+            for supervisor in _supervisors(server.root.statistics())
+            for child in supervisor.children
+            if child.state not in {"running", "finished", "quarantined"}
+        ]
+        if server.tree.incarnation is None:
+            found.append("the incarnation")
+        if server.tree.bus is None or not server.tree.bus.up:
+            found.append("the bus")
+        return found
+
+    def _quarantined(self) -> bool:
+        root = self.server.root
+        return root is not None and any(
+            child.state == "quarantined"
+            for supervisor in _supervisors(root.statistics())
+            for child in supervisor.children
+        )
+
+    def stop(self) -> None:
+        """Begin the end; returns at once."""
+        self._begin_stop()
+        self.server.stop()
+
+    def _begin_stop(self) -> None:
+        if self.stopped_at is None:
+            self.stopped_at = len(self.events)
+            self._stop_began = trio.current_time()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended."""
+        return self._ended.is_set()
+
+    async def wait_ended(self) -> int:
+        """Until the server has ended by itself; its exit status."""
+        await self._ended.wait()
+        return self.status
+
+    async def serve(self, *, task_status: trio.TaskStatus[Server]) -> None:
+        """Run the server; ``open_tangram`` does this."""
+        UNDER_TEST.set(self)
+        if self.memory is not None:
+            self.line.inner = self.memory.dial
+        current_dial.set(self.seam.dial)
+        try:
+            self.status = await self.server.run(task_status=task_status)
+        finally:
+            if self.stopped_at is not None:
+                self.stop_seconds = trio.current_time() - self._stop_began
+            self._ended.set()
+            self._changed.set()
+
+    @asynccontextmanager
+    async def open_socket(self, **settings: Any) -> AsyncIterator[ClientSocket]:
+        """A channel client, connected to ``/websocket``; ``settings`` as for
+        ``tangram.client.open_socket``.
+        """
+        from tangram.client import open_socket
+
+        async with open_socket(self.url, **settings) as client:
+            self.clients.append(client)
+            yield client
+
+    def evidence(self, **more: Any) -> Evidence:
+        """What was seen of it so far, for invariants."""
+        self._secrets |= secrets_of(self.server.tree)
+        return Evidence(
+            events=self.events,
+            order=self.ports.order,
+            stopped_at=self.stopped_at,
+            strategy=self.server.config.supervisor.strategy,
+            logs=self.logs,
+            secrets=sorted(self._secrets),
+            stop_seconds=self.stop_seconds,
+            stop_bound=self.server.config.supervisor.shutdown_timeout,
+            stubborn_allowed=self.stubborn_allowed,
+            stubborn=self.stubborn,
+            out_of_turn=self.out_of_turn,
+            status=self.status if self.ended else None,
+            overlaps=self.ports.overlaps,
+            planned=self.planned,
+            close_codes=[code for client in self.clients for code in client.server_codes],
+            **more,
+        )
+
+
+def _supervisors(top: SupervisorStatistics) -> list[SupervisorStatistics]:
+    below = [one for child in top.children for nested in child.nested for one in _supervisors(nested)]
+    return [top, *below]
+
+
+@asynccontextmanager
+async def open_tangram(
+    plugins: Iterable[Plugin | str] = (),
+    config: Mapping[str, Any] | LoadedConfig | None = None,
+    *,
+    wrap: Callable[[Child], Child] | None = None,
+    fakes: bool = False,
+    memory_port: bool = False,
+    seed: int | None = None,
+    checks: Iterable[str] = CHEAP,
+    on_server: Callable[[RunningTangram], None] | None = None,
+) -> AsyncIterator[RunningTangram]:
+    """Run a server until the end of the block, and see that invariants held.
+
+    Args:
+        plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set), or
+        names of installed ones.
+        config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given. Or a
+        configuration that was read already, taken as it is.
+        wrap: applied to each child of the tree, inside the fault port.
+        fakes: the broker is one in memory, so that the server needs no process and no real time: works with
+        pytest-trio's ``autojump_clock``.
+        memory_port: with ``fakes``, the web port is one in memory as well: only ``tangram.http``,
+        ``open_socket`` and ``connect`` reach it. For the native engine.
+        seed: of all jitter; None: chance.
+        checks: names of `INVARIANTS` that are checked when it has ended; ``()`` for none.
+        on_server: called with the server before it boots.
+
+    Raises:
+        InvariantBroken: the block ended well, or was cancelled, but the server did not keep what it promises.
+        TangramEnded: it ended before it had started.
+        NeverUp: it came neither up nor to its end.
+        PluginError: a plugin that was given by its name cannot be loaded.
+        ValueError: ``memory_port`` with another engine, a table ``[plugins.NAME]`` that nobody reads, or two
+        plugins of one name.
+    """
+    checks = tuple(checks)
+    before = take_census()
+    error: BaseException | None = None
+    with watched(), record_logs() as logs, ExitStack() as outer:
+        if not isinstance(config, LoadedConfig):
+            folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="tangram-test-")))
+            config = configure(config or {}, folder)
+        port = _memory_port(config) if memory_port else None
+        running = _prepare(plugins, config, wrap, fakes=fakes, port=port, seed=seed, logs=logs)
+        if port is not None:
+            outer.enter_context(port.dialled())
+        if on_server is not None:
+            on_server(running)
+        try:
+            async with Lifetime(running).held():
+                running.http.base_url = running.url
+                yield running
+        except BaseException as raised:  # noqa: BLE001 - raised again below, if invariants say nothing better
+            error = raised
+    _judge(running, before, checks, error)
+
+
+def _memory_port(loaded: LoadedConfig) -> MemoryPort:
+    if (engine := loaded.config.server.effective_engine) != "native":
+        # It makes Trio's sockets of what it accepts, and Trio takes no subclass of a socket.
+        raise ValueError(
+            f"memory_port needs [server] engine 'native', it is {engine!r}: leave one of them out"
+        )
+    return MemoryPort()
+
+
+def _judge(
+    running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
+) -> None:
+    """Raise what the block raised; if it ended well, or was only cancelled, what invariants say."""
+    left = None
+    if "nothing_left_alive" in checks:
+        left = wait_nothing_left(before, running, redis_port=_port_of(running))
+    clients = running.memory.unclosed if running.memory is not None else None
+    found = broken(running.evidence(left=left, broker_clients=clients), checks)
+    # These say nothing of their own: it never came up, or somebody had enough of it.
+    if found and (error is None or isinstance(error, TangramEnded | NeverUp) or was_cancelled(error)):
+        raise InvariantBroken(found) from error
+    if error is not None:
+        for one in found:
+            error.add_note(f"beside it, an invariant does not hold: {one}")
+        raise error
+
+
+def _port_of(running: RunningTangram) -> int | None:
+    tree = running.server.tree
+    return None if tree is None or not tree.url else parse_url(tree.url).port
+
+
+def _prepare(
+    plugins: Iterable[Plugin | str],
+    loaded: LoadedConfig,
+    wrap: Callable[[Child], Child] | None,
+    *,
+    fakes: bool,
+    port: MemoryPort | None,
+    seed: int | None,
+    logs: LogRecords,
+) -> RunningTangram:
+    import httpx
+
+    ports = FaultPorts()
+    rng = random.Random(seed)  # noqa: S311 - jitter
+    boot = Boot(
+        loaded=loaded,
+        environ={"HOME": str(loaded.config.server.state_dir)},
+        plugins=load_given(plugins, loaded.config.plugins),
+        signals=False,
+        wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
+        rng=rng,
+    )
+    memory = None
+    if fakes:
+        memory = MemoryBroker(BrokerConfig(port=0))
+        boot = attrs.evolve(boot, embedded=lambda _config: memory)
+    if seed is not None:
+        boot = attrs.evolve(boot, timer=_drawn_timer(random.Random(seed)))  # noqa: S311 - reproducible
+    if port is not None:
+        boot = attrs.evolve(boot, listen=port.listen)
+    # Its own loopback, so nothing is verified: a store of certificates takes 0.2 s.
+    transport = httpx.AsyncHTTPTransport(verify=False) if port is None else port.transport()
+    server = Server(boot)
+    running = RunningTangram(server, ports, httpx.AsyncClient(timeout=10.0, transport=transport), logs)
+    running.memory, running.port = memory, port
+    server.ledger.listen(running.note)
+    return running
+
+
+def _drawn_timer(rng: random.Random) -> Callable[[], float]:
+    """A timer of the CPU that is no machine's: a delivery costs up to `DELIVERY_COST` by it."""
+    now = 0.0
+
+    def timer() -> float:
+        nonlocal now
+        now += rng.uniform(0.0, DELIVERY_COST)
+        return now
+
+    return timer

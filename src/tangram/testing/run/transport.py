@@ -1,0 +1,320 @@
+"""Engines and channels without the rest of the server: a listener on a free port, and a bus in memory.
+
+``open_engine`` serves any ASGI application by either engine, ``open_transport`` channels and ``/token``. What
+they check at the end is what an engine owes whoever runs it: no connection is left, and none was ended by an
+exception of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import trio
+
+from tangram.channels.origins import OriginPolicy
+from tangram.channels.policy import Authorizer
+from tangram.config import ChannelConfig, ServerConfig
+from tangram.errors import BrokerUnavailable
+from tangram.gateway.channels import Channels, ChannelSettings, connect_info
+from tangram.http.engine import ASGIApp, Engine, EngineSettings
+from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
+from tangram.testing.checks.invariants import Broken, InvariantBroken
+from tangram.testing.run.blocks import open_block
+
+if TYPE_CHECKING:
+    from quart_trio import QuartTrio
+
+__all__ = [
+    "OPERATOR",
+    "SECRET",
+    "FakeBus",
+    "RunningEngine",
+    "RunningTransport",
+    "channels_app",
+    "make_channels",
+    "open_engine",
+    "open_transport",
+]
+
+EngineName = Literal["native", "hypercorn"]
+Done = Callable[[Mapping[int, Exception]], None]
+
+SECRET = "a secret that is long enough for PyJWT not to warn"  # noqa: S105 - signs tokens of tests
+"""Signs the tokens of `open_transport`."""
+
+OPERATOR = "operator-token"
+"""The operator's bearer at `open_transport`."""
+
+DRAIN_SECONDS = 1.0
+"""For clients to hear the good-bye when a test is over: they are on this machine, in this loop."""
+
+GRACE_SECONDS = 5.0
+"""What an engine gives its connections when it is stopped, unless the test says otherwise."""
+
+
+@attrs.define
+class FakeBus:
+    """Takes publishes; gives what begins with ``to:`` straight back, as one Redis would."""
+
+    up: bool = True
+    published: list[tuple[str, bytes]] = attrs.Factory(list)
+    sink: Callable[[Sequence[tuple[bytes, bytes]]], None] | None = None
+    hold: bool = False
+    """Keep the outcomes of publishes back, in ``held``."""
+    held: list[Done] = attrs.Factory(list)
+
+    def publish_nowait(self, channel: str, payload: bytes) -> None:
+        """Take one."""
+        self.publish_all([(channel, payload)])
+
+    def publish_all(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
+        """Take all or none; ``done`` is told which failed, by their place: none, or each with
+        `BrokerUnavailable` while ``up`` is False.
+        """
+        if not self.up:
+            if done is not None:
+                done(dict.fromkeys(range(len(messages)), BrokerUnavailable("redis is away")))
+            return
+        self.published += messages
+        for channel, payload in messages:
+            if self.sink is not None and channel.startswith("to:"):
+                self.sink([(channel.encode(), payload)])
+        if done is not None:
+            if self.hold:
+                self.held.append(done)
+            else:
+                done({})
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The channels of what was published, in order."""
+        return [channel for channel, _ in self.published if channel.startswith(prefix)]
+
+    def payloads(self, channel: str) -> list[bytes]:
+        """What was published on one channel, in order."""
+        return [payload for name, payload in self.published if name == channel]
+
+
+@attrs.define
+class RunningEngine:
+    """A running engine: where it listens, its counters, and how it ends."""
+
+    held: list[HeldSocket]
+    engine: Engine
+    grace: float = GRACE_SECONDS
+    """Seconds that a stop gives its connections; may be set until then."""
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.held[0].port
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:PORT``."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def wait_closed(self, limit: float = 5.0) -> None:
+        """Wait until no connection is open, at most ``limit`` seconds."""
+        with trio.fail_after(limit):
+            while self.engine.statistics().connections:  # noqa: ASYNC110  # statistics are all an operator has, too
+                await trio.sleep(0.05)
+
+    async def stop(self) -> float:
+        """Cancel it and wait; answers the seconds that took."""
+        began = trio.current_time()
+        self.scope.cancel()
+        await self.done.wait()
+        return trio.current_time() - began
+
+
+@attrs.define
+class RunningTransport:
+    """Channels behind an engine, or in a Quart application behind it."""
+
+    url: str
+    channels: Channels
+    bus: FakeBus
+    app: QuartTrio
+    """The application beside the channels: ``/token``, and what the test adds."""
+    engine: Engine
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """As if Redis had delivered it."""
+        self.channels.deliver([(channel.encode(), payload)])
+
+
+def make_channels(
+    bus: FakeBus,
+    settings: ChannelSettings | None = None,
+    *,
+    authorizers: Sequence[Authorizer] = (),
+    **more: Any,
+) -> Channels:
+    """Channels on a bus in memory, not running; ``more`` as for ``Channels``."""
+    channels = Channels(
+        settings or ChannelConfig(),
+        SECRET,
+        bus.publish_all,
+        origins=more.pop("origins", OriginPolicy()),
+        operator_token=OPERATOR,
+        authorizers=authorizers,
+        **more,
+    )
+    bus.sink = channels.deliver
+    return channels
+
+
+def channels_app(channels: Channels) -> QuartTrio:
+    """A Quart application with ``/websocket`` and ``/token`` and nothing else."""
+    from quart import Response, request
+    from quart_trio import QuartTrio
+
+    from tangram.gateway.tokens import issue_token
+    from tangram.http.hypercorn.channels import WebsocketConnection, websocket_blueprint
+
+    app = QuartTrio(__name__)
+    app.asgi_websocket_class = WebsocketConnection
+    app.register_blueprint(websocket_blueprint(lambda: channels))
+
+    @app.post("/token")
+    async def token() -> Response:
+        answer = await issue_token(
+            channels.gate,
+            await request.body,
+            content_type=request.headers.get("content-type"),
+            authorization=request.headers.get("authorization"),
+            info=connect_info(request.scope),
+        )
+        return Response(answer.body, answer.status, dict(answer.headers), content_type=answer.content_type)
+
+    return app
+
+
+@asynccontextmanager
+async def open_engine(
+    name: str,
+    app: ASGIApp,
+    *,
+    settings: EngineSettings | None = None,
+    held: list[HeldSocket] | None = None,
+    grace: float = GRACE_SECONDS,
+    crashes: int = 0,
+    **options: Any,
+) -> AsyncIterator[RunningEngine]:
+    """Run the engine ``name`` (``native`` or ``hypercorn``) for the block, on a free port or on ``held``.
+
+    Args:
+        name: which engine.
+        app: the ASGI application.
+        settings: what is read of ``[server]``; its defaults unless given.
+        held: listening sockets that outlive it; closed by whoever opened them.
+        grace: seconds that a stop gives its connections; those of the block's end have one at most.
+        crashes: how many connections the test makes end by an exception of the engine's own.
+        options: as for ``serve_native`` or ``serve_hypercorn``.
+
+    Raises:
+        InvariantBroken: the block ended well, but a connection is left (``nothing_left_alive``), or others
+            than ``crashes`` were ended by the engine's own exceptions (``faults_are_counted``).
+    """
+    serve = _serve(name)
+    sockets = held if held is not None else open_listeners("127.0.0.1", 0)
+    server: list[RunningEngine] = []
+    scope, done = trio.CancelScope(), trio.Event()
+
+    async def run(*, task_status: trio.TaskStatus[Engine]) -> None:
+        try:
+            with scope:
+                await serve(
+                    app,
+                    sockets,
+                    settings or ServerConfig(),
+                    grace=lambda: server[0].grace,
+                    task_status=task_status,
+                    **options,
+                )
+        finally:
+            done.set()
+
+    try:
+        async with open_block() as nursery:
+            engine: Engine = await nursery.start(run)
+            server.append(RunningEngine(sockets, engine, grace, scope, done))
+            yield server[0]
+            server[0].grace = min(server[0].grace, DRAIN_SECONDS)
+            scope.cancel()
+    finally:
+        if held is None:
+            close_listeners(sockets)
+    _judge(server[0].engine, crashes)
+
+
+@asynccontextmanager
+async def open_transport(
+    settings: ChannelSettings | None = None,
+    *,
+    engine: EngineName = "native",
+    authorizers: Sequence[Authorizer] = (),
+    engine_settings: EngineSettings | None = None,
+    **more: Any,
+) -> AsyncIterator[RunningTransport]:
+    """Channels and ``/token`` on a free port, on a bus in memory, for the block.
+
+    With ``native`` the engine takes the channels itself, with ``hypercorn`` they are a route of Quart, as in
+    a server. ``settings`` is what is read of ``[channel]``; ``more`` as for ``Channels``.
+
+    Raises:
+        InvariantBroken: as of `open_engine`, and where a WebSocket is left after all were told to go.
+    """
+    bus = FakeBus()
+    channels = make_channels(bus, settings, authorizers=authorizers, **more)
+    app = channels_app(channels)
+    own: Any = {"channels": channels} if engine == "native" else {}
+    if settings is not None:
+        own["max_message"] = settings.max_message
+    opened = partial(open_engine, engine, app, settings=engine_settings, **own)  # type: ignore[arg-type]
+    async with open_block() as nursery:
+        await nursery.start(channels.run)
+        async with opened() as running:
+            yield RunningTransport(running.url, channels, bus, app, running.engine)
+            await channels.drain(within=DRAIN_SECONDS)
+        nursery.cancel_scope.cancel()
+    if left := channels.statistics().connections:
+        raise InvariantBroken(
+            [Broken("nothing_left_alive", f"{left} WebSockets are connected to channels that have ended")]
+        )
+
+
+def _serve(name: str) -> Any:
+    if name == "hypercorn":
+        from tangram.http.hypercorn.server import serve_hypercorn
+
+        return serve_hypercorn
+    if name == "native":
+        from tangram.http.native import serve_native
+
+        return serve_native
+    raise ValueError(f"engine {name!r}: expected 'native' or 'hypercorn'")
+
+
+def _judge(engine: Engine, crashes: int) -> None:
+    seen = engine.statistics()
+    found = []
+    if seen.connections:
+        found.append(
+            Broken("nothing_left_alive", f"{seen.connections} connections of the engine are still open")
+        )
+    if seen.crashed != crashes:
+        found.append(
+            Broken(
+                "faults_are_counted",
+                f"{seen.crashed} connections were ended by an exception of the engine's own, not {crashes}",
+            )
+        )
+    if found:
+        raise InvariantBroken(found)

@@ -1,0 +1,154 @@
+"""Runs in processes of their own, so that all cores work: each gets its share by pickle, and answers so.
+
+No fork: the process that asks has threads and an event loop of its own. No pool either: it would leave a
+process behind that the next census takes for somebody's leak.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import attrs
+
+__all__ = ["cores", "in_processes"]
+
+T = TypeVar("T")
+
+WORK_SECONDS = 4 * 3600.0
+"""For all calls: the longest known, 10,000 seeds on two cores, takes an hour and a half at the worst."""
+
+END_SECONDS = 5.0
+"""SIGKILL ends a process at once unless the kernel holds it."""
+
+
+@attrs.frozen
+class _Answer:
+    value: Any = None
+    error: BaseException | None = None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECONDS) -> list[T]:
+    """Carry out each call in a process of its own, all at once; their values, in order.
+
+    Args:
+        calls: what is carried out.
+        within: seconds for all of them; those that have not answered then are killed.
+
+    Raises:
+        ValueError: a call cannot be pickled.
+        TimeoutError: some did not answer within so many seconds, and none raised.
+        Exception: what the first of them raised that did, once all have ended.
+    """
+    try:
+        packed = [pickle.dumps((sys.path, call)) for call in calls]
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"this cannot be handed to another process ({error}); name plugins and scenarios that can be "
+            "imported, or use jobs=1"
+        ) from error
+    command = [sys.executable, "-c", "from tangram.testing.run.workers import work; work()"]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ)  # noqa: S603 - ourselves
+        for _ in packed
+    ]
+    try:
+        with _killed_after(workers, within) as over:
+            for worker, data in zip(workers, packed, strict=True):
+                _send(worker, data)
+            answers = [_read(worker, over, within) for worker in workers]
+    finally:
+        _end(workers)
+    # One that raised may be why the others waited: it is the first to be told.
+    raised = [answer.error for answer in answers if answer.error is not None]
+    for first in sorted(raised, key=lambda one: isinstance(one, TimeoutError)):
+        raise first
+    return [answer.value for answer in answers]
+
+
+@contextmanager
+def _killed_after(workers: Sequence[subprocess.Popen[bytes]], seconds: float) -> Iterator[threading.Event]:
+    """Kill them if the block takes longer: reads from them, and writes to them, come to their end by that.
+    The event tells that it was so.
+    """
+    over = threading.Event()
+
+    def kill() -> None:
+        over.set()
+        for worker in workers:
+            worker.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+        timer.join()  # not waiting any more, or killing: neither takes time
+
+
+def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
+    assert worker.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended, and its answer will be missing
+        worker.stdin.write(data)
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+
+
+def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        worker.kill()
+        for pipe in (worker.stdin, worker.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+    for worker in workers:
+        worker.wait(END_SECONDS)
+
+
+def _read(worker: subprocess.Popen[bytes], over: threading.Event, within: float) -> _Answer:
+    assert worker.stdout is not None
+    data = worker.stdout.read()
+    if not data and over.is_set():
+        return _Answer(error=TimeoutError(f"a worker had no answer within {within:g} s and was killed"))
+    if not data:
+        status = worker.wait(END_SECONDS)
+        return _Answer(error=RuntimeError(f"a worker ended with status {status} and no answer"))
+    answer = pickle.loads(data)  # noqa: S301 - our own process
+    assert isinstance(answer, _Answer)
+    return answer
+
+
+def work() -> None:
+    """One process: read a call from the standard input, answer on the standard output."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what plugins print must not get between
+    sys.path[:], call = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
+    try:
+        answer = _Answer(value=call())
+    except BaseException as error:  # noqa: BLE001 - raised again by who asked
+        answer = _Answer(error=_plain(error))
+    with answers:
+        pickle.dump(answer, answers)
+
+
+def _plain(error: BaseException) -> BaseException:
+    """The error without what cannot be pickled: its cause is told in its text."""
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever it is
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

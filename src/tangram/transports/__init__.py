@@ -1,1 +1,0 @@
-"""Sockets that carry HTTP and channels: listeners, the native engine, Hypercorn contained, and sessions."""

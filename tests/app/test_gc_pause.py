@@ -1,0 +1,107 @@
+"""The garbage collector during restarts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+
+from tangram.app.gc_pause import ANSWERS, MANY, CollectorPause
+from tangram.supervision import SupervisionEvent
+from tangram.supervision.spec import Kind
+from tangram.testing import open_tangram
+
+
+@pytest.fixture(autouse=True)
+def collecting() -> Iterator[None]:
+    yield
+    gc.enable()
+
+
+def told(kind: Kind, supervisor: str = "incarnation") -> SupervisionEvent:
+    return SupervisionEvent(kind=kind, supervisor=supervisor, child=None, at=0.0)
+
+
+def test_it_is_held_from_the_begin_of_a_restart_to_its_end() -> None:
+    """It is off while the tree restarts, whatever else is told meanwhile, and on afterwards."""
+    pause = CollectorPause()
+    pause(told("restarting"))
+    pause(told("restarting"))
+    pause(told("ready", "plugin:probe"))
+    during = gc.isenabled()
+    pause(told("ready"))
+
+    assert not during
+    assert gc.isenabled()
+
+
+def test_a_restart_that_follows_at_once_holds_it_on() -> None:
+    """What was to be done after the first restart is not done within the second."""
+    calls: list[Callable[[], None]] = []
+    pause = CollectorPause(calls.append)
+    pause(told("restarting"))
+    pause(told("ready"))
+    pause(told("restarting"))
+    calls.pop()()
+    during = gc.isenabled()
+    pause(told("ready"))
+    calls.pop()()
+
+    assert not during
+    assert gc.isenabled()
+
+
+def test_it_is_not_held_over_many_restarts() -> None:
+    """Restarts that follow one another for ever do not fill the memory with garbage: now and then it goes on,
+    and the next restart holds it again."""
+    pause = CollectorPause(lambda _call: None)
+    on = []
+    for _ in range(3 * (MANY + 1)):
+        pause(told("restarting"))
+        assert not gc.isenabled()
+        pause(told("ready"))
+        on.append(gc.isenabled())
+
+    assert on == ([False] * MANY + [True]) * 3
+
+
+def test_a_plugins_own_restart_holds_nothing() -> None:
+    """Only the tree's restarts are waited for."""
+    pause = CollectorPause()
+    pause(told("restarting", "probe"))
+
+    assert gc.isenabled()
+
+
+def test_who_has_none_gets_none() -> None:
+    """A program that switched the collector off does not find it on after a restart."""
+    gc.disable()
+    pause = CollectorPause()
+    pause(told("planned"))
+    pause(told("ready"))
+    pause.end()
+
+    assert not gc.isenabled()
+
+
+@pytest.mark.slow
+async def test_it_collects_again_after_crash_and_end() -> None:
+    """A whole server leaves the collector as it found it."""
+    async with open_tangram() as running:
+        seen: list[bool] = []
+        running.server.ledger.listen(
+            lambda event: seen.append(gc.isenabled()) if event.kind == "started" else None
+        )
+        running.crash("bus")
+        await running.wait_ready(2)
+        at_once = gc.isenabled()
+        await trio.sleep(ANSWERS * 2)
+        between = gc.isenabled()
+        running.crash("bus")
+
+    assert not any(seen)
+    assert not at_once  # those who waited are answered first
+    assert between
+    assert gc.isenabled()

@@ -1,0 +1,123 @@
+"""What fails because Redis is away is no crash of the plugin's."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tangram.app.redis_outage import RECENT, RedisOutage, blames_redis
+from tangram.errors import BrokerRefused, BrokerUnavailable, RestartsExhausted
+
+
+class Host:
+    """A plugin whose runs end as a script says."""
+
+    name = "probe"
+
+    def __init__(self, *ends: Exception | None) -> None:
+        self.ends = list(ends)
+        self.runs = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[object]) -> None:
+        self.runs += 1
+        task_status.started(self.runs)
+        await trio.lowlevel.checkpoint()
+        end = self.ends.pop(0)
+        if end is not None:
+            raise end
+
+
+class Redis:
+    def __init__(self, there: bool) -> None:
+        self.there = there
+        self.patience = RedisOutage(lambda: self.there)
+
+    def turn(self, there: bool) -> None:
+        self.there = there
+        self.patience.note(there)
+
+
+def crash_of_redis() -> Exception:
+    error = RestartsExhausted("supervisor 'probe' gives up")
+    error.__cause__ = ExceptionGroup("two", [ValueError("x"), BrokerUnavailable("away")])
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "blames"),
+    [
+        (crash_of_redis(), True),
+        (BrokerUnavailable("away"), True),
+        (ValueError("mine"), False),
+        (BrokerRefused("NOPERM"), False),
+        (ExceptionGroup("two", [BrokerRefused("NOPERM"), ValueError("mine")]), False),
+    ],
+)
+def test_the_cause_is_found_below_groups_and_causes(error: Exception, blames: bool) -> None:
+    """Redis is blamed where it stands anywhere below the exception, and nowhere else."""
+    assert blames_redis(error) is blames
+
+
+async def test_a_plugin_waits_for_redis_and_begins_anew(autojump_clock: object) -> None:
+    """While Redis is away the plugin waits, visibly; once it is back the plugin runs again, and
+    started once.
+    """
+    redis, host = Redis(there=False), Host(crash_of_redis(), None)
+
+    async with trio.open_nursery() as nursery:
+        started = await nursery.start(
+            lambda *, task_status: redis.patience.run(host, task_status=task_status)
+        )
+        await trio.sleep(1)
+        waiting = set(redis.patience.waiting)
+        redis.turn(there=True)
+
+    assert (started, host.runs, waiting) == (1, 2, {"probe"})
+    assert redis.patience.waiting == set()
+
+
+async def test_an_outage_that_is_just_over_excuses_too(autojump_clock: object) -> None:
+    """A message that was on its way when Redis went fails after Redis is back: that is no crash either."""
+    redis, host = Redis(there=True), Host(crash_of_redis(), None)
+    redis.turn(there=False)
+    await trio.sleep(0.02)
+    redis.turn(there=True)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda *, task_status: redis.patience.run(host, task_status=task_status))
+
+    assert host.runs == 2
+
+
+async def test_without_an_outage_it_is_the_plugins_own_crash(autojump_clock: object) -> None:
+    """A plugin that asks a Redis of its own, which is away while ours is there, has crashed."""
+    redis, host = Redis(there=True), Host(crash_of_redis())
+    redis.turn(there=True)
+    await trio.sleep(RECENT + 1)
+
+    with pytest.raises(RestartsExhausted):
+        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+
+
+async def test_other_errors_pass_at_once(autojump_clock: object) -> None:
+    """What does not blame Redis is not held up."""
+    redis, host = Redis(there=False), Host(ValueError("mine"))
+    began = trio.current_time()
+
+    with pytest.raises(ValueError, match="mine"):
+        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+
+    assert trio.current_time() == began
+
+
+async def test_what_goes_on_failing_is_not_tried_without_a_pause(autojump_clock: object) -> None:
+    """While an outage that is just over still excuses, each further try waits longer; then it is a crash."""
+    redis, host = Redis(there=True), Host(*(crash_of_redis() for _ in range(100)))
+    redis.turn(there=True)
+
+    with pytest.raises(RestartsExhausted):
+        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+
+    assert 5 < host.runs < 15
+    assert RECENT < trio.current_time() < 2 * RECENT + 1

@@ -1,0 +1,95 @@
+"""Both engines pass the same checks of a transport, over sockets of the network and over those in memory; one
+that does not keep them fails.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tangram.chaos.conformance import Transport, check_transport, transport_of
+from tangram.testing import open_tangram
+
+pytestmark = pytest.mark.slow
+
+
+async def check(engine: str, change: object = None, *, memory: bool = False) -> None:
+    config = {"server": {"engine": engine}}
+    async with open_tangram(config=config, fakes=True, memory_port=memory) as running:
+        transport = transport_of(running)
+        await check_transport(change(transport) if callable(change) else transport)
+
+
+@pytest.mark.parametrize("engine", ["native", "hypercorn"])
+async def test_the_engines_conform(engine: str) -> None:
+    """The native engine and Hypercorn do all that is checked, over real sockets."""
+    await check(engine)
+
+
+async def test_the_socket_in_memory_conforms() -> None:
+    """The fake does all that is checked of the real one."""
+    await check("native", memory=True)
+
+
+async def test_the_socket_in_memory_conforms_under_a_virtual_clock(autojump_clock: MockClock) -> None:
+    """What is in memory needs no real time: a clock that jumps changes nothing."""
+    await check("native", memory=True)
+
+
+async def test_sockets_in_memory_are_the_native_engines_alone() -> None:
+    """Hypercorn's sockets are Trio's, which takes those of the system alone: that is told, before a boot."""
+    with pytest.raises(ValueError, match=r"memory_port.*engine 'native'.*'hypercorn'"):
+        await check("hypercorn", memory=True)
+
+
+async def test_a_transport_that_loses_messages_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message in ten that goes nowhere is told."""
+    monkeypatch.setattr(sys.modules[check_transport.__module__], "ANSWER_SECONDS", 1.0)
+
+    def lossy(transport: Transport) -> Transport:
+        sent = []
+
+        async def publish(channel: str, payload: bytes) -> object:
+            sent.append(payload)
+            return None if len(sent) % 10 == 0 else await transport.publish(channel, payload)
+
+        return attrs.evolve(transport, publish=publish)
+
+    with pytest.raises(AssertionError, match="no 'n' came"):
+        await check("native", lossy)
+
+
+async def test_a_transport_that_does_not_say_goodbye_does_not_conform() -> None:
+    """One that goes without a close frame is told."""
+
+    def rude(transport: Transport) -> Transport:
+        streams: list[trio.abc.Stream] = []
+
+        async def open_connection() -> trio.abc.Stream:
+            streams.append(await transport.open_connection())
+            return streams[-1]
+
+        def stop() -> None:
+            last = streams[-1]
+            assert isinstance(last, trio.SocketStream)
+            last.socket.shutdown(2)
+
+        return attrs.evolve(transport, open_connection=open_connection, stop=stop)
+
+    with pytest.raises(AssertionError, match="at the end a WebSocket should be closed"):
+        await check("native", rude)
+
+
+async def test_a_client_that_is_kept_although_it_does_not_read_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a bound on what waits for one client, a transport does not conform."""
+    monkeypatch.setattr(sys.modules[check_transport.__module__], "FULL_SECONDS", 2.0)
+    config = {"channel": {"max_backlog": 1 << 30}, "server": {"write_timeout": 60.0}}
+    with pytest.raises(AssertionError, match="did not read"):
+        async with open_tangram(config=config, fakes=True) as running:
+            await check_transport(transport_of(running))

@@ -1,0 +1,104 @@
+"""The end of a process that does not end."""
+
+import io
+import queue
+import subprocess
+import sys
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from tangram.cli import force_exit
+from tangram.cli.force_exit import LastResort
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> "queue.Queue[int]":
+    monkeypatch.setattr(force_exit, "MARGIN", 0.0)
+    return queue.Queue()
+
+
+@pytest.mark.parametrize(("asked_for", "status"), [(True, 0), (False, 70)])
+async def test_it_ends_the_process_and_says_who_stands_where(
+    ends: "queue.Queue[int]", capsys: pytest.CaptureFixture[str], asked_for: bool, status: int
+) -> None:
+    """Past the bound the process ends with the status of its stop, and each task that runs is named."""
+    resort = LastResort(exit_process=ends.put)
+    resort.watch()
+
+    async def stubborn() -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stubborn)
+        await trio.testing.wait_all_tasks_blocked()
+        resort.arm(0.01, asked_for=asked_for)
+        ended = await trio.to_thread.run_sync(lambda: ends.get(timeout=10))
+        nursery.cancel_scope.cancel()
+
+    assert ended == status
+    assert "stubborn" in capsys.readouterr().err
+
+
+async def test_it_does_nothing_when_the_stop_ends_in_time(ends: "queue.Queue[int]") -> None:
+    """A stop within its bound leaves no thread and no early end."""
+    resort = LastResort(exit_process=ends.put)
+    resort.watch()
+
+    resort.arm(60, asked_for=True)
+    resort.disarm()
+
+    assert ends.empty()
+    assert not [thread for thread in threading.enumerate() if thread.name == "tangram-last-resort"]
+
+
+async def test_it_ends_the_process_although_nobody_takes_what_it_says(
+    ends: "queue.Queue[int]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe whose reader stands still takes nothing more, and the thread that writes to it never returns."""
+    freed = threading.Event()
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            freed.wait()
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(force_exit, "LAST_WORDS", 0.0)
+    resort = LastResort(exit_process=ends.put)
+    resort.watch()
+
+    resort.arm(0.01, asked_for=True)
+    try:
+        assert await trio.to_thread.run_sync(lambda: ends.get(timeout=10)) == 0
+    finally:
+        freed.set()
+
+
+async def test_a_stop_is_asked_for_once_however_often_it_is_told(ends: "queue.Queue[int]") -> None:
+    """The first counts: it may come from a signal while a stop that nobody asked for begins."""
+    resort = LastResort(exit_process=ends.put)
+    resort.watch()
+
+    resort.arm(0.01, asked_for=False)
+    resort.arm(60, asked_for=True)
+    assert await trio.to_thread.run_sync(lambda: ends.get(timeout=10)) == 70
+    assert ends.empty()
+
+
+@pytest.mark.slow
+async def test_it_ends_the_broker_too(ends: "queue.Queue[int]") -> None:
+    """The embedded broker does not outlive the process."""
+    child = subprocess.Popen(  # noqa: ASYNC220 - starting one takes no time to speak of
+        [sys.executable, "-c", "import time; time.sleep(600)"]
+    )
+    resort = LastResort(exit_process=ends.put)
+    resort.watch_broker(child.pid)
+    resort.watch()
+
+    resort.arm(0.01, asked_for=True)
+    await trio.to_thread.run_sync(lambda: ends.get(timeout=10))
+
+    assert child.wait(timeout=10) == -9

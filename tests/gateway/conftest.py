@@ -1,0 +1,11 @@
+"""A clock that jumps over waiting, slowly enough for real sockets on loopback."""
+
+from __future__ import annotations
+
+import pytest
+import trio.testing
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0.01)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from tangram.channels import disconnects
+from tangram.channels.disconnects import Disconnect
+from tangram.channels.frames import Encoded
+from tangram.channels.policy import ConnectInfo
+from tangram.gateway.channels import Admission, Channels
+from tangram.gateway.session import CLOSE_TIMEOUT, run_session
+from tests.channels.fakes import FakeBus, Settings
+from tests.gateway.test_channels import token
+from tests.http.serving import make_channels
+
+INFO = ConnectInfo("127.0.0.1")
+
+
+class FakeConnection:
+    """A WebSocket in memory; hooks raise or hang at each of its awaits."""
+
+    def __init__(self) -> None:
+        self.say, self._heard = trio.open_memory_channel[bytes | str](100)
+        self.sent: list[bytes] = []
+        self.closed: list[Disconnect] = []
+        self.writers = 0
+        self.on_send: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.on_close: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+
+    async def receive(self) -> bytes | str:
+        return await self._heard.receive()
+
+    async def send(self, item: Encoded) -> None:
+        self.writers += 1
+        assert self.writers == 1, "two writers"
+        try:
+            await self.on_send()
+            assert not self.closed, "sent after the close frame"
+            self.sent.append(item.data)
+        finally:
+            self.writers -= 1
+
+    async def close(self, disconnect: Disconnect) -> None:
+        assert self.writers == 0, "two writers"
+        await self.on_close()
+        assert not self.closed, "closed twice"
+        self.closed.append(disconnect)
+
+
+async def broken() -> None:
+    await trio.lowlevel.checkpoint()
+    raise OSError("broken pipe")
+
+
+def frame(*fields: object) -> str:
+    return msgspec.json.encode(fields).decode()
+
+
+def join(topic: str = "obs", ref: str = "1") -> str:
+    return frame(ref, ref, topic, "phx_join", {"token": token(topic)})
+
+
+def open_channels(**settings: int) -> Channels:
+    return make_channels(FakeBus(), Settings(**settings))  # type: ignore[arg-type]
+
+
+async def run(channels: Channels, connection: FakeConnection) -> Disconnect:
+    return await run_session(channels, connection, INFO, Admission(None, None))
+
+
+async def test_frames_come_and_go(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
+    """What is said is answered; when the peer goes everything is left and no close is sent into the void."""
+    channels = open_channels()
+    connection = FakeConnection()
+    nursery.start_soon(run, channels, connection)
+    await connection.say.send(join())
+    await trio.testing.wait_all_tasks_blocked()
+    assert b'"ok"' in connection.sent[0]
+    await connection.say.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert connection.closed == []
+    assert channels.statistics().connections == 0
+    assert channels.statistics().hub.members == 0
+
+
+@pytest.mark.parametrize("disconnect", [disconnects.RESTART, disconnects.SHUTDOWN, disconnects.IDLE])
+async def test_what_waits_goes_before_the_close(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, disconnect: Disconnect
+) -> None:
+    """A named end lets the backlog out, then the close frame with its code, and is what the session
+    returns."""
+    channels = open_channels()
+    connection = FakeConnection()
+    ends: list[Disconnect] = []
+
+    async def note() -> None:
+        ends.append(await run(channels, connection))
+
+    nursery.start_soon(note)
+    await connection.say.send(join())
+    await trio.testing.wait_all_tasks_blocked()
+    channels.hub.deliver([(b"to:obs:e", b"[1]")])
+    await channels.drain(disconnect)
+
+    assert connection.sent[-1] == b'[null,null,"obs","e",[1]]'
+    assert connection.closed == ends == [disconnect]
+
+
+async def test_a_crash_of_ours_is_1011(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever we raise ends this connection, with the code after which clients come back."""
+    channels = open_channels()
+    connection = FakeConnection()
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(channels.hub, "reply", crash)
+    await connection.say.send(frame(None, "1", "phoenix", "heartbeat", {}))
+
+    assert await run(channels, connection) == disconnects.CRASH
+    assert connection.closed == [disconnects.CRASH]
+
+
+async def test_cancellation_says_why(autojump_clock: trio.testing.MockClock) -> None:
+    """An engine that stops cancels the handler: the peer still gets the farewell, within a limit."""
+    channels = open_channels()
+    connection = FakeConnection()
+    with trio.move_on_after(1):
+        await run(channels, connection)
+
+    assert connection.closed == [disconnects.RESTART]
+    assert channels.statistics().connections == 0
+
+
+async def test_a_peer_that_does_not_take_the_close_is_left(autojump_clock: trio.testing.MockClock) -> None:
+    """Neither a stuck write nor a stuck close holds up a stop."""
+    channels = open_channels()
+    connection = FakeConnection()
+    connection.on_send = connection.on_close = trio.sleep_forever
+    await connection.say.send(join())
+    with trio.move_on_after(1):
+        await run(channels, connection)
+
+    assert trio.current_time() == pytest.approx(1 + CLOSE_TIMEOUT)
+
+
+async def test_a_peer_that_does_not_read_is_given_up(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Its outbox overflows, its write gets a deadline, and it ends as overload while others go on."""
+    channels = open_channels(max_backlog=1000)
+    slow, fast = FakeConnection(), FakeConnection()
+    slow.on_send = trio.sleep_forever
+    ends: list[Disconnect] = []
+
+    async def note() -> None:
+        ends.append(await run(channels, slow))
+
+    nursery.start_soon(note)
+    nursery.start_soon(run, channels, fast)
+    for connection in (slow, fast):
+        await connection.say.send(join())
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(10):
+        channels.hub.deliver([(b"to:obs:e", b"[%b]" % (b"1" * 200))])
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(3 * CLOSE_TIMEOUT)
+
+    assert ends == [disconnects.OVERLOAD]
+    assert slow.closed == [disconnects.OVERLOAD]
+    assert len(fast.sent) == 11
+    await fast.say.aclose()
+
+
+async def test_a_broken_connection_is_just_gone(autojump_clock: trio.testing.MockClock) -> None:
+    """A write that fails ends the session without a word."""
+    channels = open_channels()
+    connection = FakeConnection()
+    connection.on_send = connection.on_close = broken
+    await connection.say.send(join())
+
+    assert await run(channels, connection) == disconnects.GONE
+    assert channels.statistics().hub.members == 0
+
+
+async def test_too_big_a_message(autojump_clock: trio.testing.MockClock) -> None:
+    """A message over the bound ends the connection by name."""
+    channels = open_channels(max_message=1024)
+    connection = FakeConnection()
+    await connection.say.send(b"x" * 1025)
+
+    assert await run(channels, connection) == disconnects.TOO_BIG
+    assert connection.closed == [disconnects.TOO_BIG]
+
+
+class Crowd:
+    """A bus without room until the test makes some."""
+
+    def __init__(self) -> None:
+        self.room = trio.Event()
+
+    @property
+    def crowded(self) -> bool:
+        return not self.room.is_set()
+
+    async def wait_room(self) -> None:
+        await self.room.wait()
+
+
+async def test_a_crowded_bus_is_not_read_for(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Nothing is taken from a client while the bus has enough to do, and all of it afterwards."""
+    crowd = Crowd()
+    connection = FakeConnection()
+    nursery.start_soon(run, make_channels(FakeBus(), crowd=lambda: crowd), connection)
+    await connection.say.send(join())
+    await trio.testing.wait_all_tasks_blocked()
+    assert connection.sent == []
+    crowd.room.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert b'"ok"' in connection.sent[0]

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from tangram.channels.policy import Authorizer, ConnectInfo
+from tangram.gateway.channels import Channels
+from tangram.gateway.tokens import MAX_BODY, TokenAnswer, issue_token, token_router
+from tangram.routing import Mount, RouteTable
+from tests.channels.fakes import FakeBus, Settings
+from tests.http.serving import OPERATOR, make_channels
+
+STRANGER = ConnectInfo("192.0.2.7")
+
+
+async def ask(
+    body: bytes,
+    *,
+    content_type: str | None = "application/json",
+    authorization: str | None = None,
+    info: ConnectInfo = ConnectInfo("127.0.0.1"),  # noqa: B008 - frozen
+    channels: Channels | None = None,
+) -> TokenAnswer:
+    gate = (channels or make_channels(FakeBus())).gate
+    return await issue_token(gate, body, content_type=content_type, authorization=authorization, info=info)
+
+
+async def test_a_token_is_json() -> None:
+    """200 with channel, id and token, not to be cached; a random id of eight where none is given."""
+    answer = await ask(b'{"channel":"obs"}')
+    body = msgspec.json.decode(answer.body)
+
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    assert set(body) == {"channel", "id", "token"}
+    assert len(body["id"]) == 8
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"channel":"obs","id":"alice","unknown":[1]}', 200),
+        (b'{"channel":"obs","id":null}', 200),
+        (b'{"channel":"","id":""}', 200),
+        (b"", 400),
+        (b"not json", 400),
+        (b'{"channel":"\xff"}', 400),
+        (b"[" * 100_000, 400),
+        (b"{}", 422),
+        (b'{"channel":5}', 422),
+        (b'{"channel":"obs","id":5}', 422),
+        (b'["obs","x"]', 422),
+        (b'"obs"', 422),
+        (b'{"channel":"%b"}' % (b"x" * 256), 422),
+        (b" " * (MAX_BODY + 1), 413),
+        (b'{"channel":"admin"}', 403),
+        (b'{"channel":"streaming-x","id":"y"}', 403),
+    ],
+)
+async def test_the_status_tells_what_is_wrong(body: bytes, status: int) -> None:
+    """400 for no JSON, 422 for the wrong shape, 413 for too much, 403 where the policy says no; with a
+    sentence."""
+    answer = await ask(body)
+
+    assert answer.status == status
+    if status != 200:
+        assert answer.content_type.startswith("text/plain")
+        assert answer.body.strip()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        (None, 415),
+        ("text/plain", 415),
+        ("application/jsonx", 415),
+        ("application/x-www-form-urlencoded", 415),
+    ],
+)
+async def test_only_json_is_read(content_type: str | None, status: int) -> None:
+    """A form of a foreign page, which needs no preflight, is refused by its content type."""
+    assert (await ask(b'{"channel":"obs"}', content_type=content_type)).status == status
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (f"Bearer {OPERATOR}", 200),
+        (f"bearer {OPERATOR}", 200),
+        (OPERATOR, 403),
+        (f"Basic {OPERATOR}", 403),
+        (None, 403),
+    ],
+)
+async def test_admin_is_the_operators(authorization: str | None, status: int) -> None:
+    """Only the operator's bearer token buys a token for admin."""
+    assert (await ask(b'{"channel":"admin"}', authorization=authorization)).status == status
+
+
+async def test_plugins_and_rates_refuse_with_a_reason() -> None:
+    """403 with the plugin's words; 429 with a time to come back."""
+    channels = make_channels(FakeBus(), authorizers=[Authorizer("p", lambda *_: "members only")])
+    assert (await ask(b'{"channel":"obs"}', channels=channels)).body == b"members only\n"
+
+    channels = make_channels(FakeBus(), Settings(token_rate=1, token_burst=1))
+    await ask(b'{"channel":"obs"}', channels=channels, info=STRANGER)
+    limited = await ask(b'{"channel":"obs"}', channels=channels, info=STRANGER)
+    assert limited.status == 429
+    assert limited.headers["retry-after"] == "1"
+
+
+async def call(
+    channels: Channels | None, method: str, body: bytes = b"", path: str = "/token"
+) -> tuple[int, dict[bytes, bytes], bytes]:
+    """One request through a route table."""
+    table = RouteTable([Mount(token_router(lambda: channels), "tangram", lambda _: None)])
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
+        "client": ("127.0.0.1", 9),
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await table(scope, receive, send)
+    return (
+        sent[0]["status"],
+        dict(sent[0]["headers"]),
+        b"".join(message.get("body", b"") for message in sent[1:]),
+    )
+
+
+async def test_the_route() -> None:
+    """POST /token goes through the router; other methods are 405; without an incarnation it is 503."""
+    channels = make_channels(FakeBus())
+
+    status, headers, body = await call(channels, "POST", b'{"channel":"obs","id":"alice"}')
+    assert status == 200
+    assert headers[b"content-type"].startswith(b"application/json")
+    assert msgspec.json.decode(body)["id"] == "alice"
+    assert (await call(channels, "POST", b"{}"))[0] == 422
+    status, headers, _ = await call(channels, "GET")
+    assert status == 405
+    assert b"POST" in headers[b"allow"]
+    assert (await call(None, "POST", b'{"channel":"obs"}'))[0] == 503

@@ -1,0 +1,59 @@
+"""Where bodies end."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.http.native.body import ChunkedBody, LengthBody
+from tangram.http.native.head import BadHead
+
+WIRE = b"5;a=b\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\nX: y\r\nZ: \r\n\r\n"
+
+
+@given(st.lists(st.integers(1, 7), min_size=1))
+def test_chunks_in_any_pieces(sizes: list[int]) -> None:
+    """However the bytes are cut on their way, the same body comes out, and what follows is left."""
+    body, buffer, at, turn = b"", b"", 0, 0
+    reader = ChunkedBody()
+    wire = WIRE + b"NEXT"
+    while not reader.done:
+        size = sizes[turn % len(sizes)]
+        turn += 1
+        buffer += wire[at : at + size]
+        at += size
+        part, buffer = reader.feed(buffer)
+        body += part
+
+    assert body == b"hello world"
+    assert buffer + wire[at:] == b"NEXT"
+
+
+@given(st.binary(max_size=30), st.integers(0, 30))
+def test_length_takes_exactly_its_bytes(data: bytes, length: int) -> None:
+    """A body of a known length takes its bytes and leaves the rest."""
+    reader = LengthBody(length)
+    body, rest = reader.feed(data)
+
+    assert body == data[:length]
+    assert rest == data[length:]
+    assert reader.done is (len(data) >= length)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b";" * 2000,
+        b"1;" + b"x" * 2000,
+        b"0\r\n" + b"X: y\r\n" * 5000,
+        b"1\r\nab",
+        b"g\r\n",
+        b"\r\n",
+        b"1\r\na\rX",
+    ],
+)
+def test_what_is_no_chunk_is_refused(wire: bytes) -> None:
+    """Endless sizes, extensions and trailers, and wrong ends, are refused."""
+    with pytest.raises(BadHead):
+        ChunkedBody().feed(wire)

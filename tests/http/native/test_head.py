@@ -1,0 +1,417 @@
+"""Reading requests, with h11 as the referee: what it refuses is refused, the rest is read as it reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tangram.http.native.head import BadHead, parse_head, premature_fault
+from tests.http.native.referee import Reading, read_by_h11, read_natively
+
+METHODS = [
+    b"GET",
+    b"POST",
+    b"PUT",
+    b"DELETE",
+    b"HEAD",
+    b"OPTIONS",
+    b"PATCH",
+    b"CONNECT",
+    b"TRACE",
+    b"get",
+    b"G T",
+    b"",
+]
+TARGETS = [
+    b"/",
+    b"/a?b=c",
+    b"*",
+    b"http://h/x",
+    b"http://",
+    b"/\x7f",
+    b"/ x",
+    b"//",
+    b"/%00",
+    b"h:80",
+    b"",
+    b"/\xc3\xa9",
+]
+VERSIONS = [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/1.2", b"http/1.1", b"HTTP/1.1 ", b""]
+FIELDS = [
+    b"Host: a",
+    b"Host: b",
+    b"Host:",
+    b"host : a",
+    b"Host\t: a",
+    b" Host: a",
+    b"\tfolded",
+    b"Content-Length: 3",
+    b"Content-Length: 0",
+    b"Content-Length: 3, 3",
+    b"Content-Length: +3",
+    b"Content-Length: -1",
+    b"Content-Length: 0x3",
+    b"Content-Length: 3 3",
+    b"Content-Length:",
+    b"Content-Length: 99999999999999999999999",
+    b"content-length:3",
+    b"Content_Length: 3",
+    b"Transfer-Encoding: chunked",
+    b"Transfer-Encoding: Chunked",
+    b"Transfer-Encoding: chunked, chunked",
+    b"Transfer-Encoding: gzip, chunked",
+    b"Transfer-Encoding: identity",
+    b"Transfer-Encoding:\x0bchunked",
+    b"Transfer-Encoding : chunked",
+    b"Transfer-Encoding: \tchunked \t",
+    b"Transfer-Encoding",
+    b"Connection: close",
+    b"Connection: keep-alive, Upgrade",
+    b"Connection: close, keep-alive",
+    b"Upgrade: websocket",
+    b"Upgrade: h2c",
+    b"Expect: 100-continue",
+    b"Expect: tea",
+    b"X: a\rb",
+    b"X: a\x00b",
+    b"X: \x01",
+    b"X: \xff\x80",
+    b"X:  a  ",
+    b"X : a",
+    b": a",
+    b"X\xff: a",
+    b"(X): a",
+    b"Proxy-Connection: keep-alive",
+]
+BODIES = [
+    b"",
+    b"abc",
+    b"0\r\n\r\n",
+    b"3\r\nabc\r\n0\r\n\r\n",
+    b"3;x=y\r\nabc\r\n0\r\n\r\n",
+    b"3 \r\nabc\r\n0\r\n\r\n",
+    b"3;\x00\r\nabc\r\n0\r\n\r\n",
+    b"3\nabc\n0\n\n",
+    b"3\r\nabcd\r\n0\r\n\r\n",
+    b"3\r\nabc0\r\n\r\n",
+    b"0x3\r\nabc\r\n0\r\n\r\n",
+    b"-3\r\nabc\r\n0\r\n\r\n",
+    b"+3\r\nabc\r\n0\r\n\r\n",
+    b"3\r\nabc\r\n0\r\nX: y\r\n\r\n",
+    b"3\r\nabc\r\n0\r\nX : y\r\n\r\n",
+    b"3\r\nabc\r\n0\r\n folded\r\n\r\n",
+    b"3\r\nabc\r\n0\r\n\n",
+    b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"00000000000000000003\r\nabc\r\n0\r\n\r\n",
+    b"FFFFFFFFFFFFFFFFF\r\nabc",
+]
+ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n", b"\n\r"])
+
+
+@st.composite
+def one_request(draw: st.DrawFn) -> bytes:
+    line = b" ".join(
+        [
+            draw(st.sampled_from(METHODS[:2] * 8 + METHODS)),
+            draw(st.sampled_from(TARGETS[:2] * 8 + TARGETS)),
+            draw(st.sampled_from(VERSIONS[:1] * 12 + VERSIONS)),
+        ]
+    )
+    fields = draw(st.lists(st.sampled_from(FIELDS), max_size=4))
+    if draw(st.integers(0, 9)):
+        fields.insert(draw(st.integers(0, len(fields))), b"Host: a")
+    text = line + draw(ENDS)
+    for field in fields:
+        text += field + draw(ENDS)
+    return text + draw(ENDS) + draw(st.sampled_from(BODIES))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A connection's bytes, some of them wrong."""
+    data = bytearray(b"".join(draw(st.lists(one_request(), min_size=1, max_size=3))))
+    for _ in range(draw(st.integers(0, 2))):
+        if not data:
+            break
+        where = draw(st.integers(0, len(data) - 1))
+        how = draw(st.sampled_from(["change", "drop", "insert"]))
+        byte = draw(st.sampled_from(list(b"\r\n \t:;,\x00\x0b\x0c\x7f\xa0aZ0")))
+        if how == "change":
+            data[where] = byte
+        elif how == "drop":
+            del data[where]
+        else:
+            data.insert(where, byte)
+    return bytes(data)
+
+
+def told(reading: Reading) -> list[object]:
+    """What matters: all but the Host that an absolute target overrides."""
+    return [
+        (
+            read.method,
+            read.target,
+            read.version,
+            [field for field in read.headers if field[0] != b"host" or read.target[:1] == b"/"],
+            read.body,
+        )
+        for read in reading.requests
+    ]
+
+
+@pytest.mark.slow
+@given(mutated())
+@example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+@example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+def test_nothing_is_read_that_h11_reads_otherwise(data: bytes) -> None:
+    """Whatever comes, the requests read are the first of those that h11 reads, byte for byte."""
+    ours, referee = read_natively(data), read_by_h11(data)
+
+    assert told(ours) == told(referee)[: len(ours.requests)]
+
+
+@pytest.mark.slow
+@given(
+    st.sampled_from([b"GET", b"POST", b"PUT", b"PATCH"]),
+    st.from_regex(rb"/[!-~]{0,40}", fullmatch=True),
+    st.lists(
+        st.tuples(
+            st.from_regex(rb"X-[!#$%&'*+\-.^_`|~0-9A-Za-z]{0,10}", fullmatch=True),
+            st.from_regex(rb"[\t\x20-\x7e\x80-\xff]{0,20}", fullmatch=True),
+        ),
+        max_size=8,
+    ),
+    st.binary(max_size=50),
+    st.integers(0, 60),
+)
+def test_what_is_well_formed_is_read(
+    method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: bytes, chunk: int
+) -> None:
+    """Every well-formed request is accepted, with a length or in chunks, and read as h11 reads it."""
+    head = b"%b %b HTTP/1.1\r\nHost: a\r\n" % (method, target)
+    head += b"".join(b"%b:%b\r\n" % field for field in fields)
+    if chunk:
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        pieces = [body[at : at + chunk] for at in range(0, len(body), chunk)]
+        data = head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    else:
+        data = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    ours, referee = read_natively(data), read_by_h11(data)
+
+    assert ours.refused is None
+    assert told(ours) == told(referee)
+    assert len(ours.requests) == 1
+
+
+HOST = b"Host: a\r\n"
+SMUGGLING = {
+    "length and chunks": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX",
+        400,
+    ),
+    "chunks and length": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\nX",
+        400,
+    ),
+    "two lengths": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
+    "the same length twice": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na",
+        400,
+    ),
+    "a list of lengths": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1, 1\r\n\r\na", 400),
+    "a signed length": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: +1\r\n\r\na", 400),
+    "a length in hexadecimal": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 0x1\r\n\r\na", 400),
+    "an endless length": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n", 400),
+    "bare LF after a field": (b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", 400),
+    "bare LF everywhere": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+    "bare CR in a value": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\rTransfer-Encoding: chunked\r\n\r\n", 400),
+    "a folded line": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n Transfer-Encoding: chunked\r\n\r\n", 400),
+    "space before the colon": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "space before the first field": (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400),
+    "an unknown coding": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "a list of codings": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+        501,
+    ),
+    "two codings": (
+        b"POST / HTTP/1.1\r\n"
+        + HOST
+        + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "a coding behind a vertical tab": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "a coding in HTTP/1.0": (
+        b"POST / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "a null byte": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\x00b\r\n\r\n", 400),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two Hosts": (b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
+    "a Host with a slash": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "a field without a name": (b"GET / HTTP/1.1\r\n" + HOST + b": x\r\n\r\n", 400),
+    "a field without a colon": (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding\r\n\r\n", 400),
+    "an empty line first": (b"\r\nGET / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "two spaces in the request line": (b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a tab in the request line": (b"GET\t/ HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a method in lower case": (b"get / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a target without a slash": (b"GET evil HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "HTTP/2 without TLS": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "HTTP/0.9": (b"GET / HTTP/0.9\r\n\r\n", 505),
+    "an upgrade with a body": (
+        b"GET / HTTP/1.1\r\n"
+        + HOST
+        + b"Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\nx",
+        400,
+    ),
+    "an unknown expectation": (b"GET / HTTP/1.1\r\n" + HOST + b"Expect: tea\r\n\r\n", 417),
+    "a size with a sign": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
+        400,
+    ),
+    "a size in C notation": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
+        400,
+    ),
+    "a size with a space": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1 \r\na\r\n0\r\n\r\n",
+        400,
+    ),
+    "a chunk longer than its size": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+        400,
+    ),
+    "a bare LF after a size": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
+        400,
+    ),
+    "a bare LF in an extension": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1;x\ny\r\na\r\n0\r\n\r\n",
+        400,
+    ),
+    "a null byte in an extension": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1;\x00\r\na\r\n0\r\n\r\n",
+        400,
+    ),
+    "an overflowing size": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\na",
+        400,
+    ),
+    "a folded trailer": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n z\r\n\r\n",
+        400,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+def test_smuggling_is_refused(name: str) -> None:
+    """Each known way to make two servers read the same bytes differently is refused."""
+    data, status = SMUGGLING[name]
+    reading = read_natively(data)
+
+    assert reading.requests == []
+    assert isinstance(reading.refused, BadHead)
+    assert reading.refused.status == status
+
+
+class Lenient:
+    """Takes whatever looks a little like a head."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+    def feed_data(self, data: bytes) -> None:
+        line, *fields = data.replace(b"\r\n", b"\n").split(b"\n")
+        self.request.on_url([*line.split(), b"/", b"/"][1])
+        for field in fields:
+            name, colon, value = field.partition(b":")
+            if colon:
+                self.request.on_header(name.strip(), value.strip())
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+def test_smuggling_is_refused_whatever_the_parser_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own check refuses each case: it does not lean on what llhttp happens to refuse today."""
+    monkeypatch.setattr(httptools, "HttpRequestParser", Lenient)
+    reading = read_natively(SMUGGLING[name][0])
+
+    assert reading.requests == []
+    assert isinstance(reading.refused, BadHead)
+
+
+def test_spaces_around_a_value_are_not_part_of_it() -> None:
+    """Spaces and tabs around a value go, those inside stay."""
+    request = parse_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: \t a \t b\t \r\n\r\n", 10)
+
+    assert request.headers[1] == (b"x", b"a \t b")
+
+
+def test_absolute_target_overrides_host() -> None:
+    """The authority of an absolute target is what the application sees as Host, and its path as the path."""
+    request = parse_head(b"GET http://real:80/x?y HTTP/1.1\r\nHost: other\r\n\r\n", 10)
+
+    assert (request.path, request.query) == ("/x", b"y")
+    assert request.headers == [(b"host", b"real:80")]
+
+
+@pytest.mark.parametrize("authority", [b'a"b', b"a\\b", b"a{b", b"<a>"])
+def test_absolute_target_is_checked_as_host_is(authority: bytes) -> None:
+    """What could not stand in Host cannot come in by the target either."""
+    with pytest.raises(BadHead) as caught:
+        parse_head(b"GET http://" + authority + b"/x HTTP/1.1\r\nHost: b\r\n\r\n", 100)
+
+    assert caught.value.status == 400
+
+
+def test_too_many_fields() -> None:
+    """More fields than allowed are a 431."""
+    with pytest.raises(BadHead) as caught:
+        parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 10 + b"\r\n", 10)
+
+    assert caught.value.status == 431
+
+
+@pytest.mark.parametrize(
+    ("head", "keep"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", True),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Close\r\n\r\n", False),
+        (b"GET / HTTP/1.0\r\n\r\n", False),
+        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", True),
+    ],
+)
+def test_who_keeps_the_connection(head: bytes, keep: bool) -> None:
+    """HTTP/1.1 keeps unless told to close, HTTP/1.0 only when asked to."""
+    assert parse_head(head, 10).keep_alive is keep
+
+
+@pytest.mark.parametrize(
+    ("data", "bad"),
+    [
+        (b"", False),
+        (b"G", False),
+        (b"GET / HTTP/1.1\r", False),
+        (b"GET / HTTP/1.1\r\nX", False),
+        (b"\x16\x03\x01", True),
+        (b"\r\n", True),
+        (b"GET / HTTP/1.1\nHost", True),
+    ],
+)
+def test_what_cannot_become_a_head_is_refused_at_once(data: bytes, bad: bool) -> None:
+    """TLS, an empty line, or a bare LF is refused without waiting for an end that may never come."""
+    assert (premature_fault(data) is not None) is bad

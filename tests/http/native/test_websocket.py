@@ -1,0 +1,357 @@
+"""WebSockets of the application's own on the native engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock as Clock
+from websockets.frames import Opcode
+
+from tests.http.harness import hello, serving
+from tests.http.native.sockets import Refusal, masked, open_socket
+
+
+async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    assert (await receive())["type"] == "websocket.connect"
+    chosen = scope["subprotocols"][0] if scope["subprotocols"] else None
+    await send({"type": "websocket.accept", "subprotocol": chosen, "headers": [(b"x-extra", b"1")]})
+    while (message := await receive())["type"] == "websocket.receive":
+        if "text" in message:
+            await send({"type": "websocket.send", "text": message["text"]})
+        else:
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+
+
+async def test_echo(clock: Clock) -> None:
+    """Text and bytes, empty ones too, reach the application and come back; what came behind the handshake
+    first.
+    """
+    async with serving("native", echo) as server:
+        client = await open_socket(server, "/ws", behind=masked(b"first"), subprotocols=["chat"])
+        got = [await client.receive()]
+        for data in ("text \u00e9", b"\x00\xff", "", b""):
+            await client.send(data)
+            got.append(await client.receive())
+        await client.aclose()
+
+    assert got == [b"first", "text \u00e9".encode(), b"\x00\xff", b"", b""]
+    assert client.protocol.subprotocol == "chat"
+
+
+async def test_refused_with_403(clock: Clock) -> None:
+    """An application that closes before it accepts refuses with 403."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.close"})
+
+    async with serving("native", app) as server:
+        with pytest.raises(Refusal) as caught:
+            await open_socket(server, "/ws")
+
+    assert caught.value.status == 403
+
+
+async def test_refused_with_a_response(clock: Clock) -> None:
+    """An application may refuse with a response of its own."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        head = [(b"x-why", b"full")]
+        await send({"type": "websocket.http.response.start", "status": 503, "headers": head})
+        await send({"type": "websocket.http.response.body", "body": b"try ", "more_body": True})
+        await send({"type": "websocket.http.response.body", "body": b"later"})
+
+    async with serving("native", app) as server:
+        with pytest.raises(Refusal) as caught:
+            await open_socket(server, "/ws")
+
+    assert (caught.value.status, caught.value.headers["x-why"]) == (503, "full")
+    assert caught.value.body == b"try later"
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_application_that_fails(accepted: bool, clock: Clock) -> None:
+    """A crash is 500 before the handshake and 1011 after it, and the server goes on."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await hello(scope, receive, send)
+            return
+        await receive()
+        if accepted:
+            await send({"type": "websocket.accept"})
+        raise RuntimeError("boom")
+
+    async with serving("native", app) as server:
+        if accepted:
+            client = await open_socket(server, "/ws")
+            assert await client.closed() == 1011
+            await client.aclose()
+        else:
+            with pytest.raises(Refusal) as caught:
+                await open_socket(server, "/ws")
+            assert caught.value.status == 500
+        async with await server.connect() as other:
+            assert (await other.get("/")).status == 200
+
+        assert server.engine.statistics().failed == 1
+
+
+async def test_application_that_returns_without_a_close(clock: Clock) -> None:
+    """An application that just ends is no good-bye: 1011, after which clients come back."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+
+    async with serving("native", app) as server:
+        client = await open_socket(server, "/ws")
+        assert await client.closed() == 1011
+        await client.aclose()
+
+
+async def test_application_closes(clock: Clock) -> None:
+    """The application's close code and reason reach the client."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 4001, "reason": "enough"})
+
+    async with serving("native", app) as server:
+        client = await open_socket(server, "/ws")
+        assert await client.closed() == 4001
+        await client.aclose()
+
+    assert client.protocol.close_rcvd is not None
+    assert client.protocol.close_rcvd.reason == "enough"
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+async def test_disconnect_is_told(how: str, clock: Clock) -> None:
+    """The application hears how its client went, and its next send says so."""
+    heard: list[Any] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        heard.append(await receive())
+        try:
+            await send({"type": "websocket.send", "text": "hello?"})
+        except OSError as error:
+            heard.append(type(error).__name__)
+
+    async with serving("native", app) as server:
+        client = await open_socket(server, "/ws")
+        if how == "close":
+            client.protocol.send_close(4002, "going")
+            await client.flush()
+            await client.closed()
+        await client.aclose()
+        await server.wait_closed()
+
+        assert heard[0]["type"] == "websocket.disconnect"
+        assert heard[0]["code"] == (4002 if how == "close" else 1006)
+        assert heard[1] == "ClientGone"
+        assert server.engine.statistics().failed == 0
+
+
+async def test_client_that_sends_faster_than_the_application_reads(clock: Clock) -> None:
+    """Reading pauses while the application is behind: memory stays bounded, and nothing is lost."""
+    go = trio.Event()
+    got: list[int] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go.wait()
+        while len(got) < 300:
+            got.append(len((await receive())["bytes"]))
+
+    async with serving("native", app) as server:
+        client = await open_socket(server, "/ws")
+        sent: list[int] = []
+
+        async def push() -> None:
+            for _ in range(300):
+                await client.send(b"x" * 60_000)
+                sent.append(1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(push)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            stuck = len(sent)
+            go.set()
+        await client.closed()
+        await client.aclose()
+
+    assert stuck < 300
+    assert got == [60_000] * 300
+
+
+async def test_text_that_is_not_utf8(clock: Clock) -> None:
+    """A text message that is not UTF-8 is closed with 1007."""
+    async with serving("native", echo) as server:
+        client = await open_socket(server, "/ws")
+        await client.stream.send_all(masked(b"\xff\xfe"))
+
+        assert await client.closed() == 1007
+        await client.aclose()
+
+
+async def test_ping_of_the_client_is_answered_though_the_application_does_not_ask(clock: Clock) -> None:
+    """A ping is answered also while the application is busy elsewhere."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await trio.sleep(10)
+
+    async with serving("native", app) as server:
+        client = await open_socket(server, "/ws")
+        client.protocol.send_ping(b"?")
+        await client.flush()
+        frame = await client.frame()
+
+        assert (frame.opcode, bytes(frame.data)) == (Opcode.PONG, b"?")
+        await client.aclose()
+
+
+async def test_client_that_answers_no_ping_is_given_up(clock: Clock) -> None:
+    """A client that is not heard of for three ping intervals is taken for gone."""
+    async with serving("native", echo, ping_interval=3.0) as server:
+        client = await open_socket(server, "/ws")
+        await trio.sleep(11)
+
+        assert server.engine.statistics().connections == 0
+        await client.aclose()
+
+
+async def test_client_that_nobody_reads_from_is_not_given_up(clock: Clock) -> None:
+    """While reading pauses because the application is behind, its pongs cannot be heard; it is pinged all the
+    same, and when the application goes on, everything is there."""
+    go = trio.Event()
+    got: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go.wait()
+        while len(got) < 40:
+            got.append((await receive())["text"])
+        await send({"type": "websocket.send", "text": "all of it"})
+        await receive()
+
+    async with serving("native", app, ping_interval=3.0) as server:
+        client = await open_socket(server, "/ws")
+        for number in range(40):
+            await client.send(str(number))
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        for _ in range(10):  # each answered by a pong that nobody reads
+            assert (await client.frame()).opcode is Opcode.PING
+        go.set()
+
+        assert await client.receive() == b"all of it"
+        assert got == [str(number) for number in range(40)]
+        await client.aclose()
+
+
+async def test_client_that_goes_while_nobody_reads_is_noticed(clock: Clock) -> None:
+    """It is given up after three ping intervals, as one that is silent; until then what it said last can be
+    read."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:  # until that raises
+            await trio.sleep(1)
+            await send({"type": "websocket.send", "text": ""})
+
+    async with serving("native", app, ping_interval=3.0) as server:
+        client = await open_socket(server, "/ws")
+        for _ in range(40):
+            await client.send("x")
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await client.stream.send_eof()
+        await trio.sleep(8)
+        assert server.engine.statistics().connections == 1
+        await trio.sleep(4)
+
+        assert server.engine.statistics().connections == 0
+        assert server.engine.statistics().failed == 0
+        await client.aclose()
+
+
+async def test_stop_says_goodbye(clock: Clock) -> None:
+    """At a stop the client gets the close frame of the stop, and the application its disconnect."""
+    heard: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        heard.append((await receive())["type"])
+
+    async with serving("native", app, close_code=lambda: 1001) as server:
+        client = await open_socket(server, "/ws")
+        codes: list[int | None] = []
+
+        async def wait() -> None:
+            codes.append(await client.closed())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            assert await server.stop() < 1
+        await client.aclose()
+
+    assert codes == [1001]
+    assert heard == ["websocket.disconnect"]
+
+
+async def test_stop_does_not_wait_for_a_client_that_does_not_answer(clock: Clock) -> None:
+    """A client that ignores the close frame is given the time of the closing handshake."""
+    async with serving("native", echo, grace=10.0) as server:
+        client = await open_socket(server, "/ws")
+
+        assert await server.stop() < 3.5
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (b"Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", 426),
+        (b"Sec-WebSocket-Version: 13\r\n", 400),
+        (b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n", 400),
+        (b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25j\r\n", 400),
+    ],
+)
+async def test_broken_handshakes(lines: bytes, status: int, clock: Clock) -> None:
+    """A handshake that is none is answered with its status."""
+    async with serving("native", echo) as server, await server.connect() as client:
+        await client.send(
+            b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            + lines
+            + b"\r\n"
+        )
+        answer = await client.rest()
+
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+
+
+async def test_header_that_splits_the_response(clock: Clock) -> None:
+    """A line break in an accept header fails the handshake, and nothing of it reaches the client."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept", "headers": [(b"x", b"y\r\nset-cookie: evil")]})
+
+    async with serving("native", app) as server:
+        with pytest.raises(Refusal) as caught:
+            await open_socket(server, "/ws")
+
+    assert caught.value.status == 500
+    assert "set-cookie" not in caught.value.headers

@@ -1,0 +1,208 @@
+"""The life of an engine around its connections, whatever these do."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+from trio.testing import MockClock as Clock
+
+from tangram.http.engine import Connection, Engine
+from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
+from tests.http.harness import Settings
+
+
+@attrs.define(eq=False)
+class FakeConnection:
+    """Remembers what the engine asks of it."""
+
+    asked: list[Any] = attrs.field(factory=list)
+    ended: trio.Event = attrs.field(factory=trio.Event)
+
+    def drain(self) -> None:
+        self.asked.append("drain")
+
+    def close_idle(self) -> None:
+        self.asked.append("close idle")
+
+    def say_goodbye(self, code: int) -> None:
+        self.asked.append(code)
+
+    def abort(self) -> None:
+        self.asked.append("abort")
+        self.ended.set()
+
+
+@attrs.define
+class Rig:
+    engine: Engine
+    held: HeldSocket
+    nursery: trio.Nursery
+
+    async def connect(self) -> trio.SocketStream:
+        stream = await trio.open_tcp_stream("127.0.0.1", self.held.port)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        return stream
+
+
+@asynccontextmanager
+async def running(
+    handle: Callable[..., Any], *, grace: float = 1.0, settings: Settings | None = None
+) -> AsyncIterator[Rig]:
+    held = open_listeners("127.0.0.1", 0)
+    engine = Engine(settings or Settings(), handle)
+
+    async def serve(*, task_status: trio.TaskStatus[Engine]) -> None:
+        await engine.serve(held, grace=lambda: grace, task_status=task_status)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve)
+            yield Rig(engine, held[0], nursery)
+            nursery.cancel_scope.cancel()
+    finally:
+        close_listeners(held)
+
+
+def fail() -> None:
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_what_a_connection_raises_ends_that_connection_only(grouped: bool, clock: Clock) -> None:
+    """An exception of one connection, alone or in a group, is logged and counted, and the others go on."""
+    served: list[int] = []
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        served.append(1)
+        if len(served) > 1:
+            await trio.sleep_forever()
+        if grouped:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                fail()
+        fail()
+
+    with capture_logs() as lines:
+        async with running(handle) as rig:
+            first = await rig.connect()
+            second = await rig.connect()
+            statistics = rig.engine.statistics()
+            assert bytes(await first.receive_some(10)) == b""
+            await first.aclose()
+            await second.aclose()
+
+    assert (statistics.crashed, statistics.connections, statistics.accepted) == (1, 1, 2)
+    assert [line["event"] for line in lines] == ["a connection failed"]
+
+
+async def test_what_a_connection_raises_while_it_is_cancelled(clock: Clock) -> None:
+    """A clean-up that raises during a forced stop does not make the stop a crash."""
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                fail()
+
+    with capture_logs():
+        async with running(handle, grace=0.1) as rig:
+            stream = await rig.connect()
+        await stream.aclose()
+
+    assert rig.engine.statistics().crashed == 1
+
+
+async def test_order_of_a_stop(clock: Clock) -> None:
+    """A stop asks each connection to drain, closes idle ones, says good-bye, and at the end of the grace
+    aborts.
+    """
+    connection = FakeConnection()
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        report(connection)
+        await connection.ended.wait()
+
+    async with running(handle, grace=2.0) as rig:
+        stream = await rig.connect()
+        began = trio.current_time()
+    await stream.aclose()
+
+    assert connection.asked == ["drain", "close idle", 1012, "abort"]
+    assert 2.0 <= trio.current_time() - began < 2.2
+    assert rig.engine.statistics().forced == 1
+
+
+async def test_stop_without_connections_is_immediate(clock: Clock) -> None:
+    """An engine that nobody is connected to stops at once, whatever the grace."""
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        raise NotImplementedError
+
+    began = trio.current_time()
+    async with running(handle, grace=100.0):
+        pass
+
+    assert trio.current_time() == began
+
+
+async def test_no_file_descriptor_left(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of file descriptors the engine waits a moment, says so, and accepts again when there are some."""
+    served = trio.Event()
+    failures = [OSError(errno.EMFILE, "too many"), OSError(errno.ECONNABORTED, "gone")]
+
+    class Scarce:
+        """A listening socket that fails twice."""
+
+        def __init__(self, inner: socket.socket) -> None:
+            self.inner = inner
+
+        def fileno(self) -> int:
+            return self.inner.fileno()
+
+        def accept(self) -> Any:
+            if failures:
+                raise failures.pop(0)
+            return self.inner.accept()
+
+        def close(self) -> None:
+            self.inner.close()
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        served.set()
+
+    dup = HeldSocket.dup
+    monkeypatch.setattr(HeldSocket, "dup", lambda held: Scarce(dup(held)))
+    with capture_logs() as lines:
+        async with running(handle) as rig:
+            stream = await rig.connect()
+            with trio.fail_after(5):
+                await served.wait()
+            await stream.aclose()
+
+    assert [line["event"] for line in lines] == ["no file descriptor for another connection"]
+
+
+async def test_connections_of_an_address_are_forgotten(clock: Clock) -> None:
+    """When the last connection of an address ends nothing is kept of the address."""
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        await trio.lowlevel.wait_readable(client)
+
+    async with running(handle) as rig:
+        stream = await rig.connect()
+        assert rig.engine._per_address == {"127.0.0.1": 1}
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+        assert rig.engine._per_address == {}

@@ -1,0 +1,282 @@
+"""Each fault tells a server that does not keep its promise, and a kit that does not do what the fault's name
+says: one planted breakage each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tangram.app import Server
+from tangram.app.redis_outage import RedisOutage
+from tangram.bus import Bus
+from tangram.channels.disconnects import BUSY, LIMITED, OVERLOAD
+from tangram.channels.policy import Gate
+from tangram.channels.socket import Socket
+from tangram.gateway import pump
+from tangram.gateway.channels import Channels
+from tangram.supervision.watchdog import Watchdog
+from tangram.testing import (
+    FAULTS,
+    Chaos,
+    FaultPorts,
+    InvariantBroken,
+    MemoryBroker,
+    RunningTangram,
+    open_tangram,
+)
+from tangram.testing.faults.catalogue import browser, network, witness
+from tangram.testing.faults.proxy import Proxy
+from tests.app.helpers import Journal, make_impatient, make_plugin
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("name", ["redis_reset", "redis_half_close", "redis_black_hole"])
+async def test_an_outage_that_crashes_a_plugin_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where nobody should crash, a service that only missed Redis is a crash as well."""
+    monkeypatch.setattr(RedisOutage, "_excuses", lambda _patience: False)
+    config = {"supervisor": {"root_restarts": 1000, "plugin_restarts": 1000}}
+    seen: list[RunningTangram] = []
+    plugin = make_impatient(seen)
+    async with open_tangram([plugin], config, fakes=True, on_server=seen.append) as running:
+        with pytest.raises(InvariantBroken, match=f"{name} should crash nobody, it crashed"):
+            await Chaos(running).strike(name)
+
+
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is as fast as none."""
+
+    async def wait(_proxy: Proxy, _size: int) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Proxy, "_wait", wait)
+
+
+def no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that passes on what comes."""
+    monkeypatch.setattr(Proxy, "_slices", lambda _proxy, data: [data])
+
+
+def no_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that cannot be made a hole."""
+    hole = property(lambda _proxy: False, lambda _proxy, _value: None)
+    monkeypatch.setattr(Proxy, "black_hole", hole, raising=False)
+
+
+def no_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that cannot be made to reset."""
+    monkeypatch.setattr(Proxy, "reset_all", lambda _proxy: None)
+    monkeypatch.setattr(Chaos, "heal_bound", 1.0)
+
+
+def no_half_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that cannot be made to end streams."""
+    monkeypatch.setattr(Proxy, "half_close_all", lambda _proxy: None)
+    monkeypatch.setattr(Chaos, "heal_bound", 1.0)
+
+
+def no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that cannot be made a replica."""
+    monkeypatch.setattr(MemoryBroker, "make_readonly", lambda _memory, readonly=True: None)
+
+
+def no_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus that forgets what nobody waits for."""
+    monkeypatch.setattr(Bus, "publish_nowait", lambda *_args: None)
+
+
+def cut_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connections to Redis are cut while the network is only slow: a gap, which is announced."""
+    timed = witness.timed_publish
+
+    async def cut_after(chaos: Chaos, size: int) -> float:
+        took = await timed(chaos, size)
+        chaos.tangram.line.cut()
+        return took
+
+    monkeypatch.setattr(network, "timed_publish", cut_after)
+
+
+def drops_when_thawed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that forgets its clients while it stands still."""
+    thaw = MemoryBroker.thaw
+
+    def drop(memory: MemoryBroker) -> None:
+        memory.drop()
+        thaw(memory)
+
+    monkeypatch.setattr(MemoryBroker, "thaw", drop)
+
+
+def no_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that cannot be stopped."""
+    monkeypatch.setattr(MemoryBroker, "freeze", lambda _memory: None)
+
+
+def all_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cuts every request."""
+
+    async def cut(*_args: object, **_more: object) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        raise httpx.ReadError("cut")
+
+    monkeypatch.setattr(httpx.AsyncClient, "get", cut)
+
+
+def all_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is never there for requests."""
+
+    async def busy(*_args: object, **_more: object) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        return httpx.Response(503)
+
+    monkeypatch.setattr(httpx.AsyncClient, "get", busy)
+
+
+def no_spite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clean-up that cannot be made to raise."""
+    monkeypatch.setattr(FaultPorts, "break_cleanup", lambda _ports, _child: None)
+
+
+def no_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no WebSocket from those that speak by hand."""
+    admit = Channels.admit
+
+    def refuse(channels: Channels, info: Any, query: bytes, *more: Any) -> Any:
+        return BUSY if query == b"vsn=2.0.0" else admit(channels, info, query, *more)
+
+    monkeypatch.setattr(Channels, "admit", refuse)
+
+
+def user_token_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that takes any token of a connection."""
+    check_join = Gate.check_join
+
+    def check(gate: Gate, topic: str, token: str | None, user_token: str | None, info: Any) -> Any:
+        return "somebody" if token is None else check_join(gate, topic, token, user_token, info)
+
+    monkeypatch.setattr(Gate, "check_join", check)
+
+
+def not_told_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is too far behind is closed without a close frame."""
+    monkeypatch.setattr(pump, "GONE", OVERLOAD)
+
+
+def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator who is not heard."""
+
+    async def ignored(_server: Server) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Server, "restart", ignored)
+
+
+PLANTED: list[tuple[str, Plant, str]] = [
+    ("web_latency", no_wait, "an answer took"),
+    ("web_narrow", no_wait, "a push took"),
+    ("web_sliced", no_slices, "bytes passed a proxy that cuts at 7"),
+    ("web_black_hole", no_hole, "nothing should pass, and somebody was answered"),
+    ("redis_latency", no_wait, "a message took"),
+    ("redis_narrow", no_wait, "a message took"),
+    ("redis_sliced", no_slices, "bytes passed a proxy that cuts at 7"),
+    ("redis_reset", no_reset, "both connections to Redis were lost, and 0 were made anew"),
+    ("redis_half_close", no_half_close, "both connections to Redis were lost, and 0 were made anew"),
+    ("web_reset", no_reset, "the browser was not back"),
+    ("web_half_close", no_half_close, "the browser was not back"),
+    ("broker_readonly", no_replica, "a write should be refused as by a replica, it was: taken"),
+    ("plugin_flood", no_flood, "of 5000 messages 0 were taken or refused"),
+    ("redis_latency", cut_meanwhile, "nothing should be lost"),
+    ("redis_narrow", cut_meanwhile, "nothing should be lost"),
+    ("redis_sliced", cut_meanwhile, "nothing should be lost"),
+    ("broker_stop", drops_when_thawed, "nothing should be lost"),
+    ("broker_stop", no_freeze, "the broker stood still, and 1 messages came"),
+    ("requests_during_restart", all_cut, "that came after the crash were cut"),
+    ("requests_during_restart", all_503, "who asked while everything restarted was answered"),
+    ("crash_in_cleanup", no_spite, "raised in its clean-up, what was told is"),
+    ("browser_half_frame", no_upgrade, "an upgrade was answered"),
+    ("upgrade_with_extra_byte", no_upgrade, "an upgrade was answered"),
+    ("browser_never_reads", not_told_to_go, "not a close with 1013"),
+    ("browser_expired_token", user_token_not_looked_at, "'token expired', the answer was 'taken'"),
+    ("planned_restart", no_restart, "everything was to begin anew"),
+]
+
+
+@pytest.mark.parametrize(("name", "plant", "told"), PLANTED)
+async def test_a_planted_breakage_is_told_by_its_fault(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str, plant: Plant, told: str
+) -> None:
+    """A fault without teeth would pass here."""
+    async with open_tangram([make_plugin(Journal())], fakes=True, checks=()) as running:
+        plant(monkeypatch)
+        with pytest.raises(InvariantBroken, match=f"ends_as_promised: {name}: .*{told}"):
+            await Chaos(running).strike(name)
+
+
+async def join_many(running: RunningTangram, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault of 10,000 joins with 200 of them: those take seconds."""
+    monkeypatch.setattr(browser, "JOINS", 200)
+    await Chaos(running).strike("browser_10000_joins")
+
+
+async def test_joins_are_counted(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as may be are taken, and all others refused by name; one taken too many is told."""
+    async with open_tangram(fakes=True) as running:
+        await join_many(running, monkeypatch)
+        init = Socket.__init__
+
+        def generous(socket: Socket, *args: Any, max_joins: int, **more: Any) -> None:
+            init(socket, *args, max_joins=max_joins + 1, **more)
+
+        monkeypatch.setattr(Socket, "__init__", generous)
+        with pytest.raises(
+            InvariantBroken, match=r"200 joins should be answered .*, not .*'unauthorized': 100"
+        ):
+            await join_many(running, monkeypatch)
+
+
+async def test_a_join_that_is_refused_by_another_name_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of those in the middle, which nobody would miss."""
+    check_join = Gate.check_join
+
+    def limited(gate: Gate, topic: str, *more: Any) -> Any:
+        return LIMITED if topic.endswith("-50") else check_join(gate, topic, *more)
+
+    monkeypatch.setattr(Gate, "check_join", limited)
+    async with open_tangram(fakes=True) as running:
+        with pytest.raises(
+            InvariantBroken, match=r"200 joins should be answered .*, not .*'rate limited': 1"
+        ):
+            await join_many(running, monkeypatch)
+
+
+@pytest.mark.slow
+async def test_a_watchdog_that_does_not_tell_where_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the loop stood is half of it."""
+    report = Watchdog._report
+
+    def vague(seen: Watchdog, since: float) -> None:
+        report(seen, since)
+        assert seen._standing is not None
+        seen._standing = attrs.evolve(seen._standing, stack=("somewhere",))
+
+    monkeypatch.setattr(Watchdog, "_report", vague)
+    async with open_tangram(config={"supervisor": {"stall_after": 0.3}}) as running:
+        with pytest.raises(InvariantBroken, match="does not tell where the loop stood: somewhere"):
+            await Chaos(running).strike("loop_blocked")
+
+
+def test_every_planted_fault_is_there() -> None:
+    """A fault that was renamed is red."""
+    assert {name for name, _, _ in PLANTED} <= FAULTS.keys()
