@@ -382,19 +382,20 @@ async def test_a_batch_is_taken_as_a_whole_or_not(autojump_clock: Clock, fake: F
 async def test_whoever_can_wait_for_room_does(
     autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """From half of the bound on it is crowded, until Redis has answered enough; or until an outage is longer
-    than what is bridged, so that nobody waits for a Redis that is away."""
+    """From half of the bound on the publisher is congested, until Redis answers or an outage is too long.
+
+    A client does not wait for a Redis that stays away."""
     publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
     nursery.start_soon(publisher.run)
     await trio.testing.wait_all_tasks_blocked()
     publisher.publish_all_nowait([("a", b"x" * 300)])
-    assert not publisher.crowded
+    assert not publisher.congested
     publisher.publish_all_nowait([("a", b"x" * 300)])
-    assert publisher.crowded
+    assert publisher.congested
     began = trio.current_time()
-    await publisher.wait_room()
+    await publisher.wait_uncongested()
 
-    assert not publisher.crowded
+    assert not publisher.congested
     assert trio.current_time() == began
 
     fake.refuse = True
@@ -402,7 +403,7 @@ async def test_whoever_can_wait_for_room_does(
     await trio.testing.wait_all_tasks_blocked()
     began = trio.current_time()
     publisher.publish_all_nowait([("a", b"x" * 600)])
-    await publisher.wait_room()
+    await publisher.wait_uncongested()
     assert trio.current_time() - began == pytest.approx(BRIDGE, abs=0.2)
 
 

@@ -153,7 +153,7 @@ async def test_a_full_bus_loses_no_presence(
         publisher = Publisher(parse_url("redis://fake"), dial=fake.dial, max_buffer=4000)
         redis.start_soon(publisher.run)
         await trio.testing.wait_all_tasks_blocked()
-        channels = Channels(Settings(), SECRET, publisher.publish_all_nowait, crowd=lambda: publisher)
+        channels = Channels(Settings(), SECRET, publisher.publish_all_nowait, backpressure=lambda: publisher)
         await nursery.start(channels.run)
         first, second = Client(channels), Client(channels)
         first.join("obs")
@@ -229,7 +229,7 @@ async def test_a_quiet_client_is_closed(
 
 
 async def test_a_stop_tells_everybody_in_batches_and_waits(autojump_clock: trio.testing.MockClock) -> None:
-    """Each connection gets the farewell; those who go are waited for, those who do not are left at the
+    """Each connection gets the close reason; those who go are waited for, those who do not are left at the
     limit."""
     bus = FakeBus()
     channels = make_channels(bus)
@@ -237,7 +237,7 @@ async def test_a_stop_tells_everybody_in_batches_and_waits(autojump_clock: trio.
     clients[0].join("obs")
     async with trio.open_nursery() as nursery:
         await nursery.start(channels.run)
-        channels.farewell = disconnects.SHUTDOWN
+        channels.close_reason = disconnects.SHUTDOWN
         nursery.cancel_scope.cancel()
 
     assert {client.session.outbox.disconnect for client in clients} == {disconnects.SHUTDOWN}

@@ -129,7 +129,7 @@ async def test_a_crash_of_ours_is_1011(
 
 
 async def test_cancellation_says_why(autojump_clock: trio.testing.MockClock) -> None:
-    """An engine that stops cancels the handler: the peer still gets the farewell, within a limit."""
+    """An engine that stops cancels the handler: the peer still gets the close reason, within a limit."""
     channels = open_channels()
     connection = FakeConnection()
     with trio.move_on_after(1):
@@ -200,17 +200,17 @@ async def test_too_big_a_message(autojump_clock: trio.testing.MockClock) -> None
     assert connection.closed == [disconnects.TOO_BIG]
 
 
-class Crowd:
+class Backpressure:
     """A bus without room until the test makes some."""
 
     def __init__(self) -> None:
         self.room = trio.Event()
 
     @property
-    def crowded(self) -> bool:
+    def congested(self) -> bool:
         return not self.room.is_set()
 
-    async def wait_room(self) -> None:
+    async def wait_uncongested(self) -> None:
         await self.room.wait()
 
 
@@ -218,13 +218,13 @@ async def test_a_crowded_bus_is_not_read_for(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """Nothing is taken from a client while the bus has enough to do, and all of it afterwards."""
-    crowd = Crowd()
+    backpressure = Backpressure()
     connection = FakeConnection()
-    nursery.start_soon(run, make_channels(FakeBus(), crowd=lambda: crowd), connection)
+    nursery.start_soon(run, make_channels(FakeBus(), backpressure=lambda: backpressure), connection)
     await connection.say.send(join())
     await trio.testing.wait_all_tasks_blocked()
     assert connection.sent == []
-    crowd.room.set()
+    backpressure.room.set()
     await trio.testing.wait_all_tasks_blocked()
 
     assert b'"ok"' in connection.sent[0]

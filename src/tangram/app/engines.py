@@ -61,15 +61,15 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         tree.held,
         tree.config.server,
         grace=partial(tree.grace, tree.config),
-        close_code=lambda: tree.farewell().code,
+        close_code=lambda: tree.close_reason().code,
         # What the engine hands to the channels itself has not passed the site.
         forwarded=cast("Callable[[Scope], Scope]", site.addresses.forwarded),
         channels=lambda: tree.channels,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
-        beyond=tree.beyond,
-        leaves=tree.leaves,
+        outer_nursery=tree.outer_nursery,
+        keep_adopted=tree.keep_adopted,
         task_status=task_status,
     )
 
@@ -83,7 +83,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
         tree.held,
         server,
         grace=partial(tree.grace, tree.config),
-        close_code=lambda: tree.farewell().code,
+        close_code=lambda: tree.close_reason().code,
         certfile=str(server.tls_cert) if server.tls_cert else None,
         keyfile=str(server.tls_key) if server.tls_key else None,
         max_message=tree.config.channel.max_message,

@@ -203,7 +203,7 @@ class Server:
         # Looked up late: a reload brings other plugins.
         return None if self.tree is None else self.tree.plugins.owner_of(filename)
 
-    def _make_tree(self, beyond: trio.Nursery) -> Tree:
+    def _make_tree(self, outer_nursery: trio.Nursery) -> Tree:
         config = self.config
         plugins = self._load(config)
         if plugins.failures and config.core.strict:
@@ -221,7 +221,7 @@ class Server:
             embedded=self.boot.embedded,
             rng=self.boot.rng,
             timer=self.boot.timer,
-            beyond=beyond,
+            outer_nursery=outer_nursery,
             serve_web=serve_site,
             on_feed=self._on_feed,
         )
@@ -300,7 +300,7 @@ class Server:
 
     def _later(self, call: Callable[[], None]) -> None:
         assert self.tree is not None
-        self.tree.beyond.start_soon(_call_later, call)
+        self.tree.outer_nursery.start_soon(_call_later, call)
 
     def _tell_ready(self) -> None:
         assert self.tree is not None

@@ -96,14 +96,14 @@ class Tree:
         on_event: Callable[[SupervisionEvent], None],
         on_broker: Callable[[int | None], None],
         wrap: Callable[[Child], Child],
-        beyond: trio.Nursery,
+        outer_nursery: trio.Nursery,
         serve_web: Callable[..., Awaitable[None]],
         on_feed: Callable[[bool], None],
         embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
         rng: random.Random | None = None,
         timer: Callable[[], float] = time.thread_time,
     ) -> None:
-        self.beyond = beyond
+        self.outer_nursery = outer_nursery
         """Outlives every incarnation: who is still connected to one that has ended is told there to come
         back."""
         self.config = config
@@ -380,8 +380,8 @@ class Tree:
                 if one.plugin.authorize is not None
             ],
             up=self.bus is not None and self.bus.up,
-            beyond=self.beyond,
-            crowd=lambda: self.bus,
+            outer_nursery=self.outer_nursery,
+            backpressure=lambda: self.bus,
             streaming_grace=self.config.channel.streaming_grace,
         )
         self.channels = channels
@@ -468,11 +468,11 @@ class Tree:
             return min(CRASH_GRACE, config.server.drain_grace)
         return min(config.server.drain_grace, config.supervisor.shutdown_timeout / 2)
 
-    def leaves(self) -> bool:
+    def keep_adopted(self) -> bool:
         """Whether WebSockets are told to go while the next incarnation starts already."""
         return self.why != "stop"
 
-    def farewell(self) -> Disconnect:
+    def close_reason(self) -> Disconnect:
         """What WebSockets are told when the web is stopped now."""
         return SHUTDOWN if self.why == "stop" else RESTART
 

@@ -166,13 +166,13 @@ class Bus:
         self._publisher.publish_all_nowait(messages, done)
 
     @property
-    def crowded(self) -> bool:
-        """Half of the buffer of open messages is full: who can let others wait does so by `wait_room`."""
-        return self._publisher.crowded
+    def congested(self) -> bool:
+        """Whether half of the buffer of open messages is full: a caller that can wait should."""
+        return self._publisher.congested
 
-    async def wait_room(self) -> None:
-        """Return once it is not crowded; that takes no longer than the outages that are bridged."""
-        await self._publisher.wait_room()
+    async def wait_uncongested(self) -> None:
+        """Return once it is not congested; that takes no longer than the outages that are bridged."""
+        await self._publisher.wait_uncongested()
 
     def subscribe(
         self,

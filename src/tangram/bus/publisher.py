@@ -11,7 +11,7 @@ What is promised:
    are told at once: whoever waits gets BrokerUnavailable, and so does every new call until Redis is back.
 5. Messages that are open, written or not, take at most *max_buffer* bytes; one of any size is taken when
    there is no other. `publish` waits for its turn, first come first served; what is handed over beyond that
-   without waiting is refused; who can let others wait asks `crowded` before that.
+   without waiting is refused; who can let others wait asks `congested` before that.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Publisher:
         self._sent: deque[_Call] = deque()
         self._heads: dict[str, bytes] = {}
         self._writable = trio.lowlevel.ParkingLot()
-        self._roomy = trio.lowlevel.ParkingLot()
+        self._uncongested = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
         self._settled = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
@@ -213,18 +213,18 @@ class Publisher:
         return bool(self._away) or self._closed or self._fits(call)
 
     @property
-    def crowded(self) -> bool:
-        """More than half of *max_buffer* is open: who can let others wait does so by `wait_room`."""
+    def congested(self) -> bool:
+        """Whether more than half of *max_buffer* is open: a caller that can wait should."""
         return self.open_bytes > self._max_buffer // 2
 
-    async def wait_room(self) -> None:
-        """Return once it is not crowded: Redis has answered, or the outage is longer than what is bridged."""
-        if not self.crowded:
+    async def wait_uncongested(self) -> None:
+        """Wait until Redis has answered, or until the outage is too long to be bridged."""
+        if not self.congested:
             await trio.lowlevel.checkpoint()
         # Nothing may come between the last look and the caller: all who wait are woken together, and each of
         # them takes some of the room.
-        while self.crowded:
-            await self._roomy.park()
+        while self.congested:
+            await self._uncongested.park()
 
     def hope(self) -> None:
         """Redis was just seen alive: dial now, and bridge again what comes until the dial is through."""
@@ -335,8 +335,8 @@ class Publisher:
     def _settle(self, call: _Call, rest: str = "") -> None:
         """Tell what became of a call that is over; messages without an answer failed because of *rest*."""
         self.open_bytes -= call.size
-        if self._roomy and not self.crowded:
-            self._roomy.unpark_all()
+        if self._uncongested and not self.congested:
+            self._uncongested.unpark_all()
         if self._settled:
             self._settled.unpark_all()
         if call.done is _pong:

@@ -40,7 +40,7 @@ from tangram.channels.socket import Authorize, Effect, Publish, Socket
 from tangram.channels.streaming import StreamWatch
 from tangram.channels.tokens import bearer
 from tangram.errors import BrokerUnavailable
-from tangram.gateway.publishing import Batch, Crowd, Done, PublishAll
+from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
 
 __all__ = ["Admission", "ChannelSettings", "Channels", "ChannelsStatistics", "Session", "connect_info"]
 
@@ -192,13 +192,13 @@ class Session:
         return batch
 
     @property
-    def crowded(self) -> bool:
-        """Whether a transport should ``wait_room`` before it reads: what it would feed may be refused."""
-        return self._channels.crowded
+    def congested(self) -> bool:
+        """Whether a transport should ``wait_uncongested`` before it reads more."""
+        return self._channels.congested
 
-    async def wait_room(self) -> None:
+    async def wait_uncongested(self) -> None:
         """Return when there is room for pushes again. Meanwhile the peer's own buffers fill, and it slows."""
-        await self._channels.wait_room()
+        await self._channels.wait_uncongested()
 
     def gone(self) -> None:
         """The connection has ended, whoever ended it. May be said twice."""
@@ -222,14 +222,14 @@ class Channels:
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
-        beyond: trio.Nursery | None = None,
-        crowd: Callable[[], Crowd | None] = lambda: None,
+        outer_nursery: trio.Nursery | None = None,
+        backpressure: Callable[[], Backpressure | None] = lambda: None,
     ) -> None:
         """``up``: is Redis there already? ``streaming_grace``: seconds after which a vanished browser's
         stream is told to end (None: never). ``publish_all(messages, done)`` must not block.
-        ``beyond``: a nursery that outlives this child: connections that are left when it ends are told
-        there, and nobody waits for them. ``crowd``: whom to ask, before more is read from a connection,
-        whether there is room for it.
+        ``outer_nursery`` outlives this child: connections that are left when it ends are closed there.
+        ``backpressure``: returns the object that says, before more is read from a connection, whether there
+        is room for it.
         """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
@@ -244,7 +244,7 @@ class Channels:
             operator_token=operator_token,
             authorizers=authorizers,
         )
-        self.farewell = RESTART
+        self.close_reason = RESTART
         """What connections are told when this child is stopped: set it to ``SHUTDOWN`` if nobody comes after
         us."""
         self._publish_all = publish_all
@@ -254,8 +254,8 @@ class Channels:
         self._empty = trio.Event()
         self._draining = False
         self._drain_timeout = drain_timeout
-        self._beyond = beyond
-        self._crowd = crowd
+        self._outer_nursery = outer_nursery
+        self._backpressure = backpressure
         self.ended = False
         """Whether the child has ended: what connections still say is not heard."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
@@ -297,7 +297,7 @@ class Channels:
         self._sessions[conn] = session
         self._accepted += 1
         if self._draining:
-            outbox.close(self.farewell)
+            outbox.close(self.close_reason)
         return session
 
     def disconnected(self, session: Session) -> None:
@@ -316,16 +316,16 @@ class Channels:
     # What sessions call.
 
     @property
-    def crowded(self) -> bool:
+    def congested(self) -> bool:
         """Whether the bus has enough to do already."""
-        crowd = self._crowd()
-        return crowd is not None and crowd.crowded
+        backpressure = self._backpressure()
+        return backpressure is not None and backpressure.congested
 
-    async def wait_room(self) -> None:
+    async def wait_uncongested(self) -> None:
         """Return once it has not."""
-        crowd = self._crowd()
-        if crowd is not None:
-            await crowd.wait_room()
+        backpressure = self._backpressure()
+        if backpressure is not None:
+            await backpressure.wait_uncongested()
 
     def publish(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
         """Hand ``(channel, payload)`` messages over to the bus, in order; ``done`` hears the outcome."""
@@ -388,7 +388,7 @@ class Channels:
 
     async def run(self, *, task_status: trio.TaskStatus[Channels] = trio.TASK_STATUS_IGNORED) -> None:
         """The supervised child: until cancelled; then everybody is told, in batches, and given time to hear
-        it. With a nursery ``beyond`` that goes on after this has returned.
+        it. With an ``outer_nursery`` that goes on after this has returned.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -398,24 +398,24 @@ class Channels:
                 task_status.started(self)
         finally:
             self._nursery = None
-            if self._beyond is None:
+            if self._outer_nursery is None:
                 with trio.CancelScope(shield=True):  # bounded: by drain_timeout
-                    await self.drain(self.farewell, within=self._drain_timeout)
+                    await self.drain(self.close_reason, within=self._drain_timeout)
             elif self._sessions:
                 # Who hears nothing from its members' departure is gone with us; the next incarnation's
                 # members must not be told.
                 self._draining = self.ended = True
-                self._beyond.start_soon(self._part)
+                self._outer_nursery.start_soon(self._part)
 
     async def _part(self) -> None:
         await trio.sleep(PART_PAUSE)
-        await self.drain(self.farewell, within=self._drain_timeout)
+        await self.drain(self.close_reason, within=self._drain_timeout)
 
     async def _flush_presence(self) -> None:
         while True:
             await self._dirty.wait()
             await trio.sleep(PRESENCE_WINDOW)
-            await self.wait_room()
+            await self.wait_uncongested()
             self._dirty = trio.Event()
             told = self.hub.flush()
             self.publish(told, partial(self._untold, told))
@@ -438,15 +438,17 @@ class Channels:
                 self.publish(self._streams.look(self.hub.topics, now))
 
     async def drain(self, disconnect: Disconnect | None = None, *, within: float = DRAIN_TIMEOUT) -> None:
-        """Admit nobody any more, tell all connections ``disconnect`` (default: the farewell) in batches, and
-        wait until they have gone, ``within`` seconds at most. Idempotent.
+        """Close all connections in batches and wait until they have ended.
+
+        Admits no further connection. ``disconnect`` (default: ``close_reason``) is what clients are told;
+        ``within`` is the longest wait in seconds. Idempotent.
         """
         self._draining = True
         with trio.move_on_after(within):
             sessions = list(self._sessions.values())
             for start in range(0, len(sessions), DRAIN_BATCH):
                 for session in sessions[start : start + DRAIN_BATCH]:
-                    session.outbox.close(disconnect or self.farewell)
+                    session.outbox.close(disconnect or self.close_reason)
                 await trio.sleep(DRAIN_PAUSE)
             while self._sessions:
                 self._empty = trio.Event()

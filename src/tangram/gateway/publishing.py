@@ -12,19 +12,19 @@ from typing import Protocol
 from tangram.channels.frames import Message
 from tangram.channels.socket import Reply, Socket
 
-__all__ = ["Batch", "Crowd", "Done", "PublishAll"]
+__all__ = ["Backpressure", "Batch", "Done", "PublishAll"]
 
 Done = Callable[[Mapping[int, Exception]], None]
 """Hears which messages, by position, Redis has not taken; empty: it has all."""
 PublishAll = Callable[[Sequence[tuple[str, bytes]], Done | None], None]
 
 
-class Crowd(Protocol):
+class Backpressure(Protocol):
     """Whoever takes what is published, in a bounded buffer."""
 
     @property
-    def crowded(self) -> bool: ...
-    async def wait_room(self) -> None: ...
+    def congested(self) -> bool: ...
+    async def wait_uncongested(self) -> None: ...
 
 
 class Batch:

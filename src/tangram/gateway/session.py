@@ -71,7 +71,7 @@ async def run_session(
     finally:
         # Reached by cancellation too: the engine stops, or the peer has gone; if it has not, it should hear
         # why.
-        session.outbox.close(channels.farewell)
+        session.outbox.close(channels.close_reason)
         session.gone()
         if not told and session.outbox.disconnect != GONE:
             await _close(session, connection)
@@ -82,8 +82,8 @@ async def run_session(
 async def _read(session: Session, connection: AcceptedWebSocket, max_message: int) -> None:
     try:
         while True:
-            if session.crowded:
-                await session.wait_room()
+            if session.congested:
+                await session.wait_uncongested()
             data = await connection.receive()
             if len(data) > max_message:
                 session.outbox.close(TOO_BIG)

@@ -188,7 +188,7 @@ class Engine:
     """
     secure: bool = False
     """With TLS a refusal cannot be told in plain text."""
-    leaves: Callable[[], bool] = lambda: False
+    keep_adopted: Callable[[], bool] = lambda: False
     """Asked at the stop: may adopted connections outlive this engine? Not when the whole server ends."""
     draining: bool = False
     nursery: trio.Nursery | None = None
@@ -233,20 +233,22 @@ class Engine:
         listeners: Sequence[HeldSocket],
         *,
         grace: Callable[[], float],
-        beyond: trio.Nursery | None = None,
+        outer_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept until cancelled, then drain for ``grace()`` seconds, then close the rest forcefully.
 
-        ``beyond`` outlives the incarnation: adopted connections live there, and with ``leaves()`` they end
-        there.
+        Adopted connections live in ``outer_nursery``, which outlives the incarnation. If ``keep_adopted()``
+        is true at the stop, they also end there.
         """
         async with trio.open_nursery() as parent:
             try:
                 # Inside: cancelled in this very step, a start raises although what it started goes on.
-                await (beyond or parent).start(self._hold_sockets, beyond is None)
+                await (outer_nursery or parent).start(self._hold_sockets, outer_nursery is None)
                 nursery: trio.Nursery = await parent.start(
-                    self._hold_connections, grace, self.leaves if beyond is not None else lambda: False
+                    self._hold_connections,
+                    grace,
+                    self.keep_adopted if outer_nursery is not None else lambda: False,
                 )
                 async with trio.open_nursery() as acceptors:
                     for held in listeners:
@@ -261,7 +263,7 @@ class Engine:
     async def _hold_connections(
         self,
         grace: Callable[[], float],
-        leaves: Callable[[], bool],
+        keep_adopted: Callable[[], bool],
         *,
         task_status: trio.TaskStatus[trio.Nursery],
     ) -> None:
@@ -276,7 +278,7 @@ class Engine:
                 task_status.started(nursery)
                 await self._drain.wait()
                 seconds = max(0.0, grace())
-                left = self._adopted if leaves() else set[Connection]()
+                left = self._adopted if keep_adopted() else set[Connection]()
                 with trio.move_on_after(seconds):
                     await self._finish(left, seconds)
                 self._force(left)

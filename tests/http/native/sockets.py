@@ -19,7 +19,7 @@ from websockets.uri import parse_uri
 
 from tangram.channels.tokens import Claims, mint
 from tangram.gateway.channels import Channels
-from tangram.gateway.publishing import Crowd
+from tangram.gateway.publishing import Backpressure
 from tests.channels.fakes import FakeBus, Settings
 from tests.http.harness import Server, hello, serving
 from tests.http.serving import SECRET, make_channels
@@ -172,10 +172,13 @@ class Served:
 
 @asynccontextmanager
 async def serving_channels(
-    settings: Settings | None = None, *, crowd: Callable[[], Crowd | None] = lambda: None, **options: Any
+    settings: Settings | None = None,
+    *,
+    backpressure: Callable[[], Backpressure | None] = lambda: None,
+    **options: Any,
 ) -> AsyncIterator[Served]:
     bus = FakeBus()
-    channels = make_channels(bus, settings, crowd=crowd)
+    channels = make_channels(bus, settings, backpressure=backpressure)
     async with trio.open_nursery() as nursery:
         await nursery.start(channels.run)
         async with serving("native", hello, channels=channels, **options) as server:

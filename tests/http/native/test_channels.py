@@ -19,14 +19,14 @@ from tests.http.harness import hello, serving
 from tests.http.native.sockets import Refusal, masked, open_socket, serving_channels, token
 
 
-class Crowd:
-    """A bus that is crowded when the test says so."""
+class Backpressure:
+    """A bus that is congested when the test says so."""
 
     def __init__(self) -> None:
-        self.crowded = False
+        self.congested = False
         self.room = trio.Event()
 
-    async def wait_room(self) -> None:
+    async def wait_uncongested(self) -> None:
         await self.room.wait()
 
 
@@ -76,17 +76,17 @@ async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
 async def test_a_crowded_bus_is_not_read_for(clock: Clock) -> None:
     """While the bus has enough to do nothing is read from a client, and when it has room again all that
     waited is published; nobody is refused."""
-    crowd = Crowd()
-    async with serving_channels(crowd=lambda: crowd) as served:
+    backpressure = Backpressure()
+    async with serving_channels(backpressure=lambda: backpressure) as served:
         client = await served.open()
         await client.join("obs:a")
-        crowd.crowded = True
+        backpressure.congested = True
         for number in range(10):
             await client.push("1", str(number + 2), "obs:a", "x", number)
         await trio.sleep(1)
         before = served.bus.payloads("from:obs:a:x")
-        crowd.crowded = False
-        crowd.room.set()
+        backpressure.congested = False
+        backpressure.room.set()
         answers = [await client.event("phx_reply") for _ in range(10)]
         await client.aclose()
 

@@ -96,7 +96,7 @@ async def test_nothing_is_lost_between_ok_and_a_subscriber(broker: RealBroker, p
         SECRET,
         bus.publish_all_nowait,
         authorizers=list[Authorizer](),
-        crowd=lambda: bus if patient else None,
+        backpressure=lambda: bus if patient else None,
     )
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:

@@ -53,7 +53,7 @@ async def serve_channel(
     pump = Pump(
         connection,
         upgrade.protocol,
-        spawn=server.spawn_beyond,
+        spawn=server.spawn,
         write_timeout=server.settings.write_timeout,
         statistics=server.pumps,
     )
@@ -138,8 +138,8 @@ class ChannelSocket:
                 if connection.closed:
                     return
                 await _wait_readable(connection.sock)
-                if self._session.crowded:
-                    await self._session.wait_room()
+                if self._session.congested:
+                    await self._session.wait_uncongested()
                 try:
                     data = connection.sock.recv(READ_SIZE)
                 except BlockingIOError:
@@ -187,7 +187,9 @@ class ChannelSocket:
         return protocol.state is OPEN or (protocol.close_rcvd is None and protocol.parser_exc is None)
 
 
-def late(channels: Callable[[], Channels | None] | Channels | None) -> Callable[[], Channels | None]:
+def channels_getter(
+    channels: Callable[[], Channels | None] | Channels | None,
+) -> Callable[[], Channels | None]:
     """Channels that may be made anew while the engine runs."""
     if channels is None or isinstance(channels, Channels):
         return lambda: channels

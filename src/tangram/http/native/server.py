@@ -17,7 +17,7 @@ from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.engine import ASGIApp, Connection, Engine, EngineSettings, PeerAddress, Scope
 from tangram.http.listeners import HeldSocket
-from tangram.http.native.channels import late, serve_channel
+from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RequestHead
@@ -47,8 +47,8 @@ async def serve_native(
     compression: bool = False,
     ping_interval: float = PING_INTERVAL,
     max_message: int = MAX_MESSAGE,
-    beyond: trio.Nursery | None = None,
-    leaves: Callable[[], bool] = lambda: False,
+    outer_nursery: trio.Nursery | None = None,
+    keep_adopted: Callable[[], bool] = lambda: False,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain within ``grace()`` seconds and close the rest.
@@ -57,21 +57,21 @@ async def serve_native(
     good). ``channels`` takes the WebSockets of ``/websocket`` without asking the application; it may be a
     function, asked at each upgrade (None: 503). Without it they are the application's. ``forwarded`` puts
     the client's address and the scheme that a trusted proxy tells into a scope of these; the application
-    does that for its own. Channels' WebSockets live in ``beyond`` if given, and with ``leaves()``, asked at
-    the stop, they are told to go there, after this has returned.
+    does that for its own. Channels' WebSockets live in ``outer_nursery`` if given, and if ``keep_adopted()``
+    is true at the stop, they are closed there, after this function has returned.
     """
     server = NativeServer(
         app,
         settings,
-        channels=None if channels is None else late(channels),
+        channels=None if channels is None else channels_getter(channels),
         forwarded=forwarded,
         compression=compression,
         ping_interval=ping_interval,
         max_message=max_message,
     )
     server.engine.close_code = close_code
-    server.engine.leaves = leaves
-    await server.engine.serve(listeners, grace=grace, beyond=beyond, task_status=task_status)
+    server.engine.keep_adopted = keep_adopted
+    await server.engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
 
 
 class NativeServer:
@@ -106,7 +106,7 @@ class NativeServer:
         report(connection)
         await connection.run()
 
-    def spawn_beyond(self, run: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
         """Start a task beside adopted connections."""
         assert self.engine.sockets is not None
         self.engine.sockets.start_soon(run)
