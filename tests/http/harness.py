@@ -14,7 +14,8 @@ import h11
 import trio
 import trio.testing
 
-from tangram.http.engine import ASGIApp, Engine
+from tangram.asgi import ASGIApp
+from tangram.http.engine import Engine
 from tangram.http.listeners import HeldSocket
 from tangram.testing.run.transport import RunningEngine, open_engine
 

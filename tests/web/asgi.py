@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
+from tangram.asgi import ASGIApp, Message
 from tangram.config.model import Config
 from tangram.errors import NoSuchChild
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.registry import LoadedPlugin
-from tangram.web.asgi import ASGIApp
 from tangram.web.site import Site, SiteParts, build_site
 from tests.plugins.fakes import make_state
 
@@ -61,15 +61,15 @@ async def call(
         "server": ("127.0.0.1", 2346),
     }
     messages = [{"type": "http.request", "body": body, "more_body": False}]
-    sent: list[MutableMapping[str, Any]] = []
+    sent: list[Message] = []
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def receive() -> Message:
         if messages:
             return messages.pop(0)
         await trio.sleep_forever()
         raise AssertionError
 
-    async def send(message: MutableMapping[str, Any]) -> None:
+    async def send(message: Message) -> None:
         await trio.lowlevel.checkpoint()
         sent.append(message)
 

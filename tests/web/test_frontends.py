@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.plugins.frontend import resolve_frontend
 from tangram.plugins.plugin import Plugin
-from tangram.web.asgi import Receive, Scope, Send, send_json
 from tangram.web.files import Folder
 from tests.plugins.fakes import loaded
 from tests.web.asgi import call, site_of, with_frontend

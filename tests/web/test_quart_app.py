@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -11,6 +11,7 @@ import trio
 import trio.lowlevel
 from quart import Blueprint, Quart, abort, request
 
+from tangram.asgi import Message
 from tangram.plugins.plugin import Plugin
 from tests.plugins.fakes import loaded
 from tests.web.asgi import FakeOperator, call, site_of
@@ -168,15 +169,15 @@ async def test_a_complete_response_is_not_cancelled_by_the_disconnect(
 
     site = site_of(loaded(Plugin(blueprints=[made])))
     gone = trio.Event()
-    first: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": b"", "more_body": False}]
+    first: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def receive() -> Message:
         if first:
             return first.pop()
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(message: MutableMapping[str, Any]) -> None:
+    async def send(message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             # The engine knows that the response is complete, tells so, and has something left to do.
             gone.set()

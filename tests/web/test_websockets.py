@@ -8,8 +8,8 @@ import pytest
 import trio
 from quart import Blueprint, websocket
 
+from tangram.asgi import ASGIApp
 from tangram.config.model import Config, ServerConfig
-from tangram.http.engine import ASGIApp
 from tangram.plugins.plugin import Plugin
 from tangram.testing.run.transport import open_engine
 from tangram.web.site import Site

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -14,8 +14,6 @@ from tangram.web.site import Site, build_site
 
 if TYPE_CHECKING:
     from quart import Quart
-
-    from tangram.http.engine import ASGIApp, Scope
 
 __all__ = ["serve_site"]
 
@@ -57,13 +55,13 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
 
     channel = tree.config.channel
     await serve_native(
-        cast("ASGIApp", site),
+        site,
         tree.held,
         tree.config.server,
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
         # What the engine hands to the channels itself has not passed the site.
-        forwarded=cast("Callable[[Scope], Scope]", site.addresses.forwarded),
+        forwarded=site.addresses.forwarded,
         channels=lambda: tree.channels,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
@@ -79,7 +77,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
 
     server = tree.config.server
     await serve_hypercorn(
-        cast("ASGIApp", site),
+        site,
         tree.held,
         server,
         grace=partial(tree.grace, tree.config),

@@ -15,11 +15,11 @@ import attrs
 import structlog
 import trio
 
+from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.compat.island import IslandClosed, Resident
 from tangram.compat.state import STATE, BackendState
 from tangram.plugins.registry import cause_line
 from tangram.routing import APIRouter, Mount, ResponseAborted, RouteTable, StreamingResponse, openapi
-from tangram.web.asgi import Receive, Scope, Send, send_json
 
 if TYPE_CHECKING:
     import asyncio

@@ -28,26 +28,19 @@ import trio
 from tangram.http.listeners import HeldSocket
 
 __all__ = [
-    "ASGIApp",
     "ClientGone",
     "Engine",
     "EngineSettings",
     "EngineStatistics",
-    "Message",
-    "Scope",
+    "PeerAddress",
     "failures_of",
     "has_hung_up",
 ]
 
 log = structlog.get_logger("tangram.http")
 
-Message = dict[str, Any]
-Scope = dict[str, Any]
 PeerAddress = tuple[Any, ...]
 """What accept() tells of a peer: host and port first."""
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ACCEPT_BATCH = 64
 """Connections taken from the kernel's queue before other tasks get their turn."""

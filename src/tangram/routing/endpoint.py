@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
+
+from tangram.asgi import Receive, Scope, Send, send_json
 
 from .binding import Plan, compile_plan
 from .calls import Call, Threads, bind
 from .exceptions import InvalidRequest, Problem
 from .params import MISSING
-from .request import Receive, Request, Scope, Send
+from .request import Request
 from .responses import JSONResponse, Response, encode_json
 from .router import Mount, Route
 
-__all__ = ["Endpoint", "Overrides", "send_json"]
+__all__ = ["Endpoint", "Overrides"]
 
-_JSON_TYPE: Final = (b"content-type", b"application/json")
 _BODILESS: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
@@ -101,7 +102,7 @@ class Endpoint:
     ) -> None:
         route = self.route
         if extra is None and route.response_class is JSONResponse and not isinstance(result, Response):
-            await send_json(send, route.status_code, result, empty=scope["method"] == "HEAD")
+            await send_json(scope, send, route.status_code, encode_json(result))
             return
         if isinstance(result, Response):
             response = result.fresh() if extra is not None and extra is not result else result
@@ -116,22 +117,3 @@ class Endpoint:
         if not response.status_code:
             response.status_code = route.status_code  # the injected response itself was returned
         await response(scope, receive, send)
-
-
-async def send_json(
-    send: Send,
-    status: int,
-    content: object,
-    headers: Iterable[tuple[bytes, bytes]] = (),
-    *,
-    empty: bool = False,
-) -> None:
-    """Send ``content`` as a whole answer; ``empty`` for HEAD, which gets the head of the same answer."""
-    if status in (204, 304):
-        await send({"type": "http.response.start", "status": status, "headers": [*headers]})
-        await send({"type": "http.response.body", "body": b""})
-        return
-    body = encode_json(content)
-    length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON_TYPE, length, *headers]})
-    await send({"type": "http.response.body", "body": b"" if empty else body})

@@ -15,8 +15,10 @@ from urllib.parse import quote
 
 import trio
 
+from tangram.asgi import Receive, Scope, Send
+
 from .exceptions import HTTPException
-from .request import Headers, Receive, Scope, Send
+from .request import Headers
 from .responses import Response
 
 __all__ = ["FileResponse", "inside"]

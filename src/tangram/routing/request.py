@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from tangram.asgi import Receive, Scope
+
 from .exceptions import HTTPException, InvalidRequest, Problem
 
-__all__ = ["ClientDisconnected", "Headers", "QueryParams", "Receive", "Request", "Scope", "Send"]
-
-Scope = MutableMapping[str, Any]
-# Messages are dictionaries; servers type them as differently as they name them.
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
+__all__ = ["ClientDisconnected", "Headers", "QueryParams", "Request"]
 
 # A query of 2 MB would be 500,000 pairs; no form has so many.
 MAX_QUERY_PAIRS = 1_000

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import msgspec
 import trio
 
-from .request import Receive, Scope, Send
+from tangram.asgi import Receive, Scope, Send
 
 __all__ = [
     "HTMLResponse",

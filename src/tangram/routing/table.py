@@ -9,13 +9,14 @@ from urllib.parse import quote
 
 import trio
 
+from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.errors import BadRequest, Refused, RouteError
 
 from .calls import Threads
-from .endpoint import Endpoint, Overrides, send_json
+from .endpoint import Endpoint, Overrides
 from .exceptions import HTTPException, ResponseAborted, detail_of
 from .paths import Found, PathTree, decode_path
-from .request import ClientDisconnected, Receive, Scope, Send
+from .request import ClientDisconnected
 from .responses import JSONResponse, Response
 from .router import APIRouter, Mount, Route
 
@@ -122,7 +123,7 @@ class RouteTable:
         if found is None:
             return await self._redirect(scope, path, root, receive, send)
         if found.value is None:
-            await _answer_method(scope["method"], found.allowed, send)
+            await _answer_method(scope, found.allowed, send)
         else:
             await self._run(found.value, found.values, scope, receive, _Sender(send))
         return True
@@ -135,7 +136,7 @@ class RouteTable:
         if scope["type"] != "http":
             raise NotImplementedError(f"expected scope type 'http', not {scope['type']!r}")
         if not await self.handle(scope, receive, send):
-            await send_json(send, 404, {"detail": "Not Found"}, empty=scope["method"] == "HEAD")
+            await send_json(scope, send, 404, {"detail": "Not Found"})
 
     async def _redirect(self, scope: Scope, path: str, root: str, receive: Receive, send: Send) -> bool:
         """Add or take away the last slash, if there is a route then. 307 keeps method and body."""
@@ -258,9 +259,9 @@ def _report(exc: BaseException, endpoint: Endpoint, scope: Scope, event: str) ->
     return number
 
 
-async def _answer_method(method: str, allowed: frozenset[str], send: Send) -> None:
+async def _answer_method(scope: Scope, allowed: frozenset[str], send: Send) -> None:
     allow = [(b"allow", ", ".join(sorted(allowed | {"OPTIONS"})).encode())]
-    if method == "OPTIONS":
-        await send_json(send, 204, None, allow)
+    if scope["method"] == "OPTIONS":
+        await send_json(scope, send, 204, None, headers=allow)
     else:
-        await send_json(send, 405, {"detail": "Method Not Allowed"}, allow, empty=method == "HEAD")
+        await send_json(scope, send, 405, {"detail": "Method Not Allowed"}, headers=allow)

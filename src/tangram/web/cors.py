@@ -11,11 +11,22 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
+from tangram.asgi import (
+    ASGIApp,
+    Message,
+    RawHeaders,
+    Receive,
+    Scope,
+    Send,
+    header,
+    headers_of,
+    send_json,
+    send_response,
+)
 from tangram.channels.disconnects import Refusal
-from tangram.web.asgi import ASGIApp, Headers, Receive, Scope, Send, header, headers_of, send_json, send_plain
 
 __all__ = ["MAX_AGE_SECONDS", "Allowed", "Cors", "may_open", "refuse_websocket"]
 
@@ -57,7 +68,7 @@ def may_open(scope: Scope, allowed: Allowed) -> bool:
 async def refuse_websocket(send: Send, refusal: Refusal) -> None:
     """Answer a WebSocket's handshake as the channels do."""
     body = f"{refusal.reason}\n".encode()
-    headers: Headers = [
+    headers: RawHeaders = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", b"%d" % len(body)),
     ]
@@ -70,7 +81,7 @@ async def _preflight(scope: Scope, send: Send, origin: str | None) -> None:
         await send_json(scope, send, 403, {"detail": "this origin is not allowed"}, headers=[_VARY])
         return
     wanted = header(scope, b"access-control-request-headers") or ""
-    headers: Headers = [
+    headers: RawHeaders = [
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-allow-methods", _METHODS),
         (b"access-control-max-age", b"%d" % MAX_AGE_SECONDS),
@@ -78,13 +89,13 @@ async def _preflight(scope: Scope, send: Send, origin: str | None) -> None:
     ]
     if wanted:
         headers.append((b"access-control-allow-headers", wanted.encode("latin-1")))
-    await send_plain(scope, send, 200, b"", b"text/plain", headers=headers)
+    await send_response(scope, send, 200, b"", b"text/plain", headers=headers)
 
 
 def _echoing(send: Send, origin: str | None) -> Send:
-    async def echo(message: MutableMapping[str, Any]) -> None:
+    async def echo(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers: Headers = [
+            headers: RawHeaders = [
                 (name, value)
                 for name, value in message.get("headers", ())
                 if not name.lower().startswith(b"access-control-allow-origin")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import trio
 
+from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.routing import FileResponse, HTTPException
 from tangram.routing.files import inside
-from tangram.web.asgi import Receive, Scope, Send, send_json
 
 __all__ = ["IMMUTABLE", "REVALIDATE", "Folder"]
 

@@ -14,10 +14,10 @@ import attrs
 import msgspec
 import structlog
 
+from tangram.asgi import Receive, Scope, Send
 from tangram.config.names import normalise
 from tangram.plugins.frontend import resolve_frontend
 from tangram.plugins.registry import LoadedPlugin
-from tangram.web.asgi import Receive, Scope, Send
 from tangram.web.files import Folder
 
 __all__ = ["PREFIX", "Frontend", "Frontends", "find_frontends"]

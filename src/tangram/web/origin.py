@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from tangram.asgi import Scope, header, headers_of
 from tangram.config.model import Config
-from tangram.web.asgi import Scope, header, headers_of
 from tangram.web.forwarded import NOTHING, Hop, read_forwarded
 
 __all__ = ["Addresses", "is_loopback"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
+from tangram.asgi import ASGIApp
 from tangram.plugins.registry import LoadedPlugin, cause_line
-from tangram.web.asgi import ASGIApp
 from tangram.web.operator import Operator
 
 if TYPE_CHECKING:

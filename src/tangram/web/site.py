@@ -16,6 +16,7 @@ import attrs
 import structlog
 
 from tangram import __version__
+from tangram.asgi import ASGIApp, Receive, Scope, Send, send_json
 from tangram.channels.disconnects import ORIGIN
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
@@ -24,7 +25,6 @@ from tangram.plugins.state import BackendState
 from tangram.routing import APIRouter, HTTPException, Mount, Request, Response, RouteTable, openapi
 from tangram.routing.responses import encode_json
 from tangram.web import docs
-from tangram.web.asgi import ASGIApp, Receive, Scope, Send, send_json
 from tangram.web.cache import CacheRoutes
 from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
 from tangram.web.files import Folder

@@ -20,7 +20,8 @@ from hypercorn.config import Config
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer
 from hypercorn.trio.task_group import TaskGroup
 
-from tangram.http.engine import ASGIApp, ClientGone, Engine, Message, Scope, failures_of
+from tangram.asgi import ASGIApp, Message, Scope
+from tangram.http.engine import ClientGone, Engine, failures_of
 
 if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper

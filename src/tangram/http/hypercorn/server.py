@@ -31,17 +31,9 @@ from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 from wsproto.events import Ping
 
+from tangram.asgi import ASGIApp, Message, Scope
 from tangram.errors import ConfigError, Fault
-from tangram.http.engine import (
-    ASGIApp,
-    Connection,
-    Engine,
-    EngineSettings,
-    Message,
-    PeerAddress,
-    Scope,
-    has_hung_up,
-)
+from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress, has_hung_up
 from tangram.http.hypercorn.applications import Applications
 from tangram.http.hypercorn.http2 import Protocol, say_goaway
 from tangram.http.listeners import HeldSocket

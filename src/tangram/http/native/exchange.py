@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from tangram.http.engine import ClientGone, Message, Scope, failures_of, has_hung_up
+from tangram.asgi import Message, Scope
+from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.body import ChunkedBody, LengthBody
 from tangram.http.native.head import CHUNKED, BadHead, RequestHead
 from tangram.http.native.response import BadResponse, Framing, build_head, simple_response

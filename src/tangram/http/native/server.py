@@ -13,9 +13,10 @@ from typing import Final
 
 import trio
 
+from tangram.asgi import ASGIApp, Scope
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
-from tangram.http.engine import ASGIApp, Connection, Engine, EngineSettings, PeerAddress, Scope
+from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.listeners import HeldSocket
 from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection

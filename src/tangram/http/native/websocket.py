@@ -16,7 +16,8 @@ import trio
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
-from tangram.http.engine import ClientGone, Message, Scope, failures_of, has_hung_up
+from tangram.asgi import Message, Scope
+from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.exchange import AHEAD_BYTES, only_gone
 from tangram.http.native.handshake import Upgrade

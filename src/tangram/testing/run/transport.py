@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import trio
 
+from tangram.asgi import ASGIApp
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import ChannelConfig, ServerConfig
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels, ChannelSettings, connect_info
-from tangram.http.engine import ASGIApp, Engine, EngineSettings
+from tangram.http.engine import Engine, EngineSettings
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tangram.testing.checks.invariants import Broken, InvariantBroken
 from tangram.testing.run.blocks import open_block
