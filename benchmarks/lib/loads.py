@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from .processes import GIVE_UP, LOAD_CPUS, Process, build, cpu_seconds, pinned
+from benchmarks.lib.processes import GIVE_UP, LOAD_CPUS, Process, build, cpu_seconds, pinned
 
 TOPIC = "bench"
 CHANNEL = "to:bench:tick"

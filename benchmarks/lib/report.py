@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Final, NoReturn
 
-from .processes import ROOT, busy_share
+from benchmarks.lib.processes import ROOT, busy_share
 
 RESULTS = ROOT / "benchmarks" / "results"
 COLOURS = ("#2563eb", "#9ca3af", "#f59e0b", "#dc2626", "#7c3aed")

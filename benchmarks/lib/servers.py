@@ -10,7 +10,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .processes import GIVE_UP, ROOT, Process, Valkey, free_port, make_environment, wait_for_port
+from benchmarks.lib.processes import (
+    GIVE_UP,
+    ROOT,
+    Process,
+    Valkey,
+    free_port,
+    make_environment,
+    wait_for_port,
+)
 
 PLUGIN = ROOT / "benchmarks" / "plugin"
 FASTAPI = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson")

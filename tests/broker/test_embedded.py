@@ -18,8 +18,7 @@ from tangram.broker.ping import open_probe, ping
 from tangram.broker.urls import local_url, parse_redis_url
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
-
-from .fakes import FakeRedis
+from tests.broker.fakes import FakeRedis
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,7 @@ from tangram.broker.external import ExternalBroker
 from tangram.broker.urls import local_url
 from tangram.bus.resp import open_link
 from tangram.bus.urls import parse_url
-
-from .fakes import CERT, FakeRedis, healthy, server_context
+from tests.broker.fakes import CERT, FakeRedis, healthy, server_context
 
 
 async def until(condition: object) -> None:

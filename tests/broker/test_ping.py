@@ -4,8 +4,7 @@ import trio
 from tangram.broker.ping import open_probe, ping
 from tangram.broker.urls import local_url, parse_redis_url
 from tangram.errors import BrokerUnavailable
-
-from .fakes import FakeRedis, healthy
+from tests.broker.fakes import FakeRedis, healthy
 
 
 async def test_pong(nursery: trio.Nursery) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
-from .prepare import find_browser
+from tests.e2e.prepare import find_browser
 
 OPTIONS = (
     "--headless",

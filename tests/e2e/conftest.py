@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .browser import Browser, open_browser
-from .harness import Home
+from tests.e2e.browser import Browser, open_browser
+from tests.e2e.harness import Home
 
 HERE = Path(__file__).parent
 

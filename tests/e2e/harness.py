@@ -20,8 +20,7 @@ import trio
 
 from tangram.testing import free_port
 from tangram.testing.run import process
-
-from .prepare import PHOENIX, ROOT, find_phoenix
+from tests.e2e.prepare import PHOENIX, ROOT, find_phoenix
 
 __all__ = [
     "Home",

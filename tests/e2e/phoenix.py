@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .browser import Browser, Page
-from .prepare import PHOENIX
+from tests.e2e.browser import Browser, Page
+from tests.e2e.prepare import PHOENIX
 
 # What a program around the client does: a token for each topic, one socket, and notes of all that happens.
 SCRIPT = """

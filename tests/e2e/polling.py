@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from .harness import Server
+from tests.e2e.harness import Server
 
 EVERY = 0.010  # seconds
 ANSWER_WITHIN = 5.0  # seconds

@@ -10,9 +10,9 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from .browser import Browser
-from .harness import Home, Server, open_server, run_tangram, wait_until, write_plugin
-from .phoenix import open_client
+from tests.e2e.browser import Browser
+from tests.e2e.harness import Home, Server, open_server, run_tangram, wait_until, write_plugin
+from tests.e2e.phoenix import open_client
 
 
 async def serve(home: Home) -> Server:

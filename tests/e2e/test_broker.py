@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 
 from tangram.testing import open_broker
-
-from .browser import Browser
-from .harness import Home, free_port, open_process, open_server, wait_until
-from .phoenix import open_client
+from tests.e2e.browser import Browser
+from tests.e2e.harness import Home, free_port, open_process, open_server, wait_until
+from tests.e2e.phoenix import open_client
 
 
 async def test_killed_broker_comes_back(home: Home, browser: Browser) -> None:

@@ -8,8 +8,8 @@ import sys
 import pytest
 import trio
 
-from .harness import Home, Server, open_server, wait_until
-from .polling import polling
+from tests.e2e.harness import Home, Server, open_server, wait_until
+from tests.e2e.polling import polling
 
 PARTS = ["state", "bus", "plugin:tangram_e2e", "channels", "web"]
 """The children of an incarnation, in the order of their start."""

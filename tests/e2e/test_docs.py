@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .harness import Home, open_server, write_plugin
-from .prepare import ROOT
+from tests.e2e.harness import Home, open_server, write_plugin
+from tests.e2e.prepare import ROOT
 
 
 def printed(document: str) -> str:

@@ -17,9 +17,8 @@ import pytest
 import trio
 from websockets.frames import Frame, Opcode
 
+from tests.e2e.harness import Home, Server, open_server, wait_until, write_plugin
 from tests.machine_slack import open_lateness
-
-from .harness import Home, Server, open_server, wait_until, write_plugin
 
 BOUND = 2.0
 """``shutdown_timeout`` of these servers, in seconds."""

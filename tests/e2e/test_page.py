@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .browser import Browser
-from .harness import Home, open_server
+from tests.e2e.browser import Browser
+from tests.e2e.harness import Home, open_server
 
 CONNECTED = "document.querySelector('#status').dataset.state === 'connected'"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from .browser import Browser
-from .harness import Home, open_server, wait_until
-from .phoenix import open_client
-from .prepare import PHOENIX
+from tests.e2e.browser import Browser
+from tests.e2e.harness import Home, open_server, wait_until
+from tests.e2e.phoenix import open_client
+from tests.e2e.prepare import PHOENIX
 
 
 @pytest.mark.parametrize("version", PHOENIX)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from .browser import Browser
-from .harness import Home, Server, free_port, open_server, wait_until, write_plugin
-from .phoenix import Client, open_client
+from tests.e2e.browser import Browser
+from tests.e2e.harness import Home, Server, free_port, open_server, wait_until, write_plugin
+from tests.e2e.phoenix import Client, open_client
 
 PLUGIN = """
 import json

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import trio
 
-from .harness import Home, open_process, open_server, wait_gone, wait_until
-from .polling import polling
+from tests.e2e.harness import Home, open_process, open_server, wait_gone, wait_until
+from tests.e2e.polling import polling
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,9 +14,8 @@ import psutil
 import pytest
 import trio
 
+from tests.e2e.harness import Home, Server, open_process, open_server, wait_gone, wait_until, write_plugin
 from tests.machine_slack import open_lateness
-
-from .harness import Home, Server, open_process, open_server, wait_gone, wait_until, write_plugin
 
 BOUND = 2.0
 """``shutdown_timeout`` of these servers, in seconds."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from .harness import Home, open_process, open_server, write_plugin
+from tests.e2e.harness import Home, open_process, open_server, write_plugin
 
 BLOCKS = """
 import time, trio, tangram

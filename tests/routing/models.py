@@ -10,8 +10,7 @@ import annotated_types as at
 import attrs
 
 from tangram.routing import APIRouter, Query, RouteTable
-
-from .calling import table_of
+from tests.routing.calling import table_of
 
 
 class Colour(enum.Enum):

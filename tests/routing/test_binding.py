@@ -26,9 +26,20 @@ from tangram.routing import (
     RouteTable,
     check_router,
 )
-
-from .calling import call, problems, table_of
-from .models import Circle, Colour, Level, Named, Node, Options, Point, Square, State, echo, paged
+from tests.routing.calling import call, problems, table_of
+from tests.routing.models import (
+    Circle,
+    Colour,
+    Level,
+    Named,
+    Node,
+    Options,
+    Point,
+    Square,
+    State,
+    echo,
+    paged,
+)
 
 MOMENT = datetime(2026, 2, 28, 12, 0, tzinfo=UTC)
 SOME_ID = UUID("12345678-1234-5678-1234-567812345678")

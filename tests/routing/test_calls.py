@@ -18,8 +18,7 @@ from tangram.routing import (
     PlainTextResponse,
     Response,
 )
-
-from .calling import Peer, Thing, call, one_route, problems, scope_of, table_of
+from tests.routing.calling import Peer, Thing, call, one_route, problems, scope_of, table_of
 
 EVENTS: list[str] = []
 

@@ -17,9 +17,8 @@ from tangram.routing import (
     Query,
     RouteTable,
 )
-
-from .calling import call, problems
-from .models import Circle, Colour, Named, Node, Options, Point, Square, echo
+from tests.routing.calling import call, problems
+from tests.routing.models import Circle, Colour, Named, Node, Options, Point, Square, echo
 
 PLAIN = st.one_of(
     st.tuples(st.just(int), st.integers(-(10**30), 10**30)),
@@ -78,7 +77,7 @@ BODY_TABLES = [
 @given(st.binary(max_size=40), st.sampled_from(QUERY_TABLES))
 async def test_any_query_is_answered(query: bytes, table: RouteTable) -> None:
     """No query string makes a server error."""
-    from .calling import Peer, scope_of
+    from tests.routing.calling import Peer, scope_of
 
     peer = Peer()
     await table({**scope_of("GET", "/"), "query_string": b"x=" + query}, peer.receive, peer.send)

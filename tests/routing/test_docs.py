@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tangram.routing import APIRouter, Mount, RouteTable, openapi
-
-from .calling import call
+from tests.routing.calling import call
 
 PAGE = (Path(__file__).parents[2] / "docs" / "routing.md").read_text()
 

@@ -21,8 +21,7 @@ from tangram.routing import (
     Query,
     openapi,
 )
-
-from .calling import table_of
+from tests.routing.calling import table_of
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 

@@ -10,8 +10,7 @@ import trio
 
 from tangram.routing import APIRouter, FileResponse, ResponseAborted, RouteTable
 from tangram.routing.files import CHUNK, http_date, media_type_of
-
-from .calling import Peer, call, scope_of, table_of
+from tests.routing.calling import Peer, call, scope_of, table_of
 
 CONTENT = bytes(range(256)) * 4
 # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110

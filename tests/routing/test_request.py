@@ -12,8 +12,7 @@ from tangram.routing import (
     Request,
     RouteTable,
 )
-
-from .calling import Peer, Thing, call, ok, one_route, problems, raising, scope_of, table_of
+from tests.routing.calling import Peer, Thing, call, ok, one_route, problems, raising, scope_of, table_of
 
 
 def body_table(**settings: Any) -> RouteTable:

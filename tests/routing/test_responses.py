@@ -18,8 +18,7 @@ from tangram.routing import (
     ResponseAborted,
     StreamingResponse,
 )
-
-from .calling import Peer, Thing, call, ok, one_route, scope_of
+from tests.routing.calling import Peer, Thing, call, ok, one_route, scope_of
 
 EVENTS: list[str] = []
 

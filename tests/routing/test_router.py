@@ -6,8 +6,7 @@ import pytest
 
 from tangram.errors import RouteError
 from tangram.routing import APIRouter, Depends
-
-from .calling import call, table_of
+from tests.routing.calling import call, table_of
 
 
 def said() -> None: ...

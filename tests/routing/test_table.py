@@ -12,8 +12,7 @@ from tangram.routing import (
     Mount,
     RouteTable,
 )
-
-from .calling import Peer, call, ok, one_route, raising, scope_of
+from tests.routing.calling import Peer, call, ok, one_route, raising, scope_of
 
 
 async def test_not_found_and_handle() -> None:

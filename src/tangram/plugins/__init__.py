@@ -1,4 +1,4 @@
-"""What a plugin is, how it is found and loaded, and how its life is hosted."""
+"""Declare plugins, find and load the installed ones, and run each of them."""
 
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.state import BackendState

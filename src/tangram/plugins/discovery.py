@@ -1,14 +1,17 @@
-"""Which plugins are installed, and which of them a name in ``[core] plugins`` means. Imports none of them.
+"""List the installed plugins and resolve names of ``[core] plugins``.
 
-Both entry-point groups are scanned at once, ours first. A name is looked for among the entry points, then the
-distributions (which means all of their entry points), then the modules, always normalised; so ``My.Plugin``,
-``my-plugin`` and ``my_plugin`` are one name.
+No plugin is imported here.
+
+Plugins are entry points of two groups, ``tangram.plugins`` and ``tangram_core.plugins``. A name is compared
+with the entry points first, then with the distributions (all entry points of the distribution match), then
+with the modules. Names are normalised: ``My.Plugin``, ``my-plugin`` and ``my_plugin`` are equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import Final
 
 import attrs
 
@@ -17,34 +20,35 @@ from tangram.errors import PluginError, PluginNotFound
 
 __all__ = ["GROUPS", "Candidate", "find", "scan"]
 
-GROUPS = ("tangram.plugins", "tangram_core.plugins")
-"""Ours first: a plugin that is in both is loaded from ours."""
+GROUPS: Final = ("tangram.plugins", "tangram_core.plugins")
+"""The entry-point groups, in order of preference: a plugin in both is loaded from the first."""
 
 
 @attrs.frozen
 class Candidate:
-    """An installed entry point that claims to be a plugin."""
+    """An installed entry point in one of the plugin groups, not imported yet."""
 
     name: str
     """The entry point's name, as written."""
     dist_name: str
-    """The distribution's ``Name``; the entry point's name where the distribution is not known."""
+    """The ``Name`` of its distribution, or the entry point's name if the distribution is unknown."""
     entry_point: EntryPoint = attrs.field(eq=False)
     foreign: bool = attrs.field(default=False, eq=False)
-    """Its distribution names it in the published server's group, whether or not it does in ours."""
+    """It is in the group of the published server, ``tangram_core.plugins``, perhaps also in ours."""
 
     @property
     def module(self) -> str:
-        """The module that the entry point names; not imported."""
+        """The name of the entry point's module."""
         return self.entry_point.value.partition(":")[0].strip()
 
     @property
     def distribution(self) -> Distribution | None:
+        """The distribution that installed the entry point, if known."""
         return self.entry_point.dist
 
     @property
     def native(self) -> bool:
-        """It is in our own group."""
+        """It is in the group ``tangram.plugins``."""
         return self.entry_point.group == GROUPS[0]
 
     def __str__(self) -> str:
@@ -52,9 +56,13 @@ class Candidate:
 
 
 def scan(points: Iterable[EntryPoint] | None = None) -> list[Candidate]:
-    """All installed plugins, ours first, a plugin that is in both groups once."""
+    """Return all installed plugins, those of ``tangram.plugins`` first, each once.
+
+    Args:
+        points: the entry points to look at; all that are installed by default.
+    """
     if points is None:
-        # All groups are read at once whatever is asked for: ask once.
+        # entry_points() reads every distribution, also for one group: read once for both groups.
         installed = entry_points()
         points = [point for group in GROUPS for point in installed.select(group=group)]
     ours_first = sorted(
@@ -74,8 +82,11 @@ def scan(points: Iterable[EntryPoint] | None = None) -> list[Candidate]:
 
 
 def find(name: str, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """What ``name`` means; raises `PluginNotFound` with the nearest known name, or for a name that means
-    several.
+    """Return the candidates that ``name`` selects: several if it names a distribution.
+
+    Raises:
+        PluginNotFound: no candidate fits; the message suggests the nearest name.
+        PluginError: entry points of several distributions have this name.
     """
     known = list(candidates)
     wanted = normalise(name)
@@ -112,7 +123,7 @@ def _not_found(name: str, known: list[Candidate]) -> str:
 
 
 def _dist_name(point: EntryPoint) -> str:
-    # A distribution without METADATA (a half-removed install) has no name and raises or says None.
+    # The name of a distribution without METADATA (a half-removed install) raises or is None.
     if point.dist is None:
         return point.name
     try:

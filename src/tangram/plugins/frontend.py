@@ -1,6 +1,6 @@
-"""A plugin's front end: where it lies on the disk, and what of its configuration the settings page may edit.
+"""Find the folder of a plugin's front end, and mark the fields of its settings page.
 
-A folder that is missing costs the front end alone.
+A plugin whose front-end folder is missing runs without a front end.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ log = structlog.get_logger("tangram.plugins")
 
 @attrs.frozen
 class FrontendMutable:
-    """Marks a field of a ``frontend_config_class`` for the settings page: ``Annotated[int,
-    FrontendMutable()]``.
+    """Mark a field of a ``frontend_config_class`` as editable on the settings page.
+
+    Example::
+
+        trail_minutes: Annotated[int, FrontendMutable()] = 10
     """
 
     kind: Literal["color"] | None = None
-    """What the page draws for it; ``None``: by its type."""
+    """The control that the page shows; ``None`` selects it by the field's type."""
     widget: str | None = None
-    """Fields of one widget are drawn together, by a control of that name."""
+    """The name of a control that edits all fields with this name together."""
 
     @property
     def json_schema_extra(self) -> dict[str, Any]:
-        """What stands in the field's JSON Schema."""
+        """The keys that the marker adds to the field's JSON Schema."""
         extra: dict[str, Any] = {"tangram_mutable": True}
         if self.kind is not None:
             extra["tangram_kind"] = self.kind
@@ -41,11 +44,11 @@ class FrontendMutable:
 
 
 def resolve_frontend(loaded: LoadedPlugin) -> Path | None:
-    """The folder of its front end; ``None`` without one, and, with a warning, where the folder is missing.
+    """Return the folder of the plugin's front end, or None if there is none.
 
-    Relative to the project's root in an editable install, to the import package in a wheel. Either may hold
-    it in the other's place (a project that keeps its build inside the package), so both are looked at, in
-    that order.
+    ``frontend_path`` is relative to the project's root in an editable install, and to the import package in a
+    wheel. Some projects keep the build inside the package in both cases, so both places are tried in that
+    order. A missing folder is logged as a warning.
     """
     wanted = loaded.plugin.frontend_path
     if not wanted:
@@ -56,7 +59,7 @@ def resolve_frontend(loaded: LoadedPlugin) -> Path | None:
         if folder.is_dir():
             return folder
     log.warning(
-        "a plugin's front end is missing, it runs without",
+        "plugin front end missing",
         plugin=loaded.name,
         frontend_path=wanted,
         looked_in=[str(base) for base in bases],

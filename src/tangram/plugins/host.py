@@ -1,27 +1,26 @@
-"""A plugin's life: its configuration checked, its lifespan entered, its services run under a supervisor of
-their own.
+"""Run one plugin: check its configuration, enter its lifespan, supervise its services.
 
-The supervisor has an intensity of 0: the first service that crashes ends the plugin, whose place in the tree
-decides what happens next. What leaves is the supervisor's own exception, from which the one above reads the
-path ``("plugin:NAME", "SERVICE")`` and the cause.
+The supervisor of the services allows no restart: the first service that crashes ends the plugin, and the
+supervisor above decides whether the plugin restarts. The exception that leaves ``run`` is the inner
+supervisor's; the outer one reads the path ``("plugin:NAME", "SERVICE")`` and the cause from it.
 
-Order: configuration, lifespan, services by (priority, name); on the way down the services in reverse, then
-the lifespan, which gets time of its own to clean up although the stop has been asked for.
+Start order: configuration, lifespan, services by (priority, name). Stop order: services in reverse, then the
+lifespan. The lifespan's clean-up is shielded from the cancellation, with a deadline of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import structlog
 import trio
 
 from tangram.bus.subscriber import service_nursery
-from tangram.plugins.plugin import Service
 from tangram.plugins.registry import LoadedPlugin
+from tangram.plugins.service import Service
 from tangram.plugins.state import BackendState
 from tangram.supervision import (
     CURRENT_CHILD_TASK,
@@ -37,31 +36,31 @@ __all__ = ["LIFESPAN_EXIT_SECONDS", "HostStatistics", "PluginHost"]
 
 log = structlog.get_logger("tangram.plugins")
 
-LIFESPAN_EXIT_SECONDS = 5.0
-"""What a lifespan gets to clean up after a stop, if the plugin's own stop time has so much left: as long as
-one service.
+LIFESPAN_EXIT_SECONDS: Final = 5.0
+"""Seconds for a lifespan to clean up, the default ``stop_timeout`` of a service.
+
+It gets less if the services have left less of the plugin's stop time.
 """
-LIFESPAN_ENTER_SECONDS = 30.0
-"""What a lifespan gets to set up: the same as a service by default."""
-LIFESPAN_LEAST_SECONDS = 0.2
-"""What it gets in any case, although the services have used the plugin's stop time up: enough to close a
-file.
-"""
+LIFESPAN_ENTER_SECONDS: Final = 30.0
+"""Seconds for a lifespan to set up, the default ``start_timeout`` of a service."""
+LIFESPAN_LEAST_SECONDS: Final = 0.2
+"""Seconds for a lifespan to clean up when the services have used up the stop time: enough to close a file."""
 
 
 @attrs.frozen
 class HostStatistics:
-    """What is to be seen of one plugin."""
+    """The state of one plugin."""
 
     running: bool
-    """Its services have started and it has not been stopped since."""
+    """Its services have started, and no stop has begun since."""
     ghosts: tuple[AbandonedThread, ...]
-    """Threads of its services that go on although they were told to stop, and have been left behind."""
+    """Threads of its services that did not end within their stop time and still run."""
 
 
 class PluginHost:
-    """The child that a plugin is in the supervision tree. Made with the incarnation, run anew whenever the
-    plugin is restarted.
+    """A plugin as a child of the supervision tree.
+
+    It is created with the incarnation; ``run`` is called again for each restart of the plugin.
     """
 
     def __init__(
@@ -74,9 +73,16 @@ class PluginHost:
         lifespan_timeout: float = LIFESPAN_EXIT_SECONDS,
         started: set[str] | None = None,
     ) -> None:
-        """``config`` is the raw ``[plugins.NAME]``; ``supervisor`` is passed on to ``open_supervisor``
-        (``on_event``); ``started`` holds the temporary services that have had their start, for who makes
-        several hosts of one plugin.
+        """Create the host of a loaded plugin.
+
+        Args:
+            loaded: the plugin.
+            state: returns the state of the current incarnation.
+            config: the raw table ``[plugins.NAME]``.
+            supervisor: further arguments for ``open_supervisor``, for example ``on_event``.
+            lifespan_timeout: seconds for the lifespan's clean-up.
+            started: the names of temporary services that have run already. A caller that creates several
+                hosts of one plugin passes the same set.
         """
         self.loaded = loaded
         self._state = state
@@ -93,43 +99,50 @@ class PluginHost:
 
     @property
     def start_timeout(self) -> float:
-        """Seconds that its start may take: the lifespan's share, and its services' one after another."""
+        """Seconds that a start may take: the lifespan's, then those of each service."""
         return LIFESPAN_ENTER_SECONDS + sum(
             service.start_timeout for service in self._to_start() if service.reports_start
         )
 
     @property
     def stop_timeout(self) -> float:
-        """Seconds that its stop may take: its services' one after another, and the lifespan's share."""
+        """Seconds that a stop may take: those of each service, then the lifespan's."""
         return self._lifespan_timeout + sum(service.stop_timeout for service in self.loaded.plugin.services)
 
     def check_config(self) -> Any:
-        """The configuration structured into the plugin's class; raises `PluginConfigError` with all
-        faults.
+        """Return the configuration structured into the plugin's ``config_class``.
+
+        Raises:
+            PluginConfigError: the table does not fit the class; it lists every fault.
         """
         return self.loaded.plugin.structure_config(self._raw, key=self.loaded.key)
 
     @property
     def running(self) -> bool:
-        """Its services have started and it has not been stopped since; cheap, for it is asked at every
-        request.
+        """Its services have started, and no stop has begun since.
+
+        The site reads it at every request.
         """
         return self._running
 
-    def app(self, max_body: int) -> Any:  # noqa: ARG002  # other hosts' applications read bodies
-        """An ASGI application of its routes, for the site; ``None``: they are in the site's own table.
-        ``max_body`` bounds a request's body in bytes, 0 does not.
+    def app(self, max_body: int) -> Any:  # noqa: ARG002 - hosts of other kinds use it
+        """Return an ASGI application of the plugin's routes, or None if the site's table has them.
+
+        Args:
+            max_body: the largest request body in bytes; 0 is no limit.
         """
         return None
 
     def statistics(self) -> HostStatistics:
+        """Return the state of the plugin and its abandoned threads."""
         own = f"{self.name}/"
         ghosts = tuple(ghost for ghost in thread_statistics().ghosts if ghost.name.startswith(own))
         return HostStatistics(running=self._running, ghosts=ghosts)
 
     async def run(self, *, task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED) -> None:
-        """One incarnation. Reports its start when all services have; runs until cancelled or a service
-        crashes.
+        """Run one incarnation of the plugin until it is cancelled or a service crashes.
+
+        The start is reported once all services have reported theirs.
         """
         state = self._state()
         state.set_plugin_config(self.loaded.dist_name, self.loaded.plugin.config_class, self.check_config())
@@ -142,27 +155,24 @@ class PluginHost:
                     crash = error
                     raise
                 finally:
-                    # The rest is the lifespan's clean-up: it may await although we are cancelled, for so
-                    # long.
+                    # Only the lifespan's clean-up runs from here on: shield it until its deadline.
                     guard.shield = True
                     guard.deadline = self._lifespan_deadline()
         if guard.cancelled_caught:
-            log.warning(
-                "a lifespan did not end in time and was cut", plugin=self.name, seconds=self._lifespan_timeout
-            )
-        # A lifespan that swallows what ended the plugin must not hide it.
+            log.warning("lifespan clean-up timed out", plugin=self.name, seconds=self._lifespan_timeout)
+        # A lifespan may swallow the exception that ended the plugin: raise it again.
         await trio.lowlevel.checkpoint_if_cancelled()
         if crash is not None:
             raise crash
 
     def lifespan(self, state: BackendState) -> AbstractAsyncContextManager[None]:
-        """What is around the services, also where the plugin declares nothing."""
+        """Return the plugin's lifespan, or an empty one, to enter around its services."""
         return _lifespan(self.loaded, state)
 
     async def call_service(
         self, service: Service, state: BackendState, task_status: trio.TaskStatus[None]
     ) -> None:
-        """Run an async service to its end, and report its start."""
+        """Run an async service to its end and report its start."""
         await _run_async(service, state, task_status)
 
     def _lifespan_deadline(self) -> float:
@@ -177,7 +187,7 @@ class PluginHost:
             name=self.name,
             strategy="one_for_all",
             restarts=0,
-            # Each service has its own; what the plugin itself has left of a stop bounds them all.
+            # Each service has a stop time of its own; this is their sum and never ends first.
             shutdown_timeout=self.stop_timeout,
             **self._settings,
         ) as supervisor:
@@ -186,8 +196,7 @@ class PluginHost:
                 task_status.started(supervisor)
                 await trio.sleep_forever()
             finally:
-                # Here, and not once they have ended: routes must not count on services that are on their
-                # way down.
+                # Set before the services end: routes must not rely on services that are stopping.
                 self._running = False
 
     def _to_start(self) -> list[Service]:
@@ -221,8 +230,7 @@ class PluginHost:
 
 
 async def _run_async(service: Service, state: BackendState, task_status: trio.TaskStatus[None]) -> None:
-    # What a service starts (a Subscriber's task) lives in its own nursery, and ends the service if it
-    # crashes.
+    # Tasks that a service starts (such as a Subscriber's) run in this nursery; their crash ends the service.
     try:
         async with trio.open_nursery() as nursery:
             service_nursery.set(nursery)
@@ -236,7 +244,7 @@ async def _run_async(service: Service, state: BackendState, task_status: trio.Ta
         if len(group.exceptions) > 1:
             raise
         only = group.exceptions[0]
-    # The nursery is ours, not the author's: where only one thing went wrong, it is told without the wrapping.
+    # The author does not know this nursery: raise a single exception without the group around it.
     raise only
 
 

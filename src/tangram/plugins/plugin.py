@@ -1,16 +1,27 @@
-"""``Plugin``: what an author declares. Nothing runs here; ``host.py`` does that."""
+"""Declare a plugin: its services, routes, front end and configuration classes.
+
+This file declares only. ``host.py`` runs plugins.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import attrs
 
 from tangram.config.structure import structure_plugin_config
 from tangram.errors import PluginError
+from tangram.plugins.service import (
+    RESTART_TYPES,
+    RestartType,
+    Service,
+    ServiceFunction,
+    is_async,
+    name_of,
+    takes_task_status,
+)
 from tangram.plugins.state import BackendState
 
 if TYPE_CHECKING:
@@ -20,42 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RESTART_TYPES", "Authorize", "Lifespan", "Plugin", "RestartType", "Service", "ServiceFunction"]
 
-RestartType: TypeAlias = Literal["permanent", "transient", "temporary"]
-RESTART_TYPES: tuple[RestartType, ...] = ("permanent", "transient", "temporary")
-
-ServiceFunction: TypeAlias = Callable[..., Any]
-"""``async def f(state)``, ``async def f(state, *, task_status)`` or, in a thread, ``def f(state)``."""
 Lifespan: TypeAlias = Callable[[BackendState], AbstractAsyncContextManager[Any]]
 Authorize: TypeAlias = Callable[[str, str, Any], Awaitable[str | None] | str | None]
-"""``authorize(topic, id, request)``: ``None`` allows; a string, or a raised ``Refused``, is the reason why
-not.
+"""``authorize(topic, id, request)`` returns None to allow a join, or the reason of a refusal.
+
+It may also raise ``Refused``.
 """
 
 F = TypeVar("F", bound=ServiceFunction)
-
-
-@attrs.frozen(eq=False)
-class Service:
-    """One registered service: a function and how its life is to be supervised."""
-
-    function: ServiceFunction
-    """What is called with the ``BackendState``, anew for each incarnation."""
-    name: str
-    """Unique within its plugin."""
-    priority: int = 0
-    """Services start in order of (priority, name)."""
-    restart: RestartType = "transient"
-    """What its end means: see ``Plugin.register_service``."""
-    start_timeout: float = 30.0
-    """Seconds until ``task_status.started()`` must have been called, if the function takes
-    ``task_status``.
-    """
-    stop_timeout: float = 5.0
-    """Seconds it may take to end after it was told to."""
-    threaded: bool = False
-    """It is a plain function and runs in a thread."""
-    reports_start: bool = False
-    """It takes ``task_status`` and says itself when it is up."""
 
 
 def _routers(given: Iterable[APIRouter]) -> list[APIRouter]:
@@ -68,61 +51,77 @@ def _blueprints(given: Iterable[Blueprint]) -> list[Blueprint]:
 
 @attrs.define(eq=False, slots=False, repr=False)
 class Plugin:
-    """A plugin: its services, routes, front end, and the classes that check its configuration.
+    """A plugin as its author declares it.
 
-    A plain mutable object, compared and hashed by identity. ``name`` and ``dist_name`` are set by the loader.
+    The object is mutable, and is compared and hashed by identity. The loader sets ``name`` and ``dist_name``.
+
+    Example::
+
+        plugin = Plugin(routers=[router])
+
+        @plugin.register_service()
+        async def measure(state: BackendState) -> None: ...
     """
 
     island: ClassVar[bool] = False
-    """Whether its code is written for asyncio, and runs on a loop of its own."""
+    """Its code is written for asyncio and runs on an asyncio loop of its own."""
 
     frontend_path: str | None = None
-    """Folder of the built front end, relative to the project (editable install) or the import package
-    (wheel).
+    """The folder of the built front end.
+
+    It is relative to the project's root in an editable install, and to the import package in a wheel.
     """
     routers: list[APIRouter] = attrs.field(factory=list, converter=_routers)
     blueprints: list[Blueprint] = attrs.field(factory=list, converter=_blueprints)
     config_class: type[Any] | None = None
-    """attrs class, dataclass or TypedDict that ``[plugins.NAME]`` is structured into."""
+    """The attrs class, dataclass or TypedDict that ``[plugins.NAME]`` is structured into."""
     frontend_config_class: type[Any] | None = None
+    """The attrs class of the values that the browser receives and the settings page edits."""
     into_frontend_config_function: Callable[[Any], Any] | None = None
-    """Takes the validated configuration, returns what the browser may know: a ``frontend_config_class``."""
+    """Takes the validated configuration and returns a ``frontend_config_class``."""
     lifespan: Lifespan | None = None
     """Entered before the services start, left after they have stopped."""
     authorize: Authorize | None = None
+    """Decides which clients may join a topic of this plugin."""
     get_typer: Callable[[], Any] | None = None
+    """Returns the plugin's command-line application."""
 
     services: list[Service] = attrs.field(factory=list, init=False)
     """Sorted by (priority, name)."""
     dist_name: str = attrs.field(default="", init=False)
-    """The ``Name`` of the distribution that brought it."""
+    """The ``Name`` of the distribution that installed the plugin."""
     name: str = attrs.field(default="", init=False)
-    """The name of its entry point: what ``/-/plugins`` and the log call it."""
+    """The name of its entry point, as ``/-/plugins`` and the log show it."""
 
     def __repr__(self) -> str:
         services = [service.name for service in self.services]
         return f"<Plugin {self.name or '(not loaded)'!r}, services {services}>"
 
     def structure_config(self, raw: Mapping[str, Any], *, key: str) -> Any:
-        """The table ``[plugins.KEY]`` as its ``config_class``; without one, as it is.
+        """Return ``[plugins.KEY]`` structured into ``config_class``, or unchanged without one.
 
-        Raises `PluginConfigError` with all faults.
+        Raises:
+            PluginConfigError: the table does not fit the class; it lists every fault.
         """
         if self.config_class is None:
             return raw
         return structure_plugin_config(self.config_class, raw, plugin=key)
 
     def frontend_entry(self, shown: Any) -> dict[str, Any]:
-        """``config`` and ``config_json_schema`` of its entry in the manifest."""
+        """Return ``config`` and ``config_json_schema`` of the plugin's entry in the manifest.
+
+        Args:
+            shown: the configuration that the browser may read.
+        """
         if self.frontend_config_class is None:
             return {}
-        # Written by few plugins, and only for browsers.
+        # Imported here: few plugins declare a frontend_config_class.
         from tangram.routing.schema import json_schema
 
         return {"config": shown, "config_json_schema": json_schema(self.frontend_config_class)}
 
     def frontend_problems(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """What is wrong with values for its ``frontend_config_class``, by place; empty where nothing is."""
+        """Check ``values`` against ``frontend_config_class``; return the faults by place."""
         if self.frontend_config_class is None:
             return {}
         from tangram.routing.convert import problems_of, structurer
@@ -130,7 +129,7 @@ class Plugin:
         errors: dict[str, str] = {}
         try:
             structurer(self.frontend_config_class)(values)
-        except Exception as error:  # noqa: BLE001  # the author's class and validators: anything may come
+        except Exception as error:  # noqa: BLE001 - the author's class and its validators may raise anything
             for problem in problems_of(error, ()):
                 errors.setdefault(".".join(map(str, problem.loc)), problem.msg)
         return errors
@@ -144,17 +143,27 @@ class Plugin:
         start_timeout: float = 30.0,
         stop_timeout: float = 5.0,
     ) -> Callable[[F], F]:
-        """Decorator: run the function for as long as the plugin runs. Called with parentheses.
+        """Decorate a function to run as a service for as long as the plugin runs.
 
-        ``restart`` says what its end means: ``"permanent"``, any end is a crash; ``"transient"``, an
-        exception is (it may simply return); ``"temporary"``, it runs once after the server's start (or a
-        reload) and its end means nothing. Raises `PluginError` for a declaration that cannot work, so that it
-        is seen at import.
+        The decorator is called with parentheses: ``@plugin.register_service()``.
+
+        Args:
+            priority: services with lower numbers start first; equal numbers start in order of their names.
+            restart: which end of the function is a crash of the plugin. ``"permanent"``: any end.
+                ``"transient"``: an exception; the function may return. ``"temporary"``: none; the function
+                runs once after the start of the server, or after a reload.
+            name: unique in the plugin; the name of the function by default.
+            start_timeout: seconds until the function must call ``task_status.started()``, if it takes
+                ``task_status``.
+            stop_timeout: seconds that the function may take to end after it was cancelled.
+
+        Raises:
+            PluginError: the declaration cannot work. It is raised when the plugin is imported.
         """
         if callable(priority):
             raise PluginError(
                 "register_service must be called: write @plugin.register_service() above "
-                f"{_name_of(priority)!r}, with parentheses"
+                f"{name_of(priority)!r}, with parentheses"
             )
         if restart not in RESTART_TYPES:
             raise PluginError(f"restart={restart!r} is not one of {', '.join(map(repr, RESTART_TYPES))}")
@@ -166,13 +175,13 @@ class Plugin:
         def register(function: F) -> F:
             service = Service(
                 function=function,
-                name=name or _name_of(function),
+                name=name or name_of(function),
                 priority=priority,
                 restart=restart,
                 start_timeout=start_timeout,
                 stop_timeout=stop_timeout,
-                threaded=not _is_async(function),
-                reports_start=_takes_task_status(function),
+                threaded=not is_async(function),
+                reports_start=takes_task_status(function),
             )
             self._add(service)
             return function
@@ -189,27 +198,3 @@ class Plugin:
             )
         self.services.append(service)
         self.services.sort(key=lambda known: (known.priority, known.name))
-
-
-def _name_of(function: object) -> str:
-    inner = inspect.unwrap(function) if callable(function) else function
-    return str(
-        getattr(inner, "__name__", None) or getattr(getattr(inner, "func", None), "__name__", "service")
-    )
-
-
-def _is_async(function: ServiceFunction) -> bool:
-    # A partial, or an object with an async __call__, is async as well.
-    inner: Any = function
-    while hasattr(inner, "func") and not inspect.isfunction(inner):
-        inner = inner.func
-    called = getattr(type(inner), "__call__", None)  # noqa: B004  # is it async, not: is it there
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(called)
-
-
-def _takes_task_status(function: ServiceFunction) -> bool:
-    try:
-        return "task_status" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        # Builtins and the like have no signature, and no task_status.
-        return False

@@ -1,7 +1,7 @@
-"""From names to plugins: import what is enabled, and say of each failure who, what and where, in one line.
+"""Import the enabled plugins, and describe each failure in one line.
 
-A plugin that cannot be loaded costs itself alone. Files of a plugin are found through the module of its entry
-point, never by importing the name of its distribution, which may hold hyphens.
+A plugin that cannot be loaded does not affect the others. The files of a plugin are found through the module
+of its entry point, never by importing the name of its distribution, which may contain hyphens.
 """
 
 from __future__ import annotations
@@ -29,58 +29,64 @@ __all__ = ["LoadedPlugin", "LoadedPlugins", "PluginFailure", "cause_line", "load
 
 @attrs.frozen(eq=False)
 class LoadedPlugin:
-    """A plugin that was imported, and where it came from."""
+    """An imported plugin, its distribution and its place on the disk."""
 
     name: str
-    """What the log, ``/-/plugins`` and the supervision tree call it: the entry point's name, unique here."""
+    """The name in the log, ``/-/plugins`` and the supervision tree: its entry point's, made unique."""
     dist_name: str
-    """The distribution's ``Name``, as written there."""
+    """The ``Name`` of its distribution, not normalised."""
     plugin: Plugin
     module: str
     """The module of its entry point."""
     entry_point: str
     """The value of its entry point: ``module:attribute``."""
     source: Path | None = None
-    """The folder of its import package, or the file of a plugin that is one module; ``None``: no file."""
+    """The folder of its import package, or the file of a single module; None if it has no file."""
     project_root: Path | None = None
-    """The root of its project, where it is installed editable."""
+    """The root folder of its project, if the installation is editable."""
     native: bool = True
-    """Found in our own entry-point group."""
+    """Its entry point is in the group ``tangram.plugins``."""
 
     @property
     def key(self) -> str:
-        """Its name in ``[plugins.*]``, the manifest and ``/plugins/``: the distribution's, normalised."""
+        """Its key in ``[plugins.*]``, the manifest and ``/plugins/``.
+
+        It is the name of the distribution, normalised.
+        """
         return normalise(self.dist_name)
 
     @property
     def package_path(self) -> Path | None:
-        """The folder that holds its files: the import package, or where its one module lies."""
-        # The name of an import package holds no dot, that of a module's file does.
+        """The folder that contains its files.
+
+        It is the import package, or the folder of a single module.
+        """
+        # The folder of an import package has no suffix, the file of a module has one.
         return self.source.parent if self.source is not None and self.source.suffix else self.source
 
     def owns(self, filename: str) -> bool:
-        """Whether a source file belongs to this plugin: for the watchdog and for tracebacks."""
+        """Return whether a source file belongs to this plugin, for example a frame of a traceback."""
         return self.source is not None and Path(filename).is_relative_to(self.source)
 
 
 @attrs.frozen(eq=False)
 class PluginFailure:
-    """A name in ``[core] plugins`` that did not become a plugin."""
+    """A name in ``[core] plugins`` whose plugin could not be loaded."""
 
     name: str
     error: PluginError
-    """Its message is one line: exception type, message, and the file and line in the plugin."""
+    """Its message is one line with exception type, message, and file and line in the plugin."""
 
 
 @attrs.frozen(eq=False)
 class LoadedPlugins:
-    """What became of the names, in their order."""
+    """Loaded plugins and failures, each in the order of the names."""
 
     plugins: list[LoadedPlugin] = attrs.field(factory=list)
     failures: list[PluginFailure] = attrs.field(factory=list)
 
     def owner_of(self, filename: str) -> str | None:
-        """The name of the plugin that a source file belongs to; the innermost package wins."""
+        """Return the name of the plugin whose innermost package contains a source file."""
         owners = [one for one in self.plugins if one.owns(filename)]
         if not owners:
             return None
@@ -94,13 +100,15 @@ def load_plugins(
     on_foreign: Callable[[], None] | None = None,
     into: LoadedPlugins | None = None,
 ) -> LoadedPlugins:
-    """Import the plugins that ``names`` mean, and no other. Raises nothing: failures are in the answer.
+    """Import the plugins that ``names`` select, and no others.
+
+    Nothing is raised: failures are part of the result.
 
     Args:
         names: as in ``[core] plugins``.
-        entry_points: what is installed; None: what is installed here.
-        on_foreign: called before a plugin of the published server's group is imported.
-        into: what was loaded before and runs beside them, added to and returned.
+        entry_points: the installed entry points; those of this environment by default.
+        on_foreign: called before a plugin of the group ``tangram_core.plugins`` is imported.
+        into: earlier results that are extended and returned, for plugins loaded in several steps.
     """
     loaded = LoadedPlugins() if into is None else into
     candidates = scan(entry_points) if names else []
@@ -136,7 +144,7 @@ def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
         else f"{candidate.dist_name}.{candidate.name}"
     )
     if normalise(name) in taken:
-        # Whoever came second would stand in the other's place.
+        # The second plugin would replace the first in the supervision tree and the manifest.
         twice = PluginError(f"two plugins are called {name!r}: leave one of them out", plugin=name)
         loaded.failures.append(PluginFailure(name, twice))
         return
@@ -160,8 +168,8 @@ def _import(candidate: Candidate) -> Plugin:
         found = candidate.entry_point.load()
     except KeyboardInterrupt:
         raise
-    # A module that calls sys.exit() while it is imported must not end the server; a compiled one that panics
-    # raises what is no Exception either.
+    # A module that calls sys.exit() at import must not end the server. A compiled module that panics raises a
+    # BaseException as well.
     except BaseException as error:
         line = cause_line(error, _source(candidate.module))
         raise PluginImportFailed(
@@ -183,10 +191,10 @@ def _short(value: object) -> str:
 
 
 def cause_line(error: BaseException, source: Path | None = None) -> str:
-    """``Type: message (file:line)``: the innermost frame in ``source``, else the innermost one of
-    anybody.
+    """Describe an error in one line: ``Type: message (file:line)``.
 
-    A group is told by the leaf that came first.
+    The line number is that of the innermost frame in ``source``, or of the innermost frame if none is there.
+    An exception group is described by its first leaf.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -210,14 +218,12 @@ def _where(error: BaseException, tb: TracebackType | None, source: Path | None) 
 
 
 def _source(module: str) -> Path | None:
-    """The folder of the outermost regular package of ``module``, without importing anything that is not
-    imported.
-    """
+    """Return the folder of the outermost regular package of ``module``, without an import."""
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         origin = _origin(".".join(parts[:end]))
         if origin is not None:
-            # A lone module must not own its neighbours in site-packages.
+            # A plugin of one module owns only its file, not its neighbours in site-packages.
             return (origin.parent if origin.stem == "__init__" else origin).resolve()
     return None
 
@@ -227,7 +233,7 @@ def _origin(module: str) -> Path | None:
     if imported is not None:
         file = getattr(imported, "__file__", None)
         return Path(file) if file else None
-    # find_spec imports the parents of a dotted name: one that raised while it was imported would raise again.
+    # find_spec imports the parents of a dotted name, which would raise again if their import failed before.
     if "." in module:
         return None
     with contextlib.suppress(ImportError, ValueError, AttributeError):
@@ -238,7 +244,7 @@ def _origin(module: str) -> Path | None:
 
 
 def _project_root(distribution: Distribution | None) -> Path | None:
-    """PEP 610: where an editable install lives."""
+    """Return the project folder of an editable installation (PEP 610)."""
     if distribution is None:
         return None
     try:

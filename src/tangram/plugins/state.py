@@ -1,11 +1,12 @@
-"""``BackendState``: what services, lifespans and routes are handed. One for each incarnation, shared by all
-plugins.
+"""``BackendState``: the object that services, lifespans and routes receive.
+
+Each incarnation has one, shared by all plugins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 import trio
 
@@ -17,30 +18,65 @@ if TYPE_CHECKING:
     import httpx
 
     from tangram.bus.client import RedisClient
-    from tangram.plugins.plugin import Plugin
+    from tangram.plugins.service import Service
+    from tangram.routing import APIRouter
 
-__all__ = ["HTTP_CLOSE_SECONDS", "BackendState"]
+__all__ = ["HTTP_CLOSE_SECONDS", "BackendState", "PluginInfo"]
 
 T = TypeVar("T")
 
-HTTP_CLOSE_SECONDS = 2.0
-"""For closing idle HTTP connections: a peer that does not answer a TLS close must not hold a restart up."""
+HTTP_CLOSE_SECONDS: Final = 2.0
+"""Seconds to close idle HTTP connections: a peer that ignores a TLS close must not delay a restart."""
+
+
+class PluginInfo(Protocol):
+    """The part of a ``Plugin`` that other plugins read.
+
+    A protocol, because ``Plugin`` itself refers to ``BackendState``.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of its entry point."""
+
+    @property
+    def dist_name(self) -> str:
+        """The name of its distribution."""
+
+    @property
+    def frontend_path(self) -> str | None:
+        """The folder of its front end, relative to the project or the import package."""
+
+    @property
+    def config_class(self) -> type[Any] | None:
+        """The class of its configuration."""
+
+    @property
+    def routers(self) -> list[APIRouter]:
+        """Its routes."""
+
+    @property
+    def services(self) -> list[Service]:
+        """Its services, in the order in which they start."""
 
 
 class BackendState:
-    """What a plugin gets to work with. Plugins may hang attributes of their own on it."""
+    """The configuration, Redis, HTTP client and other plugins, for a plugin to use.
+
+    Plugins may set attributes of their own on it. They last for one incarnation.
+    """
 
     config: Config
-    """The server's configuration; ``config.core.redis_url`` is the address that really is in use."""
+    """The server's configuration; ``config.core.redis_url`` is the address in use, embedded or not."""
     redis_client: RedisClient
     """redis-py's asyncio client, awaitable from Trio tasks; answers are bytes."""
-    loaded_plugins: dict[str, Plugin]
-    """The plugins that were loaded, by the name of their distribution."""
+    loaded_plugins: dict[str, PluginInfo]
+    """The loaded plugins by the name of their distribution."""
     base_url: str
-    """Where this server answers, as a program on the same machine would write it; no trailing slash."""
+    """The URL of this server for a program on the same machine, without a trailing slash."""
 
     if TYPE_CHECKING:
-        # What plugins hang on it is theirs to know; a type checker has to let it pass.
+        # Plugins set attributes of their own, which a type checker cannot know.
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any) -> None: ...
         def __delattr__(self, name: str) -> None: ...
@@ -52,7 +88,7 @@ class BackendState:
         redis_client: RedisClient,
         publish: Callable[[str, bytes | str], Awaitable[int]],
         subscribe: Callable[..., Any],
-        loaded_plugins: Mapping[str, Plugin] | None = None,
+        loaded_plugins: Mapping[str, PluginInfo] | None = None,
         base_url: str = "",
     ) -> None:
         self.config = config
@@ -66,26 +102,41 @@ class BackendState:
         self._closed = False
 
     async def publish(self, channel: str, payload: bytes | str) -> int:
-        """Publish on a Redis channel (``to:<topic>:<event>`` reaches browsers); the number of receivers.
+        """Publish on a Redis channel; return the number of Redis clients that received it.
 
-        Raises `BrokerUnavailable` while Redis is away, and its subclass `BrokerRefused` where it says no.
+        A message on ``to:<topic>:<event>`` reaches the browsers that joined the topic.
+
+        Raises:
+            BrokerUnavailable: there is no connection to Redis.
+            BrokerRefused: Redis refused the command.
         """
         return await self._publish(channel, payload)
 
     def subscribe(self, *patterns: str) -> Any:
-        """Messages of Redis channels: ``async for message in state.subscribe("from:chat:*")``.
+        """Iterate over messages of Redis channels.
 
-        Also an async context manager, which has subscribed once it is entered. Raises `BrokerRefused` where
-        Redis says no.
+        The result is also an async context manager, which has subscribed once it is entered.
+
+        Example::
+
+            async for message in state.subscribe("from:chat:*"): ...
+
+        Args:
+            patterns: Redis channel names, or patterns with ``*``, ``?`` and ``[...]``.
+
+        Raises:
+            BrokerRefused: Redis refused the subscription.
         """
         return self._subscribe(*patterns)
 
     @property
     def http_client(self) -> httpx.AsyncClient:
-        """A shared httpx client, made when first used (HTTP/2 where h2 is installed)."""
+        """A shared httpx client, created on first use (with HTTP/2 if h2 is installed)."""
         if self._http_client is None:
             if self._closed:
-                raise PluginError("the http_client of an incarnation that has ended is used")
+                raise PluginError(
+                    "this http_client belongs to an incarnation that has ended: take the new state's"
+                )
             self._http_client = _make_http_client()
         return self._http_client
 
@@ -96,11 +147,17 @@ class BackendState:
     @overload
     def plugin_config(self, of: type[T]) -> T: ...
     @overload
-    def plugin_config(self, of: Plugin | str) -> Any: ...
-    def plugin_config(self, of: Plugin | str | type[Any]) -> Any:
-        """The validated configuration of a plugin: by its config class, itself, or its distribution's name.
+    def plugin_config(self, of: PluginInfo | str) -> Any: ...
+    def plugin_config(self, of: PluginInfo | str | type[Any]) -> Any:
+        """Return the validated configuration of a plugin.
 
-        Without a ``config_class`` it is the raw table. Raises `PluginError` where there is none.
+        Without a ``config_class`` it is the raw table.
+
+        Args:
+            of: the plugin's ``config_class``, the plugin itself, or the name of its distribution.
+
+        Raises:
+            PluginError: no running plugin fits.
         """
         if isinstance(of, type):
             for config_class, value in self._plugin_configs.values():
@@ -116,11 +173,11 @@ class BackendState:
             ) from None
 
     def set_plugin_config(self, dist_name: str, config_class: type[Any] | None, value: Any) -> None:
-        """For the plugin's host: what ``plugin_config`` answers from now on."""
+        """Set the answer of ``plugin_config``; the plugin's host calls it at each start."""
         self._plugin_configs[normalise(dist_name)] = (config_class, value)
 
     async def aclose(self) -> None:
-        """Close what was opened on behalf of plugins; safe under cancellation, and bounded."""
+        """Close the HTTP client within ``HTTP_CLOSE_SECONDS``, also while cancelled."""
         self._closed = True
         client, self._http_client = self._http_client, None
         if client is not None:
@@ -136,7 +193,7 @@ def _make_http_client() -> httpx.AsyncClient:
             "http_client needs httpx, which is not installed: pip install 'tangram-trio[http]'"
         ) from None
     try:
-        import h2  # noqa: F401
+        import h2  # noqa: F401 - only asks whether it is installed
     except ImportError:
         return httpx.AsyncClient()
     return httpx.AsyncClient(http2=True)
@@ -144,7 +201,7 @@ def _make_http_client() -> httpx.AsyncClient:
 
 def _base_url(config: Config) -> str:
     host = config.server.host
-    if host in {"0.0.0.0", ""}:  # noqa: S104  # compared with, not bound to
+    if host in {"0.0.0.0", ""}:  # noqa: S104 - compared with, not bound to
         host = "127.0.0.1"
     elif host == "::":
         host = "::1"

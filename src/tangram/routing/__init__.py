@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import HTTPException, InvalidRequest, ResponseAborted
-from .params import Body, Cookie, Depends, Header, Path, Query
-from .request import Request
-from .responses import (
+from tangram.routing.exceptions import HTTPException, InvalidRequest, ResponseAborted
+from tangram.routing.params import Body, Cookie, Depends, Header, Path, Query
+from tangram.routing.request import Request
+from tangram.routing.responses import (
     HTMLResponse,
     JSONResponse,
     PlainTextResponse,
@@ -21,13 +21,13 @@ from .responses import (
     Response,
     StreamingResponse,
 )
-from .router import APIRouter, Mount, Resolver
-from .table import RouteTable, check_router
+from tangram.routing.router import APIRouter, Mount, Resolver
+from tangram.routing.table import RouteTable, check_router
 
 if TYPE_CHECKING:
-    from .document import openapi
-    from .files import FileResponse
-    from .schema import json_schema
+    from tangram.routing.document import openapi
+    from tangram.routing.files import FileResponse
+    from tangram.routing.schema import json_schema
 
 __all__ = [
     "APIRouter",
@@ -64,5 +64,5 @@ def __getattr__(name: str) -> Any:
     homes = {"FileResponse": "files", "json_schema": "schema", "openapi": "document"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{homes[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{homes[name]}"), name)
     return value

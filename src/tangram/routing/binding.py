@@ -14,13 +14,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import attrs
 
 from tangram.errors import RouteError
-
-from .constraints import checker, from_metadata
-from .containers import COLLECTIONS, MAPPINGS
-from .convert import is_class_like, origin_of, structurer
-from .params import MISSING, DependsMarker, Marker
-from .request import Request
-from .responses import Response
+from tangram.routing.constraints import checker, from_metadata
+from tangram.routing.containers import COLLECTIONS, MAPPINGS
+from tangram.routing.convert import is_class_like, origin_of, structurer
+from tangram.routing.params import MISSING, DependsMarker, Marker
+from tangram.routing.request import Request
+from tangram.routing.responses import Response
 
 __all__ = ["Dependency", "Param", "Plan", "compile_plan"]
 

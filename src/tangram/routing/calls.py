@@ -11,13 +11,13 @@ from typing import Any
 
 import trio
 
-from .binding import Param, Plan
-from .convert import problems_of
-from .exceptions import HTTPException, InvalidRequest, Problem
-from .params import MISSING
-from .request import Request, decode_json, parse_query
-from .responses import Response
-from .router import Resolver
+from tangram.routing.binding import Param, Plan
+from tangram.routing.convert import problems_of
+from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
+from tangram.routing.params import MISSING
+from tangram.routing.request import Request, decode_json, parse_query
+from tangram.routing.responses import Response
+from tangram.routing.router import Resolver
 
 __all__ = ["Call", "Threads", "bind"]
 

@@ -29,10 +29,10 @@ from typing import (
     get_type_hints,
 )
 
-from .constraints import ValueFault, checker, from_metadata, from_validator
-from .containers import COLLECTIONS, MAPPINGS
-from .exceptions import Loc, Problem
-from .scalars import scalar, show
+from tangram.routing.constraints import ValueFault, checker, from_metadata, from_validator
+from tangram.routing.containers import COLLECTIONS, MAPPINGS
+from tangram.routing.exceptions import Loc, Problem
+from tangram.routing.scalars import scalar, show
 
 if TYPE_CHECKING:
     from cattrs import Converter

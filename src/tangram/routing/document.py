@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .binding import Param, Plan
-from .convert import is_class_like
-from .endpoint import Endpoint
-from .exceptions import phrase_of
-from .params import MISSING
-from .responses import JSONResponse, Response
-from .schema import Schema, SchemaWriter, decorate, plain_default, title_of
-from .table import RouteTable
+from tangram.routing.binding import Param, Plan
+from tangram.routing.convert import is_class_like
+from tangram.routing.endpoint import Endpoint
+from tangram.routing.exceptions import phrase_of
+from tangram.routing.params import MISSING
+from tangram.routing.responses import JSONResponse, Response
+from tangram.routing.schema import Schema, SchemaWriter, decorate, plain_default, title_of
+from tangram.routing.table import RouteTable
 
 __all__ = ["openapi"]
 
@@ -126,7 +126,7 @@ def _parameter(param: Param, writer: SchemaWriter) -> dict[str, Any]:
 
 
 def _schema(param: Param, writer: SchemaWriter) -> Schema:
-    from .constraints import from_metadata
+    from tangram.routing.constraints import from_metadata
 
     schema = decorate(writer.write(param.kind), from_metadata(param.metadata), param.metadata)
     if "$ref" not in schema:

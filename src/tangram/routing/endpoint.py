@@ -7,14 +7,13 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from tangram.asgi import Receive, Scope, Send, send_json
-
-from .binding import Plan, compile_plan
-from .calls import Call, Threads, bind
-from .exceptions import InvalidRequest, Problem
-from .params import MISSING
-from .request import Request
-from .responses import JSONResponse, Response, encode_json
-from .router import Mount, Route
+from tangram.routing.binding import Plan, compile_plan
+from tangram.routing.calls import Call, Threads, bind
+from tangram.routing.exceptions import InvalidRequest, Problem
+from tangram.routing.params import MISSING
+from tangram.routing.request import Request
+from tangram.routing.responses import JSONResponse, Response, encode_json
+from tangram.routing.router import Mount, Route
 
 __all__ = ["Endpoint", "Overrides"]
 

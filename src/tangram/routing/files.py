@@ -16,10 +16,9 @@ from urllib.parse import quote
 import trio
 
 from tangram.asgi import Receive, Scope, Send
-
-from .exceptions import HTTPException
-from .request import Headers
-from .responses import Response
+from tangram.routing.exceptions import HTTPException
+from tangram.routing.request import Headers
+from tangram.routing.responses import Response
 
 __all__ = ["FileResponse", "inside"]
 

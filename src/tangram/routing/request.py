@@ -10,8 +10,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from tangram.asgi import Receive, Scope
-
-from .exceptions import HTTPException, InvalidRequest, Problem
+from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 
 __all__ = ["ClientDisconnected", "Headers", "QueryParams", "Request"]
 

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 import attrs
 
 from tangram.errors import RouteError
-
-from .params import DependsMarker
-from .paths import PathTemplate, parse_path
-from .responses import JSONResponse, Response
+from tangram.routing.params import DependsMarker
+from tangram.routing.paths import PathTemplate, parse_path
+from tangram.routing.responses import JSONResponse, Response
 
 __all__ = ["APIRouter", "Mount", "Resolver", "Route"]
 

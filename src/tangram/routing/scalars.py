@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from .constraints import ValueFault
+from tangram.routing.constraints import ValueFault
 
 __all__ = ["SCALARS", "scalar"]
 

@@ -32,10 +32,10 @@ from typing import (
 )
 from uuid import UUID
 
-from .constraints import Constraint, from_metadata, from_validator
-from .containers import COLLECTIONS, MAPPINGS
-from .convert import is_class_like, origin_of, typeddict_fields
-from .params import MISSING
+from tangram.routing.constraints import Constraint, from_metadata, from_validator
+from tangram.routing.containers import COLLECTIONS, MAPPINGS
+from tangram.routing.convert import is_class_like, origin_of, typeddict_fields
+from tangram.routing.params import MISSING
 
 __all__ = ["SchemaWriter", "json_schema", "title_of"]
 
@@ -264,7 +264,7 @@ def plain_default(value: object) -> Any:
     import attrs
     import msgspec
 
-    from .responses import encode_json
+    from tangram.routing.responses import encode_json
 
     if value is attrs.NOTHING:  # what an attrs class's signature says for a factory
         return MISSING

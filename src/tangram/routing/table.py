@@ -11,14 +11,13 @@ import trio
 
 from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.errors import BadRequest, Refused, RouteError
-
-from .calls import Threads
-from .endpoint import Endpoint, Overrides
-from .exceptions import HTTPException, ResponseAborted, detail_of
-from .paths import Found, PathTree, decode_path
-from .request import ClientDisconnected
-from .responses import JSONResponse, Response
-from .router import APIRouter, Mount, Route
+from tangram.routing.calls import Threads
+from tangram.routing.endpoint import Endpoint, Overrides
+from tangram.routing.exceptions import HTTPException, ResponseAborted, detail_of
+from tangram.routing.paths import Found, PathTree, decode_path
+from tangram.routing.request import ClientDisconnected
+from tangram.routing.responses import JSONResponse, Response
+from tangram.routing.router import APIRouter, Mount, Route
 
 __all__ = ["RouteTable", "check_router"]
 

@@ -20,9 +20,8 @@ from typing import Annotated
 import trio
 
 import tangram
-
-from .commands import CommandCount, CommandCounter
-from .host import Info, Meter, Sample, read_info
+from tangram_demo.commands import CommandCount, CommandCounter
+from tangram_demo.host import Info, Meter, Sample, read_info
 
 PERIOD = 1.0  # seconds between two samples
 KEPT = 600  # samples: ten minutes

@@ -13,8 +13,7 @@ from typing import Any
 import trio
 
 import tangram
-
-from .surgery import raise_in_task
+from tangram_e2e.surgery import raise_in_task
 
 born = 0  # lifespans entered in this process: outlives the incarnations, as module globals do
 
