@@ -92,9 +92,9 @@ async def test_who_blocks_the_loop_is_named_within_a_second(home: Home, where: s
         named: list[float] = []
         for count in range(1, ROUNDS + 1):
             await server.get(f"/old/{where}")
-            await server.wait_line("the event loop goes on", times=count)
+            await server.wait_line("event loop unblocked", times=count)
             began = await server.get("/old/began")
-            *_, told = server.events("the event loop is blocked")
+            *_, told = server.events("event loop blocked")
             *_, stall = (await server.get("/-/supervision"))["watchdog"]["last"]
 
             assert told["owner"] == stall["owner"] == "old"

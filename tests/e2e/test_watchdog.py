@@ -39,8 +39,8 @@ async def test_the_plugin_that_blocks_the_loop_is_named_within_a_second(home: Ho
         named: list[float] = []
         for count in range(1, ROUNDS + 1):
             block = await server.get("/blocks/for?seconds=1.5")
-            await server.wait_line("the event loop goes on", times=count)
-            *_, told = server.events("the event loop is blocked")
+            await server.wait_line("event loop unblocked", times=count)
+            *_, told = server.events("event loop blocked")
             *_, stall = (await server.get("/-/supervision"))["watchdog"]["last"]
 
             assert told["owner"] == stall["owner"] == "blocks"

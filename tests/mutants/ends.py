@@ -7,7 +7,6 @@ from tests.mutants.workshop import Mutant
 __all__ = ["ENDS"]
 
 DECIDE = "supervision/decide.py"
-LEDGER = "supervision/roster.py"
 RUNNER = "supervision/runner.py"
 SPEC = "supervision/spec.py"
 
@@ -199,9 +198,9 @@ CRASHES = (
         "R7",
         "is-logged",
         "what is raised after a requested stop is not told",
-        LEDGER,
-        '            self._tell("stopped", now, entry, cause=cause)',
-        '            self._tell("stopped", now, entry)',
+        DECIDE,
+        '            self._report("stopped", now, entry, cause=cause)',
+        '            self._report("stopped", now, entry)',
         (f"{BEYOND}test_crash_inside_cleanup",),
     ),
     Mutant(
@@ -218,8 +217,8 @@ CRASHES = (
         "the-others",
         "the other leaves of a group are lost",
         "supervision/records.py",
-        "told = tuple(one_line(other) for other in others)",
-        "told = ()",
+        "listed = tuple(one_line(other) for other in others)",
+        "listed = ()",
         (f"{BEYOND}test_exception_group_leaf",),
     ),
     Mutant(
@@ -237,7 +236,7 @@ CRASHES = (
         "named",
         "a child that ignores its cancellation is not named",
         DECIDE,
-        '        self._tell("stubborn", now, entry)',
+        '        self._report("stubborn", now, entry)',
         "        pass",
         (f"{STUBBORN}test_stubborn_restart_has_no_second_incarnation",),
     ),
@@ -255,8 +254,8 @@ CRASHES = (
         "again-every-stop-time",
         "a stubborn child is named once and then forgotten",
         DECIDE,
-        "entry.due = now + entry.spec.stop_timeout\n        self._tell",
-        "entry.due = math.inf\n        self._tell",
+        "entry.due = now + entry.spec.stop_timeout\n        self._report",
+        "entry.due = math.inf\n        self._report",
         (f"{STUBBORN}test_stubborn_restart_has_no_second_incarnation",),
     ),
     Mutant(
@@ -282,7 +281,7 @@ CRASHES = (
         "held-up",
         "who gave up waits for ever for a child that does not end, and nobody above hears of it",
         DECIDE,
-        "if entry.lates >= LATES_ALLOWED and self.failure is not None and not self._held_told:",
+        "if entry.lates >= LATES_ALLOWED and self.failure is not None and not self._delay_reported:",
         "if False:",
         (f"{STUBBORN}test_who_holds_up_a_supervisor_that_gave_up_is_named",),
     ),
@@ -291,8 +290,8 @@ CRASHES = (
         "three-stop-times",
         "two stop times are enough to end the process",
         DECIDE,
-        "LATES_ALLOWED = 3",
-        "LATES_ALLOWED = 2",
+        "LATES_ALLOWED: Final = 3",
+        "LATES_ALLOWED: Final = 2",
         (f"{STUBBORN}test_stubborn_restart_has_no_second_incarnation",),
     ),
     Mutant(
@@ -431,7 +430,7 @@ EVENTS = (
         "R10",
         "cause",
         "a crash is told without its cause",
-        LEDGER,
+        DECIDE,
         "cause=cause if crash is None or cause is not None else crash.cause",
         "cause=cause",
         (f"{LIVES}test_a_life_with_crashes",),
@@ -441,7 +440,7 @@ EVENTS = (
         "R10",
         "incarnation",
         "an event does not tell of which incarnation",
-        LEDGER,
+        DECIDE,
         "incarnation=0 if entry is None else entry.incarnation,",
         "incarnation=0,",
         (f"{ADMIN}test_format_log_1",),
@@ -451,7 +450,7 @@ EVENTS = (
         "R10",
         "strategy-and-delay",
         "a restart is told without the strategy taken and the delay",
-        LEDGER,
+        DECIDE,
         'strategy=self.strategy if kind == "restarting" else None,\n            delay=delay,',
         "strategy=None,\n            delay=None,",
         (f"{ADMIN}test_format_log_2",),

@@ -30,7 +30,7 @@ from tangram.supervision import (
 from tangram.supervision.decide import Decider
 from tangram.supervision.records import crash_of
 from tangram.supervision.spec import check_supervisor
-from tangram.supervision.table import AT_REST, Effect, Start, State, Tell
+from tangram.supervision.table import AT_REST, Effect, Report, Start, State
 from tangram.testing import open_supervised
 
 KINDS: dict[type[BaseException], str] = {
@@ -163,7 +163,7 @@ class Decided(World):
 
     def do(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Tell):
+            if isinstance(effect, Report):
                 self.events.append(effect.event)
             elif isinstance(effect, Start):
                 self._start(effect.child)

@@ -228,7 +228,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert {n for n, how in self.alive.items() if how == "cancelled"} == {
             n for n, e in entries.items() if e.state is State.STOPPING
         }
-        assert sum(len(found) for found in self.decider._by.values()) == len(entries)
+        assert sum(len(found) for found in self.decider.roster._by_state.values()) == len(entries)
 
     @invariant()
     def ends_when_all_are_gone(self) -> None:

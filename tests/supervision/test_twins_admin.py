@@ -255,7 +255,7 @@ async def test_do_not_save_child_specs_for_temporary_children(autojump_clock: ob
     await world.stop_child("c")
 
     assert world.states == {}
-    assert not any(world.decider._by.values())
+    assert not any(world.decider.roster._by_state.values())
 
 
 async def test_simple_one_for_one_scale_many_temporary_children(autojump_clock: object, world: World) -> None:
@@ -267,7 +267,7 @@ async def test_simple_one_for_one_scale_many_temporary_children(autojump_clock: 
         await world.finish(f"w{n}")
 
     assert world.states == {}
-    assert not any(world.decider._by.values())
+    assert not any(world.decider.roster._by_state.values())
 
 
 async def test_order_of_children(autojump_clock: object, world: World) -> None:

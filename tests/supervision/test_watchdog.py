@@ -29,7 +29,7 @@ def test_stall_is_reported_once_with_its_owner() -> None:
     (stall,) = watchdog.statistics().last
     assert (stall.owner, stall.seconds) == ("demo", 3.0)
     assert any("test_stall_is_reported_once" in line for line in stall.stack)
-    assert [line["event"] for line in lines] == ["the event loop is blocked", "the event loop goes on"]
+    assert [line["event"] for line in lines] == ["event loop blocked", "event loop unblocked"]
     assert (watchdog.statistics().stalls, watchdog.statistics().longest) == (1, 3.0)
 
 

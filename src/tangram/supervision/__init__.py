@@ -4,7 +4,7 @@
     async with open_supervisor(children, strategy="rest_for_one") as supervisor:
         await supervisor.wait()
 
-``docs/supervision.md`` is its page. ``spec`` and ``decide`` are the decisions, without I/O; ``runner``
+``docs/supervision.md`` describes it. ``spec`` and ``decide`` hold the decisions, without I/O; ``runner``
 carries them out.
 """
 

@@ -1,4 +1,4 @@
-"""One life of a child in a task, and what a nested supervisor knows of the life it runs in."""
+"""The task of one incarnation of a child, and the link from a nested supervisor to that task."""
 
 from __future__ import annotations
 
@@ -6,78 +6,89 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
 
 from tangram.supervision.spec import SupervisionEvent, SupervisorStatistics
 
-__all__ = ["CURRENT_CHILD_TASK", "ChildTask", "OnEvent", "Started", "SupervisorChain", "takes_task_status"]
+__all__ = [
+    "CURRENT_CHILD_TASK",
+    "ChildTask",
+    "OnEvent",
+    "StartReporter",
+    "SupervisorChain",
+    "takes_task_status",
+]
 
 OnEvent = Callable[[SupervisionEvent], None]
 
 
 class SupervisorChain(Protocol):
-    """What a life knows of the supervisors around it: the one it belongs to, and those opened within it."""
+    """The view of a supervisor from a child's task: its own supervisor, or one opened inside the task."""
 
     on_event: OnEvent | None
 
     @property
     def parent(self) -> ChildTask | None:
-        """The life in which it was opened; None for the outermost."""
+        """The child's task in which the supervisor was opened; None for the outermost."""
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The names of the children in which it stands, from the outermost supervisor down."""
+        """The names of the children around it, from the outermost supervisor down."""
 
     def hurry(self) -> None:
-        """End every back-off, also below."""
+        """Skip every pending back-off delay, also in nested supervisors."""
 
     def statistics(self) -> SupervisorStatistics:
-        """The whole tree below."""
+        """Return the whole tree below."""
 
 
 @attrs.define(eq=False)
 class ChildTask:
-    """One incarnation of a child: a task, in a cancel scope of its own."""
+    """One incarnation of a child: a task in a cancel scope of its own."""
 
     child: str
     incarnation: int
     supervisor: SupervisorChain
-    # Shielded: what cancels the supervisor must not reach the children at random, but one by one through
-    # it. The deadline of this shield is the stop that the supervisor then begins.
+    # Shielded: a cancellation of the supervisor must not reach the children in random order. The supervisor
+    # cancels them one by one, and its stop is the deadline of this shield.
     scope: trio.CancelScope = attrs.Factory(lambda: trio.CancelScope(shield=True))
-    task: trio.lowlevel.Task | None = None
+    trio_task: trio.lowlevel.Task | None = None
     is_up: bool = False
     value: object = None
+    """The value that the child reported with ``task_status.started(value)``."""
     stop_due: float = math.inf
-    """When a stop that is under way should be over, on the supervisor's clock."""
+    """The time on the supervisor's clock at which a stop that is under way should be over."""
     nested: list[SupervisorChain] = attrs.Factory(list)
+    """Supervisors that were opened inside this task."""
 
 
-CURRENT_CHILD_TASK: ContextVar[ChildTask | None] = ContextVar("tangram_current_life", default=None)
-"""The life in which a task runs: set in the context of each child, found by supervisors opened below it."""
+CURRENT_CHILD_TASK: Final[ContextVar[ChildTask | None]] = ContextVar(
+    "tangram_current_child_task", default=None
+)
+"""The child's task around the running task; supervisors that are opened inside find their parent here."""
 
 
-class Started:
-    """The ``task_status`` of a child: reports its start to the supervisor."""
+class StartReporter:
+    """The ``task_status`` of a child: reports the end of its start to the supervisor."""
 
-    __slots__ = ("_life", "_report")
+    __slots__ = ("_child_task", "_report")
 
-    def __init__(self, life: ChildTask, report: Callable[[ChildTask, object], None]) -> None:
-        self._life = life
+    def __init__(self, child_task: ChildTask, report: Callable[[ChildTask, object], None]) -> None:
+        self._child_task = child_task
         self._report = report
 
     def started(self, value: Any = None) -> None:
-        """Report that the start is over; ``value`` is kept for whoever asks the supervisor."""
-        if self._life.is_up:
+        """Report that the start is over; `Supervisor.value` returns ``value`` from now on."""
+        if self._child_task.is_up:
             raise RuntimeError("called 'started' twice on the same task status")
-        self._report(self._life, value)
+        self._report(self._child_task, value)
 
 
 def takes_task_status(run: Callable[..., Awaitable[object]]) -> bool:
-    """Whether a child's start is more than its call."""
+    """Return whether a child's function has a ``task_status`` parameter, and reports its own start."""
     try:
         parameters = inspect.signature(run).parameters
     except (TypeError, ValueError):

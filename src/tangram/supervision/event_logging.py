@@ -1,8 +1,8 @@
-"""Supervision events as log lines: one for each event, loud in proportion."""
+"""Supervision events as log records: one for each event, with a level that fits it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -12,7 +12,7 @@ __all__ = ["log_event"]
 
 log = structlog.get_logger("tangram.supervision")
 
-_LINES: dict[str, tuple[str, str]] = {
+_LINES: Final[dict[str, tuple[str, str]]] = {
     "started": ("debug", "child started"),
     "ready": ("info", "all children are up"),
     "crashed": ("error", "child crashed"),
@@ -26,7 +26,7 @@ _LINES: dict[str, tuple[str, str]] = {
 
 
 def log_event(event: SupervisionEvent) -> None:
-    """Write the event's line; fields that say nothing are left out."""
+    """Write the record of an event; fields without a value are left out."""
     level, line = _LINES[event.kind]
     if event.kind == "gave_up" and event.child is not None:
         level, line = (
@@ -34,7 +34,7 @@ def log_event(event: SupervisionEvent) -> None:
             "supervisor that gave up cannot end: a child goes on although it was cancelled",
         )
     elif event.kind == "gave_up" and event.path:
-        # The one above decides what that means; it may be a plugin's restart, and is told as such.
+        # The supervisor above decides what follows, often a plugin's restart, and that is logged too.
         level, line = "warning", "supervisor gives up to the one above it"
     values: dict[str, Any] = {
         "supervisor": event.supervisor,

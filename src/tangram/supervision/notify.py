@@ -1,7 +1,7 @@
-"""Telling systemd: READY, STOPPING and WATCHDOG by the sd_notify protocol; nothing where it does not listen.
+"""Notify systemd: READY, STOPPING and WATCHDOG by the sd_notify protocol.
 
 The protocol is a datagram of ``KEY=value`` lines to the Unix socket in ``NOTIFY_SOCKET`` (sd_notify(3)); a
-name that begins with ``@`` is in the abstract namespace.
+name that begins with ``@`` is in the abstract namespace. Without that variable nothing is sent.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ log = structlog.get_logger("tangram.supervision")
 
 
 class Notifier:
-    """systemd's ear, as the environment describes it."""
+    """The connection to systemd that the environment describes, if any.
+
+    Args:
+        environ: holds ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``; the process's by default.
+        pid: this process's id.
+    """
 
     def __init__(self, environ: Mapping[str, str] | None = None, *, pid: int | None = None) -> None:
         environ = os.environ if environ is None else environ
         address = environ.get("NOTIFY_SOCKET", "")
-        # Other kinds of socket (vsock) are for virtual machines.
+        # Other kinds of address (vsock) are for virtual machines.
         self.address: str | None = address if address[:1] in ("/", "@") else None
         self.watchdog_interval = _watchdog_interval(environ, os.getpid() if pid is None else pid)
-        """Seconds between two signs of life, or None if none are wanted: half of what systemd allows."""
+        """Seconds between two keep-alive messages (half of the time that systemd allows), or None."""
 
     def notify(self, *lines: str) -> bool:
-        """Send the lines; False if nobody listens, or it failed (systemd's absence must never end a
-        server).
+        """Send lines to systemd; never raise.
+
+        Returns:
+            False if there is no socket, or the lines could not be sent: a server must serve without systemd.
         """
         if self.address is None:
             return False
@@ -41,20 +48,23 @@ class Notifier:
                 sock.setblocking(False)
                 sock.sendto("\n".join(lines).encode(), address)
         except OSError as error:
-            log.warning("systemd could not be told", lines=lines, cause=str(error))
+            log.warning("notification of systemd failed", lines=lines, cause=str(error))
             return False
         return True
 
     def ready(self, status: str = "") -> bool:
-        """The server answers."""
+        """Notify that the server answers requests."""
         return self.notify("READY=1", *_status(status))
 
     def stopping(self, status: str = "") -> bool:
-        """The stop has begun."""
+        """Notify that the stop has begun."""
         return self.notify("STOPPING=1", *_status(status))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send signs of life from the event loop itself: a blocked loop sends none, and systemd ends it."""
+        """Send keep-alive messages until cancelled.
+
+        They come from the event loop itself: a blocked loop sends none, and systemd ends the process.
+        """
         task_status.started()
         if self.address is None or self.watchdog_interval is None:
             await trio.sleep_forever()
@@ -68,7 +78,7 @@ def _status(status: str) -> tuple[str, ...]:
 
 
 def _watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
-    # WATCHDOG_PID names the process that is meant: a child of it must not answer in its place.
+    # WATCHDOG_PID names the process that is watched: a child of it must not answer in its place.
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
     try:

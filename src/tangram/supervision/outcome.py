@@ -1,4 +1,4 @@
-"""What a supervisor has to show: its statistics while it runs, and what it raises when it ends."""
+"""The statistics of a running supervisor, and the exception that it raises at its end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ from tangram.supervision.table import Entry, State
 __all__ = ["failure_of", "raise_outcome", "statistics_of"]
 
 
-def statistics_of(decider: Decider, lives: Mapping[str, ChildTask], now: float) -> SupervisorStatistics:
-    """The supervisor and all below it; times of crashes become times of the day."""
+def statistics_of(decider: Decider, tasks: Mapping[str, ChildTask], now: float) -> SupervisorStatistics:
+    """Return the state of a supervisor and of the tree below it.
+
+    Args:
+        decider: the supervisor's decisions.
+        tasks: the running children by name.
+        now: the time on the supervisor's clock; times of crashes are converted to the time of day.
+    """
     shift = time.time() - now
     return SupervisorStatistics(
         name=decider.name,
@@ -28,18 +34,18 @@ def statistics_of(decider: Decider, lives: Mapping[str, ChildTask], now: float) 
         restarts=decider.restarts,
         window=_window(decider.window, now),
         children=tuple(
-            _child(decider, entry, lives.get(name), now, shift) for name, entry in decider.entries.items()
+            _child(decider, entry, tasks.get(name), now, shift) for name, entry in decider.entries.items()
         ),
         crashes=tuple(attrs.evolve(crash, when=crash.at + shift) for crash in decider.crashes),
     )
 
 
 def _child(
-    decider: Decider, entry: Entry, life: ChildTask | None, now: float, shift: float
+    decider: Decider, entry: Entry, child_task: ChildTask | None, now: float, shift: float
 ) -> ChildStatistics:
     crash = entry.last_crash
     waits = entry.state is State.WAITING and not decider.closing
-    task = None if life is None else life.task
+    task = None if child_task is None else child_task.trio_task
     return ChildStatistics(
         name=entry.spec.name,
         state=entry.state.value,
@@ -51,7 +57,7 @@ def _child(
         stubborn=where_stands(task) if entry.lates and task is not None else None,
         significant=entry.spec.significant,
         window=None if entry.spec.window is None else _window(entry.spec.window, now),
-        nested=() if life is None else tuple(nested.statistics() for nested in life.nested),
+        nested=() if child_task is None else tuple(nested.statistics() for nested in child_task.nested),
     )
 
 
@@ -60,7 +66,7 @@ def _window(window: Window, now: float) -> WindowStatistics:
 
 
 def failure_of(decider: Decider, errors: Mapping[str, BaseException]) -> BaseException | None:
-    """What a supervisor raises that ended although nobody asked it to."""
+    """Return the exception of a supervisor that ended without a request, or None."""
     failure = decider.failure
     if failure is None:
         return None
@@ -73,8 +79,8 @@ def failure_of(decider: Decider, errors: Mapping[str, BaseException]) -> BaseExc
     elif failure.kind == "stubborn":
         error = ChildStubborn(failure.message)
     else:
-        told = [f"{' > '.join(crash.path)}: {crash.cause}" for crash in decider.crashes]
-        error = RestartsExhausted(failure.message, told)
+        crashes = [f"{' > '.join(crash.path)}: {crash.cause}" for crash in decider.crashes]
+        error = RestartsExhausted(failure.message, crashes)
     if failure.crash is not None:
         attach_crash(error, failure.crash)
     error.__cause__ = cause
@@ -84,7 +90,14 @@ def failure_of(decider: Decider, errors: Mapping[str, BaseException]) -> BaseExc
 def raise_outcome(
     name: str, failure: BaseException | None, error: BaseException | None, *, from_inside: bool
 ) -> None:
-    """Raise what is to be raised at the end: the supervisor's own failure, the block's error, or both."""
+    """Raise the supervisor's own failure, the block's error, or both; return if there is neither.
+
+    Args:
+        name: the supervisor.
+        failure: the reason for which the supervisor ended by itself.
+        error: the exception of the block of `open_supervisor`.
+        from_inside: whether the supervisor's nursery was cancelled by code that runs in it.
+    """
     if failure is not None:
         ends_process = isinstance(failure, KeyboardInterrupt | SystemExit)
         if error is None or isinstance(error, trio.Cancelled) or ends_process:

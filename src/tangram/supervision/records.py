@@ -1,4 +1,4 @@
-"""From exceptions and tasks to plain records: which leaf is the cause, and where somebody stands."""
+"""Plain records of exceptions, tasks and threads: the leaf that is the cause, and the waiting line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -13,23 +14,24 @@ from tangram.supervision.spec import Crash
 
 __all__ = ["attach_crash", "crash_of", "exception_name", "fatal_leaf", "where_stands"]
 
-FRAMES_KEPT = 8
-"""The last frames of a traceback: enough to see the plugin's line and who called it."""
+FRAMES_KEPT: Final = 8
+"""The last frames of a traceback: enough to see the plugin's line and its callers."""
 
-_ATTACHED = "tangram_crash"
-_TRIO = str(Path(trio.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_ATTACHED: Final = "tangram_crash"
+_TRIO: Final = str(Path(trio.__file__).parent)
+_HERE: Final = str(Path(__file__).parent)
 
 
 def exception_name(error: BaseException) -> str:
-    """``ValueError``, ``redis.exceptions.ConnectionError``."""
+    """Return the exception's type with its module: ``ValueError``, ``redis.exceptions.ConnectionError``."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The leaves of a group in the order in which they came; cancellations last, for they are seldom a
-    cause.
+    """Yield the leaves of an exception group in their order, cancellations last.
+
+    A cancellation is seldom the cause.
     """
     if not isinstance(error, BaseExceptionGroup):
         yield error
@@ -39,8 +41,9 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def fatal_leaf(error: BaseException) -> BaseException | None:
-    """The ``KeyboardInterrupt`` or ``SystemExit`` in it: these end the process, and nobody restarts after
-    them.
+    """Return the ``KeyboardInterrupt`` or ``SystemExit`` in an exception, or None.
+
+    Both end the process, and no restart follows them.
     """
     for leaf in leaves(error):
         if isinstance(leaf, KeyboardInterrupt | SystemExit):
@@ -49,15 +52,22 @@ def fatal_leaf(error: BaseException) -> BaseException | None:
 
 
 def attach_crash(error: BaseException, crash: Crash) -> None:
-    """Let whoever is above name the innermost child that crashed."""
+    """Attach the record of the innermost crash, so that the supervisors above can name that child."""
     vars(error)[_ATTACHED] = crash
 
 
 def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -> Crash:
-    """What is kept of an exception with which a child ended."""
+    """Return the record of the exception with which a child ended.
+
+    Args:
+        child: the child's name.
+        error: the exception; the first leaf of a group is the cause.
+        at: the time on the supervisor's clock.
+        incarnation: the child's incarnation.
+    """
     first, *others = leaves(error)
     inner = _attached(first)
-    told = tuple(one_line(other) for other in others)
+    listed = tuple(one_line(other) for other in others)
     if inner is not None:
         return Crash(
             path=(child, *inner.path),
@@ -65,7 +75,7 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
             message=inner.message,
             at=at,
             incarnation=incarnation,
-            others=inner.others + told,
+            others=inner.others + listed,
             traceback=inner.traceback,
             why=str(first),
         )
@@ -75,12 +85,13 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
         message=_message(first),
         at=at,
         incarnation=incarnation,
-        others=told,
+        others=listed,
         traceback=last_frames(first.__traceback__),
     )
 
 
 def one_line(error: BaseException) -> str:
+    """Return ``Type: message``."""
     message = _message(error)
     return f"{exception_name(error)}: {message}" if message else exception_name(error)
 
@@ -93,7 +104,7 @@ def _message(error: BaseException) -> str:
 
 
 def _attached(error: BaseException) -> Crash | None:
-    """The record of a supervisor that gave up, on the exception itself or on what caused it."""
+    """Return the record that `attach_crash` put on the exception or on one of its causes."""
     seen: BaseException | None = error
     for _ in range(10):
         if seen is None:
@@ -106,8 +117,9 @@ def _attached(error: BaseException) -> Crash | None:
 
 
 def last_frames(traceback: types.TracebackType | None) -> tuple[str, ...]:
-    """The last frames as ``file:line in function``. No source is read: this runs on the event loop, during
-    a restart.
+    """Return the last frames as ``file:line in function``, innermost last.
+
+    No source file is read, because this runs on the event loop during a restart.
     """
     frames: list[str] = []
     while traceback is not None:
@@ -119,8 +131,9 @@ def last_frames(traceback: types.TracebackType | None) -> tuple[str, ...]:
 
 
 def where_stands(task: trio.lowlevel.Task) -> str:
-    """The line a task waits on, below Trio's own frames; where it waits for tasks of its own, the lines of
-    those.
+    """Return the line on which a task waits, Trio's own frames left out.
+
+    For a task that waits at the end of a nursery, return the lines of the nursery's tasks.
     """
     innermost = ""
     in_nursery = False
@@ -137,9 +150,9 @@ def where_stands(task: trio.lowlevel.Task) -> str:
 
 
 def thread_frames(ident: int | None) -> list[tuple[str, str]]:
-    """Where a thread stands: its frames as (file name, ``file:line in function``), innermost first."""
-    everybody = sys._current_frames()  # noqa: SLF001 - the documented way to see another thread's stack
-    frame = None if ident is None else everybody.get(ident)
+    """Return a thread's frames as (file name, ``file:line in function``), innermost first."""
+    stacks = sys._current_frames()  # noqa: SLF001 - the documented way to see another thread's stack
+    frame = None if ident is None else stacks.get(ident)
     frames: list[tuple[str, str]] = []
     while frame is not None:
         code = frame.f_code
@@ -149,5 +162,5 @@ def thread_frames(ident: int | None) -> list[tuple[str, str]]:
 
 
 def thread_stack(ident: int | None) -> tuple[str, ...]:
-    """Its last frames, innermost last."""
+    """Return a thread's last frames as ``file:line in function``, innermost last."""
     return tuple(line for _, line in thread_frames(ident)[:FRAMES_KEPT][::-1])

@@ -1,10 +1,10 @@
-"""The Trio shell of supervision: carries out what ``decide`` decides, and reports what came of it.
+"""The Trio shell of supervision: carries out the effects of ``decide``, and reports their results.
 
-Every child runs in a task of the supervisor's nursery, in a shielded cancel scope of its own. Its last act
-is to report its end; the report is put into the decider at once, and the effects that come back are carried
-out at once, all synchronously: between a crash and the cancelling of the first sibling there is no
-scheduling at all. One more task keeps the time, and sees to it that a supervisor which is cancelled itself
-stops its children in order all the same.
+Every child runs in a task of the supervisor's nursery, in a shielded cancel scope of its own. The last
+action of that task is to report its end. The report goes to the decider at once, and the returned effects
+are carried out at once, all synchronously: between a crash and the cancellation of the first sibling no
+other task runs. One more task keeps the time, and makes a supervisor that is itself cancelled stop its
+children in order.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 import attrs
 import structlog
 import trio
 
 from tangram.errors import NoSuchChild, StartFailed
-from tangram.supervision.child_task import CURRENT_CHILD_TASK, ChildTask, OnEvent, Started, takes_task_status
+from tangram.supervision.child_task import (
+    CURRENT_CHILD_TASK,
+    ChildTask,
+    OnEvent,
+    StartReporter,
+    takes_task_status,
+)
 from tangram.supervision.decide import Decider
 from tangram.supervision.event_logging import log_event
 from tangram.supervision.outcome import failure_of, raise_outcome, statistics_of
@@ -44,12 +50,12 @@ __all__ = ["Settings", "Supervisor", "open_supervisor", "run_supervisor"]
 
 log = structlog.get_logger("tangram.supervision")
 
-FOREVER = 1e9
-"""Seconds, 31 years: what is further away is never, for Trio takes no arbitrarily late deadlines."""
+FOREVER: Final = 1e9
+"""Seconds (31 years) from which a wait has no deadline, because Trio takes no arbitrarily late ones."""
 
 
 class Settings(TypedDict, total=False):
-    """What `open_supervisor` takes beside the children."""
+    """The keyword arguments of `open_supervisor`."""
 
     name: str
     strategy: Strategy
@@ -64,18 +70,18 @@ class Settings(TypedDict, total=False):
 
 
 class Supervisor:
-    """A running supervisor; made by `open_supervisor`, never directly."""
+    """A running supervisor, made by `open_supervisor` and never directly."""
 
     def __init__(self, decider: Decider, clock: Callable[[], float], on_event: OnEvent | None) -> None:
         self._decider = decider
         self._clock = clock
         self.parent = CURRENT_CHILD_TASK.get()
-        """The life in which it was opened; None for the outermost."""
-        # A supervisor below another tells its events to the same listener, unless it is given one of its own.
+        """The child's task in which it was opened; None for the outermost."""
+        # A nested supervisor hands its events to the listener of the one above, unless it has its own.
         inherited = None if self.parent is None else self.parent.supervisor.on_event
         self.on_event: OnEvent | None = on_event or inherited
         self._context = contextvars.copy_context()
-        self._lives: dict[str, ChildTask] = {}
+        self._tasks: dict[str, ChildTask] = {}
         self._errors: dict[str, BaseException] = {}
         self._changed = trio.Event()
         self._body = trio.CancelScope()
@@ -91,18 +97,20 @@ class Supervisor:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The names of the children in which it stands, from the outermost supervisor down."""
+        """The names of the children around it, from the outermost supervisor down."""
         return () if self.parent is None else (*self.parent.supervisor.path, self.parent.child)
 
-    # -- what others ask for -------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------
 
     async def start_child(self, child: Child) -> object:
-        """Add a child behind all others and start it; gives what it reported with
-        ``task_status.started(value)``.
+        """Add a child behind all others and start it.
+
+        Returns:
+            The value that it reported with ``task_status.started(value)``.
 
         Raises:
             SpecError: there is a child of that name already, or it does not fit the supervisor.
-            StartFailed: it did not start; it is not kept.
+            StartFailed: it did not start; the child is forgotten.
         """
         self._post(lambda: self._decider.add(child, self._clock()))
         entry = self._decider.entries.get(child.name)
@@ -113,7 +121,9 @@ class Supervisor:
         return await self._until_up(entry)
 
     async def stop_child(self, name: str) -> None:
-        """Stop a child, or give up its restart; a temporary one is forgotten. Returns when it is gone.
+        """Stop a child, or give up its restart, and wait for its end.
+
+        A temporary child is forgotten.
 
         Raises:
             NoSuchChild: there is none of that name.
@@ -123,13 +133,17 @@ class Supervisor:
         await self._until(lambda: entry.state in AT_REST)
 
     async def restart_child(self, name: str) -> object:
-        """Start a child that was stopped, finished or is quarantined; a running one is stopped first. Not
-        charged.
+        """Start a child that is stopped, finished or quarantined; stop a running one first.
+
+        No window is charged.
+
+        Returns:
+            The value that it reported with ``task_status.started(value)``.
 
         Raises:
             NoSuchChild: there is none of that name.
-            StartFailed: it did not start. It rests as it did before; one that was running is retried as
-            after a crash, and may be up again by then.
+            StartFailed: it did not start. It is in its state of before; a child that was running is retried
+                as after a crash, and may be up again already.
         """
         entry = self._decider.entry(name)
         above = entry.incarnation
@@ -147,25 +161,32 @@ class Supervisor:
         self._post(lambda: self._decider.delete(name, self._clock()))
 
     async def restart_all(self, *, reason: str = "") -> None:
-        """Stop all in reverse order and start all in order; no window is charged. Returns when all are up,
-        or it ended.
+        """Stop all children in reverse order and start them in order.
+
+        No window is charged. Returns when all children are up, or the supervisor has ended.
+
+        Args:
+            reason: appears as ``cause`` in the ``planned`` event.
         """
         self._post(lambda: self._decider.restart_all(self._clock(), reason))
         await self._until(lambda: self._decider.phase in ("up", "closed"))
 
     def hurry(self) -> None:
-        """What was missing is back: end every back-off, also below."""
+        """Skip every pending back-off delay, also in nested supervisors, for example when Redis is back."""
         self._post(lambda: self._decider.hurry(self._clock()))
-        for life in self._lives.values():
-            for nested in life.nested:
+        for task in self._tasks.values():
+            for nested in task.nested:
                 nested.hurry()
 
     def adjust(
         self, times: Mapping[str, tuple[float, float]], *, backoff: Backoff, shutdown_timeout: float
     ) -> None:
-        """Other limits from the next start, stop and back-off on; whoever starts or stops now keeps its own.
+        """Set other limits, in seconds, for every start, stop and back-off that begins after this call.
 
-        ``times`` names children, each with its ``start_timeout`` and ``stop_timeout``; all are seconds.
+        Args:
+            times: for each named child its ``(start_timeout, stop_timeout)``.
+            backoff: the delays before restarts.
+            shutdown_timeout: the limit of a whole stop.
 
         Raises:
             NoSuchChild: there is none of that name.
@@ -177,26 +198,26 @@ class Supervisor:
         self._decider.adjust(times, backoff, shutdown_timeout)
 
     async def wait(self) -> None:
-        """Until the supervisor has ended by itself (``auto_shutdown``)."""
+        """Wait until the supervisor has ended by itself (``auto_shutdown``)."""
         await self._until(lambda: self._decider.closed)
 
     def value(self, name: str) -> object:
-        """What the running incarnation of a child reported when it was started.
+        """Return the value with which the running incarnation of a child reported its start.
 
         Raises:
             NoSuchChild: there is none of that name, or it is not running.
         """
         self._decider.entry(name)
-        life = self._lives.get(name)
-        if life is None or not life.is_up:
+        task = self._tasks.get(name)
+        if task is None or not task.is_up:
             raise NoSuchChild(f"child {name!r} of supervisor {self.name!r} is not running")
-        return life.value
+        return task.value
 
     def statistics(self) -> SupervisorStatistics:
-        """The whole tree below, as it is now; readable at any time, also in the middle of a restart."""
-        return statistics_of(self._decider, self._lives, self._clock())
+        """Return the state of the whole tree below; allowed at any time, also during a restart."""
+        return statistics_of(self._decider, self._tasks, self._clock())
 
-    # -- waiting for what was asked for --------------------------------------------------------------------
+    # -- waiting for the result of a request ---------------------------------------------------------------
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
@@ -205,7 +226,7 @@ class Supervisor:
 
     async def _until_up(self, entry: Entry, *, above: int = 0) -> object:
         def failed() -> Crash | None:
-            # Kept also when a retry has come up meanwhile: who asked is told of the start that was asked for.
+            # Kept also when a retry has succeeded: the caller asked for this start, and gets its failure.
             return entry.failure if entry.failure is not None and entry.failure.incarnation > above else None
 
         def over() -> bool:
@@ -215,14 +236,14 @@ class Supervisor:
         name = entry.spec.name
         await self._until(over)
         if (failure := failed()) is not None:
-            # Not before it is gone: who is told of a failed start may try again at once. It is gone as well
-            # where it was retried already; and a supervisor that closes takes nothing more.
+            # Wait for the task's end, because the caller may try again at once. A child that was retried has
+            # ended too; and a supervisor that is closing takes no further request.
             await self._until(
                 lambda: entry.gone or entry.incarnation > failure.incarnation or self._decider.closing
             )
             raise self._start_failed(entry, failure)
         if entry.state is State.RUNNING:
-            return self._lives[name].value
+            return self._tasks[name].value
         if entry.state is State.STOPPED or self._decider.closing:
             raise StartFailed(name, f"child {name!r} was stopped before it had started")
         return None
@@ -241,8 +262,9 @@ class Supervisor:
     # -- events in, effects out ----------------------------------------------------------------------------
 
     def _post(self, event: Callable[[], list[Effect]]) -> None:
-        """Put one event into the decider and carry out what comes back, in order, also when a listener
-        posts more.
+        """Put one event into the decider and carry out its effects in order.
+
+        A listener may post further events meanwhile: they are handled after these effects.
         """
         if self._posting:
             self._inbox.append(event)
@@ -266,23 +288,23 @@ class Supervisor:
         if isinstance(effect, Start):
             self._start(effect)
         elif isinstance(effect, Cancel):
-            life = self._lives[effect.child]
-            life.stop_due = self._clock() + effect.limit
-            life.scope.cancel()
+            task = self._tasks[effect.child]
+            task.stop_due = self._clock() + effect.limit
+            task.scope.cancel()
         else:
-            self._tell(effect.event)
+            self._publish(effect.event)
 
     def _start(self, effect: Start) -> None:
         assert self._nursery is not None
-        assert effect.child not in self._lives, "two incarnations of a child overlap"
-        life = ChildTask(child=effect.child, incarnation=effect.incarnation, supervisor=self)
-        self._lives[effect.child] = life
-        # A task inherits the context of whoever starts it, which may be a child that has just crashed:
+        assert effect.child not in self._tasks, "two incarnations of a child overlap"
+        task = ChildTask(child=effect.child, incarnation=effect.incarnation, supervisor=self)
+        self._tasks[effect.child] = task
+        # A task inherits the context of the task that starts it, which may be a child that has just crashed:
         # start it from a copy of the context in which the supervisor was opened.
         context = self._context.copy()
-        context.run(CURRENT_CHILD_TASK.set, life)
+        context.run(CURRENT_CHILD_TASK.set, task)
         context.run(
-            lambda: self._open_nursery.start_soon(self._live, life, name=f"{self.name}/{effect.child}")
+            lambda: self._open_nursery.start_soon(self._run_child, task, name=f"{self.name}/{effect.child}")
         )
 
     @property
@@ -290,13 +312,14 @@ class Supervisor:
         assert self._nursery is not None
         return self._nursery
 
-    def _tell(self, event: SupervisionEvent) -> None:
+    def _publish(self, event: SupervisionEvent) -> None:
         where = None
         if event.kind in {"stubborn", "gave_up"} and event.child is not None:
             where = self._where(event.child)
         path = (*self.path, event.child) if event.child is not None else self.path
         event = attrs.evolve(event, path=path, where=where)
-        # Neither may cost the effects that follow: behind a cancel or a start that is lost all wait for ever.
+        # A listener that raises must not cost the effects that follow: after a lost cancel or start the
+        # whole supervisor would wait for ever.
         self._hand(event, log_event)
         if self.on_event is not None:
             self._hand(event, self.on_event)
@@ -305,70 +328,70 @@ class Supervisor:
         try:
             listener(event)
         except Exception:
-            # The log itself may be what failed, and then cannot be told of.
+            # The log itself may have failed, and then takes no record of that either.
             with suppress(Exception):
                 log.exception(
                     "a listener to supervision events failed", supervisor=self.name, kind=event.kind
                 )
 
     def _where(self, name: str) -> str | None:
-        life = self._lives.get(name)
-        return None if life is None or life.task is None else where_stands(life.task)
+        task = self._tasks.get(name)
+        return None if task is None or task.trio_task is None else where_stands(task.trio_task)
 
     # -- the children's tasks ------------------------------------------------------------------------------
 
-    async def _live(self, life: ChildTask) -> None:
-        """One incarnation: nothing that a child raises leaves this task; it is reported."""
-        run = self._decider.entries[life.child].spec.run
-        life.task = trio.lowlevel.current_task()
+    async def _run_child(self, task: ChildTask) -> None:
+        """Run one incarnation; every exception of the child is reported, and none leaves this task."""
+        run = self._decider.entries[task.child].spec.run
+        task.trio_task = trio.lowlevel.current_task()
         error: BaseException | None = None
         try:
-            with life.scope:
-                if life.scope.cancel_called:
-                    pass  # stopped in the very step in which it was started
+            with task.scope:
+                if task.scope.cancel_called:
+                    pass  # it was stopped in the same step in which it was started
                 elif takes_task_status(run):
-                    await run(task_status=Started(life, self._report_started))
+                    await run(task_status=StartReporter(task, self._report_started))
                 else:
-                    self._report_started(life, None)
+                    self._report_started(task, None)
                     await run()
-        except BaseException as caught:  # noqa: BLE001 - all of it is reported, and the decider decides
+        except BaseException as caught:  # noqa: BLE001 - reported; the decider decides
             error = caught
-        self._report_ended(life, error)
+        self._report_ended(task, error)
 
-    def _report_started(self, life: ChildTask, value: object) -> None:
-        life.is_up = True
-        life.value = value
-        self._errors.pop(life.child, None)
-        self._post(lambda: self._decider.started(life.child, self._clock()))
+    def _report_started(self, task: ChildTask, value: object) -> None:
+        task.is_up = True
+        task.value = value
+        self._errors.pop(task.child, None)
+        self._post(lambda: self._decider.started(task.child, self._clock()))
 
-    def _report_ended(self, life: ChildTask, error: BaseException | None) -> None:
+    def _report_ended(self, task: ChildTask, error: BaseException | None) -> None:
         now = self._clock()
-        del self._lives[life.child]
-        life.task = None
+        del self._tasks[task.child]
+        task.trio_task = None
         if error is None:
-            self._post(lambda: self._decider.ended(life.child, now))
+            self._post(lambda: self._decider.ended(task.child, now))
             return
-        crash = crash_of(life.child, error, at=now, incarnation=life.incarnation)
+        crash = crash_of(task.child, error, at=now, incarnation=task.incarnation)
         fatal = fatal_leaf(error)
-        self._errors[life.child] = fatal or error
-        entry = self._decider.entries[life.child]
-        self._post(lambda: self._decider.ended(life.child, now, crash, fatal=fatal is not None))
-        awaited = entry.failure is not None and entry.failure.incarnation == life.incarnation
+        self._errors[task.child] = fatal or error
+        entry = self._decider.entries[task.child]
+        self._post(lambda: self._decider.ended(task.child, now, crash, fatal=fatal is not None))
+        awaited = entry.failure is not None and entry.failure.incarnation == task.incarnation
         if entry.state is State.REMOVED and not awaited:
-            # Nobody will ask for it, and a pool of workers that crash must not keep the frames of each.
-            self._errors.pop(life.child, None)
+            # No caller asks for this exception, and a pool must not keep the frames of each crashed worker.
+            self._errors.pop(task.child, None)
 
     async def _keep_time(self) -> None:
         try:
             await self._tick_until_closed()
         except BaseException as error:  # noqa: BLE001 - raised again by `raise_outcome`
-            # Kept, not raised on: a cancellation reaches the block as well, which raises it when all
-            # children are gone.
+            # Not raised on here: a cancellation reaches the block too, which raises it after all children
+            # have ended.
             if not isinstance(error, trio.Cancelled):
                 self._broken = error
             self._close()
-            # The deadline of this shield is the decider's: each child's stop time and the total of the
-            # stop. What is stubborn past them Trio cannot end; it is named each stop time.
+            # The decider bounds this shield: by each child's stop time and by the total of the stop. Trio
+            # cannot end a child that is stubborn past them; each further stop time reports it.
             with trio.CancelScope(shield=True):
                 await self._tick_until_closed()
 
@@ -386,16 +409,16 @@ class Supervisor:
             self._post(lambda: self._decider.tick(self._clock()))
 
     def _close(self) -> None:
-        # A supervisor below another may use no more time than is left of its own stop.
+        # A nested supervisor may use no more time than its parent has left for the stop.
         due = math.inf if self.parent is None else self.parent.stop_due
         if not self._decider.closed:
             self._post(lambda: self._decider.close(self._clock(), due))
 
-    # -- the whole -----------------------------------------------------------------------------------------
+    # -- opening and closing--------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _hold(self) -> AsyncIterator[Supervisor]:
-        """The supervisor's whole life, around the block of `open_supervisor`."""
+        """Run the supervisor around the block of `open_supervisor`."""
         decider = self._decider
         error: BaseException | None = None
         async with trio.open_nursery() as nursery:
@@ -405,10 +428,10 @@ class Supervisor:
                 if decider.failure is None:
                     with self._body:
                         yield self
-            except BaseException as caught:  # noqa: BLE001 - raised again below, when all children are gone
+            except BaseException as caught:  # noqa: BLE001 - raised again below, after all children have ended
                 error = caught
             self._close()
-            # No deadline here: the decider bounds each stop, and names who goes on past it.
+            # No deadline here: the decider bounds each stop, and reports a child that goes on past it.
             with trio.CancelScope(shield=True):
                 await self._until(lambda: decider.closed)
         if self.parent is not None:
@@ -439,19 +462,24 @@ async def open_supervisor(
     rng: random.Random | None = None,
     on_event: OnEvent | None = None,
 ) -> AsyncIterator[Supervisor]:
-    """Start the children in order, keep them running, and stop them in reverse order at the end of the block.
+    """Start the children in order, keep them running, and stop them in reverse order.
+
+    The block is entered when all children are up; its end stops them.
+
+        async with open_supervisor([Child("reader", read), Child("writer", write)]) as supervisor:
+            await supervisor.wait()
 
     Args:
         children: in start order.
         name: for logs and events.
-        strategy: who goes with a child that crashes.
-        restarts: so many within ``window`` seconds are allowed; one more ends the supervisor.
-        window: seconds, or a `Window` that is shared with others (then ``restarts`` is not used).
+        strategy: which children are restarted together with one that crashes.
+        restarts: the number allowed within ``window`` seconds; one more ends the supervisor.
+        window: seconds, or a `Window` that is shared with other supervisors (then ``restarts`` is not used).
         backoff: the delays before restarts.
         auto_shutdown: whether the end of a significant child ends the supervisor.
         shutdown_timeout: seconds for the whole stop, whatever the children's own stop times.
-        clock: gives seconds.
-        rng: where the jitter comes from.
+        clock: returns seconds.
+        rng: the source of the jitter.
         on_event: called with each `SupervisionEvent`; must not block.
 
     Raises:
@@ -475,7 +503,7 @@ async def open_supervisor(
         draw=(rng or random.Random()).random,  # noqa: S311 - jitter is no secret
     )
     supervisor = Supervisor(decider, clock, on_event)
-    async with supervisor._hold():  # noqa: SLF001 - the only door to it
+    async with supervisor._hold():  # noqa: SLF001 - the only entrance
         yield supervisor
 
 
@@ -485,11 +513,16 @@ async def run_supervisor(
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
     **settings: Unpack[Settings],
 ) -> None:
-    """A supervisor as a child: ``Child("inner", partial(run_supervisor, make_children, name="inner"))``.
+    """Run a supervisor as the child of another one.
 
-    ``children`` may be a function; then each incarnation has new ones. Reports its start, with the
-    `Supervisor`, when all children are up; returns when it has ended by itself; raises as `open_supervisor`
-    does.
+    ``Child("inner", partial(run_supervisor, make_children, name="inner"))`` is such a child. It reports its
+    start, with the `Supervisor` as the value, when all of its children are up. It returns when it has ended
+    by itself, and raises as `open_supervisor` does.
+
+    Args:
+        children: the children, or a function that makes new ones for each incarnation.
+        task_status: Trio's.
+        settings: as for `open_supervisor`.
     """
     listed = children() if callable(children) else children
     async with open_supervisor(listed, **settings) as supervisor:

@@ -1,11 +1,11 @@
-"""The words of supervision: what a child, a window and a crash are.
+"""The records of supervision: child, window, back-off, crash, event and statistics.
 
 1. Only records and their checks live here; ``decide`` reasons about them, ``runner`` carries out.
-2. This file knows no clock, no source of chance and no Trio: the time is an argument wherever it matters.
+2. This file knows no clock, no random source and no Trio: the time is an argument wherever it matters.
 
 The names and meanings are Erlang/OTP's (design principles, "Supervisor Behaviour"). A *child* is an async
 function with a name, a restart type, limits for its start and its stop, and its place in the start order.
-An *incarnation* is one life of it, numbered from 1.
+An *incarnation* is one run of that function, numbered from 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import attrs
 
@@ -61,65 +61,65 @@ class Window:
             )
         self.restarts = restarts
         self.seconds = seconds
-        # One more than allowed is all that must be known to refuse: an endless crash loop needs no more
-        # memory.
+        # One more than the allowed number is enough to refuse, so an endless crash loop takes no memory.
         self._charged: deque[float] = deque(maxlen=restarts + 1)
 
     def __repr__(self) -> str:
         return f"Window({self.restarts!r}, {self.seconds!r})"
 
     def charge(self, now: float) -> bool:
-        """Count a restart at ``now``; False if it is one too many. One exactly ``seconds`` old still
-        counts, as in OTP.
+        """Count a restart at ``now``; return False if it is one too many.
+
+        A restart that is exactly ``seconds`` old still counts, as in OTP.
         """
         self._charged.append(now)
         return self.used(now) <= self.restarts
 
     def used(self, now: float) -> int:
-        """How many restarts are in the window at ``now``; at most ``restarts + 1``."""
+        """Return the number of restarts in the window at ``now``; at most ``restarts + 1``."""
         while self._charged and self._charged[0] < now - self.seconds:
             self._charged.popleft()
         return len(self._charged)
 
     def resize(self, restarts: int, seconds: float) -> None:
-        """Another budget from now on; what was charged stays charged.
+        """Set another budget; the restarts that were charged still count.
 
         Raises:
-            SpecError: it is none.
+            SpecError: ``restarts`` is below 0, or ``seconds`` is not more than 0.
         """
         resized = Window(restarts, seconds)
         resized._charged.extend(self._charged)
         self.restarts, self.seconds, self._charged = restarts, seconds, resized._charged
 
     def clear(self) -> None:
-        """Forget all restarts: somebody mended the cause."""
+        """Forget all restarts, for example after the operator has mended their cause."""
         self._charged.clear()
 
 
 @attrs.frozen
 class Backoff:
-    """How long to wait before a restart, in seconds: 0 for the first, then ``initial`` doubling to
-    ``maximum``.
+    """The delay before a restart, in seconds: 0 for the first, then ``initial`` doubling to ``maximum``.
 
-    OTP has none. Waiting at once after the first crash would cost what most crashes are, a single accident.
+    OTP has no back-off. The first restart comes at once, because most crashes are single accidents.
     """
 
     initial: float = 0.05
-    """The second restart's delay. 50 ms: above the time in which a port or a file is let go of."""
+    """The second restart's delay, in seconds. A port or a file is released in less than 50 ms."""
     maximum: float = 5.0
-    """No delay grows past this, jitter aside. A long wait after the cause is gone is worse than a few
-    attempts.
-    """
+    """The longest delay in seconds, jitter aside: a few needless attempts cost less than a long wait."""
     factor: float = 2.0
-    """Each delay is this many times the last."""
+    """The quotient of two successive delays."""
     jitter: float = 0.2
-    """The share by which a delay varies up and down, so that many do not come back in step."""
+    """The share by which a delay varies up and down, so that many children do not restart in step."""
     reset: float = 60.0
-    """After this long without a crash the next one counts as the first."""
+    """Seconds without a crash after which the next crash counts as the first."""
 
     def delay(self, attempt: int, chance: float) -> float:
-        """Seconds before attempt number ``attempt`` (0 is the first); ``chance`` in [0, 1) places the
-        jitter.
+        """Return the seconds to wait before a restart.
+
+        Args:
+            attempt: the number of the restart; 0 is the first.
+            chance: a number in [0, 1) that sets the jitter.
         """
         if attempt == 0 or self.initial == 0:
             return 0.0
@@ -130,33 +130,33 @@ class Backoff:
 
 @attrs.frozen(eq=False)
 class Child:
-    """One child, as its supervisor has to know it. Times are seconds."""
+    """The specification of one child; times are in seconds.
+
+    ``Child("reader", read, restart="transient", stop_timeout=2.0)``
+    """
 
     name: str
     """Unique in its supervisor."""
     run: Callable[..., Awaitable[object]]
-    """Called anew for each incarnation; takes ``task_status`` if its start is more than its call."""
+    """The async function of each incarnation; has a ``task_status`` parameter if it reports its own start."""
     restart: Restart = attrs.field(default="permanent", kw_only=True)
     """``permanent``: always restarted; ``transient``: after a crash; ``temporary``: never."""
     start_timeout: float = attrs.field(default=30.0, kw_only=True)
-    """The time until ``task_status.started()``; one who needs longer has failed to start. ``math.inf``: no
-    limit.
-    """
+    """The limit until ``task_status.started()``; a later start has failed. ``math.inf`` means no limit."""
     stop_timeout: float = attrs.field(default=5.0, kw_only=True)
-    """The time to end after being cancelled; after it, and each such time later, the child is named."""
+    """The time to end after a cancellation. Past it, and each such time later, it is reported."""
     significant: bool = attrs.field(default=False, kw_only=True)
     """Its own end may end the supervisor (``auto_shutdown``); not for permanent children."""
     window: Window | None = attrs.field(default=None, kw_only=True)
     """Its own budget, charged instead of the supervisor's. OTP has none."""
     exhausted: Exhausted = attrs.field(default="quarantine", kw_only=True)
-    """What a full window of its own does: leave it stopped while the others come back, or fail the
-    supervisor.
-    """
+    """The effect of its own full window: ``quarantine`` leaves it stopped, ``escalate`` fails all."""
     start_failure: StartFailure = attrs.field(default="fail", kw_only=True)
-    """What a failed start at first boot does: fail the supervisor, or leave this child stopped."""
+    """The effect of a failed start at first boot: fail the supervisor, or leave this child stopped."""
     quarantined: Crash | None = attrs.field(default=None, kw_only=True)
-    """It begins in quarantine, because of this crash under another supervisor: it is not started, and nothing
-    is told of it, until somebody asks for its restart.
+    """A crash under another supervisor, for which the child begins in quarantine.
+
+    It is not started, and no event reports it, until `Supervisor.restart_child`.
     """
 
     def __attrs_post_init__(self) -> None:
@@ -180,7 +180,7 @@ class Child:
             yield "a permanent child cannot be significant, because it never ends by itself"
 
 
-_CHOICES = {
+_CHOICES: Final = {
     "restart": get_args(Restart),
     "exhausted": get_args(Exhausted),
     "start_failure": get_args(StartFailure),
@@ -190,7 +190,11 @@ _CHOICES = {
 def check_supervisor(
     children: Iterable[Child], *, strategy: str, auto_shutdown: str, shutdown_timeout: float
 ) -> tuple[Child, ...]:
-    """The children as a tuple, or `SpecError` with everything that is wrong about them together."""
+    """Return the children as a tuple.
+
+    Raises:
+        SpecError: with every fault of the children and of the supervisor's settings.
+    """
     faults: list[str] = []
     if strategy not in get_args(Strategy):
         faults.append(f"strategy must be one of {', '.join(get_args(Strategy))}, not {strategy!r}")
@@ -218,7 +222,7 @@ def check_supervisor(
 
 @attrs.frozen
 class Crash:
-    """Why a child ended, as plain data: it outlives the exception and its frames."""
+    """The reason of a child's end, as plain data that outlives the exception and its frames."""
 
     path: tuple[str, ...]
     """Names from the supervisor's child down to the innermost child that crashed: ``("plugin:demo",
@@ -227,17 +231,17 @@ class Crash:
     exception: str
     """The type of the leaf that came first, with its module where that is not builtins."""
     message: str
-    """What the exception says."""
+    """The text of the exception."""
     at: float
-    """When, on the supervisor's clock."""
+    """The time on the supervisor's clock."""
     incarnation: int = 0
-    """In which life of the child."""
+    """The child's incarnation that crashed."""
     others: tuple[str, ...] = ()
     """The other leaves of a group of exceptions, each as ``Type: message``."""
     traceback: tuple[str, ...] = ()
     """The last frames, innermost last, each as ``file:line in function``."""
     why: str = ""
-    """What a supervisor in between made of it: ``more than 3 restarts in 60 s``."""
+    """The reason of a supervisor in between that gave up: ``more than 3 restarts in 60 s``."""
     when: float | None = None
     """Seconds since the epoch; filled in where statistics are read."""
 
@@ -249,62 +253,66 @@ class Crash:
 
 @attrs.frozen
 class SupervisionEvent:
-    """One thing that happened: the same record goes to the log, the status pages, the metrics and the
-    ``admin`` topic.
+    """One event in a supervisor.
+
+    The same record goes to the log, the status pages, the metrics and the ``admin`` topic.
     """
 
     kind: Kind
     """``started``, ``ready``, ``crashed``, ``restarting``, ``stopped``, ``quarantined``, ``gave_up``,
-    ``stubborn``; ``planned``: a restart that somebody asked for begins. ``gave_up`` with a child: the
-    supervisor gave up before, and cannot end because this child does not."""
+    ``stubborn`` or ``planned``.
+
+    ``planned``: a requested restart begins. ``gave_up`` with a child: the supervisor gave up before, and
+    cannot end because this child does not end.
+    """
     supervisor: str
     """The supervisor's name."""
     child: str | None
-    """The child's name; None where the supervisor itself is meant."""
+    """The child's name; None for an event of the supervisor itself."""
     at: float
-    """When, on the supervisor's clock."""
+    """The time on the supervisor's clock."""
     incarnation: int = 0
     """The child's incarnation."""
     cause: str | None = None
     """One line, where there is a cause."""
     strategy: Strategy | None = None
-    """The strategy taken, for ``restarting``."""
+    """The strategy in use, for ``restarting``."""
     delay: float | None = None
     """Seconds until the restart, for ``restarting``."""
     where: str | None = None
-    """The line on which a child stands that goes on although it was cancelled."""
+    """The line on which a child waits that goes on although it was cancelled."""
     crash: Crash | None = None
-    """All about the crash."""
+    """The record of the crash."""
     path: tuple[str, ...] = ()
     """The child's place in the whole tree: names of children from the outermost supervisor down."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return attrs.asdict(self)
 
 
 @attrs.frozen
 class WindowStatistics:
-    """A window of restarts, as it is now."""
+    """The state of a `Window`."""
 
     used: int
     """Restarts in the window; one more than ``restarts`` where it is full."""
     restarts: int
-    """How many are allowed."""
+    """The number of restarts allowed."""
     seconds: float
-    """In which time."""
+    """The length of the window."""
 
 
 @attrs.frozen
 class ChildStatistics:
-    """One child, as it is now."""
+    """The state of one child."""
 
     name: str
     state: str
     """``waiting``, ``starting``, ``running``, ``leaving`` (its turn to be stopped will come), ``stopping``,
     ``stopped``, ``finished``, ``quarantined``."""
     incarnation: int
-    """The number of its present or last life; 0 before the first."""
+    """The number of its present or last incarnation; 0 before the first."""
     restart: Restart
     restarts: int
     """Restarts that its own crashes caused."""
@@ -312,7 +320,7 @@ class ChildStatistics:
     next_delay: float | None
     """Seconds until it is started again, while it waits in back-off."""
     stubborn: str | None
-    """The line on which it stands, if it goes on past its stop time."""
+    """The line on which it waits, if it goes on past its stop time."""
     significant: bool
     window: WindowStatistics | None
     """Its own window, if it has one."""
@@ -322,7 +330,7 @@ class ChildStatistics:
 
 @attrs.frozen
 class SupervisorStatistics:
-    """A supervisor and its children, as they are now."""
+    """The state of a supervisor and its children."""
 
     name: str
     state: str
@@ -336,12 +344,12 @@ class SupervisorStatistics:
     """The last crashes, oldest first."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return attrs.asdict(self)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many children there are, and how many are alive: OTP's ``count_children`` (specs, active)."""
+        """The number of children in all and by state, as OTP's ``count_children`` has it."""
         alive = ("starting", "running", "leaving", "stopping")
         return {
             "children": len(self.children),

@@ -1,14 +1,14 @@
-"""The tables of supervision: states, what may happen in them, and who goes with whom.
+"""The tables of supervision: states, reactions to each happening, and restart groups.
 
-1. What is constant in the decisions lives here, and the records on which they are made; ``decide`` reads
-   them.
-2. Like ``decide``, this file knows no Trio, no clock, no chance and no log.
+1. The constant part of the decisions lives here, and the records that they use; ``decide`` reads them.
+2. Like ``decide``, this file knows no Trio, no clock, no random source and no log.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 
@@ -26,13 +26,15 @@ __all__ = [
     "Failure",
     "Happening",
     "Pace",
+    "Report",
     "Start",
     "State",
-    "Tell",
 ]
 
 
 class State(enum.Enum):
+    """The states of a child."""
+
     WAITING = "waiting"
     STARTING = "starting"
     RUNNING = "running"
@@ -45,23 +47,28 @@ class State(enum.Enum):
 
 
 class Happening(enum.Enum):
+    """Events that a child's task causes, and the expiry of its limit."""
+
     STARTED = "started"
     RETURNED = "returned"
     CRASHED = "crashed"
     OVERDUE = "overdue"
 
 
-ALIVE = (State.STARTING, State.RUNNING, State.LEAVING, State.STOPPING)
-AT_REST = (State.STOPPED, State.FINISHED, State.QUARANTINED, State.REMOVED)
+ALIVE: Final = (State.STARTING, State.RUNNING, State.LEAVING, State.STOPPING)
+"""States in which the child has a task."""
 
-MOVES: dict[tuple[State, Happening], str] = {
+AT_REST: Final = (State.STOPPED, State.FINISHED, State.QUARANTINED, State.REMOVED)
+"""States that only a request or a group restart ends."""
+
+MOVES: Final[dict[tuple[State, Happening], str]] = {
     (State.STARTING, Happening.STARTED): "_came_up",
     (State.STARTING, Happening.RETURNED): "_returned_early",
     (State.STARTING, Happening.CRASHED): "_start_failed",
     (State.STARTING, Happening.OVERDUE): "_start_failed",
     (State.RUNNING, Happening.RETURNED): "_returned",
     (State.RUNNING, Happening.CRASHED): "_crashed",
-    # Told to go, its turn has not come: whatever it does now, it is only gone sooner.
+    # A leaving child waits for its turn to be stopped: an end by itself only comes sooner.
     (State.LEAVING, Happening.STARTED): "_ignore",
     (State.LEAVING, Happening.RETURNED): "_gone",
     (State.LEAVING, Happening.CRASHED): "_gone",
@@ -71,8 +78,10 @@ MOVES: dict[tuple[State, Happening], str] = {
     (State.STOPPING, Happening.OVERDUE): "_late",
 }
 
-VERDICTS: dict[tuple[Restart, Happening], State] = {
-    # What an end by itself makes of a child: WAITING means a restart.
+"""The method of `Decider` that handles each happening in each state."""
+
+VERDICTS: Final[dict[tuple[Restart, Happening], State]] = {
+    # The state after an end by itself; WAITING means a restart.
     ("permanent", Happening.RETURNED): State.WAITING,
     ("permanent", Happening.CRASHED): State.WAITING,
     ("transient", Happening.RETURNED): State.FINISHED,
@@ -81,8 +90,8 @@ VERDICTS: dict[tuple[Restart, Happening], State] = {
     ("temporary", Happening.CRASHED): State.REMOVED,
 }
 
-GROUPS: dict[Strategy, Callable[[int, int], bool]] = {
-    # Who goes with the crashed child: (its rank, another's rank).
+GROUPS: Final[dict[Strategy, Callable[[int, int], bool]]] = {
+    # Whether another child is restarted too: (rank of the crashed child, rank of the other child).
     "one_for_all": lambda _crashed, _other: True,
     "rest_for_one": lambda crashed, other: other >= crashed,
     "one_for_one": lambda crashed, other: other == crashed,
@@ -91,12 +100,13 @@ GROUPS: dict[Strategy, Callable[[int, int], bool]] = {
 
 @attrs.define
 class Pace:
-    """Where in the back-off somebody is."""
+    """The position in the back-off of one child or one supervisor."""
 
     attempt: int = 0
     last: float | None = None
 
     def next(self, backoff: Backoff, now: float, chance: float) -> float:
+        """Return the delay of the next restart, in seconds."""
         if self.last is not None and now - self.last >= backoff.reset:
             self.attempt = 0
         delay = backoff.delay(self.attempt, chance)
@@ -107,38 +117,36 @@ class Pace:
 
 @attrs.define(eq=False)
 class Entry:
-    """What is known of one child."""
+    """The record of one child."""
 
     spec: Child
     rank: int
     state: State = State.WAITING
     then: State = State.STOPPED
-    """As what it rests once it is gone; WAITING: it comes back."""
+    """The state that follows its stop; WAITING means a restart."""
     asked: State | None = None
-    """Set while a caller waits for this start: as what it rests if the start fails, which is the caller's
-    matter.
-    """
+    """The state that follows a failed start, while a caller waits for this start."""
     gone: bool = True
-    """Its task has ended, or was never begun."""
+    """Whether its task has ended, or never began."""
     incarnation: int = 0
     restarts: int = 0
     ever_up: bool = False
     gate: float = 0.0
-    """It is not started before."""
+    """The time before which it is not started."""
     due: float = 0.0
-    """Its start or stop has to be over."""
+    """The time at which its start or stop should be over."""
     blocks: bool = False
-    """Others wait for its stop before theirs begins."""
+    """Whether the stops of other children wait for its stop."""
     lates: int = 0
     pace: Pace = attrs.Factory(Pace)
     last_crash: Crash | None = None
     failure: Crash | None = None
-    """Why the last start that failed did: its incarnation says which that was."""
+    """The crash of the last start that failed; its ``incarnation`` tells which start."""
 
 
 @attrs.frozen
 class Start:
-    """Start this incarnation of the child."""
+    """Effect: start this incarnation of the child."""
 
     child: str
     incarnation: int
@@ -146,25 +154,25 @@ class Start:
 
 @attrs.frozen
 class Cancel:
-    """Cancel the child; it should be gone within ``limit`` seconds."""
+    """Effect: cancel the child, which should end within ``limit`` seconds."""
 
     child: str
     limit: float
 
 
 @attrs.frozen
-class Tell:
-    """Tell everybody who listens."""
+class Report:
+    """Effect: hand an event to the log and to the listener."""
 
     event: SupervisionEvent
 
 
-Effect = Start | Cancel | Tell
+Effect = Start | Cancel | Report
 
 
 @attrs.frozen
 class Failure:
-    """Why a supervisor ends although nobody asked it to."""
+    """The reason for which a supervisor ends without a request."""
 
     kind: str
     """``boot``, ``exhausted``, ``stubborn``, ``fatal``."""

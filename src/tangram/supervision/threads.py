@@ -1,8 +1,9 @@
-"""Synchronous services in threads: told to stop, given time, then abandoned, counted and shown.
+"""Synchronous services in threads: asked to stop, given time, then abandoned, counted and shown.
 
-A thread cannot be cancelled. It is told through ``trio.from_thread.check_cancelled()``, which raises in it
-once its service was cancelled. One that does not ask goes on: after its time it is abandoned, a ghost that
-holds whatever it holds, and that is said whenever the same function is started beside it.
+A thread cannot be cancelled. It has to call ``trio.from_thread.check_cancelled()``, which raises in it once
+its service was cancelled. A thread that does not call it goes on: after its stop time it is abandoned, and
+called a ghost. A ghost keeps its locks and files, so a warning is logged when the same function is started
+beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 
 import attrs
 import structlog
@@ -32,10 +33,8 @@ log = structlog.get_logger("tangram.supervision")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-SHARE = 0.9
-"""The share of a child's stop time that its thread gets: the child itself has to end within the whole of
-it.
-"""
+SHARE: Final = 0.9
+"""The share of a child's stop time that its thread gets; the child itself has to end within the whole."""
 
 
 @attrs.frozen
@@ -44,19 +43,19 @@ class AbandonedThread:
 
     name: str
     where: tuple[str, ...]
-    """Its last frames, innermost last."""
+    """The last frames of its stack, innermost last."""
 
 
 @attrs.frozen
 class ThreadStatistics:
-    """Threads of synchronous services, in the whole process."""
+    """The threads of synchronous services in the whole process."""
 
     running: int
-    """Threads whose service is alive."""
+    """The number of threads whose service is alive."""
     abandoned: int
-    """Threads abandoned since the process started."""
+    """The number of threads abandoned since the process started."""
     ghosts: tuple[AbandonedThread, ...]
-    """Those of them that go on."""
+    """The abandoned threads that still run."""
 
 
 @attrs.define(eq=False)
@@ -76,14 +75,12 @@ _serving: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("tangram_service_thre
 
 
 def service_threads() -> int:
-    """How many threads of synchronous services this loop waits for: such a thread lives as long as its
-    service.
-    """
+    """Return the number of service threads of this event loop; such a thread lives as long as its service."""
     return _serving.get()
 
 
 def thread_statistics() -> ThreadStatistics:
-    """Who runs in threads, and who was left behind in one."""
+    """Return the threads of running services, and the abandoned ones."""
     threads = [thread for thread in tuple(_threads) if not thread.is_over]
     ghosts = [thread for thread in threads if thread.is_abandoned]
     return ThreadStatistics(
@@ -96,10 +93,17 @@ def thread_statistics() -> ThreadStatistics:
 async def run_sync_in_thread(
     fn: Callable[[*Ts], T], *args: *Ts, name: str | None = None, stop_timeout: float = 5.0
 ) -> T:
-    """Run a synchronous function in a thread of its own until it returns or the calling task is cancelled.
+    """Run a synchronous function in a thread of its own until it returns or the task is cancelled.
 
-    Cancelled, it is told (``trio.from_thread.check_cancelled()`` raises in it) and given ``stop_timeout``
-    seconds, or what its supervised child has left if that is less; then it is abandoned.
+    After a cancellation ``trio.from_thread.check_cancelled()`` raises in the thread. It then has
+    ``stop_timeout`` seconds to end, or the rest of its supervised child's stop time if that is less; after
+    that it is abandoned.
+
+    Args:
+        fn: the function.
+        args: its arguments.
+        name: the thread's name, for logs and statistics; the function's name by default.
+        stop_timeout: seconds between the cancellation and the abandonment.
     """
     thread = _Thread(name=name or str(getattr(fn, "__qualname__", fn)), function=fn)
     _warn_of_ghosts(thread)
@@ -108,7 +112,7 @@ async def run_sync_in_thread(
     def work() -> T:
         thread.ident = threading.get_ident()
         try:
-            trio.from_thread.check_cancelled()  # it may begin so late that its service was stopped meanwhile
+            trio.from_thread.check_cancelled()  # the service may have been stopped before the thread began
             return fn(*args)
         except BaseException as error:
             thread.error = error
@@ -120,7 +124,7 @@ async def run_sync_in_thread(
                 token.run_sync_soon(thread.done.set)
 
     _threads.add(thread)
-    # A limiter of its own: services must not use up the places of everybody's short calls.
+    # A limiter of its own: services must not use up the thread slots of short calls.
     limiter = trio.CapacityLimiter(1)
     try:
         with _counted():
@@ -156,9 +160,9 @@ def _warn_of_ghosts(thread: _Thread) -> None:
 
 async def _await_end(thread: _Thread, stop_timeout: float) -> None:
     global _abandoned  # noqa: PLW0603 - threads belong to the process
-    life = CURRENT_CHILD_TASK.get()
-    if life is not None:
-        stop_timeout = min(stop_timeout, SHARE * max(0.0, life.stop_due - trio.current_time()))
+    child_task = CURRENT_CHILD_TASK.get()
+    if child_task is not None:
+        stop_timeout = min(stop_timeout, SHARE * max(0.0, child_task.stop_due - trio.current_time()))
     with trio.move_on_after(stop_timeout, shield=True):
         await thread.done.wait()
     if not thread.is_over:

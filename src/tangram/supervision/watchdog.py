@@ -1,8 +1,8 @@
-"""A thread that sees the event loop blocked, and names the code that blocks it.
+"""A thread that detects a blocked event loop, and names the plugin whose code blocks it.
 
-A task notes the time on the loop; a thread looks whether the note is fresh. When it is older than
-``stall_after`` the thread reads the loop's stack and finds the innermost frame that has an owner: the
-plugin that is to blame.
+A task on the loop notes the time at short intervals; a thread checks the age of the note. When it is older
+than ``stall_after`` the thread reads the loop's stack and finds the innermost frame that has an owner: the
+plugin that blocks the loop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 import structlog
@@ -22,45 +23,47 @@ __all__ = ["Stall", "Watchdog", "WatchdogStatistics"]
 
 log = structlog.get_logger("tangram.supervision")
 
-BEATS = 5
-"""Notes in the time of one stall: often enough to be exact to a fifth of it, seldom enough to cost
-nothing.
-"""
+BEATS: Final = 5
+"""Notes in each ``stall_after``: times are exact to a fifth of it, and the cost is negligible."""
 
-EARLY = 0.02
-"""Share of ``stall_after`` by which a stall is told early: a loop that is blocked so long will be for the
-rest, and its name is to be there when the time is over.
-"""
+EARLY: Final = 0.02
+"""The share of ``stall_after`` by which a stall is reported early, so that its owner is known in time."""
 
 
 @attrs.frozen
 class Stall:
-    """One time in which the loop stood."""
+    """One period in which the event loop was blocked."""
 
     at: float
-    """Seconds since the epoch, when it was seen."""
+    """Seconds since the epoch at which it was detected."""
     owner: str | None
-    """Whose code it stood in."""
+    """The plugin whose code blocked it, if known."""
     stack: tuple[str, ...]
-    """The last frames, innermost last."""
+    """The last frames of the loop's stack, innermost last."""
     seconds: float | None = None
-    """How long it stood; None while it stands."""
+    """The length of the period; None while it lasts."""
 
 
 @attrs.frozen
 class WatchdogStatistics:
-    """What the watchdog saw."""
+    """The stalls that a watchdog has detected."""
 
     stalls: int
-    """How often the loop stood longer than ``stall_after``."""
+    """The number of stalls longer than ``stall_after``."""
     longest: float
-    """Seconds, of those that are over."""
+    """Seconds of the longest stall that is over."""
     last: tuple[Stall, ...]
-    """The last of them, oldest first."""
+    """The last stalls, oldest first."""
 
 
 class Watchdog:
-    """Watches the loop that `run` runs on."""
+    """Watches the event loop on which `run` runs.
+
+    Args:
+        stall_after: seconds after which a blocked loop is reported.
+        owner_of: returns the owner of a source file, a plugin's name, or None.
+        monotonic: the clock, in seconds.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Watchdog:
         self._last: deque[Stall] = deque(maxlen=10)
 
     def statistics(self) -> WatchdogStatistics:
-        """What was seen so far."""
+        """Return the stalls so far."""
         return WatchdogStatistics(stalls=self._stalls, longest=self._longest, last=tuple(self._last))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -89,7 +92,7 @@ class Watchdog:
         self._loop = threading.get_ident()
         self._beat = self._monotonic()
         self._stop = stop = threading.Event()
-        # A daemon: it holds nothing, and must not keep a process that ends.
+        # A daemon: it holds no resource, and must not keep the process from ending.
         thread = threading.Thread(target=self._watch, args=(stop,), name="tangram watchdog", daemon=True)
         thread.start()
         task_status.started()
@@ -101,7 +104,7 @@ class Watchdog:
             stop.set()
 
     def beat(self) -> None:
-        """The loop is alive: note it, and close the account of a stall that is over."""
+        """Note the time on the loop, and record the length of a stall that is over."""
         now = self._monotonic()
         standing, since = self._standing, self._beat
         self._beat = now
@@ -111,11 +114,13 @@ class Watchdog:
         seconds = now - since
         self._longest = max(self._longest, seconds)
         self._last[-1] = attrs.evolve(standing, seconds=seconds)
-        log.warning("the event loop goes on", blocked_for=round(seconds, 3), owner=standing.owner)
+        log.warning("event loop unblocked", blocked_for=round(seconds, 3), owner=standing.owner)
 
     def look(self) -> float:
-        """One look from the thread: reports a stall that is new; returns the seconds until the next look
-        is due.
+        """Check the note's age once, in the thread, and report a new stall.
+
+        Returns:
+            Seconds until the next check.
         """
         since = self._monotonic() - self._beat
         due = self.stall_after * (1.0 - EARLY)
@@ -136,4 +141,4 @@ class Watchdog:
         self._stalls += 1
         self._last.append(stall)
         self._standing = stall
-        log.error("the event loop is blocked", owner=owner, seconds=round(since, 3), frames=list(stall.stack))
+        log.error("event loop blocked", owner=owner, seconds=round(since, 3), frames=list(stall.stack))
