@@ -120,12 +120,12 @@ async def test_a_supervisor_that_breaks_order_is_told(
     """Children that start in another order than they stand in, or end so, break an invariant each, also
     where the supervisor fails with an error of its own.
     """
-    tell, names = Supervisor._tell, {"a": "b", "b": "a", None: None}
+    tell, names = Supervisor._publish, {"a": "b", "b": "a", None: None}
 
     def swap(self: Supervisor, event: SupervisionEvent) -> None:
         tell(self, attrs.evolve(event, child=names[event.child]))
 
-    monkeypatch.setattr(Supervisor, "_tell", swap)
+    monkeypatch.setattr(Supervisor, "_publish", swap)
     with pytest.raises(InvariantBroken) as caught:
         async with open_supervised([Child(name, trio.sleep_forever) for name in "ab"]):
             pass

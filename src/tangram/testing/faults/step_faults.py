@@ -130,7 +130,7 @@ class Stepper(trio.abc.Instrument):
             return self._strike_broker(server)
         elif self.kind == "crash":
             return self._crash(server, life)
-        elif life is None or life.task is None:
+        elif life is None or life.trio_task is None:
             return False
         else:
             server.out_of_turn.add(life.child)
