@@ -24,7 +24,7 @@ class Shown(c.HasTopbarUiConfig, c.HasSidebarUiConfig):
 
 
 def test_plugins_subclass_the_protocols() -> None:
-    """Both at once, under a frozen dataclass, as published plugins do."""
+    """A configuration class may have both protocols as bases under a frozen dataclass."""
     shown = Shown(topbar_order=5)
 
     assert isinstance(shown, c.HasTopbarUiConfig)
@@ -32,13 +32,13 @@ def test_plugins_subclass_the_protocols() -> None:
     assert asdict(shown) == {"topbar_order": 5, "sidebar_order": 2, "color": None}
 
 
-def test_what_the_settings_page_may_edit_is_in_the_schema() -> None:
-    """``FrontendMutable`` adds its words to the field's JSON Schema, as the settings page reads them."""
+def test_mutable_fields_are_marked_in_the_schema() -> None:
+    """``FrontendMutable`` adds its keys to the field's JSON Schema for the settings page."""
     pydantic = pytest.importorskip("pydantic")
-    told = c.to_frontend_manifest(pydantic.TypeAdapter(Shown), Shown())
-    properties = told["config_json_schema"]["properties"]
+    manifest = c.to_frontend_manifest(pydantic.TypeAdapter(Shown), Shown())
+    properties = manifest["config_json_schema"]["properties"]
 
-    assert told["config"] == {"topbar_order": 1, "sidebar_order": 2, "color": None}
+    assert manifest["config"] == {"topbar_order": 1, "sidebar_order": 2, "color": None}
     assert properties["topbar_order"]["tangram_mutable"] is True
     assert "tangram_mutable" not in properties["sidebar_order"]
     assert {"tangram_kind": "color", "tangram_widget": "paint"}.items() <= properties["color"].items()
@@ -46,7 +46,7 @@ def test_what_the_settings_page_may_edit_is_in_the_schema() -> None:
 
 @pytest.mark.parametrize("pydantic", [True, False])
 def test_a_plugins_configuration(pydantic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checked and described alike, with pydantic and without: values, faults, the entry of the manifest."""
+    """Values, faults and the manifest entry are the same with pydantic and without it."""
     monkeypatch.setattr("tangram.compat.plugin._has_pydantic", lambda: pydantic)
 
     @dataclass
@@ -70,7 +70,7 @@ def test_a_plugins_configuration(pydantic: bool, monkeypatch: pytest.MonkeyPatch
 
 
 def test_names_of_tables_are_found_in_any_spelling() -> None:
-    """``config.plugins`` is asked by the name of the distribution, however it was written in the file."""
+    """``config.plugins`` finds a table under any spelling of the distribution's name."""
     config = c.copy_of(load_tables({"plugins": {"my-tangram.plugin": {"a": 1}}}).config)
 
     assert config.plugins.get("my_tangram_plugin", {}) == {"a": 1}
@@ -80,7 +80,7 @@ def test_names_of_tables_are_found_in_any_spelling() -> None:
 
 
 def test_a_copy_shares_nothing() -> None:
-    """What a plugin changes in its configuration, nobody else sees."""
+    """A plugin's changes of its configuration do not reach another copy."""
     native = load_tables({"plugins": {"demo": {"list": [1]}}, "core": {"plugins": ["a"]}}).config
     config = c.copy_of(native)
     config.plugins["demo"]["list"].append(2)
@@ -92,8 +92,8 @@ def test_a_copy_shares_nothing() -> None:
     assert native.map.styles == ()
 
 
-def test_defaults_are_ours_in_their_shape() -> None:
-    """The configuration without a file, as existing plugins read it."""
+def test_defaults_have_the_published_shape() -> None:
+    """The configuration without a file has the shape that existing plugins read."""
     config = c.copy_of(NativeConfig())
 
     assert config.core.redis_url == "redis://127.0.0.1:6379"
@@ -114,8 +114,8 @@ TABLES = st.fixed_dictionaries({"n": st.integers()})
         plugins=st.dictionaries(st.sampled_from(["demo", "other"]), TABLES),
     )
 )
-def test_a_programs_configuration_says_the_same(config: c.Config) -> None:
-    """A ``Config`` that a program builds is checked as a file would be, and comes back as it was."""
+def test_a_programs_configuration_survives_a_round_trip(config: c.Config) -> None:
+    """A ``Config`` that a program builds is checked like a file, and comes back unchanged."""
     tables = c.tables_of(config)
     back = c.copy_of(load_tables(tables).config)
 
@@ -126,7 +126,7 @@ def test_a_programs_configuration_says_the_same(config: c.Config) -> None:
 
 
 def test_from_file(tmp_path: Path) -> None:
-    """A file is read with our checks."""
+    """A file is read with the same checks as for the server."""
     from tangram.errors import ConfigError
 
     file = tmp_path / "tangram.toml"
@@ -138,7 +138,7 @@ def test_from_file(tmp_path: Path) -> None:
 
 
 def test_helpers() -> None:
-    """The functions that programs import from ``tangram_core.config`` and ``.backend``."""
+    """The functions that programs import from ``tangram_core.config`` and ``.backend`` work."""
     backend: Any = import_module("tangram_core.backend")
     shown = c.core_into_frontend_config(c.Config())
 

@@ -1,4 +1,4 @@
-"""Existing plugins that break what they were lent, or their own end: their neighbours notice nothing."""
+"""Existing plugins that change shared objects or fail at their end do not affect others."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ def named(name: str, **more: Any) -> Plugin:
     return plugin
 
 
-async def test_a_lifespan_that_raises_at_its_exit_is_named_and_no_crash() -> None:
-    """What is raised while its plugin is being stopped is logged with the plugin's name, each time; it is
-    charged to nobody, and everything is up again.
-    """
+async def test_a_lifespan_that_raises_at_its_exit_is_logged_and_no_crash() -> None:
+    """An exception at a lifespan's exit is logged with the plugin's name, and is no crash."""
 
     @asynccontextmanager
     async def lifespan(_state: BackendState) -> AsyncIterator[None]:
@@ -38,20 +36,21 @@ async def test_a_lifespan_that_raises_at_its_exit_is_named_and_no_crash() -> Non
 
         assert await running.wait_steady() == "up"
         assert [event for event in running.events if event.kind == "crashed"] == []
-    told = [one for one in running.logs if "while it was being stopped" in one["event"]]
+    logged = [one for one in running.logs if "while it was being stopped" in one["event"]]
 
-    assert [one["child"] for one in told] == ["plugin:leaving"] * 2
-    assert all("at the exit" in one["cause"] for one in told)
+    assert [one["child"] for one in logged] == ["plugin:leaving"] * 2
+    assert all("at the exit" in one["cause"] for one in logged)
 
 
 @pytest.mark.parametrize("islands", ["each", "one"])
-async def test_what_a_plugin_changes_in_what_it_is_given_is_its_own(islands: str) -> None:
-    """Configuration and the list of plugins are copies, in each incarnation anew: its neighbours, and its own
-    next life, see what the file says. Attributes of the state are shared, as they always were.
+async def test_a_plugins_changes_of_its_copies_stay_its_own(islands: str) -> None:
+    """Configuration and list of plugins are copies, new in each incarnation.
+
+    Attributes of the state are shared, as on the published server.
     """
     vandal, witness = named("vandal"), named("witness")
     seen: list[tuple[Any, ...]] = []
-    told = trio.Event()
+    logged = trio.Event()
 
     def look(state: BackendState) -> tuple[Any, ...]:
         return list(state.config.core.plugins), state.config.server.port, sorted(state.loaded_plugins)
@@ -70,18 +69,18 @@ async def test_what_a_plugin_changes_in_what_it_is_given_is_its_own(islands: str
         while not hasattr(state, "shared_by_all"):  # noqa: ASYNC110 - plugins share values, not events
             await asyncio.sleep(0.01)
         seen.append((*look(state), state.shared_by_all))
-        told.set()
+        logged.set()
         await asyncio.Future()
 
     config = {"compat": {"islands": islands}}
     async with open_tangram([vandal, witness], config, fakes=True) as running:
         for _ in range(2):
             with trio.fail_after(10):
-                await told.wait()
-            told = trio.Event()
+                await logged.wait()
+            logged = trio.Event()
             await running.server.restart()
         with trio.fail_after(10):
-            await told.wait()
+            await logged.wait()
 
     theirs, others = seen[0], seen[1]
     assert theirs == ([], theirs[1], ["vandal", "witness"])
@@ -90,9 +89,10 @@ async def test_what_a_plugin_changes_in_what_it_is_given_is_its_own(islands: str
     assert seen[2:4] == seen[4:6] == seen[0:2]
 
 
-async def test_a_task_that_is_let_go_ends_with_its_plugin_and_its_error_is_named() -> None:
-    """A task that nobody awaits fails: the plugin's name is in the log, and the island goes on. One that
-    never ends, ends with its plugin.
+async def test_a_forgotten_task_ends_with_its_plugin_and_its_error_is_logged() -> None:
+    """An exception in a task that is never awaited is logged with the plugin's name.
+
+    The island goes on. A task that never ends is cancelled with its plugin.
     """
     plugin = named("loose")
     tasks: list[asyncio.Task[None]] = []
@@ -117,6 +117,6 @@ async def test_a_task_that_is_let_go_ends_with_its_plugin_and_its_error_is_named
         assert first.done()
         assert await running.wait_steady() == "up"
         assert [event for event in running.events if event.kind == "crashed"] == []
-    (told,) = [one for one in running.logs if "nobody awaits this" in repr(one)][:1]
+    (logged,) = [one for one in running.logs if "nobody awaits this" in repr(one)][:1]
 
-    assert told["plugin"] == "loose"
+    assert logged["plugin"] == "loose"

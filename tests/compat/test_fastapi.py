@@ -1,4 +1,4 @@
-"""Real FastAPI routers on an island. Runs where FastAPI is installed: ``make test-downstream``."""
+"""Real FastAPI routers on an island: ``make test-downstream`` runs this with FastAPI."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def current(request: Request) -> str:
 
 
 async def session():
-    said.append("open")
+    calls.append("open")
     try:
         yield "session"
     finally:
-        said.append("closed")
+        calls.append("closed")
 
 
-said: list[str] = []
+calls: list[str] = []
 go_on = asyncio.Event()
 
 
@@ -105,7 +105,7 @@ async def endless():
                 await asyncio.sleep(0.01)
                 yield "x"
         finally:
-            said.append("endless ends")
+            calls.append("endless ends")
 
     return StreamingResponse(numbers())
 
@@ -138,7 +138,7 @@ async def state_of(request: Request):
 @router.post("/echo")
 async def echo(request: Request, later: BackgroundTasks):
     body = await request.body()
-    later.add_task(said.append, "later")
+    later.add_task(calls.append, "later")
     return Response(body, media_type="application/octet-stream", headers={"x-length": str(len(body))})
 
 
@@ -146,7 +146,7 @@ async def echo(request: Request, later: BackgroundTasks):
 async def behind(later: BackgroundTasks):
     async def wait():
         await go_on.wait()
-        said.append("behind")
+        calls.append("behind")
         raise LookupError("behind the answer")
 
     later.add_task(wait)
@@ -181,7 +181,7 @@ async def shop(module: Callable[..., Any]) -> AsyncIterator[tuple[RunningTangram
 
 
 async def test_validation_models_and_errors(shop: tuple[RunningTangram, Any]) -> None:
-    """Bodies, parameters, response models and HTTPException are FastAPI's, word for word."""
+    """Bodies, parameters, response models and HTTPException answer word for word as FastAPI's."""
     http = shop[0].http
     made = await http.post("/shop/items", json={"name": "pear", "price": "2.5"})
     bad = await http.post("/shop/items", json={"price": "dear"})
@@ -199,19 +199,19 @@ async def test_validation_models_and_errors(shop: tuple[RunningTangram, Any]) ->
 
 
 async def test_dependencies_and_threads(shop: tuple[RunningTangram, Any]) -> None:
-    """Dependencies are called and cleaned up; a sync handler runs in a thread, and none is left over."""
+    """Dependencies are called and cleaned up; a sync handler runs in a thread that ends."""
     tangram, module = shop
     asked = [await tangram.http.get("/shop/who", headers={"x-user": "ann"}) for _ in range(20)]
 
     assert asked[0].json() == {"user": "ann", "session": "session", "thread": False}
-    assert module.said == ["open", "closed"] * 20
+    assert module.calls == ["open", "closed"] * 20
     before = threading.active_count()
     await tangram.http.post("/-/plugins/plugin/restart", headers=tangram.operator)
     assert threading.active_count() <= before
 
 
 async def test_streams_files_and_bodies(shop: tuple[RunningTangram, Any]) -> None:
-    """StreamingResponse, FileResponse with ranges, other response classes, raw bodies, background tasks."""
+    """Streams, files with ranges, response classes, raw bodies and background tasks work."""
     http, module = shop[0].http, shop[1]
     body = bytes(range(256)) * 4000
     echoed = await http.post("/shop/echo", content=body)
@@ -222,13 +222,16 @@ async def test_streams_files_and_bodies(shop: tuple[RunningTangram, Any]) -> Non
     assert (await http.get("/shop/fast")).json() == [1, 2]
     assert echoed.content == body
     assert echoed.headers["x-length"] == str(len(body))
-    assert "later" in module.said
+    assert "later" in module.calls
     assert (await http.get("/shop/state")).json() == {"same": []}
     assert (await http.head("/shop/file")).status_code == 405
 
 
-async def test_a_background_task_holds_up_nobody(shop: tuple[RunningTangram, Any]) -> None:
-    """The next request on the same connection is answered while it runs; what it raises is in the log."""
+async def test_a_background_task_does_not_delay_the_next_request(shop: tuple[RunningTangram, Any]) -> None:
+    """The next request on the connection is answered while a background task runs.
+
+    An exception of the task is logged.
+    """
     tangram, module = shop
     address = httpx.URL(tangram.url)
     stream = await trio.open_tcp_stream(address.host, address.port or 80)
@@ -236,20 +239,20 @@ async def test_a_background_task_holds_up_nobody(shop: tuple[RunningTangram, Any
         with structlog.testing.capture_logs() as logs, trio.fail_after(5):
             for path, text in (("behind", b"begun"), ("go-on", b"ok")):
                 await stream.send_all(b"GET /shop/%b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
-                heard = b""
-                while text not in heard:
-                    heard += await stream.receive_some()
+                received = b""
+                while text not in received:
+                    received += await stream.receive_some()
             while not logs:
                 await tangram.http.get("/-/healthz")
 
-    (told,) = logs
-    assert module.said == ["behind"]
-    assert (told["event"], told["route"]) == ("a handler failed", "/shop/behind")
-    assert str(told["exc_info"]) == "behind the answer"
+    (logged,) = logs
+    assert module.calls == ["behind"]
+    assert (logged["event"], logged["route"]) == ("a handler failed", "/shop/behind")
+    assert str(logged["exc_info"]) == "behind the answer"
 
 
-async def test_a_client_that_goes_ends_the_handler(shop: tuple[RunningTangram, Any]) -> None:
-    """A stream whose reader has gone is closed on the island."""
+async def test_a_handler_ends_when_its_client_leaves(shop: tuple[RunningTangram, Any]) -> None:
+    """A stream is closed on the island when its client leaves."""
     tangram, module = shop
     address = httpx.URL(tangram.url)
     stream = await trio.open_tcp_stream(address.host, address.port or 80)
@@ -257,25 +260,25 @@ async def test_a_client_that_goes_ends_the_handler(shop: tuple[RunningTangram, A
         await stream.send_all(b"GET /shop/endless HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"200 OK" in await stream.receive_some()
     with trio.fail_after(5):
-        while "endless ends" not in module.said:
+        while "endless ends" not in module.calls:
             gc.collect()  # Starlette leaves the generator to be found
             await tangram.http.get("/-/healthz")
 
 
-async def test_a_failure_is_logged_and_not_told(shop: tuple[RunningTangram, Any]) -> None:
-    """A handler's exception is a 500 with the number under which the log has it, and nothing else."""
+async def test_a_failure_is_logged_and_not_shown(shop: tuple[RunningTangram, Any]) -> None:
+    """The response to a handler's exception is a 500 with the id of its log record."""
     with structlog.testing.capture_logs() as logs:
         answer = await shop[0].http.get("/shop/broken")
-    (told,) = [record for record in logs if record["event"] == "a handler failed"]
+    (logged,) = [record for record in logs if record["event"] == "a handler failed"]
 
     assert answer.status_code == 500
-    assert answer.json() == {"detail": "internal error", "id": told["id"]}
-    assert told["plugin"] == "plugin"
+    assert answer.json() == {"detail": "internal error", "id": logged["id"]}
+    assert logged["plugin"] == "plugin"
     assert shop[0].server.ready_count == 1
 
 
 async def test_a_torn_stream_is_logged(shop: tuple[RunningTangram, Any]) -> None:
-    """A stream that fails half-way is told in the log, and its reader sees that it is not whole."""
+    """A stream that fails half-way is logged, and its client sees that it is incomplete."""
     with structlog.testing.capture_logs() as logs, pytest.raises(httpx.RemoteProtocolError):
         await shop[0].http.get("/shop/torn")
 
@@ -284,7 +287,7 @@ async def test_a_torn_stream_is_logged(shop: tuple[RunningTangram, Any]) -> None
 
 
 async def test_a_restart_answers_what_is_in_flight(shop: tuple[RunningTangram, Any]) -> None:
-    """A request whose plugin is restarted gets a 503 to come back with; the next one is answered."""
+    """A request whose plugin is restarted gets a 503 with retry-after; the next one succeeds."""
     tangram = shop[0]
     answers: list[int] = []
 
@@ -306,7 +309,7 @@ async def test_a_restart_answers_what_is_in_flight(shop: tuple[RunningTangram, A
 
 
 async def test_one_document_for_all(module: Callable[..., Any]) -> None:
-    """Native and FastAPI routes stand in one document; two schemas of one name are told apart."""
+    """Native and FastAPI routes stand in one document; schemas of one name are distinguished."""
     import attrs
     from openapi_spec_validator import validate
 

@@ -1,4 +1,4 @@
-"""What plugins do to the loop they live on, and what they leave open there: contained, and told by name."""
+"""Misuse of the loop and leftover resources are contained and logged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def island() -> AsyncIterator[Island]:
 
 
 def serving(name: str, work: Callable[[], Awaitable[object]]) -> Plugin:
-    """A plugin whose one service does this, and then runs for ever."""
+    """Return a plugin with one service that runs this function and then waits for ever."""
     plugin = Plugin()
     plugin.name = name
 
@@ -56,7 +56,7 @@ async def restart(tangram: RunningTangram, name: str) -> None:
 
 @pytest.mark.parametrize("islands", ["each", "one"])
 async def test_a_plugin_that_stops_its_loop_has_crashed(islands: str) -> None:
-    """It is refused and told as that plugin's crash; the neighbour on the same loop goes on."""
+    """``loop.stop()`` raises in the plugin that calls it; its neighbour on the loop goes on."""
 
     asked: list[int] = []
     beats: list[int] = []
@@ -84,19 +84,19 @@ async def test_a_plugin_that_stops_its_loop_has_crashed(islands: str) -> None:
     assert "may not stop the loop" in str(crashed.cause)
 
 
-async def test_the_signals_of_the_server_stay_its_own(island: Island) -> None:
-    """A plugin's handler of SIGTERM is ignored with a warning; one of another signal is called."""
+async def test_handlers_for_the_servers_signals_are_ignored(island: Island) -> None:
+    """A plugin's handler for SIGTERM is ignored with a warning; another signal's is called."""
     resident = Resident(island, "demo")
-    before, heard = signal.getsignal(signal.SIGTERM), asyncio.Event()
+    before, received = signal.getsignal(signal.SIGTERM), asyncio.Event()
 
     async def ask() -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, heard.set)
+        loop.add_signal_handler(signal.SIGTERM, received.set)
         assert not loop.remove_signal_handler(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is before
-        loop.add_signal_handler(signal.SIGUSR2, heard.set)
+        loop.add_signal_handler(signal.SIGUSR2, received.set)
         signal.raise_signal(signal.SIGUSR2)
-        await heard.wait()
+        await received.wait()
         assert loop.remove_signal_handler(signal.SIGUSR2)
 
     with structlog.testing.capture_logs() as logs, trio.fail_after(5):
@@ -106,7 +106,7 @@ async def test_the_signals_of_the_server_stay_its_own(island: Island) -> None:
 
 
 async def test_an_executor_of_the_plugins_own_works(island: Island) -> None:
-    """``run_in_executor`` takes any executor of the standard library, as asyncio's own loop does."""
+    """``run_in_executor`` takes any executor of the standard library."""
     resident = Resident(island, "demo")
 
     async def work() -> str:
@@ -120,8 +120,8 @@ async def test_an_executor_of_the_plugins_own_works(island: Island) -> None:
     assert (await resident.call(work, name="work")).startswith("mine")
 
 
-async def test_tasks_of_a_factory_of_the_plugins_own_end_with_it(island: Island) -> None:
-    """Whatever makes its tasks, they are known as this plugin's, and cancelled when it ends."""
+async def test_tasks_of_a_plugins_task_factory_end_with_it(island: Island) -> None:
+    """Tasks of a plugin's own task factory belong to the plugin, and are cancelled with it."""
     resident = Resident(island, "demo")
     made: list[asyncio.Task[Any]] = []
 
@@ -142,8 +142,8 @@ async def test_tasks_of_a_factory_of_the_plugins_own_end_with_it(island: Island)
     assert all(task.cancelled() for task in _kept)
 
 
-async def test_a_callback_that_fails_is_told_with_its_plugin(island: Island) -> None:
-    """As is a failed task; the loop goes on."""
+async def test_a_failing_callback_is_logged_with_its_plugin(island: Island) -> None:
+    """An exception in a callback is logged with the plugin's name, and the loop goes on."""
     resident = Resident(island, "demo")
 
     async def work() -> None:
@@ -157,7 +157,7 @@ async def test_a_callback_that_fails_is_told_with_its_plugin(island: Island) -> 
 
 
 async def open_everything() -> None:
-    """A server, both ends of a connection to it, a datagram socket, and a process."""
+    """Open a server, both ends of a connection to it, a datagram socket, and a process."""
     server = await asyncio.start_server(lambda *ends: _kept.append(ends), "127.0.0.1", 0)
     _kept.append(server)
     _kept.append(await asyncio.open_connection(*server.sockets[0].getsockname()))
@@ -167,8 +167,8 @@ async def open_everything() -> None:
 
 
 @pytest.mark.parametrize("islands", ["each", "one"])
-async def test_what_a_plugin_left_open_is_closed_with_it(islands: str) -> None:
-    """Sockets are closed and child processes killed when their plugin ends, and it is named."""
+async def test_leftover_resources_are_closed_with_their_plugin(islands: str) -> None:
+    """Sockets are closed and child processes killed when their plugin ends, with a log record."""
     settings = {"compat": {"islands": islands}, **ONE_FOR_ONE}
     with structlog.testing.capture_logs() as logs:
         async with open_tangram([serving("demo", open_everything)], settings) as tangram:
@@ -179,14 +179,14 @@ async def test_what_a_plugin_left_open_is_closed_with_it(islands: str) -> None:
             await restart(tangram, "demo")
 
             assert not psutil.pid_exists(process.pid)
-            told = [one for one in logs if "outlived their plugin and are closed" in one["event"]]
-            assert told[0]["plugin"] == "demo"
-            assert f"process {process.pid}" in told[0]["left"]
-            assert any("server on" in one for one in told[0]["left"])
+            logged = [one for one in logs if "leftover resources closed" in one["event"]]
+            assert logged[0]["plugin"] == "demo"
+            assert f"process {process.pid}" in logged[0]["left"]
+            assert any("server on" in one for one in logged[0]["left"])
 
 
 async def test_system_exit_in_a_task_ends_everything_at_once() -> None:
-    """It ends the loop; whoever else was on it cannot end any more, and is not waited for."""
+    """SystemExit in a task ends the loop; tasks on it cannot end and are not waited for."""
 
     async def leave() -> None:
         async def exits() -> None:

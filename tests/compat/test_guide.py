@@ -31,8 +31,8 @@ async def restart_plugin(tangram: RunningTangram) -> None:
     not GUIDE.is_file(), reason="the guide's text lies beside the repository, where it is at hand"
 )
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.txt")))
-def test_the_examples_are_the_guides_own(name: str) -> None:
-    """Each example stands in the guide word for word, line after line."""
+def test_the_examples_occur_in_the_guide(name: str) -> None:
+    """Each example occurs in the guide word for word."""
     guide, example = lines_of(GUIDE.read_text()), lines_of((FOLDER / f"{name}.txt").read_text())
 
     assert any(guide[at : at + len(example)] == example for at in range(len(guide)))
@@ -40,18 +40,18 @@ def test_the_examples_are_the_guides_own(name: str) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 async def test_each_example_runs(example: str, module: Callable[..., Any]) -> None:
-    """Every example of the guide is a plugin that starts, runs and stops, its services with it."""
+    """Every example of the guide is a plugin that starts, runs and stops."""
     plugin = module("my_plugin", source_of(example)).plugin
     async with open_tangram([plugin]) as tangram:
-        told = (await tangram.http.get("/-/plugins", headers=tangram.operator)).json()
+        logged = (await tangram.http.get("/-/plugins", headers=tangram.operator)).json()
 
         assert isinstance(plugin, Plugin)
-        assert [(one["name"], one["state"]) for one in told] == [("plugin", "running")]
+        assert [(one["name"], one["state"]) for one in logged] == [("plugin", "running")]
         assert (await tangram.http.get("/-/readyz")).status_code == 200
 
 
 async def test_the_endpoint_answers(module: Callable[..., Any]) -> None:
-    """The guide's route answers what the guide says, and stands in the API's documentation."""
+    """The guide's route answers as documented, and is part of the OpenAPI document."""
     async with open_tangram([module("my_plugin", source_of("endpoint")).plugin]) as tangram:
         answer = await tangram.http.get("/my-plugin/")
         document = (await tangram.http.get("/openapi.json")).json()
@@ -78,7 +78,7 @@ async def test_the_service_publishes(module: Callable[..., Any]) -> None:
 
 
 async def test_the_publish_reaches_a_browser(module: Callable[..., Any]) -> None:
-    """What the guide publishes on ``to:system:update`` reaches a member of the topic ``system``."""
+    """The guide's message on ``to:system:update`` reaches a member of the topic ``system``."""
     async with open_tangram([module("my_plugin", source_of("publish")).plugin]) as tangram:
         async with tangram.open_socket() as socket:
             token = await fetch_token(tangram.url, "system")
@@ -93,8 +93,10 @@ async def test_the_publish_reaches_a_browser(module: Callable[..., Any]) -> None
         assert bytes(event.payload) == b"Hello from plugin"
 
 
-async def test_the_subscriber_hears(module: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """The guide's subscriber counts and prints what is published for it."""
+async def test_the_subscriber_receives(
+    module: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The guide's subscriber counts and prints the messages for it."""
     async with open_tangram([module("my_plugin", source_of("subscriber")).plugin]) as tangram:
         tree = tangram.server.tree
         assert tree is not None

@@ -1,4 +1,4 @@
-"""Existing plugins in the supervision tree: what a native plugin is promised, they are promised."""
+"""Existing plugins in the supervision tree are restarted and stopped like native ones."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def named(plugin: Plugin | NativePlugin, name: str) -> Any:
 
 
 def routed(plugin: Plugin) -> Any:
-    """Give a plugin a route, FastAPI's or ours."""
+    """Give a plugin a route: FastAPI's, or tangram's where FastAPI is not installed."""
     router = import_module("fastapi").APIRouter(prefix="/demo")
     plugin.routers.append(router)
     return router
 
 
 async def test_a_crash_takes_the_same_path_as_a_native_one() -> None:
-    """The event names plugin and service, with the author's line; the plugin is back in its next life."""
+    """A crash event names plugin, service and line; the plugin runs again afterwards."""
     plugin = Plugin()
     runs: list[int] = []
 
@@ -56,16 +56,16 @@ async def test_a_crash_takes_the_same_path_as_a_native_one() -> None:
     async with open_tangram([named(plugin, "demo")], ONE_FOR_ONE) as tangram:
         crashed = await tangram.wait_event("crashed", "plugin:demo")
         await tangram.wait_event("ready", after=tangram.events.index(crashed))
-        told = (await tangram.http.get("/-/plugins", headers=tangram.operator)).json()[0]
+        logged = (await tangram.http.get("/-/plugins", headers=tangram.operator)).json()[0]
 
     assert "LookupError: gone wrong" in str(crashed.cause)
-    assert told["last_crash"]["path"] == ["plugin:demo", "poll"]
-    assert any("test_host.py" in line for line in told["last_crash"]["traceback"])
+    assert logged["last_crash"]["path"] == ["plugin:demo", "poll"]
+    assert any("test_host.py" in line for line in logged["last_crash"]["traceback"])
     assert len(runs) == 2
 
 
-async def test_the_bound_of_bodies_is_the_configured_one() -> None:
-    """Routes of ours that an existing plugin declares take a body as long as [server] max_body allows."""
+async def test_bodies_may_be_as_long_as_configured() -> None:
+    """Tangram's own routes of an existing plugin accept bodies up to [server] max_body."""
     plugin, router = Plugin(), APIRouter(prefix="/demo")
     plugin.routers.append(router)
 
@@ -82,7 +82,7 @@ async def test_the_bound_of_bodies_is_the_configured_one() -> None:
 
 
 async def test_too_many_crashes_are_quarantine() -> None:
-    """A service that always crashes is given up; its routes say 503, its neighbour's go on."""
+    """A plugin whose service always crashes is quarantined; its neighbour goes on."""
     bad, good = Plugin(), Plugin()
 
     @bad.register_service()
@@ -109,32 +109,33 @@ async def test_too_many_crashes_are_quarantine() -> None:
         assert (await tangram.http.get("/demo/good")).json() == {"good": 1}
 
 
-async def test_order_of_a_life() -> None:
-    """The lifespan is entered before the services start, by priority and name, and left after they ended;
-    enter and exit are one asyncio task.
+async def test_order_of_an_incarnation() -> None:
+    """The lifespan is entered before the services start, and left after they have ended.
+
+    Enter and exit run in one asyncio task; services start by priority and name.
     """
-    told: list[str] = []
+    logged: list[str] = []
     tasks: list[object] = []
 
     @asynccontextmanager
     async def lifespan(state: BackendState) -> AsyncIterator[None]:
         tasks.append(asyncio.current_task())
         state.made = "by the lifespan"
-        told.append("enter")
+        logged.append("enter")
         yield
         await asyncio.sleep(0.01)
         tasks.append(asyncio.current_task())
-        told.append("leave")
+        logged.append("leave")
 
     plugin = Plugin(lifespan=lifespan)
 
     def service(name: str, priority: int) -> None:
         async def run(state: BackendState) -> None:
-            told.append(f"{name} {state.made}")
+            logged.append(f"{name} {state.made}")
             try:
                 await asyncio.sleep(1000)
             finally:
-                told.append(f"{name} ends")
+                logged.append(f"{name} ends")
 
         run.__name__ = name
         plugin.register_service(priority)(run)
@@ -146,14 +147,12 @@ async def test_order_of_a_life() -> None:
         await trio.sleep(0.02)
 
     starts = [f"{name} by the lifespan" for name in ("first", "a", "b")]
-    assert told == ["enter", *starts, "b ends", "a ends", "first ends", "leave"]
+    assert logged == ["enter", *starts, "b ends", "a ends", "first ends", "leave"]
     assert tasks[0] is tasks[1]
 
 
 async def test_state_is_shared_and_clients_are_not() -> None:
-    """Attributes set by one plugin are there for all, native ones included; clients belong to the plugin's
-    loop, and what is changed in the configuration stays with who changed it.
-    """
+    """Attributes set by one plugin are visible to all; clients and configuration are its own."""
     first, second, native = Plugin(), Plugin(), NativePlugin()
     seen: dict[str, Any] = {}
 
@@ -193,7 +192,7 @@ async def test_state_is_shared_and_clients_are_not() -> None:
 
 @pytest.mark.parametrize("islands", ["each", "one"])
 async def test_islands(islands: str) -> None:
-    """Each such plugin has a loop of its own, or all have one; it outlives the restart of one of them."""
+    """Each plugin has a loop of its own, or all share one that outlives their restarts."""
     loops: dict[str, list[object]] = {"one": [], "two": []}
     plugins = []
     for name in ("one", "two"):
@@ -227,8 +226,9 @@ _kept: list[asyncio.Task[Any]] = []
 
 
 async def test_a_stubborn_plugin_is_contained() -> None:
-    """Swallowed cancellation, a lifespan that raises on its way out, a clean-up that never ends: each is told
-    with the plugin's name, and a restart comes about within the stop times.
+    """Swallowed cancellation and failing or endless clean-ups do not hold up a restart.
+
+    Each is logged with the plugin's name, and the restart takes no longer than the stop times.
     """
     lives: list[int] = []
 
@@ -261,7 +261,7 @@ async def test_a_stubborn_plugin_is_contained() -> None:
 
 
 async def test_sync_services_run_in_threads() -> None:
-    """A plain function is a service too: in a thread, told to stop, and counted if it does not."""
+    """A plain function runs as a service in a thread; one that does not end is counted."""
     plugin = Plugin()
     ran: list[str] = []
 
@@ -277,8 +277,8 @@ async def test_sync_services_run_in_threads() -> None:
     assert ran == ["demo/count"]
 
 
-async def test_a_bad_configuration_is_told_by_pydantic() -> None:
-    """A table that does not fit the config_class is a fault of the configuration, with its place."""
+async def test_a_bad_configuration_is_reported_by_pydantic() -> None:
+    """A table that does not fit the config_class is a configuration fault with its path."""
     from dataclasses import dataclass
 
     from tangram.errors import ConfigError
@@ -296,8 +296,8 @@ async def test_a_bad_configuration_is_told_by_pydantic() -> None:
         assert tangram.server.tree._the_state().plugin_config(Settings) == Settings(3)
 
 
-async def test_nothing_is_left_over() -> None:
-    """After fifty restarts there are no more asyncio tasks, threads and descriptors than after ten."""
+async def test_restarts_leave_nothing_behind() -> None:
+    """Fifty restarts leave no more asyncio tasks, threads and descriptors than ten."""
     plugin = Plugin()
 
     @plugin.register_service()

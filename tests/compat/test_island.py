@@ -29,7 +29,7 @@ async def island(autojump_clock: MockClock) -> AsyncIterator[Island]:
 
 
 async def test_results_and_errors_come_back(island: Island, autojump_clock: MockClock) -> None:
-    """What the function returns is the call's value, and what it raises is raised, as it was."""
+    """The function's result is returned, and its exception raised, unchanged."""
     resident = Resident(island, "demo")
 
     async def work(number: int) -> int:
@@ -47,8 +47,8 @@ async def test_results_and_errors_come_back(island: Island, autojump_clock: Mock
 
 
 async def test_cancelling_the_caller_cancels_the_task(island: Island, autojump_clock: MockClock) -> None:
-    """The task hears of it, has time to clean up, and is done before the caller goes on."""
-    heard: list[str] = []
+    """A cancelled task has time to clean up, and is done before the caller goes on."""
+    received: list[str] = []
     resident = Resident(island, "demo")
 
     async def work() -> None:
@@ -56,17 +56,17 @@ async def test_cancelling_the_caller_cancels_the_task(island: Island, autojump_c
             await asyncio.sleep(100)
         finally:
             await asyncio.sleep(0.5)
-            heard.append("cleaned up")
+            received.append("cleaned up")
 
     with trio.move_on_after(1) as scope:
         await resident.call(work, name="work")
 
     assert scope.cancelled_caught
-    assert heard == ["cleaned up"]
+    assert received == ["cleaned up"]
 
 
 async def test_a_swallowed_cancellation_is_repeated(island: Island, autojump_clock: MockClock) -> None:
-    """Before Python 3.12 ``wait_for`` may swallow one by mistake: a second one ends the task, in a second."""
+    """A task that loses a cancellation, as Python 3.11's ``wait_for`` may, is cancelled again."""
     resident = Resident(island, "demo")
 
     async def work() -> None:
@@ -81,8 +81,8 @@ async def test_a_swallowed_cancellation_is_repeated(island: Island, autojump_clo
     assert trio.current_time() - began == pytest.approx(2)
 
 
-async def test_a_stubborn_task_is_named_and_abandoned(island: Island, autojump_clock: MockClock) -> None:
-    """One that never ends is told with plugin, name and line; it runs no more, and holds up nobody."""
+async def test_a_stubborn_task_is_logged_and_abandoned(island: Island, autojump_clock: MockClock) -> None:
+    """A task that never ends is logged with plugin, name and line, and runs no more."""
     turns = 0
     resident = Resident(island, "demo")
 
@@ -98,18 +98,18 @@ async def test_a_stubborn_task_is_named_and_abandoned(island: Island, autojump_c
     ended, left = trio.current_time(), turns
     await trio.sleep(10)
     await resident.close(nothing)
-    (told,) = [record for record in logs if record["log_level"] == "error"]
+    (logged,) = [record for record in logs if record["log_level"] == "error"]
 
     assert scope.cancelled_caught
-    assert (told["plugin"], told["task"]) == ("demo", "run_for_ever")
-    assert "test_island.py" in told["where"]
-    assert "stubborn" in told["where"]
+    assert (logged["plugin"], logged["task"]) == ("demo", "run_for_ever")
+    assert "test_island.py" in logged["where"]
+    assert "stubborn" in logged["where"]
     assert turns == left
     assert trio.current_time() - ended == pytest.approx(10)
 
 
-async def test_the_end_of_a_resident_ends_what_it_spawned(island: Island, autojump_clock: MockClock) -> None:
-    """Tasks that a plugin left behind, and their children, are cancelled; a neighbour's go on."""
+async def test_the_end_of_a_resident_ends_its_tasks(island: Island, autojump_clock: MockClock) -> None:
+    """Tasks that a plugin left behind are cancelled with it; a neighbour's go on."""
     ours, neighbour = Resident(island, "ours"), Resident(island, "neighbour")
     state: dict[str, str] = {}
 
@@ -138,8 +138,8 @@ async def test_the_end_of_a_resident_ends_what_it_spawned(island: Island, autoju
 _kept: list[object] = []
 
 
-async def test_a_closed_resident_takes_no_more(island: Island, autojump_clock: MockClock) -> None:
-    """Who asks for something afterwards, or waits meanwhile, learns that the plugin is stopped."""
+async def test_a_closed_resident_refuses_calls(island: Island, autojump_clock: MockClock) -> None:
+    """Calls to a closed resident, and calls that wait for one, raise `IslandClosed`."""
     resident = Resident(island, "demo")
 
     async with trio.open_nursery() as nursery:
@@ -156,7 +156,7 @@ async def test_a_closed_resident_takes_no_more(island: Island, autojump_clock: M
 
 
 async def test_a_task_that_cancels_itself_has_crashed(island: Island, autojump_clock: MockClock) -> None:
-    """asyncio's CancelledError is none of Trio's: without a stop that was asked for it is an error."""
+    """An ``asyncio.CancelledError`` without a requested stop is an error."""
     resident = Resident(island, "demo")
 
     async def work() -> None:
@@ -169,10 +169,10 @@ async def test_a_task_that_cancels_itself_has_crashed(island: Island, autojump_c
         await resident.call(work, name="work")
 
 
-async def test_what_nobody_awaits_is_logged_with_its_plugin(
+async def test_a_forgotten_tasks_error_is_logged_with_its_plugin(
     island: Island, autojump_clock: MockClock
 ) -> None:
-    """A forgotten task that fails is told, and ends neither the loop nor anybody else."""
+    """The exception of a task that is never awaited is logged, and ends no other task."""
     resident = Resident(island, "demo")
 
     async def fail() -> None:
@@ -192,7 +192,7 @@ async def test_what_nobody_awaits_is_logged_with_its_plugin(
 
 
 async def test_asyncio_finds_its_loop_everywhere(island: Island, autojump_clock: MockClock) -> None:
-    """In a task, in its children, in a callback, and in a task that was started from elsewhere."""
+    """The running loop is found in a task, its children, a callback and a task from elsewhere."""
     found: list[object] = []
     resident = Resident(island, "demo")
 
@@ -213,7 +213,7 @@ async def test_asyncio_finds_its_loop_everywhere(island: Island, autojump_clock:
 
 @pytest.mark.slow
 async def test_threads_are_bounded_and_named() -> None:
-    """A thread of the executor that goes on does not hold the end of its island up; it is told by plugin."""
+    """A thread that does not end is logged with its plugin, and does not hold up the island."""
     release = threading.Event()
 
     def block() -> None:
@@ -238,14 +238,14 @@ async def test_threads_are_bounded_and_named() -> None:
 
 
 async def test_errors_of_the_block_are_not_wrapped(autojump_clock: MockClock) -> None:
-    """The nurseries of the loop are nobody's business: an error leaves as it was raised."""
+    """An exception of the block leaves it without an exception group around it."""
     with pytest.raises(LookupError, match="as it is"):
         async with open_island("test"):
             raise LookupError("as it is")
 
 
-async def test_an_async_generator_that_is_left_is_finished(autojump_clock: MockClock) -> None:
-    """Its clean-up runs on the loop before that closes; one that does not end is left after a moment."""
+async def test_an_abandoned_async_generator_is_finished(autojump_clock: MockClock) -> None:
+    """An abandoned async generator is finished on its loop, within a bound."""
     finished: list[str] = []
 
     async def numbers(name: str, seconds: float) -> AsyncIterator[int]:
@@ -266,8 +266,8 @@ async def test_an_async_generator_that_is_left_is_finished(autojump_clock: MockC
     assert trio.current_time() - began < 4
 
 
-async def test_where_a_task_stands_is_the_authors_line(island: Island, autojump_clock: MockClock) -> None:
-    """The innermost line that is not asyncio's own."""
+async def test_a_tasks_reported_line_is_the_authors(island: Island, autojump_clock: MockClock) -> None:
+    """The reported line of a task is the innermost one that is not in asyncio."""
     resident = Resident(island, "demo")
 
     async def outer() -> None:

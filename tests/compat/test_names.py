@@ -13,15 +13,15 @@ from tangram.compat import names
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """The imports are not answered, and are again afterwards."""
+    """Withdraw the answered imports for the test, and answer them again afterwards."""
     names.withdraw_imports()
     yield
     names.withdraw_imports()
     names.answer_imports()
 
 
-def test_the_old_name_means_ours() -> None:
-    """``tangram_core`` and its four parts are ours, reachable as the published ones are."""
+def test_the_published_name_means_tangrams_modules() -> None:
+    """``tangram_core`` and its four submodules are tangram's."""
     core = import_module("tangram_core")
 
     assert core.__name__ == "tangram.compat.core"
@@ -31,16 +31,16 @@ def test_the_old_name_means_ours() -> None:
     assert import_module("tangram_core.config") is core.config
 
 
-def test_what_is_not_answered_is_said() -> None:
-    """A part that we do not have is missing by name, not found in the published package by accident."""
+def test_a_missing_submodule_is_an_error() -> None:
+    """A missing submodule is an error, and is not found in the published package."""
     with pytest.raises(ModuleNotFoundError, match=r"tangram_core\._core"):
         import_module("tangram_core._core")
 
 
-def test_ours_wins_over_an_installed_one(
+def test_an_installed_package_is_not_used(
     forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A package of that name on the path, imported already even, does not get in the way."""
+    """An installed package of the same name, even if imported already, is not used."""
     package = tmp_path / "tangram_core"
     package.mkdir()
     (package / "__init__.py").write_text("published = True\n")
@@ -53,7 +53,7 @@ def test_ours_wins_over_an_installed_one(
 
 
 def test_fastapi_is_answered_only_where_it_is_not_installed() -> None:
-    """With FastAPI installed the name means FastAPI; without, our router under its names."""
+    """``fastapi`` means FastAPI where it is installed, and tangram's router where it is not."""
     fastapi = import_module("fastapi")
 
     assert names.is_answered("fastapi") is not names.has_fastapi()
@@ -62,8 +62,8 @@ def test_fastapi_is_answered_only_where_it_is_not_installed() -> None:
 
 
 @pytest.mark.slow
-def test_a_native_server_does_not_pay_for_it() -> None:
-    """Without such a plugin neither this room nor what it needs is imported."""
+def test_a_native_server_does_not_import_it() -> None:
+    """A server without such plugins imports neither this package nor its dependencies."""
     heavy = ("tangram.compat", "trio_asyncio", "fastapi", "pydantic", "redis.asyncio")
     code = f"import tangram.app, tangram.web.site, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

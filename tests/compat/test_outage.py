@@ -1,4 +1,4 @@
-"""Redis goes away and comes back: existing plugins wait, and go on."""
+"""Existing plugins wait while Redis is away, and go on when it comes back."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ pytestmark = pytest.mark.slow
 
 
 async def test_an_external_redis_goes_and_comes_back() -> None:
-    """A service that fails because Redis is away has not crashed: its plugin waits, and begins anew; a
-    Subscriber hears again by itself.
+    """A service that fails during an outage has not crashed, and starts again after it.
+
+    A Subscriber connects again by itself.
     """
     subscriber_class = import_module("tangram_core.redis").Subscriber
     listening, publishing = Plugin(), Plugin()
     listening.name, publishing.name = "listening", "publishing"
-    heard: list[str] = []
+    received: list[str] = []
 
     class Hearing(subscriber_class):  # type: ignore[misc, valid-type]
         async def message_handler(self, event: str, payload: str, pattern: str, state: Any) -> None:
-            heard.append(payload)
+            received.append(payload)
             if payload == "bad":
                 raise LookupError(payload)
 
@@ -47,9 +48,9 @@ async def test_an_external_redis_goes_and_comes_back() -> None:
             await asyncio.sleep(0.01)
 
     async def beats(tangram: Any) -> None:
-        heard.clear()
+        received.clear()
         with trio.fail_after(10):
-            while heard.count("beat") < 3:
+            while received.count("beat") < 3:
                 await tangram.http.get("/-/healthz")
 
     with open_broker() as broker:

@@ -1,4 +1,4 @@
-"""docs/compat.md: its examples run."""
+"""The examples of docs/compat.md run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PROGRAM, BEFORE, AFTER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("source", [BEFORE, AFTER], ids=["before", "after"])
-async def test_both_ends_of_the_way_run(source: str, module: Callable[..., Any]) -> None:
-    """The plugin that is moved answers and publishes the same before and after."""
+async def test_the_migrated_plugin_behaves_as_before(source: str, module: Callable[..., Any]) -> None:
+    """The migrated plugin answers and publishes as it did before."""
     plugin = module("greeter", source).plugin
     async with open_tangram([plugin]) as tangram:
         tree = tangram.server.tree

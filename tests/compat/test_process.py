@@ -1,4 +1,4 @@
-"""Existing plugins that misbehave, in a process of their own: who is to blame is named, and the end comes."""
+"""Existing plugins that misbehave, each in a server process of its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.machine_slack import open_lateness
 pytestmark = pytest.mark.slow
 
 BOUND = 1.5
-"""``shutdown_timeout`` of these servers, in seconds."""
+"""``shutdown_timeout`` of these servers in seconds."""
 MORE = 1.0
-"""What a stop may take beyond that, at most."""
+"""Seconds that a stop may take beyond that."""
 LIMITS = f"[supervisor]\nshutdown_timeout = {BOUND}\n"
 
 HEAD = """
@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def write(home: Home, source: str) -> None:
-    """A plugin of the published server's group, called ``old``, as if it were installed."""
+    """Install an existing plugin called ``old``."""
     (home.site / "old.py").write_text(HEAD + source)
     metadata = home.site / "old-0.1.0.dist-info"
     metadata.mkdir()
@@ -78,15 +78,12 @@ async def tell():
 
 
 ROUNDS = 3
-"""A thread that is due may have to wait for a processor. Not that long three times in a row, if the server is
-as fast as it says."""
+"""Number of attempts: a thread that is due may have to wait for a processor, but not three times in a row."""
 
 
 @pytest.mark.parametrize("where", ["service", "handler"])
-async def test_who_blocks_the_loop_is_named_within_a_second(home: Home, where: str) -> None:
-    """An asyncio service or handler that sleeps for real: log and ``/-/supervision`` tell its plugin and its
-    line, while it still blocks.
-    """
+async def test_a_blocking_plugin_is_logged_within_a_second(home: Home, where: str) -> None:
+    """A service or handler that blocks the loop is logged, with its line, while it blocks."""
     write(home, BLOCKS)
     async with open_server(home, "old") as server:
         named: list[float] = []
@@ -94,10 +91,10 @@ async def test_who_blocks_the_loop_is_named_within_a_second(home: Home, where: s
             await server.get(f"/old/{where}")
             await server.wait_line("event loop unblocked", times=count)
             began = await server.get("/old/began")
-            *_, told = server.events("event loop blocked")
+            *_, logged = server.events("event loop blocked")
             *_, stall = (await server.get("/-/supervision"))["watchdog"]["last"]
 
-            assert told["owner"] == stall["owner"] == "old"
+            assert logged["owner"] == stall["owner"] == "old"
             assert any(f"block_in_{where}" in frame for frame in stall["stack"])
             assert stall["seconds"] >= 1.2
             named.append(stall["at"] - began)
@@ -106,8 +103,8 @@ async def test_who_blocks_the_loop_is_named_within_a_second(home: Home, where: s
         assert min(named) <= 1.0, named
 
 
-async def test_a_plain_handler_blocks_nobody(home: Home) -> None:
-    """A handler without ``async`` sleeps in a thread, and the watchdog has nothing to tell."""
+async def test_a_plain_handler_does_not_block_the_loop(home: Home) -> None:
+    """A handler without ``async`` sleeps in a thread, and the watchdog reports nothing."""
     write(home, BLOCKS)
     async with open_server(home, "old") as server:
         await server.get("/old/thread")
@@ -165,8 +162,10 @@ async def leave(state):
 
 @pytest.mark.parametrize("what", LEFT)
 async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str) -> None:
-    """A thread of the plugin's own, or with FastAPI a handler without ``async`` that is stuck, is no daemon,
-    and Python would wait for it: the process ends within the bound with status 0, and the thread is named.
+    """The process ends in time with status 0 although a thread of the plugin goes on.
+
+    The thread is no daemon: one of the plugin's own, or a stuck handler. Its name is logged.
+
     """
     write(home, LEFT[what])
     async with open_server(home, "old", extra=LIMITS) as server:
@@ -175,7 +174,7 @@ async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str)
             begun = trio.current_time()
             status = await server.stop()
             took = trio.current_time() - begun
-        told = [
+        logged = [
             f"{name}: {where}"
             for event in server.events("threads that nobody ended keep the process")
             for name, where in event["threads"].items()
@@ -184,18 +183,19 @@ async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str)
         assert status == 0
         assert took <= BOUND + MORE + late.allowed
         # Ours runs plain handlers in Trio's threads, which are daemons.
-        assert len(told) == (what == "thread" or "fastapi" in packages_distributions())
-        assert all("old.py" in one or "left: " in one for one in told)
+        assert len(logged) == (what == "thread" or "fastapi" in packages_distributions())
+        assert all("old.py" in one or "left: " in one for one in logged)
 
 
 @pytest.mark.parametrize("what", ENDLESS)
 async def test_the_process_ends_although_a_plugin_goes_on(home: Home, what: str) -> None:
-    """A task that swallows its cancellation, or waits for a thread: the stop comes within its bound, with
-    status 0; the task and the thread are named, and the broker is not left behind.
+    """The process ends in time although a task swallows cancellation or waits for a thread.
+
+    Task and thread are logged, and no broker is left behind.
     """
     write(home, ENDLESS[what])
-    told_by_python = {"no_traceback": "Python tells of a coroutine that ignores its end"}
-    async with open_server(home, "old", extra=LIMITS, but=told_by_python) as server:
+    python_warns = {"no_traceback": "Python warns of a coroutine that ignores its end"}
+    async with open_server(home, "old", extra=LIMITS, but=python_warns) as server:
         below = server.children()
         await server.wait_line("it runs")
         with open_lateness() as late:
@@ -203,10 +203,10 @@ async def test_the_process_ends_although_a_plugin_goes_on(home: Home, what: str)
             status = await server.stop()
             took = trio.current_time() - begun
         await wait_gone(below)
-        (told,) = [one for one in server.records if "is abandoned" in one["event"]]
+        (logged,) = [one for one in server.records if "asyncio task abandoned" in one["event"]]
         threads = server.events("a thread that does not end was abandoned", service="old/executor")
 
         assert status == 0
         assert took <= BOUND + MORE + late.allowed
-        assert (told["plugin"], told["task"]) == ("old", "endless")
+        assert (logged["plugin"], logged["task"]) == ("old", "endless")
         assert len(threads) == (what == "to_thread")

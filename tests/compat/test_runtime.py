@@ -1,4 +1,4 @@
-"""The server inside a program: run as programs are, in processes of their own."""
+"""The server inside programs, which run in processes of their own."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ import tangram_core
 from tangram_core.config import Config, CoreConfig, ServerConfig
 
 async def use():
-    told = {}
+    report = {}
     config = Config(core=CoreConfig(plugins=["demo"]), server=ServerConfig(port=PORT))
     runtime = tangram_core.Runtime(config)
     try:
         runtime.state
     except RuntimeError as error:
-        told["before"] = str(error)
+        report["before"] = str(error)
     async with runtime as same:
         state = runtime.state
-        told["same"] = same is runtime
-        told["loop"] = type(asyncio.get_running_loop()).__name__
-        told["ping"] = await state.redis_client.ping()
-        told["ready"] = (await state.http_client.get(state.base_url + "/-/readyz")).json()["status"]
+        report["same"] = same is runtime
+        report["loop"] = type(asyncio.get_running_loop()).__name__
+        report["ping"] = await state.redis_client.ping()
+        report["ready"] = (await state.http_client.get(state.base_url + "/-/readyz")).json()["status"]
         while not hasattr(state, "marked"):
             await asyncio.sleep(0.01)
-        told["marked"] = state.marked
+        report["marked"] = state.marked
         state.asked = 42
         while not (answer := await state.redis_client.get("answer")):
             await asyncio.sleep(0.01)
-        told["answer"] = answer.decode()
+        report["answer"] = answer.decode()
         try:
             await runtime.start()
         except RuntimeError as error:
-            told["twice"] = str(error)
-    told["left"] = [it.name for it in threading.enumerate() if it.name == "tangram"]
-    return told
+            report["twice"] = str(error)
+    report["left"] = [it.name for it in threading.enumerate() if it.name == "tangram"]
+    return report
 
 async def loop():
     return type(asyncio.get_running_loop()).__name__
 
-told = asyncio.run(use())
-told["later"] = asyncio.run(loop())
-print(json.dumps(told))
+report = asyncio.run(use())
+report["later"] = asyncio.run(loop())
+print(json.dumps(report))
 """
 
 
@@ -91,21 +91,23 @@ def run(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("first", ["", "import trio_asyncio"], ids=["asyncio first", "trio_asyncio first"])
 def test_a_program_has_a_server(tmp_path: Path, first: str) -> None:
-    """Inside asyncio.run the state's clients are the program's own, its attributes the plugins'; leaving the
-    block stops everything; and asyncio is what it was, whatever was imported first.
+    """A program uses the state's clients on its own loop, and the plugins' attributes.
+
+    Leaving the block stops everything, and asyncio works as before, in either order of imports.
     """
     from tangram.testing import free_port
 
     done = run(tmp_path, PROGRAM.replace("FIRST", first).replace("PORT", str(free_port())))
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(done.stdout.splitlines()[-1])
 
-    assert "has not been started" in told.pop("before")
-    assert "was started before" in told.pop("twice")
-    # Who imports trio-asyncio before asyncio.run asks for its loop, here and later.
+    assert "has not been started" in report.pop("before")
+    assert "was started before" in report.pop("twice")
+    # A program that imports trio-asyncio before asyncio.run gets its loop, here and later.
+
     loop = "SyncTrioEventLoop" if first else "_UnixSelectorEventLoop"
-    assert (told.pop("loop"), told.pop("later")) == (loop, loop)
-    assert told == {
+    assert (report.pop("loop"), report.pop("later")) == (loop, loop)
+    assert report == {
         "same": True,
         "ping": True,
         "ready": "ready",
@@ -115,8 +117,8 @@ def test_a_program_has_a_server(tmp_path: Path, first: str) -> None:
     }
 
 
-def test_what_does_not_start_is_raised(tmp_path: Path) -> None:
-    """A port that is taken is an error of the program's await, with nothing left running."""
+def test_a_failed_start_is_raised(tmp_path: Path) -> None:
+    """An address that is in use raises an error in the program and leaves nothing running."""
     program = (
         "import asyncio, socket, threading\n"
         "from tangram.compat import answer_imports; answer_imports()\n"

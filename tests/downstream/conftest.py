@@ -1,4 +1,4 @@
-"""Tests against what is published: in environments of their own, which ``make test-downstream`` makes."""
+"""Tests against published packages, in environments that ``make test-downstream`` makes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Environment:
-    """A machine with the published plugins."""
+    """Return a user's machine with the published plugins."""
     return Environment(tmp_path / "home", name="full")
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Environment:
-    """A machine without FastAPI."""
+    """Return a user's machine without FastAPI."""
     return Environment(tmp_path / "home", name="bare")
 
 

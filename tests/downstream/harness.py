@@ -1,4 +1,4 @@
-"""Servers in the environments of `prepare`: ours, and the published one."""
+"""Servers in the environments of `prepare`: this one, and the published one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Environment(Home):
 
     def __post_init__(self) -> None:
         process.Home.__post_init__(self)
-        # The server that is tested is the one that lies here, whatever was installed when.
+        # The sources of this tree come first, in case the environment has an older installation.
         self.path = [self.site, ROOT / "src"]
         self.python = python_of(self.name)
 
@@ -40,7 +40,7 @@ class Environment(Home):
         self.config.write_text(self.config.read_text().replace("[server]\n", shell or "[server]\n"))
 
     def install_guide(self, example: str) -> None:
-        """The guide's project around one of its examples, as pip would have left it."""
+        """Install the guide's project with one of its examples, as pip does."""
         package = self.site / "my_plugin"
         package.mkdir()
         (package / "__init__.py").write_text(source_of(example))
@@ -55,7 +55,7 @@ NOT_OURS = dict.fromkeys(process.ANY_PROCESS, "the published server promises non
 
 @dataclass
 class Published(process.Home):
-    """A machine with the published server. Nothing of ours lies on its path."""
+    """A machine with the published server, without any of tangram's files on its path."""
 
     name: str = "full"
 
@@ -79,9 +79,9 @@ async def open_published(
     name: str = "full",
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[str]:
-    """The published server with published plugins, in a process of its own, on a Redis of its own: its URL.
+    """Run the published server with published plugins on a Redis of its own; yield its URL.
 
-    It is run, and asked over HTTP; nothing of it is imported here.
+    It is run in a process and asked over HTTP; none of its modules is imported here.
     """
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test's own folder
     port, config = free_port(), folder / "tangram.toml"
@@ -103,7 +103,7 @@ async def open_published(
 
 
 async def restart(server: Server, plugin: str) -> None:
-    """Ask the server for a new incarnation of one plugin."""
+    """Ask the server to restart one plugin."""
     token = (server.home.folder / "xdg_state_home" / "tangram" / "operator-token").read_text().strip()
     answer = await server.request(
         "POST", f"/-/plugins/{plugin}/restart", headers={"authorization": f"Bearer {token}"}

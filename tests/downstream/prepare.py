@@ -1,11 +1,11 @@
-"""The environments of the downstream tests, made once: ``make test-downstream`` runs this.
+"""Make the environments of the downstream tests once; ``make test-downstream`` runs this.
 
 ``bare``         tangram alone, without FastAPI, pydantic or httpx
-``full``         the published plugins, which bring the published server along, and then tangram
-``ours-first``   tangram, and then the published server: whose script ``tangram`` is which
-``ours-last``    the other way round
+``full``         the published plugins and their dependency, the published server, then tangram
+``ours-first``   tangram, then the published server: the order decides whose script ``tangram`` is
+``ours-last``    the other order
 
-They go to ``.cache/downstream``, or where ``TANGRAM_DOWNSTREAM`` says.
+They are made in ``.cache/downstream``, or in the folder that ``TANGRAM_DOWNSTREAM`` names.
 """
 
 from __future__ import annotations
@@ -29,20 +29,18 @@ TOOLS = (
     "pytest-trio",
     "openapi-spec-validator",
 )
-"""What the tests of ``tests/compat`` need, which run in ``full`` as well."""
+"""Packages that the tests of ``tests/compat`` need, which run in ``full`` as well."""
 EXTRAS = ("ipykernel", "nbclient", "obstore", "trustme")
-"""A notebook and its kernel, futures of an extension in Rust, and certificates that are thrown away, for
-hosts that a test stands in for.
-"""
+"""A notebook and its kernel, futures of a Rust extension, and throw-away certificates."""
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of an environment."""
+    """Return the interpreter of an environment."""
     return HOME / name / "bin" / "python"
 
 
 def is_prepared() -> bool:
-    """Whether all of them are there."""
+    """Return whether all environments have been made."""
     return (HOME / "done").exists()
 
 
@@ -73,20 +71,20 @@ def make_full() -> None:
 
 
 def add_path(name: str, folder: object) -> None:
-    """Let an environment find what is installed in *folder* as well."""
+    """Let an environment import the packages installed in *folder* as well."""
     site = next((HOME / name / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(f"{folder}\n")
 
 
 def make_orders() -> None:
-    """Two with the scripts alone; what they import is found where the tests themselves run."""
+    """Make two environments with the scripts alone, whose imports come from the tests' own."""
     server = ("--no-deps", "tangram_core")
     ours = ("--no-deps", "--editable", str(ROOT))
     for name, order in (("ours-first", (ours, server)), ("ours-last", (server, ours))):
         make(name)
         add_path(name, sysconfig.get_path("purelib"))
         for what in order:
-            # What the tests' own environment has must not count as installed here.
+            # Packages of the tests' own environment must not count as installed here.
             pip(name, "--force-reinstall", *what)
 
 

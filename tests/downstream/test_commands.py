@@ -1,4 +1,4 @@
-"""Commands that plugins make with Typer, which the published server brings along."""
+"""Commands that plugins make with Typer, which the published server depends on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ plugin = tangram_core.Plugin(get_typer=make)
 
 
 def test_a_typer_application_is_a_command(tmp_path: Path) -> None:
-    """``python -m tangram NAME ...`` runs it under the application's own name, with its own status."""
+    """``python -m tangram NAME ...`` runs a plugin's application with its own exit status."""
     (tmp_path / "past.py").write_text(MODULE)
     metadata = tmp_path / "tangram_past-1.0.dist-info"
     metadata.mkdir()

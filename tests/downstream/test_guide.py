@@ -1,4 +1,4 @@
-"""The plugin guide, word for word, in fresh environments."""
+"""The examples of the plugin guide, word for word, in fresh environments."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def has(environment: str, module: str) -> bool:
     return subprocess.run([python_of(environment), "-c", command], check=False).returncode == 0
 
 
-def test_the_environments_are_what_they_are_called() -> None:
-    """One has FastAPI, pydantic and the published server, the other has none of them."""
+def test_the_environments_have_their_packages() -> None:
+    """``full`` has FastAPI, pydantic and the published server; ``bare`` has none of them."""
     wanted = ("fastapi", "pydantic", "tangram_core", "httpx")
 
     assert [has("full", name) for name in wanted] == [True] * 4
@@ -29,7 +29,7 @@ def test_the_environments_are_what_they_are_called() -> None:
 @pytest.mark.parametrize("example", EXAMPLES)
 @pytest.mark.parametrize("name", ["bare", "full"])
 async def test_each_example_runs(tmp_path: Path, name: str, example: str) -> None:
-    """Every example of the guide, enabled as the guide says, is up, answers, and ends in order."""
+    """Every example of the guide starts, answers, and stops in order."""
     environment = Environment(tmp_path / "home", name=name)
     environment.install_guide(example)
     async with open_server(environment, "my_tangram_plugin") as server:

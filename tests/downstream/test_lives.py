@@ -1,5 +1,6 @@
-"""The published plugins over a crash in one's own service, an outage of somebody else's Redis, restarts and a
-stop: each time they are back, and nothing of what they had is left over.
+"""The published plugins over a crash, an outage of an external Redis, restarts and a stop.
+
+Each time they run again, and none of their resources is left over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import pytest
 from tangram.errors import ChannelClosed, Refused
 from tangram.testing import open_broker
 from tests.downstream.harness import PUBLISHED, Environment, restart
-from tests.downstream.test_published import hear
+from tests.downstream.test_published import receive_messages
 from tests.e2e.harness import Server, open_server, wait_until
 
 pytestmark = pytest.mark.slow
@@ -53,23 +54,26 @@ async def break_it() -> int:
 
 
 async def serves(server: Server) -> bool:
-    """A route answers, and a service is heard over the WebSocket."""
+    """Return whether a route answers and a service's message arrives over the WebSocket."""
     try:
-        await hear(server, 1)
-    except (Refused, ChannelClosed):  # while Redis is away, which a client is told
+        await receive_messages(server, 1)
+    except (Refused, ChannelClosed):  # while Redis is away, which a client is logged
         return False
     return bool((await server.get("/weather/"))["message"])
 
 
 async def census(server: Server) -> dict[str, int]:
-    """What lives in the server's process now."""
+    """Return the numbers of tasks, clients, threads and descriptors in the server's process."""
     process = psutil.Process(server.process.pid)
     inside: dict[str, int] = await server.get("/witness/census")
     return inside | {"threads": process.num_threads(), "descriptors": process.num_fds()}
 
 
 async def wait_nothing_more(server: Server, before: dict[str, int]) -> None:
-    """Until no more lives than before: but for the connection that asks, and a thread that waits for work."""
+    """Wait until the census is no larger than before.
+
+    The connection that asks and one waiting thread are allowed.
+    """
     spare = {"threads": 1, "descriptors": 2}
     more: dict[str, int] = {}
 
@@ -86,16 +90,18 @@ async def wait_nothing_more(server: Server, before: dict[str, int]) -> None:
 
 
 def crashes(server: Server) -> list[str]:
-    """Who crashed. A service that fails because Redis is away ends its plugin's life, which is no crash: the
-    plugin waits, and begins anew.
+    """Return the names of crashed plugins.
+
+    A service that fails while Redis is away ends its plugin's incarnation, which is no crash.
     """
     return [one["child"] for one in server.events("child crashed") if one["supervisor"] != "tangram_system"]
 
 
-async def test_a_crash_an_outage_and_restarts_leave_nothing_over(full: Environment) -> None:
-    """A published plugin's service raises: it is one crash, of that plugin, and it publishes again. The
-    external Redis dies and comes back: nobody has crashed. After each, and after restarts, no asyncio task,
-    loop, client, connection, thread or descriptor is left over; the stop is clean.
+async def test_a_crash_an_outage_and_restarts_leave_nothing_behind(full: Environment) -> None:
+    """A crash, an outage and restarts leave no task, client, connection or thread behind.
+
+    A published plugin's service raises: this is one crash, of that plugin, and it publishes again. The
+    external Redis dies and comes back without a crash. The stop is clean.
     """
     full.install("witness", WITNESS)
     with open_broker() as broker:

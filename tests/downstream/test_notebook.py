@@ -1,4 +1,4 @@
-"""``Runtime`` in a real notebook kernel, whose loop runs before anything of ours is imported."""
+"""``Runtime`` in a real notebook kernel, whose loop runs before tangram is imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CELLS = (
     """
 async with tangram_core.Runtime(config) as runtime:
     await runtime.state.redis_client.set("greeting", "hello")
-    print("heard", await runtime.state.redis_client.get("greeting"))
+    print("received", await runtime.state.redis_client.get("greeting"))
     answer = await runtime.state.http_client.get(runtime.state.base_url + "/-/readyz")
     print("ready", answer.status_code)
 """,
@@ -44,8 +44,9 @@ print("left", [it.name for it in threading.enumerate() if "tangram" in it.name.l
 
 @pytest.mark.parametrize("first", ["", "import trio_asyncio\n"], ids=["kernel first", "trio-asyncio first"])
 def test_the_runtime_runs_in_a_notebook(first: str, tmp_path: Path) -> None:
-    """Cells with ``async with`` and ``await`` at their top use the server, and leaving the block ends it;
-    also where trio-asyncio, which changes what ``asyncio.run`` gives, was imported before.
+    """Cells with ``async with`` and ``await`` use the server, and leaving the block stops it.
+
+    This works as well where trio-asyncio was imported before.
     """
     environ = {
         **os.environ,
@@ -66,7 +67,7 @@ def test_the_runtime_runs_in_a_notebook(first: str, tmp_path: Path) -> None:
     )
 
     assert ended.returncode == 0, ended.stderr[-2000:]
-    said = json.loads(ended.stdout.splitlines()[-1])
-    assert "heard b'hello'" in said
-    assert "ready 200" in said
-    assert "left []" in said
+    calls = json.loads(ended.stdout.splitlines()[-1])
+    assert "received b'hello'" in calls
+    assert "ready 200" in calls
+    assert "left []" in calls

@@ -1,4 +1,4 @@
-"""The published plugins, unmodified, on our server; and the published server beside it, for comparison."""
+"""The published plugins on this server, compared with the published server beside it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def ask(url: str) -> list[tuple[int, Any]]:
 
 
 async def test_routes_answer_as_published(ours: Server, tmp_path: Path) -> None:
-    """The plugins' routes, refusals and verdicts on settings are, as JSON, those of the published server."""
+    """Routes, refusals and checked settings answer with the published server's JSON."""
     async with open_published(tmp_path / "published") as url:
         theirs = await ask(url)
 
@@ -55,7 +55,7 @@ async def test_routes_answer_as_published(ours: Server, tmp_path: Path) -> None:
 
 
 async def test_the_manifest_is_as_published(ours: Server, tmp_path: Path) -> None:
-    """The manifest's plugins are those of the published server, configuration and schema included."""
+    """The manifest's plugins are those of the published server, schemas included."""
     async with open_published(tmp_path / "published") as url, httpx.AsyncClient() as client:
         theirs = (await client.get(f"{url}/manifest.json")).json()
     manifest = await ours.get("/manifest.json")
@@ -67,7 +67,7 @@ async def test_the_manifest_is_as_published(ours: Server, tmp_path: Path) -> Non
 
 
 async def test_the_routes_are_documented_together(ours: Server, tmp_path: Path) -> None:
-    """One document shows the plugins' routes as the published server does, beside ours, without a clash."""
+    """One OpenAPI document has the plugins' routes as the published server shows them."""
     from openapi_spec_validator import validate
 
     async with open_published(tmp_path / "published") as url, httpx.AsyncClient() as client:
@@ -85,8 +85,8 @@ async def test_the_routes_are_documented_together(ours: Server, tmp_path: Path) 
     assert "/-/readyz" in document["paths"]
 
 
-async def test_the_front_ends_files_are_served(ours: Server) -> None:
-    """What the manifest names is there: modules, style sheets, and the shell around them."""
+async def test_files_of_front_ends_are_served(ours: Server) -> None:
+    """The modules and style sheets that the manifest names are served, and the shell itself."""
     manifest = await ours.get("/manifest.json")
     async with httpx.AsyncClient(base_url=ours.url, timeout=10) as client:
         for name, entry in manifest["plugins"].items():
@@ -102,30 +102,28 @@ async def test_the_front_ends_files_are_served(ours: Server) -> None:
 
 
 async def test_the_service_publishes(ours: Server) -> None:
-    """The system plugin's values arrive over the WebSocket, as the front end hears them."""
-    heard = await hear(ours, 12)
+    """The system plugin's values arrive over the WebSocket."""
+    received = await receive_messages(ours, 12)
 
-    assert {payload["el"] for payload in heard} == {"uptime", "info_utc", "cpu_load", "ram_usage"}
+    assert {payload["el"] for payload in received} == {"uptime", "info_utc", "cpu_load", "ram_usage"}
 
 
-async def hear(server: Server, count: int) -> list[Any]:
-    """What the system plugin says to browsers, so many times."""
+async def receive_messages(server: Server, count: int) -> list[Any]:
+    """Return the next messages of the system plugin for browsers."""
     token = await fetch_token(server.url, "system")
     async with open_socket(server.url) as socket:
         channel = await socket.join("system", token=token.token)
-        heard: list[Any] = []
+        received: list[Any] = []
         with trio.fail_after(15):
-            while len(heard) < count:
+            while len(received) < count:
                 event = await channel.receive()
                 if event.name == "update-node":
-                    heard.append(event.payload)
-        return heard
+                    received.append(event.payload)
+        return received
 
 
 async def test_the_shell_loads_and_its_clock_moves(ours: Server, browser: Browser) -> None:
-    """The published shell in a real browser: no error in the console but for what the internet owes, and the
-    clock of the system plugin moves.
-    """
+    """The published shell loads in a browser without errors, and its clock moves."""
     page = await browser.open_page(ours.url)
     text = "document.body.innerText"
     clock = f"(({text}).match(/\\d\\d:\\d\\d:\\d\\d/) || [''])[0]"
@@ -136,13 +134,14 @@ async def test_the_shell_loads_and_its_clock_moves(ours: Server, browser: Browse
 
 
 def of_the_internet(error: str) -> bool:
-    """Map styles and fonts of other hosts, which a test without internet access cannot have."""
+    """Return whether an error comes from hosts that the test cannot reach."""
     return "cartocdn.com" in error or "fonts.g" in error or "ERR_NAME_NOT_RESOLVED" in error
 
 
 async def test_crash_restart_and_outage(full: Environment) -> None:
-    """The same plugins over a planned restart, a restart of one, and the loss of the broker: routes and
-    services come back, and the process has no more threads, tasks and descriptors than before.
+    """Routes and services come back after restarts and after a loss of the broker.
+
+    The process has no more threads and descriptors than before.
     """
     import psutil
 
@@ -151,8 +150,8 @@ async def test_crash_restart_and_outage(full: Environment) -> None:
 
         async def serves() -> bool:
             try:
-                await hear(server, 1)
-            except (Refused, ChannelClosed):  # while Redis is away, which a client is told
+                await receive_messages(server, 1)
+            except (Refused, ChannelClosed):  # while Redis is away, which a client is logged
                 return False
             return bool((await server.get("/weather/"))["message"])
 

@@ -1,4 +1,4 @@
-"""A plugin whose service and route await futures of a Rust extension (pyo3), on its island."""
+"""A plugin whose service and route await futures of a Rust extension (pyo3) on an island."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ async def wait_for_ever(state) -> None:
 
 
 async def test_rust_futures_run_are_cancelled_and_run_again(full: Environment) -> None:
-    """A route awaits them; a service that waits for one ends at once at a restart, also at a crash of the
-    whole, and waits again in its next life; a completion that comes too late for its loop hurts nobody.
+    """A route awaits Rust futures, and a service that waits for one ends at a restart.
+
+    It waits again in the next incarnation; a completion that comes too late for its loop is ignored.
     """
     asked: list[trio.SocketStream] = []
 

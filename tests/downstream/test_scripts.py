@@ -1,4 +1,4 @@
-"""Two distributions have a script called ``tangram``: which is which, in both orders of installation."""
+"""Two distributions have a script called ``tangram``; both orders of installation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def run(*command: str | Path) -> str:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_python_m_tangram_is_always_ours(order: str) -> None:
-    """``python -m tangram`` and ``tangram-trio`` are this server, whatever was installed last."""
+    """``python -m tangram`` and ``tangram-trio`` are this server in either order."""
     assert run(python_of(order), "-m", "tangram", "--version").startswith("tangram, version 0.")
     assert run(HOME / order / "bin" / "tangram-trio", "--version").startswith("tangram, version 0.")
 
 
-def test_the_script_is_whose_was_installed_last() -> None:
-    """``tangram`` itself is taken by the last: ours works then, and the other says that it is not."""
+def test_the_last_installed_distribution_has_the_script() -> None:
+    """``tangram`` is the script of the distribution that was installed last."""
     ours = (HOME / "ours-last" / "bin" / "tangram").read_text()
     theirs = (HOME / "ours-first" / "bin" / "tangram").read_text()
 

@@ -1,4 +1,4 @@
-"""The published weather plugin's download, on our server and on the published one, from a host of ours."""
+"""The published weather plugin's download on both servers."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ WEATHER = ("tangram_weather",)
 
 
 async def ask(url: str, level: int) -> tuple[int, Any]:
-    """Status and JSON; of a failure only the status, whose text is the server's own."""
+    """Return status and JSON; of a failure only the status, since its text differs by server."""
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         answer = await client.get(f"/weather/wind?isobaric={level}")
         return answer.status_code, answer.json() if answer.is_success else None
 
 
-async def story(winds: Winds, url: str) -> list[tuple[int, Any]]:
-    """What one server answers while the forecast is away, missing, broken, and there."""
-    told = []
+async def answers_over_time(winds: Winds, url: str) -> list[tuple[int, Any]]:
+    """Return one server's answers while the forecast is away, missing, broken and there."""
+    answers = []
     for mode in ("away", "missing", "there"):
         winds.mode = mode
-        told.append(await ask(url, LEVELS[0]))
-    return [*told, await ask(url, LEVELS[1]), await ask(url, 1)]
+        answers.append(await ask(url, LEVELS[0]))
+    return [*answers, await ask(url, LEVELS[1]), await ask(url, 1)]
 
 
 async def test_the_wind_is_as_published(full: Environment, tmp_path: Path) -> None:
-    """Both servers ask for the same files and answer with the same JSON, failures included; after a failed
-    download the next one is tried.
+    """Both servers request the same files and answer with the same JSON, failures included.
+
+    After a failed download the next run's file is requested.
     """
     async with open_winds(tmp_path / "winds") as winds:
         environ = winds.environ(tmp_path / "published" / "tmp")
         async with open_published(tmp_path / "published", WEATHER, environ=environ) as url:
-            theirs = await story(winds, url)
+            theirs = await answers_over_time(winds, url)
         asked, winds.asked = winds.asked, []
         async with open_server(full, *WEATHER, environ=winds.environ(tmp_path / "ours")) as server:
-            ours = await story(winds, server.url)
+            ours = await answers_over_time(winds, server.url)
             failures = server.events("a handler failed", plugin="tangram_weather")
             crashes = server.events("child crashed")
 
@@ -55,7 +56,7 @@ async def test_the_wind_is_as_published(full: Environment, tmp_path: Path) -> No
 
 
 async def test_a_broken_forecast_is_a_failed_request(full: Environment, tmp_path: Path) -> None:
-    """A file that is no forecast costs the request, on both servers, and nothing else."""
+    """A file that is no forecast fails the request on both servers, and nothing else."""
     async with open_winds(tmp_path / "winds") as winds:
         winds.mode = "broken"
         environ = winds.environ(tmp_path / "published" / "tmp")

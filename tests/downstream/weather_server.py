@@ -1,7 +1,7 @@
-"""The weather forecast that the published weather plugin downloads, as a proxy with a certificate of its own.
+"""The forecast host of the published weather plugin, as a proxy with its own certificate.
 
-What the plugin asks for was seen by listening: one file of GRIB messages for each run of the model, from the
-newest run back. A server that is started with `Winds.environ` gets it from here, whichever server it is.
+The plugin's requests were recorded: one file of GRIB messages for each run of the model, from the newest run
+back. A server that is started with `Winds.environ` downloads from here, whichever server it is.
 """
 
 from __future__ import annotations
@@ -48,24 +48,22 @@ with open(path, "wb") as file:
                 eccodes.codes_write(message, file)
                 eccodes.codes_release(message)
 """
-"""Writes one run's file. Every hour of it is the same, so that an answer does not depend on the time."""
+"""Program that writes one run's file; all hours are equal, so that answers do not depend on the time."""
 
 
 @dataclass
 class Winds:
-    """What the proxy answers, and what it was asked."""
+    """The answers of the proxy, and the requests that it got."""
 
     folder: Path
     port: int
     mode: str = "missing"
-    """``missing``: no run is there; ``broken``: what is there is no forecast; ``there``; ``away``: the proxy
-    hangs up.
-    """
+    """One of ``missing`` (no run), ``broken`` (the file is no forecast), ``there``, ``away`` (hang up)."""
     asked: list[str] = field(default_factory=list)
-    """The paths, in order."""
+    """The requested paths, in order."""
 
     def environ(self, folder: Path) -> dict[str, str]:
-        """For a server that keeps what it fetched in *folder*."""
+        """Return the environment of a server that keeps its downloads in *folder*."""
         folder.mkdir(parents=True, exist_ok=True)
         proxy = f"http://127.0.0.1:{self.port}"
         return {
@@ -76,7 +74,7 @@ class Winds:
         }
 
     async def answer(self, path: str) -> bytes:
-        """One response, whole."""
+        """Return one whole response."""
         self.asked.append(path)
         if self.mode == "missing":
             return b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
@@ -97,7 +95,7 @@ class Winds:
 
 @asynccontextmanager
 async def open_winds(folder: Path) -> AsyncIterator[Winds]:
-    """A proxy that has the forecast's host."""
+    """Run a proxy that has the forecast's host."""
     folder.mkdir(parents=True)  # noqa: ASYNC240 - a test's own folder
     await trio.run_process([str(python_of("full")), "-m", "trustme", "-q", "-d", str(folder), "-i", HOST])
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

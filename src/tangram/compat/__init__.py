@@ -1,7 +1,7 @@
-"""Yesterday's plugins unchanged: what was written for ``tangram_core``, asyncio, FastAPI and pydantic.
+"""Run plugins written for ``tangram_core`` (asyncio, FastAPI, pydantic) unchanged.
 
-``names`` answers the imports, ``core`` and ``bare`` are what they are answered with, ``island`` is the
-asyncio loop that such a plugin lives on, ``host`` its place in the supervision tree, ``apps`` its routes.
+``names`` answers their imports with the modules in ``core`` and ``bare``. ``island`` is the asyncio loop
+that such a plugin runs on, ``host`` its child in the supervision tree, and ``apps`` serves its routes.
 
 Nothing in here is imported unless such a plugin is enabled, or a program asks for it.
 """

@@ -1,7 +1,7 @@
-"""The routes of an existing plugin, as the site mounts them.
+"""ASGI applications for the routes of existing plugins.
 
-With FastAPI: its own routers, in an application of this plugin alone, carried out on the plugin's island.
-Without: our routers, whose handlers are carried out there.
+With FastAPI installed, a plugin's routers are included in a FastAPI application of this plugin alone, which
+runs on the plugin's island. Without FastAPI the routers are tangram's, and their handlers run on the island.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ __all__ = ["app_of"]
 log = structlog.get_logger("tangram.compat")
 
 _EXCHANGE = "tangram.exchange"
-"""Where the scope keeps the request's exchange."""
+"""Key in the scope under which the request's `_Exchange` is kept."""
 
 HANDLER_SECONDS = 1.0
-"""What a handler gets to end when its client has gone or the server stops."""
+"""Seconds for a handler to end after its client has left or the server stops."""
 
-MAX_TAILS = 100
-"""Handlers of a plugin that may go on behind their answers, as background tasks do; with more, the connection
-waits, so that nobody can pile them up."""
+MAX_BACKGROUND_TASKS = 100
+"""Handlers of one plugin that may continue after their response, as FastAPI's background tasks do.
+
+Beyond this number the connection waits for the handler, so that clients cannot pile up tasks.
+"""
 
 
 class Hosting(Protocol):
-    """What an application needs of its plugin's host."""
+    """The part of a plugin's host that its application uses."""
 
     loaded: LoadedPlugin
 
@@ -56,8 +58,12 @@ class Hosting(Protocol):
 
 
 def app_of(host: Hosting, max_body: int) -> AppMount | None:
-    """Its routes; ``None`` where it has none. ``max_body`` bounds a request's body in bytes, 0 does not; to
-    FastAPI's routes the engine's own bound is all that applies.
+    """Return the application with the routes of a plugin, or ``None`` where it has no routes.
+
+    Args:
+        host: The host of the plugin.
+        max_body: The largest request body in bytes for tangram's own routers; 0 sets no limit. FastAPI's
+            routes are limited by the engine alone.
     """
     routers: list[Any] = list(host.loaded.plugin.routers)
     if not routers:
@@ -70,7 +76,7 @@ def app_of(host: Hosting, max_body: int) -> AppMount | None:
 
 
 class FastApp:
-    """FastAPI routers of one plugin."""
+    """An ASGI application with the FastAPI routers of one plugin."""
 
     def __init__(self, host: Hosting, routers: list[Any]) -> None:
         from fastapi import FastAPI, Request
@@ -93,10 +99,10 @@ class FastApp:
             except Exception as error:
                 cause = cause_line(error, host.loaded.source)
                 self.problems.append(cause)
-                log.exception("a plugin's router cannot be served", plugin=self.owner, cause=cause)
+                log.exception("router left out", plugin=self.owner, cause=cause)
 
     def match(self, scope: Scope) -> bool | None:
-        """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+        """Return True for a matching route, False for another method of a known path, else None."""
         known: bool | None = None
         probe = dict(scope)
         for route in self._app.router.routes:
@@ -108,7 +114,7 @@ class FastApp:
         return known
 
     def openapi(self) -> Mapping[str, Any]:
-        """The document of its routes alone."""
+        """Return the OpenAPI document of these routes alone."""
         if self._openapi is None:
             self._openapi = self._app.openapi()
         return self._openapi
@@ -118,7 +124,7 @@ class FastApp:
             resident, state = self._host.running_resident()
             exchange = _Exchange(resident, receive, send)
         except IslandClosed as error:
-            await _come_back(error, scope, send)
+            await _send_restarting(error, scope, send)
             return
         setattr(self._app.state, STATE, state)
         scope = {**scope, _EXCHANGE: exchange}
@@ -128,15 +134,15 @@ class FastApp:
         except IslandClosed as error:
             if exchange.started:
                 raise ResponseAborted(str(error)) from None
-            await _come_back(error, scope, send)
-        # FastAPI answers what it can, and raises it again in any case.
-        except Exception as error:  # noqa: BLE001
+            await _send_restarting(error, scope, send)
+        # FastAPI answers with a 500 where it still can, and raises the exception again in any case.
+        except Exception as error:  # noqa: BLE001 - any exception of a plugin's handler is logged
             failed(error)
             if not exchange.ended and not exchange.gone:
                 raise ResponseAborted(f"the response of {scope['path']!r} broke off") from None
 
     def _failed(self, scope: Mapping[str, Any], error: Exception) -> None:
-        # What FastAPI has answered was told then.
+        # FastAPI's exception handler has logged it already where it answered with a 500.
         if error is not scope[_EXCHANGE].reported:
             self._report(scope, error)
 
@@ -144,7 +150,7 @@ class FastApp:
         number = secrets.token_hex(8)
         scope[_EXCHANGE].reported = error
         if scope[_EXCHANGE].gone:
-            return number  # what follows from that is nobody's failure
+            return number  # a consequence of the client's leaving is no failure of the plugin
         log.error(
             "a handler failed",
             id=number,
@@ -157,12 +163,12 @@ class FastApp:
 
 
 class _Exchange:
-    """One request between an engine on Trio and an ASGI application on an island.
+    """Connects one request of an engine on Trio to an ASGI application on an island.
 
     The application's ``receive`` and ``send`` are orders to the request's own Trio task, which carries them
-    out and answers with a future: nothing is shared, and cancelling either side ends the other. Once the
-    answer is whole, the application goes on alone, as the plugin's own, and the connection has its next
-    request: background tasks are what is left of it then.
+    out and answers with a future: the two sides share no state, and cancelling either side ends the other.
+    Once the response is complete, the connection reads its next request while the application goes on in the
+    background, for example with FastAPI's background tasks.
     """
 
     def __init__(self, resident: Resident, receive: Receive, send: Send) -> None:
@@ -170,18 +176,22 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self.started = False
-        """The application has begun to answer."""
+        """Whether the application has begun its response."""
         self.gone = False
-        """Its client has gone."""
+        """Whether the client has left."""
         self.ended = False
-        """Its answer is whole."""
+        """Whether the response is complete."""
         self.reported: Exception | None = None
-        """What was logged of it."""
+        """The exception of the application that has been logged."""
         self._orders, self._todo = trio.open_memory_channel[tuple[str, Any, Any]](16)
 
     async def run(self, app: Callable[..., Any], scope: Scope, failed: Callable[[Exception], None]) -> None:
-        """Until the answer is whole, or the application has ended without one. ``failed`` is told what it
-        raises afterwards.
+        """Run the application until its response is complete, or until it ends without one.
+
+        Args:
+            app: The ASGI application.
+            scope: The scope of the request.
+            failed: Called with an exception that the application raises after its response.
         """
         task = self._resident.spawn(
             app, scope, self._aio_receive, self._aio_send, name=f"request {scope['path']}"
@@ -203,18 +213,18 @@ class _Exchange:
             if self.ended:
                 self._settle_rest()
             self._todo.close()
-            if self.ended and len(self._resident.tails) < MAX_TAILS:
-                self._resident.let_go(task, failed)
+            if self.ended and len(self._resident.detached) < MAX_BACKGROUND_TASKS:
+                self._resident.detach(task, failed)
             else:
                 await self._resident.wait(task, stop_timeout=HANDLER_SECONDS)
 
     async def _carry_out(self, answer: asyncio.Future[Any], function: Callable[..., Any], *args: Any) -> None:
         try:
             result = await function(*args)
-        except Exception as error:  # noqa: BLE001 - the application learns that its client has gone
+        except Exception as error:  # noqa: BLE001 - the application is notified that its client has left
             self.gone = True
             if not answer.done():
-                answer.set_exception(OSError(f"the client has gone: {error}"))
+                answer.set_exception(OSError(f"the client has left: {error}"))
             return
         except trio.Cancelled:
             if self.ended and not answer.done():
@@ -224,7 +234,7 @@ class _Exchange:
             answer.set_result(result)
 
     def _settle_rest(self) -> None:
-        """Answer what was ordered beside the last piece: nobody carries it out any more."""
+        """Answer the orders that are left after the last part of the response."""
         while True:
             try:
                 what, _, answer = self._todo.receive_nowait()
@@ -249,7 +259,7 @@ class _Exchange:
         try:
             self._orders.send_nowait((what, message, answer))
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            raise OSError(_COMPLETE if self.ended else "the client has gone") from None
+            raise OSError(_COMPLETE if self.ended else "the client has left") from None
         return await answer
 
 
@@ -261,7 +271,7 @@ def _is_last(message: Any) -> bool:
     return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
-async def _come_back(error: IslandClosed, scope: Scope, send: Send) -> None:
+async def _send_restarting(error: IslandClosed, scope: Scope, send: Send) -> None:
     await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
 
 
@@ -269,7 +279,7 @@ async def _come_back(error: IslandClosed, scope: Scope, send: Send) -> None:
 
 
 class TableApp:
-    """Routers of ours, declared by a plugin that asked for FastAPI's."""
+    """An ASGI application with tangram's own routers, for plugins that run without FastAPI."""
 
     def __init__(self, host: Hosting, routers: list[APIRouter], max_body: int) -> None:
         self.owner = host.name
@@ -279,35 +289,37 @@ class TableApp:
         self.problems = [str(problem) for problem in self._table.problems]
         done: dict[int, Plan] = {}
         for endpoint in self._table.endpoints:
-            endpoint.plan = self._moved(endpoint.plan, done)
+            endpoint.plan = self._plan_on_island(endpoint.plan, done)
 
     def match(self, scope: Scope) -> bool | None:
-        """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+        """Return True for a matching route, False for another method of a known path, else None."""
         found = self._table.match(scope["method"], scope["path"], scope.get("raw_path"))
         return None if found is None else found.value is not None
 
     def openapi(self) -> Mapping[str, Any]:
-        """The document of its routes alone."""
+        """Return the OpenAPI document of these routes alone."""
         return openapi(self._table)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._table(scope, receive, send)
         except IslandClosed as error:
-            await _come_back(error, scope, send)
+            await _send_restarting(error, scope, send)
 
     def _resolve(self, kind: type) -> object:
         if kind is not BackendState:
             raise LookupError(f"{kind.__name__} cannot be injected; BackendState can")
         return self._host.running_resident()[1]
 
-    def _moved(self, plan: Plan, done: dict[int, Plan]) -> Plan:
-        """The plan with every async part of it carried out on the island."""
+    def _plan_on_island(self, plan: Plan, done: dict[int, Plan]) -> Plan:
+        """Return a plan whose async functions run on the island."""
         if id(plan) not in done:
-            below = tuple(attrs.evolve(one, plan=self._moved(one.plan, done)) for one in plan.dependencies)
+            below = tuple(
+                attrs.evolve(one, plan=self._plan_on_island(one.plan, done)) for one in plan.dependencies
+            )
             call = plan.call
             if plan.how == "async":
-                call = self._on_island(call)
+                call = self._function_on_island(call)
             elif plan.how == "async_generator":
                 call = self._generator_on_island(call)
             elif plan.how == "thread":
@@ -315,23 +327,23 @@ class TableApp:
             done[id(plan)] = attrs.evolve(plan, call=call, dependencies=below)
         return done[id(plan)]
 
-    def _on_island(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _function_on_island(self, function: Callable[..., Any]) -> Callable[..., Any]:
         name = str(getattr(function, "__name__", "handler"))
 
-        async def moved(**arguments: Any) -> Any:
+        async def called(**arguments: Any) -> Any:
             resident, _ = self._host.running_resident()
             result = await resident.call(
                 lambda: function(**arguments), name=name, stop_timeout=HANDLER_SECONDS
             )
             return self._streamed(result)
 
-        return moved
+        return called
 
     def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def moved(**arguments: Any) -> Any:
+        def called(**arguments: Any) -> Any:
             return self._streamed(function(**arguments))
 
-        return moved
+        return called
 
     def _streamed(self, result: Any) -> Any:
         if isinstance(result, StreamingResponse) and hasattr(result.chunks, "__aiter__"):
@@ -351,7 +363,7 @@ class TableApp:
                     await resident.call(close, name="stream")
 
     def _generator_on_island(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        async def moved(**arguments: Any) -> AsyncIterator[Any]:
+        async def called(**arguments: Any) -> AsyncIterator[Any]:
             resident, _ = self._host.running_resident()
             generator = function(**arguments)
             value = await resident.call(_next, generator, name=function.__name__)
@@ -366,7 +378,7 @@ class TableApp:
                 with trio.move_on_after(HANDLER_SECONDS, shield=True):
                     await resident.call(generator.aclose, name=function.__name__)
 
-        return moved
+        return called
 
 
 _END: Any = object()
@@ -376,5 +388,5 @@ async def _next(iterator: Any) -> Any:
     try:
         return await anext(iterator)
     except StopAsyncIteration:
-        # An exception of this kind cannot leave a coroutine.
+        # StopAsyncIteration cannot leave a coroutine.
         return _END

@@ -1,7 +1,7 @@
-"""What ``tangram_core.config`` gives: the configuration as plain dataclasses, and what front ends are told.
+"""The module ``tangram_core.config``: the configuration as plain dataclasses.
 
-The published server's classes are dataclasses that plugins build, subclass and read. Ours are made from the
-checked configuration; a plugin gets a copy, so that what it changes there stays with it.
+Existing plugins build, subclass and read these classes. Their instances are made from the checked
+configuration, and each plugin gets a copy, so that its changes stay its own.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ VOYAGER = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
 
 
 class FrontendMutable(NativeMutable):
-    """Marks a field for the settings page; pydantic writes it into the field's JSON Schema."""
+    """Marks a field as editable on the settings page, in the JSON Schema of pydantic."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         schema: dict[str, Any] = handler(core_schema)
@@ -114,7 +114,7 @@ class ThemeDefinition:
 
 @dataclass
 class AdaptiveTheme:
-    """The themes for a light and for a dark surrounding, by name."""
+    """The names of the themes for a light and for a dark surrounding."""
 
     light: str = "light"
     dark: str = "dark"
@@ -122,7 +122,7 @@ class AdaptiveTheme:
 
 @dataclass
 class CoreConfig:
-    """``[core]``."""
+    """The table ``[core]``."""
 
     redis_url: str = "redis://127.0.0.1:6379"
     plugins: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ class CoreConfig:
 
 @dataclass
 class ServerConfig:
-    """``[server]``."""
+    """The table ``[server]``."""
 
     host: str = "127.0.0.1"
     port: int = 2346
@@ -141,7 +141,7 @@ class ServerConfig:
 
 @dataclass
 class ChannelConfig:
-    """``[channel]``. Without a port of its own the channel is served on the server's."""
+    """The table ``[channel]``; its address is the server's unless it is set."""
 
     host: str = "127.0.0.1"
     port: int = 2346
@@ -153,7 +153,7 @@ class ChannelConfig:
 
 @dataclass
 class MapConfig:
-    """``[map]``."""
+    """The table ``[map]``."""
 
     style: MapStyle = VOYAGER
     styles: list[MapStyle] = field(default_factory=list)
@@ -183,13 +183,13 @@ class CacheEntry:
 
 @dataclass
 class CacheConfig:
-    """``[cache]``."""
+    """The table ``[cache]``."""
 
     entries: list[CacheEntry] = field(default_factory=list)
 
 
 class PluginTables(dict[str, Any]):
-    """``[plugins.*]``, found under any spelling of a distribution's name."""
+    """The tables ``[plugins.*]``, found under any spelling of a distribution's name."""
 
     def _known(self, key: object) -> Any:
         if dict.__contains__(self, key) or not isinstance(key, str):
@@ -209,7 +209,7 @@ class PluginTables(dict[str, Any]):
 
 @dataclass
 class Config:
-    """``tangram.toml``, as existing plugins and programs read and write it."""
+    """The whole ``tangram.toml``, as existing plugins and programs read and write it."""
 
     core: CoreConfig = field(default_factory=CoreConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -220,7 +220,11 @@ class Config:
 
     @classmethod
     def from_file(cls, path: StrOrPathLike) -> Config:
-        """Read a file; raises ``tangram.errors.ConfigError`` with every fault."""
+        """Read a file.
+
+        Raises:
+            tangram.errors.ConfigError: lists every fault of the file.
+        """
         from tangram.config import load_config
 
         return copy_of(load_config(Path(path), os.environ).config)
@@ -231,7 +235,7 @@ IntoConfig: TypeAlias = Config | str | os.PathLike[str] | None
 
 @dataclass
 class FrontendCoreConfig:
-    """What browsers are told of ``[core]``."""
+    """The part of ``[core]`` that browsers get."""
 
     theme: str | AdaptiveTheme = field(default_factory=AdaptiveTheme)
     themes: list[ThemeDefinition] = field(default_factory=list)
@@ -239,14 +243,14 @@ class FrontendCoreConfig:
 
 @dataclass
 class FrontendChannelConfig:
-    """Where the channels are."""
+    """The address of the channels."""
 
     url: str
 
 
 @dataclass
 class FrontendConfig:
-    """What browsers are told of the server itself."""
+    """The part of the server's configuration that browsers get."""
 
     core: FrontendCoreConfig
     map: MapConfig
@@ -257,7 +261,7 @@ class FrontendConfig:
 
 
 def copy_of(config: NativeConfig) -> Config:
-    """The configuration as a plugin may have it, nothing of it shared with anybody."""
+    """Return the configuration as a plugin's own copy, which shares no object with others."""
     made = Config(
         core=_copy(CoreConfig, config.core),
         server=_copy(ServerConfig, config.server),
@@ -280,7 +284,7 @@ def _copy(cls: type[T], native: Any) -> T:
     values = {}
     for one in fields(cls):  # type: ignore[arg-type]
         value = getattr(native, one.name)
-        # What is not set has the default that plugins know.
+        # A value that is not set keeps the default of the published class.
         if value is not None:
             values[one.name] = _plain(value)
     return cls(**values)
@@ -298,7 +302,7 @@ def _plain(value: Any) -> Any:
 
 
 def tables_of(config: Config) -> dict[str, Any]:
-    """The tables of a ``tangram.toml`` that says the same: what differs from the defaults."""
+    """Return the tables of an equivalent ``tangram.toml``, without default values."""
     tables = _difference(config, Config())
     for name in ("host", "port"):
         # The channel's address is the server's unless a program says otherwise.
@@ -333,7 +337,7 @@ def _table(value: Any) -> Any:
 
 
 def default_config_file() -> Path:
-    """The file in the user's configuration folder, whether or not it is there."""
+    """Return the path of the file in the user's configuration folder, which need not exist."""
     home = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
     return Path(home) / "tangram" / "tangram.toml"
 
@@ -342,17 +346,21 @@ def default_config_file() -> Path:
 
 
 def to_frontend_manifest(adapter: TypeAdapter[Any], obj: Any) -> dict[str, Any]:
-    """``config`` and ``config_json_schema`` of an entry of the manifest."""
+    """Return ``config`` and ``config_json_schema`` of an entry of the manifest."""
     return {"config": adapter.dump_python(obj, mode="json"), "config_json_schema": adapter.json_schema()}
 
 
 def parse_frontend_config(adapter: TypeAdapter[Any], data: Any) -> Any:
-    """The object behind what the settings page sends; raises pydantic's ``ValidationError``."""
+    """Return the object for values from the settings page.
+
+    Raises:
+        pydantic.ValidationError: the values do not fit.
+    """
     return adapter.validate_python(data)
 
 
 def core_into_frontend_config(config: Config) -> FrontendConfig:
-    """What browsers are told of the server itself."""
+    """Return the part of the server's configuration that browsers get."""
     own = {theme.name for theme in config.core.themes}
     themes = [*(theme for theme in default_themes() if theme.name not in own), *config.core.themes]
     shown = copy.deepcopy(config.map)
@@ -363,21 +371,21 @@ def core_into_frontend_config(config: Config) -> FrontendConfig:
 
 
 def default_themes() -> list[ThemeDefinition]:
-    """The built-in light and dark ones."""
+    """Return the built-in light and dark themes."""
     from tangram.web.styles import DEFAULT_THEMES
 
     return [_copy(ThemeDefinition, theme) for theme in DEFAULT_THEMES]
 
 
 def default_styles() -> list[MapStyle]:
-    """The map styles that are there without any configuration."""
+    """Return the built-in map styles."""
     from tangram.web import styles
 
     return [dict(one) if isinstance(one, Mapping) else one for one in styles.default_styles()]
 
 
 def merge_styles(defaults: list[MapStyle], overrides: list[MapStyle]) -> list[MapStyle]:
-    """Each override replaces the style that it matches, or is appended."""
+    """Replace each default style that an override matches, and append the other overrides."""
     from tangram.web import styles
 
     return [
@@ -386,19 +394,23 @@ def merge_styles(defaults: list[MapStyle], overrides: list[MapStyle]) -> list[Ma
 
 
 def styles_match(one: MapStyle, other: MapStyle) -> bool:
-    """Equal URL; else equal id; else equal name."""
+    """Return whether two styles have the same URL, else the same id, else the same name."""
     return len(merge_styles([one], [other])) == 1
 
 
 def style_identifier(style: MapStyle) -> str | None:
-    """What a style is called: its URL, else its id, else its name."""
+    """Return the identifier of a style: its URL, else its id, else its name."""
     if isinstance(style, str):
         return style
     return style.get("id") or style.get("name")
 
 
 def load_built_in_style(name: str) -> StyleSpecification:
-    """The style that comes with the server, by id or name; raises ``KeyError``."""
+    """Return a built-in style by its id or name.
+
+    Raises:
+        KeyError: there is no such style.
+    """
     for style in default_styles():
         if isinstance(style, dict) and name in {
             style.get("id"),
@@ -410,14 +422,14 @@ def load_built_in_style(name: str) -> StyleSpecification:
 
 
 def get_default_asset(*parts: str) -> Path:
-    """A file of the page that is served at ``/``."""
+    """Return the path of a file of the built-in page."""
     from tangram.web.shell import PAGES
 
     return PAGES.joinpath(*parts)
 
 
 def try_resolve_local_style(base_dir: Path, style: MapStyle) -> MapStyle:
-    """A style that names a file becomes what the file says; anything else stays as it is."""
+    """Read the style that names a local file; return every other style unchanged."""
     if not isinstance(style, str) or style.startswith(("http://", "https://")):
         return style
     path = Path(base_dir) / style

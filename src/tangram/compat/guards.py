@@ -1,10 +1,10 @@
-"""What plugins may do to the loop they live on, and what they opened there.
+"""Guards around a plugin's asyncio loop, and a record of the resources opened on it.
 
-1. A loop belongs to the server: a plugin that stops it, or asks it for the signals by which the server is
-   stopped, would take others along. The first is refused, the second ignored; both are told by name.
-2. What a plugin asks for otherwise works as on asyncio's own loop, task factories and executors included.
-3. Transports, servers and child processes are remembered with who opened them, so that his end finds them.
-   asyncio leaves them to the garbage collector, which may come late or never.
+1. The loop belongs to the server. ``loop.stop()`` raises, and handlers for the server's signals are ignored;
+   both log the plugin's name.
+2. Everything else works as on asyncio's own loop, task factories and executors included.
+3. Transports, servers and child processes are recorded with the plugin that opened them, and closed when it
+   ends. asyncio leaves them to the garbage collector, which may run late or never.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["Owner", "close_opened", "guard_loop", "release_loop"]
 
 log = structlog.get_logger("tangram.compat")
 
-OURS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-"""Signals that the server itself listens to."""
+SERVER_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+"""Signals that the server itself handles."""
 
 _MAKERS = (
     "_make_socket_transport",
@@ -36,11 +36,11 @@ _MAKERS = (
     "create_server",
     "create_unix_server",
 )
-"""Methods of a loop that give something which has to be closed."""
+"""Methods of a loop whose result has to be closed."""
 
 
 class Owner(Protocol):
-    """Who opens something: a plugin on its island."""
+    """A plugin on its island, as the opener of resources."""
 
     plugin: str
     opened: weakref.WeakSet[Any]
@@ -52,26 +52,34 @@ TaskFactory = Callable[..., asyncio.Task[Any]]
 def guard_loop(
     loop: Any, name: str, owner: Callable[[], Owner | None], adopt: Callable[[TaskFactory], TaskFactory]
 ) -> None:
-    """Put the guards around a loop that was just opened; ``adopt`` makes a task factory remember owners."""
+    """Put the guards around a new loop.
 
-    def who() -> str:
+    Args:
+        loop: The loop of trio-asyncio.
+        name: The name of the island, for messages where no plugin is known.
+        owner: Returns the plugin whose code runs now.
+        adopt: Wraps a task factory so that its tasks remember their plugin.
+    """
+
+    def plugin_name() -> str:
         found = owner()
         return name if found is None else found.plugin
 
     def stop(_waiter: object = None) -> None:
         raise RuntimeError(
-            f"plugin {who()!r} may not stop the loop, which is the server's; end the task instead, or raise"
+            f"plugin {plugin_name()!r} may not stop the loop, which is the server's; "
+            "end the task instead, or raise"
         )
 
     def add_signal_handler(sig: int, callback: Callable[..., object], *args: Any) -> None:
-        if sig in OURS:
-            told = signal.Signals(sig).name
-            log.warning("a plugin's handler of a signal of the server is ignored", plugin=who(), signal=told)
+        if sig in SERVER_SIGNALS:
+            signal_name = signal.Signals(sig).name
+            log.warning("signal handler of a plugin ignored", plugin=plugin_name(), signal=signal_name)
             return
         added(sig, callback, *args)
 
     def remove_signal_handler(sig: int) -> bool:
-        return sig not in OURS and bool(removed(sig))
+        return sig not in SERVER_SIGNALS and bool(removed(sig))
 
     def run_in_executor(executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         if isinstance(executor, Executor):
@@ -93,7 +101,7 @@ def guard_loop(
 
 
 def release_loop(loop: Any) -> None:
-    """Let the loop be stopped by whoever opened it."""
+    """Allow the code that opened the loop to stop it."""
     vars(loop).pop("stop", None)
 
 
@@ -120,21 +128,26 @@ def _remembering(make: Callable[..., Any], owner: Callable[[], Owner | None]) ->
 
 
 def close_opened(owner: Owner) -> list[Awaitable[object]]:
-    """Close what was opened and is still there, without waiting for anybody; what is to be awaited until
-    child processes have ended, which are killed.
+    """Close the resources that a plugin left open, without waiting.
+
+    Child processes are killed.
+
+    Returns:
+        One awaitable for each child process; it is done when the process has ended.
     """
     left = [one for one in tuple(owner.opened) if not _is_closed(one)]
     owner.opened.clear()
     if left:
         log.info(
-            "connections, servers or processes outlived their plugin and are closed",
+            "leftover resources closed",
             plugin=owner.plugin,
-            left=sorted(_told(one) for one in left),
+            left=sorted(_describe(one) for one in left),
         )
     for one in left:
-        # A transport that waits until it has written what it holds may wait for ever.
+        # close() waits until a transport's buffer is written, which may take for ever.
         (getattr(one, "abort", None) or one.close)()
-    return [one._wait() for one in left if isinstance(one, asyncio.SubprocessTransport)]  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+    processes: list[Any] = [one for one in left if isinstance(one, asyncio.SubprocessTransport)]
+    return [one._wait() for one in processes]  # noqa: SLF001 - there is no public way
 
 
 def _is_closed(one: Any) -> bool:
@@ -143,7 +156,7 @@ def _is_closed(one: Any) -> bool:
     return bool(one.is_closing())
 
 
-def _told(one: Any) -> str:
+def _describe(one: Any) -> str:
     if isinstance(one, asyncio.AbstractServer):
         return f"server on {[sock.getsockname() for sock in getattr(one, 'sockets', ())]}"
     if isinstance(one, asyncio.SubprocessTransport):

@@ -1,8 +1,8 @@
-"""The place of an existing plugin in the supervision tree: a host whose plugin lives on an island.
+"""Hosts an existing plugin in the supervision tree, with its code on an island.
 
-The island is opened before anything of the plugin runs, and closed when all of it has ended. Services are
-asyncio tasks, each waited for by the child that the supervisor knows: crashes, restarts and stops take the
-same path, with the same names, as a native plugin's.
+The island is opened before any code of the plugin runs, and closed after all of it has ended. Each service is
+an asyncio task, and the supervised child waits for that task: crashes, restarts and stops take the same path,
+with the same names, as those of a native plugin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trio
 
 from tangram.compat.configuration import copy_of
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
-from tangram.compat.patches import mend_extensions
+from tangram.compat.patches import patch_extensions
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost
 from tangram.plugins.plugin import Service
@@ -30,15 +30,21 @@ if TYPE_CHECKING:
 __all__ = ["IslandHost", "run_shared_island"]
 
 LIFESPAN_SECONDS = 5.0
-"""What a lifespan gets to end after it was cancelled; its host cuts it earlier if the stop time is used
-up.
+"""Seconds for a lifespan to end after it was cancelled.
+
+The host cuts this short where the plugin's stop time is used up.
 """
 
 
 async def run_shared_island(
     keep: Callable[[Island | None], None], *, task_status: trio.TaskStatus[Island] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """The child that the one island of ``[compat] islands = "one"`` is; ``keep`` is told of it."""
+    """Run the one island of ``[compat] islands = "one"`` as a child of the tree.
+
+    Args:
+        keep: Called with the island when it is open, and with ``None`` when it closes.
+        task_status: Reports the open island.
+    """
     async with open_island("shared") as island:
         keep(island)
         try:
@@ -49,7 +55,7 @@ async def run_shared_island(
 
 
 class IslandHost(PluginHost):
-    """Hosts one plugin on an island: one of its own, or the one that ``shared`` gives."""
+    """Hosts one plugin on an island of its own, or on the one that ``shared`` returns."""
 
     def __init__(
         self,
@@ -67,11 +73,11 @@ class IslandHost(PluginHost):
 
     def _view(self) -> SharedState:
         assert self.state is not None
-        # What a native host does with a state, this view passes on.
+        # The native host uses attributes alone that this view passes on.
         return cast("SharedState", self.state)
 
     async def run(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-        """One incarnation on its island."""
+        """Run one incarnation on its island."""
         island = self._shared_island()
         if island is not None:
             await self._reside(island, task_status)
@@ -80,7 +86,7 @@ class IslandHost(PluginHost):
             await self._reside(island, task_status)
 
     async def _reside(self, island: Island, task_status: trio.TaskStatus[Any]) -> None:
-        mend_extensions(self.loaded.module.partition(".")[0])
+        patch_extensions(self.loaded.module.partition(".")[0])
         resident = self.resident = Resident(island, self.name)
         shared = self._shared_state()
         url = str(shared.config.core.redis_url)
@@ -96,17 +102,17 @@ class IslandHost(PluginHost):
             await resident.close(state.opened_clients)
 
     def running_resident(self) -> tuple[Resident, BackendState]:
-        """Where its routes are carried out now.
+        """Return the resident and the state that its routes use now.
 
         Raises:
-            IslandClosed: it does not run.
+            IslandClosed: the plugin is not running.
         """
         if self.resident is None or self.state is None:
             raise IslandClosed(f"plugin {self.name!r} is restarting", plugin=self.name)
         return self.resident, self.state
 
     def app(self, max_body: int) -> AppMount | None:
-        """Its routes, for the site; ``None`` where it has none."""
+        """Return its routes as an application for the site, or ``None`` where it has no routes."""
         from tangram.compat.apps import app_of
 
         return app_of(self, max_body)
@@ -135,7 +141,7 @@ class IslandHost(PluginHost):
 
     @asynccontextmanager
     async def _lifespan_on_island(self, state: SharedState) -> AsyncIterator[None]:
-        """Entered and left within one asyncio task, as task groups and timeouts in it ask for."""
+        """Enter and leave the lifespan within one asyncio task, as its task groups require."""
         lifespan = self.loaded.plugin.lifespan
         resident, _ = self.running_resident()
         entered = trio.Event()

@@ -1,4 +1,4 @@
-"""Installed plugins as ``tangram_core``'s helper functions answer them: for programs and tests."""
+"""Lookup of installed plugins for the helper functions of ``tangram_core``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["distribution_path", "frontend_of", "load_enabled", "load_one"]
 log = structlog.get_logger("tangram.compat")
 
 _known: dict[int, LoadedPlugin] = {}
-"""What was loaded, by the plugin's identity: plugins live as long as the process."""
+"""Loaded plugins by the identity of their ``Plugin``, which lives as long as the process."""
 
 
 def load_enabled(names: Sequence[str]) -> list[Plugin]:
-    """Import the named plugins; what cannot be loaded is logged and left out."""
+    """Import the named plugins; plugins that cannot be loaded are logged and left out."""
     loaded = load_plugins(names, on_foreign=answer_imports)
     for failure in loaded.failures:
         log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
@@ -32,7 +32,7 @@ def load_enabled(names: Sequence[str]) -> list[Plugin]:
 
 
 def load_one(point: EntryPoint) -> Plugin | None:
-    """The plugin behind an entry point, or ``None`` and a line in the log."""
+    """Return the plugin of an entry point, or log an error and return ``None``."""
     loaded = load_plugins([point.name], entry_points=[point], on_foreign=answer_imports)
     for failure in loaded.failures:
         log.error("a plugin cannot be loaded", plugin=failure.name, cause=str(failure.error))
@@ -41,13 +41,13 @@ def load_one(point: EntryPoint) -> Plugin | None:
 
 
 def frontend_of(plugin: Plugin) -> Path | None:
-    """The folder of its front end."""
+    """Return the folder of a plugin's front end."""
     known = _known.get(id(plugin))
     return None if known is None else resolve_frontend(known)
 
 
 def distribution_path(distribution: Distribution) -> Path:
-    """The project's root of an editable install, else the folder of the import package."""
+    """Return the project's root of an editable install, else the folder of the import package."""
     points = list(distribution.entry_points.select(group="tangram_core.plugins"))
     if not points:
         return Path(str(distribution.locate_file("")))

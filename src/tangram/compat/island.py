@@ -1,10 +1,10 @@
 """Islands: asyncio loops on top of Trio, and the plugins that reside on them.
 
-1. Everything of a resident runs as an asyncio task that knows whose it is: tasks inherit the owner from the
-   task that made them. So the end of a resident finds what it spawned, on a loop of its own or a shared one.
-2. Whoever waits for such a task on the Trio side has a bound. A task that goes on although it was cancelled
-   is named, with the line it stands on; its coroutine is closed, and its loop runs it no more.
-3. What nobody awaits and fails is logged with its plugin's name, and ends nobody else.
+1. All code of a resident runs in asyncio tasks that know their plugin: a task inherits it from the task that
+   created it. So the end of a resident finds every task that it spawned, also on a shared loop.
+2. Every wait for such a task on the Trio side has a deadline. A task that continues after its cancellation is
+   logged with the line on which it waits; its coroutine is closed, and its loop runs it no more.
+3. An exception of a task that is never awaited is logged with the plugin's name, and ends no other task.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import trio_asyncio
 from trio_asyncio import _base as trio_asyncio_base
 
 from tangram.compat.guards import TaskFactory, close_opened, guard_loop, release_loop
-from tangram.compat.patches import mend_asyncio, wait_for
+from tangram.compat.patches import patch_asyncio, wait_for
 from tangram.errors import PluginError, ServiceError
 from tangram.supervision import CURRENT_CHILD_TASK, run_sync_in_thread
 
@@ -32,62 +32,62 @@ __all__ = ["CLOSE_SECONDS", "Island", "IslandClosed", "Resident", "open_island"]
 log = structlog.get_logger("tangram.compat")
 
 STOP_SECONDS = 2.0
-"""What a cancelled task gets to end, unless somebody says otherwise: for a request's handler."""
+"""Seconds for a cancelled task to end, unless the caller passes another value; meant for requests."""
 CLOSE_SECONDS = 1.0
-"""What tasks that outlived their plugin get to end, and then its clients to close: twice this."""
+"""Seconds for tasks that outlived their plugin to end, and the same again for its clients to close."""
 LEAST_SECONDS = 0.2
-"""What each gets in any case, although the plugin's stop time is used up."""
+"""Seconds that each of these gets even when the plugin's stop time is used up."""
 SECOND_CANCEL = 1.0
-"""When a task is cancelled a second time, because it may have swallowed the first by mistake. Sooner would
-cut clean-ups."""
-SHARE = 0.8
-"""The share of a child's stop time that its asyncio task gets: the child has to end within the whole of
-it.
+"""Seconds after which a task is cancelled again, because it may have lost the first cancellation by mistake.
+
+A shorter time would interrupt clean-ups.
 """
+SHARE = 0.8
+"""Share of a child's stop time that its asyncio task gets: the child has to end within the whole of it."""
 THREADS = 40
-"""Calls in ``run_in_executor`` at once, for each island: as many as FastAPI's users are used to."""
+"""Concurrent calls of ``run_in_executor`` on one island; the number that FastAPI allows, too."""
 THREAD_SECONDS = 1.0
-"""What a thread of the executor gets to end when its island closes; then it is left behind, and counted."""
+"""Seconds for a thread of the executor to end when its island closes; it is abandoned after that."""
 
 
 class IslandClosed(PluginError):
-    """The plugin is being stopped: what was asked of it is not carried out."""
+    """Raised for a call to a plugin that is being stopped."""
 
 
 class Island:
-    """One loop, and who lives on it. Made by `open_island`."""
+    """One asyncio loop with the plugins that reside on it. Made by `open_island`."""
 
     def __init__(self, name: str, loop: Any) -> None:
         self.name = name
         self.loop: asyncio.AbstractEventLoop = loop
-        loop.set_exception_handler(self._complain)
+        loop.set_exception_handler(self._log_unhandled)
         guard_loop(loop, name, _owner.get, _owned)
-        # Upstream waits for its threads without limit, and nobody learns of them.
-        loop._default_executor = _Executor(trio.CapacityLimiter(THREADS))  # noqa: SLF001
+        # trio-asyncio's own executor waits for its threads without limit, and logs nothing.
+        loop._default_executor = _Executor(trio.CapacityLimiter(THREADS))  # noqa: SLF001 - no public setter takes one
 
     async def close(self) -> None:
-        """End what nobody owns any more, within a bound."""
+        """End the tasks that no resident owns, within a bound."""
         strays = {task for task in asyncio.all_tasks(self.loop) if not task.done()}
         await end_tasks(strays, CLOSE_SECONDS, owner=self.name)
         agens = getattr(self.loop, "_asyncgens", ())
         if len(agens):
             closing = self.loop.create_task(self.loop.shutdown_asyncgens())
             await _wait({closing}, CLOSE_SECONDS)
-            # Upstream would wait for these without limit.
+            # trio-asyncio would wait for the remaining generators without limit.
             getattr(self.loop, "_asyncgens", weakref.WeakSet()).clear()
             await end_tasks({closing}, LEAST_SECONDS, owner=self.name)
         release_loop(self.loop)
 
-    def _complain(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _log_unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         task = context.get("task") or context.get("future")
         if isinstance(task, asyncio.Task) and task in _abandoned:
             return
         owner = _owner_of(task, context.get("handle"))
         error = context.get("exception")
         log.error(
-            "an asyncio task failed, and nobody waited for it",
+            "asyncio task failed",
             plugin=self.name if owner is None else owner.plugin,
-            told=context.get("message"),
+            message=context.get("message"),
             cause=repr(error) if error is not None else None,
             exc_info=error,
         )
@@ -95,8 +95,8 @@ class Island:
 
 @asynccontextmanager
 async def open_island(name: str) -> AsyncIterator[Island]:
-    """A loop for the length of the block; ending it ends every task that is still on it."""
-    mend_asyncio()
+    """Open a loop for the length of the block; leaving the block ends every task on it."""
+    patch_asyncio()
     crash: Exception | None = None
     async with trio_asyncio.open_loop() as loop:
         island = Island(name, loop)
@@ -112,23 +112,27 @@ async def open_island(name: str) -> AsyncIterator[Island]:
 
 
 class Resident:
-    """A plugin's part of an island: its tasks, and the way to them from Trio."""
+    """A plugin's part of an island: its tasks, and the way to call it from Trio."""
 
     def __init__(self, island: Island, plugin: str) -> None:
         self.island = island
         self.plugin = plugin
         self.closed = False
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        self.gone: dict[asyncio.Task[Any], trio.Event] = {}
-        """Tasks that somebody on the Trio side waits for."""
-        self.tails: set[asyncio.Task[Any]] = set()
-        """Tasks whose callers have got what they wanted: `let_go`."""
+        self.awaited: dict[asyncio.Task[Any], trio.Event] = {}
+        """Tasks for which a Trio task waits, and the event that wakes it."""
+        self.detached: set[asyncio.Task[Any]] = set()
+        """Tasks that continue after their caller has its result; see `detach`."""
         self.opened: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Transports, servers and child processes."""
+        """Transports, servers and child processes that the plugin opened."""
         _residents.add(self)
 
     def spawn(self, function: Callable[..., Any], *args: Any, name: str) -> asyncio.Task[Any]:
-        """Begin ``function(*args)`` as a task of this plugin; what it returns is awaited if it can be."""
+        """Start ``function(*args)`` as a task of this plugin; an awaitable result is awaited.
+
+        Raises:
+            IslandClosed: the plugin is being stopped.
+        """
         if self.closed:
             raise IslandClosed(f"plugin {self.plugin!r} is being stopped", plugin=self.plugin)
         context = contextvars.copy_context()
@@ -139,18 +143,24 @@ class Resident:
     async def call(
         self, function: Callable[..., Any], *args: Any, name: str, stop_timeout: float = STOP_SECONDS
     ) -> Any:
-        """``await function(*args)`` on the island. Cancelled, the task has ``stop_timeout`` seconds to end.
+        """Await ``function(*args)`` on the island and return its result.
+
+        Args:
+            function: A function, synchronous or not, that runs in an asyncio task.
+            *args: Its arguments.
+            name: The name of the task, for logs.
+            stop_timeout: Seconds for the task to end when the caller is cancelled.
 
         Raises:
-            IslandClosed: the plugin is stopped meanwhile.
-            ServiceError: the task was cancelled from inside, which asyncio does not tell from a wish.
+            IslandClosed: the plugin was stopped meanwhile.
+            ServiceError: the task was cancelled by the plugin's own code.
         """
         task = self.spawn(function, *args, name=name)
         return await self.wait(task, stop_timeout=stop_timeout)
 
     async def wait(self, task: asyncio.Task[Any], *, stop_timeout: float = STOP_SECONDS) -> Any:
-        """What a spawned task gives; see `call`."""
-        done = self.gone[task] = trio.Event()
+        """Return the result of a spawned task; see `call`."""
+        done = self.awaited[task] = trio.Event()
         task.add_done_callback(lambda _task: done.set())
         try:
             await done.wait()
@@ -159,17 +169,20 @@ class Resident:
             if not task.done() or task.cancelled():
                 raise
         finally:
-            self.gone.pop(task, None)
+            self.awaited.pop(task, None)
         return self._result(task)
 
-    def let_go(self, task: asyncio.Task[Any], failed: Callable[[Exception], None]) -> None:
-        """Nobody waits for a spawned task any more: it ends by itself, or with this plugin at the latest.
-        *failed* is told what it raises.
+    def detach(self, task: asyncio.Task[Any], failed: Callable[[Exception], None]) -> None:
+        """Let a task continue without a waiter until it ends, or until this plugin ends.
+
+        Args:
+            task: A task of `spawn`.
+            failed: Called with the exception that the task raises.
         """
-        self.tails.add(task)
+        self.detached.add(task)
 
         def over(_task: asyncio.Task[Any]) -> None:
-            self.tails.discard(task)
+            self.detached.discard(task)
             error = None if task.cancelled() else task.exception()
             if isinstance(error, Exception):
                 failed(error)
@@ -187,19 +200,17 @@ class Resident:
             ) from None
 
     async def close(self, clients: Callable[[], list[Any]]) -> None:
-        """End the tasks that are left, then close the clients; bounded."""
+        """End the remaining tasks, then close the clients, both within a bound."""
         self.closed = True
         with trio.CancelScope(shield=True):
             left = {task for task in self.tasks if not task.done() and task not in _abandoned}
-            leaked = [task.get_name() for task in left if task not in self.gone]
+            leaked = [task.get_name() for task in left if task not in self.awaited]
             if leaked:
-                log.info(
-                    "asyncio tasks outlived their plugin and are cancelled", plugin=self.plugin, tasks=leaked
-                )
+                log.info("leftover asyncio tasks cancelled", plugin=self.plugin, tasks=leaked)
             await end_tasks(left, _within_life(CLOSE_SECONDS), owner=self.plugin)
             for task in left:
-                if task in self.gone:
-                    self.gone[task].set()
+                if task in self.awaited:
+                    self.awaited[task].set()
             await self._end_all(_close(client) for client in clients())
             await self._end_all(_wait_for(ended) for ended in close_opened(self))
 
@@ -214,7 +225,7 @@ _owner: contextvars.ContextVar[Resident | None] = contextvars.ContextVar("tangra
 
 
 def _owned(factory: TaskFactory) -> TaskFactory:
-    """A task factory whose tasks know whose they are."""
+    """Return a task factory whose tasks remember their plugin."""
 
     def make(
         loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **settings: Any
@@ -225,7 +236,7 @@ def _owned(factory: TaskFactory) -> TaskFactory:
         if owner is not None and not task.done():
             owner.tasks.add(task)
             if owner.closed:
-                # Whoever spawns while he is being stopped does not outlive it.
+                # A task that is spawned while its plugin stops is cancelled at once.
                 loop.call_soon(task.cancel)
         return task
 
@@ -242,7 +253,7 @@ async def _close(client: Any) -> None:
     try:
         await close()
     except Exception as error:  # noqa: BLE001 - a client that cannot be closed is given up
-        log.info("a client could not be closed", client=type(client).__name__, cause=repr(error))
+        log.info("client not closed", client=type(client).__name__, cause=repr(error))
 
 
 async def _wait_for(ended: Awaitable[object]) -> None:
@@ -250,7 +261,7 @@ async def _wait_for(ended: Awaitable[object]) -> None:
 
 
 def _within_life(seconds: float) -> float:
-    """*seconds*, or what the supervised child in whose task this runs can spare of its stop time."""
+    """Return *seconds*, or less where the supervised child has less stop time left."""
     life = CURRENT_CHILD_TASK.get()
     if life is None:
         return seconds
@@ -258,7 +269,7 @@ def _within_life(seconds: float) -> float:
 
 
 async def _wait(tasks: set[asyncio.Task[Any]], seconds: float) -> None:
-    """Until all are done, or for so long; shielded."""
+    """Wait until all tasks are done, at most *seconds*; shielded from cancellation."""
     done = trio.Event()
     left = {task for task in tasks if not task.done()}
 
@@ -275,7 +286,7 @@ async def _wait(tasks: set[asyncio.Task[Any]], seconds: float) -> None:
 
 
 async def end_tasks(tasks: set[asyncio.Task[Any]], seconds: float, *, owner: str) -> None:
-    """Cancel *tasks* and wait so long for them; what is left then is named and abandoned. Shielded."""
+    """Cancel *tasks*, wait *seconds* for them, then log and abandon the rest; shielded."""
     tasks = {task for task in tasks if not task.done()}
     if any(_is_dead(task.get_loop()) for task in tasks):
         seconds = 0.0
@@ -290,7 +301,7 @@ async def end_tasks(tasks: set[asyncio.Task[Any]], seconds: float, *, owner: str
 
 
 def _is_dead(loop: Any) -> bool:
-    """Whether what was raised on it has ended it (SystemExit does): it runs no task any more."""
+    """Return whether an exception, for example SystemExit, has ended the loop for good."""
     return bool(loop._stopped.is_set())  # noqa: SLF001 - upstream has no other way to ask
 
 
@@ -299,27 +310,28 @@ _abandoned: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
 def _abandon(task: asyncio.Task[Any], seconds: float, owner: str) -> None:
     log.error(
-        "an asyncio task does not end although it was cancelled, and is abandoned",
+        "asyncio task abandoned",
         plugin=owner,
         task=task.get_name(),
         after=round(seconds, 3),
         where=where_stands(task),
     )
     _abandoned.add(task)
-    # Its loop's end would wait for it otherwise, and without limit. There is no public way to say so.
-    asyncio.tasks._unregister_task(task)  # noqa: SLF001
-    vars_of: Any = task
-    vars_of._log_destroy_pending = False  # noqa: SLF001
+    # The end of its loop would wait for it without limit otherwise.
+    asyncio.tasks._unregister_task(task)  # noqa: SLF001 - there is no public way
+    untyped: Any = task
+    untyped._log_destroy_pending = False  # noqa: SLF001 - there is no public way
     coroutine = task.get_coro()
     try:
         if coroutine is not None:
             coroutine.close()
-    except Exception as error:  # noqa: BLE001 - whatever its clean-up says, it is over
-        log.error("an abandoned task failed", plugin=owner, task=task.get_name(), cause=repr(error))  # noqa: TRY400
+    except Exception as error:  # noqa: BLE001 - an error of its clean-up changes nothing
+        name = task.get_name()
+        log.error("abandoned task failed", plugin=owner, task=name, cause=repr(error))  # noqa: TRY400 - the cause is enough
 
 
 def where_stands(task: asyncio.Task[Any]) -> str:
-    """The innermost line of Python that a task waits on, asyncio's own left out."""
+    """Return the innermost Python line on which a task waits, without the lines of asyncio."""
     found = ""
     inner: Any = task.get_coro()
     while inner is not None:
@@ -334,12 +346,12 @@ def where_stands(task: asyncio.Task[Any]) -> str:
 
 
 def _owner_of(task: object, handle: object) -> Resident | None:
-    """Whose task it is, or whose callback."""
+    """Return the resident of a task or of a callback's handle."""
     if isinstance(task, asyncio.Task):
         if hasattr(task, "get_context"):
             found: Resident | None = task.get_context().get(_owner)
             return found
-        # Before Python 3.12 a task does not tell its context.
+        # Before Python 3.12 a task has no get_context().
         return next((one for one in tuple(_residents) if task in one.tasks), None)
     context: contextvars.Context | None = getattr(handle, "_context", None)
     return _owner.get() if context is None else context.get(_owner)
@@ -349,7 +361,7 @@ _residents: weakref.WeakSet[Resident] = weakref.WeakSet()
 
 
 class _Executor(trio_asyncio_base.TrioExecutor):  # type: ignore[misc]  # upstream ships no types
-    """``loop.run_in_executor(None, ...)``: in threads that are named, bounded, and left behind in the end."""
+    """The default executor: named threads, bounded in number, abandoned at the end."""
 
     async def submit(self, func: Callable[..., Any], *args: Any) -> Any:
         owner = _owner.get()

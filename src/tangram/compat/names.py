@@ -1,8 +1,8 @@
-"""``import tangram_core``, answered by us, whether or not the published package is installed beside us.
+"""An import finder that answers ``import tangram_core`` with tangram's own modules.
 
-Plugins' wheels bring the published package along as a dependency. A finder in front of all others sees to it
-that within our process its name means this room. ``fastapi`` is answered too, but only where FastAPI itself
-is not installed.
+The wheels of plugins depend on the published package. A finder in front of all others makes its name mean
+`tangram.compat.core` in this process. ``fastapi`` is answered as well, but only where FastAPI itself is not
+installed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BARE: Mapping[str, str] = {
 
 
 class _Alias(Loader):
-    """Loads a module by putting ours in its place."""
+    """Loads a module by putting one of tangram's into its place."""
 
     def __init__(self, ours: str) -> None:
         self._ours = ours
@@ -49,7 +49,7 @@ class _Alias(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import system takes from here whatever stands under the name once this returns.
+        # The import system returns the entry of this name in sys.modules after this call.
         sys.modules[module.__name__] = import_module(self._ours)
 
 
@@ -81,26 +81,26 @@ _finder: _Finder | None = None
 
 
 def answer_imports() -> None:
-    """From now on ``import tangram_core`` in this process means tangram's own. Safe to call again.
+    """Let ``import tangram_core`` in this process return tangram's modules.
 
-    Modules that were imported from the published package before are forgotten, with a warning: whoever holds
-    them has another ``Plugin`` than ours.
+    It may be called again. Modules that were imported from the published package before are removed from
+    ``sys.modules``, with a warning: code that imported them holds another ``Plugin`` class than this one.
     """
     global _finder  # noqa: PLW0603 - imports belong to the process
     if _finder is not None:
         return
     answers = dict(CORE) if has_fastapi() else {**CORE, **BARE}
-    strangers = [name for name in sys.modules if name.partition(".")[0] == "tangram_core"]
-    if strangers:
-        log.warning("tangram_core was imported before tangram could answer the import", modules=strangers)
-    for name in strangers:
+    published = [name for name in sys.modules if name.partition(".")[0] == "tangram_core"]
+    if published:
+        log.warning("tangram_core imported too early", modules=published)
+    for name in published:
         del sys.modules[name]
     _finder = _Finder(answers)
     sys.meta_path.insert(0, _finder)
 
 
 def has_fastapi() -> bool:
-    """Whether FastAPI itself is installed, and not only answered."""
+    """Return whether FastAPI itself is installed."""
     return not is_answered("fastapi") and find_spec("fastapi") is not None
 
 
@@ -116,5 +116,5 @@ def withdraw_imports() -> None:
 
 
 def is_answered(name: str) -> bool:
-    """Whether ``import name`` means something of ours now."""
+    """Return whether ``import name`` is answered with a module of tangram's."""
     return _finder is not None and name in _finder._answers  # noqa: SLF001

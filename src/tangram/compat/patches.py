@@ -1,16 +1,15 @@
-"""What must be put right in asyncio, and in plugins, before plugins' code can run on an island, and again.
+"""Patches of asyncio and of extension modules that plugins on an island need.
 
-``wait_for`` of Python 3.11 swallows a cancellation if what it waits for becomes ready in the same turn.
-redis-py waits so for each command, and a service that publishes often would survive every other stop: a
-second cancellation ends it, but only after the time that clean-ups are given. Python 3.12's way is put in
-its place.
+``wait_for`` of Python 3.11 loses a cancellation if the awaited result becomes ready in the same turn.
+redis-py uses it for each command, and a service that publishes often would survive every other stop: a
+second cancellation ends it, but only after the time for clean-ups. The way of Python 3.12 takes its place.
 
-trio-asyncio answers ``asyncio.get_running_loop`` and its likes by functions of its own, which know the
-islands. A module that took them ``from asyncio import ...`` before that holds the old ones, which know none:
-anyio does, where something imported it early. It gets the new ones.
+trio-asyncio replaces ``asyncio.get_running_loop`` and its likes by functions that know the islands. A module
+that took them by ``from asyncio import ...`` earlier (anyio, for one) holds the old functions. It gets the
+new ones.
 
-Rust extensions set up their tracing once for the process, and say so by an error the second time. Their
-services do that first, so each would fail at every restart. What is set up already is as it was asked for.
+Rust extensions set up tracing once for the process, and raise an error the second time. Their services do so
+first, so each would fail at every restart. This error is ignored, because tracing is already set up.
 """
 
 from __future__ import annotations
@@ -23,30 +22,30 @@ from functools import wraps
 from types import BuiltinFunctionType
 from typing import Any, TypeVar
 
-__all__ = ["mend_asyncio", "mend_extensions", "wait_for"]
+__all__ = ["patch_asyncio", "patch_extensions", "wait_for"]
 
 T = TypeVar("T")
 
-_SET_UP = (
+_ALREADY_SET_UP = (
     "global default trace dispatcher has already been set",
     "logging system was already initialized",
 )
-"""How Rust's crates ``tracing`` and ``log`` say that the process has what was asked for."""
+"""The messages of Rust's crates ``tracing`` and ``log`` for a second set-up."""
 
 _ANSWERED = ("get_running_loop", "_get_running_loop", "get_event_loop", "current_task")
 
 
 async def wait_for(fut: Awaitable[T], timeout: float | None) -> T:
-    """Wait for so many seconds at most.
+    """Wait at most so many seconds, or without limit for ``None``.
 
     Raises:
-        TimeoutError: what is waited for has been cancelled, because the time was up.
+        TimeoutError: the time was up, and the awaited task has been cancelled.
     """
     if timeout is not None and timeout <= 0:
         future = asyncio.ensure_future(fut)
         if future.done():
             return future.result()
-        # One turn for the cancellation to be heard, and its outcome to be known.
+        # The loop needs one turn to deliver the cancellation.
         future.cancel()
         await asyncio.wait({future})
         try:
@@ -57,8 +56,11 @@ async def wait_for(fut: Awaitable[T], timeout: float | None) -> T:
         return await fut
 
 
-def mend_asyncio() -> None:
-    """Both; to be called after trio-asyncio was imported, and cheap enough for each new island."""
+def patch_asyncio() -> None:
+    """Replace ``wait_for`` and stale references.
+
+    trio-asyncio has to be imported before. The call is cheap enough for each new island.
+    """
     if sys.version_info < (3, 12):
         asyncio.wait_for = asyncio.tasks.wait_for = wait_for  # type: ignore[assignment]
     answered = [
@@ -75,10 +77,11 @@ def mend_asyncio() -> None:
                 setattr(module, name, new)
 
 
-def mend_extensions(package: str) -> None:
-    """Let the ``init_...`` functions of a plugin's extension modules be called at each start of its services.
+def patch_extensions(package: str) -> None:
+    """Let the ``init_...`` functions of a plugin's extension modules be called more than once.
 
-    ``package`` is the top-level package of the plugin; what of it has been imported is mended.
+    Args:
+        package: The top-level package of the plugin; its imported modules are patched.
     """
     for name, module in tuple(sys.modules.items()):
         if name.partition(".")[0] != package:
@@ -86,16 +89,16 @@ def mend_extensions(package: str) -> None:
         for key, value in tuple(vars(module).items()):
             # The plugin's own modules may have taken it by ``from ._extension import init_...``.
             if key.startswith("init_") and isinstance(value, BuiltinFunctionType):
-                setattr(module, key, _again(value))
+                setattr(module, key, _repeatable(value))
 
 
-def _again(function: Callable[..., Any]) -> Callable[..., Any]:
+def _repeatable(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def set_up(*args: Any, **options: Any) -> Any:
         try:
             return function(*args, **options)
         except Exception as error:
-            if any(said in str(error) for said in _SET_UP):
+            if any(message in str(error) for message in _ALREADY_SET_UP):
                 return None
             raise
 

@@ -1,4 +1,4 @@
-"""``Plugin`` as existing plugins declare it: asyncio services, FastAPI routers, pydantic configuration."""
+"""The class ``Plugin`` of existing plugins, with asyncio, FastAPI and pydantic."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ class Plugin(NativePlugin):
         start_timeout: float = 30.0,
         stop_timeout: float = 5.0,
     ) -> Callable[[F], F]:
-        """Decorator: run the function for as long as the plugin runs. Called with parentheses."""
+        """Return a decorator that registers a service, which runs as long as the plugin does.
+
+        It is called with parentheses: ``@plugin.register_service()``.
+        """
         declare = super().register_service
 
         def register(function: F) -> F:
@@ -73,15 +76,16 @@ class Plugin(NativePlugin):
             )(function)
 
         if callable(priority):
-            return declare(priority)  # which raises, and says why
+            return declare(priority)  # raises the error about the missing parentheses
+
         return register
 
     def adapter(self) -> TypeAdapter[Any] | None:
-        """Pydantic's adapter of the ``config_class``."""
+        """Return pydantic's adapter of the ``config_class``."""
         return self._adapter(self.config_class)
 
     def frontend_adapter(self) -> TypeAdapter[Any] | None:
-        """Pydantic's adapter of the ``frontend_config_class``."""
+        """Return pydantic's adapter of the ``frontend_config_class``."""
         return self._adapter(self.frontend_config_class)
 
     def _adapter(self, cls: type[Any] | None) -> TypeAdapter[Any] | None:

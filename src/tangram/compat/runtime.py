@@ -1,9 +1,9 @@
-"""``async with tangram_core.Runtime(config) as runtime:`` - the server inside a program that runs on asyncio.
+"""The class ``tangram_core.Runtime``: a whole server inside a program on asyncio.
 
-The server has a thread of its own, with Trio in it, so that it does not matter what the program's loop is,
-or what was imported first: importing trio-asyncio, which existing plugins need, changes what asyncio gives
-to a thread that runs Trio. ``runtime.state`` is for the program: its clients belong to the program's loop;
-what plugins hang on the state is shared.
+The server runs Trio in a thread of its own, because importing trio-asyncio, which existing plugins need,
+changes asyncio's functions in a thread that runs Trio. So the program's loop and the order of its imports do
+not matter. ``runtime.state`` is for the program: its clients belong to the program's loop, and attributes
+that plugins set on the state are shared.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = ["Runtime"]
 log = structlog.get_logger("tangram.compat")
 
 JOIN_SECONDS = 5.0
-"""For the server's thread to end after it has told its end: a matter of microseconds."""
+"""Seconds for the server's thread to end after it has reported its end; it takes microseconds."""
 
 
-class _Hosted(Protocol):
-    """``tangram.app.in_thread.HostedServer``, as far as it is used here."""
+class HostedServer(Protocol):
+    """The part of ``tangram.app.in_thread.HostedServer`` that is used here."""
 
     stop_seconds: float
 
@@ -47,34 +47,43 @@ class _Hosted(Protocol):
 
 
 class Runtime:
-    """A server for the length of a block, or from ``start`` to ``stop``.
+    """A server for the length of an ``async with`` block, or from ``start`` to ``stop``.
 
-    ``config`` is a ``tangram_core.Config``, the path of a file, or ``None``: then the file is looked for
-    where ``serve`` looks. Signals stay the program's own.
+    Signals stay the program's own.
+
+    Args:
+        config: A ``tangram_core.Config``, the path of a file, or ``None``: then the file is looked for
+            in the same places as for ``serve``.
+
+    Example:
+        ::
+
+            async with tangram_core.Runtime(config) as runtime:
+                await runtime.state.redis_client.set("greeting", "hello")
     """
 
     def __init__(self, config: IntoConfig = None) -> None:
         self._config = config
-        self._hosted: _Hosted | None = None
+        self._hosted: HostedServer | None = None
         self._ended: asyncio.Future[int] | None = None
         self._state: BackendState | None = None
 
     @property
     def state(self) -> BackendState:
-        """What a service gets, for the program.
+        """Return the state for the program, with the same attributes as that of a service.
 
         Raises:
-            RuntimeError: it has not been started.
+            RuntimeError: the runtime has not been started.
         """
         if self._state is None:
             raise RuntimeError("the runtime has not been started: use it in `async with`, or await start()")
         return self._state
 
     async def start(self) -> Self:
-        """Start the server; returns once it answers.
+        """Start the server and return once it is ready.
 
         Raises:
-            RuntimeError: it was started before.
+            RuntimeError: the runtime was started before, or the server did not start.
             tangram.errors.OperatorError: the configuration, an address or the broker does not allow a start.
         """
         if self._hosted is not None:
@@ -84,13 +93,13 @@ class Runtime:
         started: asyncio.Future[None] = loop.create_future()
         ended = self._ended = loop.create_future()
         # A whole server is made of rooms above this one: it is named here, and imported by programs alone.
-        hosted_server = import_module("tangram.app.in_thread").HostedServer
-        self._hosted = hosted_server(_loaded(self._config), _to_loop(loop, started), _to_loop(loop, ended))
+        server_class = import_module("tangram.app.in_thread").HostedServer
+        self._hosted = server_class(_loaded(self._config), _to_loop(loop, started), _to_loop(loop, ended))
         self._hosted.start()
         try:
             await asyncio.wait({started, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not started.done():
-                status = ended.result()  # or what the server raised
+                status = ended.result()  # raises the exception of the server, if there is one
                 raise RuntimeError(f"the server did not start, status {status}: the log tells why")  # noqa: TRY301
         except BaseException:
             await self.stop()
@@ -100,10 +109,10 @@ class Runtime:
         return self
 
     async def wait(self) -> None:
-        """Until the server ends.
+        """Wait until the server ends.
 
         Raises:
-            RuntimeError: it was not started, or it gave up.
+            RuntimeError: the runtime was not started, or the server gave up.
         """
         if self._ended is None:
             raise RuntimeError("the runtime has not been started")
@@ -112,7 +121,7 @@ class Runtime:
             raise RuntimeError(f"the server gave up, status {status}: the log tells why")
 
     async def stop(self) -> None:
-        """Stop everything, and wait for it. Safe to call again."""
+        """Stop the server and wait for its end. Safe to call again."""
         state, self._state = self._state, None
         if state is not None:
             for client in state.opened_clients():
@@ -123,9 +132,9 @@ class Runtime:
         hosted.stop()
         done, _ = await asyncio.wait({ended}, timeout=hosted.stop_seconds)
         if not done:
-            log.error("the server does not stop: its thread is left behind", waited=hosted.stop_seconds)
+            log.error("server thread abandoned", waited=hosted.stop_seconds)
         else:
-            ended.exception()  # told by start() and wait(), not by a warning of asyncio's
+            ended.exception()  # start() and wait() raise it; asyncio need not warn of it
             hosted.join(JOIN_SECONDS)
 
     async def __aenter__(self) -> Self:
@@ -137,8 +146,8 @@ class Runtime:
         await self.stop()
 
 
-def _view(hosted: _Hosted) -> BackendState:
-    """The program's own view of the state; follows the server over its incarnations."""
+def _view(hosted: HostedServer) -> BackendState:
+    """Return the program's view of the state, which follows the server over its incarnations."""
     config = hosted.shared().config
     url = str(config.core.redis_url)
     return BackendState(
@@ -160,7 +169,7 @@ def _loaded(config: IntoConfig) -> LoadedConfig:
 def _to_loop(
     loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]
 ) -> Callable[[object, BaseException | None], None]:
-    """Resolves a future of *loop* from another thread."""
+    """Return a function that resolves a future of *loop* from another thread."""
 
     def resolve(value: object, error: BaseException | None) -> None:
         if future.done():
@@ -170,18 +179,19 @@ def _to_loop(
         else:
             future.set_exception(error)
 
-    def tell(value: object, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the program's loop is closed: nobody listens
+    def notify(value: object, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the program's loop is closed
             loop.call_soon_threadsafe(resolve, value, error)
 
-    return tell
+    return notify
 
 
 def _keep_asyncio() -> None:
-    """Let a later ``asyncio.run`` of this thread be what it was: trio-asyncio answers it with a loop of its
-    own unless a policy is set.
+    """Give a later ``asyncio.run`` of this thread asyncio's own loop.
+
+    trio-asyncio would answer it with a loop of its own as long as no event loop policy is set.
     """
     if "trio_asyncio" in sys.modules and sys.version_info < (3, 14):
-        # A program that imported trio-asyncio itself, before its loop, is on such a loop, and wants it.
+        # A program that imported trio-asyncio before its loop started keeps such a loop as its policy's.
         with suppress(RuntimeError):
             asyncio.set_event_loop_policy(asyncio.get_event_loop_policy())

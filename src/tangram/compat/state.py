@@ -1,4 +1,4 @@
-"""``BackendState`` as existing plugins know it: one view for each plugin, on what all plugins share."""
+"""The class ``BackendState`` of existing plugins: each one's view of the shared state."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 __all__ = ["STATE", "BackendState", "open_http_client", "open_redis_client"]
 
 STATE = "backend_state"
-"""Where a plugin's application keeps the state: ``request.app.state.backend_state``."""
+"""The attribute of a plugin's application with the state: ``request.app.state.backend_state``."""
 
 _HIDDEN = frozenset({"subscribe", "aclose"})
-"""What of the shared state awaits on Trio, and would fail on an asyncio loop."""
+"""Attributes of the shared state that await on Trio, and would fail on an asyncio loop."""
 
 
 class BackendState:
-    """What a service, a lifespan and a route of an existing plugin get.
+    """The state that services, lifespans and routes of an existing plugin get.
 
     The clients belong to the loop of the plugin's own island. Attributes that a plugin sets are set on the
     state that all plugins share, native ones included, and live as long as one incarnation.
     """
 
     redis_client: Redis
-    """``redis.asyncio.Redis``; answers are bytes."""
+    """A ``redis.asyncio.Redis``; its answers are bytes."""
     http_client: httpx.AsyncClient
     config: Config
-    """This plugin's own copy: what it changes there, nobody else sees."""
+    """This plugin's own copy of the configuration; other plugins do not see changes of it."""
     loaded_plugins: dict[str, Plugin]
     base_url: str
 
@@ -47,8 +47,12 @@ class BackendState:
         config: Config,
         make: Mapping[str, Callable[[], Any]],
     ) -> None:
-        """``shared`` gives the state that all plugins share now; ``make`` opens a client when it is first
-        asked for, by the attribute's name.
+        """Make a view of the shared state.
+
+        Args:
+            shared: Returns the current state that all plugins share.
+            config: This plugin's copy of the configuration.
+            make: Opens a client at its first use, by the name of the attribute.
         """
         own = vars(self)
         own["_shared"] = shared
@@ -80,24 +84,28 @@ class BackendState:
             delattr(vars(self)["_shared"](), name)
 
     async def publish(self, channel: str, payload: bytes | str) -> int:
-        """As a native plugin's ``state.publish``, awaited on asyncio."""
+        """Publish *payload* on *channel*, awaited on asyncio, and return the number of receivers."""
         return int(await self.redis_client.publish(channel, payload))
 
     def opened_clients(self) -> list[Any]:
-        """The clients that were asked for: what has to be closed."""
+        """Return the clients that were used, which have to be closed."""
         own = vars(self)
         return [own[name] for name in own["_make"] if name in own]
 
 
 def open_redis_client(url: str) -> Redis:
-    """What ``state.redis_client`` is: redis-py's own, on the loop on which it is first awaited."""
+    """Return a client of redis-py, on the loop on which it is first awaited."""
     from redis.asyncio import Redis as AsyncRedis
 
     return AsyncRedis.from_url(url)
 
 
 def open_http_client() -> httpx.AsyncClient:
-    """What ``state.http_client`` is: HTTP/2 where h2 is installed."""
+    """Return a client of httpx, with HTTP/2 where h2 is installed.
+
+    Raises:
+        AttributeError: httpx is not installed.
+    """
     try:
         import httpx
     except ImportError:

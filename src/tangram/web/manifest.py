@@ -1,7 +1,6 @@
-"""``/manifest.json``: what the browser's shell needs to know; and the classes that its ``core`` part is made
-of.
+"""The document ``/manifest.json``, from which the browser's shell starts.
 
-One plugin whose configuration cannot be shown costs itself its place in the manifest, and nobody else.
+A plugin whose configuration cannot be shown is left out of the manifest; the others stay in it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _THEME = {"tangram_mutable": True, "tangram_widget": "theme-settings"}
 
 @attrs.frozen(kw_only=True)
 class FrontendCoreConfig:
-    """What the shell shows of ``[core]``."""
+    """The part of ``[core]`` that the shell shows."""
 
     theme: str | AdaptiveTheme = attrs.field(factory=AdaptiveTheme, metadata=_THEME)
     themes: tuple[ThemeDefinition, ...] = attrs.field(default=(), metadata=_THEME)
@@ -38,7 +37,7 @@ class FrontendCoreConfig:
 
 @attrs.frozen(kw_only=True)
 class FrontendChannelConfig:
-    """Where the channels are."""
+    """The address of the channels."""
 
     url: str
 
@@ -53,7 +52,7 @@ class FrontendConfig:
 
 
 def core_config(config: Config, channel_url: str) -> FrontendConfig:
-    """What the configuration says to browsers: built-in themes and styles, and the operator's over them."""
+    """Return the configuration for browsers, built-in themes and styles included."""
     own = {theme.name for theme in config.core.themes}
     themes = (*(theme for theme in DEFAULT_THEMES if theme.name not in own), *config.core.themes)
     return FrontendConfig(
@@ -65,8 +64,9 @@ def core_config(config: Config, channel_url: str) -> FrontendConfig:
 
 @cache
 def core_schema() -> dict[str, Any]:
-    """The schema of the ``core`` part, with the ``tangram_*`` words that the configuration's fields carry.
-    The same object each time: an incarnation need not make it anew, and nobody changes it.
+    """Return the schema of the ``core`` part, with the ``tangram_*`` keys of its fields.
+
+    Every call returns the same object, so that an incarnation need not make it again; it is never changed.
     """
     schema = json_schema(FrontendConfig)
     for cls in (FrontendCoreConfig, MapConfig, ThemeDefinition, AdaptiveTheme):
@@ -79,21 +79,24 @@ def core_schema() -> dict[str, Any]:
 
 
 class Manifest:
-    """The manifest of one incarnation, encoded once for each address under which it is asked for."""
+    """The manifest of one incarnation, encoded once for each address that clients use."""
 
     MAX_ADDRESSES = 64
-    """Remembered encodings. Only addresses of ours are told, but their ports are the clients' to choose."""
+    """Number of encodings that are kept.
+
+    Only this server's own addresses appear in the document, but clients choose the port in theirs.
+    """
 
     def __init__(self, config: Config, frontends: Frontends) -> None:
         self._config = config
         self.failures: dict[str, str] = {}
-        """Plugins that are left out, with the cause."""
+        """Names of plugins that are left out, with the cause."""
         self._plugins = self._entries(frontends)
         self._schema = core_schema()
         self._encoded: dict[str, bytes] = {}
 
     def encoded(self, channel_url: str) -> bytes:
-        """The document for a browser that reaches the channels at this address."""
+        """Return the encoded document for a browser that reaches the channels at this address."""
         known = self._encoded.get(channel_url)
         if known is None:
             if len(self._encoded) >= self.MAX_ADDRESSES:
@@ -102,7 +105,7 @@ class Manifest:
         return known
 
     def document(self, channel_url: str) -> dict[str, Any]:
-        """The same, not encoded."""
+        """Return the document for a browser that reaches the channels at this address."""
         core = {"config": core_config(self._config, channel_url), "config_json_schema": self._schema}
         return {"core": core, "plugins": self._plugins}
 
@@ -120,18 +123,18 @@ class Manifest:
             except Exception as error:
                 cause = cause_line(error, loaded.source)
                 self.failures[loaded.name] = cause
-                log.exception("a plugin is left out of the manifest", plugin=loaded.name, cause=cause)
+                log.exception("plugin left out of the manifest", plugin=loaded.name, cause=cause)
         return entries
 
 
 def shown_config(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` and ``config_json_schema`` of a plugin's entry; empty where it shows none."""
+    """Return ``config`` and ``config_json_schema`` of a plugin's entry, if it shows them."""
     plugin = loaded.plugin
     if plugin.frontend_config_class is None or plugin.config_class is None:
         return {}
     if plugin.into_frontend_config_function is None:
         log.warning(
-            "a plugin's front end gets no configuration: into_frontend_config_function is missing",
+            "front end without configuration: into_frontend_config_function is missing",
             plugin=loaded.name,
         )
         return {}

@@ -1,4 +1,4 @@
-"""Built-in themes and map styles, and how the operator's lie over them."""
+"""Built-in themes and map styles, and the way in which the operator's styles replace them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFAULT_THEMES = (
 )
 
 _CARTO = "https://basemaps.cartocdn.com/gl/{}-gl-style/style.json"
-# No service, no key: what is shown where there is no internet access.
+# It needs no service and no key, so the map shows something without internet access.
 _RADAR: Mapping[str, Any] = {
     "version": 8,
     "name": "Radar Dark",
@@ -52,13 +52,14 @@ _RADAR: Mapping[str, Any] = {
 
 
 def default_styles() -> list[MapStyle]:
-    """The four that are there without any configuration."""
+    """Return the four built-in styles."""
     return [DEFAULT_STYLE, _CARTO.format("positron"), _CARTO.format("dark-matter"), _RADAR]
 
 
 def merge_styles(defaults: Iterable[MapStyle], own: Iterable[MapStyle]) -> list[MapStyle]:
-    """Each of the operator's styles replaces the one that it matches (URL, else id, else name), or is
-    appended.
+    """Replace each default style that one of the operator's matches, and append the others.
+
+    Styles match by URL, else by id, else by name.
     """
     merged = list(defaults)
     for style in own:

@@ -1,4 +1,4 @@
-"""The plugin guide's code, word for word, indented as Python asks for; and modules made of it."""
+"""The plugin guide's code, indented as Python requires, and modules made of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES = ("anatomy", "endpoint", "service", "publish", "subscriber")
 
 
 def source_of(example: str) -> str:
-    """An example as a module. The one that the guide shows from within a service stands in a service."""
+    """Return an example as a module; the code from within a service is put into a service."""
     source = (FOLDER / f"{example}.txt").read_text()
     if example != "publish":
         return source
@@ -22,7 +22,7 @@ def source_of(example: str) -> str:
 
 
 def write_project(example: str, folder: Path) -> Path:
-    """The guide's project layout around an example, as pip installs it."""
+    """Write the guide's project with an example, as pip installs it."""
     package = folder / "src" / "my_plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(source_of(example))

@@ -1,7 +1,7 @@
-"""What ``import fastapi`` gives to plugins where FastAPI is not installed: our router, under its names.
+"""The module ``fastapi`` where FastAPI is not installed: tangram's router under its names.
 
-Enough for the plugin guide and for what published plugins declare; whoever needs more installs FastAPI
-itself, and its own routers are taken then.
+It covers the plugin guide and the declarations of published plugins. Plugins that need more need FastAPI
+itself to be installed; their own routers are used then.
 """
 
 from __future__ import annotations

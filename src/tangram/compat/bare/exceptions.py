@@ -1,4 +1,4 @@
-"""``fastapi.exceptions``."""
+"""The module ``fastapi.exceptions``."""
 
 from tangram.routing import HTTPException
 from tangram.routing import InvalidRequest as RequestValidationError

@@ -1,4 +1,4 @@
-"""``fastapi.params``."""
+"""The module ``fastapi.params``."""
 
 from tangram.routing import Body, Cookie, Depends, Header, Path, Query
 

@@ -1,4 +1,4 @@
-"""``fastapi.requests``."""
+"""The module ``fastapi.requests``."""
 
 from tangram.routing import Request
 

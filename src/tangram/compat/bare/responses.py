@@ -1,4 +1,4 @@
-"""``fastapi.responses``."""
+"""The module ``fastapi.responses``."""
 
 from tangram.routing import (
     FileResponse,

@@ -1,5 +1,6 @@
-"""``fastapi.routing``: our router, taking FastAPI's words for what it can, and saying so for what it
-cannot.
+"""The module ``fastapi.routing``: tangram's router, with the parameters of FastAPI's.
+
+Parameters that tangram cannot honour are refused by name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class APIRouter(routing.APIRouter):
-    """A set of routes under one prefix, as FastAPI's authors declare them."""
+    """A set of routes under one prefix, declared with FastAPI's parameters."""
 
     def __init__(
         self,
@@ -48,7 +49,11 @@ class APIRouter(routing.APIRouter):
         methods: Sequence[str] | None = ("GET",),
         **settings: Any,
     ) -> None:
-        """As FastAPI's."""
+        """Add a route, as ``fastapi.APIRouter.add_api_route`` does.
+
+        Raises:
+            RouteError: a setting is not supported without FastAPI.
+        """
         settings = {key: value for key, value in settings.items() if value is not None and value is not False}
         if "include_in_schema" not in settings:
             settings["include_in_schema"] = True

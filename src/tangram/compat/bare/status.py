@@ -1,4 +1,4 @@
-"""``fastapi.status``: ``HTTP_404_NOT_FOUND`` and its likes."""
+"""The module ``fastapi.status``: ``HTTP_404_NOT_FOUND`` and the like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``import tangram_core`` gives in our process: the public names of the published server."""
+"""The module ``tangram_core``: the public names of the published server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``tangram_core.backend`` gives: the state's injection, and the helpers that programs used."""
+"""The module ``tangram_core.backend``: injection of the state, and helpers for programs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING or has_fastapi():
     from fastapi import Request as _Request
 
     def get_state(request: _Request) -> BackendState:
-        """The dependency behind `InjectBackendState`."""
+        """Return the state of the route's plugin: the dependency of `InjectBackendState`."""
         return cast("BackendState", getattr(request.app.state, STATE))
 
     InjectBackendState = Annotated[BackendState, Depends(get_state)]
@@ -52,11 +52,11 @@ else:
     InjectBackendState = BackendState
 
     def get_state(state: BackendState) -> BackendState:
-        """The dependency, for ``Depends(get_state)``."""
+        """Return the state: the dependency for ``Depends(get_state)``."""
         return state
 
 
-# ``Request`` and ``BackendState`` are looked up by whoever binds ``get_state``.
+# FastAPI and tangram.routing look up these names when they bind the parameters of ``get_state``.
 get_state.__annotations__ = {
     name: {"BackendState": BackendState, "_Request": globals().get("_Request")}.get(kind, kind)
     for name, kind in get_state.__annotations__.items()
@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
 
 
 def default_cache_dir() -> Path:
-    """Where fetched files are kept."""
+    """Return the folder in which fetched files are kept."""
     import os
 
     from tangram.config import cache_dir
@@ -81,7 +81,7 @@ def default_cache_dir() -> Path:
 
 
 def get_distribution_path(dist: Distribution | str) -> Path:
-    """The project's root of an editable install, else the folder of the import package."""
+    """Return the project's root of an editable install, else the folder of the import package."""
     import importlib.metadata
 
     from tangram.compat.installed import distribution_path
@@ -90,21 +90,21 @@ def get_distribution_path(dist: Distribution | str) -> Path:
 
 
 def resolve_frontend(plugin: Plugin) -> Path | None:
-    """The folder of a plugin's front end; ``None`` without one, or where it is missing."""
+    """Return the folder of a plugin's front end, or ``None`` where there is none."""
     from tangram.compat.installed import frontend_of
 
     return frontend_of(plugin)
 
 
 def load_enabled_plugins(config: Config) -> list[Plugin]:
-    """Import the plugins that the configuration names; what cannot be loaded is logged and left out."""
+    """Import the configured plugins; log and leave out those that cannot be loaded."""
     from tangram.compat.installed import load_enabled
 
     return load_enabled(config.core.plugins)
 
 
 def get_log_config_dict(config: Config) -> dict[str, Any]:
-    """For ``logging.config.dictConfig``: everything to standard error at the configured level."""
+    """Return a dictionary for ``logging.config.dictConfig`` that logs to standard error."""
     level = logging.getLevelNamesMapping().get(config.core.log_level.upper(), logging.INFO)
     handler: dict[str, Any] = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
     return {

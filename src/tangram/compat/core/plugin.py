@@ -1,4 +1,4 @@
-"""What ``tangram_core.plugin`` gives: the class, and the way from entry points to it."""
+"""The module ``tangram_core.plugin``: the class, and its loading from entry points."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Plugin", "load_plugin", "scan_plugins"]
 
 
 def scan_plugins() -> list[EntryPoint]:
-    """The installed entry points of the published server's group; imports none of them."""
+    """Return the installed entry points of existing plugins, without importing them."""
     return list(entry_points(group="tangram_core.plugins"))
 
 
 def load_plugin(entry_point: EntryPoint) -> Plugin | None:
-    """The plugin behind an entry point; ``None``, and a line in the log, where there is none."""
+    """Return the plugin of an entry point, or log an error and return ``None``."""
     from tangram.compat.installed import load_one
 
     return load_one(entry_point)

@@ -1,4 +1,4 @@
-"""What ``tangram_core.redis`` gives: ``Subscriber``, on asyncio, and surviving Redis."""
+"""The module ``tangram_core.redis``: a ``Subscriber`` on asyncio that survives outages."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ StateT = TypeVar("StateT")
 
 RETRY_FIRST = 0.05
 RETRY_MOST = 2.0
-"""Seconds between attempts to reach a Redis that went away: doubling from the first to the most."""
+"""Seconds between attempts to reach Redis, doubling from the first to the most."""
 
 STOP_SECONDS = 2.0
-"""What ``cleanup`` waits for a handler to end."""
+"""Seconds for a handler to end in ``cleanup``."""
 
 
 class Subscriber(ABC, Generic[StateT]):
-    """Listens to *channels*, each a pattern as of ``PSUBSCRIBE``, on a connection of its own.
+    """Listens to *channels*, each a pattern as for ``PSUBSCRIBE``, on a connection of its own.
 
-    Messages are handled one after another. A handler's error is logged and costs that message; so does a
-    payload that is not UTF-8. When Redis goes away, the connection is made anew as soon as it is back.
+    Messages are handled one after another. A handler's exception is logged and costs that message; so does a
+    payload that is not UTF-8. When Redis comes back after an outage, the subscriber connects again.
     """
 
     redis: Redis | None
@@ -50,18 +50,23 @@ class Subscriber(ABC, Generic[StateT]):
 
     @abstractmethod
     async def message_handler(self, event: str, payload: str, pattern: str, state: StateT) -> None:
-        """Handle one message: *event* is the full Redis channel, *payload* its text, *pattern* what it
-        matched.
+        """Handle one message.
+
+        Args:
+            event: The full Redis channel.
+            payload: The text of the message.
+            pattern: The pattern that matched.
+            state: The state of this subscriber.
         """
 
     async def subscribe(self) -> None:
-        """Start listening; a second call only warns.
+        """Start listening; a second call only logs a warning.
 
         Raises:
             RedisError: Redis cannot be reached now.
         """
         if self.is_active():
-            log.warning("a subscriber is started twice", subscriber=self.name)
+            log.warning("subscriber started twice", subscriber=self.name)
             return
         self.redis = Redis.from_url(self.redis_url)
         try:
@@ -78,11 +83,11 @@ class Subscriber(ABC, Generic[StateT]):
             task.cancel()
             await asyncio.wait({task}, timeout=STOP_SECONDS)
             if not task.done():
-                log.warning("a subscriber's handler does not end", subscriber=self.name, waited=STOP_SECONDS)
+                log.warning("subscriber handler does not end", subscriber=self.name, waited=STOP_SECONDS)
         await self._close()
 
     def is_active(self) -> bool:
-        """Whether it listens."""
+        """Return whether the subscriber listens."""
         return self.task is not None and not self.task.done()
 
     async def _open(self) -> PubSub:
@@ -97,12 +102,12 @@ class Subscriber(ABC, Generic[StateT]):
             try:
                 if self.pubsub is None:
                     self.pubsub = await self._open()
-                    log.info("a subscriber is back", subscriber=self.name)
+                    log.info("subscriber connected again", subscriber=self.name)
                 delay = RETRY_FIRST
                 async for message in self.pubsub.listen():
                     await self._handle(message)
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                log.warning("a subscriber lost redis", subscriber=self.name, cause=str(error), again_in=delay)
+                log.warning("subscriber lost redis", subscriber=self.name, cause=str(error), again_in=delay)
             await self._drop_pubsub()
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MOST)
@@ -114,7 +119,7 @@ class Subscriber(ABC, Generic[StateT]):
         try:
             payload = message["data"].decode()
         except UnicodeDecodeError as error:
-            log.warning("a message is not utf-8", subscriber=self.name, channel=channel, cause=str(error))
+            log.warning("message is not utf-8", subscriber=self.name, channel=channel, cause=str(error))
             return
         try:
             await self.message_handler(
@@ -122,7 +127,7 @@ class Subscriber(ABC, Generic[StateT]):
             )
         except Exception as error:
             log.exception(
-                "a subscriber's handler failed", subscriber=self.name, channel=channel, cause=repr(error)
+                "subscriber handler failed", subscriber=self.name, channel=channel, cause=repr(error)
             )
 
     async def _drop_pubsub(self) -> None:

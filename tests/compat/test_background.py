@@ -1,4 +1,4 @@
-"""What an application of a plugin does behind its answer, as FastAPI's background tasks do."""
+"""Applications that go on after their response, as FastAPI's background tasks do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from tangram.compat.apps import HANDLER_SECONDS, MAX_TAILS, _Exchange
+from tangram.compat.apps import HANDLER_SECONDS, MAX_BACKGROUND_TASKS, _Exchange
 from tangram.compat.island import CLOSE_SECONDS, Island, Resident, open_island
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -24,7 +24,7 @@ async def island(autojump_clock: MockClock) -> AsyncIterator[Island]:
 
 
 class Asker:
-    """An engine's side of requests to one application."""
+    """The engine's side of requests to one application."""
 
     def __init__(self, resident: Resident, app: App) -> None:
         self.resident = resident
@@ -33,7 +33,7 @@ class Asker:
         self._app = app
 
     async def ask(self) -> float:
-        """One request; the seconds until the connection may have its next."""
+        """Send one request; return the seconds until the connection could read the next one."""
         began = trio.current_time()
         exchange = _Exchange(self.resident, self._receive, self._send)
         await exchange.run(self._app, {"path": "/x"}, self.failed.append)
@@ -53,27 +53,27 @@ async def answer(send: Any) -> None:
 
 
 async def test_the_connection_does_not_wait_for_it(island: Island, autojump_clock: MockClock) -> None:
-    """Once the answer is whole the next request is served; the tail goes on to its own end."""
-    said: list[str] = []
+    """The next request is served once the response is complete; the task goes on to its end."""
+    calls: list[str] = []
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await answer(send)
         await asyncio.sleep(30)
-        said.append("done")
+        calls.append("done")
 
     asker = Asker(Resident(island, "demo"), app)
     assert await asker.ask() == 0
     assert await asker.ask() == 0
     assert asker.sent == ["http.response.start", "http.response.body"] * 2
-    assert len(asker.resident.tails) == 2
+    assert len(asker.resident.detached) == 2
     await trio.sleep(30.1)
 
-    assert said == ["done", "done"]
-    assert not asker.resident.tails
+    assert calls == ["done", "done"]
+    assert not asker.resident.detached
 
 
-async def test_what_it_raises_is_told(island: Island, autojump_clock: MockClock) -> None:
-    """To whoever logs the failures of handlers; and the next request is none the worse."""
+async def test_an_exception_after_the_response_is_reported(island: Island, autojump_clock: MockClock) -> None:
+    """An exception after the response is reported as failure, and the next request works."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await answer(send)
@@ -90,16 +90,18 @@ async def test_what_it_raises_is_told(island: Island, autojump_clock: MockClock)
     assert await asker.ask() == 0
 
 
-async def test_an_endless_one_ends_with_its_plugin(island: Island, autojump_clock: MockClock) -> None:
-    """It is cancelled and named, as what a plugin spawned is."""
-    heard: list[str] = []
+async def test_an_endless_background_task_ends_with_its_plugin(
+    island: Island, autojump_clock: MockClock
+) -> None:
+    """A background task that never ends is cancelled and logged when its plugin ends."""
+    received: list[str] = []
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await answer(send)
         try:
             await asyncio.sleep(10_000)
         finally:
-            heard.append("cancelled")
+            received.append("cancelled")
 
     asker = Asker(Resident(island, "demo"), app)
     await asker.ask()
@@ -108,22 +110,21 @@ async def test_an_endless_one_ends_with_its_plugin(island: Island, autojump_cloc
     with structlog.testing.capture_logs() as logs:
         await asker.resident.close(list)
 
-    assert heard == ["cancelled"]
-    assert not asker.resident.tails
+    assert received == ["cancelled"]
+    assert not asker.resident.detached
     assert not asker.failed
     assert trio.current_time() - began <= CLOSE_SECONDS
     assert [record["tasks"] for record in logs] == [["request /x"]]
 
 
-async def test_who_waits_for_the_client_hears_that_it_is_over(
+async def test_receive_returns_a_disconnect_after_the_response(
     island: Island, autojump_clock: MockClock
 ) -> None:
-    """A wait for the client's going ends with the answer, as does one that begins later; and what is sent
-    then is refused by its reason."""
-    heard: list[Any] = []
+    """``receive`` returns a disconnect once the response is complete, and ``send`` raises."""
+    received: list[Any] = []
 
     async def listen(receive: Any) -> None:
-        heard.append(await receive())
+        received.append(await receive())
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
         early = asyncio.create_task(listen(receive))
@@ -132,36 +133,36 @@ async def test_who_waits_for_the_client_hears_that_it_is_over(
         last = asyncio.create_task(send({"type": "http.response.body", "body": b"yes"}))
         beside = asyncio.create_task(listen(receive))
         await asyncio.gather(early, last, beside)
-        heard.append(await receive())
+        received.append(await receive())
         await send({"type": "http.response.body", "body": b"more"})
 
     asker = Asker(Resident(island, "demo"), app)
     assert await asker.ask() == 1
     await trio.sleep(0.1)
 
-    assert heard == [{"type": "http.disconnect"}] * 3
+    assert received == [{"type": "http.disconnect"}] * 3
     assert [str(error) for error in asker.failed] == ["the response is complete"]
 
 
-async def test_there_is_a_bound(island: Island, autojump_clock: MockClock) -> None:
-    """Who has so many already waits for the next as for a handler."""
+async def test_the_number_of_background_tasks_is_bounded(island: Island, autojump_clock: MockClock) -> None:
+    """With too many background tasks the connection waits for the handler."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await answer(send)
         await asyncio.sleep(30)
 
     asker = Asker(Resident(island, "demo"), app)
-    for _ in range(MAX_TAILS):
+    for _ in range(MAX_BACKGROUND_TASKS):
         assert await asker.ask() == 0
 
     assert await asker.ask() == 30
 
 
-async def test_before_its_end_a_cancelled_request_ends_the_handler(
+async def test_a_request_cancelled_before_its_response_ends_the_handler(
     island: Island, autojump_clock: MockClock
 ) -> None:
-    """Whose answer is not whole goes when its connection does."""
-    heard: list[str] = []
+    """A handler is cancelled if its client leaves before the response is complete."""
+    received: list[str] = []
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
@@ -169,12 +170,12 @@ async def test_before_its_end_a_cancelled_request_ends_the_handler(
         try:
             await asyncio.sleep(1000)
         finally:
-            heard.append("cancelled")
+            received.append("cancelled")
 
     asker = Asker(Resident(island, "demo"), app)
     with trio.move_on_after(1):
         await asker.ask()
 
-    assert heard == ["cancelled"]
+    assert received == ["cancelled"]
     assert trio.current_time() <= 1 + HANDLER_SECONDS
-    assert not asker.resident.tails
+    assert not asker.resident.detached
