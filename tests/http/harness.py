@@ -96,6 +96,7 @@ ENGINE_OPTIONS = (
     "ping_interval",
     "held",
     "crashes",
+    "body_limit",
 )
 
 

@@ -38,6 +38,22 @@ async def test_chunked_body_over_the_bound(engine: str, clock: Clock) -> None:
         assert answer.status == 413
 
 
+async def test_hypercorn_asks_for_the_limit_of_each_request(clock: Clock) -> None:
+    """``body_limit`` decides by the scope, above and below ``max_body``, before the body is read."""
+
+    def limit(scope: dict[str, Any]) -> int:
+        return 4000 if scope["path"] == "/large" else 10
+
+    async with serving("hypercorn", hello, max_body=1000, body_limit=limit) as server:
+        async with await server.connect() as client:
+            assert (await client.post("/large", b"y" * 4000)).status == 200
+        for path, length in (("/large", 4001), ("/small", 11)):
+            async with await server.connect() as client:
+                head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
+                await client.send(head.encode())
+                assert (await client.answer_to("POST")).status == 413
+
+
 async def test_body_within_the_bound(engine: str, clock: Clock) -> None:
     """A body of exactly max_body bytes is read."""
     async with serving(engine, hello, max_body=100_000) as server, await server.connect() as client:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import pytest
 import structlog
 
+from tangram.errors import RouteError
 from tangram.routing import (
     APIRouter,
     Body,
@@ -81,6 +82,38 @@ async def test_no_bound(announced: bool) -> None:
 
     answer = await call(body_table(max_body=0), "POST", "/", [body[:100], body[100:]], headers)
     assert answer.status == 200
+
+
+async def test_a_route_has_a_limit_of_its_own() -> None:
+    """``max_body`` of a route replaces the table's, higher or lower; 0 is no limit."""
+    router = APIRouter(prefix="/r")
+
+    @router.post("/high", max_body=100)
+    @router.post("/low", max_body=5)
+    @router.post("/none", max_body=0)
+    @router.post("/default")
+    async def take(data: Annotated[bytes, Body()]) -> int:
+        return len(data)
+
+    table = table_of(router, max_body=10)
+    for path, limit in (("high", 100), ("low", 5), ("default", 10)):
+        assert (await call(table, "POST", f"/r/{path}", b"x" * limit)).json() == limit
+        answer = await call(table, "POST", f"/r/{path}", b"x" * (limit + 1))
+        assert answer.status == 413
+        assert str(limit) in answer.json()["detail"]
+        assert table.body_limit(scope_of("POST", f"/r/{path}")) == limit
+    assert (await call(table, "POST", "/r/none", b"x" * 1000)).json() == 1000
+    assert table.body_limit(scope_of("POST", "/nowhere")) == table.body_limit(scope_of("GET", "/r/low")) == 10
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, "5MB", True])
+def test_a_limit_that_is_no_number_of_bytes_is_an_error(limit: Any) -> None:
+    """``max_body`` is a whole number of bytes."""
+    with pytest.raises(RouteError, match="max_body of '/x' in bytes"):
+        APIRouter().post("/x", max_body=limit)(take_nothing)
+
+
+async def take_nothing() -> None: ...
 
 
 async def test_hang_up_while_the_body_is_read() -> None:

@@ -27,6 +27,29 @@ async def test_not_found_and_handle() -> None:
     assert await table.handle(scope_of("GET", "/"), peer.receive, peer.send) is True
 
 
+async def test_a_request_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of the body, the owner and the answer come from one match, kept in the scope."""
+    table, peer = one_route(ok), Peer()
+    scope = scope_of("GET", "/")
+    assert table.body_limit(scope) == table.max_body
+    with monkeypatch.context() as patched:
+        patched.delattr(RouteTable, "match")
+        assert table.locate(scope) is table.locate({**scope})
+        assert await table.handle(scope, peer.receive, peer.send) is True
+
+    assert peer.answer().status == 200
+    assert await one_route(ok, "/other").handle(scope, peer.receive, peer.send) is False
+
+
+async def test_the_root_path_is_no_part_of_a_route() -> None:
+    """Paths of routes begin behind ASGI's ``root_path``."""
+    table, peer = one_route(ok, "/x/y"), Peer()
+    scope = {**scope_of("GET", "/below/x/y"), "root_path": "/below"}
+    await table(scope, peer.receive, peer.send)
+
+    assert peer.answer().status == 200
+
+
 async def test_wrong_method() -> None:
     """405 names the methods that are there; OPTIONS is answered from them; HEAD is GET without its body."""
     table = one_route(ok)

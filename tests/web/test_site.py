@@ -5,18 +5,19 @@ from typing import Any
 
 import pytest
 
+from tangram.asgi import Receive, Scope, Send
 from tangram.config.model import Config
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.state import BackendState
-from tangram.routing import APIRouter
+from tangram.routing import APIRouter, RouteTable
 from tests.plugins.fakes import loaded
 from tests.web.asgi import FakeOperator, call, site_of
 
 
-def plugin_with_route(path: str = "/demo/hello", **settings: Any) -> Plugin:
+def plugin_with_route(path: str = "/demo/hello", max_body: int | None = None, **settings: Any) -> Plugin:
     router = APIRouter()
 
-    @router.get(path)
+    @router.get(path, max_body=max_body)
     async def hello(state: BackendState) -> dict[str, object]:
         return {"url": state.base_url}
 
@@ -96,6 +97,27 @@ async def test_a_plugin_cannot_take_the_operators_routes() -> None:
 
     assert (await call(site, "GET", "/-/healthz")).json() == {"status": "ok"}
     assert "demo" in site.failures
+
+
+async def test_a_route_is_matched_once_and_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's question for the limit and the answer of the site share one match."""
+    matched: list[str] = []
+    real = RouteTable.match
+
+    def counted(table: RouteTable, method: str, path: str, raw_path: bytes | None = None) -> object:
+        matched.append(path)
+        return real(table, method, path, raw_path)
+
+    monkeypatch.setattr(RouteTable, "match", counted)
+    plugin = plugin_with_route(max_body=64_000_000)
+    site = site_of(loaded(plugin), operator=FakeOperator(down={"other": "it restarts"}))
+
+    async def engine(scope: Scope, receive: Receive, send: Send) -> None:
+        assert site.body_limit(scope) == 64_000_000
+        await site(scope, receive, send)
+
+    assert (await call(engine, "GET", "/demo/hello")).status == 200
+    assert matched == ["/demo/hello"]
 
 
 async def test_openapi_shows_native_routes() -> None:

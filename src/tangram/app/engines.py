@@ -86,6 +86,7 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
         keyfile=str(server.tls_key) if server.tls_key else None,
         max_message=tree.config.channel.max_message,
         ping_interval=tree.config.channel.ping_interval,
+        body_limit=site.body_limit,
         task_status=task_status,
     )
 

@@ -62,14 +62,14 @@ def app_of(host: Hosting, max_body: int) -> AppMount | None:
 
     Args:
         host: The host of the plugin.
-        max_body: The largest request body in bytes for tangram's own routers; 0 sets no limit. FastAPI's
-            routes are limited by the engine alone.
+        max_body: The largest request body in bytes, for routes without a limit of their own; 0 sets no
+            limit.
     """
     routers: list[Any] = list(host.loaded.plugin.routers)
     if not routers:
         return None
     ours = [router for router in routers if isinstance(router, APIRouter)]
-    return TableApp(host, ours, max_body) if len(ours) == len(routers) else FastApp(host, routers)
+    return TableApp(host, ours, max_body) if len(ours) == len(routers) else FastApp(host, routers, max_body)
 
 
 # -- FastAPI's -----------------------------------------------------------------------------------------------
@@ -78,13 +78,14 @@ def app_of(host: Hosting, max_body: int) -> AppMount | None:
 class FastApp:
     """An ASGI application with the FastAPI routers of one plugin."""
 
-    def __init__(self, host: Hosting, routers: list[Any]) -> None:
+    def __init__(self, host: Hosting, routers: list[Any], max_body: int) -> None:
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse
 
         self.owner = host.name
         self.problems: list[str] = []
         self._host = host
+        self._max_body = max_body
         self._app: FastAPI = FastAPI(title=host.name, docs_url=None, redoc_url=None, openapi_url=None)
         self._openapi: Mapping[str, Any] | None = None
 
@@ -112,6 +113,10 @@ class FastApp:
             if match.name == "PARTIAL":
                 known = False
         return known
+
+    def body_limit(self, scope: Scope) -> int:  # noqa: ARG002 - the same for all of FastAPI's routes
+        """Return the largest request body in bytes; 0 is no limit."""
+        return self._max_body
 
     def openapi(self) -> Mapping[str, Any]:
         """Return the OpenAPI document of these routes alone."""
@@ -293,8 +298,12 @@ class TableApp:
 
     def match(self, scope: Scope) -> bool | None:
         """Return True for a matching route, False for another method of a known path, else None."""
-        found = self._table.match(scope["method"], scope["path"], scope.get("raw_path"))
+        found = self._table.locate(scope)
         return None if found is None else found.value is not None
+
+    def body_limit(self, scope: Scope) -> int:
+        """Return the largest request body in bytes; 0 is no limit."""
+        return self._table.body_limit(scope)
 
     def openapi(self) -> Mapping[str, Any]:
         """Return the OpenAPI document of these routes alone."""

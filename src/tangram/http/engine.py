@@ -25,6 +25,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.asgi import Scope
 from tangram.http.listeners import HeldSocket
 
 __all__ = [
@@ -181,6 +182,10 @@ class Engine:
     """
     secure: bool = False
     """With TLS a refusal cannot be told in plain text."""
+    body_limit: Callable[[Scope], int] | None = None
+    """Returns the largest body in bytes of the request with this scope (0 is no limit), asked before the body
+    is read; without it the limit is ``settings.max_body`` for all requests.
+    """
     keep_adopted: Callable[[], bool] = lambda: False
     """Asked at the stop: may adopted connections outlive this engine? Not when the whole server ends."""
     draining: bool = False

@@ -60,6 +60,11 @@ class Endpoint:
         """Whose route it is."""
         return self.mount.owner
 
+    def body_limit(self, default: int) -> int:
+        """Return the route's ``max_body`` in bytes, or ``default`` if it declares none."""
+        own = self.route.max_body
+        return default if own is None else own
+
     def __repr__(self) -> str:
         return f"<Endpoint {sorted(self.route.methods)} {self.route.template.path!r} of {self.owner!r}>"
 
@@ -78,7 +83,7 @@ class Endpoint:
             await self._send(result, None, scope, receive, send)
             return
         path = dict(zip(self.names, values, strict=True))
-        request = Request(scope, receive, max_body=max_body, path_params=path)
+        request = Request(scope, receive, max_body=self.body_limit(max_body), path_params=path)
         async with AsyncExitStack() as stack:
             call = Call(request, stack, self.mount.resolve, threads)
             if self._reads_body:

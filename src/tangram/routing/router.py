@@ -43,6 +43,8 @@ class Route:
     include_in_schema: bool = True
     deprecated: bool = False
     operation_id: str | None = None
+    max_body: int | None = None
+    """The largest request body in bytes; None is the server's ``max_body``, 0 is no limit."""
 
     def below(self, prefix: str, tags: Sequence[str], dependencies: Sequence[DependsMarker]) -> Route:
         """This route under a prefix, with what its surroundings add."""
@@ -75,6 +77,8 @@ class RouteSettings(TypedDict, total=False):
     operation_id: str | None
     include_in_schema: bool
     deprecated: bool
+    max_body: int | None
+    """The largest request body in bytes, in place of ``[server] max_body``; 0 is no limit."""
 
 
 class APIRouter:
@@ -149,6 +153,7 @@ class APIRouter:
             RouteError: path, methods or endpoint cannot be a route.
         """
         given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        _check_max_body(given.get("max_body"), path)
         given["tags"] = tuple(given.get("tags", ()))
         given["dependencies"] = _depends(given.get("dependencies", ()))
         given.setdefault("name", str(getattr(endpoint, "__name__", type(endpoint).__name__)))
@@ -226,6 +231,11 @@ def _checked_methods(methods: Sequence[str], path: str) -> frozenset[str]:
     if not found or not found <= _METHODS:
         raise RouteError(f"expected HTTP methods for {path!r}, not {sorted(found - _METHODS)!r}")
     return found
+
+
+def _check_max_body(max_body: object, path: str) -> None:
+    if max_body is not None and (type(max_body) is not int or max_body < 0):
+        raise RouteError(f"expected max_body of {path!r} in bytes, 0 or more, not {max_body!r}")
 
 
 def _checked_path(prefix: str, path: str, endpoint: object) -> PathTemplate:

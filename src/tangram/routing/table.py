@@ -26,6 +26,9 @@ MAX_BODY: Final = 2 * 1024 * 1024
 # Sync handlers at once, as many as FastAPI's users are used to.
 THREADS: Final = 40
 
+MATCHES: Final = "tangram.matches"
+"""Key of the scope for the matches of its request: a dictionary from `RouteTable` to `Found` or None."""
+
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 
 
@@ -111,16 +114,35 @@ class RouteTable:
                 return None
         return self._tree.find(method, path, segments)
 
+    def locate(self, scope: Scope) -> Found[Endpoint] | None:
+        """Match the method and path of a request, once: further calls return the first result.
+
+        The result is kept in the scope, under `MATCHES`. The engine asks for the route's body limit, the site
+        for its owner, and `handle` for its endpoint.
+        """
+        matches = scope.get(MATCHES)
+        if matches is None:
+            matches = scope[MATCHES] = {}
+        elif self in matches:
+            kept: Found[Endpoint] | None = matches[self]
+            return kept
+        path, _ = _split_root(scope)
+        raw = scope.get("raw_path") if path is scope["path"] else None
+        found = matches[self] = self.match(scope["method"], path, raw)
+        return found
+
+    def body_limit(self, scope: Scope) -> int:
+        """Return the largest body in bytes that the request may have; 0 is no limit."""
+        found = self.locate(scope)
+        return (
+            self.max_body if found is None or found.value is None else found.value.body_limit(self.max_body)
+        )
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer an HTTP request and say True; or say False if no route has its path."""
-        path = scope["path"]
-        root = scope.get("root_path", "")
-        raw = scope.get("raw_path")
-        if root and path.startswith(root):
-            path, raw = path[len(root) :] or "/", None
-        found = self.match(scope["method"], path, raw)
+        """Answer a request and return True, or return False if no route has its path."""
+        found = self.locate(scope)
         if found is None:
-            return await self._redirect(scope, path, root, receive, send)
+            return await self._redirect(scope, *_split_root(scope), receive, send)
         if found.value is None:
             await _answer_method(scope, found.allowed, send)
         else:
@@ -186,6 +208,13 @@ def check_router(router: APIRouter, *, owner: str, injectable: Iterable[type] = 
 def _owned(exc: RouteError, mount: Mount, route: Route) -> RouteError:
     methods = ",".join(sorted(route.methods))
     return RouteError(f"{methods} {route.template.path}: {exc}", plugin=mount.owner)
+
+
+def _split_root(scope: Scope) -> tuple[str, str]:
+    """Return the path below ASGI's ``root_path``, and ``root_path``."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return (path[len(root) :] or "/", root) if root and path.startswith(root) else (path, root)
 
 
 async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:

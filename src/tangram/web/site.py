@@ -10,7 +10,7 @@ builds its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 import structlog
@@ -24,6 +24,7 @@ from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
 from tangram.routing import APIRouter, HTTPException, Mount, Request, Response, RouteTable, openapi
 from tangram.routing.responses import encode_json
+from tangram.routing.table import MATCHES
 from tangram.web import docs
 from tangram.web.cache import CacheRoutes
 from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
@@ -45,6 +46,9 @@ log = structlog.get_logger("tangram.web")
 
 OWNER = "tangram"
 """Whose the server's own routes are; no plugin can be called so and be down."""
+
+_APP: Final = "tangram.app"
+"""Key of the scope for the application of a plugin that answers its request, with the site that found it."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -81,6 +85,9 @@ class AppMount(Protocol):
 
     def match(self, scope: Scope) -> bool | None:
         """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+
+    def body_limit(self, scope: Scope) -> int:
+        """Return the largest body in bytes of a request that it answers; 0 is no limit."""
 
     def openapi(self) -> Mapping[str, Any]:
         """The OpenAPI document of its routes alone."""
@@ -133,6 +140,14 @@ class Site:
             case other:
                 raise NotImplementedError(f"scope type {other!r} is not served here")
 
+    def body_limit(self, scope: Scope) -> int:
+        """Return the largest body in bytes that a request may have; 0 is no limit.
+
+        Engines call it before they read the body. It depends on the route: see ``max_body`` of a route.
+        """
+        app = self._app_for(scope) if self._apps else None
+        return (self.table if app is None else app).body_limit(scope)
+
     def openapi(self) -> bytes:
         """``/openapi.json``, made when first asked for."""
         if self._openapi is None:
@@ -155,8 +170,15 @@ class Site:
         await self._quart(scope, receive, send)
 
     def _app_for(self, scope: Scope) -> AppMount | None:
-        """The plugin's application that answers: after our own routes, in the order of the plugins."""
-        found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
+        """Return the plugin's application that answers a request; it is searched once for each request."""
+        kept: tuple[Site, AppMount | None] | None = scope.get(_APP)
+        if kept is None or kept[0] is not self:
+            kept = scope[_APP] = (self, self._find_app(scope))
+        return kept[1]
+
+    def _find_app(self, scope: Scope) -> AppMount | None:
+        """Search our own routes first, then the applications in the order of the plugins."""
+        found = self.table.locate(scope)
         if found is not None and found.value is not None:
             return None
         other: AppMount | None = None
@@ -171,6 +193,7 @@ class Site:
         # As everywhere here: a slash too few or too many is redirected, by whoever has the path.
         path: str = scope["path"]
         turned = {**scope, "path": path[:-1] if path.endswith("/") else f"{path}/", "raw_path": None}
+        turned.pop(MATCHES)  # another path
         if turned["path"]:
             return next((app for app in self._apps if app.match(turned)), None)
         return None
@@ -182,7 +205,7 @@ class Site:
         if app is not None:
             owner = app.owner
         else:
-            found = self.table.match(scope["method"], scope["path"], scope.get("raw_path"))
+            found = self.table.locate(scope)
             owner = found.value.owner if found is not None and found.value is not None else ""
         reason = await self._operator.wait_available(owner) if owner in down else None
         if reason is None:

@@ -71,18 +71,21 @@ async def serve_hypercorn(
     keyfile: str | os.PathLike[str] | None = None,
     max_message: int = MAX_MESSAGE,
     ping_interval: float = NEVER,
+    body_limit: Callable[[Scope], int] | None = None,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` by Hypercorn until cancelled; then drain within ``grace()`` seconds and close the rest.
 
     ``certfile`` and ``keyfile`` (PEM) turn TLS on, with HTTP/2 by ALPN. ``close_code()`` is asked at the
     stop: WebSockets are told to go with it. ``ping_interval``: seconds between pings to each WebSocket
-    client; whether it answers them is not looked at. Raises ConfigError when the certificate cannot be used.
+    client; whether it answers them is not looked at. ``body_limit(scope)``: the largest body of a request in
+    bytes, in place of ``settings.max_body``. Raises ConfigError when the certificate cannot be used.
     """
     tls = make_ssl_context(certfile, keyfile) if certfile else None
     shared = _Shared(app, settings, tls, max_message, ping_interval)
     engine = shared.engine
     engine.close_code = close_code
+    engine.body_limit = body_limit
     await engine.serve(listeners, grace=grace, task_status=task_status)
 
 
