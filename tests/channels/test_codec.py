@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangram.channels import codec
-from tangram.channels.frames import BINARY, TEXT, FrameError, Message
+from tangram.channels.frames import BINARY, TEXT, FrameError, SocketMessage
 
 FIELD = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 PAYLOAD = st.recursive(
@@ -40,7 +40,7 @@ def test_text_frames_survive_the_round_trip(
     encoded = codec.encode_text(join_ref, ref, topic, event, text)
 
     assert json.loads(encoded.data) == [join_ref, ref, topic, event, payload]
-    assert codec.decode(TEXT, encoded.data) == Message(join_ref, ref, topic, event, text)
+    assert codec.decode(TEXT, encoded.data) == SocketMessage(join_ref, ref, topic, event, text)
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,7 +50,7 @@ def test_binary_pushes_survive_the_round_trip(
 ) -> None:
     """A client's binary push has the layout of the table, and decodes to the same message; null and empty
     are one."""
-    message = Message(join_ref or None, ref or None, topic, event, payload, binary=True)
+    message = SocketMessage(join_ref or None, ref or None, topic, event, payload, binary=True)
     data = codec.encode_client(message)
 
     assert isinstance(data, bytes)
@@ -67,14 +67,14 @@ def test_broadcasts_have_the_layout_of_kind_2(topic: str, event: str, payload: b
 
     assert data[0] == 2
     assert split_by_the_table(data, 2) == ([topic, event], payload)
-    assert codec.decode_server(BINARY, data) == Message(None, None, topic, event, payload, binary=True)
+    assert codec.decode_server(BINARY, data) == SocketMessage(None, None, topic, event, payload, binary=True)
 
 
 def test_the_example_of_the_table() -> None:
     """The documented bytes of a push decode to the documented fields."""
     data = bytes.fromhex("00 01 01 05 03 31 32 6f62733a66 62696e 00ff64617461")
 
-    assert codec.decode_binary(data) == Message("1", "2", "obs:f", "bin", b"\x00\xffdata", binary=True)
+    assert codec.decode_binary(data) == SocketMessage("1", "2", "obs:f", "bin", b"\x00\xffdata", binary=True)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_the_example_of_the_table() -> None:
     [
         (
             "00 01 0a 02 31 6f62733a643a77696e64 6576 0001",
-            Message("1", None, "obs:d:wind", "ev", b"\x00\x01", binary=True),
+            SocketMessage("1", None, "obs:d:wind", "ev", b"\x00\x01", binary=True),
         ),
-        ("01 01 01 01 02 31 32 74 6f6b ff", Message("1", "2", "t", "ok", b"\xff", binary=True)),
+        ("01 01 01 01 02 31 32 74 6f6b ff", SocketMessage("1", "2", "t", "ok", b"\xff", binary=True)),
     ],
 )
-def test_a_client_reads_all_kinds_of_a_server(data: str, message: Message) -> None:
+def test_a_client_reads_all_kinds_of_a_server(data: str, message: SocketMessage) -> None:
     """Pushes without a ref and binary replies are read by their own headers."""
     assert codec.decode_server(BINARY, bytes.fromhex(data)) == message
 
@@ -249,13 +249,13 @@ def test_long_fields_cannot_be_encoded_in_binary() -> None:
 
 
 replies = st.builds(
-    Message, st.none() | st.text(), st.none() | st.text(), st.text(), st.just("e"), st.just(b"")
+    SocketMessage, st.none() | st.text(), st.none() | st.text(), st.text(), st.just("e"), st.just(b"")
 )
 
 
 @pytest.mark.slow
 @given(st.lists(st.none() | replies))
-def test_acknowledgements_are_what_a_reply_is(replies: list[Message | None]) -> None:
+def test_acknowledgements_are_what_a_reply_is(replies: list[SocketMessage | None]) -> None:
     """Each push that has a ref is answered ok, in order, whatever is written in its ref and its topic."""
     texts = [msgspec.json.decode(text) for text in codec.encode_acknowledgements(replies)]
     wanted = [to for to in replies if to is not None and to.ref is not None]

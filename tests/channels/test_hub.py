@@ -330,7 +330,7 @@ def test_routes_are_forgotten_with_their_room() -> None:
     hub.deliver([(b"to:obs:e", b"[3]")])
 
     assert [frame[4] for frame in drained(member.outbox) if isinstance(frame, list)] == [[2]]
-    assert hub.statistics().unheard == 2
+    assert hub.statistics().undelivered == 2
 
 
 def test_members_come_and_go_between_messages() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tangram.channels import codec
 from tangram.channels.disconnects import ABUSE, LIMITED, UNAUTHORIZED, UNAVAILABLE, WRONG_CHANNEL, Disconnect
-from tangram.channels.frames import TEXT, FrameError, Message
+from tangram.channels.frames import TEXT, FrameError, SocketMessage
 from tangram.channels.hub import Hub
 from tangram.channels.socket import (
     MALFORMED_BURST,
@@ -16,7 +16,7 @@ from tangram.channels.socket import (
     Authorize,
     Effect,
     Publish,
-    Reply,
+    ReplyTo,
     Socket,
 )
 from tests.channels.fakes import drained, open_outbox
@@ -110,7 +110,7 @@ def test_a_passing_refusal_leaves_the_ladder(refusal: object) -> None:
 
 
 def test_a_leave_by_the_letter() -> None:
-    """Reply with the agent id, then Redis hears; no phx_close follows."""
+    """ReplyTo with the agent id, then Redis hears; no phx_close follows."""
     client = Client()
     client.join()
     client.heard()
@@ -176,12 +176,12 @@ def test_a_push_is_answered_once_redis_has_it() -> None:
     effects = client.socket.receive(
         codec.decode_text(b'["1","9","obs","hello",{"message":"hi", "user":1.10}]')
     )
-    assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', Reply("1", "9", "obs"))]
+    assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', ReplyTo("1", "9", "obs"))]
     assert client.heard() == []
 
-    client.socket.published([Reply("1", "9", "obs"), None, Reply("1", None, "obs")])
-    client.socket.unpublished(Reply("1", "10", "obs"))
-    client.socket.unpublished(Reply("1", None, "obs"))
+    client.socket.published([ReplyTo("1", "9", "obs"), None, ReplyTo("1", None, "obs")])
+    client.socket.unpublished(ReplyTo("1", "10", "obs"))
+    client.socket.unpublished(ReplyTo("1", None, "obs"))
     assert client.heard() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
 
 
@@ -199,15 +199,15 @@ def test_the_short_way_of_a_push_decides_as_the_table_does() -> None:
     for topic in topics:
         for event in events:
             for join_ref in ("1", "2", None):
-                message = Message(join_ref, "9", topic, event, b"{}")
+                message = SocketMessage(join_ref, "9", topic, event, b"{}")
                 channel = client.socket.push(message)
                 if channel is not None:
                     short.append((topic, event))
-                    expected = [Publish(channel, b"{}", Reply(join_ref, "9", topic))]
+                    expected = [Publish(channel, b"{}", ReplyTo(join_ref, "9", topic))]
                     assert client.socket.receive(message) == expected
 
     assert short == [("obs", "hello"), ("obs", "é" * 63)]
-    assert client.socket.push(Message("1", "9", "obs", "raw", b"\0", binary=True)) == "from:obs:raw"
+    assert client.socket.push(SocketMessage("1", "9", "obs", "raw", b"\0", binary=True)) == "from:obs:raw"
 
 
 @pytest.mark.parametrize("payload", ["s", 5, None, True, [1, 2]])
@@ -396,7 +396,7 @@ def test_binary_pushes_go_on_as_they_are() -> None:
     client.join()
     (effect,) = client.socket.receive(codec.decode_binary(b"\x00\x01\x01\x03\x0312obsbin"))
 
-    assert effect == Publish("from:obs:bin", b"", Reply("1", "2", "obs"))
+    assert effect == Publish("from:obs:bin", b"", ReplyTo("1", "2", "obs"))
 
 
 def test_malformed_frames_are_forgiven_until_abuse() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tangram.channels.frames import Message
+from tangram.channels.frames import SocketMessage
 from tangram.channels.socket import Authorize
 from tests.channels.test_socket import Client, error, from_channels
 
@@ -22,7 +22,7 @@ def test_an_event_cannot_speak_for_another_topic(event: str) -> None:
     assert client.heard()[-1] == error("1", "2", "obs", "colon in event")
 
     for binary in (False, True):
-        message = Message("1", "3", "obs", event, b"{}", binary)
+        message = SocketMessage("1", "3", "obs", event, b"{}", binary)
         assert client.socket.push(message) is None
         assert client.socket.receive(message) == []
         assert client.heard() == [error("1", "3", "obs", "colon in event")]

@@ -11,29 +11,29 @@ def test_a_vanished_browser_is_told_after_the_grace() -> None:
     """A stream without members for the grace time ends once; other topics are nobody's stream."""
     watch = StreamWatch(grace=10)
 
-    assert watch.look(["streaming-a", "system"], 0.0) == []
-    assert watch.look([], 1.0) == []
-    assert watch.look([], 10.9) == []
-    assert watch.look([], 11.0) == [LEAVE]
-    assert watch.look([], 100.0) == []
+    assert watch.compare(["streaming-a", "system"], 0.0) == []
+    assert watch.compare([], 1.0) == []
+    assert watch.compare([], 10.9) == []
+    assert watch.compare([], 11.0) == [LEAVE]
+    assert watch.compare([], 100.0) == []
 
 
 def test_a_short_absence_is_not_told() -> None:
     """Who comes back within the grace time was never away."""
     watch = StreamWatch(grace=10)
-    watch.look(["streaming-a"], 0.0)
-    watch.look([], 1.0)
+    watch.compare(["streaming-a"], 0.0)
+    watch.compare([], 1.0)
 
-    assert watch.look(["streaming-a"], 5.0) == []
-    assert watch.look(["streaming-a"], 20.0) == []
+    assert watch.compare(["streaming-a"], 5.0) == []
+    assert watch.compare(["streaming-a"], 20.0) == []
 
 
 def test_a_return_is_told() -> None:
     """The browser says join-streaming only once, so its return is announced for it."""
     watch = StreamWatch(grace=10)
-    watch.look(["streaming-a"], 0.0)
-    watch.look([], 1.0)
-    watch.look([], 11.0)
+    watch.compare(["streaming-a"], 0.0)
+    watch.compare([], 1.0)
+    watch.compare([], 11.0)
 
-    assert watch.look(["streaming-a"], 12.0) == [JOIN]
-    assert watch.look(["streaming-a"], 13.0) == []
+    assert watch.compare(["streaming-a"], 12.0) == [JOIN]
+    assert watch.compare(["streaming-a"], 13.0) == []

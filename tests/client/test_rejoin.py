@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from tangram.channels import codec
-from tangram.channels.frames import TEXT, Message
+from tangram.channels.frames import TEXT, SocketMessage
 from tangram.client.socket import ClientSocket
 
 
@@ -30,7 +30,7 @@ class Server:
         self.heard.append((message.event, message.join_ref))
         self._nursery.start_soon(self._answer, message)
 
-    async def _answer(self, message: Message) -> None:
+    async def _answer(self, message: SocketMessage) -> None:
         await trio.sleep(self.delay)
         payload = b'{"status":"ok","response":{"id":"me"}}'
         self.say("phx_reply", message.topic, message.join_ref, message.ref, payload)
@@ -38,7 +38,7 @@ class Server:
     def say(
         self, event: str, topic: str, join_ref: str | None, ref: str | None = None, payload: bytes = b"{}"
     ) -> None:
-        self.socket._dispatch(Message(join_ref, ref, topic, event, payload))
+        self.socket._dispatch(SocketMessage(join_ref, ref, topic, event, payload))
 
 
 async def test_after_an_error_a_channel_is_joined_again(

@@ -1,4 +1,4 @@
-"""Phoenix channels without a network: what frames mean, who is on which topic, who may come in."""
+"""Phoenix channels without a network: frames, topics with members, and access policy."""
 
 from tangram.channels.policy import ConnectInfo
 

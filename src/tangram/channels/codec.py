@@ -1,10 +1,10 @@
 """Phoenix' V2 serializer: messages to bytes and back.
 
-1. What must live here: the layout of text and binary frames, and the rule that tells a JSON payload from a
-   binary one. Nothing here knows sockets, topics' members, or time.
-2. Anything that a peer can send raises ``FrameError`` or decodes. RecursionError is an answer to bytes too.
-3. JSON is validated by decoding it whole, then the original bytes are sent on. ``msgspec.Raw`` alone would
-   let bad UTF-8 and ``1e400`` pass, which breaks ``JSON.parse`` at somebody else's browser.
+1. This module owns the layout of text and binary frames, and the rule that tells a JSON payload from a
+   binary one. It knows neither sockets nor members nor time.
+2. Any bytes of a peer either decode or raise ``FrameError``; RecursionError is translated too.
+3. JSON is validated by decoding it whole; then the original bytes are sent on. ``msgspec.Raw`` alone would
+   let bad UTF-8 and ``1e400`` pass, which break ``JSON.parse`` in the browsers of other clients.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from tangram.channels.frames import MAX_FIELD, REPLY, TEXT, Encoded, FrameError, Message
+from tangram.channels.frames import MAX_FIELD, REPLY, TEXT, Encoded, FrameError, SocketMessage
 
 __all__ = [
     "MAX_DEPTH",
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 MAX_DEPTH: Final = 128
-"""Nesting of a document that is still delivered as JSON; deeper ones arrive as bytes."""
+"""Levels of nesting of a document that is delivered as JSON. Deeper documents are delivered as bytes."""
 
 _DIGITS: Final = 309
-"""Digits of the largest double. An integer written with fewer cannot overflow one."""
+"""Digits of the largest double. An integer with fewer digits cannot overflow one."""
 _ALL_DIGITS_ZERO: Final = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
 _MANY_DIGITS: Final = b"0" * _DIGITS
 _STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -46,7 +46,7 @@ _NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 _ACKNOWLEDGED: Final = b',"%b",{"status":"ok","response":{}}]' % REPLY.encode()
 _new: Final = tuple.__new__
-"""What a NamedTuple's own constructor calls, without its way there: half the time, at each frame."""
+"""The constructor below that of a NamedTuple, which takes half the time; it is used for each frame."""
 
 _PUSH: Final = 0
 _ANSWER: Final = 1
@@ -69,12 +69,16 @@ _encode_any: Final = msgspec.json.Encoder().encode
 
 
 def encode_json(value: object) -> bytes:
-    """Compact JSON; the input is ours, so it does not fail."""
+    """Return compact JSON; the input is the server's own, so that this does not fail."""
     return _encode_any(value)
 
 
-def decode(opcode: int, data: bytes | str) -> Message:
-    """One frame of a client; raises FrameError and nothing else."""
+def decode(opcode: int, data: bytes | str) -> SocketMessage:
+    """Decode one frame of a client.
+
+    Raises:
+        FrameError: for any bytes that are not a message.
+    """
     if opcode == TEXT:
         return decode_text(data)
     if isinstance(data, str):
@@ -82,30 +86,30 @@ def decode(opcode: int, data: bytes | str) -> Message:
     return decode_binary(data)
 
 
-def decode_text(data: bytes | str) -> Message:
-    """``[join_ref, ref, topic, event, payload]``; raises FrameError."""
+def decode_text(data: bytes | str) -> SocketMessage:
+    """Decode ``[join_ref, ref, topic, event, payload]``; raises FrameError."""
     try:
         it = _decode_envelope(data)
         payload = bytes(it.payload)
         _decode_any(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FrameError(f"not a message: {error}") from error
-    return _new(Message, (it.join_ref, it.ref, it.topic, it.event, payload, False))
+    return _new(SocketMessage, (it.join_ref, it.ref, it.topic, it.event, payload, False))
 
 
-def decode_binary(data: bytes) -> Message:
-    """A client's push: ``00 J R T E``, the four fields, the payload; raises FrameError."""
+def decode_binary(data: bytes) -> SocketMessage:
+    """Decode a client's push: ``00 J R T E``, the four fields, the payload; raises FrameError."""
     if len(data) < 5 or data[0] != _PUSH:
         raise FrameError(f"not a push of a client: kind {data[0] if data else None!r}, {len(data)} bytes")
     (join_ref, ref, topic, event), payload = _fields(data, 1, 4)
-    return Message(join_ref or None, ref or None, topic, event, payload, binary=True)
+    return SocketMessage(join_ref or None, ref or None, topic, event, payload, binary=True)
 
 
-def decode_server(opcode: int, data: bytes | str) -> Message:
-    """One frame of a server, as a client reads it; raises FrameError.
+def decode_server(opcode: int, data: bytes | str) -> SocketMessage:
+    """Decode one frame of a server, as a client does; raises FrameError.
 
-    The binary kinds: push ``00 J T E``, reply ``01 J R T S`` (``event`` is then the status), broadcast ``02
-    T E``.
+    The binary kinds are push ``00 J T E``, reply ``01 J R T S`` (``event`` is then the status), and
+    broadcast ``02 T E``.
     """
     if opcode == TEXT:
         return decode_text(data)
@@ -113,18 +117,18 @@ def decode_server(opcode: int, data: bytes | str) -> Message:
         raise FrameError("an empty frame")
     if data[0] == _PUSH:
         (join_ref, topic, event), payload = _fields(data, 1, 3)
-        return Message(join_ref or None, None, topic, event, payload, binary=True)
+        return SocketMessage(join_ref or None, None, topic, event, payload, binary=True)
     if data[0] == _ANSWER:
         (join_ref, ref, topic, status), payload = _fields(data, 1, 4)
-        return Message(join_ref or None, ref or None, topic, status, payload, binary=True)
+        return SocketMessage(join_ref or None, ref or None, topic, status, payload, binary=True)
     if data[0] == _BROADCAST:
         (topic, event), payload = _fields(data, 1, 2)
-        return Message(None, None, topic, event, payload, binary=True)
+        return SocketMessage(None, None, topic, event, payload, binary=True)
     raise FrameError(f"unknown kind {data[0]!r}")
 
 
 def _fields(data: bytes, start: int, count: int) -> tuple[list[str], bytes]:
-    """``count`` lengths of one byte each from ``start`` on, then the fields; and what is left."""
+    """Read ``count`` lengths of one byte each, and return their fields and the rest."""
     position = start + count
     if len(data) < position:
         raise FrameError("truncated header")
@@ -142,17 +146,17 @@ def _fields(data: bytes, start: int, count: int) -> tuple[list[str], bytes]:
 
 
 def text_header(join_ref: str | None, ref: str | None, topic: str, event: str) -> bytes:
-    """Everything of a text frame before its payload."""
+    """Return the part of a text frame before its payload."""
     return _encode_any((join_ref, ref, topic, event))[:-1] + b","
 
 
 def encode_text(join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes) -> Encoded:
-    """A text frame; ``payload`` is JSON text already."""
+    """Return a text frame whose ``payload`` is JSON text already."""
     return Encoded(TEXT, _encode_any((join_ref, ref, topic, event, msgspec.Raw(payload))))
 
 
 class Answerable(Protocol):
-    """Whoever may be answered; a message is, and so is what is kept of one."""
+    """The fields of a message that its reply needs."""
 
     @property
     def join_ref(self) -> str | None: ...
@@ -163,9 +167,7 @@ class Answerable(Protocol):
 
 
 def encode_acknowledgements(replies: Iterable[Answerable | None]) -> list[bytes]:
-    """The texts by which pushes are answered once they are done, ``ok`` and nothing else; none for None, and
-    none where there is no ``ref``.
-    """
+    """Return the ``ok`` replies to pushes; None and pushes without a ``ref`` get no reply."""
     texts: list[bytes] = []
     join_ref: str | None = None
     topic: str | None = None
@@ -174,7 +176,7 @@ def encode_acknowledgements(replies: Iterable[Answerable | None]) -> list[bytes]
         if to is None or (ref := to.ref) is None:
             continue
         if topic != to.topic or join_ref != to.join_ref:
-            # Those of one read nearly always agree in these two.
+            # The pushes of one read nearly always agree in these two fields.
             join_ref, topic = to.join_ref, to.topic
             head, tail = _encode_any((join_ref,))[:-1], _encode_any(topic) + _ACKNOWLEDGED
         texts.append(b"%b,%b,%b" % (head, _encode_any(ref), tail))
@@ -182,14 +184,22 @@ def encode_acknowledgements(replies: Iterable[Answerable | None]) -> list[bytes]
 
 
 def encode_binary_broadcast(topic: str, event: str) -> bytes:
-    """Everything of a binary broadcast (``02 T E``) before its payload; raises FrameError on a long field."""
+    """Return the part of a binary broadcast (``02 T E``) before its payload.
+
+    Raises:
+        FrameError: if a field is longer than 255 bytes.
+    """
     fields = [topic.encode(), event.encode()]
     _check_lengths(fields)
     return bytes([_BROADCAST, *map(len, fields)]) + b"".join(fields)
 
 
-def encode_client(message: Message) -> bytes | str:
-    """A client's message as phoenix.js writes it; raises FrameError on a field longer than 255 bytes."""
+def encode_client(message: SocketMessage) -> bytes | str:
+    """Encode a client's message as phoenix.js does.
+
+    Raises:
+        FrameError: if a field of a binary message is longer than 255 bytes.
+    """
     if not message.binary:
         header = text_header(message.join_ref, message.ref, message.topic, message.event)
         return (header + message.payload + b"]").decode()
@@ -205,10 +215,10 @@ def _check_lengths(fields: list[bytes]) -> None:
 
 
 def is_document(payload: bytes) -> bool:
-    """Is it one JSON object or array that every browser reads alike? Else it travels as bytes.
+    """Return whether a payload is one JSON object or array that all browsers read alike.
 
-    Not one: scalars, leading blanks, a byte-order mark, text after the document, NaN, bad UTF-8, lone
-    surrogates, a number beyond a double, nesting deeper than ``MAX_DEPTH``.
+    All other payloads are delivered as bytes: scalars, leading blanks, a byte-order mark, text after the
+    document, NaN, bad UTF-8, lone surrogates, a number beyond a double, nesting deeper than ``MAX_DEPTH``.
     """
     if payload[:1] not in (b"{", b"["):
         return False
@@ -222,8 +232,7 @@ def is_document(payload: bytes) -> bool:
 
 
 def _is_deep(payload: bytes) -> bool:
-    # Taking the innermost brackets away, all at once, costs one level; what is left after MAX_DEPTH was
-    # deeper.
+    # Each round removes all innermost brackets at once, that is one level of nesting.
     if payload.count(b"[") + payload.count(b"{") <= MAX_DEPTH:
         return False
     brackets = _STRINGS.sub(b"", payload).translate(None, _NOT_BRACKETS)
@@ -235,7 +244,7 @@ def _is_deep(payload: bytes) -> bool:
 
 
 def _overflows(payload: bytes) -> bool:
-    # msgspec checks floats, but an integer may have any number of digits.
+    # msgspec checks floats, but accepts integers of any number of digits.
     if _MANY_DIGITS not in payload.translate(_ALL_DIGITS_ZERO):
         return False
     numbers: list[float] = []
@@ -250,9 +259,7 @@ def _overflows(payload: bytes) -> bool:
 
 
 def without_token(payload: bytes) -> bytes:
-    """The payload of a join as it may be published: an object loses its ``token``, all else stays as it
-    is.
-    """
+    """Return the payload of a join without its ``token``; other payloads are unchanged."""
     if not payload.lstrip().startswith(b"{"):
         return payload
     fields: Mapping[str, msgspec.Raw] = _decode_object(payload)

@@ -1,9 +1,9 @@
-"""Every way in which a connection, a join or a push ends badly: who erred, and should the client come back.
+"""Close codes of connections, and error reasons of joins and pushes.
 
 1. A close code or an error reason that goes over the wire is a value of this module, never a literal
    elsewhere.
-2. The server never closes with 1000: phoenix.js before 1.8.10 takes that for "do not come back".
-3. ``retry`` says what the client should do. A refused join whose retry is hopeless is followed by
+2. The server never closes with 1000: phoenix.js before 1.8.10 does not reconnect after that code.
+3. ``retry`` tells whether the client should try again. A refused join whose retry is hopeless is followed by
    ``phx_close``, because phoenix.js would otherwise ask again with the same token for ever.
 """
 
@@ -42,14 +42,14 @@ __all__ = [
     "VERSION",
     "WRONG_CHANNEL",
     "Disconnect",
+    "Party",
     "Refusal",
-    "Who",
     "refused_by",
 ]
 
 
-class Who(Enum):
-    """Who erred."""
+class Party(Enum):
+    """The party that is at fault."""
 
     SERVER = "server"
     CLIENT = "client"
@@ -58,62 +58,62 @@ class Who(Enum):
 
 
 class Disconnect(NamedTuple):
-    """A WebSocket's end, as the server tells it."""
+    """The close code and the reason with which the server ends a WebSocket."""
 
     code: int
     """Close code of RFC 6455, section 7.4, and the IANA registry."""
     reason: str
-    """Goes into the close frame: at most 123 bytes."""
-    who: Who
+    """The text of the close frame: at most 123 bytes."""
+    at_fault: Party
     retry: bool
-    """Should the client come back?"""
+    """Whether the client should reconnect."""
 
 
 class Refusal(NamedTuple):
-    """An error reply to a join or a push, and the status of the same answer on HTTP."""
+    """An error reply to a join or a push, and the HTTP status of the same answer."""
 
     reason: str
     """``response.reason`` of the reply."""
     status: int
-    who: Who
+    at_fault: Party
     retry: bool
-    """False: asking again with the same token cannot help."""
+    """False if asking again with the same token cannot help."""
 
 
-RESTART = Disconnect(1012, "restart", Who.SERVER, retry=True)
-SHUTDOWN = Disconnect(1001, "shutdown", Who.SERVER, retry=True)
-CRASH = Disconnect(1011, "internal error", Who.SERVER, retry=True)
-OVERLOAD = Disconnect(1013, "too far behind", Who.CLIENT, retry=True)
-IDLE = Disconnect(1001, "idle", Who.NETWORK, retry=True)
-DISCONNECTED = Disconnect(1008, "disconnected", Who.POLICY, retry=True)
-"""A plugin asked for it. The client comes back, and is judged anew."""
-ABUSE = Disconnect(1007, "too many malformed frames", Who.CLIENT, retry=False)
-TOO_BIG = Disconnect(1009, "message too big", Who.CLIENT, retry=False)
-GONE = Disconnect(1001, "gone", Who.NETWORK, retry=True)
-"""The peer went by itself: nothing can be sent any more. Only in records."""
+RESTART = Disconnect(1012, "restart", Party.SERVER, retry=True)
+SHUTDOWN = Disconnect(1001, "shutdown", Party.SERVER, retry=True)
+CRASH = Disconnect(1011, "internal error", Party.SERVER, retry=True)
+OVERLOAD = Disconnect(1013, "too far behind", Party.CLIENT, retry=True)
+IDLE = Disconnect(1001, "idle", Party.NETWORK, retry=True)
+DISCONNECTED = Disconnect(1008, "disconnected", Party.POLICY, retry=True)
+"""A plugin asked for it. The client reconnects, and its joins are checked again."""
+ABUSE = Disconnect(1007, "too many malformed frames", Party.CLIENT, retry=False)
+TOO_BIG = Disconnect(1009, "message too big", Party.CLIENT, retry=False)
+GONE = Disconnect(1001, "gone", Party.NETWORK, retry=True)
+"""The peer closed the connection, so that nothing can be sent. Used in statistics only."""
 
-UNAUTHORIZED = Refusal("unauthorized", 403, Who.CLIENT, retry=False)
-TOKEN_EXPIRED = Refusal("token expired", 403, Who.CLIENT, retry=False)
-WRONG_CHANNEL = Refusal("wrong channel", 403, Who.CLIENT, retry=False)
-NOT_OPERATOR = Refusal("operator only", 403, Who.POLICY, retry=False)
-NOT_YOUR_STREAM = Refusal("wrong id for this stream", 403, Who.POLICY, retry=False)
-ORIGIN = Refusal("origin not allowed", 403, Who.POLICY, retry=False)
-VERSION = Refusal("unsupported protocol version, expected vsn=2.0.0", 403, Who.CLIENT, retry=False)
-TOPIC_TOO_LONG = Refusal("topic too long", 422, Who.CLIENT, retry=False)
-ID_TOO_LONG = Refusal("id too long", 422, Who.CLIENT, retry=False)
-REF_TOO_LONG = Refusal("ref too long", 422, Who.CLIENT, retry=False)
-TWO_TOKENS = Refusal("userToken given more than once", 400, Who.CLIENT, retry=False)
-LIMITED = Refusal("rate limited", 429, Who.CLIENT, retry=True)
-TOO_MANY_JOINS = Refusal("too many channels", 429, Who.CLIENT, retry=True)
-BUSY = Refusal("busy", 503, Who.SERVER, retry=True)
-UNAVAILABLE = Refusal("unavailable", 503, Who.SERVER, retry=True)
-UNMATCHED_TOPIC = Refusal("unmatched topic", 400, Who.CLIENT, retry=False)
-EVENT_TOO_LONG = Refusal("event too long", 400, Who.CLIENT, retry=False)
-BAD_EVENT = Refusal("reserved event", 400, Who.CLIENT, retry=False)
-COLON_IN_EVENT = Refusal("colon in event", 400, Who.CLIENT, retry=False)
-"""On Redis it would be an event of another topic, which the client may have no right to speak for."""
+UNAUTHORIZED = Refusal("unauthorized", 403, Party.CLIENT, retry=False)
+TOKEN_EXPIRED = Refusal("token expired", 403, Party.CLIENT, retry=False)
+WRONG_CHANNEL = Refusal("wrong channel", 403, Party.CLIENT, retry=False)
+NOT_OPERATOR = Refusal("operator only", 403, Party.POLICY, retry=False)
+NOT_YOUR_STREAM = Refusal("wrong id for this stream", 403, Party.POLICY, retry=False)
+ORIGIN = Refusal("origin not allowed", 403, Party.POLICY, retry=False)
+VERSION = Refusal("unsupported protocol version, expected vsn=2.0.0", 403, Party.CLIENT, retry=False)
+TOPIC_TOO_LONG = Refusal("topic too long", 422, Party.CLIENT, retry=False)
+ID_TOO_LONG = Refusal("id too long", 422, Party.CLIENT, retry=False)
+REF_TOO_LONG = Refusal("ref too long", 422, Party.CLIENT, retry=False)
+TWO_TOKENS = Refusal("userToken given more than once", 400, Party.CLIENT, retry=False)
+LIMITED = Refusal("rate limited", 429, Party.CLIENT, retry=True)
+TOO_MANY_JOINS = Refusal("too many channels", 429, Party.CLIENT, retry=True)
+BUSY = Refusal("busy", 503, Party.SERVER, retry=True)
+UNAVAILABLE = Refusal("unavailable", 503, Party.SERVER, retry=True)
+UNMATCHED_TOPIC = Refusal("unmatched topic", 400, Party.CLIENT, retry=False)
+EVENT_TOO_LONG = Refusal("event too long", 400, Party.CLIENT, retry=False)
+BAD_EVENT = Refusal("reserved event", 400, Party.CLIENT, retry=False)
+COLON_IN_EVENT = Refusal("colon in event", 400, Party.CLIENT, retry=False)
+"""On Redis it would be an event of another topic, for which the client may have no token."""
 
 
 def refused_by(reason: str) -> Refusal:
-    """A plugin's ``authorize`` said no: its reason goes to the client, and a retry would hear the same."""
-    return Refusal(reason, 403, Who.POLICY, retry=False)
+    """Return the refusal for a reason of a plugin's ``authorize``; a retry would not help."""
+    return Refusal(reason, 403, Party.POLICY, retry=False)

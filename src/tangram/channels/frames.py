@@ -1,9 +1,9 @@
-"""What travels: the message both ends speak of, and the bytes that every member of a topic shares.
+"""Messages of the protocol, and encoded messages that all members of a topic share.
 
-1. This file knows no JSON and no byte layout: that is ``codec``.
-2. A payload is never parsed into Python objects on its way: it stays the bytes it came as.
-3. One ``Encoded`` is put into many outboxes. Whoever frames it for the wire keeps the result in ``wire``,
-   so that a broadcast is framed once, whatever the number of members.
+1. This file knows no JSON and no byte layout: those are in ``codec``.
+2. A payload is never parsed into Python objects on its way: it stays the bytes that were received.
+3. One ``Encoded`` is put into many outboxes. The transport that frames it first stores the frame in
+   ``wire``, so that a broadcast is framed once for any number of members.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
     "TEXT",
     "Encoded",
     "FrameError",
-    "Message",
     "Run",
+    "SocketMessage",
 ]
 
 TEXT: Final = 1
@@ -51,23 +51,23 @@ PHOENIX: Final = "phoenix"
 
 
 class FrameError(ValueError):
-    """A frame that is no message of the protocol: dropped and counted, and the connection lives on."""
+    """A frame that is not a message of the protocol; the connection goes on without it."""
 
 
-class Message(NamedTuple):
-    """One message, in either direction."""
+class SocketMessage(NamedTuple):
+    """One message in either direction; the same fields as ``Phoenix.Socket.Message``."""
 
     join_ref: str | None
     ref: str | None
     topic: str
     event: str
     payload: bytes
-    """The payload's JSON text, or raw bytes if ``binary``."""
+    """The JSON text of the payload, or raw bytes if ``binary``."""
     binary: bool = False
 
 
 class Encoded:
-    """One frame's payload, ready for the wire, the same object for everybody who gets it."""
+    """The payload of one WebSocket frame, shared by all members that receive it."""
 
     __slots__ = ("data", "key", "opcode", "wire")
 
@@ -75,35 +75,37 @@ class Encoded:
         self.opcode = opcode
         """``TEXT`` or ``BINARY``."""
         self.data = data
-        """The frame's payload, unframed."""
+        """The frame's payload, without the frame header."""
         self.key = key
-        """Set if only the newest of the backlog with this key needs to be kept."""
+        """If set, a newer message with the same key replaces this one while it waits."""
         self.wire: bytes | None = None
-        """The whole frame, header included, once a transport has framed it."""
+        """The whole frame with its header, once a transport has framed it."""
 
     def __repr__(self) -> str:
         return f"Encoded({self.opcode}, {self.data!r})"
 
 
 class Run(Sequence[Encoded]):
-    """Messages that follow one another, the same object for everybody who gets all of them: the transport
-    that joins their frames keeps the result in ``wire``, so that this too is done once.
+    """Consecutive messages, shared by all members that receive all of them.
+
+    The transport that joins their frames first stores the result in ``wire``, so that this is done once.
     """
 
     __slots__ = ("_items", "first", "length", "size", "texts", "wire")
 
     def __init__(self, items: Iterable[Encoded] = (), *, texts: list[bytes] | None = None) -> None:
-        """Of ``items``; or of the ``texts`` of messages without keys, of which each is made an ``Encoded``
-        when somebody asks for it.
+        """Make a run of ``items``, or of the ``texts`` of messages without keys.
+
+        Texts are turned into ``Encoded`` objects only when ``items`` is read.
         """
         self._items = tuple(items) if texts is None else None
         self.texts = texts
         datas = texts if texts is not None else [item.data for item in self.items]
         self.length = len(datas)
         self.size = sum(map(len, datas))
-        """Bytes of the messages' ``data``."""
+        """Bytes of the ``data`` of all messages."""
         self.first = len(datas[0]) if datas else 0
-        """Bytes of the first one's."""
+        """Bytes of the ``data`` of the first message."""
         self.wire: bytes | None = None
 
     @property

@@ -1,15 +1,15 @@
-"""The hub: who is on which topic, and one encoding for all of them.
+"""The hub: the members of each topic, and one encoding of a message for all of them.
 
-1. No I/O, no clock. What must be published is returned, what members get goes into their outboxes.
+1. There is no I/O and no clock here. Publications are returned; messages go into the members' outboxes.
 2. Dispatch is exact on (topic, event). A client's string is never a pattern: ``*`` is a character.
-3. A message is encoded once, with a null ``join_ref`` (text) or as a broadcast (binary), and every member's
-   outbox gets the same object.
-4. ``phx_*`` from Redis is not forwarded: it would act as the protocol's own voice in every browser.
-5. One message never costs its batch: whatever cannot be encoded is counted and left out.
-6. A membership that the hub has ended says so itself (``alive``): sockets look, nobody calls them.
-7. What plugins may ask for comes over Redis too, on the protocol's own topic: ``to:phoenix:disconnect`` with
-   ``{"id": ID}`` ends the connections of that external id, ``to:phoenix:close`` and ``to:phoenix:reset`` with
-   ``{"topic": TOPIC}`` end its memberships, for good or so that the members join again.
+3. A message is encoded once, with a null ``join_ref`` (text) or as a broadcast (binary), and the outboxes of
+   all members get the same object.
+4. ``phx_*`` events from Redis are not forwarded, because browsers would take them for the protocol's own.
+5. One bad message never costs its batch: a message that cannot be encoded is counted and left out.
+6. When the hub ends a membership it sets ``alive`` to False. Sockets read that; they are not called.
+7. Plugins send commands over Redis on the protocol's own topic: ``to:phoenix:disconnect`` with
+   ``{"id": ID}`` ends the connections of that external id. ``to:phoenix:close`` and ``to:phoenix:reset`` with
+   ``{"topic": TOPIC}`` end the memberships of a topic, for good or so that the members join again.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from tangram.channels.frames import (
     REPLY,
     TEXT,
     Encoded,
-    Message,
     Run,
+    SocketMessage,
 )
 from tangram.channels.outbox import Outbox
 from tangram.channels.presence import Presence
 
-__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication", "Reply"]
+__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication", "ReplyTo"]
 
 ADMIN: Final = "admin"
 SPECIAL: Final = ("admin", PHOENIX, "system")
-"""Topics that are always there: no ``channel.add`` and no ``channel.remove`` tells of them."""
+"""Topics that always exist: they cause no ``channel.add`` and no ``channel.remove``."""
 
 MAX_AGENTS: Final = 100
-"""Agents (and topics) named in one admin event. Above it an event names the newcomer alone, and the
-``count``: the whole list at every join costs the square of the members when all come back after a restart."""
-_MAX_ROUTES: Final = 8192
-"""Redis channel names remembered with their frame headers; forgotten all at once when full."""
+"""Agents (and topics) listed in one admin event. Above it an event has only the newcomer and the ``count``,
+because the whole list at every join costs the square of the members when all rejoin after a restart."""
+_MAX_DESTINATIONS: Final = 8192
+"""Redis channel names whose frame headers are remembered; all are forgotten at once when there are more."""
 
 
-class Reply(NamedTuple):
-    """Whom to answer."""
+class ReplyTo(NamedTuple):
+    """The fields of a frame that its reply repeats."""
 
     join_ref: str | None
     ref: str | None
@@ -63,7 +63,7 @@ class Reply(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """Something to publish on Redis."""
+    """A message to publish on Redis."""
 
     channel: str
     payload: bytes
@@ -71,43 +71,43 @@ class Publication(NamedTuple):
 
 @attrs.define(eq=False)
 class Membership:
-    """One connection on one topic."""
+    """The membership of one connection in one topic."""
 
     conn: str
     topic: str
     join_ref: str
     id: str
-    """The external id: the token's."""
+    """The external id, from the token."""
     outbox: Outbox
     alive: bool = True
 
     @property
     def agent(self) -> str:
-        """``conn:topic:join_ref``, which is also its ``phx_ref``."""
+        """The agent id ``conn:topic:join_ref``, which is also the ``phx_ref`` in presence."""
         return f"{self.conn}:{self.topic}:{self.join_ref}"
 
 
 @attrs.define(eq=False)
-class _Room:
-    topic: str
+class _Topic:
+    name: str
     members: dict[str, Membership] = attrs.Factory(dict)
     outboxes: tuple[Outbox, ...] | None = None
 
 
-class _Route:
-    """What is known about a Redis channel: the room, and the frame headers of its events."""
+class _Destination:
+    """The topic to which a Redis channel is delivered, and the frame headers of its messages."""
 
-    __slots__ = ("binary_header", "key", "room", "text_header")
+    __slots__ = ("binary_header", "key", "text_header", "topic")
 
-    def __init__(self, room: _Room | None, text: bytes, binary: bytes | None, key: str | None) -> None:
-        self.room = room
+    def __init__(self, topic: _Topic | None, text: bytes, binary: bytes | None, key: str | None) -> None:
+        self.topic = topic
         self.text_header = text
         self.binary_header = binary
         self.key = key
 
 
-_NOWHERE: Final = _Route(None, b"", None, None)
-_COMMAND: Final = _Route(None, b"", None, None)
+_NO_MEMBERS: Final = _Destination(None, b"", None, None)
+_COMMAND: Final = _Destination(None, b"", None, None)
 _COMMANDS: Final = frozenset({b"to:phoenix:disconnect", b"to:phoenix:close", b"to:phoenix:reset"})
 
 
@@ -121,77 +121,87 @@ _decode_command: Final = msgspec.json.Decoder(_Command).decode
 
 @attrs.frozen
 class HubStatistics:
-    """Numbers of the hub since it was made."""
+    """Numbers of a hub, since it was made unless they say "now"."""
 
     topics: int
     """Topics with members now."""
     members: int
     """Memberships now."""
     messages: int
-    """Messages from Redis that had a member to go to."""
+    """Messages from Redis for topics with members."""
     deliveries: int
     """Messages times members."""
-    unheard: int
-    """Messages for topics without members."""
+    undelivered: int
+    """Messages from Redis for topics without members."""
     dropped: int
     """Messages that were empty, reserved (``phx_*``) or could not be encoded."""
     interruptions: int
-    """How often the feed from Redis was interrupted and the members told."""
+    """How often the subscription to Redis was interrupted and members had to join again."""
 
 
 class Hub:
-    """Topics and their members."""
+    """The topics of one incarnation, with their members."""
 
     def __init__(self, *, presence: bool = True, conflate: Iterable[str] = ()) -> None:
+        """Make a hub.
+
+        Args:
+            presence: whether presence is tracked and published.
+            conflate: patterns over ``topic:event``; of such events only the newest waits for a slow client.
+        """
         self.available = True
-        """Is Redis there? Joins and pushes are refused while it is not."""
+        """Whether Redis is available. While it is not, joins and pushes are refused."""
         self._presence: Presence[Membership] | None = Presence() if presence else None
         self._conflate = [re.compile(translate(pattern)) for pattern in conflate]
-        self._rooms: dict[str, _Room] = {}
-        self._routes: dict[bytes, _Route] = {}
-        self._messages = self._deliveries = self._unheard = self._dropped = self._interruptions = 0
+        self._topics: dict[str, _Topic] = {}
+        self._destinations: dict[bytes, _Destination] = {}
+        self._messages = self._deliveries = self._undelivered = self._dropped = self._interruptions = 0
 
-    # The way of a message: from Redis to the outboxes.
+    # Messages from Redis, into the outboxes.
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> Sequence[Publication]:
-        """Put a batch of (Redis channel, payload) into the outboxes of those who are on its topics, in
-        order. Answers what Redis should hear of memberships that were ended by it.
+        """Put a batch of (Redis channel, payload) into the outboxes of the members, in order.
+
+        Consecutive messages for one topic are put as one run, which is framed once for all members.
+
+        Returns:
+            The publications that announce the memberships which commands in the batch have ended.
         """
-        told: list[Publication] = []
-        routes = self._routes
-        current: _Room | None = None
+        publications: list[Publication] = []
+        destinations = self._destinations
+        current: _Topic | None = None
         run: list[Encoded] = []
         for channel, payload in batch:
-            route = routes.get(channel)
-            if route is None:
-                route = self._learn(channel)
-            room = route.room
-            if room is None:
-                if route is _COMMAND:
+            destination = destinations.get(channel)
+            if destination is None:
+                destination = self._remember(channel)
+            topic = destination.topic
+            if topic is None:
+                if destination is _COMMAND:
                     if run:
-                        self._spread(current, run)
+                        self._put_run(current, run)
                         run = []
-                    told += self._obey(channel, payload)
+                    publications += self._execute(channel, payload)
                 else:
-                    self._unheard += 1
+                    self._undelivered += 1
                 continue
-            item = self._encode(route, payload)
+            item = self._encode(destination, payload)
             if item is None:
                 self._dropped += 1
                 continue
-            if run and (room is not current or item.key is not None):
-                self._spread(current, run)
+            if run and (topic is not current or item.key is not None):
+                self._put_run(current, run)
                 run = []
             if item.key is not None:
-                self._spread_one(room, item)
+                self._put_one(topic, item)
                 continue
-            current = room
+            current = topic
             run.append(item)
         if run:
-            self._spread(current, run)
-        return told
+            self._put_run(current, run)
+        return publications
 
-    def _obey(self, channel: bytes, payload: bytes) -> Sequence[Publication]:
+    def _execute(self, channel: bytes, payload: bytes) -> Sequence[Publication]:
         try:
             command = _decode_command(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -199,158 +209,161 @@ class Hub:
             return []
         if command.topic is not None and not channel.endswith(b":disconnect"):
             return self.close_topic(command.topic, CLOSE if channel.endswith(b":close") else ERROR)
-        for room in self._rooms.values() if command.id is not None else ():
-            for membership in room.members.values():
+        for topic in self._topics.values() if command.id is not None else ():
+            for membership in topic.members.values():
                 if membership.id == command.id:
                     membership.outbox.close(DISCONNECTED)
         return []
 
-    def _spread(self, room: _Room | None, items: list[Encoded]) -> None:
-        assert room is not None
+    def _put_run(self, topic: _Topic | None, items: list[Encoded]) -> None:
+        assert topic is not None
         run = Run(items)
-        outboxes = room.outboxes
+        outboxes = topic.outboxes
         if outboxes is None:
-            outboxes = room.outboxes = tuple(member.outbox for member in room.members.values())
+            outboxes = topic.outboxes = tuple(member.outbox for member in topic.members.values())
         for outbox in outboxes:
             outbox.put_run(run)
         self._messages += run.length
         self._deliveries += run.length * len(outboxes)
 
-    def _spread_one(self, room: _Room, item: Encoded) -> None:
-        for member in room.members.values():
+    def _put_one(self, topic: _Topic, item: Encoded) -> None:
+        for member in topic.members.values():
             member.outbox.put(item)
         self._messages += 1
-        self._deliveries += len(room.members)
+        self._deliveries += len(topic.members)
 
-    def _learn(self, channel: bytes) -> _Route:
-        route = self._route(channel)
-        if len(self._routes) >= _MAX_ROUTES:
-            self._routes.clear()
-        self._routes[channel] = route
-        return route
+    def _remember(self, channel: bytes) -> _Destination:
+        destination = self._find_destination(channel)
+        if len(self._destinations) >= _MAX_DESTINATIONS:
+            self._destinations.clear()
+        self._destinations[channel] = destination
+        return destination
 
-    def _route(self, channel: bytes) -> _Route:
+    def _find_destination(self, channel: bytes) -> _Destination:
         if channel in _COMMANDS:
             return _COMMAND
         prefix, _, rest = channel.partition(b":")
         name, colon, event_bytes = rest.rpartition(b":")
         try:
-            topic, event = name.decode(), event_bytes.decode()
+            topic_name, event = name.decode(), event_bytes.decode()
         except UnicodeDecodeError:
-            return _NOWHERE
-        room = self._rooms.get(topic)
-        if prefix != b"to" or not colon or room is None:
-            return _NOWHERE
+            return _NO_MEMBERS
+        topic = self._topics.get(topic_name)
+        if prefix != b"to" or not colon or topic is None:
+            return _NO_MEMBERS
         if event.startswith("phx_"):
-            return _Route(room, b"", None, None)
-        binary = codec.encode_binary_broadcast(topic, event) if len(event_bytes) <= MAX_FIELD else None
-        full = f"{topic}:{event}"
+            return _Destination(topic, b"", None, None)
+        binary = codec.encode_binary_broadcast(topic_name, event) if len(event_bytes) <= MAX_FIELD else None
+        full = f"{topic_name}:{event}"
         key = full if any(pattern.match(full) for pattern in self._conflate) else None
-        return _Route(room, codec.text_header(None, None, topic, event), binary, key)
+        return _Destination(topic, codec.text_header(None, None, topic_name, event), binary, key)
 
     @staticmethod
-    def _encode(route: _Route, payload: bytes) -> Encoded | None:
-        if not payload or not route.text_header:
+    def _encode(destination: _Destination, payload: bytes) -> Encoded | None:
+        if not payload or not destination.text_header:
             return None
         if codec.is_document(payload):
-            return Encoded(TEXT, route.text_header + payload + b"]", route.key)
-        if route.binary_header is None:
+            return Encoded(TEXT, destination.text_header + payload + b"]", destination.key)
+        if destination.binary_header is None:
             return None
-        return Encoded(BINARY, route.binary_header + payload, route.key)
+        return Encoded(BINARY, destination.binary_header + payload, destination.key)
 
     # Memberships.
 
     def join(self, membership: Membership, ref: str | None) -> list[Publication]:
-        """Answer the join, register the member, and return what Redis should hear.
+        """Reply to the join, register the member, and return the publications that announce it.
 
-        The answer goes into the outbox first, so that no event can come before it; the member is registered
+        The reply goes into the outbox first, so that no event can come before it. The member is registered
         before anything is published, so that it misses nothing.
         """
-        topic = membership.topic
-        to = Reply(membership.join_ref, ref, topic)
+        name = membership.topic
+        to = ReplyTo(membership.join_ref, ref, name)
         self.reply(membership.outbox, to, "ok", {"id": membership.agent})
-        special = topic in SPECIAL
-        room = self._rooms.get(topic)
-        if room is None:
-            room = self._rooms[topic] = _Room(topic)
-            self._routes.clear()
-        room.members[membership.conn] = membership
-        room.outboxes = None
+        special = name in SPECIAL
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = _Topic(name)
+            self._destinations.clear()
+        topic.members[membership.conn] = membership
+        topic.outboxes = None
         if self._presence is not None:
-            self._presence.join(topic, membership.id, membership.agent, membership)
-        if topic == ADMIN:
+            self._presence.join(name, membership.id, membership.agent, membership)
+        if name == ADMIN:
             self._list_topics(membership.outbox)
-        told = [] if special else [self._admin("add", {"channel": topic, **self._topic_names(topic)})]
-        told.append(self._admin("join", self._agents(room, membership, here=True)))
-        return told
+        publications = [] if special else [self._admin("add", {"channel": name, **self._topic_names(name)})]
+        publications.append(self._admin("join", self._agents(topic, membership, present=True)))
+        return publications
 
     def leave(self, membership: Membership) -> list[Publication]:
-        """End a membership, and return what Redis should hear. One that has ended already says nothing."""
+        """End a membership, and return the publications that announce it."""
         if not membership.alive:
             return []
         membership.alive = False
-        topic = membership.topic
-        room = self._rooms[topic]
-        del room.members[membership.conn]
-        room.outboxes = None
+        name = membership.topic
+        topic = self._topics[name]
+        del topic.members[membership.conn]
+        topic.outboxes = None
         if self._presence is not None:
-            self._presence.leave(topic, membership.id, membership.agent, membership)
-        told = [self._admin("leave", self._agents(room, membership, here=False))]
-        if not room.members:
-            del self._rooms[topic]
-            self._routes.clear()
-            if topic not in SPECIAL:
-                told.append(self._admin("remove", {"channel": topic, **self._topic_names(None)}))
-        return told
+            self._presence.leave(name, membership.id, membership.agent, membership)
+        publications = [self._admin("leave", self._agents(topic, membership, present=False))]
+        if not topic.members:
+            del self._topics[name]
+            self._destinations.clear()
+            if name not in SPECIAL:
+                publications.append(self._admin("remove", {"channel": name, **self._topic_names(None)}))
+        return publications
 
     def interrupted(self) -> None:
-        """The feed from Redis had a gap: every member is told by ``phx_error``, and will join again.
+        """Make every member join again after a gap in the subscription, by ``phx_error``.
 
-        Until then it stays a member: phoenix.js joins again after a second, and meanwhile hands on what
-        comes for the topic. So the first message after an outage need not wait for the join.
+        It stays a member until then. phoenix.js joins again after a second and meanwhile still accepts
+        messages for the topic, so that the first message after an outage need not wait for the join.
         """
         self._interruptions += 1
-        for topic, room in self._rooms.items():
-            item = codec.encode_text(None, None, topic, ERROR, b"{}")
-            for membership in room.members.values():
+        for name, topic in self._topics.items():
+            item = codec.encode_text(None, None, name, ERROR, b"{}")
+            for membership in topic.members.values():
                 membership.outbox.put(item)
 
-    def close_topic(self, topic: str, event: str = CLOSE) -> Sequence[Publication]:
-        """End all memberships of a topic; with ``phx_error`` instead of ``phx_close`` the members come
-        back.
+    def close_topic(self, name: str, event: str = CLOSE) -> Sequence[Publication]:
+        """End all memberships of a topic, and return the publications that announce it.
+
+        Args:
+            name: the topic.
+            event: ``phx_close``, or ``phx_error`` after which the members join again.
         """
-        room = self._rooms.get(topic)
-        if room is None:
+        topic = self._topics.get(name)
+        if topic is None:
             return []
-        item = codec.encode_text(None, None, topic, event, b"{}")
-        told: list[Publication] = []
-        for membership in list(room.members.values()):
+        item = codec.encode_text(None, None, name, event, b"{}")
+        publications: list[Publication] = []
+        for membership in list(topic.members.values()):
             membership.outbox.put(item)
-            told += self.leave(membership)
-        return told
+            publications += self.leave(membership)
+        return publications
 
     @property
     def topics(self) -> Sequence[str]:
-        """Topics with members now."""
-        return list(self._rooms)
+        """The topics that have members now."""
+        return list(self._topics)
 
-    def members(self, topic: str) -> Mapping[str, Membership]:
-        """Who is on ``topic``: connection to membership. Read only."""
-        room = self._rooms.get(topic)
-        return {} if room is None else room.members
+    def members(self, name: str) -> Mapping[str, Membership]:
+        """Return the members of a topic, as a read-only map of connection id to membership."""
+        topic = self._topics.get(name)
+        return {} if topic is None else topic.members
 
-    # Presence, and what the admin topic hears.
+    # Presence, and the events of the admin topic.
 
     @property
     def dirty(self) -> bool:
-        """Is there presence to flush?"""
+        """Whether there is presence to flush."""
         return self._presence is not None and self._presence.dirty
 
     def flush(self) -> list[Publication]:
-        """Tell newcomers who is there, and return the differences to publish."""
+        """Send the presence state to newcomers, and return the differences to publish."""
         if self._presence is None:
             return []
-        told = []
+        publications = []
         for change in self._presence.flush():
             if change.newcomers:
                 state = codec.encode_text(
@@ -360,20 +373,20 @@ class Hub:
                     membership.outbox.put_exempt(state)
             if change.joins or change.leaves:
                 payload = codec.encode_json({"joins": change.joins, "leaves": change.leaves})
-                told.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
-        return told
+                publications.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
+        return publications
 
     def restore(self, difference: Publication) -> None:
-        """A difference of `flush` may have reached nobody: the next one says it anew."""
+        """Repeat a difference of ``flush`` that may not have been published, with the next flush."""
         if self._presence is not None:
-            said = msgspec.json.decode(difference.payload)
+            listed = msgspec.json.decode(difference.payload)
             topic = difference.channel.removeprefix("to:").removesuffix(f":{PRESENCE_DIFF}")
-            self._presence.restore(topic, said["joins"], said["leaves"])
+            self._presence.restore(topic, listed["joins"], listed["leaves"])
 
     def _list_topics(self, outbox: Outbox) -> None:
-        # Straight to the newcomer. It must not fill half of the outbox: a list is not worth a connection.
-        for topic in {**dict.fromkeys(sorted(SPECIAL)), **dict.fromkeys(self._rooms)}:
-            if outbox.room < outbox.max_backlog // 2:
+        # Directly to the newcomer, and at most half of its outbox: a full outbox would end the connection.
+        for topic in {**dict.fromkeys(sorted(SPECIAL)), **dict.fromkeys(self._topics)}:
+            if outbox.free < outbox.max_backlog // 2:
                 return
             members = self.members(topic)
             agents = [member.agent for member, _ in zip(members.values(), range(MAX_AGENTS), strict=False)]
@@ -382,48 +395,47 @@ class Hub:
                 payload["count"] = len(members)
             outbox.put(codec.encode_text(None, None, ADMIN, "channel.list", codec.encode_json(payload)))
 
-    def _agents(self, room: _Room, membership: Membership, *, here: bool) -> dict[str, object]:
+    def _agents(self, topic: _Topic, membership: Membership, *, present: bool) -> dict[str, object]:
         agent = membership.agent
-        about: dict[str, object] = {"agent": agent, "channel": room.topic}
-        if len(room.members) <= MAX_AGENTS:
-            about["agents"] = [member.agent for member in room.members.values()]
+        about: dict[str, object] = {"agent": agent, "channel": topic.name}
+        if len(topic.members) <= MAX_AGENTS:
+            about["agents"] = [member.agent for member in topic.members.values()]
         else:
-            about["agents"] = [agent] if here else []
-            about["count"] = len(room.members)
+            about["agents"] = [agent] if present else []
+            about["count"] = len(topic.members)
         return about
 
     def _topic_names(self, newcomer: str | None) -> dict[str, object]:
-        if len(self._rooms) <= MAX_AGENTS:
-            return {"channels": list({**dict.fromkeys(SPECIAL), **dict.fromkeys(self._rooms)})}
-        return {"channels": [newcomer] if newcomer is not None else [], "count": len(self._rooms)}
+        if len(self._topics) <= MAX_AGENTS:
+            return {"channels": list({**dict.fromkeys(SPECIAL), **dict.fromkeys(self._topics)})}
+        return {"channels": [newcomer] if newcomer is not None else [], "count": len(self._topics)}
 
     @staticmethod
-    def _admin(what: str, payload: Mapping[str, object]) -> Publication:
-        return Publication(f"to:{ADMIN}:channel.{what}", codec.encode_json(dict(sorted(payload.items()))))
+    def _admin(event: str, payload: Mapping[str, object]) -> Publication:
+        return Publication(f"to:{ADMIN}:channel.{event}", codec.encode_json(dict(sorted(payload.items()))))
 
     @staticmethod
-    def reply(outbox: Outbox, to: Reply, status: str, response: object) -> None:
-        """Answer one frame; without a ``ref`` there is nobody who waits for it."""
+    def reply(outbox: Outbox, to: ReplyTo, status: str, response: object) -> None:
+        """Reply to one frame, if it has a ``ref``; without one no client waits for a reply."""
         if to.ref is not None:
             payload = codec.encode_json({"status": status, "response": response})
             outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
 
     @staticmethod
-    def acknowledge(outbox: Outbox, replies: Sequence[Reply | Message | None]) -> None:
-        """Answer ``ok`` and nothing else, to all of these at once; to nobody where there is None, or no
-        ``ref``.
-        """
+    def acknowledge(outbox: Outbox, replies: Sequence[ReplyTo | SocketMessage | None]) -> None:
+        """Reply ``ok`` to all of these at once, except None and frames without ``ref``."""
         acknowledged = codec.encode_acknowledgements(replies)
         if acknowledged:
             outbox.put_run(Run(texts=acknowledged))
 
     def statistics(self) -> HubStatistics:
+        """Return the numbers of this hub."""
         return HubStatistics(
-            topics=len(self._rooms),
-            members=sum(len(room.members) for room in self._rooms.values()),
+            topics=len(self._topics),
+            members=sum(len(topic.members) for topic in self._topics.values()),
             messages=self._messages,
             deliveries=self._deliveries,
-            unheard=self._unheard,
+            undelivered=self._undelivered,
             dropped=self._dropped,
             interruptions=self._interruptions,
         )

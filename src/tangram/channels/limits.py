@@ -1,4 +1,4 @@
-"""Rate limits: token buckets, one for each address, without a clock of their own."""
+"""Rate limits: one token bucket for each client address, without a clock of their own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Final
 __all__ = ["Limiter", "client_key"]
 
 MAX_KEYS: Final = 16_384
-"""Addresses remembered at once. The one seen longest ago is forgotten first, which can only be kind to it."""
+"""Addresses remembered at once. The least recently seen one is forgotten first, and has a full bucket again."""
 
 
 class Limiter:
-    """``rate`` a second and ``burst`` at once for each key; a rate of 0 is no limit."""
+    """Allow ``rate`` operations a second and ``burst`` at once for each key.
+
+    A rate of 0 means no limit.
+    """
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
@@ -21,7 +24,12 @@ class Limiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, key: str | None, now: float) -> bool:
-        """May ``key`` do it once more at ``now``? None is exempt."""
+        """Take one operation from the bucket of ``key``, and return whether it is allowed.
+
+        Args:
+            key: as ``client_key`` returns it; None is exempt.
+            now: seconds of any clock that does not jump; a step back neither fills nor empties a bucket.
+        """
         if key is None or self._rate <= 0:
             return True
         level, at = self._buckets.pop(key, (self._burst, now))
@@ -34,8 +42,9 @@ class Limiter:
 
 
 def client_key(address: str) -> str | None:
-    """Whose bucket: None for loopback, which is exempt; an IPv6 host is its /64, because it owns all of
-    it.
+    """Return the bucket of an IP address: None for loopback, which is exempt.
+
+    An IPv6 address is counted by its /64 network, because one host usually owns all addresses of it.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -1,8 +1,8 @@
-"""Whose pages may talk to us: the check of the Origin header, for upgrades and for CORS.
+"""Check the Origin header of upgrades and of CORS requests.
 
-A page on another host can open a WebSocket to any server that its visitor reaches; only Origin tells. A
-program without a browser sends none and passes: it could send whatever it likes. ``null`` (a sandboxed
-frame, a local file) can be made by any page, so it does not pass.
+A page of any host can open a WebSocket to a server that its visitor can reach; only the Origin header tells
+which page it was. Programs other than browsers send no Origin and pass, because they could send any value.
+``null`` (a sandboxed frame, a local file) does not pass, because any page can produce it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ __all__ = ["OriginPolicy"]
 
 
 class OriginPolicy:
-    """Origins that may: those configured, those on our own hosts, and loopback."""
+    """Allowed origins: those configured, those on the server's own hosts, and loopback."""
 
     def __init__(self, allowed: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
-        """``allowed``: whole origins (``https://a.example``, ``https://*.a.example``), or ``*`` for all.
+        """Make a policy.
 
-        ``hosts``: names or addresses under which we are reached, on any port and with either scheme; their
-        pages may, and those of loopback, beside what is listed.
+        Args:
+            allowed: whole origins (``https://a.example``, ``https://*.a.example``), or ``*`` for all.
+            hosts: names or addresses under which the server is reached. Their pages are allowed on any port
+                and with either scheme, in addition to ``allowed``, as are pages of loopback.
         """
         self._allowed = frozenset(origin.rstrip("/").lower() for origin in allowed)
         self._suffixes = tuple(tuple(origin.split("*", 1)) for origin in self._allowed if "://*." in origin)
         self._hosts = frozenset(host.strip("[]").lower() for host in hosts)
 
     def allows(self, origin: str | None, host: str | None = None) -> bool:
-        """May a page of ``origin`` talk to us, whom it called by ``host`` (its Host header)?"""
+        """Return whether a page of ``origin`` may use the server.
+
+        Args:
+            origin: the Origin header; None if the request has none.
+            host: the Host header, that is the name by which the page called the server.
+        """
         if origin is None or "*" in self._allowed:
             return True
         origin = origin.lower()
@@ -48,7 +55,7 @@ class OriginPolicy:
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            # A name that equals the Host header proves nothing: any name can be made to point here.
+            # A name that equals the Host header proves nothing: anyone can point a name at this server.
             return False
         return address.is_loopback or (host is not None and _host_of(f"http://{host}") == name)
 

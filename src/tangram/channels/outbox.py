@@ -1,16 +1,16 @@
-"""What waits for one connection: bounded in bytes, drained whole.
+"""The messages that wait for one connection: bounded in bytes, taken all at once.
 
-1. An outbox never blocks and never waits: whoever is too far behind loses the connection, by a named
-   disconnect, and nobody else's messages are late.
-2. The bound counts what lies *behind* the first message: one message of any allowed size goes to an empty
-   outbox. Bytes that a transport has taken but could not write yet still count.
-3. ``wake`` is called when there is something new to do for an outbox that was idle. It must not block and
-   must not touch memberships.
+1. An outbox never blocks and never waits. A client that is too far behind loses its connection, with a named
+   disconnect, so that the messages of other clients are not late.
+2. The bound counts the bytes *behind* the first message, so that an empty outbox takes one message of any
+   allowed size. Bytes that a transport has taken but not yet written still count.
+3. ``wake`` is called when an outbox that was idle has work. It must not block and must not touch memberships.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 
@@ -19,30 +19,30 @@ from tangram.channels.frames import Encoded, Run
 
 __all__ = ["Outbox", "OutboxStatistics"]
 
-MAX_EXEMPT = 100
-"""Messages that the bound did not refuse and that may wait at once: one for each join that a socket may have.
-Who joins and leaves without reading must not fill memory with them.
+MAX_EXEMPT: Final = 100
+"""Messages exempt from the bound that may wait at once: one for each join that a socket may have.
+A client that joins and leaves without reading must not fill memory with them.
 """
 
-MAX_BACKLOG = 262_144
-"""Bytes behind the message in flight: 256 KiB is some 1,300 messages of 200 bytes, more than a second of all
-but the heaviest streams, and 10,000 stuck clients still fit into memory."""
+MAX_BACKLOG: Final = 262_144
+"""Bytes behind the message in flight. 256 KiB are about 1,300 messages of 200 bytes, that is more than a
+second of all but the heaviest streams, and the backlogs of 10,000 stuck clients still fit into memory."""
 
 
 @attrs.frozen
 class OutboxStatistics:
-    """What one outbox holds now."""
+    """The numbers of one outbox now."""
 
     pending: int
-    """Bytes that wait, those taken by the transport and not written yet included."""
+    """Bytes that wait, including those that the transport has taken and not yet written."""
     conflated: int
     """Messages that were replaced by a newer one of the same key."""
     disconnect: Disconnect | None
-    """Why it takes nothing more."""
+    """Why the outbox takes no more messages; None while it does."""
 
 
 class Outbox:
-    """The messages of one connection on their way out."""
+    """The messages that wait for one connection."""
 
     __slots__ = (
         "_exempt",
@@ -66,7 +66,7 @@ class Outbox:
         self._exempt = 0
         self.disconnect: Disconnect | None = None
         self.conflated = 0
-        # A Run is everybody's: it is replaced by a list of our own before anything is added to it.
+        # A Run is shared with other outboxes: it is replaced by a private list before it is changed.
         self._items: list[Encoded] | Run = []
         self._keys: dict[str, int] = {}
         self._total = 0
@@ -77,16 +77,16 @@ class Outbox:
 
     @property
     def pending(self) -> int:
-        """Bytes that wait or are being written."""
+        """The number of bytes that wait or are being written."""
         return self._total
 
     @property
-    def room(self) -> int:
-        """Bytes that still fit behind what waits."""
+    def free(self) -> int:
+        """The number of bytes that still fit."""
         return max(self._limit, self.max_backlog) - self._total
 
     def put(self, item: Encoded) -> None:
-        """Take one message, or give the connection up if it does not fit."""
+        """Add one message; if it does not fit, close with ``OVERLOAD``."""
         if self.disconnect is not None:
             return
         total = self._total + len(item.data)
@@ -105,7 +105,7 @@ class Outbox:
             self.wake()
 
     def put_run(self, run: Run) -> None:
-        """As ``put`` for each, but they go out together. None of them may have a key."""
+        """Add all messages of a run, which must have no keys, so that they go out together."""
         if self.disconnect is not None:
             return
         total = self._total + run.size
@@ -123,15 +123,17 @@ class Outbox:
             self.wake()
 
     def _own(self) -> list[Encoded]:
-        """What waits, as a list that may be added to."""
+        """Return the waiting messages as a private list, to which messages may be added."""
         items = self._items
         if not isinstance(items, list):
             items = self._items = list(items)
         return items
 
     def put_exempt(self, item: Encoded) -> None:
-        """Take a message that the bound must not refuse: it comes once a join, and no join could succeed
-        without. Only ``max_exempt`` of them may wait.
+        """Add a message that the bound must not refuse; only ``max_exempt`` of them may wait.
+
+        It is for the presence state, which is sent once for each join: with it refused, no join to a large
+        topic could succeed.
         """
         if self._total and self._exempt < self.max_exempt:
             self._exempt += 1
@@ -139,7 +141,7 @@ class Outbox:
         self.put(item)
 
     def _widen(self, size: int) -> bool:
-        """The bound starts anew behind the first message of an outbox that was empty."""
+        """Set the bound behind the first message of an empty outbox; else close with overload."""
         if self._total == 0:
             self._limit = self.max_backlog + size
             return True
@@ -149,7 +151,7 @@ class Outbox:
         return False
 
     def _replace(self, item: Encoded) -> bool:
-        """Put ``item`` into the place of its forerunner, if one still waits."""
+        """Replace the waiting message with the key of ``item``; return False if there is none."""
         assert item.key is not None
         index = self._keys.get(item.key)
         if index is None:
@@ -165,8 +167,9 @@ class Outbox:
         return True
 
     def take_all(self) -> list[Encoded] | Run:
-        """Everything that waits: a Run, where that is all there is. Say ``written`` with the payload bytes
-        once they are out.
+        """Remove and return all waiting messages; a Run if nothing else waits.
+
+        The caller must report the payload bytes to ``written`` once they have left.
         """
         items, self._items = self._items, []
         if self._keys:
@@ -174,8 +177,9 @@ class Outbox:
         return items
 
     def written(self, size: int) -> None:
-        """``size`` bytes of what was taken have left: the sum of ``len(item.data)``, without frame
-        headers.
+        """Note that ``size`` bytes have left.
+
+        ``size`` is the sum of ``len(item.data)``, without frame headers.
         """
         self._total -= size
         if self._total <= 0:
@@ -184,12 +188,14 @@ class Outbox:
             self._exempt = 0
 
     def close(self, disconnect: Disconnect) -> None:
-        """Nothing more goes in; what waits may still be taken, then the connection ends. The first reason
-        stays.
+        """Refuse further messages; the waiting ones may still be taken.
+
+        If it is called again, the first reason stays.
         """
         if self.disconnect is None:
             self.disconnect = disconnect
             self.wake()
 
     def statistics(self) -> OutboxStatistics:
+        """Return the numbers of this outbox now."""
         return OutboxStatistics(pending=self._total, conflated=self.conflated, disconnect=self.disconnect)

@@ -1,9 +1,9 @@
-"""Who may come in: upgrades, tokens and joins.
+"""The access policy of upgrades, tokens and joins.
 
-Asked in this order, and the first no is the answer: rate, origin, what the topic's name demands (``admin``
-is the operator's, ``streaming-<id>`` belongs to that id), the token, and at last every plugin's
-``authorize``. A plugin that cannot answer (it raises, or takes too long) refuses with *unavailable*: the
-client comes back, nobody slips in.
+The checks run in this order, and the first refusal is the answer: rate, origin, the topic's name (``admin``
+is for the operator, ``streaming-<id>`` for that id), the token, and finally the ``authorize`` function of
+every plugin. If a plugin raises or takes too long, the join is refused with *unavailable*, after which the
+client tries again.
 """
 
 from __future__ import annotations
@@ -45,32 +45,31 @@ log = structlog.get_logger("tangram.channels")
 STREAMING: Final = "streaming-"
 """``streaming-<id>`` is the private stream of the browser with that id."""
 AUTHORIZE_TIMEOUT: Final = 5.0
-"""Seconds for all plugins together to judge one join: phoenix.js gives a join up after ten."""
+"""Seconds for all plugins together to answer for one join; phoenix.js gives up a join after ten."""
 THREADS: Final = 8
-"""Synchronous ``authorize`` functions at once: a stuck one must not take the server's other threads."""
+"""Synchronous ``authorize`` functions at once, so that stuck ones do not use up the server's threads."""
 
 
 @attrs.frozen
 class ConnectInfo:
-    """The connection (or request) that asks: what ``authorize(topic, id, request)`` sees as ``request``."""
+    """The request of a client, which ``authorize(topic, id, request)`` gets."""
 
     address: str
-    """The peer's IP address, as far as trusted proxies tell."""
+    """The client's IP address; from forwarded headers only if the proxy is trusted."""
     headers: Mapping[str, str] = attrs.Factory(dict)
     """Header names in lower case."""
     query: Mapping[str, str] = attrs.Factory(dict)
-    """Query parameters, without the user token; the last of those given twice."""
+    """Query parameters without the user token. Of a repeated parameter the last value counts."""
     origin: str | None = None
     path: str = ""
 
 
 class Authorizer(NamedTuple):
-    """A plugin's say."""
+    """The ``authorize`` function of a plugin."""
 
     plugin: str
     function: Callable[[str, str, ConnectInfo], object]
-    """``authorize(topic, id, request)``, sync or async: None allows, a string or ``Refused(reason)``
-    refuses."""
+    """``authorize(topic, id, request)``, sync or async: returns None to allow, or a reason to refuse."""
 
 
 class Minted(NamedTuple):
@@ -82,7 +81,10 @@ class Minted(NamedTuple):
 
 
 class GateSettings(Protocol):
-    """What the gate reads of ``[channel]``. Rates are per second and address, 0 is no limit."""
+    """The settings of ``[channel]`` that the gate reads.
+
+    Rates are per second and address; 0 means no limit.
+    """
 
     @property
     def jwt_expiration_secs(self) -> int: ...
@@ -101,7 +103,7 @@ class GateSettings(Protocol):
 
 
 class Gate:
-    """The policy of one incarnation."""
+    """The access policy of one incarnation."""
 
     def __init__(
         self,
@@ -115,8 +117,17 @@ class Gate:
         authorizers: Sequence[Authorizer] = (),
         authorize_timeout: float = AUTHORIZE_TIMEOUT,
     ) -> None:
-        """``clock`` gives wall time in seconds since 1970; ``new_id`` an id for a browser that brings
-        none.
+        """Make a gate.
+
+        Args:
+            settings: rates and the lifetime of tokens.
+            secret: the key with which tokens are signed.
+            origins: the pages that may use the server.
+            new_id: returns an external id for a client that asks for a token without one.
+            clock: returns wall time in seconds since 1970.
+            operator_token: the bearer token of the operator; without one nothing is the operator's.
+            authorizers: the functions of plugins, asked in this order.
+            authorize_timeout: seconds for all of them together.
         """
         self.origins = origins
         self.authorizers = tuple(authorizers)
@@ -133,16 +144,17 @@ class Gate:
         self._upgrades = Limiter(settings.upgrade_rate, settings.upgrade_burst)
 
     def check_upgrade(self, info: ConnectInfo) -> Refusal | None:
-        """May this connection become a WebSocket?"""
+        """Return the refusal of an upgrade to a WebSocket, or None."""
         if not self._upgrades.take(client_key(info.address), self._clock()):
             return BUSY
         return self.check_origin(info)
 
     def check_origin(self, info: ConnectInfo) -> Refusal | None:
+        """Return the refusal of a page's origin, or None."""
         return None if self.origins.allows(info.origin, info.headers.get("host")) else ORIGIN
 
     def is_operator(self, bearer: str | None) -> bool:
-        """Is ``bearer`` the operator's token?"""
+        """Return whether ``bearer`` is the operator's token."""
         if bearer is None or not self._operator_token:
             return False
         return hmac.compare_digest(bearer.encode(), self._operator_token.encode())
@@ -155,7 +167,14 @@ class Gate:
         *,
         bearer: str | None = None,
     ) -> Minted | Refusal:
-        """A token for ``channel``, if the policy allows."""
+        """Return a token for ``channel``, or the refusal.
+
+        Args:
+            channel: the topic.
+            id_: the external id that the client asks for; None for a new one.
+            info: the request.
+            bearer: the bearer token of the request, which ``admin`` needs.
+        """
         now = self._clock()
         if not self._tokens.take(client_key(info.address), now):
             return LIMITED
@@ -173,9 +192,10 @@ class Gate:
     def check_join(
         self, topic: str, token: str | None, user_token: str | None, info: ConnectInfo
     ) -> str | Refusal:
-        """The external id that may join ``topic`` as far as tokens tell; plugins are still to be asked.
+        """Return the external id of a token that allows to join ``topic``, or the refusal.
 
-        A join's own token is final. Without one the connection's counts, for the channel that it names.
+        This does not ask plugins yet. If the join has a ``token`` of its own, only that one counts; otherwise
+        the ``user_token`` of the connection does.
         """
         now = self._clock()
         if not self._joins.take(client_key(info.address), now):
@@ -201,7 +221,7 @@ class Gate:
         return None
 
     async def ask(self, topic: str, id_: str, info: ConnectInfo) -> Refusal | None:
-        """What the plugins say; the first no counts. They share one deadline."""
+        """Ask all plugins in turn, within one deadline, and return the first refusal or None."""
         deadline = trio.current_time() + self._timeout
         for authorizer in self.authorizers:
             refusal = await self._ask_one(authorizer, topic, id_, info, deadline)

@@ -1,12 +1,12 @@
-"""Who is there: state per topic, and differences gathered between two flushes.
+"""Presence: the members of each topic, and the differences between two flushes.
 
-1. Nothing here knows the time: somebody calls ``flush`` every 50 ms at most. When 1,000 members rejoin at
-   once, a difference for each would cost the square of their number; gathered, a topic has one per flush.
-2. A member is a pair (external id, ``phx_ref``). Joining and leaving within one window cancel each other, in
-   either order: nobody is told of what nobody saw.
-3. Newcomers get the whole state at the flush, one shared encoding for all of a topic's newcomers, before the
-   difference that announces them. ``phx_ref`` makes the client drop what it has heard already.
-4. The state covers this process. Differences travel through Redis and cover all.
+1. Nothing here knows the time. The caller flushes every 50 ms at most: if 1,000 members rejoin at once, one
+   difference for each would cost the square of their number; with flushes a topic has one for all of them.
+2. A member is a pair (external id, ``phx_ref``). A join and a leave within one window cancel each other, in
+   either order, because no client has seen the member.
+3. Newcomers get the whole state at the flush, in one encoding for all newcomers of a topic, before the
+   difference that announces them. ``phx_ref`` makes the client drop entries that it has already.
+4. The state covers this process. Differences travel through Redis and cover all processes.
 """
 
 from __future__ import annotations
@@ -19,100 +19,106 @@ import attrs
 __all__ = ["Change", "Metas", "Presence"]
 
 Metas = dict[str, dict[str, list[dict[str, str]]]]
-"""External id to ``{"metas": [{"phx_ref": agent}, ...]}``, as it goes over the wire."""
+"""External id to ``{"metas": [{"phx_ref": agent}, ...]}``, as on the wire."""
 
 MemberT = TypeVar("MemberT", bound=Hashable)
 
 
 class Change(NamedTuple, Generic[MemberT]):
-    """What one flush has to say about one topic."""
+    """The result of one flush for one topic."""
 
     topic: str
     state: Metas
-    """Everybody who is there, for the newcomers."""
+    """All members, for the newcomers."""
     newcomers: tuple[MemberT, ...]
     joins: Metas
     leaves: Metas
 
 
 @attrs.define
-class _Topic(Generic[MemberT]):
-    there: dict[str, dict[str, None]] = attrs.Factory(dict)
+class _TopicPresence(Generic[MemberT]):
+    present: dict[str, dict[str, None]] = attrs.Factory(dict)
     changes: dict[tuple[str, str], bool] = attrs.Factory(dict)
     newcomers: dict[MemberT, None] = attrs.Factory(dict)
-    unsure: set[tuple[str, str]] = attrs.Factory(set)
+    unconfirmed: set[tuple[str, str]] = attrs.Factory(set)
 
 
 class Presence(Generic[MemberT]):
-    """Presence of all topics. ``MemberT`` is whatever the caller wants back as a newcomer."""
+    """Presence of all topics; ``MemberT`` is the caller's own type of a newcomer."""
 
     def __init__(self) -> None:
-        self._topics: dict[str, _Topic[MemberT]] = {}
+        self._topics: dict[str, _TopicPresence[MemberT]] = {}
         self._dirty: dict[str, None] = {}
 
     @property
     def dirty(self) -> bool:
-        """Is there anything to flush?"""
+        """Whether there is anything to flush."""
         return bool(self._dirty)
 
     def join(self, topic: str, id: str, ref: str, member: MemberT) -> None:  # noqa: A002 - the protocol's word
-        """``ref`` of ``id`` is there now; ``member`` wants the state."""
-        entry = self._topics.setdefault(topic, _Topic())
-        entry.there.setdefault(id, {})[ref] = None
+        """Add ``ref`` of the external id ``id``; ``member`` gets the state at the next flush."""
+        entry = self._topics.setdefault(topic, _TopicPresence())
+        entry.present.setdefault(id, {})[ref] = None
         entry.newcomers[member] = None
-        self._note(topic, entry, (id, ref), here=True)
+        self._note(topic, entry, (id, ref), present=True)
 
     def leave(self, topic: str, id: str, ref: str, member: MemberT) -> None:  # noqa: A002 - the protocol's word
-        """``ref`` of ``id`` is there no more. Unknown ones are ignored."""
+        """Remove ``ref`` of the external id ``id``; unknown ones are ignored."""
         entry = self._topics.get(topic)
-        if entry is None or ref not in entry.there.get(id, ()):
+        if entry is None or ref not in entry.present.get(id, ()):
             return
-        del entry.there[id][ref]
-        if not entry.there[id]:
-            del entry.there[id]
+        del entry.present[id][ref]
+        if not entry.present[id]:
+            del entry.present[id]
         entry.newcomers.pop(member, None)
-        self._note(topic, entry, (id, ref), here=False)
+        self._note(topic, entry, (id, ref), present=False)
 
     def restore(self, topic: str, joins: Metas, leaves: Metas) -> None:
-        """What a flush gave out may have reached nobody: the next one says of all that it names whether they
-        are there. Clients take what they know already for what it is.
+        """Repeat a difference that may not have been published.
+
+        The next flush states for each member that it names whether the member is present then. Clients
+        ignore joins and leaves that they know already.
         """
-        entry = self._topics.setdefault(topic, _Topic())
+        entry = self._topics.setdefault(topic, _TopicPresence())
         for metas in (joins, leaves):
-            entry.unsure |= {(id_, meta["phx_ref"]) for id_, said in metas.items() for meta in said["metas"]}
+            entry.unconfirmed |= {
+                (id_, meta["phx_ref"]) for id_, listed in metas.items() for meta in listed["metas"]
+            }
         self._dirty[topic] = None
 
-    def _note(self, topic: str, entry: _Topic[MemberT], who: tuple[str, str], *, here: bool) -> None:
-        if entry.changes.get(who, here) is not here:
-            del entry.changes[who]
+    def _note(
+        self, topic: str, entry: _TopicPresence[MemberT], key: tuple[str, str], *, present: bool
+    ) -> None:
+        if entry.changes.get(key, present) is not present:
+            del entry.changes[key]
         else:
-            entry.changes[who] = here
+            entry.changes[key] = present
         self._dirty[topic] = None
 
     def state(self, topic: str) -> Metas:
-        """Everybody on ``topic``."""
+        """Return all members of ``topic``."""
         entry = self._topics.get(topic)
         return (
-            {} if entry is None else _metas((id_, ref) for id_, refs in entry.there.items() for ref in refs)
+            {} if entry is None else _metas((id_, ref) for id_, refs in entry.present.items() for ref in refs)
         )
 
     def flush(self) -> list[Change[MemberT]]:
-        """What happened since the last flush, one change for each topic that has one."""
+        """Return one change for each topic that changed since the last flush."""
         changes = []
         for topic in self._dirty:
             entry = self._topics[topic]
-            for id_, ref in entry.unsure:
-                entry.changes[id_, ref] = ref in entry.there.get(id_, ())
-            entry.unsure.clear()
-            joins = _metas(who for who, here in entry.changes.items() if here)
-            leaves = _metas(who for who, here in entry.changes.items() if not here)
+            for id_, ref in entry.unconfirmed:
+                entry.changes[id_, ref] = ref in entry.present.get(id_, ())
+            entry.unconfirmed.clear()
+            joins = _metas(key for key, present in entry.changes.items() if present)
+            leaves = _metas(key for key, present in entry.changes.items() if not present)
             newcomers = tuple(entry.newcomers)
             if joins or leaves or newcomers:
                 state = self.state(topic) if newcomers else {}
                 changes.append(Change(topic, state, newcomers, joins, leaves))
             entry.changes.clear()
             entry.newcomers.clear()
-            if not entry.there:
+            if not entry.present:
                 del self._topics[topic]
         self._dirty.clear()
         return changes

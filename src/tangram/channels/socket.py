@@ -1,19 +1,19 @@
-"""The socket machine: what a client's frame means, given what it has joined.
+"""The socket state machine: the effects of a client's frames, given its joined topics.
 
-1. Frames in, effects out. Replies go into the connection's outbox; whatever needs somebody else (Redis, a
-   token's verdict, the end of the connection) is returned as an effect, and its result is fed back.
-2. What a frame does is the table below: state of its topic x kind of frame. Kinds that ignore the state
-   (heartbeats, binary control frames, malformed frames) are handled before it.
+1. Frames in, effects out. Replies go into the connection's outbox. Work for other parts (publishing on
+   Redis, checking a token, closing the connection) is returned as an effect, and its result is fed back.
+2. The table below gives the effect of a frame: state of its topic x kind of frame. Kinds that do not depend
+   on the state (heartbeats, binary control frames, malformed frames) are handled before it.
 3. While a join waits for its verdict, later frames of the same topic wait behind it, in order: a leave must
-   not overtake the join it belongs to. Other topics go on.
-4. No frame ends the connection. Malformed ones are counted; only who sends them by the hundred is sent away.
+   not overtake its join. Other topics are not delayed.
+4. A single frame never ends the connection. Malformed frames are counted, and hundreds of them end it.
 
     state of the topic | phx_join           | phx_leave             | anything else
     -------------------+--------------------+-----------------------+-----------------------------------
     ABSENT             | ask the gate       | reply ok, {}          | reply error, unmatched topic
-    JOINING            | wait behind it     | wait behind it        | wait behind it
+    JOINING            | wait for verdict   | wait for verdict      | wait for verdict
     JOINED             | same join_ref:     | join_ref same or null:| join_ref same: publish, reply when
-                       |   reply ok again   |   leave, reply ok     |   Redis has it
+                       |   reply ok again   |   leave, reply ok     |   Redis has taken it
                        | other: phx_close   | other: reply ok, {}   | other: reply error, unmatched topic
                        |   the old, ask     |                       |
 """
@@ -42,41 +42,40 @@ from tangram.channels.disconnects import (
     Disconnect,
     Refusal,
 )
-from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, Message
-from tangram.channels.hub import Hub, Membership, Publication, Reply
+from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, SocketMessage
+from tangram.channels.hub import Hub, Membership, Publication, ReplyTo
 from tangram.channels.outbox import Outbox
 
-__all__ = ["Authorize", "Effect", "Publish", "Reply", "Socket", "SocketStatistics"]
+__all__ = ["Authorize", "Effect", "Publish", "ReplyTo", "Socket", "SocketStatistics"]
 
 MAX_DEFERRED: Final = 100
-"""Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends at most one leave
-meanwhile."""
+"""Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends one leave meanwhile."""
 SHORT: Final = MAX_FIELD // 4
-"""Characters that are at most MAX_FIELD bytes, whichever they are."""
+"""Characters of any kind that take at most MAX_FIELD bytes in UTF-8."""
 MAX_DEFERRED_BYTES: Final = 65_536
-"""Bytes of their payloads. What phoenix.js sends meanwhile is smaller than a packet."""
+"""Bytes of the payloads that wait behind one join; phoenix.js sends less than a packet meanwhile."""
 MALFORMED_BURST: Final = 100.0
-"""Malformed frames at once before the connection is ended."""
+"""Malformed frames at once that do not yet end the connection."""
 MALFORMED_RATE: Final = 1.0
-"""Malformed frames a second that are forgiven: a confused client does not deserve to be cut."""
+"""Malformed frames a second that are tolerated for ever, so that a confused client keeps its connection."""
 
 
 class Publish(NamedTuple):
-    """Effect: publish, then say ``published`` with the outcome if ``reply`` is set."""
+    """Effect: publish, then call ``published`` or ``unpublished`` if ``reply`` is set."""
 
     channel: str
     payload: bytes
-    reply: Reply | None = None
+    reply: ReplyTo | None = None
 
 
 class Authorize(NamedTuple):
-    """Effect: ask the gate, then say ``authorized`` with its verdict."""
+    """Effect: ask the gate, then call ``authorized`` with its verdict."""
 
     topic: str
     join_ref: str
     ref: str | None
     token: str | None
-    """The token of the join itself, which is then final; None: the connection's own token counts."""
+    """The token of the join itself, which then is the only one that counts; None for the connection's."""
     payload: bytes
 
 
@@ -85,7 +84,7 @@ _CONTROL: Final = frozenset({JOIN, LEAVE, HEARTBEAT})
 Effect = Publish | Authorize | Disconnect
 
 
-# Integers, because other members of an Enum are hashed in Python, twice a frame.
+# These are integers, because members of other Enums are hashed in Python code, twice a frame.
 
 
 class _State(IntEnum):
@@ -110,9 +109,9 @@ class SocketStatistics:
     frames: int
     """Frames received."""
     malformed: int
-    """Frames that were no messages."""
+    """Frames that were not messages of the protocol."""
     refused: int
-    """Joins and pushes answered with an error."""
+    """Joins and pushes that got an error reply."""
 
 
 class _Join(msgspec.Struct):
@@ -123,7 +122,7 @@ _decode_join: Final = msgspec.json.Decoder(_Join).decode
 
 
 class Socket:
-    """One connection's memberships."""
+    """The memberships of one connection."""
 
     def __init__(
         self, conn: str, hub: Hub, outbox: Outbox, *, max_joins: int = 100, push_replies: bool = True
@@ -137,18 +136,20 @@ class Socket:
         self._max_joins = max_joins
         self.push_replies = push_replies
         self._joined: dict[str, Membership] = {}
-        self._joining: dict[str, list[Message]] = {}
+        self._joining: dict[str, list[SocketMessage]] = {}
         self._forgiven = MALFORMED_BURST
         self._forgiven_at = 0.0
 
     @property
     def topics(self) -> Sequence[str]:
-        """Topics joined now."""
+        """The topics that are joined now."""
         return [topic for topic, membership in self._joined.items() if membership.alive]
 
-    def push(self, message: Message) -> str | None:
-        """The Redis channel of a push that is to be published and then answered, as nearly every frame is;
-        None for all else, which is ``receive``'s. What is decided here stands in the table too.
+    def push(self, message: SocketMessage) -> str | None:
+        """Return the Redis channel of a push that only needs to be published and replied to.
+
+        Nearly every frame is such a push. For all other frames this returns None, and ``receive`` must be
+        called. The decision is the same as in the table; this is the faster way to it.
         """
         join_ref, _, topic, event, _, _ = message
         membership = self._joined.get(topic)
@@ -165,8 +166,8 @@ class Socket:
         self.frames += 1
         return f"from:{topic}:{event}"
 
-    def receive(self, message: Message) -> list[Effect]:
-        """One frame of the client."""
+    def receive(self, message: SocketMessage) -> list[Effect]:
+        """Handle one frame of the client, and return its effects."""
         self.frames += 1
         if message.event == HEARTBEAT and message.topic == PHOENIX and not message.binary:
             return self._heartbeat(message)
@@ -192,7 +193,10 @@ class Socket:
         return _State.ABSENT
 
     def malformed(self, now: float) -> list[Effect]:
-        """A frame that is no message arrived: forgiven ``MALFORMED_BURST`` times, and once a second."""
+        """Count a frame that is not a message, and close the connection after too many.
+
+        ``MALFORMED_BURST`` at once, and ``MALFORMED_RATE`` a second, are tolerated.
+        """
         self.frames += 1
         self.malformed_frames += 1
         elapsed = max(0.0, now - self._forgiven_at)
@@ -201,14 +205,19 @@ class Socket:
         return [ABUSE] if self._forgiven < 0.0 else []
 
     def authorized(self, request: Authorize, verdict: str | Refusal) -> list[Effect]:
-        """The gate's verdict on a join: the external id, or why not. Then come the frames that waited."""
+        """Finish a join with the gate's verdict, then handle the frames that waited behind it.
+
+        Args:
+            request: the effect that asked for the verdict.
+            verdict: the external id, or the refusal.
+        """
         deferred = self._joining.pop(request.topic, [])
         if self.outbox.disconnect is not None:
             return []
         if not isinstance(verdict, Refusal) and not self._hub.available:
             verdict = UNAVAILABLE
         if isinstance(verdict, Refusal):
-            message = Message(request.join_ref, request.ref, request.topic, JOIN, request.payload)
+            message = SocketMessage(request.join_ref, request.ref, request.topic, JOIN, request.payload)
             effects = self._refuse_join(message, request.join_ref, verdict)
         else:
             effects = self._enter(request, verdict)
@@ -217,33 +226,33 @@ class Socket:
             self.frames -= 1
         return effects
 
-    def published(self, replies: Sequence[Reply | Message | None]) -> None:
-        """Redis has taken these pushes; None for what nobody waits for."""
+    def published(self, replies: Sequence[ReplyTo | SocketMessage | None]) -> None:
+        """ReplyTo to pushes that Redis has taken; None stands for a push without a reply."""
         self._hub.acknowledge(self.outbox, replies)
 
-    def unpublished(self, reply: Reply | Message) -> None:
-        """Redis has not taken this push."""
+    def unpublished(self, reply: ReplyTo | SocketMessage) -> None:
+        """ReplyTo to a push that Redis has not taken."""
         if reply.ref is not None:
             self._refuse(reply, UNAVAILABLE)
 
     def gone(self) -> list[Effect]:
-        """The connection has ended: leave everything."""
+        """Leave all topics after the end of the connection."""
         memberships, self._joined = self._joined, {}
         self._joining.clear()
-        return [told for one in memberships.values() for told in _publishing(self._hub.leave(one))]
+        return [effect for one in memberships.values() for effect in _publishing(self._hub.leave(one))]
 
-    # What the table names.
+    # The functions of the table.
 
-    def _ask(self, message: Message) -> list[Effect]:
+    def _ask(self, message: SocketMessage) -> list[Effect]:
         join_ref = message.join_ref if message.join_ref is not None else message.ref
         if join_ref is None:
-            # Nobody could be answered, and no agent id could be made.
+            # Without a ref no reply and no agent id are possible.
             self.malformed_frames += 1
             return []
         if len(message.topic.encode()) > MAX_FIELD:
             return self._refuse_join(message, join_ref, TOPIC_TOO_LONG)
         if len(join_ref.encode()) > MAX_FIELD or len((message.ref or "").encode()) > MAX_FIELD:
-            # Kept as long as the membership, and told to everybody who looks at presence.
+            # It is kept for the whole membership, and sent to all clients that follow presence.
             return self._refuse_join(message, join_ref, REF_TOO_LONG)
         if not self._hub.available:
             return self._refuse_join(message, join_ref, UNAVAILABLE)
@@ -259,33 +268,33 @@ class Socket:
         effects.append(Publish(f"from:{request.topic}:{JOIN}", codec.without_token(request.payload)))
         return effects
 
-    def _rejoin(self, message: Message) -> list[Effect]:
+    def _rejoin(self, message: SocketMessage) -> list[Effect]:
         membership = self._joined[message.topic]
         join_ref = message.join_ref if message.join_ref is not None else message.ref
         if join_ref == membership.join_ref:
             response = {"id": membership.agent}
-            self._hub.reply(self.outbox, Reply(join_ref, message.ref, message.topic), "ok", response)
+            self._hub.reply(self.outbox, ReplyTo(join_ref, message.ref, message.topic), "ok", response)
             return []
         self._close(membership.join_ref, message.topic)
         del self._joined[message.topic]
         return _publishing(self._hub.leave(membership)) + self._ask(message)
 
-    def _leave(self, message: Message) -> list[Effect]:
+    def _leave(self, message: SocketMessage) -> list[Effect]:
         membership = self._joined[message.topic]
         if message.join_ref not in (None, membership.join_ref):
             return self._left_already(message)
         del self._joined[message.topic]
         response = {"id": membership.agent}
-        self._hub.reply(self.outbox, Reply(*message[:3]), "ok", response)
+        self._hub.reply(self.outbox, ReplyTo(*message[:3]), "ok", response)
         effects = _publishing(self._hub.leave(membership))
         effects.append(Publish(f"from:{message.topic}:{LEAVE}", message.payload))
         return effects
 
-    def _left_already(self, message: Message) -> list[Effect]:
-        self._hub.reply(self.outbox, Reply(*message[:3]), "ok", {})
+    def _left_already(self, message: SocketMessage) -> list[Effect]:
+        self._hub.reply(self.outbox, ReplyTo(*message[:3]), "ok", {})
         return []
 
-    def _push(self, message: Message) -> list[Effect]:
+    def _push(self, message: SocketMessage) -> list[Effect]:
         if message.join_ref != self._joined[message.topic].join_ref:
             return self._refuse(message, UNMATCHED_TOPIC)
         if len(message.event) > SHORT and len(message.event.encode()) > MAX_FIELD:
@@ -293,13 +302,13 @@ class Socket:
         if ":" in message.event:
             return self._refuse(message, COLON_IN_EVENT)
         wanted = self.push_replies and message.ref is not None
-        reply = Reply(message.join_ref, message.ref, message.topic) if wanted else None
+        reply = ReplyTo(message.join_ref, message.ref, message.topic) if wanted else None
         return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply)]
 
-    def _unmatched(self, message: Message) -> list[Effect]:
+    def _unmatched(self, message: SocketMessage) -> list[Effect]:
         return self._refuse(message, UNMATCHED_TOPIC)
 
-    def _defer(self, message: Message) -> list[Effect]:
+    def _defer(self, message: SocketMessage) -> list[Effect]:
         deferred = self._joining[message.topic]
         waiting = sum(len(one.payload) for one in deferred)
         if len(deferred) >= MAX_DEFERRED or waiting + len(message.payload) > MAX_DEFERRED_BYTES:
@@ -307,23 +316,26 @@ class Socket:
         deferred.append(message)
         return []
 
-    def _heartbeat(self, message: Message) -> list[Effect]:
-        self._hub.reply(self.outbox, Reply(None, message.ref, PHOENIX), "ok", {})
+    def _heartbeat(self, message: SocketMessage) -> list[Effect]:
+        self._hub.reply(self.outbox, ReplyTo(None, message.ref, PHOENIX), "ok", {})
         channel = f"from:{PHOENIX}:{HEARTBEAT}"
-        # The blank after the colon is what subscribers have always seen.
+        # Existing subscribers expect the blank after the colon.
         return [
             Publish(channel, b'{"conn_id": "%b"}' % self.conn.encode()),
             Publish(channel, message.payload),
         ]
 
-    def _refuse(self, message: Message | Reply, refusal: Refusal) -> list[Effect]:
+    def _refuse(self, message: SocketMessage | ReplyTo, refusal: Refusal) -> list[Effect]:
         self.refused += 1
         response = {"reason": refusal.reason}
-        self._hub.reply(self.outbox, Reply(*message[:3]), "error", response)
+        self._hub.reply(self.outbox, ReplyTo(*message[:3]), "error", response)
         return []
 
-    def _refuse_join(self, message: Message, join_ref: str, refusal: Refusal) -> list[Effect]:
-        """phoenix.js retries a refused join for ever, unless it hears ``phx_close`` right after the error."""
+    def _refuse_join(self, message: SocketMessage, join_ref: str, refusal: Refusal) -> list[Effect]:
+        """Refuse a join.
+
+        Unless a retry could help, ``phx_close`` follows, so that phoenix.js does not retry for ever.
+        """
         self._refuse(message, refusal)
         if not refusal.retry:
             self._close(join_ref, message.topic)
@@ -333,6 +345,7 @@ class Socket:
         self.outbox.put(codec.encode_text(join_ref, None, topic, CLOSE, b"{}"))
 
     def statistics(self) -> SocketStatistics:
+        """Return the numbers of this connection."""
         return SocketStatistics(
             conn=self.conn,
             topics=len(self.topics),
@@ -342,7 +355,7 @@ class Socket:
         )
 
 
-_TABLE: Final[dict[tuple[_State, _Kind], Callable[[Socket, Message], list[Effect]]]] = {
+_TABLE: Final[dict[tuple[_State, _Kind], Callable[[Socket, SocketMessage], list[Effect]]]] = {
     (_State.ABSENT, _Kind.JOIN): Socket._ask,  # noqa: SLF001 - the table is part of the class
     (_State.ABSENT, _Kind.LEAVE): Socket._left_already,  # noqa: SLF001
     (_State.ABSENT, _Kind.PUSH): Socket._unmatched,  # noqa: SLF001
@@ -360,7 +373,7 @@ def _publishing(publications: Sequence[Publication]) -> list[Effect]:
 
 
 def _token(payload: bytes) -> str | None:
-    """The join's own token: only a string in an object counts, all else means the connection's token."""
+    """Return the join's own token: a string in an object. None means the connection's."""
     if not payload.lstrip().startswith(b"{"):
         return None
     token = _decode_join(payload).token

@@ -1,11 +1,11 @@
 """Tokens of the channels: JSON Web Tokens, HS256, three claims.
 
-1. Pure: the time is an argument, a refused token is a ``Refusal`` from ``disconnects``.
-2. Accepted is what existing servers and clients of this protocol rely on: ``exp`` an integer, sixty seconds
-   of leeway, private claims ignored, an ``aud`` refused, ``nbf`` not looked at.
-3. PyJWT's signing layer (JWS) reads and writes the format and does the cryptography. Its layer above is not
-   used: it reads a clock of its own, and refuses a future ``nbf``. It is imported with the first token:
-   until then nobody needs it.
+1. The time is an argument; a refused token is a ``Refusal`` from ``disconnects``.
+2. Tokens are accepted as existing servers and clients of this protocol do: ``exp`` is an integer, sixty
+   seconds of leeway, private claims are ignored, ``aud`` is refused, ``nbf`` is ignored.
+3. PyJWT's signing layer (JWS) reads and writes the format and does the cryptography. Its upper layer is not
+   used, because it reads a clock of its own and refuses a future ``nbf``. The library is imported with the
+   first token, to keep the start of the server fast.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["LEEWAY", "MAX_TOKEN", "Claims", "bearer", "mint", "verify", "warm_up"]
 
 LEEWAY: Final = 60
-"""Seconds that a token is still good for after its end: clocks differ."""
+"""Seconds for which a token is still accepted after its expiry, because clocks differ."""
 MAX_TOKEN: Final = 8192
-"""Characters: a longer one is not ours, and not worth hashing."""
+"""Characters of a token. A longer one was not minted here, and is refused without hashing it."""
 _BEARER: Final = "base64url.bearer.phx."
 
 _library: PyJWS | None = None
@@ -35,14 +35,14 @@ _library: PyJWS | None = None
 
 @attrs.frozen
 class Claims:
-    """What a token says."""
+    """The claims of a token."""
 
     id: str
-    """The external id: who."""
+    """The external id of the client."""
     channel: str
-    """The one topic it is good for."""
+    """The only topic that the token allows to join."""
     exp: int
-    """Its end, in seconds since 1970."""
+    """Expiry in seconds since 1970."""
 
 
 class _Body(msgspec.Struct):
@@ -56,7 +56,7 @@ _decode_body: Final = msgspec.json.Decoder(_Body).decode
 
 
 def warm_up() -> PyJWS:
-    """Import the library, where that has not been done."""
+    """Import the library, unless that has been done, and return it."""
     global _library  # noqa: PLW0603 - made once, like an import
     if _library is None:
         _library = _make_library()
@@ -69,7 +69,7 @@ def _make_library() -> PyJWS:
 
     class Quiet(HMACAlgorithm):
         def check_key_length(self, key: bytes) -> str | None:  # noqa: ARG002 - the library's signature
-            # The operator chooses the secret: a warning at each token would tell nobody anything new.
+            # The operator chose the secret; a warning for each token would add nothing.
             return None
 
     library = PyJWS()
@@ -79,13 +79,16 @@ def _make_library() -> PyJWS:
 
 
 def mint(claims: Claims, secret: str) -> str:
-    """A signed token for ``claims``."""
+    """Return a signed token for ``claims``."""
     body = msgspec.json.encode({"id": claims.id, "channel": claims.channel, "exp": claims.exp})
     return warm_up().encode(body, secret.encode(), "HS256")
 
 
 def verify(token: str, secret: str, now: float) -> Claims | Refusal:
-    """The claims of a good token, else why it is none. ``now`` is wall time, in seconds since 1970."""
+    """Return the claims of a valid token, or the refusal.
+
+    ``now`` is wall time in seconds since 1970.
+    """
     if len(token) > MAX_TOKEN:
         return UNAUTHORIZED
     library = warm_up()
@@ -103,8 +106,10 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
 
 
 def bearer(subprotocols: Sequence[str]) -> str | None:
-    """phoenix.js' ``authToken``, which comes as a subprotocol: base64 without padding, in either alphabet;
-    None if there is none or it is garbage.
+    """Return the ``authToken`` of phoenix.js, which it sends as a WebSocket subprotocol.
+
+    It is base64 without padding, in either alphabet. None if there is no such subprotocol, or if it is
+    malformed.
     """
     for offered in subprotocols:
         if offered.startswith(_BEARER):

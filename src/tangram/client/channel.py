@@ -10,7 +10,16 @@ import msgspec
 import trio
 
 from tangram.channels import codec
-from tangram.channels.frames import CLOSE, ERROR, JOIN, LEAVE, PRESENCE_DIFF, PRESENCE_STATE, REPLY, Message
+from tangram.channels.frames import (
+    CLOSE,
+    ERROR,
+    JOIN,
+    LEAVE,
+    PRESENCE_DIFF,
+    PRESENCE_STATE,
+    REPLY,
+    SocketMessage,
+)
 from tangram.errors import ChannelClosed, Refused
 
 __all__ = ["TIMEOUT", "Channel", "Event"]
@@ -25,8 +34,8 @@ class _Carrier(Protocol):
     """What a channel needs of its socket."""
 
     def next_ref(self) -> str: ...
-    async def call(self, message: Message) -> Mapping[str, Any]: ...
-    async def send(self, message: Message) -> None: ...
+    async def call(self, message: SocketMessage) -> Mapping[str, Any]: ...
+    async def send(self, message: SocketMessage) -> None: ...
     def forget(self, channel: Channel) -> None: ...
     def rejoin(self, channel: Channel) -> None: ...
 
@@ -96,16 +105,16 @@ class Channel:
         _check(event)
         await self._socket.send(self._message(event, payload))
 
-    def _message(self, event: str, payload: Any) -> Message:
+    def _message(self, event: str, payload: Any) -> SocketMessage:
         binary = isinstance(payload, (bytes, bytearray, memoryview))
         data = bytes(payload) if binary else codec.encode_json({} if payload is None else payload)
-        return Message(self._join_ref, None, self.topic, event, data, binary)
+        return SocketMessage(self._join_ref, None, self.topic, event, data, binary)
 
     async def leave(self, *, timeout: float = TIMEOUT) -> None:
         """Leave for good."""
         self._leaving = True
         with trio.fail_after(timeout):
-            message = Message(self._join_ref, None, self.topic, LEAVE, b"{}")
+            message = SocketMessage(self._join_ref, None, self.topic, LEAVE, b"{}")
             try:
                 if self._closed is None:
                     await self._socket.call(message)
@@ -159,7 +168,7 @@ class Channel:
         self._join_ref = ref
         self._joined = False
         self._early_diffs = []
-        message = Message(ref, ref, self.topic, JOIN, codec.encode_json(self._payload()))
+        message = SocketMessage(ref, ref, self.topic, JOIN, codec.encode_json(self._payload()))
         with trio.fail_after(TIMEOUT):
             response = _response(await self._socket.call(message))
         if self._join_ref == ref:
@@ -180,7 +189,7 @@ class Channel:
             self._socket.forget(self)
             self._tell()
 
-    def take(self, message: Message) -> None:
+    def take(self, message: SocketMessage) -> None:
         """A message of the server for this topic."""
         if message.join_ref not in (None, self._join_ref):
             return

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from tangram.channels import codec
-from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, Message
+from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError, SocketMessage
 from tangram.client.channel import TIMEOUT, Channel
 from tangram.client.dial import dial
 from tangram.errors import ChannelClosed, Refused
@@ -162,7 +162,7 @@ class ClientSocket:
         self._ref += 1
         return str(self._ref)
 
-    async def call(self, message: Message) -> Mapping[str, Any]:
+    async def call(self, message: SocketMessage) -> Mapping[str, Any]:
         """Send, and wait for the reply; raises ChannelClosed when the connection goes meanwhile."""
         ref = message.ref if message.ref is not None else self.next_ref()
         waiter = self._waiting[ref] = _Waiter()
@@ -175,7 +175,7 @@ class ClientSocket:
             raise ChannelClosed("the connection was lost", code=self.close_code)
         return waiter.reply
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: SocketMessage) -> None:
         """Send one message; raises ChannelClosed."""
         from trio_websocket import ConnectionClosed
 
@@ -314,7 +314,7 @@ class ClientSocket:
                 continue
             self._dispatch(message)
 
-    def _dispatch(self, message: Message) -> None:
+    def _dispatch(self, message: SocketMessage) -> None:
         waiter = None if message.ref is None else self._waiting.get(message.ref)
         if waiter is not None:
             if message.binary:
@@ -332,7 +332,7 @@ class ClientSocket:
             await trio.sleep(self._heartbeat)
             try:
                 with trio.fail_after(self._heartbeat):
-                    await self.call(Message(None, None, PHOENIX, HEARTBEAT, b"{}"))
+                    await self.call(SocketMessage(None, None, PHOENIX, HEARTBEAT, b"{}"))
             except (trio.TooSlowError, ChannelClosed):
                 self._given_up = True
                 with trio.move_on_after(1.0):

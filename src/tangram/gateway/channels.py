@@ -435,7 +435,7 @@ class Channels:
                     session.outbox.close(IDLE)
             self.touch()
             if self._streams is not None:
-                self.publish(self._streams.look(self.hub.topics, now))
+                self.publish(self._streams.compare(self.hub.topics, now))
 
     async def drain(self, disconnect: Disconnect | None = None, *, within: float = DRAIN_TIMEOUT) -> None:
         """Close all connections in batches and wait until they have ended.

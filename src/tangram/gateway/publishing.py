@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from tangram.channels.frames import Message
-from tangram.channels.socket import Reply, Socket
+from tangram.channels.frames import SocketMessage
+from tangram.channels.socket import ReplyTo, Socket
 
 __all__ = ["Backpressure", "Batch", "Done", "PublishAll"]
 
@@ -35,7 +35,7 @@ class Batch:
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
         self.messages: list[tuple[str, bytes]] = []
-        self.replies: list[Reply | Message | None] = []
+        self.replies: list[ReplyTo | SocketMessage | None] = []
         """Whom to answer: one for each message."""
 
     def done(self, failures: Mapping[int, Exception]) -> None:
@@ -43,7 +43,7 @@ class Batch:
         if not failures:
             self._socket.published(self.replies)
             return
-        taken: list[Reply | Message | None] = []
+        taken: list[ReplyTo | SocketMessage | None] = []
         for at, reply in enumerate(self.replies):
             if at not in failures:
                 taken.append(reply)

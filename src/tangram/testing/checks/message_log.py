@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from tangram.channels.frames import ERROR, Message
+from tangram.channels.frames import ERROR, SocketMessage
 from tangram.client import Channel
 
 __all__ = ["Heard", "ranked"]
@@ -37,7 +37,7 @@ class Heard:
         self._take = channel.take
         channel.take = self._hear  # type: ignore[method-assign]
 
-    def _hear(self, message: Message) -> None:
+    def _hear(self, message: SocketMessage) -> None:
         if message.event == ERROR:
             self._announced += 1
         elif message.event == "n" and not message.binary:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from tangram.channels.disconnects import OVERLOAD, TOKEN_EXPIRED, TOO_MANY_JOINS
-from tangram.channels.frames import JOIN, Message
+from tangram.channels.frames import JOIN, SocketMessage
 from tangram.channels.tokens import LEEWAY, Claims, mint
 from tangram.client import ClientSocket
 from tangram.errors import BrokerUnavailable, Refused
@@ -263,7 +263,7 @@ async def _join(client: ClientSocket, topic: str, token: str, answers: Counter[s
     """One join, without a channel: its answer is all that is looked at."""
     payload = json.dumps({"token": token}).encode()
     ref = client.next_ref()
-    reply = await client.call(Message(ref, ref, topic, JOIN, payload))
+    reply = await client.call(SocketMessage(ref, ref, topic, JOIN, payload))
     answers["ok" if reply["status"] == "ok" else reply["response"]["reason"]] += 1
 
 
