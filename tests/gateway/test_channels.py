@@ -15,7 +15,9 @@ from tangram.channels.disconnects import Refusal
 from tangram.channels.frames import TEXT
 from tangram.channels.policy import Authorizer, ConnectInfo
 from tangram.channels.tokens import Claims, mint
-from tangram.gateway.channels import Admission, Channels, Session, connect_info
+from tangram.gateway.admission import Admission, connect_info
+from tangram.gateway.channels import Channels
+from tangram.gateway.session import Session
 from tests.bus.fakes import FakeRedis
 from tests.channels.fakes import FakeBus, Settings, counting_ids, drained
 from tests.http.serving import SECRET, make_channels

@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["Limiter", "client_key"]
 
 MAX_KEYS: Final = 16_384
-"""Addresses remembered at once. The least recently seen one is forgotten first, and has a full bucket again."""
+"""Addresses remembered at once. The least recently seen one is forgotten first."""
 
 
 class Limiter:

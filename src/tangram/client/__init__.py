@@ -7,8 +7,8 @@
         async for event in channel:
             print(event.name, event.payload)
 
-The socket comes back by itself, with back-off and jitter, and joins again whatever was joined. What was
-published meanwhile is lost, as it is for every browser.
+The socket reconnects by itself, with back-off and jitter, and joins its channels again. Messages published
+meanwhile are lost, as they are for every browser.
 """
 
 from tangram.client.channel import Channel, Event

@@ -1,4 +1,4 @@
-"""One topic as a client sees it: events, pushes with replies, presence."""
+"""One topic for a client: events, pushes with replies, presence."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tangram.errors import ChannelClosed, Refused
 __all__ = ["TIMEOUT", "Channel", "Event"]
 
 TIMEOUT: Final = 10.0
-"""Seconds to wait for an answer."""
+"""Seconds to wait for a reply."""
 BUFFER: Final = 1024
-"""Events kept for a reader that is slower than its channel; the oldest go first, and are counted."""
+"""Events kept for a reader that is slower than its channel; then the oldest are dropped and counted."""
 
 
 class _Carrier(Protocol):
-    """What a channel needs of its socket."""
+    """The part of the socket that a channel calls."""
 
     def next_ref(self) -> str: ...
     async def call(self, message: SocketMessage) -> Mapping[str, Any]: ...
@@ -41,27 +41,27 @@ class _Carrier(Protocol):
 
 
 class Event(NamedTuple):
-    """One message of a channel."""
+    """One event of a channel."""
 
     name: str
     payload: Any
-    """The decoded JSON, or bytes if the message was binary."""
+    """The decoded JSON, or bytes if the event was binary."""
     binary: bool = False
 
 
 class Channel:
-    """One topic. Iterate over it for its events; the iteration ends when the channel is closed for good."""
+    """One topic; iterate over it for its events, until the channel is closed for good."""
 
     def __init__(self, socket: _Carrier, topic: str, payload: Callable[[], Mapping[str, Any]]) -> None:
         self.topic = topic
         self.id: str | None = None
-        """The agent id that the server gave."""
+        """The agent id of the last join, from the server."""
         self.presence: dict[str, list[Mapping[str, Any]]] = {}
-        """External id to its metas."""
+        """External ids of the members, with their metas."""
         self.missed = 0
-        """Events that were dropped because nobody read them in time."""
+        """The number of events that were dropped because they were not read in time."""
         self.joins = 0
-        """How often it was joined."""
+        """The number of successful joins."""
         self._socket = socket
         self._payload = payload
         self._join_ref: str | None = None
@@ -69,28 +69,39 @@ class Channel:
         self._closed: ChannelClosed | None = None
         self._joined = False
         self._leaving = False
-        self._changed = trio.Condition()
         self._early_diffs: list[Mapping[str, Any]] | None = []
-        self._news = trio.Event()
+        self._changed = trio.Event()
 
     @property
     def joined(self) -> bool:
+        """Whether it is joined now."""
         return self._joined
 
     @property
     def closed(self) -> bool:
+        """Whether it is closed for good."""
         return self._closed is not None
 
     @property
     def wants_join(self) -> bool:
-        """Whether it should be joined again: it is not, and nobody leaves or has closed it."""
+        """Whether it should be joined again: it is not joined, and neither left nor closed."""
         return not self._joined and not self._leaving and self._closed is None
 
     async def push(self, event: str, payload: Any = None, *, timeout: float = TIMEOUT) -> Any:
-        """Send, wait for the reply, and return its ``response``. Bytes are sent as they are.
+        """Send an event, wait for the reply, and return its ``response``.
 
-        Raises Refused (the server's reason), ChannelClosed, or trio.TooSlowError; ValueError for an event
-        with a colon, which no server takes. Waits while the channel is joined anew.
+        If the channel is being joined again, this waits for the join.
+
+        Args:
+            event: the name of the event, without a colon.
+            payload: any JSON value, or bytes, which are sent as they are.
+            timeout: seconds for all of this.
+
+        Raises:
+            Refused: with the reason of the server.
+            ChannelClosed: if the channel or the connection is closed.
+            trio.TooSlowError: after ``timeout``.
+            ValueError: if the event has a colon, which no server accepts.
         """
         _check(event)
         with trio.fail_after(timeout):
@@ -99,8 +110,11 @@ class Channel:
         return _response(reply)
 
     async def push_nowait(self, event: str, payload: Any = None) -> None:
-        """Send without asking for a reply. Raises ChannelClosed if there is no connection, and ValueError for
-        an event with a colon.
+        """Send an event without waiting for a reply.
+
+        Raises:
+            ChannelClosed: if there is no connection.
+            ValueError: if the event has a colon.
         """
         _check(event)
         await self._socket.send(self._message(event, payload))
@@ -122,18 +136,18 @@ class Channel:
                 self.close(ChannelClosed("left"))
 
     async def wait_joined(self) -> None:
-        """Until it is joined; raises ChannelClosed if it never will be."""
+        """Wait until it is joined; raises ChannelClosed if it is closed for good."""
         while not self._joined:
             if self._closed is not None:
                 raise self._closed
-            await self._wait_news()
+            await self._changed.wait()
 
     async def receive(self) -> Event:
-        """The next event; raises ChannelClosed after the last one."""
+        """Return the next event; raises ChannelClosed after the last one."""
         while not self._events:
             if self._closed is not None:
                 raise self._closed
-            await self._wait_news()
+            await self._changed.wait()
         await trio.lowlevel.checkpoint()
         return self._events.popleft()
 
@@ -147,23 +161,20 @@ class Channel:
             raise StopAsyncIteration from None
 
     async def wait_presence(self, condition: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Until ``condition(presence)`` holds."""
+        """Wait until ``condition(presence)`` is true."""
         while not condition(self.presence):
             if self._closed is not None:
                 raise self._closed
-            await self._wait_news()
+            await self._changed.wait()
 
-    async def _wait_news(self) -> None:
-        await self._news.wait()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
-
-    # What the socket calls.
+    # Called by the socket.
 
     async def join_once(self) -> None:
-        """One attempt; raises Refused, ChannelClosed or TooSlowError."""
+        """Try to join once; raises Refused, ChannelClosed or trio.TooSlowError."""
         ref = self._socket.next_ref()
         self._join_ref = ref
         self._joined = False
@@ -175,22 +186,23 @@ class Channel:
             self.id = response.get("id") if isinstance(response, dict) else None
             self._joined = True
             self.joins += 1
-            self._tell()
+            self._notify()
 
     def lost(self) -> None:
-        """The connection or the membership is gone, and may come back."""
+        """Note that the connection or the membership has ended, and may come back."""
         self._joined = False
-        self._tell()
+        self._notify()
 
     def close(self, error: ChannelClosed) -> None:
+        """Close it for good; waiting calls raise ``error``."""
         if self._closed is None:
             self._closed = error
             self._joined = False
             self._socket.forget(self)
-            self._tell()
+            self._notify()
 
     def take(self, message: SocketMessage) -> None:
-        """A message of the server for this topic."""
+        """Handle a message of the server for this topic."""
         if message.join_ref not in (None, self._join_ref):
             return
         if message.event == CLOSE:
@@ -208,14 +220,14 @@ class Channel:
                 self._events.popleft()
                 self.missed += 1
             self._events.append(Event(message.event, payload, message.binary))
-            self._tell()
+            self._notify()
 
     def _sync(self, state: Mapping[str, Any]) -> None:
         self.presence = {id_: list(entry["metas"]) for id_, entry in state.items()}
         early, self._early_diffs = self._early_diffs or [], None
         for diff in early:
             self._differ(diff)
-        self._tell()
+        self._notify()
 
     def _differ(self, diff: Mapping[str, Any]) -> None:
         if self._early_diffs is not None:
@@ -232,7 +244,7 @@ class Channel:
                 self.presence[id_] = left
             else:
                 self.presence.pop(id_, None)
-        self._tell()
+        self._notify()
 
 
 def _check(event: str) -> None:

@@ -17,8 +17,7 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 current_dial: ContextVar[Callable[[str], Awaitable[Stream]] | None] = ContextVar(
     "tangram_client_dial", default=None
 )
-"""How a server is reached in this context instead of by its address: the seam behind which sockets in memory
-stand."""
+"""Replaces ``dial`` in this context, for example by connections in memory; None for real ones."""
 
 
 async def dial(url: str, ssl_context: ssl.SSLContext | None = None) -> Stream:

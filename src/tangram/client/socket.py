@@ -1,4 +1,4 @@
-"""The connection: frames out and in, heartbeats, and coming back."""
+"""The connection of a client: sending and receiving frames, heartbeats, and reconnecting."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["ClientSocket", "open_socket"]
 log = structlog.get_logger("tangram.client")
 
 HEARTBEAT_INTERVAL: Final = 30.0
-"""Seconds between heartbeats; a missing answer by the next one ends the connection, as in phoenix.js."""
+"""Seconds between heartbeats; without a reply before the next one the connection ends, as in phoenix.js."""
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds for the server to answer our close frame."""
+"""Seconds for the server to answer a close frame of the client."""
 CLOSE_ANYHOW: Final = 0.05
-"""Seconds to get a close frame out when nobody waits for the answer any more."""
+"""Seconds to send a close frame whose answer is not waited for."""
 BACKOFF_FIRST: Final = 0.05
 BACKOFF_MAX: Final = 5.0
 """Seconds before a reconnection: doubled from the first to the longest, each with up to 20 % of jitter."""
@@ -42,15 +42,16 @@ REJOIN_DELAYS: Final = (1.0, 2.0, 5.0, 10.0)
 
 @attrs.define(eq=False)
 class _Waiter:
-    """Somebody waits for the reply with one ref."""
+    """A call that waits for the reply with one ref."""
 
     event: trio.Event = attrs.Factory(trio.Event)
     reply: Mapping[str, Any] | None = None
 
 
 class _Watched(trio.abc.Stream):
-    """A stream whose end during the handshake ends the handshake: trio-websocket waits for an answer also
-    when the connection has gone.
+    """A stream whose end ends the WebSocket handshake.
+
+    trio-websocket goes on waiting for the answer to the handshake when the connection has ended.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -91,12 +92,14 @@ class ClientSocket:
         **settings: Any,
     ) -> None:
         self.close_code: int | None = None
-        """How the last connection ended; None while it is open."""
+        """The close code of the last connection; None while it is open."""
         self.server_codes: list[int] = []
-        """With which the server closed its connections, one after another; those that this end closed, and
-        those that went without a close frame (1006), are not among them."""
+        """The close codes of the server, in order.
+
+        Connections that the client closed, or that ended without a close frame (1006), are not included.
+        """
         self.connections = 0
-        """How often it was connected."""
+        """The number of connections so far."""
         self._url = url
         self._nursery = nursery
         self._reconnect = reconnect
@@ -110,7 +113,7 @@ class ClientSocket:
         self._waiting: dict[str, _Waiter] = {}
         self._closing: trio.Event | None = None
         self._given_up = False
-        """This end closes the connection because a heartbeat was not answered."""
+        """Whether the client closes the connection because a heartbeat got no reply."""
         self._ref = 0
 
     @property
@@ -124,9 +127,18 @@ class ClientSocket:
         token: str | None = None,
         payload: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     ) -> Channel:
-        """Join a topic. ``payload`` may be a function, called again at each rejoin (for a fresh token).
+        """Join a topic; a channel of the same topic is left first.
 
-        Raises Refused with the server's reason, ChannelClosed, or trio.TooSlowError.
+        Args:
+            topic: the topic.
+            token: sent as ``token`` of the payload.
+            payload: further fields, or a function that returns the payload. The function is called again at
+                each rejoin, for example for a fresh token.
+
+        Raises:
+            Refused: with the reason of the server.
+            ChannelClosed: if there is no connection.
+            trio.TooSlowError: after ten seconds.
         """
         base: Mapping[str, Any] = {} if token is None else {"token": token}
         make = payload if callable(payload) else lambda: {**base, **(payload or {})}
@@ -143,7 +155,7 @@ class ClientSocket:
         return channel
 
     async def disconnect(self) -> None:
-        """Drop the connection; it comes back by itself unless ``reconnect`` is off."""
+        """Close the connection; the client connects again unless ``reconnect`` is off."""
         if self._connection is not None:
             closing = self._closing = trio.Event()
             try:
@@ -154,16 +166,17 @@ class ClientSocket:
                 self._closing = None
 
     async def aclose(self) -> None:
-        """Close for good; the channels are closed."""
+        """Close the connection and all channels for good."""
         self._reconnect = False
         await self.disconnect()
 
     def next_ref(self) -> str:
+        """Return a ref that was not used before on this socket."""
         self._ref += 1
         return str(self._ref)
 
     async def call(self, message: SocketMessage) -> Mapping[str, Any]:
-        """Send, and wait for the reply; raises ChannelClosed when the connection goes meanwhile."""
+        """Send a message, and wait for the reply; raises ChannelClosed if the connection ends."""
         ref = message.ref if message.ref is not None else self.next_ref()
         waiter = self._waiting[ref] = _Waiter()
         try:
@@ -187,17 +200,18 @@ class ClientSocket:
             raise ChannelClosed("the connection was lost", code=self.close_code) from error
 
     async def send_raw(self, frame: str | bytes) -> None:
-        """Any frame, for tests of what a server does with it."""
+        """Send any text or bytes as a frame, for tests of a server."""
         if self._connection is None:
             raise ChannelClosed("not connected", code=self.close_code)
         await self._connection.send_message(frame)
 
     def forget(self, channel: Channel) -> None:
+        """Deliver no more messages to a channel, and do not join it again."""
         if self._channels.get(channel.topic) is channel:
             del self._channels[channel.topic]
 
     def rejoin(self, channel: Channel, *, at_once: bool = False) -> None:
-        """Join again, after a delay that grows."""
+        """Join a channel again, after delays that grow."""
         if channel not in self._rejoining:
             self._rejoining.add(channel)
             self._nursery.start_soon(self._rejoin, channel, at_once)
@@ -209,7 +223,7 @@ class ClientSocket:
                 if not (at_once and attempt == 0):
                     await trio.sleep(REJOIN_DELAYS[min(attempt, len(REJOIN_DELAYS) - 1)])
                     if not self._is_due(channel):
-                        return  # left meanwhile: joined now, it would have a member that nobody holds
+                        return  # it was left meanwhile: a join now would make a member without a channel
                 attempt += 1
                 if self._connection is None:
                     return
@@ -226,7 +240,12 @@ class ClientSocket:
     # The connection.
 
     async def run(self, *, task_status: trio.TaskStatus[ClientSocket] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect, and stay connected. The first connection must succeed: raises Refused or ChannelClosed."""
+        """Connect, and stay connected.
+
+        Raises:
+            Refused: if the server refuses the first connection.
+            ChannelClosed: if the first connection fails otherwise.
+        """
         from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError
 
         delay = 0.0
@@ -244,7 +263,7 @@ class ClientSocket:
                         nursery.start_soon(self._beat, connection)
                         await self._read(connection)
                         if self._closing is not None:
-                            # Its answer is still to be read, by a task of this nursery.
+                            # A task of this nursery must still read the answer to the close frame.
                             await self._closing.wait()
                     nursery.cancel_scope.cancel()
             except* ConnectionRejected as group:
@@ -275,14 +294,14 @@ class ClientSocket:
 
     @asynccontextmanager
     async def _connect(self, nursery: trio.Nursery) -> AsyncIterator[WebSocketConnection]:
-        """A connection whose reader runs in ``nursery``, which is where a rejection is raised."""
+        """Open a connection whose reader runs in ``nursery``; a rejection is raised there."""
         from trio_websocket import wrap_client_stream
 
         parts = urlsplit(self._url)
         resource = f"{parts.path}?{parts.query}"
         with trio.fail_after(TIMEOUT):
             stream = await dial(self._url, self._ssl_context)
-        watched: Any = _Watched(stream)  # it takes any stream, and names two kinds
+        watched: Any = _Watched(stream)  # the library accepts any stream, although its types name two kinds
         try:
             with trio.fail_after(TIMEOUT) as watched.handshake:
                 connection = await wrap_client_stream(
@@ -310,7 +329,7 @@ class ClientSocket:
             try:
                 message = codec.decode_server(TEXT if isinstance(data, str) else BINARY, data)
             except FrameError as error:
-                log.warning("the server sent a frame that is no message", cause=str(error))
+                log.warning("malformed frame from the server", cause=str(error))
                 continue
             self._dispatch(message)
 
@@ -375,10 +394,22 @@ async def open_socket(
     ssl_context: ssl.SSLContext | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[ClientSocket]:
-    """Connect to the server at ``url`` (http, https, ws or wss, without ``/websocket``).
+    """Connect to a server; the block's end closes the connection.
 
-    ``token`` is the connection's own (``userToken``). Raises Refused or ChannelClosed if the first attempt
-    fails.
+    Args:
+        url: http, https, ws or wss, without ``/websocket``.
+        token: the token of the connection itself (``userToken``), for joins without one.
+        params: further query parameters.
+        headers: further request headers.
+        subprotocols: offered WebSocket subprotocols.
+        reconnect: whether to connect again after the connection was lost.
+        heartbeat: seconds between heartbeats.
+        ssl_context: for https and wss.
+        rng: the source of jitter.
+
+    Raises:
+        Refused: if the server refuses the first connection.
+        ChannelClosed: if the first connection fails otherwise.
     """
     query = {**({} if token is None else {"userToken": token}), **(params or {}), "vsn": "2.0.0"}
     address = url.rstrip("/")
@@ -406,7 +437,7 @@ async def open_socket(
             yield socket
             await socket.aclose()
         except Exception as raised:  # noqa: BLE001 - raised again below
-            # Out of the nursery as it is: a group of one would hide it from the caller's except.
+            # Leave the nursery without a group: a group of one would not match the caller's except.
             error = raised
         finally:
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Fetching a token over HTTP, on a connection of its own, by h11: no HTTP client needs to be installed."""
+"""Fetch a token over HTTP, by h11: no HTTP client needs to be installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Token", "fetch_token"]
 
 
 class Token(NamedTuple):
-    """What ``POST /token`` answers."""
+    """The answer of ``POST /token``."""
 
     channel: str
     id: str
@@ -34,7 +34,19 @@ async def fetch_token(
     bearer: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Token:
-    """``POST /token``. Raises Refused with the server's text, or ChannelClosed if it cannot be asked."""
+    """Ask ``POST /token`` for a token.
+
+    Args:
+        url: the server, without ``/token``.
+        channel: the topic.
+        id: the external id; None for a new one.
+        bearer: the operator's token, which ``admin`` needs.
+        ssl_context: for https.
+
+    Raises:
+        Refused: with the text of the server.
+        ChannelClosed: if the server cannot be reached.
+    """
     body = codec.encode_json({"channel": channel} | ({} if id is None else {"id": id}))
     headers = [("content-type", "application/json")]
     if bearer is not None:
@@ -48,7 +60,7 @@ async def fetch_token(
 async def _post(
     url: str, headers: Sequence[tuple[str, str]], body: bytes, ssl_context: ssl.SSLContext | None
 ) -> tuple[int, bytes]:
-    """One request on a connection of its own, by h11."""
+    """Send one request on a connection of its own, and return status and body."""
     import h11
 
     parts = urlsplit(url)

@@ -1,7 +1,7 @@
-"""The channels' side of the bus: what is published together, who is answered, and when to wait.
+"""Publishing for the channels: batches, their replies, and backpressure of the bus.
 
-A read brings many pushes. They are handed over as one batch and answered as one, so that the way through the
-bus and back is paid for once a read and not once a push.
+One read brings many pushes. They are handed to the bus as one batch and replied to as one batch, so that the
+cost of the way to Redis and back is paid once for a read and not once for a push.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from tangram.channels.socket import ReplyTo, Socket
 __all__ = ["Backpressure", "Batch", "Done", "PublishAll"]
 
 Done = Callable[[Mapping[int, Exception]], None]
-"""Hears which messages, by position, Redis has not taken; empty: it has all."""
+"""Called with the positions of the messages that Redis has not taken, and why; empty if it has all."""
 PublishAll = Callable[[Sequence[tuple[str, bytes]], Done | None], None]
+"""Hands messages to the bus without blocking; raises BrokerUnavailable if it takes none."""
 
 
 class Backpressure(Protocol):
-    """Whoever takes what is published, in a bounded buffer."""
+    """The bounded buffer of the bus, as far as it slows down its callers."""
 
     @property
     def congested(self) -> bool: ...
@@ -28,7 +29,7 @@ class Backpressure(Protocol):
 
 
 class Batch:
-    """What the frames of one read publish: handed over together, and answered together."""
+    """The publications of the frames of one read, with the replies that they need."""
 
     __slots__ = ("_socket", "messages", "replies")
 
@@ -36,10 +37,10 @@ class Batch:
         self._socket = socket
         self.messages: list[tuple[str, bytes]] = []
         self.replies: list[ReplyTo | SocketMessage | None] = []
-        """Whom to answer: one for each message."""
+        """One entry for each message: the frame to reply to, or None."""
 
     def done(self, failures: Mapping[int, Exception]) -> None:
-        """The outcome."""
+        """Reply to the pushes in order: ``ok`` if Redis has taken the message, else an error."""
         if not failures:
             self._socket.published(self.replies)
             return

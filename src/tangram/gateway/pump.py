@@ -1,13 +1,12 @@
-"""One WebSocket's way out: from the outbox of bytes into the socket, straight from the hub's delivery.
+"""Write the messages of an outbox to a socket, directly from the hub's delivery.
 
-1. ``wake`` is what the outbox calls: it sends the whole backlog in one non-blocking write, there and then.
-   No task waits for messages, and nothing is scheduled for a client that keeps up.
-2. A broadcast is framed once: the frame is kept in the message, which all members share.
-3. One writer only: while the socket takes no more, one task writes the rest, and ``wake`` leaves what comes
-   to the outbox, where the bound, the named disconnect and the conflation are. Pongs and close frames go
-   the same way.
-4. Nothing here raises into the hub: a connection that cannot be written to is closed, and its reader sees
-   that.
+1. The outbox calls ``wake``, which sends the whole backlog at once in one non-blocking write. No task waits
+   for messages, and nothing is scheduled for a client that keeps up.
+2. A broadcast is framed once: the frame is stored in the message, which all members share.
+3. There is one writer: while the socket takes no more, one task writes the rest, and new messages stay in
+   the outbox, which has the bound, the disconnect and the conflation. Pongs and close frames go the same way.
+4. Nothing here raises into the hub: a connection that cannot be written to is closed, which its reader
+   notices.
 """
 
 from __future__ import annotations
@@ -31,17 +30,15 @@ __all__ = ["Pump", "PumpStatistics", "Wire", "frame", "join"]
 log = structlog.get_logger("tangram.http")
 
 CLOSE_TIME: Final = 2.0
-"""Seconds that a client has, once its connection is to end, to take what is left and to answer the close
-frame.
-"""
+"""Seconds for a client to take the rest and to answer the close frame, once its connection is to end."""
 
 MAX_CONTROL: Final = 65536
-"""Bytes of pongs that wait for a client that sends pings and does not read: more ends the connection."""
+"""Bytes of pongs that may wait for a client that sends pings and does not read; more ends the connection."""
 
 NEVER: Final = float("inf")
 
 _NOTHING: Final = Outbox(lambda: None)
-"""The outbox of a pump that has none yet: always empty."""
+"""The outbox of a pump before ``attach``: always empty."""
 
 _wait_writable = trio.lowlevel.wait_writable
 _now = trio.current_time
@@ -56,23 +53,26 @@ class Wire(Protocol):
     closed: bool
 
     def abort(self) -> None:
-        """Close the socket; whoever waits for it is woken."""
+        """Close the socket, and wake the tasks that wait for it."""
 
 
 @attrs.define
 class PumpStatistics:
-    """What all pumps of an engine did: shared, counted in place."""
+    """The counters of an engine, shared by all its pumps."""
 
     writes: int = 0
     """Non-blocking writes."""
     messages: int = 0
     """Messages handed to sockets."""
     blocked: int = 0
-    """Writes that the socket took in part only."""
+    """Writes of which the socket took only a part."""
 
 
 def frame(item: Encoded) -> bytes:
-    """A message's frame as a server sends it, unmasked (RFC 6455, section 5.2); kept in ``item.wire``."""
+    """Return the frame of a message, and store it in ``item.wire``.
+
+    It is unmasked, as a server sends it (RFC 6455, section 5.2).
+    """
     data = item.data
     size = len(data)
     first = 0x80 | item.opcode
@@ -87,7 +87,7 @@ def frame(item: Encoded) -> bytes:
 
 
 def join(run: Run) -> bytes:
-    """The frames of a run in one piece; kept in ``run.wire``."""
+    """Return the frames of a run in one piece, and store them in ``run.wire``."""
     if run.texts is None:
         run.wire = wire = b"".join([item.wire or frame(item) for item in run.items])
     else:
@@ -105,7 +105,7 @@ def join(run: Run) -> bytes:
 
 
 class Pump:
-    """Writes one WebSocket."""
+    """The writer of one WebSocket."""
 
     __slots__ = (
         "_control",
@@ -130,15 +130,23 @@ class Pump:
         write_timeout: float,
         statistics: PumpStatistics,
     ) -> None:
-        """``spawn`` starts a task beside the connection's own: only while the socket takes no more."""
+        """Make a pump.
+
+        Args:
+            connection: the socket and its deadlines.
+            protocol: the state of the WebSocket, which also compresses if that was negotiated.
+            spawn: starts a task beside the connection's own, for the time that the socket takes no more.
+            write_timeout: seconds within which the client must take something.
+            statistics: the counters of the engine.
+        """
         self.connection = connection
         self.protocol = protocol
         self.write_timeout = write_timeout
         self._outbox = _NOTHING
         self.corked = False
-        """Set while frames of one read are handled: their answers go out together."""
+        """Whether writes wait, while the frames of one read are handled: their replies go out together."""
         self.end_at = NEVER
-        """When the connection ends at the latest; set once it is to end."""
+        """The time at which the connection ends at the latest; set once it is to end."""
         self._spawn = spawn
         self._statistics = statistics
         self._control = b""
@@ -146,12 +154,12 @@ class Pump:
         self._credit = 0
 
     def attach(self, outbox: Outbox) -> None:
-        """The outbox to empty; from now on ``wake`` sends."""
+        """Set the outbox to empty; from now on ``wake`` sends."""
         self._outbox = outbox
         self.flush()
 
     def wake(self) -> None:
-        """The outbox has something new: send all of it, if the socket is free."""
+        """Send all messages of the outbox, unless an earlier write is unfinished."""
         if self._rest is None:
             if not self.corked and self._send_all():
                 self._spawn(self._write_rest)
@@ -160,12 +168,12 @@ class Pump:
             self.connection.write_deadline = min(self.connection.write_deadline, self.end_at)
 
     def flush(self) -> None:
-        """Send what waits in one write. Never blocks and never raises."""
+        """Send everything that waits in one write; it never blocks and never raises."""
         if self._rest is None and self._send_all():
             self._spawn(self._write_rest)
 
     def _send_all(self) -> bool:
-        """One write of everything; answers whether a rest is left."""
+        """Try one write of everything, and return whether a rest is left."""
         connection = self.connection
         if connection.closed:
             return False
@@ -192,22 +200,20 @@ class Pump:
         return True
 
     def control(self, frames: list[bytes]) -> None:
-        """Pongs, and the answer to a close frame: to be sent before what waits in the outbox."""
+        """Add control frames (pongs, the answer to a close frame), to be sent before the outbox."""
         self._control += b"".join(frames)
         if len(self._control) > MAX_CONTROL:
             self.connection.abort()
 
     def ping(self) -> None:
-        """Ask whether the client is still there."""
+        """Send a ping, to find out whether the client is still there."""
         if self.protocol.state is OPEN:
             self.protocol.send_ping(b"")
             self.control(self.protocol.data_to_send())
             self.flush()
 
     def _collect(self) -> tuple[bytes, int]:
-        """Everything that waits, as bytes of the wire, and how much of it the outbox is to be credited
-        for.
-        """
+        """Return everything that waits, framed, and its payload bytes for ``Outbox.written``."""
         data, self._control = self._control, b""
         outbox = self._outbox
         credit = 0
@@ -246,13 +252,13 @@ class Pump:
         return b"".join(self.protocol.data_to_send())
 
     def _begin_end(self) -> None:
-        """The connection is to end: from now on it has CLOSE_TIME."""
+        """Give the connection CLOSE_TIME from now on, if that has not begun."""
         if self.end_at == NEVER:
             self.end_at = _now() + CLOSE_TIME
             self.connection.read_deadline = self.end_at
 
     def _written(self, size: int) -> None:
-        """Bytes have left: the outbox has room again, though frames are not yet out as a whole."""
+        """Credit the outbox for bytes that have left, before the rest of the write is out."""
         credit = min(size, self._credit)
         if credit:
             self._credit -= credit
@@ -262,7 +268,7 @@ class Pump:
         connection = self.connection
         try:
             while self._rest is not None and not connection.closed:
-                # Anew at each step: the client has this long to take something, not everything.
+                # The deadline begins again at each step: it is the time to take something, not everything.
                 connection.write_deadline = min(_now() + self.write_timeout, self.end_at)
                 await _wait_writable(connection.sock)
                 try:
@@ -274,9 +280,9 @@ class Pump:
                 if not self._rest:
                     self._rest = None
                     connection.write_deadline = NEVER
-                    self._send_all()  # what came meanwhile; its rest is ours again
+                    self._send_all()  # messages that came meanwhile; this task writes their rest, too
         except (OSError, trio.ClosedResourceError):
             connection.abort()
         except trio.Cancelled:
-            connection.abort()  # half a frame is out: nothing can follow it
+            connection.abort()  # half a frame may be out, so that nothing can follow it
             raise

@@ -1,126 +1,137 @@
-"""One connection's life over ``receive``, ``send`` and ``close``: a reader and one writer.
+"""One connection for its transport, and the owner that it needs.
 
-Only the writer writes: messages, and the close frame after them. Whatever ends the connection (the peer, a
-full outbox, idleness, a stop, a crash of ours) goes through the outbox's named disconnect, so there is one
-way out.
+A transport feeds the frames of each read, empties the outbox, and calls ``gone`` at the end. Everything here
+is synchronous except ``wait_uncongested``.
 """
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-import structlog
 import trio
 
-from tangram.channels.disconnects import CRASH, GONE, TOO_BIG, Disconnect
-from tangram.channels.frames import BINARY, TEXT, Encoded
+from tangram.channels.codec import decode
+from tangram.channels.frames import FrameError
+from tangram.channels.hub import Hub
+from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
-from tangram.gateway.channels import Admission, Channels, Session
+from tangram.channels.socket import Authorize, Effect, Publish, Socket
+from tangram.gateway.publishing import Batch
+from tangram.gateway.settings import ChannelSettings
 
-__all__ = ["AcceptedWebSocket", "run_session"]
-
-log = structlog.get_logger("tangram.http")
-
-CLOSE_TIMEOUT: Final = 2.0
-"""Seconds that a peer has to take what is still to be sent once its connection is to be closed."""
+__all__ = ["Session", "SessionOwner"]
 
 
-class AcceptedWebSocket(Protocol):
-    """An accepted WebSocket."""
+class SessionOwner(Protocol):
+    """The part of ``Channels`` that a session calls."""
 
-    async def receive(self) -> bytes | str:
-        """The next message; raises ``trio.EndOfChannel`` when the peer has gone."""
+    settings: ChannelSettings
+    hub: Hub
+    ended: bool
 
-    async def send(self, item: Encoded) -> None:
-        """One frame."""
-
-    async def close(self, disconnect: Disconnect) -> None:
-        """The close frame."""
-
-
-class _WriterWakeup:
-    """Wakes the writer, and bounds what it may still take once the connection is to end."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.session: Session | None = None
-        self._event = trio.Event()
-
-    def ring(self) -> None:
-        self._event.set()
-        if self.session is not None and self.session.outbox.disconnect is not None:
-            self.scope.deadline = min(self.scope.deadline, trio.current_time() + CLOSE_TIMEOUT)
-
-    async def wait(self) -> None:
-        await self._event.wait()
-        self._event = trio.Event()
+    @property
+    def congested(self) -> bool: ...
+    async def wait_uncongested(self) -> None: ...
+    def publish_batch(self, batch: Batch) -> None: ...
+    def authorize(self, session: Session, request: Authorize) -> None: ...
+    def note_malformed(self, session: Session, error: FrameError) -> None: ...
+    def presence_changed(self) -> None: ...
+    def disconnected(self, session: Session) -> None: ...
 
 
-async def run_session(
-    channels: Channels, connection: AcceptedWebSocket, info: ConnectInfo, admission: Admission
-) -> Disconnect:
-    """Serve an accepted WebSocket until it ends, and tell how it ended. Raises nothing of its own."""
-    bell = _WriterWakeup()
-    session = bell.session = channels.connect(info, admission, bell.ring)
-    told = False
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_read, session, connection, channels.settings.max_message)
-            told = await _write(session, connection, bell)
-            nursery.cancel_scope.cancel()
-    finally:
-        # Reached by cancellation too: the engine stops, or the peer has gone; if it has not, it should hear
-        # why.
-        session.outbox.close(channels.close_reason)
-        session.gone()
-        if not told and session.outbox.disconnect != GONE:
-            await _close(session, connection)
-    assert session.outbox.disconnect is not None
-    return session.outbox.disconnect
+class Session:
+    """One connection, between its transport and the channels."""
 
+    __slots__ = ("_owner", "conn", "info", "last_seen", "outbox", "socket", "user_token")
 
-async def _read(session: Session, connection: AcceptedWebSocket, max_message: int) -> None:
-    try:
-        while True:
-            if session.congested:
-                await session.wait_uncongested()
-            data = await connection.receive()
-            if len(data) > max_message:
-                session.outbox.close(TOO_BIG)
-                return
-            session.feed([(TEXT if isinstance(data, str) else BINARY, data)])
-    except trio.EndOfChannel:
-        session.outbox.close(GONE)
-    except Exception:
-        log.exception("a connection crashed", conn=session.conn)
-        session.outbox.close(CRASH)
+    def __init__(
+        self, owner: SessionOwner, conn: str, info: ConnectInfo, user_token: str | None, outbox: Outbox
+    ) -> None:
+        self._owner = owner
+        self.conn = conn
+        self.info = info
+        self.user_token = user_token
+        self.outbox = outbox
+        self.last_seen = trio.current_time()
+        settings = owner.settings
+        self.socket = Socket(
+            conn,
+            owner.hub,
+            outbox,
+            max_joins=settings.max_joins,
+            push_replies=settings.push_replies,
+        )
 
+    def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:
+        """Handle the frames of one read; no bytes of a client raise here.
 
-async def _write(session: Session, connection: AcceptedWebSocket, bell: _WriterWakeup) -> bool:
-    """Send what comes until the connection is to end; True if the peer has been told, or cannot be."""
-    outbox = session.outbox
-    with bell.scope:
+        Args:
+            frames: pairs of opcode and payload; the payload of a text frame may be bytes or str.
+        """
+        now = self.last_seen = trio.current_time()
+        owner, outbox, machine = self._owner, self.outbox, self.socket
+        push, replying = machine.push, machine.push_replies
+        batch = Batch(machine)
         try:
-            while True:
-                for item in outbox.take_all():
-                    await connection.send(item)
-                    outbox.written(len(item.data))
-                if outbox.disconnect is not None and not len(outbox):
+            for opcode, data in frames:
+                if outbox.disconnect is not None or owner.ended:
                     break
-                await bell.wait()
-            if outbox.disconnect != GONE:
-                await connection.close(outbox.disconnect)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this connection only
-            log.debug("a connection cannot be written to", conn=session.conn, cause=repr(error))
-            outbox.close(GONE)
-        return True
-    return False
+                try:
+                    message = decode(opcode, data)
+                except FrameError as error:
+                    owner.note_malformed(self, error)
+                    self._carry_out(machine.malformed(now), batch)
+                    continue
+                channel = push(message)
+                if channel is None:
+                    batch = self._carry_out(machine.receive(message), batch)
+                else:
+                    batch.messages.append((channel, message.payload))
+                    batch.replies.append(message if replying else None)
+        finally:
+            owner.publish_batch(batch)
+        owner.presence_changed()
 
+    def alive(self) -> None:
+        """Note that the client is still there, although it sent no message (a pong)."""
+        self.last_seen = trio.current_time()
 
-async def _close(session: Session, connection: AcceptedWebSocket) -> None:
-    assert session.outbox.disconnect is not None
-    with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-        try:
-            await connection.close(session.outbox.disconnect)
-        except Exception as error:  # noqa: BLE001 - it has ended anyhow
-            log.debug("a connection cannot be closed", conn=session.conn, cause=repr(error))
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Carry out effects of the socket machine."""
+        self._owner.publish_batch(self._carry_out(effects, Batch(self.socket)))
+        self._owner.presence_changed()
+
+    def _carry_out(self, effects: Sequence[Effect], batch: Batch) -> Batch:
+        """Carry out effects, and return the batch for the publications that follow.
+
+        An effect that may publish for itself comes after the publications before it: the batch is handed
+        over first, and a new one begins.
+        """
+        for effect in effects:
+            if isinstance(effect, Publish):
+                batch.messages.append((effect.channel, effect.payload))
+                batch.replies.append(effect.reply)
+            elif isinstance(effect, Authorize):
+                self._owner.publish_batch(batch)
+                batch = Batch(self.socket)
+                self._owner.authorize(self, effect)
+            else:
+                self.outbox.close(effect)
+        return batch
+
+    @property
+    def congested(self) -> bool:
+        """Whether a transport should ``wait_uncongested`` before it reads more."""
+        return self._owner.congested
+
+    async def wait_uncongested(self) -> None:
+        """Return when the bus takes pushes again.
+
+        Meanwhile nothing is read, so that the client's own buffers fill and it slows down.
+        """
+        await self._owner.wait_uncongested()
+
+    def gone(self) -> None:
+        """Leave all topics after the end of the connection; a second call does nothing."""
+        self._owner.disconnected(self)

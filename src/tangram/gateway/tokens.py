@@ -1,8 +1,8 @@
-"""``POST /token``: a token for one channel, if the policy lets the asker have it.
+"""``POST /token``: a token for one channel, if the access policy allows it.
 
-The status codes are those existing clients see: 400 for a body that is no JSON, 415 for another content
-type, 422 for JSON of the wrong shape, and 403, 429 or 503 with the reason where the policy says no. CORS and
-405 are the web's.
+The status codes are those of existing servers: 400 for a body that is not JSON, 415 for another content
+type, 422 for JSON of the wrong shape, and 403, 429 or 503 with the reason if the policy refuses. CORS and
+405 are handled by the web.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import msgspec
 
 from tangram.channels.disconnects import BUSY, Refusal
 from tangram.channels.policy import ConnectInfo, Gate
-from tangram.gateway.channels import Channels, connect_info
+from tangram.gateway.admission import connect_info
+from tangram.gateway.channels import Channels
 from tangram.routing import APIRouter, Request, Response
 
 __all__ = ["MAX_BODY", "TokenAnswer", "issue_token", "token_router"]
 
 MAX_BODY: Final = 2 * 1024 * 1024
-"""Bytes of a request, as existing servers allow; what is useful of them is a few hundred."""
+"""Bytes of a request body, as existing servers allow; a useful one has a few hundred."""
 RETRY_AFTER: Final = "1"
-"""Seconds: at the default rate a bucket holds tokens again by then."""
+"""Seconds after which the bucket of an address holds tokens again at the default rate."""
 _JSON: Final = re.compile(r"application/(?:[\w.!#$&^+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
 class TokenAnswer(NamedTuple):
-    """An HTTP answer."""
+    """The HTTP answer to a token request."""
 
     status: int
     content_type: str
@@ -44,7 +45,15 @@ class _Asked(msgspec.Struct):
 async def issue_token(
     gate: Gate, body: bytes, *, content_type: str | None, authorization: str | None, info: ConnectInfo
 ) -> TokenAnswer:
-    """Answer one token request, whatever it looks like."""
+    """Answer one token request.
+
+    Args:
+        gate: the access policy.
+        body: the request body; any bytes get an answer.
+        content_type: the header of that name.
+        authorization: the header of that name; ``admin`` needs the operator's bearer token.
+        info: the request, for rates, origins and plugins.
+    """
     if len(body) > MAX_BODY:
         return _text(413, "body too large")
     if content_type is None or not _JSON.fullmatch(content_type.strip()):
@@ -74,7 +83,7 @@ def _text(status: int, text: str, *, retry: bool = False) -> TokenAnswer:
 
 
 def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
-    """The route; ``channels`` is read at each request, None (no incarnation at the moment) answers 503."""
+    """Return the route; ``channels`` is called at each request, and None is answered with 503."""
     router = APIRouter(tags=["channels"])
 
     @router.post("/token", summary="A token for one channel")

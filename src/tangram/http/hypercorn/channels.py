@@ -12,8 +12,9 @@ from quart_trio.asgi import TrioASGIWebsocketConnection
 
 from tangram.channels.disconnects import BUSY, CRASH, Disconnect, Refusal
 from tangram.channels.frames import TEXT, Encoded
-from tangram.gateway.channels import Channels, connect_info
-from tangram.gateway.session import run_session
+from tangram.gateway.admission import connect_info
+from tangram.gateway.channels import Channels
+from tangram.gateway.websocket import serve_websocket
 from tangram.http.engine import ClientGone
 
 __all__ = ["WebsocketConnection", "websocket_blueprint"]
@@ -104,7 +105,7 @@ def websocket_blueprint(channels: Callable[[], Channels | None], *, path: str = 
             await socket.accept(subprotocol=admission.subprotocol)
         except ClientGone:
             return None  # nobody's fault, and no traceback: a stranger could fill the log with them
-        await run_session(owner, _QuartConnection(socket), info, admission)
+        await serve_websocket(owner, _QuartConnection(socket), info, admission)
         return None
 
     return blueprint

@@ -16,8 +16,10 @@ from websockets.protocol import OPEN
 
 from tangram.asgi import Scope
 from tangram.channels.disconnects import ABUSE, BUSY, CRASH, GONE, RESTART, SHUTDOWN, TOO_BIG, Refusal
-from tangram.gateway.channels import Channels, Session, connect_info
+from tangram.gateway.admission import connect_info
+from tangram.gateway.channels import Channels
 from tangram.gateway.pump import Pump
+from tangram.gateway.session import Session
 from tangram.http.native.connection import READ_SIZE, HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import BadHead, RequestHead

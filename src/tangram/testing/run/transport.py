@@ -20,7 +20,9 @@ from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import ChannelConfig, ServerConfig
 from tangram.errors import BrokerUnavailable
-from tangram.gateway.channels import Channels, ChannelSettings, connect_info
+from tangram.gateway.admission import connect_info
+from tangram.gateway.channels import Channels
+from tangram.gateway.settings import ChannelSettings
 from tangram.http.engine import Engine, EngineSettings
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tangram.testing.checks.invariants import Broken, InvariantBroken

@@ -11,8 +11,9 @@ from tangram.channels import disconnects
 from tangram.channels.disconnects import Disconnect
 from tangram.channels.frames import Encoded
 from tangram.channels.policy import ConnectInfo
-from tangram.gateway.channels import Admission, Channels
-from tangram.gateway.session import CLOSE_TIMEOUT, run_session
+from tangram.gateway.admission import Admission
+from tangram.gateway.channels import Channels
+from tangram.gateway.websocket import CLOSE_TIMEOUT, serve_websocket
 from tests.channels.fakes import FakeBus, Settings
 from tests.gateway.test_channels import token
 from tests.http.serving import make_channels
@@ -69,7 +70,7 @@ def open_channels(**settings: int) -> Channels:
 
 
 async def run(channels: Channels, connection: FakeConnection) -> Disconnect:
-    return await run_session(channels, connection, INFO, Admission(None, None))
+    return await serve_websocket(channels, connection, INFO, Admission(None, None))
 
 
 async def test_frames_come_and_go(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
