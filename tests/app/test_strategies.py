@@ -11,9 +11,9 @@ import pytest
 import trio
 
 import tangram
-from tangram.bus.topics import redact
 from tangram.client import Channel
 from tangram.errors import Refused
+from tangram.redis_url import redact_url
 from tangram.supervision import Strategy
 from tangram.testing import RealBroker, RunningTangram, open_broker, open_tangram
 from tests.app.helpers import Journal, make_plugin
@@ -157,7 +157,7 @@ async def test_row_of_an_external_redis(strategy: Strategy) -> None:
         assert answer.status_code in {200, 503}
         assert await charged(running) == {}
         assert started(running, 0) == PARTS
-        assert running.redis_url == redact(redis.url)
+        assert running.redis_url == redact_url(redis.url)
 
 
 @asynccontextmanager

@@ -15,9 +15,9 @@ import trio
 
 from tangram.broker.embedded import EmbeddedBroker, find_server, is_free, server_arguments
 from tangram.broker.ping import open_probe, ping
-from tangram.broker.urls import local_url, parse_redis_url
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
+from tangram.redis_url import local_redis_url, parse_redis_url
 from tests.broker.fakes import FakeRedis
 
 pytestmark = pytest.mark.slow
@@ -111,7 +111,7 @@ async def test_wanted_port_is_taken_first() -> None:
     """The configured port is used where it is free."""
     port = free_port()
     async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
-        assert life.url == local_url(port)
+        assert life.url == local_redis_url(port)
 
 
 async def test_stranger_on_the_port() -> None:
@@ -120,7 +120,7 @@ async def test_stranger_on_the_port() -> None:
         redis = FakeRedis()
         port = await nursery.start(redis.run)
         async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
-            assert life.url != local_url(port)
+            assert life.url != local_redis_url(port)
             assert redis.commands == []
         nursery.cancel_scope.cancel()
 
@@ -153,7 +153,7 @@ async def test_race_for_the_port_costs_a_try(monkeypatch: pytest.MonkeyPatch) ->
         broker = EmbeddedBroker(BrokerConfig(port=0))
         monkeypatch.setattr(broker, "_pick_port", lambda: next(ports))
         async with living(broker) as life:
-            assert life.url != local_url(taken)
+            assert life.url != local_redis_url(taken)
             assert broker.statistics().starts == 2
         nursery.cancel_scope.cancel()
 

@@ -7,9 +7,8 @@ import trio
 from trio.testing import MockClock
 
 from tangram.broker.external import ExternalBroker
-from tangram.broker.urls import local_url
 from tangram.bus.resp import open_link
-from tangram.bus.urls import parse_url
+from tangram.redis_url import local_redis_url, parse_redis_url
 from tests.broker.fakes import CERT, FakeRedis, healthy, server_context
 
 
@@ -55,7 +54,7 @@ async def test_long_absence_is_told_now_and_then(nursery: trio.Nursery, autojump
     """While Redis stays away one line a minute reminds of it."""
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
-        broker = ExternalBroker(local_url(sock.getsockname()[1]))
+        broker = ExternalBroker(local_redis_url(sock.getsockname()[1]))
         with structlog.testing.capture_logs() as logs:
             await nursery.start(broker.run)
             await trio.sleep(200)
@@ -69,7 +68,7 @@ async def test_hanging_redis_is_away(nursery: trio.Nursery, autojump_clock: Mock
     hangs = False
     redis = FakeRedis(lambda words: b"" if hangs else healthy(words))
     port = await nursery.start(redis.run)
-    broker = ExternalBroker(local_url(port))
+    broker = ExternalBroker(local_redis_url(port))
     await nursery.start(broker.run)
     await until(lambda: broker.statistics().up)
 
@@ -94,7 +93,7 @@ async def test_an_account_that_may_not_ask_knows_that_redis_is_there(
         return healthy(words)
 
     redis = FakeRedis(answer)
-    broker = ExternalBroker(local_url(await nursery.start(redis.run)))
+    broker = ExternalBroker(local_redis_url(await nursery.start(redis.run)))
     await nursery.start(broker.run)
     await trio.sleep(30)
 
@@ -141,7 +140,7 @@ async def test_tls_is_spoken_as_the_url_asks(
 
 async def connects(url: str) -> bool:
     try:
-        async with open_link(parse_url(url), timeout=30):
+        async with open_link(parse_redis_url(url), timeout=30):
             return True
     except (OSError, trio.BrokenResourceError):
         return False

@@ -2,8 +2,8 @@ import pytest
 import trio
 
 from tangram.broker.ping import open_probe, ping
-from tangram.broker.urls import local_url, parse_redis_url
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import local_redis_url, parse_redis_url
 from tests.broker.fakes import FakeRedis, healthy
 
 
@@ -12,7 +12,7 @@ async def test_pong(nursery: trio.Nursery) -> None:
     redis = FakeRedis()
     port = await nursery.start(redis.run)
 
-    await ping(local_url(port), 5)
+    await ping(local_redis_url(port), 5)
     await ping(f"redis://u:p%20w@127.0.0.1:{port}/0", 5)
 
     assert redis.commands == [[b"PING"], [b"AUTH", b"u", b"p w"], [b"PING"]]
@@ -22,7 +22,7 @@ async def test_info(nursery: trio.Nursery) -> None:
     """INFO is read as a table."""
     port = await nursery.start(FakeRedis().run)
 
-    async with open_probe(parse_redis_url(local_url(port))) as probe:
+    async with open_probe(parse_redis_url(local_redis_url(port))) as probe:
         info = await probe.info()
 
     assert info == {"server_name": "valkey", "valkey_version": "9.9", "process_id": "1"}
@@ -53,7 +53,7 @@ async def test_silence(nursery: trio.Nursery, autojump_clock: trio.testing.MockC
     port = await nursery.start(FakeRedis(lambda _words: b"").run)
 
     with pytest.raises(BrokerUnavailable, match=r"did not answer within 0.3 s"):
-        await ping(local_url(port), 0.3)
+        await ping(local_redis_url(port), 0.3)
     assert trio.current_time() == pytest.approx(0.3)
 
 
@@ -63,10 +63,10 @@ async def test_nobody_there(tmp_path: object) -> None:
         await sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         with pytest.raises(BrokerUnavailable, match="connection refused"):
-            await ping(local_url(port), 5)
+            await ping(local_redis_url(port), 5)
     with pytest.raises(BrokerUnavailable, match="no such file"):
         await ping(f"unix://{tmp_path}/none.sock", 5)
-    with pytest.raises(BrokerUnavailable, match="expected a redis://"):
+    with pytest.raises(BrokerUnavailable, match="begins with redis://"):
         await ping("http://x", 5)
     with pytest.raises(BrokerUnavailable):
         await ping(f"redis://{'x' * 70}.invalid", 5)

@@ -10,7 +10,7 @@ import hiredis
 import trio
 from trio.testing import memory_stream_pair
 
-from tangram.bus.urls import RedisAddress
+from tangram.redis_url import RedisAddress
 
 URL = "redis://fake"
 

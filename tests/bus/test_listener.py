@@ -12,8 +12,8 @@ from tangram.bus.listener import GATHER_MAX, Listener
 from tangram.bus.resp import Link
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.topics import TO_ALL
-from tangram.bus.urls import parse_url
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.redis_url import parse_redis_url
 from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage, until
 
 Batch = Sequence[tuple[bytes, bytes]]
@@ -42,7 +42,7 @@ class Ears:
 
 def listener_of(fake: FakeRedis, ears: Ears, timer: Callable[[], float] = lambda: 0.0) -> Listener:
     return Listener(
-        parse_url(URL),
+        parse_redis_url(URL),
         pinned=TO_ALL,
         sink=ears.sink,
         on_up=ears.on_up,
@@ -82,7 +82,7 @@ def test_any_split_of_the_stream_gives_the_same_messages(
     """Wherever the network cuts the stream, the messages are the same, in order, with one call of the sink
     for a chunk."""
     ears = Ears()
-    listener = Listener(parse_url(URL), pinned=TO_ALL, sink=ears.sink)
+    listener = Listener(parse_redis_url(URL), pinned=TO_ALL, sink=ears.sink)
     data = b"".join(pmessage(TO_ALL, channel, payload) for channel, payload in messages)
     ours, _ = trio.testing.memory_stream_pair()
     link = Link(ours)
@@ -395,7 +395,7 @@ async def test_what_the_sink_raises_is_a_crash(
     def broken(_batch: Batch) -> None:
         raise BrokerUnavailable("the bus is closed")
 
-    listener = Listener(parse_url(URL), pinned=TO_ALL, sink=broken, dial=fake.dial)
+    listener = Listener(parse_redis_url(URL), pinned=TO_ALL, sink=broken, dial=fake.dial)
     with pytest.RaisesGroup(
         pytest.RaisesExc(RuntimeError, match="delivers to raised"), flatten_subgroups=True
     ):

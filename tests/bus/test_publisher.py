@@ -4,8 +4,8 @@ import pytest
 import trio
 
 from tangram.bus.publisher import BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
-from tangram.bus.urls import parse_url
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.redis_url import parse_redis_url
 from tests.bus.fakes import URL, Connection, FakeRedis
 
 Clock = trio.testing.MockClock
@@ -28,7 +28,7 @@ def answers() -> Answers:
 
 @pytest.fixture
 async def publisher(fake: FakeRedis, nursery: trio.Nursery) -> Publisher:
-    made = Publisher(parse_url(URL), dial=fake.dial, rng=random.Random(1))
+    made = Publisher(parse_redis_url(URL), dial=fake.dial, rng=random.Random(1))
     nursery.start_soon(made.run)
     await trio.testing.wait_all_tasks_blocked()
     return made
@@ -185,7 +185,7 @@ async def test_a_connection_that_dies_on_the_first_message_loses_that_alone(
 
 async def test_the_buffer_is_bounded(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
     """Messages that find no room are refused with the reason; a large one is taken when none waits."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     publisher.publish_nowait("to:a:b", b"x" * 5000, answers.of(1))
     publisher.publish_nowait("to:a:b", b"x", answers.of(2))
 
@@ -197,7 +197,7 @@ async def test_sent_and_unanswered_bytes_count(
     autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery, answers: Answers
 ) -> None:
     """A Redis that reads without answering cannot make us hold more than the bound."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     nursery.start_soon(publisher.run)
     await trio.testing.wait_all_tasks_blocked()
     fake.mute.add(b"*")
@@ -259,7 +259,7 @@ async def test_an_idle_connection_is_watched(
 
 async def test_a_stop_flushes(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
     """What was handed over just before the stop still goes out; after it every call raises at once."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(publisher.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -275,7 +275,7 @@ async def test_a_stop_flushes(autojump_clock: Clock, fake: FakeRedis, answers: A
 
 async def test_a_stop_has_a_deadline(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
     """A Redis that does not answer cannot hold up a stop; what was open is told."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(publisher.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -370,7 +370,7 @@ async def test_a_batch_that_a_break_cuts_is_told_which_part_is_sure(
 async def test_a_batch_is_taken_as_a_whole_or_not(autojump_clock: Clock, fake: FakeRedis) -> None:
     """One that finds no room is refused at once, all of it, and leaves what waits alone."""
     told: list[dict[int, str]] = []
-    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     publisher.publish_all_nowait([("a", b"x" * 400)])
     publisher.publish_all_nowait([("a", b""), ("a", b"x" * 600)], failures_of(told))
 
@@ -385,7 +385,7 @@ async def test_whoever_can_wait_for_room_does(
     """From half of the bound on the publisher is congested, until Redis answers or an outage is too long.
 
     A client does not wait for a Redis that stays away."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     nursery.start_soon(publisher.run)
     await trio.testing.wait_all_tasks_blocked()
     publisher.publish_all_nowait([("a", b"x" * 300)])
@@ -409,7 +409,7 @@ async def test_whoever_can_wait_for_room_does(
 
 @pytest.fixture
 async def small(fake: FakeRedis, nursery: trio.Nursery) -> Publisher:
-    made = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    made = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     nursery.start_soon(made.run)
     await trio.testing.wait_all_tasks_blocked()
     return made
@@ -466,7 +466,7 @@ async def test_a_stop_ends_the_wait_for_room(
     autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
     """Who waits for room when the bus is closed hears so, and sends nothing more."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial, max_buffer=1000)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     heard: list[str] = []
 
     async def wait() -> None:
@@ -489,7 +489,7 @@ async def test_a_stop_ends_the_wait_for_room(
 
 async def test_channels_are_remembered_within_bounds(autojump_clock: Clock, fake: FakeRedis) -> None:
     """A client that makes up events does not fill the memory."""
-    publisher = Publisher(parse_url(URL), dial=fake.dial)
+    publisher = Publisher(parse_redis_url(URL), dial=fake.dial)
     publisher.publish_all_nowait([(f"from:a:{number}", b"") for number in range(3 * MAX_HEADS + 1)])
 
     assert 0 < len(publisher._heads) <= MAX_HEADS

@@ -5,12 +5,12 @@ import trio
 
 from tangram.bus.reconnect import BACKOFF_MAX, BACKOFF_REFUSED, Keeper
 from tangram.bus.resp import STAGGER, Link
-from tangram.bus.urls import parse_url
+from tangram.redis_url import parse_redis_url
 from tests.bus.fakes import URL, FakeRedis, until
 
 
 def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Keeper:
-    return Keeper(parse_url(url), name="test", dial=fake.dial, rng=random.Random(seed))
+    return Keeper(parse_redis_url(url), name="test", dial=fake.dial, rng=random.Random(seed))
 
 
 def gaps(times: list[float]) -> list[float]:

@@ -14,8 +14,8 @@ from tangram.bus.resp import (
     dial_socket,
     open_link,
 )
-from tangram.bus.urls import RedisAddress, parse_url
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, FakeRedis
 
 
@@ -26,7 +26,7 @@ async def test_a_server_that_does_not_greet_is_given_up(
     fake.mute.add(b"*")
     began = trio.current_time()
     with pytest.raises(BrokerUnavailable, match="did not answer within 2 s"):
-        async with open_link(parse_url(URL), dial=fake.dial):
+        async with open_link(parse_redis_url(URL), dial=fake.dial):
             pass
 
     assert trio.current_time() - began == pytest.approx(CONNECT_TIMEOUT)
@@ -45,7 +45,7 @@ async def test_silence_is_noticed(autojump_clock: trio.testing.MockClock, fake: 
     """A half-open connection is asked for a sign of life, and given up when none comes."""
     pings: list[float] = []
     began = trio.current_time()
-    async with open_link(parse_url(URL), dial=fake.dial) as link:
+    async with open_link(parse_redis_url(URL), dial=fake.dial) as link:
         await watched(link, pings)
 
     assert trio.current_time() - began == pytest.approx(PING_EVERY + PING_TIMEOUT)
@@ -58,7 +58,7 @@ async def test_traffic_is_sign_of_life_enough(
 ) -> None:
     """While something arrives nobody is asked."""
     pings: list[float] = []
-    async with open_link(parse_url(URL), dial=fake.dial) as link:
+    async with open_link(parse_redis_url(URL), dial=fake.dial) as link:
         nursery.start_soon(watched, link, pings)
         for _ in range(50):
             await trio.sleep(PING_EVERY * 0.9)

@@ -227,7 +227,8 @@ def test_secrets_are_never_shown(tmp_path: Path) -> None:
         load(
             tmp_path,
             "[channel]\njwt_secret = 'hunter2'\n[server]\noperator_token = 'hunter2'\n"
-            "[core]\nredis_url = 'redis://:hunter2@h'\n[plugins.x]\npassword = 'hunter2'",
+            "[core]\nredis_url = 'redis://:hunter2@h'\n[plugins.x]\npassword = 'hunter2'\n"
+            "[[cache.entries]]\nserve_route = '/{a}'\n origin = 'https://u:hunter2@h/{a}?key=hunter2'",
         )
     )
     assert "hunter2" not in shown

@@ -9,7 +9,6 @@ import trio
 import trio.testing
 
 from tangram.bus.publisher import Publisher
-from tangram.bus.urls import parse_url
 from tangram.channels import disconnects
 from tangram.channels.disconnects import Refusal
 from tangram.channels.frames import TEXT
@@ -18,6 +17,7 @@ from tangram.channels.tokens import Claims, mint
 from tangram.gateway.admission import Admission, connect_info
 from tangram.gateway.channels import Channels
 from tangram.gateway.session import Session
+from tangram.redis_url import parse_redis_url
 from tests.bus.fakes import FakeRedis
 from tests.channels.fakes import FakeBus, Settings, counting_ids, drained
 from tests.http.serving import SECRET, make_channels
@@ -152,7 +152,7 @@ async def test_a_full_bus_loses_no_presence(
     """While a message of a browser's fills the buffer of the bus, who joins is told when there is room."""
     async with trio.open_nursery() as redis:
         fake = FakeRedis(redis)
-        publisher = Publisher(parse_url("redis://fake"), dial=fake.dial, max_buffer=4000)
+        publisher = Publisher(parse_redis_url("redis://fake"), dial=fake.dial, max_buffer=4000)
         redis.start_soon(publisher.run)
         await trio.testing.wait_all_tasks_blocked()
         channels = Channels(Settings(), SECRET, publisher.publish_all_nowait, backpressure=lambda: publisher)

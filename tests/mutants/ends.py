@@ -208,8 +208,8 @@ CRASHES = (
         "the-first-leaf",
         "a group is reported by its last leaf",
         "supervision/records.py",
-        "first, *others = leaves(error)",
-        "*others, first = leaves(error)",
+        "first, *others = causes(error)",
+        "*others, first = causes(error)",
         (f"{BEYOND}test_exception_group_leaf",),
     ),
     Mutant(

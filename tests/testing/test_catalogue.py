@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tangram import BackendState, Plugin
-from tangram.bus.urls import parse_url
+from tangram.redis_url import parse_redis_url
 from tangram.testing import FAULTS, Chaos, InvariantBroken, RunningTangram, open_broker, open_tangram
 from tangram.testing.faults.catalogue import InjectableFault
 from tangram.testing.seams.injection import Charge, NothingToStrike, StruckAlready
@@ -377,7 +377,7 @@ async def test_a_fault_before_redis_takes_any_url_of_it(
 ) -> None:
     """The proxy leads to host and port, whatever else the URL says."""
     async with open_tangram(fakes=True) as running:
-        port = parse_url(running.redis_url).port
+        port = parse_redis_url(running.redis_url).port
         monkeypatch.setattr(RunningTangram, "redis_url", url.format(port=port))
         struck = await Chaos(running).strike("redis_reset")
 

@@ -16,10 +16,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tangram.broker import ExternalBroker
 from tangram.bus import resp
-from tangram.bus.urls import parse_url
 from tangram.chaos.conformance.answers import Talk
 from tangram.config import BrokerConfig
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import parse_redis_url
 from tangram.testing import InvariantBroken, MemoryBroker, open_tangram
 from tangram.testing.fakes.redis_route import Line
 
@@ -35,7 +35,7 @@ async def living(broker: MemoryBroker) -> AsyncIterator[str]:
 async def talk_to(broker: MemoryBroker) -> Talk:
     url = broker.statistics().url
     assert url is not None
-    return Talk(await broker.dial(parse_url(url)))
+    return Talk(await broker.dial(parse_redis_url(url)))
 
 
 async def one_life(broker: MemoryBroker, *, task_status: trio.TaskStatus[str]) -> None:
@@ -181,7 +181,7 @@ async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -
     broker = MemoryBroker()
     async with living(broker) as url:
         line = Line(broker.dial)
-        stream = await line.dial(parse_url(url))
+        stream = await line.dial(parse_redis_url(url))
         async with stream:
             await Talk(stream).ask("PING")
             line.cut()
@@ -236,7 +236,7 @@ async def test_it_goes_on_when_the_kernel_gives_no_connection(monkeypatch: pytes
 
     broker = MemoryBroker()
     async with living(broker) as url:
-        address = parse_url(url)
+        address = parse_redis_url(url)
         monkeypatch.setattr(socket.socket, "accept", refuse)
         stream = await trio.open_tcp_stream(address.host, address.port)
         async with stream:

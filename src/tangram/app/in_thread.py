@@ -11,6 +11,7 @@ import trio
 
 from tangram.app.server import Boot, Server
 from tangram.config import LoadedConfig
+from tangram.task_status import RelayedStatus
 
 if TYPE_CHECKING:
     from tangram.plugins.state import BackendState as SharedState
@@ -48,11 +49,8 @@ class HostedServer(threading.Thread):
     async def _serve(self) -> int:
         self._token = trio.lowlevel.current_trio_token()
         self._server = Server(self._boot)
-        return await self._server.run(task_status=self)
-
-    def started(self, _value: object = None) -> None:
-        """The server's ``task_status``."""
-        self._on_start(None, None)
+        status = RelayedStatus[Server](on_started=lambda _: self._on_start(None, None))
+        return await self._server.run(task_status=status)
 
     def stop(self) -> None:
         """Ask for the end; returns at once."""

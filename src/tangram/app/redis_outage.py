@@ -17,6 +17,8 @@ import structlog
 import trio
 
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.groups import leaves
+from tangram.task_status import RelayedStatus
 
 __all__ = ["RedisOutage", "blames_redis"]
 
@@ -34,19 +36,6 @@ class _Host(Protocol):
     def name(self) -> str: ...
 
     async def run(self, *, task_status: trio.TaskStatus[object]) -> None: ...
-
-
-class _Once:
-    """A task status for something that may start several times within one start."""
-
-    def __init__(self, inner: trio.TaskStatus[object]) -> None:
-        self._inner = inner
-        self._told = False
-
-    def started(self, value: object = None) -> None:
-        if not self._told:
-            self._told = True
-            self._inner.started(value)
 
 
 class RedisOutage:
@@ -69,7 +58,7 @@ class RedisOutage:
 
     async def run(self, host: _Host, *, task_status: trio.TaskStatus[object]) -> None:
         """One incarnation of a plugin."""
-        status = _Once(task_status)
+        status = RelayedStatus(task_status, repeatable=True)
         pause = 0.0
         while True:
             try:
@@ -111,7 +100,7 @@ def blames_redis(error: BaseException | None) -> bool:
     """Whether an exception, or what caused it, says that Redis cannot be reached."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
-            return any(blames_redis(inner) for inner in error.exceptions)
+            return any(blames_redis(leaf) for leaf in leaves(error))
         if isinstance(error, BrokerRefused):
             return False
         kind = type(error)

@@ -38,6 +38,7 @@ from tangram.errors import (
     StartFailed,
     SupervisionError,
 )
+from tangram.groups import unwrap_single
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tangram.plugins.registry import LoadedPlugins, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
@@ -161,7 +162,7 @@ class Server:
                     await self._serve(nursery, task_status)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise unwrap_single(group) from None
         finally:
             self._collector.end()
             close_listeners(self.held)
@@ -455,15 +456,7 @@ def _operator_error(error: BaseException) -> OperatorError | None:
             return seen
         if isinstance(seen, BaseExceptionGroup):
             found = seen.subgroup(OperatorError)
-            seen = _only(found) if found is not None else seen.__cause__
+            seen = unwrap_single(found) if found is not None else seen.__cause__
             continue
         seen = seen.__cause__
     return None
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception in nested groups, or the group itself where there are several."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
-        found = found.exceptions[0]
-    return found

@@ -39,6 +39,7 @@ from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.plugins.state import BackendState
 from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
+from tangram.task_status import RelayedStatus
 from tangram.web.operator import Operator
 from tangram.web.site import SiteParts
 
@@ -68,18 +69,6 @@ class Secrets:
 
     jwt: str = attrs.field(repr=False)
     operator: str = attrs.field(repr=False)
-
-
-class _Heard:
-    """A task status that lets us hear the started value on its way up."""
-
-    def __init__(self, inner: trio.TaskStatus[str], hear: Callable[[str], None]) -> None:
-        self._inner = inner
-        self._hear = hear
-
-    def started(self, value: str = "") -> None:
-        self._hear(value)
-        self._inner.started(value)
 
 
 class Tree:
@@ -200,7 +189,7 @@ class Tree:
         broker = self.broker
         assert broker is not None
         try:
-            await broker.run(task_status=_Heard(task_status, self._heard_url))
+            await broker.run(task_status=RelayedStatus(task_status, on_started=self._heard_url))
         finally:
             self._on_broker(None)
 

@@ -25,9 +25,9 @@ import trio
 
 from tangram.broker.ping import open_probe
 from tangram.broker.process import BrokerProcess, parse_log_line, start_server
-from tangram.broker.urls import local_url, parse_redis_url
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
+from tangram.redis_url import local_redis_url, parse_redis_url
 
 __all__ = ["BrokerStatistics", "EmbeddedBroker", "find_server", "server_arguments"]
 
@@ -133,7 +133,7 @@ class EmbeddedBroker:
         """A record of this moment."""
         return BrokerStatistics(
             kind="embedded",
-            url=None if self._port is None else local_url(self._port),
+            url=None if self._port is None else local_redis_url(self._port),
             up=self._up,
             pid=self._server.pid if self._server else None,
             version=self._version,
@@ -224,8 +224,10 @@ class EmbeddedBroker:
                 nursery.cancel_scope.cancel()
             else:
                 self._port, self._up = port, True
-                log.info("the broker is ready", url=local_url(port), pid=server.pid, version=self._version)
-                task_status.started(local_url(port))
+                log.info(
+                    "the broker is ready", url=local_redis_url(port), pid=server.pid, version=self._version
+                )
+                task_status.started(local_redis_url(port))
         return self._why(server, ended, ready=ready)
 
     def _why(self, server: BrokerProcess, ended: str | None, *, ready: bool) -> Exception:
@@ -238,7 +240,7 @@ class EmbeddedBroker:
         return BrokerStartError(f"the embedded broker ended before it answered: {ended}; it said: {said}")
 
     async def _await_answer(self, port: int, pid: int) -> None:
-        address = parse_redis_url(local_url(port))
+        address = parse_redis_url(local_redis_url(port))
         while True:
             try:
                 with trio.fail_after(_ASK_TIMEOUT):

@@ -7,8 +7,8 @@ import trio
 
 from tangram.broker.embedded import BrokerStatistics
 from tangram.broker.ping import Probe, open_probe
-from tangram.broker.urls import parse_redis_url, redact_url
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import parse_redis_url, redact_url
 
 __all__ = ["ExternalBroker"]
 

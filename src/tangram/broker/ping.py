@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 import hiredis
 import trio
 
-from tangram.broker.urls import RedisAddress, parse_redis_url, redact_url
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerUnavailable
+from tangram.groups import first_leaf
+from tangram.redis_url import RedisAddress, read_redis_url, redact_url
 
 __all__ = ["Probe", "open_probe", "ping"]
 
@@ -111,9 +112,7 @@ async def _connect(address: RedisAddress) -> trio.abc.Stream:
 
 def _reason(error: BaseException) -> str:
     """What happened in a few words: the innermost cause says more than 'all attempts failed'."""
-    cause = error.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+    cause = None if error.__cause__ is None else first_leaf(error.__cause__)
     if isinstance(cause, OSError):
         error = cause
     if isinstance(error, OSError) and error.strerror:
@@ -127,7 +126,7 @@ async def ping(url: str, deadline: float) -> None:
     """
     try:
         with trio.fail_after(deadline):
-            async with open_probe(parse_redis_url(url)) as probe:
+            async with open_probe(read_redis_url(url)) as probe:
                 await probe.ping()
     except trio.TooSlowError:
         raise BrokerUnavailable(

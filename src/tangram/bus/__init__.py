@@ -5,7 +5,7 @@ from tangram.bus.client import RedisClient
 from tangram.bus.publisher import Done
 from tangram.bus.subscriber import Subscriber, service_nursery
 from tangram.bus.subscriptions import Message, Subscription
-from tangram.bus.topics import from_channel, parse_to, redact, to_channel
+from tangram.bus.topics import from_channel, parse_to, to_channel
 
 __all__ = [
     "Bus",
@@ -17,7 +17,6 @@ __all__ = [
     "Subscription",
     "from_channel",
     "parse_to",
-    "redact",
     "service_nursery",
     "to_channel",
 ]

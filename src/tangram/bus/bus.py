@@ -20,8 +20,9 @@ from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, Don
 from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
-from tangram.bus.urls import parse_url
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import parse_redis_url
+from tangram.task_status import RelayedStatus
 
 __all__ = ["Bus", "BusStatistics"]
 
@@ -87,7 +88,7 @@ class Bus:
         timer: Callable[[], float] = time.thread_time,
     ) -> None:
         self.url = url
-        address = parse_url(url)
+        address = parse_redis_url(url)
         rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._tell_up = on_up
         self._listener = Listener(
@@ -238,11 +239,11 @@ class Bus:
         *,
         task_status: trio.TaskStatus[object],
     ) -> None:
-        status = _Remembering(task_status)
+        status = RelayedStatus(task_status)
         try:
             await run(task_status=status)
         except Exception as exc:
-            if not status.told:
+            if not status.called:
                 raise  # to whoever asked for it first
             log.exception(
                 "a part of the bus ended; its next use opens it anew", part=str(key), cause=repr(exc)
@@ -256,15 +257,3 @@ class Bus:
             self._publisher.hope()
         if self._tell_up is not None:
             self._tell_up(up)
-
-
-class _Remembering:
-    """A task status that remembers whether it was told."""
-
-    def __init__(self, inner: trio.TaskStatus[object]) -> None:
-        self.told = False
-        self._inner = inner
-
-    def started(self, value: object = None) -> None:
-        self.told = True
-        self._inner.started(value)

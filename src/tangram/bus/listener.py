@@ -25,8 +25,8 @@ import trio
 from tangram.bus.reconnect import Keeper
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.subscriptions import Message, Subscription
-from tangram.bus.urls import RedisAddress
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.redis_url import RedisAddress
 
 __all__ = ["Listener", "Sink"]
 

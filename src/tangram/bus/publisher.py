@@ -26,8 +26,8 @@ import trio
 
 from tangram.bus.reconnect import Keeper
 from tangram.bus.resp import Dial, Link, dial, pack, refusal
-from tangram.bus.urls import RedisAddress
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import RedisAddress
 
 __all__ = ["Done", "DoneAll", "Publisher"]
 

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, Dial, Link, describe, open_link
-from tangram.bus.urls import RedisAddress
+from tangram.redis_url import RedisAddress
 
 __all__ = ["Keeper"]
 

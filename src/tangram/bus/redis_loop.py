@@ -14,8 +14,8 @@ import structlog
 import trio
 
 from tangram.bus.resp import CONNECT_TIMEOUT
-from tangram.bus.topics import redact
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import redact_url
 
 if TYPE_CHECKING:
     import asyncio
@@ -54,7 +54,7 @@ def _told_clearly(url: str) -> Iterator[None]:
     try:
         yield
     except away as exc:
-        raise BrokerUnavailable(f"redis at {redact(url)} is away: {exc}") from exc
+        raise BrokerUnavailable(f"redis at {redact_url(url)} is away: {exc}") from exc
 
 
 class Lane:

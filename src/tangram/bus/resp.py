@@ -17,9 +17,10 @@ import hiredis
 import trio
 
 from tangram.bus.sockets import PlainStream
-from tangram.bus.urls import RedisAddress
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.groups import first_leaf
+from tangram.redis_url import RedisAddress
 
 __all__ = [
     "CONNECT_TIMEOUT",
@@ -88,8 +89,9 @@ def refusal(what: str, answer: object) -> BrokerUnavailable:
 
 def describe(exc: BaseException) -> str:
     """*exc* in one line without jargon: the reason of the operating system where there is one."""
-    while exc.__cause__ is not None or isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc
+    exc = first_leaf(exc)
+    while exc.__cause__ is not None:
+        exc = first_leaf(exc.__cause__)
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror.lower()
     return str(exc) or type(exc).__name__

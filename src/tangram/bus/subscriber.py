@@ -12,8 +12,8 @@ import trio
 from tangram.bus.listener import Listener
 from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import Message, Subscription
-from tangram.bus.urls import parse_url
 from tangram.errors import BrokerRefused, ServiceError
+from tangram.redis_url import parse_redis_url
 
 __all__ = ["Subscriber", "service_nursery"]
 
@@ -48,7 +48,7 @@ class Subscriber(ABC, Generic[StateT]):
         self.redis_url = redis_url
         self.channels = channels
         self.state = initial_state
-        self._address = parse_url(redis_url, where=f"redis_url of subscriber {name}")
+        self._address = parse_redis_url(redis_url, where=f"redis_url of subscriber {name}")
         self._dial: Dial = dial
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()

@@ -13,9 +13,8 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-__all__ = ["TO_ALL", "escape_glob", "from_channel", "parse_from", "parse_to", "redact", "to_channel"]
+__all__ = ["TO_ALL", "escape_glob", "from_channel", "parse_from", "parse_to", "to_channel"]
 
 TO_ALL = b"to:*"
 """The one pattern that carries everything meant for browsers; dispatch on (topic, event) is exact and
@@ -76,31 +75,3 @@ def _event(event: str) -> str:
 def escape_glob(name: str) -> str:
     """*name* as a ``PSUBSCRIBE`` pattern that matches exactly it."""
     return _GLOB.sub(r"\\\1", name)
-
-
-def redact(url: str) -> str:
-    """*url* fit for a log line: its password replaced, wherever redis URLs may carry one; the rest as
-    written.
-    """
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = None
-    if parts is None or "://" not in url:
-        # Not a URL at all, so there is no telling which part of it is secret.
-        return "***" if parts is None or "@" in url or "=" in url else url
-    netloc = parts.netloc
-    userinfo, at, place = netloc.rpartition("@")
-    if at:
-        user, colon, _ = userinfo.partition(":")
-        netloc = f"{user}{':***' if colon else ''}@{place}"
-    query = parts.query
-    if "password" in query.lower():
-        pairs = parse_qsl(query, keep_blank_values=True)
-        query = urlencode(
-            [(key, "***" if "password" in key.lower() else value) for key, value in pairs],
-            safe="*/:",
-            quote_via=quote,
-        )
-    # By hand: urlunsplit would write unix:///path with one slash.
-    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"

@@ -18,9 +18,9 @@ from functools import partial
 import attrs
 import trio
 
-from tangram.broker import parse_redis_url
 from tangram.broker.ping import Probe, open_probe
 from tangram.errors import BrokerUnavailable, ChannelClosed, Refused
+from tangram.redis_url import parse_redis_url
 from tangram.testing.checks.invariants import Evidence
 from tangram.testing.checks.message_log import Heard, ranked
 from tangram.testing.fakes.client_frames import UPGRADE, masked

@@ -21,6 +21,7 @@ from tangram.cli.kit import keep_log, require_httpx
 from tangram.cli.streams import write_line
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError, PluginError
+from tangram.groups import all_leaves_are
 from tangram.testing.checks.invariants import INVARIANTS
 from tangram.testing.faults.catalogue import FAULTS, Struck, no_such_fault
 from tangram.testing.run.server import TangramEnded
@@ -80,7 +81,8 @@ def run_chaos(
     except TangramEnded as error:
         raise OperatorError(f"{error}: see what `tangram serve` says of it") from None
     except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as error:
-        if not _is_interrupt(error):
+        # The end was asked for a second time, or before anything had begun.
+        if not all_leaves_are(error, KeyboardInterrupt, SystemExit):
             raise
         sys.stderr.write("interrupted: ended at once, without a report\n")
         return EX_INTERRUPTED
@@ -120,13 +122,6 @@ def _wrong_report(report: Path | None) -> Iterator[Fault]:
 
 def _files(report: Path) -> tuple[Path, Path]:
     return report.with_suffix(".json"), report.with_suffix(".html")
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    """Whether somebody asked for the end a second time, or before anything had begun."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(_is_interrupt, error.exceptions))
-    return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
 def _show_while(loaded: LoadedConfig, **settings: Any) -> Campaign:

@@ -16,21 +16,14 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from tangram.cli.streams import write_line
+from tangram.redis_url import redact_text
 
 __all__ = ["LogFormat", "configure_logging", "redact"]
 
 LogFormat = Literal["console", "json"]
 
 _SECRET_KEY = re.compile(r"token|secret|password|authorization", re.IGNORECASE)
-_SECRET_IN_TEXT = re.compile(
-    r"(?P<query>(?:userToken|token|secret|password)=)[^&\s'\"]+"
-    r"|(?P<jwt>eyJ[\w-]+\.[\w-]+\.)[\w-]+"
-    r"|(?P<url>://[^/\s:@]*:)[^@\s/]+(?=@)"
-)
-
-
-def _hide(match: re.Match[str]) -> str:
-    return f"{match['query'] or match['jwt'] or match['url']}***"
+_JWT = re.compile(r"(eyJ[\w-]+\.[\w-]+\.)[\w-]+")
 
 
 def _hidden(value: object) -> object:
@@ -38,7 +31,7 @@ def _hidden(value: object) -> object:
     is logged.
     """
     if isinstance(value, str):
-        return _SECRET_IN_TEXT.sub(_hide, value)
+        return _JWT.sub(r"\1***", redact_text(value))
     if isinstance(value, dict):
         secret = {key for key in value if _SECRET_KEY.search(str(key))}
         return {key: "***" if key in secret else _hidden(item) for key, item in value.items()}

@@ -17,7 +17,7 @@ import trio
 
 from tangram.cli.kit import Record, keep_log, require_httpx
 from tangram.errors import OperatorError
-from tangram.supervision.records import leaves
+from tangram.supervision.records import causes
 
 if TYPE_CHECKING:
     from tangram.plugins import Plugin
@@ -126,7 +126,7 @@ def _tell_failure(name: str, error: Exception, records: Sequence[Record]) -> Non
     """
     from tangram.testing import InvariantBroken
 
-    told = [line for leaf in leaves(error) for line in _lines(leaf)]
+    told = [line for leaf in causes(error) for line in _lines(leaf)]
     click.echo(f"{click.style('bad', fg='red')}      {name}:")
     for line in told:
         click.echo(f"           {line}")

@@ -19,6 +19,7 @@ from tangram.channels.frames import BINARY, HEARTBEAT, PHOENIX, TEXT, FrameError
 from tangram.client.channel import TIMEOUT, Channel
 from tangram.client.dial import dial
 from tangram.errors import ChannelClosed, Refused
+from tangram.groups import first_leaf
 
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
@@ -269,7 +270,7 @@ class ClientSocket:
             except* ConnectionRejected as group:
                 error = _refused(group)
             except* (ConnectionClosed, HandshakeError, OSError, trio.TooSlowError) as group:
-                error = ChannelClosed(f"cannot connect to {self._shown()!r}: {_leaf(group)!r}")
+                error = ChannelClosed(f"cannot connect to {self._shown()!r}: {first_leaf(group)!r}")
             finally:
                 self._lost()
             if error is not None:
@@ -368,15 +369,8 @@ class ClientSocket:
                 channel.close(ChannelClosed("the connection was lost", code=self.close_code))
 
 
-def _leaf(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _refused(group: BaseExceptionGroup[Any]) -> Refused:
-    rejected: Any = _leaf(group)
+    rejected: Any = first_leaf(group)
     body = (rejected.body or b"").decode(errors="replace").strip()
     return Refused(body or f"status {rejected.status_code}")
 

@@ -14,7 +14,6 @@ from tangram.config.model import (
     ServerConfig,
     SupervisorConfig,
     ThemeDefinition,
-    redact_url,
 )
 from tangram.config.names import nearest, normalise
 from tangram.config.state import cache_dir, ensure_secret, open_state_dir
@@ -43,7 +42,6 @@ __all__ = [
     "nearest",
     "normalise",
     "open_state_dir",
-    "redact_url",
     "structure_plugin_config",
     "structure_table",
     "unknown_plugin_keys",

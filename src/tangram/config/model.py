@@ -20,7 +20,7 @@ import attrs
 from attrs import validators as v
 
 from tangram.config import validators
-from tangram.config.validators import redact_url, without_slash
+from tangram.config.validators import without_slash
 
 __all__ = [
     "DEFAULT_STYLE",
@@ -37,7 +37,6 @@ __all__ = [
     "ServerConfig",
     "SupervisorConfig",
     "ThemeDefinition",
-    "redact_url",
 ]
 
 DEFAULT_STYLE = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
@@ -289,7 +288,9 @@ class CacheEntry:
 
     serve_route: str = attrs.field(validator=validators.route)
     """The route, with ``{name}`` for what varies. Required."""
-    origin: str | None = attrs.field(default=None, validator=v.optional(validators.http_url))
+    origin: str | None = attrs.field(
+        default=None, validator=v.optional(validators.http_url), repr=validators.repr_url
+    )
     """Where a missing file is fetched, with the same ``{name}``. Unset: nothing is fetched."""
     local_path: Path | None = None
     """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset:

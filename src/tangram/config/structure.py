@@ -16,6 +16,7 @@ import attrs
 from tangram.config import model
 from tangram.config.names import nearest
 from tangram.errors import ConfigError, Fault, PluginConfigError
+from tangram.redis_url import redact_text, redact_url
 
 if TYPE_CHECKING:
     from cattrs import BaseConverter
@@ -61,7 +62,7 @@ def _show(value: object, *, secret: bool) -> str:
     """The offending value, or only its kind where it is a secret or may hold one."""
     if secret or isinstance(value, (Mapping, list, tuple)):
         return _kind(value)
-    text = repr(model.redact_url(value)) if isinstance(value, str) else repr(value)
+    text = repr(redact_url(value)) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -133,7 +134,7 @@ def _said(error: BaseException, path: str, *, secret: bool) -> str:
     if isinstance(error, _WrongError) or text.startswith("expected "):
         return text
     # Somebody else's message may quote the value.
-    return "not a valid value" if secret else model.redact_url(text)
+    return "not a valid value" if secret else redact_text(text)
 
 
 # --- our own tables: strict

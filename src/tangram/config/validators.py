@@ -1,6 +1,5 @@
 """What a single value may be: each function judges one; its ``ValueError`` says what was expected. Pure."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -8,23 +7,9 @@ from urllib.parse import urlsplit
 import attrs
 from attrs import validators as v
 
+from tangram.redis_url import read_redis_url, redact_url
+
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):\S*(?=@)")
-# What stands for a port but is none may be a password whose '@' was forgotten.
-_LOOSE_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):(?!\d{1,5}(?:[/?#]|$))[^@]*$")
-_QUERY_PASSWORD = re.compile(r"(?i)((?:password|secret|token)=)[^&#\s]*")
-
-
-def redact_url(url: str) -> str:
-    """The URL without its password, for logs, ``repr`` and faults; also where the URL is malformed."""
-    for pattern, replacement in (
-        (_PASSWORD, r"\1:***"),
-        (_LOOSE_PASSWORD, r"\1:***"),
-        (_QUERY_PASSWORD, r"\1***"),
-    ):
-        url = pattern.sub(replacement, url)
-    return url
 
 
 def repr_url(url: str | None) -> str:
@@ -74,36 +59,7 @@ def log_level(_instance: object, _attribute: "attrs.Attribute[Any]", value: str)
 
 
 def redis_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in {"redis", "rediss", "unix"}:
-        msg = "expected a URL that begins with redis://, rediss:// or unix://"
-        raise ValueError(msg)
-    if parts.scheme == "unix" and not parts.path:
-        msg = "expected the path of a socket, as in unix:///run/valkey.sock"
-        raise ValueError(msg)
-    if parts.scheme != "unix":
-        network_address(parts.hostname, lambda: parts.port, parts.path)
-
-
-def network_address(host: str | None, port: Callable[[], int | None], path: str) -> None:
-    if not host:
-        msg = "expected a host, as in redis://127.0.0.1:6379"
-        raise ValueError(msg)
-    try:
-        host.encode("idna")  # as it is encoded when it is looked up
-    except UnicodeError:
-        msg = "expected the name of a host, with 1 to 63 characters between its dots"
-        raise ValueError(msg) from None
-    try:
-        number = port()
-    except ValueError:
-        number = 0
-    if number == 0:
-        msg = "expected a port between 1 and 65535 after the host"
-        raise ValueError(msg)
-    if path.strip("/") and not path.strip("/").isdecimal():
-        msg = "expected nothing or the number of a database after the host, as in redis://127.0.0.1:6379/0"
-        raise ValueError(msg)
+    read_redis_url(value)
 
 
 def http_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:

@@ -243,7 +243,7 @@ async def _run_async(service: Service, state: BackendState, task_status: trio.Ta
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
-        only = group.exceptions[0]
+        (only,) = group.exceptions
     # The author does not know this nursery: raise a single exception without the group around it.
     raise only
 

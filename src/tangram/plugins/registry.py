@@ -21,6 +21,7 @@ import attrs
 
 from tangram.config.names import normalise
 from tangram.errors import NotAPlugin, PluginError, PluginImportFailed
+from tangram.groups import first_leaf
 from tangram.plugins.discovery import Candidate, find, scan
 from tangram.plugins.plugin import Plugin
 
@@ -196,8 +197,7 @@ def cause_line(error: BaseException, source: Path | None = None) -> str:
     The line number is that of the innermost frame in ``source``, or of the innermost frame if none is there.
     An exception group is described by its first leaf.
     """
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = first_leaf(error)
     message = " ".join(str(error).split())
     told = f"{type(error).__name__}: {message}" if message else type(error).__name__
     where = _where(error, error.__traceback__, source)

@@ -11,6 +11,7 @@ import trio
 
 from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.errors import BadRequest, Refused, RouteError
+from tangram.groups import unwrap_single
 from tangram.routing.calls import Threads
 from tangram.routing.endpoint import Endpoint, Overrides
 from tangram.routing.exceptions import HTTPException, ResponseAborted, detail_of
@@ -219,7 +220,7 @@ def _split_root(scope: Scope) -> tuple[str, str]:
 
 async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
     """Answer an exception, as far as there is still something to answer."""
-    cause = _leaf(exc)
+    cause = unwrap_single(exc)
     if isinstance(cause, ClientDisconnected) or sender.broken:
         return
     if sender.ended:
@@ -242,14 +243,7 @@ async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sende
             raise
 
 
-def _leaf(exc: Exception) -> Exception:
-    """The one exception in a group of one, however deep; nurseries wrap what is raised inside them."""
-    while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
-    return exc
-
-
-def _refusal(cause: Exception) -> Response | None:
+def _refusal(cause: BaseException) -> Response | None:
     """The answer that an exception means, or None if it means a bug."""
     if isinstance(cause, HTTPException):
         return JSONResponse({"detail": cause.detail}, cause.status_code, cause.headers)

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 import trio
@@ -17,7 +17,6 @@ __all__ = [
     "CURRENT_CHILD_TASK",
     "ChildTask",
     "OnEvent",
-    "StartReporter",
     "SupervisorChain",
     "takes_task_status",
 ]
@@ -69,22 +68,6 @@ CURRENT_CHILD_TASK: Final[ContextVar[ChildTask | None]] = ContextVar(
     "tangram_current_child_task", default=None
 )
 """The child's task around the running task; supervisors that are opened inside find their parent here."""
-
-
-class StartReporter:
-    """The ``task_status`` of a child: reports the end of its start to the supervisor."""
-
-    __slots__ = ("_child_task", "_report")
-
-    def __init__(self, child_task: ChildTask, report: Callable[[ChildTask, object], None]) -> None:
-        self._child_task = child_task
-        self._report = report
-
-    def started(self, value: Any = None) -> None:
-        """Report that the start is over; `Supervisor.value` returns ``value`` from now on."""
-        if self._child_task.is_up:
-            raise RuntimeError("called 'started' twice on the same task status")
-        self._report(self._child_task, value)
 
 
 def takes_task_status(run: Callable[..., Awaitable[object]]) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from tangram.groups import leaves
 from tangram.supervision.spec import Crash
 
 __all__ = ["attach_crash", "crash_of", "exception_name", "fatal_leaf", "where_stands"]
@@ -28,16 +28,12 @@ def exception_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the leaves of an exception group in their order, cancellations last.
+def causes(error: BaseException) -> list[BaseException]:
+    """Return the leaves of an exception group in their order, cancellations last.
 
     A cancellation is seldom the cause.
     """
-    if not isinstance(error, BaseExceptionGroup):
-        yield error
-        return
-    found = [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    yield from sorted(found, key=lambda leaf: isinstance(leaf, trio.Cancelled))
+    return sorted(leaves(error), key=lambda leaf: isinstance(leaf, trio.Cancelled))
 
 
 def fatal_leaf(error: BaseException) -> BaseException | None:
@@ -65,7 +61,7 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
         at: the time on the supervisor's clock.
         incarnation: the child's incarnation.
     """
-    first, *others = leaves(error)
+    first, *others = causes(error)
     inner = _attached(first)
     listed = tuple(one_line(other) for other in others)
     if inner is not None:

@@ -15,6 +15,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final, TypedDict, Unpack
 
 import attrs
@@ -26,7 +27,6 @@ from tangram.supervision.child_task import (
     CURRENT_CHILD_TASK,
     ChildTask,
     OnEvent,
-    StartReporter,
     takes_task_status,
 )
 from tangram.supervision.decide import Decider
@@ -45,6 +45,7 @@ from tangram.supervision.spec import (
     check_supervisor,
 )
 from tangram.supervision.table import AT_REST, Cancel, Effect, Entry, Start, State
+from tangram.task_status import RelayedStatus
 
 __all__ = ["Settings", "Supervisor", "open_supervisor", "run_supervisor"]
 
@@ -350,7 +351,7 @@ class Supervisor:
                 if task.scope.cancel_called:
                     pass  # it was stopped in the same step in which it was started
                 elif takes_task_status(run):
-                    await run(task_status=StartReporter(task, self._report_started))
+                    await run(task_status=RelayedStatus(on_started=partial(self._report_started, task)))
                 else:
                     self._report_started(task, None)
                     await run()

@@ -22,6 +22,7 @@ import trio
 
 from tangram.config.model import CacheEntry
 from tangram.errors import PluginError
+from tangram.redis_url import redact_text, redact_url
 from tangram.routing import APIRouter, FileResponse, HTTPException
 from tangram.routing.files import inside
 
@@ -106,7 +107,9 @@ class CacheRoutes:
         self.router.add_api_route(
             _PLACEHOLDER.sub(r"{\1}", entry.serve_route),
             answer,
-            summary=f"A file of {entry.origin}, kept here" if entry.origin else "A file kept here",
+            summary=f"A file of {redact_url(entry.origin)}, kept here"
+            if entry.origin
+            else "A file kept here",
             name="cached_file",
         )
 
@@ -142,7 +145,7 @@ class CacheRoutes:
                 download.status, download.detail = 504, "the origin does not answer in time"
         # Whatever a download raises costs those who wait for it, and nobody else.
         except Exception as error:  # noqa: BLE001
-            log.warning("a file cannot be fetched", url=url, cause=repr(error))
+            log.warning("a file cannot be fetched", url=redact_url(url), cause=redact_text(repr(error)))
             if isinstance(error, PluginError):
                 download.status, download.detail = 503, "downloads need httpx, which is not installed"
         finally:
@@ -152,7 +155,7 @@ class CacheRoutes:
     async def _fetch(self, url: str, target: Path) -> tuple[int, str]:
         async with self._client().stream("GET", url, follow_redirects=True) as answer:
             if answer.status_code != 200:
-                log.info("an origin does not give a file", url=url, status=answer.status_code)
+                log.info("an origin does not give a file", url=redact_url(url), status=answer.status_code)
                 passed_on = answer.status_code in {404, 410}
                 return (404, "Not Found") if passed_on else (502, f"the origin answers {answer.status_code}")
             await _store(answer.aiter_bytes(), target)

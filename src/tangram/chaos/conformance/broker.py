@@ -12,9 +12,9 @@ import trio
 from tangram.broker import BrokerStatistics, ping
 from tangram.bus import Bus
 from tangram.bus.resp import Dial, current_dial, dial_socket, pack
-from tangram.bus.urls import parse_url
 from tangram.chaos.conformance.answers import GARBAGE, Talk, check_answers
 from tangram.errors import BrokerUnavailable
+from tangram.redis_url import parse_redis_url
 
 __all__ = ["Broker", "check_broker"]
 
@@ -133,7 +133,7 @@ async def _talk(url: str) -> Talk:
     dial = current_dial.get()
     assert dial is not None
     with trio.fail_after(ANSWER_SECONDS):
-        return Talk(await dial(parse_url(url)))
+        return Talk(await dial(parse_redis_url(url)))
 
 
 async def _start(nursery: trio.Nursery, live: Callable[..., Awaitable[None]]) -> str:

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from tangram.channels import disconnects
+from tangram.groups import first_leaf
 from tangram.testing.fakes.client_frames import UPGRADE, masked
 
 if TYPE_CHECKING:
@@ -86,9 +87,7 @@ async def check_transport(transport: Transport) -> None:
     try:
         await _check(transport)
     except BaseExceptionGroup as group:
-        found: BaseException = group
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
+        found = first_leaf(group)
         if isinstance(found, AssertionError):
             raise found from None  # as it is: nobody wants to look for it in a group of one
         raise

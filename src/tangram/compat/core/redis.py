@@ -14,6 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tangram.redis_url import parse_redis_url
+
 __all__ = ["Subscriber"]
 
 log = structlog.get_logger("tangram.compat")
@@ -63,11 +65,13 @@ class Subscriber(ABC, Generic[StateT]):
         """Start listening; a second call only logs a warning.
 
         Raises:
+            ConfigError: the URL is malformed.
             RedisError: Redis cannot be reached now.
         """
         if self.is_active():
             log.warning("subscriber started twice", subscriber=self.name)
             return
+        parse_redis_url(self.redis_url, where=f"redis_url of subscriber {self.name}")
         self.redis = Redis.from_url(self.redis_url)
         try:
             self.pubsub = await self._open()

@@ -21,6 +21,7 @@ from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer
 from hypercorn.trio.task_group import TaskGroup
 
 from tangram.asgi import ASGIApp, Message, Scope
+from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, Engine, failures_of
 
 if TYPE_CHECKING:
@@ -263,12 +264,12 @@ class _Request:
             rest = failures_of(error)
             if rest is None or not isinstance(rest, Exception):
                 raise
-            if _only(rest, BodyTooLarge):
+            if all_leaves_are(rest, BodyTooLarge):
                 await self._refuse(413, TOO_LARGE)
                 return
-            if owner.connection.is_spoilt() and _only(rest, h11.LocalProtocolError):
+            if owner.connection.is_spoilt() and all_leaves_are(rest, h11.LocalProtocolError):
                 return
-            if not _only(rest, ClientGone):
+            if not all_leaves_are(rest, ClientGone):
                 owner.engine.failed += 1
                 log.exception("the application failed", path=scope["path"], exc_info=rest)
         if self._refused():
@@ -346,10 +347,3 @@ def _content_length(scope: Scope) -> int:
 def _size(event: Message) -> int:
     """Bytes that an event holds; of text, its characters."""
     return len(event.get("body") or event.get("bytes") or event.get("text") or b"")
-
-
-def _only(error: BaseException, kind: type[Exception]) -> bool:
-    """Whether an error, or every member of a group, is of one kind."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_only(member, kind) for member in error.exceptions)
-    return isinstance(error, kind)

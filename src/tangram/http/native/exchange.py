@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from tangram.asgi import Message, Scope
+from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.body import ChunkedBody, LengthBody
 from tangram.http.native.head import CHUNKED, BadHead, RequestHead
@@ -28,7 +29,7 @@ from tangram.http.native.response import BadResponse, Framing, build_head, simpl
 if TYPE_CHECKING:
     from tangram.http.native.connection import HttpConnection
 
-__all__ = ["AHEAD_BYTES", "Exchange", "only_gone"]
+__all__ = ["AHEAD_BYTES", "Exchange"]
 
 log = structlog.get_logger("tangram.http")
 
@@ -277,7 +278,7 @@ class Exchange:
     # The end.
 
     def _failed(self, error: Exception) -> None:
-        if self.over or only_gone(error):
+        if self.over or all_leaves_are(error, ClientGone):
             return
         self.connection.server.engine.failed += 1
         log.error("the application failed", path=self.request.path, exc_info=error)
@@ -320,10 +321,3 @@ class Exchange:
             seconds=round(time.perf_counter() - began, 6),
             client=self.connection.client[0],
         )
-
-
-def only_gone(error: BaseException) -> bool:
-    """Whether an error, or every member of a group, says no more than that the client has gone."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(only_gone(member) for member in error.exceptions)
-    return isinstance(error, ClientGone)

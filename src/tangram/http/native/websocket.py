@@ -17,9 +17,10 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
 from tangram.asgi import Message, Scope
+from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.connection import HttpConnection
-from tangram.http.native.exchange import AHEAD_BYTES, only_gone
+from tangram.http.native.exchange import AHEAD_BYTES
 from tangram.http.native.handshake import Upgrade
 from tangram.http.native.message_assembly import CONTROL, Frames
 from tangram.http.native.response import BadResponse, build_head, simple_response
@@ -120,7 +121,7 @@ class AppSocket:
             rest = failures_of(error)
             if rest is None or not isinstance(rest, Exception):
                 raise
-            if not only_gone(rest):
+            if not all_leaves_are(rest, ClientGone):
                 self._connection.server.engine.failed += 1
                 log.exception("the application failed", path=self._scope["path"], exc_info=rest)
 

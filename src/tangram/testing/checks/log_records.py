@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import structlog
 
-from tangram.bus.urls import parse_url
+from tangram.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
     from tangram.app.tree import Tree
@@ -104,6 +104,6 @@ def secrets_of(tree: Tree | None) -> set[str]:
     if tree is None:
         return set()
     found = {tree.secrets.jwt, tree.secrets.operator}
-    if tree.url and (password := parse_url(tree.url).password):
+    if tree.url and (password := parse_redis_url(tree.url).password):
         found |= {password, quote(password, safe="")}
     return found

@@ -25,7 +25,7 @@ from tangram.testing.fakes.valkey import ClientState, ProtocolFault, Requests, V
 from tangram.testing.fakes.valkey.wire import ReplyError
 
 if TYPE_CHECKING:
-    from tangram.bus.urls import RedisAddress
+    from tangram.redis_url import RedisAddress
 
 __all__ = ["MemoryBroker"]
 

@@ -9,7 +9,7 @@ import trio
 
 from tangram.bus.resp import Dial, dial_socket
 from tangram.bus.sockets import PlainStream
-from tangram.bus.urls import RedisAddress
+from tangram.redis_url import RedisAddress
 from tangram.testing.fakes.memory_stream import PipeEnd
 
 __all__ = ["Line"]

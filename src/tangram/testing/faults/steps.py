@@ -30,6 +30,7 @@ import trio
 import trio.testing
 
 from tangram.config import LoadedConfig
+from tangram.groups import first_leaf
 from tangram.plugins import Plugin
 from tangram.testing.checks.invariants import InvariantBroken
 from tangram.testing.checks.log_records import quiet
@@ -306,8 +307,7 @@ def _run_once(plan: _Plan, config: LoadedConfig, stepper: Stepper) -> tuple[Step
 
 
 def _told(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = first_leaf(error)
     return f"{type(error).__name__}: {error}"
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from tangram.app import Server
+from tangram.groups import all_leaves_are
 from tangram.supervision import SupervisionEvent
-from tangram.supervision.records import leaves
+from tangram.task_status import RelayedStatus
 from tangram.testing.run.force_stop import release
 from tangram.testing.run.virtual_clock import SwallowedCancelWatch, patient
 
@@ -76,7 +77,7 @@ class ServerUnderTest(Protocol):
 
 
 class Lifetime:
-    """One server's; also the task status that it reports its start to."""
+    """The start and the end of one server under test."""
 
     def __init__(self, running: ServerUnderTest) -> None:
         self._running = running
@@ -88,8 +89,7 @@ class Lifetime:
         self._serving = trio.CancelScope(shield=True)
         self._limit = trio.CancelScope()
 
-    def started(self, _value: Any = None) -> None:
-        """The server is up."""
+    def _report_up(self, _server: Server) -> None:
         self._is_up = True
         self._over.set()
 
@@ -140,7 +140,7 @@ class Lifetime:
     async def _serve(self) -> None:
         try:
             with self._serving:
-                await self._running.serve(task_status=self)
+                await self._running.serve(task_status=RelayedStatus(on_started=self._report_up))
         except BaseException as error:
             if self._is_up or was_cancelled(error):
                 raise
@@ -188,4 +188,4 @@ class Lifetime:
 
 def was_cancelled(error: BaseException) -> bool:
     """Whether it is a cancellation and nothing else."""
-    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))
+    return all_leaves_are(error, trio.Cancelled)

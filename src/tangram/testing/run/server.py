@@ -15,9 +15,9 @@ import trio
 
 from tangram.app import Boot, Server
 from tangram.bus.resp import current_dial
-from tangram.bus.urls import parse_url
 from tangram.config import BrokerConfig, LoadedConfig
 from tangram.plugins import Plugin
+from tangram.redis_url import parse_redis_url
 from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
 from tangram.testing.checks.census import UNDER_TEST, Census, take_census, wait_nothing_left, watched
 from tangram.testing.checks.invariants import Evidence, InvariantBroken, broken
@@ -381,7 +381,7 @@ def _judge(
 
 def _port_of(running: RunningTangram) -> int | None:
     tree = running.server.tree
-    return None if tree is None or not tree.url else parse_url(tree.url).port
+    return None if tree is None or not tree.url else parse_redis_url(tree.url).port
 
 
 def _prepare(

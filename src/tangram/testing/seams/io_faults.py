@@ -12,7 +12,7 @@ from typing import Literal
 import trio
 
 from tangram.bus.resp import Dial
-from tangram.bus.urls import RedisAddress
+from tangram.redis_url import RedisAddress
 
 __all__ = ["SEAMS", "Operation", "Seam"]
 

@@ -22,6 +22,7 @@ from typing import Any
 import attrs
 import trio
 
+from tangram.groups import unwrap_single
 from tangram.testing.faults.catalogue import Chaos
 from tangram.testing.run.server import open_tangram
 from tangram.testing.threaded.crossing import Crossing, FarLoop
@@ -326,11 +327,4 @@ def threaded_tangram(
     finally:
         thread.end()
     if thread.error is not None:
-        raise _alone(thread.error)
-
-
-def _alone(error: BaseException) -> BaseException:
-    """Out of groups of one, that a test may expect it by its name."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+        raise unwrap_single(thread.error)

@@ -12,6 +12,7 @@ from typing import Literal
 import attrs
 import trio
 
+from tangram.groups import unwrap_single
 from tangram.supervision import SupervisionEvent
 from tangram.testing.checks.invariants import Broken, Evidence, InvariantBroken, broken, check
 from tangram.testing.run.server import RunningTangram
@@ -207,9 +208,7 @@ class Chaos:
         try:
             await one.strike(self)
         except (Exception, BaseExceptionGroup) as raised:
-            error: BaseException = raised
-            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                error = error.exceptions[0]
+            error = unwrap_single(raised)
             if isinstance(error, InvariantBroken | NothingToStrike):
                 raise error from None
             if not isinstance(error, Exception):

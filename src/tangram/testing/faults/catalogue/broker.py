@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
-from tangram.broker import parse_redis_url
 from tangram.broker.ping import Probe, open_probe
+from tangram.redis_url import parse_redis_url
 from tangram.testing.faults.catalogue.base import Chaos, fault
 from tangram.testing.faults.catalogue.witness import publishes
 from tangram.testing.seams.injection import NothingToStrike, StruckAlready

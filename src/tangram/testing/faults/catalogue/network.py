@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tangram.bus.urls import parse_url
 from tangram.client import Channel
+from tangram.redis_url import parse_redis_url
 from tangram.testing.faults.catalogue.base import Chaos, fault
 from tangram.testing.faults.catalogue.witness import (
     REJOIN_SECONDS,
@@ -83,7 +83,7 @@ async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
 
 
 def _way_to_redis(chaos: Chaos) -> tuple[str, int]:
-    address = parse_url(chaos.tangram.redis_url)
+    address = parse_redis_url(chaos.tangram.redis_url)
     if address.path:
         raise NothingToStrike("redis is reached through a unix socket: there is no network before it")
     if address.tls:

@@ -1,0 +1,343 @@
+"""Redis URLs: the one place that reads them, and the one place that hides their passwords.
+
+    redis://[user[:password]@]host[:port][/database][?option=value&...]
+    rediss://...                                      the same over TLS
+    unix://[user[:password]@]/path/to/socket[?db=database&option=value&...]
+
+The options have redis-py's names (see ``OPTIONS``), so that one URL serves the bus, ``redis_client``, and
+the clients that plugins open themselves. Every entrance (the configuration, ``tangram.Subscriber``, the
+Subscriber of existing plugins) accepts and refuses the same URLs, because each of them calls this module.
+
+Rules of this file:
+
+1. It does no I/O and imports nothing of redis-py's.
+2. No message of it repeats a part of a URL unless ``redact_url`` has seen that part. In particular, the
+   messages of ``urllib.parse`` are never passed on: they quote the port, which may be half of a password.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
+
+import attrs
+
+from tangram.errors import ConfigError, Fault
+
+__all__ = [
+    "DEFAULT_PORT",
+    "RedisAddress",
+    "is_false",
+    "local_redis_url",
+    "parse_redis_url",
+    "read_redis_url",
+    "redact_text",
+    "redact_url",
+]
+
+DEFAULT_PORT: Final = 6379
+"""The TCP port of a URL that names none."""
+
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+
+_FALSE: Final = frozenset({"0", "f", "false", "n", "no"})
+_TRUE: Final = frozenset({"1", "t", "true", "y", "yes"})
+
+
+@attrs.frozen
+class RedisAddress:
+    """The address of a Redis, and the account to use there. Its ``repr`` holds no secret."""
+
+    url: str = attrs.field(repr=False)
+    """The URL as it was written, with the password."""
+    host: str = ""
+    """The host name or IP address; empty for a Unix socket."""
+    port: int = DEFAULT_PORT
+    path: str = ""
+    """The path of the Unix socket; empty for TCP."""
+    tls: bool = False
+    username: str | None = None
+    password: str | None = attrs.field(default=None, repr=False)
+    db: int = 0
+    """The number of the database."""
+    options: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """The other options of the URL, for example the paths of certificates."""
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password, for logs, pages and error messages."""
+        return redact_url(self.url)
+
+
+def local_redis_url(port: int) -> str:
+    """Return the URL of a Redis on this machine's loopback address."""
+    return f"redis://127.0.0.1:{port}"
+
+
+def parse_redis_url(url: str, *, where: str = "core.redis_url") -> RedisAddress:
+    """Return the parts of a Redis URL.
+
+    Args:
+        url: for example ``redis://user:secret@127.0.0.1:6379/0``.
+        where: the setting or parameter that held the URL, for the error message.
+
+    Raises:
+        ConfigError: the URL is malformed. The message hides the password.
+    """
+    try:
+        return read_redis_url(url)
+    except ValueError as error:
+        raise ConfigError([Fault(f"{error}, got {redact_url(url)!r}", where, "redis_url")]) from None
+
+
+def read_redis_url(url: str) -> RedisAddress:
+    """Return the parts of a Redis URL, like ``parse_redis_url``, but raise a plain ``ValueError``.
+
+    Raises:
+        ValueError: the URL is malformed. The message says what was expected and does not quote the URL.
+    """
+    try:
+        return _read(url)
+    except _MalformedUrlError as error:
+        # A raw '/', '?' or '#' in a password ends the host too early: then the '@' stands behind it.
+        hint = "; in a password write / as %2F, ? as %3F, # as %23 and @ as %40" if "@" in url else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
+class _MalformedUrlError(ValueError):
+    """The message is safe to show: it holds no part of the URL."""
+
+
+def _read(url: str) -> RedisAddress:
+    if not url.startswith(_SCHEMES):
+        raise _MalformedUrlError("expected a URL that begins with redis://, rediss:// or unix://")
+    # urlsplit drops tabs and line breaks without a word, and with them a part of the password.
+    if any(character < " " or character == "\x7f" for character in url):
+        raise _MalformedUrlError("expected a URL without line breaks, tabs and other control characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = None, None
+    if parts is None or port == 0:
+        raise _MalformedUrlError("expected a port between 1 and 65535 after the host")
+    if parts.fragment or url.endswith("#"):
+        raise _MalformedUrlError("expected no '#' in a redis url")
+    options = _options(parts)
+    username = unquote(parts.username) if parts.username else options.pop("username", None)
+    password = unquote(parts.password) if parts.password else options.pop("password", None)
+    unix = parts.scheme == "unix"
+    return RedisAddress(
+        url=url,
+        host="" if unix else _host(parts),
+        port=port or DEFAULT_PORT,
+        path=_socket_path(parts) if unix else "",
+        tls=parts.scheme == "rediss",
+        username=username,
+        password=password,
+        db=_database(parts, options),
+        options=options,
+    )
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname
+    # redis-py would take localhost; the client of compiled plugins refuses such a URL.
+    if not host:
+        raise _MalformedUrlError("expected a host, as in redis://127.0.0.1:6379")
+    try:
+        host.encode("idna")  # as it is encoded when it is looked up
+    except UnicodeError:
+        raise _MalformedUrlError(
+            "expected the name of a host, with 1 to 63 characters between its dots"
+        ) from None
+    return host
+
+
+def _socket_path(parts: SplitResult) -> str:
+    if not parts.path:
+        raise _MalformedUrlError("expected the path of a socket, as in unix:///run/valkey.sock")
+    return unquote(parts.path)
+
+
+def _database(parts: SplitResult, options: dict[str, str]) -> int:
+    in_path = "" if parts.scheme == "unix" else parts.path.strip("/")
+    if in_path and not _is_number(in_path):
+        raise _MalformedUrlError(
+            "expected nothing or the number of a database after the host, as in redis://127.0.0.1:6379/0"
+        )
+    return int(options.pop("db", in_path) or 0)
+
+
+# --- options
+
+
+def _is_number(text: str) -> bool:
+    # int() would take signs, underscores and the digits of other scripts; 18 digits fit into 64 bits.
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def _is_seconds(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _is_flag(text: str) -> bool:
+    return text.lower() in _FALSE | _TRUE
+
+
+def _is_text(text: str) -> bool:
+    return bool(text)
+
+
+def _one_of(*words: str) -> Callable[[str], bool]:
+    return lambda text: text in words
+
+
+_NUMBER: Final = (_is_number, "a number from 0")
+_SECONDS: Final = (_is_seconds, "a number of seconds above 0")
+_FLAG: Final = (_is_flag, "true or false")
+_TEXT: Final = (_is_text, "some text")
+
+OPTIONS: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
+    "client_name": _TEXT,
+    "db": (_is_number, "the number of a database, from 0"),
+    "decode_responses": _TEXT,
+    "encoding": _TEXT,
+    "encoding_errors": _TEXT,
+    "health_check_interval": _NUMBER,
+    "max_connections": _NUMBER,
+    "password": _TEXT,
+    "protocol": (_one_of("2", "3"), "2 or 3"),
+    "retry_on_timeout": _FLAG,
+    "socket_connect_timeout": _SECONDS,
+    "socket_keepalive": _FLAG,
+    "socket_timeout": _SECONDS,
+    "username": _TEXT,
+}
+"""The options of a URL: redis-py's names, each with the check of its value and the words for a fault.
+
+An option that is not listed is refused at the start. redis-py would take it, and then fail at each command.
+"""
+
+TLS_OPTIONS: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
+    "ssl_ca_certs": _TEXT,
+    "ssl_ca_data": _TEXT,
+    "ssl_ca_path": _TEXT,
+    "ssl_cert_reqs": (_one_of("none", "optional", "required"), "none, optional or required"),
+    "ssl_certfile": _TEXT,
+    "ssl_check_hostname": _FLAG,
+    "ssl_ciphers": _TEXT,
+    "ssl_keyfile": _TEXT,
+    "ssl_min_version": (_one_of("771", "772"), "771 (TLS 1.2) or 772 (TLS 1.3)"),
+    "ssl_password": _TEXT,
+}
+"""The options of ``rediss://`` URLs beside the others."""
+
+
+def is_false(value: str) -> bool:
+    """Return whether the value of a flag in a URL means false, as redis-py reads it."""
+    return value.lower() in _FALSE
+
+
+def _options(parts: SplitResult) -> dict[str, str]:
+    known = {**OPTIONS, **TLS_OPTIONS} if parts.scheme == "rediss" else dict(OPTIONS)
+    if parts.scheme == "unix":
+        del known["socket_keepalive"]
+    found = dict[str, str]()
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            raise _MalformedUrlError(_unknown_option(name, known))
+        if name in found:
+            raise _MalformedUrlError(f"expected the option {name!r} once")
+        check, expected = known[name]
+        if not check(value):
+            raise _MalformedUrlError(f"expected {expected} for the option {name!r}")
+        found[name] = value
+    return found
+
+
+def _unknown_option(name: str, known: Mapping[str, object]) -> str:
+    if name in TLS_OPTIONS:
+        return f"expected rediss:// before a URL with the option {name!r}"
+    # The name itself is not shown: it may be the rest of a password with a raw '?' or '&'.
+    return f"expected only known options after '?': {', '.join(known)}"
+
+
+# --- hiding passwords
+
+
+_SECRET_WORD: Final = re.compile(r"passw|secret|token|credential", re.IGNORECASE)
+_SECRET_NAMES: Final = frozenset({"key", "apikey", "api_key", "api-key", "pass", "pwd", "sig", "signature"})
+
+_USER: Final = re.compile(r"://[^:@]*:")
+_USER_ALONE: Final = re.compile(r"^[^:@/\s]*:")
+"""The same where the scheme was forgotten."""
+_USER_IN_TEXT: Final = re.compile(r"://[^:@\s'\"]*:")
+_AFTER_HOST: Final = re.compile(r"(://(?:\[[^\]@]*\]|[^:@/?#\[]*)):([^@]*)$", re.DOTALL)
+"""A port, or a password whose '@' was forgotten."""
+_PORT: Final = re.compile(r"\d{1,5}(?=[/?#]|$)")
+_OPTION: Final = re.compile(r"([?&;])([^=&;?#]*)=")
+
+_AFTER_HOST_IN_TEXT: Final = re.compile(
+    r"(redis|rediss)(://(?:\[[^\]@\s]*\]|[^:@/?#\s\[]*)):(?!\d{1,5}(?:\D|$))[^@\s]*"
+)
+_OPTION_IN_TEXT: Final = re.compile(
+    r"((?:passw(?:or)?d|secret|token|[?&](?:api_?key|key|pass|pwd|sig|signature))=)[^&\s'\"]+", re.IGNORECASE
+)
+
+
+def redact_url(url: str) -> str:
+    """Return a URL with ``***`` in place of its secrets; malformed URLs too.
+
+    Hidden are the password before '@', and everything behind the first option that sounds like a secret.
+    For example, ``redis://u:p%40ss@h/0`` becomes ``redis://u:***@h/0``. More than the password is hidden
+    where its end cannot be told.
+    """
+    if "://" not in url:
+        return _hide_password(_hide_options(url, "?" + url), _USER_ALONE)
+    url = _hide_options(url, url)
+    if "@" in url:
+        return _hide_password(url, _USER)
+    return _AFTER_HOST.sub(_hide_after_host, url)
+
+
+def _hide_password(text: str, user: re.Pattern[str]) -> str:
+    """Hide what stands between a user and the last '@': a password may hold '@', '/' and spaces as they are.
+
+    The '@' is looked for first, and not by the pattern: that would cost the square of a long line's length.
+    """
+    at = text.rfind("@")
+    found = user.search(text, 0, at) if at >= 0 else None
+    return f"{text[: found.end()]}***{text[at:]}" if found else text
+
+
+def _hide_options(url: str, searched: str) -> str:
+    added = len(searched) - len(url)
+    for option in _OPTION.finditer(searched):
+        name = unquote_plus(option[2])
+        if _SECRET_WORD.search(name) or name.lower() in _SECRET_NAMES:
+            # To the end: a secret may hold '&' and '#' as they are, and an '@' behind it is a part of it.
+            return f"{url[: option.end() - added]}***"
+    return url
+
+
+def _hide_after_host(match: re.Match[str]) -> str:
+    port = _PORT.match(match[2])
+    return match[0] if port is not None and int(port[0]) <= 65535 else f"{match[1]}:***"
+
+
+def redact_text(text: str) -> str:
+    """Return a text with ``***`` in place of the secrets of URLs in it, for example a traceback.
+
+    Each line is treated alone. A whole URL is better served by ``redact_url``, which can hide more.
+    """
+    if "@" in text and "://" in text:
+        text = "\n".join(_hide_password(line, _USER_IN_TEXT) for line in text.split("\n"))
+    text = _AFTER_HOST_IN_TEXT.sub(r"\1\2:***", text)
+    return _OPTION_IN_TEXT.sub(r"\1***", text)
