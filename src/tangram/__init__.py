@@ -7,7 +7,10 @@ does not import trio-asyncio, which would change what ``asyncio.run`` gives on t
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tangram.server_factory import register_server_in_thread
+from tangram.version import VERSION
 
 if TYPE_CHECKING:
     from tangram.bus import Message as Message
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from tangram.routing import Response as Response
     from tangram.routing import StreamingResponse as StreamingResponse
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _ROOMS = {
     "tangram.bus": ("Message", "Subscriber"),
@@ -82,6 +85,15 @@ def __getattr__(name: str) -> object:
     value: object = getattr(import_module(room), name)
     globals()[name] = value
     return value
+
+
+def _make_server_in_thread(*args: Any) -> object:
+    from tangram.app.in_thread import HostedServer
+
+    return HostedServer(*args)
+
+
+register_server_in_thread(_make_server_in_thread)
 
 
 def __dir__() -> list[str]:

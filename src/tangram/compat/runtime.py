@@ -12,7 +12,6 @@ import asyncio
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -23,6 +22,7 @@ from tangram.compat.configuration import Config, IntoConfig, copy_of, tables_of
 from tangram.compat.names import answer_imports
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config, load_tables
+from tangram.server_factory import make_server_in_thread
 
 if TYPE_CHECKING:
     from tangram.plugins.state import BackendState as SharedState
@@ -92,9 +92,10 @@ class Runtime:
         loop = asyncio.get_running_loop()
         started: asyncio.Future[None] = loop.create_future()
         ended = self._ended = loop.create_future()
-        # A whole server is made of rooms above this one: it is named here, and imported by programs alone.
-        server_class = import_module("tangram.app.in_thread").HostedServer
-        self._hosted = server_class(_loaded(self._config), _to_loop(loop, started), _to_loop(loop, ended))
+        # A whole server consists of packages above this one, which the factory knows.
+        self._hosted = make_server_in_thread(
+            _loaded(self._config), _to_loop(loop, started), _to_loop(loop, ended)
+        )
         self._hosted.start()
         try:
             await asyncio.wait({started, ended}, return_when=asyncio.FIRST_COMPLETED)

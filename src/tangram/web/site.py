@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import attrs
 import structlog
 
-from tangram import __version__
 from tangram.asgi import ASGIApp, Receive, Scope, Send, send_json
 from tangram.channels.disconnects import ORIGIN
 from tangram.channels.origins import OriginPolicy
@@ -25,6 +24,7 @@ from tangram.plugins.state import BackendState
 from tangram.routing import APIRouter, HTTPException, Mount, Request, Response, RouteTable, openapi
 from tangram.routing.responses import encode_json
 from tangram.routing.table import MATCHES
+from tangram.version import VERSION
 from tangram.web import docs
 from tangram.web.cache import CacheRoutes
 from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
@@ -151,7 +151,7 @@ class Site:
     def openapi(self) -> bytes:
         """``/openapi.json``, made when first asked for."""
         if self._openapi is None:
-            document = openapi([self.table], title="tangram", version=__version__)
+            document = openapi([self.table], title="tangram", version=VERSION)
             self._openapi = encode_json(merged(document, self._apps))
         return self._openapi
 

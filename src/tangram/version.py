@@ -1,0 +1,8 @@
+"""The version of this package, for modules that must not import the package ``tangram`` itself."""
+
+from typing import Final
+
+__all__ = ["VERSION"]
+
+VERSION: Final = "0.1.0"
+"""The same as in ``pyproject.toml``; a test compares them."""
