@@ -79,7 +79,7 @@ def make_impatient(seen: list[RunningTangram]) -> tangram.Plugin:
     async def look(state: tangram.BackendState) -> None:
         while True:
             tree = seen[0].server.tree if seen else None
-            if tree is not None and tree.bus is not None and not tree.bus.up:
+            if tree is not None and tree.incarnation.bus is not None and not tree.incarnation.bus.up:
                 raise BrokerUnavailable("redis is away")
             await trio.sleep(0.005)
 

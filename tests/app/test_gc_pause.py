@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import trio
 
-from tangram.app.gc_pause import ANSWERS, MANY, CollectorPause
+from tangram.app.gc_pause import ANSWER_TIME, MAX_RESTARTS, CollectorPause
 from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Kind
 from tangram.testing import open_tangram
@@ -58,13 +58,13 @@ def test_it_is_not_held_over_many_restarts() -> None:
     and the next restart holds it again."""
     pause = CollectorPause(lambda _call: None)
     on = []
-    for _ in range(3 * (MANY + 1)):
+    for _ in range(3 * (MAX_RESTARTS + 1)):
         pause(told("restarting"))
         assert not gc.isenabled()
         pause(told("ready"))
         on.append(gc.isenabled())
 
-    assert on == ([False] * MANY + [True]) * 3
+    assert on == ([False] * MAX_RESTARTS + [True]) * 3
 
 
 def test_a_plugins_own_restart_holds_nothing() -> None:
@@ -91,13 +91,13 @@ async def test_it_collects_again_after_crash_and_end() -> None:
     """A whole server leaves the collector as it found it."""
     async with open_tangram() as running:
         seen: list[bool] = []
-        running.server.ledger.listen(
+        running.server.event_log.listen(
             lambda event: seen.append(gc.isenabled()) if event.kind == "started" else None
         )
         running.crash("bus")
         await running.wait_ready(2)
         at_once = gc.isenabled()
-        await trio.sleep(ANSWERS * 2)
+        await trio.sleep(ANSWER_TIME * 2)
         between = gc.isenabled()
         running.crash("bus")
 

@@ -122,8 +122,8 @@ async def test_what_a_clean_up_raises_is_no_crash() -> None:
         await crash(running, "web")
         tree = running.server.tree
         assert tree is not None
-        assert tree.incarnation is not None
-        shown = {child.name: child for child in tree.incarnation.statistics().children}
+        assert tree.incarnation.supervisor is not None
+        shown = {child.name: child for child in tree.incarnation.supervisor.statistics().children}
 
     assert stops == 3
     assert [event.child for event in running.events if event.kind == "restarting"] == ["web"]
@@ -268,8 +268,8 @@ async def test_an_old_connection_is_not_heard_any_more() -> None:
             await crash(running, "web")
             tree = running.server.tree
             assert tree is not None
-            assert tree.state is not None
-            async with tree.state.subscribe("from:probe:*") as published:
+            assert tree.incarnation.state is not None
+            async with tree.incarnation.state.subscribe("from:probe:*") as published:
                 with pytest.raises((tangram.ChannelClosed, trio.TooSlowError, Refused)), trio.fail_after(2):
                     await channel.push("hello", {})
                 with trio.move_on_after(0.3) as nothing:

@@ -31,11 +31,11 @@ class Host:
 class Redis:
     def __init__(self, there: bool) -> None:
         self.there = there
-        self.patience = RedisOutage(lambda: self.there)
+        self.outage = RedisOutage(lambda: self.there)
 
     def turn(self, there: bool) -> None:
         self.there = there
-        self.patience.note(there)
+        self.outage.note(there)
 
 
 def crash_of_redis() -> Exception:
@@ -66,15 +66,13 @@ async def test_a_plugin_waits_for_redis_and_begins_anew(autojump_clock: object) 
     redis, host = Redis(there=False), Host(crash_of_redis(), None)
 
     async with trio.open_nursery() as nursery:
-        started = await nursery.start(
-            lambda *, task_status: redis.patience.run(host, task_status=task_status)
-        )
+        started = await nursery.start(lambda *, task_status: redis.outage.run(host, task_status=task_status))
         await trio.sleep(1)
-        waiting = set(redis.patience.waiting)
+        waiting = set(redis.outage.waiting)
         redis.turn(there=True)
 
     assert (started, host.runs, waiting) == (1, 2, {"probe"})
-    assert redis.patience.waiting == set()
+    assert redis.outage.waiting == set()
 
 
 async def test_an_outage_that_is_just_over_excuses_too(autojump_clock: object) -> None:
@@ -85,7 +83,7 @@ async def test_an_outage_that_is_just_over_excuses_too(autojump_clock: object) -
     redis.turn(there=True)
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda *, task_status: redis.patience.run(host, task_status=task_status))
+        await nursery.start(lambda *, task_status: redis.outage.run(host, task_status=task_status))
 
     assert host.runs == 2
 
@@ -97,7 +95,7 @@ async def test_without_an_outage_it_is_the_plugins_own_crash(autojump_clock: obj
     await trio.sleep(RECENT + 1)
 
     with pytest.raises(RestartsExhausted):
-        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+        await redis.outage.run(host, task_status=trio.TASK_STATUS_IGNORED)
 
 
 async def test_other_errors_pass_at_once(autojump_clock: object) -> None:
@@ -106,7 +104,7 @@ async def test_other_errors_pass_at_once(autojump_clock: object) -> None:
     began = trio.current_time()
 
     with pytest.raises(ValueError, match="mine"):
-        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+        await redis.outage.run(host, task_status=trio.TASK_STATUS_IGNORED)
 
     assert trio.current_time() == began
 
@@ -117,7 +115,7 @@ async def test_what_goes_on_failing_is_not_tried_without_a_pause(autojump_clock:
     redis.turn(there=True)
 
     with pytest.raises(RestartsExhausted):
-        await redis.patience.run(host, task_status=trio.TASK_STATUS_IGNORED)
+        await redis.outage.run(host, task_status=trio.TASK_STATUS_IGNORED)
 
     assert 5 < host.runs < 15
     assert RECENT < trio.current_time() < 2 * RECENT + 1

@@ -133,7 +133,7 @@ async def test_what_is_bound_is_told_in_the_log(autojump_clock: object) -> None:
     """Who changes a port and reloads is told that it needs a new process."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         await reload(running, broker__port=7, server__host="::1")
-        told = [record["setting"] for record in logged(running, "this change needs a new start")]
+        told = [record["setting"] for record in logged(running, "setting needs a restart")]
 
     assert told == ["server.host", "broker.port"]
 
@@ -156,7 +156,7 @@ async def test_new_secrets_are_in_force(autojump_clock: object) -> None:
             with pytest.raises(Refused):
                 await socket.join("probe", token=stale)
             await socket.join("probe", token=fresh)
-        told = [record["setting"] for record in logged(running, "a new secret")]
+        told = [record["setting"] for record in logged(running, "secret replaced")]
         known = set(running.evidence().secrets)
 
     assert statuses == [401, 200]
@@ -191,7 +191,7 @@ async def test_a_state_folder_that_cannot_be_used_leaves_everything_as_it_was(au
 
         assert running.server.config.server.max_headers == 100
         assert running.server.ready_count == 1
-        assert "is empty" in logged(running, "the configuration is not taken over")[0]["cause"]
+        assert "is empty" in logged(running, "configuration rejected")[0]["cause"]
 
 
 async def test_the_limits_of_the_root_are_the_new_ones(autojump_clock: object) -> None:
@@ -266,7 +266,7 @@ async def test_tls_comes_with_a_reload(tmp_path: Path) -> None:
         answer = await client.get(f"{running.url}/-/healthz")
 
         assert before.startswith("http://")
-        assert "broken.pem" in logged(running, "the configuration is not taken over")[0]["cause"]
+        assert "broken.pem" in logged(running, "configuration rejected")[0]["cause"]
         assert running.url == before.replace("http://", "https://")
         assert answer.status_code == 200
         assert running.server.ready_count == 2
@@ -297,7 +297,7 @@ async def test_a_reload_during_the_boot_follows_it(autojump_clock: object) -> No
             memory_port=True,
             on_server=lambda running: nursery.start_soon(hang_up, running),
         ) as running:
-            told = logged(running, "asked to reload")
+            told = logged(running, "reload postponed")
             await running.wait_ready(2, seconds=60)
             headers = running.server.config.server.max_headers
 

@@ -68,9 +68,9 @@ async def charged(running: RunningTangram) -> dict[str, int]:
     """Restarts in each window that has any."""
     tree = running.server.tree
     assert tree is not None
-    await until(lambda: tree.incarnation is not None)  # ready is told a moment before it is put there
-    assert tree.incarnation is not None
-    statistics = tree.incarnation.statistics()
+    await until(lambda: tree.incarnation.supervisor is not None)
+    assert tree.incarnation.supervisor is not None
+    statistics = tree.incarnation.supervisor.statistics()
     windows = {child.name: child.window for child in statistics.children} | {"root": statistics.window}
     return {name: window.used for name, window in windows.items() if window is not None and window.used}
 
@@ -169,7 +169,7 @@ async def open_outage(strategy: Strategy) -> AsyncIterator[tuple[RunningTangram,
             redis.kill()
             tree = running.server.tree
             assert tree is not None
-            bus = tree.bus
+            bus = tree.incarnation.bus
             assert bus is not None
             await until(lambda: not bus.up)
             await trio.sleep(0.5)
@@ -201,6 +201,6 @@ async def _publish(running: RunningTangram, number: int) -> None:
     tree = running.server.tree
     assert tree is not None
     while True:
-        if tree.bus is not None and tree.bus.up:
-            tree.bus.publish_nowait("to:probe:mark", b'{"n":%d}' % number)
+        if tree.incarnation.bus is not None and tree.incarnation.bus.up:
+            tree.incarnation.bus.publish_nowait("to:probe:mark", b'{"n":%d}' % number)
         await trio.sleep(0.02)

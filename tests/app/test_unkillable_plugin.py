@@ -90,7 +90,7 @@ async def test_a_service_that_ignores_the_crash_of_its_sibling(
         assert not asked_for
         assert status == 70
 
-    (told,) = [line for line in running.logs if line["event"].startswith("the server ends")]
+    (told,) = [line for line in running.logs if line["event"].startswith("server ends")]
     assert told["child"] == "incarnation > plugin:odd > ignoring"
     assert "in Deaf.__call__" in told["where"]
 

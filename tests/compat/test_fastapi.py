@@ -298,7 +298,7 @@ async def test_a_restart_answers_what_is_in_flight(shop: tuple[RunningTangram, A
         nursery.start_soon(ask)
         tree = tangram.server.tree
         assert tree is not None
-        host: Any = tree.hosts["plugin"]
+        host: Any = tree.incarnation.hosts["plugin"]
         with trio.fail_after(5):
             while not any("slow" in task.get_name() for task in host.resident.tasks):
                 await tangram.http.get("/-/healthz")

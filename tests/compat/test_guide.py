@@ -67,8 +67,8 @@ async def test_the_service_publishes(module: Callable[..., Any]) -> None:
     async with open_tangram([module("my_plugin", source_of("service")).plugin]) as tangram:
         tree = tangram.server.tree
         assert tree is not None
-        assert tree.bus is not None
-        async with tree.bus.subscribe("my-plugin:status") as messages:
+        assert tree.incarnation.bus is not None
+        async with tree.incarnation.bus.subscribe("my-plugin:status") as messages:
             for _ in range(3):
                 with trio.fail_after(5):
                     message = await anext(messages)
@@ -102,7 +102,7 @@ async def test_the_subscriber_receives(
         assert tree is not None
         with trio.fail_after(5):
             # subscribe() has returned when the service is up; the message is handled before the stop is.
-            while await tree._publish("from:system:my-plugin-command", "first") < 1:
+            while await tree.incarnation.publish("from:system:my-plugin-command", "first") < 1:
                 pass
         printed = ""
         with trio.move_on_after(5):

@@ -293,7 +293,7 @@ async def test_a_bad_configuration_is_reported_by_pydantic() -> None:
             pass
     async with open_tangram([plugin], {"plugins.demo": {"number": "3"}}) as tangram:
         assert tangram.server.tree is not None
-        assert tangram.server.tree._the_state().plugin_config(Settings) == Settings(3)
+        assert tangram.server.tree.incarnation.require_state().plugin_config(Settings) == Settings(3)
 
 
 async def test_restarts_leave_nothing_behind() -> None:

@@ -58,12 +58,12 @@ async def test_an_external_redis_goes_and_comes_back() -> None:
             await beats(tangram)
             tree = tangram.server.tree
             assert tree is not None
-            await tree._publish("from:x:y", "bad")
-            await tree._publish("from:x:y", b"\xff")
+            await tree.incarnation.publish("from:x:y", "bad")
+            await tree.incarnation.publish("from:x:y", b"\xff")
             await beats(tangram)
             broker.kill()
             with trio.fail_after(10):
-                while "publishing" not in tree.patience.waiting:
+                while "publishing" not in tree.redis_outage.waiting:
                     await tangram.http.get("/-/healthz")
             broker.start()
             await beats(tangram)

@@ -28,8 +28,8 @@ async def test_the_migrated_plugin_behaves_as_before(source: str, module: Callab
     async with open_tangram([plugin]) as tangram:
         tree = tangram.server.tree
         assert tree is not None
-        assert tree.bus is not None
-        async with tree.bus.subscribe("to:system:greeting") as messages:
+        assert tree.incarnation.bus is not None
+        async with tree.incarnation.bus.subscribe("to:system:greeting") as messages:
             answer = await tangram.http.get("/greeter/hello")
             message = await anext(messages)
 

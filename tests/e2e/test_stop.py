@@ -300,7 +300,7 @@ async def test_ends_by_itself_although_a_service_ignores_the_crash_of_its_siblin
         await wait_gone(below)
 
         assert server.process.returncode == 70
-        (told,) = server.events("the server ends: what was cancelled does not end")
+        (told,) = server.events("server ends: a cancelled child does not stop")
         assert told["child"] == "incarnation > plugin:left > never_ends"
         assert "in never_ends" in told["where"]
 

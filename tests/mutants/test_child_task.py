@@ -284,7 +284,7 @@ async def test_the_default_budget_of_the_core(autojump_clock: MockClock) -> None
             await running.wait_ended()
 
     assert running.status == 70
-    assert len([line for line in running.logs if line.get("event") == "it crashed"]) == 4
+    assert len([line for line in running.logs if line.get("event") == "crash before the end"]) == 4
 
 
 async def test_a_quarantine_outlives_the_incarnation(autojump_clock: MockClock) -> None:

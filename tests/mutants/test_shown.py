@@ -125,8 +125,8 @@ async def test_a_stubborn_plugin_is_shown_with_its_line(autojump_clock: MockCloc
     async with open_shown(plugin_of(deaf, stop_timeout=1.0), stop_timeout=1.0) as running:
         async with trio.open_nursery() as nursery:
             assert running.server.tree is not None
-            assert running.server.tree.incarnation is not None
-            nursery.start_soon(running.server.tree.incarnation.restart_child, "plugin:odd")
+            assert running.server.tree.incarnation.supervisor is not None
+            nursery.start_soon(running.server.tree.incarnation.supervisor.restart_child, "plugin:odd")
             await running.wait_event("stubborn", "plugin:odd")
             told = str((await shown(running))["tree"])
             free.set()
@@ -189,7 +189,7 @@ async def test_a_server_that_cannot_start_says_why(autojump_clock: MockClock) ->
         ):
             raise AssertionError("it came up")
 
-    told = [line for line in logs[0].logs if line["event"] == "the server cannot start"]
+    told = [line for line in logs[0].logs if line["event"] == "server cannot start"]
     assert len(told) == 1
     assert "the device is not there" in told[0]["cause"]
 

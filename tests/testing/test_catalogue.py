@@ -315,10 +315,10 @@ async def test_a_broker_goes_on_where_its_stop_is_cut_short(autojump_clock: Mock
     async with open_tangram(fakes=True) as running:
         tree = running.server.tree
         assert tree is not None
-        assert tree.bus is not None
+        assert tree.incarnation.bus is not None
         with trio.move_on_after(0.5) as cut:
             await Chaos(running).strike("broker_stop")
-        await tree.bus.publish("to:x:y", b"{}", timeout=0.5)
+        await tree.incarnation.bus.publish("to:x:y", b"{}", timeout=0.5)
 
         assert cut.cancelled_caught
 

@@ -60,7 +60,7 @@ async def test_a_server_is_started_asked_and_stopped(home: Home) -> None:
     assert answer == {"hello": "there"}
     assert "valkey-server" in below.values()
     assert status == 0
-    assert server.events("tangram has stopped", status=0)
+    assert server.events("tangram stopped", status=0)
     assert home.secrets()
 
 

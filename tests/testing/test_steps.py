@@ -42,8 +42,8 @@ async def visit(name: str, running: RunningTangram) -> None:
     channel, paths = ROUTES[name]
     tree = running.server.tree
     assert tree is not None
-    if channel and tree.bus is not None:
-        await tree.bus.publish(channel, "{}")
+    if channel and tree.incarnation.bus is not None:
+        await tree.incarnation.bus.publish(channel, "{}")
     for path in paths:
         answer = await running.http.get(path)
         assert answer.status_code == 200, answer.text

@@ -1,7 +1,8 @@
-"""The composition root: configuration in, supervision tree out. The only room that knows every room below it.
+"""The composition root: makes the supervision tree from a configuration.
 
-``server`` is the life of the process, ``tree`` the children and what they know of each other, ``reload`` what
-another configuration may change, ``ledger`` what happened, ``operations`` what the operator sees and may do.
+It is the only room that knows every room below it. ``server`` runs the process from its sockets to its end,
+``tree`` makes the children, ``incarnation`` holds the parts of one start of them, ``reload`` compares two
+configurations, ``event_log`` keeps events, ``status`` answers the operator's requests.
 """
 
 from tangram.app.event_log import EventLog

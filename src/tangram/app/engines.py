@@ -1,4 +1,4 @@
-"""The web child: this incarnation's site, behind the engine that the configuration names."""
+"""The child ``web``: the site of one incarnation, behind the configured engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tangram.app.incarnation import Incarnation
 from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
 from tangram.web.site import Site, build_site
@@ -18,26 +19,30 @@ if TYPE_CHECKING:
 __all__ = ["serve_site"]
 
 
-async def serve_site(tree: Tree, *, task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED) -> None:
-    """Build the site and serve it on the held sockets until cancelled; then drain as the reason of
-    the stop allows.
+async def serve_site(
+    tree: Tree, incarnation: Incarnation, *, task_status: trio.TaskStatus[Site] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Build the site of an incarnation and serve it on the held sockets until cancelled.
+
+    After the cancellation requests in flight get the seconds that `Tree.grace` allows.
     """
     async with trio.open_nursery() as nursery:
-        cache = await _open_cache(tree, nursery)
+        cache = await _open_cache(tree, incarnation, nursery)
         native = tree.config.server.effective_engine == "native"
-        # The native engine takes channels itself; behind Hypercorn they are a route of the Quart application.
-        hooks = [] if native else [_mount_channels(tree)]
-        site = build_site(tree.site_parts(cache=cache, quart_hooks=hooks))
-        tree.web_failures = dict(site.failures)
-        await nursery.start(_serve_native if native else _serve_hypercorn, tree, site)
+        # The native engine serves channels itself; behind Hypercorn they are a route of Quart.
+        hooks = [] if native else [_mount_channels(incarnation)]
+        site = build_site(tree.site_parts(incarnation, cache=cache, quart_hooks=hooks))
+        incarnation.web_failures = dict(site.failures)
+        serve = partial(_serve_native, incarnation) if native else _serve_hypercorn
+        await nursery.start(serve, tree, site)
         task_status.started(site)
 
 
-async def _open_cache(tree: Tree, nursery: trio.Nursery) -> CacheRoutes | None:
+async def _open_cache(tree: Tree, incarnation: Incarnation, nursery: trio.Nursery) -> CacheRoutes | None:
     entries = tree.config.cache.entries
     if not entries:
         return None
-    state = tree.state
+    state = incarnation.state
     assert state is not None
     source = tree.config.source
     cache = CacheRoutes(
@@ -50,7 +55,9 @@ async def _open_cache(tree: Tree, nursery: trio.Nursery) -> CacheRoutes | None:
     return cache
 
 
-async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
+async def _serve_native(
+    incarnation: Incarnation, tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]
+) -> None:
     from tangram.http.native import serve_native
 
     channel = tree.config.channel
@@ -60,9 +67,9 @@ async def _serve_native(tree: Tree, site: Site, *, task_status: trio.TaskStatus[
         tree.config.server,
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
-        # What the engine hands to the channels itself has not passed the site.
+        # Requests that the engine hands to the channels itself have not passed the site.
         forwarded=site.addresses.forwarded,
-        channels=lambda: tree.channels,
+        channels=lambda: incarnation.channels,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
@@ -91,10 +98,10 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
     )
 
 
-def _mount_channels(tree: Tree) -> Callable[[Quart], None]:
+def _mount_channels(incarnation: Incarnation) -> Callable[[Quart], None]:
     def mount(app: Quart) -> None:
         from tangram.http.hypercorn.channels import websocket_blueprint
 
-        app.register_blueprint(websocket_blueprint(lambda: tree.channels))
+        app.register_blueprint(websocket_blueprint(lambda: incarnation.channels))
 
     return mount

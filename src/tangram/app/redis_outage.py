@@ -1,17 +1,17 @@
-"""Plugins and a Redis that is away: what fails because of that is no crash of the plugin's.
+"""Failures of plugins during an outage of Redis, which do not count as crashes of the plugins.
 
-A service that publishes fails when Redis goes. Counted as its crash, an outage of some seconds would spend
-its plugin's budget and end in quarantine; and when the bus or the broker crashes, the plugins would be
-blamed before them. So the plugin's failure is set aside for a moment, in which the true cause is seen and
-ends the plugin with the others; if Redis is (or was just now) away, the plugin waits and begins anew, and
-no window is charged. That Redis says no (`BrokerRefused`) is an answer, and the plugin's crash.
+A service that publishes fails when Redis is away. Counted as its crash, an outage of some seconds would spend
+its plugin's budget and end in quarantine; and when the bus or the broker crashes, a plugin could be charged
+before them. So a plugin's failure is held back for `SETTLE` seconds, in which the bus or the broker can fail
+first and stop the plugin with the others. If Redis is away, or was until just now, the plugin waits for it
+and is started again without a charge. A refusal by Redis (`BrokerRefused`) is an answer, and a crash.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -24,11 +24,11 @@ __all__ = ["RedisOutage", "blames_redis"]
 
 log = structlog.get_logger("tangram.app")
 
-SETTLE = 0.05
-"""Seconds until an outage is known to everybody: a connection that breaks is seen in the same moment."""
+SETTLE: Final = 0.05
+"""Seconds until every part has seen an outage: a connection that breaks is seen at once."""
 
-RECENT = 6.0
-"""Seconds for which an outage that is over still excuses: a message's answer is waited for 5 s."""
+RECENT: Final = 6.0
+"""Seconds after an outage in which a failure still counts as its result: a publisher waits 5 s."""
 
 
 class _Host(Protocol):
@@ -39,25 +39,28 @@ class _Host(Protocol):
 
 
 class RedisOutage:
-    """Runs plugins' hosts, and waits for Redis on their behalf."""
+    """Runs the hosts of plugins, and lets them wait for Redis.
 
-    def __init__(self, is_there: Callable[[], bool]) -> None:
-        """``is_there`` tells whether the bus is connected now."""
+    Args:
+        is_connected: returns whether the bus is connected now.
+    """
+
+    def __init__(self, is_connected: Callable[[], bool]) -> None:
         self.waiting: set[str] = set()
-        """Plugins that wait for Redis."""
-        self._is_there = is_there
-        self._back_at = -math.inf
-        self._back = trio.Event()
+        """The names of the plugins that wait for Redis."""
+        self._is_connected = is_connected
+        self._connected_at = -math.inf
+        self._connected = trio.Event()
 
     def note(self, up: bool) -> None:
-        """The bus lost Redis, or has it (again)."""
-        self._back_at = trio.current_time() if up else math.inf
+        """Note that the bus has connected to Redis or lost it."""
+        self._connected_at = trio.current_time() if up else math.inf
         if up:
-            self._back.set()
-            self._back = trio.Event()
+            self._connected.set()
+            self._connected = trio.Event()
 
     async def run(self, host: _Host, *, task_status: trio.TaskStatus[object]) -> None:
-        """One incarnation of a plugin."""
+        """Run one incarnation of a plugin, and run its host again after each failure due to an outage."""
         status = RelayedStatus(task_status, repeatable=True)
         pause = 0.0
         while True:
@@ -66,38 +69,40 @@ class RedisOutage:
             except Exception as error:
                 if not blames_redis(error):
                     raise
-                # Whoever brought Redis down is seen meanwhile; then this is cancelled, and nobody's crash.
+                # Give the real culprit (bus or broker) 50 ms to fail first: it then cancels this task, and
+                # the plugin is not charged.
                 await trio.sleep(SETTLE)
-                if not self._excuses():
+                if not self._is_excused():
                     raise
-                log.warning("a plugin waits for redis", plugin=host.name, cause=str(error))
-                # The others need not wait with it.
+                log.warning("plugin waits for redis", plugin=host.name, cause=str(error))
+                # The plugins that start after this one need not wait with it.
                 status.started()
-                if not self._is_there():
+                if not self._is_connected():
                     pause = 0.0
                 await self._wait(host.name, pause)
                 pause = max(SETTLE, 2 * pause)
             else:
                 return
 
-    def _excuses(self) -> bool:
-        return not self._is_there() or trio.current_time() - self._back_at < RECENT
+    def _is_excused(self) -> bool:
+        return not self._is_connected() or trio.current_time() - self._connected_at < RECENT
 
     async def _wait(self, name: str, pause: float) -> None:
-        """For ``pause`` seconds, and until Redis is there: who goes on failing although it is does not do so
-        as fast as it can.
+        """Wait for ``pause`` seconds, and then until Redis is connected.
+
+        The pause slows down a plugin that goes on failing although Redis is there.
         """
         self.waiting.add(name)
         try:
             await trio.sleep(pause)
-            while not self._is_there():
-                await self._back.wait()
+            while not self._is_connected():
+                await self._connected.wait()
         finally:
             self.waiting.discard(name)
 
 
 def blames_redis(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that Redis cannot be reached."""
+    """Return whether an exception, or one of its causes, means that Redis cannot be reached."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             return any(blames_redis(leaf) for leaf in leaves(error))
@@ -105,7 +110,7 @@ def blames_redis(error: BaseException | None) -> bool:
             return False
         kind = type(error)
         if isinstance(error, BrokerUnavailable) or (
-            # redis-py's own, which a plugin's own client raises; it is not imported for this.
+            # The errors of redis-py in a plugin's own client, compared by name so that it is not imported.
             kind.__module__.startswith("redis.") and kind.__name__ in {"ConnectionError", "TimeoutError"}
         ):
             return True

@@ -1,12 +1,13 @@
-"""What a reload makes of the configuration that it has read: what is taken over, and what is told instead.
+"""Comparison of a reloaded configuration with the old one.
 
-Every setting is one or the other. What is bound for the life of the process stands in `BOUND`; everything
-else is read by the next incarnation, or handed by the server to what lives above it.
+A reload cannot change the settings in `BOUND`, which hold for the whole process; it logs them instead. Every
+other setting is read by the next incarnation, or handed by the server to the objects above it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import attrs
 import structlog
@@ -18,7 +19,7 @@ __all__ = ["BOUND", "bound_changes", "changed_secrets", "check_tls", "read_secre
 
 log = structlog.get_logger("tangram.app")
 
-BOUND = (
+BOUND: Final = (
     "core.redis_url",
     "server.host",
     "server.port",
@@ -28,23 +29,23 @@ BOUND = (
     "broker.port",
     "broker.binary",
 )
-"""Settings of which a change needs a new process: sockets that are held, a broker whose URL plugins keep, the
-folder in which secrets lie."""
+"""Settings that only a new process can change: held sockets, a broker whose URL plugins keep, and the folder
+of the secrets."""
 
 
 def bound_changes(old: Config, new: Config) -> Iterator[tuple[str, object, object]]:
-    """What is bound for the life of the process, and differs: setting, value now, value wanted."""
+    """Yield each setting of `BOUND` that differs: its path, the value in force, the value wanted."""
     for path in BOUND:
         now, wanted = _value(old, path), _value(new, path)
         if now == wanted:
             continue
-        if path == "core.redis_url":  # it may hold a password, which another one may differ in
+        if path == "core.redis_url":  # it may hold a password, and the two may differ in that alone
             now, wanted = now and "(set)", wanted and ("(another)" if now else "(set)")
         yield path, now, wanted
 
 
 def with_bound(old: Config, new: Config) -> Config:
-    """The new configuration with what is bound as it is in the old one."""
+    """Return the new configuration with the old values of the settings in `BOUND`."""
     for path in BOUND:
         table, _, key = path.partition(".")
         kept = attrs.evolve(getattr(new, table), **{key: _value(old, path)})
@@ -58,7 +59,7 @@ def _value(config: Config, path: str) -> object:
 
 
 def read_secrets(config: Config, environ: Mapping[str, str]) -> Secrets:
-    """The secrets as configured, else those of the state folder, made there where they are missing.
+    """Return the configured secrets; read or create the others in the state folder.
 
     Raises:
         ConfigError: the folder, or a file in it, cannot be used.
@@ -68,13 +69,13 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> Secrets:
         folder = open_state_dir(config, environ)
         if operator is None:
             operator = ensure_secret(folder, "operator-token")
-            log.info("the operator's token is kept", file=str(folder / "operator-token"))
+            log.info("operator token ready", file=str(folder / "operator-token"))
         jwt = jwt or ensure_secret(folder, "jwt-secret")
     return Secrets(jwt=jwt, operator=operator)
 
 
 def changed_secrets(old: Secrets, new: Secrets) -> list[str]:
-    """The settings whose secret is another one now."""
+    """Return the settings whose secret has changed."""
     pairs = (
         ("channel.jwt_secret", old.jwt, new.jwt),
         ("server.operator_token", old.operator, new.operator),
@@ -83,10 +84,10 @@ def changed_secrets(old: Secrets, new: Secrets) -> list[str]:
 
 
 def check_tls(config: Config) -> None:
-    """See that the files for TLS can be used, while there is still something to go back to.
+    """Check that the files for TLS can be used, while the old configuration is still in force.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: a file cannot be read, or is no certificate or key.
     """
     if config.server.tls_cert is not None:
         from tangram.http.hypercorn.server import make_ssl_context

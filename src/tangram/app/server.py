@@ -1,11 +1,11 @@
-"""The life of the process: sockets, plugins, the tree, signals, and an end in order.
+"""The server process: sockets, plugins, the tree, signals, and a stop in order.
 
-1. Sockets are opened before anything else starts: a port that is taken is told at once, and none is closed
-   before the end.
-2. Whoever asks for the end is obeyed in every state: during boot, a back-off, a restart. The tree is
-   cancelled, stops child by child in reverse order, and is bounded by ``[supervisor] shutdown_timeout``.
-3. SIGHUP reads the file again and restarts cleanly; a bad file is told and the old configuration stays. One
-   that comes while the server boots is carried out once everything is up.
+1. Sockets are opened before any part starts, so that a port in use is reported at once, and they are closed
+   last.
+2. A request to stop is obeyed in every state: during boot, a back-off or a restart. The tree is cancelled,
+   stops child by child in reverse order, and has ``[supervisor] shutdown_timeout`` seconds for it.
+3. SIGHUP reads the file again and restarts the incarnation cleanly. A faulty file is reported and the old
+   configuration stays in force. A SIGHUP during the boot is handled when the boot is over.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
+from typing import Final
 
 import attrs
 import structlog
@@ -23,9 +24,9 @@ import trio
 
 from tangram.app.engines import serve_site
 from tangram.app.event_log import EventLog, admin_message
-from tangram.app.gc_pause import ANSWERS, CollectorPause
+from tangram.app.gc_pause import ANSWER_TIME, CollectorPause
 from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
-from tangram.app.status import Operations
+from tangram.app.status import ServerOperator
 from tangram.app.tree import Secrets, Tree
 from tangram.broker import EmbeddedBroker
 from tangram.config import BrokerConfig, Config, LoadedConfig
@@ -47,7 +48,7 @@ __all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
 
 log = structlog.get_logger("tangram.app")
 
-EX_SOFTWARE = 70
+EX_SOFTWARE: Final = 70
 """The exit status after too many crashes: BSD's sysexits(3), an internal software error."""
 
 
@@ -57,53 +58,56 @@ def _keep(child: Child) -> Child:
 
 @attrs.frozen(kw_only=True)
 class Boot:
-    """What a server is started with."""
+    """The parameters of a server."""
 
     loaded: LoadedConfig
     """The configuration."""
     reload: Callable[[], LoadedConfig] | None = None
-    """Reads it again, for SIGHUP; raises ``ConfigError`` where it is wrong."""
+    """Reads the configuration again, for SIGHUP; raises ``ConfigError`` if it has faults."""
     environ: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
-    """For the state and cache folders."""
+    """The environment, for the state and cache folders."""
     plugins: LoadedPlugins | None = None
-    """Plugins that are loaded already; ``None``: those that the configuration names."""
+    """Plugins that are loaded already; ``None`` loads the plugins that the configuration names."""
     signals: bool = True
-    """Listen for INT, TERM and HUP; only in the main thread of a process of our own."""
+    """Whether to handle INT, TERM and HUP; only in the main thread of a process that runs only the server."""
     on_first_ready: Callable[[], None] = lambda: None
-    """Told once everything is up for the first time."""
+    """Called when every part is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
-    """Told when the end begins: ``on_stopping(shutdown_timeout, asked_for=...)``. A signal tells it too, at
-    once and in the middle of whatever runs; the first call counts."""
+    """Called when the stop begins: ``on_stopping(shutdown_timeout, asked_for=...)``. A signal handler calls
+    it too, in the middle of running code; the first call counts."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
-    """Told the embedded broker's process id whenever it changes."""
+    """Called with the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
-    """Applied to each child of the tree: the place where tests put faults in."""
+    """Applied to each child of the tree; tests inject faults there."""
     embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
-    """Makes the embedded broker; tests put one in memory here."""
+    """Makes the embedded broker; tests use one in memory."""
     listen: Callable[[Config], list[HeldSocket]] = attrs.field(factory=lambda: _open_sockets)
-    """Opens the sockets; tests put some in memory here."""
+    """Opens the sockets; tests use sockets in memory."""
     rng: random.Random = attrs.field(factory=random.Random)
-    """Where all jitter comes from; a test seeds it."""
+    """The source of all jitter; tests seed it."""
     timer: Callable[[], float] = time.thread_time
-    """Seconds of CPU, by which the bus gathers messages; a test must not depend on the machine's load."""
+    """Returns the CPU seconds by which the bus gathers messages; tests replace it by a virtual clock."""
 
 
 class _CoalescedRequest:
-    """Rung any number of times, answered once: two SIGHUPs during a restart ask for one more."""
+    """An event that resets itself: two SIGHUPs during a restart cause one more restart, not two."""
 
     def __init__(self) -> None:
-        self._rung = trio.Event()
+        self._requested = trio.Event()
 
     def set(self) -> None:
-        self._rung.set()
+        self._requested.set()
 
     async def wait(self) -> None:
-        await self._rung.wait()
-        self._rung = trio.Event()
+        await self._requested.wait()
+        self._requested = trio.Event()
 
 
 async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
-    """Serve until asked to stop; the exit status: 0, or 70 after too many crashes.
+    """Serve until a stop is requested.
+
+    Returns:
+        The exit status: 0, 1 if the tree could not start, 70 after too many crashes.
 
     Raises:
         OperatorError: the configuration, an address or the broker does not allow a start.
@@ -112,11 +116,15 @@ async def run_server(boot: Boot, *, task_status: trio.TaskStatus[Server] = trio.
 
 
 class Server:
-    """One server, from its sockets to its end."""
+    """One server, from the opening of its sockets to its end.
+
+    Args:
+        boot: the server's parameters.
+    """
 
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
-        self.ledger = EventLog()
+        self.event_log = EventLog()
         self.config: Config = boot.loaded.config
         self.held: list[HeldSocket] = []
         self.tree: Tree | None = None
@@ -133,31 +141,31 @@ class Server:
 
     @property
     def base_url(self) -> str:
-        """Where it answers, for programs on this machine."""
+        """The URL of this server for programs on the same machine."""
         assert self.tree is not None
         return self.tree.base_url
 
     def stop(self) -> None:
-        """Begin the end, in whatever state the tree is; returns at once."""
+        """Begin the stop, in any state of the tree, and return at once."""
         if self.stopping:
             return
-        self._end(asked_for=True)
+        self._begin_stop(asked_for=True)
         self._scope.cancel()
 
-    def _end(self, *, asked_for: bool) -> None:
+    def _begin_stop(self, *, asked_for: bool) -> None:
         self.stopping = True
         if self.tree is not None:
-            self.tree.why = "stop"
+            self.tree.stop_reason = "stop"
         self._notifier.stopping()
         self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=asked_for)
 
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> int:
-        """Serve until asked to stop. Started once everything is up."""
+        """Serve until a stop is requested; ``task_status`` gets the server when every part is up."""
         try:
             self.held = self.boot.listen(self.config)
             async with trio.open_nursery() as nursery:
                 if self.boot.signals:
-                    await nursery.start(self._hear_signals)
+                    await nursery.start(self._handle_signals)
                 with self._scope:
                     await self._serve(nursery, task_status)
                 nursery.cancel_scope.cancel()
@@ -166,14 +174,14 @@ class Server:
         finally:
             self._collector.end()
             close_listeners(self.held)
-        log.info("tangram has stopped", status=self._exit_status)
+        log.info("tangram stopped", status=self._exit_status)
         return self._exit_status
 
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
-        tree.operator = Operations(self)
-        self.ledger.listen(self._collector)
-        self.ledger.listen(self._on_event)
+        tree.operator = ServerOperator(self)
+        self.event_log.listen(self._collector)
+        self.event_log.listen(self._on_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
         await nursery.start(self._notifier.run)
@@ -186,37 +194,37 @@ class Server:
                 backoff=tree.backoff(),
                 shutdown_timeout=self.config.supervisor.shutdown_timeout,
                 rng=self.boot.rng,
-                on_event=self.ledger,
+                on_event=self.event_log,
             ) as root:
                 self.root = root
                 tree.booted = True
                 self._up.set()
-                self._tell_ready()
+                self._report_ready()
                 task_status.started(self)
                 await trio.sleep_forever()
         except SupervisionError as error:
-            self._failed(error)
+            self._handle_failure(error)
         finally:
             self.root = None
-            self._up.set()  # who waits for the boot's end waits no longer
+            self._up.set()  # a reload that waits for the end of the boot must not wait any longer
 
     def _owner_of(self, filename: str) -> str | None:
-        # Looked up late: a reload brings other plugins.
+        # Read at each call, because a reload may load other plugins.
         return None if self.tree is None else self.tree.plugins.owner_of(filename)
 
     def _make_tree(self, outer_nursery: trio.Nursery) -> Tree:
         config = self.config
         plugins = self._load(config)
         if plugins.failures and config.core.strict:
-            told = "; ".join(str(failure.error) for failure in plugins.failures)
-            raise OperatorError(f"[core] strict = true, and not every plugin can be loaded: {told}")
+            causes = "; ".join(str(failure.error) for failure in plugins.failures)
+            raise OperatorError(f"[core] strict = true, and not every plugin can be loaded: {causes}")
         return Tree(
             config,
             plugins,
             held=self.held,
             secrets=read_secrets(config, self.boot.environ),
             environ=self.boot.environ,
-            on_event=self.ledger,
+            on_event=self.event_log,
             on_broker=self.boot.on_broker,
             wrap=self.boot.wrap,
             embedded=self.boot.embedded,
@@ -224,18 +232,22 @@ class Server:
             timer=self.boot.timer,
             outer_nursery=outer_nursery,
             serve_web=serve_site,
-            on_feed=self._on_feed,
+            on_bus_change=self._on_bus_change,
         )
 
     def _load(self, config: Config) -> LoadedPlugins:
-        """The plugins. What cannot be loaded is told; bad configuration raises ``ConfigError``."""
+        """Load the plugins, and log each that cannot be loaded.
+
+        Raises:
+            ConfigError: with every fault in the configuration of the plugins.
+        """
         plugins = (
             load_plugins(config.core.plugins, on_foreign=answer_old_names)
             if self.boot.plugins is None
             else self.boot.plugins
         )
         for failure in plugins.failures:
-            log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
+            log.error("plugin not loaded", plugin=failure.name, cause=str(failure.error))
         faults: list[Fault] = []
         for one in plugins.plugins:
             try:
@@ -246,56 +258,60 @@ class Server:
             raise ConfigError(faults, about=f"configuration {config.source or 'of plugins'}")
         return plugins
 
-    def _failed(self, error: SupervisionError) -> None:
-        """The tree ended by itself: at first boot that is the operator's to mend, later it is too
-        many crashes.
+    def _handle_failure(self, error: SupervisionError) -> None:
+        """Set the exit status of a tree that ended by itself, or raise the operator's mistake.
+
+        At first boot the cause may be a mistake of the operator; later it is too many crashes.
         """
         if isinstance(error, StartFailed) and not self.ready_count:
             mistake = _operator_error(error)
             if mistake is not None:
                 raise mistake from None
-            log.critical("the server cannot start", cause=str(error), exc_info=error)
+            log.critical("server cannot start", cause=str(error), exc_info=error)
             self._exit_status = 1
             return
-        log.critical("the server ends: it cannot be kept running", cause=str(error))
-        for line in _story(error):
-            log.critical("it crashed", cause=line)
+        log.critical("server ends after too many crashes", cause=str(error))
+        for line in _crashes_behind(error):
+            log.critical("crash before the end", cause=line)
         if not self.stopping:
-            self._end(asked_for=False)
+            self._begin_stop(asked_for=False)
         self._exit_status = EX_SOFTWARE
 
-    # -- what happens ----------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------
 
     def _on_event(self, event: SupervisionEvent) -> None:
         tree = self.tree
         assert tree is not None
-        # By the place in the tree, not by the name: a plugin may be called "root".
+        # Compared by the path in the tree, because a plugin may have a supervisor of the name "root".
         ours = event.child is None and event.path in {(), ("incarnation",)}
-        # An incarnation that did not come up is begun anew by the root, and is no end. One that was up and
-        # gives up is: the budget is the root's own, and behind a child that does not end the root would wait
-        # for ever. At first boot nothing is begun anew.
-        final = not event.path or tree.incarnation is not None or not tree.booted
+        # An incarnation that did not start is retried by the root. One that was up and gives up ends the
+        # server: it has used up the root's own budget, and the root would wait for ever for a child that does
+        # not end. At first boot nothing is retried.
+        final = not event.path or tree.incarnation.supervisor is not None or not tree.booted
         if event.kind == "gave_up" and ours and final and not self.stopping:
-            self._end(asked_for=False)
+            self._begin_stop(asked_for=False)
         if event.kind == "gave_up" and event.child is not None and not self.stopping:
-            self._held_up(event)
+            self._end_despite(event)
         if event.kind == "quarantined":
-            tree.keep_out(event)
+            tree.keep_quarantine(event)
         if event.kind == "ready" and ours and event.path:
-            tree.why = "stop" if self.stopping else "crash"
+            tree.stop_reason = "stop" if self.stopping else "crash"
             if self.ready_count:
-                self._tell_ready()
-        tree.announce(*admin_message(event))
+                self._report_ready()
+        tree.incarnation.publish_event(*admin_message(event))
 
-    def _held_up(self, event: SupervisionEvent) -> None:
-        """A plugin that gave up cannot end, and nothing above it would ever hear of that: end the process."""
+    def _end_despite(self, event: SupervisionEvent) -> None:
+        """End the process, because a plugin gave up and one of its tasks ignores the cancellation.
+
+        The supervisors above the plugin would wait for it without a limit.
+        """
         log.critical(
-            "the server ends: what was cancelled does not end",
+            "server ends: a cancelled child does not stop",
             child=" > ".join(event.path),
             cause=event.cause,
             where=event.where,
         )
-        self._end(asked_for=False)
+        self._begin_stop(asked_for=False)
         self._exit_status = EX_SOFTWARE
         self._scope.cancel()
 
@@ -303,72 +319,72 @@ class Server:
         assert self.tree is not None
         self.tree.outer_nursery.start_soon(_call_later, call)
 
-    def _tell_ready(self) -> None:
+    def _report_ready(self) -> None:
         assert self.tree is not None
         self.ready_count += 1
         if self.ready_count == 1:
             self.boot.on_first_ready()
-        self._say_ready()
+        self._log_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
 
-    def _say_ready(self) -> None:
+    def _log_ready(self) -> None:
         assert self.tree is not None
         url, running = f"{self.tree.base_url}/", [one.name for one in self.tree.plugins.plugins]
-        # A configured Redis that is away crashes nobody, but somebody has to be told what does not work.
-        self._lacks_redis = self.tree.bus is None or not self.tree.bus.up
+        # The server starts also while a configured Redis is away; the operator must see that in the log.
+        self._lacks_redis = not self.tree.incarnation.has_redis
         if self._lacks_redis:
             log.warning("tangram ready, but redis is away", url=url, plugins=running, ready=self.ready_count)
         else:
             log.info("tangram ready", url=url, plugins=running, ready=self.ready_count)
 
-    def _on_feed(self, up: bool) -> None:
+    def _on_bus_change(self, up: bool) -> None:
         if up and self._lacks_redis:
-            self._say_ready()
+            self._log_ready()
 
     # -- signals ---------------------------------------------------------------------------------------------
 
-    async def _hear_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _handle_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            self._bound_from(signal.SIGINT, signal.SIGTERM)
+            self._limit_stops_by(signal.SIGINT, signal.SIGTERM)
             async with trio.open_nursery() as nursery:
-                # A clean restart takes as long as its clients need: who asks for the end meanwhile is heard.
+                # A clean restart takes as long as its clients need; a stop must be possible meanwhile.
                 reloads = await nursery.start(self._reload_when_asked)
                 task_status.started()
                 async for number in signals:
                     if number == signal.SIGHUP:
                         reloads.set()
                     else:
-                        self.stop()  # first, lest a log that raises or does not return be in its way
-                        log.info("asked to stop", signal=signal.Signals(number).name)
+                        self.stop()  # before the log, which may raise or block
+                        log.info("stop requested", signal=signal.Signals(number).name)
 
-    def _bound_from(self, *numbers: signal.Signals) -> None:
-        """Bound a stop from its signal on, not from when the loop comes to hear of it: a plugin that blocks
-        the loop may never let it.
-        """
-        queue = {number: signal.getsignal(number) for number in numbers}
+    def _limit_stops_by(self, *numbers: signal.Signals) -> None:
+        """Count the time of a stop from its signal on, also while a plugin blocks the event loop."""
+        receivers = {number: signal.getsignal(number) for number in numbers}
 
-        def hear(number: int, frame: FrameType | None) -> None:
-            receiver = queue[signal.Signals(number)]
+        def handle(number: int, frame: FrameType | None) -> None:
+            receiver = receivers[signal.Signals(number)]
             assert callable(receiver)
             receiver(number, frame)
             self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=True)
 
         for number in numbers:
-            signal.signal(number, hear)  # Trio's receiver, when it closes, puts back what was before it
+            signal.signal(number, handle)  # Trio's receiver restores the handlers before it when it closes
 
     async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_CoalescedRequest]) -> None:
-        bell = _CoalescedRequest()
-        task_status.started(bell)
+        request = _CoalescedRequest()
+        task_status.started(request)
         while True:
-            await bell.wait()
+            await request.wait()
             await self.reload()
 
     async def reload(self) -> None:
-        """Read the configuration again and restart cleanly with it; a bad one is told, and the old
-        one kept. During the first boot it waits for its end, which the start times of its parts bound.
+        """Read the configuration again and restart the incarnation cleanly with it.
+
+        A faulty configuration is reported, and the old one stays in force. During the first boot this waits
+        for the end of the boot, which the start times of the parts limit.
         """
         if not self._up.is_set() and not self.stopping:
-            log.info("asked to reload during the boot: the configuration is read once everything is up")
+            log.info("reload postponed until the boot is over")
             await self._up.wait()
         if self.root is None or self.tree is None or self.stopping:
             return
@@ -379,10 +395,10 @@ class Server:
             plugins = self._load(config)
             secrets = read_secrets(config, self.boot.environ)
         except OperatorError as error:
-            log.error("the configuration is not taken over: the old one stays", cause=str(error))  # noqa: TRY400
+            log.error("configuration rejected: the old one stays in force", cause=str(error))  # noqa: TRY400 - the operator's mistake needs no traceback
             return
         for what, old, new in bound_changes(self.config, wanted):
-            log.warning("this change needs a new start of the process", setting=what, now=old, wanted=new)
+            log.warning("setting needs a restart of the process", setting=what, now=old, wanted=new)
         self._take_over(config, plugins, secrets)
         await self.restart()
 
@@ -391,36 +407,39 @@ class Server:
         assert self.tree is not None
         assert self.watchdog is not None
         for setting in changed_secrets(self.tree.secrets, secrets):
-            log.info("a new secret is in force", setting=setting)
+            log.info("secret replaced", setting=setting)
         self.config = config
         self.tree.take_over(config, plugins, secrets, self.root)
-        self.tree.forgive()
+        self.tree.clear_quarantine()
         self.watchdog.stall_after = config.supervisor.stall_after
 
     async def restart(self) -> None:
-        """Restart the incarnation cleanly: what is in flight is answered, browsers are told to come back."""
+        """Restart the incarnation cleanly.
+
+        Requests in flight are answered, and WebSockets are closed with the code for a restart.
+        """
         if self.root is None or self.tree is None:
             return
-        self.tree.why = "restart"
+        self.tree.stop_reason = "restart"
         try:
             await self.root.restart_child("incarnation")
         except StartFailed as error:
-            # It is tried again as after a crash; the tree ends if it goes on failing.
-            log.error("the new incarnation did not start", cause=str(error))  # noqa: TRY400
+            # The start is retried as after a crash; the tree ends if it goes on failing.
+            log.error("incarnation did not start", cause=str(error))  # noqa: TRY400 - the supervisor has logged the traceback
         finally:
             if not self.stopping:
-                self.tree.why = "crash"
+                self.tree.stop_reason = "crash"
 
 
 def answer_old_names() -> None:
-    """Let ``import tangram_core`` mean us. A server without such plugins does not pay for it."""
+    """Make ``import tangram_core`` find this server; called only where a plugin needs it."""
     from tangram.compat.names import answer_imports
 
     answer_imports()
 
 
 async def _call_later(call: Callable[[], None]) -> None:
-    await trio.sleep(ANSWERS)
+    await trio.sleep(ANSWER_TIME)
     call()
 
 
@@ -436,20 +455,21 @@ def _open_sockets(config: Config) -> list[HeldSocket]:
     return held
 
 
-def _story(error: BaseException | None) -> Sequence[str]:
-    """The crashes that led to the end, as the innermost supervisor which gave up tells them: those above it
-    know of one only, its own end.
+def _crashes_behind(error: BaseException | None) -> Sequence[str]:
+    """Return the crashes that led to the end, from the innermost supervisor that gave up.
+
+    The supervisors above it know only of one crash, the end of the supervisor below.
     """
-    told: Sequence[str] = ()
+    crashes: Sequence[str] = ()
     while error is not None:
         if isinstance(error, RestartsExhausted) and error.crashes:
-            told = error.crashes
+            crashes = error.crashes
         error = error.__cause__
-    return told
+    return crashes
 
 
 def _operator_error(error: BaseException) -> OperatorError | None:
-    """The operator's mistake below a failed start, if it is one."""
+    """Return the operator's mistake that caused a failed start, or None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OperatorError):

@@ -1,103 +1,111 @@
-"""What the operator sees and may do: the answers of ``/-/``, read from statistics and from nothing else."""
+"""The operator's view of a server: the answers of ``/-/``, read from statistics only."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
 
 from tangram.app.event_log import EventLog
+from tangram.app.incarnation import Incarnation
 from tangram.app.tree import PLUGIN, Tree
 from tangram.config import normalise
 from tangram.errors import NoSuchChild
 from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
-__all__ = ["Operations"]
+__all__ = ["ServerOperator"]
 
-RESTART_WAIT = 2.0
-"""Seconds that a request waits for a plugin that restarts: as long as a person waits without wondering."""
+RESTART_WAIT: Final = 2.0
+"""Seconds that a request waits for a plugin that restarts: as long as a person waits without doubt."""
 
-_NOTHING: Mapping[str, str] = {}
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 class ServerView(Protocol):
-    """What is read of the server."""
+    """The attributes of `Server` that are read here."""
 
-    ledger: EventLog
+    event_log: EventLog
     tree: Tree | None
     root: Supervisor | None
     watchdog: Watchdog | None
     stopping: bool
 
 
-class Operations:
-    """The ``Operator`` of a site, for one server over all its incarnations."""
+class ServerOperator:
+    """The ``Operator`` of a server's site, over all incarnations.
+
+    Args:
+        server: the server whose state is shown.
+    """
 
     def __init__(self, server: ServerView) -> None:
         self._server = server
         self._began = trio.current_time()
 
     def health(self) -> bool:
-        """It is asked on the loop, so the loop turns; false once the end has begun."""
+        """Return whether the server is not stopping; an answer at all proves that the loop runs."""
         return not self._server.stopping
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Ready is: broker and bus there, and every part up that is not in quarantine."""
+        """Return whether the server is ready, and the reasons why not.
+
+        It is ready when broker and bus are connected, and every part runs that is not in quarantine.
+        """
         reasons = list(self._reasons())
         return not reasons, reasons
 
     def _reasons(self) -> Sequence[str]:
-        tree = self._tree
+        incarnation = self._incarnation
         if self._server.stopping:
             return ["the server is stopping"]
-        if tree.incarnation is None:
+        if incarnation.supervisor is None:
             return ["the incarnation is starting"]
         found = []
-        if tree.bus is None or not tree.bus.up:
+        if not incarnation.has_redis:
             found.append("redis is away")
-        for child in tree.incarnation.statistics().children:
-            # The web answers this very question: it may still be called starting while it does.
+        for child in incarnation.supervisor.statistics().children:
+            # The web answers this very request, possibly while its own state is still "starting".
             state = _state_of(child)
             if state not in {"running", "quarantined", "finished"} and child.name != "web":
                 found.append(f"{child.name} is {state}")
         return found
 
     def supervision(self) -> Mapping[str, Any]:
-        """The whole tree, the watchdog, and the last events, as plain values."""
-        server, tree = self._server, self._tree
-        watchdog = server.watchdog
+        """Return the whole tree, the watchdog's findings and the last events, as plain values."""
+        server, incarnation = self._server, self._incarnation
+        watchdog, broker = server.watchdog, self._tree.broker
+        bus, channels = incarnation.bus, incarnation.channels
         return {
             "now": time.time(),
             "uptime": trio.current_time() - self._began,
             "ready": self.readiness()[0],
-            "counts": server.ledger.counts,
+            "counts": server.event_log.counts,
             "tree": None if server.root is None else server.root.statistics().to_dict(),
             "watchdog": None if watchdog is None else attrs.asdict(watchdog.statistics()),
             "threads": attrs.asdict(thread_statistics()),
-            "bus": None if tree.bus is None else attrs.asdict(tree.bus.statistics()),
-            "broker": None if tree.broker is None else attrs.asdict(tree.broker.statistics()),
-            "channels": None if tree.channels is None else _plain(tree.channels.statistics()),
-            "events": [event.to_dict() for event in server.ledger.events],
+            "bus": None if bus is None else attrs.asdict(bus.statistics()),
+            "broker": None if broker is None else attrs.asdict(broker.statistics()),
+            "channels": None if channels is None else _plain(channels.statistics()),
+            "events": [event.to_dict() for event in server.event_log.events],
         }
 
     def plugins(self) -> Sequence[Mapping[str, Any]]:
-        """Every plugin that the configuration names, also those that could not be loaded."""
-        tree = self._tree
+        """Return every plugin that the configuration names, also those that could not be loaded."""
         children = self._children()
-        listed = [self._plugin(name, children.get(PLUGIN + name)) for name in tree.hosts]
-        left_out = (
+        listed = [self._plugin(name, children.get(PLUGIN + name)) for name in self._incarnation.hosts]
+        not_loaded = (
             {"name": failure.name, "state": "not loaded", "error": str(failure.error)}
-            for failure in tree.plugins.failures
+            for failure in self._tree.plugins.failures
         )
-        return [*listed, *left_out]
+        return [*listed, *not_loaded]
 
     def _plugin(self, name: str, child: ChildStatistics | None) -> Mapping[str, Any]:
-        host = self._tree.hosts[name]
+        host = self._incarnation.hosts[name]
         loaded = host.loaded
-        told: dict[str, Any] = {
+        found: dict[str, Any] = {
             "name": name,
             "distribution": loaded.dist_name,
             "state": self._state(name, child),
@@ -105,57 +113,62 @@ class Operations:
             "ghosts": [attrs.asdict(ghost) for ghost in host.statistics().ghosts],
         }
         if child is not None:
-            told |= {
+            found |= {
                 "incarnation": child.incarnation,
                 "restarts": child.restarts,
                 "next_delay": child.next_delay,
                 "last_crash": None if child.last_crash is None else attrs.asdict(child.last_crash),
             }
-        if name in self._tree.web_failures:
-            told["error"] = self._tree.web_failures[name]
-        return told
+        if name in self._incarnation.web_failures:
+            found["error"] = self._incarnation.web_failures[name]
+        return found
 
     def _state(self, name: str, child: ChildStatistics | None) -> str:
-        if name in self._tree.patience.waiting:
+        if name in self._tree.redis_outage.waiting:
             return "waiting for redis"
         return "stopped" if child is None else _state_of(child)
 
     async def restart_plugin(self, name: str) -> None:
-        """Restart one plugin, also one in quarantine; its window begins anew.
+        """Restart one plugin, also one in quarantine, with an empty window of restarts.
 
         Raises:
-            NoSuchChild: no plugin is called so, or none runs at the moment.
-            StartFailed: it failed again.
+            NoSuchChild: no plugin has this name, or no incarnation runs at the moment.
+            StartFailed: the plugin did not start.
         """
-        tree = self._tree
+        incarnation = self._incarnation
         wanted = normalise(name)
-        for known, host in tree.hosts.items():
-            if wanted in {normalise(known), host.loaded.key} and tree.incarnation is not None:
-                tree.forgive(known)
-                await tree.incarnation.restart_child(PLUGIN + known)
+        for known, host in incarnation.hosts.items():
+            if wanted in {normalise(known), host.loaded.key} and incarnation.supervisor is not None:
+                self._tree.clear_quarantine(known)
+                await incarnation.supervisor.restart_child(PLUGIN + known)
                 return
         raise NoSuchChild(f"no plugin is called {name!r}")
 
     def unavailable(self) -> Mapping[str, str]:
-        """Plugins that do not run now; asked at every request, so the usual answer costs next to nothing."""
-        down = [name for name, host in self._tree.hosts.items() if not host.running]
+        """Return the plugins that do not run now, each with the reason.
+
+        Every request asks for it, so the usual answer costs next to nothing.
+        """
+        down = [name for name, host in self._incarnation.hosts.items() if not host.running]
         if not down:
             return _NOTHING
         states = self._children()
         return {name: _why_down(name, states.get(PLUGIN + name)) for name in down}
 
     async def wait_available(self, plugin: str) -> str | None:
-        """Until the plugin serves: ``None``; a reason at once if it is in quarantine, else after
-        `RESTART_WAIT`.
+        """Wait until a plugin runs, at most `RESTART_WAIT` seconds, and return None.
 
-        Most restarts are over in milliseconds, and whoever asked meanwhile need not know.
+        Most restarts are over in milliseconds, so that a waiting client does not notice them.
+
+        Returns:
+            The reason why the plugin does not run; for one in quarantine at once.
         """
         with trio.move_on_after(RESTART_WAIT):
             while (reason := self.unavailable().get(plugin)) is not None:
                 child = self._children().get(PLUGIN + plugin)
                 if child is not None and child.state == "quarantined":
                     return reason
-                await self._server.ledger.wait_news()
+                await self._server.event_log.wait_event()
         return self.unavailable().get(plugin)
 
     @property
@@ -163,15 +176,17 @@ class Operations:
         assert self._server.tree is not None
         return self._server.tree
 
+    @property
+    def _incarnation(self) -> Incarnation:
+        return self._tree.incarnation
+
     def _children(self) -> dict[str, ChildStatistics]:
-        incarnation = self._tree.incarnation
-        return (
-            {} if incarnation is None else {child.name: child for child in incarnation.statistics().children}
-        )
+        supervisor = self._incarnation.supervisor
+        return {} if supervisor is None else {child.name: child for child in supervisor.statistics().children}
 
 
 def _state_of(child: ChildStatistics) -> str:
-    """As the child's own, but a plugin whose services are on their way down does not run any more."""
+    """Return a child's state; a running plugin whose services are being stopped is "stopping"."""
     ends = child.state == "running" and any(below.state == "closing" for below in child.nested)
     return "stopping" if ends else child.state
 

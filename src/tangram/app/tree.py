@@ -1,12 +1,11 @@
-"""The children of the supervision tree, and what the parts of one incarnation know of each other.
+"""The children of the supervision tree, and everything that outlives one incarnation.
 
     broker, incarnation [state, bus, plugin:NAME ..., channels, web]
 
-1. Each child's ``run`` makes its part anew and puts it here; the others look it up late, when they need it.
-   So a part may be restarted alone (``one_for_one``) or with all others, and nobody holds on to one that
-   has ended.
-2. What outlives an incarnation (sockets, the broker, secrets, plugins' modules) is handed in from above.
-3. ``state`` comes first: attributes that plugins hang on it live exactly as long as the strategy lets
+1. Each child's ``run`` makes its part anew and puts it into the `Incarnation`, where the other parts look it
+   up at the moment of use.
+2. `Tree` keeps what outlives an incarnation: the budgets of restarts, the quarantine, secrets and sockets.
+3. ``state`` comes first: the attributes that plugins set on it live exactly as long as the strategy lets
    plugins live.
 """
 
@@ -17,13 +16,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import attrs
 import structlog
 import trio
 
+from tangram.app.incarnation import Incarnation
 from tangram.app.redis_outage import RedisOutage
 from tangram.broker import EmbeddedBroker, ExternalBroker
 from tangram.bus import Bus, RedisClient
@@ -31,7 +31,7 @@ from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, cache_dir
-from tangram.errors import BrokerUnavailable, StartFailed
+from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.tokens import token_router
 from tangram.http.listeners import HeldSocket
@@ -43,36 +43,50 @@ from tangram.task_status import RelayedStatus
 from tangram.web.operator import Operator
 from tangram.web.site import SiteParts
 
-if TYPE_CHECKING:
-    from tangram.compat.island import Island
-
-__all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "Tree", "Why"]
+__all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "StopReason", "Tree"]
 
 log = structlog.get_logger("tangram.app")
 
-PLUGIN = "plugin:"
-"""What the names of plugins' children begin with: no plugin can be taken for a part of ours."""
+PLUGIN: Final = "plugin:"
+"""The prefix of plugins' child names, so that no plugin can be mistaken for a part of the server."""
 
-CRASH_GRACE = 0.05
-"""Seconds that requests in flight get when something crashed: most answers take less, and nobody should wait
+CRASH_GRACE: Final = 0.05
+"""Seconds that requests in flight get after a crash: most answers take less, and clients should not wait
 longer for the server to be back (the longest gap that is promised is 250 ms)."""
 
-WEB_MARGIN = 1.0
-"""Seconds of the web's stop time beyond its grace: to close what is left, forcefully."""
+WEB_MARGIN: Final = 1.0
+"""Seconds of the web's stop time after its grace: to close the remaining connections by force."""
 
-Why = Literal["crash", "restart", "stop"]
+StopReason = Literal["crash", "restart", "stop"]
 
 
 @attrs.frozen
 class Secrets:
-    """What must not be told: made once, kept in the state folder."""
+    """The secrets of a server, made once and kept in the state folder."""
 
     jwt: str = attrs.field(repr=False)
     operator: str = attrs.field(repr=False)
 
 
 class Tree:
-    """Makes the children, and is what they find each other through."""
+    """Makes the children of the root supervisor and of each incarnation.
+
+    Args:
+        config: the configuration.
+        plugins: the loaded plugins.
+        held: the listening sockets.
+        secrets: the secrets in force.
+        environ: for the cache folder.
+        on_event: called with each event of every supervisor below the root.
+        on_broker: called with the process id of the embedded broker whenever it changes.
+        wrap: applied to each child; tests inject faults there.
+        outer_nursery: outlives every incarnation; the WebSockets of one that has ended are closed there.
+        serve_web: runs the child ``web``.
+        on_bus_change: called with True or False when the bus connects to Redis or loses it.
+        embedded: makes the embedded broker.
+        rng: the source of all jitter.
+        timer: returns the CPU seconds by which the bus gathers messages.
+    """
 
     def __init__(
         self,
@@ -87,59 +101,51 @@ class Tree:
         wrap: Callable[[Child], Child],
         outer_nursery: trio.Nursery,
         serve_web: Callable[..., Awaitable[None]],
-        on_feed: Callable[[bool], None],
+        on_bus_change: Callable[[bool], None],
         embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
         rng: random.Random | None = None,
         timer: Callable[[], float] = time.thread_time,
     ) -> None:
         self.outer_nursery = outer_nursery
-        """Outlives every incarnation: who is still connected to one that has ended is told there to come
-        back."""
         self.config = config
         self.plugins = plugins
         self.held = held
         self.secrets = secrets
         self.environ = environ
         self.operator: Operator | None = None
-        self.why: Why = "crash"
-        """Why the parts are stopped next: a crash, unless somebody asked for it."""
+        self.stop_reason: StopReason = "crash"
+        """The reason of the parts' next stop: a crash, unless a restart or a stop was requested."""
         self.url = ""
+        """The URL of Redis, as the broker reported it."""
         self.broker: EmbeddedBroker | ExternalBroker | None = None
-        self.incarnation: Supervisor | None = None
-        self.state: BackendState | None = None
-        self.bus: Bus | None = None
-        self.channels: Channels | None = None
-        self.island: Island | None = None
-        """The loop that existing plugins share, if they do."""
-        self.hosts: dict[str, PluginHost] = {}
+        self.incarnation = Incarnation()
+        """The present incarnation, or the last one; without any part before the first start."""
         self.booted = False
-        """The first boot is over: what cannot start from now on is left out, also where ``strict`` is set."""
+        """Whether the first boot is over. From then on a plugin that cannot start is left out, also where
+        ``strict`` is set."""
         self.quarantined: dict[str, Crash] = {}
-        """Plugins that were left stopped, with the cause, until the operator or a reload tries again. It is
-        kept here because a broker's crash makes a new incarnation with new children."""
+        """Plugins in quarantine, each with the cause, until the operator or a reload tries again. A crash of
+        the broker makes a new incarnation with new children, which must know it."""
         self._windows: dict[str, Window] = {}
         self._started: dict[str, set[str]] = {}
-        """The temporary services of each plugin that have had their one start. It is kept here for the same
-        reason."""
-        self.patience = RedisOutage(lambda: self.bus is not None and self.bus.up)
-        self.web_failures: dict[str, str] = {}
-        """Plugins parts of whose HTTP side cannot be served, with the cause."""
+        """The temporary services of each plugin that have had their only start, for the same reason."""
+        self.redis_outage = RedisOutage(lambda: self.incarnation.has_redis)
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
         self._embedded = embedded
         self._serve_web = serve_web
-        self._tell_feed = on_feed
+        self._on_bus_change = on_bus_change
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._timer = timer
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
-        """The root's budget, of the broker and of the incarnation's own parts together."""
+        """The budget of the root: restarts of the broker and of the incarnation's own parts together."""
 
     # -- the root --------------------------------------------------------------------------------------------
 
     def root_children(self) -> list[Child]:
-        """Broker and incarnation, under ``rest_for_one``: who loses its broker begins anew."""
+        """Return broker and incarnation, for ``rest_for_one``: a new broker needs a new incarnation."""
         times = self._root_times()
         start, stop = times["broker"]
         broker = Child("broker", self._run_broker, start_timeout=start, stop_timeout=stop)
@@ -151,15 +157,15 @@ class Tree:
                 self._run_incarnation,
                 start_timeout=start,
                 stop_timeout=stop,
-                # It ends by itself only when its own budget is spent, or a plugin's where that ends the
-                # server: the root must not begin a new count.
+                # It crashes only when its own budget is spent, or a plugin's that ends the server. The root
+                # must not begin a new count.
                 window=Window(0, self.config.supervisor.root_window),
                 exhausted="escalate",
             ),
         ]
 
     def take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets, root: Supervisor) -> None:
-        """Another configuration for the next incarnation, and at once for what stands above it."""
+        """Use another configuration: above the incarnation at once, below it from the next incarnation on."""
         self.config, self.plugins, self.secrets = config, plugins, secrets
         limits = config.supervisor
         self.window.resize(limits.root_restarts, limits.root_window)
@@ -168,7 +174,7 @@ class Tree:
             self.broker.adjust(config.broker)
 
     def _root_times(self) -> dict[str, tuple[float, float]]:
-        """Seconds for the start and the stop of the root's children."""
+        """Return the seconds for the start and the stop of each of the root's children."""
         limits = self.config.supervisor
         return {
             "broker": (limits.start_timeout, limits.stop_timeout),
@@ -177,6 +183,7 @@ class Tree:
         }
 
     def backoff(self) -> Backoff:
+        """Return the delays before restarts, as configured."""
         limits = self.config.supervisor
         return Backoff(initial=limits.backoff_initial, maximum=limits.backoff_max, reset=limits.backoff_reset)
 
@@ -189,48 +196,46 @@ class Tree:
         broker = self.broker
         assert broker is not None
         try:
-            await broker.run(task_status=RelayedStatus(task_status, on_started=self._heard_url))
+            await broker.run(task_status=RelayedStatus(task_status, on_started=self._on_broker_url))
         finally:
             self._on_broker(None)
 
-    def _heard_url(self, url: str) -> None:
+    def _on_broker_url(self, url: str) -> None:
         self.url = url
         if self.broker is not None:
             self._on_broker(self.broker.statistics().pid)
 
     def _on_external(self, up: bool) -> None:
-        # Whoever failed because Redis was away need not wait out its back-off.
-        if up and self.incarnation is not None:
-            self.incarnation.hurry()
+        # A part that failed because Redis was away need not wait for the end of its back-off.
+        if up and self.incarnation.supervisor is not None:
+            self.incarnation.supervisor.hurry()
 
     # -- the incarnation -------------------------------------------------------------------------------------
 
     async def _run_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
-        """The incarnation. One that does not come up in a restart counts as another restart, and is begun
-        anew.
-        """
+        """Run incarnations until one ends; one that fails to start in a restart is charged and retried."""
         attempt = 0
         while True:
             try:
                 await self._run_one_incarnation(task_status=task_status)
             except StartFailed as error:
-                # The first boot is not retried; and `started` is told once, so after it the root decides.
+                # The first boot is not retried; and the start is reported only once, so that the root decides
+                # about a failure after it.
                 if not self.booted or not self.window.charge(trio.current_time()):
                     raise
                 delay = self.backoff().delay(attempt, self._rng.random())
                 attempt += 1
-                log.warning(
-                    "the incarnation did not come up; it is begun anew", cause=str(error), delay=delay
-                )
+                log.warning("incarnation did not start and is retried", cause=str(error), delay=delay)
                 await trio.sleep(delay)
             else:
                 return
 
     async def _run_one_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
         limits = self.config.supervisor
-        self.hosts = {loaded.name: self._host(loaded) for loaded in self.plugins.plugins}
+        incarnation = self.incarnation = Incarnation()
+        incarnation.hosts.update((one.name, self._host(one, incarnation)) for one in self.plugins.plugins)
         async with open_supervisor(
-            self._parts(),
+            self._parts(incarnation),
             name="incarnation",
             strategy=limits.strategy,
             window=self.window,
@@ -239,24 +244,24 @@ class Tree:
             rng=self._rng,
             on_event=self._on_event,
         ) as supervisor:
-            self.incarnation = supervisor
+            incarnation.supervisor = supervisor
             try:
                 task_status.started(supervisor)
                 await supervisor.wait()
             finally:
-                self.incarnation = None
+                incarnation.supervisor = None
 
-    def _parts(self) -> list[Child]:
+    def _parts(self, incarnation: Incarnation) -> list[Child]:
         limits = self.config.supervisor
         part = partial(Child, start_timeout=limits.start_timeout, stop_timeout=limits.stop_timeout)
-        grace = self.config.server.drain_grace
+        web_stop = max(limits.stop_timeout, self.config.server.drain_grace + WEB_MARGIN)
         children = [
-            part("state", self._run_state),
-            part("bus", self._run_bus),
-            *self._island_children(),
-            *(self._plugin_child(host) for host in self.hosts.values()),
-            part("channels", self._run_channels),
-            part("web", self._run_web, stop_timeout=max(limits.stop_timeout, grace + WEB_MARGIN)),
+            part("state", partial(self._run_state, incarnation)),
+            part("bus", partial(self._run_bus, incarnation)),
+            *self._island_children(incarnation),
+            *(self._plugin_child(host) for host in incarnation.hosts.values()),
+            part("channels", partial(self._run_channels, incarnation)),
+            part("web", partial(self._serve_web, self, incarnation), stop_timeout=web_stop),
         ]
         return [self._wrap(child) for child in children]
 
@@ -265,8 +270,8 @@ class Tree:
         services = host.loaded.plugin.services
         return Child(
             PLUGIN + host.name,
-            partial(self.patience.run, host),
-            # Its services have limits of their own; what is left is the lifespan's.
+            partial(self.redis_outage.run, host),
+            # Its services have limits of their own; the rest is for the lifespan.
             start_timeout=limits.start_timeout + sum(service.start_timeout for service in services),
             stop_timeout=limits.stop_timeout + sum(service.stop_timeout for service in services),
             window=self._windows.setdefault(host.name, Window(limits.plugin_restarts, limits.plugin_window)),
@@ -275,14 +280,14 @@ class Tree:
             quarantined=self.quarantined.get(host.name),
         )
 
-    def keep_out(self, event: SupervisionEvent) -> None:
-        """A child was quarantined: if it is a plugin, the next incarnation begins without it, too."""
+    def keep_quarantine(self, event: SupervisionEvent) -> None:
+        """Note a plugin that was quarantined, so that the next incarnation does not start it either."""
         match event.path:
             case ("incarnation", str(child)) if child.startswith(PLUGIN) and event.crash is not None:
                 self.quarantined[child.removeprefix(PLUGIN)] = event.crash
 
-    def forgive(self, plugin: str | None = None) -> None:
-        """Somebody mended the cause: one plugin, or all, may try again with a clear window."""
+    def clear_quarantine(self, plugin: str | None = None) -> None:
+        """Let one plugin, or all, start again with an empty window of restarts."""
         for name in [plugin] if plugin is not None else list(self._windows):
             self.quarantined.pop(name, None)
             if name in self._windows:
@@ -290,77 +295,85 @@ class Tree:
         if plugin is None:
             self.quarantined.clear()
             self._windows.clear()  # the configuration may have other limits now
-            self._started.clear()  # and services others to do
+            self._started.clear()  # and temporary services another task
 
-    def _host(self, loaded: LoadedPlugin) -> PluginHost:
+    def _host(self, loaded: LoadedPlugin, incarnation: Incarnation) -> PluginHost:
         config = self.config.plugins.get(loaded.key, {})
         events = {"on_event": self._on_event, "rng": self._rng}
         started = self._started.setdefault(loaded.name, set())
         if not loaded.plugin.island:
             return PluginHost(
-                loaded, state=self._the_state, config=config, supervisor=events, started=started
+                loaded, state=incarnation.require_state, config=config, supervisor=events, started=started
             )
-        # asyncio and all that hangs on it are imported only where a plugin needs them.
+        # asyncio and its libraries are imported only where a plugin needs them.
         from tangram.compat.host import IslandHost
 
         return IslandHost(
             loaded,
-            state=self._the_state,
-            shared=lambda: self.island,
+            state=incarnation.require_state,
+            shared=lambda: incarnation.island,
             config=config,
             supervisor=events,
             started=started,
         )
 
-    def _island_children(self) -> list[Child]:
-        """The loop that existing plugins share, where they are to share one."""
+    def _island_children(self, incarnation: Incarnation) -> list[Child]:
+        """Return the child that runs the loop of existing plugins, where they are to share one."""
         wanted = self.config.compat.islands == "one"
         if not wanted or not any(one.plugin.island for one in self.plugins.plugins):
             return []
         from tangram.compat.host import run_shared_island
 
         limits = self.config.supervisor
-        run = partial(run_shared_island, self._keep_island)
+        run = partial(run_shared_island, partial(setattr, incarnation, "island"))
         return [Child("island", run, start_timeout=limits.start_timeout, stop_timeout=limits.stop_timeout)]
 
-    def _keep_island(self, island: Island | None) -> None:
-        self.island = island
-
-    def _the_state(self) -> BackendState:
-        if self.state is None:
-            raise BrokerUnavailable("the server is between two incarnations; try again")
-        return self.state
-
-    async def _run_state(self, *, task_status: trio.TaskStatus[BackendState]) -> None:
+    async def _run_state(
+        self, incarnation: Incarnation, *, task_status: trio.TaskStatus[BackendState]
+    ) -> None:
         state = BackendState(
             self.config.with_redis_url(self.url),
-            redis_client=RedisClient(lambda: self.bus),
-            publish=self._publish,
-            subscribe=self._subscribe,
+            redis_client=RedisClient(lambda: incarnation.bus),
+            publish=incarnation.publish,
+            subscribe=incarnation.subscribe,
             loaded_plugins={one.dist_name: one.plugin for one in self.plugins.plugins},
             base_url=self.base_url,
         )
-        self.state = state
+        incarnation.state = state
         try:
             task_status.started(state)
             await trio.sleep_forever()
         finally:
-            self.state = None
+            incarnation.state = None
             await state.aclose()
 
-    async def _run_bus(self, *, task_status: trio.TaskStatus[Bus]) -> None:
-        bus = Bus(self.url, sink=self._deliver, on_up=self._on_feed, rng=self._rng, timer=self._timer)
-        self.bus = bus
+    async def _run_bus(self, incarnation: Incarnation, *, task_status: trio.TaskStatus[Bus]) -> None:
+        bus = Bus(
+            self.url,
+            sink=incarnation.deliver,
+            on_up=partial(self._on_bus, incarnation),
+            rng=self._rng,
+            timer=self._timer,
+        )
+        incarnation.bus = bus
         try:
             await bus.run(task_status=task_status)
         finally:
-            self.bus = None
+            incarnation.bus = None
 
-    async def _run_channels(self, *, task_status: trio.TaskStatus[Channels]) -> None:
+    def _on_bus(self, incarnation: Incarnation, up: bool) -> None:
+        self.redis_outage.note(up)
+        if incarnation.channels is not None:
+            incarnation.channels.on_up(up)
+        self._on_bus_change(up)
+
+    async def _run_channels(
+        self, incarnation: Incarnation, *, task_status: trio.TaskStatus[Channels]
+    ) -> None:
         channels = Channels(
             self.config.channel,
             self.secrets.jwt,
-            self._publish_all_nowait,
+            incarnation.publish_all_nowait,
             origins=self.origins,
             operator_token=self.secrets.operator,
             authorizers=[
@@ -368,106 +381,68 @@ class Tree:
                 for one in self.plugins.plugins
                 if one.plugin.authorize is not None
             ],
-            up=self.bus is not None and self.bus.up,
+            up=incarnation.has_redis,
             outer_nursery=self.outer_nursery,
-            backpressure=lambda: self.bus,
+            backpressure=lambda: incarnation.bus,
             streaming_grace=self.config.channel.streaming_grace,
         )
-        self.channels = channels
+        incarnation.channels = channels
         try:
             await channels.run(task_status=task_status)
         finally:
-            self.channels = None
+            incarnation.channels = None
 
-    async def _run_web(self, *, task_status: trio.TaskStatus[object]) -> None:
-        await self._serve_web(self, task_status=task_status)
-
-    def site_parts(self, **more: object) -> SiteParts:
-        """What this incarnation's site is made of; ``more`` is the engine's."""
+    def site_parts(self, incarnation: Incarnation, **more: object) -> SiteParts:
+        """Return the parts of an incarnation's site; ``more`` comes from the engine."""
         assert self.operator is not None
         return SiteParts(
             config=self.config.with_redis_url(self.url),
             operator=self.operator,
             operator_token=self.secrets.operator,
-            state=self._the_state,
+            state=incarnation.require_state,
             plugins=self.plugins.plugins,
-            routers=[token_router(lambda: self.channels)],
+            routers=[token_router(lambda: incarnation.channels)],
             apps=[
                 app
-                for host in self.hosts.values()
+                for host in incarnation.hosts.values()
                 if (app := host.app(self.config.server.max_body)) is not None
             ],
             allowed=self.origins.allows,
-            **more,  # type: ignore[arg-type]
+            **more,  # type: ignore[arg-type]  # the engine's keyword arguments are checked by SiteParts
         )
-
-    # -- how the parts reach each other ----------------------------------------------------------------------
-
-    def _deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        if self.channels is not None:
-            self.channels.deliver(batch)
-
-    def _on_feed(self, up: bool) -> None:
-        self.patience.note(up)
-        if self.channels is not None:
-            self.channels.on_up(up)
-        self._tell_feed(up)
-
-    def _the_bus(self) -> Bus:
-        if self.bus is None:
-            raise BrokerUnavailable("the bus is restarting; try again")
-        return self.bus
-
-    async def _publish(self, channel: str, payload: bytes | str) -> int:
-        return await self._the_bus().publish(channel, payload)
-
-    def _publish_all_nowait(
-        self,
-        messages: Sequence[tuple[str, bytes]],
-        done: Callable[[Mapping[int, Exception]], None] | None,
-    ) -> None:
-        self._the_bus().publish_all_nowait(messages, done)
-
-    def _subscribe(self, *patterns: str) -> object:
-        return self._the_bus().subscribe(*patterns)
-
-    def announce(self, channel: str, payload: bytes) -> None:
-        """Publish if there is a way: an event must not fail because Redis is what failed."""
-        if self.bus is not None and self.bus.up:
-            try:
-                self.bus.publish_nowait(channel, payload)
-            except BrokerUnavailable:
-                log.debug("an event could not be announced", channel=channel)
 
     @property
     def origins(self) -> OriginPolicy:
-        """Whose pages may use this server: the same for answers over HTTP, tokens and WebSockets."""
+        """The origins whose pages may use this server, the same for HTTP, tokens and WebSockets."""
         server, channel = self.config.server, self.config.channel
         public = urlsplit(channel.public_url).hostname if channel.public_url else None
         named = (server.host, *server.hosts, channel.host, public)
         return OriginPolicy(server.allowed_origins, [host for host in named if host])
 
-    # -- ends ------------------------------------------------------------------------------------------------
+    # -- stops -----------------------------------------------------------------------------------------------
 
     def grace(self, config: Config) -> float:
-        """Seconds for what is in flight, when a web that was started with ``config`` is stopped now: a reload
-        has put another one here by then, of which the supervisor that waits for this web knows nothing.
+        """Return the seconds that requests in flight get when the web is stopped now.
+
+        Args:
+            config: the configuration with which that web was started. After a reload `Tree.config` is
+                another one, which the supervisor that waits for the web does not know.
         """
-        if self.why == "crash":
+        if self.stop_reason == "crash":
             return min(CRASH_GRACE, config.server.drain_grace)
         return min(config.server.drain_grace, config.supervisor.shutdown_timeout / 2)
 
     def keep_adopted(self) -> bool:
-        """Whether WebSockets are told to go while the next incarnation starts already."""
-        return self.why != "stop"
+        """Return whether WebSockets are closed while the next incarnation starts already."""
+        return self.stop_reason != "stop"
 
     def close_reason(self) -> Disconnect:
-        """What WebSockets are told when the web is stopped now."""
-        return SHUTDOWN if self.why == "stop" else RESTART
+        """Return the close code for WebSockets when the web is stopped now."""
+        return SHUTDOWN if self.stop_reason == "stop" else RESTART
 
     @property
     def base_url(self) -> str:
-        """Where this server answers, as a program on the same machine writes it."""
+        """The URL of this server for a program on the same machine."""
         server = self.config.server
         host, port = self.held[0].host, self.held[0].port
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
@@ -476,5 +451,5 @@ class Tree:
 
     @property
     def cache_folder(self) -> Path:
-        """Where fetched files without a ``local_path`` go."""
+        """The folder of fetched files without a ``local_path``."""
         return cache_dir(self.environ)

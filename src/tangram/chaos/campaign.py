@@ -178,7 +178,7 @@ async def run_campaign(
                     campaign.down = running.missing()
                 on_news(campaign)
 
-            running.server.ledger.listen(tell)
+            running.server.event_log.listen(tell)
             async with looking_on(running, campaign.seen, seed=seed), trio.open_nursery() as nursery:
                 with trio.CancelScope() as strikes:
                     nursery.start_soon(_end_early, until, campaign, strikes)

@@ -213,8 +213,8 @@ async def _publish_by(
         seen.sent.append(number)
         await publish(f"to:{BUSY}:filler", FILLER)
         tree = running.server.tree
-        if tree is not None and tree.channels is not None:
-            seen.most_behind = max(seen.most_behind, tree.channels.statistics().furthest_behind)
+        if tree is not None and tree.incarnation.channels is not None:
+            seen.most_behind = max(seen.most_behind, tree.incarnation.channels.statistics().furthest_behind)
         await trio.sleep(every)
 
 

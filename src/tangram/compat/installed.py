@@ -26,7 +26,7 @@ def load_enabled(names: Sequence[str]) -> list[Plugin]:
     """Import the named plugins; plugins that cannot be loaded are logged and left out."""
     loaded = load_plugins(names, on_foreign=answer_imports)
     for failure in loaded.failures:
-        log.error("a plugin is left out", plugin=failure.name, cause=str(failure.error))
+        log.error("plugin not loaded", plugin=failure.name, cause=str(failure.error))
     _known.update({id(one.plugin): one for one in loaded.plugins})
     return [cast("Plugin", one.plugin) for one in loaded.plugins]
 

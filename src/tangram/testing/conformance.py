@@ -129,8 +129,8 @@ async def _restarts(running: RunningTangram, child: str) -> None:
     running.planned = True
     mark, counts = len(running.events), []
     for _ in range(RESTARTS + 1):  # the first may open what is kept
-        assert tree.incarnation is not None
-        await tree.incarnation.restart_child(child)
+        assert tree.incarnation.supervisor is not None
+        await tree.incarnation.supervisor.restart_child(child)
         counts.append(_open_descriptors())
     raised = [event for event in running.events[mark:] if event.kind == "stopped" and event.cause]
     # Once may be a crash that came at the same time; each time it is the clean-up.

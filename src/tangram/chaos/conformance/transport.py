@@ -70,8 +70,8 @@ def transport_of(running: RunningTangram) -> Transport:
     async def publish(channel: str, payload: bytes) -> int:
         tree = running.server.tree
         assert tree is not None
-        assert tree.bus is not None
-        return await tree.bus.publish(channel, payload)
+        assert tree.incarnation.bus is not None
+        return await tree.incarnation.bus.publish(channel, payload)
 
     return Transport(open_connection, token, publish, running.stop)
 

@@ -123,7 +123,7 @@ class Lifetime:
 
     async def _start(self, nursery: trio.Nursery) -> None:
         """Begin to serve in ``nursery``, until the server is up."""
-        self._running.server.ledger.listen(self._heard)
+        self._running.server.event_log.listen(self._heard)
         nursery.start_soon(self._serve)
         self._limit.deadline = trio.current_time() + self._start_seconds()
         with self._limit:

@@ -207,9 +207,9 @@ class RunningTangram:
             for child in supervisor.children
             if child.state not in {"running", "finished", "quarantined"}
         ]
-        if server.tree.incarnation is None:
+        if server.tree.incarnation.supervisor is None:
             found.append("the incarnation")
-        if server.tree.bus is None or not server.tree.bus.up:
+        if server.tree.incarnation.bus is None or not server.tree.incarnation.bus.up:
             found.append("the bus")
         return found
 
@@ -419,7 +419,7 @@ def _prepare(
     server = Server(boot)
     running = RunningTangram(server, ports, httpx.AsyncClient(timeout=10.0, transport=transport), logs)
     running.memory, running.port = memory, port
-    server.ledger.listen(running.note)
+    server.event_log.listen(running.note)
     return running
 
 

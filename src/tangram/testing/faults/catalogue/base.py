@@ -365,7 +365,7 @@ class Chaos:
 
     def _bus_is_up(self) -> bool:
         tree = self.tangram.server.tree
-        return tree is not None and tree.bus is not None and tree.bus.up
+        return tree is not None and tree.incarnation.bus is not None and tree.incarnation.bus.up
 
     def broker_pid(self) -> int:
         """The process that the server started; only a broker of its own is ever touched.

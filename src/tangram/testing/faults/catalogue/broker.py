@@ -110,11 +110,11 @@ async def _readonly(chaos: Chaos) -> AsyncIterator[None]:
 async def _must_refuse_writes(chaos: Chaos) -> None:
     """As a plugin sees it."""
     tree = chaos.tangram.server.tree
-    if tree is None or tree.state is None:
+    if tree is None or tree.incarnation.state is None:
         raise StruckAlready("everything is between two incarnations just now")
     answer = "taken"
     try:
-        await tree.state.redis_client.set("tangram-chaos", "1")
+        await tree.incarnation.state.redis_client.set("tangram-chaos", "1")
     except Exception as error:  # noqa: BLE001 - redis-py has a class for it, and is not imported for this
         answer = str(error)
     assert "replica" in answer, f"a write should be refused as by a replica, it was: {answer}"
@@ -146,9 +146,9 @@ def _is_refused(chaos: Chaos) -> bool:
     tree = chaos.tangram.server.tree
     return (
         tree is not None
-        and tree.bus is not None
-        and not tree.bus.up
-        and "NOAUTH" in tree.bus.statistics().cause
+        and tree.incarnation.bus is not None
+        and not tree.incarnation.bus.up
+        and "NOAUTH" in tree.incarnation.bus.statistics().cause
     )
 
 

@@ -211,28 +211,32 @@ async def _fill(chaos: Chaos, topic: str) -> list[int]:
     payload = b'"' + b"x" * CHUNK + b'"'
     with trio.fail_after(JOIN_SECONDS):
         while _told_to_go(chaos) < 2:
-            if len(held) < CHUNKS and tree.bus is not None:
+            if len(held) < CHUNKS and tree.incarnation.bus is not None:
                 with suppress(BrokerUnavailable):
-                    await tree.bus.publish(f"to:{topic}:n", payload)
-            held.append(0 if tree.channels is None else tree.channels.statistics().furthest_behind)
+                    await tree.incarnation.bus.publish(f"to:{topic}:n", payload)
+            held.append(
+                0
+                if tree.incarnation.channels is None
+                else tree.incarnation.channels.statistics().furthest_behind
+            )
             await trio.sleep(0.002 if len(held) < CHUNKS else 0.1)
     return held
 
 
 def _told_to_go(chaos: Chaos) -> int:
     tree = chaos.tangram.server.tree
-    if tree is None or tree.channels is None:
+    if tree is None or tree.incarnation.channels is None:
         return 0
     # Statistics count them when they have gone: too late for one that is to hear it.
-    sessions = tree.channels._sessions.values()  # noqa: SLF001
+    sessions = tree.incarnation.channels._sessions.values()  # noqa: SLF001
     return sum(session.outbox.disconnect == OVERLOAD for session in sessions)
 
 
 def _sent_away(chaos: Chaos) -> int:
     tree = chaos.tangram.server.tree
-    if tree is None or tree.channels is None:
+    if tree is None or tree.incarnation.channels is None:
         return 0
-    return tree.channels.statistics().closed.get(OVERLOAD.reason, 0)
+    return tree.incarnation.channels.statistics().closed.get(OVERLOAD.reason, 0)
 
 
 @fault(on="real")

@@ -146,9 +146,9 @@ async def web_narrow(chaos: Chaos) -> None:
         _must_take("a push", trio.current_time() - began, WIDE / NARROW)
         tree = chaos.tangram.server.tree
         assert tree is not None
-        assert tree.bus is not None
+        assert tree.incarnation.bus is not None
         began = trio.current_time()
-        await tree.bus.publish(f"to:{TOPIC}:wide", b'{"wide":"%b"}' % (b"x" * WIDE))
+        await tree.incarnation.bus.publish(f"to:{TOPIC}:wide", b'{"wide":"%b"}' % (b"x" * WIDE))
         with trio.fail_after(WAY_SECONDS):
             event = await channel.receive()
             while event.name != "wide":

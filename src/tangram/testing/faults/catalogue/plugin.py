@@ -155,13 +155,13 @@ async def stop_late(chaos: Chaos) -> None:
     limit = tangram.ports.children[child].stop_timeout
     seconds = chaos.affordable(LATE * limit, REAL_SECONDS)
     tree = tangram.server.tree
-    if tree is None or tree.incarnation is None:
+    if tree is None or tree.incarnation.supervisor is None:
         raise StruckAlready("everything is between two incarnations just now")
     tangram.stubborn_allowed.add(child)
     mark = len(tangram.events)
     with tangram.ports.disarming("cancel", child):
         tangram.ports.ignore_cancel(child, seconds)
-        await tree.incarnation.restart_child(child)
+        await tree.incarnation.supervisor.restart_child(child)
     event = await tangram.wait_event("stubborn", child, after=mark)
     assert event.where, f"{child} was stubborn, and nobody says where it stands"
 
@@ -270,10 +270,10 @@ async def plugin_flood(chaos: Chaos) -> None:
         ended += 1
 
     async with publishes(chaos):
-        assert tree.bus is not None
+        assert tree.incarnation.bus is not None
         for number in range(FLOOD):
             try:
-                tree.bus.publish_nowait("to:tangram-chaos-flood:n", b'{"n":%d}' % number, count)
+                tree.incarnation.bus.publish_nowait("to:tangram-chaos-flood:n", b'{"n":%d}' % number, count)
             except BrokerUnavailable as refused:
                 count(refused)
             if number % 500 == 0:
@@ -288,6 +288,6 @@ async def plugin_garbage(chaos: Chaos) -> None:
     tree = chaos.tangram.server.tree
     assert tree is not None
     async with publishes(chaos, meanwhile=1, lossless=True):
-        assert tree.bus is not None
+        assert tree.incarnation.bus is not None
         for channel, payload in GARBAGE:
-            await tree.bus.publish(channel, payload)
+            await tree.incarnation.bus.publish(channel, payload)

@@ -79,9 +79,9 @@ async def timed_publish(chaos: Chaos, size: int) -> float:
 
 def _bus(chaos: Chaos) -> Bus:
     tree = chaos.tangram.server.tree
-    if tree is None or tree.bus is None:
+    if tree is None or tree.incarnation.bus is None:
         raise BrokerUnavailable("there is no bus just now")
-    return tree.bus
+    return tree.incarnation.bus
 
 
 @attrs.define

@@ -1,0 +1,101 @@
+"""The parts of one incarnation of the server, and how they reach each other.
+
+1. `Tree` makes one `Incarnation` for each start of the child ``incarnation``, and puts each part here when
+   its child starts. A part that has ended, or has not started yet, is None.
+2. The parts look each other up here at the moment of use. So any strategy may restart one part alone
+   (``one_for_one``) inside the same incarnation, and no part keeps a reference to one that has ended.
+3. A part that is late to end still belongs to its own incarnation, and cannot touch the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+
+from tangram.bus import Bus
+from tangram.errors import BrokerUnavailable
+from tangram.gateway.channels import Channels
+from tangram.plugins.host import PluginHost
+from tangram.plugins.state import BackendState
+from tangram.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from tangram.compat.island import Island
+
+__all__ = ["Incarnation"]
+
+log = structlog.get_logger("tangram.app")
+
+
+@attrs.define(eq=False)
+class Incarnation:
+    """One incarnation: its supervisor, its plugins' hosts and its parts."""
+
+    hosts: dict[str, PluginHost] = attrs.Factory(dict)
+    """The host of each plugin by the plugin's name."""
+    supervisor: Supervisor | None = None
+    """The supervisor of the parts; None before their start and after their end."""
+    state: BackendState | None = None
+    bus: Bus | None = None
+    channels: Channels | None = None
+    island: Island | None = None
+    """The asyncio loop that existing plugins share, if they share one."""
+    web_failures: Mapping[str, str] = attrs.Factory(dict)
+    """The plugins with a part of their HTTP side that cannot be served, each with the cause."""
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether the bus is connected to Redis now."""
+        return self.bus is not None and self.bus.up
+
+    def require_state(self) -> BackendState:
+        """Return the state that the plugins share.
+
+        Raises:
+            BrokerUnavailable: the state is restarting.
+        """
+        if self.state is None:
+            raise BrokerUnavailable("the server is between two incarnations; try again")
+        return self.state
+
+    def require_bus(self) -> Bus:
+        """Return the bus.
+
+        Raises:
+            BrokerUnavailable: the bus is restarting.
+        """
+        if self.bus is None:
+            raise BrokerUnavailable("the bus is restarting; try again")
+        return self.bus
+
+    def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        """Hand messages from Redis to the channels; without channels they have no receiver."""
+        if self.channels is not None:
+            self.channels.deliver(batch)
+
+    async def publish(self, channel: str, payload: bytes | str) -> int:
+        """Publish a message as `Bus.publish` does."""
+        return await self.require_bus().publish(channel, payload)
+
+    def publish_all_nowait(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+        done: Callable[[Mapping[int, Exception]], None] | None,
+    ) -> None:
+        """Publish a batch as `Bus.publish_all_nowait` does."""
+        self.require_bus().publish_all_nowait(messages, done)
+
+    def subscribe(self, *patterns: str) -> object:
+        """Subscribe as `Bus.subscribe` does."""
+        return self.require_bus().subscribe(*patterns)
+
+    def publish_event(self, channel: str, payload: bytes) -> None:
+        """Publish a supervision event if Redis is connected; the event may be that Redis is away."""
+        if self.bus is not None and self.bus.up:
+            try:
+                self.bus.publish_nowait(channel, payload)
+            except BrokerUnavailable:
+                log.debug("event not published", channel=channel)
