@@ -1,4 +1,4 @@
-"""Fakes behind the channels' seams: settings, a bus that loops publishes back, ids that count."""
+"""Fakes for the channels: settings, a bus that delivers publications back, ids."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_outbox(**settings: int) -> Outbox:
 
 
 def drained(outbox: Outbox) -> list[object]:
-    """What waits, decoded: lists for text, bytes for binary."""
+    """Return the waiting messages, decoded: lists for text, bytes for binary."""
     items = outbox.take_all()
     outbox.written(sum(len(item.data) for item in items))
     return [msgspec.json.decode(item.data) if item.opcode == 1 else item.data for item in items]

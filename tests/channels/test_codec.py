@@ -20,8 +20,7 @@ PAYLOAD = st.recursive(
 
 
 def split_by_the_table(data: bytes, lengths: int) -> tuple[list[str], bytes]:
-    """Kind, then one byte for each length, then the fields in that order, then the payload: read anew from
-    the table."""
+    """Read kind and lengths, then the fields in order, then the payload."""
     kind_and_lengths = struct.unpack_from(f"{1 + lengths}B", data)
     fields, at = [], 1 + lengths
     for length in kind_and_lengths[1:]:
@@ -35,7 +34,7 @@ def split_by_the_table(data: bytes, lengths: int) -> tuple[list[str], bytes]:
 def test_text_frames_survive_the_round_trip(
     join_ref: str | None, ref: str | None, topic: str, event: str, payload: object
 ) -> None:
-    """What is encoded as text is what an ordinary JSON parser reads, and decodes to the same message."""
+    """An ordinary JSON parser reads a text frame, which decodes to the same message."""
     text = json.dumps(payload).encode()
     encoded = codec.encode_text(join_ref, ref, topic, event, text)
 
@@ -48,8 +47,7 @@ def test_text_frames_survive_the_round_trip(
 def test_binary_pushes_survive_the_round_trip(
     join_ref: str | None, ref: str | None, topic: str, event: str, payload: bytes
 ) -> None:
-    """A client's binary push has the layout of the table, and decodes to the same message; null and empty
-    are one."""
+    """A binary push has the documented layout and decodes to the same message."""
     message = SocketMessage(join_ref or None, ref or None, topic, event, payload, binary=True)
     data = codec.encode_client(message)
 
@@ -70,7 +68,7 @@ def test_broadcasts_have_the_layout_of_kind_2(topic: str, event: str, payload: b
     assert codec.decode_server(BINARY, data) == SocketMessage(None, None, topic, event, payload, binary=True)
 
 
-def test_the_example_of_the_table() -> None:
+def test_the_documented_example_of_a_push_decodes() -> None:
     """The documented bytes of a push decode to the documented fields."""
     data = bytes.fromhex("00 01 01 05 03 31 32 6f62733a66 62696e 00ff64617461")
 
@@ -131,20 +129,20 @@ def test_any_json_decodes_or_raises_frame_error(elements: list[object]) -> None:
     ],
 )
 def test_malformed_text_is_refused(data: bytes) -> None:
-    """Wrong shapes, trailing text, bad UTF-8, overflowing numbers and bottomless nesting are no messages."""
+    """Wrong shapes, bad text, overflowing numbers and deep nesting are no messages."""
     with pytest.raises(FrameError):
         codec.decode_text(data)
 
 
-def test_a_payload_is_what_was_sent() -> None:
-    """It is looked into, and passed on to the byte: blanks, long numbers, escapes and doubled keys."""
+def test_a_payload_is_passed_on_unchanged() -> None:
+    """The payload keeps its bytes: blanks, long numbers, escapes and duplicate keys."""
     payload = rb' { "b":1.50 , "a" : 12345678901234567890123, "a":"\u00e9" } '
 
     assert codec.decode_text(b'["1","2","t","e",' + payload + b"]").payload == payload.strip()
 
 
 def test_extra_elements_are_ignored() -> None:
-    """Elements after the fifth are nobody's business, as in Phoenix."""
+    """Elements after the fifth are ignored, as in Phoenix."""
     assert codec.decode_text(b'["1","2","t","e",{"a":1},6,{}]').payload == b'{"a":1}'
 
 
@@ -203,21 +201,21 @@ BYTES = [
 
 
 @pytest.mark.parametrize("payload", DOCUMENTS)
-def test_documents_travel_as_json(payload: bytes) -> None:
-    """One valid object or array is JSON, whatever its blanks, up to 128 levels."""
+def test_documents_are_delivered_as_json(payload: bytes) -> None:
+    """One valid object or array is JSON, with any blanks, up to 128 levels."""
     assert codec.is_document(payload)
 
 
 @pytest.mark.parametrize("payload", BYTES)
-def test_all_else_travels_as_bytes(payload: bytes) -> None:
-    """Scalars, what only looks like JSON, and what a browser would choke on, is binary."""
+def test_other_payloads_are_delivered_as_bytes(payload: bytes) -> None:
+    """Scalars, invalid JSON, and JSON that a browser would refuse are binary."""
     assert not codec.is_document(payload)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=40) | PAYLOAD.map(lambda value: json.dumps(value).encode()))
-def test_what_is_called_a_document_can_be_parsed(payload: bytes) -> None:
-    """Whatever is called a document is one for a strict parser too."""
+def test_documents_can_be_parsed(payload: bytes) -> None:
+    """A strict parser accepts every document."""
 
     def refuse(constant: str) -> object:
         raise ValueError(constant)
@@ -243,7 +241,7 @@ def test_a_join_is_published_without_its_token(payload: bytes, published: bytes)
 
 
 def test_long_fields_cannot_be_encoded_in_binary() -> None:
-    """A field of 256 bytes does not fit into its length byte, and is refused instead of wrapped."""
+    """A field of 256 bytes does not fit into its length byte, and is refused."""
     with pytest.raises(FrameError):
         codec.encode_binary_broadcast("é" * 128, "e")
 
@@ -255,8 +253,8 @@ replies = st.builds(
 
 @pytest.mark.slow
 @given(st.lists(st.none() | replies))
-def test_acknowledgements_are_what_a_reply_is(replies: list[SocketMessage | None]) -> None:
-    """Each push that has a ref is answered ok, in order, whatever is written in its ref and its topic."""
+def test_acknowledgements_equal_single_replies(replies: list[SocketMessage | None]) -> None:
+    """Each push with a ref is answered ok, in order, for any characters in its ref and topic."""
     texts = [msgspec.json.decode(text) for text in codec.encode_acknowledgements(replies)]
     wanted = [to for to in replies if to is not None and to.ref is not None]
 

@@ -14,12 +14,12 @@ def test_the_server_never_closes_with_1000() -> None:
 
 
 def test_codes_may_be_sent_and_reasons_fit() -> None:
-    """Codes are ones that RFC 6455 lets an endpoint send, and reasons fit into a control frame."""
+    """RFC 6455 allows the codes, and the reasons fit into a control frame."""
     for disconnect in ALL:
         assert disconnect.code in {1001, 1003, 1007, 1008, 1009, 1011, 1012, 1013}
         assert len(disconnect.reason.encode()) <= 123
 
 
-def test_reasons_tell_refusals_apart() -> None:
+def test_each_refusal_has_its_own_reason() -> None:
     """No two refusals say the same."""
     assert len({refusal.reason for refusal in REFUSALS}) == len(REFUSALS)

@@ -4,7 +4,7 @@ from tangram.channels.frames import TEXT, Encoded
 
 
 def test_a_frame_remembers_its_framed_bytes() -> None:
-    """The slot for the wire is empty until a transport fills it, for all who share the frame."""
+    """The slot for the framed bytes is empty until a transport fills it for all members."""
     frame = Encoded(TEXT, b"x")
     assert frame.wire is None
 

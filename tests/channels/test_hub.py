@@ -25,14 +25,14 @@ def join(hub: Hub, conn: str, topic: str, outbox: Outbox | None = None, id_: str
 
 
 def joined(hub: Hub, conn: str, topic: str, id_: str = "") -> Membership:
-    """Joined, and everything about it read."""
+    """Join, and read everything that the join caused."""
     membership = join(hub, conn, topic, id_=id_)
     drained(membership.outbox)
     return membership
 
 
 def test_all_members_get_the_same_object() -> None:
-    """A broadcast is encoded once, with nulls for what differs between members."""
+    """A broadcast is encoded once, with nulls for the fields that differ between members."""
     hub = Hub()
     members = [joined(hub, conn, "obs") for conn in "abc"]
     hub.deliver([(b"to:obs:update", b'{"t":1}'), (b"to:obs:raw", b"\x00\xff")])
@@ -46,7 +46,7 @@ def test_all_members_get_the_same_object() -> None:
 
 
 def test_dispatch_is_exact() -> None:
-    """Neither glob characters nor prefixes match anything but themselves, and the last colon splits."""
+    """Neither glob characters nor prefixes match other topics, and the last colon splits."""
     hub = Hub()
     members = {
         topic: joined(hub, "a" + topic, topic) for topic in ("obs*", "obs", "*", "obs:d", "o?s", "obs[a]")
@@ -73,7 +73,7 @@ def test_dispatch_is_exact() -> None:
 
 
 def test_the_protocols_own_events_are_not_forwarded() -> None:
-    """Nothing on Redis may answer a push, reset or close a channel in the protocol's name."""
+    """No message from Redis can answer a push, or reset or close a channel."""
     hub = Hub()
     member = joined(hub, "a", "obs")
     hub.deliver([(b"to:obs:phx_%b" % name, b"{}") for name in (b"reply", b"close", b"error", b"join", b"x")])
@@ -82,9 +82,8 @@ def test_the_protocols_own_events_are_not_forwarded() -> None:
     assert hub.statistics().dropped == 5
 
 
-def test_one_bad_message_never_costs_its_batch() -> None:
-    """Empty payloads, and binary ones whose event cannot be encoded, are left out; the others arrive in
-    order."""
+def test_a_bad_message_does_not_lose_its_batch() -> None:
+    """Messages that cannot be encoded are left out; the others arrive in order."""
     hub = Hub()
     member = joined(hub, "a", "obs")
     long = b"to:obs:" + b"e" * 256
@@ -96,8 +95,8 @@ def test_one_bad_message_never_costs_its_batch() -> None:
     assert payloads == [[1], {}, [2]]
 
 
-def test_nothing_comes_before_the_answer() -> None:
-    """The newcomer's first frame is the reply with its agent id, and it misses nothing from then on."""
+def test_the_reply_to_a_join_comes_first() -> None:
+    """The newcomer's first frame is the reply with its agent id, and it misses no later event."""
     hub = Hub()
     member = join(hub, "c", "obs")
     hub.deliver([(b"to:obs:e", b"[1]")])
@@ -107,9 +106,8 @@ def test_nothing_comes_before_the_answer() -> None:
     assert event == [None, None, "obs", "e", [1]]
 
 
-def test_what_redis_hears_of_a_join_and_a_leave() -> None:
-    """channel.add and channel.join with all agents and topics, then channel.leave and channel.remove with
-    the rest."""
+def test_a_join_and_a_leave_are_published() -> None:
+    """The admin events list all agents and topics that are left."""
     hub = Hub()
     first = Membership("a", "obs", "1", "alice", open_outbox())
 
@@ -131,7 +129,7 @@ def test_what_redis_hears_of_a_join_and_a_leave() -> None:
 
 
 def test_special_topics_are_neither_added_nor_removed() -> None:
-    """admin, system and phoenix are always there."""
+    """admin, system and phoenix always exist."""
     hub = Hub()
     member = Membership("a", "system", "1", "alice", open_outbox())
 
@@ -140,7 +138,7 @@ def test_special_topics_are_neither_added_nor_removed() -> None:
 
 
 def test_admin_events_do_not_grow_with_the_square() -> None:
-    """Up to 100 agents are named; above it the newcomer alone, with the count."""
+    """Up to 100 agents are listed; above it only the newcomer, with the count."""
     hub = Hub()
     for number in range(MAX_AGENTS - 1):
         join(hub, f"c{number}", "obs")
@@ -154,7 +152,7 @@ def test_admin_events_do_not_grow_with_the_square() -> None:
 
 
 def test_a_newcomer_on_admin_gets_the_list_directly() -> None:
-    """Every existing topic is one channel.list frame to the newcomer, and to nobody else."""
+    """Every existing topic is one channel.list frame for the newcomer alone."""
     hub = Hub()
     old = joined(hub, "a", "admin")
     joined(hub, "b", "obs")
@@ -166,7 +164,7 @@ def test_a_newcomer_on_admin_gets_the_list_directly() -> None:
     assert drained(old.outbox) == []
 
 
-def test_a_long_list_does_not_cost_the_connection() -> None:
+def test_a_long_topic_list_does_not_overflow_the_outbox() -> None:
     """The list stops at half of the outbox."""
     hub = Hub()
     for number in range(2000):
@@ -177,8 +175,8 @@ def test_a_long_list_does_not_cost_the_connection() -> None:
     assert len(drained(new.outbox)) > 50
 
 
-def test_newcomers_share_one_state_and_hear_the_difference() -> None:
-    """At a flush every newcomer gets the whole state with a null ref, and one difference is published."""
+def test_newcomers_share_one_state_and_one_difference() -> None:
+    """A flush sends the whole state to newcomers, and publishes one difference."""
     hub = Hub()
     alice = joined(hub, "a", "obs")
     assert hub.dirty
@@ -198,8 +196,8 @@ def test_newcomers_share_one_state_and_hear_the_difference() -> None:
     assert not hub.dirty
 
 
-def test_a_state_larger_than_the_backlog_does_not_cost_the_connection() -> None:
-    """Ten thousand members rejoin, and each gets a state far above the bound behind its reply."""
+def test_a_state_larger_than_the_backlog_does_not_close_the_connection() -> None:
+    """Each of many newcomers gets a state far above the bound behind its reply."""
     hub = Hub()
     boxes = [open_outbox(max_backlog=1000) for _ in range(300)]
     for number, box in enumerate(boxes):
@@ -211,7 +209,7 @@ def test_a_state_larger_than_the_backlog_does_not_cost_the_connection() -> None:
 
 
 def test_presence_can_be_switched_off() -> None:
-    """Without presence nobody is told who is there."""
+    """Without presence no state and no differences are sent."""
     hub = Hub(presence=False)
     member = joined(hub, "a", "obs")
 
@@ -220,8 +218,8 @@ def test_presence_can_be_switched_off() -> None:
     assert drained(member.outbox) == []
 
 
-def test_an_interruption_is_told_by_phx_error_and_members_go_on_hearing() -> None:
-    """Members are told to join again, and what comes until they do reaches them."""
+def test_after_an_interruption_members_get_phx_error_and_still_receive() -> None:
+    """Members must join again, and receive messages until they do."""
     hub = Hub()
     members = [joined(hub, "a", "obs"), joined(hub, "a", "system"), joined(hub, "b", "obs")]
     hub.interrupted()
@@ -230,13 +228,13 @@ def test_an_interruption_is_told_by_phx_error_and_members_go_on_hearing() -> Non
         [None, None, member.topic, "phx_error", {}] for member in members
     ]
     hub.deliver([(b"to:obs:e", b"[1]")])
-    heard = [frame for member in members for frame in drained(member.outbox)]
-    assert heard == [[None, None, "obs", "e", [1]]] * 2
+    received = [frame for member in members for frame in drained(member.outbox)]
+    assert received == [[None, None, "obs", "e", [1]]] * 2
     assert hub.statistics().interruptions == 1
 
 
-def test_a_topic_that_is_closed_ends_every_membership_and_redis_hears_it() -> None:
-    """Closing with phx_error ends the memberships, tells the members, and Redis hears that they left."""
+def test_closing_a_topic_ends_its_memberships_and_publishes_the_leaves() -> None:
+    """With phx_error, the memberships end, the members get it, and their leaves are published."""
     hub = Hub()
     members = [joined(hub, "a", "obs"), joined(hub, "b", "obs")]
     told = hub.close_topic("obs", "phx_error")
@@ -250,9 +248,7 @@ def test_a_topic_that_is_closed_ends_every_membership_and_redis_hears_it() -> No
 
 
 def test_a_plugin_ends_the_connections_of_an_id() -> None:
-    """``to:phoenix:disconnect`` closes each connection with a membership of that external id, by its
-    name, and no other.
-    """
+    """``to:phoenix:disconnect`` closes the connections with a membership of that external id."""
     hub = Hub()
     members = [
         joined(hub, "a", "obs", "eve"),
@@ -266,7 +262,7 @@ def test_a_plugin_ends_the_connections_of_an_id() -> None:
 
 @pytest.mark.parametrize(("command", "event"), [(b"close", "phx_close"), (b"reset", "phx_error")])
 def test_a_plugin_ends_the_memberships_of_a_topic(command: bytes, event: str) -> None:
-    """Members of the topic are told, and Redis hears that they left; other topics go on."""
+    """Members get the event, their leaves are published, and other topics go on."""
     hub = Hub()
     member, other = joined(hub, "a", "obs"), joined(hub, "a", "system")
     told = hub.deliver([(b"to:obs:e", b"[1]"), (b"to:phoenix:" + command, b'{"topic":"obs"}')])
@@ -278,8 +274,8 @@ def test_a_plugin_ends_the_memberships_of_a_topic(command: bytes, event: str) ->
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b"[", b'{"id":1}', b'{"topic":null}', b"[" * 10_000])
 @pytest.mark.parametrize("command", [b"disconnect", b"close", b"reset"])
-def test_a_command_that_says_nothing_does_nothing(command: bytes, payload: bytes) -> None:
-    """What is no command ends nobody."""
+def test_malformed_commands_have_no_effect(command: bytes, payload: bytes) -> None:
+    """A malformed command ends no membership and no connection."""
     hub = Hub()
     member = joined(hub, "a", "obs")
 
@@ -289,7 +285,7 @@ def test_a_command_that_says_nothing_does_nothing(command: bytes, payload: bytes
 
 
 def test_conflated_events_keep_their_newest() -> None:
-    """Where a pattern says so, only the newest of the backlog is kept; other events are all kept."""
+    """Of conflated events only the newest waits; all other events wait."""
     hub = Hub(conflate=["streaming-*:new-*-data"])
     member = joined(hub, "a", "streaming-x")
     channel = b"to:streaming-x:new-jet1090-data"
@@ -305,8 +301,8 @@ def test_conflated_events_keep_their_newest() -> None:
     assert [frame[4] for frame in drained(member.outbox) if isinstance(frame, list)] == [[3], [2], [4]]
 
 
-def test_a_slow_member_does_not_cost_the_others() -> None:
-    """Who is too far behind is given up by name, and the rest get everything."""
+def test_a_slow_member_does_not_delay_the_others() -> None:
+    """A member too far behind is closed with 1013, and the others get everything."""
     hub = Hub()
     slow, fast = joined(hub, "slow", "obs"), joined(hub, "fast", "obs")
     slow.outbox.max_backlog = 100
@@ -319,9 +315,8 @@ def test_a_slow_member_does_not_cost_the_others() -> None:
     assert fast.outbox.disconnect is None
 
 
-def test_routes_are_forgotten_with_their_room() -> None:
-    """A topic that was empty when its channel was first seen delivers once it has a member, and no more
-    after."""
+def test_destinations_are_forgotten_with_their_topic() -> None:
+    """A topic delivers while it has members, also if its first message came before."""
     hub = Hub()
     hub.deliver([(b"to:obs:e", b"[1]")])
     member = joined(hub, "a", "obs")
@@ -334,7 +329,7 @@ def test_routes_are_forgotten_with_their_room() -> None:
 
 
 def test_members_come_and_go_between_messages() -> None:
-    """Who joins after a topic's first message hears the second, and who has left hears no third."""
+    """A member receives the messages between its join and its leave."""
     hub = Hub()
     first = joined(hub, "a", "obs")
     hub.deliver([(b"to:obs:e", b"[1]")])
@@ -352,7 +347,7 @@ CONNS = ["a", "b", "c", "d"]
 
 
 class HubAgainstAModel(RuleBasedStateMachine):
-    """Four clients join, leave, vanish and listen; each keeps presence as phoenix.js does."""
+    """Four clients join, leave, vanish and receive; each keeps presence as phoenix.js does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -434,7 +429,7 @@ class HubAgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """After a flush that has come round, everybody sees exactly who is there."""
+        """After a flush and its delivery, the view of each member equals the members."""
         self.flush()
         self.redis_comes_round()
         self.read()

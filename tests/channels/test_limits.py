@@ -16,8 +16,8 @@ def test_a_burst_then_the_rate() -> None:
     assert [limiter.take("a", 100.0) for _ in range(4)] == [True, True, True, False]
 
 
-def test_keys_do_not_share() -> None:
-    """One address' burst is not another's."""
+def test_each_key_has_its_own_bucket() -> None:
+    """The burst of one address does not use up that of another."""
     limiter = Limiter(rate=1, burst=1)
 
     assert limiter.take("a", 0.0)
@@ -25,16 +25,16 @@ def test_keys_do_not_share() -> None:
     assert not limiter.take("a", 0.0)
 
 
-def test_exempt_and_unlimited() -> None:
-    """No key and no rate are no limit."""
+def test_no_key_and_no_rate_mean_no_limit() -> None:
+    """A key of None and a rate of 0 are not limited."""
     limiter = Limiter(rate=1, burst=1)
 
     assert all(limiter.take(None, 0.0) for _ in range(10))
     assert all(Limiter(rate=0, burst=1).take("a", 0.0) for _ in range(10))
 
 
-def test_a_clock_that_steps_back_gives_nothing() -> None:
-    """Time that goes backwards neither fills nor empties a bucket."""
+def test_a_clock_step_back_does_not_fill_a_bucket() -> None:
+    """A clock that steps back neither fills nor empties a bucket."""
     limiter = Limiter(rate=1, burst=1)
 
     assert limiter.take("a", 100.0)
@@ -65,6 +65,6 @@ def test_memory_is_bounded() -> None:
         ("", None),
     ],
 )
-def test_whose_bucket(address: str, key: str | None) -> None:
-    """Loopback is exempt however it is written, and a host cannot use up its /64 one address at a time."""
+def test_the_bucket_of_an_address(address: str, key: str | None) -> None:
+    """Loopback is exempt in every notation, and an IPv6 address counts for its /64 network."""
     assert client_key(address) == key

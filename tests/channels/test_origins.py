@@ -32,9 +32,8 @@ OURS = OriginPolicy(hosts=["tangram.example", "192.0.2.7"])
         ("http://[broken", None, False),
     ],
 )
-def test_our_own_hosts_and_loopback_may(origin: str | None, host: str | None, allowed: bool) -> None:
-    """Without a list: our hosts, loopback, no Origin at all, and the very address that the page was loaded
-    from."""
+def test_own_hosts_and_loopback_are_allowed(origin: str | None, host: str | None, allowed: bool) -> None:
+    """Own hosts, loopback, no Origin, and the page's own IP address are allowed."""
     assert OURS.allows(origin, host) is allowed
 
 
@@ -53,13 +52,13 @@ def test_our_own_hosts_and_loopback_may(origin: str | None, host: str | None, al
         (None, True),
     ],
 )
-def test_a_list_is_meant_as_it_is_written(origin: str | None, allowed: bool) -> None:
-    """A list names whole origins and subdomains, beside our own hosts and loopback."""
+def test_a_list_allows_whole_origins_and_subdomains(origin: str | None, allowed: bool) -> None:
+    """A list names whole origins and subdomains, in addition to own hosts and loopback."""
     policy = OriginPolicy(["https://a.example/", "https://*.b.example"])
 
     assert policy.allows(origin) is allowed
 
 
 def test_a_star_allows_everything() -> None:
-    """The operator may open the door to all pages."""
+    """The operator may allow all pages."""
     assert OriginPolicy(["*"]).allows("null")

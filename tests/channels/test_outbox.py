@@ -18,7 +18,7 @@ def open_box(max_backlog: int) -> tuple[Outbox, list[int]]:
 
 
 def test_everything_is_taken_at_once_in_order() -> None:
-    """The whole backlog comes out in one go, and the owner was woken once."""
+    """The whole backlog is returned at once, and the owner was woken once."""
     outbox, rings = open_box(1000)
     items = [item(10), item(20), item(30)]
     for one in items:
@@ -38,8 +38,8 @@ def test_one_message_of_any_size_goes_to_an_empty_outbox() -> None:
     assert outbox.disconnect is None
 
 
-def test_too_far_behind_is_given_up_with_a_name() -> None:
-    """One byte over the bound ends the connection, and frees what waited."""
+def test_an_overflow_closes_with_overload() -> None:
+    """One byte over the bound closes the connection, and frees the waiting messages."""
     outbox, rings = open_box(100)
     outbox.put(item(10))
     outbox.put(item(100))
@@ -50,8 +50,8 @@ def test_too_far_behind_is_given_up_with_a_name() -> None:
     assert len(rings) == 2
 
 
-def test_what_was_taken_but_not_written_still_counts() -> None:
-    """A transport that takes and cannot write does not make room."""
+def test_bytes_taken_but_not_written_still_count() -> None:
+    """A transport that takes and cannot write makes no room."""
     outbox, _ = open_box(100)
     outbox.put(item(10))
     outbox.take_all()
@@ -62,7 +62,7 @@ def test_what_was_taken_but_not_written_still_counts() -> None:
 
 
 def test_written_bytes_make_room() -> None:
-    """Once all is written the outbox is as new."""
+    """Once everything is written the bound starts anew."""
     outbox, _ = open_box(100)
     outbox.put(item(500))
     outbox.put(item(100))
@@ -75,8 +75,7 @@ def test_written_bytes_make_room() -> None:
 
 
 def test_a_run_counts_as_put_does() -> None:
-    """A run that fits goes in whole; one that does not ends the connection at the same message as single
-    puts."""
+    """A run that fits is added whole; another closes at the same message as single puts."""
     outbox, rings = open_box(100)
     outbox.put_run(Run([item(60), item(60), item(40)]))
 
@@ -87,9 +86,8 @@ def test_a_run_counts_as_put_does() -> None:
     assert outbox.disconnect == OVERLOAD
 
 
-def test_a_run_goes_out_as_it_came() -> None:
-    """An outbox that was empty gives the run itself, which all members share, and wakes its owner once all of
-    it is there."""
+def test_an_empty_outbox_returns_the_shared_run() -> None:
+    """The shared run itself is returned, and the owner is woken after it is added."""
     held: list[int] = []
     outbox = Outbox(lambda: held.append(outbox.pending), max_backlog=100)
     run = Run([item(10), item(20)])
@@ -100,7 +98,7 @@ def test_a_run_goes_out_as_it_came() -> None:
 
 
 def test_a_shared_run_is_never_changed() -> None:
-    """What comes behind a run, or replaces one of its messages, leaves the other members' run alone."""
+    """Messages behind a run, or in place of one of its messages, do not change the shared run."""
     outbox, _ = open_box(1000)
     run = Run([item(10), item(20)])
     outbox.put_run(run)
@@ -113,8 +111,8 @@ def test_a_shared_run_is_never_changed() -> None:
     assert outbox.pending == 66
 
 
-def test_an_exempt_message_is_never_too_much() -> None:
-    """The state that a join brings widens the bound by its own size, and by no more."""
+def test_an_exempt_message_widens_the_bound() -> None:
+    """The presence state of a join widens the bound by its own size, and by no more."""
     outbox, _ = open_box(100)
     outbox.put(item(10))
     outbox.put_exempt(item(5000))
@@ -126,7 +124,7 @@ def test_an_exempt_message_is_never_too_much() -> None:
 
 
 def test_few_messages_are_exempt_at_a_time() -> None:
-    """Who joins and leaves without reading cannot pile up states; once it has read, it may have them anew."""
+    """A client that does not read cannot pile up presence states."""
     outbox = Outbox(lambda: None, max_backlog=100, max_exempt=2)
     outbox.put(item(10))
     for _ in range(2):
@@ -155,7 +153,7 @@ def test_only_the_newest_of_a_key_is_kept() -> None:
 
 
 def test_a_taken_message_is_not_replaced() -> None:
-    """What the transport has taken is on its way; a newer one of its key waits behind it."""
+    """A newer message of a key waits behind one that the transport has taken."""
     outbox, _ = open_box(100)
     outbox.put(item(10, "k"))
     outbox.take_all()
@@ -166,7 +164,7 @@ def test_a_taken_message_is_not_replaced() -> None:
 
 
 def test_the_first_reason_to_close_stays() -> None:
-    """A closed outbox takes nothing, gives what it held, and keeps its first reason."""
+    """A closed outbox takes nothing, returns its messages, and keeps its first reason."""
     outbox, _ = open_box(100)
     outbox.put(item(10))
     outbox.close(IDLE)
@@ -188,8 +186,7 @@ def test_the_first_reason_to_close_stays() -> None:
     )
 )
 def test_the_backlog_is_bounded(steps: list[tuple[str, int, str | None]]) -> None:
-    """Whatever happens, no more waits than the bound behind one message, and the count is the sum of what is
-    held."""
+    """The bound holds under any steps, and the count equals the waiting bytes."""
     outbox, _ = open_box(100)
     taken = 0
     for step, size, key in steps:

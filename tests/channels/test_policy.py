@@ -47,8 +47,8 @@ def token(channel: str, id_: str = "alice") -> str:
     return mint(Claims(id_, channel, int(NOW) + 100), SECRET)
 
 
-async def test_a_minted_token_says_what_was_asked() -> None:
-    """The token names channel, id and end; without an id one is made."""
+async def test_a_minted_token_has_the_requested_claims() -> None:
+    """The token has channel, id and expiry; without an id a new one is made."""
     minted = await open_gate().mint("obs", None, LOCAL)
 
     assert isinstance(minted, Minted)
@@ -71,17 +71,17 @@ async def test_a_minted_token_says_what_was_asked() -> None:
         ("x", "é" * 128, None, disconnects.ID_TOO_LONG),
     ],
 )
-async def test_who_may_have_which_token(
+async def test_tokens_are_minted_by_the_policy(
     channel: str, id_: str | None, bearer: str | None, refusal: Refusal | None
 ) -> None:
-    """admin is the operator's, a stream belongs to its id, and everything else is anybody's."""
+    """admin is for the operator, a stream for its own id, and all other topics are open."""
     minted = await open_gate().mint(channel, id_, LOCAL, bearer=bearer)
 
     assert minted == refusal if refusal is not None else isinstance(minted, Minted)
 
 
-async def test_nobody_is_operator_without_an_operator_token() -> None:
-    """An empty configured token matches nothing, also not an empty bearer."""
+async def test_without_an_operator_token_there_is_no_operator() -> None:
+    """An empty operator token matches nothing, not even an empty bearer."""
     gate = Gate(Settings(), SECRET, origins=OriginPolicy(), new_id=str, clock=Clock(), operator_token="")
 
     assert not gate.is_operator("")
@@ -105,14 +105,15 @@ async def test_nobody_is_operator_without_an_operator_token() -> None:
         ("obs:x", token("obs:*"), None, disconnects.WRONG_CHANNEL),
     ],
 )
-def test_who_may_join(topic: str, own: str | None, users: str | None, verdict: str | Refusal) -> None:
-    """A token is good for exactly the topic it names; a join's own token is final, else the connection's
-    counts."""
+def test_a_join_needs_a_token_for_its_topic(
+    topic: str, own: str | None, users: str | None, verdict: str | Refusal
+) -> None:
+    """A token allows exactly its topic; a join's own token goes before the connection's."""
     assert open_gate().check_join(topic, own, users, LOCAL) == verdict
 
 
 async def test_rates_are_per_address_and_loopback_is_exempt() -> None:
-    """Tokens, joins and upgrades each have a bucket, told apart from other refusals."""
+    """Tokens, joins and upgrades each have a bucket, with distinct refusals."""
     settings = Settings(
         token_rate=1, token_burst=1, join_rate=1, join_burst=1, upgrade_rate=1, upgrade_burst=1
     )
@@ -130,7 +131,7 @@ async def test_rates_are_per_address_and_loopback_is_exempt() -> None:
 
 
 async def test_origins_are_checked_for_tokens_and_upgrades() -> None:
-    """A foreign page gets neither."""
+    """A page of another origin gets neither."""
     page = ConnectInfo("127.0.0.1", origin="http://evil.example")
 
     assert await open_gate().mint("obs", None, page) == disconnects.ORIGIN
@@ -200,16 +201,18 @@ async def check_say(functions: Sequence[Callable[..., Any]], reason: str | None)
 
 
 @pytest.mark.parametrize(("functions", "reason"), SYNC)
-async def test_sync_plugins_have_a_say(functions: Sequence[Callable[..., Any]], reason: str | None) -> None:
-    """None allows, a string or Refused refuses; who raises or answers nonsense lets nobody in."""
+async def test_sync_authorize_functions_allow_or_refuse(
+    functions: Sequence[Callable[..., Any]], reason: str | None
+) -> None:
+    """None allows, a string or Refused refuses; an error or another answer is unavailable."""
     await check_say(functions, reason)
 
 
 @pytest.mark.parametrize(("functions", "reason"), ASYNC)
-async def test_async_plugins_have_a_say(
+async def test_async_authorize_functions_allow_or_refuse(
     autojump_clock: trio.testing.MockClock, functions: Sequence[Callable[..., Any]], reason: str | None
 ) -> None:
-    """The same, and who hangs lets nobody in either."""
+    """The same for async functions; one that hangs is unavailable."""
     await check_say(functions, reason)
 
 
@@ -239,7 +242,7 @@ async def test_a_stuck_thread_is_abandoned(autojump_clock: trio.testing.MockCloc
 
 
 async def test_plugins_are_asked_when_a_token_is_minted() -> None:
-    """The refusal reaches the asker with its reason."""
+    """The refusal has the plugin's reason."""
     refused = await open_gate(refuse).mint("obs", "alice", LOCAL)
 
     assert isinstance(refused, Refusal)

@@ -7,8 +7,8 @@ def metas(*refs: str) -> dict[str, list[dict[str, str]]]:
     return {"metas": [{"phx_ref": ref} for ref in refs]}
 
 
-def test_one_change_for_all_who_joined_in_a_window() -> None:
-    """A thousand joins between two flushes are one difference, and one state for all newcomers."""
+def test_all_joins_of_a_window_make_one_change() -> None:
+    """A thousand joins between two flushes are one difference and one state."""
     presence: Presence[str] = Presence()
     for number in range(1000):
         presence.join("t", f"id{number}", f"ref{number}", f"m{number}")
@@ -20,7 +20,7 @@ def test_one_change_for_all_who_joined_in_a_window() -> None:
 
 
 def test_two_sockets_of_one_id_are_one_key() -> None:
-    """Metas gather under the external id, and the key goes with the last of them."""
+    """Metas are gathered under the external id, and the key ends with the last of them."""
     presence: Presence[str] = Presence()
     presence.join("t", "bob", "r1", "m1")
     presence.join("t", "bob", "r2", "m2")
@@ -33,8 +33,8 @@ def test_two_sockets_of_one_id_are_one_key() -> None:
     assert presence.state("t") == {}
 
 
-def test_join_and_leave_in_one_window_is_nothing() -> None:
-    """Nobody hears of who came and went between two flushes."""
+def test_join_and_leave_in_one_window_cancel_out() -> None:
+    """A member that joins and leaves between two flushes is not published."""
     presence: Presence[str] = Presence()
     presence.join("t", "bob", "r1", "m1")
     presence.leave("t", "bob", "r1", "m1")
@@ -43,8 +43,7 @@ def test_join_and_leave_in_one_window_is_nothing() -> None:
 
 
 def test_leave_and_join_again_in_one_window() -> None:
-    """With a new ref both are told; with the same ref nothing has changed, but the newcomer wants the
-    state."""
+    """With a new ref both are published; with the same ref only the newcomer gets the state."""
     presence: Presence[str] = Presence()
     presence.join("t", "bob", "r1", "m1")
     presence.flush()
@@ -60,7 +59,7 @@ def test_leave_and_join_again_in_one_window() -> None:
 
 
 def test_an_unknown_leave_is_ignored() -> None:
-    """A leave of who is not there changes nothing."""
+    """A leave of an absent member changes nothing."""
     presence: Presence[str] = Presence()
     presence.leave("t", "bob", "r1", "m1")
     presence.join("t", "bob", "r1", "m1")
@@ -71,8 +70,8 @@ def test_an_unknown_leave_is_ignored() -> None:
     assert presence.flush() == []
 
 
-def test_what_was_not_told_is_told_by_the_next() -> None:
-    """As it is by then, whatever happened since: a client may have heard of it after all, or not."""
+def test_a_lost_difference_is_repeated_by_the_next_flush() -> None:
+    """It is repeated as it is by then, because a client may have received it or not."""
     presence: Presence[str] = Presence()
     for number in (1, 2, 3):
         presence.join("t", f"id{number}", f"r{number}", f"m{number}")
@@ -90,8 +89,8 @@ def test_what_was_not_told_is_told_by_the_next() -> None:
     assert presence.flush() == []
 
 
-def test_what_was_not_told_of_a_topic_that_is_empty_now() -> None:
-    """Its last leave is told, and then it is forgotten."""
+def test_a_lost_difference_of_an_empty_topic_is_repeated() -> None:
+    """Its last leave is published, and then the topic is forgotten."""
     presence: Presence[str] = Presence()
     presence.join("t", "bob", "r1", "m1")
     presence.flush()

@@ -23,7 +23,7 @@ from tests.channels.fakes import drained, open_outbox
 
 
 class Client:
-    """A socket machine with the shell's part played by hand."""
+    """A socket machine whose effects the test carries out."""
 
     def __init__(
         self, *, hub: Hub | None = None, conn: str = "c1", max_joins: int = 100, push_replies: bool = True
@@ -36,13 +36,13 @@ class Client:
         return self.socket.receive(codec.decode_text(msgspec.json.encode(frame)))
 
     def join(self, topic: str = "obs", ref: str = "1", payload: object = None) -> list[Effect]:
-        """Join with a verdict at once."""
+        """Join, with a verdict at once."""
         effects = self.say(ref, ref, topic, "phx_join", {} if payload is None else payload)
         (request,) = effects
         assert isinstance(request, Authorize)
         return self.socket.authorized(request, "alice")
 
-    def heard(self) -> list[object]:
+    def received(self) -> list[object]:
         return drained(self.outbox)
 
 
@@ -62,15 +62,14 @@ def error(join_ref: str | None, ref: str | None, topic: str, reason: str) -> lis
     return reply(join_ref, ref, topic, "error", {"reason": reason})
 
 
-def test_a_join_by_the_letter() -> None:
-    """The gate is asked with the join's own token; the reply has the agent id; Redis hears the join without
-    it."""
+def test_a_join_is_replied_to_and_published() -> None:
+    """The gate gets the join's own token, and the payload is published without it."""
     client = Client()
     (request,) = client.say("2", "2", "obs:a", "phx_join", {"token": "secret", "more": 1})
     assert request == Authorize("obs:a", "2", "2", "secret", b'{"token":"secret","more":1}')
     effects = client.socket.authorized(request, "alice")
 
-    assert client.heard() == [reply("2", "2", "obs:a", "ok", {"id": "c1:obs:a:2"})]
+    assert client.received() == [reply("2", "2", "obs:a", "ok", {"id": "c1:obs:a:2"})]
     assert [one.channel for one in effects if isinstance(one, Publish)] == [
         "to:admin:channel.add",
         "to:admin:channel.join",
@@ -81,7 +80,7 @@ def test_a_join_by_the_letter() -> None:
 
 @pytest.mark.parametrize("payload", [{}, None, {"token": 5}, {"token": None}, "x", [1]])
 def test_only_a_string_in_an_object_is_a_token(payload: object) -> None:
-    """Any other payload means the connection's own token."""
+    """With any other payload the connection's own token counts."""
     (request,) = Client().say("1", "1", "obs", "phx_join", payload)
 
     assert isinstance(request, Authorize)
@@ -89,79 +88,78 @@ def test_only_a_string_in_an_object_is_a_token(payload: object) -> None:
 
 
 def test_a_hopeless_refusal_is_followed_by_phx_close() -> None:
-    """phoenix.js would ask again with the same token for ever; after a close it forgets the channel."""
+    """phoenix.js would retry with the same token for ever; after phx_close it does not."""
     client = Client()
     (request,) = client.say("2", "2", "obs", "phx_join", {})
     assert isinstance(request, Authorize)
     assert client.socket.authorized(request, WRONG_CHANNEL) == []
 
-    assert client.heard() == [error("2", "2", "obs", "wrong channel"), ["2", None, "obs", "phx_close", {}]]
+    assert client.received() == [error("2", "2", "obs", "wrong channel"), ["2", None, "obs", "phx_close", {}]]
 
 
 @pytest.mark.parametrize("refusal", [LIMITED, UNAVAILABLE])
-def test_a_passing_refusal_leaves_the_ladder(refusal: object) -> None:
-    """Where a retry helps, phoenix.js' own ladder is left alone: an error and no close."""
+def test_a_temporary_refusal_is_not_followed_by_phx_close(refusal: object) -> None:
+    """Where a retry helps, phoenix.js is left to its own retries."""
     client = Client()
     (request,) = client.say("2", "2", "obs", "phx_join", {})
     assert isinstance(request, Authorize)
     client.socket.authorized(request, refusal)  # type: ignore[arg-type]
 
-    assert len(client.heard()) == 1
+    assert len(client.received()) == 1
 
 
-def test_a_leave_by_the_letter() -> None:
-    """ReplyTo with the agent id, then Redis hears; no phx_close follows."""
+def test_a_leave_is_replied_to_and_published() -> None:
+    """The reply has the agent id, then the leave is published; no phx_close follows."""
     client = Client()
     client.join()
-    client.heard()
+    client.received()
     effects = client.say("1", "4", "obs", "phx_leave", {})
 
-    assert client.heard() == [reply("1", "4", "obs", "ok", {"id": "c1:obs:1"})]
+    assert client.received() == [reply("1", "4", "obs", "ok", {"id": "c1:obs:1"})]
     assert from_channels(effects) == [("from:obs:phx_leave", b"{}")]
     assert client.socket.topics == []
 
 
 @pytest.mark.parametrize("join_ref", ["9", None, "1"])
 def test_any_leave_is_answered_ok(join_ref: str | None) -> None:
-    """A leave of what was never joined is ok and has no effect: phoenix.js sends one after every join
-    timeout."""
+    """phoenix.js sends a leave after every join timeout; it is ok and has no effect."""
     client = Client()
 
     assert client.say(join_ref, "4", "nowhere", "phx_leave", {}) == []
-    assert client.heard() == [reply(join_ref, "4", "nowhere", "ok", {})]
+    assert client.received() == [reply(join_ref, "4", "nowhere", "ok", {})]
 
 
 def test_a_stale_leave_does_not_end_the_new_membership() -> None:
     """A leave with the old join_ref is answered and ignored; one with null is not checked."""
     client = Client()
     client.join(ref="5")
-    client.heard()
+    client.received()
 
     assert client.say("1", "6", "obs", "phx_leave", {}) == []
-    assert client.heard() == [reply("1", "6", "obs", "ok", {})]
+    assert client.received() == [reply("1", "6", "obs", "ok", {})]
     assert client.socket.topics == ["obs"]
     client.say(None, "7", "obs", "phx_leave", {})
     assert client.socket.topics == []
 
 
 def test_a_join_without_join_ref_uses_its_ref() -> None:
-    """Null join_ref: the ref takes its place. Without either nobody could be answered."""
+    """With a null join_ref the ref takes its place; without either no reply is possible."""
     client = Client()
     (request,) = client.say(None, "3", "obs", "phx_join", {})
     assert isinstance(request, Authorize)
     client.socket.authorized(request, "alice")
 
-    assert client.heard() == [reply("3", "3", "obs", "ok", {"id": "c1:obs:3"})]
+    assert client.received() == [reply("3", "3", "obs", "ok", {"id": "c1:obs:3"})]
     assert client.say(None, None, "other", "phx_join", {}) == []
     assert client.socket.statistics().malformed == 1
 
 
 def test_heartbeats() -> None:
-    """Answered at once with a null join_ref, and published twice, the first with a blank after the colon."""
+    """They are answered at once with a null join_ref, and published twice."""
     client = Client()
     effects = client.say("7", "1", "phoenix", "heartbeat", {})
 
-    assert client.heard() == [reply(None, "1", "phoenix", "ok", {})]
+    assert client.received() == [reply(None, "1", "phoenix", "ok", {})]
     assert from_channels(effects) == [
         ("from:phoenix:heartbeat", b'{"conn_id": "c1"}'),
         ("from:phoenix:heartbeat", b"{}"),
@@ -169,25 +167,24 @@ def test_heartbeats() -> None:
 
 
 def test_a_push_is_answered_once_redis_has_it() -> None:
-    """The payload goes on unchanged; the reply waits for the outcome."""
+    """The payload is published unchanged; the reply waits for the outcome."""
     client = Client()
     client.join()
-    client.heard()
+    client.received()
     effects = client.socket.receive(
         codec.decode_text(b'["1","9","obs","hello",{"message":"hi", "user":1.10}]')
     )
     assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', ReplyTo("1", "9", "obs"))]
-    assert client.heard() == []
+    assert client.received() == []
 
     client.socket.published([ReplyTo("1", "9", "obs"), None, ReplyTo("1", None, "obs")])
     client.socket.unpublished(ReplyTo("1", "10", "obs"))
     client.socket.unpublished(ReplyTo("1", None, "obs"))
-    assert client.heard() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
+    assert client.received() == [reply("1", "9", "obs", "ok", {}), error("1", "10", "obs", "unavailable")]
 
 
-def test_the_short_way_of_a_push_decides_as_the_table_does() -> None:
-    """A push that is told its Redis channel at once is one that the table would publish, there; whatever the
-    table treats in another way is left to it."""
+def test_push_decides_as_the_table_does() -> None:
+    """A push with a Redis channel at once is one that the table would publish there."""
     client = Client()
     client.join("obs")
     client.join("gone", ref="2")
@@ -211,7 +208,7 @@ def test_the_short_way_of_a_push_decides_as_the_table_does() -> None:
 
 
 @pytest.mark.parametrize("payload", ["s", 5, None, True, [1, 2]])
-def test_scalars_pass(payload: object) -> None:
+def test_scalars_are_payloads(payload: object) -> None:
     """Any JSON is a payload."""
     client = Client()
     client.join()
@@ -222,7 +219,7 @@ def test_scalars_pass(payload: object) -> None:
 
 
 def test_pushes_without_a_ref_or_with_replies_off_are_not_answered() -> None:
-    """Nobody waits for them."""
+    """Such pushes are published without a reply."""
     client = Client()
     client.join()
     (effect,) = client.say("1", None, "obs", "hello", {})
@@ -240,52 +237,52 @@ def test_pushes_without_a_ref_or_with_replies_off_are_not_answered() -> None:
     ("join_ref", "topic"), [("1", "other"), ("2", "obs"), (None, "obs"), (None, "phoenix")]
 )
 def test_pushes_need_the_membership(join_ref: str | None, topic: str) -> None:
-    """An event before the join, or of another membership, is refused and published nowhere."""
+    """A push before the join, or of another membership, is refused and not published."""
     client = Client()
     client.join()
-    client.heard()
+    client.received()
 
     assert client.say(join_ref, "3", topic, "hello", {}) == []
-    assert client.heard() == [error(join_ref, "3", topic, "unmatched topic")]
+    assert client.received() == [error(join_ref, "3", topic, "unmatched topic")]
 
 
 def test_a_duplicate_join_ends_the_old_membership() -> None:
-    """The old join_ref hears phx_close, then the new join is judged; events come once."""
+    """The old join_ref gets phx_close, then the new join is checked; events come once."""
     client = Client()
     client.join(ref="1")
-    client.heard()
+    client.received()
     effects = client.say("5", "5", "obs", "phx_join", {})
-    assert client.heard() == [["1", None, "obs", "phx_close", {}]]
+    assert client.received() == [["1", None, "obs", "phx_close", {}]]
     assert isinstance(effects[-1], Authorize)
     client.socket.authorized(effects[-1], "alice")
-    client.heard()
+    client.received()
     client.hub.deliver([(b"to:obs:e", b"[1]")])
 
-    assert client.heard() == [[None, None, "obs", "e", [1]]]
+    assert client.received() == [[None, None, "obs", "e", [1]]]
     assert isinstance(effects[0], Publish)
     assert effects[0].channel == "to:admin:channel.leave"
 
 
 def test_the_same_join_twice_is_one_membership() -> None:
-    """Answered ok again, and nothing else happens."""
+    """It is answered ok again, and has no other effect."""
     client = Client()
     client.join(ref="1")
-    client.heard()
+    client.received()
 
     assert client.say("1", "1", "obs", "phx_join", {}) == []
-    assert client.heard() == [reply("1", "1", "obs", "ok", {"id": "c1:obs:1"})]
+    assert client.received() == [reply("1", "1", "obs", "ok", {"id": "c1:obs:1"})]
     assert client.hub.statistics().members == 1
 
 
-def test_the_101st_join_is_refused() -> None:
-    """The bound counts what is joined and what is being judged, and frees with a leave."""
+def test_joins_above_the_bound_are_refused() -> None:
+    """The bound counts joined topics and pending joins; a leave frees a place."""
     client = Client(max_joins=2)
     client.join("a")
     client.say("2", "2", "b", "phx_join", {})
-    client.heard()
+    client.received()
 
     assert client.say("3", "3", "c", "phx_join", {}) == []
-    assert client.heard() == [error("3", "3", "c", "too many channels")]
+    assert client.received() == [error("3", "3", "c", "too many channels")]
     client.say("1", "4", "a", "phx_leave", {})
     assert isinstance(client.say("5", "5", "c", "phx_join", {})[0], Authorize)
 
@@ -294,16 +291,16 @@ def test_long_names_are_refused() -> None:
     """Topics and events of more than 255 bytes do not fit into binary frames."""
     client = Client()
     client.join("é" * 127)
-    client.heard()
+    client.received()
 
     assert client.say("2", "2", "é" * 128, "phx_join", {}) == []
-    assert client.heard()[0] == error("2", "2", "é" * 128, "topic too long")
+    assert client.received()[0] == error("2", "2", "é" * 128, "topic too long")
     assert client.say("1", "3", "é" * 127, "e" * 256, {}) == []
-    assert client.heard() == [error("1", "3", "é" * 127, "event too long")]
+    assert client.received() == [error("1", "3", "é" * 127, "event too long")]
 
 
 def test_joins_while_redis_is_away() -> None:
-    """Refused as unavailable, before the gate or after it, so that the client comes back."""
+    """They are refused as unavailable, before or after the gate, so that the client retries."""
     client = Client()
     (request,) = client.say("1", "1", "obs", "phx_join", {})
     assert isinstance(request, Authorize)
@@ -311,23 +308,26 @@ def test_joins_while_redis_is_away() -> None:
     client.socket.authorized(request, "alice")
     client.say("2", "2", "other", "phx_join", {})
 
-    assert client.heard() == [error("1", "1", "obs", "unavailable"), error("2", "2", "other", "unavailable")]
+    assert client.received() == [
+        error("1", "1", "obs", "unavailable"),
+        error("2", "2", "other", "unavailable"),
+    ]
     assert client.hub.statistics().members == 0
 
 
 def test_frames_wait_behind_a_join_in_order() -> None:
-    """Leave and join again arrive while the first join is judged: they are handled after it, in order."""
+    """A leave and a join during a pending join are handled after it, in order."""
     client = Client()
     (first,) = client.say("1", "1", "obs", "phx_join", {})
     assert client.say("1", "2", "obs", "hello", {}) == []
     assert client.say("1", "3", "obs", "phx_leave", {}) == []
     assert client.say("4", "4", "obs", "phx_join", {}) == []
     assert from_channels(client.say(None, "5", "phoenix", "heartbeat", {})) != []
-    client.heard()
+    client.received()
     assert isinstance(first, Authorize)
     effects = client.socket.authorized(first, "alice")
 
-    assert client.heard() == [
+    assert client.received() == [
         reply("1", "1", "obs", "ok", {"id": "c1:obs:1"}),
         reply("1", "3", "obs", "ok", {"id": "c1:obs:1"}),
     ]
@@ -340,7 +340,7 @@ def test_frames_wait_behind_a_join_in_order() -> None:
     assert effects[-1].join_ref == "4"
 
 
-def test_what_waits_behind_a_join_is_bounded() -> None:
+def test_frames_behind_a_join_are_bounded() -> None:
     """A client cannot pile up frames behind a slow verdict."""
     client = Client()
     client.say("1", "1", "obs", "phx_join", {})
@@ -348,36 +348,36 @@ def test_what_waits_behind_a_join_is_bounded() -> None:
         client.say("1", "2", "obs", "hello", {})
     client.say("1", "3", "obs", "hello", {})
 
-    assert client.heard() == [error("1", "3", "obs", "busy")]
+    assert client.received() == [error("1", "3", "obs", "busy")]
 
 
-def test_what_waits_behind_a_join_is_bounded_in_bytes() -> None:
-    """Neither can it pile up a few large ones."""
+def test_frames_behind_a_join_are_bounded_in_bytes() -> None:
+    """A client cannot pile up large frames either."""
     client = Client()
     client.say("1", "1", "obs", "phx_join", {})
     client.say("1", "2", "obs", "hello", "x" * (MAX_DEFERRED_BYTES // 2))
     client.say("1", "3", "obs", "hello", "x" * (MAX_DEFERRED_BYTES // 2))
 
-    assert client.heard() == [error("1", "3", "obs", "busy")]
+    assert client.received() == [error("1", "3", "obs", "busy")]
 
 
 @pytest.mark.parametrize(("join_ref", "ref"), [("1" * 256, "1"), ("1", "1" * 256), (None, "é" * 128)])
 def test_a_join_with_a_long_ref_is_refused(join_ref: str | None, ref: str) -> None:
-    """What is kept for as long as a membership, and told to everybody, has a bound."""
+    """Refs are kept for the whole membership and published, so they have a bound."""
     client = Client()
     client.say(join_ref, ref, "obs", "phx_join", {})
 
-    assert client.heard() == [
+    assert client.received() == [
         error(join_ref, ref, "obs", "ref too long"),
         [join_ref or ref, None, "obs", "phx_close", {}],
     ]
 
 
 def test_binary_control_frames_have_no_effect() -> None:
-    """A binary join, leave or heartbeat is refused, and not published in the protocol's name."""
+    """A binary join, leave or heartbeat is refused and not published."""
     client = Client()
     client.join()
-    client.heard()
+    client.received()
     for topic, event in (("obs", "phx_join"), ("obs", "phx_leave"), ("phoenix", "heartbeat")):
         message = codec.decode_binary(
             b"\x00\x01\x01" + bytes([len(topic), len(event)]) + b"12" + topic.encode() + event.encode()
@@ -385,13 +385,13 @@ def test_binary_control_frames_have_no_effect() -> None:
         assert client.socket.receive(message) == []
     assert client.socket.topics == ["obs"]
 
-    assert [frame[4]["response"]["reason"] for frame in client.heard() if isinstance(frame, list)] == [
+    assert [frame[4]["response"]["reason"] for frame in client.received() if isinstance(frame, list)] == [
         "reserved event"
     ] * 3
 
 
-def test_binary_pushes_go_on_as_they_are() -> None:
-    """Raw bytes, empty ones too, are published untouched."""
+def test_binary_pushes_are_published_unchanged() -> None:
+    """Raw bytes, also none, are published unchanged."""
     client = Client()
     client.join()
     (effect,) = client.socket.receive(codec.decode_binary(b"\x00\x01\x01\x03\x0312obsbin"))
@@ -400,7 +400,7 @@ def test_binary_pushes_go_on_as_they_are() -> None:
 
 
 def test_malformed_frames_are_forgiven_until_abuse() -> None:
-    """A hundred at once are counted; only one more than is forgiven ends the connection, by name."""
+    """A hundred at once are counted; more end the connection."""
     client = Client()
     for _ in range(int(MALFORMED_BURST)):
         assert client.socket.malformed(0.0) == []
@@ -410,7 +410,7 @@ def test_malformed_frames_are_forgiven_until_abuse() -> None:
 
 
 def test_the_end_of_a_connection_leaves_everything() -> None:
-    """Every topic hears channel.leave, and a verdict that comes later finds nobody."""
+    """Every topic gets channel.leave, and a later verdict has no effect."""
     client = Client()
     client.join("a", "1")
     client.join("b", "2")
@@ -425,16 +425,16 @@ def test_the_end_of_a_connection_leaves_everything() -> None:
 
 
 def test_a_membership_that_the_hub_ended_can_be_joined_again() -> None:
-    """After its topic was closed pushes are unmatched, and the rejoin is an ordinary join."""
+    """Pushes are unmatched after the close, and the rejoin is an ordinary join."""
     client = Client()
     client.join()
     client.hub.close_topic("obs")
-    client.heard()
+    client.received()
     client.say("1", "2", "obs", "hello", {})
-    assert client.heard() == [error("1", "2", "obs", "unmatched topic")]
+    assert client.received() == [error("1", "2", "obs", "unmatched topic")]
 
     client.join(ref="3")
-    assert client.heard() == [reply("3", "3", "obs", "ok", {"id": "c1:obs:3"})]
+    assert client.received() == [reply("3", "3", "obs", "ok", {"id": "c1:obs:3"})]
 
 
 NAMES = st.sampled_from(["obs", "phoenix", "admin", "", "*", "é" * 128])
@@ -457,8 +457,7 @@ REFS = st.sampled_from([None, "1", "2"])
     )
 )
 def test_no_frames_ever_end_a_connection(frames: list[tuple[object, ...]]) -> None:
-    """Whatever a client says in whatever order, each frame with a ref is answered at most once, and nothing
-    raises."""
+    """Any frames in any order: each ref is answered at most once, and nothing raises."""
     client = Client(max_joins=3)
     waiting: list[Authorize] = []
     for *frame, verdict in frames:
@@ -472,14 +471,14 @@ def test_no_frames_ever_end_a_connection(frames: list[tuple[object, ...]]) -> No
         assert client.outbox.disconnect is None
         assert not any(isinstance(effect, Disconnect) for effect in effects)
         assert len(client.socket.topics) <= 3
-        client.heard()
+        client.received()
     client.socket.gone()
     assert client.hub.statistics().members == 0
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_end_a_connection(data: bytes) -> None:
-    """Bytes that are no message are counted."""
+    """Bytes that are not a message are counted."""
     client = Client()
     try:
         message = codec.decode(TEXT, data)

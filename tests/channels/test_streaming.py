@@ -7,8 +7,8 @@ LEAVE = Publication("from:system:leave-streaming", b'{"connectionId":"a"}')
 JOIN = Publication("from:system:join-streaming", b'{"connectionId":"a"}')
 
 
-def test_a_vanished_browser_is_told_after_the_grace() -> None:
-    """A stream without members for the grace time ends once; other topics are nobody's stream."""
+def test_a_vanished_browser_is_announced_after_the_grace_time() -> None:
+    """A stream without members for the grace time ends once; other topics are ignored."""
     watch = StreamWatch(grace=10)
 
     assert watch.compare(["streaming-a", "system"], 0.0) == []
@@ -18,8 +18,8 @@ def test_a_vanished_browser_is_told_after_the_grace() -> None:
     assert watch.compare([], 100.0) == []
 
 
-def test_a_short_absence_is_not_told() -> None:
-    """Who comes back within the grace time was never away."""
+def test_a_short_absence_is_not_announced() -> None:
+    """A browser that returns within the grace time causes no announcement."""
     watch = StreamWatch(grace=10)
     watch.compare(["streaming-a"], 0.0)
     watch.compare([], 1.0)
@@ -28,8 +28,8 @@ def test_a_short_absence_is_not_told() -> None:
     assert watch.compare(["streaming-a"], 20.0) == []
 
 
-def test_a_return_is_told() -> None:
-    """The browser says join-streaming only once, so its return is announced for it."""
+def test_a_return_is_announced() -> None:
+    """The browser sends join-streaming only once, so its return is announced for it."""
     watch = StreamWatch(grace=10)
     watch.compare(["streaming-a"], 0.0)
     watch.compare([], 1.0)

@@ -18,7 +18,7 @@ SECRET = "a secret that is long enough for the referee not to warn"
 NOW = 1_700_000_000
 GOOD = {"id": "alice", "channel": "obs", "exp": NOW + 10}
 LATER = int(time.time()) + 3600
-"""In the future by the real clock, which is what PyJWT's own checks read."""
+"""In the future of the real clock, which PyJWT's own checks read."""
 
 
 def by_referee(claims: dict[str, Any], secret: str = SECRET, algorithm: str | None = "HS256") -> str:
@@ -27,8 +27,8 @@ def by_referee(claims: dict[str, Any], secret: str = SECRET, algorithm: str | No
         return jwt.encode(claims, secret if algorithm else None, algorithm=algorithm or "none")
 
 
-def test_the_referee_reads_what_is_minted() -> None:
-    """PyJWT accepts our token, with the header and exactly the claims that clients know."""
+def test_pyjwt_accepts_minted_tokens() -> None:
+    """PyJWT accepts the token, with the header and the claims that clients know."""
     token = mint(Claims("alice", "obs", NOW), SECRET)
 
     assert jwt.get_unverified_header(token) == {"typ": "JWT", "alg": "HS256"}
@@ -41,8 +41,8 @@ def test_the_referee_reads_what_is_minted() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=20))
-def test_what_is_minted_is_accepted(id_: str, channel: str, secret: str) -> None:
-    """Any id and channel survive, under any secret, and under no other."""
+def test_minted_tokens_are_accepted(id_: str, channel: str, secret: str) -> None:
+    """Any id and channel survive under any secret, and under no other secret."""
     claims = Claims(id_, channel, NOW)
     token = mint(claims, secret)
 
@@ -69,15 +69,14 @@ def test_what_is_minted_is_accepted(id_: str, channel: str, secret: str) -> None
         ({"channel": "obs", "exp": NOW + 10}, UNAUTHORIZED),
     ],
 )
-def test_claims_are_judged_as_clients_rely_on(claims: dict[str, Any], verdict: Claims | Refusal) -> None:
-    """Sixty seconds of leeway by the time passed in, an integer exp, private claims and nbf ignored, aud
-    refused."""
+def test_claims_are_checked_as_clients_expect(claims: dict[str, Any], verdict: Claims | Refusal) -> None:
+    """Sixty seconds of leeway, integer exp, private claims and nbf ignored, aud refused."""
     assert verify(by_referee(claims), SECRET, NOW) == verdict
 
 
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
-def test_the_referee_would_refuse_what_is_not_good_yet(claim: str) -> None:
-    """That such a token is accepted tells something: the library's full decode refuses it."""
+def test_pyjwt_would_refuse_tokens_that_are_not_valid_yet(claim: str) -> None:
+    """PyJWT's full decode refuses such a token, so that accepting it is our decision."""
     token = by_referee(GOOD | {"exp": LATER + 3600, claim: LATER})
 
     with pytest.raises(jwt.ImmatureSignatureError):
@@ -87,7 +86,7 @@ def test_the_referee_would_refuse_what_is_not_good_yet(claim: str) -> None:
 
 @pytest.mark.parametrize("secret", ["wrong key that is long enough not to be warned of", "x"])
 def test_another_key_is_refused(secret: str) -> None:
-    """A token of somebody else is no token."""
+    """A token with another signature is refused."""
     assert verify(by_referee(GOOD, secret), SECRET, NOW) == UNAUTHORIZED
 
 
@@ -98,13 +97,12 @@ def test_other_algorithms_are_refused(algorithm: str | None) -> None:
 
 
 def test_a_short_secret_works_without_a_warning() -> None:
-    """A configured secret of six letters is the operator's choice."""
+    """The operator may configure a secret of six letters."""
     assert verify(mint(Claims("a", "b", NOW), "secret"), "secret", NOW) == Claims("a", "b", NOW)
 
 
-def test_a_header_that_lies_is_refused() -> None:
-    """A right signature under a header that names another algorithm, or critical extensions, does not
-    count."""
+def test_a_header_with_another_algorithm_is_refused() -> None:
+    """A valid signature under another algorithm, or with critical extensions, is refused."""
     import hashlib
     import hmac
 
@@ -124,7 +122,7 @@ def test_garbage_is_refused(token: str) -> None:
 
 
 def test_every_changed_character_breaks_a_token() -> None:
-    """A signature covers header and claims, and is compared whole."""
+    """The signature covers header and claims, and is compared whole."""
     token = mint(Claims("alice", "obs", NOW), SECRET)
     for index in range(len(token) - 1):
         changed = "A" if token[index] != "A" else "B"

@@ -16,7 +16,7 @@ async def token(server: Server, topic: str, id_: str | None = None) -> str:
 
 
 async def test_tokens_are_fetched_or_refused() -> None:
-    """The answer is a Token; a refusal carries the server's words; nobody there is ChannelClosed."""
+    """The answer is a Token; a refusal has the server's text; no server is ChannelClosed."""
     with trio.fail_after(10):
         async with open_server() as server:
             fetched = await fetch_token(server.url + "/", "obs", "alice")
@@ -33,7 +33,7 @@ async def test_tokens_are_fetched_or_refused() -> None:
 
 
 async def test_pushes_events_and_the_end_of_a_channel() -> None:
-    """JSON and bytes go out and come in, a refused push raises, and iteration ends with the leave."""
+    """JSON and bytes go both ways, a refused push raises, a leave ends the iteration."""
     with trio.fail_after(10):
         async with open_server() as server, open_socket(server.url) as socket:
             channel = await socket.join("obs", token=await token(server, "obs"))
@@ -60,7 +60,7 @@ async def test_pushes_events_and_the_end_of_a_channel() -> None:
 
 
 async def test_a_refused_join_raises_the_reason() -> None:
-    """The server's reason is in the exception, and the socket lives on."""
+    """The exception has the server's reason, and the socket stays open."""
     with trio.fail_after(10):
         async with open_server() as server, open_socket(server.url) as socket:
             with pytest.raises(Refused, match="wrong channel"):
@@ -71,8 +71,8 @@ async def test_a_refused_join_raises_the_reason() -> None:
             await socket.join("obs", token=await token(server, "obs"))
 
 
-async def test_presence_follows_who_is_there() -> None:
-    """State and differences give the list, whatever their order."""
+async def test_presence_follows_the_members() -> None:
+    """State and differences give the list of members in any order."""
     with trio.fail_after(10):
         async with open_server() as server, open_socket(server.url) as first:
             channel = await first.join("obs", token=await token(server, "obs", "alice"))
@@ -83,8 +83,8 @@ async def test_presence_follows_who_is_there() -> None:
             await channel.wait_presence(lambda there: set(there) == {"alice"})
 
 
-async def test_it_comes_back_and_joins_again() -> None:
-    """After a restart of the server the same channel object goes on, joined a second time."""
+async def test_the_client_reconnects_and_joins_again() -> None:
+    """After a restart of the server the same channel object is joined a second time."""
     with trio.fail_after(10):
         async with open_server() as server, open_socket(server.url) as socket:
             channel = await socket.join("obs", token=await token(server, "obs"))
@@ -98,7 +98,7 @@ async def test_it_comes_back_and_joins_again() -> None:
 
 
 async def test_without_reconnection_the_end_has_a_code() -> None:
-    """reconnect=False: the channels close, and say with which code."""
+    """With reconnect=False the channels close with the code."""
     with trio.fail_after(10):
         async with open_server() as server, open_socket(server.url, reconnect=False) as socket:
             channel = await socket.join("obs", token=await token(server, "obs"))
@@ -109,8 +109,8 @@ async def test_without_reconnection_the_end_has_a_code() -> None:
             assert caught.value.code == socket.close_code == 1001
 
 
-async def test_an_error_of_the_callers_is_not_wrapped() -> None:
-    """What the block raises comes out as it is."""
+async def test_an_error_of_the_block_is_not_wrapped() -> None:
+    """An error of the block is raised without a group."""
     with trio.fail_after(10):
         async with open_server() as server:
             with pytest.raises(KeyError):
@@ -119,7 +119,7 @@ async def test_an_error_of_the_callers_is_not_wrapped() -> None:
 
 
 async def test_heartbeats_go_out() -> None:
-    """The client keeps itself alive."""
+    """The client sends heartbeats."""
     with trio.fail_after(10):
         async with open_server() as server, open_socket(server.url, heartbeat=0.05):
             while len(server.bus.payloads("from:phoenix:heartbeat")) < 4:  # noqa: ASYNC110 - the bus is a fake
@@ -127,7 +127,7 @@ async def test_heartbeats_go_out() -> None:
 
 
 async def test_a_connection_that_ends_in_its_handshake_is_tried_again_at_once() -> None:
-    """Who is cut off before the upgrade is answered does not wait for an answer any more."""
+    """A connection that is cut before the upgrade is answered fails at once."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
 

@@ -13,10 +13,10 @@ from tangram.client.socket import ClientSocket
 
 
 class Server:
-    """Answers every frame with ok, after ``delay`` seconds, and remembers what came."""
+    """Answer every frame with ok after ``delay`` seconds, and record it."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.heard: list[tuple[str, str | None]] = []
+        self.received: list[tuple[str, str | None]] = []
         self.delay = 0.0
         self.socket = ClientSocket(
             "ws://nowhere", nursery, reconnect=True, heartbeat=30, rng=random.Random(1), ssl_context=None
@@ -27,7 +27,7 @@ class Server:
     async def send_message(self, frame: str | bytes) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
         message = codec.decode(TEXT, data)
-        self.heard.append((message.event, message.join_ref))
+        self.received.append((message.event, message.join_ref))
         self._nursery.start_soon(self._answer, message)
 
     async def _answer(self, message: SocketMessage) -> None:
@@ -44,7 +44,7 @@ class Server:
 async def test_after_an_error_a_channel_is_joined_again(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """A second later, under a new ref; another error meanwhile makes it no second join."""
+    """It is joined once, a second later, under a new ref, also after two errors."""
     server = Server(nursery)
     channel = await server.socket.join("obs")
     server.say("phx_error", "obs", None)
@@ -52,14 +52,13 @@ async def test_after_an_error_a_channel_is_joined_again(
     await trio.sleep(5)
 
     assert channel.joined
-    assert server.heard == [("phx_join", "1"), ("phx_join", "2")]
+    assert server.received == [("phx_join", "1"), ("phx_join", "2")]
 
 
 async def test_a_channel_that_was_left_is_not_joined_again(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """Not after the leave, nor while it waits for its answer: the server would keep a member that nobody
-    holds."""
+    """A rejoin after or during the leave would make a member without a channel."""
     server = Server(nursery)
     channel = await server.socket.join("obs")
     server.say("phx_error", "obs", None)
@@ -70,14 +69,14 @@ async def test_a_channel_that_was_left_is_not_joined_again(
     await slow.leave()
     await trio.sleep(20)
 
-    assert [event for event, _ in server.heard] == ["phx_join", "phx_leave"] * 2
+    assert [event for event, _ in server.received] == ["phx_join", "phx_leave"] * 2
     assert not channel.joined
 
 
 async def test_a_rejoin_that_is_due_leaves_the_next_channel_of_its_topic_alone(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The topic's new channel is neither joined over nor kept from its own rejoin."""
+    """The new channel of the topic is joined and rejoined on its own."""
     server = Server(nursery)
     old = await server.socket.join("obs")
     server.say("phx_error", "obs", None)
@@ -85,10 +84,10 @@ async def test_a_rejoin_that_is_due_leaves_the_next_channel_of_its_topic_alone(
     new = await server.socket.join("obs")
     server.say("phx_error", "obs", None)
     await trio.sleep(0.6)
-    assert server.heard[-1] == ("phx_join", new._join_ref)
-    assert server.heard.count(("phx_join", new._join_ref)) == 1
+    assert server.received[-1] == ("phx_join", new._join_ref)
+    assert server.received.count(("phx_join", new._join_ref)) == 1
     await trio.sleep(20)
 
     assert old.closed
     assert new.joins == 2
-    assert [event for event, _ in server.heard] == ["phx_join", "phx_leave", "phx_join", "phx_join"]
+    assert [event for event, _ in server.received] == ["phx_join", "phx_leave", "phx_join", "phx_join"]

@@ -45,87 +45,85 @@ class Client:
     def join(self, topic: str, ref: str = "1", id_: str = "alice") -> None:
         self.say([ref, ref, topic, "phx_join", {"token": token(topic, id_)}])
 
-    def heard(self) -> list[Any]:
+    def received(self) -> list[Any]:
         return drained(self.session.outbox)
 
     def events(self) -> list[str]:
-        return [frame[3] for frame in self.heard()]
+        return [frame[3] for frame in self.received()]
 
 
 async def test_a_push_is_answered_when_the_bus_says_so() -> None:
-    """ok once Redis has taken it, unavailable otherwise, in the order of the pushes; a reply after the end
-    goes nowhere."""
+    """ok once Redis has taken it, else unavailable, in the order of the pushes."""
     bus = FakeBus(hold=True)
     client = Client(make_channels(bus))
     client.join("obs")
-    client.heard()
+    client.received()
     client.say(["1", "2", "obs", "hello", {}], ["1", "3", "obs", "hello", {}], ["1", "4", "obs", "hello", {}])
     client.say(["1", "5", "obs", "hello", {}])
-    assert client.heard() == []
+    assert client.received() == []
 
     bus.held[0]({1: OSError()})
-    assert [(frame[1], frame[4]["status"]) for frame in client.heard()] == [
+    assert [(frame[1], frame[4]["status"]) for frame in client.received()] == [
         ("2", "ok"),
         ("3", "error"),
         ("4", "ok"),
     ]
     client.session.gone()
     bus.held[1]({})
-    assert client.heard() == []
+    assert client.received() == []
 
 
 async def test_a_push_while_redis_is_away_is_refused() -> None:
-    """The client hears unavailable at once, and the connection lives on."""
+    """The client gets unavailable at once, and the connection stays open."""
     bus = FakeBus()
     client = Client(make_channels(bus))
     client.join("obs")
-    client.heard()
+    client.received()
     bus.up = False
     client.say(["1", "2", "obs", "hello", {}])
 
-    assert client.heard() == [
+    assert client.received() == [
         ["1", "2", "obs", "phx_reply", {"status": "error", "response": {"reason": "unavailable"}}]
     ]
 
 
 async def test_joins_while_redis_is_away_and_after(autojump_clock: trio.testing.MockClock) -> None:
-    """Down: joins are refused. Up again: members hear phx_error, and a new join takes the old one's place."""
+    """While it is away joins are refused; afterwards members get phx_error and join again."""
     bus = FakeBus()
     channels = make_channels(bus)
     client = Client(channels)
     client.join("obs")
     channels.on_up(False)
-    client.heard()
+    client.received()
     client.join("other", "2")
-    assert client.heard()[0][4]["response"] == {"reason": "unavailable"}
+    assert client.received()[0][4]["response"] == {"reason": "unavailable"}
 
     channels.on_up(True)
-    assert client.heard() == [[None, None, "obs", "phx_error", {}]]
+    assert client.received() == [[None, None, "obs", "phx_error", {}]]
     channels.on_up(True)
     client.join("obs", "3")
-    closed, reply = client.heard()
+    closed, reply = client.received()
     assert closed == ["1", None, "obs", "phx_close", {}]
     assert reply[4]["status"] == "ok"
 
 
 async def test_starting_without_redis() -> None:
-    """up=False: joins wait for the first on_up."""
+    """With up=False joins are refused until the first on_up."""
     bus = FakeBus()
     channels = make_channels(bus, up=False)
     client = Client(channels)
     client.join("obs")
-    assert client.heard()[0][4]["status"] == "error"
+    assert client.received()[0][4]["status"] == "error"
 
     channels.on_up(True)
     client.join("obs", "2")
-    assert client.heard()[0][4]["status"] == "ok"
+    assert client.received()[0][4]["status"] == "ok"
 
 
 async def test_presence_is_gathered_over_50_ms(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """A hundred joins in one window are one difference on Redis, and one state for each newcomer before
-    it."""
+    """A hundred joins in one window are one difference, and one state for newcomers."""
     bus = FakeBus()
     channels = make_channels(bus)
     await nursery.start(channels.run)
@@ -149,7 +147,7 @@ async def test_presence_is_gathered_over_50_ms(
 async def test_a_full_bus_loses_no_presence(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """While a message of a browser's fills the buffer of the bus, who joins is told when there is room."""
+    """A join while a large push fills the bus is published when there is room."""
     async with trio.open_nursery() as redis:
         fake = FakeRedis(redis)
         publisher = Publisher(parse_redis_url("redis://fake"), dial=fake.dial, max_buffer=4000)
@@ -161,7 +159,7 @@ async def test_a_full_bus_loses_no_presence(
         first.join("obs")
         await trio.sleep(0.1)
         fake.deaf = True
-        second.join("obs", id_="bob")  # heard by a read that had begun
+        second.join("obs", id_="bob")  # in a read that had begun
         await trio.sleep(0.01)
         first.say(["1", "2", "obs", "large", {"x": "x" * 9000}])
         await trio.sleep(1)
@@ -175,10 +173,10 @@ async def test_a_full_bus_loses_no_presence(
     nursery.cancel_scope.cancel()
 
 
-async def test_presence_that_could_not_be_told_is_told_later(
+async def test_presence_that_was_not_published_is_published_later(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """A difference that the bus refuses is part of the next one, which comes within a second or so."""
+    """A difference that the bus refuses is part of the next one, within about a second."""
     bus = FakeBus()
     channels = make_channels(bus)
     await nursery.start(channels.run)
@@ -197,8 +195,8 @@ async def test_presence_that_could_not_be_told_is_told_later(
     nursery.cancel_scope.cancel()
 
 
-async def test_the_end_of_a_connection_is_told() -> None:
-    """A vanished browser gives channel.leave and channel.remove, once."""
+async def test_the_end_of_a_connection_is_published_once() -> None:
+    """A vanished browser causes one channel.leave and one channel.remove."""
     bus = FakeBus()
     channels = make_channels(bus)
     client = Client(channels)
@@ -212,10 +210,10 @@ async def test_the_end_of_a_connection_is_told() -> None:
     assert channels.statistics().closed == {"gone": 1}
 
 
-async def test_a_quiet_client_is_closed(
+async def test_an_idle_client_is_closed(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """Nothing for the idle time: closed by name. A heartbeat, or a pong, keeps it."""
+    """Silence for the idle time closes; a heartbeat or a pong keeps the connection."""
     channels = make_channels(FakeBus(), Settings(idle_timeout=90))
     await nursery.start(channels.run)
     quiet, beating, ponging = Client(channels), Client(channels), Client(channels)
@@ -230,9 +228,8 @@ async def test_a_quiet_client_is_closed(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_stop_tells_everybody_in_batches_and_waits(autojump_clock: trio.testing.MockClock) -> None:
-    """Each connection gets the close reason; those who go are waited for, those who do not are left at the
-    limit."""
+async def test_a_stop_closes_connections_in_batches_and_waits(autojump_clock: trio.testing.MockClock) -> None:
+    """Each connection gets the close reason; open ones are given up at the limit."""
     bus = FakeBus()
     channels = make_channels(bus)
     clients = [Client(channels) for _ in range(250)]
@@ -250,7 +247,7 @@ async def test_a_stop_tells_everybody_in_batches_and_waits(autojump_clock: trio.
 
 
 async def test_a_stop_does_not_wait_longer_than_it_must(autojump_clock: trio.testing.MockClock) -> None:
-    """When the last connection has gone the drain is over."""
+    """The drain ends with the last connection."""
     channels = make_channels(FakeBus())
     clients = [Client(channels) for _ in range(3)]
     async with trio.open_nursery() as nursery:
@@ -263,11 +260,10 @@ async def test_a_stop_does_not_wait_longer_than_it_must(autojump_clock: trio.tes
     assert trio.current_time() < 0.2
 
 
-async def test_plugins_judge_a_join_without_holding_up_the_rest(
+async def test_a_slow_authorize_delays_only_its_own_topic(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """While a slow authorize thinks, other topics and heartbeats go on; then the join and what followed
-    it."""
+    """Other topics and heartbeats go on; then the join and the frames behind it."""
 
     async def slow(topic: str, id_: str, info: ConnectInfo) -> str | None:
         await trio.sleep(1)
@@ -280,28 +276,28 @@ async def test_plugins_judge_a_join_without_holding_up_the_rest(
     client.join("obs")
     client.join("bad", "2")
     client.say(["1", "3", "obs", "hello", {}], [None, "4", "phoenix", "heartbeat", {}])
-    assert [frame[1] for frame in client.heard()] == ["4"]
+    assert [frame[1] for frame in client.received()] == ["4"]
     await trio.sleep(1.01)
 
-    frames = {frame[1]: frame[4] for frame in client.heard() if frame[1]}
+    frames = {frame[1]: frame[4] for frame in client.received() if frame[1]}
     assert frames["1"]["status"] == frames["3"]["status"] == "ok"
     assert frames["2"]["response"] == {"reason": "no"}
     nursery.cancel_scope.cancel()
 
 
-async def test_joins_before_the_child_runs_are_put_off() -> None:
-    """With plugins to ask and nobody to ask them, the answer is unavailable."""
+async def test_joins_before_the_child_runs_are_unavailable() -> None:
+    """Plugins cannot be asked before the child runs, so the answer is unavailable."""
     channels = make_channels(FakeBus(), authorizers=[Authorizer("p", lambda *_: None)])
     client = Client(channels)
     client.join("obs")
 
-    assert client.heard()[0][4]["response"] == {"reason": "unavailable"}
+    assert client.received()[0][4]["response"] == {"reason": "unavailable"}
 
 
-async def test_vanished_streams_are_told(
+async def test_vanished_streams_are_announced(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """With a grace time: leave-streaming for who is gone, join-streaming for who comes back."""
+    """With a grace time: leave-streaming after it, join-streaming at the return."""
     bus = FakeBus()
     channels = make_channels(bus, streaming_grace=10.0)
     await nursery.start(channels.run)
@@ -318,8 +314,8 @@ async def test_vanished_streams_are_told(
     nursery.cancel_scope.cancel()
 
 
-async def test_abuse_ends_the_connection_by_name() -> None:
-    """Hundreds of malformed frames: the connection is closed, and what follows is not looked at."""
+async def test_many_malformed_frames_close_the_connection() -> None:
+    """After 101 malformed frames the connection is closed, and later frames are ignored."""
     channels = make_channels(FakeBus())
     client = Client(channels)
     client.session.feed([(TEXT, b"garbage")] * 150)
@@ -329,7 +325,7 @@ async def test_abuse_ends_the_connection_by_name() -> None:
 
 
 async def test_connection_ids_are_not_given_twice() -> None:
-    """An id that is taken is drawn again."""
+    """An id that is in use is drawn again."""
     ids = iter(["a", "a", "b"])
     channels = make_channels(FakeBus(), new_id=lambda: next(ids))
 
@@ -337,7 +333,7 @@ async def test_connection_ids_are_not_given_twice() -> None:
 
 
 async def test_ids_have_the_configured_length() -> None:
-    """id_length is honoured."""
+    """id_length is the length of ids."""
     channels = make_channels(FakeBus(), Settings(id_length=20))
 
     assert len(channels.new_id()) == 20
@@ -371,12 +367,14 @@ async def test_ids_have_the_configured_length() -> None:
         (b"\xff\xfe%ff", [], Admission(None, None)),
     ],
 )
-def test_who_is_admitted(query: bytes, subprotocols: list[str], admitted: Admission | Refusal) -> None:
-    """Version 2 or none, at most one user token, from the query or from the bearer subprotocol."""
+def test_upgrades_are_admitted_by_version_and_token(
+    query: bytes, subprotocols: list[str], admitted: Admission | Refusal
+) -> None:
+    """Version 2 or none, at most one user token, from the query or the bearer subprotocol."""
     assert make_channels(FakeBus(), new_id=counting_ids()).admit(INFO, query, subprotocols) == admitted
 
 
-def test_what_a_scope_tells() -> None:
+def test_connect_info_reads_a_scope() -> None:
     """Address, headers, query without the user token, origin and path."""
     info = connect_info(
         {
@@ -393,25 +391,23 @@ def test_what_a_scope_tells() -> None:
     assert connect_info({"client": None}).address == ""
 
 
-async def test_pushes_that_came_together_are_answered_together() -> None:
-    """The answers of one read leave as one run, once Redis has taken the last of its pushes; those of another
-    read do not wait for them."""
+async def test_pushes_of_one_read_are_answered_together() -> None:
+    """The replies of one read leave as one run, and do not wait for another read."""
     bus = FakeBus(hold=True)
     client = Client(make_channels(bus))
     client.join("obs")
-    client.heard()
+    client.received()
     client.say(["1", "2", "obs", "hello", {}], ["1", "3", "obs", "hello", {}])
     client.say(["1", "4", "obs", "hello", {}])
 
     bus.held[0]({})
-    assert [frame[1] for frame in client.heard()] == ["2", "3"]
+    assert [frame[1] for frame in client.received()] == ["2", "3"]
     bus.held[1]({})
-    assert [frame[1] for frame in client.heard()] == ["4"]
+    assert [frame[1] for frame in client.received()] == ["4"]
 
 
-async def test_what_one_read_brings_reaches_the_bus_in_its_order() -> None:
-    """Pushes are handed over together, and still stand on their side of the leave and the join among which
-    they came."""
+async def test_frames_of_one_read_are_published_in_order() -> None:
+    """Pushes stay on their side of the leave and the join between them."""
     bus = FakeBus()
     client = Client(make_channels(bus))
     client.join("obs")
@@ -427,5 +423,5 @@ async def test_what_one_read_brings_reaches_the_bus_in_its_order() -> None:
 
     told = [channel for channel, _ in bus.published[before:] if channel.startswith("from:")]
     assert told == ["from:obs:a", "from:obs:b", "from:obs:phx_leave", "from:obs:phx_join", "from:obs:c"]
-    answers = {frame[1]: frame[4]["status"] for frame in client.heard() if frame[3] == "phx_reply"}
+    answers = {frame[1]: frame[4]["status"] for frame in client.received() if frame[3] == "phx_reply"}
     assert answers == {"1": "ok", **dict.fromkeys("23456", "ok"), "7": "error"}

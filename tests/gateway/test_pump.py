@@ -40,7 +40,7 @@ class FakeWire:
             self.sock.close()
 
     def read(self, size: int = 1 << 20) -> bytes:
-        """What the client finds now."""
+        """Return the bytes that the client can read now."""
         data = b""
         try:
             while len(data) < size:
@@ -61,7 +61,7 @@ class Rig:
     statistics: PumpStatistics
 
     async def read_all(self) -> bytes:
-        """Read until nothing comes any more."""
+        """Read until nothing more comes."""
         data = b""
         while True:
             await trio.testing.wait_all_tasks_blocked(0.01)
@@ -98,7 +98,7 @@ async def open_rig(**settings: int) -> AsyncIterator[Rig]:
 
 @given(st.sampled_from([TEXT, BINARY]), st.sampled_from([0, 1, 125, 126, 127, 65535, 65536, 70000]))
 def test_frames_as_the_library_does(opcode: int, size: int) -> None:
-    """A frame of every kind of length is what ``websockets`` writes."""
+    """A frame of every kind of length equals that of ``websockets``."""
     item = Encoded(opcode, b"x" * size)
 
     assert frame(item) == Frame(Opcode(opcode), item.data).serialize(mask=False)
@@ -106,7 +106,7 @@ def test_frames_as_the_library_does(opcode: int, size: int) -> None:
 
 
 async def test_message_leaves_at_once() -> None:
-    """A message put into the outbox is in the socket when ``put`` returns, without any task having run."""
+    """When ``put`` returns, the message is in the socket, and no task has run."""
     async with open_rig() as rig:
         rig.outbox.put(Encoded(TEXT, b"hello"))
 
@@ -127,7 +127,7 @@ async def test_broadcast_is_framed_once() -> None:
 
 
 async def test_backlog_goes_in_one_write() -> None:
-    """All that waits goes out as one write."""
+    """The whole backlog is sent in one write."""
     async with open_rig() as rig:
         items = [Encoded(TEXT, b"%d" % number) for number in range(20)]
         rig.pump.corked = True
@@ -141,8 +141,8 @@ async def test_backlog_goes_in_one_write() -> None:
         assert rig.wire.read() == b"".join(frame(item) for item in items)
 
 
-async def test_the_rest_follows_when_the_socket_takes_it(clock: Clock) -> None:
-    """What the socket does not take at once follows, in order, and the outbox is credited for all of it."""
+async def test_the_rest_follows_when_the_socket_is_writable(clock: Clock) -> None:
+    """The rest of a blocked write follows in order, and the outbox is credited for all of it."""
     async with open_rig(max_backlog=1 << 20) as rig:
         items = [Encoded(BINARY, bytes([number]) * 5000) for number in range(60)]
         for item in items:
@@ -155,7 +155,7 @@ async def test_the_rest_follows_when_the_socket_takes_it(clock: Clock) -> None:
 
 
 async def test_room_comes_back_while_a_slow_client_reads(clock: Clock) -> None:
-    """Bytes that have left count no more, before the whole rest is out."""
+    """Bytes that have left no longer count, before the whole rest is out."""
     async with open_rig(max_backlog=1 << 20) as rig:
         rig.outbox.put(Encoded(BINARY, b"x" * 500_000))
         before = rig.outbox.pending
@@ -165,8 +165,8 @@ async def test_room_comes_back_while_a_slow_client_reads(clock: Clock) -> None:
         assert 0 < rig.outbox.pending < before
 
 
-async def test_overflow_is_told_by_its_code(clock: Clock) -> None:
-    """A client too far behind gets what was on its way, then the close frame of the overflow."""
+async def test_an_overflow_sends_its_close_code(clock: Clock) -> None:
+    """A client too far behind gets the started write, then the close frame of the overflow."""
     async with open_rig(max_backlog=20_000) as rig:
         for _ in range(40):
             rig.outbox.put(Encoded(BINARY, b"x" * 5000))
@@ -177,7 +177,7 @@ async def test_overflow_is_told_by_its_code(clock: Clock) -> None:
 
 
 async def test_overflow_of_a_client_that_does_not_read_has_a_deadline(clock: Clock) -> None:
-    """A client that is dropped and does not read even then is given CLOSE_TIME."""
+    """A dropped client that does not read has CLOSE_TIME."""
     async with open_rig(max_backlog=20_000) as rig:
         for _ in range(40):
             rig.outbox.put(Encoded(BINARY, b"x" * 5000))
@@ -187,8 +187,7 @@ async def test_overflow_of_a_client_that_does_not_read_has_a_deadline(clock: Clo
 
 @pytest.mark.slow
 async def test_a_client_that_does_not_read_has_the_write_timeout(clock: Clock) -> None:
-    """While the socket takes no more the connection has a deadline, which begins anew when something was
-    taken."""
+    """While the socket takes nothing there is a deadline, which starts anew after each part."""
     async with open_rig(max_backlog=1 << 20) as rig:
         rig.outbox.put(Encoded(BINARY, b"x" * 500_000))
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -233,7 +232,7 @@ async def test_one_writer_only(clock: Clock) -> None:
 
 
 async def test_close_frame_comes_after_what_waits() -> None:
-    """A named disconnect is told behind the messages that were put before it."""
+    """The close frame follows the messages that were put before it."""
     async with open_rig() as rig:
         rig.pump.corked = True
         rig.outbox.put(Encoded(TEXT, b"last"))
@@ -245,7 +244,7 @@ async def test_close_frame_comes_after_what_waits() -> None:
 
 
 async def test_corked_answers_go_together() -> None:
-    """While the frames of one read are handled nothing is written; then all answers at once, pongs first."""
+    """While the frames of one read are handled nothing is written; then all replies at once."""
     async with open_rig() as rig:
         rig.pump.corked = True
         rig.outbox.put(Encoded(TEXT, b"1"))
@@ -261,7 +260,7 @@ async def test_corked_answers_go_together() -> None:
 
 @pytest.mark.parametrize("how", ["closed", "gone"])
 async def test_nothing_is_raised_into_the_hub(how: str) -> None:
-    """A connection that cannot be written to is closed, and whoever put the message does not hear of it."""
+    """A connection that cannot be written to is closed, and put does not raise."""
     async with open_rig() as rig:
         if how == "closed":
             rig.wire.abort()
@@ -300,7 +299,7 @@ async def test_a_run_is_joined_once_for_all() -> None:
 
 
 async def test_a_run_of_texts_is_framed_as_its_messages_are() -> None:
-    """Texts that were never made messages leave with the same frames, at every size of a length."""
+    """Texts without ``Encoded`` objects have the same frames, at every size of a length."""
     texts = [b"x" * size for size in (0, 1, 125, 126, 65535, 65536)]
     run = Run(texts=texts)
     assert join(run) == b"".join(frame(Encoded(TEXT, text)) for text in texts)

@@ -28,7 +28,7 @@ async def ask(
 
 
 async def test_a_token_is_json() -> None:
-    """200 with channel, id and token, not to be cached; a random id of eight where none is given."""
+    """The answer is 200 with channel, id and token; a random id has eight characters."""
     answer = await ask(b'{"channel":"obs"}')
     body = msgspec.json.decode(answer.body)
 
@@ -59,9 +59,8 @@ async def test_a_token_is_json() -> None:
         (b'{"channel":"streaming-x","id":"y"}', 403),
     ],
 )
-async def test_the_status_tells_what_is_wrong(body: bytes, status: int) -> None:
-    """400 for no JSON, 422 for the wrong shape, 413 for too much, 403 where the policy says no; with a
-    sentence."""
+async def test_each_error_has_its_status(body: bytes, status: int) -> None:
+    """400: no JSON; 422: wrong shape; 413: too much; 403: refused by the policy."""
     answer = await ask(body)
 
     assert answer.status == status
@@ -97,13 +96,13 @@ async def test_only_json_is_read(content_type: str | None, status: int) -> None:
         (None, 403),
     ],
 )
-async def test_admin_is_the_operators(authorization: str | None, status: int) -> None:
-    """Only the operator's bearer token buys a token for admin."""
+async def test_admin_needs_the_operators_token(authorization: str | None, status: int) -> None:
+    """Only the operator's bearer token gets a token for admin."""
     assert (await ask(b'{"channel":"admin"}', authorization=authorization)).status == status
 
 
 async def test_plugins_and_rates_refuse_with_a_reason() -> None:
-    """403 with the plugin's words; 429 with a time to come back."""
+    """403 with the plugin's reason; 429 with a time to retry."""
     channels = make_channels(FakeBus(), authorizers=[Authorizer("p", lambda *_: "members only")])
     assert (await ask(b'{"channel":"obs"}', channels=channels)).body == b"members only\n"
 
@@ -117,7 +116,7 @@ async def test_plugins_and_rates_refuse_with_a_reason() -> None:
 async def call(
     channels: Channels | None, method: str, body: bytes = b"", path: str = "/token"
 ) -> tuple[int, dict[bytes, bytes], bytes]:
-    """One request through a route table."""
+    """Send one request through a route table."""
     table = RouteTable([Mount(token_router(lambda: channels), "tangram", lambda _: None)])
     scope: dict[str, Any] = {
         "type": "http",
@@ -144,8 +143,8 @@ async def call(
     )
 
 
-async def test_the_route() -> None:
-    """POST /token goes through the router; other methods are 405; without an incarnation it is 503."""
+async def test_the_route_answers_token_requests() -> None:
+    """POST /token is answered; other methods are 405; without an incarnation it is 503."""
     channels = make_channels(FakeBus())
 
     status, headers, body = await call(channels, "POST", b'{"channel":"obs","id":"alice"}')

@@ -25,7 +25,7 @@ class FakeConnection:
     """A WebSocket in memory; hooks raise or hang at each of its awaits."""
 
     def __init__(self) -> None:
-        self.say, self._heard = trio.open_memory_channel[bytes | str](100)
+        self.say, self._incoming = trio.open_memory_channel[bytes | str](100)
         self.sent: list[bytes] = []
         self.closed: list[Disconnect] = []
         self.writers = 0
@@ -33,7 +33,7 @@ class FakeConnection:
         self.on_close: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     async def receive(self) -> bytes | str:
-        return await self._heard.receive()
+        return await self._incoming.receive()
 
     async def send(self, item: Encoded) -> None:
         self.writers += 1
@@ -73,8 +73,10 @@ async def run(channels: Channels, connection: FakeConnection) -> Disconnect:
     return await serve_websocket(channels, connection, INFO, Admission(None, None))
 
 
-async def test_frames_come_and_go(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
-    """What is said is answered; when the peer goes everything is left and no close is sent into the void."""
+async def test_frames_are_answered_until_the_client_goes(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Frames are answered; when the client goes, its topics are left and no close is sent."""
     channels = open_channels()
     connection = FakeConnection()
     nursery.start_soon(run, channels, connection)
@@ -90,11 +92,10 @@ async def test_frames_come_and_go(autojump_clock: trio.testing.MockClock, nurser
 
 
 @pytest.mark.parametrize("disconnect", [disconnects.RESTART, disconnects.SHUTDOWN, disconnects.IDLE])
-async def test_what_waits_goes_before_the_close(
+async def test_waiting_messages_are_sent_before_the_close_frame(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, disconnect: Disconnect
 ) -> None:
-    """A named end lets the backlog out, then the close frame with its code, and is what the session
-    returns."""
+    """The backlog is sent, then the close frame with the code that is returned."""
     channels = open_channels()
     connection = FakeConnection()
     ends: list[Disconnect] = []
@@ -112,10 +113,10 @@ async def test_what_waits_goes_before_the_close(
     assert connection.closed == ends == [disconnect]
 
 
-async def test_a_crash_of_ours_is_1011(
+async def test_a_crash_closes_with_1011(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever we raise ends this connection, with the code after which clients come back."""
+    """An error of the server ends the connection with a code after which clients reconnect."""
     channels = open_channels()
     connection = FakeConnection()
 
@@ -129,8 +130,8 @@ async def test_a_crash_of_ours_is_1011(
     assert connection.closed == [disconnects.CRASH]
 
 
-async def test_cancellation_says_why(autojump_clock: trio.testing.MockClock) -> None:
-    """An engine that stops cancels the handler: the peer still gets the close reason, within a limit."""
+async def test_cancellation_sends_a_close_frame(autojump_clock: trio.testing.MockClock) -> None:
+    """When an engine stops, the client still gets the close reason, within a limit."""
     channels = open_channels()
     connection = FakeConnection()
     with trio.move_on_after(1):
@@ -140,8 +141,8 @@ async def test_cancellation_says_why(autojump_clock: trio.testing.MockClock) -> 
     assert channels.statistics().connections == 0
 
 
-async def test_a_peer_that_does_not_take_the_close_is_left(autojump_clock: trio.testing.MockClock) -> None:
-    """Neither a stuck write nor a stuck close holds up a stop."""
+async def test_a_client_that_takes_no_close_frame_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """Neither a stuck write nor a stuck close delays a stop."""
     channels = open_channels()
     connection = FakeConnection()
     connection.on_send = connection.on_close = trio.sleep_forever
@@ -152,10 +153,10 @@ async def test_a_peer_that_does_not_take_the_close_is_left(autojump_clock: trio.
     assert trio.current_time() == pytest.approx(1 + CLOSE_TIMEOUT)
 
 
-async def test_a_peer_that_does_not_read_is_given_up(
+async def test_a_client_that_does_not_read_is_given_up(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """Its outbox overflows, its write gets a deadline, and it ends as overload while others go on."""
+    """Its outbox overflows, its write gets a deadline, and it ends as overload."""
     channels = open_channels(max_backlog=1000)
     slow, fast = FakeConnection(), FakeConnection()
     slow.on_send = trio.sleep_forever
@@ -180,8 +181,8 @@ async def test_a_peer_that_does_not_read_is_given_up(
     await fast.say.aclose()
 
 
-async def test_a_broken_connection_is_just_gone(autojump_clock: trio.testing.MockClock) -> None:
-    """A write that fails ends the session without a word."""
+async def test_a_broken_connection_ends_without_a_close_frame(autojump_clock: trio.testing.MockClock) -> None:
+    """A write that fails ends the connection."""
     channels = open_channels()
     connection = FakeConnection()
     connection.on_send = connection.on_close = broken
@@ -191,8 +192,8 @@ async def test_a_broken_connection_is_just_gone(autojump_clock: trio.testing.Moc
     assert channels.statistics().hub.members == 0
 
 
-async def test_too_big_a_message(autojump_clock: trio.testing.MockClock) -> None:
-    """A message over the bound ends the connection by name."""
+async def test_a_message_over_the_bound_closes_with_1009(autojump_clock: trio.testing.MockClock) -> None:
+    """A message over the bound ends the connection."""
     channels = open_channels(max_message=1024)
     connection = FakeConnection()
     await connection.say.send(b"x" * 1025)
@@ -215,7 +216,7 @@ class Backpressure:
         await self.room.wait()
 
 
-async def test_a_crowded_bus_is_not_read_for(
+async def test_nothing_is_read_while_the_bus_is_congested(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """Nothing is taken from a client while the bus has enough to do, and all of it afterwards."""

@@ -41,7 +41,7 @@ async def meeting(engine: str, browser: partial[Any], *args: Any, **options: Any
         yield site, page
 
 
-async def test_the_101st_join_is_refused(engine: str, browser: partial[Any]) -> None:
+async def test_joins_above_the_bound_are_refused(engine: str, browser: partial[Any]) -> None:
     """A socket has its hundred topics and no more; after a leave there is room again."""
     async with meeting(engine, browser) as (site, page):
         for number in range(100):

@@ -21,7 +21,7 @@ GATE = (
         POLICY,
         "if refusal is None and channel == ADMIN and not self.is_operator(bearer):",
         "if False:",
-        (f"{POLICIES}test_who_may_have_which_token",),
+        (f"{POLICIES}test_tokens_are_minted_by_the_policy",),
     ),
     Mutant(
         "gate",
@@ -31,7 +31,7 @@ GATE = (
         "if bearer is None or not self._operator_token:\n            return False\n"
         "        return hmac.compare_digest(bearer.encode(), self._operator_token.encode())",
         "return hmac.compare_digest((bearer or '').encode(), (self._operator_token or '').encode())",
-        (f"{POLICIES}test_nobody_is_operator_without_an_operator_token",),
+        (f"{POLICIES}test_without_an_operator_token_there_is_no_operator",),
     ),
     Mutant(
         "gate",
@@ -40,7 +40,7 @@ GATE = (
         POLICY,
         "        if claims.channel != topic:\n            return WRONG_CHANNEL\n",
         "",
-        (f"{POLICIES}test_who_may_join",),
+        (f"{POLICIES}test_a_join_needs_a_token_for_its_topic",),
     ),
     Mutant(
         "gate",
@@ -49,7 +49,7 @@ GATE = (
         POLICY,
         "if topic.startswith(STREAMING) and topic != STREAMING + id_:",
         "if False:",
-        (f"{POLICIES}test_who_may_join",),
+        (f"{POLICIES}test_a_join_needs_a_token_for_its_topic",),
     ),
     Mutant(
         "gate",
@@ -58,7 +58,7 @@ GATE = (
         POLICY,
         "error=type(error).__name__)\n                return UNAVAILABLE",
         "error=type(error).__name__)\n                return None",
-        (f"{POLICIES}test_sync_plugins_have_a_say",),
+        (f"{POLICIES}test_sync_authorize_functions_allow_or_refuse",),
     ),
     Mutant(
         "gate",
@@ -76,7 +76,7 @@ GATE = (
         "channels/origins.py",
         "            return False\n        return address.is_loopback",
         '            return _host_of(f"http://{host}") == name\n        return address.is_loopback',
-        ("tests/channels/test_origins.py::test_our_own_hosts_and_loopback_may",),
+        ("tests/channels/test_origins.py::test_own_hosts_and_loopback_are_allowed",),
     ),
     Mutant(
         "gate",
@@ -116,7 +116,7 @@ COSTS = (
         "channels/outbox.py",
         "        self._keys.clear()\n        self.close(OVERLOAD)\n        return False",
         "        return True",
-        ("tests/channels/test_outbox.py::test_too_far_behind_is_given_up_with_a_name",),
+        ("tests/channels/test_outbox.py::test_an_overflow_closes_with_overload",),
     ),
     Mutant(
         "bounds",

@@ -73,7 +73,7 @@ async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
     assert refs == list(range(10, 60))
 
 
-async def test_a_crowded_bus_is_not_read_for(clock: Clock) -> None:
+async def test_nothing_is_read_while_the_bus_is_congested(clock: Clock) -> None:
     """While the bus has enough to do nothing is read from a client, and when it has room again all that
     waited is published; nobody is refused."""
     backpressure = Backpressure()
