@@ -33,7 +33,7 @@ class FakeConnection:
     def close_idle(self) -> None:
         self.asked.append("close idle")
 
-    def say_goodbye(self, code: int) -> None:
+    def start_close(self, code: int) -> None:
         self.asked.append(code)
 
     def abort(self) -> None:
@@ -101,7 +101,7 @@ async def test_what_a_connection_raises_ends_that_connection_only(grouped: bool,
             await second.aclose()
 
     assert (statistics.crashed, statistics.connections, statistics.accepted) == (1, 1, 2)
-    assert [line["event"] for line in lines] == ["a connection failed"]
+    assert [line["event"] for line in lines] == ["connection failed"]
 
 
 async def test_what_a_connection_raises_while_it_is_cancelled(clock: Clock) -> None:

@@ -38,13 +38,13 @@ async def test_chunked_body_over_the_bound(engine: str, clock: Clock) -> None:
         assert answer.status == 413
 
 
-async def test_hypercorn_asks_for_the_limit_of_each_request(clock: Clock) -> None:
+async def test_each_request_has_a_body_limit_of_its_own(engine: str, clock: Clock) -> None:
     """``body_limit`` decides by the scope, above and below ``max_body``, before the body is read."""
 
     def limit(scope: dict[str, Any]) -> int:
         return 4000 if scope["path"] == "/large" else 10
 
-    async with serving("hypercorn", hello, max_body=1000, body_limit=limit) as server:
+    async with serving(engine, hello, max_body=1000, body_limit=limit) as server:
         async with await server.connect() as client:
             assert (await client.post("/large", b"y" * 4000)).status == 200
         for path, length in (("/large", 4001), ("/small", 11)):

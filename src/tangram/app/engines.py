@@ -70,6 +70,7 @@ async def _serve_native(
         # Requests that the engine hands to the channels itself have not passed the site.
         forwarded=site.addresses.forwarded,
         channels=lambda: incarnation.channels,
+        body_limit=site.body_limit,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,

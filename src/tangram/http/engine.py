@@ -1,16 +1,16 @@
-"""What both HTTP engines share: a server's life on held sockets, from accept to the last connection's end.
+"""The part that both HTTP engines share: accepting, bounds, and the stop of all connections.
 
 1. An engine accepts on ``dup()``s of the root's sockets, and closes only those.
-2. Whatever one connection raises ends that connection only.
-3. Cancelled, it stops accepting at once, lets the connections finish what they have begun for ``grace()``
-   seconds, and then closes their sockets under them. The shield around them therefore always has an end.
-4. A connection in which nothing of the incarnation runs any more (a channel's WebSocket) may be ``adopted``:
-   its task lives in a nursery beyond the incarnation, which can so begin anew at once, while those who are
-   still connected to the old one are told to come back, batch by batch. Tearing down 1,000 of them first
-   costs 150 ms, in which nobody would be served.
-5. Bounds on connections are kept here, before a byte is read: a refusal must be cheap.
+2. An exception of one connection ends that connection only.
+3. A cancelled engine stops accepting at once. Its connections have ``grace()`` seconds to finish the requests
+   in hand; then their sockets are closed. The shield around them therefore always has an end.
+4. A connection that uses nothing of the incarnation any more (a channel's WebSocket) may be ``adopted``: its
+   task lives in a nursery outside the incarnation. The next incarnation then starts at once, while the
+   clients of the old one are closed in batches beside it. Closing 1,000 of them first would take 150 ms,
+   during which no request is served.
+5. The bounds on connections are checked before a byte is read, so that a refusal is cheap.
 
-What is decided elsewhere: what a connection does with its bytes (``hypercorn``, ``native``).
+How a connection handles its bytes is decided in ``hypercorn`` and ``native``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import errno
 import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import structlog
@@ -30,6 +30,7 @@ from tangram.http.listeners import HeldSocket
 
 __all__ = [
     "ClientGone",
+    "Connection",
     "Engine",
     "EngineSettings",
     "EngineStatistics",
@@ -41,48 +42,58 @@ __all__ = [
 log = structlog.get_logger("tangram.http")
 
 PeerAddress = tuple[Any, ...]
-"""What accept() tells of a peer: host and port first."""
+"""A peer's address as ``accept()`` returns it: host and port come first."""
 
-ACCEPT_BATCH = 64
-"""Connections taken from the kernel's queue before other tasks get their turn."""
+ACCEPT_BATCH: Final = 64
+"""Connections accepted from the kernel's queue before other tasks run."""
 
-TICK = 0.5
-"""Seconds between two looks at the deadlines of all connections: how late a deadline may be kept."""
+TICK: Final = 0.5
+"""Seconds between two checks of all connections' deadlines: a deadline may be this late."""
 
-ACCEPT_PAUSE = 0.1
-"""Seconds to wait when the process has no file descriptor left: trying at once again would spin."""
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds to wait when the process has no file descriptor left: retrying at once would spin."""
 
-LAST_REQUEST_TIME = 0.05
-"""Seconds that a kept connection may take to begin its last request when a stop has begun."""
+LAST_REQUEST_TIME: Final = 0.05
+"""Seconds in which a kept connection may begin its last request after a stop has begun."""
 
-CLOSE_BATCH = 50
-"""WebSockets told to go at once. Each comes back after 10 ms without jitter (phoenix.js), so that spacing the
-good-byes is what spaces the returns."""
+CLOSE_BATCH: Final = 50
+"""WebSockets closed at once. Each client comes back after 10 ms without jitter (phoenix.js), so the pauses
+between the batches also spread the clients' returns.
+"""
 
-CLOSE_PAUSE = 0.02
-"""Seconds between two such batches: 1,000 clients are gone within 0.4 s."""
+CLOSE_PAUSE: Final = 0.02
+"""Seconds between two such batches: 1,000 clients are closed within 0.4 s."""
 
-PARTING_PAUSE = 0.05
-"""Seconds that adopted connections wait for their good-bye, so that the next incarnation's start goes first:
-it takes 10-20 ms, and who comes back before that would wait as long."""
+ADOPTED_CLOSE_DELAY: Final = 0.05
+"""Seconds before adopted connections are closed, so that the next incarnation starts first: its start takes
+10 to 20 ms, and a client that came back earlier would wait for it.
+"""
 
-PARTING_TIME = 3.0
-"""Seconds for adopted connections to be told, and to close, after their engine has ended."""
+ADOPTED_CLOSE_TIME: Final = 3.0
+"""Seconds in which adopted connections are closed, counted from the end of their engine."""
 
-_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+LOG_INTERVAL: Final = 1.0
+"""Seconds between two log records of failed connections: a client that can make a connection fail must not
+be able to fill the log.
+"""
 
-_OVERLOADED = (
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_OVERLOADED: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 21\r\n\r\ntoo many connections\n"
 )
 
 
-class ClientGone(OSError):  # named like the event it tells
-    """Raised by an application's ``send`` when the client has gone, as ASGI asks for: nobody's fault."""
+class ClientGone(OSError):
+    """Raised by an application's ``send`` when the client has closed its connection.
+
+    ASGI asks for an ``OSError`` here. It is not a failure of the application.
+    """
 
 
 class EngineSettings(Protocol):
-    """The part of ``[server]`` that an engine reads. Times in seconds, sizes in bytes."""
+    """The part of ``[server]`` that an engine reads: times in seconds, sizes in bytes."""
 
     @property
     def max_header_bytes(self) -> int: ...
@@ -106,51 +117,51 @@ class EngineSettings(Protocol):
 
 @attrs.frozen
 class EngineStatistics:
-    """What an engine did since it started, and what it has open."""
+    """Counters of an engine since its start, and its open connections."""
 
     connections: int
-    """Open now, of all kinds."""
+    """Open connections of all kinds."""
     websockets: int
-    """Of those, upgraded ones."""
+    """Open connections that are WebSockets."""
     accepted: int
-    """Connections taken from the kernel."""
+    """Connections accepted from the kernel."""
     refused: int
-    """Connections answered 503 because a bound was reached."""
+    """Connections answered with 503 because a bound was reached."""
     requests: int
-    """Requests handed to the application."""
+    """Requests passed to the application."""
     rejected: int
     """Requests answered by the engine itself because they broke the protocol or a bound."""
     failed: int
-    """Requests whose application raised."""
+    """Requests whose application raised an exception."""
     crashed: int
-    """Connections ended by an exception of the engine's own."""
+    """Connections ended by an exception of the engine's own code."""
     stalled: int
     """Connections closed because the client did not read in time."""
     forced: int
-    """Connections closed under their users at the end of a stop's grace."""
+    """Connections whose sockets were closed at the end of a stop's grace."""
 
 
 class Connection(Protocol):
-    """What an engine keeps of each connection."""
+    """One open connection as the engine sees it. No method may block."""
 
     def drain(self) -> None:
-        """From now on, end after the request in hand, or after one that comes at once. Must not block."""
+        """End after the request in hand, or after one that arrives at once."""
 
     def close_idle(self) -> None:
-        """End now if no request is in hand. Must not block."""
+        """Close now if no request is in hand."""
 
-    def say_goodbye(self, code: int) -> None:
-        """Begin the closing handshake, where this is a WebSocket. Must not block."""
+    def start_close(self, code: int) -> None:
+        """Begin the closing handshake with ``code`` if the connection is a WebSocket."""
 
     def abort(self) -> None:
-        """Close the socket now: whoever waits on it is woken by an error."""
+        """Close the socket now; a task that waits for it gets an error."""
 
 
-_HUNG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
 def has_hung_up(sock: socket.socket) -> bool:
-    """Whether the client sends no more, also behind bytes that nobody has read yet."""
+    """Return whether the client has closed its side, even if unread bytes are still queued."""
     if sock.fileno() < 0:
         return True
     poll = select.poll()
@@ -159,7 +170,7 @@ def has_hung_up(sock: socket.socket) -> bool:
 
 
 def failures_of(error: BaseException) -> BaseException | None:
-    """The part of an error that is not cancellation, or None."""
+    """Return the part of an exception that is not a cancellation, or None if there is none."""
     if isinstance(error, trio.Cancelled):
         return None
     if isinstance(error, BaseExceptionGroup):
@@ -169,30 +180,32 @@ def failures_of(error: BaseException) -> BaseException | None:
 
 @attrs.define(eq=False)
 class Engine:
-    """The counters, the bounds and the connections of one engine. ``serve`` runs it."""
+    """The counters, bounds and open connections of one engine. ``serve`` runs it."""
 
     settings: EngineSettings
     handle: Callable[[socket.socket, PeerAddress, Callable[[Connection], None]], Awaitable[None]]
-    """Carries one connection: its socket (non-blocking), its peer's address, and where to report itself."""
+    """Serves one connection, given its non-blocking socket, its peer's address, and a function that registers
+    its ``Connection``.
+    """
     close_code: Callable[[], int] = lambda: 1012
-    """With which code WebSockets are told to go: 1012 for a restart, 1001 for good."""
+    """Returns the code with which WebSockets are closed at a stop: 1012 for a restart, 1001 for good."""
     tick: Callable[[], None] | None = None
-    """Called every TICK seconds while connections are open: deadlines are kept by looking, not by a timer
-    each.
+    """Called every ``TICK`` seconds to check deadlines: one check for all connections is cheaper than a
+    timer for each.
     """
     secure: bool = False
-    """With TLS a refusal cannot be told in plain text."""
+    """Whether clients speak TLS, so that a refusal in plain text would not be understood."""
     body_limit: Callable[[Scope], int] | None = None
-    """Returns the largest body in bytes of the request with this scope (0 is no limit), asked before the body
-    is read; without it the limit is ``settings.max_body`` for all requests.
+    """Returns the bytes that the body of the request with this scope may have, 0 for any number. It is called
+    before the body is read. Default: ``settings.max_body``.
     """
     keep_adopted: Callable[[], bool] = lambda: False
-    """Asked at the stop: may adopted connections outlive this engine? Not when the whole server ends."""
+    """Asked at the stop: may adopted connections outlive this engine? False when the whole server ends."""
     draining: bool = False
     nursery: trio.Nursery | None = None
-    """Where connections live that have not been adopted."""
-    sockets: trio.Nursery | None = None
-    """Where adopted connections live, and what they leave behind to be written."""
+    """The nursery of connections that are not adopted."""
+    adopted_nursery: trio.Nursery | None = None
+    """The nursery of adopted connections and of the tasks that write for them."""
     accepted: int = 0
     refused: int = 0
     requests: int = 0
@@ -202,17 +215,19 @@ class Engine:
     stalled: int = 0
     forced: int = 0
     websockets: int = 0
-    _told: float = float("-inf")
+    _logged_at: float = float("-inf")
     _open: int = 0
     connections: dict[Connection, None] = attrs.field(factory=dict)
     _adopted: set[Connection] = attrs.field(factory=set)
     _per_address: dict[str, int] = attrs.field(factory=dict)
-    _parting: trio.Event = attrs.field(factory=trio.Event)
+    _ended: trio.Event = attrs.field(factory=trio.Event)
+    """Set when all connections that are not adopted have ended."""
     _drain: trio.Event = attrs.field(factory=trio.Event)
-    _gone: trio.Event = attrs.field(factory=trio.Event)
+    _closed_one: trio.Event = attrs.field(factory=trio.Event)
+    """Set, and replaced, whenever a connection has been closed."""
 
     def statistics(self) -> EngineStatistics:
-        """Counters since the start."""
+        """Return the counters since the start."""
         return EngineStatistics(
             connections=self._open,
             websockets=self.websockets,
@@ -226,6 +241,10 @@ class Engine:
             forced=self.forced,
         )
 
+    def max_body(self, scope: Scope) -> int:
+        """Return the bytes that the body of this request may have; 0 is any number."""
+        return self.settings.max_body if self.body_limit is None else self.body_limit(scope)
+
     async def serve(
         self,
         listeners: Sequence[HeldSocket],
@@ -234,20 +253,22 @@ class Engine:
         outer_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept until cancelled, then drain for ``grace()`` seconds, then close the rest forcefully.
+        """Accept connections until cancelled, then drain them and close the rest.
 
-        Adopted connections live in ``outer_nursery``, which outlives the incarnation. If ``keep_adopted()``
-        is true at the stop, they also end there.
+        Args:
+            listeners: the root's listening sockets.
+            grace: returns the seconds that connections have to finish after the cancellation.
+            outer_nursery: outlives the incarnation. Adopted connections live there; if ``keep_adopted()`` is
+                true at the stop, they are also closed there, after this method has returned.
+            task_status: reports this engine once it accepts.
         """
         async with trio.open_nursery() as parent:
             try:
-                # Inside: cancelled in this very step, a start raises although what it started goes on.
-                await (outer_nursery or parent).start(self._hold_sockets, outer_nursery is None)
-                nursery: trio.Nursery = await parent.start(
-                    self._hold_connections,
-                    grace,
-                    self.keep_adopted if outer_nursery is not None else lambda: False,
-                )
+                # Inside the try block: a `start` that is cancelled in this very step raises although the task
+                # that it started goes on.
+                await (outer_nursery or parent).start(self._run_adopted, outer_nursery is None)
+                keep_adopted = self.keep_adopted if outer_nursery is not None else lambda: False
+                nursery: trio.Nursery = await parent.start(self._run_connections, grace, keep_adopted)
                 async with trio.open_nursery() as acceptors:
                     for held in listeners:
                         acceptors.start_soon(self._accept, held, nursery)
@@ -256,17 +277,19 @@ class Engine:
                 self.draining = True
                 self._drain.set()
                 if self.nursery is None:
-                    self._parting.set()  # it never came to hold connections, whose end would tell this
+                    self._ended.set()  # `_run_connections`, which sets it otherwise, never ran
 
-    async def _hold_connections(
+    async def _run_connections(
         self,
         grace: Callable[[], float],
         keep_adopted: Callable[[], bool],
         *,
         task_status: trio.TaskStatus[trio.Nursery],
     ) -> None:
-        assert self.sockets is not None
-        # Cancelled before it has begun, `start` would keep the task where nobody ends the shield below.
+        """Hold the nursery of all connections that are not adopted, and drain them at the stop."""
+        assert self.adopted_nursery is not None
+        # If this task were cancelled before its first step, `start` would keep it in a nursery in which
+        # nothing ends the shield below.
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             async with trio.open_nursery() as nursery:
@@ -276,68 +299,70 @@ class Engine:
                 task_status.started(nursery)
                 await self._drain.wait()
                 seconds = max(0.0, grace())
-                left = self._adopted if keep_adopted() else set[Connection]()
+                kept = self._adopted if keep_adopted() else set[Connection]()
                 with trio.move_on_after(seconds):
-                    await self._finish(left, seconds)
-                self._force(left)
+                    await self._finish(kept, seconds)
+                self._force(kept)
                 nursery.cancel_scope.cancel()
-                if left is not self._adopted:
-                    self.sockets.cancel_scope.cancel()
+                if kept is not self._adopted:
+                    self.adopted_nursery.cancel_scope.cancel()
         finally:
-            self._parting.set()
+            self._ended.set()
 
-    async def _hold_sockets(self, shielded: bool, *, task_status: trio.TaskStatus[None]) -> None:
-        """The life of adopted connections, and of the look at deadlines."""
-        await trio.lowlevel.checkpoint_if_cancelled()  # as above
+    async def _run_adopted(self, shielded: bool, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hold the nursery of adopted connections, check deadlines, and close the connections at the end."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # as in _run_connections
         async with trio.open_nursery() as nursery:
-            self.sockets = nursery
-            # Bounded: by the drain of the engine, or by PARTING_TIME after it.
+            self.adopted_nursery = nursery
+            # Bounded: by the drain of the engine, or by ADOPTED_CLOSE_TIME after it.
             nursery.cancel_scope.shield = shielded
             if self.tick is not None:
-                nursery.start_soon(self._watch, self.tick)
+                nursery.start_soon(self._check_deadlines, self.tick)
             task_status.started()
-            await self._parting.wait()
-            with trio.move_on_after(PARTING_TIME):
-                await trio.sleep(PARTING_PAUSE)
-                await self._part(set())
+            await self._ended.wait()
+            with trio.move_on_after(ADOPTED_CLOSE_TIME):
+                await trio.sleep(ADOPTED_CLOSE_DELAY)
+                await self._close_websockets(set())
             self._force(set())
             nursery.cancel_scope.cancel()
 
-    def _force(self, left: set[Connection]) -> None:
+    def _force(self, kept: set[Connection]) -> None:
+        """Close the sockets of all connections but those in ``kept``."""
         for connection in list(self.connections):
-            if connection not in left:
+            if connection not in kept:
                 self.forced += 1
                 connection.abort()
 
-    async def _watch(self, tick: Callable[[], None]) -> None:
+    async def _check_deadlines(self, tick: Callable[[], None]) -> None:
         while True:
             await trio.sleep(TICK)
             tick()
 
-    async def _finish(self, left: set[Connection], seconds: float) -> None:
-        """End all connections but those in ``left``."""
+    async def _finish(self, kept: set[Connection], seconds: float) -> None:
+        """Let all connections but those in ``kept`` finish their requests and close."""
         for connection in list(self.connections):
             connection.drain()
-        if len(self.connections) > len(left) and seconds > LAST_REQUEST_TIME:
+        if len(self.connections) > len(kept) and seconds > LAST_REQUEST_TIME:
             # A request may be on its way on a connection that is still open: it is answered, not cut.
             await trio.sleep(LAST_REQUEST_TIME)
         for connection in list(self.connections):
             connection.close_idle()
-        await self._part(left)
+        await self._close_websockets(kept)
 
-    async def _part(self, left: set[Connection]) -> None:
-        """Tell WebSockets to go, in batches, and wait until all have gone but those in ``left``."""
+    async def _close_websockets(self, kept: set[Connection]) -> None:
+        """Close WebSockets in batches; wait until only the connections in ``kept`` are left."""
         code = self.close_code()
-        going = [connection for connection in self.connections if connection not in left]
-        for number, connection in enumerate(going, 1):
-            connection.say_goodbye(code)
+        leaving = [connection for connection in self.connections if connection not in kept]
+        for number, connection in enumerate(leaving, 1):
+            connection.start_close(code)
             if number % CLOSE_BATCH == 0:
                 await trio.sleep(CLOSE_PAUSE)
-        while self._open > len(left):
-            self._gone = trio.Event()
-            await self._gone.wait()
+        while self._open > len(kept):
+            self._closed_one = trio.Event()
+            await self._closed_one.wait()
 
     async def _accept(self, held: HeldSocket, nursery: trio.Nursery) -> None:
+        """Accept connections on one listening socket until cancelled."""
         listener = held.dup()
         try:
             while True:
@@ -349,7 +374,7 @@ class Engine:
                         break
                     except OSError as error:
                         if error.errno not in _NO_DESCRIPTORS:
-                            continue  # that client went away while it waited; the next one is no worse for it
+                            continue  # this client left while it waited; the next one is unaffected
                         log.warning("no file descriptor for another connection", open=self._open)
                         await trio.sleep(ACCEPT_PAUSE)
                         break
@@ -359,6 +384,7 @@ class Engine:
             listener.close()
 
     def _admit(self, client: socket.socket, address: PeerAddress, nursery: trio.Nursery) -> None:
+        """Start the task of a new connection, or refuse it if a bound is reached."""
         self.accepted += 1
         client.setblocking(False)
         bound = self.settings.max_connections_per_address
@@ -372,7 +398,7 @@ class Engine:
             return
         self._per_address[host] = here + 1
         self._open += 1
-        nursery.start_soon(self._carry, client, address)
+        nursery.start_soon(self._serve_connection, client, address)
 
     def _refuse(self, client: socket.socket) -> None:
         try:
@@ -385,24 +411,24 @@ class Engine:
         finally:
             client.close()
 
-    async def _carry(self, client: socket.socket, address: PeerAddress) -> None:
-        """One connection, from the first byte to the last; what it raises goes no further."""
-        mine: list[Connection] = []
+    async def _serve_connection(self, client: socket.socket, address: PeerAddress) -> None:
+        """Serve one connection from its first byte to its last; its exceptions stop here."""
+        registered: list[Connection] = []
 
-        def report(connection: Connection) -> None:
-            mine.append(connection)
+        def register(connection: Connection) -> None:
+            registered.append(connection)
             self.connections[connection] = None
             if self.draining:
                 connection.drain()
 
         try:
-            await self.handle(client, address, report)
-        except BaseException as error:  # noqa: BLE001 - raised again but for what the connection raised
+            await self.handle(client, address, register)
+        except BaseException as error:  # noqa: BLE001 - raised again unless the connection itself raised it
             self._contain(error, address)
         finally:
-            # An adopted one is carried on by another task, which sees to its end.
-            if self._adopted.isdisjoint(mine):
-                for connection in mine:
+            # The task of an adopted connection does this at its own end.
+            if self._adopted.isdisjoint(registered):
+                for connection in registered:
                     del self.connections[connection]
                 self._close(client)
                 self._release(address[0])
@@ -414,14 +440,21 @@ class Engine:
         address: PeerAddress,
         run: Callable[[], Awaitable[None]],
     ) -> None:
-        """Carry ``connection`` on in a task that may outlive this engine: ``run`` must use nothing of the
-        incarnation. Called by ``handle``, which then returns.
-        """
-        assert self.sockets is not None
-        self._adopted.add(connection)
-        self.sockets.start_soon(self._carry_on, connection, client, address, run)
+        """Continue ``connection`` in a task that may outlive this engine.
 
-    async def _carry_on(
+        Called within ``handle``, which then returns.
+
+        Args:
+            connection: the registered connection.
+            client: its socket.
+            address: its peer's address.
+            run: serves the connection to its end; it must use nothing of the incarnation.
+        """
+        assert self.adopted_nursery is not None
+        self._adopted.add(connection)
+        self.adopted_nursery.start_soon(self._serve_adopted, connection, client, address, run)
+
+    async def _serve_adopted(
         self,
         connection: Connection,
         client: socket.socket,
@@ -438,19 +471,16 @@ class Engine:
             self._close(client)
             self._release(address[0])
 
-    def _tell(self, error: Exception, address: PeerAddress) -> None:
-        """Once a second at most: whoever can make a connection fail must not be able to fill the log."""
-        now = trio.current_time()
-        if now - self._told >= 1.0:
-            self._told = now
-            log.error("a connection failed", address=address[0], crashed=self.crashed, exc_info=error)
-
     def _contain(self, error: BaseException, address: PeerAddress) -> None:
+        """Log and count the failure of one connection; raise anything that must go further."""
         rest = failures_of(error)
         if not isinstance(rest, Exception):
             raise error
         self.crashed += 1
-        self._tell(rest, address)
+        now = trio.current_time()
+        if now - self._logged_at >= LOG_INTERVAL:
+            self._logged_at = now
+            log.error("connection failed", address=address[0], crashed=self.crashed, exc_info=rest)
 
     def _close(self, client: socket.socket) -> None:
         if client.fileno() >= 0:
@@ -458,10 +488,11 @@ class Engine:
             client.close()
 
     def _release(self, address: str) -> None:
+        """Count one connection less, in all and from ``address``."""
         self._open -= 1
         left = self._per_address.get(address, 1) - 1
         if left > 0:
             self._per_address[address] = left
         else:
             self._per_address.pop(address, None)
-        self._gone.set()
+        self._closed_one.set()

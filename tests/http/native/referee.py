@@ -7,7 +7,7 @@ from typing import NamedTuple
 import h11
 
 from tangram.http.native.body import ChunkedBody, LengthBody
-from tangram.http.native.head import CHUNKED, BadHead, parse_head, premature_fault
+from tangram.http.native.head import CHUNKED, RejectedRequest, parse_head, premature_fault
 
 
 class Read(NamedTuple):
@@ -20,7 +20,7 @@ class Read(NamedTuple):
 
 class Reading(NamedTuple):
     requests: list[Read]
-    refused: BadHead | Exception | None
+    refused: RejectedRequest | Exception | None
 
 
 def read_natively(data: bytes, max_headers: int = 100) -> Reading:
@@ -48,7 +48,7 @@ def read_natively(data: bytes, max_headers: int = 100) -> Reading:
             requests.append(Read(request.method.encode(), request.target, version, headers, body))
             if not request.keep_alive or version == b"1.0":
                 break
-    except BadHead as error:
+    except RejectedRequest as error:
         return Reading(requests, error)
     return Reading(requests, None)
 

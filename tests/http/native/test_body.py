@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tangram.http.native.body import ChunkedBody, LengthBody
-from tangram.http.native.head import BadHead
+from tangram.http.native.head import RejectedRequest
 
 WIRE = b"5;a=b\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\nX: y\r\nZ: \r\n\r\n"
 
@@ -55,5 +55,5 @@ def test_length_takes_exactly_its_bytes(data: bytes, length: int) -> None:
 )
 def test_what_is_no_chunk_is_refused(wire: bytes) -> None:
     """Endless sizes, extensions and trailers, and wrong ends, are refused."""
-    with pytest.raises(BadHead):
+    with pytest.raises(RejectedRequest):
         ChunkedBody().feed(wire)

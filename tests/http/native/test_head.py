@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tangram.http.native.head import BadHead, parse_head, premature_fault
+from tangram.http.native.head import RejectedRequest, parse_head, premature_fault
 from tests.http.native.referee import Reading, read_by_h11, read_natively
 
 METHODS = [
@@ -324,7 +324,7 @@ def test_smuggling_is_refused(name: str) -> None:
     reading = read_natively(data)
 
     assert reading.requests == []
-    assert isinstance(reading.refused, BadHead)
+    assert isinstance(reading.refused, RejectedRequest)
     assert reading.refused.status == status
 
 
@@ -350,7 +350,7 @@ def test_smuggling_is_refused_whatever_the_parser_takes(name: str, monkeypatch: 
     reading = read_natively(SMUGGLING[name][0])
 
     assert reading.requests == []
-    assert isinstance(reading.refused, BadHead)
+    assert isinstance(reading.refused, RejectedRequest)
 
 
 def test_spaces_around_a_value_are_not_part_of_it() -> None:
@@ -371,7 +371,7 @@ def test_absolute_target_overrides_host() -> None:
 @pytest.mark.parametrize("authority", [b'a"b', b"a\\b", b"a{b", b"<a>"])
 def test_absolute_target_is_checked_as_host_is(authority: bytes) -> None:
     """What could not stand in Host cannot come in by the target either."""
-    with pytest.raises(BadHead) as caught:
+    with pytest.raises(RejectedRequest) as caught:
         parse_head(b"GET http://" + authority + b"/x HTTP/1.1\r\nHost: b\r\n\r\n", 100)
 
     assert caught.value.status == 400
@@ -379,7 +379,7 @@ def test_absolute_target_is_checked_as_host_is(authority: bytes) -> None:
 
 def test_too_many_fields() -> None:
     """More fields than allowed are a 431."""
-    with pytest.raises(BadHead) as caught:
+    with pytest.raises(RejectedRequest) as caught:
         parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 10 + b"\r\n", 10)
 
     assert caught.value.status == 431

@@ -11,7 +11,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from tangram.http.native.message_assembly import LARGEST, Frames, MessageAssembler
+from tangram.http.native.message_assembly import LARGEST, FragmentBuffer, MessageAssembler
 
 MAX_MESSAGE = 200_000
 
@@ -48,7 +48,7 @@ frames = st.one_of(
 
 
 def by_the_protocol(chunks: list[bytes]) -> tuple[list[tuple[int, bytes]], ServerProtocol]:
-    referee, whole = protocol(), Frames()
+    referee, whole = protocol(), FragmentBuffer()
     messages = []
     for chunk in chunks:
         referee.receive_data(chunk)
@@ -129,7 +129,7 @@ def test_a_message_within_another_is_an_error() -> None:
 
 def test_a_message_in_fragments_holds_no_more_than_its_bytes() -> None:
     """Empty fragments may come for ever: nothing is kept of them."""
-    whole = Frames()
+    whole = FragmentBuffer()
     whole.add(Frame(Opcode.TEXT, b"ab", fin=False))
     tracemalloc.start()
     try:

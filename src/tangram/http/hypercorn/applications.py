@@ -246,11 +246,7 @@ class _Request:
         self.whole = False
         self.read = 0
         self.http = scope["type"] == "http"
-        self.max_body = self._body_limit() if self.http else 0
-
-    def _body_limit(self) -> int:
-        engine = self.owner.engine
-        return engine.settings.max_body if engine.body_limit is None else engine.body_limit(self.scope)
+        self.max_body = owner.engine.max_body(scope) if self.http else 0
 
     async def run(self, app: ASGIApp) -> None:
         scope, owner = self.scope, self.owner

@@ -214,7 +214,7 @@ class _HypercornConnection(TCPServer):
     def close_idle(self) -> None:
         self.shared.close_idle()
 
-    def say_goodbye(self, code: int) -> None:
+    def start_close(self, code: int) -> None:
         for stream in self._websockets():
             nursery = self.group.nursery
             if nursery is not None and stream.state is ASGIWebsocketState.CONNECTED:

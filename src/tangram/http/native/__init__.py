@@ -1,4 +1,4 @@
-"""The native engine: HTTP/1.1 by httptools and WebSockets by an I/O-free protocol, on Trio's own sockets."""
+"""The native engine: HTTP/1.1 (httptools) and WebSockets (websockets) on Trio's sockets."""
 
 from __future__ import annotations
 

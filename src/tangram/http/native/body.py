@@ -1,32 +1,33 @@
-"""Where a request body ends: by its length, or chunk by chunk.
+"""Find the end of a request body: by its length, or chunk by chunk.
 
-1. No I/O here: ``feed`` takes what has come, answers the part of the body in it, and leaves the rest.
-2. As strict as the head's reader: an extension of a chunk is refused if it is not printable, a size may have
-   16 digits, each line ends with CR LF, and trailers are header fields (read, checked, and dropped).
+1. No I/O here: ``feed`` takes received bytes, and returns the part of the body in them and the rest.
+2. As strict as the reader of the head: an extension of a chunk must be printable, a size has at most 16
+   digits, each line ends with CR LF, and trailers must be header fields (they are checked, and dropped).
 """
 
 from __future__ import annotations
 
 import re
+from typing import Final
 
-from tangram.http.native.head import BadHead
+from tangram.http.native.head import RejectedRequest
 
 __all__ = ["ChunkedBody", "LengthBody"]
 
-MAX_CHUNK_LINE = 1024
-"""Bytes of a chunk's size line: extensions carry nothing that we read, and are an old way to keep a server
-busy.
+MAX_CHUNK_LINE: Final = 1024
+"""Bytes of a chunk's size line. We use no extensions of chunks, and long ones are an old way to keep a
+server busy.
 """
 
-MAX_TRAILERS = 8192
-"""Bytes of all trailers: they are dropped, so that there is no reason to take more."""
+MAX_TRAILERS: Final = 8192
+"""Bytes of all trailers; they are dropped."""
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e]*)?")
-_TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e]*)?")
+_TRAILERS: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
 
 
 class LengthBody:
-    """A body of a known length."""
+    """A body whose length was declared."""
 
     __slots__ = ("left",)
 
@@ -39,7 +40,7 @@ class LengthBody:
         return self.left == 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Answers (body, rest)."""
+        """Return (body, rest) of the bytes."""
         size = len(data)
         if size <= self.left:
             self.left -= size
@@ -50,9 +51,7 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A body in chunks. ``rest`` that ``feed`` answers while not ``done`` is to be given again, with what
-    follows.
-    """
+    """A body in chunks."""
 
     __slots__ = ("_in_chunk", "_need_end", "_trailers", "done")
 
@@ -63,7 +62,13 @@ class ChunkedBody:
         self._trailers = False
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Answers (body, rest). Raises BadHead for what is no chunk."""
+        """Return (body, rest) of the bytes.
+
+        While the body is not ``done``, the rest must be given again with the bytes that follow.
+
+        Raises:
+            RejectedRequest: the bytes are not a chunk.
+        """
         parts: list[bytes] = []
         start = 0
         while not self.done:
@@ -83,26 +88,29 @@ class ChunkedBody:
         return b"".join(parts), data[start:]
 
     def _line(self, data: bytes, start: int) -> int:
-        """Read what stands between two chunks; answers where it ended, or -1 for "not here yet"."""
+        """Read the bytes between two chunks; return where they end, or -1 if they are not complete."""
+        # The line break that ends a chunk.
         if self._need_end:
             if len(data) - start < 2:
                 if data[start:] not in {b"", b"\r"}:
-                    raise BadHead(400, "malformed end of a chunk")
+                    raise RejectedRequest(400, "malformed end of a chunk")
                 return -1
             if data[start : start + 2] != b"\r\n":
-                raise BadHead(400, "malformed end of a chunk")
+                raise RejectedRequest(400, "malformed end of a chunk")
             self._need_end = False
             return start + 2
+        # The trailers behind the last chunk.
         if self._trailers:
             return self._read_trailers(data, start)
+        # The size of the next chunk.
         end = data.find(b"\r\n", start, start + MAX_CHUNK_LINE)
         if end < 0:
             if len(data) - start >= MAX_CHUNK_LINE or b"\n" in data[start:]:
-                raise BadHead(400, "malformed size of a chunk")
+                raise RejectedRequest(400, "malformed size of a chunk")
             return -1
         match = _SIZE.fullmatch(data, start, end)
         if match is None:
-            raise BadHead(400, "malformed size of a chunk")
+            raise RejectedRequest(400, "malformed size of a chunk")
         self._in_chunk = int(match[1], 16)
         self._trailers = self._in_chunk == 0
         return end + 2
@@ -114,9 +122,9 @@ class ChunkedBody:
         end = data.find(b"\r\n\r\n", start, start + MAX_TRAILERS)
         if end < 0:
             if len(data) - start >= MAX_TRAILERS:
-                raise BadHead(431, "trailers too large")
+                raise RejectedRequest(431, "trailers too large")
             return -1
         if not _TRAILERS.fullmatch(data, start, end + 2):
-            raise BadHead(400, "malformed trailer")
+            raise RejectedRequest(400, "malformed trailer")
         self.done = True
         return end + 4

@@ -1,7 +1,7 @@
 """A channel's WebSocket on the native engine: the socket feeds the session, the pump empties its outbox.
 
-One task reads; nothing else runs for a connection that keeps up. Frames of one read are handled as a batch,
-and what they are answered with goes out in one write.
+One task reads, and no other task runs for a client that keeps up with its messages. The frames of one read
+are handled as a batch, and the answers to them are sent in one write.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from tangram.gateway.admission import connect_info
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import Pump
 from tangram.gateway.session import Session
-from tangram.http.native.connection import READ_SIZE, HttpConnection
+from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
-from tangram.http.native.head import BadHead, RequestHead
+from tangram.http.native.head import RejectedRequest, RequestHead
 from tangram.http.native.message_assembly import MessageAssembler
+from tangram.http.native.stream import READ_SIZE, ClientStream
 
-__all__ = ["ChannelSocket", "serve_channel"]
+__all__ = ["ChannelSocket", "channels_getter", "serve_channel"]
 
 log = structlog.get_logger("tangram.http")
 
@@ -43,43 +44,47 @@ async def serve_channel(
     compression: bool,
     ping_interval: float,
 ) -> None:
-    """Admit, accept, and hand the connection over to a task that serves it until it ends."""
+    """Accept a channel's WebSocket, and hand the connection over to a task that serves it to its end.
+
+    Raises:
+        RejectedRequest: the handshake is wrong, or the channels do not admit the client.
+    """
     if channels is None:
-        raise _refused(BUSY)
+        raise _rejected(BUSY)
     upgrade = prepare_upgrade(request, max_message=channels.settings.max_message, compression=compression)
     info = connect_info(scope)
     admission = channels.admit(info, request.query, upgrade.subprotocols)
     if isinstance(admission, Refusal):
-        raise _refused(admission)
-    server = connection.server
+        raise _rejected(admission)
+    host, stream = connection.host, connection.stream
     pump = Pump(
-        connection,
+        stream,
         upgrade.protocol,
-        spawn=server.spawn,
-        write_timeout=server.settings.write_timeout,
-        statistics=server.pumps,
+        spawn=host.spawn,
+        write_timeout=host.settings.write_timeout,
+        statistics=host.pumps,
     )
     try:
         session = channels.connect(info, admission, pump.wake)
     except Exception:
-        # Before the handshake is over, so that the client hears of it.
-        log.exception("a connection cannot be set up", address=info.address)
-        raise BadHead(500, CRASH.reason) from None
-    inbox = MessageAssembler(upgrade.protocol, channels.settings.max_message)
-    socket = ChannelSocket(connection, inbox, session, pump, ping_interval)
+        # Rejected before the handshake is complete, so that the client learns the reason.
+        log.exception("channel session failed to start", address=info.address)
+        raise RejectedRequest(500, CRASH.reason) from None
+    assembler = MessageAssembler(upgrade.protocol, channels.settings.max_message)
+    socket = ChannelSocket(stream, assembler, session, pump, ping_interval)
     connection.upgraded = socket
     try:
-        await connection.write(upgrade.response(admission.subprotocol))
+        await stream.write(upgrade.response(admission.subprotocol))
     except BaseException:
         socket.end()
         raise
     pump.attach(session.outbox)
     connection.adopted = True
-    server.engine.adopt(connection, connection.sock, connection.client, partial(_serve, connection, socket))
+    host.engine.adopt(connection, stream.sock, stream.client, partial(_serve, connection, socket))
 
 
 async def _serve(connection: HttpConnection, socket: ChannelSocket) -> None:
-    engine = connection.server.engine
+    engine = connection.host.engine
     engine.websockets += 1
     try:
         await socket.run()
@@ -89,61 +94,61 @@ async def _serve(connection: HttpConnection, socket: ChannelSocket) -> None:
         connection.abort()
 
 
-def _refused(refusal: Refusal) -> BadHead:
-    return BadHead(refusal.status, refusal.reason, _RETRY if refusal.retry else b"")
+def _rejected(refusal: Refusal) -> RejectedRequest:
+    return RejectedRequest(refusal.status, refusal.reason, _RETRY if refusal.retry else b"")
 
 
 class ChannelSocket:
-    """One accepted connection."""
+    """One accepted connection of the channels."""
 
-    __slots__ = ("_connection", "_inbox", "_ping_interval", "_pinged", "_protocol", "_pump", "_session")
+    __slots__ = ("_assembler", "_ping_interval", "_pinged_at", "_protocol", "_pump", "_session", "_stream")
 
     def __init__(
         self,
-        connection: HttpConnection,
-        inbox: MessageAssembler,
+        stream: ClientStream,
+        assembler: MessageAssembler,
         session: Session,
         pump: Pump,
         ping_interval: float,
     ) -> None:
-        self._connection = connection
-        self._inbox = inbox
-        self._protocol = inbox.protocol
+        self._stream = stream
+        self._assembler = assembler
+        self._protocol = assembler.protocol
         self._session = session
         self._pump = pump
         self._ping_interval = ping_interval
-        self._pinged = trio.current_time()
+        self._pinged_at = trio.current_time()
 
-    # What the engine asks of it.
+    # Called by the engine.
 
-    def say_goodbye(self, code: int) -> None:
-        """The server stops: what waits is sent, then the close frame."""
+    def start_close(self, code: int) -> None:
+        """Send the backlog, then the close frame."""
         self._session.outbox.close(SHUTDOWN if code == SHUTDOWN.code else RESTART)
 
     def tick(self, now: float) -> None:
-        """Ping a client that has been quiet for the interval."""
-        if now - max(self._pinged, self._session.last_seen) >= self._ping_interval:
-            self._pinged = now
+        """Ping a client that has been silent for the interval."""
+        if now - max(self._pinged_at, self._session.last_seen) >= self._ping_interval:
+            self._pinged_at = now
             self._pump.ping()
 
-    # Its own task.
+    # The connection's own task.
 
     async def run(self) -> None:
-        """Send what waits, and read until either side closes."""
-        connection = self._connection
+        """Send the backlog, and read until one side closes."""
+        stream = self._stream
         self._pump.attach(self._session.outbox)
-        data, connection.buffer = connection.buffer, b""
+        data, stream.buffer = stream.buffer, b""
         try:
             while True:
                 if data and not self._take(data):
                     break
-                if connection.closed:
+                if stream.closed:
                     return
-                await _wait_readable(connection.sock)
+                await _wait_readable(stream.sock)
                 if self._session.congested:
                     await self._session.wait_uncongested()
                 try:
-                    data = connection.sock.recv(READ_SIZE)
+                    data = stream.sock.recv(READ_SIZE)
                 except BlockingIOError:
                     data = b""
                     continue
@@ -151,29 +156,29 @@ class ChannelSocket:
                     return
         except (OSError, trio.ClosedResourceError):
             return
-        if self._protocol.parser_exc is not None and not connection.closed:
-            # Our close frame is on its way, and the client is still sending: a reset would eat it.
-            await connection.linger()
+        if self._protocol.parser_exc is not None and not stream.closed:
+            # Our close frame is on its way while the client still sends: a reset would drop the frame.
+            await stream.linger()
 
     def end(self) -> None:
-        """The connection has ended, whoever ended it."""
+        """Report to the session that the connection has ended; idempotent."""
         self._session.outbox.close(GONE)
         self._session.gone()
 
     def _take(self, data: bytes) -> bool:
-        """The bytes of one read; answers whether to go on reading."""
+        """Handle the bytes of one read; return whether to read on."""
         protocol, session, pump = self._protocol, self._session, self._pump
-        inbox = self._inbox
-        controls = inbox.controls
-        messages = inbox.feed(data)
-        if inbox.controls != controls:
+        assembler = self._assembler
+        controls = assembler.controls
+        messages = assembler.feed(data)
+        if assembler.controls != controls:
             session.alive()
         pump.corked = True
         try:
             if messages:
                 session.feed(messages)
         except Exception:
-            log.exception("a connection crashed", conn=session.conn)
+            log.exception("channel connection crashed", conn=session.conn)
             session.outbox.close(CRASH)
         finally:
             pump.corked = False
@@ -192,7 +197,7 @@ class ChannelSocket:
 def channels_getter(
     channels: Callable[[], Channels | None] | Channels | None,
 ) -> Callable[[], Channels | None]:
-    """Channels that may be made anew while the engine runs."""
+    """Return a function that returns the current channels: they may be replaced while the engine runs."""
     if channels is None or isinstance(channels, Channels):
         return lambda: channels
     return channels

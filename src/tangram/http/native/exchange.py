@@ -1,20 +1,19 @@
 """One request and its response, as ASGI sees them.
 
-1. ``receive`` and ``send`` do not give way to other tasks where the bytes are at hand or the socket takes
-   them: a pass through the event loop costs a fifth of a request. A streamed response gives way after each
-   piece.
-2. A response whose body is at hand goes out in one write.
-3. ``http.disconnect`` is told when the client has gone, or to whoever asks after the response is complete;
-   never to end somebody's wait because a response is complete: quart-trio would cancel the tail of its own
-   response.
-4. Whatever the application does, the next request on the connection is read only if this one has ended
-   cleanly.
+1. ``receive`` and ``send`` let no other task run if the bytes are at hand or the socket takes them: a pass
+   through the event loop costs a fifth of a request. A streamed response lets others run after each piece.
+2. A response whose body is at hand is sent in one write.
+3. ``http.disconnect`` is reported when the client has gone, or to a ``receive`` that is called after the
+   response is complete. A complete response never ends a ``receive`` that already waits: quart-trio would
+   cancel the end of its own response.
+4. The next request on the connection is read only if this one has ended cleanly.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import Final
 
 import structlog
 import trio
@@ -23,34 +22,32 @@ from tangram.asgi import Message, Scope
 from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.body import ChunkedBody, LengthBody
-from tangram.http.native.head import CHUNKED, BadHead, RequestHead
+from tangram.http.native.head import CHUNKED, RejectedRequest, RequestHead
+from tangram.http.native.host import Host
 from tangram.http.native.response import BadResponse, Framing, build_head, simple_response
+from tangram.http.native.stream import NEVER, ClientStream
 
-if TYPE_CHECKING:
-    from tangram.http.native.connection import HttpConnection
-
-__all__ = ["AHEAD_BYTES", "Exchange"]
+__all__ = ["AHEAD_BYTES", "Exchange", "reject"]
 
 log = structlog.get_logger("tangram.http")
 
-AHEAD_BYTES = 65536
-"""Bytes of later requests that are kept while an application waits to hear whether its client is still
-there.
-"""
+AHEAD_BYTES: Final = 65536
+"""Bytes of later requests that are read while an application waits for ``http.disconnect``."""
 
-SKIP_BYTES = 65536
+SKIP_BYTES: Final = 65536
 """An unread body of at most so many bytes is skipped to keep the connection; a larger one ends it."""
 
-SKIP_TIME = 2.0
-"""Seconds for each read of that."""
+SKIP_TIME: Final = 2.0
+"""Seconds for each read of such a body."""
 
-JOIN_BYTES = 65536
-"""A body up to this size is copied behind its head, so that both go out in one write."""
+JOIN_BYTES: Final = 65536
+"""A body up to this size is copied behind its head, so that both are sent in one write."""
 
-NEVER = float("inf")
+HANG_UP_INTERVAL: Final = 1.0
+"""Seconds between two checks for a client that has gone, once no more is read ahead."""
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
 
 
 class Exchange:
@@ -62,66 +59,24 @@ class Exchange:
         "_continue",
         "_framing",
         "_head",
+        "_host",
         "_left",
+        "_limit",
         "_received",
+        "_scope",
         "_status",
+        "_stream",
         "complete",
-        "connection",
         "over",
         "request",
         "sent",
     )
 
-    def __init__(self, connection: HttpConnection, request: RequestHead) -> None:
-        self.connection = connection
+    def __init__(self, host: Host, stream: ClientStream, request: RequestHead) -> None:
+        self._host = host
+        self._stream = stream
         self.request = request
-        self._body: LengthBody | ChunkedBody | None = None
-        if request.length:
-            self._body = ChunkedBody() if request.length == CHUNKED else LengthBody(request.length)
-        self._continue = request.expects_continue
-        self._asked = False
-        self._received = 0
-        self._status = 0
-        self._head: object = ()
-        self._framing: Framing | None = None
-        self._left = 0
-        self.complete = False
-        """Whether the whole response was handed to the socket."""
-        self.over = False
-        """Whether nothing of the application's may go out any more."""
-        self.sent = 0
-
-    @property
-    def unread(self) -> bool:
-        """Whether the client may still be sending its body."""
-        return self._body is not None and not self._body.done
-
-    async def run(self) -> bool:
-        """Call the application; answers whether the connection can carry another request."""
-        connection = self.connection
-        server = connection.server
-        server.engine.requests += 1
-        began = time.perf_counter() if server.settings.access_log else 0.0
-        try:
-            await server.app(self._scope(), self.receive, self.send)
-        except BaseException as error:
-            rest = failures_of(error)
-            if rest is None or not isinstance(rest, Exception):
-                raise
-            self._failed(rest)
-        if not self.complete:
-            await self._complete()
-        self.over = True
-        if server.settings.access_log:
-            self._log(began)
-        framing = self._framing
-        if framing is None or framing.close or not self.complete or connection.closed:
-            return False
-        return self._body is None or self._body.done or await self._skip()
-
-    def _scope(self) -> Scope:
-        connection, request = self.connection, self.request
-        return {
+        self._scope: Scope = {
             "type": "http",
             "asgi": _ASGI,
             "http_version": request.version,
@@ -132,15 +87,62 @@ class Exchange:
             "query_string": request.query,
             "root_path": "",
             "headers": request.headers,
-            "client": connection.client,
-            "server": connection.server_address,
+            "client": stream.client,
+            "server": stream.server_address,
             "extensions": {},
         }
+        self._body: LengthBody | ChunkedBody | None = None
+        self._limit = 0
+        if request.length:
+            self._body = ChunkedBody() if request.length == CHUNKED else LengthBody(request.length)
+            self._limit = host.engine.max_body(self._scope)
+        self._continue = request.expects_continue
+        self._asked = False
+        self._received = 0
+        self._status = 0
+        self._head: object = ()
+        self._framing: Framing | None = None
+        self._left = 0
+        self.complete = False
+        """Whether the whole response was passed to the socket."""
+        self.over = False
+        """Whether the application may send no more."""
+        self.sent = 0
 
-    # Towards the application.
+    @property
+    def unread(self) -> bool:
+        """Whether the client may still be sending its body."""
+        return self._body is not None and not self._body.done
+
+    async def run(self) -> bool:
+        """Call the application; return whether the connection can carry another request."""
+        host = self._host
+        if self.request.length > self._limit > 0:
+            await self._reject(self._too_large())
+            return False
+        host.engine.requests += 1
+        began = time.perf_counter() if host.settings.access_log else 0.0
+        try:
+            await host.app(self._scope, self.receive, self.send)
+        except BaseException as error:
+            rest = failures_of(error)
+            if rest is None or not isinstance(rest, Exception):
+                raise
+            self._failed(rest)
+        if not self.complete:
+            await self._complete()
+        self.over = True
+        if host.settings.access_log:
+            self._log(began)
+        framing = self._framing
+        if framing is None or framing.close or not self.complete or self._stream.closed:
+            return False
+        return self._body is None or self._body.done or await self._skip()
+
+    # Called by the application.
 
     async def receive(self) -> Message:
-        """The next piece of the body, then a wait for the client to go."""
+        """Return the next piece of the body; after its end, wait until the client has gone."""
         body = self._body
         if body is None:
             if not self._asked:
@@ -154,58 +156,64 @@ class Exchange:
         return await self._wait_gone()
 
     async def _read_body(self, body: LengthBody | ChunkedBody) -> Message:
-        connection = self.connection
-        settings = connection.server.settings
+        stream = self._stream
         while True:
-            if connection.buffer:
-                self._continue = False  # it did not wait for our leave
+            if stream.buffer:
+                self._continue = False  # the client did not wait for our consent
                 try:
-                    data, connection.buffer = body.feed(connection.buffer)
-                except BadHead as error:
-                    return await self._refuse(error)
+                    data, stream.buffer = body.feed(stream.buffer)
+                except RejectedRequest as error:
+                    return await self._reject(error)
                 self._received += len(data)
-                if self._received > settings.max_body > 0:
-                    return await self._refuse(
-                        BadHead(413, f"the body is larger than {settings.max_body} bytes")
-                    )
+                if self._received > self._limit > 0:
+                    return await self._reject(self._too_large())
                 if data or body.done:
                     self._asked = body.done
                     return {"type": "http.request", "body": data, "more_body": not body.done}
             if self._continue:
                 self._continue = False
                 if self._framing is None:
-                    await connection.write(_CONTINUE)
-            more = await connection.read(settings.idle_timeout)
+                    await stream.write(_CONTINUE)
+            more = await stream.read(self._host.settings.idle_timeout)
             if not more:
                 return {"type": "http.disconnect"}
-            connection.buffer += more
+            stream.buffer += more
 
-    async def _refuse(self, error: BadHead) -> Message:
-        """A body that cannot be read: answered by the engine, and to the application the client is gone."""
+    def _too_large(self) -> RejectedRequest:
+        return RejectedRequest(413, f"the body is larger than {self._limit} bytes")
+
+    async def _reject(self, error: RejectedRequest) -> Message:
+        """Answer for the application, if that is still possible, and close the connection.
+
+        For the application the client has gone.
+        """
         if not self.over and self._framing is None:
-            await self.connection.reject(error)
+            await reject(self._host, self._stream, error)
         self.over = True
-        self.connection.abort()
+        self._stream.abort()
         return {"type": "http.disconnect"}
 
     async def _wait_gone(self) -> Message:
-        connection = self.connection
-        while not (self.over or self.complete or connection.closed or connection.eof):
-            if len(connection.buffer) >= AHEAD_BYTES:
-                # Enough read ahead.
-                if has_hung_up(connection.sock):
+        stream = self._stream
+        while not (self.over or self.complete or stream.closed or stream.eof):
+            if len(stream.buffer) >= AHEAD_BYTES:
+                # Enough is read ahead: look for the end of the connection without reading.
+                if has_hung_up(stream.sock):
                     break
-                await trio.sleep(1)
+                await trio.sleep(HANG_UP_INTERVAL)
                 continue
-            data = await connection.read(NEVER)
-            connection.buffer += data
+            data = await stream.read(NEVER)
+            stream.buffer += data
         await trio.lowlevel.checkpoint()
         return {"type": "http.disconnect"}
 
-    # From the application.
-
     async def send(self, message: Message) -> None:
-        """The response's start, then its body in pieces."""
+        """Send the response's start, then its body in pieces.
+
+        Raises:
+            ClientGone: the client has closed the connection.
+            BadResponse: the message does not belong here, or cannot be a response.
+        """
         kind = message["type"]
         if kind == "http.response.start":
             if self._status:
@@ -215,7 +223,7 @@ class Exchange:
             return
         if kind != "http.response.body":
             raise BadResponse(f"unexpected message {kind!r}")
-        if self.over or self.connection.closed:
+        if self.over or self._stream.closed:
             raise ClientGone("the client has gone")
         if self.complete:
             raise BadResponse("the response is already complete")
@@ -233,32 +241,33 @@ class Exchange:
             self.complete = True
 
     async def _send_first(self, body: bytes, *, more: bool) -> None:
-        connection, request = self.connection, self.request
+        """Send the head, with the first piece of the body."""
+        stream, request = self._stream, self.request
         framing = build_head(
             self._status,
-            self._head,  # type: ignore[arg-type]  # whatever the application gave; build_head fails if it is none
+            self._head,  # type: ignore[arg-type]  # given by the application; build_head raises if it is wrong
             whole=-1 if more else len(body),
             bodiless=request.method == "HEAD" or self._status == 304,
             version=request.version,
-            keep_alive=request.keep_alive and not connection.server.engine.draining,
+            keep_alive=request.keep_alive and not self._host.engine.draining,
         )
         self._left = framing.length
         data = self._frame(framing, body, more=more)
         self._framing = framing
         if len(data) <= JOIN_BYTES:
-            await connection.write(framing.head + data)
+            await stream.write(framing.head + data)
         else:
-            await connection.write(framing.head)
-            await connection.write(data)
+            await stream.write(framing.head)
+            await stream.write(data)
 
     async def _send_piece(self, body: bytes, *, more: bool) -> None:
         assert self._framing is not None
         data = self._frame(self._framing, body, more=more)
         if data:
-            await self.connection.write(data)
+            await self._stream.write(data)
 
     def _frame(self, framing: Framing, body: bytes, *, more: bool) -> bytes:
-        """The bytes that stand for a piece of the body."""
+        """Return the bytes that carry a piece of the body."""
         size = len(body)
         self.sent += size
         if framing.length > 0:
@@ -280,36 +289,36 @@ class Exchange:
     def _failed(self, error: Exception) -> None:
         if self.over or all_leaves_are(error, ClientGone):
             return
-        self.connection.server.engine.failed += 1
-        log.error("the application failed", path=self.request.path, exc_info=error)
+        self._host.engine.failed += 1
+        log.error("application failed", path=self.request.path, exc_info=error)
 
     async def _complete(self) -> None:
-        """Answer for an application that did not: 500 if nothing was sent, else the connection just ends."""
-        connection = self.connection
-        if self._framing is None and not self.over and not connection.closed:
-            await connection.write(simple_response(500, "internal server error", close=True))
+        """End an incomplete response: with 500 if nothing was sent, else by closing the connection."""
+        stream = self._stream
+        if self._framing is None and not self.over and not stream.closed:
+            await stream.write(simple_response(500, "internal server error", close=True))
             self._status = 500
         self.over = True
 
     async def _skip(self) -> bool:
-        """Take a body that nobody read, if it is small; answers whether the next request can be read."""
-        body, connection = self._body, self.connection
+        """Read a small body that the application did not; return whether the next request can be read."""
+        body, stream = self._body, self._stream
         assert body is not None
-        if self._continue or connection.reading or (isinstance(body, LengthBody) and body.left > SKIP_BYTES):
+        if self._continue or stream.reading or (isinstance(body, LengthBody) and body.left > SKIP_BYTES):
             return False
         taken = 0
         while True:
             try:
-                data, connection.buffer = body.feed(connection.buffer)
-            except BadHead:
-                return False  # it has its answer, and a second one would be taken for the next request's
+                data, stream.buffer = body.feed(stream.buffer)
+            except RejectedRequest:
+                return False  # a second answer would be taken for the answer to the next request
             taken += len(data)
             if body.done or taken > SKIP_BYTES:
                 return body.done
-            more = await connection.read(SKIP_TIME)
+            more = await stream.read(SKIP_TIME)
             if not more:
                 return False
-            connection.buffer += more
+            stream.buffer += more
 
     def _log(self, began: float) -> None:
         log.info(
@@ -319,5 +328,14 @@ class Exchange:
             status=self._status,
             bytes=self.sent,
             seconds=round(time.perf_counter() - began, 6),
-            client=self.connection.client[0],
+            client=self._stream.client[0],
         )
+
+
+async def reject(host: Host, stream: ClientStream, error: RejectedRequest) -> None:
+    """Answer a request that cannot be read, and close our side of the connection."""
+    host.engine.rejected += 1
+    stream.buffer = b""
+    with contextlib.suppress(ClientGone):
+        await stream.write(simple_response(error.status, error.reason, close=True, extra=error.extra))
+        await stream.linger()

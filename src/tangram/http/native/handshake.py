@@ -1,9 +1,9 @@
-"""From a request that asks for a WebSocket to the I/O-free protocol that reads and writes its frames.
+"""The WebSocket handshake: from a request to the I/O-free protocol of its frames.
 
-1. No I/O here. What the head's reader has checked (GET, HTTP/1.1, Upgrade, Connection, no body) is not
-   checked again.
-2. permessage-deflate only where it is switched on, and without context takeover: a window kept for each
-   connection would cost more memory than everything else of it.
+1. No I/O here. The reader of the head has already checked GET, HTTP/1.1, Upgrade, Connection and that there
+   is no body.
+2. permessage-deflate is agreed on only if it is switched on, and without context takeover: a window for each
+   connection would cost more memory than all its other state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from tangram.http.native.head import BadHead, RequestHead
+from tangram.http.native.head import RejectedRequest, RequestHead
 from tangram.http.native.response import BadResponse
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Upgrade", "prepare_upgrade"]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_OURS: Final = frozenset(
+_CONTROLLED: Final = frozenset(
     {
         b"upgrade",
         b"connection",
@@ -37,12 +37,12 @@ _OURS: Final = frozenset(
     }
 )
 
-_quiet = logging.getLogger("tangram.websockets")
-_quiet.setLevel(logging.CRITICAL)
+_silent_log = logging.getLogger("tangram.websockets")
+_silent_log.setLevel(logging.CRITICAL)
 
 
 class Upgrade:
-    """A WebSocket that may be accepted."""
+    """A WebSocket handshake that may be accepted."""
 
     __slots__ = ("accept", "extensions", "protocol", "subprotocols")
 
@@ -51,12 +51,20 @@ class Upgrade:
     ) -> None:
         self.protocol = protocol
         self.subprotocols = subprotocols
-        """What the client offers, in its order."""
+        """The subprotocols that the client offers, in its order."""
         self.accept = accept
         self.extensions = extensions
 
     def response(self, subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-        """The head of the 101 that accepts. Raises BadResponse."""
+        """Return the head of the 101 response.
+
+        Args:
+            subprotocol: one of the offered subprotocols.
+            headers: further header fields of the application.
+
+        Raises:
+            BadResponse: the subprotocol was not offered, or a header holds a line break.
+        """
         lines = [
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
             b"sec-websocket-accept: " + self.accept
@@ -68,7 +76,7 @@ class Upgrade:
         if self.extensions is not None:
             lines.append(b"sec-websocket-extensions: " + self.extensions.encode("latin-1"))
         for name, value in headers:
-            if name.lower() in _OURS:
+            if name.lower() in _CONTROLLED:
                 continue
             line = name.lower() + b": " + value
             if b"\r" in line or b"\n" in line or b"\x00" in line:
@@ -78,7 +86,16 @@ class Upgrade:
 
 
 def prepare_upgrade(request: RequestHead, *, max_message: int, compression: bool) -> Upgrade:
-    """Check what is the WebSocket's own in a request. Raises BadHead."""
+    """Check the WebSocket headers of a request.
+
+    Args:
+        request: a request with ``websocket`` set.
+        max_message: the largest message to accept, in bytes.
+        compression: whether to agree on permessage-deflate if the client offers it.
+
+    Raises:
+        RejectedRequest: a header is missing or malformed, or the version is not 13.
+    """
     keys: list[bytes] = []
     versions: list[bytes] = []
     offered: list[str] = []
@@ -93,12 +110,14 @@ def prepare_upgrade(request: RequestHead, *, max_message: int, compression: bool
         elif name == b"sec-websocket-extensions":
             extensions.append(value.decode("latin-1"))
     if versions != [b"13"]:
-        raise BadHead(426, "only version 13 of WebSocket is spoken here", b"sec-websocket-version: 13\r\n")
+        raise RejectedRequest(
+            426, "only version 13 of WebSocket is spoken here", b"sec-websocket-version: 13\r\n"
+        )
     if len(keys) != 1 or not _is_key(keys[0]):
-        raise BadHead(400, "malformed Sec-WebSocket-Key")
+        raise RejectedRequest(400, "malformed Sec-WebSocket-Key")
     accept = base64.b64encode(hashlib.sha1(keys[0] + _GUID, usedforsecurity=False).digest())
     factories = _deflate() if compression and extensions else None
-    protocol = ServerProtocol(state=OPEN, max_size=max_message, extensions=factories, logger=_quiet)
+    protocol = ServerProtocol(state=OPEN, max_size=max_message, extensions=factories, logger=_silent_log)
     answer = _negotiate(protocol, extensions) if factories else None
     return Upgrade(protocol, offered, accept, answer)
 
@@ -129,5 +148,5 @@ def _negotiate(protocol: ServerProtocol, offers: Sequence[str]) -> str | None:
             Headers([("Sec-WebSocket-Extensions", offer) for offer in offers])
         )
     except InvalidHandshake as error:
-        raise BadHead(400, "malformed Sec-WebSocket-Extensions") from error
+        raise RejectedRequest(400, "malformed Sec-WebSocket-Extensions") from error
     return answer

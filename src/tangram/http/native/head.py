@@ -1,14 +1,14 @@
-"""From the bytes of one request head to a RequestHead, or to a reason why not.
+"""Parse the bytes of one request head.
 
-1. No I/O here: bytes in, a RequestHead or a BadHead out.
-2. A head is checked as a whole, by one expression, before httptools reads it: httptools never sees a byte
-   that the expression did not allow. Where two readers of the same bytes may disagree, requests are
-   smuggled; what llhttp reads leniently is therefore refused here. The referee is h11: what h11 refuses is
-   refused, and what is accepted is read as h11 reads it. Refused although h11 reads it: bare LF, folded
-   lines, control characters in values, repeated or list-valued Content-Length, a length beside a transfer
-   coding, methods in lower case.
-3. httptools cannot stop at the end of a message, and so is given one head and no more; bodies are framed in
-   ``body``.
+1. No I/O here: bytes in, a ``RequestHead`` or a ``RejectedRequest`` out.
+2. One regular expression checks the whole head before httptools parses it, so that httptools never sees a
+   byte that the expression does not allow. Requests can be smuggled if two parsers disagree about the same
+   bytes; leniencies of llhttp are therefore refused here. The referee is h11: a head that h11 refuses is
+   refused, and an accepted head is read as h11 reads it. These are refused although h11 accepts them: bare
+   LF, folded lines, control characters in values, a repeated or list-valued Content-Length, a length beside a
+   transfer coding, and methods in lower case.
+3. httptools cannot stop at the end of a message, so it is given one head and no more. ``body`` frames the
+   bodies.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from urllib.parse import unquote
 
 import httptools
 
-__all__ = ["CHUNKED", "BadHead", "RequestHead", "parse_head", "premature_fault"]
+__all__ = ["CHUNKED", "RejectedRequest", "RequestHead", "parse_head", "premature_fault"]
 
 CHUNKED: Final = -1
-"""The length of a body that tells its length chunk by chunk."""
+"""The length of a body that is sent in chunks."""
 
 MAX_LENGTH_DIGITS: Final = 18
-"""Digits of a Content-Length: more would overflow what some intermediary counts in."""
+"""Digits of a Content-Length: more would overflow the integers of some intermediaries."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
@@ -41,24 +41,22 @@ _LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
-"""Fields that decide about the connection; the others only pass through."""
+"""Fields that decide about the connection; the others are only passed on."""
 
 
-class BadHead(Exception):  # what it is, in the words of this module
-    """The request must be refused with ``status``; the message goes to the client."""
+class RejectedRequest(Exception):
+    """The engine must answer the request itself, with ``status`` and ``reason``, and close."""
 
     def __init__(self, status: int, reason: str, extra: bytes = b"") -> None:
         self.status = status
         self.reason = reason
         self.extra = extra
-        """Header lines that belong to the answer."""
+        """Further header lines of the answer, each with its CR LF."""
         super().__init__(status, reason)
 
 
 class RequestHead:
-    """One request head. ``headers`` have names in lower case, in the order sent; ``length`` may be
-    CHUNKED.
-    """
+    """One parsed request head."""
 
     __slots__ = (
         "expects_continue",
@@ -78,6 +76,7 @@ class RequestHead:
     def __init__(self) -> None:
         self.target: bytes = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        """Names in lower case, in the order sent."""
         self.framing: dict[bytes, list[bytes]] = {}
         self.method: str = ""
         self.path: str = ""
@@ -85,6 +84,7 @@ class RequestHead:
         self.query: bytes = b""
         self.version: str = "1.1"
         self.length: int = 0
+        """Bytes of the body, or ``CHUNKED``."""
         self.keep_alive: bool = True
         self.expects_continue: bool = False
         self.websocket: bool = False
@@ -92,11 +92,11 @@ class RequestHead:
     # Called by httptools.
 
     def on_url(self, url: bytes) -> None:
-        """Once: the target was short enough to come in one piece."""
+        """Add to the request target."""
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Once for each field."""
+        """Add one header field."""
         name = name.lower()
         value = value.strip(b" \t")
         self.headers.append((name, value))
@@ -105,7 +105,11 @@ class RequestHead:
 
 
 def parse_head(head: bytes, max_headers: int) -> RequestHead:
-    """Read one head, up to and including its empty line. Raises BadHead."""
+    """Parse one head, up to and including its empty line.
+
+    Raises:
+        RejectedRequest: the head is malformed, or has more than ``max_headers`` fields.
+    """
     match = _HEAD.fullmatch(head)
     if match is None:
         raise _explain(head)
@@ -113,11 +117,11 @@ def parse_head(head: bytes, max_headers: int) -> RequestHead:
     try:
         httptools.HttpRequestParser(request).feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # Told by its own exception at the end of the head; nothing follows that we gave it.
+        pass  # raised at the end of the head, after which it was given no byte
     except httptools.HttpParserError as error:
-        raise BadHead(400, f"malformed request: {error}") from error
+        raise RejectedRequest(400, f"malformed request: {error}") from error
     if len(request.headers) > max_headers:
-        raise BadHead(431, f"more than {max_headers} header fields")
+        raise RejectedRequest(431, f"more than {max_headers} header fields")
     request.method = match["method"].decode("ascii")
     if match["minor"] == b"0":
         request.version = "1.0"
@@ -127,30 +131,31 @@ def parse_head(head: bytes, max_headers: int) -> RequestHead:
     return request
 
 
-def premature_fault(data: bytes) -> BadHead | None:
-    """What is wrong already with a head that has not ended yet, so that nobody waits for an end that cannot
-    come.
+def premature_fault(data: bytes) -> RejectedRequest | None:
+    """Return the fault of an incomplete head that no further byte can mend, or None.
+
+    The client then gets its answer at once, not after the timeout.
     """
     if data and not 0x41 <= data[0] <= 0x5A:
-        return BadHead(400, "malformed request line")
+        return RejectedRequest(400, "malformed request line")
     if _BARE_LF.search(data):
-        return BadHead(400, "lines must end with CR LF")
+        return RejectedRequest(400, "lines must end with CR LF")
     return None
 
 
-def _explain(head: bytes) -> BadHead:
+def _explain(head: bytes) -> RejectedRequest:
     if _OTHER_VERSION.match(head):
-        return BadHead(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        return RejectedRequest(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     if _BARE_LF.search(head):
-        return BadHead(400, "lines must end with CR LF")
+        return RejectedRequest(400, "lines must end with CR LF")
     line, *fields = head.split(b"\r\n")
     if not re.fullmatch(rb"[A-Z][A-Z\-]{0,31} [!-~]+ HTTP/1\.[01]", line):
-        return BadHead(400, "malformed request line")
+        return RejectedRequest(400, "malformed request line")
     if any(field[:1] in {b" ", b"\t"} for field in fields):
-        return BadHead(400, "folded header lines are not allowed")
+        return RejectedRequest(400, "folded header lines are not allowed")
     if any(re.match(_TOKEN + rb"[ \t]+:", field) for field in fields):
-        return BadHead(400, "no space is allowed before the colon of a header")
-    return BadHead(400, "malformed header field")
+        return RejectedRequest(400, "no space is allowed before the colon of a header")
+    return RejectedRequest(400, "malformed header field")
 
 
 def _read_target(request: RequestHead) -> None:
@@ -168,7 +173,7 @@ def _odd_target(request: RequestHead, target: bytes) -> bytes:
         return target
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
-        raise BadHead(400, "malformed request target")
+        raise RejectedRequest(400, "malformed request target")
     # RFC 9112, 3.2.2: the authority of the target counts, and what Host says is ignored.
     authority = match[1]
     request.headers = [(name, authority if name == b"host" else value) for name, value in request.headers]
@@ -179,16 +184,16 @@ def _read_framing(request: RequestHead) -> None:
     framing = request.framing
     hosts = framing.get(b"host", ())
     if len(hosts) > 1 or (not hosts and request.version == "1.1"):
-        raise BadHead(400, "exactly one Host is needed")
+        raise RejectedRequest(400, "exactly one Host is needed")
     if hosts and not _HOST.fullmatch(hosts[0]):
-        raise BadHead(400, "malformed Host")
+        raise RejectedRequest(400, "malformed Host")
     if len(framing) == len(hosts):
         return
     if b"content-length" in framing or b"transfer-encoding" in framing:
         _read_body_framing(request, framing.get(b"content-length", ()), framing.get(b"transfer-encoding", ()))
     if b"expect" in framing:
         if framing[b"expect"][0].lower() != b"100-continue":
-            raise BadHead(417, "the only expectation known is '100-continue'")
+            raise RejectedRequest(417, "the only expectation known is '100-continue'")
         request.expects_continue = request.version == "1.1"
     if b"connection" in framing:
         _read_connection(request, framing[b"connection"], framing.get(b"upgrade", ()))
@@ -197,15 +202,15 @@ def _read_framing(request: RequestHead) -> None:
 def _read_body_framing(request: RequestHead, lengths: Sequence[bytes], codings: Sequence[bytes]) -> None:
     if not codings:
         if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
-            raise BadHead(400, "malformed or repeated Content-Length")
+            raise RejectedRequest(400, "malformed or repeated Content-Length")
         request.length = int(lengths[0])
         return
     if lengths:
-        raise BadHead(400, "Content-Length beside Transfer-Encoding")
+        raise RejectedRequest(400, "Content-Length beside Transfer-Encoding")
     if request.version == "1.0":
-        raise BadHead(400, "HTTP/1.0 has no transfer codings")
+        raise RejectedRequest(400, "HTTP/1.0 has no transfer codings")
     if len(codings) > 1 or codings[0].lower() != b"chunked":
-        raise BadHead(501, "the only transfer coding known is 'chunked', once")
+        raise RejectedRequest(501, "the only transfer coding known is 'chunked', once")
     request.length = CHUNKED
 
 
@@ -223,4 +228,4 @@ def _read_connection(request: RequestHead, connection: Sequence[bytes], upgrade:
         and request.version == "1.1"
     )
     if request.websocket and request.length:
-        raise BadHead(400, "an upgrade cannot have a body")
+        raise RejectedRequest(400, "an upgrade cannot have a body")

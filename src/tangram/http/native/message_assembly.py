@@ -1,11 +1,11 @@
-"""Messages from the bytes of one WebSocket: the ordinary ones here, all else by the I/O-free protocol.
+"""Assemble the messages of one WebSocket: common frames here, all others by the I/O-free protocol.
 
 1. No I/O here: bytes in, messages out.
-2. Ordinary is a whole, masked, unfragmented text or binary frame of less than 64 KiB without extensions: what
-   phoenix.js sends all day. It is cut out here, which costs a fifth of what the protocol's parser does.
-3. Everything else is the protocol's: control frames, fragments, large frames, compressed connections, and all
-   that is wrong. It is given whole frames, or a large one piece by piece, so that it stands between two
-   frames whenever one is cut out here. Once a connection is to end it gets everything.
+2. A common frame is a whole, masked text or binary message of less than 64 KiB without extensions, as
+   phoenix.js sends. It is cut out here, which costs a fifth of the protocol's parser.
+3. The protocol parses everything else: control frames, fragments, large frames, compressed connections, and
+   all errors. It is given whole frames (or a large one piece by piece), so that it stands between two frames
+   whenever one is cut out here. After the end of the connection has begun it is given all bytes.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from tangram.channels.frames import BINARY, TEXT
 
 try:
     from websockets.speedups import apply_mask
-except ImportError:  # a platform for which nobody compiled it
+except ImportError:  # a platform without a compiled wheel
     from websockets.utils import apply_mask
 
-__all__ = ["CONTROL", "Frames", "MessageAssembler"]
+__all__ = ["CONTROL", "FragmentBuffer", "MessageAssembler"]
 
 CONTROL: Final = 8
 """Opcodes from here on are control frames."""
 
 LARGEST: Final = 65535
-"""Bytes of the largest frame that is kept until it is whole; the protocol gathers larger ones without copying
-them anew at each read."""
+"""Bytes of the largest frame that is buffered until it is whole. The protocol gathers larger ones without
+copying them anew at each read.
+"""
 
-_ORDINARY: Final = (0x81, 0x82)
-"""The first byte: a whole message, text or binary, no extension."""
+_COMMON: Final = (0x81, 0x82)
+"""The first byte of a common frame: a whole message, text or binary, no extension."""
 
-_FOR_EVER: Final = 1 << 62
+_ALL: Final = 1 << 62
+"""More bytes than a connection can send: the protocol is given all that follow."""
 
 
-class Frames:
-    """Whole messages from frames: fragments are put together, within the protocol's bound."""
+class FragmentBuffer:
+    """The fragments of an unfinished message; the protocol bounds their total."""
 
     __slots__ = ("_data", "_opcode")
 
     def __init__(self) -> None:
         self._opcode = 0
-        # Not a list of parts: an empty fragment costs nothing, and so may come for ever.
+        # Not a list of parts: an empty fragment adds no byte, and so any number of them may come.
         self._data = bytearray()
 
     @property
@@ -54,7 +56,7 @@ class Frames:
         return self._opcode != 0
 
     def add(self, frame: Frame) -> tuple[int, bytes] | None:
-        """The message that this frame completes, if it does. Not for control frames."""
+        """Add a data frame; return the message, ``(opcode, payload)``, if the frame completes it."""
         if frame.fin and not self._opcode and frame.opcode is not Opcode.CONT:
             return TEXT if frame.opcode is Opcode.TEXT else BINARY, bytes(frame.data)
         if frame.opcode is not Opcode.CONT:
@@ -69,22 +71,22 @@ class Frames:
 
 
 class MessageAssembler:
-    """What one client sends."""
+    """The incoming half of one client's WebSocket."""
 
     __slots__ = ("_fragments", "_largest", "_passing", "_rest", "controls", "protocol")
 
     def __init__(self, protocol: ServerProtocol, max_message: int) -> None:
         self.protocol = protocol
         self._largest = min(max_message, LARGEST)
-        self._fragments = Frames()
+        self._fragments = FragmentBuffer()
         self._rest = b""
-        self._passing = _FOR_EVER if protocol.extensions else 0
-        """Bytes that are still to go to the protocol."""
+        self._passing = _ALL if protocol.extensions else 0
+        """Bytes that are still to be given to the protocol."""
         self.controls = 0
         """Control frames so far."""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The messages, ``(opcode, payload)``, that these bytes complete."""
+        """Return the messages, ``(opcode, payload)``, that these bytes complete."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         messages: list[tuple[int, bytes]] = []
@@ -101,9 +103,10 @@ class MessageAssembler:
         return messages
 
     def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes]]) -> int:
-        """Cut ordinary frames out; answers where something else begins, or -1 where nothing is left to do."""
+        """Cut common frames out; return where another frame begins, or -1 at the end of the bytes."""
         fragmented = self._fragments.open
         while size - at >= 2:
+            # The frame's header: one or three lengths are possible (RFC 6455, section 5.2).
             first, second = data[at], data[at + 1]
             start, length = at + 6, second & 127
             if length == 126:
@@ -114,14 +117,16 @@ class MessageAssembler:
                 if size - at < 10:
                     break
                 start, length = at + 14, int.from_bytes(data[at + 2 : at + 10], "big")
+            # An unmasked frame ends the connection: the protocol reports it, and drops all that follows.
             if second < 128:
-                # An unmasked frame is the end: the protocol says so, and drops what follows.
-                self._passing = _FOR_EVER
+                self._passing = _ALL
                 return at
+            # Not a common frame: the protocol gets it as a whole.
             end = start + length
-            if fragmented or first not in _ORDINARY or length > self._largest:
+            if fragmented or first not in _COMMON or length > self._largest:
                 self._passing = end - at
                 return at
+            # A common frame that is not complete yet.
             if end > size:
                 break
             messages.append((first & 15, apply_mask(data[start:end], data[start - 4 : start])))
@@ -130,7 +135,7 @@ class MessageAssembler:
         return -1
 
     def _pass(self, piece: bytes, messages: list[tuple[int, bytes]]) -> None:
-        """Bytes for the protocol."""
+        """Give bytes to the protocol, and collect the messages that they complete."""
         protocol = self.protocol
         self._passing -= len(piece)
         protocol.receive_data(piece)
@@ -143,4 +148,4 @@ class MessageAssembler:
             else:
                 self.controls += 1
         if protocol.state is not OPEN or protocol.parser_exc is not None:
-            self._passing = _FOR_EVER
+            self._passing = _ALL

@@ -1,8 +1,8 @@
-"""The bytes of a response head, and how its body is framed.
+"""Build the head of a response, and decide how its body is framed.
 
 1. No I/O here.
-2. A header that would split the response in two is refused, and costs its application the request.
-3. The application's own Content-Length is believed and then held to: more or less body than told ends the
+2. A header that would split the response in two raises ``BadResponse``, and the client gets 500.
+3. The application must send the body that its own Content-Length declares: a longer or shorter one ends the
    connection.
 """
 
@@ -11,49 +11,51 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import Final
 
 __all__ = ["BadResponse", "Framing", "build_head", "date_line", "simple_response"]
 
-_STATUS = {
+_STATUS: Final = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode("ascii"))
     for status in HTTPStatus
 }
 
-UNTIL_CLOSE = -2
+UNTIL_CLOSE: Final = -2
 """A length: the body ends with the connection (HTTP/1.0)."""
-CHUNKED = -1
+
+CHUNKED: Final = -1
 """A length: the body is sent in chunks."""
 
-_CONTROLLED = frozenset(
+_CONTROLLED: Final = frozenset(
     {b"content-length", b"transfer-encoding", b"connection", b"date", b"keep-alive", b"upgrade"}
 )
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _date: tuple[int, bytes] = (0, b"")
 
 
-class BadResponse(Exception):  # what it is, in the words of this module
-    """The application sent something that cannot be a response."""
+class BadResponse(Exception):
+    """The application sent an event that cannot be part of a response."""
 
 
 class Framing:
-    """How one response goes out."""
+    """The head of one response, and the way its body is sent."""
 
     __slots__ = ("close", "head", "length")
 
     def __init__(self, head: bytes, length: int, *, close: bool) -> None:
         self.head = head
         self.length = length
-        """Bytes that must follow, or CHUNKED, or UNTIL_CLOSE."""
+        """Bytes that must follow, or ``CHUNKED``, or ``UNTIL_CLOSE``."""
         self.close = close
         """Whether the connection ends after it."""
 
 
 def date_line() -> bytes:
-    """``date: ...`` of this second; made once a second."""
-    global _date  # noqa: PLW0603  # a cache of the wall clock: the same for everybody
+    """Return the ``date`` header line of this second; it is made once a second."""
+    global _date  # noqa: PLW0603 - a cache of the wall clock, which all connections share
     now = int(time.time())
     if _date[0] != now:
         _date = (now, _format_date(now))
@@ -61,7 +63,7 @@ def date_line() -> bytes:
 
 
 def _format_date(now: int) -> bytes:
-    # By hand: email.utils costs 10 ms of start, and strftime speaks the operator's language.
+    # By hand: importing email.utils takes 10 ms, and strftime uses the operator's locale.
     year, month, day, hour, minute, second, weekday, *_ = time.gmtime(now)
     text = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year} {hour:02}:{minute:02}:{second:02} GMT"
     return b"date: %s\r\n" % text.encode("ascii")
@@ -76,7 +78,19 @@ def build_head(
     version: str,
     keep_alive: bool,
 ) -> Framing:
-    """The head of a response. ``whole`` is the body's length where all of it is at hand, else -1."""
+    """Build the head of a response.
+
+    Args:
+        status: the status code.
+        headers: the application's header fields; those that frame the message are ours.
+        whole: the body's length in bytes if all of it is at hand, else -1.
+        bodiless: whether the response has no body, whatever its headers say (``HEAD``, 304).
+        version: the request's HTTP version, ``"1.0"`` or ``"1.1"``.
+        keep_alive: whether the client and the engine would keep the connection.
+
+    Raises:
+        BadResponse: a header holds a line break or a null byte, or a malformed length.
+    """
     length = None
     close = not keep_alive
     lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
@@ -91,7 +105,7 @@ def build_head(
                 close = close or b"close" in value.lower()
                 continue
             if lower != b"date":
-                continue  # framing is ours
+                continue  # the engine frames the message itself
             has_date = True
         lines.append(b"%b: %b\r\n" % (lower, value))
     block = b"".join(lines)
@@ -117,10 +131,10 @@ def _length(value: bytes, before: int | None) -> int:
 def _framing(
     status: int, length: int | None, whole: int, *, bodiless: bool, version: str, close: bool
 ) -> tuple[int, bool, bytes]:
-    """Answers (length that follows, whether to close, the framing's header line)."""
+    """Return (length that follows, whether to close, the header line of the framing)."""
     if status < 200 or status == HTTPStatus.NO_CONTENT:
         return 0, close, b""
-    if bodiless:  # HEAD, 304: says what a GET would have, and sends nothing
+    if bodiless:  # HEAD, 304: the headers describe the body that a GET would have
         if length is None and whole > 0:
             length = whole
         return 0, close, b"" if length is None else b"content-length: %d\r\n" % length
@@ -134,7 +148,7 @@ def _framing(
 
 
 def simple_response(status: int, text: str, *, close: bool, extra: bytes = b"") -> bytes:
-    """A whole response of the engine's own, as plain text."""
+    """Build a whole plain-text response of the engine's own."""
     body = text.encode() + b"\n"
     return b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b%b%b\r\n%b" % (
         _STATUS[status],

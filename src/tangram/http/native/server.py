@@ -1,8 +1,8 @@
 """The native engine: HTTP/1.1 and WebSockets on the root's sockets.
 
-What is decided elsewhere: accepting, bounds and the stop (``engine``), what a head says (``head``), one
-connection (``connection``), one request (``exchange``), channels (``channels``) and the application's
-WebSockets (``websocket``).
+Other modules decide the rest: accepting, bounds and the stop (``engine``), the meaning of a request's head
+(``head``), one connection (``connection``), one request (``exchange``), channels (``channels``) and the
+application's own WebSockets (``websocket``).
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RequestHead
+from tangram.http.native.stream import ClientStream
 from tangram.http.native.websocket import AppSocket
 
 __all__ = ["NativeServer", "serve_native"]
 
 CHANNELS_PATH: Final = "/websocket"
-"""Where channels are; every other path is the application's."""
+"""The path of the channels' WebSockets; every other path is the application's."""
 
 MAX_MESSAGE: Final = 16 * 1024 * 1024
-"""Bytes of a WebSocket message to the application, unless told otherwise."""
+"""Default bound of a WebSocket message to the application, in bytes."""
 
 PING_INTERVAL: Final = 30.0
 """Seconds of silence after which a WebSocket client is pinged."""
@@ -45,6 +46,7 @@ async def serve_native(
     close_code: Callable[[], int] = lambda: 1012,
     channels: Callable[[], Channels | None] | Channels | None = None,
     forwarded: Callable[[Scope], Scope] | None = None,
+    body_limit: Callable[[Scope], int] | None = None,
     compression: bool = False,
     ping_interval: float = PING_INTERVAL,
     max_message: int = MAX_MESSAGE,
@@ -52,14 +54,29 @@ async def serve_native(
     keep_adopted: Callable[[], bool] = lambda: False,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve ``app`` until cancelled; then drain within ``grace()`` seconds and close the rest.
+    """Serve ``app`` until cancelled; then drain its connections and close the rest.
 
-    ``close_code()`` is asked at the stop: WebSockets are told to go with it (1012 for a restart, 1001 for
-    good). ``channels`` takes the WebSockets of ``/websocket`` without asking the application; it may be a
-    function, asked at each upgrade (None: 503). Without it they are the application's. ``forwarded`` puts
-    the client's address and the scheme that a trusted proxy tells into a scope of these; the application
-    does that for its own. Channels' WebSockets live in ``outer_nursery`` if given, and if ``keep_adopted()``
-    is true at the stop, they are closed there, after this function has returned.
+    Args:
+        app: the ASGI application.
+        listeners: the root's listening sockets.
+        settings: bounds and timeouts.
+        grace: returns the seconds that connections have to finish after the cancellation.
+        close_code: returns the code with which WebSockets are closed at the stop: 1012 for a restart, 1001
+            for good.
+        channels: serve the WebSockets of ``/websocket`` without asking the application. A function is called
+            at each upgrade; if it returns None, the answer is 503. Without channels the path is the
+            application's.
+        forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
+            Used for channels alone: the application does this for its own scopes.
+        body_limit: returns the bytes that the body of the request with this scope may have, 0 for any
+            number. Default: ``settings.max_body``.
+        compression: whether to agree on permessage-deflate.
+        ping_interval: seconds of silence after which a WebSocket client is pinged.
+        max_message: the largest WebSocket message to the application, in bytes.
+        outer_nursery: outlives the incarnation; the channels' WebSockets live there.
+        keep_adopted: asked at the stop. If true, the WebSockets in ``outer_nursery`` are closed there, after
+            this function has returned.
+        task_status: reports the engine once it accepts.
     """
     server = NativeServer(
         app,
@@ -71,12 +88,13 @@ async def serve_native(
         max_message=max_message,
     )
     server.engine.close_code = close_code
+    server.engine.body_limit = body_limit
     server.engine.keep_adopted = keep_adopted
     await server.engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
 
 
 class NativeServer:
-    """What all connections of one engine have in common."""
+    """The state that all connections of one engine share: the ``Host`` of each."""
 
     def __init__(
         self,
@@ -100,45 +118,29 @@ class NativeServer:
         self.engine = Engine(settings, self.handle, tick=self.tick)
 
     async def handle(
-        self, client: socket.socket, address: PeerAddress, report: Callable[[Connection], None]
+        self, client: socket.socket, address: PeerAddress, register: Callable[[Connection], None]
     ) -> None:
-        """Carry one connection."""
-        connection = HttpConnection(self, client, address)
-        report(connection)
+        """Serve one connection."""
+        stream = ClientStream(client, address, self.settings.write_timeout)
+        connection = HttpConnection(self, stream, self.upgrade)
+        register(connection)
         await connection.run()
 
     def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Start a task beside adopted connections."""
-        assert self.engine.sockets is not None
-        self.engine.sockets.start_soon(run)
+        """Start a task that may outlive the incarnation, as adopted connections do."""
+        assert self.engine.adopted_nursery is not None
+        self.engine.adopted_nursery.start_soon(run)
 
     def tick(self) -> None:
-        """End every connection whose deadline has passed, and let WebSockets ping."""
+        """Close every connection whose deadline has passed, and let WebSockets send pings."""
         now = trio.current_time()
         for connection in list(self.engine.connections):
             assert isinstance(connection, HttpConnection)
-            if connection.read_deadline <= now or connection.write_deadline <= now:
-                connection.expire(now)
-            elif connection.upgraded is not None:
-                connection.upgraded.tick(now)
+            connection.tick(now)
 
     async def upgrade(self, connection: HttpConnection, request: RequestHead) -> None:
-        """Turn a connection into a WebSocket, until that ends."""
-        scope: Scope = {
-            "type": "websocket",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "scheme": "ws",
-            "path": request.path,
-            "raw_path": request.raw_path,
-            "query_string": request.query,
-            "root_path": "",
-            "headers": request.headers,
-            "client": connection.client,
-            "server": connection.server_address,
-            "subprotocols": [],
-            "extensions": {"websocket.http.response": {}},
-        }
+        """Serve a connection as a WebSocket; a channel's is adopted, any other is served to its end."""
+        scope = _websocket_scope(connection.stream, request)
         if self.channels is not None and request.path == CHANNELS_PATH:
             if self.forwarded is not None:
                 scope = self.forwarded(scope)
@@ -153,4 +155,24 @@ class NativeServer:
             return
         upgrade = prepare_upgrade(request, max_message=self.max_message, compression=self.compression)
         scope["subprotocols"] = upgrade.subprotocols
-        await AppSocket(connection, upgrade, scope, ping_interval=self.ping_interval).run()
+        socket = AppSocket(self, connection.stream, upgrade, scope, ping_interval=self.ping_interval)
+        connection.upgraded = socket
+        await socket.run()
+
+
+def _websocket_scope(stream: ClientStream, request: RequestHead) -> Scope:
+    return {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": "ws",
+        "path": request.path,
+        "raw_path": request.raw_path,
+        "query_string": request.query,
+        "root_path": "",
+        "headers": request.headers,
+        "client": stream.client,
+        "server": stream.server_address,
+        "subprotocols": [],
+        "extensions": {"websocket.http.response": {}},
+    }

@@ -1,8 +1,8 @@
-"""WebSockets of the application's own, as ASGI's websocket scope, on the native engine.
+"""WebSockets of the application, as ASGI's websocket scope, on the native engine.
 
-The application runs in the connection's task and a reader beside it, so that pings are answered and a close
-is seen whether or not the application asks. A server's close is never 1000 unless the application says so:
-after 1000 many clients do not come back.
+The application runs in the connection's task. A reader task runs beside it, so that pings are answered and a
+close is noticed while the application does not call ``receive``. The server closes with 1000 only if the
+application asks for it: after 1000 many clients do not come back.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from websockets.protocol import OPEN
 from tangram.asgi import Message, Scope
 from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
-from tangram.http.native.connection import HttpConnection
 from tangram.http.native.exchange import AHEAD_BYTES
 from tangram.http.native.handshake import Upgrade
-from tangram.http.native.message_assembly import CONTROL, Frames
+from tangram.http.native.host import Host
+from tangram.http.native.message_assembly import CONTROL, FragmentBuffer
 from tangram.http.native.response import BadResponse, build_head, simple_response
+from tangram.http.native.stream import NEVER, ClientStream
 
 __all__ = ["AppSocket"]
 
@@ -33,42 +34,44 @@ QUEUED_MESSAGES: Final = 16
 """Messages that wait for the application before reading from the client pauses."""
 
 QUEUED_BYTES: Final = 262_144
-"""Bytes of them, whatever their number: 16 messages of the largest size would be 256 MiB."""
+"""Bytes of waiting messages before reading pauses: 16 messages of the largest size would be 256 MiB."""
 
-UNHEARD: Final = 3
-"""Ping intervals after which a client that has not answered is taken for gone, unless nobody reads its
-answers.
+MISSED_PINGS: Final = 3
+"""Ping intervals after which a client that sends nothing is taken for gone. They do not count while reading
+pauses, since the client's answers lie unread then.
 """
 
 CLOSE_TIME: Final = 2.0
-"""Seconds that a client has to answer our close frame."""
-
-NEVER: Final = float("inf")
+"""Seconds in which a client must answer our close frame."""
 
 ABNORMAL: Final = 1006
+"""The code that ASGI reports when the client has gone without a close frame."""
+
 INTERNAL_ERROR: Final = 1011
+"""The code with which we close for an application that did not."""
 
 
 class AppSocket:
-    """One connection of a websocket scope: ``receive`` and ``send`` for the application."""
+    """One connection of a websocket scope, with ``receive`` and ``send`` for the application."""
 
     def __init__(
-        self, connection: HttpConnection, upgrade: Upgrade, scope: Scope, *, ping_interval: float
+        self, host: Host, stream: ClientStream, upgrade: Upgrade, scope: Scope, *, ping_interval: float
     ) -> None:
-        self._connection = connection
+        self._host = host
+        self._stream = stream
         self._upgrade = upgrade
         self._protocol = upgrade.protocol
         self._scope = scope
         self._ping_interval = ping_interval
-        self._seen = self._pinged = trio.current_time()
+        self._seen_at = self._pinged_at = trio.current_time()
         self._paused = False
         self._nursery: trio.Nursery | None = None
         self._accepted = False
         self._connected = False
         self._denial: Message | None = None
         self._denied = False
-        self._frames = Frames()
-        self._inbox: deque[Message] = deque()
+        self._fragments = FragmentBuffer()
+        self._queue: deque[Message] = deque()
         self._queued = 0
         self._wake_app = trio.Event()
         self._wake_reader = trio.Event()
@@ -76,31 +79,31 @@ class AppSocket:
         self._failed = False
         self._end_at = NEVER
 
-    # What the engine asks of it.
+    # Called by the engine.
 
-    def say_goodbye(self, code: int) -> None:
+    def start_close(self, code: int) -> None:
+        """Send a close frame with ``code``."""
         if self._nursery is not None and self._accepted:
             self._nursery.start_soon(self._close, code, "")
 
     def tick(self, now: float) -> None:
-        last = max(self._pinged, self._seen)
-        if self._paused and not has_hung_up(self._connection.sock):
-            # Its pongs lie unread because the application is behind, which says nothing of the client. Pings
-            # still go out: what nobody acknowledges makes the system give the connection up.
-            self._seen, last = now, self._pinged
-        if now - self._seen >= UNHEARD * self._ping_interval:
-            self._connection.abort()
+        """Ping a silent client; give up one that has not answered for ``MISSED_PINGS`` intervals."""
+        last = max(self._pinged_at, self._seen_at)
+        if self._paused and not has_hung_up(self._stream.sock):
+            # The client's pongs lie unread because the application is behind, which says nothing about the
+            # client. Pings are still sent: if they are not acknowledged, the kernel ends the connection.
+            self._seen_at, last = now, self._pinged_at
+        if now - self._seen_at >= MISSED_PINGS * self._ping_interval:
+            self._stream.abort()
         elif self._nursery is not None and now - last >= self._ping_interval:
-            self._pinged = now
+            self._pinged_at = now
             self._nursery.start_soon(self._ping)
 
-    # Its own task.
+    # The connection's own task.
 
     async def run(self) -> None:
-        """Call the application; whatever it leaves open is closed."""
-        connection = self._connection
-        connection.upgraded = self
-        engine = connection.server.engine
+        """Call the application, then close the WebSocket if the application has not."""
+        engine = self._host.engine
         engine.requests += 1
         engine.websockets += 1
         try:
@@ -116,75 +119,76 @@ class AppSocket:
 
     async def _call(self) -> None:
         try:
-            await self._connection.server.app(self._scope, self.receive, self.send)
+            await self._host.app(self._scope, self.receive, self.send)
         except BaseException as error:
             rest = failures_of(error)
             if rest is None or not isinstance(rest, Exception):
                 raise
             if not all_leaves_are(rest, ClientGone):
-                self._connection.server.engine.failed += 1
-                log.exception("the application failed", path=self._scope["path"], exc_info=rest)
+                self._host.engine.failed += 1
+                log.exception("application failed", path=self._scope["path"], exc_info=rest)
 
     async def _finish(self) -> None:
-        connection = self._connection
+        stream = self._stream
         with contextlib.suppress(ClientGone):
             if not self._accepted:
-                if not self._denied and not connection.closed:
-                    await connection.write(simple_response(500, "internal server error", close=True))
+                if not self._denied and not stream.closed:
+                    await stream.write(simple_response(500, "internal server error", close=True))
                 return
             if self._protocol.state is OPEN:
                 await self._close(INTERNAL_ERROR, "")
             with trio.move_on_after(CLOSE_TIME):
-                while not (self._gone or connection.closed):
+                while not (self._gone or stream.closed):
                     self._wake_app = trio.Event()
                     await self._wake_app.wait()
 
-    # Towards the application.
+    # From the client to the application.
 
     async def receive(self) -> Message:
-        """ASGI's receive: connect, then messages, then the disconnect."""
+        """Return the next event: first the connect, then messages, then the disconnect."""
         if not self._connected:
             self._connected = True
             return {"type": "websocket.connect"}
-        while not self._inbox:
-            if self._gone or self._connection.closed:
+        while not self._queue:
+            if self._gone or self._stream.closed:
                 await trio.lowlevel.checkpoint()
                 return self._disconnect()
             self._wake_app = trio.Event()
             await self._wake_app.wait()
         await trio.lowlevel.checkpoint()
-        message = self._inbox.popleft()
+        message = self._queue.popleft()
         self._queued -= len(message.get("bytes") or message.get("text", ""))
-        self._wake_reader.set()  # now that there is room: it looks once, and waits again where there is none
+        self._wake_reader.set()  # the reader checks once for room, and waits again if there is none
         return message
 
     def _disconnect(self) -> Message:
-        told = self._protocol.close_rcvd or self._protocol.close_sent
-        code, reason = (told.code, told.reason) if told is not None else (ABNORMAL, "")
+        close = self._protocol.close_rcvd or self._protocol.close_sent
+        code, reason = (close.code, close.reason) if close is not None else (ABNORMAL, "")
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
     async def _read(self) -> None:
-        connection, protocol = self._connection, self._protocol
+        """Read frames until one side closes."""
+        stream, protocol = self._stream, self._protocol
         try:
             if not await self._read_ahead():
                 return
-            data, connection.buffer = connection.buffer, b""
+            data, stream.buffer = stream.buffer, b""
             while True:
                 if data:
                     await self._take(data)
                 if self._failed or protocol.parser_exc is not None:
-                    # Our close frame is on its way, and the client is still sending: a reset would eat it.
-                    await connection.linger()
+                    # The client still sends: a reset would drop our close frame.
+                    await stream.linger()
                     return
                 if protocol.close_rcvd is not None:
                     return
-                while len(self._inbox) >= QUEUED_MESSAGES or self._queued >= QUEUED_BYTES:
+                while len(self._queue) >= QUEUED_MESSAGES or self._queued >= QUEUED_BYTES:
                     self._wake_reader = trio.Event()
                     self._paused = True
                     await self._wake_reader.wait()
                     self._paused = False
                 left = NEVER if self._end_at == NEVER else max(0.0, self._end_at - trio.current_time())
-                data = await connection.read(left)
+                data = await stream.read(left)
                 if not data:
                     return
         except ClientGone:
@@ -194,28 +198,29 @@ class AppSocket:
             self._wake_app.set()
 
     async def _read_ahead(self) -> bool:
-        """Until the handshake is over bytes are kept; answers whether the client is still there then."""
-        connection = self._connection
+        """Buffer bytes until the application accepts; return whether the client is still there then."""
+        stream = self._stream
         while not self._accepted:
-            if len(connection.buffer) >= AHEAD_BYTES:
+            if len(stream.buffer) >= AHEAD_BYTES:
                 self._wake_reader = trio.Event()
                 await self._wake_reader.wait()
                 continue
-            data = await connection.read(NEVER)
+            data = await stream.read(NEVER)
             if not data:
                 return False
-            connection.buffer += data
+            stream.buffer += data
         return True
 
     async def _take(self, data: bytes) -> None:
+        """Queue the messages that the bytes of one read complete, and answer control frames."""
         protocol = self._protocol
-        self._seen = trio.current_time()
+        self._seen_at = trio.current_time()
         protocol.receive_data(data)
         for event in protocol.events_received():
             assert isinstance(event, Frame)
             if event.opcode >= CONTROL:
                 continue
-            message = self._frames.add(event)
+            message = self._fragments.add(event)
             if message is None:
                 continue
             opcode, payload = message
@@ -226,26 +231,31 @@ class AppSocket:
                     protocol.fail(1007, "a text message must be UTF-8")
                     self._failed = True
                     break
-                self._inbox.append({"type": "websocket.receive", "text": text})
+                self._queue.append({"type": "websocket.receive", "text": text})
                 self._queued += len(text)
             else:
-                self._inbox.append({"type": "websocket.receive", "bytes": payload})
+                self._queue.append({"type": "websocket.receive", "bytes": payload})
                 self._queued += len(payload)
-        if self._inbox:
+        if self._queue:
             self._wake_app.set()
         await self._flush()
 
-    # From the application.
+    # From the application to the client.
 
     async def send(self, message: Message) -> None:
-        """ASGI's send."""
+        """Accept or deny the handshake; then send messages, or close.
+
+        Raises:
+            ClientGone: the client has closed the connection.
+            BadResponse: the message does not belong here, or cannot be sent.
+        """
         kind = message["type"]
-        if self._connection.closed or (self._accepted and self._gone):
+        if self._stream.closed or (self._accepted and self._gone):
             raise ClientGone("the client has gone")
         if self._accepted:
             await self._send_accepted(kind, message)
         elif kind == "websocket.accept":
-            await self._connection.write(
+            await self._stream.write(
                 self._upgrade.response(message.get("subprotocol"), message.get("headers", ()))
             )
             self._accepted = True
@@ -254,7 +264,7 @@ class AppSocket:
             raise BadResponse("the handshake is already refused")
         elif kind == "websocket.close":
             self._denied = True
-            await self._connection.write(simple_response(403, "forbidden", close=True))
+            await self._stream.write(simple_response(403, "forbidden", close=True))
         elif kind == "websocket.http.response.start":
             self._denial = message
         elif kind == "websocket.http.response.body" and self._denial is not None:
@@ -280,6 +290,7 @@ class AppSocket:
         await trio.lowlevel.checkpoint()
 
     async def _deny(self, message: Message) -> None:
+        """Answer the handshake with a response of the application's own."""
         assert self._denial is not None
         body: Any = message.get("body", b"")
         if message.get("more_body", False):
@@ -295,12 +306,12 @@ class AppSocket:
             keep_alive=False,
         )
         self._denied = True
-        await self._connection.write(framing.head + body)
+        await self._stream.write(framing.head + body)
 
     async def _close(self, code: int, reason: str) -> None:
         if self._protocol.state is OPEN:
             self._protocol.send_close(code, reason)
-            self._connection.read_deadline = self._end_at = trio.current_time() + CLOSE_TIME
+            self._stream.read_deadline = self._end_at = trio.current_time() + CLOSE_TIME
             await self._flush()
 
     async def _ping(self) -> None:
@@ -312,4 +323,4 @@ class AppSocket:
         data = b"".join(self._protocol.data_to_send())
         if data:
             with contextlib.suppress(ClientGone):
-                await self._connection.write(data)
+                await self._stream.write(data)

@@ -1,0 +1,45 @@
+"""The part of the server that its connections know."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from tangram.asgi import ASGIApp
+from tangram.gateway.pump import PumpStatistics
+from tangram.http.engine import Engine, EngineSettings
+
+__all__ = ["Host", "Upgraded"]
+
+
+class Host(Protocol):
+    """The application, the settings and the counters that all connections of one engine share."""
+
+    @property
+    def app(self) -> ASGIApp:
+        """The ASGI application."""
+
+    @property
+    def settings(self) -> EngineSettings:
+        """The bounds and timeouts of ``[server]``."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that accepted the connection, with its counters."""
+
+    @property
+    def pumps(self) -> PumpStatistics:
+        """The counters of all channel WebSockets' writes."""
+
+    def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Start a task that may outlive the incarnation, as adopted connections do."""
+
+
+class Upgraded(Protocol):
+    """The WebSocket that a connection has become."""
+
+    def start_close(self, code: int) -> None:
+        """Begin the closing handshake with ``code``."""
+
+    def tick(self, now: float) -> None:
+        """Send a ping if one is due; called every half second."""
