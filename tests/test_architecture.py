@@ -129,6 +129,11 @@ def unmet(way: list[str], calls: list[str]) -> list[str]:
 router = tangram.APIRouter()
 
 
+@router.post("/move")
+async def move(state: tangram.BackendState) -> None:
+    await state.publish("to:map:moved", '{"x": 1}')
+
+
 @router.get("/greet/{name}")
 async def greet(name: str) -> dict[str, str]:
     return {"hello": name}
@@ -154,9 +159,7 @@ async def joined(running: RunningTangram) -> AsyncIterator[Channel]:
 
 
 async def message(running: RunningTangram, channel: Channel) -> None:
-    assert running.server.tree is not None
-    assert running.server.tree.state is not None
-    await running.server.tree.state.publish("to:map:moved", '{"x": 1}')
+    await running.http.post("/move")
     while (await channel.receive()).name != "moved":
         pass
 
