@@ -1,13 +1,13 @@
-"""The public door of tangram: the names that plugin authors use, and nothing else.
+"""The public names of tangram, for plugin authors.
 
-Names are looked up on first use (PEP 562), so that ``import tangram`` costs nothing that is not needed, and
-does not import trio-asyncio, which would change what ``asyncio.run`` gives on the main thread.
+Each name is imported on first use (PEP 562), so that ``import tangram`` is fast and does not import
+trio-asyncio, which changes the behaviour of ``asyncio.run`` on the main thread.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tangram.server_factory import register_server_in_thread
 from tangram.version import VERSION
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from tangram.routing import Response as Response
     from tangram.routing import StreamingResponse as StreamingResponse
 
-__version__ = VERSION
+__version__: Final = VERSION
 
-_ROOMS = {
+_ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tangram.bus": ("Message", "Subscriber"),
     "tangram.channels": ("ConnectInfo",),
     "tangram.client": ("fetch_token", "open_socket"),
@@ -68,7 +68,8 @@ _ROOMS = {
         "StreamingResponse",
     ),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_HOME: Final = {name: room for room, names in _ROOMS.items() for name in names}
+"""From each public name to the package that defines it."""
 
 __all__ = [  # noqa: PLE0604 - the names are those of _HOME, and a test holds the two together
     "__version__",
@@ -77,7 +78,7 @@ __all__ = [  # noqa: PLE0604 - the names are those of _HOME, and a test holds th
 
 
 def __getattr__(name: str) -> object:
-    """Import the room that ``name`` lives in, and keep what it says."""
+    """Import the package that defines ``name``, and keep the value."""
     try:
         room = _HOME[name]
     except KeyError:

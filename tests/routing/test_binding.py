@@ -358,11 +358,11 @@ def bad_unused() -> None: ...
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        (bad_path_object, "is an object, and a path has only text"),
+        (bad_path_object, "is an object, and a path parameter is text"),
         (bad_hint, "'Unknown' is not known at run time"),
         (bad_kind, "cannot be read as"),
         (bad_positional, "positional-only"),
-        (bad_unused, "to take the path's parameter 'x'"),
+        (bad_unused, "to have a parameter 'x', as in the path"),
     ],
 )
 def test_what_cannot_be_bound_is_told_by_owner(endpoint: Any, words: str) -> None:

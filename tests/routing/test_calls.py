@@ -125,7 +125,7 @@ async def test_a_failing_clean_up_spoils_no_answer() -> None:
         answer = await call(one_route(handler), "GET", "/")
 
     assert (answer.status, answer.json()) == (200, "good")
-    assert [record["event"] for record in logs] == ["a clean-up failed after its response"]
+    assert [record["event"] for record in logs] == ["dependency clean-up failed after the response"]
 
 
 async def guard() -> None:

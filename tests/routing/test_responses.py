@@ -200,4 +200,4 @@ async def test_a_stream_that_fails_is_cut_and_not_garnished() -> None:
 
     assert [message.get("body") for message in peer.sent] == [None, b"half"]
     assert not peer.complete
-    assert [record["event"] for record in logs] == ["a response broke off"]
+    assert [record["event"] for record in logs] == ["response aborted"]

@@ -157,7 +157,7 @@ class FastApp:
         if scope[_EXCHANGE].gone:
             return number  # a consequence of the client's leaving is no failure of the plugin
         log.error(
-            "a handler failed",
+            "handler failed",
             id=number,
             plugin=self.owner,
             route=scope["path"],

@@ -1,9 +1,11 @@
-"""HTTP routes: declared like FastAPI's, bound by cattrs, answered at the ASGI level on Trio.
+"""HTTP routes, declared as in FastAPI and answered as an ASGI application on Trio.
 
-router = APIRouter(prefix="/weather")
+Example::
 
-@router.get("/wind")
-async def wind(level: Annotated[int, Query(ge=0)] = 0) -> Wind: ...
+    router = APIRouter(prefix="/weather")
+
+    @router.get("/wind")
+    async def wind(level: Annotated[int, Query(ge=0)] = 0) -> Wind: ...
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What not every server needs is imported when it is asked for."""
+    """Import the parts that few servers need on first use."""
     from importlib import import_module
 
     homes = {"FileResponse": "files", "json_schema": "schema", "openapi": "document"}

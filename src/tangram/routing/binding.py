@@ -1,7 +1,7 @@
-"""A handler's signature, compiled once into a plan: what each parameter is, where it comes from, how it is
-converted.
+"""Compile the signature of a handler into a plan.
 
-Nothing here runs per request; :mod:`tangram.routing.calls` carries plans out.
+A plan has the source and the converter of each parameter. A route is compiled once, when the server starts.
+``calls.py`` runs plans for requests.
 """
 
 from __future__ import annotations
@@ -33,24 +33,32 @@ class Param:
 
     name: str
     source: str
+    """``path``, ``query``, ``header``, ``cookie``, ``body``, or ``member`` for one member of the body."""
     key: str
+    """The parameter's name in its source."""
     kind: Any
     convert: Structure
     many: bool
+    """All values of the key are read, not only the last one."""
     default: object
     default_factory: Callable[[], object] | None
     loc: tuple[str | int, ...]
+    """The place of its faults."""
     marker: Marker
     metadata: tuple[object, ...]
 
     @property
     def required(self) -> bool:
+        """It has neither a default nor a ``default_factory``."""
         return self.default is MISSING and self.default_factory is None
 
 
 @attrs.frozen(eq=False)
 class Dependency:
-    """A parameter whose value is what another call returns; without a name only its exceptions count."""
+    """A parameter whose value another callable returns.
+
+    Without a ``name`` the callable is called for its exceptions only.
+    """
 
     name: str | None
     plan: Plan
@@ -59,20 +67,22 @@ class Dependency:
 
 @attrs.frozen(eq=False)
 class Plan:
-    """A callable and how to call it."""
+    """A callable, and the parameters to call it with."""
 
     call: Callable[..., Any]
     how: CallKind
     params: tuple[Param, ...] = ()
-    """From path, query, headers and cookies."""
+    """Parameters from path, query, headers and cookies."""
     body: tuple[Param, ...] = ()
+    """Parameters from the body."""
     special: tuple[tuple[str, str, Any], ...] = ()
-    """(parameter, "request" | "response" | "inject", type)."""
+    """Triples of a parameter, ``"request"``, ``"response"`` or ``"inject"``, and a type."""
     dependencies: tuple[Dependency, ...] = ()
     returns: Any = None
+    """The return annotation."""
 
     def everything(self) -> Iterable[Plan]:
-        """This plan and those of all its dependencies, depth first."""
+        """Yield the plans of all dependencies, depth first, then this plan."""
         for dependency in self.dependencies:
             yield from dependency.plan.everything()
         yield self
@@ -80,7 +90,7 @@ class Plan:
 
 @attrs.define
 class _Context:
-    """What holds for one route while its plans are compiled."""
+    """The settings of a route whose plans are being compiled, and the plans compiled so far."""
 
     names: tuple[str, ...]
     bodiless: bool
@@ -99,9 +109,15 @@ def compile_plan(
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     dependencies: Iterable[DependsMarker] = (),
 ) -> Plan:
-    """Compile a handler with its dependencies.
+    """Compile a handler and its dependencies.
 
-    ``names`` are the path's; ``bodiless`` methods read bare lists from the query.
+    Args:
+        call: the handler.
+        names: the path parameters.
+        bodiless: the route's methods have no body, so lists are read from the query.
+        injectable: types whose values the server provides.
+        overrides: replacements of dependencies.
+        dependencies: called before the handler for their exceptions.
 
     Raises:
         RouteError: a parameter cannot be bound.
@@ -113,7 +129,7 @@ def compile_plan(
         plan = attrs.evolve(plan, dependencies=before + plan.dependencies)
     used = {param.key for part in plan.everything() for param in part.params if param.source == "path"}
     if missing := [name for name in names if name not in used]:
-        raise RouteError(f"expected {_name(call)} to take the path's parameter {missing[0]!r}")
+        raise RouteError(f"expected {_name(call)} to have a parameter {missing[0]!r}, as in the path")
     return _embedded(plan)
 
 
@@ -155,7 +171,7 @@ def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
     found = []
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue  # they are not asked for by name, so nothing is passed
+            continue  # *args and **kwargs receive nothing: they have no names to read by
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise RouteError(
                 f"{_name(call)}: parameter {parameter.name!r} is positional-only and cannot be bound by name"
@@ -244,7 +260,7 @@ def _dependency(name: str | None, marker: DependsMarker, base: Any, context: _Co
     return Dependency(name, _compile(call, context), marker.use_cache)
 
 
-def _param(  # noqa: PLR0917  # a parameter's parts, once taken apart
+def _param(  # noqa: PLR0917 - the parts of a parameter
     name: str,
     base: Any,
     metadata: tuple[object, ...],
@@ -270,7 +286,7 @@ def _param(  # noqa: PLR0917  # a parameter's parts, once taken apart
     many = marker_source in ("query", "header") and _is_many(base)
     if marker_source != "body" and _needs_body(base):
         raise RouteError(
-            f"{_name(call)}: parameter {name!r} is an object, and a {marker_source} has only text"
+            f"{_name(call)}: parameter {name!r} is an object, and a {marker_source} parameter is text"
         )
     loc = ("body",) if marker_source == "body" else (marker_source, key)
     convert = _converter(name, base, metadata, call)
@@ -315,7 +331,7 @@ def _source(name: str, base: Any, context: _Context) -> str:
 
 
 def _needs_body(kind: Any) -> bool:
-    """Can text not say it: is it an object, or does it hold objects?"""
+    """Return whether values of a type are, or contain, objects, which text cannot represent."""
     origin = origin_of(kind)
     if origin is Annotated or origin in (Union, UnionType):
         return any(
@@ -344,7 +360,7 @@ def _in(kind: Any, kinds: Any) -> bool:
 
 
 def _embedded(plan: Plan) -> Plan:
-    """With several body parameters in the whole tree each is one member of the body."""
+    """Make each body parameter a member of the body, if there are several."""
     body = {param.name: param for part in plan.everything() for param in part.body}
     if len(body) < 2 and not any(param.marker.embed for param in body.values()):
         return plan

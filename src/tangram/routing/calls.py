@@ -1,13 +1,11 @@
-"""Carrying out a plan for one request: binding, dependencies, the handler, and clean-up after the
-response.
-"""
+"""Run a compiled plan for one request: bind, call dependencies and the handler, clean up."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -21,9 +19,15 @@ from tangram.routing.router import Resolver
 
 __all__ = ["Call", "Threads", "bind"]
 
+CLEAN_UP_SECONDS: Final = 5.0
+"""Seconds for the clean-up of a sync dependency after a failure or a cancellation."""
+
 
 class Threads:
-    """Where sync handlers run: bounded, and a thread that its request no longer waits for is counted."""
+    """Threads for sync handlers: at most ``bound`` at once.
+
+    ``abandoned`` counts the threads whose request was cancelled.
+    """
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
@@ -31,7 +35,7 @@ class Threads:
         self._limiter: trio.CapacityLimiter | None = None
 
     async def run(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Run ``call`` in a thread. Cancelled, its thread is left behind: a thread cannot be cancelled."""
+        """Run ``call`` in a thread; if this is cancelled, the thread is abandoned and counted."""
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(self.bound)
         running = False
@@ -52,7 +56,7 @@ class Threads:
 
 
 class Call:
-    """The state of one request while its plan is carried out."""
+    """The state of one request while its plan runs."""
 
     __slots__ = (
         "_pairs",
@@ -82,7 +86,7 @@ class Call:
         self._pairs: dict[str, list[str]] | None = None
 
     async def read_body(self, *, raw: bool) -> None:
-        """Read the body for body parameters; faults in it are told with the others."""
+        """Read the body for body parameters; its faults are collected with the others."""
         data = await self.request.body()
         if raw:
             self.body = data
@@ -95,10 +99,10 @@ class Call:
                 self.body = _UNREADABLE
 
     async def run(self, plan: Plan) -> Any:
-        """Bind and call the handler.
+        """Bind the parameters and call the handler.
 
         Raises:
-            InvalidRequest: with every fault of the whole tree.
+            InvalidRequest: lists every fault, those of dependencies included.
         """
         arguments = await self._arguments(plan)
         if arguments is None:
@@ -106,10 +110,10 @@ class Call:
         return await self._invoke(plan, arguments)
 
     async def _arguments(self, plan: Plan) -> dict[str, Any] | None:
-        """What to call a plan with; None if something of it, or of what it depends on, is missing.
+        """Return the arguments of a plan, or None if one of them, or of a dependency, is faulty.
 
-        The request is refused then, with every fault. Dependencies that can be called still are: one of them
-        may have a better answer, such as 401.
+        The request is refused then, with every fault. The other dependencies are called nevertheless: one of
+        them may raise a better answer, such as 401.
         """
         arguments: dict[str, Any] = {}
         before, whole = len(self.problems), True
@@ -158,14 +162,14 @@ class Call:
         if what == "response":
             if self.response is None:
                 self.response = Response()
-                self.response.status_code = 0  # the route's own, unless the handler says another
+                self.response.status_code = 0  # the route's own status, unless the handler sets one
             return self.response
         if self.resolve is None:
             raise LookupError(f"no value is known for {kind.__name__}")
         return self.resolve(kind)
 
     def lookup(self, param: Param) -> Any:
-        """What the request says for a parameter, or MISSING."""
+        """Return the raw value of a parameter, or MISSING if the request has none."""
         if param.source == "path":
             return self.path.get(param.key, MISSING)
         if param.source == "query":
@@ -192,7 +196,8 @@ class Call:
         return self.body.get(param.key, MISSING)
 
 
-_UNREADABLE: Any = type("_Unreadable", (), {})()
+_UNREADABLE: Final[Any] = type("_Unreadable", (), {})()
+"""Stands for a body, or for the value of a dependency, that could not be read."""
 
 
 def bind(
@@ -201,7 +206,7 @@ def bind(
     arguments: dict[str, Any],
     problems: list[Problem],
 ) -> None:
-    """Convert each parameter into ``arguments``; what is wrong goes to ``problems``."""
+    """Convert each parameter into ``arguments``, and add faults to ``problems``."""
     for param in params:
         try:
             raw = lookup(param)
@@ -211,7 +216,7 @@ def bind(
         except InvalidRequest as exc:
             problems.extend(exc.problems)
             continue
-        except Exception as exc:  # noqa: BLE001  # whatever a converter says is the request's fault
+        except Exception as exc:  # noqa: BLE001 - converters of classes may raise anything
             problems.extend(problems_of(exc, param.loc))
             continue
         if param.default_factory is not None:
@@ -230,12 +235,12 @@ def _expect_json(request: Request) -> None:
 
 @asynccontextmanager
 async def _in_threads(manager: Any, threads: Threads) -> AsyncIterator[Any]:
-    """A sync context manager whose two halves run in threads."""
+    """Run the enter and the exit of a sync context manager in threads."""
     value = await threads.run(manager.__enter__)
     try:
         yield value
     except BaseException as exc:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEAN_UP_SECONDS):
             if await threads.run(manager.__exit__, type(exc), exc, exc.__traceback__):
                 return
         raise

@@ -1,19 +1,20 @@
-"""Constraints of a value, read by attribute name from ``annotated_types``, our markers and attrs validators
-alike.
-"""
+"""Read and check constraints: those of ``annotated_types``, markers and attrs validators."""
 
 from __future__ import annotations
 
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = ["Constraint", "ValueFault", "checker", "from_metadata", "from_validator"]
 
 
 class ValueFault(ValueError):
-    """One value is wrong: ``kind`` is the stable word, the message what was expected."""
+    """A value breaks a rule.
+
+    The message says which value was expected, ``kind`` is a stable word for programs.
+    """
 
     def __init__(self, msg: str, kind: str) -> None:
         self.kind = kind
@@ -21,18 +22,23 @@ class ValueFault(ValueError):
 
 
 class Constraint(NamedTuple):
-    """``key`` is ``ge``, ``max_length``, ``predicate`` ...; ``limit`` what it is measured by."""
+    """A rule that a value has to keep."""
 
     key: str
+    """A key of ``_RULES``, for example ``ge``, ``max_length`` or ``predicate``."""
     limit: Any
+    """The second operand of the rule: a number, a length, a pattern, a function or a list of choices."""
 
 
-_NUMBERS = ("gt", "ge", "lt", "le", "multiple_of")
-_OTHERS = ("min_length", "max_length", "pattern")
+_NUMBERS: Final = ("gt", "ge", "lt", "le", "multiple_of")
+_OTHERS: Final = ("min_length", "max_length", "pattern")
 
 
 def from_metadata(metadata: Iterable[object]) -> tuple[Constraint, ...]:
-    """Constraints in the metadata of an ``Annotated``: whatever carries their names."""
+    """Return the constraints in the metadata of an ``Annotated``.
+
+    A constraint is an attribute with the name of a rule, such as ``ge``.
+    """
     found: list[Constraint] = []
     for item in metadata:
         if isinstance(item, type):
@@ -43,33 +49,36 @@ def from_metadata(metadata: Iterable[object]) -> tuple[Constraint, ...]:
                 continue
             found.append(Constraint(key, limit))
         if type(item).__name__ == "Predicate" and callable(getattr(item, "func", None)):
-            found.append(Constraint("predicate", item.func))  # type: ignore[attr-defined]
+            found.append(Constraint("predicate", item.func))  # type: ignore[attr-defined]  # has func: see above
     return tuple(found)
 
 
-_COMPARISONS = {">=": "ge", ">": "gt", "<=": "le", "<": "lt"}
+_COMPARISONS: Final = {">=": "ge", ">": "gt", "<=": "le", "<": "lt"}
 
 
 def from_validator(validator: Any) -> tuple[Constraint, ...]:
-    """Constraints behind an attrs validator; what we cannot read is left to attrs, which runs it anyway."""
+    """Return the constraints of an attrs validator.
+
+    Unknown validators have none here. attrs runs every validator in any case.
+    """
     name = type(validator).__name__
     if name == "_AndValidator":
-        return tuple(c for part in validator._validators for c in from_validator(part))  # noqa: SLF001
+        return tuple(c for part in validator._validators for c in from_validator(part))  # noqa: SLF001 - no public name
     if name == "_OptionalValidator":
         return from_validator(validator.validator)
     read = _READERS.get(name)
     return (read(validator),) if read is not None else ()
 
 
-# By name, because attrs keeps the classes to itself.
-_READERS: dict[str, Callable[[Any], Constraint]] = {
+_READERS: Final[dict[str, Callable[[Any], Constraint]]] = {
     "_NumberValidator": lambda v: Constraint(_COMPARISONS[v.compare_op], v.bound),
     "_MinLengthValidator": lambda v: Constraint("min_length", v.min_length),
     "_MaxLengthValidator": lambda v: Constraint("max_length", v.max_length),
     "_InValidator": lambda v: Constraint("one_of", tuple(v.options)),
-    # attrs matches whole strings by default; the schema's pattern must say so.
+    # attrs matches whole strings by default, a JSON Schema pattern matches anywhere.
     "_MatchesReValidator": lambda v: Constraint("pattern", f"^(?:{v.pattern.pattern})$"),
 }
+"""Readers of attrs validators by the name of the class, because attrs has no public names for the classes."""
 
 
 class _Rule(NamedTuple):
@@ -80,13 +89,13 @@ class _Rule(NamedTuple):
 
 def _is_multiple(value: Any, step: Any) -> bool:
     rest = abs(value % step)
-    # 0.3 % 0.1 is 0.0999...: what is within a rounding error of a multiple is one.
+    # 0.3 % 0.1 is 0.0999...: a value within the rounding error of a multiple counts as one.
     return bool(
         rest == 0 or (isinstance(rest, float) and min(rest, abs(step) - rest) < 1e-9 * max(1.0, abs(value)))
     )
 
 
-_RULES = {
+_RULES: Final = {
     "gt": _Rule(operator.gt, "expected more than {0!r}", "greater_than"),
     "ge": _Rule(operator.ge, "expected at least {0!r}", "greater_than_equal"),
     "lt": _Rule(operator.lt, "expected less than {0!r}", "less_than"),
@@ -103,8 +112,9 @@ _RULES = {
 
 
 def checker(constraints: Sequence[Constraint]) -> Callable[[object], None] | None:
-    """A function that raises :exc:`ValueFault` for the first constraint that a value breaks; None if there
-    are none.
+    """Return a function that raises `ValueFault` for the first broken constraint.
+
+    Without constraints, return None.
     """
     if not constraints:
         return None
@@ -117,12 +127,12 @@ def checker(constraints: Sequence[Constraint]) -> Callable[[object], None] | Non
 
     def check(value: Any) -> None:
         if value is None:
-            return  # a constraint on an optional value is about the value
+            return  # a constraint of an optional value does not apply to None
         for holds, limit, words, kind in rules:
             try:
                 good = holds(value, limit)
             except (TypeError, ArithmeticError, AttributeError):
-                good = False  # not comparable with the limit at all, or too big for the sum
+                good = False  # not comparable with the limit, or too large to compute with
             if not good:
                 raise ValueFault(words, kind)
 

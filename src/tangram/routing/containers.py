@@ -1,4 +1,4 @@
-"""The collections that a parameter or field may ask for, and what builds each."""
+"""Collection types of annotations, and the types that their values are built with."""
 
 from __future__ import annotations
 
@@ -19,5 +19,7 @@ COLLECTIONS: Final[dict[Any, type]] = {
     abc.Set: frozenset,
     abc.MutableSet: set,
 }
+"""From each annotation to the type of its values."""
 
 MAPPINGS: Final[frozenset[Any]] = frozenset((dict, abc.Mapping, abc.MutableMapping))
+"""Annotations whose values are dictionaries."""

@@ -1,9 +1,8 @@
-"""From what JSON and text can say to what a handler's annotations ask for, and every fault with its place.
+"""Convert JSON values and text to the types of annotations, with a place for every fault.
 
-One cattrs converter, made when it is first needed. cattrs structures the classes (attrs, dataclass,
-TypedDict); what stands
-around them is ours, because cattrs' own hooks take ``"abc"`` for a list of three strings and 1.5 for the
-integer 1.
+There is one cattrs converter, created on first use. cattrs structures classes (attrs, dataclass, TypedDict).
+The hooks for the other types are ours, because those of cattrs convert ``"abc"`` to a list of three strings
+and 1.5 to the integer 1.
 """
 
 from __future__ import annotations
@@ -41,28 +40,29 @@ __all__ = ["NestedFaults", "converter", "is_class_like", "problems_of", "structu
 
 Structure = Callable[[object], object]
 
-# Members of a union are tried one after another; nested unions multiply. No honest body comes near this many
-# trials.
 MAX_UNION_TRIALS: Final = 5_000
+"""Trials of union members for one value: nested unions multiply them, usual bodies need a few hundred."""
 
 
 class NestedFaults(ValueError):
-    """Faults below one value, each with the step that leads to it."""
+    """Faults inside a value, each with its place relative to the value."""
 
     def __init__(self, faults: list[tuple[Loc, Exception]]) -> None:
         self.faults = faults
         super().__init__(f"{len(faults)} faults")
 
 
-class _Fuel(threading.local):
+class _Budget(threading.local):
+    """The trials of union members that are left for the value being converted."""
+
     trials = 0
 
 
-_fuel = _Fuel()
+_budget = _Budget()
 
 
 def origin_of(kind: Any) -> Any:
-    """``list`` of ``list[int]``, and a plain class of itself."""
+    """Return the class of a generic annotation, for example ``list`` for ``list[int]``."""
     return get_origin(kind) or kind
 
 
@@ -71,7 +71,7 @@ def is_typeddict(kind: object) -> bool:
 
 
 def is_class_like(kind: object) -> bool:
-    """Is this an attrs class, a dataclass or a TypedDict (or a generic one with its arguments)?"""
+    """Return whether this is an attrs class, a dataclass or a TypedDict, generic or not."""
     origin = origin_of(kind)
     if not isinstance(origin, type):
         return False
@@ -81,8 +81,9 @@ def is_class_like(kind: object) -> bool:
 
 
 def structurer(kind: Any) -> Structure:
-    """The function that makes a ``kind`` of a plain value, raising exceptions that :func:`problems_of` can
-    read.
+    """Return the function that converts a plain value to ``kind``.
+
+    ``problems_of`` reads the exceptions that the function raises.
     """
     plain = scalar(kind)
     if plain is not None:
@@ -90,7 +91,7 @@ def structurer(kind: Any) -> Structure:
     hook = converter().get_structure_hook(kind)
 
     def structure(value: object) -> object:
-        _fuel.trials = MAX_UNION_TRIALS
+        _budget.trials = MAX_UNION_TRIALS
         return hook(value, kind)
 
     return structure
@@ -98,7 +99,10 @@ def structurer(kind: Any) -> Structure:
 
 @cache
 def converter() -> Converter:
-    """The converter of all routes. Its hooks are tried last registered first."""
+    """Return the converter of all routes.
+
+    cattrs tries its hooks in reverse order of registration.
+    """
     from cattrs import Converter
 
     made = Converter(detailed_validation=True)
@@ -115,7 +119,7 @@ def converter() -> Converter:
     when(lambda t: origin_of(t) is Annotated, _annotated_hook)
     when(lambda t: scalar(t) is not None, _scalar_hook)
     for kind in (str, bytes, int, float, Path):
-        # cattrs asks for these by class, subclasses included, before it asks any predicate.
+        # cattrs looks these up by class, subclasses included, before it calls any predicate.
         made.register_structure_hook(kind, _primitive)
     return made
 
@@ -133,7 +137,7 @@ def _primitive(value: Any, kind: Any) -> Any:
     if issubclass(kind, Enum):
         return _enum_hook(kind)(value, kind)
     base = next(base for base in kind.__mro__ if scalar(base) is not None)
-    return kind(scalar(base)(value))  # type: ignore[misc]
+    return kind(scalar(base)(value))  # type: ignore[misc]  # base has one: see above
 
 
 def _annotated_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
@@ -170,9 +174,10 @@ def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
 
 
 def typeddict_fields(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The annotation of each key, and whether it is required.
+    """Return the annotation of each key of a TypedDict, and whether the key is required.
 
-    Not by ``__required_keys__``: with postponed annotations that has not seen the markers.
+    ``__required_keys__`` ignores ``Required`` and ``NotRequired`` in postponed annotations, so they are read
+    here.
     """
     fields = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -193,9 +198,9 @@ def _typeddict_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
         for name, (hint, required) in fields.items():
             try:
                 if name in value or required:
-                    # Looked up per call (cattrs caches it): the key's type may be the one being compiled now.
+                    # Looked up at each call, from cattrs' cache: the type may refer to itself.
                     result[name] = made.get_structure_hook(hint)(value[name], hint)
-            except Exception as exc:  # noqa: BLE001  # every fault is wanted, with its place
+            except Exception as exc:  # noqa: BLE001 - every fault is reported with its place
                 faults.append(((name,), exc))
         if faults:
             raise NestedFaults(faults)
@@ -205,9 +210,7 @@ def _typeddict_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
 
 
 def _validator_overrides(kind: Any, made: Converter) -> dict[str, Any]:
-    """Check attrs validators per field as well, so that the fault is told at the field and not at its
-    class.
-    """
+    """Check attrs validators for each field, so that a fault has the place of the field."""
     from cattrs import override
 
     overrides = {}
@@ -220,8 +223,7 @@ def _validator_overrides(kind: Any, made: Converter) -> dict[str, Any]:
 
 def _checked_later(check: Callable[[object], None], made: Converter) -> Callable[[Any, Any], Any]:
     def structure(value: Any, kind: Any) -> Any:
-        # Looked up per call (cattrs caches it): the field's class may be the one that is being compiled
-        # right now.
+        # Looked up at each call, from cattrs' cache: the class may refer to itself.
         made_of = made.get_structure_hook(kind)(value, kind) if kind is not None else value
         check(made_of)
         return made_of
@@ -234,7 +236,7 @@ def _each(items: Iterator[tuple[Loc, Any]], hook: Callable[[Any, Any], Any], kin
     for loc, item in items:
         try:
             made.append(hook(item, kind))
-        except Exception as exc:  # noqa: BLE001  # every fault is wanted, with its place
+        except Exception as exc:  # noqa: BLE001 - every fault is reported with its place
             faults.append((loc, exc))
     if faults:
         raise NestedFaults(faults)
@@ -257,9 +259,7 @@ def _collection_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
         try:
             return build(items)
         except TypeError:
-            raise ValueFault(
-                "expected items that can be told apart, not lists or objects", "set_item"
-            ) from None
+            raise ValueFault("expected items of a plain type, not lists or objects", "set_item") from None
 
     return structure
 
@@ -300,7 +300,7 @@ def _literal_hook(kind: Any) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         for option in options:
             plain = option.value if isinstance(option, Enum) else option
-            # The type too: True equals 1, and neither is the other's literal.
+            # Types are compared too: True equals 1, but Literal[1] does not contain True.
             same = type(value) is type(plain) and value == plain
             if same or (isinstance(value, str) and type(plain) is int and value == str(plain)):
                 return option
@@ -348,9 +348,7 @@ def _member(kind: Any, made: Converter) -> _Member:
 
 
 def _union_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
-    """A member of exactly the value's type wins, then of those that fit the one that knows most of the
-    object's keys.
-    """
+    """Try the member with the value's type first, then those with most of the object's keys."""
     members = [_member(argument, made) for argument in get_args(kind)]
     optional = any(member.exact is type(None) for member in members)
     real = [member for member in members if member.exact is not type(None)]
@@ -375,19 +373,22 @@ def _rank(member: _Member, value: Any) -> int:
 def _first_fit(members: list[_Member], value: Any) -> Any:
     faults: list[tuple[Loc, Exception]] = []
     for member in members:
-        _fuel.trials -= 1
-        if _fuel.trials < 0:
-            raise ValueFault("the value could be too many things at once", "union_too_deep")
+        _budget.trials -= 1
+        if _budget.trials < 0:
+            raise ValueFault(
+                "the value has too many nested unions to try all their members", "union_too_deep"
+            )
         try:
             return member.hook(value, member.kind)
-        except Exception as exc:  # noqa: BLE001  # the next member may fit
+        except Exception as exc:  # noqa: BLE001 - the next member may fit
             faults.append(((member.name,), exc))
     raise NestedFaults(faults)
 
 
 def problems_of(error: Exception, loc: Loc) -> list[Problem]:
-    """Every fault in ``error`` with its place below ``loc``, in order. Iterative: faults may nest as deeply
-    as JSON.
+    """Return every fault in ``error`` with its place below ``loc``, in order.
+
+    It uses a list instead of recursion, because faults may be nested as deeply as JSON.
     """
     found: list[Problem] = []
     waiting: list[tuple[Loc, Exception]] = [(loc, error)]
@@ -410,7 +411,7 @@ def _below(exc: Exception) -> list[tuple[Loc, Exception]] | None:
 
 
 def _step(exc: Exception) -> Loc:
-    """The step that cattrs noted on an exception: an attribute's name, or an index."""
+    """Return the attribute's name or the index that cattrs noted on an exception."""
     for note in reversed(getattr(exc, "__notes__", ())):
         name = getattr(note, "name", getattr(note, "index", None))
         if name is not None:
@@ -427,6 +428,6 @@ def _problem(loc: Loc, exc: Exception) -> Problem:
         case RecursionError():
             return Problem(loc, "the value is nested too deeply", "recursion_loop")
         case _:
-            # A validator's own words: what it raised is meant to be read.
+            # The exception of an author's validator: its message is shown.
             text = str(exc.args[0]) if exc.args else type(exc).__name__
             return Problem(loc, text, "value_error")

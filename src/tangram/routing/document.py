@@ -1,10 +1,10 @@
-"""An OpenAPI 3.1 document of the routes in one or several tables."""
+"""Write the OpenAPI 3.1 document of the routes in one or several tables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from tangram.routing.binding import Param, Plan
 from tangram.routing.convert import is_class_like
@@ -17,7 +17,7 @@ from tangram.routing.table import RouteTable
 
 __all__ = ["openapi"]
 
-_ERROR: Schema = {
+_ERROR: Final[Schema] = {
     "title": "ValidationError",
     "type": "object",
     "required": ["loc", "msg", "type"],
@@ -31,7 +31,7 @@ _ERROR: Schema = {
         "type": {"title": "Error Type", "type": "string"},
     },
 }
-_INVALID: Schema = {
+_INVALID: Final[Schema] = {
     "title": "HTTPValidationError",
     "type": "object",
     "properties": {
@@ -47,8 +47,14 @@ _INVALID: Schema = {
 def openapi(
     tables: RouteTable | Iterable[RouteTable], *, title: str = "tangram", version: str = "0"
 ) -> dict[str, Any]:
-    """The document. Of two tables that answer the same method and path the first is shown, as it is asked
-    first.
+    """Return the OpenAPI document of the routes.
+
+    If several tables have the same method and path, the first is shown: it answers the request.
+
+    Args:
+        tables: one table, or several in the order in which they are asked.
+        title: the title of the API.
+        version: the version of the API.
     """
     writer = SchemaWriter(ref_prefix="#/components/schemas/")
     paths: dict[str, dict[str, Any]] = {}
@@ -184,8 +190,9 @@ def _responses(endpoint: Endpoint, writer: SchemaWriter, *, bound: bool) -> dict
 
 
 def _content(endpoint: Endpoint, writer: SchemaWriter) -> dict[str, Any]:
-    """What the handler's return annotation says; a response class that is no JSON says its media type
-    alone.
+    """Return the content of a successful answer, from the handler's return annotation.
+
+    For a response class other than JSON, only the media type is known.
     """
     route, returns = endpoint.route, endpoint.plan.returns
     if route.response_model is not None:
@@ -198,4 +205,4 @@ def _content(endpoint: Endpoint, writer: SchemaWriter) -> dict[str, Any]:
     try:
         return {"application/json": {"schema": writer.write(returns)}}
     except (NameError, TypeError):
-        return {"application/json": {"schema": {}}}  # an annotation for readers, not for us
+        return {"application/json": {"schema": {}}}  # an annotation that cannot be written as a schema

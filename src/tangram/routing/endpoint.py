@@ -1,4 +1,4 @@
-"""One compiled route: it carries itself out and sends its answer."""
+"""``Endpoint``: a compiled route, which runs its handler and sends the answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Endpoint:
         body = [param for part in self.plan.everything() for param in part.body]
         self._reads_body = bool(body)
         self._raw_body = len(body) == 1 and body[0].kind is bytes
-        # Nothing but path parameters and an async function: no request object, no clean-up stack.
+        # An async function with path parameters only needs no Request and no clean-up stack.
         self._fast = (
             self.plan.how == "async"
             and not (self.plan.body or self.plan.special or self.plan.dependencies)
@@ -57,7 +57,7 @@ class Endpoint:
 
     @property
     def owner(self) -> str:
-        """Whose route it is."""
+        """The name of the plugin, or of the server's part, that declared the route."""
         return self.mount.owner
 
     def body_limit(self, default: int) -> int:
@@ -68,7 +68,7 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"<Endpoint {sorted(self.route.methods)} {self.route.template.path!r} of {self.owner!r}>"
 
-    async def respond(  # noqa: PLR0917  # the three of ASGI, and what they are for
+    async def respond(  # noqa: PLR0917 - the three of ASGI and the request's data
         self,
         values: tuple[str, ...],
         scope: Scope,
@@ -77,7 +77,16 @@ class Endpoint:
         max_body: int,
         threads: Threads,
     ) -> None:
-        """Carry the route out and send its answer; raises what the handler raises."""
+        """Run the handler and send its answer; exceptions of the handler are raised.
+
+        Args:
+            values: the path parameters, in the order of ``names``.
+            scope: ASGI's scope of the request.
+            receive: ASGI's ``receive`` of the request.
+            send: ASGI's ``send`` of the request.
+            max_body: the largest body in bytes, unless the route has a limit of its own.
+            threads: runs sync functions.
+        """
         if self._fast:
             result = await self.plan.call(**self._path_arguments(values))
             await self._send(result, None, scope, receive, send)

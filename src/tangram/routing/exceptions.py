@@ -1,10 +1,10 @@
-"""What a handler may raise to answer, and what a faulty request is told.
+"""Exceptions that answer a request.
 
 RequestError
-|- HTTPException      a handler's own answer: a status, a detail, headers
-|- ResponseAborted    a response broke off after its first byte: the server has to close the connection
+|- HTTPException      a handler raises it to answer with a status, a detail and headers
+|- ResponseAborted    a response failed after its first byte: the engine has to close the connection
 `- BadRequest
-   `- InvalidRequest  binding found faults: status 422, every one of them with its place
+   `- InvalidRequest  parameters or body do not fit: status 422, each fault with its place
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Loc = tuple[str | int, ...]
 
 
 def phrase_of(status: int) -> str:
-    """The reason phrase of a status: ``Not Found`` for 404."""
+    """Return the reason phrase of a status, for example ``Not Found`` for 404."""
     from http import HTTPStatus
 
     try:
@@ -29,12 +29,13 @@ def phrase_of(status: int) -> str:
         return "Error"
 
 
-class HTTPException(RequestError):  # the name that its users know
-    """Answer this request with ``status_code`` and ``{"detail": detail}``.
+class HTTPException(RequestError):
+    """Answer the request with ``status_code`` and ``{"detail": detail}``.
 
-    ``detail`` is anything that JSON can hold; without it the status's own phrase is sent. ``headers`` are
-    added to the
-    answer.
+    Args:
+        status_code: the status of the answer.
+        detail: any value that JSON can represent; the reason phrase of the status by default.
+        headers: added to the answer.
     """
 
     def __init__(
@@ -50,29 +51,31 @@ class HTTPException(RequestError):  # the name that its users know
 
 
 class ResponseAborted(RequestError):
-    """A response broke off after its head was sent; it has been logged, and only the connection is left to
-    close.
+    """A response failed after its head was sent.
+
+    The failure has been logged. The engine closes the connection.
     """
 
 
 class Problem(NamedTuple):
-    """One fault of a request, in the three words that FastAPI's users parse."""
+    """One fault of a request, with the keys that FastAPI uses."""
 
     loc: Loc
-    """``("query", "limit")``, ``("body", "items", 2, "name")``."""
+    """The place, for example ``("query", "limit")`` or ``("body", "items", 2, "name")``."""
     msg: str
+    """The expected value, for people."""
     type: str
-    """A stable word: ``missing``, ``int_parsing``, ``greater_than_equal``."""
+    """A stable word for programs, for example ``missing``, ``int_parsing``, ``greater_than_equal``."""
 
     @property
     def path(self) -> str:
-        """The place in one word: ``body.items[2].name``."""
+        """The place as one word, for example ``body.items[2].name``."""
         head, *rest = self.loc or ("request",)
         return str(head) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
 
 
 class InvalidRequest(BadRequest):
-    """Parameters or body do not fit the route. ``problems`` and ``faults`` hold all that was found."""
+    """Parameters or body do not fit the route; ``problems`` lists every fault."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -80,7 +83,7 @@ class InvalidRequest(BadRequest):
 
 
 def detail_of(error: BadRequest) -> Sequence[Mapping[str, object]]:
-    """The ``detail`` list of the answer to ``error``."""
+    """Return the ``detail`` of the answer to ``error``: a list with each fault."""
     if isinstance(error, InvalidRequest):
         return [problem._asdict() for problem in error.problems]
     return [{"loc": _split(fault.path), "msg": fault.what, "type": fault.kind} for fault in error.faults]

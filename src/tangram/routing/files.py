@@ -1,4 +1,4 @@
-"""Files as responses: ranges, validators, and every read in a thread."""
+"""``FileResponse``: send a file with ranges and validators, reading it in threads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from tangram.routing.responses import Response
 
 __all__ = ["FileResponse", "inside"]
 
-# Big enough that a megabyte costs four hops to a thread, small enough that a hundred slow clients hold 25 MB.
 CHUNK: Final = 256 * 1024
+"""Bytes read at once: a megabyte needs four switches to a thread, and 100 slow clients hold 25 MB."""
 
-# What a server of pages needs; the rest is looked up in the system's tables, which take 10 ms to read.
 _TYPES: Final = {
     ".css": "text/css",
     ".csv": "text/csv",
@@ -49,6 +48,7 @@ _TYPES: Final = {
     ".woff": "font/woff",
     ".woff2": "font/woff2",
 }
+"""Media types of front ends. Other types are looked up in the system's tables, which take 10 ms to read."""
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DATE: Final = re.compile(
@@ -59,10 +59,12 @@ _RANGE: Final = re.compile(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.ASCII)
 
 
 def inside(root: str | os.PathLike[str], relative: str) -> Path:
-    """The file ``relative`` below ``root``, links followed; blocks on the disk.
+    """Return the path of ``relative`` below ``root`` with links resolved.
+
+    It reads the disk, so call it in a thread.
 
     Raises:
-        HTTPException: 404, it would be outside, or cannot be a file's name.
+        HTTPException: 404, the path is outside of ``root``, does not exist, or is no valid name.
     """
     parts = relative.split("/")
     if "\0" in relative or "\\" in relative or any(part in ("", ".", "..") for part in parts):
@@ -78,8 +80,8 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
 
 
 def media_type_of(path: str) -> str:
-    """The type of a file by its name."""
-    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122  # a name, not a file
+    """Return the media type of a file by its name."""
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - a name, not a file
     if suffix in _TYPES:
         return _TYPES[suffix]
     import mimetypes
@@ -95,10 +97,10 @@ class _Opened(NamedTuple):
 
 
 def _open(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> _Opened:
-    """Open a regular file, and nothing that blocks: not a pipe, not a device.
+    """Open a regular file. Pipes and devices, whose reads would block, are refused.
 
     Raises:
-        HTTPException: 404, there is none, or it may not be read.
+        HTTPException: 404, the file does not exist, is no regular file or may not be read.
     """
     if root is not None:
         path = inside(root, os.fspath(path))
@@ -114,14 +116,19 @@ def _open(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> 
 
 
 class FileResponse(Response):
-    """A file, read in threads in chunks: with ETag, Last-Modified, ranges, and 304 where the client has it
-    already.
+    """A response with a file, which is read in chunks in threads.
 
-    With ``root`` the path is a request's: it is taken below ``root``, and whatever would leave that folder,
-    by ``..`` or by a
-    link, is not found. ``filename`` makes the browser save the file under that name. What is no readable
-    file is answered
-    with 404.
+    It has an ETag and Last-Modified, answers range requests, and answers 304 if the client has the file
+    already. A path that is no readable file is answered with 404.
+
+    Args:
+        path: the file.
+        status_code: the status of the answer.
+        headers: further headers.
+        media_type: the content type; by default it is guessed from the name.
+        filename: the browser saves the file under this name.
+        root: ``path`` is relative to this folder. Paths that leave the folder, by ``..`` or by links, are
+            answered with 404, so that the path may come from a request.
     """
 
     def __init__(
@@ -140,10 +147,10 @@ class FileResponse(Response):
         if filename is not None:
             self.headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         opened = await trio.to_thread.run_sync(partial(_open, self.path, self.root))
         try:
-            await self.fresh()._answer(opened, scope, send)  # noqa: SLF001
+            await self.fresh()._answer(opened, scope, send)  # noqa: SLF001 - of a copy of this object
         finally:
             os.close(opened.fd)
 
@@ -173,8 +180,9 @@ class FileResponse(Response):
             await send({"type": "http.response.body", "body": chunk, "more_body": start < end})
 
     def _range(self, asked: Headers, etag: str, modified: str, size: int) -> tuple[int, int]:
-        """The part to send; sets the status. Several ranges at once are answered with the whole, as RFC 9110
-        allows.
+        """Return the start and the end of the bytes to send, and set the status.
+
+        A request for several ranges is answered with the whole file, as RFC 9110 allows.
         """
         match = _RANGE.fullmatch(asked.get("range", ""))
         wanted = asked.get("if-range", etag) in (etag, modified)
@@ -187,7 +195,7 @@ class FileResponse(Response):
         else:
             start, end = int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)
             if match[2] and int(match[2]) < int(match[1]):
-                return 0, size  # no range at all
+                return 0, size  # an invalid range
         if start >= size:
             self.status_code = 416
             self.headers["content-range"] = f"bytes */{size}"
@@ -198,7 +206,10 @@ class FileResponse(Response):
 
 
 def _unchanged(asked: Headers, etag: str, modified: int) -> bool:
-    """Has the client this file already? If-None-Match decides alone where it is given (RFC 9110, 13.2.2)."""
+    """Return whether the client has the file; If-None-Match takes precedence.
+
+    See RFC 9110, 13.2.2.
+    """
     known = asked.get("if-none-match")
     if known is not None:
         tags = [tag.strip().removeprefix("W/") for tag in known.split(",")]
@@ -208,7 +219,7 @@ def _unchanged(asked: Headers, etag: str, modified: int) -> bool:
 
 
 def http_date(seconds: int) -> str:
-    """A time as HTTP writes it: ``Sun, 06 Nov 1994 08:49:37 GMT``."""
+    """Return a time as HTTP writes it, for example ``Sun, 06 Nov 1994 08:49:37 GMT``."""
     t = time.gmtime(seconds)
     day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
     return f"{day}, {t.tm_mday:02} {month} {t.tm_year:04} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"

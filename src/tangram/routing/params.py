@@ -1,5 +1,7 @@
-"""Markers that say where a parameter comes from: ``Annotated[int, Query(ge=1)]`` or ``limit: int = Query(10,
-ge=1)``.
+"""Markers for the source and the constraints of a parameter.
+
+A marker stands in ``Annotated`` or is the default: ``limit: Annotated[int, Query(ge=1)] = 10`` or
+``limit: int = Query(10, ge=1)``.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
+"""Stands for a value that is not there, where None is a value."""
 
 
 class Marker:
-    """Where a parameter comes from, what it is called there, and what it must satisfy.
+    """The source of a parameter, its name there, and its constraints.
 
-    The constraints have the attribute names of ``annotated_types``, so one reader serves both.
+    The constraints have the attribute names of ``annotated_types``, so that ``from_metadata`` reads both.
     """
 
     __slots__ = (
@@ -75,7 +78,7 @@ class Marker:
 
 
 class ParamSettings(TypedDict, total=False):
-    """What may be said of a parameter; all of it optional."""
+    """The keyword arguments of markers; all are optional."""
 
     default_factory: Callable[[], object] | None
     alias: str | None
@@ -98,7 +101,7 @@ class ParamSettings(TypedDict, total=False):
 
 
 class DependsMarker:
-    """The value is what ``dependency`` returns or yields for this request."""
+    """Marks a parameter whose value ``dependency`` returns or yields."""
 
     __slots__ = ("dependency", "use_cache")
 
@@ -110,41 +113,47 @@ class DependsMarker:
         return f"Depends({getattr(self.dependency, '__name__', self.dependency)!s})"
 
 
-# These return Any, not Marker: as a default they stand where the annotated type is expected.
+# These return Any, not Marker, because a marker may be the default of a parameter of any type.
 
 
-def Path(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
-    """A part of the path: ``/items/{item_id}``."""
+def Path(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802 - a marker is written like a class, as in FastAPI
+    """Read the parameter from the path, for example ``/items/{item_id}``."""
     return Marker("path", default, **settings)
 
 
-def Query(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
-    """A parameter of the query string; lists, sets and tuples take repeated ones."""
+def Query(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802 - a marker is written like a class, as in FastAPI
+    """Read the parameter from the query; lists, sets and tuples take all values of the name."""
     return Marker("query", default, **settings)
 
 
-def Header(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
-    """A header; the parameter ``x_token`` reads ``x-token`` unless ``convert_underscores=False``."""
+def Header(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802 - a marker is written like a class, as in FastAPI
+    """Read the parameter from a header.
+
+    The parameter ``x_token`` reads the header ``x-token`` unless ``convert_underscores=False``.
+    """
     return Marker("header", default, **settings)
 
 
-def Cookie(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
-    """A cookie of the request."""
+def Cookie(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802 - a marker is written like a class, as in FastAPI
+    """Read the parameter from a cookie."""
     return Marker("cookie", default, **settings)
 
 
-def Body(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802
-    """The JSON body, or with several body parameters (or ``embed=True``) one member of it; ``bytes`` takes
-    it raw.
+def Body(default: Any = MISSING, **settings: Unpack[ParamSettings]) -> Any:  # noqa: N802 - a marker is written like a class, as in FastAPI
+    """Read the parameter from the JSON body.
+
+    With several body parameters, or ``embed=True``, each is one member of the body. A parameter of type
+    ``bytes`` receives the body unchanged.
     """
     return Marker("body", default, **settings)
 
 
-def Depends(dependency: Callable[..., object] | None = None, *, use_cache: bool = True) -> Any:  # noqa: N802
-    """What ``dependency`` returns; without one the annotated class is called.
+def Depends(dependency: Callable[..., object] | None = None, *, use_cache: bool = True) -> Any:  # noqa: N802 - a marker is written like a class, as in FastAPI
+    """Call ``dependency`` for the value of the parameter.
 
-    Functions and generators, async and sync: what a generator yields is the value, and the rest of it runs
-    after the
-    response. A dependency is called once per request unless ``use_cache=False``.
+    Args:
+        dependency: a function, a class or a generator, async or sync. A generator yields the value, and the
+            rest of it runs after the response. The annotated class by default.
+        use_cache: call the dependency once per request, also if several functions depend on it.
     """
     return cast("Any", DependsMarker(dependency, use_cache=use_cache))

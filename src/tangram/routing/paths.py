@@ -1,8 +1,8 @@
-"""Paths of routes: how they are written, and a trie that finds them. No I/O; built once, then only read.
+"""Parse the paths of routes, and find the route of a request in a trie.
 
-Static segments stand before ``{name}``, which stands before text mixed with names (``{tile}.pbf``), which
-stands before
-``{rest:path}``. A path that exists for other methods only is told apart from one that does not exist at all.
+The trie is built once and read by every request. In each segment a static text is tried first, then
+``{name}``, then a text with names in it (``{tile}.pbf``), then ``{rest:path}``. A path that exists for other
+methods only is reported as such (405), not as missing (404).
 """
 
 from __future__ import annotations
@@ -21,31 +21,36 @@ _NAME: Final = re.compile(r"\{([^{}]*)\}")
 
 
 class PathTemplate(NamedTuple):
-    """A route's path, taken apart."""
+    """A parsed path of a route."""
 
     path: str
     segments: tuple[tuple[str, str], ...]
-    """(kind, text): ``static`` text, ``name``, ``mixed`` regular expression, ``rest``."""
+    """Pairs of a kind and a text.
+
+    The text of ``static`` is literal, the text of ``mixed`` is a regular expression, and the text of ``name``
+    and ``rest`` is the parameter's name.
+    """
     names: tuple[str, ...]
+    """The path parameters, from left to right."""
 
     @property
     def shape(self) -> str:
-        """Equal for paths that match the same requests: names do not count."""
+        """The path without names: equal for paths that match the same requests."""
         return "/".join(
             text if kind in ("static", "mixed") else f"{{{kind}}}" for kind, text in self.segments
         )
 
     @property
     def display(self) -> str:
-        """As OpenAPI writes it: without converters."""
+        """The path as OpenAPI writes it, without converters."""
         return _NAME.sub(lambda match: "{" + match[1].partition(":")[0] + "}", self.path)
 
 
 def parse_path(path: str) -> PathTemplate:
-    """Take a route's path apart.
+    """Parse the path of a route.
 
     Raises:
-        RouteError: it cannot be a path.
+        RouteError: the path is malformed.
     """
     if not path.startswith("/"):
         raise RouteError(f"expected a path that starts with '/', not {path!r}")
@@ -79,18 +84,19 @@ def _segment(part: str, path: str, names: list[str], *, last: bool) -> tuple[str
 
 
 def _pattern(texts: list[str]) -> str:
-    """The regular expression for names with these texts before, between and behind them.
+    """Return the regular expression for names with texts before, between and after them.
 
-    Each name takes as little as it can. The first place where the text behind it stands will do, since the
-    next name can take whatever lies between there and a later one: so the search never comes back to it
-    (that is what ``(?>...)`` says), and costs the length of the segment instead of a power of it.
+    Several path parameters in one segment are matched without backtracking. Each name takes as few characters
+    as possible, up to the first occurrence of the text after it. A later occurrence is never needed, because
+    the next name can take all characters between the two. The atomic group ``(?>...)`` therefore drops the
+    other choices, and the search is linear in the length of the segment.
     """
     first, *between, last = map(re.escape, texts)
     return first + "".join(f"(?>(.+?){text})" for text in between) + "(.+?)" + last
 
 
 class Found(NamedTuple, Generic[T]):
-    """What is at a path: ``value`` for the method asked for, or None and the methods that are ``allowed``."""
+    """The value for the method, or None and the ``allowed`` methods of the path."""
 
     value: T | None
     values: tuple[str, ...]
@@ -109,14 +115,14 @@ class _Node(Generic[T]):
 
 
 class PathTree(Generic[T]):
-    """From method and path to what was added there."""
+    """A trie from paths to values by method."""
 
     def __init__(self) -> None:
         self._static: dict[str, dict[str, T]] = {}
         self._root: _Node[T] = _Node()
 
     def leaf(self, template: PathTemplate) -> dict[str, T]:
-        """What stands at this path by method; to be filled by the caller."""
+        """Return the dictionary from method to value at a path, for the caller to fill."""
         node = self._root
         for kind, text in template.segments:
             if kind == "rest":
@@ -138,8 +144,12 @@ class PathTree(Generic[T]):
         return node.name
 
     def find(self, method: str, path: str, segments: list[str] | None = None) -> Found[T] | None:
-        """What answers ``method`` at ``path``; ``segments`` where decoding made slashes that do not
-        separate.
+        """Find the value for a method and path; HEAD finds that of GET.
+
+        Args:
+            method: in upper case.
+            path: the decoded path.
+            segments: the decoded segments, if a segment contains an encoded slash.
         """
         if segments is None:
             here = self._static.get(path)
@@ -154,7 +164,7 @@ class PathTree(Generic[T]):
             return found
         return Found(None, (), frozenset(allowed)) if allowed else None
 
-    def _walk(  # noqa: PLR0917  # a recursion, on the hot path
+    def _walk(  # noqa: PLR0917 - a recursion on the hot path
         self,
         node: _Node[T],
         segments: list[str],
@@ -195,7 +205,7 @@ def _pick(leaf: dict[str, T], values: tuple[str, ...], method: str, allowed: set
 
 
 def decode_path(raw: bytes) -> list[str] | None:
-    """Segments of a percent-encoded path, decoded after they were told apart; None if it is no UTF-8."""
+    """Split a percent-encoded path and decode each segment; None if it is not UTF-8."""
     try:
         return [unquote_to_bytes(part).decode() for part in raw.split(b"?", 1)[0][1:].split(b"/")]
     except UnicodeDecodeError:

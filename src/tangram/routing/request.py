@@ -1,10 +1,10 @@
-"""The request as a handler sees it: parsed when asked for, and the body at most once."""
+"""``Request``: headers, query, cookies and body of a request, each parsed on first use."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -14,23 +14,23 @@ from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 
 __all__ = ["ClientDisconnected", "Headers", "QueryParams", "Request"]
 
-# A query of 2 MB would be 500,000 pairs; no form has so many.
-MAX_QUERY_PAIRS = 1_000
+MAX_QUERY_PAIRS: Final = 1_000
+"""Parameters in a query. Without a limit, a query of 2 MB would have 500,000."""
 
 
 class ClientDisconnected(Exception):
-    """The client went away while its body was being read: there is nobody to answer."""
+    """The client disconnected while its body was being read, so the request needs no answer."""
 
 
 class Address(NamedTuple):
-    """Where the request came from."""
+    """The address of the client."""
 
     host: str
     port: int
 
 
 class _Multi(Mapping[str, str]):
-    """A mapping of which a key may have several values: the last one answers."""
+    """A mapping whose keys may have several values; indexing returns the last one."""
 
     __slots__ = ("_values",)
 
@@ -49,7 +49,7 @@ class _Multi(Mapping[str, str]):
         return len(self._values)
 
     def getlist(self, key: str) -> list[str]:
-        """Every value of ``key``, in the order sent."""
+        """Return all values of ``key``, in the order sent."""
         return list(self._values.get(key, ()))
 
     def __repr__(self) -> str:
@@ -57,13 +57,13 @@ class _Multi(Mapping[str, str]):
 
 
 class QueryParams(_Multi):
-    """The query string's parameters."""
+    """The parameters of the query."""
 
     __slots__ = ()
 
 
 class Headers(_Multi):
-    """The request's headers; names in any case."""
+    """The headers of the request; names are case-insensitive."""
 
     __slots__ = ()
 
@@ -74,15 +74,15 @@ class Headers(_Multi):
         return isinstance(key, str) and key.lower() in self._values
 
     def getlist(self, key: str) -> list[str]:
-        """Every value of the header, in the order sent."""
+        """Return all values of the header, in the order sent."""
         return super().getlist(key.lower())
 
 
 def parse_query(raw: bytes) -> list[tuple[str, str]]:
-    """The pairs of a query string.
+    """Return the names and values of a query string, in the order sent.
 
     Raises:
-        InvalidRequest: it is not UTF-8 below its percent signs, or has too many pairs.
+        InvalidRequest: the decoded text is not UTF-8, or there are more than ``MAX_QUERY_PAIRS`` parameters.
     """
     if not raw:
         return []
@@ -109,7 +109,10 @@ def _decode(raw: bytes) -> str:
 
 
 class Request:
-    """One HTTP request. ``state`` is free for dependencies to hang things on."""
+    """One HTTP request.
+
+    Dependencies may set attributes of ``state``, for the handler to read.
+    """
 
     __slots__ = (
         "_body",
@@ -138,15 +141,20 @@ class Request:
 
     @property
     def method(self) -> str:
+        """The method in upper case."""
         return str(self.scope["method"])
 
     @property
     def path(self) -> str:
+        """The decoded path."""
         return str(self.scope["path"])
 
     @property
     def url(self) -> str:
-        """Scheme, host, path and query as the client wrote them; the host is the client's claim."""
+        """Scheme, host, path and query as the client sent them.
+
+        The host is taken from the ``Host`` header, which a client can choose freely.
+        """
         scope = self.scope
         raw = scope.get("raw_path") or scope["path"].encode()
         query = scope.get("query_string", b"")
@@ -155,12 +163,13 @@ class Request:
 
     @property
     def client(self) -> Address | None:
-        """The peer's address, or what a trusted proxy said it is."""
+        """The address of the client, as a trusted proxy reports it or as the connection has it."""
         client = self.scope.get("client")
         return Address(client[0], client[1] or 0) if client else None
 
     @property
     def query(self) -> QueryParams:
+        """The parameters of the query; ``query_params`` is the same."""
         if self._query is None:
             self._query = QueryParams(parse_query(self.scope.get("query_string", b"")))
         return self._query
@@ -169,6 +178,7 @@ class Request:
 
     @property
     def headers(self) -> Headers:
+        """The headers, by name in any case."""
         if self._headers is None:
             pairs = [
                 (k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in self.scope.get("headers", ())
@@ -178,26 +188,28 @@ class Request:
 
     @property
     def cookies(self) -> dict[str, str]:
+        """The values of the cookies by name."""
         return parse_cookies(self.headers.getlist("cookie"))
 
     @property
     def state(self) -> SimpleNamespace:
+        """Free attributes that last for the request."""
         if self._state is None:
             self._state = SimpleNamespace()
         return self._state
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body in the chunks in which it comes, bounded by the server's ``max_body`` (0 is no bound).
+        """Iterate over the body in chunks, as they arrive.
 
         Raises:
-            HTTPException: 413, the body is longer than allowed.
+            HTTPException: 413, the body is longer than the limit of the route or the server.
             RuntimeError: the body was streamed before.
         """
         if self._body is not None:
             yield self._body
             return
         if self._streamed:
-            raise RuntimeError("the body was streamed already; read it with body() to have it twice")
+            raise RuntimeError("the body was streamed already: read it with body() to use it twice")
         self._streamed = True
         self._refuse_announced()
         received, more = 0, True
@@ -224,17 +236,17 @@ class Request:
                 raise self._too_large()
 
     def _too_large(self) -> HTTPException:
-        # What is left of the body will not be read, so the connection cannot be used again.
-        # (HTTP/2 has no such header: there a stream ends alone.)
+        # The rest of the body is not read, so the connection cannot be used again. HTTP/2 has no such header,
+        # because only the stream ends.
         old = str(self.scope.get("http_version", "1.1")).startswith("1")
         words = f"the body is longer than {self.max_body} bytes"
         return HTTPException(413, words, {"connection": "close"} if old else None)
 
     async def body(self) -> bytes:
-        """The whole body.
+        """Return the whole body.
 
         Raises:
-            HTTPException: 413, it is longer than the server's ``max_body``.
+            HTTPException: 413, the body is longer than the limit of the route or the server.
         """
         if self._body is None:
             chunks = [chunk async for chunk in self.stream()]
@@ -242,16 +254,20 @@ class Request:
         return self._body
 
     async def json(self) -> Any:
-        """The body as JSON.
+        """Return the body decoded from JSON.
 
         Raises:
-            InvalidRequest: 422, it is no JSON.
+            InvalidRequest: 422, the body is not valid JSON.
         """
         return decode_json(await self.body())
 
 
 def decode_json(body: bytes) -> Any:
-    """JSON, or :exc:`InvalidRequest` with the offset at which it stops being JSON."""
+    """Decode JSON.
+
+    Raises:
+        InvalidRequest: the body is not valid JSON; the fault has the offset in bytes.
+    """
     try:
         return msgspec.json.decode(body)
     except RecursionError:
@@ -274,8 +290,9 @@ def _words(text: str) -> str:
 
 
 def parse_cookies(headers: list[str]) -> dict[str, str]:
-    """Cookies by name; of two with one name the first counts, as the browser sends the more specific one
-    first.
+    """Return the values of cookies by name.
+
+    If a name occurs twice the first value counts: browsers send the cookie with the more specific path first.
     """
     cookies: dict[str, str] = {}
     for header in headers:

@@ -1,4 +1,4 @@
-"""Responses: what is sent, and when it is told apart from what is still to come."""
+"""Responses: bytes, JSON, text, HTML, redirects and streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import aclosing, suppress
 from copy import copy
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
 import msgspec
@@ -39,9 +39,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 def _fallback(value: object) -> object:
-    """What msgspec does not know: paths, enums within, mappings and iterables that are no dict and no
-    list.
-    """
+    """Convert a value that msgspec does not know: paths, enums, other mappings and iterables."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Enum):
@@ -55,7 +53,7 @@ def _fallback(value: object) -> object:
     )
 
 
-encode_json = msgspec.json.Encoder(enc_hook=_fallback).encode
+encode_json: Final = msgspec.json.Encoder(enc_hook=_fallback).encode
 
 
 def _header(name: str, value: str) -> tuple[bytes, bytes]:
@@ -65,7 +63,10 @@ def _header(name: str, value: str) -> tuple[bytes, bytes]:
 
 
 class MutableHeaders(MutableMapping[str, str]):
-    """A response's headers: setting replaces, ``append`` adds a second one of the name."""
+    """The headers of a response.
+
+    ``headers[name] = value`` replaces the headers of that name; ``append`` adds another one.
+    """
 
     __slots__ = ("raw",)
 
@@ -95,12 +96,12 @@ class MutableHeaders(MutableMapping[str, str]):
         return len({k for k, _ in self.raw})
 
     def append(self, name: str, value: str) -> None:
-        """Add a header beside others of the same name."""
+        """Add a header without replacing others of the same name."""
         self.raw.append(_header(name, value))
 
 
 class Response:
-    """A response whose body is at hand: bytes, or text in UTF-8."""
+    """A response with a complete body: bytes, or text that is encoded as UTF-8."""
 
     media_type: str | None = None
 
@@ -119,13 +120,13 @@ class Response:
         self.body = self.render(content)
 
     def render(self, content: Any) -> bytes:
-        """The body's bytes."""
+        """Return the body as bytes."""
         if content is None:
             return b""
         return content.encode() if isinstance(content, str) else bytes(content)
 
     def fresh(self) -> Self:
-        """This response with headers of its own: one object may answer many requests."""
+        """Return a copy with headers of its own, because one object may answer many requests."""
         same = copy(self)
         same.headers = MutableHeaders()
         same.headers.raw = list(self.headers.raw)
@@ -143,7 +144,21 @@ class Response:
         httponly: bool = False,
         samesite: Literal["lax", "strict", "none"] = "lax",
     ) -> None:
-        """Ask the browser to keep a cookie; ``max_age`` in seconds, without it for the session."""
+        """Set a cookie in the browser.
+
+        Args:
+            key: the name.
+            value: without spaces and separators.
+            max_age: seconds to keep the cookie; without it the cookie ends with the browser's session.
+            path: the path that the cookie is sent for.
+            domain: the domain that the cookie is sent to.
+            secure: send the cookie over HTTPS only.
+            httponly: hide the cookie from scripts.
+            samesite: whether the cookie is sent with requests from other sites.
+
+        Raises:
+            ValueError: the cookie contains separators.
+        """
         if not key or any(c in key + value + path for c in '\r\n\0;, "='):
             raise ValueError(f"expected a cookie without separators, not {key!r}={value!r}")
         parts = [f"{key}={value}", f"Path={path}", f"SameSite={samesite}"]
@@ -154,11 +169,15 @@ class Response:
         self.headers.append("set-cookie", "; ".join(parts))
 
     def delete_cookie(self, key: str, *, path: str = "/", domain: str | None = None) -> None:
-        """Ask the browser to forget a cookie."""
+        """Delete a cookie in the browser."""
         self.set_cookie(key, path=path, domain=domain, max_age=0)
 
     def head(self, length: int | None) -> dict[str, Any]:
-        """The ASGI message that starts this response."""
+        """Return the ASGI message that starts this response.
+
+        Args:
+            length: the length of the body in bytes, or None if it is unknown.
+        """
         raw = list(self.headers.raw)
         names = {name for name, _ in raw}
         if self.media_type is not None and b"content-type" not in names:
@@ -171,15 +190,18 @@ class Response:
             raw.append((b"content-length", str(length).encode()))
         return {"type": "http.response.start", "status": self.status_code, "headers": raw}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send it; to a HEAD request without its body."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Send the response; a HEAD request gets no body."""
         await send(self.head(len(self.body)))
         empty = scope["method"] == "HEAD" or self.status_code in (204, 304)
         await send({"type": "http.response.body", "body": b"" if empty else self.body})
 
 
 class JSONResponse(Response):
-    """``content`` as JSON: dicts, lists, attrs classes, dataclasses, enums, dates, UUIDs and so on."""
+    """A response with ``content`` as JSON.
+
+    Besides dicts and lists, attrs classes, dataclasses, enums, dates and UUIDs are written.
+    """
 
     media_type = "application/json"
 
@@ -188,19 +210,19 @@ class JSONResponse(Response):
 
 
 class PlainTextResponse(Response):
-    """Plain text."""
+    """A response with plain text."""
 
     media_type = "text/plain"
 
 
 class HTMLResponse(Response):
-    """A page."""
+    """A response with an HTML page."""
 
     media_type = "text/html"
 
 
 class RedirectResponse(Response):
-    """Go to ``url`` instead; 307 keeps the method and body."""
+    """A redirect to ``url``; status 307 keeps the method and the body."""
 
     def __init__(self, url: str, status_code: int = 307, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(b"", status_code, headers)
@@ -211,11 +233,10 @@ Chunks = AsyncIterable[bytes | str] | Iterable[bytes | str]
 
 
 class StreamingResponse(Response):
-    """A response sent as it is made, by an async iterator or (in a thread) by a sync one.
+    """A response whose chunks come from an async iterator, or from a sync one in a thread.
 
-    The iterator is closed in every case: at its end, when the client goes away, and when the server stops.
-    As everywhere in
-    Trio, an ``await`` in the clean-up of a cancelled generator needs a shield of its own.
+    The iterator is closed at its end, when the client disconnects, and when the server stops. As everywhere
+    in Trio, an ``await`` in the clean-up of a cancelled generator needs a shield.
     """
 
     def __init__(
@@ -252,18 +273,18 @@ class StreamingResponse(Response):
 
 async def _cancel_on_disconnect(receive: Receive, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
-        pass  # what is left of the request's body
+        pass  # the rest of the request's body
     scope.cancel()
 
 
 async def _close(chunks: Chunks) -> None:
-    """Close an iterator that will not be iterated."""
+    """Close an iterator."""
     aclose: Callable[[], Awaitable[None]] | None = getattr(chunks, "aclose", None)
     close: Callable[[], None] | None = getattr(chunks, "close", None)
     if aclose is not None:
         await aclose()
     elif close is not None:
-        with suppress(ValueError):  # a generator that an abandoned thread is still in
+        with suppress(ValueError):  # an abandoned thread still runs the generator
             close()
 
 

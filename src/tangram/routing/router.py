@@ -1,12 +1,10 @@
-"""Declaring routes: ``APIRouter`` and its decorators. What is wrong with a declaration is told when it is
-made.
-"""
+"""``APIRouter``: declare routes with decorators. A wrong declaration raises at once."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar, Unpack
 
 import attrs
 
@@ -19,13 +17,14 @@ __all__ = ["APIRouter", "Mount", "Resolver", "Route"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Resolver = Callable[[type], object]
+"""Returns the value of an injected type, for example of ``BackendState``."""
 
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"))
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"))
 
 
 @attrs.frozen(kw_only=True)
 class Route:
-    """One declared route. ``template`` carries every prefix."""
+    """A declared route; ``template`` includes the prefixes."""
 
     template: PathTemplate
     methods: frozenset[str]
@@ -47,7 +46,7 @@ class Route:
     """The largest request body in bytes; None is the server's ``max_body``, 0 is no limit."""
 
     def below(self, prefix: str, tags: Sequence[str], dependencies: Sequence[DependsMarker]) -> Route:
-        """This route under a prefix, with what its surroundings add."""
+        """Return this route with a prefix, tags and dependencies of its router."""
         merged = tuple(dict.fromkeys((*tags, *self.tags)))
         template = parse_path(prefix + self.template.path) if prefix else self.template
         return attrs.evolve(
@@ -56,27 +55,34 @@ class Route:
 
 
 class RouteSettings(TypedDict, total=False):
-    """What may be said of a route; all of it optional."""
+    """The keyword arguments of a route; all are optional."""
 
     tags: Sequence[str]
     """Groups on the documentation page."""
     dependencies: Sequence[Any]
-    """``[Depends(...)]``: called before the handler, for what they raise."""
+    """``[Depends(...)]``: called before the handler for their exceptions."""
     status_code: int
-    """Of an answer that the handler did not make a ``Response`` of."""
+    """The status, if the handler returns no ``Response``."""
     response_class: type[Response] | None
-    """What a plain return value is made into."""
+    """The class that a plain return value is converted to."""
     response_model: Any
-    """For the documentation, where the return annotation does not say it."""
+    """The type of the answer in the documentation, in place of the return annotation."""
     responses: Mapping[int | str, Mapping[str, Any]] | None
     """Further answers for the documentation: ``{404: {"description": ..., "model": ...}}``."""
     response_description: str
+    """The description of the usual answer."""
     name: str | None
+    """The name in the log and the documentation; the handler's by default."""
     summary: str | None
+    """The title on the documentation page; made from the name by default."""
     description: str | None
+    """The text on the documentation page; the handler's docstring by default."""
     operation_id: str | None
+    """OpenAPI's ``operationId``; made from name, path and method by default."""
     include_in_schema: bool
+    """The route is part of the documentation."""
     deprecated: bool
+    """The documentation marks the route as deprecated."""
     max_body: int | None
     """The largest request body in bytes, in place of ``[server] max_body``; 0 is no limit."""
 
@@ -84,9 +90,14 @@ class RouteSettings(TypedDict, total=False):
 class APIRouter:
     """A set of routes under one prefix.
 
-    ``prefix`` starts with a slash and does not end with one; ``tags`` group the routes on the documentation
-    page;
-    ``dependencies`` (``[Depends(...)]``) are called before each handler, for what they raise.
+    Args:
+        prefix: begins with a slash and does not end with one.
+        tags: groups of the routes on the documentation page.
+        dependencies: ``[Depends(...)]``, called before each handler for their exceptions.
+        include_in_schema: the routes are part of the documentation.
+
+    Raises:
+        RouteError: the prefix or a dependency is malformed.
     """
 
     def __init__(
@@ -109,7 +120,7 @@ class APIRouter:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """Every route with its whole path, those of included routers as they are now."""
+        """All routes with their whole paths, those of included routers among them."""
         found: list[Route] = []
         for entry in self._routes:
             if isinstance(entry, Route):
@@ -130,7 +141,7 @@ class APIRouter:
         tags: Sequence[str] = (),
         dependencies: Sequence[Any] = (),
     ) -> None:
-        """Answer the routes of ``router`` too, below ``prefix``."""
+        """Add the routes of ``router`` below ``prefix``, also those that it declares later."""
         if router is self:
             raise RouteError("expected another router, not the router itself")
         if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
@@ -147,10 +158,10 @@ class APIRouter:
         methods: Sequence[str] = ("GET",),
         **settings: Unpack[RouteSettings],
     ) -> None:
-        """Answer ``methods`` of ``path`` with ``endpoint``.
+        """Declare that ``endpoint`` answers the ``methods`` of ``path``.
 
         Raises:
-            RouteError: path, methods or endpoint cannot be a route.
+            RouteError: path, methods, endpoint or a setting is malformed.
         """
         given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         _check_max_body(given.get("max_body"), path)
@@ -164,7 +175,7 @@ class APIRouter:
     def api_route(
         self, path: str, *, methods: Sequence[str] = ("GET",), **settings: Unpack[RouteSettings]
     ) -> Callable[[F], F]:
-        """Decorator: answer ``methods`` of ``path``. The function comes back as it was."""
+        """Decorate a function to answer the ``methods`` of ``path``; return it unchanged."""
 
         def declare(endpoint: F) -> F:
             self.add_api_route(path, endpoint, methods=methods, **settings)
@@ -173,31 +184,31 @@ class APIRouter:
         return declare
 
     def get(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer GET, and HEAD without the body."""
+        """Decorate a function to answer GET, and HEAD without the body."""
         return self.api_route(path, methods=("GET",), **settings)
 
     def post(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer POST."""
+        """Decorate a function to answer POST."""
         return self.api_route(path, methods=("POST",), **settings)
 
     def put(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer PUT."""
+        """Decorate a function to answer PUT."""
         return self.api_route(path, methods=("PUT",), **settings)
 
     def patch(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer PATCH."""
+        """Decorate a function to answer PATCH."""
         return self.api_route(path, methods=("PATCH",), **settings)
 
     def delete(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer DELETE."""
+        """Decorate a function to answer DELETE."""
         return self.api_route(path, methods=("DELETE",), **settings)
 
     def head(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer HEAD by a handler of its own."""
+        """Decorate a function to answer HEAD, in place of the handler for GET."""
         return self.api_route(path, methods=("HEAD",), **settings)
 
     def options(self, path: str, **settings: Unpack[RouteSettings]) -> Callable[[F], F]:
-        """Answer OPTIONS by a handler of its own."""
+        """Decorate a function to answer OPTIONS, in place of the list of methods."""
         return self.api_route(path, methods=("OPTIONS",), **settings)
 
 
@@ -210,11 +221,13 @@ class _Included(NamedTuple):
 
 @attrs.frozen
 class Mount:
-    """A router as part of the server: whose it is, and where the values of injected types come from."""
+    """A router with its owner, as a part of the server."""
 
     router: APIRouter
     owner: str
+    """The name of the plugin, or of the server's part, that declared the routes."""
     resolve: Resolver | None = None
+    """Returns the values of injected types."""
 
 
 def _depends(dependencies: Sequence[Any]) -> tuple[DependsMarker, ...]:

@@ -1,7 +1,7 @@
-"""Plain values: one lax converter each, for text from a path or query and for JSON alike.
+"""Convert plain values, text and JSON values alike, with one function for each type.
 
-Lax as the front end's settings need it ("3" is an integer), strict where laxness loses something: 1.5 is no
-integer, 5 no string, NaN no number.
+Conversions are lax where nothing is lost, as the settings of front ends need it: "3" is a valid integer. They
+are strict otherwise: 1.5 is not a valid integer, 5 is not a valid string, NaN is not a valid number.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from tangram.routing.constraints import ValueFault
 
 __all__ = ["SCALARS", "scalar"]
 
-_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
-# Python itself refuses to read more than 4,300 digits; nothing that a request means needs a tenth of it.
+_INTEGER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _MAX_DIGITS: Final = 400
-_TRUE = frozenset(("true", "1", "on", "yes", "t", "y"))
-_FALSE = frozenset(("false", "0", "off", "no", "f", "n"))
+"""Digits of an integer in text. Python refuses more than 4,300, and requests need far fewer."""
+
+_TRUE: Final = frozenset(("true", "1", "on", "yes", "t", "y"))
+_FALSE: Final = frozenset(("false", "0", "off", "no", "f", "n"))
 
 
 def show(value: object) -> str:
-    """The value for a message, cut to a length that an answer can carry."""
+    """Return the value's repr for an error message, at most 60 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
@@ -142,7 +143,7 @@ SCALARS: Final[dict[Any, Callable[[object], object]]] = {
 
 
 def scalar(kind: object) -> Callable[[object], object] | None:
-    """The converter of a plain type, or None."""
+    """Return the converter of a plain type, or None for other types."""
     try:
         return SCALARS.get(kind)
     except TypeError:  # an unhashable annotation

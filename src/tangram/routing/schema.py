@@ -1,10 +1,8 @@
-"""JSON Schema of annotations, as the settings page and the API documentation read it.
+"""Write the JSON Schema of annotations, for the settings page and the API documentation.
 
-Titles are a field's name in Title Case; constraints come from ``Annotated`` metadata and attrs validators;
-classes stand
-once, under ``$defs`` or wherever ``ref_prefix`` points. Metadata with a ``json_schema_extra`` (a mapping, or
-a function that
-gives one) adds keys of its own to a field.
+The title of a field is its name in title case. Constraints come from ``Annotated`` metadata and attrs
+validators. Each class is defined once, under ``$defs`` or another ``ref_prefix``. Metadata with an attribute
+``json_schema_extra``, a mapping or a function that returns one, adds its keys to the schema of the field.
 """
 
 from __future__ import annotations
@@ -69,12 +67,12 @@ _LENGTH_KEYS: Final = {"string": "Length", "array": "Items", "object": "Properti
 
 
 def title_of(name: str) -> str:
-    """``topbar_order`` -> ``Topbar Order``."""
+    """Return a name in title case: ``Topbar Order`` for ``topbar_order``."""
     return name.replace("_", " ").title().strip()
 
 
 class Field(NamedTuple):
-    """A field of a class, whatever kind of class."""
+    """A field of an attrs class, a dataclass or a TypedDict."""
 
     name: str
     kind: Any
@@ -85,15 +83,15 @@ class Field(NamedTuple):
 
 
 class SchemaWriter:
-    """Schemas that share one set of definitions; call :meth:`finish` when all are written."""
+    """Writes schemas that share one set of definitions; ``finish`` returns the definitions."""
 
     def __init__(self, *, ref_prefix: str = "#/$defs/") -> None:
         self.ref_prefix = ref_prefix
         self._definitions: dict[Any, Schema] = {}
         self._references: list[tuple[Schema, Any]] = []
 
-    def write(self, kind: Any) -> Schema:  # noqa: PLR0911  # one line for each kind of annotation
-        """The schema of an annotation; classes in it become references."""
+    def write(self, kind: Any) -> Schema:  # noqa: PLR0911 - a line for each kind of annotation
+        """Return the schema of an annotation, with references for classes."""
         if isinstance(kind, TypeVar):
             return self.write(kind.__bound__) if kind.__bound__ is not None else {}
         if _known(kind):
@@ -112,7 +110,7 @@ class SchemaWriter:
             return self._reference(kind)
         return self._container(origin, arguments)
 
-    def _container(self, origin: Any, arguments: tuple[Any, ...]) -> Schema:  # noqa: PLR0911
+    def _container(self, origin: Any, arguments: tuple[Any, ...]) -> Schema:  # noqa: PLR0911 - a line for each kind of container
         if hasattr(origin, "__supertype__"):  # NewType
             return self.write(origin.__supertype__)
         if hasattr(origin, "__value__"):  # a type alias of Python 3.12
@@ -150,7 +148,7 @@ class SchemaWriter:
 
     def _reference(self, kind: Any) -> Schema:
         if kind not in self._definitions:
-            definition = self._definitions[kind] = {}  # in place first: a class may hold itself
+            definition = self._definitions[kind] = {}  # registered first: a class may refer to itself
             definition.update(self._enum(kind) if issubclass(origin_of(kind), Enum) else self._object(kind))
         reference: Schema = {"$ref": ""}
         self._references.append((reference, kind))
@@ -172,9 +170,9 @@ class SchemaWriter:
         return schema
 
     def field(self, field: Field) -> Schema:
-        """The schema of one field, with its title, default, constraints and extras."""
+        """Return the schema of a field with its title, default, constraints and extra keys."""
         schema = decorate(self.write(field.kind), field.constraints, ())
-        # An object of its own has the class's title; a reference must not carry another one.
+        # A reference has no title of its own: the definition has the title of the class.
         if "$ref" not in schema:
             schema = {"title": title_of(field.name), **schema}
         if field.default is not MISSING:
@@ -185,7 +183,7 @@ class SchemaWriter:
         return schema
 
     def finish(self) -> dict[str, Schema]:
-        """Name every class, point the references there, and give the definitions by name."""
+        """Name the classes, complete the references, and return the definitions by name."""
         names = _names(list(self._definitions))
         for reference, kind in self._references:
             reference["$ref"] = self.ref_prefix + names[kind]
@@ -193,16 +191,16 @@ class SchemaWriter:
 
 
 def json_schema(kind: Any, *, ref_prefix: str = "#/$defs/") -> Schema:
-    """The schema of one class or annotation, its classes under ``$defs``.
+    """Return the schema of a class or annotation; classes in it are defined under ``$defs``.
 
-    The class itself stands on top, not behind a reference, unless it holds itself.
+    The class itself is the top of the schema, not a reference, unless it refers to itself.
     """
     writer = SchemaWriter(ref_prefix=ref_prefix)
     top = writer.write(kind)
     definitions = writer.finish()
     name = str(top.get("$ref", "")).removeprefix(ref_prefix)
     if len(top) == 1 and name in definitions:
-        referred = any(ref is not top and ref["$ref"] == top["$ref"] for ref, _ in writer._references)  # noqa: SLF001
+        referred = any(ref is not top and ref["$ref"] == top["$ref"] for ref, _ in writer._references)  # noqa: SLF001 - this module's
         top = dict(definitions[name]) if referred else definitions.pop(name)
     return {**top, "$defs": definitions} if definitions else top
 
@@ -224,9 +222,9 @@ def _literal(values: tuple[Any, ...]) -> Schema:
 
 
 def decorate(schema: Schema, constraints: Iterable[Constraint], metadata: Iterable[object]) -> Schema:
-    """``schema`` with constraints, and with what the metadata itself wants to say: changed in place, because
-    references
-    in it are filled in at the end.
+    """Add constraints, titles, descriptions and extra keys of metadata to a schema.
+
+    The schema is changed in place, because ``finish`` completes the references in it later.
     """
     for constraint in constraints:
         _constrain(schema, constraint)
@@ -242,7 +240,7 @@ def decorate(schema: Schema, constraints: Iterable[Constraint], metadata: Iterab
 
 
 def _constrain(schema: Schema, constraint: Constraint) -> None:
-    if "anyOf" in schema:  # a constraint on an optional value is about the value
+    if "anyOf" in schema:  # a constraint of an optional value applies to the value
         for branch in schema["anyOf"]:
             if branch.get("type") != "null":
                 _constrain(branch, constraint)
@@ -260,13 +258,13 @@ def _constrain(schema: Schema, constraint: Constraint) -> None:
 
 
 def plain_default(value: object) -> Any:
-    """A default as JSON holds it, or MISSING if it cannot."""
+    """Return a default as a JSON value, or MISSING if JSON cannot represent it."""
     import attrs
     import msgspec
 
     from tangram.routing.responses import encode_json
 
-    if value is attrs.NOTHING:  # what an attrs class's signature says for a factory
+    if value is attrs.NOTHING:  # in the signature of an attrs class, for a factory
         return MISSING
     try:
         return msgspec.json.decode(encode_json(value))
@@ -275,7 +273,7 @@ def plain_default(value: object) -> Any:
 
 
 def _description(kind: type) -> str | None:
-    """A class's own docstring; the one that dataclasses generates is its signature and says nothing new."""
+    """Return the docstring of a class, unless it is the signature that dataclasses generates."""
     text = kind.__dict__.get("__doc__")
     if not text or text.startswith(kind.__name__ + "("):
         return None
@@ -285,7 +283,7 @@ def _description(kind: type) -> str | None:
 
 
 def fields_of(kind: Any) -> Iterable[Field]:
-    """The fields of an attrs class, a dataclass or a TypedDict, with type variables replaced."""
+    """Return the fields of a class, with type variables replaced by the arguments."""
     origin: Any = origin_of(kind)
     hints = get_type_hints(origin, include_extras=True)
     variables = dict(zip(getattr(origin, "__parameters__", ()), get_args(kind), strict=False))
@@ -316,7 +314,7 @@ def _attrs_fields(kind: Any, hints: dict[str, Any]) -> list[Field]:
         if not a.init:
             continue
         default: Any = MISSING if a.default is attrs.NOTHING else a.default
-        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # typed as a function
             default = MISSING if default.takes_self else default.factory()
         required = a.default is attrs.NOTHING
         constraints = from_validator(a.validator) if a.validator is not None else ()
@@ -347,7 +345,7 @@ def _extra(metadata: Mapping[Any, Any]) -> Mapping[str, Any]:
 
 
 def _names(kinds: list[Any]) -> dict[Any, str]:
-    """A name for each class: its own, or with its module where two classes share it."""
+    """Return a name for each class, with its module if two classes have the same name."""
     short = {kind: _word(_own_name(kind)) for kind in kinds}
     names: dict[Any, str] = {}
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""The routes of a server: found by method and path, carried out, and answered whatever happens."""
+"""``RouteTable``: find the route of a request, run its handler, and answer its failures."""
 
 from __future__ import annotations
 
@@ -22,19 +22,24 @@ from tangram.routing.router import APIRouter, Mount, Route
 
 __all__ = ["RouteTable", "check_router"]
 
-# The default of ``[server] max_body``, in bytes.
 MAX_BODY: Final = 2 * 1024 * 1024
-# Sync handlers at once, as many as FastAPI's users are used to.
+"""The default of ``[server] max_body``, in bytes."""
+
 THREADS: Final = 40
+"""Sync handlers that run at once, as many as in FastAPI."""
 
 MATCHES: Final = "tangram.matches"
 """Key of the scope for the matches of its request: a dictionary from `RouteTable` to `Found` or None."""
 
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
+"""Characters that a redirect leaves unquoted (RFC 3986, 3.3)."""
 
 
 class _Sender:
-    """Knows how far the answer has come, which decides what may be sent when something breaks."""
+    """ASGI's ``send``, which remembers how much of the answer has been sent.
+
+    After a failure it decides whether an error can still be answered.
+    """
 
     __slots__ = ("_send", "broken", "ended", "started")
 
@@ -49,20 +54,24 @@ class _Sender:
         try:
             await self._send(message)
         except Exception:
-            self.broken = True  # the peer is gone: what follows from that is nobody's failure
+            self.broken = True  # the client has disconnected: errors that follow are not logged
             raise
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.ended = True
 
 
 class RouteTable:
-    """All routes of several owners, as one ASGI application.
+    """The routes of several owners as one ASGI application.
 
-    ``injectable`` types are resolved by their mount's ``resolve`` where a parameter is annotated with one.
-    ``overrides`` replace dependencies (for tests). ``max_body`` bounds a body in bytes (0 does
-    not), ``threads`` the sync handlers that run at once. A route that cannot be compiled, or whose method and
-    path are taken, is left out and told in ``problems``, each with its owner as ``plugin``: the others are
-    served.
+    A route that cannot be compiled, or whose method and path are taken, is left out; the others are served.
+    ``problems`` lists the causes, each with the owner as ``plugin``.
+
+    Args:
+        mounts: the routers, each with its owner.
+        injectable: types whose parameters get their value from the mount's ``resolve``.
+        overrides: replacements of dependencies, for tests.
+        max_body: the largest body in bytes of a route without a limit of its own; 0 is no limit.
+        threads: sync handlers that run at once.
     """
 
     def __init__(
@@ -87,14 +96,14 @@ class RouteTable:
                 except RouteError as exc:
                     self.problems.append(_owned(exc, mount, route))
         for problem in self.problems:
-            _log().warning("a route is left out", plugin=problem.plugin, cause=str(problem))
+            _log().warning("route left out", plugin=problem.plugin, cause=str(problem))
 
     def _add(self, endpoint: Endpoint) -> None:
         route = endpoint.route
         leaf = self._tree.leaf(route.template)
         taken = {method: leaf[method] for method in route.methods if method in leaf}
         for method, other in sorted(taken.items()):
-            problem = f"{method} {route.template.path!r} is {other.owner!r}'s already"
+            problem = f"{method} {route.template.path!r} is a route of {other.owner!r} already"
             self.problems.append(RouteError(problem, plugin=endpoint.owner))
         free = route.methods - taken.keys()
         for method in free:
@@ -103,13 +112,13 @@ class RouteTable:
             self.endpoints.append(endpoint)
 
     def match(self, method: str, path: str, raw_path: bytes | None = None) -> Found[Endpoint] | None:
-        """What answers. ``value`` is None, and ``allowed`` says the methods, if only the method is wrong.
+        """Return the endpoint for a method and path, or None if no route has the path.
 
-        None if nothing is at this path.
+        If routes have the path for other methods only, ``value`` is None and ``allowed`` lists the methods.
         """
         segments = None
         if raw_path and b"%" in raw_path:
-            # Decoded segment by segment, so that an encoded slash does not make two of one.
+            # Segments are decoded one by one: an encoded slash does not split a segment.
             segments = decode_path(raw_path)
             if segments is None:
                 return None
@@ -151,7 +160,7 @@ class RouteTable:
         return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application: :meth:`handle`, and 404 for what is not there."""
+        """Answer a request as an ASGI application, with 404 if no route has its path."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -161,11 +170,14 @@ class RouteTable:
             await send_json(scope, send, 404, {"detail": "Not Found"})
 
     async def _redirect(self, scope: Scope, path: str, root: str, receive: Receive, send: Send) -> bool:
-        """Add or take away the last slash, if there is a route then. 307 keeps method and body."""
+        """Redirect to the path with a slash added or removed at its end, if a route has that path.
+
+        Status 307 keeps the method and the body.
+        """
         other = path[:-1] if path.endswith("/") else path + "/"
         if not other or self._tree.find(scope["method"], other) is None:
             return False
-        # One slash in front, always: "//host/" would be another server's address.
+        # Exactly one slash in front: "//host/" would be the address of another server.
         target = "/" + (root + other).lstrip("/\\")
         query = scope.get("query_string", b"")
         response = Response(b"", 307)
@@ -181,22 +193,22 @@ class RouteTable:
         try:
             await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads)
             if not sender.started:
-                raise RuntimeError("a dependency swallowed what was thrown into it")  # noqa: TRY301
-        except Exception as exc:  # noqa: BLE001  # a handler's failure ends its request and nothing else
+                raise RuntimeError("a dependency swallowed the exception that was thrown into it")  # noqa: TRY301 - answered below
+        except Exception as exc:  # noqa: BLE001 - a failure ends its own request only
             await _fail(exc, endpoint, scope, sender)
         except BaseExceptionGroup as group:
             failures, rest = group.split(Exception)
             if failures is not None and not sender.broken:
-                _report(failures, endpoint, scope, "a handler failed while it was cancelled")
+                _report(failures, endpoint, scope, "handler failed during cancellation")
             if rest is not None:
                 raise rest from None
 
 
 def check_router(router: APIRouter, *, owner: str, injectable: Iterable[type] = ()) -> None:
-    """Compile every route of a router, for what is wrong with them.
+    """Compile every route of a router to check it.
 
     Raises:
-        RouteError: the first fault; ``plugin`` is ``owner``.
+        RouteError: a route cannot be compiled; ``plugin`` is ``owner``.
     """
     mount = Mount(router, owner)
     for route in router.routes:
@@ -219,22 +231,22 @@ def _split_root(scope: Scope) -> tuple[str, str]:
 
 
 async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
-    """Answer an exception, as far as there is still something to answer."""
+    """Answer an exception, unless the client has disconnected or the answer is complete."""
     cause = unwrap_single(exc)
     if isinstance(cause, ClientDisconnected) or sender.broken:
         return
     if sender.ended:
-        _report(exc, endpoint, scope, "a clean-up failed after its response")
+        _report(exc, endpoint, scope, "dependency clean-up failed after the response")
         return
     if sender.started:
-        _report(exc, endpoint, scope, "a response broke off")
+        _report(exc, endpoint, scope, "response aborted")
         raise ResponseAborted(f"the response of {endpoint.route.name!r} broke off") from None
     try:
         answer = _refusal(cause)
-    except Exception as unfit:  # noqa: BLE001  # a detail that is no JSON, a header with a line break
+    except Exception as unfit:  # noqa: BLE001 - a detail that is no JSON, a header with a line break
         exc, answer = unfit, None
     if answer is None:
-        number = _report(exc, endpoint, scope, "a handler failed")
+        number = _report(exc, endpoint, scope, "handler failed")
         answer = JSONResponse({"detail": "internal error", "id": number}, 500)
     try:
         await answer(scope, _never, sender)
@@ -244,7 +256,7 @@ async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sende
 
 
 def _refusal(cause: BaseException) -> Response | None:
-    """The answer that an exception means, or None if it means a bug."""
+    """Return the answer that an exception stands for, or None for an unexpected exception."""
     if isinstance(cause, HTTPException):
         return JSONResponse({"detail": cause.detail}, cause.status_code, cause.headers)
     if isinstance(cause, BadRequest):
@@ -255,19 +267,19 @@ def _refusal(cause: BaseException) -> Response | None:
 
 
 async def _never() -> Any:
-    """The rest of the request, which a refusal does not read."""
+    """Wait forever: the ``receive`` of a refusal, which does not read the rest of the request."""
     await trio.sleep_forever()
 
 
 def _log() -> Any:
-    # Imported where used: structlog takes longer to import than everything else here together.
+    # Imported here: structlog takes longer to import than the rest of this module.
     import structlog
 
     return structlog.get_logger("tangram.routing")
 
 
 def _report(exc: BaseException, endpoint: Endpoint, scope: Scope, event: str) -> str:
-    """Log a failure; the number in the record is what the client is told."""
+    """Log a failure and return the id in the record, which the client receives too."""
     number = secrets.token_hex(8)
     _log().error(
         event,
