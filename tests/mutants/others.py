@@ -103,7 +103,7 @@ GATE = (
         "routing/files.py",
         "    if base not in path.parents:\n        raise HTTPException(404)\n",
         "",
-        ("tests/routing/test_files.py::test_nothing_outside_the_root",),
+        ("tests/routing/test_files.py::test_paths_outside_the_root_are_not_found",),
         raises=("JSONDecodeError",),
     ),
 )

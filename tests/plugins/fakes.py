@@ -1,4 +1,4 @@
-"""Plugins without an installation: modules on a path, entry points in memory, a state without a broker."""
+"""Fake entry points, plugins and states, for tests without an installation or a broker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tangram.plugins.state import BackendState
 
 
 class FakeDistribution(Distribution):
-    """A distribution of which only the name and one file are asked."""
+    """A distribution with a name and one file."""
 
     def __init__(self, name: str, direct_url: str | None = None) -> None:
         self._name = name
@@ -60,7 +60,7 @@ def loaded(plugin: Plugin, name: str = "demo", **fields: Any) -> LoadedPlugin:
 
 
 class FakeBus:
-    """Remembers what was published."""
+    """A bus that records the published messages."""
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes | str]] = []

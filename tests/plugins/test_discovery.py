@@ -17,7 +17,7 @@ def candidates(*points: EntryPoint) -> list[Candidate]:
 
 
 def test_a_name_is_found_however_it_is_written() -> None:
-    """Entry point, distribution and module all name a plugin; case, hyphens and dots do not matter."""
+    """A plugin is found by entry point, distribution or module; case and hyphens are ignored."""
     known = candidates(entry_point("weather", "wx.plugin:plugin", "Tangram-Weather"))
 
     for name in [
@@ -33,15 +33,15 @@ def test_a_name_is_found_however_it_is_written() -> None:
 
 
 def test_a_distribution_means_all_its_entry_points() -> None:
-    """Naming a distribution enables every plugin in it, in its order."""
+    """The name of a distribution enables all its plugins, in its order."""
     known = candidates(entry_point("sea", "a:sea", "both"), entry_point("air", "a:air", "both"))
 
     assert [one.name for one in find("both", known)] == ["sea", "air"]
     assert [one.name for one in find("air", known)] == ["air"]
 
 
-def test_one_plugin_in_both_groups_is_ours() -> None:
-    """A plugin that is in both groups is one plugin, and our group's entry point is taken."""
+def test_a_plugin_in_both_groups_is_loaded_from_the_first() -> None:
+    """A plugin in both groups is one plugin, from the group ``tangram.plugins``."""
     known = candidates(
         entry_point("wx", "old:plugin", "wx", group=OLD), entry_point("wx", "new:plugin", "wx")
     )
@@ -52,12 +52,12 @@ def test_one_plugin_in_both_groups_is_ours() -> None:
 
 
 def test_other_groups_are_not_plugins() -> None:
-    """Entry points of other groups are none of our business."""
+    """Entry points of other groups are ignored."""
     assert candidates(entry_point("wx", "a:b", "wx", group="console_scripts")) == []
 
 
-def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
-    """A misspelt name names the plugin that was probably meant, as it is written."""
+def test_the_error_for_an_unknown_name_suggests_the_nearest_one() -> None:
+    """The error for a misspelt name suggests the nearest name, as it is written."""
     known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
 
     with pytest.raises(
@@ -68,8 +68,8 @@ def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
         find("tangram-waether", known)
 
 
-def test_an_unknown_name_without_a_near_one_lists_what_is_there() -> None:
-    """A name like no other is told with the names that exist."""
+def test_the_error_for_an_unknown_name_lists_the_installed_ones() -> None:
+    """The error for a name without a near one lists the installed names."""
     known = candidates(entry_point("weather", "wx:plugin", "tangram-weather"))
 
     with pytest.raises(PluginNotFound, match="installed are weather"):
@@ -79,7 +79,7 @@ def test_an_unknown_name_without_a_near_one_lists_what_is_there() -> None:
 
 
 def test_one_name_of_two_distributions_is_ambiguous() -> None:
-    """Where two distributions use one entry-point name, the distribution's name must be given."""
+    """If two distributions use one entry-point name, the distribution's name is required."""
     known = candidates(entry_point("plugin", "a:plugin", "a"), entry_point("plugin", "b:plugin", "b"))
 
     with pytest.raises(PluginError, match=r"ambiguous: plugin \(a\), plugin \(b\)"):
@@ -88,7 +88,7 @@ def test_one_name_of_two_distributions_is_ambiguous() -> None:
 
 
 def test_scanning_imports_nothing() -> None:
-    """What is installed is found without importing any of it."""
+    """The scan imports no plugin."""
     before = set(sys.modules)
     known = scan([entry_point("x", "module_that_does_not_exist:plugin", "x")])
 
@@ -97,5 +97,5 @@ def test_scanning_imports_nothing() -> None:
 
 
 def test_the_environment_is_scanned() -> None:
-    """Without a list of entry points those of the environment are scanned."""
+    """Without a list of entry points, those of the environment are scanned."""
     assert all(one.entry_point.group in {"tangram.plugins", OLD} for one in scan())

@@ -29,7 +29,7 @@ def host_of(
 
 
 class Record(list[str]):
-    """What happened, in order."""
+    """A list of events in their order."""
 
     def service(self, name: str, *, stops: bool = True) -> ServiceFunction:
         async def run(state: BackendState) -> None:
@@ -55,8 +55,8 @@ class Record(list[str]):
         return around
 
 
-async def test_lifespan_then_services_and_back(autojump_clock: MockClock) -> None:
-    """The lifespan is entered before the services start in order, and left after they stopped in reverse."""
+async def test_the_lifespan_is_around_the_services(autojump_clock: MockClock) -> None:
+    """The lifespan is entered before the services start, and left after they have stopped."""
     record = Record()
     plugin = Plugin(lifespan=record.lifespan())
     plugin.register_service(2, name="late")(record.service("late"))
@@ -81,7 +81,7 @@ async def test_lifespan_then_services_and_back(autojump_clock: MockClock) -> Non
 
 
 async def test_start_is_reported_when_all_services_are_up(autojump_clock: MockClock) -> None:
-    """A service that takes task_status holds the plugin's start up until it reports."""
+    """A service that takes task_status delays the plugin's start until it reports."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -97,7 +97,7 @@ async def test_start_is_reported_when_all_services_are_up(autojump_clock: MockCl
 
 
 async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock) -> None:
-    """Seen from above, a service's crash has the path of plugin and service, the cause and its line."""
+    """A service's crash has the path of plugin and service, the cause and its line."""
     plugin = Plugin()
 
     @plugin.register_service(name="tick")
@@ -113,7 +113,7 @@ async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock) 
 
 
 async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clock: MockClock) -> None:
-    """The first crash ends the whole plugin: siblings are stopped, the lifespan is left."""
+    """The first crash ends the plugin: the other services stop, the lifespan is left."""
     record = Record()
     plugin = Plugin(lifespan=record.lifespan())
     plugin.register_service(0, name="healthy")(record.service("healthy"))
@@ -129,7 +129,7 @@ async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clo
 
 
 async def test_a_crash_hidden_by_the_lifespan_is_a_crash(autojump_clock: MockClock) -> None:
-    """A lifespan that swallows exceptions cannot make a crash look like a normal end."""
+    """A lifespan that swallows exceptions does not turn a crash into a normal end."""
 
     @asynccontextmanager
     async def swallowing(state: BackendState) -> AsyncIterator[None]:
@@ -148,7 +148,7 @@ async def test_a_crash_hidden_by_the_lifespan_is_a_crash(autojump_clock: MockClo
 
 
 async def test_a_service_may_simply_return(autojump_clock: MockClock) -> None:
-    """The end of a transient service is no crash, and the plugin stays for its routes."""
+    """A transient service may return, and the plugin stays for its routes."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -161,7 +161,7 @@ async def test_a_service_may_simply_return(autojump_clock: MockClock) -> None:
 
 
 async def test_a_permanent_service_may_not_return(autojump_clock: MockClock) -> None:
-    """The end of a permanent service ends the plugin."""
+    """The return of a permanent service ends the plugin."""
     plugin = Plugin()
 
     @plugin.register_service(restart="permanent")
@@ -173,8 +173,8 @@ async def test_a_permanent_service_may_not_return(autojump_clock: MockClock) -> 
     assert trio.current_time() < 10
 
 
-async def test_a_temporary_service_runs_once_a_boot(autojump_clock: MockClock) -> None:
-    """A temporary service is not started again with the plugin, and its crash is nobody's."""
+async def test_a_temporary_service_runs_once_per_server_start(autojump_clock: MockClock) -> None:
+    """A temporary service does not start again with its plugin, and its crash is ignored."""
     runs: list[str] = []
     plugin = Plugin()
 
@@ -196,7 +196,7 @@ async def test_a_temporary_service_runs_once_a_boot(autojump_clock: MockClock) -
 
 
 async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock: MockClock) -> None:
-    """The validated object is what services get from the state, by plugin, name or class."""
+    """Services read the validated object from the state, by plugin, name or class."""
 
     @attrs.frozen
     class Settings:
@@ -218,7 +218,7 @@ async def test_the_configuration_is_checked_once_and_handed_over(autojump_clock:
 
 
 async def test_a_bad_configuration_names_every_fault() -> None:
-    """Nothing of the plugin starts when its table is wrong, and all faults are told."""
+    """A plugin with a wrong table does not start, and every fault is reported."""
 
     @attrs.frozen
     class Settings:
@@ -235,7 +235,7 @@ async def test_a_bad_configuration_names_every_fault() -> None:
 
 
 async def test_a_lifespan_that_fails_keeps_its_exception() -> None:
-    """What a lifespan raises on its way in is what ends the plugin, with a note that says where."""
+    """An exception while a lifespan is entered ends the plugin, with a note of the place."""
 
     @asynccontextmanager
     async def failing(state: BackendState) -> AsyncIterator[None]:
@@ -247,7 +247,7 @@ async def test_a_lifespan_that_fails_keeps_its_exception() -> None:
     assert caught.value.__notes__ == ["in the lifespan of plugin 'demo'"]
 
 
-async def test_a_lifespan_that_does_not_end_is_cut(autojump_clock: MockClock) -> None:
+async def test_the_clean_up_of_a_lifespan_has_a_deadline(autojump_clock: MockClock) -> None:
     """The clean-up of a lifespan has a deadline."""
 
     @asynccontextmanager
@@ -264,7 +264,7 @@ async def test_a_lifespan_that_does_not_end_is_cut(autojump_clock: MockClock) ->
 
 
 async def test_a_service_that_does_not_start_fails_the_plugin(autojump_clock: MockClock) -> None:
-    """A service that raises before it reports is a failed start of the plugin."""
+    """A service that raises before it reports fails the start of the plugin."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -275,8 +275,8 @@ async def test_a_service_that_does_not_start_fails_the_plugin(autojump_clock: Mo
         await host_of(plugin).run()
 
 
-async def test_what_a_service_starts_lives_in_its_own_nursery(autojump_clock: MockClock) -> None:
-    """Each service has a nursery of its own, where subscribers go; its crash is the service's crash."""
+async def test_tasks_of_a_service_run_in_its_own_nursery(autojump_clock: MockClock) -> None:
+    """A task that a service starts runs in its nursery, and its crash is the service's."""
     plugin = Plugin()
     nurseries: list[trio.Nursery] = []
 
@@ -304,8 +304,8 @@ async def test_what_a_service_starts_lives_in_its_own_nursery(autojump_clock: Mo
     assert caught.value.crashes == ("a: ValueError: in a task",)
 
 
-async def test_a_plain_function_runs_in_a_thread_and_is_told_to_stop() -> None:
-    """A sync service gets the state in a thread of its own, and ends where it asks whether it should."""
+async def test_a_plain_function_runs_in_a_thread_and_can_see_the_stop() -> None:
+    """A sync service runs in a thread, and can ask whether it should stop."""
     plugin = Plugin()
     seen: list[Any] = []
     state = make_state()
@@ -334,7 +334,7 @@ async def test_a_plain_function_runs_in_a_thread_and_is_told_to_stop() -> None:
 
 
 async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock: MockClock) -> None:
-    """After its stop time a thread is left behind, shown with the line it stands on until it ends."""
+    """A thread past its stop time is abandoned, and shown with its line until it ends."""
     plugin = Plugin()
     release = threading.Event()
 
@@ -359,7 +359,7 @@ async def test_a_thread_that_does_not_stop_is_abandoned_and_shown(autojump_clock
 
 
 async def test_each_service_has_its_own_stop_time(autojump_clock: MockClock) -> None:
-    """A service that may take 30 s to clean up has them, and the one before it its own 8 s after that."""
+    """Each service has its own stop time: one has 30 s, the next one 8 s after that."""
     ended: list[tuple[str, float]] = []
     plugin = Plugin()
 
@@ -387,7 +387,7 @@ async def test_each_service_has_its_own_stop_time(autojump_clock: MockClock) -> 
 
 
 async def test_a_stop_of_the_server_bounds_the_services(autojump_clock: MockClock) -> None:
-    """What the server has left of its stop is all that a service gets, whatever it asks for."""
+    """No service gets more than the time that is left of the server's stop."""
     plugin = Plugin()
 
     @plugin.register_service(stop_timeout=30.0)
@@ -409,7 +409,7 @@ async def test_a_stop_of_the_server_bounds_the_services(autojump_clock: MockCloc
 
 
 async def test_an_incarnation_starts_afresh(autojump_clock: MockClock) -> None:
-    """The same host runs anew for each incarnation, with the state of that incarnation."""
+    """One host runs in several incarnations, each with the state of that incarnation."""
     states = [make_state(), make_state()]
     seen: list[BackendState] = []
     plugin = Plugin()

@@ -23,7 +23,7 @@ def run(example: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 async def test_every_example_is_a_plugin_that_can_be_hosted(example: str) -> None:
-    """Each example runs as it stands, and gives a plugin whose routes compile."""
+    """Each example runs unchanged, and defines a plugin whose routes compile."""
     plugin = run(example)["plugin"]
 
     assert isinstance(plugin, Plugin)
@@ -34,10 +34,10 @@ async def test_every_example_is_a_plugin_that_can_be_hosted(example: str) -> Non
 
 
 def test_there_are_examples_for_all_sections() -> None:
-    """The page shows each thing that it explains."""
+    """The page has an example for each feature that it explains."""
     assert len(EXAMPLES) == 8
 
 
 def test_the_first_plugin_has_under_twenty_lines() -> None:
-    """A first plugin is short."""
+    """The first plugin has fewer than twenty lines."""
     assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) < 20

@@ -15,7 +15,7 @@ async def serve(state: object) -> None:
 
 
 def test_a_service_is_registered_and_its_function_is_returned() -> None:
-    """The decorator gives the function back, and keeps what was said about its supervision."""
+    """The decorator returns the function and records its supervision settings."""
     plugin = Plugin()
     returned = plugin.register_service(priority=3, restart="permanent", stop_timeout=1.5)(serve)
 
@@ -31,8 +31,8 @@ def test_a_service_is_registered_and_its_function_is_returned() -> None:
     assert not service.reports_start
 
 
-def test_services_stand_in_the_order_of_priority_and_name() -> None:
-    """Whatever the order of registration, services start by (priority, name)."""
+def test_services_are_sorted_by_priority_and_name() -> None:
+    """Services are sorted by (priority, name), for any order of registration."""
     plugin = Plugin()
     for priority, name in [(1, "a"), (0, "z"), (0, "b")]:
         plugin.register_service(priority, name=name)(serve)
@@ -41,7 +41,7 @@ def test_services_stand_in_the_order_of_priority_and_name() -> None:
 
 
 def test_the_decorator_without_parentheses_is_an_error_that_says_so() -> None:
-    """A bare @plugin.register_service is told at import, with what to write instead."""
+    """The error for a decorator without parentheses shows the correct form."""
     plugin = Plugin()
     bare: Any = plugin.register_service
 
@@ -59,13 +59,13 @@ def test_the_decorator_without_parentheses_is_an_error_that_says_so() -> None:
     ],
 )
 def test_a_declaration_that_cannot_work_is_an_error(arguments: dict[str, Any], told: str) -> None:
-    """Bad restart types and times are told at import."""
+    """Wrong restart types and times raise at import."""
     with pytest.raises(PluginError, match=told):
         Plugin().register_service(**arguments)
 
 
-def test_two_services_of_one_name_are_an_error() -> None:
-    """A second service of the same name is refused, because names tell services apart."""
+def test_two_services_with_one_name_are_an_error() -> None:
+    """A second service with the same name is refused."""
     plugin = Plugin()
     plugin.register_service()(serve)
 
@@ -74,7 +74,7 @@ def test_two_services_of_one_name_are_an_error() -> None:
 
 
 def test_plain_functions_are_for_threads() -> None:
-    """A function that is not async runs in a thread, also when it is wrapped into a partial."""
+    """A function that is not async runs in a thread, also inside a partial."""
 
     def plain(state: object, extra: int = 0) -> None: ...
 
@@ -88,7 +88,7 @@ def test_plain_functions_are_for_threads() -> None:
 
 
 def test_a_plain_function_cannot_report_its_start() -> None:
-    """task_status belongs to async services; in a thread it is an error."""
+    """A sync service with task_status is refused."""
 
     def plain(state: object, *, task_status: object) -> None: ...
 
@@ -97,7 +97,7 @@ def test_a_plain_function_cannot_report_its_start() -> None:
 
 
 def test_a_plugin_is_a_plain_object_with_an_identity() -> None:
-    """Plugins are compared by identity, can be keys, and authors may hang attributes on them."""
+    """Plugins are compared by identity, are hashable, and accept attributes of authors."""
     one, other = Plugin(), Plugin()
     one.anything = 1  # type: ignore[attr-defined]
 

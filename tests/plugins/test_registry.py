@@ -17,7 +17,7 @@ GOOD = "from tangram.plugins.plugin import Plugin\nplugin = Plugin()\nother = Pl
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """A folder of modules; what was imported from it is forgotten afterwards."""
+    """Return a function that writes modules; they are forgotten after the test."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -33,7 +33,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def test_plugins_are_loaded_in_the_order_as_written(site: Write) -> None:
-    """Order is the order of the names; a name that stands there twice is one plugin."""
+    """Plugins are in the order of the names; a repeated name is one plugin."""
     site("one_wx.py")
     site("two_wx.py")
     points = [
@@ -50,7 +50,7 @@ def test_plugins_are_loaded_in_the_order_as_written(site: Write) -> None:
     assert loaded.plugins[0].key == "dist_two"
 
 
-def test_only_what_is_enabled_is_imported(site: Write) -> None:
+def test_only_enabled_plugins_are_imported(site: Write) -> None:
     """An installed plugin that is not enabled is not imported."""
     site("wanted_wx.py")
     site("unwanted_wx.py", "raise RuntimeError('imported')")
@@ -63,8 +63,11 @@ def test_only_what_is_enabled_is_imported(site: Write) -> None:
     assert "unwanted_wx" not in sys.modules
 
 
-def test_a_plugin_that_fails_to_import_is_told_in_one_line_and_the_others_run(site: Write) -> None:
-    """The line has exception type, message, and the innermost line of the plugin; the others are loaded."""
+def test_a_failed_import_is_one_line_and_the_others_run(site: Write) -> None:
+    """A failed import is one line with type, message and the plugin's innermost line.
+
+    The other plugins are loaded.
+    """
     site("good_wx.py")
     bad = site("bad_wx/__init__.py", "import json\n\ndef load():\n    return json.loads('{')\n\nload()\n")
     points = [entry_point("bad", "bad_wx:plugin", "bad-dist"), entry_point("good", "good_wx:plugin", "good")]
@@ -80,8 +83,8 @@ def test_a_plugin_that_fails_to_import_is_told_in_one_line_and_the_others_run(si
     assert "\n" not in str(failure.error)
 
 
-def test_a_missing_module_and_a_syntax_error_are_told(site: Write) -> None:
-    """Neither a missing dependency nor a syntax error ends the server."""
+def test_a_missing_module_and_a_syntax_error_are_failures(site: Write) -> None:
+    """A missing dependency or a syntax error does not end the server."""
     site("needs_wx.py", "import not_there_at_all\n")
     typo = site("typo_wx.py", "def f(:\n")
     points = [entry_point("needs", "needs_wx:plugin", "n"), entry_point("typo", "typo_wx:plugin", "t")]
@@ -95,7 +98,7 @@ def test_a_missing_module_and_a_syntax_error_are_told(site: Write) -> None:
 
 
 def test_a_module_that_exits_costs_itself(site: Write) -> None:
-    """sys.exit() at import is that plugin's failure, and so is the panic of a compiled one."""
+    """sys.exit() at import, or the panic of a compiled module, fails that plugin only."""
     site("exits_wx.py", "import sys\nsys.exit(3)\n")
     site("panics_wx.py", "class PanicException(BaseException): ...\nraise PanicException('no card')\n")
     points = [entry_point("exits", "exits_wx:plugin", "e"), entry_point("panics", "panics_wx:plugin", "p")]
@@ -107,16 +110,16 @@ def test_a_module_that_exits_costs_itself(site: Write) -> None:
     assert "PanicException: no card" in told[1]
 
 
-def test_an_interruption_at_import_is_none_of_the_plugin(site: Write) -> None:
-    """Ctrl-C means the server."""
+def test_a_keyboard_interrupt_at_import_ends_the_server(site: Write) -> None:
+    """KeyboardInterrupt at import ends the server."""
     site("slow_wx.py", "raise KeyboardInterrupt\n")
 
     with pytest.raises(KeyboardInterrupt):
         load_plugins(["slow"], entry_points=[entry_point("slow", "slow_wx:plugin", "s")])
 
 
-def test_something_else_than_a_plugin_is_told(site: Write) -> None:
-    """An entry point that is no Plugin is named with what it is."""
+def test_an_entry_point_that_is_no_plugin_is_a_failure(site: Write) -> None:
+    """The error for an entry point that is no Plugin shows its value."""
     site("nothing_wx.py", "plugin = 42\n")
 
     loaded = load_plugins(["nothing"], entry_points=[entry_point("nothing", "nothing_wx:plugin", "n")])
@@ -126,7 +129,7 @@ def test_something_else_than_a_plugin_is_told(site: Write) -> None:
 
 
 def test_an_unknown_name_is_a_failure_of_that_name() -> None:
-    """What is not installed is a failure, not an exception."""
+    """A name that is not installed is a failure, not an exception."""
     loaded = load_plugins(["ghost"], entry_points=[])
 
     assert isinstance(loaded.failures[0].error, PluginNotFound)
@@ -134,7 +137,7 @@ def test_an_unknown_name_is_a_failure_of_that_name() -> None:
 
 
 def test_one_object_under_two_entry_points_is_one_plugin(site: Write) -> None:
-    """The same Plugin object is not hosted twice; two of one module are."""
+    """A Plugin object with two entry points is hosted once; two objects of one module twice."""
     site("shared_wx.py")
     points = [
         entry_point("a", "shared_wx:plugin", "d"),
@@ -145,8 +148,8 @@ def test_one_object_under_two_entry_points_is_one_plugin(site: Write) -> None:
     assert [one.name for one in load_plugins(["d"], entry_points=points).plugins] == ["a", "c"]
 
 
-def test_two_plugins_of_one_name_get_names_apart(site: Write) -> None:
-    """Names are unique in a server, whatever their distributions call them."""
+def test_two_plugins_with_one_name_get_unique_names(site: Write) -> None:
+    """Two plugins with the same entry-point name get unique names."""
     site("first_wx.py")
     site("second_wx.py")
     points = [
@@ -159,8 +162,8 @@ def test_two_plugins_of_one_name_get_names_apart(site: Write) -> None:
     assert [one.name for one in loaded.plugins] == ["plugin", "second.plugin"]
 
 
-def test_a_plugin_whose_name_is_taken_all_the_same_is_told(site: Write) -> None:
-    """Two of one name would be one in the tree, and the other would never start."""
+def test_a_plugin_whose_name_cannot_be_made_unique_is_a_failure(site: Write) -> None:
+    """A plugin whose name cannot be made unique is a failure."""
     for module in ("first_wx.py", "second_wx.py", "third_wx.py"):
         site(module)
     points = [
@@ -175,8 +178,8 @@ def test_a_plugin_whose_name_is_taken_all_the_same_is_told(site: Write) -> None:
     assert str(loaded.failures[0].error) == "two plugins are called 'second.plugin': leave one of them out"
 
 
-def test_names_are_unique_among_what_was_loaded_before(site: Write) -> None:
-    """Who loads one after another gets what one call would have given."""
+def test_names_are_unique_over_several_loads(site: Write) -> None:
+    """Loading plugins in several steps gives the same result as in one."""
     site("first_wx.py")
     site("second_wx.py")
     points = [
@@ -192,7 +195,7 @@ def test_names_are_unique_among_what_was_loaded_before(site: Write) -> None:
 
 
 def test_the_package_is_found_through_the_module_also_in_a_namespace(site: Write) -> None:
-    """The import package is the outermost regular one, so that hyphens and namespaces do no harm."""
+    """The import package is the outermost regular one, also with hyphens and namespaces."""
     inner = site("company_wx/weather/__init__.py")
     site("company_wx/weather/plugin.py")
     point = entry_point("weather", "company_wx.weather.plugin:plugin", "company-weather")
@@ -204,8 +207,8 @@ def test_the_package_is_found_through_the_module_also_in_a_namespace(site: Write
     assert not one.owns(str(inner.parent.parent / "sea" / "file.py"))
 
 
-def test_an_editable_install_tells_its_project(site: Write, tmp_path: Path) -> None:
-    """The project's root comes from direct_url.json, escapes decoded; other installs have none."""
+def test_the_project_of_an_editable_installation_is_known(site: Write, tmp_path: Path) -> None:
+    """The project's root is read from direct_url.json; other installations have none."""
     site("edit_wx.py")
     root = tmp_path / "my project"
     root.mkdir()
@@ -223,7 +226,7 @@ def test_an_editable_install_tells_its_project(site: Write, tmp_path: Path) -> N
 
 
 def test_the_owner_of_a_file_is_the_innermost_package(site: Write) -> None:
-    """A file in a package inside another plugin's folder belongs to the inner one."""
+    """A file of a package inside another plugin's folder belongs to the inner one."""
     outer = site("outer_wx/__init__.py")
     points = [entry_point("outer", "outer_wx:plugin", "outer")]
     loaded = load_plugins(["outer"], entry_points=points)
@@ -232,8 +235,8 @@ def test_the_owner_of_a_file_is_the_innermost_package(site: Write) -> None:
     assert loaded.owner_of("/elsewhere/x.py") is None
 
 
-def test_a_plugin_of_one_module_owns_that_file_alone(site: Write) -> None:
-    """A lone module lies beside everybody else's in site-packages, and is not to blame for them."""
+def test_a_plugin_of_one_module_owns_only_that_file(site: Write) -> None:
+    """A plugin of one module owns that file, not its neighbours in site-packages."""
     file = site("lone_wx.py")
     (one,) = load_plugins(["lone"], entry_points=[entry_point("lone", "lone_wx:plugin", "lone")]).plugins
 
@@ -242,8 +245,8 @@ def test_a_plugin_of_one_module_owns_that_file_alone(site: Write) -> None:
     assert one.package_path == file.parent
 
 
-def test_a_cause_is_told_by_the_first_leaf_of_a_group() -> None:
-    """Of a group of exceptions the leaf that came first is told, on one line."""
+def test_a_group_is_described_by_its_first_leaf() -> None:
+    """The description of a group is that of its first leaf, on one line."""
     group = ExceptionGroup("several", [ExceptionGroup("inner", [ValueError("two\nlines")]), KeyError("k")])
 
     assert cause_line(group) == "ValueError: two lines"

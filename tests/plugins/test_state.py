@@ -19,7 +19,7 @@ class Settings:
 
 
 async def test_publish_and_subscribe_go_to_the_bus() -> None:
-    """What a plugin publishes through the state reaches the bus as it is."""
+    """Messages that a plugin publishes reach the bus unchanged."""
     bus = FakeBus()
     state = make_state(bus=bus)
 
@@ -29,7 +29,7 @@ async def test_publish_and_subscribe_go_to_the_bus() -> None:
 
 
 def test_plugins_may_hang_attributes_on_it() -> None:
-    """Any attribute is kept, for other plugins and routes to find."""
+    """Attributes that a plugin sets can be read by other plugins and routes."""
     state = make_state()
     state.weather = "fine"
 
@@ -37,7 +37,7 @@ def test_plugins_may_hang_attributes_on_it() -> None:
 
 
 def test_a_configuration_is_found_by_plugin_name_and_class() -> None:
-    """All three ways lead to the same validated object."""
+    """Plugin, name and class give the same validated object."""
     plugin = Plugin(config_class=Settings)
     plugin.dist_name = "tangram-demo"
     state = make_state()
@@ -49,7 +49,7 @@ def test_a_configuration_is_found_by_plugin_name_and_class() -> None:
 
 
 def test_a_configuration_that_is_not_there_is_an_error_that_names_it() -> None:
-    """Asking for the configuration of a plugin that does not run is told."""
+    """The error for the configuration of a plugin that does not run names the plugin."""
     with pytest.raises(PluginError, match="'ghost' has no configuration here"):
         make_state().plugin_config("ghost")
     with pytest.raises(PluginError, match="no running plugin has 'Settings'"):
@@ -57,7 +57,7 @@ def test_a_configuration_that_is_not_there_is_an_error_that_names_it() -> None:
 
 
 async def test_the_http_client_is_made_when_first_used_and_closed() -> None:
-    """One client for all, closed with the state; a new one is not made afterwards."""
+    """There is one HTTP client, closed with the state; no other is created afterwards."""
     state = make_state()
     client = state.http_client
 
@@ -69,7 +69,7 @@ async def test_the_http_client_is_made_when_first_used_and_closed() -> None:
 
 
 async def test_closing_is_bounded_and_survives_cancellation(autojump_clock: MockClock) -> None:
-    """A client that does not close costs two seconds, also when everything is being cancelled."""
+    """Closing a stubborn client takes two seconds, also during a cancellation."""
 
     class Stubborn:
         async def aclose(self) -> None:
@@ -83,8 +83,8 @@ async def test_closing_is_bounded_and_survives_cancellation(autojump_clock: Mock
     assert trio.current_time() == pytest.approx(2)
 
 
-def test_without_httpx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """httpx is optional: who needs it is told how to get it."""
+def test_without_httpx_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without httpx the error names the package to install."""
     monkeypatch.setitem(sys.modules, "httpx", None)
 
     with pytest.raises(PluginError, match=r"pip install 'tangram-trio\[http\]'"):
@@ -101,5 +101,5 @@ def test_without_httpx_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     ],
 )
 def test_the_base_url_is_one_that_can_be_used(host: str, url: str) -> None:
-    """An address to listen on everywhere is told as one to connect to."""
+    """For a server that listens on all addresses, the base URL has a loopback address."""
     assert make_state(Config(server=ServerConfig(host=host))).base_url == url

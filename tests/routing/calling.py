@@ -1,4 +1,4 @@
-"""Calling a RouteTable as a server would, without one."""
+"""Call a ``RouteTable`` in a test as a server would."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Answer:
 
 
 class Peer:
-    """The other end of one request. ``gone`` is when it hangs up; after that, sending to it raises."""
+    """The client of one request.
+
+    Set ``gone`` to disconnect it; after that, sending to it raises.
+    """
 
     def __init__(self, body: Sequence[bytes] = (b"",), *, cut: bool = False) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -86,7 +89,7 @@ def scope_of(method: str, target: str, headers: dict[str, str] | None = None) ->
     }
 
 
-async def call(  # noqa: PLR0917
+async def call(  # noqa: PLR0917 - the parts of a request
     table: RouteTable,
     method: str,
     target: str,
@@ -106,7 +109,7 @@ async def call(  # noqa: PLR0917
 
 
 def table_of(*routers: APIRouter, **settings: Any) -> RouteTable:
-    """One owner per router, and nothing wrong with any."""
+    """Return a table with one owner per router, and check that no route was left out."""
     resolve = settings.pop("resolve", None)
     table = RouteTable([Mount(r, f"owner{i}", resolve) for i, r in enumerate(routers)], **settings)
     assert table.problems == []
@@ -114,7 +117,7 @@ def table_of(*routers: APIRouter, **settings: Any) -> RouteTable:
 
 
 def problems(answer: Answer) -> set[tuple[tuple[str | int, ...], str]]:
-    """The faults of a 422, without their words."""
+    """Return place and type of each fault of a 422."""
     assert answer.status == 422, answer
     assert all(item["msg"] for item in answer.json()["detail"])
     return {(tuple(item["loc"]), item["type"]) for item in answer.json()["detail"]}

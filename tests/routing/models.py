@@ -1,4 +1,4 @@
-"""Classes that the routes under test take and give, and a route that tells what it got."""
+"""Classes for the routes under test, and a route that returns the repr of its value."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def paged(limit: Annotated[int, Query(ge=1)]) -> int:
 
 
 def echo(annotation: Any, default: Any = ..., method: str = "GET", path: str = "/") -> RouteTable:
-    """A route that answers with the repr of what it got for ``x``."""
+    """Return a table with a route that answers with the repr of its parameter ``x``."""
 
     async def handler(x: Any) -> str:
         return repr(x)

@@ -70,7 +70,7 @@ SOME_ID = UUID("12345678-1234-5678-1234-567812345678")
 )
 @pytest.mark.parametrize("where", ["path", "query"])
 async def test_text_becomes_the_annotated_type(kind: Any, text: str, value: object, where: str) -> None:
-    """A path or query parameter is converted to what the handler asks for."""
+    """A path or query parameter is converted to the annotated type."""
     if where == "path":
         answer = await call(echo(kind, path="/at/{x}"), "GET", f"/at/{text}")
     else:
@@ -107,9 +107,7 @@ async def test_text_becomes_the_annotated_type(kind: Any, text: str, value: obje
     ],
 )
 async def test_text_that_does_not_fit_is_refused(kind: Any, text: str, fault: str) -> None:
-    """A parameter that cannot be what the handler asks for is answered with 422, its place and a stable
-    word.
-    """
+    """Text that cannot be converted is answered with 422, its place and a stable word."""
     answer = await call(echo(kind), "GET", f"/?x={text}")
 
     assert problems(answer) == {(("query", "x"), fault)}
@@ -126,15 +124,16 @@ async def test_text_that_does_not_fit_is_refused(kind: Any, text: str, fault: st
     ],
 )
 async def test_repeated_query_parameters(kind: Any, query: str, value: object) -> None:
-    """Lists, sets and tuples take every parameter of their name."""
+    """Lists, sets and tuples receive all query parameters of their name."""
     answer = await call(echo(kind), "GET", f"/?{query}")
 
     assert answer.json() == repr(value)
 
 
 async def test_defaults() -> None:
-    """What is not sent is the default, said plainly, in a marker, or by a factory; null is no default of its
-    own.
+    """A missing parameter gets the default of the signature, the marker or the factory.
+
+    A null in the body is a value, not a missing parameter.
     """
     assert (await call(echo(int, 7), "GET", "/")).json() == "7"
     assert (await call(echo(int, Query(8, ge=1)), "GET", "/")).json() == "8"
@@ -144,7 +143,7 @@ async def test_defaults() -> None:
 
 
 async def test_headers_and_cookies() -> None:
-    """Header names have hyphens for underscores and any case; aliases are taken as they are."""
+    """Header names have hyphens for underscores, in any case; aliases are used unchanged."""
     router = APIRouter()
 
     @router.get("/")
@@ -169,7 +168,7 @@ async def test_headers_and_cookies() -> None:
 
 
 async def test_alias_of_query_and_explicit_path() -> None:
-    """A parameter may be called otherwise in the request than in the signature."""
+    """A parameter may have another name in the request than in the signature."""
     router = APIRouter()
 
     @router.get("/{item}")
@@ -199,7 +198,7 @@ async def test_alias_of_query_and_explicit_path() -> None:
     ],
 )
 async def test_json_body(kind: Any, body: Any, value: object) -> None:
-    """A class, dictionary or union in the signature is the JSON body."""
+    """A class, dictionary or union in the signature is read from the JSON body."""
     table = echo(kind, method="POST")
     raw = b"null" if body is None else b""
     answer = await call(table, "POST", "/", raw, json_body=body)
@@ -239,14 +238,14 @@ async def test_json_body(kind: Any, body: Any, value: object) -> None:
     ],
 )
 async def test_every_fault_of_a_body_has_its_place(kind: Any, body: Any, faults: set[Any]) -> None:
-    """All that is wrong with a body is told at once, each fault with the steps that lead to it."""
+    """All faults of a body are reported at once, each with its place."""
     answer = await call(echo(kind, method="POST"), "POST", "/", json_body=body)
 
     assert problems(answer) == faults
 
 
 async def test_faults_of_all_sources_come_together() -> None:
-    """Path, query, header and body faults of a handler and of its dependencies stand in one answer."""
+    """Faults of path, query, headers and body, also of dependencies, are in one answer."""
     router = APIRouter()
 
     @router.post("/{n}")
@@ -265,8 +264,8 @@ async def test_faults_of_all_sources_come_together() -> None:
     }
 
 
-async def test_attrs_validators_of_ones_own() -> None:
-    """A validator that only attrs knows is told in its own words, at its class."""
+async def test_unknown_attrs_validators_are_reported_at_their_class() -> None:
+    """The message of an unknown attrs validator is reported at the place of its class."""
 
     @attrs.define
     class Even:
@@ -283,7 +282,7 @@ async def test_attrs_validators_of_ones_own() -> None:
 
 
 async def test_several_bodies_are_members_of_one() -> None:
-    """Two body parameters, or one with ``embed``, are read from members of the body by name."""
+    """Two body parameters, or one with ``embed``, are read from members of the body."""
     router = APIRouter()
 
     @router.post("/two")
@@ -309,8 +308,9 @@ async def test_several_bodies_are_members_of_one() -> None:
 
 
 async def test_request_response_and_injected_types() -> None:
-    """Request, Response and injectable types are recognised by annotation, under any name and with any
-    metadata.
+    """Request, Response and injectable types are recognised by their annotation.
+
+    Names and metadata do not matter.
     """
     router = APIRouter()
 
@@ -330,7 +330,7 @@ async def test_request_response_and_injected_types() -> None:
 
 
 def test_partial_and_callable_object() -> None:
-    """Partials, methods and callable objects are handlers like functions."""
+    """Partials, methods and callable objects are valid handlers."""
 
     class Handler:
         async def __call__(self, n: int) -> int:
@@ -349,7 +349,7 @@ def test_partial_and_callable_object() -> None:
 
 
 def bad_path_object(x: Point) -> None: ...
-def bad_hint(x: Unknown) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+def bad_hint(x: Unknown) -> None: ...  # type: ignore[name-defined]  # noqa: F821 - an unknown name, on purpose
 def bad_kind(x: functools.partial[int]) -> None: ...
 def bad_positional(x: int, /) -> None: ...
 def bad_unused() -> None: ...
@@ -365,8 +365,11 @@ def bad_unused() -> None: ...
         (bad_unused, "to have a parameter 'x', as in the path"),
     ],
 )
-def test_what_cannot_be_bound_is_told_by_owner(endpoint: Any, words: str) -> None:
-    """A signature that cannot be bound is a RouteError with its plugin, and leaves other routes alone."""
+def test_a_signature_that_cannot_be_bound_is_reported_with_its_owner(endpoint: Any, words: str) -> None:
+    """A signature that cannot be bound is a RouteError with its owner.
+
+    The other routes are served.
+    """
     router = APIRouter()
     router.add_api_route("/{x}", endpoint)
 

@@ -53,7 +53,7 @@ class Page:
 
 
 async def test_dependencies_nest_and_are_called_once() -> None:
-    """Dependencies are called once per request, in order, and cleaned up in reverse after the answer."""
+    """Dependencies are called in order, once per request, and cleaned up in reverse order."""
     router = APIRouter(dependencies=[Depends(above)])
 
     @router.get("/")
@@ -84,7 +84,7 @@ async def test_dependencies_nest_and_are_called_once() -> None:
 
 
 async def test_a_failure_passes_through_its_dependencies() -> None:
-    """What a handler raises is thrown into the generators that it depends on, and answered afterwards."""
+    """An exception of the handler is thrown into its generators, and answered afterwards."""
 
     async def handler(a: Annotated[str, Depends(base)]) -> None:
         raise HTTPException(409)
@@ -106,7 +106,7 @@ async def failing_late() -> AsyncIterator[None]:
 
 
 async def test_a_swallowed_failure_is_still_answered() -> None:
-    """A dependency that swallows the handler's failure leaves a bug, not a request without an answer."""
+    """A dependency that swallows the exception of its handler leads to a 500."""
 
     async def handler(a: Annotated[None, Depends(swallowing)]) -> None:
         raise ValueError
@@ -115,8 +115,8 @@ async def test_a_swallowed_failure_is_still_answered() -> None:
         assert (await call(one_route(handler), "GET", "/")).status == 500
 
 
-async def test_a_failing_clean_up_spoils_no_answer() -> None:
-    """A clean-up that fails after the answer is logged; the answer stands."""
+async def test_a_failing_clean_up_does_not_change_the_answer() -> None:
+    """A clean-up that fails after the answer is logged, and the answer stays valid."""
 
     async def handler(a: Annotated[None, Depends(failing_late)]) -> str:
         return "good"
@@ -132,8 +132,8 @@ async def guard() -> None:
     raise HTTPException(401)
 
 
-async def test_a_guard_answers_before_faults_are_told() -> None:
-    """A dependency that refuses is the answer, whatever else is wrong with the request."""
+async def test_a_dependency_that_refuses_takes_precedence_over_faults() -> None:
+    """An HTTPException of a dependency takes precedence over faults of parameters."""
     router = APIRouter(dependencies=[Depends(guard)])
 
     @router.get("/{n}")
@@ -151,8 +151,8 @@ async def using(thing: Annotated[Thing, Depends(reading)]) -> str:
     return thing.name
 
 
-async def test_nothing_is_called_without_what_it_depends_on() -> None:
-    """With a broken body, what depends on the body through others is not called; a guard still is."""
+async def test_a_function_is_called_only_if_its_dependencies_are_complete() -> None:
+    """With a broken body, functions that depend on the body are not called; others are."""
 
     async def handler(name: Annotated[str, Depends(using)]) -> str:
         return name
@@ -171,7 +171,10 @@ async def test_nothing_is_called_without_what_it_depends_on() -> None:
 
 
 async def test_a_shared_response_keeps_its_headers() -> None:
-    """Headers added by an injected Response go to this answer, not into a response object used for all."""
+    """Headers of an injected Response are sent with this answer only.
+
+    A response object that answers several requests is not changed.
+    """
     shared = PlainTextResponse("same")
 
     def handler(out: Response) -> Response:
@@ -194,7 +197,7 @@ def counting() -> int:
 
 
 async def test_overrides_and_uncached() -> None:
-    """Tests may put another function in a dependency's place; use_cache=False calls again."""
+    """``overrides`` replace dependencies, and ``use_cache=False`` calls again."""
 
     async def handler(
         a: Annotated[int, Depends(counting, use_cache=False)],
@@ -210,7 +213,7 @@ async def test_overrides_and_uncached() -> None:
 
 
 async def test_an_abandoned_thread_is_counted() -> None:
-    """A request that is cancelled does not wait for its thread; the thread is counted as left behind."""
+    """A cancelled request does not wait for its thread, which is counted as abandoned."""
     release, entered = threading.Event(), threading.Event()
 
     def stubborn() -> None:

@@ -37,7 +37,7 @@ PLAIN = st.one_of(
 @pytest.mark.slow
 @given(PLAIN)
 async def test_binding_round_trips(case: tuple[Any, Any]) -> None:
-    """What we write as JSON we read back as the same value, alone and in a list."""
+    """A value written as JSON is read back as an equal value, alone and in a list."""
     import msgspec
 
     kind, value = case
@@ -76,7 +76,7 @@ BODY_TABLES = [
 @pytest.mark.slow
 @given(st.binary(max_size=40), st.sampled_from(QUERY_TABLES))
 async def test_any_query_is_answered(query: bytes, table: RouteTable) -> None:
-    """No query string makes a server error."""
+    """No query string leads to a server error."""
     from tests.routing.calling import Peer, scope_of
 
     peer = Peer()
@@ -103,7 +103,7 @@ JSON_VALUES = st.recursive(
     st.data(),
 )
 async def test_any_body_is_answered(body: bytes, data: st.DataObject) -> None:
-    """No body makes a server error, whatever type it is read as."""
+    """No body leads to a server error, for any type of parameter."""
     table = data.draw(st.sampled_from(BODY_TABLES))
     answer = await call(table, "POST", "/", body)
 
@@ -128,14 +128,14 @@ async def test_any_body_is_answered(body: bytes, data: st.DataObject) -> None:
     ],
 )
 async def test_hostile_bodies(table: RouteTable, body: bytes) -> None:
-    """Deep, huge and broken JSON costs its own request alone, and is answered as the client's fault."""
+    """Deep, huge and broken JSON is answered as an error of the client."""
     answer = await call(table, "POST", "/", body)
 
     assert answer.status in (200, 422)
 
 
 async def test_ambiguous_unions_are_bounded() -> None:
-    """Nested unions cannot be made to take time that doubles with each level."""
+    """The time for nested unions does not double with each level."""
     table = echo(A | B, method="POST")
     body = b'{"next":' * 60 + b'"x"' + b"}" * 60
     answer = await call(table, "POST", "/", body)

@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "routing.md").read_text()
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> RouteTable:
-    """The routes of the page, its Python blocks run one after another as one module."""
+    """The routes of the page, from its Python blocks run one after another as one module."""
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
@@ -24,8 +24,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> RouteTable:
     return RouteTable([Mount(router, "page") for router in routers])
 
 
-async def test_the_page_says_what_happens(table: RouteTable) -> None:
-    """Every request of the page gets the answer that stands below it."""
+async def test_requests_on_the_page_get_the_printed_answers(table: RouteTable) -> None:
+    """Each request on the page gets the answer that is printed below it."""
     assert table.problems == []
     examples = re.findall(r"^(GET|POST) (\S+)(?: (.*))?\n(\d{3}) (.*)$", PAGE, re.MULTILINE)
 
@@ -36,8 +36,8 @@ async def test_the_page_says_what_happens(table: RouteTable) -> None:
         assert (answer.status, answer.body.decode()) == (int(status), expected)
 
 
-def test_the_page_names_what_there_is(table: RouteTable) -> None:
-    """Each public name of the room that an author uses is on the page, and its routes can be documented."""
+def test_the_page_has_all_public_names(table: RouteTable) -> None:
+    """The page has every public name for authors, and its routes can be documented."""
     import tangram.routing
 
     inner = {"InvalidRequest", "Mount", "Resolver", "ResponseAborted", "check_router", "json_schema"}

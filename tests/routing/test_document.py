@@ -97,7 +97,7 @@ def document() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_document_is_valid() -> None:
-    """An independent validator accepts the document, and it is JSON."""
+    """An independent validator accepts the document, and the document is JSON."""
     made = document()
 
     validate(json.loads(json.dumps(made)))
@@ -105,7 +105,7 @@ def test_the_document_is_valid() -> None:
 
 
 def test_operations() -> None:
-    """Each method of each path is there once, with tags, summary, parameters, body and answers."""
+    """Each method of each path is there, with tags, summary, parameters, body and answers."""
     paths = document()["paths"]
     wind, add = paths["/weather/wind/{level}"]["get"], paths["/weather/wind"]["post"]
 
@@ -137,7 +137,7 @@ def test_operations() -> None:
 
 
 def test_names_do_not_clash() -> None:
-    """Operation ids are unique, and two classes of one name are two schemas."""
+    """Operation ids are unique, and two classes with one name are two schemas."""
     made = document()
     ids = [operation["operationId"] for item in made["paths"].values() for operation in item.values()]
     winds = [name for name in made["components"]["schemas"] if name.endswith("Wind")]
@@ -147,15 +147,13 @@ def test_names_do_not_clash() -> None:
 
 
 def test_no_routes() -> None:
-    """A server without routes has a valid document too."""
+    """The document of a server without routes is valid."""
     validate(openapi([]))
 
 
 @pytest.mark.slow
 def test_import_is_light() -> None:
-    """Importing the room loads no web framework, no event loop but Trio, no mail parser and no type
-    tables.
-    """
+    """The import of the package loads no web framework and no other slow module."""
     script = "import sys, tangram.routing, json; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, env={"PYTHONPATH": SOURCE}

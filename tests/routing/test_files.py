@@ -59,7 +59,7 @@ async def get(folder: Path, name: str = "data.bin", method: str = "GET", **heade
 
 
 async def test_a_file(folder: Path) -> None:
-    """A file is sent whole, with its type, its length and what tells its versions apart."""
+    """A file is sent whole, with its type, its length and its validators."""
     answer = await get(folder)
 
     assert (answer.status, answer.body) == (200, CONTENT)
@@ -73,7 +73,7 @@ async def test_a_file(folder: Path) -> None:
 
 
 async def test_head_and_headers(folder: Path) -> None:
-    """HEAD gets the head of the same answer; a file's name may be anything."""
+    """HEAD gets the headers of GET, and a file's name may have any characters."""
     head = await get(folder, method="HEAD")
     named = await call(files(folder), "GET", "/plain")
 
@@ -108,10 +108,8 @@ async def test_head_and_headers(folder: Path) -> None:
         "~root",
     ],
 )
-async def test_nothing_outside_the_root(folder: Path, name: str) -> None:
-    """Dots, links, null bytes, folders and pipes are all not found, and nothing waits for a pipe's other
-    end.
-    """
+async def test_paths_outside_the_root_are_not_found(folder: Path, name: str) -> None:
+    """Dots, links, null bytes, folders and pipes are 404, and a pipe does not block."""
     with trio.fail_after(5):
         answer = await get(folder, name)
 
@@ -136,7 +134,7 @@ async def test_nothing_outside_the_root(folder: Path, name: str) -> None:
     ],
 )
 async def test_ranges(folder: Path, asked: str, status: int, told: str | None, body: bytes) -> None:
-    """One range is answered with that part; what is no range, or several, with the whole."""
+    """One valid range is answered with that part; anything else with the whole file."""
     answer = await get(folder, range=asked)
 
     assert (answer.status, answer.header("content-range"), answer.body) == (status, told, body)
@@ -144,7 +142,7 @@ async def test_ranges(folder: Path, asked: str, status: int, told: str | None, b
 
 
 async def test_one_response_answers_many(folder: Path) -> None:
-    """A FileResponse may be made once and returned again and again."""
+    """A FileResponse may be created once and returned for several requests."""
     response = FileResponse(folder / "data.bin")
     router = APIRouter()
     router.add_api_route("/", lambda: response)
@@ -156,7 +154,7 @@ async def test_one_response_answers_many(folder: Path) -> None:
 
 
 async def test_if_range(folder: Path) -> None:
-    """A part is only sent of the version that the client has the rest of."""
+    """A range is answered with the part only if the file has not changed."""
     etag = (await get(folder)).header("etag")
 
     assert (await get(folder, range="bytes=0-3", if_range=etag)).status == 206
@@ -165,7 +163,7 @@ async def test_if_range(folder: Path) -> None:
 
 
 async def test_not_modified(folder: Path) -> None:
-    """A client that has this version is told so; the entity tag decides where both are given."""
+    """An unchanged file is answered with 304; the entity tag takes precedence over the date."""
     etag = (await get(folder)).header("etag")
     known = await get(folder, if_none_match=f'"a", W/{etag}')
 
@@ -180,7 +178,7 @@ async def test_not_modified(folder: Path) -> None:
 
 
 async def test_big_files_come_in_chunks(folder: Path) -> None:
-    """No more than one chunk of a file is in memory."""
+    """At most one chunk of a file is in memory."""
     (folder / "big").write_bytes(b"x" * (2 * CHUNK + 1))
     answer = await get(folder, "big")
 
@@ -188,7 +186,7 @@ async def test_big_files_come_in_chunks(folder: Path) -> None:
 
 
 async def test_files_are_opened_and_read_in_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow disk does not hold the event loop up."""
+    """A slow disk does not block the event loop."""
     where: list[bool] = []
     here = threading.get_ident()
 
@@ -209,8 +207,8 @@ async def test_files_are_opened_and_read_in_threads(folder: Path, monkeypatch: p
     assert not any(where)
 
 
-async def test_a_file_that_shrinks_is_cut(folder: Path) -> None:
-    """A file that becomes shorter while it is sent ends its connection: the length is promised already."""
+async def test_a_file_that_shrinks_ends_its_connection(folder: Path) -> None:
+    """A file that shrinks while it is sent ends its connection: its length was announced."""
     big = folder / "big"
     big.write_bytes(b"x" * (3 * CHUNK))
 
@@ -228,7 +226,7 @@ async def test_a_file_that_shrinks_is_cut(folder: Path) -> None:
 
 
 async def test_descriptors_are_closed(folder: Path) -> None:
-    """Whatever becomes of the answer, the file is closed."""
+    """The file is closed after every answer, complete or not."""
     before = open_descriptors()
     for headers in ({}, {"range": "bytes=9999-"}, {"if_none_match": "*"}):
         await get(folder, **headers)
@@ -241,7 +239,7 @@ async def test_descriptors_are_closed(folder: Path) -> None:
 
 
 def test_types_and_dates() -> None:
-    """Types follow the name; dates are HTTP's."""
+    """Types follow the name; dates have the format of HTTP."""
     assert http_date(MOMENT) == DATE
     assert [media_type_of(name) for name in ("a.JS", "a.woff2", "a.tar", "a")] == [
         "text/javascript",

@@ -53,7 +53,7 @@ TREE = tree_of(
     ],
 )
 def test_find(method: str, path: str, found: str, values: tuple[str, ...]) -> None:
-    """Static segments come before names, and a branch that leads nowhere is left for the next."""
+    """Static segments are tried before names, and a branch without a match is left."""
     match = TREE.find(method, path)
 
     assert match is not None
@@ -61,13 +61,13 @@ def test_find(method: str, path: str, found: str, values: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/", "/users//posts/1", "/slash", "/nothing", "//"])
-def test_nothing_there(path: str) -> None:
-    """A path that no route has is told apart from one that has other methods."""
+def test_a_path_without_a_route_is_not_found(path: str) -> None:
+    """A path without a route is not found, for any method."""
     assert TREE.find("GET", path) is None
 
 
 def test_other_methods() -> None:
-    """A path with other methods only says which, over all routes that have the path; GET brings HEAD."""
+    """A path with other methods reports them, over all routes; GET includes HEAD."""
     match = TREE.find("PUT", "/users/me")
 
     assert match is not None
@@ -76,7 +76,7 @@ def test_other_methods() -> None:
 
 
 def test_mixed_segments() -> None:
-    """Text and names may share a segment; dots in the text are dots."""
+    """Text and names may share a segment; dots in the text are literal."""
     tree = tree_of(("GET", "/{z}-{x}.pbf"))
     match = tree.find("GET", "/1-2-3.pbf")
 
@@ -91,11 +91,11 @@ def test_mixed_segments() -> None:
 )
 @example(["", "ab", ""], ["a", "ab", "b"])
 @example(["", "", "", ""], ["a", "b", "a"])
-def test_names_in_one_segment_bind_as_a_search_that_tries_everything(
-    texts: list[str], values: list[str]
-) -> None:
-    """Which segments match, and what each name gets, is what an exhaustive search finds first: as little as
-    possible for each name, from the left."""
+def test_names_in_one_segment_bind_as_in_an_exhaustive_search(texts: list[str], values: list[str]) -> None:
+    """Matches and values equal the first result of an exhaustive search.
+
+    Each name takes as few characters as possible, from the left.
+    """
     path = "/" + "".join(f"{text}{{n{i}}}" for i, text in enumerate(texts[:-1])) + texts[-1]
     tree, exhaustive = tree_of(("GET", path)), re.compile("(.+?)".join(map(re.escape, texts)), re.DOTALL)
     filled = "".join(text + value for text, value in zip(texts, values, strict=False)) + texts[-1]
@@ -110,9 +110,8 @@ def test_names_in_one_segment_bind_as_a_search_that_tries_everything(
     ("path", "piece", "short"),
     [("/{z}-{x}.pbf", "-", 4_000), ("/{z}-{x}-{y}.pbf", "-", 300), ("/a{a}{b}bb{c}b", "ab", 300)],
 )
-def test_names_in_one_segment_cost_its_length(path: str, piece: str, short: int) -> None:
-    """Four times the segment takes about four times as long: where it does not match, too, the search never
-    tries another division."""
+def test_names_in_one_segment_take_linear_time(path: str, piece: str, short: int) -> None:
+    """The time is linear in the length of the segment, also without a match."""
     tree = tree_of(("GET", path))
 
     def seconds(length: int) -> float:
@@ -124,7 +123,7 @@ def test_names_in_one_segment_cost_its_length(path: str, piece: str, short: int)
 
 
 def test_encoded_slashes_do_not_separate() -> None:
-    """Segments are told apart before they are decoded; what is no UTF-8 is no path."""
+    """Segments are split before they are decoded; invalid UTF-8 is no path."""
     assert decode_path(b"/a%2Fb/%C3%A9?x=%2F") == ["a/b", "é"]
     assert decode_path(b"/%ff") is None
 
@@ -132,7 +131,7 @@ def test_encoded_slashes_do_not_separate() -> None:
 @pytest.mark.slow
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=6), st.sampled_from(["GET", "PUT", "HEAD"]))
 def test_any_path_is_looked_up(segments: list[str], method: str) -> None:
-    """No path makes the search fail, and what it finds has a value for each name."""
+    """Every path can be searched, and a match has a value for each name."""
     match = TREE.find(method, "/" + "/".join(segments))
 
     if match is not None and match.value is not None:
@@ -140,6 +139,6 @@ def test_any_path_is_looked_up(segments: list[str], method: str) -> None:
 
 
 def test_shape_and_display() -> None:
-    """Two paths of one shape answer the same requests; OpenAPI sees no converters."""
+    """Paths of one shape answer the same requests; OpenAPI shows no converters."""
     assert parse_path("/a/{b}").shape == parse_path("/a/{c}").shape != parse_path("/a/{c:path}").shape
     assert parse_path("/a/{b:path}").display == "/a/{b}"

@@ -27,7 +27,7 @@ def body_table(**settings: Any) -> RouteTable:
 
 
 async def test_body_in_chunks() -> None:
-    """A body may come in any number of chunks."""
+    """A body may arrive in any number of chunks."""
     answer = await call(
         body_table(),
         "POST",
@@ -41,20 +41,20 @@ async def test_body_in_chunks() -> None:
 
 @pytest.mark.parametrize("kind", ["text/plain", "", "application/jsonx", "multipart/form-data"])
 async def test_wrong_content_type(kind: str) -> None:
-    """A body that does not call itself JSON is not read as JSON."""
+    """A body with another content type than JSON is answered with 415."""
     assert (await call(body_table(), "POST", "/", b'{"name":"n"}', {"content-type": kind})).status == 415
 
 
 async def test_no_body_and_no_json() -> None:
-    """A missing body is missing; a broken one is told with the offset where it breaks."""
+    """A missing body is a missing value; invalid JSON is reported with its offset."""
     assert problems(await call(body_table(), "POST", "/")) == {(("body",), "missing")}
     assert problems(await call(body_table(), "POST", "/", b'{"a" 1}')) == {(("body", 5), "json_invalid")}
     assert problems(await call(body_table(), "POST", "/", b'"\xff"')) == {(("body", 0), "json_invalid")}
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_too_long_a_body(announced: bool) -> None:
-    """A body over the bound is 413: at once if its length says so, else as soon as it is over."""
+async def test_a_body_over_the_limit(announced: bool) -> None:
+    """A body over the limit is 413: by its announced length, or as soon as it is over."""
     peer = Peer([b"x" * 600] * 100)
     headers = {"content-type": "application/json", **({"content-length": "60000"} if announced else {})}
     await body_table(max_body=1000)(scope_of("POST", "/", headers), peer.receive, peer.send)
@@ -65,7 +65,7 @@ async def test_too_long_a_body(announced: bool) -> None:
 
 
 async def test_bound_is_exact() -> None:
-    """A body of exactly the bound is taken."""
+    """A body of exactly the limit is accepted."""
     body = b'{"name":"n"}'
 
     assert (await call(body_table(max_body=len(body)), "POST", "/", body)).status == 200
@@ -74,7 +74,7 @@ async def test_bound_is_exact() -> None:
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_no_bound(announced: bool) -> None:
-    """0 bounds nothing, as it does to the engines: whatever a body's length, it is taken."""
+    """A limit of 0 accepts every body, as in the engines."""
     body = b'{"name":"%s"}' % (b"n" * 3_000_000)
     headers = {"content-type": "application/json"}
     if announced:
@@ -117,7 +117,7 @@ async def take_nothing() -> None: ...
 
 
 async def test_hang_up_while_the_body_is_read() -> None:
-    """A client that goes away within its body costs nothing: no handler, no answer, no log."""
+    """A client that disconnects within its body calls no handler and logs nothing."""
     peer = Peer([b'{"name"'], cut=True)
     with structlog.testing.capture_logs() as logs:
         await body_table()(
@@ -128,7 +128,7 @@ async def test_hang_up_while_the_body_is_read() -> None:
 
 
 async def test_hang_up_while_answering() -> None:
-    """A client that goes away while it is answered is nobody's failure."""
+    """A client that disconnects during the answer is not logged as a failure."""
     peer = Peer()
     peer.gone.set()
     with structlog.testing.capture_logs() as logs:
@@ -139,7 +139,7 @@ async def test_hang_up_while_answering() -> None:
 
 
 async def test_request_reads_its_body_once_or_streams_it() -> None:
-    """body() may be asked twice, stream() once."""
+    """``body()`` may be called twice, ``stream()`` once."""
     router = APIRouter()
 
     @router.post("/twice")
@@ -165,7 +165,7 @@ async def test_request_reads_its_body_once_or_streams_it() -> None:
 
 
 async def test_raw_body() -> None:
-    """A body of type bytes is taken as it is, whatever it calls itself."""
+    """A body parameter of type bytes accepts every content type."""
 
     async def handler(data: Annotated[bytes, Body()]) -> int:
         return len(data)
@@ -178,7 +178,7 @@ async def test_raw_body() -> None:
 
 
 async def test_too_many_query_parameters() -> None:
-    """A query of thousands of parameters is refused before it is taken apart."""
+    """A query of thousands of parameters is refused before it is parsed."""
 
     async def handler(a: list[str]) -> int:
         return len(a)

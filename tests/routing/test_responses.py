@@ -45,7 +45,7 @@ def _no_events() -> None:
     ids=lambda given: "" if hasattr(given, "status_code") else str(given),
 )
 async def test_answers(value: object, body: bytes, kind: str) -> None:
-    """A handler returns what JSON can hold, or a Response; sync and async handlers alike."""
+    """Sync and async handlers return JSON values or a Response."""
 
     async def handler() -> Any:
         return value
@@ -58,7 +58,7 @@ async def test_answers(value: object, body: bytes, kind: str) -> None:
 
 
 async def test_response_class_and_status() -> None:
-    """A route may say what its plain return values become, and with which status; 204 has no body."""
+    """A route declares the class and the status of plain return values; 204 has no body."""
     text = await call(one_route(ok, response_class=PlainTextResponse, status_code=201), "GET", "/")
     none = await call(one_route(ok, status_code=204), "GET", "/")
 
@@ -67,7 +67,7 @@ async def test_response_class_and_status() -> None:
 
 
 async def test_sync_handlers_run_in_threads() -> None:
-    """A sync handler does not block the loop."""
+    """A sync handler does not block the event loop."""
 
     def handler() -> bool:
         return threading.current_thread() is not threading.main_thread()
@@ -76,7 +76,7 @@ async def test_sync_handlers_run_in_threads() -> None:
 
 
 async def test_redirect_response_and_headers() -> None:
-    """Headers cannot be broken out of, whoever writes them."""
+    """Line breaks in header values are refused."""
     answer = await call(one_route(lambda: RedirectResponse("/a b\r\nx: y")), "GET", "/")
 
     assert answer.header("location") == "/a%20b%0D%0Ax:%20y"
@@ -102,7 +102,7 @@ async def test_cookies() -> None:
 
 
 async def test_streaming() -> None:
-    """Async and sync iterators are sent chunk by chunk, text as UTF-8, and HEAD sends none of it."""
+    """Iterators are sent chunk by chunk, text as UTF-8; HEAD gets no chunk."""
 
     async def numbers() -> AsyncIterator[str]:
         for n in range(3):
@@ -121,8 +121,8 @@ async def test_streaming() -> None:
         assert (head.status, head.body) == (200, b"")
 
 
-async def test_a_stream_ends_when_the_client_goes() -> None:
-    """A stream whose client hangs up is closed at once, also while it waits for its next chunk."""
+async def test_a_stream_is_closed_when_the_client_disconnects() -> None:
+    """A stream is closed when its client disconnects, also while it waits for a chunk."""
 
     async def forever() -> AsyncIterator[bytes]:
         try:
@@ -145,7 +145,7 @@ async def test_a_stream_ends_when_the_client_goes() -> None:
 
 
 async def test_a_stream_is_closed_when_sending_fails() -> None:
-    """A stream whose client is found gone while a chunk is sent is closed before the request ends."""
+    """A stream whose send fails is closed before the request ends."""
 
     async def endless() -> AsyncIterator[bytes]:
         try:
@@ -171,8 +171,8 @@ async def test_a_stream_is_closed_when_sending_fails() -> None:
     assert EVENTS == ["closed"]
 
 
-async def test_a_stream_whose_client_never_listened() -> None:
-    """A client that is gone before the first byte is nobody's failure."""
+async def test_a_client_that_disconnects_before_the_first_byte_is_not_a_failure() -> None:
+    """A client that disconnects before the first byte is not logged as a failure."""
 
     class Gone(Peer):
         async def send(self, message: dict[str, Any]) -> None:
@@ -187,8 +187,8 @@ async def test_a_stream_whose_client_never_listened() -> None:
     assert logs == []
 
 
-async def test_a_stream_that_fails_is_cut_and_not_garnished() -> None:
-    """After the first byte a failure ends the connection: nothing is sent behind what was half sent."""
+async def test_a_stream_that_fails_ends_without_further_bytes() -> None:
+    """A failure after the first byte closes the connection and sends nothing more."""
 
     async def broken() -> AsyncIterator[bytes]:
         yield b"half"

@@ -21,7 +21,7 @@ async def noop() -> None: ...
 
 @pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete", "options", "head"])
 async def test_a_decorator_for_each_method(method: str) -> None:
-    """Each method has its decorator, which gives the function back as it was."""
+    """Each method has a decorator, which returns the function unchanged."""
     router = APIRouter(prefix="/x")
 
     async def handler() -> str:
@@ -34,21 +34,21 @@ async def test_a_decorator_for_each_method(method: str) -> None:
 
 
 def test_prefixes_tags_and_dependencies_add_up() -> None:
-    """A route gets the prefixes, tags and dependencies of all routers around it, outermost first."""
+    """A route gets the prefixes, tags and dependencies of its routers, outermost first."""
     inner = APIRouter(prefix="/inner", tags=["b"], dependencies=[Depends(said)])
     outer = APIRouter(prefix="/outer", tags=["a"])
     outer.include_router(inner, prefix="/v1", tags=["c", "b"], dependencies=[Depends(noop)])
 
     @inner.get("/{n}", tags=["d"])
     async def late(n: int) -> None:
-        """What it does."""
+        """The n-th item."""
 
     (route,) = outer.routes
 
     assert route.template.path == "/outer/v1/inner/{n}"
     assert route.tags == ("a", "c", "b", "d")
     assert [marker.dependency for marker in route.dependencies] == [noop, said]
-    assert (route.name, route.description) == ("late", "What it does.")
+    assert (route.name, route.description) == ("late", "The n-th item.")
 
 
 def test_the_prefix_itself_is_a_path() -> None:
@@ -89,8 +89,8 @@ async def async_generator() -> Any:
         (lambda r: r.api_route("/", methods=[])(noop), "HTTP methods"),
     ],
 )
-def test_a_wrong_declaration_is_told_at_once(declare: Any, words: str) -> None:
-    """What cannot be a route is a RouteError where it is declared, in words that say what would be one."""
+def test_a_wrong_declaration_raises_at_once(declare: Any, words: str) -> None:
+    """A wrong declaration is a RouteError at once, with the expected form."""
     with pytest.raises(RouteError) as caught:
         declare(APIRouter())
 

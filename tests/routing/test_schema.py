@@ -23,7 +23,7 @@ Kilos = NewType("Kilos", float)
 
 
 class Mutable:
-    """What a front end's marker looks like: any object that has keys to add."""
+    """A marker of a front end: any object with keys to add to the schema."""
 
     def __init__(self, **keys: object) -> None:
         self.keys = keys
@@ -60,7 +60,7 @@ class Frontend:
 
 
 def test_front_end_configuration() -> None:
-    """The settings page gets titles, defaults, bounds, choices and the marker's own keys, per field."""
+    """The schema of a settings page has titles, defaults, limits, choices and extra keys."""
     schema = json_schema(Frontend)
     properties = schema["properties"]
 
@@ -145,7 +145,7 @@ def test_front_end_configuration() -> None:
     ids=str,
 )
 def test_annotations(kind: Any, schema: dict[str, Any]) -> None:
-    """Each annotation has its schema; constraints stand at the value that they are about."""
+    """Each annotation has its schema; constraints are at the value that they apply to."""
     assert json_schema(kind) == schema
 
 
@@ -157,7 +157,7 @@ class Tree:
     below: list[Tree] = attrs.field(factory=list)
 
 
-def test_classes_that_hold_themselves() -> None:
+def test_recursive_classes() -> None:
     """A recursive class refers to itself under $defs; its docstring is its description."""
     schema = json_schema(Tree)
 
@@ -196,8 +196,8 @@ def test_other_classes() -> None:
     assert box["properties"]["several"]["items"] == {"type": "integer"}
 
 
-def test_two_classes_of_one_name() -> None:
-    """Classes of the same name get their modules and qualified names; references follow."""
+def test_two_classes_with_one_name() -> None:
+    """Classes with the same name get their modules and qualified names."""
 
     def make() -> type:
         @attrs.define
@@ -216,8 +216,8 @@ def test_two_classes_of_one_name() -> None:
     assert definitions[mine["$ref"].removeprefix("#/components/schemas/")]["required"] == ["light", "dark"]
 
 
-def test_defaults_that_json_cannot_hold() -> None:
-    """A default that is no JSON is left out and spoils nothing."""
+def test_defaults_that_json_cannot_represent() -> None:
+    """A default that JSON cannot represent is left out."""
 
     @attrs.define
     class Odd:
@@ -230,7 +230,7 @@ def test_defaults_that_json_cannot_hold() -> None:
 @pytest.mark.slow
 @given(st.from_regex(r"[a-z]{1,5}(_[a-z0-9]{1,5}){0,3}", fullmatch=True))
 def test_titles(name: str) -> None:
-    """Titles are the words of the name, each with a capital, as pydantic writes them."""
+    """Titles are the words of the name, each with a capital, as in pydantic."""
     assert title_of(name) == name.replace("_", " ").title()
 
 
@@ -263,7 +263,7 @@ class Everything:
     )
 )
 def test_schema_and_binding_agree(value: dict[str, Any]) -> None:
-    """What the schema accepts is what binding accepts, judged by an independent validator."""
+    """The schema and the converter accept the same values, by an independent validator."""
     from tangram.routing.convert import structurer
 
     accepted = jsonschema.Draft202012Validator(json_schema(Everything)).is_valid(value)

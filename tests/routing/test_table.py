@@ -16,7 +16,7 @@ from tests.routing.calling import Peer, call, ok, one_route, raising, scope_of
 
 
 async def test_not_found_and_handle() -> None:
-    """What no route has is 404 for the application, and False for whoever comes next."""
+    """A path without a route is 404 for the application, and False for ``handle``."""
     table = one_route(ok)
     peer = Peer()
     answer = await call(table, "GET", "/nothing")
@@ -51,7 +51,7 @@ async def test_the_root_path_is_no_part_of_a_route() -> None:
 
 
 async def test_wrong_method() -> None:
-    """405 names the methods that are there; OPTIONS is answered from them; HEAD is GET without its body."""
+    """405 and OPTIONS list the methods; HEAD is GET without the body."""
     table = one_route(ok)
     wrong, asked, head = [await call(table, method, "/") for method in ("POST", "OPTIONS", "HEAD")]
 
@@ -69,7 +69,7 @@ async def test_wrong_method() -> None:
     ],
 )
 async def test_last_slash(registered: str, asked: str, location: str) -> None:
-    """A path that is right but for its last slash is redirected, with its query and nothing smuggled in."""
+    """A path with a slash too many or too few is redirected, with its query."""
 
     async def handler(rest: str = "") -> None: ...
 
@@ -82,8 +82,8 @@ async def test_last_slash(registered: str, asked: str, location: str) -> None:
 
 @pytest.mark.parametrize("path", ["//evil.example", "///evil.example", "//evil.example/", "/\\evil.example"])
 @pytest.mark.parametrize("route", ["//{a}/", "///{a}/", "//{a}", "/{a}/"])
-async def test_redirects_stay_here(path: str, route: str) -> None:
-    """A redirect never names another host, however many slashes the path starts with."""
+async def test_redirects_never_lead_to_another_host(path: str, route: str) -> None:
+    """A redirect never leads to another host, also if the path begins with slashes."""
 
     async def handler(a: str) -> None: ...
 
@@ -115,7 +115,7 @@ async def test_below_a_root_path() -> None:
 
 
 async def test_two_owners_of_one_path() -> None:
-    """Of two owners of the same method and path the first answers, and the second is told by name."""
+    """Of two owners of a method and path the first answers, and the second is reported."""
     first, second = APIRouter(), APIRouter()
     first.add_api_route("/{a}", ok_with_a)
     second.add_api_route("/{b}", ok_with_b, methods=["GET", "POST"])
@@ -135,7 +135,7 @@ async def ok_with_b(b: str) -> str:
 
 
 async def test_http_exception() -> None:
-    """HTTPException is the answer: status, detail and headers; also alone in a group."""
+    """HTTPException is answered with its status, detail and headers, also in a group."""
     exc = HTTPException(418, {"tea": True}, {"X-Pot": "1"})
     for raised in (exc, ExceptionGroup("nursery", [ExceptionGroup("inner", [exc])])):
         answer = await call(raising(raised), "GET", "/")
@@ -152,7 +152,7 @@ async def test_refused() -> None:
 
 
 async def test_bad_request_of_a_handler() -> None:
-    """A handler's own BadRequest has the same shape as ours."""
+    """A BadRequest of a handler is answered like a fault of binding."""
     answer = await call(raising(BadRequest([Fault("too far", "body.items[2].lat", "far")])), "GET", "/")
 
     assert answer.status == 422
@@ -171,10 +171,8 @@ async def test_bad_request_of_a_handler() -> None:
     ],
     ids=["error", "group", "detail", "header"],
 )
-async def test_a_bug_is_500_with_an_id(exc: Exception) -> None:
-    """An exception of a handler is a 500 with an id and no word of it; the log has the id, the story and the
-    owner.
-    """
+async def test_an_unexpected_exception_is_500_with_an_id(exc: Exception) -> None:
+    """An exception is answered with a 500 and an id; the log has id, traceback and owner."""
     with structlog.testing.capture_logs() as logs:
         answer = await call(raising(exc), "GET", "/")
 
@@ -185,8 +183,8 @@ async def test_a_bug_is_500_with_an_id(exc: Exception) -> None:
     assert isinstance(record["exc_info"][1], Exception)
 
 
-async def test_an_answer_that_is_no_json_is_a_bug() -> None:
-    """What cannot be written as JSON is found before the first byte is sent."""
+async def test_an_answer_that_json_cannot_represent_is_500() -> None:
+    """A value that JSON cannot represent is found before the first byte is sent."""
 
     async def handler() -> object:
         return {"a": object()}
@@ -199,7 +197,7 @@ async def test_an_answer_that_is_no_json_is_a_bug() -> None:
 
 
 async def test_a_cancelled_handler_that_fails_too() -> None:
-    """An exception beside a cancellation is logged, and only the cancellation goes on."""
+    """An exception beside a cancellation is logged, and the cancellation is raised."""
 
     async def handler() -> None:
         async with trio.open_nursery() as nursery:
@@ -224,7 +222,7 @@ async def test_a_cancelled_handler_that_fails_too() -> None:
     )
 
 
-async def test_websockets_are_not_ours() -> None:
+async def test_websockets_are_refused() -> None:
     """A WebSocket that reaches the table is refused before it is accepted."""
     peer = Peer()
     await one_route(ok)({"type": "websocket", "path": "/"}, peer.receive, peer.send)
