@@ -22,8 +22,9 @@ from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
 from tangram.errors import ConfigError
-from tangram.http.hypercorn.applications import RequestEvents
-from tangram.http.hypercorn.server import _HypercornConnection, make_ssl_context
+from tangram.http.hypercorn.connection import HypercornConnection
+from tangram.http.hypercorn.exchange import RequestEvents
+from tangram.http.hypercorn.server import make_ssl_context
 from tests.http.harness import Client, Server, hello, serving
 from tests.http.test_http import UPGRADE
 
@@ -360,10 +361,10 @@ async def test_a_frame_that_comes_while_its_handshake_is_refused_costs_nothing(
     """Hypercorn answers it as well, and two answers to one request cannot be: the connection ends, which is
     no failure of the application nor of the engine.
     """
-    send = _HypercornConnection.protocol_send
+    send = HypercornConnection.protocol_send
     held: list[Event] = []
 
-    async def slow(self: _HypercornConnection, event: Event) -> None:
+    async def slow(self: HypercornConnection, event: Event) -> None:
         await send(self, event)
         if not held:  # the head is out, and the body waits until the frame has come
             held.append(event)
@@ -375,7 +376,7 @@ async def test_a_frame_that_comes_while_its_handshake_is_refused_costs_nothing(
             await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
             await send({"type": "websocket.http.response.body", "body": b"no"})
 
-    monkeypatch.setattr(_HypercornConnection, "protocol_send", slow)
+    monkeypatch.setattr(HypercornConnection, "protocol_send", slow)
     async with serving("hypercorn", refuse) as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         async with stream:

@@ -92,7 +92,7 @@ GATE = (
         "restart-needs-the-token",
         "anybody may restart a plugin over HTTP",
         "web/operator.py",
-        "        guard.require_token(request)\n",
+        "        access.require_token(request)\n",
         "",
         ("tests/web/test_operator.py::test_a_restart_needs_the_token_from_everywhere",),
     ),

@@ -126,7 +126,7 @@ def site_of(
     return build_site(
         SiteParts(
             config=config or Config(),
-            operator=operator or FakeOperator(),
+            control=operator or FakeOperator(),
             operator_token=TOKEN,
             state=lambda: state,
             plugins=plugins,

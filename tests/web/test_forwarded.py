@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tangram.config.model import Config, ServerConfig
+from tangram.web.addresses import Addresses
 from tangram.web.forwarded import Hop, read_forwarded
-from tangram.web.origin import Addresses
 
 
 def addresses(*trusted: str) -> Addresses:

@@ -9,7 +9,7 @@ import pytest
 from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.plugins.frontend import resolve_frontend
 from tangram.plugins.plugin import Plugin
-from tangram.web.files import Folder
+from tangram.web.files import StaticFolder
 from tests.plugins.fakes import loaded
 from tests.web.asgi import call, site_of, with_frontend
 
@@ -107,7 +107,7 @@ async def test_what_a_hash_is(tmp_path: Path, name: str, hashed: bool) -> None:
     """Names that bundlers make are kept for ever; whatever a person may have written is asked for again."""
     if len(name) <= 255:
         (tmp_path / name).write_text("x")
-    folder = Folder(tmp_path)
+    folder = StaticFolder(tmp_path)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if not await folder.serve(name, scope, receive, send):
@@ -127,7 +127,7 @@ async def test_a_long_name_costs_no_more_than_its_length(tmp_path: Path, name: s
         raise AssertionError
 
     before = time.thread_time()
-    assert not await Folder(tmp_path).serve(name, scope, never, never)
+    assert not await StaticFolder(tmp_path).serve(name, scope, never, never)
     assert time.thread_time() - before < 0.5
 
 

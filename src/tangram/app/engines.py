@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -12,9 +10,6 @@ from tangram.app.incarnation import Incarnation
 from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
 from tangram.web.site import Site, build_site
-
-if TYPE_CHECKING:
-    from quart import Quart
 
 __all__ = ["serve_site"]
 
@@ -29,11 +24,9 @@ async def serve_site(
     async with trio.open_nursery() as nursery:
         cache = await _open_cache(tree, incarnation, nursery)
         native = tree.config.server.effective_engine == "native"
-        # The native engine serves channels itself; behind Hypercorn they are a route of Quart.
-        hooks = [] if native else [_mount_channels(incarnation)]
-        site = build_site(tree.site_parts(incarnation, cache=cache, quart_hooks=hooks))
+        site = build_site(tree.site_parts(incarnation, cache=cache))
         incarnation.web_failures = dict(site.failures)
-        serve = partial(_serve_native, incarnation) if native else _serve_hypercorn
+        serve = partial(_serve_native if native else _serve_hypercorn, incarnation)
         await nursery.start(serve, tree, site)
         task_status.started(site)
 
@@ -80,12 +73,15 @@ async def _serve_native(
     )
 
 
-async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
+async def _serve_hypercorn(
+    incarnation: Incarnation, tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]
+) -> None:
+    from tangram.http.hypercorn.channels import with_channels
     from tangram.http.hypercorn.server import serve_hypercorn
 
     server = tree.config.server
     await serve_hypercorn(
-        site,
+        with_channels(site, lambda: incarnation.channels, forwarded=site.addresses.forwarded),
         tree.held,
         server,
         grace=partial(tree.grace, tree.config),
@@ -97,12 +93,3 @@ async def _serve_hypercorn(tree: Tree, site: Site, *, task_status: trio.TaskStat
         body_limit=site.body_limit,
         task_status=task_status,
     )
-
-
-def _mount_channels(incarnation: Incarnation) -> Callable[[Quart], None]:
-    def mount(app: Quart) -> None:
-        from tangram.http.hypercorn.channels import websocket_blueprint
-
-        app.register_blueprint(websocket_blueprint(lambda: incarnation.channels))
-
-    return mount

@@ -40,7 +40,7 @@ from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.plugins.state import BackendState
 from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
 from tangram.task_status import RelayedStatus
-from tangram.web.operator import Operator
+from tangram.web.operator import ServerControl
 from tangram.web.site import SiteParts
 
 __all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "StopReason", "Tree"]
@@ -112,7 +112,7 @@ class Tree:
         self.held = held
         self.secrets = secrets
         self.environ = environ
-        self.operator: Operator | None = None
+        self.operator: ServerControl | None = None
         self.stop_reason: StopReason = "crash"
         """The reason of the parts' next stop: a crash, unless a restart or a stop was requested."""
         self.url = ""
@@ -397,7 +397,7 @@ class Tree:
         assert self.operator is not None
         return SiteParts(
             config=self.config.with_redis_url(self.url),
-            operator=self.operator,
+            control=self.operator,
             operator_token=self.secrets.operator,
             state=incarnation.require_state,
             plugins=self.plugins.plugins,

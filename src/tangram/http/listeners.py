@@ -1,9 +1,9 @@
-"""Listening sockets that are opened once, in the root, and outlive every restart.
+"""Listening sockets, which are opened once at the start and outlive every restart.
 
-1. A socket is opened before anything else starts, so that a port that is taken ends the start with a message.
-2. Nobody but the root closes it. An incarnation accepts on a ``dup()``: closing that leaves the queue of
-   connections in the kernel alone, and whoever connects between two incarnations waits there, not refused.
-3. It is not inheritable: a child process (the broker) that outlived us would keep the port.
+1. They are opened before anything else, so that an address in use ends the start with a message.
+2. Only the root closes them. Each incarnation accepts on a ``dup()``. Closing that leaves the kernel's queue
+   of connections as it is, so clients that connect between two incarnations wait there and are not refused.
+3. They are not inheritable: a child process (the broker) that outlives the server would keep the port.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 from socket import AddressFamily
+from typing import Final
 
 import attrs
 
@@ -21,16 +22,16 @@ from tangram.errors import AddressError
 
 __all__ = ["HeldSocket", "close_listeners", "open_listeners"]
 
-SOMAXCONN_FILE = Path("/proc/sys/net/core/somaxconn")
-"""What Linux cuts every backlog to."""
+SOMAXCONN_FILE: Final = Path("/proc/sys/net/core/somaxconn")
+"""Contains the largest backlog that Linux allows."""
 
-PORT_ATTEMPTS = 16
-"""For port 0: a port that is free for one family may be taken for the other, and then another is tried."""
+PORT_ATTEMPTS: Final = 16
+"""Attempts for port 0: a port that is free in one address family may be in use in the other."""
 
-_MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
-"""A name such as ``localhost`` also has an IPv6 address on machines that have no IPv6."""
+_MISSING_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
+"""Errors to ignore for one of several addresses: ``localhost`` may resolve to ``::1`` without IPv6."""
 
-_WHY = {
+_WHY: Final = {
     errno.EADDRINUSE: "another program listens there",
     errno.EACCES: "this user may not listen there",
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
@@ -39,32 +40,40 @@ _WHY = {
 
 @attrs.frozen
 class HeldSocket:
-    """One listening socket of the root."""
+    """One listening socket."""
 
     listener: socket.socket
     host: str
-    """The address it is bound to, in numbers."""
+    """The numeric address to which it is bound."""
     port: int
-    """The port it is bound to, also where 0 was asked for."""
+    """The port to which it is bound, also if port 0 was requested."""
 
     def dup(self) -> socket.socket:
-        """A second handle of the same queue, non-blocking, not inheritable, for one incarnation to close."""
-        twin = self.listener.dup()
-        twin.setblocking(False)
-        return twin
+        """Return a non-blocking, not inheritable duplicate for one incarnation to close."""
+        duplicate = self.listener.dup()
+        duplicate.setblocking(False)
+        return duplicate
 
     def close(self) -> None:
-        """Stop listening. Only the root does this, at the very end."""
+        """Stop listening; only the root does this, at the end of the server."""
         self.listener.close()
 
 
 def open_listeners(
     host: str, port: int, *, backlog: int | None = None, setting: str = "[server] port"
 ) -> list[HeldSocket]:
-    """Listen on every address that ``host`` stands for; an empty host means all addresses of the machine.
+    """Listen on every address of ``host``; an empty host means all addresses of the machine.
 
-    Port 0 is one free port, the same for all families. ``backlog`` is as large as the kernel allows unless
-    given: during a restart it is the waiting room. ``setting`` is what an AddressError says to change.
+    Args:
+        host: A name or a numeric address.
+        port: 0 means one free port, the same in all address families.
+        backlog: Connections that wait for an accept, also during a restart; as many as the kernel allows
+        unless
+            given.
+        setting: The setting that an error message names.
+
+    Raises:
+        AddressError: The address is in use, not allowed, or not an address of this machine.
     """
     for attempt in range(PORT_ATTEMPTS):
         try:
@@ -80,7 +89,7 @@ def open_listeners(
 
 
 def close_listeners(listeners: Iterable[HeldSocket]) -> None:
-    """Close them all."""
+    """Close all ``listeners``."""
     for listener in listeners:
         listener.close()
 
@@ -112,7 +121,7 @@ def _open_all(
             port = int(name[1])
             held.append(HeldSocket(listener, str(name[0]), port))
         if missing is not None and not held:
-            raise missing  # noqa: TRY301
+            raise missing  # noqa: TRY301 - the handler below closes the sockets
     except BaseException:
         close_listeners(held)
         raise
@@ -124,7 +133,7 @@ def _listen(family: AddressFamily, address: tuple[object, ...], backlog: int) ->
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # Each family has a socket of its own, so that IPv4 clients have IPv4 addresses.
+            # Each family has its own socket, so that IPv4 clients are shown with IPv4 addresses.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
         listener.listen(backlog)

@@ -1,1 +1,1 @@
-"""The site: pages, manifest, docs, operator's routes, files, and the Quart application behind them."""
+"""The web site: operator's routes, manifest, API documentation, front ends, blueprints."""

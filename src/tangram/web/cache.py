@@ -1,8 +1,9 @@
-"""``[[cache.entries]]``: files of other servers, fetched once, kept on the disk, and served from there.
+"""Routes of ``[[cache.entries]]``: files of other servers, downloaded once and kept.
 
-A parameter's value becomes one segment of a path, so it may be nothing that leads elsewhere. A file appears
-under its name whole or not at all: it is written beside it and renamed. Many who wait for one file wait for
-one download; the download does not belong to the first of them, who may go away.
+The value of a route parameter becomes one path segment, so values that lead to another folder are refused. A
+download is written to a temporary file and renamed, so a file is complete or absent. Several requests for the
+same file wait for one download. The download runs in a nursery of its own, because the client of the first
+request may disconnect while the others still wait.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import attrs
@@ -33,28 +34,32 @@ __all__ = ["FETCH_SECONDS", "MAX_FILE_BYTES", "CacheRoutes"]
 
 log = structlog.get_logger("tangram.web")
 
-FETCH_SECONDS = 30.0
-"""For one download, from the first byte of the request to the last of the answer: style fonts take under
-one.
-"""
-MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Of one file: four times the largest that the published front ends fetch. An endless answer must not fill
-the disk.
+FETCH_SECONDS: Final = 30.0
+"""Seconds for one download, from the request to the last byte: style fonts take less than one."""
+
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of one file: four times the largest file that the published front ends download.
+
+The bound keeps an endless response from filling the disk.
 """
 
-_PLACEHOLDER = re.compile(r"\{(\w+)(?::path)?\}")
+_PLACEHOLDER: Final = re.compile(r"\{(\w+)(?::path)?\}")
 
 
 @attrs.define(eq=False)
 class _Download:
+    """A download in progress, and the HTTP status and detail that its waiters get."""
+
     done: trio.Event = attrs.field(factory=trio.Event)
     status: int = 502
     detail: str = ""
 
 
 class CacheRoutes:
-    """The routes of all entries. ``run`` hosts the downloads; it belongs beside the site, in the same
-    incarnation.
+    """The routes of all cache entries.
+
+    ``run`` holds the nursery of the downloads. It must run in the same incarnation as the site that serves
+    ``router``.
     """
 
     def __init__(
@@ -65,7 +70,14 @@ class CacheRoutes:
         folder: Path,
         base: Path | None = None,
     ) -> None:
-        """``folder`` is for entries without a ``local_path``; other paths are relative to ``base``."""
+        """Make the routes of ``entries``.
+
+        Args:
+            entries: The entries of the configuration.
+            client: Returns the HTTP client for downloads; called at each download.
+            folder: Where files of entries without a ``local_path`` are kept.
+            base: The folder to which a relative ``local_path`` refers.
+        """
         self._client = client
         self._folder = folder
         self._base = base
@@ -76,7 +88,7 @@ class CacheRoutes:
             self._add(entry)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Host the downloads until cancelled."""
+        """Run downloads until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -89,7 +101,7 @@ class CacheRoutes:
         names = _PLACEHOLDER.findall(entry.serve_route)
         if not names and entry.local_path is None:
             log.warning(
-                "a cache entry is left out: without a {name} in its route it needs local_path",
+                "cache entry ignored: it needs local_path or a {name} in its route",
                 serve_route=entry.serve_route,
             )
             return
@@ -100,7 +112,8 @@ class CacheRoutes:
         async def answer(**values: str) -> FileResponse:
             return await self._answer(entry, root, {name: values[name] for name in names})
 
-        # A route's parameters are known from its handler's signature; these are the operator's.
+        # The router reads the parameters of a route from its handler's signature. Here the operator's
+        # serve_route defines them.
         parameters = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=str) for name in names]
         answer.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         answer.__annotations__ = dict.fromkeys(names, str)
@@ -119,7 +132,7 @@ class CacheRoutes:
         if found is None:
             if entry.origin is None:
                 raise HTTPException(404)
-            await self._fetch_once(_origin(entry.origin, values), target)
+            await self._fetch_once(_origin_url(entry.origin, values), target)
             found = await trio.to_thread.run_sync(_existing, root, list(values.values()))
             if found is None:
                 raise HTTPException(404)
@@ -143,9 +156,8 @@ class CacheRoutes:
                 download.status, download.detail = await self._fetch(url, target)
             if limit.cancelled_caught:
                 download.status, download.detail = 504, "the origin does not answer in time"
-        # Whatever a download raises costs those who wait for it, and nobody else.
-        except Exception as error:  # noqa: BLE001
-            log.warning("a file cannot be fetched", url=redact_url(url), cause=redact_text(repr(error)))
+        except Exception as error:  # noqa: BLE001 - any error of a download fails its waiters only
+            log.warning("cache download failed", url=redact_url(url), cause=redact_text(repr(error)))
             if isinstance(error, PluginError):
                 download.status, download.detail = 503, "downloads need httpx, which is not installed"
         finally:
@@ -155,7 +167,9 @@ class CacheRoutes:
     async def _fetch(self, url: str, target: Path) -> tuple[int, str]:
         async with self._client().stream("GET", url, follow_redirects=True) as answer:
             if answer.status_code != 200:
-                log.info("an origin does not give a file", url=redact_url(url), status=answer.status_code)
+                log.info(
+                    "cache download refused by its origin", url=redact_url(url), status=answer.status_code
+                )
                 passed_on = answer.status_code in {404, 410}
                 return (404, "Not Found") if passed_on else (502, f"the origin answers {answer.status_code}")
             await _store(answer.aiter_bytes(), target)
@@ -163,7 +177,7 @@ class CacheRoutes:
 
 
 async def _store(chunks: Any, target: Path) -> None:
-    """Write beside the target and rename; on any failure nothing is left."""
+    """Write ``chunks`` to a temporary file and rename it to ``target``; delete it on failure."""
     await trio.to_thread.run_sync(lambda: target.parent.mkdir(parents=True, exist_ok=True))
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -176,12 +190,13 @@ async def _store(chunks: Any, target: Path) -> None:
                 await file.write(chunk)
         await trio.to_thread.run_sync(os.replace, partial, target)
     finally:
-        # Renamed, it is gone already; a stop must not leave a half file behind, so this does not wait for a
-        # thread.
+        # After the rename there is nothing to delete. Not in a thread: a stop that cancels this task must not
+        # leave a partial file behind.
         partial.unlink(missing_ok=True)
 
 
 def _target(root: Path, segments: list[str]) -> Path:
+    """Return the path of a cached file; raise 404 for values that are no file name."""
     for segment in segments:
         if segment in {"", ".", ".."} or any(c in segment for c in "/\\\0") or segment.startswith("."):
             raise HTTPException(404)
@@ -191,6 +206,7 @@ def _target(root: Path, segments: list[str]) -> Path:
 
 
 def _existing(root: Path, segments: list[str]) -> Path | None:
+    """Return the resolved path of a cached file, or ``None`` where it does not exist yet."""
     if not segments:
         return root.resolve() if root.is_file() else None
     try:
@@ -200,5 +216,5 @@ def _existing(root: Path, segments: list[str]) -> Path | None:
     return found if found.is_file() else None
 
 
-def _origin(origin: str, values: Mapping[str, str]) -> str:
+def _origin_url(origin: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: quote(values.get(found[1], found[0]), safe=""), origin)

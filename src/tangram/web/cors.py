@@ -1,18 +1,19 @@
-"""Whose pages may read our answers and open WebSockets: an allowed origin is echoed, with ``Vary``; everybody
-else gets no such header, and no WebSocket.
+"""CORS headers for allowed origins, and the check of ``Origin`` on WebSocket handshakes.
 
-CORS protects the readers of answers, so nothing is refused here but a preflight. Programs send no ``Origin``
-and pass. ``null`` (a sandboxed frame, a file) is anybody, and is never echoed. Credentials are not offered:
-tokens travel in headers.
-
-Browsers apply none of this to WebSockets: any page may open one, and read it, so there the handshake is
-refused.
+1. An allowed origin is echoed in ``Access-Control-Allow-Origin``, with ``Vary: Origin``. Other origins get no
+   such header, and their preflight requests are refused. Their other requests are answered, because the
+   browser keeps the response from the page.
+2. Programs send no ``Origin`` and are answered.
+3. ``Origin: null`` (a sandboxed frame or a local file) can be any page, and is never echoed.
+4. Credentials are not offered, because tokens travel in headers.
+5. Browsers do not apply CORS to WebSockets: any page may open one and read it. Therefore the handshake of a
+   page that is not allowed is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from tangram.asgi import (
     ASGIApp,
@@ -31,17 +32,20 @@ from tangram.channels.disconnects import Refusal
 __all__ = ["MAX_AGE_SECONDS", "Allowed", "Cors", "may_open", "refuse_websocket"]
 
 Allowed: TypeAlias = Callable[[str, str | None], bool]
-"""May pages of this origin use us, whom they called by this ``Host``? None: it named none, or two."""
+"""Whether pages of an origin may use this server; arguments are ``Origin`` and ``Host``.
 
-MAX_AGE_SECONDS = 600
-"""How long a browser may remember a preflight: short enough for a changed configuration to be seen."""
-_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_EXPOSED = b"ETag, Content-Range, Accept-Ranges"
-_VARY = (b"vary", b"Origin")
+``Host`` is ``None`` where the request has none, or several.
+"""
+
+MAX_AGE_SECONDS: Final = 600
+"""Seconds for which a browser may keep a preflight: after a configuration change it asks again soon."""
+_METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_EXPOSED: Final = b"ETag, Content-Range, Accept-Ranges"
+_VARY: Final = (b"vary", b"Origin")
 
 
 class Cors:
-    """ASGI wrapper around the whole site."""
+    """ASGI middleware around the whole site."""
 
     def __init__(self, app: ASGIApp, allowed: Allowed) -> None:
         self._app = app
@@ -56,17 +60,17 @@ class Cors:
         if scope["method"] == "OPTIONS" and headers_of(scope, b"access-control-request-method"):
             await _preflight(scope, send, origin if allowed else None)
             return
-        await self._app(scope, receive, _echoing(send, origin if allowed else None))
+        await self._app(scope, receive, _with_cors_headers(send, origin if allowed else None))
 
 
 def may_open(scope: Scope, allowed: Allowed) -> bool:
-    """Whether whoever asks may open a WebSocket. Programs send no ``Origin``; no browser sends two."""
+    """Return whether a handshake has no ``Origin`` (a program), or one that is allowed."""
     origins = headers_of(scope, b"origin")
     return not origins or (len(origins) == 1 and allowed(origins[0], header(scope, b"host")))
 
 
 async def refuse_websocket(send: Send, refusal: Refusal) -> None:
-    """Answer a WebSocket's handshake as the channels do."""
+    """Refuse a WebSocket handshake with the status and reason that channels use."""
     body = f"{refusal.reason}\n".encode()
     headers: RawHeaders = [
         (b"content-type", b"text/plain; charset=utf-8"),
@@ -85,15 +89,15 @@ async def _preflight(scope: Scope, send: Send, origin: str | None) -> None:
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-allow-methods", _METHODS),
         (b"access-control-max-age", b"%d" % MAX_AGE_SECONDS),
-        (b"vary", b"Origin, Access-Control-Request-Headers"),
+        (b"vary", b"Origin, Access-Control-Request-RawHeaders"),
     ]
     if wanted:
         headers.append((b"access-control-allow-headers", wanted.encode("latin-1")))
     await send_response(scope, send, 200, b"", b"text/plain", headers=headers)
 
 
-def _echoing(send: Send, origin: str | None) -> Send:
-    async def echo(message: Message) -> None:
+def _with_cors_headers(send: Send, origin: str | None) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers: RawHeaders = [
                 (name, value)
@@ -107,4 +111,4 @@ def _echoing(send: Send, origin: str | None) -> Send:
             message = {**message, "headers": headers}
         await send(message)
 
-    return echo
+    return send_with_headers

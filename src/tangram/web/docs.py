@@ -1,21 +1,21 @@
-"""``/docs`` and ``/openapi.json``: the interface of all routes, readable without internet access.
+"""The page ``/docs``: Swagger UI over ``/openapi.json``, without internet access.
 
-The page's scripts come from the ``swagger-ui-bundle`` distribution and are served by us. The Swagger UI in
-there reads OpenAPI 3.0, we write 3.1: the page's own script rewrites the few words that differ before it
-hands the document over.
+Swagger UI comes from the ``swagger-ui-bundle`` distribution, and its files are served from there. That
+version reads OpenAPI 3.0 while the server writes 3.1, so the script of the page converts the document first.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 __all__ = ["DOCS_FILES", "docs_folder", "docs_page", "docs_script"]
 
-DOCS_FILES = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})
-"""What the page needs of the distribution; nothing else of it is served."""
+DOCS_FILES: Final = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})
+"""The files of Swagger UI that are served."""
 
-_PAGE = """<!doctype html>
+_PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -34,7 +34,7 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-_PAGE_WITHOUT_BUNDLE = """<!doctype html>
+_PAGE_WITHOUT_BUNDLE: Final = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>tangram: routes</title></head>
 <body>
@@ -44,9 +44,9 @@ For a page that shows them, install <code>swagger-ui-bundle</code>.</p>
 </html>
 """
 
-_SCRIPT = """// Swagger UI 4 refuses documents of OpenAPI 3.1: say the same in the words of 3.0.
-function older(node) {
-  if (Array.isArray(node)) return node.map(older);
+_SCRIPT: Final = """// Swagger UI 4 refuses OpenAPI 3.1: convert the schemas to their form in 3.0.
+function toOpenApi30(node) {
+  if (Array.isArray(node)) return node.map(toOpenApi30);
   if (node === null || typeof node !== "object") return node;
   const out = {};
   for (const [key, value] of Object.entries(node)) {
@@ -58,12 +58,12 @@ function older(node) {
     } else if (key === "anyOf" && Array.isArray(value)) {
       const some = value.filter((one) => !(one && one.type === "null"));
       if (some.length < value.length) out.nullable = true;
-      if (some.length === 1 && !some[0].$ref) Object.assign(out, older(some[0]));
-      else out.anyOf = older(some);
+      if (some.length === 1 && !some[0].$ref) Object.assign(out, toOpenApi30(some[0]));
+      else out.anyOf = toOpenApi30(some);
     } else if (key === "const") out.enum = [value];
     else if (key === "exclusiveMinimum" && typeof value === "number") { out.minimum = value;
     out.exclusiveMinimum = true; } else if (key === "exclusiveMaximum" && typeof value === "number") {
-    out.maximum = value; out.exclusiveMaximum = true; } else out[key] = older(value);
+    out.maximum = value; out.exclusiveMaximum = true; } else out[key] = toOpenApi30(value);
   }
   return out;
 }
@@ -72,7 +72,7 @@ fetch("/openapi.json")
   .then((answer) => answer.json())
   .then((spec) => {
     SwaggerUIBundle({
-      spec: { ...older(spec), openapi: "3.0.3" },
+      spec: { ...toOpenApi30(spec), openapi: "3.0.3" },
       dom_id: "#swagger-ui",
       deepLinking: true,
       presets: [SwaggerUIBundle.presets.apis],
@@ -86,7 +86,10 @@ fetch("/openapi.json")
 
 
 def docs_folder() -> Path | None:
-    """Where the distribution keeps Swagger UI; ``None`` where it is not installed. Imports nothing of it."""
+    """Return the folder of Swagger UI, or ``None`` where it is not installed.
+
+    The distribution is not imported: it reads template files at import.
+    """
     spec = find_spec("swagger_ui_bundle")
     if spec is None or not spec.origin:
         return None
@@ -95,10 +98,10 @@ def docs_folder() -> Path | None:
 
 
 def docs_page() -> bytes:
-    """The page at ``/docs``."""
+    """Return the HTML of ``/docs``."""
     return (_PAGE if docs_folder() is not None else _PAGE_WITHOUT_BUNDLE).encode()
 
 
 def docs_script() -> bytes:
-    """What the page runs."""
+    """Return the script of ``/docs``."""
     return _SCRIPT.encode()

@@ -1,7 +1,7 @@
-"""Folders that are served as they are: a plugin's front end, our page, the docs' scripts.
+"""Static folders: the front end of a plugin, the start page, the files of Swagger UI.
 
-Paths are resolved in threads, links included, and what leads out of the folder does not exist: routing's
-`FileResponse` sees to that, and to ETag, ranges and Last-Modified.
+Paths are resolved in threads, symbolic links included. A path that leaves the folder counts as missing.
+``tangram.routing.FileResponse`` sees to that, and to ``ETag``, ranges and ``Last-Modified``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -16,12 +17,12 @@ from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.routing import FileResponse, HTTPException
 from tangram.routing.files import inside
 
-__all__ = ["IMMUTABLE", "REVALIDATE", "Folder"]
+__all__ = ["IMMUTABLE", "REVALIDATE", "StaticFolder"]
 
-REVALIDATE = "no-cache"
-"""A browser asks each time whether it is still the same, which the ETag answers with 304."""
-IMMUTABLE = "public, max-age=31536000, immutable"
-"""For names that carry a hash of the content: another content has another name."""
+REVALIDATE: Final = "no-cache"
+"""The browser asks each time whether the file has changed, and gets 304 if its ETag is the same."""
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
+"""For names that contain a hash of the content: a changed file has another name."""
 
 # Bundlers write name-HASH.ext or name.HASH.ext. A hash is
 #
@@ -29,23 +30,23 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 # - 8 of base32, that is capitals and 2 to 7, with a letter and a digit (esbuild), or
 # - 8 to 64 hexadecimal digits in small letters, with a letter and a digit (webpack, Parcel),
 #
-# and one of its digits stands before its last character, because words that people number end in theirs:
-# HeatMap2, SCREENS3. What only might be a hash is asked for again each time, which costs a 304; a plain name
-# that is taken for one is stale for a year.
-_HASHES = (
+# and it has a digit before its last character, because plain words often end in a number: HeatMap2, SCREENS3.
+# In doubt a name counts as plain: a hash that is not recognized costs a 304 each time, but a plain name that
+# is taken for a hash stays in browsers for a year after the file has changed.
+_HASHES: Final = (
     re.compile(r"[-.](?=.*[a-z])(?=.*[A-Z])(?=.*[0-9].)[A-Za-z0-9_-]{8}"),
     re.compile(r"[-.](?=.*[A-Z])(?=.*[0-9].)[A-Z2-7]{8}"),
 )
-_HEX = re.compile(r"(?=.*[a-f])(?=.*[0-9].)[0-9a-f]{8,64}")
-_SEPARATOR = re.compile(r"[-.]")
-_EXTENSION = re.compile(r"[A-Za-z0-9]{1,16}")
+_HEX: Final = re.compile(r"(?=.*[a-f])(?=.*[0-9].)[0-9a-f]{8,64}")
+_SEPARATOR: Final = re.compile(r"[-.]")
+_EXTENSION: Final = re.compile(r"[A-Za-z0-9]{1,16}")
 
-MAX_NAME = 255
-"""Characters of a file's name, at most: no file system has longer ones, and a client may send 32,000."""
+MAX_NAME: Final = 255
+"""Characters of a file name: no file system has longer names, and a client may send 32,000."""
 
 
 def _is_hashed(name: str) -> bool:
-    """Whether a bundler put a hash of the content into this file's name."""
+    """Return whether the file name contains a content hash that a bundler put there."""
     stem, _, extension = name.rpartition(".")
     if len(name) > MAX_NAME or _EXTENSION.fullmatch(extension) is None:
         return False
@@ -55,15 +56,15 @@ def _is_hashed(name: str) -> bool:
     return bool(first and others) and _HEX.fullmatch(others[-1]) is not None
 
 
-class Folder:
-    """One folder on the disk, read anew on each request."""
+class StaticFolder:
+    """One folder whose files are read from the disk at each request."""
 
     def __init__(self, root: Path, *, only: Collection[str] | None = None) -> None:
         self.root = root
         self._only = only
 
     async def serve(self, relative: str, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer with the file; ``False``, and nothing sent, where there is none."""
+        """Send the file at ``relative``; return ``False``, with nothing sent, where there is none."""
         if self._only is not None and relative not in self._only:
             return False
         name = relative.rpartition("/")[2]
@@ -73,7 +74,7 @@ class Folder:
         try:
             await FileResponse(relative, headers=headers, root=self.root)(scope, receive, send)
         except HTTPException:
-            # Raised before anything was sent: there is no such file in here.
+            # Raised before anything was sent.
             return False
         return True
 

@@ -1,8 +1,9 @@
-"""The ``Forwarded`` header of RFC 7239, read from its end: a pure function of the header's text.
+"""Parser of the ``Forwarded`` header (RFC 7239) that reads from the end; no I/O.
 
-1. Whoever is nearest to us wrote last. What a client put in front, an open quote for example, must not change
-   what our own proxy says behind it; so elements are told apart from the right.
-2. Nothing raises. What is malformed says nothing, and neither does what stands before it.
+1. The nearest proxy writes the last element. Text that a client put in front of it, for example an open
+   quote, must not change how that element is read. Therefore the parser splits from the right.
+2. Nothing raises. A malformed element yields ``UNKNOWN_HOP`` and ends the iteration, because elements before
+   it cannot be told apart safely.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["NOTHING", "Hop", "read_forwarded"]
+__all__ = ["UNKNOWN_HOP", "Hop", "read_forwarded"]
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PAIR: Final = re.compile(rf'(?:({_WORD})=({_WORD}|"(?:[^"\\]|\\.)*"))?(?:[ \t]*;[ \t]*|\Z)', re.DOTALL)
@@ -21,41 +22,47 @@ _QUOTE: Final = re.compile(r'(?<!\\)"')
 
 
 class Hop(NamedTuple):
-    """What one proxy says of the request that it got; empty where it does not say."""
+    """One proxy's description of the request that it received; unknown fields are empty."""
 
     address: str = ""
-    """Who asked it: an IP address, without brackets and port. Empty, too, for ``unknown`` and for obfuscated
-    identifiers (``_secret``)."""
+    """The IP address of the proxy's client, without brackets and port.
+
+    Also empty for ``unknown`` and for obfuscated identifiers (``_secret``).
+    """
     proto: str = ""
-    """In lower case."""
+    """The scheme, in lower case."""
     host: str = ""
-    """The ``Host`` that it was asked for."""
+    """The ``Host`` of the request."""
 
 
-NOTHING: Final = Hop()
+UNKNOWN_HOP: Final = Hop()
 
 
 def read_forwarded(values: Sequence[str]) -> Iterator[Hop]:
-    """What the proxies say, the nearest first; ``values`` are the header's lines in their order.
+    """Yield the elements of the header, the nearest proxy first.
 
-    A malformed element is `NOTHING`, and the last one.
+    Example: ``["for=10.0.0.1, for=10.0.0.2"]`` yields the hop of 10.0.0.2, then the hop of 10.0.0.1.
+
+    Args:
+        values: The lines of the header in the order of the request.
     """
     for element in _elements(", ".join(values)):
         text = element.strip(" \t")
         if not text:
             continue  # lists may have empty members
         hop = _hop(text)
-        yield hop or NOTHING
+        yield hop or UNKNOWN_HOP
         if hop is None:
             return
 
 
 def _elements(text: str) -> Iterator[str]:
-    """Split at the commas outside of quotes, the last element first."""
+    """Split at commas outside of quotes; yield the last element first."""
     tail: list[str] = []
     for distance, piece in enumerate(reversed(_QUOTE.split(text))):
         if distance % 2:
-            # Where the number of quotes is odd, this is the text before the first: no pair begins like that.
+            # With an odd number of quotes, the text before the first quote is read as quoted. It then fails
+            # to parse as a pair, which is the safe reading.
             tail.append(f'"{piece}"')
             continue
         first, *others = piece.split(",")

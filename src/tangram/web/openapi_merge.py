@@ -1,68 +1,68 @@
-"""Several OpenAPI documents as one: routes of applications with documents of their own, without clashes of
-names.
+"""Merge the OpenAPI documents of plugins' applications into the document of the server.
 
-What is ours stays as it is. A schema of an application whose name is taken by another schema gets its
-owner's name in front; an operation whose id is taken gets it too. Of two that answer one path and method the
-first is shown, as it is asked first.
+1. The server's own entries do not change.
+2. A schema whose name is taken by a different schema gets the name of its plugin as a prefix. An operation
+   whose id is taken gets the same prefix.
+3. Where two applications have the same path and method, the first one is documented, because it answers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
-__all__ = ["Documented", "merged"]
+__all__ = ["DocumentedApp", "merge_openapi"]
 
 log = structlog.get_logger("tangram.web")
 
-_SCHEMAS = "#/components/schemas/"
+_SCHEMAS: Final = "#/components/schemas/"
 
 
-class Documented(Protocol):
-    """Something with an owner and a document."""
+class DocumentedApp(Protocol):
+    """An application with an OpenAPI document."""
 
     owner: str
+    """The name of its plugin."""
 
     def openapi(self) -> Mapping[str, Any]:
-        """Its document."""
+        """Return the document."""
 
 
-def merged(document: dict[str, Any], apps: Iterable[Documented]) -> dict[str, Any]:
-    """``document`` with the routes of ``apps``. One whose document cannot be made is left out, and told."""
+def merge_openapi(document: dict[str, Any], apps: Iterable[DocumentedApp]) -> dict[str, Any]:
+    """Add the routes of ``apps`` to ``document``; log each app whose document fails."""
     for app in apps:
         try:
-            told = app.openapi()
+            added = app.openapi()
         except Exception as error:
-            log.exception(
-                "a plugin's routes are left out of /openapi.json", plugin=app.owner, cause=repr(error)
-            )
+            log.exception("plugin routes left out of /openapi.json", plugin=app.owner, cause=repr(error))
             continue
-        _take_in(document, told, app.owner)
+        _add_document(document, added, app.owner)
     return document
 
 
-def _take_in(document: dict[str, Any], told: Mapping[str, Any], owner: str) -> None:
+def _add_document(document: dict[str, Any], added: Mapping[str, Any], owner: str) -> None:
     prefix = re.sub(r"\W+", "_", owner)
-    theirs: Mapping[str, Any] = told.get("components", {})
-    renamed = _renamed(document, theirs.get("schemas", {}), prefix)
-    for path, item in _rewritten(told.get("paths", {}), renamed).items():
+    components: Mapping[str, Any] = added.get("components", {})
+    renamed = _renamed(document, components.get("schemas", {}), prefix)
+    for path, item in _rewritten(added.get("paths", {}), renamed).items():
         _add_path(document, path, item, prefix)
-    for kind, entries in _rewritten(theirs, renamed).items():
-        home = document.setdefault("components", {}).setdefault(kind, {})
+    for kind, entries in _rewritten(components, renamed).items():
+        known = document.setdefault("components", {}).setdefault(kind, {})
         for name, entry in entries.items():
-            home.setdefault(renamed.get(name, name) if kind == "schemas" else name, entry)
+            known.setdefault(renamed.get(name, name) if kind == "schemas" else name, entry)
 
 
 def _renamed(document: Mapping[str, Any], schemas: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    ours = document.get("components", {}).get("schemas", {})
+    """Return new names by old names, for schemas whose name is taken by a different schema."""
+    known = document.get("components", {}).get("schemas", {})
     renamed = {}
     for name, schema in schemas.items():
-        if name in ours and ours[name] != schema:
+        if name in known and known[name] != schema:
             number, free = 1, f"{prefix}_{name}"
-            while free in ours or free in schemas:
+            while free in known or free in schemas:
                 number += 1
                 free = f"{prefix}_{name}_{number}"
             renamed[name] = free
@@ -70,7 +70,7 @@ def _renamed(document: Mapping[str, Any], schemas: Mapping[str, Any], prefix: st
 
 
 def _rewritten(node: Any, renamed: Mapping[str, str]) -> Any:
-    """A copy in which references say the new names."""
+    """Return a copy in which references use the new names."""
     if isinstance(node, Mapping):
         copied = {key: _rewritten(value, renamed) for key, value in node.items()}
         target = copied.get("$ref")
@@ -89,10 +89,10 @@ def _add_path(document: dict[str, Any], path: str, item: Mapping[str, Any], pref
         for operation in one.values()
         if isinstance(operation, Mapping)
     }
-    home = paths.setdefault(path, {})
+    operations = paths.setdefault(path, {})
     for method, operation in item.items():
-        if method in home:
+        if method in operations:
             continue
         if isinstance(operation, dict) and operation.get("operationId") in taken:
             operation["operationId"] = f"{prefix}_{operation['operationId']}"
-        home[method] = operation
+        operations[method] = operation

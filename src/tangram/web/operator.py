@@ -1,27 +1,28 @@
-"""``/-/``: what the operator and their machines ask. Health, readiness, the supervision tree, the plugins.
+"""Routes of the operator below ``/-/``: health, readiness, supervision tree, plugins.
 
-Numbers and states are for all. Causes, with the last frames of their tracebacks, are for the operator (the
-token) and for this machine. Whatever changes something needs the token, from this machine as well: any page
-in a browser here can send a request to loopback.
+1. Numbers and states are public. Causes of crashes, with the last frames of their tracebacks, are shown to
+   requests with the operator's token and to requests from this machine.
+2. Routes that change something always need the token, also from this machine: any page in a browser on this
+   machine can send a request to loopback.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tangram.errors import NoSuchChild, StartFailed
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
-from tangram.web.origin import Addresses
+from tangram.web.addresses import Addresses
 
-__all__ = ["DETAIL_KEYS", "Operator", "operator_router", "without_details"]
+__all__ = ["DETAIL_KEYS", "ServerControl", "operator_router", "without_details"]
 
-DETAIL_KEYS = frozenset(
+DETAIL_KEYS: Final = frozenset(
     {"last_crash", "crashes", "crash", "ghosts", "stubborn", "where", "others", "traceback"}
 )
-"""What is kept, whole, from those who may not see details."""
-PUBLIC_WORDS = frozenset(
+"""Keys whose whole value is left out of public answers."""
+PUBLIC_TEXT_KEYS: Final = frozenset(
     {
         "name",
         "state",
@@ -36,54 +37,56 @@ PUBLIC_WORDS = frozenset(
     }
     | {"services", "path"}
 )
-"""Under these names text is for all. Any other text may be somebody's path, address or value, and is kept
-back.
-"""
+"""Keys whose text is public. Any other text may contain a path, an address or a value of a plugin."""
 
 
-class Operator(Protocol):
-    """What the routes need to know of the running server."""
+class ServerControl(Protocol):
+    """The running server, as the operator's routes see it."""
 
     def health(self) -> bool:
-        """The event loop turns and the tree stands; ``False`` once the server ends."""
+        """Return ``True`` while the supervision tree runs, ``False`` once the server stops."""
         ...
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Whether everything that should run does, and if not, why: one short reason each, fit for
-        everybody.
-        """
+        """Return whether all parts run, and a short public reason for each one that does not."""
         ...
 
     def supervision(self) -> Mapping[str, Any]:
-        """The tree, with all details, as plain values."""
+        """Return the supervision tree with all details, as plain values."""
         ...
 
     def plugins(self) -> Sequence[Mapping[str, Any]]:
-        """The plugins, with all details, as plain values: at least ``name`` and ``state``."""
+        """Return the plugins with all details, as plain values: at least ``name`` and ``state``."""
         ...
 
     async def restart_plugin(self, name: str) -> None:
-        """Restart one, also one in quarantine; raises `NoSuchChild`, or `StartFailed` when it fails again."""
+        """Restart one plugin, also one in quarantine.
+
+        Raises:
+            NoSuchChild: No plugin has this name.
+            StartFailed: The plugin failed again.
+        """
         ...
 
     def unavailable(self) -> Mapping[str, str]:
-        """Plugins whose routes cannot answer now, with a reason fit for everybody. Asked at every request:
-        cheap.
+        """Return public reasons by name of the plugins whose routes cannot answer now.
+
+        Called at each request, so it must be cheap.
         """
         ...
 
     async def wait_available(self, plugin: str) -> str | None:
-        """Wait, for a bounded time, for a plugin that restarts: ``None`` once it serves, else the reason."""
+        """Wait a bounded time for a plugin that restarts; return the reason if it is not back."""
         ...
 
 
 def without_details(value: Any) -> Any:
-    """Numbers, states and names alone: what is not known to be harmless is left out."""
+    """Return a copy with public parts only: numbers, states and names."""
     if isinstance(value, Mapping):
         return {
             key: without_details(item)
             for key, item in value.items()
-            if key not in DETAIL_KEYS and (key in PUBLIC_WORDS or not _holds_text(item))
+            if key not in DETAIL_KEYS and (key in PUBLIC_TEXT_KEYS or not _holds_text(item))
         }
     if isinstance(value, list | tuple):
         return [without_details(item) for item in value]
@@ -96,63 +99,65 @@ def _holds_text(value: Any) -> bool:
     return isinstance(value, str | bytes)
 
 
-def operator_router(operator: Operator, token: str, addresses: Addresses) -> APIRouter:
-    """The routes below ``/-``."""
-    guard = _Guard(token, addresses)
+def operator_router(control: ServerControl, token: str, addresses: Addresses) -> APIRouter:
+    """Make the routes below ``/-``."""
+    access = _Access(token, addresses)
     router = APIRouter(prefix="/-", tags=["operator"])
 
-    @router.get("/healthz", summary="Does the server live?")
+    @router.get("/healthz", summary="Liveness")
     async def healthz() -> JSONResponse:
-        """200 while the event loop turns; for liveness probes."""
-        if operator.health():
-            return _fresh({"status": "ok"})
-        return _fresh({"status": "stopping"}, 503)
+        """Answer 200 while the event loop runs; for liveness probes."""
+        if control.health():
+            return _uncached({"status": "ok"})
+        return _uncached({"status": "stopping"}, 503)
 
-    @router.get("/readyz", summary="Can the server do its work?")
+    @router.get("/readyz", summary="Readiness")
     async def readyz() -> JSONResponse:
-        """200 when bus, channels and plugins are up; 503 with the reasons otherwise."""
-        ready, reasons = operator.readiness()
-        return _fresh(
+        """Answer 200 when bus, channels and plugins are up, else 503 with the reasons."""
+        ready, reasons = control.readiness()
+        return _uncached(
             {"status": "ready" if ready else "not ready", "reasons": list(reasons)}, 200 if ready else 503
         )
 
     @router.get("/supervision", summary="The supervision tree")
     async def supervision(request: Request) -> JSONResponse:
-        """State, incarnation and restarts of each part; for the operator also the last crashes."""
-        tree = operator.supervision()
-        return _fresh(tree if guard.sees_details(request) else without_details(tree))
+        """Return state, incarnation and restarts of each part; crashes for the operator only."""
+        tree = control.supervision()
+        return _uncached(tree if access.sees_details(request) else without_details(tree))
 
     @router.get("/plugins", summary="The plugins")
     async def plugins(request: Request) -> JSONResponse:
-        """Name and state of each plugin; for the operator also what went wrong."""
-        listed = list(operator.plugins())
-        return _fresh(listed if guard.sees_details(request) else without_details(listed))
+        """Return name and state of each plugin; for the operator also the causes of failures."""
+        listed = list(control.plugins())
+        return _uncached(listed if access.sees_details(request) else without_details(listed))
 
     @router.post("/plugins/{name}/restart", summary="Restart a plugin")
     async def restart(name: str, request: Request) -> JSONResponse:
         """Restart one plugin, also one in quarantine. Needs the operator's token."""
-        guard.require_token(request)
-        return await _restart(operator, name)
+        access.require_token(request)
+        return await _restart(control, name)
 
     return router
 
 
-async def _restart(operator: Operator, name: str) -> JSONResponse:
+async def _restart(control: ServerControl, name: str) -> JSONResponse:
     try:
-        await operator.restart_plugin(name)
+        await control.restart_plugin(name)
     except NoSuchChild:
         raise HTTPException(404, f"no plugin is called {name!r}: see /-/plugins") from None
     except StartFailed as error:
-        return _fresh({"detail": f"plugin {name!r} did not start", "cause": str(error)}, 503)
-    return _fresh({"status": "restarted", "plugin": name})
+        return _uncached({"detail": f"plugin {name!r} did not start", "cause": str(error)}, 503)
+    return _uncached({"status": "restarted", "plugin": name})
 
 
-def _fresh(content: Any, status: int = 200) -> JSONResponse:
-    # What is told holds for this moment; a proxy that remembers it would lie.
+def _uncached(content: Any, status: int = 200) -> JSONResponse:
+    # The answer holds for this moment, so a proxy must not keep it.
     return JSONResponse(content, status, headers={"cache-control": "no-store"})
 
 
-class _Guard:
+class _Access:
+    """The check of requests for details and for changes."""
+
     def __init__(self, token: str, addresses: Addresses) -> None:
         self._token = token.encode()
         self._addresses = addresses
@@ -173,7 +178,7 @@ class _Guard:
         if len(values) != 1 or not self._token:
             return False
         scheme, _, given = values[0].partition(" ")
-        # The time that the comparison takes must not tell how much of the token was right.
+        # A comparison in constant time does not reveal how many characters were right.
         return (
             hmac.compare_digest(given.strip().encode("latin-1"), self._token) and scheme.lower() == "bearer"
         )

@@ -1,41 +1,48 @@
-"""The Quart application behind the site: plugins' blueprints, and what an engine without channels of its own
-mounts.
+"""The Quart application of one incarnation, which serves the blueprints of plugins.
 
-Built anew for each incarnation, and only where somebody needs it: Quart costs a fifth of a second to import.
-Its background tasks and its lifespan are not for use: what fails there is lost in a log line. They are
-refused, by name.
+The site imports this module only where a plugin brings blueprints, because importing Quart takes 0.2 s.
+Quart's background tasks and its serving functions cannot be used: Quart only logs their errors. The former
+are refused, the latter are never called, and a warning names the plugin.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import structlog
+import trio
+from quart import Quart, jsonify, request, websocket
+from quart.asgi import ASGIHTTPConnection
+from quart.wrappers import Websocket
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
+from werkzeug.exceptions import HTTPException
 
 from tangram.asgi import ASGIApp
+from tangram.channels.disconnects import CRASH
+from tangram.http.engine import ClientGone
 from tangram.plugins.registry import LoadedPlugin, cause_line
-from tangram.web.operator import Operator
+from tangram.web.operator import ServerControl
 
-if TYPE_CHECKING:
-    import trio
-    from quart import Quart
-
-__all__ = ["build_quart"]
+__all__ = ["QuartWebSocketConnection", "build_quart"]
 
 log = structlog.get_logger("tangram.web")
 
 
 def build_quart(
-    plugins: Iterable[LoadedPlugin],
-    hooks: Iterable[Callable[[Quart], None]],
-    operator: Operator,
-    max_body: int,
+    plugins: Iterable[LoadedPlugin], control: ServerControl, max_body: int
 ) -> tuple[ASGIApp, dict[str, str]]:
-    """The application, and the plugins whose blueprints could not be registered with the cause.
+    """Make the Quart application with the blueprints of ``plugins``.
 
-    ``operator`` says which plugins' routes cannot answer now, and why.
+    Args:
+        plugins: Those without blueprints are ignored.
+        control: Reports which plugins cannot answer now; their blueprints answer 503.
+        max_body: Bytes of a request body; 0 means no limit.
+
+    Returns:
+        The application, and causes by name of the plugins whose blueprints cannot be registered.
     """
     app = _new_app(max_body)
     failures: dict[str, str] = {}
@@ -44,15 +51,15 @@ def build_quart(
         cause = _register(app, loaded, owners)
         if cause is not None:
             failures[loaded.name] = cause
-    _answer_for_the_absent(app, owners, operator)
-    for hook in hooks:
-        hook(app)
+    _refuse_unavailable(app, owners, control)
     return cast("ASGIApp", app), failures
 
 
 def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str | None:
-    """Register on a trial application first, so that a blueprint which raises half-way leaves nothing
-    behind.
+    """Register the blueprints of one plugin; return the cause if that fails.
+
+    They are registered on a trial application first: a blueprint that raises half-way would leave some of its
+    routes in the real one.
     """
     trial = _new_app(0)
     before = set(app.blueprints)
@@ -63,89 +70,140 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
             app.register_blueprint(blueprint)
     except Exception as error:
         cause = cause_line(error, loaded.source)
-        log.exception("a plugin's blueprint cannot be registered", plugin=loaded.name, cause=cause)
+        log.exception("blueprint registration failed", plugin=loaded.name, cause=cause)
         return cause
     owners.update(dict.fromkeys(set(app.blueprints) - before, loaded.name))
     if trial.before_serving_funcs or trial.after_serving_funcs or trial.while_serving_gens:
         log.warning(
-            "a blueprint's serving functions are never called: use the plugin's lifespan or a service",
+            "serving functions of a blueprint are never called",
             plugin=loaded.name,
+            hint="use the plugin's lifespan or a service",
         )
     return None
 
 
-def _answer_for_the_absent(app: Quart, owners: Mapping[str, str], operator: Operator) -> None:
-    from quart import jsonify, request, websocket
+def _refuse_unavailable(app: Quart, owners: Mapping[str, str], control: ServerControl) -> None:
+    """Answer 503 on the routes of plugins that cannot answer now."""
 
-    async def refuse(asked: Any) -> Any:
-        down = operator.unavailable()
-        for name in asked.blueprints if down else ():
+    async def refusal(context: Any) -> Any:
+        down = control.unavailable()
+        for name in context.blueprints if down else ():
             owner = owners.get(name, "")
-            reason = await operator.wait_available(owner) if owner in down else None
+            reason = await control.wait_available(owner) if owner in down else None
             if reason is not None:
                 return jsonify(detail=reason), 503, {"retry-after": "1"}
         return None
 
-    async def absent() -> Any:
-        return await refuse(request)
+    async def before_request() -> Any:
+        return await refusal(request)
 
-    async def absent_websocket() -> Any:
-        # What is returned here is the answer to the handshake.
-        return await refuse(websocket)
+    async def before_websocket() -> Any:
+        # The returned response is the answer to the handshake.
+        return await refusal(websocket)
 
-    app.before_request(absent)
-    app.before_websocket(absent_websocket)
+    app.before_request(before_request)
+    app.before_websocket(before_websocket)
+
+
+class _QuartHttpConnection(TrioASGIHTTPConnection):
+    """One HTTP request whose response may outlast the ``http.disconnect`` event.
+
+    quart-trio cancels the rest of its own response when the engine reports the end of the request.
+    """
+
+    complete = False
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        async def watched_send(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self.complete = True
+            await send(message)
+
+        await super().__call__(receive, watched_send)
+
+    async def handle_messages(  # type: ignore[override] # quart-trio adds the nursery
+        self, nursery: trio.Nursery, request: Any, receive: Any
+    ) -> None:
+        await ASGIHTTPConnection.handle_messages(self, request, receive)
+        if not self.complete:
+            nursery.cancel_scope.cancel()
+
+
+class _CrashRecorder:
+    """An application that records whether its WebSocket handler failed.
+
+    After the upgrade, a handler that returns a response has failed: Quart made that response of its
+    exception.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.crashed = False
+
+    async def handle_websocket(self, socket: Websocket) -> Any:
+        response = await self._app.handle_websocket(socket)
+        self.crashed = response is not None
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+
+class QuartWebSocketConnection(TrioASGIWebsocketConnection):
+    """A WebSocket of Quart with two corrections; for ``Quart.asgi_websocket_class``.
+
+    1. A handler that failed is closed with 1011 instead of 1000, after which phoenix.js would not reconnect.
+    2. An empty binary frame arrives as ``b""``, whichever of its keys the engine leaves out of the event.
+    """
+
+    app: Any
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        async def receive_data() -> Any:
+            event: Any = await receive()
+            if event["type"] == "websocket.receive":
+                # Quart takes ``bytes`` or, if that is empty, ``text``.
+                data = event.get("bytes")
+                event = {**event, "text": data if data is not None else event.get("text", "")}
+            return event
+
+        await super().__call__(receive_data, send)
+
+    async def handle_websocket(  # type: ignore[override] # quart-trio adds the nursery
+        self, nursery: trio.Nursery, websocket: Websocket, send: Any
+    ) -> None:
+        recorder = self.app = _CrashRecorder(self.app)
+
+        async def send_with_code(event: Any) -> None:
+            if recorder.crashed and event["type"] == "websocket.close":
+                event = {**event, "code": CRASH.code, "reason": CRASH.reason}
+            await send(event)
+
+        await super().handle_websocket(nursery, websocket, send_with_code)
+
+
+class _Application(QuartTrio):
+    asgi_http_class = _QuartHttpConnection
+    asgi_websocket_class = QuartWebSocketConnection
+
+    async def handle_websocket_exception(self, error: Exception) -> Any:
+        if isinstance(error, ClientGone):
+            return None  # an ordinary end, and a traceback for each would let clients fill the log
+        return await super().handle_websocket_exception(error)
+
+    def add_background_task(self, func: Callable[..., Any], *_args: Any, **_kwargs: Any) -> None:
+        name = getattr(func, "__name__", repr(func))
+        raise RuntimeError(
+            f"background task {name!r} is refused, because Quart would only log its errors: "
+            "make it a service of the plugin with @plugin.register_service()"
+        )
 
 
 def _new_app(max_body: int) -> Quart:
-    # Quart is not imported with this module: most servers never need it.
-    from quart.asgi import ASGIHTTPConnection
-    from quart_trio import QuartTrio
-    from quart_trio.asgi import TrioASGIHTTPConnection
-    from werkzeug.exceptions import HTTPException
-
-    from tangram.http.engine import ClientGone
-    from tangram.http.hypercorn.channels import WebsocketConnection
-
-    class Connection(TrioASGIHTTPConnection):
-        """One request. Upstream cancels the tail of its own response when the engine reports its end as a
-        disconnect.
-        """
-
-        complete = False
-
-        async def __call__(self, receive: Any, send: Any) -> None:
-            async def watched(message: Any) -> None:
-                if message["type"] == "http.response.body" and not message.get("more_body", False):
-                    self.complete = True
-                await send(message)
-
-            await super().__call__(receive, watched)
-
-        async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:  # type: ignore[override]
-            await ASGIHTTPConnection.handle_messages(self, request, receive)
-            if not self.complete:
-                nursery.cancel_scope.cancel()
-
-    class Application(QuartTrio):
-        asgi_http_class = Connection
-        asgi_websocket_class = WebsocketConnection
-
-        async def handle_websocket_exception(self, error: Exception) -> Any:
-            if isinstance(error, ClientGone):
-                return None  # nobody's fault, and no traceback: a stranger could fill the log with them
-            return await super().handle_websocket_exception(error)
-
-        def add_background_task(self, func: Any, *_args: Any, **_kwargs: Any) -> None:
-            name = getattr(func, "__name__", repr(func))
-            raise RuntimeError(
-                f"background task {name!r} would die unseen in a log line: make it a service of the plugin "
-                "with @plugin.register_service()"
-            )
-
-    app = Application("tangram", static_folder=None, template_folder=None)
+    app = _Application("tangram", static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body or None
-    # Long answers are bounded by the engine's write timeout, which knows whether the client still reads.
+    # The write timeout of the engine bounds long responses, because the engine knows whether the client
+    # reads.
     app.config["RESPONSE_TIMEOUT"] = None
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _internal_error)
@@ -153,12 +211,10 @@ def _new_app(max_body: int) -> Quart:
 
 
 async def _http_error(error: Any) -> Any:
-    from quart import jsonify
-
     if error.response is not None:
         return error.response
-    told = error.name if error.description == type(error).description else error.description
-    answer = jsonify(detail=told)
+    detail = error.name if error.description == type(error).description else error.description
+    answer = jsonify(detail=detail)
     answer.status_code = error.code or 500
     for name, value in error.get_headers():
         if name.lower() in {"allow", "www-authenticate", "retry-after", "location"}:
@@ -167,8 +223,6 @@ async def _http_error(error: Any) -> Any:
 
 
 async def _internal_error(error: Exception) -> Any:
-    from quart import jsonify, request
-
     ident = secrets.token_hex(6)
-    log.error("a page failed", id=ident, path=request.path, exc_info=error)
+    log.error("request failed", id=ident, path=request.path, exc_info=error)
     return jsonify(detail="internal error", id=ident), 500

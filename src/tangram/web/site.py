@@ -1,16 +1,15 @@
-"""The site: one ASGI application for everything that is asked over HTTP.
+"""The site: one ASGI application for all HTTP requests and the WebSockets of plugins.
 
-    CORS -> native routes (operator's, core's, plugins') -> files (page, docs, front ends) -> Quart
-    (blueprints) -> 404
+    CORS -> native routes (operator, core, plugins) -> files (start page, docs, front ends)
+         -> Quart (blueprints) -> 404
 
-What a native route answers does not pass through Quart. A site belongs to one incarnation: the next one
-builds its own.
+Requests to native routes do not pass through Quart. Each incarnation builds a site of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import structlog
@@ -26,26 +25,23 @@ from tangram.routing.responses import encode_json
 from tangram.routing.table import MATCHES
 from tangram.version import VERSION
 from tangram.web import docs
+from tangram.web.addresses import Addresses
 from tangram.web.cache import CacheRoutes
 from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
-from tangram.web.files import Folder
+from tangram.web.files import StaticFolder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
-from tangram.web.openapi_merge import merged
-from tangram.web.operator import Operator, operator_router
-from tangram.web.origin import Addresses
+from tangram.web.openapi_merge import merge_openapi
+from tangram.web.operator import ServerControl, operator_router
+from tangram.web.settings_validation import validate_settings
 from tangram.web.shell import PAGES, shell_folder
-from tangram.web.validate import verdict
-
-if TYPE_CHECKING:
-    from quart import Quart
 
 __all__ = ["OWNER", "AppMount", "Site", "SiteParts", "build_site"]
 
 log = structlog.get_logger("tangram.web")
 
-OWNER = "tangram"
-"""Whose the server's own routes are; no plugin can be called so and be down."""
+OWNER: Final = "tangram"
+"""The owner of the server's own routes; no plugin can have this name."""
 
 _APP: Final = "tangram.app"
 """Key of the scope for the application of a plugin that answers its request, with the site that found it."""
@@ -53,59 +49,64 @@ _APP: Final = "tangram.app"
 
 @attrs.frozen(kw_only=True, eq=False)
 class SiteParts:
-    """What a site is made of."""
+    """The parts from which a site is built."""
 
     config: Config
-    operator: Operator
+    control: ServerControl
     operator_token: str
     state: Callable[[], BackendState]
-    """The state of this incarnation, asked for when a request needs it."""
+    """Returns the state of this incarnation; called when a request needs it."""
     plugins: Sequence[LoadedPlugin] = ()
-    """In the order in which they are served, and listed in the manifest."""
+    """In the order of matching, and of the manifest."""
     routers: Sequence[APIRouter] = ()
-    """Routes of other rooms: ``POST /token``."""
+    """Further routes of the server: ``POST /token``."""
     apps: Sequence[AppMount] = ()
-    """Routes that are not in a table of ours: those of plugins with an application of their own."""
+    """ASGI applications of plugins that do not use ``APIRouter``."""
     mounts: Sequence[Mount] = ()
-    """Further routes with owners and resolvers of their own."""
-    quart_hooks: Sequence[Callable[[Quart], None]] = ()
-    """Called with the Quart application: for engines that carry channels through it."""
+    """Further routes, each with an owner and a resolver."""
     cache: CacheRoutes | None = None
-    """Its ``run`` belongs beside the site in the tree."""
+    """The routes of ``[[cache.entries]]``; their ``run`` must run beside the site."""
     allowed: Allowed | None = None
-    """Whether pages of an origin may read our answers and open WebSockets; ``None``: by ``[server]``'s hosts
-    and ``allowed_origins``."""
+    """Whether pages of an origin may read answers and open WebSockets.
+
+    ``None`` follows ``[server] hosts`` and ``[server] allowed_origins``.
+    """
 
 
 class AppMount(Protocol):
-    """An ASGI application of one plugin, whose routes stand beside everybody's."""
+    """An ASGI application of one plugin, beside the native routes."""
 
     owner: str
+    """The name of the plugin."""
     problems: list[str]
+    """Routes that are not served, each with its cause."""
 
     def match(self, scope: Scope) -> bool | None:
-        """True: it answers this; False: it has the path, for other methods; None: it has no such path."""
+        """Return ``True`` if the application answers this request.
+
+        ``False`` means that it has the path for other methods only, ``None`` that it does not have the path.
+        """
 
     def body_limit(self, scope: Scope) -> int:
         """Return the largest body in bytes of a request that it answers; 0 is no limit."""
 
     def openapi(self) -> Mapping[str, Any]:
-        """The OpenAPI document of its routes alone."""
+        """Return the OpenAPI document of the application's routes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def build_site(parts: SiteParts) -> Site:
-    """Put the site of one incarnation together. Bad plugins cost themselves: see ``Site.failures``."""
+    """Build the site of one incarnation; parts of plugins that fail are in ``Site.failures``."""
     return Site(parts)
 
 
 class Site:
-    """The ASGI application: http, websocket (for the Quart application) and an empty lifespan."""
+    """The ASGI application for ``http``, ``websocket`` (blueprints) and an empty ``lifespan``."""
 
     def __init__(self, parts: SiteParts) -> None:
         self._parts = parts
-        self._operator = parts.operator
+        self._control = parts.control
         self.addresses = Addresses.of(parts.config)
         self.frontends: Frontends = find_frontends(parts.plugins)
         self.manifest = Manifest(parts.config, self.frontends)
@@ -113,18 +114,18 @@ class Site:
             self._mounts(), injectable=[BackendState], max_body=parts.config.server.max_body
         )
         self.failures: dict[str, str] = dict(self.manifest.failures)
-        """What of which plugin is not served, and why."""
+        """Causes by name of the plugins of which some part is not served."""
         for problem in self.table.problems:
             self.failures.setdefault(problem.plugin or OWNER, str(problem))
         self._apps = list(parts.apps)
         for app in self._apps:
-            for told in app.problems:
-                self.failures.setdefault(app.owner, told)
+            for cause in app.problems:
+                self.failures.setdefault(app.owner, cause)
         self._quart = self._build_quart()
-        self._pages = Folder(PAGES)
+        self._pages = StaticFolder(PAGES)
         self._shell = shell_folder(parts.config.server.frontend)
         docs_files = docs.docs_folder()
-        self._docs = Folder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
+        self._docs = StaticFolder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
         self._openapi: bytes | None = None
         self._allowed: Allowed = parts.allowed or self._policy().allows
         self._outer = Cors(self._http, self._allowed)
@@ -149,16 +150,16 @@ class Site:
         return (self.table if app is None else app).body_limit(scope)
 
     def openapi(self) -> bytes:
-        """``/openapi.json``, made when first asked for."""
+        """Return ``/openapi.json``; made at the first call and kept."""
         if self._openapi is None:
             document = openapi([self.table], title="tangram", version=VERSION)
-            self._openapi = encode_json(merged(document, self._apps))
+            self._openapi = encode_json(merge_openapi(document, self._apps))
         return self._openapi
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        down = self._operator.unavailable()
+        down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
-        if down and await self._refuse_for(down, app, scope, send):
+        if down and await self._refuse_unavailable(down, app, scope, send):
             return
         if app is not None:
             await app(scope, receive, send)
@@ -170,14 +171,17 @@ class Site:
         await self._quart(scope, receive, send)
 
     def _app_for(self, scope: Scope) -> AppMount | None:
-        """Return the plugin's application that answers a request; it is searched once for each request."""
+        """Return the plugin's application that answers this request, or ``None``.
+
+        The answer is kept in the scope, so each request is matched once.
+        """
         kept: tuple[Site, AppMount | None] | None = scope.get(_APP)
         if kept is None or kept[0] is not self:
             kept = scope[_APP] = (self, self._find_app(scope))
         return kept[1]
 
     def _find_app(self, scope: Scope) -> AppMount | None:
-        """Search our own routes first, then the applications in the order of the plugins."""
+        """Search the native routes first, then the applications in the order of the plugins."""
         found = self.table.locate(scope)
         if found is not None and found.value is not None:
             return None
@@ -190,24 +194,24 @@ class Site:
                 other = app
         if other is not None or found is not None:
             return other
-        # As everywhere here: a slash too few or too many is redirected, by whoever has the path.
+        # As with native routes, a path with a missing or an additional slash is redirected by its owner.
         path: str = scope["path"]
-        turned = {**scope, "path": path[:-1] if path.endswith("/") else f"{path}/", "raw_path": None}
-        turned.pop(MATCHES)  # another path
-        if turned["path"]:
-            return next((app for app in self._apps if app.match(turned)), None)
+        toggled = {**scope, "path": path[:-1] if path.endswith("/") else f"{path}/", "raw_path": None}
+        toggled.pop(MATCHES)  # they belong to the other path
+        if toggled["path"]:
+            return next((app for app in self._apps if app.match(toggled)), None)
         return None
 
-    async def _refuse_for(
+    async def _refuse_unavailable(
         self, down: Mapping[str, str], app: AppMount | None, scope: Scope, send: Send
     ) -> bool:
-        """A plugin that is down does not answer; whoever asks is told that it is there, and to come back."""
+        """Answer 503 with ``Retry-After`` if the route belongs to a plugin that cannot answer now."""
         if app is not None:
             owner = app.owner
         else:
             found = self.table.locate(scope)
             owner = found.value.owner if found is not None and found.value is not None else ""
-        reason = await self._operator.wait_available(owner) if owner in down else None
+        reason = await self._control.wait_available(owner) if owner in down else None
         if reason is None:
             return False
         await send_json(scope, send, 503, {"detail": reason}, headers=[(b"retry-after", b"1")])
@@ -230,7 +234,7 @@ class Site:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._quart is _not_found:
-            # Before the handshake is accepted this is an answer of 403, by ASGI's own rule.
+            # Before the handshake is accepted, ASGI makes this an answer of 403.
             await send({"type": "websocket.close", "code": 1008})
             return
         if not may_open(scope, self._allowed):
@@ -241,13 +245,13 @@ class Site:
     def _mounts(self) -> list[Mount]:
         parts = self._parts
         routers = [
-            operator_router(parts.operator, parts.operator_token, self.addresses),
+            operator_router(parts.control, parts.operator_token, self.addresses),
             *parts.routers,
             self._core_router(),
         ]
         mounts = [Mount(router, OWNER, self._resolve) for router in routers]
         for loaded in parts.plugins:
-            # The routes of a plugin on an island are its application's.
+            # The routes of a plugin on an island belong to its ASGI application.
             if not loaded.plugin.island:
                 mounts += [Mount(router, loaded.name, self._resolve) for router in loaded.plugin.routers]
         mounts += parts.mounts
@@ -266,21 +270,21 @@ class Site:
     def _core_router(self) -> APIRouter:
         router = APIRouter(tags=["core"])
 
-        @router.get("/manifest.json", summary="What the browser's shell loads")
+        @router.get("/manifest.json", summary="Manifest of the browser's shell")
         async def manifest(request: Request) -> Response:
-            """The shell's configuration and the plugins' front ends."""
+            """Return the shell's configuration and the plugins' front ends."""
             body = self.manifest.encoded(self.addresses.channel_url(request.scope))
             return Response(
                 body, media_type="application/json", headers={"cache-control": "no-cache", "vary": "Host"}
             )
 
-        @router.post("/settings/validate/{plugin}", summary="Is an edited configuration acceptable?")
+        @router.post("/settings/validate/{plugin}", summary="Validate edited settings")
         async def validate(plugin: str, values: dict[str, Any]) -> dict[str, Any]:
-            """A verdict on the settings page's values, with every fault at its place."""
-            told = verdict(plugin, values, self._parts.plugins)
-            if told is None:
+            """Validate the values of the settings page, and return each error with its place."""
+            result = validate_settings(plugin, values, self._parts.plugins)
+            if result is None:
                 raise HTTPException(404, f"no plugin is called {plugin!r}")
-            return told
+            return result
 
         @router.get("/openapi.json", include_in_schema=False)
         async def openapi_json() -> Response:
@@ -300,24 +304,23 @@ class Site:
 
     def _build_quart(self) -> ASGIApp:
         parts = self._parts
-        if not parts.quart_hooks and not any(loaded.plugin.blueprints for loaded in parts.plugins):
+        if not any(loaded.plugin.blueprints for loaded in parts.plugins):
             return _not_found
         from tangram.web.quart_app import build_quart
 
-        app, failures = build_quart(
-            parts.plugins, parts.quart_hooks, self._operator, parts.config.server.max_body
-        )
+        app, failures = build_quart(parts.plugins, self._control, parts.config.server.max_body)
         self.failures.update(failures)
         return app
 
 
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001  # an ASGI application
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - the signature of ASGI
     await send_json(scope, send, 404, {"detail": "Not Found"})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
-    """Nothing of ours or a plugin's hangs on it: what fails there is lost, and a cancelled server skips its
-    end.
+    """Acknowledge lifespan events without doing anything.
+
+    Start-up and tear-down live in the supervision tree, because a cancelled server skips the shutdown event.
     """
     while True:
         message = await receive()

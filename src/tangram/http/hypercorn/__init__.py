@@ -1,1 +1,1 @@
-"""Hypercorn as an engine: contained, bounded, and serving channels as part of the Quart application."""
+"""The Hypercorn engine: TLS, HTTP/2 and HTTP/1.1, with bounds on each client."""

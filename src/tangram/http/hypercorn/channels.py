@@ -1,116 +1,99 @@
-"""Channels as a WebSocket route of a Quart application, whichever engine serves it."""
+"""Channels as a plain ASGI application, for engines without channels of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Final
 
 import trio
-from quart import Blueprint, Response, websocket
-from quart.wrappers import Websocket
-from quart_trio.asgi import TrioASGIWebsocketConnection
 
-from tangram.channels.disconnects import BUSY, CRASH, Disconnect, Refusal
+from tangram.asgi import ASGIApp, Receive, Scope, Send
+from tangram.channels.disconnects import BUSY, Disconnect, Refusal
 from tangram.channels.frames import TEXT, Encoded
 from tangram.gateway.admission import connect_info
 from tangram.gateway.channels import Channels
 from tangram.gateway.websocket import serve_websocket
 from tangram.http.engine import ClientGone
 
-__all__ = ["WebsocketConnection", "websocket_blueprint"]
+__all__ = ["CHANNELS_PATH", "with_channels"]
+
+CHANNELS_PATH: Final = "/websocket"
+"""The path of the channels; every other path belongs to the application."""
 
 
-class _WatchedWebSocket:
-    """The application, and whether its handler ended with an answer, which after an upgrade means a crash."""
+def with_channels(
+    app: ASGIApp,
+    channels: Callable[[], Channels | None],
+    *,
+    forwarded: Callable[[Scope], Scope] | None = None,
+) -> ASGIApp:
+    """Return ``app`` with channels at ``/websocket``.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self.crashed = False
-
-    async def handle_websocket(self, socket: Websocket) -> Any:
-        response = await self._app.handle_websocket(socket)
-        self.crashed = response is not None
-        return response
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._app, name)
-
-
-class WebsocketConnection(TrioASGIWebsocketConnection):
-    """Quart's WebSockets without two of their habits: set it as the application's ``asgi_websocket_class``.
-
-    A handler that crashed is closed with 1011 and not with 1000, after which phoenix.js would never come
-    back; and an empty binary frame arrives as empty bytes, whatever keys the engine leaves out of its events.
+    Args:
+        app: Gets all other requests.
+        channels: Called at each handshake; ``None`` (no incarnation runs) is answered with 503.
+        forwarded: Applies the headers of trusted proxies to the scope of a handshake.
     """
 
-    app: Any
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket" or scope["path"] != CHANNELS_PATH:
+            await app(scope, receive, send)
+            return
+        await _serve_channels(forwarded(scope) if forwarded else scope, receive, send, channels())
 
-    async def __call__(self, receive: Any, send: Any) -> None:
-        async def receive_whole() -> Any:
-            event: Any = await receive()
-            if event["type"] == "websocket.receive":
-                # Quart takes ``bytes`` or, if that is empty, ``text``.
-                data = event.get("bytes")
-                event = {**event, "text": data if data is not None else event.get("text", "")}
-            return event
-
-        await super().__call__(receive_whole, send)
-
-    async def handle_websocket(  # type: ignore[override]
-        self, nursery: trio.Nursery, websocket: Websocket, send: Any
-    ) -> None:
-        watched = self.app = _WatchedWebSocket(self.app)
-
-        async def send_honest(event: Any) -> None:
-            if watched.crashed and event["type"] == "websocket.close":
-                event = {**event, "code": CRASH.code, "reason": CRASH.reason}
-            await send(event)
-
-        await super().handle_websocket(nursery, websocket, send_honest)
+    return serve
 
 
-class _QuartConnection:
-    """Quart's WebSocket as a ``Connection``."""
+class _AsgiWebSocket:
+    """An accepted ASGI WebSocket as an ``AcceptedWebSocket``."""
 
-    def __init__(self, socket: Websocket) -> None:
-        self._socket = socket
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
 
     async def receive(self) -> bytes | str:
-        # quart-trio cancels the handler when the peer goes, so that no end has to be told here.
-        data: bytes | str = await self._socket.receive()
-        return data
+        event = await self._receive()
+        if event["type"] == "websocket.disconnect":
+            raise trio.EndOfChannel
+        data: bytes | None = event.get("bytes")
+        text: str = event.get("text") or ""
+        return text if data is None else data
 
     async def send(self, item: Encoded) -> None:
-        await self._socket.send(item.data.decode() if item.opcode == TEXT else item.data)
+        if item.opcode == TEXT:
+            await self._send({"type": "websocket.send", "text": item.data.decode()})
+        else:
+            await self._send({"type": "websocket.send", "bytes": item.data})
 
     async def close(self, disconnect: Disconnect) -> None:
-        await self._socket.close(disconnect.code, disconnect.reason)
+        await self._send({"type": "websocket.close", "code": disconnect.code, "reason": disconnect.reason})
 
 
-def websocket_blueprint(channels: Callable[[], Channels | None], *, path: str = "/websocket") -> Blueprint:
-    """The route. ``channels`` is read at each upgrade; None (no incarnation at the moment) answers 503."""
-    blueprint = Blueprint("tangram_channels", __name__)
-
-    @blueprint.websocket(path)
-    async def serve_channels() -> Response | None:
-        owner = channels()
-        if owner is None:
-            return _refuse(BUSY)
-        socket: Websocket = websocket._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-        info = connect_info(socket.scope)
-        admission = owner.admit(info, socket.scope["query_string"], socket.requested_subprotocols)
-        if isinstance(admission, Refusal):
-            return _refuse(admission)
-        try:
-            await socket.accept(subprotocol=admission.subprotocol)
-        except ClientGone:
-            return None  # nobody's fault, and no traceback: a stranger could fill the log with them
-        await serve_websocket(owner, _QuartConnection(socket), info, admission)
-        return None
-
-    return blueprint
+async def _serve_channels(scope: Scope, receive: Receive, send: Send, channels: Channels | None) -> None:
+    """Admit, accept and serve one WebSocket; an exception makes the engine close it with 1011."""
+    await receive()  # websocket.connect
+    if channels is None:
+        await _refuse(send, BUSY)
+        return
+    info = connect_info(scope)
+    admission = channels.admit(info, scope["query_string"], scope["subprotocols"])
+    if isinstance(admission, Refusal):
+        await _refuse(send, admission)
+        return
+    try:
+        await send({"type": "websocket.accept", "subprotocol": admission.subprotocol})
+    except ClientGone:
+        return
+    await serve_websocket(channels, _AsgiWebSocket(receive, send), info, admission)
 
 
-def _refuse(refusal: Refusal) -> Response:
-    headers = {"retry-after": "1"} if refusal.retry else {}
-    return Response(refusal.reason + "\n", refusal.status, headers, content_type="text/plain; charset=utf-8")
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    body = f"{refusal.reason}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    if refusal.retry:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

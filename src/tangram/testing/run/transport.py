@@ -174,16 +174,15 @@ def make_channels(
 
 
 def channels_app(channels: Channels) -> QuartTrio:
-    """A Quart application with ``/websocket`` and ``/token`` and nothing else."""
+    """Return a Quart application with ``POST /token``, to which a test may add WebSockets of its own."""
     from quart import Response, request
     from quart_trio import QuartTrio
 
     from tangram.gateway.tokens import issue_token
-    from tangram.http.hypercorn.channels import WebsocketConnection, websocket_blueprint
+    from tangram.web.quart_app import QuartWebSocketConnection
 
     app = QuartTrio(__name__)
-    app.asgi_websocket_class = WebsocketConnection
-    app.register_blueprint(websocket_blueprint(lambda: channels))
+    app.asgi_websocket_class = QuartWebSocketConnection
 
     @app.post("/token")
     async def token() -> Response:
@@ -268,8 +267,8 @@ async def open_transport(
 ) -> AsyncIterator[RunningTransport]:
     """Channels and ``/token`` on a free port, on a bus in memory, for the block.
 
-    With ``native`` the engine takes the channels itself, with ``hypercorn`` they are a route of Quart, as in
-    a server. ``settings`` is what is read of ``[channel]``; ``more`` as for ``Channels``.
+    As in a server, the native engine has channels of its own, and behind Hypercorn they are an ASGI
+    application. ``settings`` is what is read of ``[channel]``; ``more`` as for ``Channels``.
 
     Raises:
         InvariantBroken: as of `open_engine`, and where a WebSocket is left after all were told to go.
@@ -277,10 +276,17 @@ async def open_transport(
     bus = FakeBus()
     channels = make_channels(bus, settings, authorizers=authorizers, **more)
     app = channels_app(channels)
-    own: Any = {"channels": channels} if engine == "native" else {}
+    served: Any = app
+    own: dict[str, Any] = {}
+    if engine == "native":
+        own["channels"] = channels
+    else:
+        from tangram.http.hypercorn.channels import with_channels
+
+        served = with_channels(served, lambda: channels)
     if settings is not None:
         own["max_message"] = settings.max_message
-    opened = partial(open_engine, engine, app, settings=engine_settings, **own)  # type: ignore[arg-type]
+    opened = partial(open_engine, engine, served, settings=engine_settings, **own)
     async with open_block() as nursery:
         await nursery.start(channels.run)
         async with opened() as running:

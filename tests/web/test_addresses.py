@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tangram.config.model import ChannelConfig, Config, ServerConfig
-from tangram.web.origin import Addresses, is_loopback
+from tangram.web.addresses import Addresses, is_loopback
 
 
 def scope(client: str = "127.0.0.1", scheme: str = "http", **headers: str) -> dict[str, Any]:
