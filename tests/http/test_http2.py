@@ -19,7 +19,7 @@ from tests.http.test_hypercorn import CERT, KEY, H2Client, open_tls
 
 
 async def slowly(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """``/slow`` streams ten pieces in two seconds, ``/endless`` for ever, ``/wait`` waits to be left."""
+    """Stream ten pieces (``/slow``), stream for ever (``/endless``), or wait (``/wait``)."""
     if scope["path"] == "/wait":
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -81,7 +81,7 @@ class Watcher(H2Client):
             self.goaway = event
 
     async def post(self, path: str, pieces: int, size: int = 16384) -> int:
-        """A request that goes on sending its body whatever it hears."""
+        """Send a request whose body never ends."""
         number = int(self.http.get_next_available_stream_id())
         head = [(":method", "POST"), (":path", path), (":scheme", "https"), (":authority", "localhost")]
         self.http.send_headers(number, head)
@@ -108,10 +108,8 @@ def tls(**options: Any) -> dict[str, Any]:
     return {"certfile": CERT, "keyfile": KEY, **options}
 
 
-async def test_an_answer_in_flight_is_finished_at_a_stop(clock: Clock) -> None:
-    """What has begun is sent to its end within the grace, then the client is told by GOAWAY that the
-    connection ends.
-    """
+async def test_a_response_in_flight_is_finished_at_a_stop(clock: Clock) -> None:
+    """A response in flight at a stop is finished within the grace, then GOAWAY is sent."""
     async with serving("hypercorn", slowly, grace=5.0, **tls()) as server, open_watcher(server) as client:
         async with trio.open_nursery() as nursery:
             number = await client.request("/slow")
@@ -126,10 +124,8 @@ async def test_an_answer_in_flight_is_finished_at_a_stop(clock: Clock) -> None:
     assert took < 3
 
 
-async def test_a_request_during_a_stop_costs_no_other_stream(clock: Clock) -> None:
-    """A request that comes while an answer is in flight at a stop is refused so that it can be sent again
-    elsewhere, and the answer is finished.
-    """
+async def test_a_request_during_a_stop_affects_no_other_stream(clock: Clock) -> None:
+    """A request during a stop gets REFUSED_STREAM, and other responses are finished."""
     async with serving("hypercorn", slowly, grace=5.0, **tls()) as server, open_watcher(server) as client:
         async with trio.open_nursery() as nursery:
             number = await client.request("/slow")
@@ -147,10 +143,8 @@ async def test_a_request_during_a_stop_costs_no_other_stream(clock: Clock) -> No
     assert client.resets == {late: int(h2.errors.ErrorCodes.REFUSED_STREAM)}
 
 
-async def test_an_answer_that_does_not_end_is_cut_after_the_grace(clock: Clock) -> None:
-    """Past the grace the stream is reset, so that what has come cannot be taken for the whole, and the stop
-    takes no longer.
-    """
+async def test_an_endless_response_is_reset_after_the_grace(clock: Clock) -> None:
+    """After the grace an unfinished stream is reset, so that it does not look complete."""
     async with serving("hypercorn", slowly, grace=2.0, **tls()) as server, open_watcher(server) as client:
         async with trio.open_nursery() as nursery:
             number = await client.request("/endless")
@@ -164,8 +158,8 @@ async def test_an_answer_that_does_not_end_is_cut_after_the_grace(clock: Clock) 
     assert number not in client.ended
 
 
-async def test_a_body_that_goes_on_beyond_the_grace_is_cut(clock: Clock) -> None:
-    """A client that sends its body for ever does not hold a stop, and hears that its request has failed."""
+async def test_an_endless_body_is_cut_after_the_grace(clock: Clock) -> None:
+    """An endless request body does not delay a stop, and the client sees its request fail."""
     async with serving("hypercorn", slowly, grace=2.0, **tls()) as server, open_watcher(server) as client:
         async with trio.open_nursery() as nursery:
             number = await client.post("/hello", 1, 10)
@@ -178,7 +172,7 @@ async def test_a_body_that_goes_on_beyond_the_grace_is_cut(clock: Clock) -> None
     assert number not in client.ended
 
 
-async def test_an_idle_connection_is_told_to_go(clock: Clock) -> None:
+async def test_an_idle_connection_gets_goaway(clock: Clock) -> None:
     """At a stop a connection without requests gets GOAWAY, not a bare end."""
     async with serving("hypercorn", slowly, grace=2.0, **tls()) as server, open_watcher(server) as client:
         async with trio.open_nursery() as nursery:
@@ -192,8 +186,8 @@ async def test_an_idle_connection_is_told_to_go(clock: Clock) -> None:
 
 
 @pytest.mark.slow
-async def test_a_body_behind_its_answer_costs_no_other_stream(clock: Clock) -> None:
-    """A client that goes on with a body that was refused keeps its connection and the answers on it."""
+async def test_a_body_after_its_response_affects_no_other_stream(clock: Clock) -> None:
+    """A body that goes on after its response does not end the connection."""
     async with (
         serving("hypercorn", slowly, max_body=100_000, **tls()) as server,
         open_watcher(server) as client,
@@ -212,9 +206,7 @@ async def test_a_body_behind_its_answer_costs_no_other_stream(clock: Clock) -> N
 
 @pytest.mark.slow
 async def test_streams_that_are_opened_and_reset_are_bounded(clock: Clock) -> None:
-    """A client that opens streams and resets them at once has no more requests running than it may have
-    streams, and then no connection.
-    """
+    """A client that opens and resets streams has a bound on requests, and is then closed."""
     running = most = 0
 
     async def stubborn(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -263,7 +255,7 @@ async def test_an_oversized_head_is_refused(clock: Clock) -> None:
 
 @pytest.mark.parametrize("path", ["/\u00e9", None])
 async def test_a_request_that_cannot_be_read_ends_its_connection(path: str | None, clock: Clock) -> None:
-    """A path outside of ASCII, or none, ends the connection, and is no failure of the server's."""
+    """A path that is missing or not ASCII ends the connection, and is no failure."""
     async with serving("hypercorn", hello, **tls()) as server, open_watcher(server) as client:
         number = int(client.http.get_next_available_stream_id())
         head: list[Any] = [

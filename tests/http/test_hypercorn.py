@@ -1,4 +1,4 @@
-"""What Hypercorn alone is there for, TLS and HTTP/2, and the guards around it."""
+"""Behaviour that only Hypercorn provides (TLS, HTTP/2), and the guards around it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_http2(clock: Clock) -> None:
 
 
 async def test_http2_client_that_gives_no_window_is_closed(clock: Clock) -> None:
-    """A client that keeps the connection but never takes the body loses it after the write timeout."""
+    """A client that never opens its window is closed after the write timeout."""
 
     async def large(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -163,8 +163,7 @@ async def test_stop_ends_within_grace_with_tls_clients_that_do_not_read(clock: C
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_websockets_are_pinged(tls: bool, clock: Clock) -> None:
-    """Each client that is connected gets a ping in each interval, so that no proxy takes it for idle; one
-    that has gone leaves nothing behind."""
+    """Each WebSocket is pinged once in each interval; a closed one leaves no task behind."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -248,8 +247,8 @@ async def test_application_that_does_not_read_its_body(clock: Clock) -> None:
         await server.wait_closed()
 
 
-async def test_inbox_never_waits_to_tell_a_disconnect() -> None:
-    """A disconnect is told at once though the queue is full, and comes after what was queued."""
+async def test_a_disconnect_never_waits_in_the_queue() -> None:
+    """A disconnect is queued although the queue is full, and comes after queued events."""
     inbox = RequestEvents(limit=1)
     await inbox.put({"type": "http.request", "body": b"1"})
     with trio.fail_after(1):
@@ -260,7 +259,7 @@ async def test_inbox_never_waits_to_tell_a_disconnect() -> None:
     assert (await inbox.get())["type"] == "http.disconnect"
 
 
-async def test_inbox_is_bounded_in_bytes(autojump_clock: Clock) -> None:
+async def test_the_event_queue_is_bounded_in_bytes(autojump_clock: Clock) -> None:
     """A few large events fill the queue as many small ones do; each that is taken makes room."""
     inbox = RequestEvents()
     await inbox.put({"type": "websocket.receive", "bytes": b"x" * 300_000})
@@ -290,8 +289,8 @@ async def open_websocket(server: Server) -> tuple[trio.SocketStream, ClientProto
     return stream, protocol
 
 
-async def test_stop_says_goodbye_to_websockets(clock: Clock) -> None:
-    """At a stop a WebSocket gets a close frame with the stop's code, and the stop waits for its answer."""
+async def test_a_stop_closes_websockets_with_its_code(clock: Clock) -> None:
+    """At a stop a WebSocket gets a close frame, and the stop waits for the answer."""
     async with serving("hypercorn", echo_socket, close_code=lambda: 1001) as server:
         stream, protocol = await open_websocket(server)
         seconds: list[float] = []
@@ -317,7 +316,7 @@ async def test_stop_says_goodbye_to_websockets(clock: Clock) -> None:
 
 @pytest.mark.slow
 async def test_stop_does_not_wait_for_a_websocket_that_does_not_answer(clock: Clock) -> None:
-    """A WebSocket client that ignores the close frame is cut at the end of the grace at the latest."""
+    """A WebSocket client that ignores the close frame is cut at the end of the grace."""
     async with serving("hypercorn", echo_socket, grace=3.0) as server:
         stream, _ = await open_websocket(server)
 
@@ -355,11 +354,12 @@ async def test_answer_to_a_connection_that_is_being_closed(
         assert server.engine.statistics().crashed == 0
 
 
-async def test_a_frame_that_comes_while_its_handshake_is_refused_costs_nothing(
+async def test_a_frame_during_a_refused_handshake_is_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Hypercorn answers it as well, and two answers to one request cannot be: the connection ends, which is
-    no failure of the application nor of the engine.
+    """A frame during the handshake ends its connection and counts as no failure.
+
+    Hypercorn refuses the handshake while the application answers it, and only one response can be sent.
     """
     send = HypercornConnection.protocol_send
     held: list[Event] = []

@@ -19,8 +19,8 @@ from tests.http.serving import open_raw, open_server
 pytestmark = pytest.mark.slow
 
 
-async def test_the_whole_way_through_quart() -> None:
-    """A client fetches a token, joins, pushes with a reply, hears events of both kinds, and leaves."""
+async def test_a_client_joins_pushes_and_leaves_behind_hypercorn() -> None:
+    """A client gets a token, joins, pushes, receives events of both kinds, and leaves."""
     with trio.fail_after(10):
         async with open_server() as server:
             token = await fetch_token(server.url, "system")
@@ -108,8 +108,8 @@ async def code_of_a_crash(crash: Callable[[Any], None]) -> tuple[int, bool]:
         return code, serves
 
 
-async def test_a_crash_of_the_machine_is_1011() -> None:
-    """What we raise closes that connection with 1011, and the server goes on."""
+async def test_a_crash_of_the_channels_is_1011() -> None:
+    """An exception of the channels closes that connection with 1011."""
 
     def crash(server: Any) -> None:
         server.channels.hub.reply = None
@@ -130,8 +130,7 @@ async def test_a_crash_of_the_handler_is_1011(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_plugins_own_websocket_keeps_its_codes() -> None:
-    """A handler that returns, or closes by itself, is left alone; one that raises is 1011; empty bytes are
-    bytes."""
+    """A plugin's WebSocket keeps its own codes; an exception is 1011; empty bytes are bytes."""
     with trio.fail_after(10):
         async with open_server() as server:
             got: list[Any] = []
@@ -156,7 +155,7 @@ async def test_a_plugins_own_websocket_keeps_its_codes() -> None:
             assert got == [b"", b"", b""]
 
 
-async def test_a_message_over_the_bound() -> None:
+async def test_a_message_over_the_bound_is_1009() -> None:
     """Closed with 1009."""
     with trio.fail_after(10):
         async with open_server(Settings(max_message=1024)) as server:
@@ -170,7 +169,7 @@ async def test_a_message_over_the_bound() -> None:
 
 
 async def test_no_incarnation_is_503() -> None:
-    """While there are no channels, or they are being drained, upgrades are refused at the handshake."""
+    """Handshakes get 503 while no channels run, or while they drain."""
     with trio.fail_after(10):
         async with open_server() as server:
             await server.channels.drain()

@@ -25,7 +25,7 @@ def test_port_zero_is_one_port_for_all_families() -> None:
     assert ports != {0}
 
 
-def test_name_is_bound_in_all_families_there_are() -> None:
+def test_a_name_is_bound_in_all_available_families() -> None:
     """localhost is bound on IPv4, and on IPv6 where the machine has it."""
     held = open_listeners("localhost", 0)
     hosts = {one.host for one in held}
@@ -35,7 +35,7 @@ def test_name_is_bound_in_all_families_there_are() -> None:
     assert hosts <= {"127.0.0.1", "::1"}
 
 
-def test_port_that_is_taken() -> None:
+def test_a_port_in_use_is_named() -> None:
     """A port in use is told with the address and the setting to change."""
     held = open_listeners("127.0.0.1", 0)
     try:
@@ -59,8 +59,8 @@ def test_name_that_does_not_exist() -> None:
         open_listeners("no.such.invalid", 0, setting="[channel] host")
 
 
-def test_closing_a_dup_refuses_nobody() -> None:
-    """Whoever connects between two incarnations waits in the kernel's queue and is served by the next."""
+def test_closing_a_dup_refuses_no_client() -> None:
+    """Clients that connect between two incarnations wait in the kernel's queue."""
     held = open_listeners("127.0.0.1", 0)[0]
     held.dup().close()
     client = connect(held)

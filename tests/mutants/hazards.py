@@ -179,7 +179,7 @@ CONNECTIONS = (
         ENGINE,
         "            connection.start_close(code)\n",
         "            pass\n",
-        (f"{HYPERCORN}test_stop_says_goodbye_to_websockets",),
+        (f"{HYPERCORN}test_a_stop_closes_websockets_with_its_code",),
     ),
     Mutant(
         "D8",
@@ -207,7 +207,7 @@ CONNECTIONS = (
         "web/quart_app.py",
         "    if trial.before_serving_funcs or trial.after_serving_funcs or trial.while_serving_gens:\n",
         "    if False:\n",
-        ("tests/web/test_quart_app.py::test_serving_functions_are_told_of_and_never_called",),
+        ("tests/web/test_quart_app.py::test_serving_functions_are_logged_and_never_called",),
     ),
     Mutant(
         "D10",

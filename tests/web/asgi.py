@@ -1,4 +1,4 @@
-"""A caller of ASGI applications in the same task, and a server's surroundings for the site."""
+"""Calls of ASGI applications without a server, and the parts that a site needs."""
 
 from __future__ import annotations
 

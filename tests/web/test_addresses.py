@@ -31,12 +31,12 @@ def addresses(channel: ChannelConfig | None = None, **server: Any) -> Addresses:
         ("", False),
     ],
 )
-def test_what_loopback_is(host: str, expected: bool) -> None:
+def test_loopback_names_and_addresses_are_recognised(host: str, expected: bool) -> None:
     """Names and addresses of this machine, and nothing that only looks like one."""
     assert is_loopback(host) is expected
 
 
-def test_the_channel_is_where_the_browser_came_in() -> None:
+def test_the_channel_url_follows_the_host_header() -> None:
     """Scheme, host and port are those of the request, if the host is ours or loopback."""
     ours = addresses(host="0.0.0.0", hosts=("maps.example",))
 
@@ -48,8 +48,8 @@ def test_the_channel_is_where_the_browser_came_in() -> None:
 @pytest.mark.parametrize(
     "host", ["attacker.example", "a@maps.example", "maps.example/path", "x y", ":::", ""]
 )
-def test_a_foreign_host_is_not_told(host: str) -> None:
-    """What a client claims to be our name is not repeated to it, or to a cache."""
+def test_a_foreign_host_is_not_in_the_channel_url(host: str) -> None:
+    """A host name that the client invented is not repeated in the manifest."""
     assert addresses(hosts=("maps.example",)).channel_url(scope(host=host)) == "http://127.0.0.1:2346"
 
 
@@ -65,15 +65,17 @@ def test_a_foreign_host_is_not_told(host: str) -> None:
         (None, "192.168.1.5:2346", "http://127.0.0.1:2346"),
     ],
 )
-def test_the_address_of_the_socket_is_ours(server: str | None, host: str, told: str) -> None:
-    """Behind a wildcard a browser is told the address that it came in by, when it calls us by that address;
-    a name that was made to point there is not."""
+def test_the_address_of_the_socket_is_in_the_channel_url(server: str | None, host: str, told: str) -> None:
+    """The address of the socket is told where the server listens on all addresses.
+
+    The client must have used that address itself as ``Host``. A name that merely points there is not told.
+    """
     came = {**scope("192.168.1.9", host=host), "server": (server, 2346) if server else None}
 
     assert addresses(host="0.0.0.0").channel_url(came) == told
 
 
-def test_two_hosts_are_none() -> None:
+def test_two_host_headers_count_as_none() -> None:
     """A doubled Host header says nothing."""
     doubled = scope(host="localhost:1")
     doubled["headers"].append((b"host", b"localhost:2"))
@@ -81,14 +83,14 @@ def test_two_hosts_are_none() -> None:
     assert addresses().channel_url(doubled) == "http://127.0.0.1:2346"
 
 
-def test_public_url_is_told_as_it_stands() -> None:
+def test_public_url_is_used_unchanged() -> None:
     """[channel] public_url wins over everything."""
     ours = addresses(ChannelConfig(public_url="https://host.example/rt"))
 
     assert ours.channel_url(scope(host="localhost")) == "https://host.example/rt"
 
 
-def test_a_second_listener_has_its_own_port() -> None:
+def test_channel_port_replaces_the_port_of_the_host_header() -> None:
     """[channel] port is the port in the URL, under the host that the browser used."""
     assert (
         addresses(ChannelConfig(port=2347)).channel_url(scope(host="localhost:2346"))
@@ -96,7 +98,7 @@ def test_a_second_listener_has_its_own_port() -> None:
     )
 
 
-def test_forwarded_addresses_are_believed_of_trusted_proxies_alone() -> None:
+def test_only_trusted_proxies_set_the_client_address() -> None:
     """X-Forwarded-Proto and -Host count when the peer is in forwarded_allow_ips."""
     ours = addresses(hosts=("maps.example",), forwarded_allow_ips=("10.0.0.0/8",))
     claims = {"host": "localhost", "x_forwarded_proto": "https", "x_forwarded_host": "maps.example"}
@@ -105,7 +107,7 @@ def test_forwarded_addresses_are_believed_of_trusted_proxies_alone() -> None:
     assert ours.channel_url(scope("192.0.2.1", **claims)) == "http://localhost"
 
 
-def test_who_is_local() -> None:
+def test_local_requests_are_recognised() -> None:
     """The nearest address that is no proxy of ours decides."""
     ours = addresses(forwarded_allow_ips=("127.0.0.1",))
 
@@ -117,16 +119,18 @@ def test_who_is_local() -> None:
     assert not ours.is_local({"client": None, "headers": []})
 
 
-def test_an_untrusted_proxy_on_this_machine_is_a_stranger() -> None:
-    """With forwarding headers from a loopback peer that is not trusted, nothing is known: not local."""
+def test_an_untrusted_proxy_on_this_machine_is_not_local() -> None:
+    """A loopback peer that is not trusted is not local if it sends forwarding headers."""
     ours = addresses(forwarded_allow_ips=("10.0.0.1",))
 
     assert not ours.is_local(scope(host="localhost", x_forwarded_for="127.0.0.1"))
 
 
-def test_a_scope_is_as_the_trusted_proxy_tells() -> None:
-    """The address, and the scheme even where no address is told, come from a trusted proxy; all else leaves
-    the scope as it is."""
+def test_a_trusted_proxy_sets_the_scope() -> None:
+    """Client address and scheme come from a trusted proxy; other requests stay unchanged.
+
+    The scheme counts even where the proxy sends no address.
+    """
     ours = addresses(forwarded_allow_ips=("127.0.0.1",))
     plain = scope(host="localhost")
 

@@ -73,9 +73,7 @@ class Server:
 
 
 async def test_a_missing_file_is_fetched_once_and_kept(tmp_path: Path) -> None:
-    """The first request downloads, the file lies under the parameters' values, the second is served from
-    it.
-    """
+    """The first request downloads the file, the second is served from the disk."""
     origin = Origin()
     server = Server(tmp_path, origin)
 
@@ -111,7 +109,7 @@ async def test_no_parameter_leads_out_of_the_folder(tmp_path: Path, path: str) -
 
 
 async def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
-    """What lies elsewhere is not served, although a link leads there."""
+    """A symbolic link that leads out of the folder is not followed."""
     folder = tmp_path / "cache"
     folder.mkdir()
     (tmp_path / "0-255").write_text("secret")
@@ -121,7 +119,7 @@ async def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert answer.status == 404
 
 
-async def test_many_who_wait_share_one_download(tmp_path: Path) -> None:
+async def test_concurrent_requests_share_one_download(tmp_path: Path) -> None:
     """Ten requests for one missing file make one request to the origin, and all get the file."""
     origin = Origin()
     origin.gate = trio.Event()
@@ -144,8 +142,8 @@ async def test_many_who_wait_share_one_download(tmp_path: Path) -> None:
     assert len(origin.asked) == 1
 
 
-async def test_the_first_who_goes_away_does_not_take_the_download_along(tmp_path: Path) -> None:
-    """A download belongs to the file, not to whoever asked first."""
+async def test_a_download_outlives_the_client_that_started_it(tmp_path: Path) -> None:
+    """A download goes on if the client that asked first disconnects."""
     origin = Origin()
     origin.gate = trio.Event()
     server = Server(tmp_path, origin)
@@ -172,8 +170,11 @@ async def test_the_first_who_goes_away_does_not_take_the_download_along(tmp_path
 
 
 @pytest.mark.parametrize(("origin_says", "we_say"), [(404, 404), (410, 404), (500, 502), (403, 502)])
-async def test_the_origins_no_is_passed_on(tmp_path: Path, origin_says: int, we_say: int) -> None:
-    """A missing file is 404, any other refusal 502; nothing is kept, and the next request asks again."""
+async def test_a_refusal_of_the_origin_is_404_or_502(tmp_path: Path, origin_says: int, we_say: int) -> None:
+    """A missing file is 404 and any other refusal 502; nothing is kept.
+
+    The next request asks the origin again.
+    """
     origin = Origin(origin_says)
     server = Server(tmp_path, origin)
 
@@ -204,7 +205,7 @@ async def test_an_origin_that_does_not_answer_is_a_504(
         assert (await Server(tmp_path, origin).get("/fonts/A/0-255.pbf")).status == 504
 
 
-async def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+async def test_a_failed_download_leaves_no_file(tmp_path: Path) -> None:
     """A download that breaks off leaves no file and no part of one."""
     origin = Origin()
     origin.breaks = httpx.ReadError("reset")
@@ -215,9 +216,7 @@ async def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 # httpx leaves its generators to the collector when a body is not read to its end.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-async def test_an_endless_answer_does_not_fill_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_endless_download_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file has a bound, announced or not."""
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 4)
 
@@ -235,7 +234,7 @@ async def test_a_route_without_parameters_is_its_local_path(tmp_path: Path) -> N
     assert (tmp_path / "style.json").read_bytes() == b"glyphs"
 
 
-async def test_an_entry_without_origin_serves_what_is_there(tmp_path: Path) -> None:
+async def test_an_entry_without_origin_serves_local_files_only(tmp_path: Path) -> None:
     """Without an origin nothing is fetched."""
     entry = CacheEntry(serve_route="/data/{name}", local_path=tmp_path)
     (tmp_path / "here").write_text("x")
@@ -253,6 +252,6 @@ async def test_an_entry_that_cannot_work_is_left_out(tmp_path: Path) -> None:
     assert (await server.get("/fonts/A/1.pbf")).status == 200
 
 
-async def test_after_the_end_nothing_is_fetched(tmp_path: Path) -> None:
+async def test_a_request_after_the_stop_starts_no_download(tmp_path: Path) -> None:
     """Without its host a missing file is 503, not a request that hangs."""
     assert (await call(Server(tmp_path, Origin()).site, "GET", "/fonts/A/0-255.pbf")).status == 503

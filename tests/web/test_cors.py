@@ -21,8 +21,8 @@ async def test_an_allowed_origin_is_echoed(origin: str) -> None:
 @pytest.mark.parametrize(
     "origin", ["null", "https://attacker.example", "http://localhost.attacker.example", "x", ""]
 )
-async def test_others_get_no_such_header(origin: str) -> None:
-    """Everybody else is answered, but a browser will not hand the answer over; null is never echoed."""
+async def test_other_origins_get_no_cors_header(origin: str) -> None:
+    """Pages of other origins get no CORS header; ``null`` is never echoed."""
     answer = await call(site_of(), "GET", "/-/healthz", headers={"origin": origin})
 
     assert answer.status == 200
@@ -30,8 +30,8 @@ async def test_others_get_no_such_header(origin: str) -> None:
     assert answer.headers["vary"] == "Origin"
 
 
-async def test_null_is_never_echoed_whatever_the_policy_says() -> None:
-    """null is any page that hides where it comes from, also where everybody else is allowed."""
+async def test_the_origin_null_is_never_echoed() -> None:
+    """``null`` is never echoed, even where every other origin is allowed."""
     site = site_of(allowed=lambda origin, host: True)
 
     answer = await call(site, "GET", "/-/healthz", headers={"origin": "null"})
@@ -41,7 +41,7 @@ async def test_null_is_never_echoed_whatever_the_policy_says() -> None:
 
 
 async def test_a_program_without_origin_passes() -> None:
-    """curl and the like are answered; caches still learn that the answer depends on the origin."""
+    """Requests without Origin are answered, with ``Vary: Origin`` for caches."""
     answer = await call(site_of(), "GET", "/-/healthz")
 
     assert answer.status == 200
@@ -77,9 +77,11 @@ async def test_a_preflight_of_another_origin_is_refused() -> None:
         ("attacker.example", "http://attacker.example", False),
     ],
 )
-async def test_a_page_from_the_same_address_may(host: str, origin: str, allowed: bool) -> None:
-    """What a page was loaded from is ours, on any port, if it is an address in numbers: then no name was made
-    to point here. The channels say the same."""
+async def test_a_page_of_the_same_numeric_address_is_allowed(host: str, origin: str, allowed: bool) -> None:
+    """A page that was loaded from this server's numeric address is allowed, on any port.
+
+    A numeric address cannot be a name that was made to point here. The channels apply the same rule.
+    """
     answer = await call(site_of(), "OPTIONS", "/token", headers={"host": host, "origin": origin, **PREFLIGHT})
 
     assert answer.status == (200 if allowed else 403)

@@ -8,7 +8,7 @@ from tangram.web import docs
 from tests.web.asgi import call, site_of
 
 
-async def test_the_page_and_all_that_it_names_come_from_us() -> None:
+async def test_the_docs_page_needs_no_other_server() -> None:
     """The page works without internet access: every address in it is ours, and answers."""
     site = site_of()
     page = await call(site, "GET", "/docs")

@@ -45,13 +45,13 @@ def scope(*lines: tuple[str, str], client: str = "127.0.0.1", scheme: str = "htt
         (["", ""], []),
     ],
 )
-def test_what_proxies_say(lines: list[str], hops: list[Hop]) -> None:
+def test_forwarded_elements_are_parsed(lines: list[str], hops: list[Hop]) -> None:
     """Pairs, quoted strings, brackets and ports as RFC 7239 has them, the nearest proxy first."""
     assert list(read_forwarded(lines)) == hops
 
 
-def test_a_scope_is_as_the_proxy_tells() -> None:
-    """Address and scheme of a scope, and the URL in the manifest, come from a trusted proxy's Forwarded."""
+def test_forwarded_sets_scope_and_channel_url() -> None:
+    """Scope and manifest follow the Forwarded header of a trusted proxy."""
     told = scope(("forwarded", "for=198.51.100.7;proto=https;host=maps.example"))
     seen = addresses("127.0.0.1").forwarded(told)
 
@@ -61,9 +61,11 @@ def test_a_scope_is_as_the_proxy_tells() -> None:
     assert addresses("127.0.0.1").forwarded({**told, "scheme": "ws"})["scheme"] == "wss"
 
 
-def test_the_last_trusted_hop_tells() -> None:
-    """Elements of our own proxies are passed over; the first address that none of them has is the browser's,
-    and scheme and host are those of the same element."""
+def test_the_nearest_untrusted_hop_is_the_client() -> None:
+    """The client is the nearest address that is no trusted proxy.
+
+    Scheme and host come from the same element.
+    """
     line = "for=203.0.113.9;proto=http, for=198.51.100.7;proto=https, for=10.0.0.2;proto=http"
 
     seen = addresses("127.0.0.1", "10.0.0.0/8").forwarded(scope(("forwarded", line)))
@@ -72,16 +74,18 @@ def test_the_last_trusted_hop_tells() -> None:
 
 
 @pytest.mark.parametrize("line", ["for=unknown", "for=_secret", 'for="', "x", "for=192.0.2.1,for=_a", ""])
-def test_where_no_address_is_known_the_proxys_stays(line: str) -> None:
-    """As with an X-Forwarded-For that is no address; and nothing that came through a proxy like that is
-    local."""
+def test_an_element_without_address_keeps_the_proxys(line: str) -> None:
+    """An element without an address leaves the proxy's address in the scope.
+
+    Such a request is never local.
+    """
     ours, told = addresses("127.0.0.1"), scope(("forwarded", line))
 
     assert ours.forwarded(told)["client"] == ("127.0.0.1", 5)
     assert not ours.is_local(told)
 
 
-def test_who_is_local() -> None:
+def test_local_requests_are_recognised_by_forwarded() -> None:
     """A request that a trusted proxy had from this machine is, one from elsewhere is not."""
     ours = addresses("127.0.0.1")
 
@@ -90,7 +94,7 @@ def test_who_is_local() -> None:
 
 
 @pytest.mark.parametrize("name", ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"])
-def test_beside_the_other_headers_it_does_not_count(name: str) -> None:
+def test_forwarded_is_ignored_beside_x_headers(name: str) -> None:
     """A proxy that writes X- headers hands a Forwarded on as the client wrote it."""
     told = scope((name, "198.51.100.7"), ("forwarded", "for=127.0.0.1;proto=https;host=maps.example"))
     ours = addresses("127.0.0.1")
@@ -113,8 +117,8 @@ pieces = st.sampled_from(["for=", "proto=https", "host=", '"', "\\", ",", ";", "
     )
 )
 @example([(b"forwarded", b'for="[::1%\xff]"')])
-def test_no_bytes_raise(headers: list[tuple[bytes, bytes]]) -> None:
-    """Whatever stands in the headers, they are read or ignored; an address that is told is one."""
+def test_no_header_text_raises(headers: list[tuple[bytes, bytes]]) -> None:
+    """No header text raises; an address that is read is a valid IP address."""
     told: dict[str, Any] = {"client": ("127.0.0.1", 5), "scheme": "http", "headers": headers}
     for ours in (addresses("127.0.0.1", "10.0.0.0/8"), addresses("*")):
         seen = ours.forwarded(told)
@@ -126,8 +130,8 @@ def test_no_bytes_raise(headers: list[tuple[bytes, bytes]]) -> None:
 @given(st.binary(max_size=40).map(lambda b: b.decode("latin-1")) | st.lists(pieces).map("".join))
 @example('for="')
 @example("for=10.0.0.1\\")
-def test_the_nearest_proxy_is_heard_whatever_stands_before_it(garbage: str) -> None:
-    """What a client sends in front takes nothing from the element that the proxy appends."""
+def test_text_before_the_nearest_element_does_not_change_it(garbage: str) -> None:
+    """Text in front of the proxy's own element does not change how that element is read."""
     for own in ("for=198.51.100.7;proto=https", 'for="198.51.100.7:99";proto="https"'):
         told = scope(("forwarded", f"{garbage}, {own}"))
         seen = addresses("127.0.0.1").forwarded(told)

@@ -39,8 +39,8 @@ async def test_files_are_served_under_both_spellings(tmp_path: Path, key: str) -
         "/plugins/",
     ],
 )
-async def test_nothing_else_is(tmp_path: Path, path: str) -> None:
-    """Folders, what is not there, and whatever leads out of the folder are 404."""
+async def test_folders_missing_files_and_outside_paths_are_404(tmp_path: Path, path: str) -> None:
+    """Folders, missing files and paths that lead out of the folder are 404."""
     (tmp_path / "secret.txt").write_text("secret")
     one = with_frontend(tmp_path)
     (tmp_path / "dist" / "link").symlink_to(tmp_path)
@@ -66,7 +66,7 @@ async def test_ranges_and_validators(tmp_path: Path) -> None:
 
 
 async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path) -> None:
-    """A name that carries a hash of its content never changes; a plain word with a hyphen is no hash."""
+    """Names with a content hash are kept for a year, other names are asked for again."""
     one = with_frontend(tmp_path)
     for name in ["chunk-B7s9dK2q.js", "my-component.js"]:
         (tmp_path / "dist" / name).write_text("x")
@@ -103,8 +103,8 @@ async def test_names_with_a_hash_are_kept_for_ever(tmp_path: Path) -> None:
         ("-" * 300 + "BxYz1234.js", False),
     ],
 )
-async def test_what_a_hash_is(tmp_path: Path, name: str, hashed: bool) -> None:
-    """Names that bundlers make are kept for ever; whatever a person may have written is asked for again."""
+async def test_content_hashes_are_told_from_plain_words(tmp_path: Path, name: str, hashed: bool) -> None:
+    """Names that bundlers generate count as hashed, plain words do not."""
     if len(name) <= 255:
         (tmp_path / name).write_text("x")
     folder = StaticFolder(tmp_path)
@@ -118,9 +118,8 @@ async def test_what_a_hash_is(tmp_path: Path, name: str, hashed: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["-" * 32_000, "-." * 16_000, "a1-" * 10_000 + ".js", "a." * 15_000 + "js"])
-async def test_a_long_name_costs_no_more_than_its_length(tmp_path: Path, name: str) -> None:
-    """A name as long as a head may be is no hash, and finding that out takes far less than a second of the
-    event loop."""
+async def test_a_long_name_is_checked_quickly(tmp_path: Path, name: str) -> None:
+    """A very long file name counts as plain, and the check takes far less than a second."""
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
     async def never(*_: object) -> Any:
@@ -131,7 +130,7 @@ async def test_a_long_name_costs_no_more_than_its_length(tmp_path: Path, name: s
     assert time.thread_time() - before < 0.5
 
 
-async def test_a_missing_folder_costs_the_front_end_alone(tmp_path: Path) -> None:
+async def test_a_missing_folder_leaves_out_its_front_end_only(tmp_path: Path) -> None:
     """A declared folder that is not there is a warning; routes and site go on."""
     one = loaded(Plugin(frontend_path="dist-frontend"), source=tmp_path)
 

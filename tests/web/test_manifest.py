@@ -57,14 +57,14 @@ async def test_the_core_part() -> None:
     assert schema["$defs"]["FrontendCoreConfig"]["properties"]["theme"]["tangram_widget"] == "theme-settings"
 
 
-async def test_no_secret_is_in_it() -> None:
+async def test_the_manifest_has_no_secret() -> None:
     """Nothing but the shell's own settings leaves the server."""
     config = Config(plugins={"tangram_demo": {"secret": "s3cret"}})
 
     assert "s3cret" not in (await call(site_of(config=config), "GET", "/manifest.json")).body.decode()
 
 
-async def test_the_operators_styles_lie_over_the_built_in_ones() -> None:
+async def test_the_operators_styles_replace_built_in_ones() -> None:
     """A style with a known id or URL replaces that one, any other is appended."""
     own = MapConfig(
         styles=({"version": 8, "id": "radar-dark", "mine": True}, "https://example.org/style.json")
@@ -78,7 +78,7 @@ async def test_the_operators_styles_lie_over_the_built_in_ones() -> None:
 
 
 async def test_a_plugins_front_end_with_its_configuration(tmp_path: Path) -> None:
-    """The entry is plugin.json, the shown configuration, and its schema with the settings page's words."""
+    """The entry is plugin.json, the front end's configuration, and its schema."""
     config = Config(plugins={"tangram_demo": {"order": "7"}})
     site = site_of(with_frontend(tmp_path, plugin(), described=DESCRIBED), config=config)
 
@@ -103,8 +103,8 @@ async def test_front_ends_are_listed_in_the_order_of_the_plugins(tmp_path: Path)
     assert list(answer.json()["plugins"]) == ["tangram_zebra", "tangram_ant"]
 
 
-async def test_one_bad_plugin_costs_itself(tmp_path: Path) -> None:
-    """A configuration that JSON cannot hold, or a function that raises, takes only that plugin out."""
+async def test_a_failing_configuration_leaves_out_its_plugin_only(tmp_path: Path) -> None:
+    """A configuration that cannot be encoded, or that raises, leaves out that plugin only."""
 
     def raising(settings: object) -> object:
         raise RuntimeError("no configuration today")
@@ -123,7 +123,7 @@ async def test_one_bad_plugin_costs_itself(tmp_path: Path) -> None:
 
 
 async def test_a_frontend_class_without_the_function_shows_nothing(tmp_path: Path) -> None:
-    """Without into_frontend_config_function, or a config_class, the entry has no configuration."""
+    """Without into_frontend_config_function or config_class the entry has no configuration."""
     one = with_frontend(tmp_path, plugin(into_frontend_config_function=None), described=DESCRIBED)
 
     entry = (await call(site_of(one), "GET", "/manifest.json")).json()["plugins"]["tangram_demo"]
@@ -131,7 +131,7 @@ async def test_a_frontend_class_without_the_function_shows_nothing(tmp_path: Pat
 
 
 async def test_without_a_usable_plugin_json_nothing_is_listed(tmp_path: Path) -> None:
-    """A missing, broken or empty plugin.json keeps the front end out of the manifest, and nothing else."""
+    """A missing or malformed plugin.json keeps the front end out of the manifest only."""
     for number, text in enumerate([None, "{", "[]", "{}"]):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -39,7 +39,7 @@ async def test_readiness_says_why_not() -> None:
     assert (await call(site, "GET", "/-/readyz", client=FAR)).json() == {"status": "ready", "reasons": []}
 
 
-async def test_numbers_are_for_all_and_causes_for_the_operator() -> None:
+async def test_causes_are_shown_to_the_operator_only() -> None:
     """A stranger sees states and counts; causes and lines are for the token's bearer."""
     site = site_of(operator=FakeOperator(tree=TREE))
 
@@ -51,8 +51,8 @@ async def test_numbers_are_for_all_and_causes_for_the_operator() -> None:
 @pytest.mark.parametrize(
     "given", ["Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer", "", f"Bearer {TOKEN}x", "Bearer t\xf6ken"]
 )
-async def test_a_wrong_token_is_no_token(given: str) -> None:
-    """Whatever is not exactly the token, as a bearer, opens nothing."""
+async def test_only_the_exact_token_shows_details(given: str) -> None:
+    """Only the exact token in a Bearer header shows details."""
     site = site_of(operator=FakeOperator(tree=TREE, listed=[{"name": "demo"}]))
     headers = {"authorization": given}
 
@@ -79,13 +79,13 @@ async def test_this_machine_sees_causes() -> None:
     ],
 )
 async def test_loopback_is_not_enough_behind_a_proxy_or_a_foreign_name(headers: dict[str, str]) -> None:
-    """Who comes through a proxy on this machine, or under a name that is not ours, is a stranger."""
+    """A request through a proxy, or under a foreign name, is not local."""
     site = site_of(operator=FakeOperator(tree=TREE))
 
     assert "crashes" not in (await call(site, "GET", "/-/supervision", headers=headers)).json()
 
 
-async def test_a_stranger_cannot_claim_to_be_local() -> None:
+async def test_a_remote_client_cannot_claim_to_be_local() -> None:
     """Forwarding headers of a peer that is not trusted change nothing."""
     site = site_of(operator=FakeOperator(tree=TREE))
     headers = {"x-forwarded-for": "127.0.0.1"}
@@ -93,8 +93,8 @@ async def test_a_stranger_cannot_claim_to_be_local() -> None:
     assert "crashes" not in (await call(site, "GET", "/-/supervision", client=FAR, headers=headers)).json()
 
 
-async def test_text_that_nobody_knows_is_kept_back() -> None:
-    """What is not known to be harmless stays with the operator, also in parts that come later."""
+async def test_text_under_unknown_keys_is_left_out() -> None:
+    """Text under unknown keys is left out of public answers."""
     tree = {
         "broker": {"url": "redis://u:p@h", "up": True, "patterns": ["to:*"]},
         "events": [{"cause": "x", "at": 1.5}],
@@ -129,7 +129,7 @@ async def test_a_restart_needs_the_token_from_everywhere() -> None:
     assert operator.restarted == ["demo"]
 
 
-async def test_a_restart_of_nobody_and_one_that_fails() -> None:
+async def test_an_unknown_plugin_is_404_and_a_failed_restart_503() -> None:
     """404 for an unknown plugin; 503 with the cause when it does not start again."""
     operator = FakeOperator(listed=[{"name": "demo"}], failure=StartFailed("demo", "no antenna"))
     site = site_of(operator=operator)

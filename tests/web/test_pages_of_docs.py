@@ -15,7 +15,7 @@ def headings() -> set[str]:
 
 
 def test_every_built_in_route_has_a_heading() -> None:
-    """What the server answers by itself is described, route by route."""
+    """Every built-in route has a heading in docs/http.md."""
     routes = {
         f"{method} {endpoint.route.template.display}"
         for endpoint in site_of().table.endpoints
@@ -27,12 +27,12 @@ def test_every_built_in_route_has_a_heading() -> None:
 
 
 @pytest.mark.parametrize("served", ["GET /", "GET /static/{file}", "GET /plugins/{distribution}/{file}"])
-def test_what_is_served_as_files_has_a_heading(served: str) -> None:
+def test_file_routes_have_a_heading(served: str) -> None:
     """Folders are no routes of the table, and are described all the same."""
     assert served in headings()
 
 
-def test_no_heading_describes_what_is_not_there() -> None:
+def test_every_heading_is_a_route() -> None:
     """A route that is gone leaves the page as well."""
     files = {"GET /", "GET /static/{file}", "GET /plugins/{distribution}/{file}", "GET /docs/{file}"}
     routes = {

@@ -52,7 +52,7 @@ async def test_a_blueprint_answers() -> None:
 
 
 async def test_errors_of_pages_are_json_without_traceback() -> None:
-    """404, 405 and aborts have a detail; an exception has an id, and keeps its text to the log."""
+    """Errors are JSON; an exception shows an id, and its text is in the log only."""
     site = site_of(loaded(Plugin(blueprints=[blueprint()])))
 
     assert (await call(site, "GET", "/nowhere")).json() == {"detail": "Not Found"}
@@ -67,7 +67,7 @@ async def test_errors_of_pages_are_json_without_traceback() -> None:
     assert b"secret" not in broken.body
 
 
-async def test_a_blueprint_that_raises_costs_its_plugin_alone() -> None:
+async def test_a_failing_blueprint_leaves_out_its_plugin_only() -> None:
     """A registration that fails half-way leaves nothing behind; the others are served."""
     bad = blueprint("bad")
 
@@ -108,7 +108,7 @@ async def test_a_plugin_that_is_down_answers_503() -> None:
 
 
 async def test_native_routes_do_not_pass_through_quart() -> None:
-    """What a native route answers is not Quart's, although a blueprint has the same path."""
+    """A native route wins over a blueprint with the same path."""
     made = Blueprint("greedy", __name__)
 
     @made.get("/-/healthz")
@@ -133,9 +133,8 @@ async def test_background_tasks_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("hook", ["before_app_serving", "after_app_serving", "while_app_serving"])
-async def test_serving_functions_are_told_of_and_never_called(hook: str) -> None:
-    """What would run in Quart's lifespan, and die there unseen, is named with its plugin; the pages are
-    served."""
+async def test_serving_functions_are_logged_and_never_called(hook: str) -> None:
+    """Serving functions of a blueprint are named in the log and never called."""
     made, ran = blueprint(), []
 
     @getattr(made, hook)  # type: ignore[untyped-decorator]
@@ -156,8 +155,10 @@ async def test_serving_functions_are_told_of_and_never_called(hook: str) -> None
 async def test_a_complete_response_is_not_cancelled_by_the_disconnect(
     autojump_clock: object, early: bool
 ) -> None:
-    """An engine that reports the end of the response as a disconnect may still finish sending it; a peer that
-    goes away before ends the handler."""
+    """A complete response is finished although the engine reports a disconnect.
+
+    A client that disconnects before cancels the handler.
+    """
     made = Blueprint("slow", __name__)
     finished: list[str] = []
 

@@ -33,7 +33,7 @@ async def test_good_values_are_a_success(name: str) -> None:
     assert (answer.status, answer.json()) == (200, {"success": True, "errors": {}})
 
 
-async def test_bad_values_are_told_at_their_places() -> None:
+async def test_each_bad_value_has_an_error_at_its_place() -> None:
     """Every fault, its place joined by dots, and status 200."""
     answer = await validate("tangram_demo", {"topbar_order": "three", "names": [1, "x"]})
 
@@ -57,15 +57,15 @@ async def test_the_cores_own_settings() -> None:
     assert "core.themes.0.error" in errors
 
 
-async def test_what_the_manifest_says_is_valid() -> None:
-    """The settings page may send back what it was given."""
+async def test_the_manifests_configuration_is_valid() -> None:
+    """The configuration in the manifest passes validation."""
     shown = (await call(site_of(), "GET", "/manifest.json")).json()["core"]["config"]
 
     assert (await validate("tangram_core", shown)).json() == {"success": True, "errors": {}}
 
 
 async def test_a_plugin_without_a_class_always_succeeds() -> None:
-    """Nothing is promised of values that nobody reads."""
+    """A plugin without a declared class accepts any values."""
     assert (await validate("tangram_plain", {"anything": 1})).json() == {"success": True, "errors": {}}
 
 

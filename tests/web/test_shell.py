@@ -25,12 +25,12 @@ class FakeWheel:
         self.files = [FakeFile(root, one) for one in relative]
 
 
-def test_ours_is_the_default() -> None:
+def test_the_built_in_page_is_the_default() -> None:
     """Nothing configured: our own page."""
     assert shell_folder(None) is None
 
 
-def test_a_folder_without_a_page_is_told_and_ours_is_shown(tmp_path: Path) -> None:
+def test_a_folder_without_index_falls_back_to_the_built_in_page(tmp_path: Path) -> None:
     """A folder without index.html cannot be a page."""
     assert shell_folder(str(tmp_path)) is None
     (tmp_path / "index.html").write_text("x")
@@ -54,7 +54,7 @@ def test_the_installed_shell_is_found_without_importing_it(
     assert found.root == tmp_path / "pkg" / "ui"
 
 
-def test_without_the_wheel_ours_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_the_built_in_page_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell is asked for and not installed: told, and our page is shown."""
 
     def missing(name: str) -> None:

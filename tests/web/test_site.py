@@ -32,7 +32,7 @@ async def test_a_plugins_route_answers_with_the_state_injected() -> None:
     assert (answer.status, answer.json()) == (200, {"url": "http://127.0.0.1:2346"})
 
 
-async def test_what_is_unknown_is_a_json_404() -> None:
+async def test_an_unknown_path_is_a_json_404() -> None:
     """An unknown path is answered as existing clients expect."""
     answer = await call(site_of(), "GET", "/nowhere")
     assert (answer.status, answer.json()) == (404, {"detail": "Not Found"})
@@ -163,6 +163,6 @@ async def test_a_websocket_without_quart_is_refused() -> None:
 
 
 async def test_an_unknown_scope_is_an_error() -> None:
-    """What ASGI does not define is not served silently."""
+    """A scope type that ASGI does not define raises."""
     with pytest.raises(NotImplementedError, match="'smtp'"):
         await site_of()({"type": "smtp"}, None, None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""WebSocket routes of plugins' blueprints: who may open them, behind either engine."""
+"""WebSocket routes of plugins' blueprints, behind either engine."""
 
 from __future__ import annotations
 
@@ -75,8 +75,7 @@ async def shake(engine: Literal["native", "hypercorn"], site: Site, *lines: str)
 async def test_a_foreign_page_opens_no_websocket_of_a_plugin(
     engine: Literal["native", "hypercorn"], lines: list[str], allowed: bool
 ) -> None:
-    """A browser lets any page open a WebSocket anywhere: the handshake is refused with 403 unless the page is
-    of an origin that may, or no browser asks; the plugin hears of nobody else."""
+    """A page of another origin is refused with 403; programs and allowed pages connect."""
     opened: list[str] = []
     status, answer = await shake(engine, site_with(opened), *lines)
 
@@ -85,7 +84,7 @@ async def test_a_foreign_page_opens_no_websocket_of_a_plugin(
 
 
 async def test_a_plugin_that_is_down_opens_no_websocket(engine: Literal["native", "hypercorn"]) -> None:
-    """Its handler would run without its lifespan: the handshake is answered with 503, as its pages are."""
+    """The handshake of a plugin that does not run is answered with 503."""
     opened: list[str] = []
     operator = FakeOperator(down={"demo": "plugin 'demo' is quarantined"})
     status, answer = await shake(engine, site_with(opened, operator=operator), "Host: localhost")
