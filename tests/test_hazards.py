@@ -21,7 +21,7 @@ TESTS = {
 
 
 def rows() -> list[list[str]]:
-    lines = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| what")]
+    lines = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| hazard")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 

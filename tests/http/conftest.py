@@ -1,4 +1,7 @@
-"""A clock that jumps over waiting, slowly enough for real sockets on loopback."""
+"""The clock and the engine names that the tests of this folder use.
+
+The clock skips waiting times, slowly enough for real sockets on loopback.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both engines by the kit, and a client that speaks HTTP through h11: an independent referee."""
+"""Run either engine, and speak HTTP to it through h11, an independent implementation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Json = Any
 
 @attrs.frozen
 class Settings:
-    """What the engines read of ``[server]``, with the defaults of the configuration."""
+    """The part of ``[server]`` that the engines read, with the defaults of the configuration."""
 
     max_header_bytes: int = 32768
     max_headers: int = 100
@@ -39,11 +39,11 @@ class Settings:
 
 @attrs.define
 class Server:
-    """The kit's running engine, and a client of ours that connects to it."""
+    """The kit's running engine, and the clients of one test."""
 
     running: RunningEngine
     connected: int = 0
-    """Connections that this client has made."""
+    """Connections made by this test."""
 
     @property
     def held(self) -> list[HeldSocket]:
@@ -63,25 +63,28 @@ class Server:
         return Client(stream)
 
     async def wait_closed(self, limit: float = 5.0) -> None:
-        """Wait until no connection is open; one that waits in the kernel to be accepted is not closed yet."""
+        """Wait until no connection is open.
+
+        A connection that still waits in the kernel to be accepted counts as open.
+        """
         with trio.move_on_after(1.0):
-            while self.engine.statistics().accepted < self.connected:  # noqa: ASYNC110  # the same
+            while self.engine.statistics().accepted < self.connected:  # noqa: ASYNC110 - as below
                 await trio.sleep(0.1)
         await self.running.wait_closed(limit)
 
     async def wait_requests(self, count: int = 1, limit: float = 60.0) -> None:
-        """Wait until so many requests have reached the application, and what they do there has settled.
+        """Wait until ``count`` requests have reached the application and its tasks have settled.
 
-        When the kernel hands over what a client has sent is not for a test to hope: a connection that is
-        still idle to the engine is closed at a stop.
+        A test cannot know when the kernel hands over the bytes of a client, and a connection that is still
+        idle for the engine is closed at a stop.
         """
         with trio.fail_after(limit):
-            while self.engine.statistics().requests < count:  # noqa: ASYNC110  # statistics are all there is
+            while self.engine.statistics().requests < count:  # noqa: ASYNC110 - statistics have no event
                 await trio.sleep(0.01)
         await trio.testing.wait_all_tasks_blocked(0.02)
 
     async def stop(self) -> float:
-        """Cancel it and wait; answers the seconds that took."""
+        """Cancel the engine and wait for its end; return the seconds that took."""
         return await self.running.stop()
 
 
@@ -102,7 +105,10 @@ ENGINE_OPTIONS = (
 
 @asynccontextmanager
 async def serving(name: str, app: ASGIApp, *, grace: float = 5.0, **options: Any) -> AsyncIterator[Server]:
-    """Run the engine ``name`` for the block; options that are not the engine's are its settings."""
+    """Run the engine ``name`` for the block.
+
+    Options that the engine does not know are fields of ``Settings``.
+    """
     arguments = {key: options.pop(key) for key in ENGINE_OPTIONS if key in options}
     async with open_engine(name, app, settings=Settings(**options), grace=grace, **arguments) as running:
         yield Server(running)
@@ -122,7 +128,7 @@ class Answer:
 
 @attrs.define
 class Client:
-    """One connection, driven by hand."""
+    """One connection whose bytes the test sends itself."""
 
     stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
     http: h11.Connection = attrs.field(factory=lambda: h11.Connection(h11.CLIENT))
@@ -137,7 +143,7 @@ class Client:
         await self.stream.send_all(data)
 
     async def get(self, target: str = "/", *headers: tuple[str, str], method: str = "GET") -> Answer:
-        """One request without a body, and its answer."""
+        """Send one request without a body, and return its answer."""
         event = h11.Request(method=method, target=target, headers=[("host", "test"), *headers])
         data = self.http.send(event)
         end = self.http.send(h11.EndOfMessage())
@@ -146,7 +152,7 @@ class Client:
         return await self.answer()
 
     async def post(self, target: str, body: bytes, *headers: tuple[str, str]) -> Answer:
-        """One request with a body of known length, and its answer."""
+        """Send one request with a body of known length, and return its answer."""
         head = [("host", "test"), ("content-length", str(len(body))), *headers]
         parts = [self.http.send(h11.Request(method="POST", target=target, headers=head))]
         parts += [self.http.send(h11.Data(data=body)), self.http.send(h11.EndOfMessage())]
@@ -154,19 +160,19 @@ class Client:
         return await self.answer()
 
     async def answer_to(self, method: str) -> Answer:
-        """The answer to a request that was sent by hand."""
+        """Return the answer to a request that the test has sent as bytes."""
         self.http.send(h11.Request(method=method, target="/", headers=[("host", "test")]))
         self.http.send(h11.EndOfMessage())
         return await self.answer()
 
     def reset(self) -> None:
-        """Let the next close be a reset."""
+        """Make the next close a reset."""
         plain = self.stream
         assert isinstance(plain, trio.SocketStream)
         plain.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def answer(self) -> Answer:
-        """Read one answer (1xx skipped), by h11."""
+        """Read one answer by h11; 1xx responses are skipped."""
         status, headers, body = 0, {}, b""
         while True:
             event = self.http.next_event()
@@ -187,7 +193,7 @@ class Client:
         return Answer(status, headers, body, keep)
 
     async def rest(self, limit: float = 30.0) -> bytes:
-        """Everything until the server closes, within ``limit`` seconds."""
+        """Return all bytes until the server closes, within ``limit`` seconds."""
         data = b""
         with trio.fail_after(limit):
             while True:
@@ -201,7 +207,7 @@ class Client:
 
 
 async def hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answers what it was asked, as JSON; the path says how to misbehave."""
+    """Answer with the request as JSON."""
     body = b""
     while scope["type"] == "http":
         message = await receive()

@@ -1,6 +1,4 @@
-"""What hostile clients meet: one server with channels and routes behind either engine, and a client that
-behaves, beside which the others do not.
-"""
+"""A server for tests with hostile clients, and a good client that must not notice them."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ UPGRADE = (
 
 
 async def pages(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Routes that wait for ever, stream for ever, and tell what they were asked."""
+    """Serve routes that wait for ever, stream for ever, or answer with the request."""
     if scope["path"] == "/wait":
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -45,13 +43,13 @@ async def pages(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 @attrs.define
 class Site:
-    """A running server, the channels behind it, and the neighbour of all strangers."""
+    """A running server, the channels behind it, and a good client."""
 
     engine: str
     server: Server
     channels: Channels
     bus: FakeBus
-    neighbour: Socket
+    good_client: Socket
     told: int = 0
 
     @property
@@ -64,20 +62,20 @@ class Site:
     def publish(self, channel: str, payload: bytes) -> None:
         self.channels.deliver([(channel.encode(), payload)])
 
-    async def serves(self) -> None:
-        """The neighbour hears what is published, its push is answered, and a new connection is served."""
+    async def check_serves(self) -> None:
+        """Check that the good client gets events and replies, and that a new one is served."""
         self.told += 1
         self.publish("to:town:news", b'{"n":%d}' % self.told)
-        assert (await self.neighbour.event("news"))["n"] == self.told
-        await self.neighbour.push("1", f"p{self.told}", "town", "wave", {})
-        assert (await self.neighbour.event("phx_reply"))["status"] == "ok"
+        assert (await self.good_client.event("news"))["n"] == self.told
+        await self.good_client.push("1", f"p{self.told}", "town", "wave", {})
+        assert (await self.good_client.event("phx_reply"))["status"] == "ok"
         async with await self.server.connect() as client:
             assert (await client.get("/hello")).status == 200
 
-    async def forgets(self, limit: float = 20.0) -> None:
-        """Wait until nothing is left of anybody but the neighbour: in engine, hub and outboxes."""
+    async def wait_cleaned_up(self, limit: float = 20.0) -> None:
+        """Wait until engine, hub and outboxes hold nothing but the good client."""
         with trio.fail_after(limit):
-            while self._left() != (1, 1, 1, 0):  # noqa: ASYNC110  # statistics are all an operator has, too
+            while self._left() != (1, 1, 1, 0):  # noqa: ASYNC110 - statistics have no event
                 await trio.sleep(0.05)
         assert self.server.engine.statistics().crashed == 0
 
@@ -97,8 +95,10 @@ async def open_site(
     authorizers: Sequence[Authorizer] = (),
     **options: Any,
 ) -> AsyncIterator[Site]:
-    """Serve. ``address`` is where strangers seem to come from: a query ``?from=elsewhere`` is not loopback,
-    and so not exempt from the rates.
+    """Serve channels and routes for the block.
+
+    ``address`` is the apparent address of clients whose query is ``?from=elsewhere``: it is not loopback, so
+    that the rate limits apply to them.
     """
     bus = FakeBus()
     channels = make_channels(bus, settings, authorizers=authorizers, wall_clock=lambda: 1_000_000.0)
@@ -122,15 +122,15 @@ async def open_site(
     async with trio.open_nursery() as nursery:
         await nursery.start(channels.run)
         async with serving(engine, app, grace=grace, **options) as server:
-            neighbour = await open_socket(server)
-            await neighbour.join("town", "neighbour")
-            yield Site(engine, server, channels, bus, neighbour)
-            await neighbour.aclose()
+            good_client = await open_socket(server)
+            await good_client.join("town", "good")
+            yield Site(engine, server, channels, bus, good_client)
+            await good_client.aclose()
         nursery.cancel_scope.cancel()
 
 
 def reset(client: Any) -> None:
-    """Close by RST: the socket lingers for no time."""
+    """Close a connection by RST."""
     plain = client.stream
     plain.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     plain.socket.close()
@@ -138,8 +138,9 @@ def reset(client: Any) -> None:
 
 @contextmanager
 def bounded_memory(limit: int) -> Iterator[None]:
-    """Python must not hold ``limit`` bytes more at any moment of the block than before it, both ends of each
-    connection counted (``tracemalloc``; what the kernel holds for sockets is not).
+    """Check that Python never holds ``limit`` bytes more than before the block.
+
+    Both ends of each connection count (``tracemalloc``); the kernel's socket buffers do not.
     """
     tracemalloc.start()
     try:
@@ -152,8 +153,9 @@ def bounded_memory(limit: int) -> Iterator[None]:
 
 
 async def flood(stream: trio.abc.SendStream, piece: bytes, total: int) -> int:
-    """Send ``piece`` again and again, ``total`` bytes at most, until the server has had enough; answers how
-    many it took.
+    """Send ``piece`` repeatedly until ``total`` bytes are sent or the server closes.
+
+    Return the number of bytes that were sent.
     """
     sent = 0
     try:
@@ -166,7 +168,7 @@ async def flood(stream: trio.abc.SendStream, piece: bytes, total: int) -> int:
 
 
 async def drain(stream: trio.abc.ReceiveStream) -> bytes:
-    """What the server says until it closes, or for 30 s."""
+    """Return the bytes that the server sends until it closes, for 30 s at most."""
     data = b""
     with trio.move_on_after(30):
         while True:

@@ -1,4 +1,4 @@
-"""Channels in a Quart application behind Hypercorn, and a bare WebSocket. The servers are the kit's."""
+"""Channels in a Quart application behind Hypercorn, and a bare WebSocket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ open_server = partial(open_transport, engine="hypercorn")
 
 @asynccontextmanager
 async def open_raw(url: str) -> AsyncIterator[WebSocketConnection]:
-    """A bare WebSocket to ``url`` (http, with path and query), whose stream is closed whoever ends it."""
+    """Open a bare WebSocket to ``url`` (http, with path and query); close it at the end."""
     parts = urlsplit(url)
     stream = await dial(url)
     rejected: BaseException | None = None

@@ -1,4 +1,4 @@
-"""The life of an engine around its connections, whatever these do."""
+"""An engine and its connections, from start to stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.http.harness import Settings
 
 @attrs.define(eq=False)
 class FakeConnection:
-    """Remembers what the engine asks of it."""
+    """A connection that records the calls of the engine."""
 
     asked: list[Any] = attrs.field(factory=list)
     ended: trio.Event = attrs.field(factory=trio.Event)
@@ -77,8 +77,11 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_what_a_connection_raises_ends_that_connection_only(grouped: bool, clock: Clock) -> None:
-    """An exception of one connection, alone or in a group, is logged and counted, and the others go on."""
+async def test_an_exception_of_a_connection_ends_only_that_connection(grouped: bool, clock: Clock) -> None:
+    """An exception of one connection is logged and counted, and the others go on.
+
+    It may be raised alone or in a group.
+    """
     served: list[int] = []
 
     async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
@@ -104,7 +107,7 @@ async def test_what_a_connection_raises_ends_that_connection_only(grouped: bool,
     assert [line["event"] for line in lines] == ["connection failed"]
 
 
-async def test_what_a_connection_raises_while_it_is_cancelled(clock: Clock) -> None:
+async def test_an_exception_during_a_forced_stop_is_no_crash(clock: Clock) -> None:
     """A clean-up that raises during a forced stop does not make the stop a crash."""
 
     async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
@@ -124,9 +127,7 @@ async def test_what_a_connection_raises_while_it_is_cancelled(clock: Clock) -> N
 
 
 async def test_order_of_a_stop(clock: Clock) -> None:
-    """A stop asks each connection to drain, closes idle ones, says good-bye, and at the end of the grace
-    aborts.
-    """
+    """A stop drains, closes idle connections, starts the close of WebSockets, then aborts."""
     connection = FakeConnection()
 
     async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
@@ -144,7 +145,7 @@ async def test_order_of_a_stop(clock: Clock) -> None:
 
 
 async def test_stop_without_connections_is_immediate(clock: Clock) -> None:
-    """An engine that nobody is connected to stops at once, whatever the grace."""
+    """An engine without connections stops at once, even with a long grace."""
 
     async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
         raise NotImplementedError
@@ -157,7 +158,7 @@ async def test_stop_without_connections_is_immediate(clock: Clock) -> None:
 
 
 async def test_no_file_descriptor_left(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of file descriptors the engine waits a moment, says so, and accepts again when there are some."""
+    """Without file descriptors the engine logs it, waits, and accepts again later."""
     served = trio.Event()
     failures = [OSError(errno.EMFILE, "too many"), OSError(errno.ECONNABORTED, "gone")]
 
@@ -194,7 +195,7 @@ async def test_no_file_descriptor_left(clock: Clock, monkeypatch: pytest.MonkeyP
 
 
 async def test_connections_of_an_address_are_forgotten(clock: Clock) -> None:
-    """When the last connection of an address ends nothing is kept of the address."""
+    """After the last connection of an address nothing is kept of the address."""
 
     async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
         await trio.lowlevel.wait_readable(client)

@@ -1,4 +1,4 @@
-"""The engines' common life: what happens when a stop comes in the middle of the start."""
+"""Stops in the middle of an engine's start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def _no_app(_scope: object, _receive: object, _send: object) -> None:
 
 @pytest.mark.parametrize("steps", range(12))
 async def test_a_stop_in_any_step_of_the_start_ends_the_engine(autojump_clock: MockClock, steps: int) -> None:
-    """Cancelled at whatever step of its start, the engine ends at once."""
+    """Cancelled at any step of its start, the engine ends at once."""
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: serve_native(_no_app, [], ServerConfig(), grace=lambda: 1.0))

@@ -1,4 +1,4 @@
-"""Mutated requests and frames at both engines: whatever comes, nothing crashes and nobody stays."""
+"""Mutated requests and frames at both engines: the server survives, and cleans up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.http.native.sockets import masked, token
 pytestmark = pytest.mark.slow
 
 SESSIONS = 240
-"""For each seed: some 3 s. A longer look is a loop over other seeds."""
+"""Sessions for each seed, which take about 3 s. Run other seeds in a loop for a longer search."""
 
 POST = b"POST /hello HTTP/1.1\r\nHost: a\r\n"
 REQUESTS = [
@@ -56,7 +56,7 @@ WORDS = [
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
-    """The same, with up to eight small changes."""
+    """Return the bytes with up to eight small changes."""
     changed = bytearray(data)
     changes: list[Callable[[int], None]] = [
         lambda at: changed.__setitem__(at, dice.randrange(256)),
@@ -72,7 +72,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 
 def session(dice: random.Random) -> list[bytes]:
-    """What one stranger sends, write by write."""
+    """Generate the writes of one hostile client."""
     if dice.random() < 0.5:
         return [mutated(dice.choice(REQUESTS), dice) for _ in range(dice.randrange(1, 4))]
     frames = [mutated(dice.choice(FRAMES), dice) for _ in range(dice.randrange(1, 8))]
@@ -95,7 +95,10 @@ async def play(site: Site, parts: list[bytes], dice: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_mutated_bytes_crash_nothing(engine: str, seed: int, caplog: pytest.LogCaptureFixture) -> None:
-    """No connection and no application fails, the neighbour is served, and no stranger stays behind."""
+    """No connection or application fails, and the good client is served.
+
+    No hostile connection is left.
+    """
     dice = random.Random(seed)
     bounds: dict[str, Any] = {"header_timeout": 1.0, "idle_timeout": 3.0, "write_timeout": 1.0}
     async with open_site(engine, Settings(max_message=200_000), **bounds) as site:
@@ -105,7 +108,7 @@ async def test_mutated_bytes_crash_nothing(engine: str, seed: int, caplog: pytes
                     nursery.start_soon(play, site, session(dice), dice)
             statistics = site.server.engine.statistics()
             assert (statistics.crashed, statistics.failed) == (0, 0)
-        await site.serves()
-        await site.forgets(30)
+        await site.check_serves()
+        await site.wait_cleaned_up(30)
 
     assert caplog.records == []

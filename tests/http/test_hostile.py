@@ -1,4 +1,4 @@
-"""Strangers who mean harm, over both engines: each costs its own connection, and nobody else notices."""
+"""Oversized requests over both engines: each costs only its own connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.http.hostile_clients import (
 POST = b"POST /hello HTTP/1.1\r\nHost: test\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
-# Oversized everything: what is sent first, what is then sent for ever, and the statuses that may answer it.
+# Each oversized part: the bytes to send first, the bytes to repeat, and the possible statuses of the answer.
 OVERSIZED: dict[str, tuple[bytes, bytes, set[int]]] = {
     "request line": (b"GET /", b"a" * 65536, {400, 431}),
     "query": (b"GET /?", b"a=b&" * 16384, {400, 431}),
@@ -41,7 +41,7 @@ OVERSIZED: dict[str, tuple[bytes, bytes, set[int]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("what", OVERSIZED)
 async def test_oversized_requests_are_refused_in_bounded_memory(engine: str, what: str, clock: Clock) -> None:
-    """Whatever of a request goes on for ever is refused by its status, long before it has filled memory."""
+    """An endless part of a request is refused by its status before it fills memory."""
     begin, piece, statuses = OVERSIZED[what]
     async with open_site(engine, max_body=100_000) as site:
         with bounded_memory(4 * MIB):
@@ -58,9 +58,9 @@ async def test_oversized_requests_are_refused_in_bounded_memory(engine: str, wha
                     await client.stream.send_all(begin)
                 if piece:
                     await flood(client.stream, piece, 32 * MIB)
-            await site.serves()
+            await site.check_serves()
             await trio.aclose_forcefully(client.stream)
-        await site.forgets()
+        await site.wait_cleaned_up()
 
         assert int(answers[0][9:12]) in statuses, answers[0][:100]
         assert site.server.engine.statistics().failed == 0

@@ -1,4 +1,4 @@
-"""Strangers who reset their connection, or send a byte a second, at each stage of its life; both engines."""
+"""Clients that reset their connection, or send one byte a second, at each stage."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.http.native.sockets import Socket, masked, token
 pytestmark = pytest.mark.slow
 
 Stage = Callable[[Site], Awaitable[object]]
-"""Goes so far, and answers the client that is to be reset."""
+"""Brings a client to a stage, and returns it for the reset."""
 
 SETTLE = 0.05
-"""Seconds of the test's clock for the server to be where the stage wants it."""
+"""Seconds of the test's clock for the server to reach the stage."""
 
 
 def sent(data: bytes) -> Stage:
-    """A connection that has sent so much."""
+    """Open a connection and send these bytes."""
 
     async def go(site: Site) -> object:
         client = await site.server.connect()
@@ -38,7 +38,7 @@ def sent(data: bytes) -> Stage:
 
 
 async def half_an_answer(site: Site) -> object:
-    """An answer that streams, of which a part was read."""
+    """Read a part of a streamed answer."""
     client = await site.server.connect()
     await client.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
     await client.stream.receive_some(10_000)
@@ -51,7 +51,7 @@ async def upgraded(site: Site) -> Socket:
 
 async def half_a_frame(site: Site) -> Socket:
     client = await site.open()
-    await client.join("town", "stranger")
+    await client.join("town", "hostile")
     await client.stream.send_all(masked(b"x" * 1000)[:500])
     await trio.sleep(SETTLE)
     return client
@@ -59,28 +59,28 @@ async def half_a_frame(site: Site) -> Socket:
 
 async def joined(site: Site) -> Socket:
     client = await site.open()
-    await client.join("town", "stranger")
+    await client.join("town", "hostile")
     return client
 
 
 async def joining(site: Site) -> Socket:
-    """The join is on its way, and nothing was read of its answer."""
+    """Send a join, and read nothing of its reply."""
     client = await site.open()
     await client.push("1", "1", "town", "phx_join", {"token": token("town")})
     return client
 
 
 async def in_a_broadcast(site: Site) -> Socket:
-    """A broadcast that the socket has taken in part."""
+    """Let a broadcast fill the socket in part."""
     client = await joined(site)
-    await client.join("alone", "stranger")
+    await client.join("alone", "hostile")
     site.publish("to:alone:big", b'"' + b"x" * 9_000_000 + b'"')
     await client.stream.receive_some(100_000)
     return client
 
 
 async def closing(site: Site) -> Socket:
-    """The client has sent its close frame, and does not wait for ours."""
+    """Send a close frame without waiting for the server's."""
     client = await joined(site)
     client.protocol.send_close(1000, "")
     await client.flush()
@@ -88,7 +88,7 @@ async def closing(site: Site) -> Socket:
 
 
 async def told_to_go(site: Site) -> Socket:
-    """The server has sent its close frame, and gets a reset for an answer."""
+    """Make the server send its close frame, which the client answers by a reset."""
     client = await site.open()
     await client.stream.send_all(masked(message("1", "1", "town", "x", {})) * 3 + b"\x83\x80\x00\x00\x00\x00")
     await trio.sleep(SETTLE)
@@ -121,16 +121,16 @@ STAGES: dict[str, Stage] = {
 
 @pytest.mark.parametrize("stage", STAGES)
 async def test_reset_at_each_stage(engine: str, stage: str, clock: Clock) -> None:
-    """A reset leaves no connection, no membership and no byte behind, and the neighbour is served."""
+    """A reset leaves no connection, membership or byte; the good client is served."""
     async with open_site(engine, write_timeout=5.0) as site:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_on, site.neighbour)
+            nursery.start_soon(read_on, site.good_client)
             for _ in range(3):
                 reset(await STAGES[stage](site))
             await trio.sleep(SETTLE)
             nursery.cancel_scope.cancel()
-        await site.serves()
-        await site.forgets()
+        await site.check_serves()
+        await site.wait_cleaned_up()
 
         assert site.server.engine.statistics().failed == 0
 
@@ -140,14 +140,12 @@ async def read_on(client: Socket) -> None:
         await client.frame(1000)
 
 
-async def test_stop_in_the_midst_of_strangers(engine: str, clock: Clock) -> None:
-    """With strangers at each stage, none of whom goes, a stop takes the grace and no more than a second on
-    top.
-    """
+async def test_stop_with_hostile_clients_at_each_stage(engine: str, clock: Clock) -> None:
+    """With hostile clients at each stage a stop takes the grace and at most a second more."""
     async with open_site(engine, grace=3.0, write_timeout=1000.0) as site:
         clients = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_on, site.neighbour)
+            nursery.start_soon(read_on, site.good_client)
             clients += [await stage(site) for stage in STAGES.values()]
             nursery.cancel_scope.cancel()
         took = await site.server.stop()
@@ -158,7 +156,7 @@ async def test_stop_in_the_midst_of_strangers(engine: str, clock: Clock) -> None
             reset(client)
 
 
-# What is sent a byte a second, and after how many seconds it is cut, if it is.
+# The bytes to send one a second, and the seconds after which the client is cut (None: never).
 DRIPS: dict[str, tuple[bytes, float | None]] = {
     "a request line": (b"GET /aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa HTTP/1.1\r\n", 10),
     "a header": (b"GET / HTTP/1.1\r\nHost: test\r\nX-Long: aaaaaaaaaaaaaaaaaaaaaaaa\r\n\r\n", 10),
@@ -172,21 +170,22 @@ DRIPS: dict[str, tuple[bytes, float | None]] = {
 
 @pytest.mark.parametrize("what", DRIPS)
 async def test_one_byte_a_second(engine: str, what: str, clock: Clock) -> None:
-    """A head, or a message, that comes a byte a second is cut after its time; a body may come so. Others are
-    served meanwhile.
+    """A head or a message that comes a byte a second is cut after its time.
+
+    A body may come so. Other clients are served meanwhile.
     """
     data, limit = DRIPS[what]
-    # What stands before a body or a frame comes at once: it is that which drips.
+    # The head of a body or frame is sent at once; the bytes behind it come one a second.
     at = data.index(b"\r\n\r\n") + 4 if what in {"a body", "chunks", "a frame", "a join"} else 1
     options: dict[str, Any] = {"ping_interval": 1000.0} if engine == "native" else {}
     async with open_site(engine, Settings(idle_timeout=30.0), header_timeout=10.0, **options) as site:
         client = await site.server.connect()
         await client.send(data[:at])
         if data.startswith(UPGRADE) and at == len(UPGRADE):
-            await trio.sleep(SETTLE)  # Hypercorn takes nothing that comes with an upgrade
+            await trio.sleep(SETTLE)  # Hypercorn drops bytes in one read with an upgrade
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, site.neighbour)
+            nursery.start_soon(beat, site.good_client)
             nursery.start_soon(serve_others, site)
             with suppress(trio.BrokenResourceError):
                 for byte in data[at:]:
@@ -200,13 +199,13 @@ async def test_one_byte_a_second(engine: str, what: str, clock: Clock) -> None:
             assert json.loads((await client.answer_to("POST")).body)["body"].startswith("x" * 10)
         else:
             assert limit <= took <= limit + 6
-        await site.serves()
+        await site.check_serves()
         await trio.aclose_forcefully(client.stream)
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 async def beat(client: Socket) -> None:
-    """phoenix.js's heartbeat, which keeps a client that has nothing to say."""
+    """Send phoenix.js's heartbeat, which keeps a silent client connected."""
     while True:
         await client.push(None, "beat", "phoenix", "heartbeat", {})
         await trio.sleep(5)

@@ -1,4 +1,4 @@
-"""Strangers on a WebSocket, over both engines: each costs its own connection, and nobody else notices."""
+"""Hostile clients on a WebSocket, over both engines: each costs only its own connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 LONG = "x" * 300
 
-# What is sent first, and what is then sent for ever.
+# The bytes to send first, and the bytes to repeat.
 OVERSIZED: dict[str, tuple[bytes, bytes]] = {
     "announced": (b"\x81\xff" + struct.pack("!Q", 1 << 40) + bytes(4), b"x" * 65536),
     "one frame": (b"", masked(b"x" * 200_000)),
@@ -34,7 +34,7 @@ OVERSIZED: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("what", OVERSIZED)
 async def test_oversized_messages_end_their_connection(engine: str, what: str, clock: Clock) -> None:
-    """A message larger than max_message is closed with 1009, and never held."""
+    """A message larger than max_message is closed with 1009, and never buffered whole."""
     begin, piece = OVERSIZED[what]
     async with open_site(engine, Settings(max_message=100_000)) as site:
         client = await site.open()
@@ -49,15 +49,15 @@ async def test_oversized_messages_end_their_connection(engine: str, what: str, c
                 with suppress(trio.BrokenResourceError):
                     await client.stream.send_all(begin)
                 await flood(client.stream, piece, 32 * MIB)
-            await site.serves()
+            await site.check_serves()
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
         assert client.protocol.close_rcvd is not None
         assert client.protocol.close_rcvd.code == 1009
 
 
-# What is sent, and with what reason it is answered.
+# The message to send, and the reason in its reply.
 FIELDS: dict[str, tuple[bytes, str]] = {
     "topic": (message("1", "1", LONG, "phx_join", {"token": token(LONG)}), "topic too long"),
     "topic of a push": (message("1", "1", LONG, "x", {}), "unmatched topic"),
@@ -72,7 +72,10 @@ FIELDS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("what", FIELDS)
 async def test_oversized_fields_are_refused_by_name(engine: str, what: str, clock: Clock) -> None:
-    """A field that is too long, or is no event, is answered by a reason, and the connection goes on."""
+    """A field that is too long, or is no event, gets a reply with a reason.
+
+    The connection goes on.
+    """
     data, reason = FIELDS[what]
     async with open_site(engine) as site:
         client = await site.open()
@@ -85,8 +88,8 @@ async def test_oversized_fields_are_refused_by_name(engine: str, what: str, cloc
 
         assert reply == {"status": "error", "response": {"reason": reason}}
         assert after["status"] == "ok"
-        await site.serves()
-        await site.forgets()
+        await site.check_serves()
+        await site.wait_cleaned_up()
 
 
 MALFORMED = {
@@ -106,8 +109,8 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("what", [*MALFORMED, *TEXTS])
-async def test_malformed_messages_are_counted_and_forgiven(engine: str, what: str, clock: Clock) -> None:
-    """What is no message is dropped and counted, and the connection goes on."""
+async def test_malformed_messages_are_counted_and_dropped(engine: str, what: str, clock: Clock) -> None:
+    """A malformed message is dropped and counted, and the connection goes on."""
     async with open_site(engine) as site:
         client = await site.open()
         await client.join("obs")
@@ -118,11 +121,14 @@ async def test_malformed_messages_are_counted_and_forgiven(engine: str, what: st
         assert after["status"] == "ok"
         assert site.channels.statistics().malformed == 1
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 async def test_bad_utf8_costs_a_message_or_its_connection(engine: str, clock: Clock) -> None:
-    """Text that is not UTF-8 is dropped, or ends its connection; nobody else notices."""
+    """Text that is not UTF-8 is dropped, or ends its connection.
+
+    Other clients do not notice.
+    """
     async with open_site(engine) as site:
         client = await site.open()
         await client.join("obs")
@@ -133,24 +139,22 @@ async def test_bad_utf8_costs_a_message_or_its_connection(engine: str, clock: Cl
             assert site.channels.statistics().malformed == 1
         else:
             await client.closed()
-        await site.serves()
+        await site.check_serves()
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 async def test_compression_is_not_agreed_on(engine: str, clock: Clock) -> None:
-    """Where compression is off a client that offers it is answered without: what it sends is as large as it
-    is.
-    """
+    """With compression off a client that offers it gets a handshake without it."""
     async with open_site(engine) as site:
         client = await site.open(extensions=[ClientPerMessageDeflateFactory()])
 
         assert not client.protocol.extensions
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
-async def test_half_a_frame_and_then_nothing(engine: str, clock: Clock) -> None:
+async def test_half_a_frame_is_closed_as_idle(engine: str, clock: Clock) -> None:
     """A client that stops in the middle of a frame is closed as idle."""
     async with open_site(engine, Settings(idle_timeout=20.0), **quiet(engine)) as site:
         client = await site.open()
@@ -158,24 +162,24 @@ async def test_half_a_frame_and_then_nothing(engine: str, clock: Clock) -> None:
         await client.stream.send_all(masked(message("1", "2", "obs", "x", {}))[:9])
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, site.neighbour)
+            nursery.start_soon(beat, site.good_client)
             code = await client.closed(100)
             nursery.cancel_scope.cancel()
 
         assert code == 1001
         assert 20 <= trio.current_time() - began < 25
-        await site.serves()
+        await site.check_serves()
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 def quiet(engine: str) -> dict[str, Any]:
-    """Options under which nobody is pinged: an answer to a ping is a sign of life."""
+    """Return options without pings: the answer to a ping is a sign of life."""
     return {"ping_interval": 1000.0} if engine == "native" else {}
 
 
 async def beat(client: Socket) -> None:
-    """phoenix.js's heartbeat, which keeps a client that has nothing to say."""
+    """Send phoenix.js's heartbeat, which keeps a silent client connected."""
     while True:
         await client.push(None, "beat", "phoenix", "heartbeat", {})
         await trio.sleep(5)
@@ -196,20 +200,23 @@ async def beat(client: Socket) -> None:
 async def test_trailing_bytes_after_an_upgrade(
     engine: str, tail: bytes, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever comes in one write with the upgrade costs that connection at most, and is no news."""
+    """Bytes in one write with the upgrade cost at most that connection.
+
+    They log nothing.
+    """
     async with open_site(engine) as site:
         client = await site.server.connect()
         await client.send(UPGRADE + tail)
         await trio.sleep(0.2)
-        await site.serves()
+        await site.check_serves()
         await trio.aclose_forcefully(client.stream)
-        await site.forgets()
+        await site.wait_cleaned_up()
 
         assert caplog.records == []
 
 
 class Nothing(list[tuple[str, bytes]]):
-    """What was published, forgotten at once."""
+    """A list of published messages that keeps none."""
 
     def append(self, _: tuple[str, bytes]) -> None:
         pass
@@ -217,8 +224,9 @@ class Nothing(list[tuple[str, bytes]]):
 
 @pytest.mark.parametrize("what", ["pushes", "heartbeats", "joins and leaves", "refused", "pings"])
 async def test_client_that_sends_and_never_reads_is_dropped(engine: str, what: str, clock: Clock) -> None:
-    """Who asks and asks, and takes no answer, is dropped once its backlog is full; what waits for it is
-    bounded.
+    """A client that pushes and reads no reply is closed once its backlog is full.
+
+    Its backlog is bounded.
     """
     piece = {
         "pushes": masked(message("1", "r" * 4000, "obs", "x", {})),
@@ -244,23 +252,23 @@ async def test_client_that_sends_and_never_reads_is_dropped(engine: str, what: s
                 while True:
                     most = max(most, site.channels.statistics().pending)
                     await trio.sleep(0.01)
-            await site.serves()
+            await site.check_serves()
 
         assert most < 2 * 65_536
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 async def test_client_that_never_reads_a_broadcast_is_dropped(engine: str, clock: Clock) -> None:
-    """A member that does not read is dropped by name; the neighbour gets everything, in order."""
+    """A member that does not read is closed; the good client gets every message, in order."""
     async with open_site(engine, write_timeout=5.0) as site:
-        deaf = await site.open()
-        await deaf.join("town", "deaf")
+        slow = await site.open()
+        await slow.join("town", "slow")
         got: list[int] = []
 
         async def read() -> None:
             while len(got) < 300:
-                got.append((await site.neighbour.event("flood"))["n"])
+                got.append((await site.good_client.event("flood"))["n"])
 
         with bounded_memory(32 * MIB):
             async with trio.open_nursery() as nursery:
@@ -270,14 +278,15 @@ async def test_client_that_never_reads_a_broadcast_is_dropped(engine: str, clock
                     await trio.testing.wait_all_tasks_blocked(0.0)
         assert got == list(range(300))
         assert site.channels.statistics().pending < 2 * 262_144 + 60_000
-        await site.forgets()
+        await site.wait_cleaned_up()
         assert site.channels.statistics().closed == {"too far behind": 1}
-        await deaf.aclose()
+        await slow.aclose()
 
 
-async def test_conflation_keeps_a_slow_client_and_costs_nobody(engine: str, clock: Clock) -> None:
-    """Of conflated events a client that does not read gets the newest once it does, and is not dropped; the
-    neighbour gets each of them.
+async def test_conflation_keeps_a_slow_client(engine: str, clock: Clock) -> None:
+    """A slow client gets the newest conflated event and is kept.
+
+    The good client gets each of them.
     """
     async with open_site(engine, Settings(conflate=["town:state"]), write_timeout=1000.0) as site:
         slow = await site.open()
@@ -286,13 +295,13 @@ async def test_conflation_keeps_a_slow_client_and_costs_nobody(engine: str, cloc
 
         async def read() -> None:
             while len(got) < 300:
-                got.append((await site.neighbour.event("state"))["n"])
+                got.append((await site.good_client.event("state"))["n"])
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             for number in range(300):
                 site.publish("to:town:state", b'{"n":%d,"x":"%s"}' % (number, b"x" * 50_000))
-                while len(got) <= number:  # noqa: ASYNC110  # told by nobody
+                while len(got) <= number:  # noqa: ASYNC110 - there is no event to wait for
                     await trio.sleep(0.001)
         heard: list[int] = []
         while not heard or heard[-1] < 299:
@@ -302,12 +311,13 @@ async def test_conflation_keeps_a_slow_client_and_costs_nobody(engine: str, cloc
         assert heard == sorted(heard)
         assert len(heard) < 300
         await slow.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 async def test_ten_thousand_joins_of_one_client(engine: str, clock: Clock) -> None:
-    """One client with 10,000 good tokens gets its hundred topics; each other join is answered, and the
-    neighbour is served meanwhile.
+    """Of 10,000 valid joins one client gets its hundred topics.
+
+    Each other join is answered, and the good client is served meanwhile.
     """
     frames = [
         masked(message("1", str(n), f"t{n}", "phx_join", {"token": token(f"t{n}")})) for n in range(10_000)
@@ -329,22 +339,23 @@ async def test_ten_thousand_joins_of_one_client(engine: str, clock: Clock) -> No
                 nursery.start_soon(listen)
                 for start in range(0, 10_000, 500):
                     await client.stream.send_all(b"".join(frames[start : start + 500]))
-                    await site.serves()
-                    # Who reads none would be dropped.
-                    while sum(answers.values()) < start + 400:  # noqa: ASYNC110  # told by nobody
+                    await site.check_serves()
+                    # A client that reads no reply would be closed.
+                    while sum(answers.values()) < start + 400:  # noqa: ASYNC110 - there is no event to wait for
                         await trio.sleep(0.01)
                     site.bus.published.clear()
 
         assert answers == {"ok": 100, "too many channels": 9_900}
         await client.aclose()
-        await site.forgets()
+        await site.wait_cleaned_up()
 
 
 async def test_ten_thousand_joins_of_many_clients(engine: str, clock: Clock) -> None:
-    """A hundred sockets of one address, not loopback, with a hundred joins each: the burst is let in, the
-    rest is told that it is limited, and the neighbour may join whatever it likes.
+    """A hundred sockets of one address join a hundred topics each, and hit the limit.
+
+    The burst is accepted and the rest is answered as limited. The good client on loopback may still join.
     """
-    # Next to no rate: the test's clock goes on while the joins come, and each second would let more in.
+    # Almost no rate: the test's clock goes on during the joins, and each second would allow more.
     settings = Settings(join_burst=5000, join_rate=0.001)
     tokens = {topic: token(topic) for topic in (f"t{n}" for n in range(100))}
     frames = b"".join(
@@ -368,19 +379,19 @@ async def test_ten_thousand_joins_of_many_clients(engine: str, clock: Clock) -> 
             async with trio.open_nursery() as nursery:
                 for client in clients:
                     nursery.start_soon(join_all, client)
-                await site.neighbour.join("another", "neighbour")
-                await site.serves()
+                await site.good_client.join("another", "good")
+                await site.check_serves()
 
         assert answers == {"ok": 5000, "rate limited": 5000}
         assert site.channels.statistics().hub.members == 5002
         for client in clients:
             await client.aclose()
-        await site.neighbour.push("1", "l", "another", "phx_leave", {})
-        await site.forgets(60)
+        await site.good_client.push("1", "l", "another", "phx_leave", {})
+        await site.wait_cleaned_up(60)
 
 
 async def test_large_messages_wait_in_bounded_memory(engine: str, clock: Clock) -> None:
-    """A plugin's WebSocket that does not ask for its messages is not sent more than a few bytes' worth."""
+    """Reading pauses when a plugin's WebSocket view does not take its messages."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()
@@ -395,13 +406,14 @@ async def test_large_messages_wait_in_bounded_memory(engine: str, clock: Clock) 
         with bounded_memory(48 * MIB), trio.move_on_after(4):
             await flood(client.stream, piece, 30 * len(piece))
         await client.aclose()
-        await server.wait_closed(600)  # of virtual time, which leaps while the kernel is at work
+        await server.wait_closed(600)  # virtual seconds: the clock jumps while the kernel works
 
 
 @pytest.mark.slow
 async def test_a_message_that_fills_the_queue_is_followed_by_others(engine: str, clock: Clock) -> None:
-    """The connection is read on when the application has taken the one message that filled its queue, in
-    whichever order the two tasks wake.
+    """Reading resumes when the application takes the one message that filled its queue.
+
+    The two tasks may wake in either order.
     """
     counts: list[int] = []
 

@@ -14,7 +14,7 @@ from tests.http.harness import hello, serving
 
 
 async def test_answers_a_request(engine: str, clock: Clock) -> None:
-    """A GET reaches the application with method, path, query and headers, and its answer comes back."""
+    """A GET reaches the application, and the answer comes back."""
     async with serving(engine, hello) as server, await server.connect() as client:
         answer = await client.get("/a%20b/c?x=1&y=%20", ("x-thing", "Value"))
 
@@ -31,7 +31,7 @@ async def test_answers_a_request(engine: str, clock: Clock) -> None:
 
 
 async def test_keeps_the_connection(engine: str, clock: Clock) -> None:
-    """Three requests, one with a body, go over one connection."""
+    """Three requests, one with a body, use one connection."""
     async with serving(engine, hello) as server, await server.connect() as client:
         first = await client.get("/1")
         second = await client.post("/2", b"some body")
@@ -43,7 +43,7 @@ async def test_keeps_the_connection(engine: str, clock: Clock) -> None:
 
 
 async def test_upgrade_with_an_extra_byte_costs_one_connection(engine: str, clock: Clock) -> None:
-    """A WebSocket upgrade with one byte after the headers does not disturb anybody else."""
+    """A byte behind a WebSocket upgrade disturbs no other connection."""
     async with serving(engine, websocket_or_hello) as server:
         async with await server.connect() as client:
             await client.send(UPGRADE + b"x")
@@ -60,7 +60,7 @@ async def test_upgrade_with_an_extra_byte_costs_one_connection(engine: str, cloc
 async def test_bytes_behind_an_upgrade(
     engine: str, tail: bytes, delay: float, answer: str, clock: Clock
 ) -> None:
-    """Whatever comes behind an upgrade request, and whatever the application does, nothing is left behind."""
+    """Bytes behind an upgrade leave nothing behind, for each answer of the application."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -86,7 +86,7 @@ async def test_bytes_behind_an_upgrade(
             assert (await other.get("/")).status == 200
         await server.wait_closed()
 
-        # An application that neither accepts nor refuses is at fault itself; the others are not.
+        # Only an application that neither accepts nor refuses counts as failed.
         assert server.engine.statistics().failed == 0
 
 
@@ -118,7 +118,7 @@ async def test_client_that_never_reads_is_closed(engine: str, clock: Clock) -> N
         await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
         await trio.sleep(9.9)
         assert server.engine.statistics().stalled == 0
-        # Not one more: each time the kernel finds room for a little the client is given its time anew.
+        # More than 0.1 s: whenever the kernel finds room for a few bytes, the write timeout begins again.
         await trio.sleep(30)
         await server.wait_closed(1)
 
@@ -126,7 +126,7 @@ async def test_client_that_never_reads_is_closed(engine: str, clock: Clock) -> N
 
 
 async def test_stop_ends_within_grace_though_a_client_does_not_read(engine: str, clock: Clock) -> None:
-    """A stop takes the grace and no longer, whatever a client does not read."""
+    """A stop takes the grace and no longer when a client does not read."""
     async with serving(engine, endless, grace=2.0, write_timeout=100.0) as server:
         client = await server.connect()
         await client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -140,7 +140,7 @@ async def test_stop_ends_within_grace_though_a_client_does_not_read(engine: str,
 
 
 async def test_stop_lets_a_request_finish(engine: str, clock: Clock) -> None:
-    """A request that was accepted before the stop gets its answer, and the connection ends after it."""
+    """A request from before the stop gets its answer, and then the connection ends."""
 
     async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await trio.sleep(1)
@@ -163,7 +163,7 @@ async def test_stop_lets_a_request_finish(engine: str, clock: Clock) -> None:
 
 
 async def test_stop_closes_idle_connections_at_once(engine: str, clock: Clock) -> None:
-    """A connection between two requests does not keep a stop."""
+    """A connection between two requests does not delay a stop."""
     async with serving(engine, hello) as server, await server.connect() as client:
         await client.get("/")
         took = await server.stop()
@@ -188,7 +188,7 @@ async def test_application_error_is_500(engine: str, clock: Clock) -> None:
 
 
 async def test_head_has_no_body(engine: str, clock: Clock) -> None:
-    """HEAD gets the headers of GET, its length too, and no body; the connection goes on."""
+    """HEAD gets the headers of GET with its length, and no body; the connection goes on."""
     async with serving(engine, hello) as server, await server.connect() as client:
         head = await client.get("/", method="HEAD")
         get = await client.get("/")
@@ -234,7 +234,7 @@ async def test_chunked_request(engine: str, clock: Clock) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order(engine: str, clock: Clock) -> None:
-    """Requests sent without waiting are answered one after the other, each with its own body."""
+    """Pipelined requests are answered one after the other, each with its own body."""
     async with serving(engine, hello) as server, await server.connect() as client:
         await client.send(
             b"".join(
@@ -302,7 +302,7 @@ async def test_streamed_answer(engine: str, clock: Clock) -> None:
 
 
 async def test_connection_close_is_obeyed(engine: str, clock: Clock) -> None:
-    """A client that asks for the end gets it after the answer, with word of it."""
+    """Connection: close in a request ends the connection after the answer."""
     async with serving(engine, hello) as server, await server.connect() as client:
         answer = await client.get("/", ("connection", "close"))
 
@@ -312,7 +312,7 @@ async def test_connection_close_is_obeyed(engine: str, clock: Clock) -> None:
 
 @pytest.mark.slow
 async def test_large_answer_to_a_slow_reader(engine: str, clock: Clock) -> None:
-    """A client that reads slowly but steadily gets all of a large answer, however long that takes."""
+    """A client that reads slowly but steadily gets all of a large answer."""
     body = bytes(range(256)) * 16384  # 4 MiB
 
     async def large(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -331,8 +331,8 @@ async def test_large_answer_to_a_slow_reader(engine: str, clock: Clock) -> None:
         assert server.engine.statistics().stalled == 0
 
 
-async def test_disconnect_is_told_when_the_client_goes(engine: str, clock: Clock) -> None:
-    """An application that waits for its client to go hears of it then, and not before."""
+async def test_disconnect_is_reported_when_the_client_leaves(engine: str, clock: Clock) -> None:
+    """receive reports the disconnect when the client leaves, and not before."""
     heard: list[tuple[str, float]] = []
     waiting = trio.Event()
 
@@ -356,9 +356,12 @@ async def test_disconnect_is_told_when_the_client_goes(engine: str, clock: Clock
 
 
 @pytest.mark.parametrize("ahead", [1, 5000])
-async def test_disconnect_is_told_behind_pipelined_requests(engine: str, ahead: int, clock: Clock) -> None:
-    """A client that asks for more before it goes has gone all the same: its application hears of it, however
-    much was read ahead.
+async def test_disconnect_is_reported_behind_pipelined_requests(
+    engine: str, ahead: int, clock: Clock
+) -> None:
+    """receive reports the disconnect of a client that pipelined more requests.
+
+    The number of bytes that were read ahead does not matter.
     """
     heard: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What both engines bound, and what becomes of clients and applications that fail half-way."""
+"""Bounds of both engines, and clients and applications that fail half-way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.http.harness import hello, serving
 
 
 async def test_declared_body_over_the_bound(engine: str, clock: Clock) -> None:
-    """A body declared larger than max_body is refused with 413 before the application is asked."""
+    """A body declared larger than max_body is refused with 413 before the application runs."""
     async with serving(engine, hello, max_body=1000) as server, await server.connect() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1001\r\n\r\n")
         answer = await client.answer_to("POST")
@@ -39,7 +39,7 @@ async def test_chunked_body_over_the_bound(engine: str, clock: Clock) -> None:
 
 
 async def test_each_request_has_a_body_limit_of_its_own(engine: str, clock: Clock) -> None:
-    """``body_limit`` decides by the scope, above and below ``max_body``, before the body is read."""
+    """``body_limit`` sets the limit of a request, above or below ``max_body``."""
 
     def limit(scope: dict[str, Any]) -> int:
         return 4000 if scope["path"] == "/large" else 10
@@ -72,7 +72,10 @@ async def test_head_over_the_bound(engine: str, clock: Clock) -> None:
 
 
 async def test_one_byte_a_second_costs_its_own_connection(engine: str, clock: Clock) -> None:
-    """A client that sends its head one byte a second is cut after header_timeout; others are answered."""
+    """A head that comes one byte a second is cut after header_timeout.
+
+    Other clients are answered.
+    """
     async with serving(engine, hello, header_timeout=10.0) as server, await server.connect() as client:
         began = trio.current_time()
         with suppress(trio.BrokenResourceError):
@@ -93,8 +96,9 @@ async def test_one_byte_a_second_costs_its_own_connection(engine: str, clock: Cl
     "begin", [b"Content-Length: 10\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n5\r\nha"]
 )
 async def test_body_that_stops_half_way(engine: str, begin: bytes, clock: Clock) -> None:
-    """A client that stops in the middle of its body loses its connection after idle_timeout, and the
-    application hears that it has gone.
+    """A body that stops ends its connection after idle_timeout.
+
+    The application gets a disconnect.
     """
     heard: list[str] = []
 
@@ -125,7 +129,7 @@ async def test_idle_connection_is_closed(engine: str, clock: Clock) -> None:
 
 
 async def test_connections_over_the_bound(engine: str, clock: Clock) -> None:
-    """The connection over the bound is told 503 and closed; when one goes, the next is served."""
+    """A connection over the bound gets 503; when one ends, the next is served."""
     async with serving(engine, hello, max_connections=2) as server:
         first, second = await server.connect(), await server.connect()
         assert (await first.get("/")).status == 200
@@ -142,7 +146,7 @@ async def test_connections_over_the_bound(engine: str, clock: Clock) -> None:
 
 
 async def test_connections_of_one_address_over_the_bound(engine: str, clock: Clock) -> None:
-    """An address over its bound is told 503."""
+    """A connection over the bound of its address gets 503."""
     async with serving(engine, hello, max_connections_per_address=1) as server:
         async with await server.connect() as first:
             assert (await first.get("/")).status == 200
@@ -180,7 +184,7 @@ async def test_client_that_goes_at_any_stage(engine: str, how: str, clock: Clock
 
 
 async def test_application_that_fails_half_way(engine: str, clock: Clock) -> None:
-    """An application that raises half-way ends the connection, so that nobody takes its answer for whole."""
+    """An exception half-way ends the connection, so that the answer is seen as incomplete."""
 
     async def broken(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -219,7 +223,7 @@ async def test_stop_during_a_request_that_never_ends(engine: str, clock: Clock) 
 
 
 async def test_connection_from_the_moment_of_the_stop_is_served(engine: str, clock: Clock) -> None:
-    """A client that has connected but not yet asked when a stop begins is answered, not cut."""
+    """A client that connected just before a stop is answered, not cut."""
     async with serving(engine, hello) as server:
         clients = [await server.connect() for _ in range(3)]
         async with trio.open_nursery() as nursery:
@@ -232,8 +236,8 @@ async def test_connection_from_the_moment_of_the_stop_is_served(engine: str, clo
     assert [(answer.status, answer.keep) for answer in answers] == [(200, False)] * 3
 
 
-async def test_restart_refuses_nobody(engine: str, clock: Clock) -> None:
-    """A client that connects while no engine runs is answered by the next one, on the same sockets."""
+async def test_restart_refuses_no_client(engine: str, clock: Clock) -> None:
+    """A client that connects between two engines is answered by the next one."""
     held = open_listeners("127.0.0.1", 0)
     async with serving(engine, hello, held=held) as server, await server.connect() as client:
         assert (await client.get("/")).status == 200
@@ -246,7 +250,7 @@ async def test_restart_refuses_nobody(engine: str, clock: Clock) -> None:
 
 
 async def test_access_log(engine: str, clock: Clock) -> None:
-    """The access log, when asked for, has a line with method, path, status and client."""
+    """The access log has a line with method, path, status and client."""
     with capture_logs() as lines:
         async with serving(engine, hello, access_log=True) as server, await server.connect() as client:
             await client.get("/seen?secret=1")
@@ -284,8 +288,9 @@ def quart_app() -> Any:
 
 
 async def test_quart_keeps_the_connection(engine: str, clock: Clock) -> None:
-    """A Quart application's responses are finished, the connection is kept, obeys close, and a stop is
-    quick.
+    """A Quart application's connection is kept, and obeys Connection: close.
+
+    A stop is quick.
     """
     async with serving(engine, cast("Any", quart_app())) as server:
         async with await server.connect() as client:
@@ -308,7 +313,7 @@ async def test_quart_keeps_the_connection(engine: str, clock: Clock) -> None:
 
 
 async def test_quart_connection_times_out_when_idle(engine: str, clock: Clock) -> None:
-    """A connection that a Quart application has answered on is closed after idle_timeout."""
+    """A connection behind a Quart application is closed after idle_timeout."""
     async with (
         serving(engine, cast("Any", quart_app()), idle_timeout=5.0) as server,
         await server.connect() as client,

@@ -1,4 +1,4 @@
-"""The unmodified npm package ``phoenix``, current and previous minor version, is the referee."""
+"""The unmodified npm package ``phoenix``, current and previous minor version."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ DRIVER = Path(__file__).with_name("phoenix_driver.cjs")
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The folder with the packages; without it these tests fail, and say what to do."""
+    """Return the folder with the packages; without it the tests fail with advice."""
     return find_node()[1]
 
 
 class Browser:
-    """Node with phoenix.js. ``see`` waits for the next observation that fits, and keeps the others."""
+    """Node with phoenix.js.
+
+    ``see`` waits for the next observation that fits, and keeps the others.
+    """
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -99,7 +102,7 @@ def browser(request: pytest.FixtureRequest, node_modules: Path) -> partial[Any]:
 
 
 async def test_join_event_push_leave(browser: Callable[..., Any]) -> None:
-    """Join, presence, events of both kinds, pushes of both kinds with their replies, heartbeat, leave."""
+    """Join, presence, events and pushes of both kinds with replies, heartbeat, leave."""
     async with open_server() as server, browser(server.url) as page:
         id_ = await page.join(server, "weather:wind")
         joined = await page.see("join", status="ok")
@@ -135,9 +138,11 @@ async def test_join_event_push_leave(browser: Callable[..., Any]) -> None:
         assert server.bus.payloads("from:weather:wind:phx_leave") == [b"{}"]
 
 
-async def test_a_hopeless_join_is_refused_and_forgotten(browser: Callable[..., Any]) -> None:
-    """The error hook fires with the reason, then the channel is closed: no retry, and the other channels
-    live."""
+async def test_a_refused_join_is_not_retried(browser: Callable[..., Any]) -> None:
+    """A refused join calls the error hook with the reason, and is not retried.
+
+    The other channels stay joined.
+    """
     async with open_server() as server, browser(server.url) as page:
         await page.join(server, "obs")
         await page.see("join", status="ok")
@@ -152,11 +157,14 @@ async def test_a_hopeless_join_is_refused_and_forgotten(browser: Callable[..., A
 
 
 async def test_the_user_token_is_good_for_its_own_channel(browser: partial[Any]) -> None:
-    """A join without a token falls back to the connection's, in the query or in the bearer subprotocol."""
+    """A join without a token uses the connection's token.
+
+    That is in the query or in the bearer subprotocol.
+    """
     async with open_server() as server:
         token = (await fetch_token(server.url, "system")).token
         ways: list[dict[str, Any]] = [{"params": {"userToken": token}}]
-        if not browser.args[0].startswith("1.7."):  # it knows of no subprotocol yet
+        if not browser.args[0].startswith("1.7."):  # 1.7 offers no subprotocol
             ways.append({"authToken": token})
         for options in ways:
             async with browser(server.url, **options) as page:
@@ -167,7 +175,7 @@ async def test_the_user_token_is_good_for_its_own_channel(browser: partial[Any])
 
 
 async def test_presence_of_three(browser: Callable[..., Any]) -> None:
-    """Everybody's list is right after joins, a second socket of one id, a leave and a lost connection."""
+    """Each list is right after joins, a second socket of an id, a leave and a lost connection."""
     async with open_server() as server, browser(server.url) as alice:
         await alice.join(server, "obs", "alice")
         await alice.see("presence", ids=["alice"])
@@ -178,8 +186,8 @@ async def test_presence_of_three(browser: Callable[..., Any]) -> None:
         await alice.see("presence", ids=["alice"])
 
 
-async def test_a_restart_brings_everybody_back(browser: Callable[..., Any]) -> None:
-    """Closed with 1012 the client connects again by itself and joins again with the token it has."""
+async def test_clients_rejoin_after_a_restart(browser: Callable[..., Any]) -> None:
+    """A client that is closed with 1012 connects and joins again by itself."""
     async with open_server() as server, browser(server.url) as page:
         await page.join(server, "obs")
         await page.see("join", status="ok")
@@ -192,7 +200,7 @@ async def test_a_restart_brings_everybody_back(browser: Callable[..., Any]) -> N
 
 
 async def test_an_interrupted_feed_makes_members_rejoin(browser: Callable[..., Any]) -> None:
-    """phx_error after Redis was away: the channel errs and is joined again within about a second."""
+    """After an outage of Redis phx_error makes the channel join again within about a second."""
     async with open_server() as server, browser(server.url) as page:
         await page.join(server, "obs")
         await page.see("join", status="ok")
@@ -224,7 +232,7 @@ async def test_joining_twice_ends_the_old_channel(browser: Callable[..., Any]) -
 
 
 async def test_a_full_socket_refuses_the_next_join(browser: Callable[..., Any]) -> None:
-    """One join more than max_joins is an error; the client may try again after a leave."""
+    """One join more than max_joins is an error; after a leave the client may try again."""
     async with open_server(Settings(max_joins=2)) as server, browser(server.url) as page:
         for topic in ("a", "b"):
             await page.join(server, topic)

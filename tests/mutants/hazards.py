@@ -95,7 +95,7 @@ CONNECTIONS = (
         "http/native/channels.py",
         "session.outbox.close(CRASH)",
         "session.outbox.close(GONE)",
-        ("tests/http/native/test_channels.py::test_crash_of_ours_is_1011",),
+        ("tests/http/native/test_channels.py::test_a_server_fault_closes_with_1011",),
         raises=("ConnectionClosedError",),
     ),
     Mutant(
@@ -188,7 +188,7 @@ CONNECTIONS = (
         ENGINE,
         "            if number % CLOSE_BATCH == 0:\n",
         "            if False:\n",
-        ("tests/http/native/test_channels.py::test_stop_says_goodbye_in_batches",),
+        ("tests/http/native/test_channels.py::test_stop_closes_websockets_in_batches",),
     ),
     Mutant(
         "D9",
@@ -405,7 +405,7 @@ DATA = (
         "    if match is None:\n        raise _explain(head)\n    request = RequestHead()",
         "    match = match or re.match(rb'(?P<method>[A-Z]+).*(?P<minor>[01])', head)\n"
         "    if match is None:\n        raise _explain(head)\n    request = RequestHead()",
-        (f"{HEAD}test_smuggling_is_refused_whatever_the_parser_takes",),
+        (f"{HEAD}test_smuggling_is_refused_by_our_own_check",),
     ),
     Mutant(
         "D16",
@@ -414,7 +414,7 @@ DATA = (
         "http/native/head.py",
         '    if lengths:\n        raise RejectedRequest(400, "Content-Length beside',
         '    if False:\n        raise RejectedRequest(400, "Content-Length beside',
-        (f"{HEAD}test_smuggling_is_refused_whatever_the_parser_takes",),
+        (f"{HEAD}test_smuggling_is_refused_by_our_own_check",),
     ),
     Mutant(
         "D17",
@@ -432,7 +432,7 @@ DATA = (
         ENGINE,
         "        listener = held.dup()\n",
         "        listener = held.listener\n",
-        (f"{BOUNDS}test_restart_refuses_nobody[hypercorn]",),
+        (f"{BOUNDS}test_restart_refuses_no_client[hypercorn]",),
         raises=("OSError",),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""The part that both HTTP engines share: accepting, bounds, and the stop of all connections.
+"""The common part of both HTTP engines: accepting, bounds, and the stop.
 
 1. An engine accepts on ``dup()``s of the root's sockets, and closes only those.
 2. An exception of one connection ends that connection only.
@@ -310,7 +310,7 @@ class Engine:
             self._ended.set()
 
     async def _run_adopted(self, shielded: bool, *, task_status: trio.TaskStatus[None]) -> None:
-        """Hold the nursery of adopted connections, check deadlines, and close the connections at the end."""
+        """Hold the nursery of adopted connections, check deadlines, and close them at the end."""
         await trio.lowlevel.checkpoint_if_cancelled()  # as in _run_connections
         async with trio.open_nursery() as nursery:
             self.adopted_nursery = nursery

@@ -1,4 +1,4 @@
-"""The same bytes read by the native engine and by h11, for comparison."""
+"""Read the same bytes by the native engine and by h11, for comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Reading(NamedTuple):
 
 
 def read_natively(data: bytes, max_headers: int = 100) -> Reading:
-    """As the connection does it, without a socket."""
+    """Read requests as a connection does, without a socket."""
     requests: list[Read] = []
     try:
         while data:
@@ -54,7 +54,7 @@ def read_natively(data: bytes, max_headers: int = 100) -> Reading:
 
 
 def read_by_h11(data: bytes) -> Reading:
-    """As h11 does it, each request answered so that the next can be read."""
+    """Read requests by h11; each one is answered so that the next can be read."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     connection.receive_data(data)
     requests: list[Read] = []

@@ -1,6 +1,4 @@
-"""A WebSocket client on the I/O-free protocol of ``websockets``, and a native server with channels behind
-it.
-"""
+"""A WebSocket client on the I/O-free protocol of ``websockets``, and a native server."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def token(topic: str, id_: str = "me") -> str:
 
 @attrs.define
 class Socket:
-    """One WebSocket, driven by hand."""
+    """One WebSocket whose frames the test sends itself."""
 
     stream: trio.SocketStream
     protocol: ClientProtocol
@@ -53,7 +51,7 @@ class Socket:
         await self.send(json.dumps(message))
 
     async def join(self, topic: str, id_: str = "me") -> None:
-        """Join, and read up to the reply."""
+        """Join a topic, and read up to the reply."""
         await self.push("1", "1", topic, "phx_join", {"token": token(topic, id_)})
         while True:
             message = json.loads(await self.receive())
@@ -62,21 +60,25 @@ class Socket:
                 return
 
     async def event(self, event: str) -> Any:
-        """The payload of the next message with this event."""
+        """Return the payload of the next message with this event."""
         while True:
             message = json.loads(await self.receive())
             if message[3] == event:
                 return message[4]
 
     async def receive(self) -> bytes:
-        """The next message; raises EndOfChannel when the server closes."""
+        """Return the next message.
+
+        Raises:
+            EndOfChannel: the server has closed.
+        """
         while True:
             frame = await self.frame()
             if frame.opcode in {Opcode.TEXT, Opcode.BINARY}:
                 return bytes(frame.data)
 
     async def frame(self, limit: float = 30.0) -> Frame:
-        """The next frame of any kind."""
+        """Return the next frame of any kind."""
         with trio.fail_after(limit):
             while not self.frames:
                 try:
@@ -93,7 +95,7 @@ class Socket:
             return self.frames.pop(0)
 
     async def closed(self, limit: float = 30.0) -> int | None:
-        """Read until the server has closed; its close code, or None if it sent none."""
+        """Read until the server has closed; return its close code, or None if it sent none."""
         with trio.fail_after(limit):
             try:
                 while True:
@@ -123,7 +125,13 @@ async def open_socket(
     extensions: Sequence[Any] = (),
     behind: bytes = b"",
 ) -> Socket:
-    """Connect; raises Refusal if it is not accepted. ``behind`` goes out in one write with the handshake."""
+    """Connect a WebSocket.
+
+    ``behind`` is sent in one write with the handshake.
+
+    Raises:
+        Refusal: the handshake was refused.
+    """
     stream = await trio.open_tcp_stream("127.0.0.1", server.port)
     protocol = ClientProtocol(
         parse_uri(f"ws://127.0.0.1:{server.port}{path}"),
@@ -151,7 +159,7 @@ async def open_socket(
 
 
 def masked(data: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
-    """One frame of a client."""
+    """Return one frame as a client sends it."""
     return Frame(Opcode(opcode), data, fin).serialize(mask=True)
 
 

@@ -1,4 +1,4 @@
-"""Where bodies end."""
+"""The end of a request body is found at the right byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIRE = b"5;a=b\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\nX: y\r\nZ: \r\n\r\n"
 
 @given(st.lists(st.integers(1, 7), min_size=1))
 def test_chunks_in_any_pieces(sizes: list[int]) -> None:
-    """However the bytes are cut on their way, the same body comes out, and what follows is left."""
+    """The same body results from any cut of the bytes, and the bytes behind it are left."""
     body, buffer, at, turn = b"", b"", 0, 0
     reader = ChunkedBody()
     wire = WIRE + b"NEXT"
@@ -53,7 +53,7 @@ def test_length_takes_exactly_its_bytes(data: bytes, length: int) -> None:
         b"1\r\na\rX",
     ],
 )
-def test_what_is_no_chunk_is_refused(wire: bytes) -> None:
+def test_malformed_chunks_are_refused(wire: bytes) -> None:
     """Endless sizes, extensions and trailers, and wrong ends, are refused."""
     with pytest.raises(RejectedRequest):
         ChunkedBody().feed(wire)

@@ -1,4 +1,4 @@
-"""Channels on the native engine: the way in and out, and clients that mean harm."""
+"""Channels on the native engine: messages in both directions, and hostile clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.http.native.sockets import Refusal, masked, open_socket, serving_chan
 
 
 class Backpressure:
-    """A bus that is congested when the test says so."""
+    """A bus that is congested when the test asks for it."""
 
     def __init__(self) -> None:
         self.congested = False
@@ -46,7 +46,7 @@ async def test_join_event_and_push(clock: Clock) -> None:
 
 
 async def test_bytes_behind_the_handshake_are_read(clock: Clock) -> None:
-    """A join that comes in the same read as the upgrade request is answered."""
+    """A join in the same read as the upgrade request is answered."""
     join = json.dumps(["1", "1", "obs:a", "phx_join", {"token": token("obs:a")}]).encode()
     async with serving_channels() as served:
         client = await served.open(behind=masked(join))
@@ -57,7 +57,7 @@ async def test_bytes_behind_the_handshake_are_read(clock: Clock) -> None:
 
 
 async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
-    """Frames that come together are handled as a batch, and answered in their order."""
+    """Frames of one read are handled as a batch, and answered in their order."""
     async with serving_channels() as served:
         client = await served.open()
         await client.join("obs:a")
@@ -74,8 +74,10 @@ async def test_messages_of_one_read_are_answered_in_order(clock: Clock) -> None:
 
 
 async def test_nothing_is_read_while_the_bus_is_congested(clock: Clock) -> None:
-    """While the bus has enough to do nothing is read from a client, and when it has room again all that
-    waited is published; nobody is refused."""
+    """A congested bus pauses reading; then all waiting messages are published.
+
+    No push is refused.
+    """
     backpressure = Backpressure()
     async with serving_channels(backpressure=lambda: backpressure) as served:
         client = await served.open()
@@ -96,7 +98,7 @@ async def test_nothing_is_read_while_the_bus_is_congested(clock: Clock) -> None:
 
 
 async def test_fragments_are_put_together(clock: Clock) -> None:
-    """A message in fragments with a ping between them is one message, and the ping is answered."""
+    """A message in fragments with a ping between them is one message; the ping is answered."""
     join = json.dumps(["1", "1", "obs:a", "phx_join", {"token": token("obs:a")}]).encode()
     async with serving_channels() as served:
         client = await served.open()
@@ -123,7 +125,7 @@ async def test_fragments_are_put_together(clock: Clock) -> None:
 async def test_refusals_are_answered_before_the_handshake(
     path: str, headers: list[tuple[str, str]], status: int, clock: Clock
 ) -> None:
-    """Who may not come in is told so by a status, and not accepted and closed."""
+    """A client that is not admitted gets a status instead of a close code."""
     async with serving_channels() as served:
         with pytest.raises(Refusal) as caught:
             await served.open(path, headers=headers)
@@ -132,7 +134,7 @@ async def test_refusals_are_answered_before_the_handshake(
 
 
 async def test_no_incarnation_is_503(clock: Clock) -> None:
-    """While there are no channels the answer is 503, and when to come again."""
+    """Without channels the answer is 503 with Retry-After."""
     async with serving("native", hello, channels=lambda: None) as server:
         with pytest.raises(Refusal) as caught:
             await open_socket(server)
@@ -152,7 +154,7 @@ async def test_subprotocol_is_selected(clock: Clock) -> None:
 
 @pytest.mark.parametrize("compression", [False, True])
 async def test_compression_only_where_it_is_on(compression: bool, clock: Clock) -> None:
-    """permessage-deflate is agreed on only when switched on, without context takeover, and works then."""
+    """permessage-deflate works if it is switched on, without context takeover."""
     async with serving_channels(compression=compression) as served:
         client = await served.open(extensions=[ClientPerMessageDeflateFactory()])
         await client.join("obs:a")
@@ -177,7 +179,10 @@ async def test_compression_only_where_it_is_on(compression: bool, clock: Clock) 
     ],
 )
 async def test_broken_frames_are_closed_by_their_code(wire: bytes, code: int, clock: Clock) -> None:
-    """What breaks the protocol is closed with the protocol's code, and others do not notice."""
+    """A frame that breaks the protocol is closed with the protocol's code.
+
+    Other clients do not notice.
+    """
     async with serving_channels() as served:
         other = await served.open()
         await other.join("obs:a")
@@ -213,8 +218,8 @@ async def test_bad_utf8_costs_one_frame(clock: Clock) -> None:
 
 
 @pytest.mark.slow
-async def test_half_a_frame_and_then_nothing(clock: Clock) -> None:
-    """A client that sends half a frame and stays away is closed as idle."""
+async def test_half_a_frame_is_closed_as_idle(clock: Clock) -> None:
+    """A client that sends half a frame and then nothing is closed as idle."""
     async with serving_channels(Settings(idle_timeout=20.0), ping_interval=1000.0) as served:
         client = await served.open()
         began = trio.current_time()
@@ -227,7 +232,7 @@ async def test_half_a_frame_and_then_nothing(clock: Clock) -> None:
 
 @pytest.mark.slow
 async def test_quiet_client_is_pinged(clock: Clock) -> None:
-    """A client that says nothing is pinged, and kept because it answers."""
+    """A silent client is pinged, and kept because it answers."""
     async with serving_channels(Settings(idle_timeout=9.0), ping_interval=3.0) as served:
         client = await served.open()
         await client.join("obs:a")
@@ -263,11 +268,11 @@ async def test_ten_thousand_joins(clock: Clock) -> None:
 
 @pytest.mark.slow
 async def test_client_that_never_reads_is_dropped_and_others_go_on(clock: Clock) -> None:
-    """A member that does not read is dropped; everybody else gets every message, in order."""
+    """A member that does not read is closed; the others get every message, in order."""
     async with serving_channels(Settings(max_backlog=262_144)) as served:
-        deaf = await served.open()
-        await deaf.join("obs:a", "deaf")
-        deaf.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow = await served.open()
+        await slow.join("obs:a", "slow")
+        slow.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         good = await served.open()
         await good.join("obs:a", "good")
         got: list[int] = []
@@ -286,7 +291,7 @@ async def test_client_that_never_reads_is_dropped_and_others_go_on(clock: Clock)
         assert got == list(range(400))
         assert served.channels.statistics().closed == {"too far behind": 1}
         assert served.server.engine.statistics().websockets == 1
-        await deaf.aclose()
+        await slow.aclose()
         await good.aclose()
 
 
@@ -311,8 +316,8 @@ async def test_reset_at_any_stage(stage: str, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("code", [1012, 1001])
-async def test_stop_says_goodbye_in_batches(code: int, clock: Clock) -> None:
-    """At a stop every member gets the close frame of the stop, not all in the same moment."""
+async def test_stop_closes_websockets_in_batches(code: int, clock: Clock) -> None:
+    """At a stop members get the close frame in batches."""
     async with serving_channels(close_code=lambda: code) as served:
         clients = [await served.open() for _ in range(120)]
         codes: list[int | None] = []
@@ -336,23 +341,21 @@ async def test_stop_says_goodbye_in_batches(code: int, clock: Clock) -> None:
 
 
 async def test_stop_with_clients_that_do_not_read(clock: Clock) -> None:
-    """Members that neither read nor answer the close frame cost a stop the time of the handshake, and no
-    more.
-    """
+    """A stop waits for the closing handshake of clients that do not read, and no longer."""
     async with serving_channels(grace=5.0) as served:
-        deaf = await served.open()
-        await deaf.join("obs:a")
+        slow = await served.open()
+        await slow.join("obs:a")
         served.publish("to:obs:a:big", b'"' + b"x" * 10_000_000 + b'"')
         silent = await served.open()
         await trio.testing.wait_all_tasks_blocked(0.01)
 
         assert await served.server.stop() < 3.5
-        await deaf.aclose()
+        await slow.aclose()
         await silent.aclose()
 
 
-async def test_crash_of_ours_is_1011(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of the server closes that connection with 1011, after which clients come back."""
+async def test_a_server_fault_closes_with_1011(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the server closes the connection with 1011, so that the client comes back."""
     async with serving_channels() as served:
         client = await served.open()
         other = await served.open()
@@ -369,7 +372,10 @@ async def test_crash_of_ours_is_1011(clock: Clock, monkeypatch: pytest.MonkeyPat
 
 
 async def test_session_that_cannot_be_set_up_is_500(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of the server before the handshake is over is answered 500, and nothing is left behind."""
+    """A fault of the server before the handshake is answered with 500.
+
+    Nothing is left behind.
+    """
     async with serving_channels() as served:
         monkeypatch.setattr(served.channels.__class__, "connect", lambda *_: 1 / 0)
         with pytest.raises(Refusal) as caught:
@@ -379,7 +385,7 @@ async def test_session_that_cannot_be_set_up_is_500(clock: Clock, monkeypatch: p
 
 
 async def test_client_closes(clock: Clock) -> None:
-    """A close frame of the client is answered with its code, and its memberships end."""
+    """A client's close frame is answered with its code, and its memberships end."""
     async with serving_channels() as served:
         client = await served.open()
         await client.join("obs:a")

@@ -1,4 +1,4 @@
-"""What the native engine promises of its connections beyond the shared suite."""
+"""Connections of the native engine, beyond the tests that both engines share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_response_is_one_write(clock: Clock, monkeypatch: pytest.MonkeyPat
     ],
 )
 async def test_header_that_splits_the_response(headers: list[tuple[bytes, bytes]], clock: Clock) -> None:
-    """A line break or a null byte in a response header is a 500, and nothing of it reaches the client."""
+    """A line break or a null byte in a response header is a 500, and is not sent."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -60,9 +60,12 @@ async def test_header_that_splits_the_response(headers: list[tuple[bytes, bytes]
 @pytest.mark.parametrize(
     ("length", "parts"), [(5, [b"abc"]), (2, [b"abc"]), (5, [b"abc", b""]), (2, [b"a", b"bc"])]
 )
-async def test_body_that_is_not_as_long_as_told(length: int, parts: list[bytes], clock: Clock) -> None:
-    """A body of another length than its content-length ends the connection: nobody reads the next answer
-    wrongly.
+async def test_body_that_differs_from_its_content_length(
+    length: int, parts: list[bytes], clock: Clock
+) -> None:
+    """A body of another length than its content-length ends the connection.
+
+    The client would read the next answer wrongly.
     """
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -80,8 +83,9 @@ async def test_body_that_is_not_as_long_as_told(length: int, parts: list[bytes],
 
 
 async def test_unread_body_is_skipped_if_it_is_small(clock: Clock) -> None:
-    """A small body that the application did not read does not cost the connection, nor is it read as a
-    request.
+    """A small body that the application did not read keeps the connection.
+
+    It is not read as a request.
     """
     async with serving("native", raw) as server, await server.connect() as client:
         first = await client.post("/", b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -92,7 +96,7 @@ async def test_unread_body_is_skipped_if_it_is_small(clock: Clock) -> None:
 
 
 async def test_unread_body_that_is_malformed_gets_no_second_answer(clock: Clock) -> None:
-    """The connection just ends: another answer would be taken for that of the next request."""
+    """The connection ends: a second answer would be taken for that of the next request."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -117,7 +121,7 @@ async def test_unread_body_ends_the_connection_if_it_is_large(clock: Clock) -> N
 
 
 async def test_refusal_reaches_a_client_that_is_still_sending(clock: Clock) -> None:
-    """A body over the bound is answered, and the answer is not eaten by a reset."""
+    """A body over the bound is answered, and no reset drops the answer."""
     async with serving("native", hello, max_body=1000) as server, await server.connect() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 800000\r\n\r\n" + b"x" * 800_000)
         answer = await client.answer_to("POST")
@@ -125,8 +129,8 @@ async def test_refusal_reaches_a_client_that_is_still_sending(clock: Clock) -> N
     assert answer.status == 413
 
 
-async def test_expectation_is_not_met_if_nobody_asks_for_the_body(clock: Clock) -> None:
-    """A client that waits for 100 Continue gets the final answer instead, and the end of the connection."""
+async def test_no_100_continue_if_the_application_does_not_read(clock: Clock) -> None:
+    """The client gets the final answer in place of 100 Continue, and the connection ends."""
     async with serving("native", raw) as server, await server.connect() as client:
         await client.send(
             b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
@@ -137,7 +141,7 @@ async def test_expectation_is_not_met_if_nobody_asks_for_the_body(clock: Clock) 
 
 
 async def test_bare_line_feeds_are_refused_at_once(clock: Clock) -> None:
-    """A request that ends its lines with LF alone is answered 400 without waiting for more."""
+    """A request whose lines end with LF alone is answered 400 without waiting for more."""
     async with serving("native", hello) as server, await server.connect() as client:
         began = trio.current_time()
         await client.send(b"GET / HTTP/1.1\nHost: test\n\n")
@@ -156,7 +160,7 @@ async def test_tls_to_a_plain_port_is_refused_at_once(clock: Clock) -> None:
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-async def test_slow_head_is_told_408(clock: Clock) -> None:
+async def test_slow_head_is_answered_408(clock: Clock) -> None:
     """A head that does not end within header_timeout is answered 408."""
     async with serving("native", hello, header_timeout=5.0) as server, await server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\n")
@@ -166,8 +170,9 @@ async def test_slow_head_is_told_408(clock: Clock) -> None:
 
 
 async def test_body_that_stops_half_way(clock: Clock) -> None:
-    """A body that does not go on within idle_timeout ends its connection; the application hears a
-    disconnect.
+    """A body that pauses for idle_timeout ends its connection.
+
+    The application gets a disconnect.
     """
     heard: list[str] = []
 
@@ -185,8 +190,8 @@ async def test_body_that_stops_half_way(clock: Clock) -> None:
     assert heard == ["http.request", "http.disconnect"]
 
 
-async def test_malformed_chunk_reaches_nobody(clock: Clock) -> None:
-    """A chunk that is none is answered 400, and to the application its client is gone."""
+async def test_malformed_chunk_is_400_and_a_disconnect(clock: Clock) -> None:
+    """A malformed chunk is answered 400, and the application gets a disconnect."""
     async with serving("native", hello) as server, await server.connect() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
         answer = await client.rest()
@@ -196,9 +201,10 @@ async def test_malformed_chunk_reaches_nobody(clock: Clock) -> None:
         assert server.engine.statistics().failed == 0
 
 
-async def test_send_after_the_client_went_says_so(clock: Clock) -> None:
-    """An application that streams to a client that has gone gets an OSError, which is no failure of its
-    own.
+async def test_send_after_the_client_left_raises_oserror(clock: Clock) -> None:
+    """An application that streams to a client that has gone gets an OSError.
+
+    That is no failure of the application.
     """
     ended = trio.Event()
 
@@ -246,7 +252,7 @@ async def test_two_tasks_of_an_application_may_send(clock: Clock) -> None:
 
 
 async def test_pipelined_requests_give_way_to_others(clock: Clock) -> None:
-    """A client that pipelines thousands of requests does not keep another one waiting for all of them."""
+    """A client that pipelines thousands of requests does not delay other clients."""
     async with serving("native", raw) as server:
         greedy, other = await server.connect(), await server.connect()
         await greedy.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n" * 1500)
@@ -259,7 +265,7 @@ async def test_pipelined_requests_give_way_to_others(clock: Clock) -> None:
 
 
 async def test_draining_answers_the_request_that_is_on_its_way(clock: Clock) -> None:
-    """A request that arrives in the moment of the stop is answered, and told that the connection ends."""
+    """A request that arrives at the moment of the stop is answered with Connection: close."""
     async with serving("native", raw) as server, await server.connect() as client:
         await client.get("/")
         async with trio.open_nursery() as nursery:
@@ -272,7 +278,7 @@ async def test_draining_answers_the_request_that_is_on_its_way(clock: Clock) -> 
 
 @pytest.mark.slow
 async def test_idle_connection_is_small() -> None:
-    """A connection that waits between two requests holds at most 16 KiB of Python memory."""
+    """A connection between two requests holds at most 16 KiB of Python memory."""
     count = 200
     held = open_listeners("127.0.0.1", 0)
     clients = [socket.create_connection(("127.0.0.1", held[0].port)) for _ in range(count)]
@@ -283,7 +289,7 @@ async def test_idle_connection_is_small() -> None:
         for client in clients:
             client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
         with trio.fail_after(10):
-            while server.engine.statistics().requests < count:  # noqa: ASYNC110  # counted from outside
+            while server.engine.statistics().requests < count:  # noqa: ASYNC110 - statistics have no event
                 await trio.sleep(0.01)
         await trio.testing.wait_all_tasks_blocked(0.05)
         gc.collect()

@@ -1,4 +1,7 @@
-"""Reading requests, with h11 as the referee: what it refuses is refused, the rest is read as it reads it."""
+"""Request heads, with h11 as the referee.
+
+A head that h11 refuses is refused, and an accepted head is read as h11 reads it.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ def one_request(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A connection's bytes, some of them wrong."""
+    """Generate a connection's bytes, some of them wrong."""
     data = bytearray(b"".join(draw(st.lists(one_request(), min_size=1, max_size=3))))
     for _ in range(draw(st.integers(0, 2))):
         if not data:
@@ -151,7 +154,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 def told(reading: Reading) -> list[object]:
-    """What matters: all but the Host that an absolute target overrides."""
+    """Return the parts to compare: all but the Host that an absolute target replaces."""
     return [
         (
             read.method,
@@ -168,8 +171,8 @@ def told(reading: Reading) -> list[object]:
 @given(mutated())
 @example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n")
-def test_nothing_is_read_that_h11_reads_otherwise(data: bytes) -> None:
-    """Whatever comes, the requests read are the first of those that h11 reads, byte for byte."""
+def test_accepted_requests_are_read_as_h11_reads_them(data: bytes) -> None:
+    """The accepted requests are the first of those that h11 reads, byte for byte."""
     ours, referee = read_natively(data), read_by_h11(data)
 
     assert told(ours) == told(referee)[: len(ours.requests)]
@@ -189,10 +192,13 @@ def test_nothing_is_read_that_h11_reads_otherwise(data: bytes) -> None:
     st.binary(max_size=50),
     st.integers(0, 60),
 )
-def test_what_is_well_formed_is_read(
+def test_well_formed_requests_are_accepted(
     method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: bytes, chunk: int
 ) -> None:
-    """Every well-formed request is accepted, with a length or in chunks, and read as h11 reads it."""
+    """Every well-formed request is accepted, with a length or in chunks.
+
+    It is read as h11 reads it.
+    """
     head = b"%b %b HTTP/1.1\r\nHost: a\r\n" % (method, target)
     head += b"".join(b"%b:%b\r\n" % field for field in fields)
     if chunk:
@@ -329,7 +335,7 @@ def test_smuggling_is_refused(name: str) -> None:
 
 
 class Lenient:
-    """Takes whatever looks a little like a head."""
+    """A parser that accepts almost everything."""
 
     def __init__(self, request: Any) -> None:
         self.request = request
@@ -344,8 +350,8 @@ class Lenient:
 
 
 @pytest.mark.parametrize("name", SMUGGLING)
-def test_smuggling_is_refused_whatever_the_parser_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own check refuses each case: it does not lean on what llhttp happens to refuse today."""
+def test_smuggling_is_refused_by_our_own_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own check refuses each case, without the help of llhttp."""
     monkeypatch.setattr(httptools, "HttpRequestParser", Lenient)
     reading = read_natively(SMUGGLING[name][0])
 
@@ -354,14 +360,14 @@ def test_smuggling_is_refused_whatever_the_parser_takes(name: str, monkeypatch: 
 
 
 def test_spaces_around_a_value_are_not_part_of_it() -> None:
-    """Spaces and tabs around a value go, those inside stay."""
+    """Spaces and tabs around a value are removed, those inside stay."""
     request = parse_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: \t a \t b\t \r\n\r\n", 10)
 
     assert request.headers[1] == (b"x", b"a \t b")
 
 
 def test_absolute_target_overrides_host() -> None:
-    """The authority of an absolute target is what the application sees as Host, and its path as the path."""
+    """The application sees the authority and path of an absolute target."""
     request = parse_head(b"GET http://real:80/x?y HTTP/1.1\r\nHost: other\r\n\r\n", 10)
 
     assert (request.path, request.query) == ("/x", b"y")
@@ -370,7 +376,7 @@ def test_absolute_target_overrides_host() -> None:
 
 @pytest.mark.parametrize("authority", [b'a"b', b"a\\b", b"a{b", b"<a>"])
 def test_absolute_target_is_checked_as_host_is(authority: bytes) -> None:
-    """What could not stand in Host cannot come in by the target either."""
+    """An authority that Host may not have is refused in the target, too."""
     with pytest.raises(RejectedRequest) as caught:
         parse_head(b"GET http://" + authority + b"/x HTTP/1.1\r\nHost: b\r\n\r\n", 100)
 
@@ -378,7 +384,7 @@ def test_absolute_target_is_checked_as_host_is(authority: bytes) -> None:
 
 
 def test_too_many_fields() -> None:
-    """More fields than allowed are a 431."""
+    """More header fields than allowed are answered 431."""
     with pytest.raises(RejectedRequest) as caught:
         parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 10 + b"\r\n", 10)
 
@@ -395,8 +401,8 @@ def test_too_many_fields() -> None:
         (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", True),
     ],
 )
-def test_who_keeps_the_connection(head: bytes, keep: bool) -> None:
-    """HTTP/1.1 keeps unless told to close, HTTP/1.0 only when asked to."""
+def test_keep_alive_by_version_and_header(head: bytes, keep: bool) -> None:
+    """HTTP/1.1 keeps the connection by default, HTTP/1.0 only if asked to."""
     assert parse_head(head, 10).keep_alive is keep
 
 
@@ -412,6 +418,6 @@ def test_who_keeps_the_connection(head: bytes, keep: bool) -> None:
         (b"GET / HTTP/1.1\nHost", True),
     ],
 )
-def test_what_cannot_become_a_head_is_refused_at_once(data: bytes, bad: bool) -> None:
-    """TLS, an empty line, or a bare LF is refused without waiting for an end that may never come."""
+def test_hopeless_bytes_are_refused_at_once(data: bytes, bad: bool) -> None:
+    """TLS or a bare LF is refused without waiting for an end that may never come."""
     assert (premature_fault(data) is not None) is bad

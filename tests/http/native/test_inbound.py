@@ -1,4 +1,4 @@
-"""Pushes all the way to somebody who listens: the native engine, the bus, and a real broker."""
+"""Pushes from clients to a subscriber, through the engine, the bus and a real broker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 CLIENTS, PUSHES, WRITE = 8, 1500, 50
 BUFFER = 262_144
-"""Bytes, against some 4 MB of pushes: half of it, where the engine begins to wait, and a read more."""
+"""Bytes of the bus's buffer, for about 4 MB of pushes: the engine waits from half of it on."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def broker() -> Iterator[RealBroker]:
 
 
 class Listener:
-    """Somebody who subscribes on a connection of their own, and writes down what comes."""
+    """A subscriber with a connection of its own that records the messages."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, int]] = []
@@ -86,9 +86,11 @@ async def answers(client: Socket, told: dict[str, list[int]]) -> None:
 
 @pytest.mark.parametrize("patient", [True, False])
 async def test_nothing_is_lost_between_ok_and_a_subscriber(broker: RealBroker, patient: bool) -> None:
-    """Clients push more than the bus holds, as fast as they can: each push is answered once, a subscriber has
-    those that were answered ok, once each and in the order of each client, and no others. Where the engine
-    waits for room in the bus, none is refused at all."""
+    """A subscriber gets exactly the pushes that were answered ok, in order.
+
+    Clients push more than the bus holds, as fast as they can. Each push is answered once. Where the engine
+    waits for room in the bus, no push is refused.
+    """
     listener, told = Listener(), [defaultdict[str, list[int]](list) for _ in range(CLIENTS)]
     bus = Bus(broker.url, max_buffer=BUFFER)
     channels = Channels(

@@ -1,4 +1,4 @@
-"""What is cut out of the stream, beside what the protocol's own parser makes of it."""
+"""The assembler gives the same messages as the protocol's own parser."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ def by_the_protocol(chunks: list[bytes]) -> tuple[list[tuple[int, bytes]], Serve
 
 @given(st.lists(frames, max_size=8), st.lists(st.integers(1, 300_000), max_size=8))
 def test_the_same_messages_as_the_protocol(stream: list[bytes], cuts: list[int]) -> None:
-    """Whatever a client sends, wherever the network cuts it, messages, answers and the end are the
-    protocol's."""
+    """Messages, answers and the end are the protocol's, for any bytes cut anywhere."""
     data = b"".join(stream)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     chunks = [data[begin:end] for begin, end in pairwise(places)]
@@ -79,8 +78,8 @@ def test_the_same_messages_as_the_protocol(stream: list[bytes], cuts: list[int])
     assert ours.data_to_send() == referee.data_to_send()
 
 
-def test_ordinary_frames_do_not_reach_the_protocol() -> None:
-    """A batch of small frames is cut out, the start of the next one is kept until the rest of it comes."""
+def test_common_frames_do_not_reach_the_protocol() -> None:
+    """Small frames are cut out; the start of the next one is kept until its end comes."""
     ours = protocol()
     inbox = MessageAssembler(ours, MAX_MESSAGE)
     ours.receive_data = None  # type: ignore[assignment, method-assign]  # would fail if it were called
@@ -90,8 +89,8 @@ def test_ordinary_frames_do_not_reach_the_protocol() -> None:
     assert inbox.feed(frame[7:]) == [(1, b"hello")]
 
 
-def test_a_closing_connection_is_the_protocols() -> None:
-    """After a close frame nothing more is a message."""
+def test_bytes_after_a_close_frame_are_no_messages() -> None:
+    """After a close frame no bytes become a message."""
     ours = protocol()
     inbox = MessageAssembler(ours, MAX_MESSAGE)
     close, frame = serialized(Frame(Opcode.CLOSE, b"\x03\xe8")), serialized(Frame(Opcode.TEXT, b"late"))
@@ -101,8 +100,8 @@ def test_a_closing_connection_is_the_protocols() -> None:
     assert ours.close_rcvd is not None
 
 
-def test_the_answer_to_our_close_is_heard() -> None:
-    """Once we have sent a close frame what was on its way still comes, and then the answer."""
+def test_the_answer_to_our_close_frame_is_read() -> None:
+    """After our close frame earlier messages still arrive, and then the answer."""
     ours = protocol()
     inbox = MessageAssembler(ours, MAX_MESSAGE)
     ours.send_close(1001)
@@ -118,7 +117,7 @@ def test_the_answer_to_our_close_is_heard() -> None:
 
 
 def test_a_message_within_another_is_an_error() -> None:
-    """While a message comes in fragments a whole one is not cut out: the protocol ends the connection."""
+    """A whole message between two fragments ends the connection."""
     ours = protocol()
     inbox = MessageAssembler(ours, MAX_MESSAGE)
     begun = serialized(Frame(Opcode.TEXT, b"a", fin=False))
@@ -128,7 +127,7 @@ def test_a_message_within_another_is_an_error() -> None:
 
 
 def test_a_message_in_fragments_holds_no_more_than_its_bytes() -> None:
-    """Empty fragments may come for ever: nothing is kept of them."""
+    """Any number of empty fragments takes no memory."""
     whole = FragmentBuffer()
     whole.add(Frame(Opcode.TEXT, b"ab", fin=False))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""The npm package ``phoenix`` against the native engine: the same tests as over Quart, on another engine."""
+"""Run the tests of the npm package ``phoenix`` against the native engine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.http.test_phoenix import (
     node_modules,
     test_a_foreign_version_cannot_connect,
     test_a_full_socket_refuses_the_next_join,
-    test_a_hopeless_join_is_refused_and_forgotten,
-    test_a_restart_brings_everybody_back,
+    test_a_refused_join_is_not_retried,
     test_an_interrupted_feed_makes_members_rejoin,
+    test_clients_rejoin_after_a_restart,
     test_join_event_push_leave,
     test_joining_twice_ends_the_old_channel,
     test_presence_of_three,
@@ -27,9 +27,9 @@ __all__ = [
     "node_modules",
     "test_a_foreign_version_cannot_connect",
     "test_a_full_socket_refuses_the_next_join",
-    "test_a_hopeless_join_is_refused_and_forgotten",
-    "test_a_restart_brings_everybody_back",
+    "test_a_refused_join_is_not_retried",
     "test_an_interrupted_feed_makes_members_rejoin",
+    "test_clients_rejoin_after_a_restart",
     "test_join_event_push_leave",
     "test_joining_twice_ends_the_old_channel",
     "test_presence_of_three",

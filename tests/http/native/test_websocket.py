@@ -26,8 +26,9 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def test_echo(clock: Clock) -> None:
-    """Text and bytes, empty ones too, reach the application and come back; what came behind the handshake
-    first.
+    """Text and bytes, empty ones too, reach the application and come back in order.
+
+    A message in the same write as the handshake comes first.
     """
     async with serving("native", echo) as server:
         client = await open_socket(server, "/ws", behind=masked(b"first"), subprotocols=["chat"])
@@ -102,7 +103,7 @@ async def test_application_that_fails(accepted: bool, clock: Clock) -> None:
 
 
 async def test_application_that_returns_without_a_close(clock: Clock) -> None:
-    """An application that just ends is no good-bye: 1011, after which clients come back."""
+    """A return without a close is 1011, after which clients come back."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()
@@ -132,8 +133,8 @@ async def test_application_closes(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "drop"])
-async def test_disconnect_is_told(how: str, clock: Clock) -> None:
-    """The application hears how its client went, and its next send says so."""
+async def test_receive_reports_the_disconnect(how: str, clock: Clock) -> None:
+    """The application gets the client's close code, and its next send raises."""
     heard: list[Any] = []
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -161,7 +162,10 @@ async def test_disconnect_is_told(how: str, clock: Clock) -> None:
 
 
 async def test_client_that_sends_faster_than_the_application_reads(clock: Clock) -> None:
-    """Reading pauses while the application is behind: memory stays bounded, and nothing is lost."""
+    """Reading pauses while the application is behind.
+
+    Memory stays bounded, and no message is lost.
+    """
     go = trio.Event()
     got: list[int] = []
 
@@ -203,8 +207,8 @@ async def test_text_that_is_not_utf8(clock: Clock) -> None:
         await client.aclose()
 
 
-async def test_ping_of_the_client_is_answered_though_the_application_does_not_ask(clock: Clock) -> None:
-    """A ping is answered also while the application is busy elsewhere."""
+async def test_ping_is_answered_while_the_application_does_not_receive(clock: Clock) -> None:
+    """A ping is answered while the application does not call receive."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()
@@ -222,7 +226,7 @@ async def test_ping_of_the_client_is_answered_though_the_application_does_not_as
 
 
 async def test_client_that_answers_no_ping_is_given_up(clock: Clock) -> None:
-    """A client that is not heard of for three ping intervals is taken for gone."""
+    """A client that sends nothing for three ping intervals is closed."""
     async with serving("native", echo, ping_interval=3.0) as server:
         client = await open_socket(server, "/ws")
         await trio.sleep(11)
@@ -231,9 +235,11 @@ async def test_client_that_answers_no_ping_is_given_up(clock: Clock) -> None:
         await client.aclose()
 
 
-async def test_client_that_nobody_reads_from_is_not_given_up(clock: Clock) -> None:
-    """While reading pauses because the application is behind, its pongs cannot be heard; it is pinged all the
-    same, and when the application goes on, everything is there."""
+async def test_client_is_kept_while_reading_pauses(clock: Clock) -> None:
+    """A client whose pongs lie unread because reading pauses is kept.
+
+    It is still pinged, and the application gets every message when it goes on.
+    """
     go = trio.Event()
     got: list[str] = []
 
@@ -251,7 +257,7 @@ async def test_client_that_nobody_reads_from_is_not_given_up(clock: Clock) -> No
         for number in range(40):
             await client.send(str(number))
             await trio.testing.wait_all_tasks_blocked(0.001)
-        for _ in range(10):  # each answered by a pong that nobody reads
+        for _ in range(10):  # each is answered by a pong that stays unread
             assert (await client.frame()).opcode is Opcode.PING
         go.set()
 
@@ -260,14 +266,16 @@ async def test_client_that_nobody_reads_from_is_not_given_up(clock: Clock) -> No
         await client.aclose()
 
 
-async def test_client_that_goes_while_nobody_reads_is_noticed(clock: Clock) -> None:
-    """It is given up after three ping intervals, as one that is silent; until then what it said last can be
-    read."""
+async def test_client_that_leaves_while_reading_pauses_is_noticed(clock: Clock) -> None:
+    """A client that leaves while reading pauses is closed after three ping intervals.
+
+    Until then the application can read its last messages.
+    """
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
-        while True:  # until that raises
+        while True:  # until send raises
             await trio.sleep(1)
             await send({"type": "websocket.send", "text": ""})
 
@@ -286,8 +294,8 @@ async def test_client_that_goes_while_nobody_reads_is_noticed(clock: Clock) -> N
         await client.aclose()
 
 
-async def test_stop_says_goodbye(clock: Clock) -> None:
-    """At a stop the client gets the close frame of the stop, and the application its disconnect."""
+async def test_stop_sends_the_close_code(clock: Clock) -> None:
+    """At a stop the client gets the stop's close code, and the application its disconnect."""
     heard: list[str] = []
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -312,7 +320,7 @@ async def test_stop_says_goodbye(clock: Clock) -> None:
 
 
 async def test_stop_does_not_wait_for_a_client_that_does_not_answer(clock: Clock) -> None:
-    """A client that ignores the close frame is given the time of the closing handshake."""
+    """A client that ignores the close frame has the time of the closing handshake."""
     async with serving("native", echo, grace=10.0) as server:
         client = await open_socket(server, "/ws")
 
@@ -330,7 +338,7 @@ async def test_stop_does_not_wait_for_a_client_that_does_not_answer(clock: Clock
     ],
 )
 async def test_broken_handshakes(lines: bytes, status: int, clock: Clock) -> None:
-    """A handshake that is none is answered with its status."""
+    """A malformed handshake is answered with its status."""
     async with serving("native", echo) as server, await server.connect() as client:
         await client.send(
             b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -343,7 +351,7 @@ async def test_broken_handshakes(lines: bytes, status: int, clock: Clock) -> Non
 
 
 async def test_header_that_splits_the_response(clock: Clock) -> None:
-    """A line break in an accept header fails the handshake, and nothing of it reaches the client."""
+    """A line break in an accept header fails the handshake, and is not sent."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()

@@ -88,7 +88,7 @@ class ChunkedBody:
         return b"".join(parts), data[start:]
 
     def _line(self, data: bytes, start: int) -> int:
-        """Read the bytes between two chunks; return where they end, or -1 if they are not complete."""
+        """Read the bytes between two chunks; return their end, or -1 if they are incomplete."""
         # The line break that ends a chunk.
         if self._need_end:
             if len(data) - start < 2:

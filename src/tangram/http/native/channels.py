@@ -1,4 +1,6 @@
-"""A channel's WebSocket on the native engine: the socket feeds the session, the pump empties its outbox.
+"""The WebSocket of a channel on the native engine.
+
+The socket feeds the session, and the pump empties the session's outbox.
 
 One task reads, and no other task runs for a client that keeps up with its messages. The frames of one read
 are handled as a batch, and the answers to them are sent in one write.
@@ -44,7 +46,7 @@ async def serve_channel(
     compression: bool,
     ping_interval: float,
 ) -> None:
-    """Accept a channel's WebSocket, and hand the connection over to a task that serves it to its end.
+    """Accept a channel's WebSocket, and start the task that serves it to its end.
 
     Raises:
         RejectedRequest: the handshake is wrong, or the channels do not admit the client.
@@ -197,7 +199,7 @@ class ChannelSocket:
 def channels_getter(
     channels: Callable[[], Channels | None] | Channels | None,
 ) -> Callable[[], Channels | None]:
-    """Return a function that returns the current channels: they may be replaced while the engine runs."""
+    """Return a getter of the current channels, which may be replaced at any time."""
     if channels is None or isinstance(channels, Channels):
         return lambda: channels
     return channels

@@ -138,7 +138,7 @@ class HttpConnection:
         return not stream.eof or bool(stream.buffer)
 
     async def _read_head(self) -> int:
-        """Wait for a whole head; return where its empty line begins, or -1 if the connection has ended."""
+        """Wait for a whole head; return the offset of its empty line, or -1 at the end."""
         stream, settings = self.stream, self.host.settings
         timeout = settings.idle_timeout
         started = 0.0

@@ -245,7 +245,7 @@ class Exchange:
         stream, request = self._stream, self.request
         framing = build_head(
             self._status,
-            self._head,  # type: ignore[arg-type]  # given by the application; build_head raises if it is wrong
+            self._head,  # type: ignore[arg-type]  # the application's, checked by build_head
             whole=-1 if more else len(body),
             bodiless=request.method == "HEAD" or self._status == 304,
             version=request.version,
@@ -293,7 +293,7 @@ class Exchange:
         log.error("application failed", path=self.request.path, exc_info=error)
 
     async def _complete(self) -> None:
-        """End an incomplete response: with 500 if nothing was sent, else by closing the connection."""
+        """End an incomplete response: by 500 if nothing was sent, else by closing."""
         stream = self._stream
         if self._framing is None and not self.over and not stream.closed:
             await stream.write(simple_response(500, "internal server error", close=True))
@@ -301,7 +301,7 @@ class Exchange:
         self.over = True
 
     async def _skip(self) -> bool:
-        """Read a small body that the application did not; return whether the next request can be read."""
+        """Read a small unread body to its end; return whether another request can follow."""
         body, stream = self._body, self._stream
         assert body is not None
         if self._continue or stream.reading or (isinstance(body, LengthBody) and body.left > SKIP_BYTES):

@@ -174,7 +174,7 @@ def _odd_target(request: RequestHead, target: bytes) -> bytes:
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise RejectedRequest(400, "malformed request target")
-    # RFC 9112, 3.2.2: the authority of the target counts, and what Host says is ignored.
+    # RFC 9112, 3.2.2: the authority of the target replaces the Host header.
     authority = match[1]
     request.headers = [(name, authority if name == b"host" else value) for name, value in request.headers]
     return (match[2] or b"/") + (match[3] or b"")

@@ -1,4 +1,4 @@
-"""Assemble the messages of one WebSocket: common frames here, all others by the I/O-free protocol.
+"""Assemble the messages of one WebSocket from the bytes that its client sends.
 
 1. No I/O here: bytes in, messages out.
 2. A common frame is a whole, masked text or binary message of less than 64 KiB without extensions, as

@@ -84,7 +84,7 @@ def build_head(
         status: the status code.
         headers: the application's header fields; those that frame the message are ours.
         whole: the body's length in bytes if all of it is at hand, else -1.
-        bodiless: whether the response has no body, whatever its headers say (``HEAD``, 304).
+        bodiless: whether the response has no body although its headers may describe one (``HEAD``, 304).
         version: the request's HTTP version, ``"1.0"`` or ``"1.1"``.
         keep_alive: whether the client and the engine would keep the connection.
 

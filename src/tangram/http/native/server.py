@@ -139,7 +139,7 @@ class NativeServer:
             connection.tick(now)
 
     async def upgrade(self, connection: HttpConnection, request: RequestHead) -> None:
-        """Serve a connection as a WebSocket; a channel's is adopted, any other is served to its end."""
+        """Serve a connection as a WebSocket: hand it to the channels, or serve it to its end."""
         scope = _websocket_scope(connection.stream, request)
         if self.channels is not None and request.path == CHANNELS_PATH:
             if self.forwarded is not None:

@@ -1,4 +1,4 @@
-"""The byte stream of one client: a socket, a buffer of bytes that were read ahead, and two deadlines.
+"""The byte stream of one client: a socket, a buffer, and two deadlines.
 
 1. Reading and writing go straight to the socket; the event loop is asked only when the socket is not ready.
 2. Deadlines are two numbers, which the server checks every half second. A waiting connection costs no timer.

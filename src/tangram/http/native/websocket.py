@@ -198,7 +198,7 @@ class AppSocket:
             self._wake_app.set()
 
     async def _read_ahead(self) -> bool:
-        """Buffer bytes until the application accepts; return whether the client is still there then."""
+        """Buffer bytes until the application accepts; return whether the client is there."""
         stream = self._stream
         while not self._accepted:
             if len(stream.buffer) >= AHEAD_BYTES:

@@ -1,7 +1,7 @@
-"""What the tests of Phoenix' own WebSocket channels name, by its unmodified client, over both engines.
+"""Cases that Phoenix's own tests of WebSocket channels name, by its unmodified client.
 
-What is not here is in ``test_phoenix``: join, events and leave; a duplicate join; a full socket; a version
-that is not spoken; presence of several.
+Further ones are in ``test_phoenix``: join, events and leave; a duplicate join; a full socket; an unknown
+version; presence of several clients.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ NO_HEARTBEAT = {"heartbeatIntervalMs": 1_000_000}
 
 
 async def join(page: Browser, topic: str, id_: str = "me", **more: Any) -> dict[str, Any]:
-    """Join with a token of our own; answers what the client saw of it."""
+    """Join with a token of our own; return the observations of the client."""
     await page.tell("join", topic=topic, params={"token": token(topic, id_)}, **more)
     return await page.see("join", name=more.get("name", topic))
 
 
 @asynccontextmanager
 async def meeting(engine: str, browser: partial[Any], *args: Any, **options: Any) -> AsyncIterator[Any]:
-    """A site, and a page that is connected to it."""
+    """Open a site, and a page that is connected to it."""
     client = options.pop("client", {})
     async with open_site(engine, *args, **options) as site, browser(site.url, **client) as page:
         yield site, page
 
 
 async def test_joins_above_the_bound_are_refused(engine: str, browser: partial[Any]) -> None:
-    """A socket has its hundred topics and no more; after a leave there is room again."""
+    """A socket may join a hundred topics; after a leave there is room again."""
     async with meeting(engine, browser) as (site, page):
         for number in range(100):
             assert (await join(page, f"t{number}"))["status"] == "ok"
@@ -51,7 +51,7 @@ async def test_joins_above_the_bound_are_refused(engine: str, browser: partial[A
         await page.tell("leave", name="t0")
 
         await page.see("join", name="one-more", status="ok")
-        assert site.channels.statistics().hub.members == 101  # the neighbour's is one
+        assert site.channels.statistics().hub.members == 101  # the good client is one of them
 
 
 async def test_the_limit_of_joins_is_configurable(engine: str, browser: partial[Any]) -> None:
@@ -65,9 +65,7 @@ async def test_the_limit_of_joins_is_configurable(engine: str, browser: partial[
 async def test_a_crash_is_an_error_and_the_client_comes_back(
     engine: str, browser: partial[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash of the server's part of a connection closes it with 1011: its channels err, and are joined
-    again by themselves.
-    """
+    """A server fault closes with 1011: the channels err, and join again by themselves."""
     async with meeting(engine, browser) as (site, page):
         await join(page, "obs")
         (session,) = [it for it in site.channels._sessions.values() if "obs" in it.socket.topics]
@@ -78,11 +76,11 @@ async def test_a_crash_is_an_error_and_the_client_comes_back(
 
         await page.see("errored", name="obs")
         await page.see("join", name="obs", status="ok")
-        await site.serves()
+        await site.check_serves()
 
 
 async def test_a_topic_that_is_reset_errs_and_is_joined_again(engine: str, browser: partial[Any]) -> None:
-    """phx_error reaches one channel, which is joined again by itself; the connection and the others stay."""
+    """phx_error reaches one channel, which joins again; the others stay."""
     async with meeting(engine, browser) as (site, page):
         await join(page, "obs")
         await join(page, "other")
@@ -109,20 +107,20 @@ async def test_a_topic_that_is_closed_is_not_joined_again(engine: str, browser: 
 
 
 async def test_channels_end_with_the_transport(engine: str, browser: partial[Any]) -> None:
-    """When the client goes its memberships end, and the others hear of it."""
+    """A client's memberships end with its connection, and the other members are notified."""
     async with meeting(engine, browser) as (site, page):
         await join(page, "town")
         await join(page, "obs")
         await page.tell("disconnect")
 
         with trio.fail_after(5):
-            while site.channels.statistics().hub.members > 1:  # noqa: ASYNC110  # told by nobody
+            while site.channels.statistics().hub.members > 1:  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.01)
         assert site.bus.names("to:admin:").count("to:admin:channel.leave") == 2
 
 
 async def test_an_event_before_the_join_is_refused(engine: str, browser: partial[Any]) -> None:
-    """A push to a topic that was not joined is answered with an error, and published to nobody."""
+    """A push to a topic that was not joined gets an error, and is not published."""
     async with meeting(engine, browser) as (site, page):
         await page.tell("raw", topic="obs", event="hello", payload={}, ref="77", join_ref="70")
         answer = await page.see("message", ref="77")
@@ -139,13 +137,13 @@ async def test_an_event_before_the_join_is_refused(engine: str, browser: partial
 async def test_a_refused_connect_is_403(
     engine: str, browser: partial[Any], origin: str | None, query: str, status: int
 ) -> None:
-    """A foreign origin, and a version that is not spoken, are refused before the upgrade."""
+    """A foreign origin and an unknown version are refused before the upgrade."""
     async with open_site(engine) as site, browser(None) as page:
         url = site.url.replace("http", "ws", 1)
         await page.tell("connect", url=url, origin=origin, options={"vsn": query})
 
         assert str(status) in (await page.see("failed"))["message"]
-        assert site.channels.statistics().accepted == 1  # the neighbour
+        assert site.channels.statistics().accepted == 1  # the good client
 
 
 async def test_our_own_origin_may_connect(engine: str, browser: partial[Any]) -> None:
@@ -158,7 +156,7 @@ async def test_our_own_origin_may_connect(engine: str, browser: partial[Any]) ->
 
 
 async def test_disconnect_broadcast(engine: str, browser: partial[Any]) -> None:
-    """The sockets of an id are sent away, come back by themselves, and are judged anew; others stay."""
+    """All sockets of an id are closed, come back, and are admitted anew; others stay."""
     banned: set[str] = set()
 
     def authorize(topic: str, id_: str, request: ConnectInfo) -> str | None:
@@ -183,7 +181,7 @@ async def test_disconnect_broadcast(engine: str, browser: partial[Any]) -> None:
 
 
 async def test_a_quiet_client_is_closed_and_comes_back(engine: str, browser: partial[Any]) -> None:
-    """A client that sends nothing for the idle time is closed by name, and joins again."""
+    """A client that sends nothing for the idle time is closed, and joins again."""
     async with meeting(engine, browser, Settings(idle_timeout=1.5), client=NO_HEARTBEAT) as (_, page):
         await join(page, "obs")
         gone = await page.see("closed")
@@ -193,8 +191,9 @@ async def test_a_quiet_client_is_closed_and_comes_back(engine: str, browser: par
 
 
 async def test_oversized_headers_in_binary_frames(engine: str, browser: partial[Any]) -> None:
-    """A binary event with a name beyond 255 bytes is left out, in either direction; as JSON it arrives, and
-    the connection goes on.
+    """A binary event with a name over 255 bytes is dropped in both directions.
+
+    As JSON it arrives, and the connection goes on.
     """
     long = "e" * 300
     async with meeting(engine, browser) as (site, page):
@@ -213,8 +212,9 @@ async def test_oversized_headers_in_binary_frames(engine: str, browser: partial[
 
 
 async def test_presence_has_a_meta_for_each_socket(engine: str, browser: partial[Any]) -> None:
-    """Two sockets of one id are one key with two metas, each with a ``phx_ref`` of its own; the key goes with
-    the last.
+    """Two sockets of one id are one key with two metas, each with its own ``phx_ref``.
+
+    The key ends with the last socket.
     """
     async with meeting(engine, browser) as (site, page):
         await join(page, "obs", "alice")
