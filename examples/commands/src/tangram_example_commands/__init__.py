@@ -1,4 +1,7 @@
-"""A plugin that listens: what a browser pushes on topic ``system`` arrives on ``from:system:<event>``."""
+"""A plugin that counts the pushes of browsers on the topic ``system``.
+
+They arrive on the Redis channel ``from:system:<event>``.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ class CommandSubscriberState:
 
 
 class CommandSubscriber(tangram.Subscriber[CommandSubscriberState]):
-    """A subscriber that listens for commands on a Redis channel."""
+    """Counts and prints the commands on its Redis channels."""
 
     async def message_handler(
         self,
         event: str,
         payload: str,
-        pattern: str,  # noqa: ARG002 - the pattern that matched; of use where there are several
+        pattern: str,  # noqa: ARG002 - the pattern that matched, useful with several patterns
         state: CommandSubscriberState,
     ) -> None:
         state.command_count += 1
@@ -32,7 +35,7 @@ class CommandSubscriber(tangram.Subscriber[CommandSubscriberState]):
 
 @plugin.register_service()
 async def run_command_listener(backend_state: tangram.BackendState) -> None:
-    """Listen for commands from the frontend."""
+    """Listen for commands from the front end until the server stops."""
     subscriber = CommandSubscriber(
         name="CommandListener",
         redis_url=backend_state.config.core.redis_url,

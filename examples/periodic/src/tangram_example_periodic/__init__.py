@@ -1,4 +1,4 @@
-"""A plugin with a background service: it publishes a sign of life every 10 seconds."""
+"""A plugin with a background service that publishes a message every 10 seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ plugin = tangram.Plugin()
 
 @plugin.register_service()
 async def run_periodic_task(backend_state: tangram.BackendState) -> None:
-    """Publish a message every 10 seconds, until the server stops and cancels this."""
+    """Publish a message every 10 seconds, until the server cancels the service."""
     redis_client = backend_state.redis_client
     while True:
         await redis_client.publish("my-plugin:status", "alive")

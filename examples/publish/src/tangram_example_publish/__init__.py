@@ -1,6 +1,7 @@
-"""A plugin that speaks to browsers: ``to:<topic>:<event>`` reaches everyone who joined the topic.
+"""A plugin that publishes messages to browsers.
 
-A JSON object or array arrives as JSON; any other text or bytes arrive as an ``ArrayBuffer``.
+Messages on ``to:<topic>:<event>`` reach the browsers that have joined the topic. They receive a JSON object
+or array as JSON, and any other text or bytes as an ``ArrayBuffer``.
 """
 
 from __future__ import annotations

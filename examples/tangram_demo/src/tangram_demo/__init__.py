@@ -1,9 +1,9 @@
-"""The plugin behind the page at ``/``: live host metrics, a few routes, and a counter of commands.
+"""The plugin of the page at ``/``: metrics of the machine, and a counter of commands.
 
 =====================  ================================================================================
-``to:demo:metrics``    once a second, a :class:`~tangram_demo.host.Sample` and the count, as JSON
+``to:demo:metrics``    once a second: a ``Sample`` and the number of commands, as JSON
 ``to:demo:count``      ``{"count": n}``, after each command
-``from:demo:command``  what a browser pushes: counted
+``from:demo:command``  a push of a browser, which is counted
 =====================  ================================================================================
 """
 
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Final
 
 import trio
 
@@ -23,13 +23,16 @@ import tangram
 from tangram_demo.commands import CommandCount, CommandCounter
 from tangram_demo.host import Info, Meter, Sample, read_info
 
-PERIOD = 1.0  # seconds between two samples
-KEPT = 600  # samples: ten minutes
+PERIOD: Final = 1.0
+"""Seconds between two samples."""
+
+KEPT: Final = 600
+"""Samples that are kept: those of ten minutes."""
 
 
 @dataclass
 class Demo:
-    """What the services write and the routes read; a new one each time the plugin is started."""
+    """The data that services write and routes read; each start of the plugin creates it."""
 
     commands: CommandCount
     info: Info = field(default_factory=read_info)
@@ -47,7 +50,7 @@ router = tangram.APIRouter(prefix="/demo", tags=["demo"])
 
 @router.get("/info")
 async def info(state: tangram.BackendState) -> Info:
-    """The machine that this server runs on."""
+    """Describe the machine that this server runs on."""
     demo: Demo = state.demo
     return demo.info
 
@@ -57,7 +60,7 @@ async def history(
     state: tangram.BackendState,
     limit: Annotated[int, tangram.Query(ge=1, le=KEPT)] = 60,
 ) -> list[Sample]:
-    """The newest samples, oldest first."""
+    """List the newest samples, the oldest first."""
     demo: Demo = state.demo
     return list(demo.samples)[-limit:]
 
@@ -68,14 +71,14 @@ async def history_of(
     state: tangram.BackendState,
     limit: Annotated[int, tangram.Query(ge=1, le=KEPT)] = 60,
 ) -> list[float]:
-    """The newest values of one metric, oldest first."""
+    """List the newest values of one metric, the oldest first."""
     demo: Demo = state.demo
     return [getattr(sample, metric.value) for sample in list(demo.samples)[-limit:]]
 
 
 @router.get("/count")
 async def count(state: tangram.BackendState) -> dict[str, int]:
-    """How many commands came since the plugin was started."""
+    """Return the number of commands since the start of the plugin."""
     demo: Demo = state.demo
     return {"count": demo.commands.count}
 
@@ -92,26 +95,25 @@ plugin = tangram.Plugin(routers=[router], lifespan=lifespan)
 
 @plugin.register_service()
 async def publish_metrics(state: tangram.BackendState) -> None:
-    """Measure once a second, keep it for the routes, and tell everyone on the topic."""
+    """Measure once a second, keep the sample for the routes, and publish it."""
     demo: Demo = state.demo
     meter = Meter()
     due = trio.current_time()
     while True:
-        due = max(
-            due + PERIOD, trio.current_time()
-        )  # by the clock, not by the pause; what was missed is not made up
+        # Measured from the last due time, so that pauses do not add up; missed samples are skipped.
+        due = max(due + PERIOD, trio.current_time())
         await trio.sleep_until(due)
         sample = meter.read()
         demo.samples.append(sample)
         message = json.dumps({**asdict(sample), "count": demo.commands.count})
-        # Redis is away: the next sample is worth more than this one, and a crash would not bring it back.
+        # Without Redis this sample is lost; the next one replaces it, so the plugin need not crash.
         with suppress(tangram.BrokerUnavailable):
             await state.redis_client.publish("to:demo:metrics", message)
 
 
 @plugin.register_service()
 async def count_commands(state: tangram.BackendState) -> None:
-    """Listen for commands from the browser, until cancelled."""
+    """Count the commands of browsers, until cancelled."""
     demo: Demo = state.demo
     counter = CommandCounter(
         name="DemoCommands",

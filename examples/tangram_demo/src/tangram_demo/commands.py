@@ -1,4 +1,4 @@
-"""Counts what browsers push as ``command`` on the topic ``demo``, and tells everyone who joined it."""
+"""Count the commands that browsers push on the topic ``demo``, and publish the number."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import tangram
 
 @dataclass
 class CommandCount:
-    """How many commands came since this plugin was started, and where to tell it."""
+    """The number of commands since the start of the plugin, and the client to publish it with."""
 
     redis_client: Any
     count: int = 0
 
 
 class CommandCounter(tangram.Subscriber[CommandCount]):
+    """Counts messages."""
+
     async def message_handler(
         self,
-        event: str,  # noqa: ARG002 - only one event is listened to
-        payload: str,  # noqa: ARG002 - a command is counted, whatever it says
-        pattern: str,  # noqa: ARG002 - only one pattern
+        event: str,  # noqa: ARG002 - there is only one event
+        payload: str,  # noqa: ARG002 - every command counts
+        pattern: str,  # noqa: ARG002 - there is only one pattern
         state: CommandCount,
     ) -> None:
         state.count += 1

@@ -1,4 +1,4 @@
-"""What there is to tell about this machine, read with psutil."""
+"""Measure the machine with psutil."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The machine at one moment."""
+    """The load of the machine at one moment."""
 
     at: float
     """Seconds since 1970, UTC."""
     cpu: float
-    """Per cent of all cores, since the sample before."""
+    """Per cent of all cores since the last sample."""
     memory: float
     """Per cent of the machine's memory that is in use."""
     load: float
     """Processes that run or wait to run, averaged over a minute."""
     uptime: float
-    """Seconds since the machine was started."""
+    """Seconds since the machine booted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What does not change while the machine runs."""
+    """Properties of the machine that do not change while it runs."""
 
     host: str
     system: str
@@ -41,6 +41,7 @@ class Info:
 
 
 def read_info() -> Info:
+    """Return the properties of this machine."""
     return Info(
         host=platform.node(),
         system=f"{platform.system()} {platform.release()}",
@@ -52,13 +53,13 @@ def read_info() -> Info:
 
 
 class Meter:
-    """Takes samples; a share of CPU is always one between two of them."""
+    """Takes samples; the CPU load is measured between two samples."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent(interval=None)  # the first answer has nothing to compare with, and is 0.0
+        psutil.cpu_percent(interval=None)  # the first result is always 0.0
 
     def read(self) -> Sample:
-        """Some 0.2 ms of reading ``/proc``: short enough to do between two checkpoints."""
+        """Take a sample; it reads ``/proc`` for about 0.2 ms, short enough for the event loop."""
         now = time.time()
         return Sample(
             at=now,
