@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tangram.cli import force_exit
-from tangram.cli.force_exit import LastResort
+from tangram.cli.force_exit import ForceExit
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def test_it_ends_the_process_and_says_who_stands_where(
     ends: "queue.Queue[int]", capsys: pytest.CaptureFixture[str], asked_for: bool, status: int
 ) -> None:
     """Past the bound the process ends with the status of its stop, and each task that runs is named."""
-    resort = LastResort(exit_process=ends.put)
+    resort = ForceExit(exit_process=ends.put)
     resort.watch()
 
     async def stubborn() -> None:
@@ -44,14 +44,14 @@ async def test_it_ends_the_process_and_says_who_stands_where(
 
 async def test_it_does_nothing_when_the_stop_ends_in_time(ends: "queue.Queue[int]") -> None:
     """A stop within its bound leaves no thread and no early end."""
-    resort = LastResort(exit_process=ends.put)
+    resort = ForceExit(exit_process=ends.put)
     resort.watch()
 
     resort.arm(60, asked_for=True)
     resort.disarm()
 
     assert ends.empty()
-    assert not [thread for thread in threading.enumerate() if thread.name == "tangram-last-resort"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "tangram-force-exit"]
 
 
 async def test_it_ends_the_process_although_nobody_takes_what_it_says(
@@ -66,8 +66,8 @@ async def test_it_ends_the_process_although_nobody_takes_what_it_says(
             return len(text)
 
     monkeypatch.setattr(sys, "stderr", Full())
-    monkeypatch.setattr(force_exit, "LAST_WORDS", 0.0)
-    resort = LastResort(exit_process=ends.put)
+    monkeypatch.setattr(force_exit, "REPORT_TIME", 0.0)
+    resort = ForceExit(exit_process=ends.put)
     resort.watch()
 
     resort.arm(0.01, asked_for=True)
@@ -79,7 +79,7 @@ async def test_it_ends_the_process_although_nobody_takes_what_it_says(
 
 async def test_a_stop_is_asked_for_once_however_often_it_is_told(ends: "queue.Queue[int]") -> None:
     """The first counts: it may come from a signal while a stop that nobody asked for begins."""
-    resort = LastResort(exit_process=ends.put)
+    resort = ForceExit(exit_process=ends.put)
     resort.watch()
 
     resort.arm(0.01, asked_for=False)
@@ -94,7 +94,7 @@ async def test_it_ends_the_broker_too(ends: "queue.Queue[int]") -> None:
     child = subprocess.Popen(  # noqa: ASYNC220 - starting one takes no time to speak of
         [sys.executable, "-c", "import time; time.sleep(600)"]
     )
-    resort = LastResort(exit_process=ends.put)
+    resort = ForceExit(exit_process=ends.put)
     resort.watch_broker(child.pid)
     resort.watch()
 

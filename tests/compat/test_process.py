@@ -176,7 +176,7 @@ async def test_the_process_ends_although_a_thread_is_left(home: Home, what: str)
             took = trio.current_time() - begun
         logged = [
             f"{name}: {where}"
-            for event in server.events("threads that nobody ended keep the process")
+            for event in server.events("threads keep the process from ending")
             for name, where in event["threads"].items()
         ]
 

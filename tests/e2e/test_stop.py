@@ -259,8 +259,8 @@ async def test_ends_although_a_plugin_does_not(home: Home) -> None:
         assert await stopped(server) == 0
         (told, *_) = server.events("child goes on although it was cancelled", child="never_ends")
         assert "in never_ends" in told["where"]
-        assert "the stop has passed its bound" in server.log
-        assert "in never_ends" in server.log.partition("the stop has passed its bound")[2]
+        assert "the stop has passed its limit" in server.log
+        assert "in never_ends" in server.log.partition("the stop has passed its limit")[2]
 
 
 @pytest.mark.parametrize(("nap", "number"), [(0.01, signal.SIGTERM), (3600, signal.SIGINT)])
@@ -271,7 +271,7 @@ async def test_ends_although_the_loop_is_blocked(home: Home, nap: float, number:
     async with open_process(home) as server:
         await server.wait_line("blocks the loop")
         assert await stopped(server, number) == 0
-        assert "in blocks" in server.log.partition("the stop has passed its bound")[2]
+        assert "in blocks" in server.log.partition("the stop has passed its limit")[2]
 
 
 async def test_a_log_that_nobody_reads_keeps_nothing_from_restarts_and_a_stop(home: Home) -> None:

@@ -305,7 +305,7 @@ CRASHES = (
     ),
     Mutant(
         "R9",
-        "last-resort",
+        "force-exit",
         "a stop past its bound is ended by nobody",
         "cli/force_exit.py",
         "        self._orders.put((self._due, 0 if asked_for else EX_SOFTWARE))",
@@ -315,7 +315,7 @@ CRASHES = (
     ),
     Mutant(
         "R9",
-        "last-resort-from-the-signal",
+        "force-exit-from-the-signal",
         "a stop is bounded from when a blocked loop hears of it, which is never",
         "app/server.py",
         "            self._limit_stops_by(signal.SIGINT, signal.SIGTERM)\n",
@@ -324,7 +324,7 @@ CRASHES = (
     ),
     Mutant(
         "R9",
-        "last-resort-status",
+        "force-exit-status",
         "an end that nobody asked for has status 0",
         "cli/force_exit.py",
         "0 if asked_for else EX_SOFTWARE",
@@ -333,7 +333,7 @@ CRASHES = (
     ),
     Mutant(
         "R9",
-        "last-resort-ends-the-broker",
+        "force-exit-ends-the-broker",
         "the broker outlives a process that was ended",
         "cli/force_exit.py",
         "                _kill(self._broker)\n",
@@ -343,7 +343,7 @@ CRASHES = (
     ),
     Mutant(
         "R9",
-        "last-resort-tells",
+        "force-exit-tells",
         "a process is ended without a word on who stands where",
         "cli/force_exit.py",
         'tasks = "\\n".join(_where(self._root)) if self._root is not None else ""',
@@ -352,11 +352,11 @@ CRASHES = (
     ),
     Mutant(
         "R9",
-        "last-resort-in-time",
+        "force-exit-in-time",
         "a stop past its bound is ended when it suits",
         "cli/force_exit.py",
-        "MARGIN = 0.5",
-        "MARGIN = 5.0",
+        "MARGIN: Final = 0.5",
+        "MARGIN: Final = 5.0",
         ("tests/e2e/test_stop.py::test_ends_although_a_plugin_does_not",),
     ),
     Mutant(

@@ -59,5 +59,5 @@ class EventLog:
 
 
 def admin_message(event: SupervisionEvent) -> tuple[str, bytes]:
-    """Return the Redis channel and the payload that publish an event to the members of ``admin``."""
+    """Return the Redis channel and the payload that publish an event on the topic ``admin``."""
     return f"to:admin:supervisor.{event.kind}", encode_json(event.to_dict())

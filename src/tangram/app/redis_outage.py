@@ -1,4 +1,4 @@
-"""Failures of plugins during an outage of Redis, which do not count as crashes of the plugins.
+"""Failures of plugins during an outage of Redis, which are not charged to the plugins.
 
 A service that publishes fails when Redis is away. Counted as its crash, an outage of some seconds would spend
 its plugin's budget and end in quarantine; and when the bus or the broker crashes, a plugin could be charged
@@ -60,7 +60,7 @@ class RedisOutage:
             self._connected = trio.Event()
 
     async def run(self, host: _Host, *, task_status: trio.TaskStatus[object]) -> None:
-        """Run one incarnation of a plugin, and run its host again after each failure due to an outage."""
+        """Run one incarnation of a plugin; run its host again after a failure due to an outage."""
         status = RelayedStatus(task_status, repeatable=True)
         pause = 0.0
         while True:

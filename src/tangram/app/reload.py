@@ -34,7 +34,7 @@ of the secrets."""
 
 
 def bound_changes(old: Config, new: Config) -> Iterator[tuple[str, object, object]]:
-    """Yield each setting of `BOUND` that differs: its path, the value in force, the value wanted."""
+    """Yield each setting of `BOUND` that differs: path, value in force, value wanted."""
     for path in BOUND:
         now, wanted = _value(old, path), _value(new, path)
         if now == wanted:

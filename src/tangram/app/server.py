@@ -90,7 +90,7 @@ class Boot:
 
 
 class _CoalescedRequest:
-    """An event that resets itself: two SIGHUPs during a restart cause one more restart, not two."""
+    """An event that resets itself: two SIGHUPs during a restart cause only one more."""
 
     def __init__(self) -> None:
         self._requested = trio.Event()

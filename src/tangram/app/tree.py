@@ -4,7 +4,7 @@
 
 1. Each child's ``run`` makes its part anew and puts it into the `Incarnation`, where the other parts look it
    up at the moment of use.
-2. `Tree` keeps what outlives an incarnation: the budgets of restarts, the quarantine, secrets and sockets.
+2. `Tree` keeps the budgets of restarts, the quarantine, secrets and sockets, which outlive an incarnation.
 3. ``state`` comes first: the attributes that plugins set on it live exactly as long as the strategy lets
    plugins live.
 """
@@ -145,7 +145,7 @@ class Tree:
     # -- the root --------------------------------------------------------------------------------------------
 
     def root_children(self) -> list[Child]:
-        """Return broker and incarnation, for ``rest_for_one``: a new broker needs a new incarnation."""
+        """Return broker and incarnation, for ``rest_for_one``: the second needs the first."""
         times = self._root_times()
         start, stop = times["broker"]
         broker = Child("broker", self._run_broker, start_timeout=start, stop_timeout=stop)
@@ -165,7 +165,7 @@ class Tree:
         ]
 
     def take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets, root: Supervisor) -> None:
-        """Use another configuration: above the incarnation at once, below it from the next incarnation on."""
+        """Use another configuration: for the root at once, for the parts in the next incarnation."""
         self.config, self.plugins, self.secrets = config, plugins, secrets
         limits = config.supervisor
         self.window.resize(limits.root_restarts, limits.root_window)
@@ -213,7 +213,7 @@ class Tree:
     # -- the incarnation -------------------------------------------------------------------------------------
 
     async def _run_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
-        """Run incarnations until one ends; one that fails to start in a restart is charged and retried."""
+        """Run incarnations until one ends; charge and retry one that fails to start in a restart."""
         attempt = 0
         while True:
             try:
@@ -281,7 +281,7 @@ class Tree:
         )
 
     def keep_quarantine(self, event: SupervisionEvent) -> None:
-        """Note a plugin that was quarantined, so that the next incarnation does not start it either."""
+        """Note a quarantined plugin, so that the next incarnation does not start it either."""
         match event.path:
             case ("incarnation", str(child)) if child.startswith(PLUGIN) and event.crash is not None:
                 self.quarantined[child.removeprefix(PLUGIN)] = event.crash

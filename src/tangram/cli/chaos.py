@@ -1,4 +1,4 @@
-"""``chaos``: start the configured server, put faults into it, and tell whether it kept its promises."""
+"""``chaos``: inject faults into a configured server, and check that it keeps its promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["run_chaos"]
 
-EX_INTERRUPTED = 130
-"""The exit status of what a Ctrl-C ended, as a shell has it: 128 and the signal's number."""
+EX_INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C, as in a shell: 128 plus the signal's number."""
 
-REFRESH = 8
-"""Times a second that the table is drawn."""
+REFRESH: Final = 8
+"""The number of times a second that the table is drawn."""
 
-SHOWN_FAULTS = 12
-"""Faults in the table that is shown live: the last ones."""
+SHOWN_FAULTS: Final = 12
+"""The number of faults in the live table, the last ones."""
 
-_WIDEST = max(map(len, FAULTS))
+_WIDEST: Final = max(map(len, FAULTS))
 
 
 def run_chaos(
@@ -55,31 +55,31 @@ def run_chaos(
     """Run a campaign and write its report.
 
     Returns:
-        The exit status: 0, 1 if an invariant broke or nothing could be struck, 130 if it was interrupted and
-        all held so far, or twice, or before it had begun.
+        The exit status: 0; 1 if an invariant broke or no fault could be injected; 130 if it was interrupted
+        while all invariants held, or twice, or before the campaign began.
 
     Raises:
-        ConfigError: the configuration is wrong, a fault or a plugin is not known, the duration is none, or
-            the report cannot be written.
+        ConfigError: the configuration has faults, a fault or a plugin is not known, the duration is not
+            above 0, or the report cannot be written.
         OperatorError: the server does not start, or httpx is not installed.
     """
     require_httpx()
     if wrong := [*_wrong_words(duration, faults), *_wrong_report(report)]:
         raise ConfigError(wrong, about="command line")
     path = find_config_file(config_file, os.environ, current_folder())
-    loaded = load_config(path, os.environ)  # every fault of the file is told here, as by `serve`
+    loaded = load_config(path, os.environ)  # raises with every fault of the file, as `serve` does
     keep_log()
     settings: dict[str, Any] = {"seed": seed, "duration": duration, "faults": list(faults), "only": only}
     try:
         campaign = _show_while(loaded, **settings)
     except PluginError as error:
         raise OperatorError(
-            f"{error}: a server would run without it; a campaign of it would show nothing"
+            f"{error}: a server would run without it, but a campaign without it tests nothing"
         ) from None
     except LookupError as error:
         raise ConfigError([Fault(str(error), "--only", "only")], about="command line") from None
     except TangramEnded as error:
-        raise OperatorError(f"{error}: see what `tangram serve` says of it") from None
+        raise OperatorError(f"{error}: run `tangram serve` to see its log") from None
     except (KeyboardInterrupt, SystemExit, BaseExceptionGroup) as error:
         # The end was asked for a second time, or before anything had begun.
         if not all_leaves_are(error, KeyboardInterrupt, SystemExit):
@@ -96,12 +96,12 @@ def _wrong_words(duration: float, faults: Sequence[str]) -> Iterator[Fault]:
     for name in faults:
         if name not in FAULTS:
             yield Fault(no_such_fault(name), "--faults", "faults")
-    if not duration > 0:  # nor is it, where it is no number
+    if not duration > 0:  # true for NaN, too
         yield Fault(f"{duration:g} is not a duration; expected seconds above 0", "--duration", "duration")
 
 
 def _wrong_report(report: Path | None) -> Iterator[Fault]:
-    """Tried before anything runs: a campaign whose report is lost was for nothing."""
+    """Yield each reason why the report cannot be written; checked before the long campaign."""
     if report is None:
         return
     if not report.name:
@@ -131,7 +131,7 @@ def _show_while(loaded: LoadedConfig, **settings: Any) -> Campaign:
     run = partial(run_campaign, loaded.config.core.plugins, loaded, until=_wait_signal, **settings)
     console = Console(stderr=True)
     if not console.is_terminal:
-        return trio.run(partial(run, on_news=_teller()))
+        return trio.run(partial(run, on_news=_line_printer()))
     shown: list[Campaign] = []
 
     def show() -> Table | str:
@@ -149,18 +149,18 @@ def _show_while(loaded: LoadedConfig, **settings: Any) -> Campaign:
     return shown[0]
 
 
-def _teller() -> Callable[[Campaign], None]:
-    """For a log that somebody reads later, or follows from afar: a line for each fault when it is healed."""
-    told = 0
+def _line_printer() -> Callable[[Campaign], None]:
+    """Return a function that prints a line for each healed fault."""
+    printed = 0
 
-    def tell(campaign: Campaign) -> None:
-        nonlocal told
-        for struck in campaign.struck[told:]:
+    def print_new(campaign: Campaign) -> None:
+        nonlocal printed
+        for struck in campaign.struck[printed:]:
             sys.stderr.write(f"{_line(campaign, struck)}\n")
             sys.stderr.flush()
-        told = len(campaign.struck)
+        printed = len(campaign.struck)
 
-    return tell
+    return print_new
 
 
 def _line(campaign: Campaign, struck: Struck) -> str:
@@ -169,21 +169,19 @@ def _line(campaign: Campaign, struck: Struck) -> str:
 
 
 async def _wait_signal() -> None:
-    """Until somebody asks for the end. After that the signals mean again what they mean anywhere: who asks
-    twice does not want to wait.
-    """
+    """Wait for the first INT or TERM; a second one then ends the process at once."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _number in signals:
             break
-    write_line("interrupted: healing what strikes now, then the report; once more ends it at once")
+    write_line("interrupted: the present fault is healed first; interrupt again to end at once")
 
 
 def _table(campaign: Campaign) -> Table:
     from rich.table import Table
 
-    down = ", ".join(campaign.down) or "nobody"
-    now = campaign.now or "nothing"
-    caption = f"strikes now: {now}; down now: {down}"
+    down = ", ".join(campaign.down) or "none"
+    now = campaign.now or "none"
+    caption = f"present fault: {now}; parts down: {down}"
     table = Table(title=f"tangram chaos, seed {campaign.seed}", caption=caption, expand=False)
     table.add_column("fault")
     table.add_column("healed after", justify="right")
@@ -206,11 +204,11 @@ def _table(campaign: Campaign) -> Table:
 
 
 def _write(campaign: Campaign, report: Path | None) -> None:
-    told = campaign.to_dict()
+    values = campaign.to_dict()
     if report is not None:
         as_json, as_html = _files(report)
-        as_json.write_text(json.dumps(told, indent=1))
-        as_html.write_text(render_html(told))
+        as_json.write_text(json.dumps(values, indent=1))
+        as_html.write_text(render_html(values))
     for one in campaign.broken:
         sys.stderr.write(f"broken: {one}\n")
     files = "" if report is None else f"; see {_files(report)[1]}"

@@ -1,9 +1,8 @@
-"""The end of a process that does not end.
+"""The forced end of a process whose stop takes too long.
 
-Trio cannot end a task that shields itself, and no one can end a thread. When a stop has passed its bound, a
-thread (armed by ``serve`` alone, so that nothing like it ever runs inside a program that embeds tangram)
-tells who stands where, ends the broker, and calls ``os._exit``: a supervisor of processes, or a person at a
-terminal, gets the end that was asked for.
+Trio cannot end a task that shields itself, and Python cannot end a thread. When a stop has passed its limit,
+a thread reports where each task and thread is, kills the broker and calls ``os._exit``. Only the command
+``serve`` starts that thread, so that it never ends a program that embeds tangram.
 """
 
 from __future__ import annotations
@@ -16,29 +15,33 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import structlog
 import trio
 
 from tangram.cli.streams import complain
 
-__all__ = ["LastResort"]
+__all__ = ["ForceExit"]
 
-MARGIN = 0.5
-"""Seconds past ``[supervisor] shutdown_timeout``: supervision promises that a stop takes a second more at
-most, and the telling, the broker and the exit of the process take their part of it."""
+MARGIN: Final = 0.5
+"""Seconds after ``[supervisor] shutdown_timeout``. A stop may take one second more at most, and the report,
+the broker and the exit of the process need a part of that second."""
 
-LAST_WORDS = 1.0
-"""Seconds for the telling. Longer it takes only where standard error takes nothing: a pipe that is full, and
-whose reader stands still."""
+REPORT_TIME: Final = 1.0
+"""Seconds for the report. It takes longer only if standard error is a full pipe whose reader has stopped."""
 
-EX_SOFTWARE = 70
+EX_SOFTWARE: Final = 70
 
 log = structlog.get_logger("tangram.cli")
 
 
-class LastResort:
-    """A thread that is armed when a stop begins, and ends the process where the stop does not end in time."""
+class ForceExit:
+    """A thread that ends the process if a stop takes too long.
+
+    Args:
+        exit_process: called with the exit status; tests replace it.
+    """
 
     def __init__(self, *, exit_process: Callable[[int], object] = os._exit) -> None:
         self._exit = exit_process
@@ -49,22 +52,27 @@ class LastResort:
         self._thread: threading.Thread | None = None
 
     def watch(self) -> None:
-        """Start the thread, which then waits to be armed. A signal handler could not start it: the code that
-        it interrupts may hold the very locks that a start of a thread needs.
+        """Start the thread, which then waits for `arm`.
+
+        A signal handler could not start it, because the code that it interrupts may hold the locks that the
+        start of a thread needs.
         """
-        self._thread = threading.Thread(target=self._wait, name="tangram-last-resort", daemon=True)
+        self._thread = threading.Thread(target=self._wait, name="tangram-force-exit", daemon=True)
         self._thread.start()
 
     def watch_broker(self, pid: int | None) -> None:
-        """Remember the process id of the embedded broker, to end it too."""
+        """Remember the process id of the embedded broker, which is killed with the process."""
         self._broker = pid
 
     def arm(self, seconds: float, *, asked_for: bool) -> None:
-        """End the process ``seconds`` plus a margin from now: status 0 if the stop was asked for, else 70.
-        The first call counts.
+        """End the process ``seconds`` plus `MARGIN` from now; only the first call counts.
 
-        Called from Trio, whose tasks it remembers, to tell where they stand, or from a signal handler in the
-        middle of whatever Trio runs: the queue is one that may be put to there.
+        Call it from Trio, whose tasks the report names, or from a signal handler: the queue allows ``put`` in
+        the middle of any code.
+
+        Args:
+            seconds: the time that the stop may take.
+            asked_for: whether the stop was requested. The exit status is then 0, else 70.
         """
         if self._due is not None:
             return
@@ -73,14 +81,19 @@ class LastResort:
         self._orders.put((self._due, 0 if asked_for else EX_SOFTWARE))
 
     def disarm(self) -> None:
-        """The stop came to its end: nothing is left to do."""
+        """Stop the thread, because the stop has ended in time."""
         if self._thread is not None:
             self._orders.put(None)
-            self._thread.join(timeout=1.0)  # it has only to hear of it
+            self._thread.join(timeout=1.0)  # it only has to read the queue
 
     def leave(self, status: int) -> None:
-        """The server has ended, and Python waits for every thread that is no daemon: end the process with
-        ``status`` once the stop's bound has passed, although a thread that a plugin left behind goes on.
+        """End the process although a plugin has left a thread that still runs.
+
+        Call it after the server has ended. Python waits for every thread that is no daemon; the process ends
+        when the limit of the stop has passed.
+
+        Args:
+            status: the exit status.
         """
         kept = [
             thread
@@ -90,8 +103,8 @@ class LastResort:
         if not kept:
             return
         seconds = MARGIN if self._due is None else max(0.0, self._due - time.monotonic())
-        where = {thread.name: _stands(thread) for thread in kept}
-        log.warning("threads that nobody ended keep the process", threads=where, seconds=round(seconds, 1))
+        where = {thread.name: _position_of(thread) for thread in kept}
+        log.warning("threads keep the process from ending", threads=where, seconds=round(seconds, 1))
         self._root = self._broker = None
         self._orders.put((time.monotonic() + seconds, status))
         self.watch()
@@ -102,29 +115,29 @@ class LastResort:
             due, status = order
             try:
                 seconds = min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
-                # A second order is of a signal that came between the two halves of `arm`.
+                # A second order comes from a signal between the two halves of `arm`.
                 order = self._orders.get(timeout=seconds) and order
             except queue.Empty:
                 self._end(status)
                 return
 
     def _end(self, status: int) -> None:
-        telling = threading.Thread(target=self._tell, name="tangram-last-words", daemon=True)
+        reporter = threading.Thread(target=self._report, name="tangram-report", daemon=True)
         try:
-            telling.start()
-            telling.join(LAST_WORDS)
+            reporter.start()
+            reporter.join(REPORT_TIME)
         finally:
             if self._broker is not None:
                 _kill(self._broker)
             self._exit(status)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         tasks = "\n".join(_where(self._root)) if self._root is not None else ""
-        complain(f"the stop has passed its bound; what still runs:\n{tasks}\n{_stacks()}")
+        complain(f"the stop has passed its limit; these tasks and threads still run:\n{tasks}\n{_stacks()}")
 
 
 def _where(task: trio.lowlevel.Task) -> Iterator[str]:
-    """Each task that waits for no child of its own, with the lines it stands on, innermost last."""
+    """Yield each task without child tasks, with the lines on which it waits, innermost last."""
     children = [child for nursery in list(task.child_nurseries) for child in list(nursery.child_tasks)]
     for child in children:
         yield from _where(child)
@@ -135,8 +148,11 @@ def _where(task: trio.lowlevel.Task) -> Iterator[str]:
         yield f"task {task.name}:\n  " + "\n  ".join(frames[-6:])
 
 
-def _stands(thread: threading.Thread) -> str:
-    """The lines on which a thread stands, innermost first: that one is a library's as often as not."""
+def _position_of(thread: threading.Thread) -> str:
+    """Return the lines on which a thread runs, innermost first.
+
+    There are three, because the innermost one is often a library's.
+    """
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way to see other threads
     lines = traceback.extract_stack(frame)[-3:] if frame is not None else []
     return " < ".join(f"{one.filename}:{one.lineno} in {one.name}" for one in reversed(lines))

@@ -1,4 +1,4 @@
-"""What the commands of the testing kit share."""
+"""Functions shared by the commands ``chaos`` and ``plugin-test``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ Record = MutableMapping[str, Any]
 
 
 def require_httpx() -> None:
-    """See that the client is there with which a server under test is asked.
+    """Check that httpx is installed, which sends requests to the server under test.
 
     Raises:
-        OperatorError: it is not; the message says how to get it.
+        OperatorError: it is not installed; the message says how to install it.
     """
     if find_spec("httpx") is None:
         raise OperatorError("this needs httpx, which is not installed: pip install 'tangram-trio[http]'")
 
 
 def keep_log() -> list[Record]:
-    """Nothing of the log is shown from now on, for it would stand between the lines of the command; what is
-    an error is kept.
+    """Hide the log from now on, because its lines would mix with the command's own output.
+
+    Returns:
+        A list to which each record at level error or critical is appended.
     """
     records: list[Record] = []
 

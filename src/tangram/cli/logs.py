@@ -1,7 +1,7 @@
-"""How log records look: lines for people in a terminal, JSON for programs, both on standard error.
+"""The format of log records: lines for people or JSON for programs, on standard error.
 
-Records of the standard library's ``logging`` (of Quart, Hypercorn, a plugin) take the same way out. A last
-processor removes what must never be in a log, should a caller forget: tokens, secrets and passwords.
+Records of the standard library's ``logging`` (from Quart, Hypercorn or a plugin) are written the same way. A
+last processor removes tokens, secrets and passwords, in case a caller forgets to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -22,14 +22,12 @@ __all__ = ["LogFormat", "configure_logging", "redact"]
 
 LogFormat = Literal["console", "json"]
 
-_SECRET_KEY = re.compile(r"token|secret|password|authorization", re.IGNORECASE)
+_SECRET_KEY: Final = re.compile(r"token|secret|password|authorization", re.IGNORECASE)
 _JWT = re.compile(r"(eyJ[\w-]+\.[\w-]+\.)[\w-]+")
 
 
 def _hidden(value: object) -> object:
-    """``value`` without secrets in it; nested, because a request's headers or parameters may be what
-    is logged.
-    """
+    """Return a value without its secrets, nested ones too, for example in logged headers."""
     if isinstance(value, str):
         return _JWT.sub(r"\1***", redact_text(value))
     if isinstance(value, dict):
@@ -41,7 +39,7 @@ def _hidden(value: object) -> object:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A structlog processor: hide the values of secret keys, and secrets inside texts."""
+    """Hide the values of secret keys, and secrets inside texts; this is a structlog processor."""
     for key, value in event.items():
         if isinstance(value, str) and _SECRET_KEY.search(key):
             event[key] = "***"
@@ -55,7 +53,7 @@ _LEVELS["exception"] = logging.ERROR
 
 
 class _Threshold:
-    """A processor that drops what is below the level of now."""
+    """A processor that drops records below the level in force."""
 
     level = logging.INFO
 
@@ -69,10 +67,10 @@ _threshold = _Threshold()
 
 
 class _StderrLogger:
-    """Writes a line at a time; looks up ``sys.stderr`` late, so that tests may exchange it.
+    """A logger that writes each line to the present ``sys.stderr``, which tests may replace.
 
-    A line that cannot be written is lost, and nobody is disturbed: the terminal was closed, the program
-    behind the pipe has ended, the disk is full. A server serves on without a log, and is stopped without one.
+    A line that cannot be written is lost without an error, for example because the terminal was closed, the
+    program behind the pipe has ended or the disk is full. A server must serve and stop without a log, too.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -99,12 +97,12 @@ def _is_terminal() -> bool:
 
 
 class _StderrHandler(logging.Handler):
-    """The way out of the standard library's records: the same as of ours."""
+    """Writes the records of the standard library's ``logging``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             write_line(self.format(record))
-        except Exception:  # noqa: BLE001 - of a record that cannot be formatted, as logging has it
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted; logging handles it
             self.handleError(record)
 
 
@@ -134,13 +132,13 @@ def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None
             fmt="%H:%M:%S.%f" if style != "json" else "iso", utc=style == "json"
         ),
     ]
-    # A traceback is made text before secrets are hidden: an exception's message may quote one.
+    # A traceback is formatted before secrets are hidden, because an exception's message may quote one.
     tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style)]
     _threshold.level = number
     structlog.configure(
         processors=[_threshold, *shared, _add_name, *tail],
-        # Loggers are kept after their first use, and a reload may ask for another level: the level is looked
-        # up at each record, not built into the logger.
+        # Loggers are cached at their first use, and a reload may set another level: so the level is checked
+        # at each record, not built into the logger.
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=_StderrLogger,
         cache_logger_on_first_use=True,

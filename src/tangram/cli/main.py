@@ -1,8 +1,8 @@
 """``tangram`` / ``python -m tangram``: the command line.
 
-A mistake of the operator is told in lines, without a traceback, and ends with the status of its kind: 2 for
-a wrong configuration or a wrong command, 1 for what cannot be started, 70 (``EX_SOFTWARE`` of BSD's
-sysexits) after too many crashes, 0 after a stop that was asked for.
+A mistake of the operator is reported in a few lines, without a traceback. The exit status is 2 for a faulty
+configuration or command, 1 if the server cannot start, 70 (``EX_SOFTWARE`` of BSD's sysexits) after too many
+crashes, and 0 after a requested stop.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def cli() -> None:
     help="Lines for people, or a JSON object a line for programs.",
 )
 def serve(config_file: Path | None, log_format: str) -> None:
-    """Serve the configured plugins until SIGINT or SIGTERM; SIGHUP restarts cleanly with the file
-    read again.
+    """Serve the configured plugins until SIGINT or SIGTERM.
+
+    SIGHUP reads the configuration again and restarts cleanly.
     """
     from tangram.cli.serving import serve_until_stopped
 
@@ -56,11 +57,11 @@ def serve(config_file: Path | None, log_format: str) -> None:
 @cli.command()
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="As for serve.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="What strikes, and when, is drawn from it."
+    "--seed", type=int, default=0, show_default=True, help="The faults and their times are drawn from it."
 )
 @click.option("--duration", type=float, default=20.0, show_default=True, help="Seconds.")
 @click.option("--faults", default="", help="Names with commas between; all of them unless given.")
-@click.option("--only", metavar="PLUGIN", help="Strike this plugin alone.")
+@click.option("--only", metavar="PLUGIN", help="Inject faults into this plugin only.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -71,8 +72,10 @@ def serve(config_file: Path | None, log_format: str) -> None:
 def chaos(
     *, config_file: Path | None, seed: int, duration: float, faults: str, only: str | None, report: Path
 ) -> None:
-    """Start the configured server on ports, state and a broker of its own, put faults into it, and check
-    that it keeps its promises; status 1 if it does not.
+    """Inject faults into a server, and check that it keeps its promises.
+
+    The configured server is started with ports, state and a broker of its own. The exit status is 1 if a
+    promise is broken.
     """
     from tangram.cli.chaos import run_chaos
 
@@ -83,8 +86,10 @@ def chaos(
 @cli.command("plugin-test")
 @click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 def plugin_test(path: Path) -> None:
-    """Load the plugins of the project at PATH, and see that each does what every plugin must: start, answer,
-    restart, come back after a crash, stop and leave nothing behind; status 1 if one does not.
+    """Check the plugins of the project at PATH.
+
+    Each plugin must start, answer, restart, come back after a crash, stop and leave no task, thread or file
+    behind. The exit status is 1 if one does not.
     """
     from tangram.cli.plugintest import test_project
 
@@ -92,12 +97,12 @@ def plugin_test(path: Path) -> None:
 
 
 def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:
-    # Until Trio listens for signals there is nothing yet that would have to be ended in order.
+    # Before Trio handles signals nothing runs yet that has to be stopped in order.
     sys.exit(0)
 
 
 def main() -> NoReturn:
-    """Run the command line; the exit status is told in the module's docstring."""
+    """Run the command line, and exit with one of the statuses in the module's docstring."""
     signal.signal(signal.SIGTERM, _stop_while_importing)
     try:
         cli.main(prog_name="tangram", standalone_mode=False)

@@ -1,8 +1,8 @@
-"""Commands that plugins bring along: ``python -m tangram NAME ...``, imported only when asked for.
+"""Commands of plugins: ``python -m tangram NAME ...``, imported only when they are used.
 
-A plugin is asked by its names (entry point, distribution, module, with or without ``tangram_`` in front)
-first; the name that its Typer application gives itself may be another, so then all installed ones are asked,
-one after another.
+A plugin whose own name matches (entry point, distribution or module, with or without ``tangram_`` in front)
+is imported first. The Typer application of a plugin may have another name, so the other installed plugins are
+imported after it, one by one, until a command is found.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["PluginGroup"]
 
 
 class PluginGroup(click.Group):
-    """The command line's group: our commands, and those of installed plugins."""
+    """The command line's group: the commands of tangram and of installed plugins."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Ours first; a plugin cannot take the name of one."""
+        """Return a command of tangram, or else of a plugin, which cannot replace one of tangram."""
         own = super().get_command(ctx, cmd_name)
         if own is not None or cmd_name.startswith("-"):
             return own
@@ -39,7 +39,7 @@ def _command_of_plugin(name: str) -> click.Command | None:
 
 
 def _commands(name: str) -> Iterator[click.Command]:
-    """The commands of installed plugins, those first that are probably meant."""
+    """Yield the commands of installed plugins, those with a matching name first."""
     from tangram.plugins.discovery import Candidate, scan
     from tangram.plugins.registry import load_plugins
 
@@ -59,16 +59,16 @@ def _commands(name: str) -> Iterator[click.Command]:
                 continue
             try:
                 yield _command(one.plugin.get_typer(), one.name)
-            # An author's function: whatever it says costs its own commands.
-            except Exception as error:  # noqa: BLE001
+            # A plugin author's function: an error in it costs only the commands of that plugin.
+            except Exception as error:  # noqa: BLE001 - reported
                 complain(f"the commands of plugin {one.name!r} cannot be made: {error!r}")
 
 
 def _command(app: Any, plugin: str) -> click.Command:
-    """A Typer application, or a click command, under its own name."""
+    """Wrap a Typer application, or a click command, as a command under its own name."""
     if isinstance(app, click.Command):
         return _Foreign(str(app.name), app)
-    # Whoever hands us a Typer application has it installed; we do not ask for it.
+    # A plugin with a Typer application has Typer installed; tangram does not depend on it.
     group: Any = import_module("typer.main").get_group(app)
     name = app.info.name if isinstance(app.info.name, str) else group.name
     if not name:
@@ -79,8 +79,9 @@ def _command(app: Any, plugin: str) -> click.Command:
 
 
 class _Foreign(click.Command):
-    """Hands its words over as they are: Typer may have a click of its own inside, which does not know
-    ours.
+    """A command that hands its arguments over unchanged.
+
+    Typer may contain a click of its own, which does not know the commands of this one.
     """
 
     def __init__(self, name: str, command: Any) -> None:
@@ -94,7 +95,7 @@ class _Foreign(click.Command):
         self._command = command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs it to its end, which is the end of the process."""
+        """Run the command, which ends the process."""
         self._command.main(args=list(ctx.params["words"]), prog_name=f"tangram {self.name}")
 
 

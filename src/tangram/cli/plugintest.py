@@ -1,4 +1,4 @@
-"""``plugin-test PATH``: does each plugin in this project do what every plugin must?"""
+"""``plugin-test PATH``: run the conformance tests on each plugin of a project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 import trio
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["test_project"]
 
-SHOWN_LINES = 8
-"""Of a traceback in the log, the last ones: where it was raised, and what."""
+SHOWN_LINES: Final = 8
+"""The last lines of a traceback that are shown."""
 
 
 def test_project(path: Path) -> int:
-    """Try every plugin of the project at ``path``, each told in a line.
+    """Test every plugin of the project at ``path``, and print a line for each.
 
     Returns:
-        The exit status: 0, or 1 if a plugin failed. Where a plugin has left a thread that would keep the
-        process for ever, the process ends here, with that status.
+        The exit status: 0, or 1 if a plugin failed. If a plugin has left a thread that would keep the process
+        from ending, the process ends here with that status.
 
     Raises:
         OperatorError: there is no plugin, one cannot be loaded, or httpx is not installed.
@@ -73,7 +73,7 @@ def _load(path: Path) -> list[Plugin]:
     from tangram.plugins.registry import load_plugins
 
     points = _entry_points(path)
-    # As an editable install has it: the usual place of sources, and the project itself.
+    # As in an editable install: the usual folder of sources, and the project's own.
     sys.path[:0] = [str(path / "src"), str(path)]
     loaded = load_plugins([point.name for point in points], entry_points=points, on_foreign=answer_old_names)
     for failure in loaded.failures:
@@ -91,8 +91,8 @@ def _is_good(plugin: Plugin, records: list[Record]) -> bool:
     records.clear()
     try:
         trio.run(check_plugin, plugin)
-    except Exception as error:  # noqa: BLE001 - looked at, and raised again if it is none of the plugin's
-        _tell_failure(name, error, records)
+    except Exception as error:  # noqa: BLE001 - raised again if it is no fault of the plugin
+        _print_failure(name, error, records)
         return False
     what = "starts, answers, restarts, comes back after crashes, stops and leaves nothing"
     click.echo(f"{click.style('good', fg='green')}     {name}: {what} ({time.monotonic() - began:.1f} s)")
@@ -104,7 +104,7 @@ def _are_good_together(plugins: Sequence[Plugin], records: list[Record]) -> bool
     try:
         trio.run(_run_together, plugins)
     except Exception as error:  # noqa: BLE001 - as above
-        _tell_failure("all together", error, records)
+        _print_failure("all together", error, records)
         return False
     click.echo(f"{click.style('good', fg='green')}     all together")
     return True
@@ -118,19 +118,19 @@ async def _run_together(plugins: Sequence[Plugin]) -> None:
         assert outcome == "up", f"in one server they are not up, it is {outcome}"
 
 
-def _tell_failure(name: str, error: Exception, records: Sequence[Record]) -> None:
-    """In lines.
+def _print_failure(name: str, error: Exception, records: Sequence[Record]) -> None:
+    """Print a failure in lines.
 
     Raises:
-        Exception: it is not of a kind that plugins cause: a bug of ours, which wants its traceback.
+        Exception: the failure is a bug of tangram, whose traceback is needed.
     """
     from tangram.testing import InvariantBroken
 
-    told = [line for leaf in causes(error) for line in _lines(leaf)]
+    lines = [line for leaf in causes(error) for line in _lines(leaf)]
     click.echo(f"{click.style('bad', fg='red')}      {name}:")
-    for line in told:
+    for line in lines:
         click.echo(f"           {line}")
-    # The first record, for others follow from it; but not what the test has done itself.
+    # The first record, because the others follow from it; but none that the test caused itself.
     own = [record for record in records if not _is_injected(record)]
     if own and not isinstance(error, InvariantBroken):
         click.secho(f"           the log: {_summary(own[0])}", dim=True)
@@ -162,13 +162,13 @@ def _summary(record: Record) -> str:
 
 
 def _traceback(record: Record) -> list[str]:
-    """What of it is the plugin's own is at its end."""
-    told = record.get("traceback") or record.get("exception") or ""
-    return (told.splitlines() if isinstance(told, str) else [str(line) for line in told])[-SHOWN_LINES:]
+    """Return the end of a record's traceback, where the plugin's own lines are."""
+    found = record.get("traceback") or record.get("exception") or ""
+    return (found.splitlines() if isinstance(found, str) else [str(line) for line in found])[-SHOWN_LINES:]
 
 
 def _leave(status: int) -> int:
-    """End the process if a thread would keep it that no one can end."""
+    """End the process if a thread would keep it from ending; else return the status."""
     kept = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
     if kept:
         sys.stdout.flush()

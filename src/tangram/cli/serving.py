@@ -1,4 +1,4 @@
-"""``serve``: read the configuration, run the server, and see to it that the process ends."""
+"""``serve``: read the configuration, run the server, and make sure that the process ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from tangram.app import Boot, run_server
-from tangram.cli.force_exit import LastResort
+from tangram.cli.force_exit import ForceExit
 from tangram.cli.logs import LogFormat, configure_logging
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 
@@ -20,45 +20,49 @@ log = structlog.get_logger("tangram.cli")
 
 
 def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "console") -> int:
-    """Serve until a signal asks for the end, or until the tree gives up.
+    """Serve until a signal requests the stop, or until the tree gives up.
+
+    Args:
+        config_file: the file that the command line names, if any.
+        log_format: lines for people, or JSON for programs.
 
     Returns:
-        The exit status: 0 after a stop that was asked for, 70 after too many crashes.
+        The exit status: 0 after a requested stop, 70 after too many crashes.
 
     Raises:
-        ConfigError: the configuration is wrong (every fault at once).
-        OperatorError: an address or the broker is not to be had.
+        ConfigError: the configuration has faults (all of them are in the error).
+        OperatorError: an address is in use, or the broker cannot be started.
     """
     path = find_config_file(config_file, os.environ, current_folder())
     loaded = load_config(path, os.environ)
     configure_logging(loaded.config.core.log_level, log_format)
-    _tell(loaded)
-    resort = LastResort()
+    _log_warnings(loaded)
+    force_exit = ForceExit()
     boot = Boot(
         loaded=loaded,
         reload=lambda: _reload(path, log_format),
-        on_first_ready=gc.freeze,  # what is there by then stays: the collector need not look at it again
-        on_stopping=resort.arm,
-        on_broker=resort.watch_broker,
+        on_first_ready=gc.freeze,  # the objects of the start stay, so the collector need not visit them
+        on_stopping=force_exit.arm,
+        on_broker=force_exit.watch_broker,
     )
     status = 1
-    resort.watch()
+    force_exit.watch()
     try:
         status = trio.run(run_server, boot)
     finally:
-        resort.disarm()
-        resort.leave(status)
+        force_exit.disarm()
+        force_exit.leave(status)
     return status
 
 
 def _reload(path: Path | None, log_format: LogFormat) -> LoadedConfig:
     loaded = load_config(path, os.environ)
     configure_logging(loaded.config.core.log_level, log_format)
-    _tell(loaded)
+    _log_warnings(loaded)
     return loaded
 
 
-def _tell(loaded: LoadedConfig) -> None:
+def _log_warnings(loaded: LoadedConfig) -> None:
     for warning in loaded.warnings:
         log.warning(warning)
     if loaded.config.source is None:

@@ -1,5 +1,7 @@
-"""Standard output and standard error where nobody may read them: a terminal that was closed, a pipe whose
-reader has ended, a full disk. What they cannot take must not change how a command ends.
+"""Standard output and standard error that may have no reader.
+
+The terminal may be closed, the reader of the pipe may have ended, the disk may be full. Output that cannot be
+written must not change the exit status of a command.
 """
 
 from __future__ import annotations
@@ -12,32 +14,32 @@ __all__ = ["complain", "give_up_dead_streams", "write_line"]
 
 
 def write_line(text: str) -> None:
-    """``text`` and an end of line on standard error, whatever that is at the moment; lost where it takes
-    nothing.
-    """
+    """Write a line to the present ``sys.stderr``; lose it if that cannot be written to."""
     stream = sys.stderr
-    if stream is None:  # Python's, where the descriptor was closed before the start
+    if stream is None:  # so set by Python if the descriptor was closed before the start
         return
-    with suppress(OSError, ValueError):  # ValueError: it is closed
+    with suppress(OSError, ValueError):  # ValueError: the stream is closed
         stream.write(text + "\n")
         stream.flush()
 
 
 def complain(text: str) -> None:
-    """Tell a user a mistake. Where nobody reads it the exit status has to tell."""
+    """Write an error message for the user."""
     write_line(f"tangram: {text}")
 
 
 def give_up_dead_streams() -> None:
-    """To be called last. Python writes what is left in both when it ends, and where it cannot its exit status
-    is 120, whatever ours was; so what cannot be written goes nowhere.
+    """Discard buffered output that cannot be written; call this last.
+
+    Python flushes both streams at its end. If that fails its exit status is 120 instead of the
+    command's own.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue
         try:
             stream.flush()
-        except ValueError:  # it is closed, and Python knows
+        except ValueError:  # the stream is closed, and Python does not flush it
             continue
         except OSError:
             with suppress(OSError):

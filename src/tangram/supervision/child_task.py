@@ -1,4 +1,4 @@
-"""The task of one incarnation of a child, and the link from a nested supervisor to that task."""
+"""The task of one incarnation of a child, and its link to supervisors inside the task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnEvent = Callable[[SupervisionEvent], None]
 
 
 class SupervisorChain(Protocol):
-    """The view of a supervisor from a child's task: its own supervisor, or one opened inside the task."""
+    """A supervisor as a child's task sees it: its own one, or one opened inside the task."""
 
     on_event: OnEvent | None
 
@@ -71,7 +71,7 @@ CURRENT_CHILD_TASK: Final[ContextVar[ChildTask | None]] = ContextVar(
 
 
 def takes_task_status(run: Callable[..., Awaitable[object]]) -> bool:
-    """Return whether a child's function has a ``task_status`` parameter, and reports its own start."""
+    """Return whether a function has a ``task_status`` parameter, and reports its own start."""
     try:
         parameters = inspect.signature(run).parameters
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The decisions of a supervisor: which child is stopped or started, when, and when it gives up.
+"""The decisions of a supervisor: which child to stop or start, and when to give up.
 
 1. Everything that depends on strategy, restart type, intensity, back-off or order lives here.
 2. This file knows no Trio, no clock, no random source and no log: ``now`` is an argument, jitter is drawn
@@ -187,7 +187,7 @@ class Decider:
         return self._settled(now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Handle the passing of time: starts and stops that are overdue, and gates that have opened."""
+        """Handle the passing of time: overdue starts and stops, and gates that have opened."""
         for entry in self.roster.overdue(now):
             self._happen(entry, Happening.OVERDUE, None, now)
         return self._settled(now)
@@ -233,7 +233,7 @@ class Decider:
         return self._settled(now)
 
     def restart_all(self, now: float, reason: str = "") -> list[Effect]:
-        """Restart all children cleanly, whatever the strategy, also those in quarantine."""
+        """Restart all children cleanly, under every strategy, also those in quarantine."""
         if not self.closing:
             self._report("planned", now, cause=reason)
             self._planned = True
@@ -264,11 +264,11 @@ class Decider:
         return self._settled(now)
 
     def close(self, now: float, due: float = math.inf) -> list[Effect]:
-        """Stop all children; the stop should be over at ``due``, or ``shutdown_timeout`` seconds from now."""
+        """Stop all children until ``due``, or within ``shutdown_timeout`` seconds."""
         self._close(now, due)
         return self._settled(now)
 
-    # -- what a happening does: the right side of MOVES ----------------------------------------------------
+    # -- reactions: the right side of MOVES ----------------------------------------------------------------
 
     def _happen(self, entry: Entry, happening: Happening, crash: Crash | None, now: float) -> None:
         getattr(self, MOVES[entry.state, happening])(entry, crash, now)
@@ -370,7 +370,7 @@ class Decider:
             )
             self._report("gave_up", now, entry, cause=cause)
 
-    # -- what follows from it ------------------------------------------------------------------------------
+    # -- consequences --------------------------------------------------------------------------------------
 
     def _boot_failed(self, entry: Entry, crash: Crash, now: float) -> None:
         self._note(entry, crash)
@@ -518,7 +518,7 @@ class Decider:
 
     @property
     def _in_order(self) -> bool:
-        """Whether children are started one after another: always, except in restarts under one_for_one."""
+        """Whether children start one after another: always, except restarts under one_for_one."""
         return self._planned or self.strategy != "one_for_one"
 
     def _send_away(self, entry: Entry, then: State, now: float) -> None:

@@ -34,7 +34,7 @@ def log_event(event: SupervisionEvent) -> None:
             "supervisor that gave up cannot end: a child goes on although it was cancelled",
         )
     elif event.kind == "gave_up" and event.path:
-        # The supervisor above decides what follows, often a plugin's restart, and that is logged too.
+        # The supervisor above decides and logs the consequence, often a plugin's restart.
         level, line = "warning", "supervisor gives up to the one above it"
     values: dict[str, Any] = {
         "supervisor": event.supervisor,

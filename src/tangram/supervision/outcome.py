@@ -90,7 +90,7 @@ def failure_of(decider: Decider, errors: Mapping[str, BaseException]) -> BaseExc
 def raise_outcome(
     name: str, failure: BaseException | None, error: BaseException | None, *, from_inside: bool
 ) -> None:
-    """Raise the supervisor's own failure, the block's error, or both; return if there is neither.
+    """Raise the supervisor's own failure, the block's error, or both, if there are any.
 
     Args:
         name: the supervisor.

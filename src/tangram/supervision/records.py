@@ -1,4 +1,4 @@
-"""Plain records of exceptions, tasks and threads: the leaf that is the cause, and the waiting line."""
+"""Plain records of exceptions, tasks and threads: the cause, and the line in execution."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HERE: Final = str(Path(__file__).parent)
 
 
 def exception_name(error: BaseException) -> str:
-    """Return the exception's type with its module: ``ValueError``, ``redis.exceptions.ConnectionError``."""
+    """Return an exception's type with its module, as in ``redis.exceptions.ConnectionError``."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -48,7 +48,7 @@ def fatal_leaf(error: BaseException) -> BaseException | None:
 
 
 def attach_crash(error: BaseException, crash: Crash) -> None:
-    """Attach the record of the innermost crash, so that the supervisors above can name that child."""
+    """Attach the record of the innermost crash, for the supervisors above to name that child."""
     vars(error)[_ATTACHED] = crash
 
 

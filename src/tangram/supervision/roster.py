@@ -75,7 +75,7 @@ class Roster:
                 yield entry
 
     def next_due(self) -> float:
-        """Return the earliest time at which a start or stop should be over; infinity if none is going on."""
+        """Return the earliest time at which a start or stop should be over, or infinity."""
         return min((e.due for state in TIMED for e in self._by_state[state].values()), default=math.inf)
 
     def add(self, child: Child) -> Entry:

@@ -1,4 +1,4 @@
-"""The Trio shell of supervision: carries out the effects of ``decide``, and reports their results.
+"""The Trio shell of supervision: carries out the effects of ``decide``.
 
 Every child runs in a task of the supervisor's nursery, in a shielded cancel scope of its own. The last
 action of that task is to report its end. The report goes to the decider at once, and the returned effects
@@ -173,7 +173,7 @@ class Supervisor:
         await self._until(lambda: self._decider.phase in ("up", "closed"))
 
     def hurry(self) -> None:
-        """Skip every pending back-off delay, also in nested supervisors, for example when Redis is back."""
+        """Skip pending back-off delays, also in nested supervisors, because Redis is back."""
         self._post(lambda: self._decider.hurry(self._clock()))
         for task in self._tasks.values():
             for nested in task.nested:
@@ -182,7 +182,7 @@ class Supervisor:
     def adjust(
         self, times: Mapping[str, tuple[float, float]], *, backoff: Backoff, shutdown_timeout: float
     ) -> None:
-        """Set other limits, in seconds, for every start, stop and back-off that begins after this call.
+        """Set other limits, in seconds, for starts, stops and back-offs from now on.
 
         Args:
             times: for each named child its ``(start_timeout, stop_timeout)``.
@@ -342,7 +342,7 @@ class Supervisor:
     # -- the children's tasks ------------------------------------------------------------------------------
 
     async def _run_child(self, task: ChildTask) -> None:
-        """Run one incarnation; every exception of the child is reported, and none leaves this task."""
+        """Run one incarnation; report every exception of the child, and raise none."""
         run = self._decider.entries[task.child].spec.run
         task.trio_task = trio.lowlevel.current_task()
         error: BaseException | None = None
@@ -478,7 +478,7 @@ async def open_supervisor(
         window: seconds, or a `Window` that is shared with other supervisors (then ``restarts`` is not used).
         backoff: the delays before restarts.
         auto_shutdown: whether the end of a significant child ends the supervisor.
-        shutdown_timeout: seconds for the whole stop, whatever the children's own stop times.
+        shutdown_timeout: seconds for the whole stop, even if the children's own stop times add up to more.
         clock: returns seconds.
         rng: the source of the jitter.
         on_event: called with each `SupervisionEvent`; must not block.

@@ -98,7 +98,7 @@ class Window:
 
 @attrs.frozen
 class Backoff:
-    """The delay before a restart, in seconds: 0 for the first, then ``initial`` doubling to ``maximum``.
+    """The delays before restarts: 0 s for the first, then ``initial`` doubling to ``maximum``.
 
     OTP has no back-off. The first restart comes at once, because most crashes are single accidents.
     """

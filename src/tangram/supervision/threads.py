@@ -1,4 +1,4 @@
-"""Synchronous services in threads: asked to stop, given time, then abandoned, counted and shown.
+"""Synchronous services in threads, which are abandoned if they do not stop in time.
 
 A thread cannot be cancelled. It has to call ``trio.from_thread.check_cancelled()``, which raises in it once
 its service was cancelled. A thread that does not call it goes on: after its stop time it is abandoned, and
@@ -75,7 +75,7 @@ _serving: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("tangram_service_thre
 
 
 def service_threads() -> int:
-    """Return the number of service threads of this event loop; such a thread lives as long as its service."""
+    """Return the number of threads of this event loop that run services."""
     return _serving.get()
 
 
@@ -93,7 +93,7 @@ def thread_statistics() -> ThreadStatistics:
 async def run_sync_in_thread(
     fn: Callable[[*Ts], T], *args: *Ts, name: str | None = None, stop_timeout: float = 5.0
 ) -> T:
-    """Run a synchronous function in a thread of its own until it returns or the task is cancelled.
+    """Run a synchronous function in a thread until it returns or the task is cancelled.
 
     After a cancellation ``trio.from_thread.check_cancelled()`` raises in the thread. It then has
     ``stop_timeout`` seconds to end, or the rest of its supervised child's stop time if that is less; after
