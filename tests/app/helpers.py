@@ -13,7 +13,7 @@ from tangram.testing import RunningTangram
 
 
 class Journal:
-    """What a plugin lived through, in order."""
+    """The record of a plugin's calls, in order."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -23,7 +23,7 @@ class Journal:
 
 
 def make_plugin(journal: Journal, name: str = "probe") -> tangram.Plugin:
-    """A plugin with a lifespan, two services, a route and a way to crash its service on command."""
+    """Return a plugin with a lifespan, two services, a route, and a route that crashes one."""
     router = tangram.APIRouter(prefix=f"/{name}")
     crash = {"now": trio.Event()}
 
@@ -71,7 +71,10 @@ def make_plugin(journal: Journal, name: str = "probe") -> tangram.Plugin:
 
 
 def make_impatient(seen: list[RunningTangram]) -> tangram.Plugin:
-    """A plugin that does not expect that Redis goes away; it looks so often that it misses no outage."""
+    """Return a plugin that crashes during each outage of Redis.
+
+    It checks the bus so often that it misses no outage.
+    """
     plugin = tangram.Plugin()
     plugin.name = "impatient"
 

@@ -1,4 +1,7 @@
-"""A client outside: asks one URL every 10 ms on a new connection, and reports each answer with its time."""
+"""A client in another process: requests one URL every 10 ms on a new connection.
+
+It prints each answer with its time when its input ends.
+"""
 
 import http.client
 import sys

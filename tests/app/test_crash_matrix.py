@@ -1,6 +1,4 @@
-"""Who restarts when what crashes, over the whole server: a real broker, real sockets, a real client
-outside.
-"""
+"""Restarts after a crash of each part, with a real broker, real sockets and a real client."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ POLLER = Path(__file__).with_name("poller.py")
 
 @asynccontextmanager
 async def polled(url: str) -> AsyncIterator[list[str]]:
-    """Poll ``url`` every 10 ms from another process meanwhile; afterwards its report: one line an answer."""
+    """Poll ``url`` every 10 ms from another process; return one line for each answer."""
     report: list[str] = []
     process = await trio.lowlevel.open_process(
         [sys.executable, str(POLLER), url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -48,7 +46,7 @@ async def polled(url: str) -> AsyncIterator[list[str]]:
 
 
 def longest_gap(report: list[str], crashed: float, back: float) -> float:
-    """Seconds between two good answers, at most: there were some before the crash, and after it."""
+    """Return the longest time in seconds between two good answers around the crash."""
     good = [float(line.split()[0]) for line in report if line.endswith(" 200")]
     assert good, report
     assert good[0] < crashed, report
@@ -63,9 +61,11 @@ def stopped_and_started(running: RunningTangram, after: int) -> tuple[list[str],
 
 
 @pytest.mark.parametrize("crashed", ["plugin:probe", "web", "bus", "channels"])
-async def test_a_crash_restarts_all_in_order_and_nobody_outside_is_refused(crashed: str) -> None:
-    """A crash in one part ends the others in reverse order and starts all anew in order, while a client
-    that polls every 10 ms sees no refused connection and no 503."""
+async def test_a_crash_restarts_all_in_order_and_refuses_no_connection(crashed: str) -> None:
+    """A crash stops all parts in reverse order and starts them in order.
+
+    A client that polls every 10 ms meanwhile sees no refused connection and no 503.
+    """
     journal = Journal()
     async with open_tangram([make_plugin(journal)]) as running:
         gaps = []
@@ -101,7 +101,7 @@ async def test_a_crash_restarts_all_in_order_and_nobody_outside_is_refused(crash
 
 
 async def test_supervision_shows_the_crash_with_plugin_service_exception_and_count() -> None:
-    """``/-/supervision`` tells which service of which plugin raised what, how often, and where."""
+    """``/-/supervision`` shows the crashed service, its exception, its line and the count."""
     async with open_tangram([make_plugin(Journal())]) as running:
         await running.http.post("/probe/crash")
         await running.wait_ready(2)
@@ -120,9 +120,7 @@ async def test_supervision_shows_the_crash_with_plugin_service_exception_and_cou
 
 
 async def test_a_plugin_that_crashes_too_often_is_quarantined_and_can_be_restarted() -> None:
-    """A full window leaves the plugin stopped, the rest comes back without it, and the operator can
-    try again.
-    """
+    """A full window stops the plugin; the rest runs on, and the operator can restart it."""
     config = {"supervisor": {"plugin_restarts": 1, "backoff_initial": 0.01}}
     async with open_tangram([make_plugin(Journal()), make_plugin(Journal(), "other")], config) as running:
         for count in (2, 3):
@@ -147,9 +145,9 @@ async def test_a_plugin_that_crashes_too_often_is_quarantined_and_can_be_restart
 
 
 async def test_a_quarantine_outlives_the_broker_and_ends_with_a_reload() -> None:
-    """A crash of the broker makes new children, but a plugin in quarantine stays there until a reload."""
+    """A plugin in quarantine stays there over a crash of the broker, until a reload."""
     config = {"supervisor": {"plugin_restarts": 0}}
-    name = "root"  # what the supervisor on top is called, too: places in the tree count, not names
+    name = "root"  # the name of the outermost supervisor: paths in the tree count, not names
     async with open_tangram([make_plugin(Journal(), name)], config) as running:
         await running.http.post(f"/{name}/crash")
         await running.wait_ready(2)
@@ -165,7 +163,7 @@ async def test_a_quarantine_outlives_the_broker_and_ends_with_a_reload() -> None
 
 
 async def test_exhausted_exit_ends_the_server() -> None:
-    """Where the operator asks for it, a plugin that crashes too often ends the server, status 70."""
+    """With ``exhausted = "exit"`` a plugin that crashes too often ends the server, status 70."""
     config = {"supervisor": {"plugin_restarts": 0, "exhausted": "exit"}}
     async with open_tangram([make_plugin(Journal())], config) as running:
         await running.http.post("/probe/crash")
@@ -176,7 +174,7 @@ async def test_exhausted_exit_ends_the_server() -> None:
 
 
 async def test_one_for_one_restarts_the_plugin_alone() -> None:
-    """Under ``one_for_one`` a crashed plugin comes back and nothing else is touched."""
+    """Under ``one_for_one`` a crashed plugin restarts alone."""
     first, second = Journal(), Journal()
     plugins = [make_plugin(first), make_plugin(second, "other")]
     async with open_tangram(plugins, {"supervisor": {"strategy": "one_for_one"}}) as running:
@@ -191,10 +189,8 @@ async def test_one_for_one_restarts_the_plugin_alone() -> None:
         assert answer.json()["value"] == 42
 
 
-async def test_rest_for_one_restarts_what_stands_after_it() -> None:
-    """Under ``rest_for_one`` the plugin, the plugins after it, channels and web restart; what stands
-    before stays.
-    """
+async def test_rest_for_one_restarts_the_later_children() -> None:
+    """Under ``rest_for_one`` the plugin and the parts after it restart, and no part before it."""
     plugins = [make_plugin(Journal()), make_plugin(Journal(), "other")]
     async with open_tangram(plugins, {"supervisor": {"strategy": "rest_for_one"}}) as running:
         mark = len(running.events)
@@ -207,9 +203,7 @@ async def test_rest_for_one_restarts_what_stands_after_it() -> None:
 
 
 async def test_a_broker_that_is_killed_comes_back_and_messages_flow_again() -> None:
-    """After SIGKILL the broker is replaced on the same port, and a browser that rejoins gets messages
-    again.
-    """
+    """After SIGKILL a new broker uses the same port, and a browser that rejoins gets messages."""
     async with open_tangram([make_plugin(Journal())]) as running:
         url, broker = running.redis_url, running.server.tree.broker  # type: ignore[union-attr]
         assert broker is not None
@@ -232,7 +226,7 @@ async def test_a_broker_that_is_killed_comes_back_and_messages_flow_again() -> N
 
 
 async def test_core_crashes_past_the_window_end_the_server_in_order() -> None:
-    """Too many crashes of the web end everything in order, with the story of the last crashes."""
+    """Too many crashes of the web end the server in order, and the log names the last crashes."""
     async with open_tangram([], {"supervisor": {"root_restarts": 1, "backoff_initial": 0.01}}) as running:
         running.crash("web")
         await running.wait_ready(2)

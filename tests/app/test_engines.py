@@ -1,4 +1,4 @@
-"""The whole server behind either engine: routes, pages, channels, and the good-bye."""
+"""The whole server behind either engine: routes, pages, channels and closing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server(engine: str, **more: object) -> dict[str, dict[str, object]]:
 
 
 async def test_routes_pages_and_documents_are_served(engine: str) -> None:
-    """Plugins' routes, the page, the docs and the operator's routes answer alike."""
+    """Routes of plugins and of the operator, the page and the docs answer on both engines."""
     async with open_tangram([make_plugin(Journal())], server(engine)) as running:
         answers = {
             path: (await running.http.get(path)).status_code
@@ -44,9 +44,7 @@ async def test_routes_pages_and_documents_are_served(engine: str) -> None:
 
 
 async def test_a_browser_gets_messages_and_pushes(engine: str) -> None:
-    """A client joins with a token, receives what the plugin publishes, and its push is answered once
-    Redis has it.
-    """
+    """A client joins with a token, receives messages, and its push is answered."""
     async with open_tangram([make_plugin(Journal())], server(engine)) as running:
         token = await tangram.fetch_token(running.url, "probe")
         async with running.open_socket() as socket:
@@ -60,8 +58,8 @@ async def test_a_browser_gets_messages_and_pushes(engine: str) -> None:
 
 
 @pytest.mark.parametrize(("ending", "code"), [("restart", 1012), ("stop", 1001)])
-async def test_browsers_are_told_why_they_lose_the_connection(engine: str, ending: str, code: int) -> None:
-    """A planned restart closes with 1012 and a stop with 1001: after either, phoenix.js comes back."""
+async def test_websockets_are_closed_with_the_reason_of_the_stop(engine: str, ending: str, code: int) -> None:
+    """A planned restart closes with 1012, a stop with 1001; phoenix.js reconnects after both."""
     async with open_tangram([make_plugin(Journal())], server(engine)) as running:
         token = await tangram.fetch_token(running.url, "probe")
         async with running.open_socket(reconnect=False) as socket:
@@ -77,7 +75,7 @@ async def test_browsers_are_told_why_they_lose_the_connection(engine: str, endin
 
 
 async def test_an_answer_in_flight_is_finished_by_a_planned_restart(engine: str) -> None:
-    """Who was being answered when the restart began gets the whole answer."""
+    """A request that is being answered when the restart begins gets the whole answer."""
     router = tangram.APIRouter()
     began = trio.Event()
 

@@ -1,4 +1,4 @@
-"""The garbage collector during restarts."""
+"""The pause of the garbage collector during restarts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def told(kind: Kind, supervisor: str = "incarnation") -> SupervisionEvent:
     return SupervisionEvent(kind=kind, supervisor=supervisor, child=None, at=0.0)
 
 
-def test_it_is_held_from_the_begin_of_a_restart_to_its_end() -> None:
-    """It is off while the tree restarts, whatever else is told meanwhile, and on afterwards."""
+def test_the_pause_lasts_from_the_begin_of_a_restart_to_its_end() -> None:
+    """The collector is off while the tree restarts, and on afterwards."""
     pause = CollectorPause()
     pause(told("restarting"))
     pause(told("restarting"))
@@ -37,8 +37,8 @@ def test_it_is_held_from_the_begin_of_a_restart_to_its_end() -> None:
     assert gc.isenabled()
 
 
-def test_a_restart_that_follows_at_once_holds_it_on() -> None:
-    """What was to be done after the first restart is not done within the second."""
+def test_a_restart_that_follows_at_once_prolongs_the_pause() -> None:
+    """The end that the first restart has planned does not come within the second one."""
     calls: list[Callable[[], None]] = []
     pause = CollectorPause(calls.append)
     pause(told("restarting"))
@@ -53,9 +53,8 @@ def test_a_restart_that_follows_at_once_holds_it_on() -> None:
     assert gc.isenabled()
 
 
-def test_it_is_not_held_over_many_restarts() -> None:
-    """Restarts that follow one another for ever do not fill the memory with garbage: now and then it goes on,
-    and the next restart holds it again."""
+def test_the_pause_ends_after_many_restarts() -> None:
+    """After `MAX_RESTARTS` the collector runs once, and the next restart begins a new pause."""
     pause = CollectorPause(lambda _call: None)
     on = []
     for _ in range(3 * (MAX_RESTARTS + 1)):
@@ -67,16 +66,16 @@ def test_it_is_not_held_over_many_restarts() -> None:
     assert on == ([False] * MAX_RESTARTS + [True]) * 3
 
 
-def test_a_plugins_own_restart_holds_nothing() -> None:
-    """Only the tree's restarts are waited for."""
+def test_a_restart_inside_a_plugin_begins_no_pause() -> None:
+    """Only restarts of the tree begin a pause."""
     pause = CollectorPause()
     pause(told("restarting", "probe"))
 
     assert gc.isenabled()
 
 
-def test_who_has_none_gets_none() -> None:
-    """A program that switched the collector off does not find it on after a restart."""
+def test_a_disabled_collector_stays_disabled() -> None:
+    """A program that disabled the collector does not find it enabled after a restart."""
     gc.disable()
     pause = CollectorPause()
     pause(told("planned"))
@@ -87,8 +86,8 @@ def test_who_has_none_gets_none() -> None:
 
 
 @pytest.mark.slow
-async def test_it_collects_again_after_crash_and_end() -> None:
-    """A whole server leaves the collector as it found it."""
+async def test_the_collector_is_enabled_after_crash_and_end() -> None:
+    """A whole server leaves the collector as it was before the start."""
     async with open_tangram() as running:
         seen: list[bool] = []
         running.server.event_log.listen(
@@ -102,6 +101,6 @@ async def test_it_collects_again_after_crash_and_end() -> None:
         running.crash("bus")
 
     assert not any(seen)
-    assert not at_once  # those who waited are answered first
+    assert not at_once  # waiting requests are answered first
     assert between
     assert gc.isenabled()

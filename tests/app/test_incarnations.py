@@ -1,4 +1,4 @@
-"""What one incarnation leaves to the next: nothing; and what is left after it: nothing either."""
+"""One incarnation leaves nothing to the next one, and nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def crash(running: RunningTangram, child: str) -> None:
 
 
 async def test_context_variables_are_fresh_in_each_incarnation() -> None:
-    """What a service sets in its context is gone when it starts anew, and its sibling never sees it."""
+    """A context variable that a service sets is unset after a restart, and in its sibling."""
     seen: list[int] = []
     plugin = tangram.Plugin()
 
@@ -57,7 +57,7 @@ async def test_context_variables_are_fresh_in_each_incarnation() -> None:
 
 
 async def test_state_and_attributes_are_fresh_in_each_incarnation() -> None:
-    """What a plugin hangs on the state is not there for the next incarnation."""
+    """An attribute that a plugin sets on the state does not exist in the next incarnation."""
     seen: list[bool] = []
 
     @asynccontextmanager
@@ -73,7 +73,7 @@ async def test_state_and_attributes_are_fresh_in_each_incarnation() -> None:
 
 
 async def once(*parts: str, reload: bool = False) -> int:
-    """How often a temporary service runs in a server that loses these parts, one after another."""
+    """Return how often a temporary service runs in a server whose parts crash one by one."""
     runs = 0
     plugin = tangram.Plugin()
 
@@ -91,20 +91,18 @@ async def once(*parts: str, reload: bool = False) -> int:
 
 
 @pytest.mark.parametrize("part", ["plugin:plugin", "web", "state", "broker"])
-async def test_a_temporary_service_is_not_started_again_whatever_crashes(
-    autojump_clock: object, part: str
-) -> None:
-    """It runs once for each start of the server, also where the broker's crash makes its host anew."""
+async def test_a_crash_does_not_start_a_temporary_service_again(autojump_clock: object, part: str) -> None:
+    """It runs once for each start of the server, even if the broker's crash makes a new host."""
     assert await once(part, "broker") == 1
 
 
 async def test_a_reload_starts_temporary_services_again(autojump_clock: object) -> None:
-    """The plugin may be another one, with other settings: to a service, a reload is a start."""
+    """A reload counts as a start for temporary services: the plugin may be another one."""
     assert await once("broker", reload=True) == 2
 
 
-async def test_what_a_clean_up_raises_is_no_crash() -> None:
-    """A plugin that raises while it is stopped, in service and lifespan, costs no restart and no window."""
+async def test_an_error_in_a_clean_up_is_no_crash() -> None:
+    """A plugin that raises while it is being stopped costs no restart and no charge."""
     plugin = tangram.Plugin()
     stops = 0
 
@@ -132,7 +130,7 @@ async def test_what_a_clean_up_raises_is_no_crash() -> None:
 
 
 async def test_tear_down_runs_although_the_server_was_cancelled() -> None:
-    """Lifespans are left in every end: a crash, a planned restart, a stop."""
+    """A lifespan is left after a crash, a planned restart and a stop."""
     journal = Journal()
     async with open_tangram([make_plugin(journal)], FREELY) as running:
         await crash(running, "web")
@@ -154,7 +152,7 @@ def tasks() -> Counter[str]:
 
 
 async def look() -> tuple[Counter[str], int, int, int]:
-    """Tasks, threads, file descriptors, asyncio tasks."""
+    """Return the tasks, threads, file descriptors and asyncio tasks."""
     await trio.sleep(0.3)
     gc.collect()
     threads = [one for one in threading.enumerate() if not one.name.startswith("Trio thread")]
@@ -163,9 +161,7 @@ async def look() -> tuple[Counter[str], int, int, int]:
 
 
 async def test_nothing_is_left_after_restarts() -> None:
-    """Tasks, threads, file descriptors and asyncio tasks are as many as before, after crashes of each part
-    and planned restarts, with a client connected.
-    """
+    """Crashes and restarts with a connected client leave no task, thread or descriptor."""
     plugin = make_plugin(Journal())
 
     @plugin.register_service()
@@ -197,12 +193,10 @@ async def rejoined(channel: Channel, times: int) -> None:
 
 
 async def test_a_restart_does_not_wait_for_clients_that_do_not_answer() -> None:
-    """Who is connected to the old incarnation is told to come back beside the new one's start: a client that
-    never answers delays nobody.
-    """
+    """WebSockets of the old incarnation are closed beside the start of the new one."""
     async with open_tangram([make_plugin(Journal())], FREELY) as running:
         port = int(running.url.rsplit(":", 1)[1])
-        deaf = [await open_deaf(port) for _ in range(5)]
+        clients = [await open_unanswering(port) for _ in range(5)]
         for restart in (
             running.server.restart,
             lambda: crash(running, "web"),
@@ -212,11 +206,11 @@ async def test_a_restart_does_not_wait_for_clients_that_do_not_answer() -> None:
             await restart()
             took = trio.current_time() - began
             assert took < CLOSE_TIME  # so long a close that is not answered would have been waited for
-        for stream in deaf:
+        for stream in clients:
             await stream.aclose()
 
 
-async def open_deaf(port: int) -> trio.SocketStream:
+async def open_unanswering(port: int) -> trio.SocketStream:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     await stream.send_all(
         b"GET /websocket HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -227,12 +221,10 @@ async def open_deaf(port: int) -> trio.SocketStream:
 
 
 @pytest.mark.parametrize("part", ["web", "channels", "plugin:probe"])
-async def test_clients_of_the_old_incarnation_are_told_1012_and_the_new_one_hears_nothing_of_them(
+async def test_clients_of_the_old_incarnation_are_closed_with_1012_without_leave_events(
     part: str,
 ) -> None:
-    """After a crash each client is told by the close code for a restart, and members of the new incarnation
-    are not told that those of the old one left.
-    """
+    """After a crash each client is closed with 1012, and new members get no leave events."""
     async with open_tangram([make_plugin(Journal())], FREELY) as running:
         token = (await tangram.fetch_token(running.url, "probe")).token
         heard: list[str] = []
@@ -259,8 +251,8 @@ def operator(running: RunningTangram) -> str:
     return running.operator["authorization"].removeprefix("Bearer ")
 
 
-async def test_an_old_connection_is_not_heard_any_more() -> None:
-    """What a client still sends to an incarnation that has ended is not published by the next one."""
+async def test_messages_on_an_old_connection_are_ignored() -> None:
+    """A message that a client sends to an incarnation that has ended is not published."""
     async with open_tangram([make_plugin(Journal())], FREELY) as running:
         token = (await tangram.fetch_token(running.url, "probe")).token
         async with running.open_socket(reconnect=False) as old:

@@ -1,4 +1,4 @@
-"""A plugin that was left stopped stays so, whatever is made anew around it, until somebody mends it."""
+"""A plugin in quarantine stays there in every new incarnation, until its cause is mended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.app.helpers import Journal, make_plugin
 
 
 class Broken(tangram.Plugin):
-    """A plugin that cannot start until it is mended; counts how often it was tried."""
+    """A plugin that cannot start until it is mended, and counts its starts."""
 
     def __init__(self) -> None:
         super().__init__(lifespan=self._start)
@@ -43,7 +43,7 @@ async def plugin_in(running: RunningTangram, name: str) -> dict[str, object]:
 
 
 async def test_a_failed_request_leaves_the_quarantine_as_it_was(autojump_clock: MockClock) -> None:
-    """A plugin whose start fails when the operator asks for it is not tried by the next incarnation."""
+    """A plugin whose requested start fails is not started by the next incarnation."""
     plugin = Broken()
     async with open_tangram([plugin, make_plugin(Journal())], fakes=True) as running:
         running.planned = True
@@ -62,9 +62,8 @@ async def test_a_failed_request_leaves_the_quarantine_as_it_was(autojump_clock: 
         assert (await plugin_in(running, "broken"))["state"] == "running"
 
 
-async def test_who_is_kept_out_has_not_crashed_again(autojump_clock: MockClock) -> None:
-    """The next incarnation begins with the plugin in quarantine: its crash stays the one that is shown, and
-    is not counted anew."""
+async def test_a_new_incarnation_keeps_the_crash_of_the_quarantine(autojump_clock: MockClock) -> None:
+    """The next incarnation shows the crash of before, and does not count it again."""
     async with open_tangram([Broken(), make_plugin(Journal())], fakes=True) as running:
         before = await plugin_in(running, "broken")
         mark = len(running.events)

@@ -1,4 +1,4 @@
-"""What fails because Redis is away is no crash of the plugin's."""
+"""Failures during an outage of Redis do not count as crashes of the plugin."""
 
 from __future__ import annotations
 
@@ -55,14 +55,12 @@ def crash_of_redis() -> Exception:
     ],
 )
 def test_the_cause_is_found_below_groups_and_causes(error: Exception, blames: bool) -> None:
-    """Redis is blamed where it stands anywhere below the exception, and nowhere else."""
+    """Redis is the cause if any exception in the group or the chain of causes says so."""
     assert blames_redis(error) is blames
 
 
-async def test_a_plugin_waits_for_redis_and_begins_anew(autojump_clock: object) -> None:
-    """While Redis is away the plugin waits, visibly; once it is back the plugin runs again, and
-    started once.
-    """
+async def test_a_plugin_waits_for_redis_and_is_started_again(autojump_clock: object) -> None:
+    """While Redis is away the plugin is shown as waiting; then it runs again without a charge."""
     redis, host = Redis(there=False), Host(crash_of_redis(), None)
 
     async with trio.open_nursery() as nursery:
@@ -75,8 +73,8 @@ async def test_a_plugin_waits_for_redis_and_begins_anew(autojump_clock: object) 
     assert redis.outage.waiting == set()
 
 
-async def test_an_outage_that_is_just_over_excuses_too(autojump_clock: object) -> None:
-    """A message that was on its way when Redis went fails after Redis is back: that is no crash either."""
+async def test_an_outage_that_has_just_ended_is_an_excuse_too(autojump_clock: object) -> None:
+    """A message in flight at the outage fails after Redis is back: that is no crash either."""
     redis, host = Redis(there=True), Host(crash_of_redis(), None)
     redis.turn(there=False)
     await trio.sleep(0.02)
@@ -89,7 +87,7 @@ async def test_an_outage_that_is_just_over_excuses_too(autojump_clock: object) -
 
 
 async def test_without_an_outage_it_is_the_plugins_own_crash(autojump_clock: object) -> None:
-    """A plugin that asks a Redis of its own, which is away while ours is there, has crashed."""
+    """A plugin whose own Redis is away, while the server's is there, has crashed."""
     redis, host = Redis(there=True), Host(crash_of_redis())
     redis.turn(there=True)
     await trio.sleep(RECENT + 1)
@@ -99,7 +97,7 @@ async def test_without_an_outage_it_is_the_plugins_own_crash(autojump_clock: obj
 
 
 async def test_other_errors_pass_at_once(autojump_clock: object) -> None:
-    """What does not blame Redis is not held up."""
+    """An error that is not about Redis is raised without delay."""
     redis, host = Redis(there=False), Host(ValueError("mine"))
     began = trio.current_time()
 
@@ -109,8 +107,10 @@ async def test_other_errors_pass_at_once(autojump_clock: object) -> None:
     assert trio.current_time() == began
 
 
-async def test_what_goes_on_failing_is_not_tried_without_a_pause(autojump_clock: object) -> None:
-    """While an outage that is just over still excuses, each further try waits longer; then it is a crash."""
+async def test_failures_after_an_outage_are_retried_with_growing_pauses(
+    autojump_clock: object,
+) -> None:
+    """After an outage each retry waits longer; once the excuse is over the failure is a crash."""
     redis, host = Redis(there=True), Host(*(crash_of_redis() for _ in range(100)))
     redis.turn(there=True)
 

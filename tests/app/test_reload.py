@@ -1,4 +1,4 @@
-"""What a reload takes over, what it tells instead, and when it is carried out."""
+"""The settings that a reload changes, those that it reports instead, and its time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEXT_INCARNATION = {
     "compat": "islands",
     "supervisor": "strategy plugin_restarts plugin_window exhausted",
 }
-"""Read anew by every incarnation, from the tree's configuration; the log's level by who reads the file."""
+"""Settings that every incarnation reads again; the reader of the file reads the log's level."""
 
 HANDED_ON = {
     "server": "operator_token",
@@ -44,10 +44,10 @@ HANDED_ON = {
     " stop_timeout shutdown_timeout stall_after",
     "broker": "start_timeout stop_timeout",
 }
-"""Known above the incarnations, and handed there by `Tree.take_over` and the server."""
+"""Settings in use above the incarnations, set there by `Tree.take_over` and the server."""
 
 FIRST_BOOT = {"core": "strict"}
-"""Without a meaning once the first boot is over."""
+"""Settings without a meaning after the first boot."""
 
 OTHERS: Mapping[str, object] = {
     "core.redis_url": "redis://:hunter2@elsewhere",
@@ -76,7 +76,7 @@ def changed(config: Config, path: str, value: object) -> Config:
 
 
 async def reload(running: RunningTangram, **settings: object) -> None:
-    """Reload with these settings (``server__port=1``) beside those that there are."""
+    """Reload with these settings (``server__port=1``) in addition to the present ones."""
     config = running.server.config
     for name, value in settings.items():
         config = changed(config, name.replace("__", "."), value)
@@ -93,8 +93,8 @@ def logged(running: RunningTangram, event: str) -> list[dict[str, Any]]:
     return [record for record in running.logs if record["event"].startswith(event)]
 
 
-def test_every_setting_is_taken_over_or_told() -> None:
-    """A setting that is new in the model has to be put into one of these lists, by who has seen to it."""
+def test_every_setting_is_taken_over_or_reported() -> None:
+    """Each setting of the model is in one of the lists; put a new setting into the right one."""
     seen_to = [
         f"{table}.{key}"
         for tables in (NEXT_INCARNATION, HANDED_ON, FIRST_BOOT)
@@ -106,8 +106,8 @@ def test_every_setting_is_taken_over_or_told() -> None:
 
 
 @pytest.mark.parametrize("path", BOUND)
-def test_what_is_bound_to_the_process_is_told_and_kept(path: str) -> None:
-    """A change is told with the setting's name, without a password, and the old value stays."""
+def test_a_setting_of_the_whole_process_is_reported_and_kept(path: str) -> None:
+    """A change is reported with the setting's name and no password; the old value stays."""
     old = Config()
     new = changed(changed(old, path, OTHERS[path]), "server.max_headers", 7)
 
@@ -120,8 +120,8 @@ def test_what_is_bound_to_the_process_is_told_and_kept(path: str) -> None:
     assert list(bound_changes(new, new)) == []
 
 
-def test_another_redis_is_told_without_its_address() -> None:
-    """Where only the password differs, nothing that could be shown does."""
+def test_another_redis_is_reported_without_its_address() -> None:
+    """The report of a changed URL shows no part of it, because only the password may differ."""
     old = changed(Config(), "core.redis_url", "redis://:hunter2@h")
 
     told = list(bound_changes(old, changed(old, "core.redis_url", "redis://:hunter3@h")))
@@ -129,8 +129,8 @@ def test_another_redis_is_told_without_its_address() -> None:
     assert told == [("core.redis_url", "(set)", "(another)")]
 
 
-async def test_what_is_bound_is_told_in_the_log(autojump_clock: object) -> None:
-    """Who changes a port and reloads is told that it needs a new process."""
+async def test_a_changed_port_is_logged_at_a_reload(autojump_clock: object) -> None:
+    """The log says that a changed port needs a new process."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         await reload(running, broker__port=7, server__host="::1")
         told = [record["setting"] for record in logged(running, "setting needs a restart")]
@@ -139,8 +139,9 @@ async def test_what_is_bound_is_told_in_the_log(autojump_clock: object) -> None:
 
 
 async def test_new_secrets_are_in_force(autojump_clock: object) -> None:
-    """After a reload with other secrets, tokens and operators are checked with these, and that is told; the
-    invariant about the log knows both.
+    """After a reload tokens and operators are checked with the new secrets.
+
+    The log says so, and the invariant about secrets in the log knows both.
     """
     old, new = Secrets(jwt="a" * 32, operator="b" * 32), Secrets(jwt="c" * 32, operator="d" * 32)
     tables = {"server": {"operator_token": old.operator}, "channel": {"jwt_secret": old.jwt}}
@@ -169,8 +170,8 @@ async def token(running: RunningTangram) -> str:
     return str(answer.json()["token"])
 
 
-async def test_a_secret_whose_file_was_removed_is_made_anew(autojump_clock: object) -> None:
-    """Where a secret is not configured, to remove its file and to reload is to change it."""
+async def test_a_secret_whose_file_was_removed_is_created_again(autojump_clock: object) -> None:
+    """Removing the file of a secret and reloading replaces the secret."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         former, folder = running.operator, running.server.config.server.state_dir
         assert folder is not None
@@ -181,8 +182,8 @@ async def test_a_secret_whose_file_was_removed_is_made_anew(autojump_clock: obje
         assert (await running.http.get("/-/plugins", headers=running.operator)).status_code == 200
 
 
-async def test_a_state_folder_that_cannot_be_used_leaves_everything_as_it_was(autojump_clock: object) -> None:
-    """What cannot be taken over as a whole is not taken over in part."""
+async def test_a_reload_with_an_unusable_state_folder_changes_nothing(autojump_clock: object) -> None:
+    """A configuration that cannot be used as a whole is not used in part."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         folder = running.server.config.server.state_dir
         assert folder is not None
@@ -195,7 +196,7 @@ async def test_a_state_folder_that_cannot_be_used_leaves_everything_as_it_was(au
 
 
 async def test_the_limits_of_the_root_are_the_new_ones(autojump_clock: object) -> None:
-    """Budget and back-off of the broker and of our own parts, the watchdog and the broker's times follow."""
+    """Budget, back-off, watchdog and the broker's limits are the new ones after a reload."""
     limits = {"root_restarts": 0, "backoff_initial": 0.0, "backoff_max": 0.0}
     async with open_tangram(config={"supervisor": limits}, fakes=True, memory_port=True) as running:
         await reload(
@@ -225,9 +226,10 @@ async def test_the_limits_of_the_root_are_the_new_ones(autojump_clock: object) -
     assert (stall_after, broker.stop_timeout, status) == (9.0, 8.0, 70)
 
 
-async def test_who_is_stopped_by_a_reload_has_the_times_it_was_started_with(autojump_clock: object) -> None:
-    """An answer in flight is drained for as long as the web's own stop time has room for, not for the new
-    grace: the web would be named as stubborn, which an invariant sees.
+async def test_a_web_stopped_by_a_reload_keeps_the_limits_of_its_start(autojump_clock: object) -> None:
+    """Requests in flight get the old grace, which fits the web's own stop time.
+
+    With the new grace the web would be reported as stubborn, which an invariant forbids.
     """
     router = tangram.APIRouter()
 
@@ -255,7 +257,7 @@ async def test_who_is_stopped_by_a_reload_has_the_times_it_was_started_with(auto
 
 @pytest.mark.slow
 async def test_tls_comes_with_a_reload(tmp_path: Path) -> None:
-    """The engine is chosen anew: the same port speaks TLS afterwards. Files that are none are told."""
+    """After a reload the same port speaks TLS; faulty files are reported."""
     async with open_tangram() as running, httpx.AsyncClient(verify=False) as client:
         (tmp_path / "broken.pem").write_text("nothing")
         await reload(
@@ -273,7 +275,7 @@ async def test_tls_comes_with_a_reload(tmp_path: Path) -> None:
 
 
 async def test_a_reload_during_the_boot_follows_it(autojump_clock: object) -> None:
-    """Asked for while a plugin still starts, it is told, waits, and is carried out once everything is up."""
+    """A reload while a plugin still starts is logged, waits, and comes after the boot."""
     starts = 0
     plugin = tangram.Plugin()
 
@@ -305,7 +307,7 @@ async def test_a_reload_during_the_boot_follows_it(autojump_clock: object) -> No
 
 
 async def test_a_boot_that_fails_leaves_no_reload_behind(autojump_clock: object) -> None:
-    """What waits for the end of the boot ends with it."""
+    """A reload that waits for the end of the boot ends with it."""
     plugin = tangram.Plugin()
 
     @plugin.register_service()

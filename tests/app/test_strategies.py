@@ -1,4 +1,4 @@
-"""Who restarts when what crashes: each row of the table, under each strategy, over the whole server."""
+"""The children that restart after each crash, under each strategy, in the whole server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def open_two(strategy: Strategy, **core: str) -> AsyncIterator[RunningTang
 
 
 def expected(strategy: Strategy, crashed: str) -> list[str]:
-    """Who is started anew, in order."""
+    """Return the children that must be started again, in order."""
     at = PARTS.index(crashed)
     return {"one_for_all": PARTS, "rest_for_one": PARTS[at:], "one_for_one": [crashed]}[strategy]
 
@@ -47,14 +47,14 @@ def started(running: RunningTangram, after: int) -> list[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """For what nobody tells."""
+    """Poll until a condition holds that no event reports."""
     with trio.fail_after(10):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
 async def crash(running: RunningTangram, child: str) -> list[str]:
-    """Crash it; who was started until all is up."""
+    """Crash a part, and return the children that are started until all are up."""
     mark = len(running.events)
     running.crash(child)
     await running.wait_event("crashed", child, after=mark)
@@ -65,7 +65,7 @@ async def crash(running: RunningTangram, child: str) -> list[str]:
 
 
 async def charged(running: RunningTangram) -> dict[str, int]:
-    """Restarts in each window that has any."""
+    """Return the restarts in each window that has any."""
     tree = running.server.tree
     assert tree is not None
     await until(lambda: tree.incarnation.supervisor is not None)
@@ -77,7 +77,7 @@ async def charged(running: RunningTangram) -> dict[str, int]:
 
 @every_strategy
 async def test_row_of_a_plugin(strategy: Strategy) -> None:
-    """A plugin's crash restarts whom the strategy names, and is charged to that plugin alone."""
+    """A plugin's crash restarts the children of the strategy, and is charged to that plugin."""
     async with open_two(strategy) as running:
         assert await crash(running, "plugin:probe") == expected(strategy, "plugin:probe")
         assert await charged(running) == {"plugin:probe": 1}
@@ -88,21 +88,20 @@ async def test_row_of_a_plugin(strategy: Strategy) -> None:
 @every_strategy
 @pytest.mark.parametrize("part", ["bus", "channels", "web"])
 async def test_row_of_the_core(strategy: Strategy, part: str) -> None:
-    """A crash of bus, channels or web restarts whom the strategy names, is charged to the root, and messages
-    flow again.
+    """A crash of bus, channels or web restarts the strategy's children, charged to the root.
+
+    Messages flow again afterwards.
     """
     async with open_two(strategy) as running, joined(running) as channel:
         await channel.receive()
         assert await crash(running, part) == expected(strategy, part)
         assert await charged(running) == {"root": 1}
         assert (await running.http.get("/-/readyz")).status_code == 200
-        await hear_again(running, channel)
+        await receive_again(running, channel)
 
 
-async def test_a_bus_that_restarts_alone_tells_members_of_the_gap() -> None:
-    """Under ``one_for_one`` members keep their connection over a crash of the bus, and are told by phx_error
-    that they may have missed something.
-    """
+async def test_a_bus_that_restarts_alone_sends_phx_error_to_members() -> None:
+    """Under ``one_for_one`` members keep their connection, and phx_error reports the gap."""
     async with open_two("one_for_one") as running, joined(running) as channel:
         await channel.receive()
         joins = channel.joins
@@ -116,7 +115,7 @@ async def test_a_bus_that_restarts_alone_tells_members_of_the_gap() -> None:
 
 @every_strategy
 async def test_row_of_the_embedded_broker(strategy: Strategy) -> None:
-    """The broker's end restarts it and the whole incarnation under any strategy, charged to the root."""
+    """The broker's end restarts it and the incarnation, and is charged to the root."""
     async with open_two(strategy) as running, joined(running) as channel:
         await channel.receive()
         tree = running.server.tree
@@ -130,13 +129,14 @@ async def test_row_of_the_embedded_broker(strategy: Strategy) -> None:
 
         assert started(running, mark) == PARTS
         assert await charged(running) == {"root": 1}
-        await hear_again(running, channel)
+        await receive_again(running, channel)
 
 
 @every_strategy
 async def test_row_of_an_external_redis(strategy: Strategy) -> None:
-    """An external Redis that goes away restarts nobody: plugins wait, pushes answer error, members hear
-    phx_error and then messages once it is back.
+    """An outage of an external Redis restarts no part.
+
+    Plugins wait, pushes are answered with an error, and members get phx_error and then messages again.
     """
     async with open_outage(strategy) as (running, channel, redis):
         # A plugin's own supervisor sees its service fail; the tree is told of no crash.
@@ -148,7 +148,7 @@ async def test_row_of_an_external_redis(strategy: Strategy) -> None:
         answer = await running.http.get("/other/value")
         joins = channel.joins
         redis.start()
-        await hear_again(running, channel)
+        await receive_again(running, channel)
         with trio.fail_after(10):
             while channel.joins == joins:  # phx_error made it join anew
                 await channel.receive()
@@ -162,7 +162,7 @@ async def test_row_of_an_external_redis(strategy: Strategy) -> None:
 
 @asynccontextmanager
 async def open_outage(strategy: Strategy) -> AsyncIterator[tuple[RunningTangram, Channel, RealBroker]]:
-    """A server whose Redis was there, and is away now."""
+    """Start a server, and take its Redis away."""
     with open_broker() as redis:
         async with open_two(strategy, redis_url=redis.url) as running, joined(running) as channel:
             await channel.receive()
@@ -178,14 +178,14 @@ async def open_outage(strategy: Strategy) -> AsyncIterator[tuple[RunningTangram,
 
 @asynccontextmanager
 async def joined(running: RunningTangram) -> AsyncIterator[Channel]:
-    """A client that is a member of the topic of ``probe``, and comes back by itself."""
+    """Open a client that is a member of the topic ``probe`` and reconnects."""
     token = await tangram.fetch_token(running.url, "probe")
     async with running.open_socket() as socket:
         yield await socket.join("probe", token=token.token)
 
 
-async def hear_again(running: RunningTangram, channel: Channel) -> None:
-    """A message that is published from now on arrives."""
+async def receive_again(running: RunningTangram, channel: Channel) -> None:
+    """Wait until a message that is published from now on arrives."""
     number = len(running.events) + 1000
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:

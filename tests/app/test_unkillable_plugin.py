@@ -1,4 +1,4 @@
-"""A plugin that gave up and cannot end, because a task of its own ignores cancellation: the server ends."""
+"""A plugin whose task ignores cancellation: the server ends."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LIMITS = {"supervisor": {"start_timeout": 2.0, "stop_timeout": 2.0, "shutdown_ti
 CHECKS = ("ends_with_its_status", "starts_in_order", "no_two_incarnations", "each_crash_logged_once")
 
 
-class Deaf:
-    """Ignores cancellation until it is freed; hears when the server begins its end."""
+class UncancellableService:
+    """A service that ignores cancellation until it is freed; notes the begin of the stop."""
 
     def __init__(self) -> None:
         self.free = trio.Event()
@@ -30,7 +30,7 @@ class Deaf:
             await self.free.wait()
 
     def listen(self, running: RunningTangram) -> None:
-        """For ``on_server``: what ``serve`` arms its last resort with."""
+        """Handle ``on_server``: note the call with which ``serve`` arms its forced exit."""
 
         def on_stopping(_seconds: float, *, asked_for: bool) -> None:
             self.ends.append((trio.current_time(), asked_for))
@@ -39,8 +39,8 @@ class Deaf:
         running.server.boot = attrs.evolve(running.server.boot, on_stopping=on_stopping)
 
 
-def plugin_beside(deaf: Deaf) -> tuple[tangram.Plugin, trio.Event]:
-    """A plugin of two services: one is deaf, one crashes when it is told to."""
+def plugin_beside(uncancellable: UncancellableService) -> tuple[tangram.Plugin, trio.Event]:
+    """Return a plugin of two services: the given one, and one that crashes on command."""
     router, crash = tangram.APIRouter(prefix="/odd"), trio.Event()
     plugin = tangram.Plugin(routers=[router])
     plugin.name = "odd"
@@ -51,7 +51,7 @@ def plugin_beside(deaf: Deaf) -> tuple[tangram.Plugin, trio.Event]:
 
     @plugin.register_service(priority=1, stop_timeout=2.0)
     async def ignoring(state: tangram.BackendState) -> None:
-        await deaf()
+        await uncancellable()
 
     @plugin.register_service(priority=2)
     async def crashing(state: tangram.BackendState) -> None:
@@ -65,13 +65,15 @@ def plugin_beside(deaf: Deaf) -> tuple[tangram.Plugin, trio.Event]:
 async def test_a_service_that_ignores_the_crash_of_its_sibling(
     autojump_clock: MockClock, strategy: str
 ) -> None:
-    """Meanwhile nobody is told that all is well; after three stop times the server ends with status 70 and
-    names the service and its line."""
-    deaf = Deaf()
-    plugin, crash = plugin_beside(deaf)
+    """After three stop times the server ends with status 70 and names the service's line.
+
+    Until then no status page says that the server is ready.
+    """
+    uncancellable = UncancellableService()
+    plugin, crash = plugin_beside(uncancellable)
     limits = {"supervisor": {**LIMITS["supervisor"], "strategy": strategy}}
     async with open_tangram(
-        [plugin, make_plugin(Journal())], limits, fakes=True, checks=CHECKS, on_server=deaf.listen
+        [plugin, make_plugin(Journal())], limits, fakes=True, checks=CHECKS, on_server=uncancellable.listen
     ) as running:
         began = trio.current_time()
         crash.set()
@@ -85,25 +87,26 @@ async def test_a_service_that_ignores_the_crash_of_its_sibling(
         assert (ready.status_code, "plugin:odd is stopping" in ready.text) == (503, True)
         assert listed == {"odd": "stopping", "probe": "running"}
         assert answer.status_code == 503
-        ((ended, asked_for),) = deaf.ends
+        ((ended, asked_for),) = uncancellable.ends
         assert ended == pytest.approx(began + 6.0)
         assert not asked_for
         assert status == 70
 
     (told,) = [line for line in running.logs if line["event"].startswith("server ends")]
     assert told["child"] == "incarnation > plugin:odd > ignoring"
-    assert "in Deaf.__call__" in told["where"]
+    assert "in UncancellableService.__call__" in told["where"]
 
 
 @pytest.mark.parametrize("where", ["service", "lifespan"])
-async def test_a_first_start_that_ignores_its_end(autojump_clock: MockClock, where: str) -> None:
-    """A plugin that does not start in time, nor end in three stop times, ends the boot: nobody waits for
-    ever."""
-    deaf = Deaf()
+async def test_a_start_that_ignores_its_cancellation_ends_the_boot(
+    autojump_clock: MockClock, where: str
+) -> None:
+    """A plugin that does not start in time, nor end in three stop times, ends the boot."""
+    uncancellable = UncancellableService()
 
     @asynccontextmanager
     async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
-        await deaf()
+        await uncancellable()
         yield
 
     plugin = tangram.Plugin(lifespan=lifespan if where == "lifespan" else None)
@@ -111,16 +114,16 @@ async def test_a_first_start_that_ignores_its_end(autojump_clock: MockClock, whe
 
         @plugin.register_service(start_timeout=1.0, stop_timeout=1.0)
         async def ignoring(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
-            await deaf()
+            await uncancellable()
 
     with trio.move_on_after(120) as scope, pytest.raises(TangramEnded) as caught:
-        async with open_tangram([plugin], LIMITS, fakes=True, checks=CHECKS, on_server=deaf.listen):
+        async with open_tangram([plugin], LIMITS, fakes=True, checks=CHECKS, on_server=uncancellable.listen):
             pass
-    deaf.free.set()
+    uncancellable.free.set()
 
     assert not scope.cancelled_caught
     assert caught.value.status in {1, 70}
     # In time to say so: one start limit and three stop times, of the service or of the plugin.
-    ((ended, asked_for),) = deaf.ends
+    ((ended, asked_for),) = uncancellable.ends
     assert ended == pytest.approx(4.0 if where == "service" else 8.0, abs=0.5)
     assert not asked_for

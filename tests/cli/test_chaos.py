@@ -1,4 +1,4 @@
-"""``chaos`` on the command line: mistakes, and what is told where there is no terminal."""
+"""The command ``chaos``: mistakes on the command line, and its output without a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "tangram", "chaos"]
 
 
 def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a folder with a configuration of one plugin."""
+    """Run the command in a folder with a configuration of one plugin."""
     (folder / "tangram.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n')
     command = [*COMMAND, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
@@ -43,8 +43,8 @@ def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--report", ""], "'.' is no name; expected one like 'tangram-chaos' @ --report"),
     ],
 )
-def test_a_mistake_is_told_before_anything_runs(tmp_path: Path, arguments: list[str], told: str) -> None:
-    """In a line, without a traceback, with status 2; nothing was struck and nothing is written."""
+def test_a_mistake_is_reported_before_the_campaign(tmp_path: Path, arguments: list[str], told: str) -> None:
+    """One line without a traceback, status 2; no fault was injected and no file written."""
     (tmp_path / "taken.html").mkdir()
     done = chaos(tmp_path, *arguments)
 
@@ -55,8 +55,8 @@ def test_a_mistake_is_told_before_anything_runs(tmp_path: Path, arguments: list[
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    """As those of a configuration file are."""
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    """Every mistake on the command line is reported, as for a configuration file."""
     done = chaos(
         tmp_path, "--duration", "0", "--faults", "nothing,crash_web", "--report", "tangram.toml/told"
     )
@@ -68,8 +68,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_with_a_mark_of_its_encoding_is_read_as_by_serve(tmp_path: Path) -> None:
-    """As editors of other systems write it; what is wrong is told behind it."""
+def test_a_configuration_with_a_byte_order_mark_is_read_as_by_serve(tmp_path: Path) -> None:
+    """A byte order mark, which some editors write, is skipped, and faults behind it are found."""
     (tmp_path / "marked.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n', "utf-8-sig")
     done = chaos(tmp_path, "--config", "marked.toml", "--only", "nowhere")
 
@@ -78,7 +78,7 @@ def test_a_file_with_a_mark_of_its_encoding_is_read_as_by_serve(tmp_path: Path) 
 
 
 def test_without_a_terminal_there_is_a_line_for_each_fault(tmp_path: Path) -> None:
-    """When it is healed, so that a log shows how far it is; the verdict stands last."""
+    """Each healed fault gives a line, so that a log shows the progress; the verdict is last."""
     done = chaos(tmp_path, "--duration", "1", "--faults", "crash_web,crash_plugin")
     lines = done.stderr.splitlines()
 
@@ -113,10 +113,10 @@ CONFIGURED: dict[str, tuple[str, Callable[[Config], object]]] = {
 
 
 @pytest.mark.parametrize("what", CONFIGURED)
-def test_the_configured_server_is_struck(
+def test_the_configured_server_is_tested(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What ``serve`` takes is taken, and the server has it; also where an editor has put a mark before it."""
+    """A configuration that ``serve`` accepts is used, also one with a byte order mark."""
     text, wanted = CONFIGURED[what]
     file = tmp_path / "tangram.toml"
     file.write_text(f'\ufeff[core]\nplugins = ["{PLUGIN}"]\n{text}')

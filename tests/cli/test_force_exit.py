@@ -1,4 +1,4 @@
-"""The end of a process that does not end."""
+"""The forced end of a process whose stop takes too long."""
 
 import io
 import queue
@@ -21,10 +21,10 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> "queue.Queue[int]":
 
 
 @pytest.mark.parametrize(("asked_for", "status"), [(True, 0), (False, 70)])
-async def test_it_ends_the_process_and_says_who_stands_where(
+async def test_it_ends_the_process_and_reports_each_task(
     ends: "queue.Queue[int]", capsys: pytest.CaptureFixture[str], asked_for: bool, status: int
 ) -> None:
-    """Past the bound the process ends with the status of its stop, and each task that runs is named."""
+    """Past the limit the process ends with its stop's status, and the report names each task."""
     resort = ForceExit(exit_process=ends.put)
     resort.watch()
 
@@ -43,7 +43,7 @@ async def test_it_ends_the_process_and_says_who_stands_where(
 
 
 async def test_it_does_nothing_when_the_stop_ends_in_time(ends: "queue.Queue[int]") -> None:
-    """A stop within its bound leaves no thread and no early end."""
+    """A stop within its limit leaves no thread and is not cut short."""
     resort = ForceExit(exit_process=ends.put)
     resort.watch()
 
@@ -54,10 +54,10 @@ async def test_it_does_nothing_when_the_stop_ends_in_time(ends: "queue.Queue[int
     assert not [thread for thread in threading.enumerate() if thread.name == "tangram-force-exit"]
 
 
-async def test_it_ends_the_process_although_nobody_takes_what_it_says(
+async def test_it_ends_the_process_although_standard_error_blocks(
     ends: "queue.Queue[int]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pipe whose reader stands still takes nothing more, and the thread that writes to it never returns."""
+    """A write to a full pipe whose reader has stopped never returns; the process ends anyway."""
     freed = threading.Event()
 
     class Full(io.StringIO):
@@ -77,8 +77,8 @@ async def test_it_ends_the_process_although_nobody_takes_what_it_says(
         freed.set()
 
 
-async def test_a_stop_is_asked_for_once_however_often_it_is_told(ends: "queue.Queue[int]") -> None:
-    """The first counts: it may come from a signal while a stop that nobody asked for begins."""
+async def test_only_the_first_call_of_arm_counts(ends: "queue.Queue[int]") -> None:
+    """A signal may arm it while a stop that was not requested begins."""
     resort = ForceExit(exit_process=ends.put)
     resort.watch()
 

@@ -1,4 +1,4 @@
-"""Log records: readable, and without secrets."""
+"""Log records are readable and contain no secrets."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_record_names_its_room_and_values(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for people holds the level, the event, the room and the values."""
+    """A line for people holds the level, the event, the logger and the values."""
     configure_logging("INFO")
 
     structlog.get_logger("tangram.bus").warning("redis is away", url="redis://127.0.0.1:1")
@@ -39,7 +39,7 @@ def test_a_record_names_its_room_and_values(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program reads each record, exceptions included, as one JSON object."""
+    """Each record, exceptions included, is one line with a JSON object."""
     configure_logging("INFO", "json")
 
     structlog.get_logger("tangram.x").info("here", cause=ValueError("seven"))
@@ -51,7 +51,7 @@ def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_records_below_the_level_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    """``log_level`` holds for our records and for those of the standard library."""
+    """``log_level`` holds for tangram's records and for those of the standard library."""
     configure_logging("ERROR")
 
     structlog.get_logger("tangram.x").warning("quiet")
@@ -60,8 +60,8 @@ def test_records_below_the_level_are_dropped(capsys: pytest.CaptureFixture[str])
     assert lines(capsys) == []
 
 
-def test_the_standard_library_takes_the_same_way_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """A library's record looks like ours."""
+def test_records_of_the_standard_library_look_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """A record of a library looks like one of tangram."""
     configure_logging("INFO")
 
     logging.getLogger("some.library").warning("hello %s", "there")
@@ -83,12 +83,12 @@ def test_the_standard_library_takes_the_same_way_out(capsys: pytest.CaptureFixtu
     ],
 )
 def test_secrets_do_not_reach_the_log(values: dict[str, object]) -> None:
-    """Whatever way a secret takes into a record, it is hidden."""
+    """A secret is hidden in keys, texts, nested values and arguments."""
     assert "s3cret" not in repr(redact(None, "info", dict(values)))
 
 
-def test_a_traceback_that_quotes_a_secret_is_hidden_too(capsys: pytest.CaptureFixture[str]) -> None:
-    """An exception's text is treated like any other."""
+def test_a_secret_in_a_traceback_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text of an exception is redacted as any other text."""
     configure_logging("INFO")
     log = structlog.get_logger("tangram.x")
 
@@ -103,7 +103,7 @@ def test_a_traceback_that_quotes_a_secret_is_hidden_too(capsys: pytest.CaptureFi
 
 
 def test_a_new_level_holds_for_loggers_in_use(capsys: pytest.CaptureFixture[str]) -> None:
-    """A reload with another ``log_level`` is heard by everybody, also by who has logged before."""
+    """A reload with another ``log_level`` changes loggers that are in use already."""
     configure_logging("INFO")
     log = structlog.get_logger("tangram.x")
     log.info("first")
@@ -117,8 +117,8 @@ def test_a_new_level_holds_for_loggers_in_use(capsys: pytest.CaptureFixture[str]
     assert [line.split("]")[1].split()[0] for line in lines(capsys)] == ["first", "now"]
 
 
-class Dead(io.StringIO):
-    """The standard error of a process whose terminal was closed, or whose reader has ended."""
+class DeadStream(io.StringIO):
+    """The standard error of a process whose terminal was closed or whose reader has ended."""
 
     def write(self, _text: str) -> int:
         raise BrokenPipeError
@@ -131,11 +131,11 @@ CLOSED = io.StringIO()
 CLOSED.close()
 
 
-@pytest.mark.parametrize("stream", [Dead(), CLOSED, None], ids=["dead", "closed", "none"])
-def test_a_log_that_cannot_be_written_disturbs_nobody(
+@pytest.mark.parametrize("stream", [DeadStream(), CLOSED, None], ids=["dead", "closed", "none"])
+def test_a_log_that_cannot_be_written_raises_nothing(
     monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None
 ) -> None:
-    """Lines are lost, and nothing is raised, neither by our records nor by the standard library's."""
+    """Lines are lost without an exception, from structlog and from the standard library."""
     monkeypatch.setattr(sys, "stderr", stream)
 
     configure_logging("INFO")

@@ -1,4 +1,4 @@
-"""Commands of plugins, which are looked for when somebody asks for one."""
+"""Commands of plugins, which are searched only when they are used."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def installed(tmp_path: Path) -> Path:
 
 
 def test_a_plugins_commands_run(installed: Path) -> None:
-    """They get their words as they are, and end with a status of their own; other plugins are not
-    imported.
-    """
+    """They get their arguments unchanged and set the exit status; no other plugin is imported."""
     done = run(installed, "tides", "hello", "--number", "4")
 
     assert (done.returncode, done.stdout) == (3, "hello 4\n")
@@ -68,23 +66,23 @@ def test_a_plugins_commands_run(installed: Path) -> None:
 
 
 def test_an_existing_plugins_commands_run_by_their_own_name(installed: Path) -> None:
-    """A plugin for ``tangram_core`` whose commands have another name than itself is found too."""
+    """A plugin for ``tangram_core`` whose commands have another name than itself is found."""
     done = run(installed, "history", "hello")
 
     assert (done.returncode, done.stdout) == (3, "hello 1\n"), done.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["--version"]])
-def test_nothing_is_imported_otherwise(installed: Path, words: list[str]) -> None:
-    """Help and our own commands import no plugin."""
+def test_commands_of_tangram_import_no_plugin(installed: Path, words: list[str]) -> None:
+    """Help and tangram's own commands import no plugin."""
     done = run(installed, *words)
 
     assert done.returncode == 0
     assert "was imported" not in done.stderr
 
 
-def test_an_unknown_command_is_told(installed: Path) -> None:
-    """What nobody has is a mistake of the command line: status 2."""
+def test_an_unknown_command_ends_with_status_2(installed: Path) -> None:
+    """A command that no plugin has is a mistake on the command line."""
     done = run(installed, "nothing")
 
     assert done.returncode == 2

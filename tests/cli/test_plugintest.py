@@ -1,4 +1,4 @@
-"""``plugin-test``: what is told of a project whose plugins are good, and of one whose plugins are not."""
+"""The command ``plugin-test`` on projects with good and with faulty plugins."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def mine() -> dict[str, str]:
 
 
 def write(folder: Path, **plugins: str) -> Path:
-    """A project with these plugins, each a module."""
+    """Write a project with these plugins, each a module."""
     points = "".join(f'{name} = "{name}_of_test:plugin"\n' for name in plugins)
     (folder / "pyproject.toml").write_text(
         f'[project]\nname = "mine"\nversion = "1"\n[project.entry-points."tangram.plugins"]\n{points}'
@@ -59,9 +59,10 @@ def write(folder: Path, **plugins: str) -> Path:
     return folder
 
 
-def test_an_existing_plugins_project_is_tried(tmp_path: Path) -> None:
-    """A project that is not installed, with the old imports answered; one that cannot be loaded is told in a
-    line.
+def test_a_project_of_an_existing_plugin_is_tested(tmp_path: Path) -> None:
+    """A project that is not installed runs with the old imports.
+
+    A plugin that cannot be loaded is reported in one line.
     """
     project = write_project("endpoint", tmp_path / "project")
     good = run(tmp_path, "plugin-test", str(project))
@@ -73,16 +74,16 @@ def test_an_existing_plugins_project_is_tried(tmp_path: Path) -> None:
     assert "nothing_of_the_kind" in bad.stderr.splitlines()[-1]
 
 
-def test_the_client_that_it_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without httpx, which is an extra, it is told how to get it."""
+def test_a_missing_httpx_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without httpx, which is an extra, the message says how to install it."""
     monkeypatch.setattr(kit, "find_spec", lambda _name: None)
 
     with pytest.raises(OperatorError, match=r"needs httpx, .* pip install 'tangram-trio\[http\]'"):
         kit.require_httpx()
 
 
-def test_good_plugins_are_told_in_a_line_each(tmp_path: Path) -> None:
-    """Alone and in one server; the log of the server under test does not stand between."""
+def test_each_good_plugin_gives_one_line(tmp_path: Path) -> None:
+    """Each is tested alone and all in one server; the server's log is not shown."""
     done = run(tmp_path, "plugin-test", str(write(tmp_path, one=GOOD, two=GOOD.replace("mine", "two"))))
     words = [line.split()[:2] for line in done.stdout.splitlines()]
 
@@ -106,12 +107,10 @@ def test_good_plugins_are_told_in_a_line_each(tmp_path: Path) -> None:
     ],
     ids=["thread", "start", "route"],
 )
-def test_what_is_wrong_with_a_plugin_is_told_without_a_traceback_of_ours(
+def test_a_faulty_plugin_is_reported_without_a_traceback_of_tangram(
     tmp_path: Path, source: str, told: list[str]
 ) -> None:
-    """The next plugin is tried all the same; the status is 1, and the process ends although a thread that no
-    one can end is left.
-    """
+    """The next plugin is tested, the status is 1, and a leftover thread does not hang it."""
     done = run(tmp_path, "plugin-test", str(write(tmp_path, bad=source, good=GOOD)))
     lines = done.stdout.splitlines()
 

@@ -228,7 +228,7 @@ CRASHES = (
         "supervision/records.py",
         "        if isinstance(leaf, KeyboardInterrupt | SystemExit):\n            return leaf",
         "        pass",
-        (f"{BEYOND}test_fatal_in_both_worlds", f"{BEYOND}test_base_exception_ends_in_order"),
+        (f"{BEYOND}test_fatal_in_both_harnesses", f"{BEYOND}test_base_exception_ends_in_order"),
         raises=("RestartsExhausted",),
     ),
     Mutant(
@@ -283,7 +283,7 @@ CRASHES = (
         DECIDE,
         "if entry.lates >= LATES_ALLOWED and self.failure is not None and not self._delay_reported:",
         "if False:",
-        (f"{STUBBORN}test_who_holds_up_a_supervisor_that_gave_up_is_named",),
+        (f"{STUBBORN}test_a_child_that_delays_a_supervisor_that_gave_up_is_named",),
     ),
     Mutant(
         "R9",
@@ -310,7 +310,7 @@ CRASHES = (
         "cli/force_exit.py",
         "        self._orders.put((self._due, 0 if asked_for else EX_SOFTWARE))",
         "        pass",
-        (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
+        (f"{RESORT}test_it_ends_the_process_and_reports_each_task",),
         raises=("Empty",),
     ),
     Mutant(
@@ -329,7 +329,7 @@ CRASHES = (
         "cli/force_exit.py",
         "0 if asked_for else EX_SOFTWARE",
         "0",
-        (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
+        (f"{RESORT}test_it_ends_the_process_and_reports_each_task",),
     ),
     Mutant(
         "R9",
@@ -348,7 +348,7 @@ CRASHES = (
         "cli/force_exit.py",
         'tasks = "\\n".join(_where(self._root)) if self._root is not None else ""',
         'tasks = ""',
-        (f"{RESORT}test_it_ends_the_process_and_says_who_stands_where",),
+        (f"{RESORT}test_it_ends_the_process_and_reports_each_task",),
     ),
     Mutant(
         "R9",
@@ -471,7 +471,7 @@ EVENTS = (
         RUNNER,
         'log.exception(\n                    "a listener',
         'dict(\n                    what="a listener',
-        (f"{BEYOND}test_listener_that_raises_disturbs_nobody",),
+        (f"{BEYOND}test_listener_that_raises_changes_nothing",),
     ),
 )
 

@@ -174,7 +174,7 @@ MENDED = (
         "gateway/channels.py",
         "            self.hub.interrupted()\n",
         "            pass\n",
-        ("tests/app/test_strategies.py::test_a_bus_that_restarts_alone_tells_members_of_the_gap",),
+        ("tests/app/test_strategies.py::test_a_bus_that_restarts_alone_sends_phx_error_to_members",),
     ),
     Mutant(
         "mended",
@@ -183,7 +183,7 @@ MENDED = (
         "gateway/session.py",
         "if outbox.disconnect is not None or owner.ended:",
         "if outbox.disconnect is not None:",
-        ("tests/app/test_incarnations.py::test_an_old_connection_is_not_heard_any_more",),
+        ("tests/app/test_incarnations.py::test_messages_on_an_old_connection_are_ignored",),
     ),
     Mutant(
         "mended",

@@ -1,10 +1,11 @@
-"""Two worlds with one face: `Decided` drives the decider alone, `Running` drives real tasks on the autojump
-clock.
+"""Two harnesses with one interface: `Decided` and `Running`.
 
-A case told in their common words is checked against both, so that the shell cannot say one thing and the
-decisions another. Children do as they are told: ``starts`` holds what the next starts of a child do (``ok``
-where nothing is said, ``fail``, ``hang``, ``ignore``), `crash` and `finish` end one, names in ``stubborn``
-ignore cancellation, names in ``dirty`` raise from their clean-up.
+`Decided` drives the decider alone, `Running` drives real tasks on the autojump clock. A test in their common
+terms checks both, so that the shell and the decisions cannot differ.
+
+Children follow a script: ``starts`` holds the results of a child's next starts (``ok`` by default, ``fail``,
+``hang``, ``ignore``), `crash` and `finish` end a child, names in ``stubborn`` ignore cancellation, and names
+in ``dirty`` raise in their clean-up.
 """
 
 from __future__ import annotations
@@ -246,7 +247,7 @@ class Decided(World):
         entry = self.decider.entry(name)
         above = entry.incarnation
         self.do(self.decider.restart(name, self.now))
-        if name not in self.decider.entries:  # temporary: what did not start again is forgotten
+        if name not in self.decider.entries:  # a temporary child that did not start again is forgotten
             assert entry.failure is not None
             raise StartFailed(name, entry.failure.cause)
         await self._until_up(name, above)

@@ -1,4 +1,4 @@
-"""A supervisor that is given other limits while it runs."""
+"""A supervisor that gets other limits while it runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tangram.testing import open_supervised
 DEAF = {"nobody_is_stubborn": "a child that goes on is how the bound of the stop is seen"}
 
 
-def test_a_window_of_another_size_keeps_what_was_charged() -> None:
-    """A larger one allows more, a smaller one knows that it is full already; a wrong one changes nothing."""
+def test_a_resized_window_keeps_its_charges() -> None:
+    """A larger window allows more, a smaller one is full, a faulty size changes nothing."""
     window = Window(1, 10)
     assert window.charge(0)
     window.resize(2, 100)
@@ -25,8 +25,8 @@ def test_a_window_of_another_size_keeps_what_was_charged() -> None:
     assert repr(window) == "Window(0, 100)"
 
 
-async def test_other_times_and_waits_count_from_now_on(autojump_clock: object) -> None:
-    """Start times, back-off and the bound of the whole stop are the new ones, each for what begins after."""
+async def test_new_limits_hold_from_now_on(autojump_clock: object) -> None:
+    """New limits of starts, back-off and stops hold for each of them that begins afterwards."""
     crash = trio.Event()
     slow = 1.0
 
@@ -64,8 +64,8 @@ async def test_other_times_and_waits_count_from_now_on(autojump_clock: object) -
     assert named.at - began == pytest.approx(3, abs=0.1)
 
 
-async def test_limits_that_are_none_change_nothing(autojump_clock: object) -> None:
-    """A time of 0, or a child that is not there, is told, and everything stays."""
+async def test_faulty_limits_change_nothing(autojump_clock: object) -> None:
+    """A time of 0, or an unknown child, is reported, and every limit stays."""
     async with open_supervised([Child("a", trio.sleep_forever)]) as supervised:
         supervisor = supervised.supervisor
         for times, limit, error in (

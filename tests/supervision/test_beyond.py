@@ -1,5 +1,4 @@
-"""What OTP has no word for, and what is ours: groups, BaseException, stubborn children, back-off, own
-windows."""
+"""Cases beyond OTP: groups, BaseException, stubborn children, back-off and own windows."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ AT_ONCE = Backoff(initial=0)
 
 
 async def test_exception_group_leaf(autojump_clock: object) -> None:
-    """The leaf that came first is the cause, the others stand beside it."""
+    """The first leaf of a group is the cause; the other leaves are listed."""
 
     async def run() -> None:
         raise ExceptionGroup(
@@ -37,8 +36,7 @@ async def test_exception_group_leaf(autojump_clock: object) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 async def test_base_exception_ends_in_order(autojump_clock: object, error: BaseException) -> None:
-    """KeyboardInterrupt and SystemExit, also out of a group and of a nested supervisor, end all in order; no
-    restart."""
+    """KeyboardInterrupt and SystemExit, nested or in a group, stop all without a restart."""
     log: list[str] = []
     go = trio.Event()
 
@@ -64,8 +62,8 @@ async def test_base_exception_ends_in_order(autojump_clock: object, error: BaseE
     assert log == ["b", "a"]
 
 
-async def test_fatal_in_both_worlds(autojump_clock: object, world: World) -> None:
-    """The same decision in both: nobody is started again."""
+async def test_fatal_in_both_harnesses(autojump_clock: object, world: World) -> None:
+    """After a fatal exception no child is started again."""
     await world.open(world.children("a b c"))
     world.forget()
     await world.crash("b", error=SystemExit(1))
@@ -75,8 +73,7 @@ async def test_fatal_in_both_worlds(autojump_clock: object, world: World) -> Non
 
 
 async def test_nested_cancelled_from_inside(autojump_clock: object) -> None:
-    """A child that cancels its supervisor's nursery is found out: the others end in order, and it is an
-    error."""
+    """A child that cancels its supervisor's nursery causes an error; the others stop in order."""
     log: list[str] = []
 
     async def steady() -> None:
@@ -104,7 +101,7 @@ async def test_nested_cancelled_from_inside(autojump_clock: object) -> None:
 
 
 async def test_swallowed_cancelled_of_a_foreign_scope(autojump_clock: object) -> None:
-    """A Cancelled that is carried out of its own scope is a crash like any other."""
+    """A Cancelled that leaves its own scope is a crash as any other."""
 
     async def run() -> None:
         with trio.CancelScope() as scope:
@@ -121,7 +118,7 @@ async def test_swallowed_cancelled_of_a_foreign_scope(autojump_clock: object) ->
 
 
 async def test_two_crashes_in_one_tick(autojump_clock: object, world: World) -> None:
-    """With one_for_all two crashes at once are one restart; nobody is started twice."""
+    """With one_for_all two crashes at once cause one restart, and each child starts once."""
     await world.open(world.children("a b c"), strategy="one_for_all")
     world.forget()
     await world.crash("a", "b")
@@ -132,8 +129,7 @@ async def test_two_crashes_in_one_tick(autojump_clock: object, world: World) -> 
 
 
 async def test_crash_during_restart(autojump_clock: object, world: World) -> None:
-    """A child that crashes while those behind it are still being started is a new crash: the group goes
-    again."""
+    """A crash while later children are still starting is a new crash of the group."""
     world.starts["c"].extend(["ok", "hang"])
     await world.open(world.children("a b c"), strategy="one_for_all")
     world.forget()
@@ -146,7 +142,7 @@ async def test_crash_during_restart(autojump_clock: object, world: World) -> Non
 
 
 async def test_stop_during_backoff(autojump_clock: object, world: World) -> None:
-    """A stop during back-off is obeyed at once: nobody is started any more."""
+    """A stop during back-off is obeyed at once: no child is started any more."""
     world.starts["a"].extend(["ok", "fail"])
     await world.open(world.children("a b"), backoff=Backoff(initial=5.0))
     await world.crash("a")
@@ -160,7 +156,7 @@ async def test_stop_during_backoff(autojump_clock: object, world: World) -> None
 
 
 async def test_crash_inside_cleanup(autojump_clock: object, world: World) -> None:
-    """What is raised from clean-up while the group goes down is told, and charges nothing."""
+    """An exception from a clean-up during a group restart is logged, and charges nothing."""
     world.dirty.add("c")
     await world.open(world.children("a b c"))
     await world.crash("a")
@@ -173,8 +169,7 @@ async def test_crash_inside_cleanup(autojump_clock: object, world: World) -> Non
 
 
 async def test_backoff_grows_resets_and_hurries(autojump_clock: object, world: World) -> None:
-    """0 for the first, then 50 ms doubling to 5 s within 20 %; the first again after 60 s; cut short by
-    hurry()."""
+    """Delays grow from 0 and 50 ms to 5 s, reset after 60 s, and are skipped by hurry()."""
     await world.open(world.children("a"), restarts=10**6, backoff=Backoff())
     for _ in range(10):
         await world.crash("a")
@@ -205,7 +200,7 @@ def test_jitter_is_seedable() -> None:
 
 
 async def test_start_limit(autojump_clock: object, world: World) -> None:
-    """A start past its limit has failed: cancelled, stopped, and at first boot the end of all, in reverse."""
+    """A start past its limit has failed; at first boot all children stop in reverse order."""
     world.starts["b"].append("hang")
     await world.open(world.children("a b", start_timeout=3.0))
     await world.advance(2.9)
@@ -228,8 +223,7 @@ async def test_start_limit_in_a_restart(autojump_clock: object, world: World) ->
 
 
 async def test_quarantine_leaves_siblings_running(autojump_clock: object, world: World) -> None:
-    """A full window of its own quarantines a child: the next incarnation of the others comes up without
-    it."""
+    """A full window of its own stops a child, and its siblings restart without it."""
     window = Window(1, 30)
     await world.open([world.child("a"), world.child("p", window=window), world.child("c")], restarts=0)
     await world.crash("p")
@@ -248,7 +242,7 @@ async def test_quarantine_leaves_siblings_running(autojump_clock: object, world:
 
 
 async def test_quarantine_one_for_one_and_escalate(autojump_clock: object, world: World) -> None:
-    """With one_for_one nobody else is touched; ``exhausted="escalate"`` fails the supervisor instead."""
+    """With one_for_one siblings run on; ``exhausted="escalate"`` fails the supervisor instead."""
     children = [
         world.child("p", window=Window(0, 30)),
         world.child("q", window=Window(0, 30), exhausted="escalate"),
@@ -264,7 +258,7 @@ async def test_quarantine_one_for_one_and_escalate(autojump_clock: object, world
 
 
 async def test_start_failure_quarantines_at_boot(autojump_clock: object, world: World) -> None:
-    """A child with ``start_failure="quarantine"`` that cannot start leaves the others to come up."""
+    """With ``start_failure="quarantine"`` a child that cannot start is left out."""
     world.starts["p"].append("fail")
     await world.open([world.child("a"), world.child("p", start_failure="quarantine"), world.child("c")])
 
@@ -276,7 +270,7 @@ async def test_start_failure_quarantines_at_boot(autojump_clock: object, world: 
 
 
 async def test_shared_window(autojump_clock: object) -> None:
-    """A window that is shared by two supervisors is one budget: full for the inner is full for the outer."""
+    """A window shared by two supervisors is one budget for both."""
     window = Window(2, 60)
     starts = 0
 
@@ -295,7 +289,7 @@ async def test_shared_window(autojump_clock: object) -> None:
 
 
 async def test_own_window_is_charged_alone() -> None:
-    """A restart that is one too many is refused, and one exactly as old as the window still counts."""
+    """One restart too many is refused; a restart as old as the window still counts."""
     window = Window(2, 10)
 
     assert [window.charge(now) for now in (0, 1, 2)] == [True, True, False]
@@ -304,7 +298,7 @@ async def test_own_window_is_charged_alone() -> None:
 
 
 async def test_planned_restart_is_free(autojump_clock: object, world: World) -> None:
-    """A planned restart stops all in reverse and starts all in order, without charge or back-off."""
+    """A planned restart stops and starts all in order, without charge or back-off."""
     await world.open(world.children("a b c"), restarts=0, strategy="one_for_one", backoff=Backoff())
     world.forget()
     await world.restart_all()
@@ -316,7 +310,7 @@ async def test_planned_restart_is_free(autojump_clock: object, world: World) -> 
 
 
 async def test_outer_cancel_stops_in_order(autojump_clock: object) -> None:
-    """A supervisor that is cancelled stops its children in reverse, one after another, within the total."""
+    """A cancelled supervisor stops its children one by one in reverse, within the total."""
     log: list[tuple[str, float]] = []
 
     async def run(name: str) -> None:
@@ -337,7 +331,7 @@ async def test_outer_cancel_stops_in_order(autojump_clock: object) -> None:
 
 
 async def test_nested_stop_keeps_the_outer_limit(autojump_clock: object) -> None:
-    """A supervisor below another takes no more for its stop than is left of the outer's."""
+    """A nested supervisor's stop takes no longer than the rest of its parent's stop."""
     began = 0.0
     cancelled: list[float] = []
 
@@ -361,7 +355,7 @@ async def test_nested_stop_keeps_the_outer_limit(autojump_clock: object) -> None
 
 
 async def test_fresh_contextvars(autojump_clock: object) -> None:
-    """Each incarnation begins with the context of the supervisor, whatever the last one or a sibling set."""
+    """Each incarnation begins with the supervisor's context, without changes by any child."""
     var = contextvars.ContextVar("var", default="unset")
     var.set("outside")
     seen: list[str] = []
@@ -381,8 +375,7 @@ async def test_fresh_contextvars(autojump_clock: object) -> None:
 
 
 async def test_failure_below_the_block_is_raised_bare(autojump_clock: object) -> None:
-    """The block's own error comes out as it is, after the children were stopped; beside a failure both come
-    out."""
+    """The block's error is raised as it is after the stop; beside a failure both are raised."""
 
     async def crash() -> None:
         await trio.sleep(1)
@@ -400,8 +393,8 @@ async def test_failure_below_the_block_is_raised_bare(autojump_clock: object) ->
     assert [type(error) for error in caught.value.exceptions] == [RestartsExhausted, LookupError]
 
 
-async def test_listener_that_raises_disturbs_nobody(autojump_clock: object) -> None:
-    """A listener's own error is logged; one that asks for something in return is served."""
+async def test_listener_that_raises_changes_nothing(autojump_clock: object) -> None:
+    """A listener's error is logged; a listener that makes a request gets its result."""
     holder: list[Supervisor] = []
 
     def listen(event: object) -> None:
@@ -418,7 +411,7 @@ async def test_listener_that_raises_disturbs_nobody(autojump_clock: object) -> N
 
 
 async def test_boot_failure_keeps_its_cause(autojump_clock: object) -> None:
-    """`StartFailed` names the child and carries what it raised; the block is not entered."""
+    """`StartFailed` names the child and carries its exception; the block is not entered."""
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
         raise OSError("no port")
@@ -432,8 +425,7 @@ async def test_boot_failure_keeps_its_cause(autojump_clock: object) -> None:
 
 
 async def test_listening_socket_outlives_incarnations(autojump_clock: object) -> None:
-    """What is opened above the supervisor is the same in every incarnation: no connection is refused
-    meanwhile."""
+    """A socket opened above the supervisor refuses no connection during restarts."""
     listener = trio.socket.socket()
     await listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -457,7 +449,7 @@ async def test_listening_socket_outlives_incarnations(autojump_clock: object) ->
 
 
 async def test_crashed_workers_leave_no_errors_behind(autojump_clock: object) -> None:
-    """A pool of temporary workers that crash, or cannot start, keeps none of their exceptions and frames."""
+    """A pool keeps no exception and no frame of temporary workers that crash or cannot start."""
 
     async def crash() -> None:
         raise ValueError

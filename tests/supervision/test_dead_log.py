@@ -1,4 +1,4 @@
-"""A log that raises costs nobody a restart or a stop."""
+"""A log that raises does not prevent a restart or a stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tangram.testing import open_supervised
 
 @pytest.fixture
 def dead_log() -> Iterator[None]:
-    """What a program that embeds a supervisor may have: a log that writes where nobody reads any more."""
+    """The log of a program whose standard error is closed."""
 
     def fail(*_: object) -> structlog.typing.EventDict:
         raise BrokenPipeError
@@ -24,8 +24,8 @@ def dead_log() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-async def test_a_log_that_raises_keeps_nobody_from_a_restart(autojump_clock: object, dead_log: None) -> None:
-    """The lines are lost. The sibling is stopped, both are started again, and the stop is in order."""
+async def test_a_log_that_raises_does_not_prevent_a_restart(autojump_clock: object, dead_log: None) -> None:
+    """Records are lost; the siblings restart in order and stop in order."""
     lives: list[str] = []
 
     async def crash_once() -> None:

@@ -1,4 +1,4 @@
-"""The decisions alone: the table is complete, and a machine of random events never breaks the rules."""
+"""The decisions alone: a complete table, and random events that never break the rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def crash(name: str, at: float) -> Crash:
 
 
 def test_moves_are_complete() -> None:
-    """Every state of a living child knows what each end of it means; only starts and stops can be overdue."""
+    """Each state of a living child handles each end; only starts and stops can be overdue."""
     for state in ALIVE:
         assert (state, Happening.RETURNED) in MOVES
         assert (state, Happening.CRASHED) in MOVES
@@ -37,8 +37,8 @@ def test_moves_are_complete() -> None:
 class SupervisorMachine(RuleBasedStateMachine):
     """Drives the decider with random events, beside a model that knows only OTP's text.
 
-    The model: who is alive (from the effects alone), the window as a list of times, and what each restart
-    type promises.
+    The model knows the running children (from the effects alone), the window as a list of times, and the
+    promise of each restart type.
     """
 
     @initialize(
@@ -237,8 +237,8 @@ class SupervisorMachine(RuleBasedStateMachine):
             assert self.asked_to_close or self.decider.failure is not None
 
     @invariant()
-    def somebody_is_always_next(self) -> None:
-        """It never stands still with work to do: either somebody can report, or time will move it on."""
+    def there_is_always_a_next_step(self) -> None:
+        """While there is work, a child can report, or time moves the supervisor on."""
         if not hasattr(self, "decider"):
             return
         if any(e.state in (State.WAITING, State.LEAVING) for e in self.decider.entries.values()):

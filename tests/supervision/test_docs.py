@@ -1,4 +1,4 @@
-"""The pages about supervision say what is so."""
+"""The pages about supervision match the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", [PAGE, CASES], ids=["supervision.md", "supervision-cases.md"])
 def test_named_tests_exist(page: str) -> None:
-    """Every test that a page names is there."""
+    """Every test that a page names exists."""
     named = set(re.findall(r"`(test_\w+)`", page))
 
     assert named
@@ -33,7 +33,7 @@ def test_named_tests_exist(page: str) -> None:
 
 
 def test_every_case_of_otp_has_a_twin_or_a_reason() -> None:
-    """88 cases, in order, no name twice; at most 25 without a twin, each with a sentence."""
+    """88 cases in order, no name twice; at most 25 without a twin, each with a reason."""
     cases = [row for row in rows(CASES) if row[0].isdigit()]
     without = [row for row in cases if "`test_" not in row[2]]
 
@@ -52,7 +52,7 @@ def test_every_rule_and_strategy_has_a_row() -> None:
 
 
 async def test_example_of_the_page_runs(autojump_clock: object, capsys: pytest.CaptureFixture[str]) -> None:
-    """The page's example does what the page says."""
+    """The page's example runs as the page says."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     space: dict[str, object] = {}
     exec(compile(code, "supervision.md", "exec"), space)

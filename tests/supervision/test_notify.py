@@ -9,7 +9,7 @@ import trio
 from tangram.supervision import Notifier
 
 
-def test_nobody_listens() -> None:
+def test_without_systemd_nothing_is_sent() -> None:
     """Without systemd nothing is sent, and nothing fails."""
     assert Notifier({}).ready() is False
     assert Notifier({"NOTIFY_SOCKET": "vsock:2:1"}).ready() is False
@@ -31,7 +31,7 @@ def test_ready_and_stopping(tmp_path: Path, *, abstract: bool) -> None:
 
 
 async def test_watchdog_comes_from_the_loop(tmp_path: Path, autojump_clock: object) -> None:
-    """A sign of life goes out in each half of the time that systemd allows, to this process alone."""
+    """A keep-alive message is sent in each half of the allowed time, for this process only."""
     environ = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "7"}
     assert Notifier(environ, pid=8).watchdog_interval is None
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -1,4 +1,4 @@
-"""Children that are left stopped: what a request, or another supervisor, makes of that."""
+"""Children in quarantine: requests for them, and other supervisors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.supervision.supervisor_harness import World
 
 
 async def test_a_failed_request_is_quarantine_again(autojump_clock: object, world: World) -> None:
-    """A quarantined child whose requested start fails is told as quarantined once more, not only left so."""
+    """A quarantined child whose requested start fails is reported as quarantined once more."""
     await world.open([world.child("p", window=Window(0, 30)), world.child("b")], strategy="one_for_one")
     await world.crash("p")
     world.forget()
@@ -23,7 +23,7 @@ async def test_a_failed_request_is_quarantine_again(autojump_clock: object, worl
 
 
 async def test_a_child_may_begin_in_quarantine(autojump_clock: object, world: World) -> None:
-    """It is not started and nothing is told of it, its crash is the one it came with; a request starts it."""
+    """It is neither started nor reported, keeps its crash of before, and starts on request."""
     known = Crash(path=("p",), exception="ValueError", message="long ago", at=0.0)
     await world.open([world.child("a"), world.child("p", quarantined=known), world.child("c")])
     await world.crash("c")

@@ -17,8 +17,10 @@ ON_PURPOSE = {"nobody_is_stubborn": "this is what the case is about"}
 
 
 async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object, world: World) -> None:
-    """A stubborn child is named each stop time; after three the supervisor fails, and none is started beside
-    it."""
+    """A stubborn child is reported each stop time; after three the supervisor fails.
+
+    No second incarnation is started beside the first.
+    """
     world.stubborn.add("b")
     await world.open(world.children("a b", stop_timeout=2.0))
     world.forget()
@@ -38,7 +40,7 @@ async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object
 
 
 async def test_stubborn_in_time_is_restarted(autojump_clock: object, world: World) -> None:
-    """One that ends after its stop time, and before the third, costs time and nothing else."""
+    """A child that ends between its first and third stop time is restarted."""
     world.stubborn.add("b")
     await world.open(world.children("a b", stop_timeout=2.0))
     await world.crash("a")
@@ -50,8 +52,7 @@ async def test_stubborn_in_time_is_restarted(autojump_clock: object, world: Worl
 
 
 async def test_stubborn_is_named_with_its_line(autojump_clock: object) -> None:
-    """Log, event and statistics name the line on which a stubborn child stands, also one of its own
-    tasks'."""
+    """Log, event and statistics name the line on which a stubborn child or its task waits."""
     free = trio.Event()
     where: list[str | None] = []
 
@@ -82,8 +83,8 @@ async def test_stubborn_is_named_with_its_line(autojump_clock: object) -> None:
     assert any(entry.get("where") == where[0] for entry in lines)
 
 
-async def test_stubborn_failure_is_told_before_it_can_be_raised(autojump_clock: object) -> None:
-    """The block is cancelled, and listeners hear ``gave_up``, while the stubborn child still stands."""
+async def test_stubborn_failure_is_reported_before_it_can_be_raised(autojump_clock: object) -> None:
+    """The block is cancelled and listeners get ``gave_up`` while the child still runs."""
     free = trio.Event()
 
     async def stubborn() -> None:
@@ -99,8 +100,10 @@ async def test_stubborn_failure_is_told_before_it_can_be_raised(autojump_clock: 
             await supervised.supervisor.restart_child("a")
 
 
-async def test_who_holds_up_a_supervisor_that_gave_up_is_named(autojump_clock: object, world: World) -> None:
-    """A supervisor whose restarts are spent says once, after three stop times, who keeps it from ending."""
+async def test_a_child_that_delays_a_supervisor_that_gave_up_is_named(
+    autojump_clock: object, world: World
+) -> None:
+    """A supervisor that gave up reports, after three stop times, which child delays its end."""
     world.stubborn.add("a")
     await world.open(world.children("a b", stop_timeout=2.0), restarts=0)
     world.forget()
@@ -118,10 +121,10 @@ async def test_who_holds_up_a_supervisor_that_gave_up_is_named(autojump_clock: o
     assert world.closed
 
 
-async def test_who_holds_up_a_stop_that_was_asked_for_is_stubborn_alone(
+async def test_a_child_that_delays_a_requested_stop_is_only_stubborn(
     autojump_clock: object, world: World
 ) -> None:
-    """Where nothing failed nobody has given up: whoever asked for the stop knows its bound."""
+    """Without a failure there is no ``gave_up``: the caller of the stop knows its limit."""
     world.stubborn.add("a")
     await world.open(world.children("a b", stop_timeout=2.0))
     await world.close()
@@ -132,8 +135,8 @@ async def test_who_holds_up_a_stop_that_was_asked_for_is_stubborn_alone(
     assert world.told("gave_up") == []
 
 
-async def test_who_holds_up_a_supervisor_below_is_named_above(autojump_clock: object) -> None:
-    """The outer listener hears of it, with path and line; to the outer supervisor all is well until then."""
+async def test_a_child_that_delays_a_nested_supervisor_is_named_above(autojump_clock: object) -> None:
+    """The outer listener gets its path and line; the outer supervisor is still up."""
     free = trio.Event()
     states: list[str] = []
 

@@ -11,7 +11,7 @@ from tangram.supervision import run_sync_in_thread, thread_statistics
 
 
 async def test_returns_and_raises() -> None:
-    """A synchronous function's value and its error come out as they are."""
+    """A synchronous function's value and its error are passed on unchanged."""
     assert await run_sync_in_thread(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await run_sync_in_thread(divmod, 7, 0)
@@ -19,7 +19,7 @@ async def test_returns_and_raises() -> None:
 
 
 async def test_obedient_thread_is_awaited() -> None:
-    """A thread that asks ``check_cancelled`` ends with its service, within its time, and is not abandoned."""
+    """A thread that calls ``check_cancelled`` ends with its service and is not abandoned."""
     ended = threading.Event()
     began = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -45,7 +45,7 @@ async def test_obedient_thread_is_awaited() -> None:
 
 
 async def test_ghost_is_counted_and_warned_of() -> None:
-    """A thread that does not end is abandoned, counted and shown; starting its function again warns."""
+    """A thread that does not end is abandoned, counted and shown; a second start warns."""
     free = threading.Event()
     before = thread_statistics().abandoned
 
@@ -79,8 +79,10 @@ async def test_ghost_is_counted_and_warned_of() -> None:
 
 
 async def test_a_thread_that_is_late_to_begin_is_a_ghost_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that was made, and has not begun when its service is stopped, is counted if it does not end;
-    it calls nothing any more when it begins."""
+    """A thread that has not begun when its service is stopped is counted if it does not end.
+
+    It does not call the function when it begins later.
+    """
     free, begins, ended = threading.Event(), threading.Event(), threading.Event()
     called: list[bool] = []
     before = thread_statistics().abandoned
@@ -111,7 +113,7 @@ async def test_a_thread_that_is_late_to_begin_is_a_ghost_as_well(monkeypatch: py
 
 
 async def test_a_service_that_is_stopped_before_its_thread_is_made_leaves_nothing() -> None:
-    """No thread, and nobody is counted."""
+    """There is no thread, and no statistics count one."""
     before = thread_statistics()
     async with trio.open_nursery() as nursery:
         nursery.cancel_scope.cancel()

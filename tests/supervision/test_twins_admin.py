@@ -17,7 +17,7 @@ from tests.supervision.supervisor_harness import Running, World
 
 
 async def test_child_adm(autojump_clock: object, world: World) -> None:
-    """Stop, start again, delete and add: each in its place, refused where it does not fit, never charged."""
+    """Stop, restart, delete and add work where they fit, and are never charged."""
     moves = {"stops_in_reverse_order": "a is deleted, and stands behind b when it is added again"}
     await world.open(world.children("a b"), strategy="one_for_one", but=moves)
     with pytest.raises(SpecError, match="there is a child 'a' already"):
@@ -41,7 +41,7 @@ async def test_child_adm(autojump_clock: object, world: World) -> None:
 
 
 async def test_child_adm_simple(autojump_clock: object, world: World) -> None:
-    """In a pool of temporary workers a stopped one is forgotten, and its name is free."""
+    """A temporary worker that is stopped is forgotten, and its name is free."""
     await world.open([], strategy="one_for_one")
     await world.start_child(world.child("w1", "temporary"))
     await world.stop_child("w1")
@@ -52,8 +52,7 @@ async def test_child_adm_simple(autojump_clock: object, world: World) -> None:
 
 
 async def test_child_specs(autojump_clock: object, world: World) -> None:
-    """A second child of a name, and a significant one without automatic shutdown, are refused; nothing is
-    started."""
+    """A second child of a name, or a significant one without automatic shutdown, is refused."""
     await world.open(world.children("a"))
     for child in (world.child("a"), world.child("s", "transient", significant=True)):
         with pytest.raises(SpecError):
@@ -64,7 +63,7 @@ async def test_child_specs(autojump_clock: object, world: World) -> None:
 
 
 def test_child_specs_map() -> None:
-    """Every fault of a child is told at once, with what was expected."""
+    """Every fault of a child is reported at once, with the expected values."""
     with pytest.raises(SpecError) as caught:
         Child("", None, restart="ever", start_timeout=0, exhausted="x", start_failure="y")  # type: ignore[arg-type]
 
@@ -81,7 +80,7 @@ def test_child_specs_map() -> None:
 
 
 async def test_sup_flags() -> None:
-    """Wrong flags of a supervisor are refused before a child is started, together."""
+    """Faulty flags of a supervisor are refused together, before a child is started."""
     with pytest.raises(
         SpecError, match=r"strategy must be .*; auto_shutdown must be .*; shutdown_timeout must be"
     ):
@@ -94,7 +93,7 @@ async def test_sup_flags() -> None:
 
 @pytest.mark.parametrize("auto_shutdown", ["any_significant", "all_significant"])
 async def test_nonsignificant_temporary(autojump_clock: object, world: World, auto_shutdown: str) -> None:
-    """The end of a temporary child that is not significant ends nobody else."""
+    """The end of a temporary child that is not significant ends no other child."""
     await world.open(world.children("a b", "temporary"), auto_shutdown=auto_shutdown)
     await world.finish("a")
     await world.crash("b")
@@ -104,7 +103,7 @@ async def test_nonsignificant_temporary(autojump_clock: object, world: World, au
 
 @pytest.mark.parametrize("auto_shutdown", ["any_significant", "all_significant"])
 async def test_nonsignificant_transient(autojump_clock: object, world: World, auto_shutdown: str) -> None:
-    """The end of a transient child that is not significant ends nobody else."""
+    """The end of a transient child that is not significant ends no other child."""
     await world.open(world.children("a b", "transient"), auto_shutdown=auto_shutdown)
     await world.finish("a")
     await world.finish("b")
@@ -113,8 +112,7 @@ async def test_nonsignificant_transient(autojump_clock: object, world: World, au
 
 
 async def test_significant_temporary(autojump_clock: object, world: World) -> None:
-    """With all_significant the last significant child to end, also by a crash, ends the supervisor; the
-    first does not."""
+    """With all_significant the last significant child to end, also by a crash, ends all."""
     children = [*world.children("a b", "temporary", significant=True), world.child("c")]
     await world.open(children, auto_shutdown="all_significant")
     await world.finish("a")
@@ -127,8 +125,7 @@ async def test_significant_temporary(autojump_clock: object, world: World) -> No
 
 
 async def test_significant_transient(autojump_clock: object, world: World) -> None:
-    """With any_significant a significant child that returns ends the supervisor; one that crashes is
-    restarted."""
+    """With any_significant a significant child that returns ends all; a crash restarts it."""
     children = [*world.children("a b", "transient", significant=True), world.child("c")]
     await world.open(children, auto_shutdown="any_significant")
     await world.crash("a")
@@ -155,7 +152,7 @@ async def test_significant_simple(autojump_clock: object, world: World) -> None:
 
 
 async def test_significant_bystander(autojump_clock: object, world: World) -> None:
-    """A significant child that is stopped on request, or taken down by a sibling, did not end by itself."""
+    """A significant child that was stopped by request or by a sibling's crash ends no other."""
     children = [
         world.child("a"),
         world.child("s", "transient", significant=True),
@@ -170,8 +167,7 @@ async def test_significant_bystander(autojump_clock: object, world: World) -> No
 
 
 async def test_significant_escalation(autojump_clock: trio.testing.MockClock) -> None:
-    """A supervisor that ends because of its significant child has returned: its own supervisor treats it as
-    that."""
+    """A supervisor that ends because of its significant child counts as a child that returned."""
     go = trio.Event()
     inner = [Child("s", go.wait, restart="transient", significant=True)]
     child = Child(
@@ -191,7 +187,7 @@ async def test_significant_escalation(autojump_clock: trio.testing.MockClock) ->
 
 
 async def test_count_children(autojump_clock: object, world: World) -> None:
-    """The counts tell the specified from the active ones, also after a stop and an end."""
+    """The counts distinguish specified and active children, also after a stop and an end."""
     await world.open(world.children("a b c", "transient"), strategy="one_for_one")
     await world.stop_child("a")
     await world.finish("b")
@@ -204,7 +200,7 @@ async def test_count_children(autojump_clock: object, world: World) -> None:
 
 
 async def test_count_children_supervisor(autojump_clock: trio.testing.MockClock) -> None:
-    """A child that is a supervisor is counted as one, and its own children below it."""
+    """A child that is a supervisor counts as one, and its own children below it."""
     inner = Child("inner", partial(run_supervisor, [Child("x", trio.sleep_forever)], name="inner"))
     async with open_supervised([inner, Child("a", trio.sleep_forever)]) as supervised:
         supervisor = supervised.supervisor
@@ -215,7 +211,7 @@ async def test_count_children_supervisor(autojump_clock: trio.testing.MockClock)
 
 
 async def test_count_restarting_children(autojump_clock: object, world: World) -> None:
-    """A child that waits for its restart is counted as a child, and not as an active one."""
+    """A child that waits for its restart counts as a child, but not as an active one."""
     await world.open(world.children("a b c"), strategy="one_for_one", backoff=Backoff(initial=9.0))
     world.starts["a"].extend(["fail"])
     await world.crash("a")
@@ -229,7 +225,7 @@ async def test_count_restarting_children(autojump_clock: object, world: World) -
 async def test_do_not_save_start_parameters_for_temporary_children(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """What a temporary child was started with can be collected once it has ended."""
+    """The arguments of a temporary child can be collected after its end."""
 
     class Parameter: ...
 
@@ -248,7 +244,7 @@ async def test_do_not_save_start_parameters_for_temporary_children(
 
 
 async def test_do_not_save_child_specs_for_temporary_children(autojump_clock: object, world: World) -> None:
-    """A temporary child leaves nothing behind, whichever way it ends."""
+    """A temporary child leaves no record after any kind of end."""
     await world.open(world.children("a b c", "temporary"), strategy="one_for_one")
     await world.finish("a")
     await world.crash("b")
@@ -259,7 +255,7 @@ async def test_do_not_save_child_specs_for_temporary_children(autojump_clock: ob
 
 
 async def test_simple_one_for_one_scale_many_temporary_children(autojump_clock: object, world: World) -> None:
-    """A pool of some hundred short workers costs in proportion to their number, and leaves nothing."""
+    """A pool of 100 short workers costs in proportion to their number, and leaves no record."""
     await world.open([], strategy="one_for_one")
     for n in range(100):
         await world.start_child(world.child(f"w{n}", "temporary"))
@@ -271,8 +267,7 @@ async def test_simple_one_for_one_scale_many_temporary_children(autojump_clock: 
 
 
 async def test_order_of_children(autojump_clock: object, world: World) -> None:
-    """Children added later stand behind the others, restarts keep everybody's place, and the stop goes in
-    reverse."""
+    """Children added later come last, restarts keep the order, the stop reverses it."""
     await world.open(world.children("a b"))
     await world.start_child(world.child("c"))
     await world.crash("a")
@@ -284,7 +279,7 @@ async def test_order_of_children(autojump_clock: object, world: World) -> None:
 
 
 async def test_scale_start_stop_many_children(autojump_clock: object, world: World) -> None:
-    """A hundred children go up, round and down in order."""
+    """A hundred children are started, restarted and stopped in order."""
     names = [f"c{n}" for n in range(100)]
     await world.open([world.child(name) for name in names])
     world.forget()
@@ -296,7 +291,7 @@ async def test_scale_start_stop_many_children(autojump_clock: object, world: Wor
 
 
 async def test_format_log_1(autojump_clock: trio.testing.MockClock) -> None:
-    """A crash is one line at error, with child, incarnation, cause and the traceback's last frames."""
+    """A crash is one line at error, with child, incarnation, cause and the last frames."""
 
     async def run() -> None:
         raise ValueError("boom")
@@ -312,8 +307,7 @@ async def test_format_log_1(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_format_log_2(autojump_clock: object, world: World) -> None:
-    """A restart is one line at warning, with the strategy taken and the delay; what says nothing is left
-    out."""
+    """A restart is one line at warning, with strategy and delay; empty fields are left out."""
     with structlog.testing.capture_logs() as lines:
         await world.open(world.children("a"), strategy="one_for_one")
         await world.crash("a")

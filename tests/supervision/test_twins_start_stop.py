@@ -1,4 +1,4 @@
-"""Twins of OTP's cases about start and stop; `docs/supervision-cases.md` says which is whose."""
+"""Twins of OTP's cases about start and stop; see ``docs/supervision-cases.md``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ async def test_sup_start_normal(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_start_ignore_child(autojump_clock: object, world: World) -> None:
-    """A child that returns before it started has nothing to do here: no fault, and its specification is
-    kept."""
+    """A child that returns before its start is finished without a fault, and is kept."""
     world.starts["a"].append("ignore")
     await world.open(world.children("a b", "transient"))
 
@@ -38,7 +37,7 @@ async def test_sup_start_ignore_child(autojump_clock: object, world: World) -> N
 
 
 async def test_sup_start_ignore_temporary_child(autojump_clock: object, world: World) -> None:
-    """A temporary child that returns before it started is forgotten at once."""
+    """A temporary child that returns before its start is forgotten at once."""
     world.starts["a"].append("ignore")
     await world.open(world.children("a b", "temporary"))
 
@@ -46,7 +45,7 @@ async def test_sup_start_ignore_temporary_child(autojump_clock: object, world: W
 
 
 async def test_sup_start_ignore_temporary_child_start_child(autojump_clock: object, world: World) -> None:
-    """The same of a temporary child that is added later; who added it is told of no error."""
+    """A temporary child that is added later and returns early causes no error for its caller."""
     await world.open(world.children("a"))
     world.starts["b"].append("ignore")
     await world.start_child(world.child("b", "temporary"))
@@ -57,7 +56,7 @@ async def test_sup_start_ignore_temporary_child_start_child(autojump_clock: obje
 async def test_sup_start_ignore_temporary_child_start_child_simple(
     autojump_clock: object, world: World
 ) -> None:
-    """The same in a pool: the others of the pool go on, and the name is free again."""
+    """In a pool a worker that returns early touches no other, and its name is free again."""
     await world.open([], strategy="one_for_one")
     world.starts["w2"].append("ignore")
     for name in ("w1", "w2", "w3", "w2"):
@@ -69,8 +68,7 @@ async def test_sup_start_ignore_temporary_child_start_child_simple(
 async def test_sup_start_ignore_permanent_child_start_child_simple(
     autojump_clock: object, world: World
 ) -> None:
-    """A permanent child that returns before it started has failed to start: who added it is told, nothing is
-    kept."""
+    """A permanent child that returns before its start has failed; its caller gets the error."""
     await world.open([], strategy="one_for_one")
     world.starts["w1"].append("ignore")
     with pytest.raises(StartFailed):
@@ -80,7 +78,7 @@ async def test_sup_start_ignore_permanent_child_start_child_simple(
 
 
 async def test_sup_start_fail(autojump_clock: object, world: World) -> None:
-    """At first boot a child that cannot start stops those already started, in reverse; nothing is retried."""
+    """At first boot a failed start stops the children before it in reverse, without a retry."""
     world.starts["c"].append("fail")
     await world.open(world.children("a b c d"))
 
@@ -90,7 +88,7 @@ async def test_sup_start_fail(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_start_child_returns_error(autojump_clock: object, world: World) -> None:
-    """A child added later that cannot start is not kept; its caller is told, and nobody else is touched."""
+    """A child that is added later and cannot start is forgotten; its caller gets the error."""
     await world.open(world.children("a"))
     world.starts["b"].append("fail")
     with pytest.raises(StartFailed, match="no start"):
@@ -102,7 +100,7 @@ async def test_sup_start_child_returns_error(autojump_clock: object, world: Worl
 
 
 async def test_sup_start_restart_child_returns_error(autojump_clock: object, world: World) -> None:
-    """A stopped child whose requested start fails rests as before, and can be started by the next request."""
+    """A stopped child whose requested start fails stays stopped, and can be started again."""
     await world.open(world.children("a b"))
     await world.stop_child("a")
     world.starts["a"].append("fail")
@@ -119,7 +117,7 @@ async def test_sup_start_restart_child_returns_error(autojump_clock: object, wor
 async def test_a_temporary_child_whose_requested_restart_fails_is_not_retried(
     autojump_clock: object, world: World
 ) -> None:
-    """A running temporary child may be restarted by request; if that start fails it is forgotten."""
+    """A running temporary child may be restarted by request; if that fails it is forgotten."""
     await world.open([world.child("t", "temporary"), world.child("b")])
     world.starts["t"].append("fail")
     with pytest.raises(StartFailed):
@@ -134,7 +132,7 @@ async def test_a_temporary_child_whose_requested_restart_fails_is_not_retried(
 async def test_a_running_child_whose_requested_restart_fails_is_retried(
     autojump_clock: object, world: World, strategy: str, how: str
 ) -> None:
-    """Who asked is told of the failed start, although the retry, as after a crash, brings the child back."""
+    """The caller gets the failed start, although the retry brings the child back."""
     await world.open([world.child("a", start_timeout=3.0), world.child("b")], strategy=strategy)
     world.starts["a"].append(how)
     with trio.fail_after(60), pytest.raises(StartFailed, match=r"no start|did not report its start"):
@@ -149,10 +147,10 @@ async def test_a_running_child_whose_requested_restart_fails_is_retried(
     assert world.incarnation("a") == 4
 
 
-async def test_a_start_that_does_not_end_is_told_when_the_supervisor_gives_up(
+async def test_a_start_that_does_not_end_fails_when_the_supervisor_gives_up(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Who asked for a start that ignores its cancellation waits no longer than the supervisor itself."""
+    """The caller of a start that ignores its cancellation waits no longer than the supervisor."""
     free = trio.Event()
     lives = 0
 
@@ -180,7 +178,7 @@ async def test_a_start_that_does_not_end_is_told_when_the_supervisor_gives_up(
 
 
 async def test_sup_start_child_returns_error_simple(autojump_clock: object, world: World) -> None:
-    """In a pool a worker that cannot start is not kept; the pool goes on."""
+    """In a pool a worker that cannot start is forgotten; the pool goes on."""
     await world.open([], strategy="one_for_one")
     await world.start_child(world.child("w1"))
     world.starts["w2"].append("fail")
@@ -191,7 +189,7 @@ async def test_sup_start_child_returns_error_simple(autojump_clock: object, worl
 
 
 async def test_sup_start_map(autojump_clock: object, world: World) -> None:
-    """A child of a name and a function alone is permanent, has 30 s to start and 5 s to stop."""
+    """A child of only a name and a function is permanent, with 30 s to start and 5 s to stop."""
     child = world.child("a")
     await world.open([child])
 
@@ -200,7 +198,7 @@ async def test_sup_start_map(autojump_clock: object, world: World) -> None:
 
 
 def test_sup_start_map_faulty_specs() -> None:
-    """A wrong declaration is refused before anything starts, with all of its faults."""
+    """A faulty declaration is refused before any start, with all of its faults."""
 
     async def run() -> None: ...
 
@@ -215,8 +213,7 @@ def test_sup_start_map_faulty_specs() -> None:
 
 
 async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
-    """A child without a stop time is waited for as long as the whole stop may take, and never called
-    stubborn."""
+    """A child without a stop time may take the whole stop, and is never called stubborn."""
     world.stubborn.add("a")
     await world.open([world.child("a", stop_timeout=math.inf), world.child("b")])
     await world.restart_child("b")
@@ -236,8 +233,7 @@ async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
-    """A child past its stop time holds up its elders no longer; it is named, and the stop ends when it
-    does."""
+    """A child past its stop time is named and delays no other; the stop ends when it does."""
     world.stubborn.add("b")
     await world.open(world.children("a b c", stop_timeout=2.0))
     await world.close()
@@ -254,8 +250,7 @@ async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) -> None:
-    """Workers of a pool share the total of the stop: past it all are cancelled without waiting for each
-    other."""
+    """Workers of a pool share the total of the stop: past it all are cancelled at once."""
     world.stubborn.update({"w1", "w2", "w3"})
     await world.open(
         world.children("w1 w2 w3 w4", stop_timeout=4.0), shutdown_timeout=6.0, strategy="one_for_one"
@@ -273,8 +268,7 @@ async def test_sup_stop_timeout_dynamic(autojump_clock: object, world: World) ->
 
 
 async def test_sup_stop_race(autojump_clock: object, world: World) -> None:
-    """A child that ends by itself in the moment of the stop is gone all the same, and no crash restarts
-    it."""
+    """A child that ends by itself at the moment of the stop is not restarted."""
     await world.open(world.children("a b"))
     if isinstance(world, Running):
         event, errors = world._orders["b"]
@@ -290,7 +284,7 @@ async def test_sup_stop_race(autojump_clock: object, world: World) -> None:
 
 
 async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world: World) -> None:
-    """What a child raises from its clean-up after a requested stop is told, and is no crash."""
+    """An exception from a clean-up after a requested stop is logged, and is no crash."""
     world.dirty.update({"w1", "w2"})
     await world.open(world.children("w1 w2 w3"), strategy="one_for_one")
     await world.stop_child("w1")
@@ -305,7 +299,7 @@ async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world:
 
 
 async def test_extra_return(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
-    """What a child reports with its start is kept for whoever asks, anew for each incarnation."""
+    """The value that a child reports with its start is kept, anew for each incarnation."""
     lives = 0
 
     async def run(*, task_status: trio.TaskStatus[int]) -> None:

@@ -16,7 +16,7 @@ from tests.supervision.supervisor_harness import Running, World
 
 
 async def test_multiple_restarts(autojump_clock: object, world: World) -> None:
-    """Crashes within the intensity are healed one after another; the one too many ends the supervisor."""
+    """Crashes within the intensity cause restarts; one more ends the supervisor."""
     await world.open(world.children("a"), restarts=3)
     for n in range(3):
         await world.crash("a")
@@ -37,8 +37,7 @@ async def test_one_for_one(autojump_clock: object, world: World) -> None:
 
 
 async def test_one_for_one_escalation(autojump_clock: object, world: World) -> None:
-    """A child whose restarts fail past the intensity ends its supervisor, which stops the others in
-    reverse."""
+    """A child whose restarts exceed the intensity ends its supervisor in reverse order."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b c"), strategy="one_for_one", restarts=2)
     world.forget()
@@ -49,7 +48,7 @@ async def test_one_for_one_escalation(autojump_clock: object, world: World) -> N
 
 
 async def test_one_for_all(autojump_clock: object, world: World) -> None:
-    """A crash stops all others in reverse order, one after another, then all are started in order."""
+    """A crash stops all others in reverse order, then all are started in order."""
     await world.open(world.children("a b c d"), strategy="one_for_all")
     world.forget()
     await world.crash("b")
@@ -59,7 +58,7 @@ async def test_one_for_all(autojump_clock: object, world: World) -> None:
 
 
 async def test_one_for_all_escalation(autojump_clock: object, world: World) -> None:
-    """A restart of the group that fails past the intensity ends the supervisor."""
+    """A group whose restarts exceed the intensity ends the supervisor."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b"), strategy="one_for_all", restarts=2)
     world.forget()
@@ -70,8 +69,7 @@ async def test_one_for_all_escalation(autojump_clock: object, world: World) -> N
 
 
 async def test_one_for_all_other_child_fails_restart(autojump_clock: object, world: World) -> None:
-    """If another child fails in the restart of the group, that counts, and the whole group goes round
-    again."""
+    """A failed start of another child counts, and the whole group restarts once more."""
     world.starts["b"].extend(["ok", "fail"])
     await world.open(world.children("a b c"), strategy="one_for_all")
     world.forget()
@@ -83,7 +81,7 @@ async def test_one_for_all_other_child_fails_restart(autojump_clock: object, wor
 
 
 async def test_rest_for_one(autojump_clock: object, world: World) -> None:
-    """A crash takes along those started after it, and nobody before it."""
+    """A crash restarts the children after it, and none before it."""
     await world.open(world.children("a b c d"), strategy="rest_for_one")
     world.forget()
     await world.crash("b")
@@ -93,7 +91,7 @@ async def test_rest_for_one(autojump_clock: object, world: World) -> None:
 
 
 async def test_rest_for_one_escalation(autojump_clock: object, world: World) -> None:
-    """A failing restart past the intensity ends the supervisor."""
+    """A restart that fails beyond the intensity ends the supervisor."""
     world.starts["b"].extend(["ok", "fail", "fail"])
     await world.open(world.children("a b c"), strategy="rest_for_one", restarts=2)
     await world.crash("b")
@@ -103,7 +101,7 @@ async def test_rest_for_one_escalation(autojump_clock: object, world: World) -> 
 
 
 async def test_rest_for_one_other_child_fails_restart(autojump_clock: object, world: World) -> None:
-    """If a later child fails in the restart, the next round begins with it: those before it stay up."""
+    """If a later child fails to start, the next restart begins with that child."""
     world.starts["c"].extend(["ok", "fail"])
     await world.open(world.children("a b c d"), strategy="rest_for_one")
     world.forget()
@@ -126,7 +124,7 @@ async def test_simple_one_for_one(autojump_clock: object, world: World) -> None:
 
 
 async def test_simple_one_for_one_shutdown(autojump_clock: object, world: World) -> None:
-    """A pool is stopped with its supervisor, the last that was added first."""
+    """A pool is stopped with its supervisor, the worker added last first."""
     await world.open([], strategy="one_for_one")
     for name in ("w1", "w2", "w3"):
         await world.start_child(world.child(name))
@@ -147,7 +145,7 @@ async def test_simple_one_for_one_escalation(autojump_clock: object, world: Worl
 
 
 async def test_simple_one_for_one_corruption(autojump_clock: object, world: World) -> None:
-    """A request for a child that is not there is refused with the names that are, and changes nothing."""
+    """A request for an unknown child is refused with the known names, and changes nothing."""
     await world.open([], strategy="one_for_one")
     await world.start_child(world.child("w1"))
     with pytest.raises(NoSuchChild, match="has no child 'w9'; it has: w1"):
@@ -191,8 +189,7 @@ async def test_temporary_normal(autojump_clock: object, world: World) -> None:
 async def test_shutdown_of_own_will(
     restart: str, state: str | None, restarts: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A child that ends itself by cancelling a scope of its own has returned, whatever its restart type says
-    to that."""
+    """A child that cancels a scope of its own has returned; its restart type decides."""
     lives = 0
 
     async def run() -> None:
@@ -230,7 +227,7 @@ async def test_transient_abnormal(autojump_clock: object, world: World) -> None:
 
 
 async def test_temporary_abnormal(autojump_clock: object, world: World) -> None:
-    """A temporary child that crashes is forgotten; no window is charged and no sibling touched."""
+    """A temporary child that crashes is forgotten, without a charge or an effect on siblings."""
     await world.open([world.child("a", "temporary"), world.child("b")], restarts=0)
     await world.crash("a")
 
@@ -240,7 +237,7 @@ async def test_temporary_abnormal(autojump_clock: object, world: World) -> None:
 
 
 async def test_temporary_bystander(autojump_clock: object, world: World) -> None:
-    """A temporary child that a sibling's restart takes down does not come back."""
+    """A temporary child that a sibling's restart stops does not come back."""
     for strategy in ("one_for_all", "rest_for_one"):
         world = type(world)(world._nursery) if isinstance(world, Running) else type(world)()
         await world.open(
@@ -253,8 +250,7 @@ async def test_temporary_bystander(autojump_clock: object, world: World) -> None
 
 
 async def test_tree(autojump_clock: trio.testing.MockClock) -> None:
-    """A supervisor as a child: inner crashes are healed inside; past the inner intensity the outer restarts
-    it whole."""
+    """Inner crashes restart inner children; past the inner intensity the outer restarts all."""
     log: list[str] = []
     bombs: dict[str, trio.Event] = {}
 
@@ -293,8 +289,7 @@ async def test_tree(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_tree_of_decisions() -> None:
-    """The same between two deciders: what the inner gives up for is the crash with which the outer is
-    charged."""
+    """The failure of an inner decider is the crash that the outer one charges."""
     inner = Decider([], window=Window(0, 1), backoff=Backoff(), draw=lambda: 0.5, name="inner")
     outer = Decider(
         [Child("inner", run_supervisor)], window=Window(1, 9), backoff=Backoff(), draw=lambda: 0.5
@@ -318,8 +313,7 @@ async def test_tree_of_decisions() -> None:
 
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one", "one_for_one"])
 async def test_hanging_restart_loop(autojump_clock: object, world: World, strategy: str) -> None:
-    """While a restart fails again and again, the state is readable and a stop is obeyed at once
-    (OTP-9549)."""
+    """During failing restarts the state is readable and a stop is obeyed at once (OTP-9549)."""
     world.starts["b"].extend(["ok"] + ["fail"] * 10_000)
     await world.open(
         world.children("a b"), strategy=strategy, restarts=10**6, backoff=Backoff(initial=1.0, jitter=0.0)
@@ -335,8 +329,7 @@ async def test_hanging_restart_loop(autojump_clock: object, world: World, strate
 
 
 async def test_hanging_restart_loop_simple(autojump_clock: object, world: World) -> None:
-    """The same for one worker of a pool: it can be stopped while its restarts fail, and the others are
-    untouched."""
+    """A worker can be stopped while its restarts fail, and other workers are not affected."""
     await world.open([], strategy="one_for_one", restarts=10**6, backoff=Backoff(initial=1.0))
     for name in ("w1", "w2"):
         await world.start_child(world.child(name))
@@ -351,8 +344,7 @@ async def test_hanging_restart_loop_simple(autojump_clock: object, world: World)
 
 
 async def test_hanging_restart_loop_rest_for_one(autojump_clock: object, world: World) -> None:
-    """The same where the loop holds up those behind it: those before it go on, and a stop of it lets the
-    rest come up."""
+    """Earlier children run on during failing restarts; later ones start once it is stopped."""
     await world.open(
         world.children("a b c"), strategy="rest_for_one", restarts=10**6, backoff=Backoff(initial=1.0)
     )
@@ -367,7 +359,7 @@ async def test_hanging_restart_loop_rest_for_one(autojump_clock: object, world: 
     assert world.states == {"a": "running", "b": "stopped", "c": "running"}
 
 
-async def test_exhausted_tells_the_story(autojump_clock: trio.testing.MockClock) -> None:
+async def test_exhausted_names_the_last_crashes(autojump_clock: trio.testing.MockClock) -> None:
     """`RestartsExhausted` names the last crashes, oldest first, and is caused by the last one."""
     n = 0
 

@@ -11,8 +11,7 @@ from tangram.supervision import Watchdog
 
 
 def test_stall_is_reported_once_with_its_owner() -> None:
-    """A loop that stands is named once, with the owner of the code it stands in; when it goes on, with how
-    long."""
+    """A blocked loop is reported once with the owner of its code, and its length at the end."""
     now = 0.0
     watchdog = Watchdog(1.0, lambda name: "demo" if name == __file__ else None, monotonic=lambda: now)
     watchdog._loop = threading.get_ident()
@@ -34,7 +33,7 @@ def test_stall_is_reported_once_with_its_owner() -> None:
 
 
 async def test_blocked_loop_is_seen_while_it_is_blocked() -> None:
-    """The thread sees a real block before it is over."""
+    """The thread detects a real block before it is over."""
     watchdog = Watchdog(0.03)
     async with trio.open_nursery() as nursery:
         await nursery.start(watchdog.run)
@@ -46,6 +45,6 @@ async def test_blocked_loop_is_seen_while_it_is_blocked() -> None:
     assert "test_blocked_loop_is_seen" in watchdog.statistics().last[0].stack[-1]
 
 
-def test_a_stall_that_never_comes_is_waited_for() -> None:
-    """A thread waits no longer at a time than the system lets it."""
+def test_an_infinite_stall_time_is_waited_for() -> None:
+    """A thread waits no longer at a time than the system allows."""
     assert Watchdog(1e308).look() == threading.TIMEOUT_MAX
