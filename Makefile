@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | flaky | lint | bench | chaos | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | flaky | lint | bench | chaos | chaos-campaigns | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream flaky lint bench chaos clean
+.PHONY: help serve test test-downstream flaky lint bench chaos chaos-campaigns clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,8 @@ help:
 	@echo "make flaky   how often tests are red by chance: 50 runs of what is not slow, 3 of everything; ARGS=\"--fast 5 --all 0\""
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make bench   what is claimed about speed, measured here"
-	@echo "make chaos   10,000 scripts of faults on a whole server with fakes; ARGS=\"--seed N\" plays one"
+	@echo "make chaos   10,000 scripts of faults on a whole server with fakes, then real campaigns; ARGS=\"--seed N\" plays one"
+	@echo "make chaos-campaigns   the second part of make chaos alone: every fault over each example plugin, three seeds each"
 	@echo "make clean   remove what the others made"
 
 serve: $(VENV)/.installed
@@ -56,6 +57,10 @@ bench: $(VENV)/.dev
 
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tangram.chaos.simulation $(or $(ARGS),--seeds 10000)
+	$(if $(ARGS),,$(BIN)/python -m tests.chaos.campaigns)
+
+chaos-campaigns: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos.campaigns $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

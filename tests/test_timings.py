@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tangram.testing.checks.census import born
+from tangram.testing.checks.census import start_time
 from tests import flaky
 from tests.conftest import seconds_by_part, told
 
@@ -111,7 +111,7 @@ def test_a_run_that_hangs_is_red_and_ended(
     processes = list(map(int, pids.read_text().split()))
     assert len(processes) == 4
     deadline = time.monotonic() + 30
-    while (left := list(filter(born, processes))) and time.monotonic() < deadline:
+    while (left := list(filter(start_time, processes))) and time.monotonic() < deadline:
         time.sleep(0.01)  # a kill takes a moment
     assert not left
 

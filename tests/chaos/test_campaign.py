@@ -23,7 +23,7 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin, client
 from tangram.chaos import observers
 from tangram.chaos.campaign import UNLIMITED, Campaign, own_config, run_campaign
-from tangram.chaos.observers import Seen, looking_on
+from tangram.chaos.observers import Seen, open_observers
 from tangram.chaos.report import render_html
 from tangram.config import load_config, load_tables
 from tangram.errors import PluginError, Refused
@@ -31,8 +31,8 @@ from tangram.http.listeners import HeldSocket
 from tangram.supervision import Child
 from tangram.testing import FAULTS, Chaos, open_tangram
 from tangram.testing.faults.catalogue import InjectableFault
+from tangram.testing.injection.child_faults import StruckAlready
 from tangram.testing.run.process import Home
-from tangram.testing.seams.injection import StruckAlready
 from tests.app.helpers import Journal, make_plugin
 
 
@@ -299,7 +299,7 @@ async def test_a_web_that_comes_up_too_early_is_caught(autojump_clock: MockClock
 
     async with open_tangram([make_plugin(Journal())], fakes=True, wrap=wrap) as running:
         assert await running.wait_steady() == "quarantined"
-        with pytest.raises(LookupError, match="no plugin runs"):
+        with pytest.raises(LookupError, match="no plugin is running"):
             await Chaos(running).strike("crash_plugin")
 
 
@@ -326,7 +326,7 @@ async def test_a_campaign_in_which_nothing_could_be_struck_has_not_passed(autoju
     """That nothing broke says nothing where nothing struck."""
     campaign = await run_campaign(duration=1.0, faults=["crash_plugin"], fakes=True)
 
-    assert campaign.skipped == {"crash_plugin": "no plugin runs that could be struck"}
+    assert campaign.skipped == {"crash_plugin": "no plugin is running that could be struck"}
     assert campaign.to_dict()["passed"] is False
 
 
@@ -388,7 +388,7 @@ async def test_who_is_left_to_wait_at_the_door_is_told(
                 waiting.connect_ex(full.getsockname())
             patched.setattr(running.server, "held", [HeldSocket(full, *full.getsockname())])
             seen = Seen()
-            async with looking_on(running, seen):
+            async with open_observers(running, seen):
                 await trio.sleep(20.0)
 
         assert seen.refused > 0
@@ -432,5 +432,27 @@ async def test_a_fault_that_is_named_twice_is_one(
     monkeypatch.setattr(random.Random, "sample", count)
     campaign = await run_campaign(duration=1.0, faults=["crash_plugin", "crash_plugin"], fakes=True)
 
-    assert campaign.skipped == {"crash_plugin": "no plugin runs that could be struck"}
+    assert campaign.skipped == {"crash_plugin": "no plugin is running that could be struck"}
     assert drawn == [["crash_plugin"]]
+
+
+async def test_a_campaign_that_strikes_once_ends_early(autojump_clock: MockClock) -> None:
+    """With ``once`` it ends when each fault has struck, and does not wait for faults that cannot strike."""
+    faults = ["crash_plugin", "crash_web", "crash_bus"]
+    campaign = await run_campaign(duration=300.0, faults=faults, once=True, fakes=True)
+
+    assert sorted(one.name for one in campaign.struck) == ["crash_bus", "crash_web"]
+    assert set(campaign.skipped) == {"crash_plugin"}
+    assert campaign.ended - campaign.began < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["redis_narrow", "redis_latency", "redis_sliced"])
+async def test_messages_in_a_slow_network_are_not_counted_as_lost(
+    autojump_clock: MockClock, fault: str
+) -> None:
+    """Messages that are on their way when a fault ends are waited for, also beside a campaign's own load."""
+    campaign = await run_campaign([], seed=1, duration=3.0, faults=[fault], fakes=True)
+
+    assert campaign.broken == []
+    assert campaign.struck

@@ -121,10 +121,10 @@ async def test_an_outage_crashes_nobody(autojump_clock: MockClock) -> None:
     async with open_life(make_plugin(Journal()), make_impatient(seen)) as running:
         seen.append(running)
         assert running.memory is not None
-        running.seam.fails = lambda operation: operation == "dial"
+        running.faulty_dial.fails = lambda operation: operation == "dial"
         running.memory.drop()
         await trio.sleep(0.3)
-        running.seam.fails = None
+        running.faulty_dial.fails = None
         await trio.sleep(1)
 
         assert await running.wait_steady() == "up"

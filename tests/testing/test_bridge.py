@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trio
 
-from tangram.testing.threaded import bridge, crossing
-from tangram.testing.threaded.bridge import Bridge, Entered, chaos_of, threaded_tangram
-from tangram.testing.threaded.crossing import ServerLoopEnded
+from tangram.testing.threaded import bridge, remote_call
+from tangram.testing.threaded.bridge import Bridge, RemoteContext, chaos_of, threaded_tangram
+from tangram.testing.threaded.remote_call import ServerLoopEnded
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def test_what_was_entered_for_somebody_who_is_cancelled_is_left_again() -> None:
     with serving() as (server, _, probe):
 
         async def main() -> None:
-            entering = asyncio.create_task(Entered(probe, server._far).__aenter__())
+            entering = asyncio.create_task(RemoteContext(probe, server._far).__aenter__())
             await asyncio.sleep(0)
             for _ in range(20):
                 assert server.url  # there and back: over there it is entered, here nobody was told yet
@@ -211,7 +211,7 @@ def test_whoever_waits_for_a_server_that_ends_is_told() -> None:
 
 def test_a_call_to_a_loop_that_stands_still_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait for ever."""
-    monkeypatch.setattr(crossing, "LOOP_SECONDS", 0.1)
+    monkeypatch.setattr(remote_call, "LOOP_SECONDS", 0.1)
     go_on = threading.Event()
     with serving(asynchronous=False) as (server, _, _):
         server._far.loop.token.run_sync_soon(go_on.wait)

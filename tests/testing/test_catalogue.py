@@ -13,7 +13,7 @@ from tangram import BackendState, Plugin
 from tangram.redis_url import parse_redis_url
 from tangram.testing import FAULTS, Chaos, InvariantBroken, RunningTangram, open_broker, open_tangram
 from tangram.testing.faults.catalogue import InjectableFault
-from tangram.testing.seams.injection import Charge, NothingToStrike, StruckAlready
+from tangram.testing.injection.child_faults import Charge, NothingToStrike, StruckAlready
 from tests.app.helpers import Journal, make_plugin
 
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
@@ -161,7 +161,7 @@ async def test_a_fault_that_crashes_somebody_else_is_told(
 
     monkeypatch.setitem(FAULTS, "wrong", InjectableFault("wrong", wrong, None, ""))
     async with open_tangram(fakes=True) as running:
-        with pytest.raises(InvariantBroken, match=r"wrong should crash nobody, it crashed \['web'\]"):
+        with pytest.raises(InvariantBroken, match=r"wrong should crash no child, it crashed \['web'\]"):
             await Chaos(running).strike("wrong")
 
 
@@ -267,7 +267,7 @@ async def test_nobody_is_struck_where_there_is_nobody(autojump_clock: MockClock)
         began = trio.current_time()
         with pytest.raises(NothingToStrike, match="no child 'nobody' runs"):
             running.crash("nobody")
-        with pytest.raises(NothingToStrike, match="no plugin runs"):
+        with pytest.raises(NothingToStrike, match="no plugin is running"):
             await Chaos(running).strike("crash_plugin")
 
         assert trio.current_time() == began
@@ -329,21 +329,21 @@ async def test_a_broker_goes_on_where_its_stop_is_cut_short(autojump_clock: Mock
 async def test_a_fault_of_the_network_dials_no_stranger(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Where the web port is one in memory, nobody knows who listens at the port that its URL names."""
+    """Where the web port is in memory, nobody knows who listens at the port that its URL names."""
 
     async def dialled(*_args: object) -> NoReturn:
         raise AssertionError("somebody dialled")
 
     monkeypatch.setattr(trio, "open_tcp_stream", dialled)
     async with open_tangram(fakes=True, memory_port=True) as running:
-        with pytest.raises(NothingToStrike, match="the web port is one in memory"):
+        with pytest.raises(NothingToStrike, match="the web port is in memory"):
             await Chaos(running).strike(name)
 
 
 async def test_a_browser_with_a_small_buffer_dials_no_stranger(autojump_clock: MockClock) -> None:
     """The same for the one that needs a socket of the kernel's."""
     async with open_tangram(fakes=True, memory_port=True) as running:
-        with pytest.raises(NothingToStrike, match="the web port is one in memory"):
+        with pytest.raises(NothingToStrike, match="the web port is in memory"):
             await Chaos(running).strike("browser_never_reads")
 
 

@@ -25,7 +25,7 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin
 from tangram.testing import InvariantBroken, open_supervised, open_tangram
 from tangram.testing.checks import census as census_module
-from tangram.testing.checks.census import born, take_census, wait_nothing_left, watched
+from tangram.testing.checks.census import start_time, take_census, track_started, wait_nothing_left
 
 Leak = Callable[[ExitStack, BackendState, Path], object]
 
@@ -169,7 +169,7 @@ async def test_a_plugin_that_closes_what_it_opens_leaves_nothing(
 def left_of(begin: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What is told of a block in which only this is done."""
     monkeypatch.setattr(census_module, "PATIENCE", 0.05)
-    with watched():
+    with track_started():
         before = take_census()
         begin()
     return wait_nothing_left(before)
@@ -319,7 +319,7 @@ def _gone(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     until = time.monotonic() + 5
-    while born(pid) and time.monotonic() < until:
+    while start_time(pid) and time.monotonic() < until:
         time.sleep(0.001)
 
 
@@ -351,8 +351,8 @@ def test_a_block_leaves_nothing_changed() -> None:
     """The environment and asyncio are as before when the last of the blocks has ended."""
     make = asyncio.BaseEventLoop.__init__
     environ = dict(os.environ)
-    with watched():
-        with watched():
+    with track_started():
+        with track_started():
             pass
         assert set(os.environ) - set(environ) == {census_module._MARK}
         assert asyncio.BaseEventLoop.__init__ is not make

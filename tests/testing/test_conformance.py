@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from tangram import APIRouter, BackendState, Plugin
 from tangram.chaos.conformance import check_plugin
-from tangram.testing.samples import SampleRequest, requests_of, sample_of
+from tangram.testing.openapi_samples import SampleRequest, requests_of, sample_of
 from tests.app.helpers import Journal, make_plugin
 
 EXAMPLES = [

@@ -27,8 +27,8 @@ from tangram.testing import (
     every_step,
     open_tangram,
 )
+from tangram.testing.injection.child_faults import FaultPorts
 from tangram.testing.run import lifetime, virtual_clock
-from tangram.testing.seams.injection import FaultPorts
 from tests.app.helpers import Journal, make_plugin
 
 

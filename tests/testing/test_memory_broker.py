@@ -21,7 +21,7 @@ from tangram.config import BrokerConfig
 from tangram.errors import BrokerUnavailable
 from tangram.redis_url import parse_redis_url
 from tangram.testing import InvariantBroken, MemoryBroker, open_tangram
-from tangram.testing.fakes.redis_route import Line
+from tangram.testing.fakes.redis_route import RedisRoute
 
 
 @asynccontextmanager
@@ -180,7 +180,7 @@ async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -
     """Whoever reads hears the end, whoever writes is told; the broker forgets the client."""
     broker = MemoryBroker()
     async with living(broker) as url:
-        line = Line(broker.dial)
+        line = RedisRoute(broker.dial)
         stream = await line.dial(parse_redis_url(url))
         async with stream:
             await Talk(stream).ask("PING")

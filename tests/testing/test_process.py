@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tangram.testing import Home, InvariantBroken, open_process, run_process
-from tangram.testing.checks.census import born
+from tangram.testing.checks.census import start_time
 from tangram.testing.run.process import RunningProcess
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ async def test_a_process_that_it_leaves_behind_is_told_and_killed(
 
     (pid,) = server.below
     with trio.fail_after(5):
-        while born(pid):  # noqa: ASYNC110 - nobody tells
+        while start_time(pid):  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.01)
 
 

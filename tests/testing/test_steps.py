@@ -15,14 +15,14 @@ from tangram.bus import reconnect
 from tangram.plugins.registry import LoadedPlugins
 from tangram.testing.faults.steps import (
     KINDS,
-    Blow,
     StepFailed,
+    StepFault,
     every_step,
     run_every_step,
     serve_and_restart,
 )
+from tangram.testing.injection.io_faults import OPERATIONS
 from tangram.testing.run.server import RunningTangram
-from tangram.testing.seams.io_faults import SEAMS
 
 JOBS = 2
 """Processes for the runs: as many as the machines of CI have cores."""
@@ -89,13 +89,13 @@ def test_the_same_seed_counts_the_same_steps() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_core_survives_at_every_step(kind: Blow) -> None:
+def test_the_core_survives_at_every_step(kind: StepFault) -> None:
     """Boot, serve, restart and stop, with one thing done at one step, for every step: the server heals, or
     ends with its cause where it was booting, and every invariant holds."""
     report = run_every_step(kinds=[kind], jobs=JOBS)
 
     # Of operations there are fewer than of steps, and a browser is not connected all the time.
-    wanted = 3 if kind in {*SEAMS, "reset"} else report.steps / 2
+    wanted = 3 if kind in {*OPERATIONS, "reset"} else report.steps / 2
     assert report.runs[kind] > wanted, str(report)
     healed = report.outcomes[f"{kind}: up"] + report.outcomes[f"{kind}: stopped"]
     assert healed > report.runs[kind] / 2, str(report)
@@ -183,8 +183,10 @@ async def test_a_service_that_leaves_something_behind_when_cancelled_is_found() 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SEAMS)
-def test_a_bus_that_a_lost_connection_crashes_is_found(kind: Blow, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_a_bus_that_a_lost_connection_crashes_is_found(
+    kind: StepFault, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bus that knows no lost connection heals as from a crash, and is told for that it crashed at all."""
     monkeypatch.setattr(reconnect, "LOST", ())
 
@@ -231,7 +233,7 @@ MINE: dict[str, Any] = {"scope": "plugin:plugin", "most": 4}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crash", "kill"])
-def test_a_plugin_that_never_comes_back_is_found(kind: Blow) -> None:
+def test_a_plugin_that_never_comes_back_is_found(kind: StepFault) -> None:
     """By its own crash, or by the broker's end: to be at rest in quarantine is not to be up again."""
     told = rf"{kind} at step .*'plugin:plugin' ran and did not come back: ValueError: no device any more"
     with pytest.raises(StepFailed, match=told):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tangram.testing.checks.census import born
+from tangram.testing.checks.census import start_time
 from tangram.testing.run.workers import in_processes
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def test_each_call_has_a_process_of_its_own(tmp_path: Path) -> None:
     values = in_processes([partial(noted, tmp_path, 0), partial(noted, tmp_path, 0)])
 
     assert sorted(map(str, values)) == sorted(one.name for one in tmp_path.iterdir())
-    assert not any(born(pid) for pid in values)
+    assert not any(start_time(pid) for pid in values)
 
 
 def test_one_that_does_not_answer_is_killed(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_one_that_does_not_answer_is_killed(tmp_path: Path) -> None:
         in_processes([partial(noted, tmp_path, 600), partial(noted, tmp_path, 0)], within=1.5)
 
     assert time.monotonic() - began < 20
-    assert not any(born(int(one.name)) for one in tmp_path.iterdir())
+    assert not any(start_time(int(one.name)) for one in tmp_path.iterdir())
 
 
 def test_an_error_of_its_own_is_told_before_the_deadline_of_others(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import attrs
 import trio
 
-from tangram.chaos.observers import LOOKED_ON, Seen, looking_on
+from tangram.chaos.observers import OBSERVED_INVARIANTS, Seen, open_observers
 from tangram.config import LoadedConfig
 from tangram.errors import PluginError
 from tangram.supervision import SupervisionEvent
 from tangram.testing.checks.invariants import INVARIANTS, Broken, InvariantBroken, broken
 from tangram.testing.faults.catalogue import FAULTS, Chaos, Struck, no_such_fault
+from tangram.testing.injection.child_faults import NothingToStrike, StruckAlready
 from tangram.testing.run.server import RunningTangram, open_tangram
 from tangram.testing.run.setup import configure
-from tangram.testing.seams.injection import NothingToStrike, StruckAlready
 
 __all__ = ["Campaign", "own_config", "run_campaign"]
 
@@ -145,6 +145,7 @@ async def run_campaign(
     duration: float = 10.0,
     faults: Sequence[str] = (),
     only: str | None = None,
+    once: bool = False,
     fakes: bool = False,
     on_news: Callable[[Campaign], None] = lambda _campaign: None,
     until: Callable[[], Awaitable[object]] = trio.sleep_forever,
@@ -158,6 +159,7 @@ async def run_campaign(
         duration: seconds of the loop's clock.
         faults: names of `FAULTS`; none: all of them.
         only: the plugin that is struck, and nothing else.
+        once: end as soon as each fault has struck once, or cannot strike.
         fakes: as for ``open_tangram``.
         on_news: called before and after each fault, and after each event.
         until: when it returns, the campaign ends before its time, in order.
@@ -179,14 +181,15 @@ async def run_campaign(
                 on_news(campaign)
 
             running.server.event_log.listen(tell)
-            async with looking_on(running, campaign.seen, seed=seed), trio.open_nursery() as nursery:
+            async with open_observers(running, campaign.seen, seed=seed), trio.open_nursery() as nursery:
                 with trio.CancelScope() as strikes:
                     nursery.start_soon(_end_early, until, campaign, strikes)
-                    await _strike(Chaos(running, seed=seed, plugin=only), campaign, names, duration, on_news)
+                    chaos = Chaos(running, seed=seed, plugin=only)
+                    await _strike(chaos, campaign, names, duration, on_news, once=once)
                 await _come_to_rest(running, campaign)
-                await campaign.seen.wait_heard(running)
+                await campaign.seen.wait_message_after_faults(running)
                 nursery.cancel_scope.cancel()
-            campaign.broken += broken(campaign.seen.evidence(running), LOOKED_ON)
+            campaign.broken += broken(campaign.seen.evidence(running), OBSERVED_INVARIANTS)
     except InvariantBroken as error:
         campaign.broken += error.broken
     campaign.ended = trio.current_time()
@@ -245,7 +248,13 @@ def _chosen(faults: Sequence[str], only: str | None) -> list[str]:
 
 
 async def _strike(
-    chaos: Chaos, campaign: Campaign, names: list[str], duration: float, on_news: Callable[[Campaign], None]
+    chaos: Chaos,
+    campaign: Campaign,
+    names: list[str],
+    duration: float,
+    on_news: Callable[[Campaign], None],
+    *,
+    once: bool,
 ) -> None:
     end = trio.current_time() + duration
     left: list[str] = []
@@ -254,6 +263,11 @@ async def _strike(
         while trio.current_time() < end and len(campaign.skipped) < len(names):
             if not left:  # each once before any comes again
                 left = chaos.rng.sample(names, len(names))
+                if once:
+                    done = {one.name for one in campaign.struck} | campaign.skipped.keys()
+                    left = [name for name in left if name not in done]
+                    if not left:
+                        return
             name = left.pop()
             if name in campaign.skipped:
                 continue

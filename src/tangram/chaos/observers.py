@@ -22,14 +22,14 @@ from tangram.broker.ping import Probe, open_probe
 from tangram.errors import BrokerUnavailable, ChannelClosed, Refused
 from tangram.redis_url import parse_redis_url
 from tangram.testing.checks.invariants import Evidence
-from tangram.testing.checks.message_log import Heard, ranked
+from tangram.testing.checks.message_log import MessageLog, rank_messages
 from tangram.testing.fakes.client_frames import UPGRADE, masked
 from tangram.testing.fakes.memory_broker import MemoryBroker
 from tangram.testing.run.server import RunningTangram
 
-__all__ = ["LOOKED_ON", "Seen", "looking_on"]
+__all__ = ["OBSERVED_INVARIANTS", "Seen", "open_observers"]
 
-LOOKED_ON = (
+OBSERVED_INVARIANTS = (
     "no_connection_refused",
     "messages_in_order",
     "memory_per_slow_client",
@@ -82,7 +82,7 @@ class Seen:
     """Connections that were made, and lost at once."""
     refused: int = 0
     messages: list[tuple[int, int]] = attrs.field(factory=list)
-    """Numbered messages that were received, as in `Heard`."""
+    """Numbered messages that were received, as in `MessageLog`."""
     sent: list[int] = attrs.field(factory=list)
     """Numbers of those that Redis has taken."""
     most_behind: int = 0
@@ -90,9 +90,9 @@ class Seen:
     sent_away: int = 0
     """How often who reads nothing was sent away."""
     heard: bool | None = None
-    """A message came after the last fault; see `wait_heard`."""
+    """A message came after the last fault; see `wait_message_after_faults`."""
 
-    async def wait_heard(self, running: RunningTangram) -> None:
+    async def wait_message_after_faults(self, running: RunningTangram) -> None:
         """Until the browser that reads has got a message which is sent from now on, or the server has
         ended; at most for `HEARD_SECONDS`.
         """
@@ -104,18 +104,18 @@ class Seen:
             self.heard = True
 
     def evidence(self, running: RunningTangram) -> Evidence:
-        """For the invariants `LOOKED_ON`, beside all else that was seen of the server."""
+        """For the invariants `OBSERVED_INVARIANTS`, beside all else that was seen of the server."""
         return running.evidence(
             refused=self.refused,
             heard=self.heard,
-            messages=ranked(self.messages, self.sent),
+            messages=rank_messages(self.messages, self.sent),
             backlogs=[self.most_behind],
             backlog_bound=running.server.config.channel.max_backlog + BESIDE,
         )
 
 
 @asynccontextmanager
-async def looking_on(
+async def open_observers(
     running: RunningTangram, seen: Seen, *, every: float = EVERY, seed: int = 0
 ) -> AsyncIterator[None]:
     """They look on for the block, and tell ``seen``."""
@@ -233,7 +233,7 @@ async def _read(running: RunningTangram, seen: Seen, rng: random.Random) -> None
                 channel = await client.join(TOPIC, token=token)
                 # Each connection of this loop is a new membership, like each rejoin of one.
                 base = 1 + max((announced for _, announced in seen.messages), default=0)
-                heard = Heard(channel, base=base)
+                heard = MessageLog(channel, base=base)
                 heard.messages = seen.messages
                 async for _event in channel:
                     pass

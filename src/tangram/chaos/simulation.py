@@ -21,7 +21,7 @@ import trio
 import trio.testing
 
 from tangram.chaos.campaign import UNLIMITED
-from tangram.chaos.observers import LOOKED_ON, Seen, looking_on
+from tangram.chaos.observers import OBSERVED_INVARIANTS, Seen, open_observers
 from tangram.plugins import Plugin
 from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Strategy
@@ -31,9 +31,9 @@ from tangram.testing.checks.sometimes import SUPERVISION, Reached, collecting, o
 from tangram.testing.faults.catalogue import FAULTS, Chaos
 from tangram.testing.faults.catalogue.base import gave_up
 from tangram.testing.faults.steps import scheduled_from
+from tangram.testing.injection.child_faults import NothingToStrike
 from tangram.testing.run.server import CHEAP, TangramEnded, open_tangram
 from tangram.testing.run.workers import cores, in_processes
-from tangram.testing.seams.injection import NothingToStrike
 
 __all__ = [
     "EXPECTED",
@@ -171,10 +171,10 @@ def play(
             nonlocal events
             events = running.events
             seen = Seen()
-            async with looking_on(running, seen, every=LOOK_EVERY, seed=seed):
+            async with open_observers(running, seen, every=LOOK_EVERY, seed=seed):
                 await _play_to(Chaos(running, seed=seed), script, limited=limited)
-                await seen.wait_heard(running)
-            check(seen.evidence(running), LOOKED_ON)
+                await seen.wait_message_after_faults(running)
+            check(seen.evidence(running), OBSERVED_INVARIANTS)
             sometimes("who reads nothing was sent away", seen.sent_away > 0)
             sometimes("a browser got messages", len(seen.messages) > 0)
 

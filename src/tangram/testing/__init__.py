@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tangram.testing.checks.invariants import INVARIANTS, Evidence, InvariantBroken, check
-    from tangram.testing.checks.sometimes import Reached, collecting, sometimes
+    from tangram.testing.checks.sometimes import SUPERVISION, Reached, collecting, sometimes
+    from tangram.testing.conformance import check_plugin
     from tangram.testing.fakes.memory_broker import MemoryBroker
     from tangram.testing.fakes.ports import free_port
     from tangram.testing.faults.catalogue import FAULTS, Chaos
+    from tangram.testing.faults.proxy import Proxy, open_proxy
     from tangram.testing.faults.steps import StepFailed, StepReport, every_step, run_every_step
+    from tangram.testing.injection.child_faults import FaultPorts, InjectedFault, NothingToStrike
     from tangram.testing.run.brokers import RealBroker, open_broker
     from tangram.testing.run.process import Home, RunningProcess, open_process, run_process
     from tangram.testing.run.server import RunningTangram, TangramEnded, open_tangram
@@ -26,11 +29,11 @@ if TYPE_CHECKING:
         open_engine,
         open_transport,
     )
-    from tangram.testing.seams.injection import FaultPorts, InjectedFault
 
 __all__ = [
     "FAULTS",
     "INVARIANTS",
+    "SUPERVISION",
     "Chaos",
     "Evidence",
     "FakeBus",
@@ -39,6 +42,8 @@ __all__ = [
     "InjectedFault",
     "InvariantBroken",
     "MemoryBroker",
+    "NothingToStrike",
+    "Proxy",
     "Reached",
     "RealBroker",
     "RunningEngine",
@@ -51,12 +56,14 @@ __all__ = [
     "TangramEnded",
     "chaos",
     "check",
+    "check_plugin",
     "collecting",
     "every_step",
     "free_port",
     "open_broker",
     "open_engine",
     "open_process",
+    "open_proxy",
     "open_supervised",
     "open_tangram",
     "open_transport",
@@ -68,12 +75,14 @@ __all__ = [
 _MODULES = {
     "run.brokers": ("RealBroker", "open_broker"),
     "faults.catalogue": ("FAULTS", "Chaos"),
-    "seams.injection": ("FaultPorts", "InjectedFault"),
+    "injection.child_faults": ("FaultPorts", "InjectedFault", "NothingToStrike"),
+    "conformance": ("check_plugin",),
+    "faults.proxy": ("Proxy", "open_proxy"),
     "checks.invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
     "fakes.memory_broker": ("MemoryBroker",),
     "fakes.ports": ("free_port",),
     "run.process": ("Home", "RunningProcess", "open_process", "run_process"),
-    "checks.sometimes": ("Reached", "collecting", "sometimes"),
+    "checks.sometimes": ("SUPERVISION", "Reached", "collecting", "sometimes"),
     "run.server": ("RunningTangram", "TangramEnded", "open_tangram"),
     "faults.steps": ("StepFailed", "StepReport", "every_step", "run_every_step"),
     "run.supervised": ("Supervised", "open_supervised"),

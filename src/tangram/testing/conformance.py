@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from tangram.errors import SupervisionError
 from tangram.plugins import Plugin
 from tangram.testing.checks.census import take_census
+from tangram.testing.openapi_samples import SampleRequest, requests_of
 from tangram.testing.run.server import CHEAP, RunningTangram, TangramEnded, open_tangram
-from tangram.testing.samples import SampleRequest, requests_of
 
 __all__ = ["check_plugin"]
 
@@ -29,6 +29,15 @@ ENDS_WELL = frozenset({"returned", "returned before its start"})
 """Causes of a stop that nothing raised: it has done its work, or had nothing to do."""
 
 CHECKS = (*CHEAP, "nobody_is_stubborn", "comes_to_rest")
+
+
+_IN_CHAOS: Final = frozenset({"Broker", "Transport", "check_broker", "check_transport", "transport_of"})
+
+
+def __getattr__(name: str) -> object:
+    if name in _IN_CHAOS:
+        raise ImportError(f"{__name__}.{name} has moved, import {name!r} from tangram.chaos.conformance")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 async def check_plugin(

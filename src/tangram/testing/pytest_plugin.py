@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "chaos(*faults, seed=0): what strikes the fixture `tangram` meanwhile")
     if config.pluginmanager.hasplugin("trio"):
-        config.pluginmanager.import_plugin("tangram.testing.threaded.on_trio")
+        config.pluginmanager.import_plugin("tangram.testing.threaded.trio_fixtures")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -25,20 +25,20 @@ import attrs
 import trio
 
 __all__ = [
-    "THE_TESTS_OWN",
+    "OWNED_BY_TEST",
     "UNDER_TEST",
     "Census",
-    "born",
     "descendants",
+    "start_time",
     "take_census",
+    "track_started",
     "wait_nothing_left",
-    "watched",
 ]
 
 UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default=None)
 """Set in the task of a server under test: whatever that starts inherits it, and is known by it."""
 
-THE_TESTS_OWN: dict[int, int] = {}
+OWNED_BY_TEST: dict[int, int] = {}
 """Processes that a test started beside the server, by the kit, and the pipe to each: nobody's leak. Whoever
 started them sees to their end.
 """
@@ -150,7 +150,7 @@ def wait_nothing_left(
 
 
 @contextmanager
-def watched() -> Iterator[None]:
+def track_started() -> Iterator[None]:
     """A block in which what is started can be found at its end although nothing here leads to it: a process
     whose parent has ended, the tasks of an asyncio loop. May be open more than once at a time.
 
@@ -162,7 +162,7 @@ def watched() -> Iterator[None]:
 
 
 class _Watch:
-    """What `watched` changes for the whole process, for as long as somebody needs it."""
+    """What `track_started` changes for the whole process, for as long as somebody needs it."""
 
     def __init__(self) -> None:
         self.loops: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -297,7 +297,7 @@ def _descriptors() -> tuple[dict[object, str], dict[object, str]]:
         with suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115 - as `_names`
             if target.startswith(("socket:", "pipe:", "anon_inode:")):
-                if number not in THE_TESTS_OWN.values():
+                if number not in OWNED_BY_TEST.values():
                     found[number, target] = f"{number} -> {target}"
             elif target.startswith("/") and not target.startswith(_NO_FILES) and _is_file(number, target):
                 files[number, target] = f"{number} -> {target}"
@@ -375,7 +375,7 @@ class _Orphans:
         if reaped != self._reaped:
             self._known = dict(_marked(below))
             self._reaped = reaped
-        self._known = {key: told for key, told in self._known.items() if born(key[0]) == key[1]}
+        self._known = {key: told for key, told in self._known.items() if start_time(key[0]) == key[1]}
         return dict[object, str](self._known.items())
 
 
@@ -391,7 +391,7 @@ def _marked(below: Mapping[int, object]) -> Iterator[tuple[tuple[int, str], str]
             if entry not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 continue
             told = _stat(pid)
-            if told is not None and told.session not in THE_TESTS_OWN:
+            if told is not None and told.session not in OWNED_BY_TEST:
                 yield (pid, told.began), f"{told.name} (process {pid}, its parent has ended)"
 
 
@@ -415,7 +415,7 @@ def _stat(whose: int | str) -> _Stat | None:
     return _Stat(head.partition("(")[2], fields[0], int(fields[3]), fields[19])
 
 
-def born(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When a process began, in the kernel's ticks; None where it does nothing any more."""
     told = _stat(pid)
     return None if told is None or told.state == "Z" else told.began
@@ -435,7 +435,7 @@ def _below(parent: int) -> Iterator[tuple[int, _Stat]]:
             continue
         for child in map(int, children):
             told = _stat(child)
-            if child in THE_TESTS_OWN or told is None:
+            if child in OWNED_BY_TEST or told is None:
                 continue
             yield child, told
             yield from _below(child)

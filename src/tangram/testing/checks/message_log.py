@@ -9,10 +9,10 @@ import msgspec
 from tangram.channels.frames import ERROR, SocketMessage
 from tangram.client import Channel
 
-__all__ = ["Heard", "ranked"]
+__all__ = ["MessageLog", "rank_messages"]
 
 
-def ranked(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> list[tuple[int, int]]:
+def rank_messages(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> list[tuple[int, int]]:
     """Messages with their places in place of their numbers: one that Redis did not surely take (it is not in
     ``sent``) may be missing, and may be there.
     """
@@ -21,7 +21,7 @@ def ranked(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> list[tup
     return [(place[number], announced) for number, announced in heard]
 
 
-class Heard:
+class MessageLog:
     """Listens to a channel from now on, for the invariant ``messages_in_order``.
 
     Told at the client's own door and not by who iterates over the channel: whoever reads later cannot tell a

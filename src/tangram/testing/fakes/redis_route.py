@@ -12,10 +12,10 @@ from tangram.bus.sockets import PlainStream
 from tangram.redis_url import RedisAddress
 from tangram.testing.fakes.memory_stream import PipeEnd
 
-__all__ = ["Line"]
+__all__ = ["RedisRoute"]
 
 
-class Line:
+class RedisRoute:
     """Dials Redis for the bus and for subscribers: ``bus.resp.current_dial``.
 
     ``inner`` dials where the way is direct; a broker in memory puts its own there.
@@ -37,11 +37,11 @@ class Line:
         self._streams.add(stream)
         return stream
 
-    def lead(self, *, to: tuple[str, int], through: tuple[str, int]) -> None:
+    def detour(self, *, to: tuple[str, int], through: tuple[str, int]) -> None:
         """Who dials ``to`` from now on gets a connection to ``through``."""
         self._ways[to] = through
 
-    def lead_directly(self) -> None:
+    def clear_detours(self) -> None:
         """No detours any more."""
         self._ways.clear()
 

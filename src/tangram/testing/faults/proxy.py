@@ -1,10 +1,10 @@
-"""A proxy that spoils connections on purpose: put it before Redis or before the web port of a server.
+"""A TCP proxy that spoils connections on purpose, before Redis or before the web port of a server.
 
     async with open_proxy(host, port) as proxy:
         proxy.latency = 0.05
         ...  # connect to proxy.host, proxy.port
 
-Settings may be changed at any time and hold for what passes from then on, in both directions.
+Settings may be changed at any time and apply to the bytes that pass from then on, in both directions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["Proxy", "open_proxy"]
 
 CHUNK = 65536
 CONNECT_SECONDS = 10.0
-"""For the target to take a connection, as a client would wait; then the client is reset."""
+"""Seconds for the target to accept a connection, as a client would wait; then the client is reset."""
 
 PIECES = 10_000
-"""Of so many pieces the sizes are kept: some kB of seven bytes each."""
+"""Sizes of pieces to remember: some kB of seven bytes each."""
 
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 """SO_LINGER on, zero seconds: close() sends a reset."""
 
 
 class Proxy:
-    """Passes bytes on; made by `open_proxy`."""
+    """Passes bytes on between clients and one target; made by `open_proxy`."""
 
     def __init__(self, host: str, port: int, seed: int) -> None:
         self.host = "127.0.0.1"
@@ -39,22 +39,28 @@ class Proxy:
         self.latency = 0.0
         """Seconds before each piece is passed on."""
         self.jitter = 0.0
-        """Seconds more, at most, drawn from the seed."""
+        """Further seconds before each piece, at most; drawn from the seed."""
         self.bandwidth = 0.0
-        """Bytes a second; 0 is no bound."""
+        """Bytes a second; 0 for no bound."""
         self.slice = 0
-        """Bytes that are passed on at once; 0 is as they come."""
+        """Bytes that are passed on at once; 0 leaves pieces as they come."""
         self.black_hole = False
-        """Nothing is passed on, and nobody is told."""
+        """Whether bytes are swallowed instead of passed on; connections stay open."""
         self.refuse = False
-        """New connections are reset."""
+        """Whether new connections are reset."""
         self.connections = 0
-        """So many were made so far."""
+        """Connections accepted so far."""
         self.pieces: deque[int] = deque(maxlen=PIECES)
-        """The sizes in bytes of what was passed on, or swallowed, at once; the last ones."""
+        """Sizes in bytes of the last pieces that were passed on or swallowed."""
         self._target = (host, port)
         self._rng = random.Random(seed)  # noqa: S311 - reproducible
         self._pairs: set[tuple[trio.SocketStream, trio.SocketStream]] = set()
+
+    def restore(self) -> None:
+        """Pass bytes on without delay, bound or cut from now on, like a network that has recovered."""
+        self.latency = self.jitter = self.bandwidth = 0.0
+        self.slice = 0
+        self.black_hole = self.refuse = False
 
     def reset_all(self) -> None:
         """Reset every connection, on both sides."""
@@ -63,15 +69,15 @@ class Proxy:
                 _reset(stream)
 
     def half_close_all(self) -> None:
-        """Send both sides the end of the stream, whatever is on its way to them."""
+        """Send both sides of every connection the end of the stream, whatever is on its way to them."""
         for pair in list(self._pairs):
             for stream in pair:
-                # Not send_eof: a task of ours may be sending on it just now.
+                # Not send_eof: another task may be sending on this stream.
                 with suppress(OSError):
                     stream.socket.shutdown(socket.SHUT_WR)
 
     async def carry(self, client: trio.SocketStream) -> None:
-        """One connection, from accept to its end."""
+        """Serve one connection, from accept to its end."""
         self.connections += 1
         if self.refuse:
             _reset(client)
@@ -91,7 +97,7 @@ class Proxy:
         finally:
             self._pairs.discard(pair)
             for stream in pair:
-                # Not aclose: under cancellation its checkpoint would leave the second one open.
+                # Not aclose: under cancellation its checkpoint would leave the second stream open.
                 stream.socket.close()
 
     async def _pass_on(
@@ -100,7 +106,7 @@ class Proxy:
         try:
             while data := await source.receive_some(CHUNK):
                 pieces = self._slices(bytes(data))
-                # Noted when they are cut: who changes a setting can tell what was cut under it.
+                # Noted when they are cut, so that a test sees which pieces were cut under a new setting.
                 self.pieces.extend(map(len, pieces))
                 for piece in pieces:
                     await self._wait(len(piece))
@@ -130,7 +136,13 @@ def _reset(stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def open_proxy(host: str, port: int, *, seed: int = 0) -> AsyncIterator[Proxy]:
-    """A proxy on a free port of loopback before ``host`` and ``port``."""
+    """Open a proxy on a free port of 127.0.0.1 before ``host`` and ``port``.
+
+    Args:
+        host: of the target.
+        port: of the target.
+        seed: of the jitter.
+    """
     proxy = Proxy(host, port, seed)
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host=proxy.host)

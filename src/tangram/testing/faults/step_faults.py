@@ -1,4 +1,4 @@
-"""What is done to a server at one step, and the instrument that counts steps and does it."""
+"""Injections at one step of a server's tasks, and the Trio instrument that counts steps and injects."""
 
 from __future__ import annotations
 
@@ -10,52 +10,58 @@ import trio
 from tangram.supervision import CURRENT_CHILD_TASK
 from tangram.supervision.child_task import ChildTask
 from tangram.testing.checks.census import UNDER_TEST
+from tangram.testing.injection.child_faults import InjectedFault, NothingToStrike
+from tangram.testing.injection.io_faults import OPERATIONS, Operation
 from tangram.testing.run.server import RunningTangram
-from tangram.testing.seams.injection import InjectedFault, NothingToStrike
-from tangram.testing.seams.io_faults import SEAMS, Operation
 
-__all__ = ["HARMLESS", "KINDS", "Blow", "Stepper", "in_state"]
+__all__ = ["HARMLESS_FAULTS", "KINDS", "StepFault", "StepInstrument", "children_in_state"]
 
-Blow = Literal["cancel", "crash", "drop", "kill", "reset", "stop", "dial", "send", "receive"]
+StepFault = Literal["cancel", "crash", "drop", "kill", "reset", "stop", "dial", "send", "receive"]
 
-KINDS: tuple[Blow, ...] = ("cancel", "crash", "drop", "kill", "reset", "stop", *SEAMS)
-"""``cancel``: the scope of the child in whose task the step is; ``crash``: an exception in the nearest child
-of the tree; ``drop``: every connection to the broker breaks; ``kill``: the broker ends; ``reset``: every
-connection to the web port breaks; ``stop``: the whole server is stopped; ``dial``, ``send``, ``receive``: the
-next such operation towards the broker raises."""
+KINDS: tuple[StepFault, ...] = ("cancel", "crash", "drop", "kill", "reset", "stop", *OPERATIONS)
+"""The kinds of injection.
 
-HARMLESS: frozenset[str] = frozenset({"drop", "reset", *SEAMS})
-"""What crashes no part of the core: connections come and go."""
+- ``cancel``: the cancel scope of the child in whose task the step is.
+- ``crash``: an exception in the nearest child of the tree.
+- ``drop``: every connection to the broker breaks.
+- ``kill``: the broker ends.
+- ``reset``: every connection to the web port breaks.
+- ``stop``: the whole server is stopped.
+- ``dial``, ``send``, ``receive``: the next such operation towards the broker raises.
+"""
+
+HARMLESS_FAULTS: frozenset[str] = frozenset({"drop", "reset", *OPERATIONS})
+"""Kinds that must not crash a part of the core: connections come and go."""
 
 
-class Stepper(trio.abc.Instrument):
-    """Counts the steps of the server's tasks, and at one of them does something."""
+class StepInstrument(trio.abc.Instrument):
+    """Counts the steps of the server's tasks, and injects something at one of them."""
 
     def __init__(
-        self, kind: Blow | None, at: int, scope: str | None = None, left_out: Collection[str] = ()
+        self, kind: StepFault | None, at: int, scope: str | None = None, left_out: Collection[str] = ()
     ) -> None:
         self.kind = kind
         self.at = at
         self.count = 0
         self.struck = ""
-        """Where it struck; empty until then."""
+        """The task in which it struck; empty until then."""
         self.struck_at = 0
         self.left_out = set(left_out)
-        """Children that are in quarantine also where nothing is done."""
+        """Children that are in quarantine also without an injection."""
         self._events_before = 0
         self._starting: set[str] | None = None
-        """Who was being started when it struck; None where it struck in the first boot."""
+        """Children that were being started when it struck; None where it struck in the first boot."""
         self.server: RunningTangram | None = None
         self._scope = scope
         self._files: dict[str, bool] = {}
 
     def watch(self, server: RunningTangram) -> None:
         self.server = server
-        if self.kind in SEAMS:
-            server.seam.fails = self._meets
+        if self.kind in OPERATIONS:
+            server.faulty_dial.fails = self._fails
 
-    def _meets(self, operation: Operation) -> bool:
-        """An operation at the seam: the first one of the kind from the step on is struck."""
+    def _fails(self, operation: Operation) -> bool:
+        """Return whether an operation of the bus fails: the first one of the kind from the step on."""
         if operation != self.kind or self.struck or self.count < self.at:
             return False
         self._note(trio.lowlevel.current_task())
@@ -64,16 +70,18 @@ class Stepper(trio.abc.Instrument):
     def _note(self, task: trio.lowlevel.Task) -> None:
         assert self.server is not None
         self._events_before = len(self.server.events)
-        self.left_out.update(in_state(self.server, "quarantined"))
+        self.left_out.update(children_in_state(self.server, "quarantined"))
         if self.server.server.ready_count:
-            self._starting = set(in_state(self.server, "starting"))
+            self._starting = set(children_in_state(self.server, "starting"))
         life = task.context.get(CURRENT_CHILD_TASK)
         self.struck = f"task {task.name} of {'the root' if life is None else life.child}"
         self.struck_at = self.count
 
     def excuses(self, child: str) -> bool:
-        """Whether a child may be in quarantine after this blow: it was in the one start that an incarnation
-        gives it, and has had no other since.
+        """Return whether a child may be in quarantine after this injection.
+
+        It may where it was struck in the one start that an incarnation gives it and has had no other
+        since.
         """
         if child in self.left_out:
             return True
@@ -91,12 +99,13 @@ class Stepper(trio.abc.Instrument):
         if self._scope is not None and not self._in_scope(task, self._scope):
             return
         self.count += 1
-        # Where there is nothing to strike (a task of no child's, a broker that is not up), the next is taken.
+        # Where there is no target (a task outside of all children, a broker that is not up), the next step is
+        # taken.
         if self.kind is not None and not self.struck and self.count >= self.at and self._strike(task):
             self._note(task)
 
     def _in_scope(self, task: trio.lowlevel.Task, scope: str) -> bool:
-        """Whether the task stands below the child, or in code of the plugin that the child is."""
+        """Return whether a task stands below the child, or runs code of the plugin that the child is."""
         life = below = task.context.get(CURRENT_CHILD_TASK)
         while life is not None:
             if life.child == scope:
@@ -104,7 +113,7 @@ class Stepper(trio.abc.Instrument):
             life = life.supervisor.parent
         if below is None or below.child != "web":
             return False
-        # A handler runs in the connection's task.
+        # A request handler runs in the task of its connection, below the web child.
         return any(self._owned(frame.f_code.co_filename, scope) for frame, _ in task.iter_await_frames())
 
     def _owned(self, filename: str, scope: str) -> bool:
@@ -120,8 +129,8 @@ class Stepper(trio.abc.Instrument):
         server = self.server
         assert server is not None
         life = task.context.get(CURRENT_CHILD_TASK)
-        if self.kind in SEAMS:
-            return False  # struck where the operation is
+        if self.kind in OPERATIONS:
+            return False  # struck by `_fails`
         if self.kind == "stop":
             server.stop()
         elif self.kind == "reset":
@@ -146,7 +155,7 @@ class Stepper(trio.abc.Instrument):
         return True
 
     def _crash(self, server: RunningTangram, life: ChildTask | None) -> bool:
-        """In the child itself, or in the nearest above it that has a port."""
+        """Crash the child itself, or the nearest one above it that has a fault port."""
         while life is not None:
             try:
                 server.crash(life.child, InjectedFault(f"at step {self.count}"))
@@ -157,8 +166,8 @@ class Stepper(trio.abc.Instrument):
         return False
 
 
-def in_state(server: RunningTangram, *states: str) -> Iterator[str]:
-    """The children that are in one of these states now, also those of services."""
+def children_in_state(server: RunningTangram, *states: str) -> Iterator[str]:
+    """Yield the names of the children in one of these states, children of nested supervisors included."""
     root = server.server.root
     tops = [] if root is None else [root.statistics()]
     while tops:

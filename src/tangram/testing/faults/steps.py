@@ -1,16 +1,17 @@
-"""Cancel, crash, break or stop at every step: a scenario is run once to count its steps, then again and
-again with something done to it at step k, for every k, until a run has passed without anything being done. It
-is the way in which SQLite tests what happens when memory runs out.
+"""Run a scenario once for each of its steps, with something injected at that step.
 
-A step is one scheduling of one of the server's tasks, as a Trio instrument sees it. Each run has a loop, a
-virtual clock, a broker and a web port in memory of its own, and its tasks are scheduled from a seed, so that
-step k is the same in each.
+The scenario runs once to count its steps, then again with an injection at step k, for every k, until a
+run has passed without one. SQLite tests its reaction to a lack of memory in the same way.
 
-1. A run costs about 40 ms: nothing is read from files twice, nothing is printed, and the garbage collector
-   runs between runs. With ``jobs`` they are shared among processes.
-2. Two numbers k that come to the same blow are one run: where there is nothing to strike at step k (no broker
-   yet, a task of no child's), the next step is taken that has something, and the numbers in between are left
-   out. Nothing else is taken for equal: at each other step another task is on its way.
+A step is one scheduling of one of the server's tasks, as a Trio instrument sees it. Each run has a
+loop, a virtual clock, a broker and a web port in memory of its own, and its tasks are scheduled from a
+seed, so that step k is the same in each run.
+
+1. A run costs about 40 ms: no file is read twice, nothing is printed, and the garbage collector runs
+   between runs. With ``jobs`` the runs are shared among processes.
+2. Two numbers k that lead to the same injection are one run: where step k has no target (no broker yet,
+   a task outside of all children), the next step with a target is taken, and the numbers in between are
+   left out. No other steps are taken for equal, because at each another task is in progress.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ from tangram.plugins import Plugin
 from tangram.testing.checks.invariants import InvariantBroken
 from tangram.testing.checks.log_records import quiet
 from tangram.testing.checks.sometimes import observe, sometimes
-from tangram.testing.faults.step_faults import HARMLESS, KINDS, Blow, Stepper, in_state
+from tangram.testing.faults.step_faults import (
+    HARMLESS_FAULTS,
+    KINDS,
+    StepFault,
+    StepInstrument,
+    children_in_state,
+)
 from tangram.testing.run.server import CHEAP, RunningTangram, TangramEnded, open_tangram
 from tangram.testing.run.setup import configure
 from tangram.testing.run.workers import in_processes
 
 __all__ = [
     "KINDS",
-    "Blow",
     "StepFailed",
+    "StepFault",
     "StepReport",
     "every_step",
     "run_every_step",
@@ -53,33 +60,37 @@ __all__ = [
 Scenario = Callable[[RunningTangram], Awaitable[object]]
 
 SCENARIO_SECONDS = 60.0
-"""Of virtual time, for one run of a scenario: it costs nothing where nothing hangs."""
+"""Virtual seconds for one run of a scenario: they cost nothing where nothing hangs."""
 
 STEADY_SECONDS = 120.0
-"""Of virtual time, until the tree is at rest again: four start limits."""
+"""Virtual seconds until the tree is at rest again: four start timeouts."""
 
 MOST_STEPS = 100_000
-"""A scenario that goes on for longer never ends."""
+"""Steps after which a scenario is taken for endless."""
 
 COLLECT_EVERY = 25
-"""Runs between two passes of the garbage collector. One run makes some MB of it, most of it in cycles."""
+"""Runs between two passes of the garbage collector. One run makes some MB of garbage, most of it in
+cycles.
+"""
 
 
 class StepFailed(AssertionError):
-    """A run with something done to it at one step ended otherwise than it must; the message says which."""
+    """A run with an injection at one step ended in a wrong way; the message says which step."""
 
 
 @attrs.define
 class StepReport:
-    """What was done in all runs, and what came of it."""
+    """Counts of all runs and their outcomes."""
 
     steps: int = 0
-    """Steps of the scenario when nothing is done to it."""
+    """Steps of the scenario without an injection."""
     runs: Counter[str] = attrs.field(factory=Counter)
     """Runs, by kind."""
     outcomes: Counter[str] = attrs.field(factory=Counter)
-    """``kind: outcome``: ``up`` again, ``quarantined`` where that may be, ``ended`` with its cause,
-    ``stopped``, ``not started``.
+    """Counts by ``kind: outcome``.
+
+    Outcomes are ``up``, ``quarantined`` where that is allowed, ``ended`` with its cause, ``stopped``
+    and ``not started``.
     """
 
     def merge(self, other: StepReport) -> None:
@@ -95,8 +106,9 @@ class StepReport:
 
 @contextmanager
 def scheduled_from(seed: int) -> Iterator[None]:
-    """Trio schedules the tasks of one batch in an order drawn from ``seed``: the one place that reaches for
-    its private generator.
+    """Let Trio schedule the tasks of each batch in an order drawn from ``seed``.
+
+    This is the one place that reaches for Trio's private random generator.
     """
     from trio._core import _run
 
@@ -112,12 +124,12 @@ def scheduled_from(seed: int) -> Iterator[None]:
 
 @attrs.frozen
 class _Plan:
-    """What is run again and again; can be handed to another process."""
+    """The parameters that all runs share; can be handed to another process."""
 
     scenario: Scenario
     plugins: list[Plugin | str]
     tables: Mapping[str, Any] | None
-    kinds: tuple[Blow, ...]
+    kinds: tuple[StepFault, ...]
     scope: str | None
     seed: int
 
@@ -127,7 +139,7 @@ async def every_step(
     *,
     plugins: Iterable[Plugin | str] = (),
     config: Mapping[str, Any] | None = None,
-    kinds: Iterable[Blow] = KINDS,
+    kinds: Iterable[StepFault] = KINDS,
     scope: str | None = None,
     step: int | None = None,
     stride: int = 1,
@@ -135,31 +147,32 @@ async def every_step(
     jobs: int = 1,
     seed: int = 0,
 ) -> StepReport:
-    """Strike at every step of a scenario, once for each step, in one line of a test.
+    """Inject faults at every step of a scenario, once for each step, in one line of a test.
 
-    Each run boots a server, awaits ``scenario(tangram)``, and stops. What the scenario raises after the blow
-    is forgiven; but then the server must come to rest, with every plugin that was up, the scenario must pass
-    if it is run again, and every invariant must hold.
+    Each run boots a server, awaits ``scenario(tangram)``, and stops. An exception of the scenario after
+    the injection is forgiven. But the server must then come to rest with every plugin that was up, the
+    scenario must pass when it is run again, and every invariant must hold.
 
     Args:
-        scenario: ``None``: ask for ``/-/readyz``, restart cleanly, and ask again.
+        scenario: the code under test. ``None``: request ``/-/readyz``, restart cleanly, request it
+            again.
         plugins: as for ``open_tangram``.
         config: as for ``open_tangram``.
-        kinds: what is done; see `KINDS`.
-        scope: a child (``"plugin:my_plugin"``): only its steps are struck at, those of what stands below it,
-        and those at which a handler of an installed plugin is on its way. ``None``: all steps of the
-        server's.
-        step: strike at this step only: how a failure is played again.
-        stride: strike at every so manieth step only.
-        most: strike at so many steps at most for each kind, evenly spread over the scenario.
-        jobs: share the runs among so many processes; plugins and scenario are imported there by their names.
-        seed: of the order in which Trio runs tasks, of all jitter, and of where a stride begins.
+        kinds: the injections; see `KINDS`.
+        scope: a child (``"plugin:my_plugin"``): inject only at its steps, at those of tasks below it,
+            and while a handler of an installed plugin runs. ``None``: at all steps of the server.
+        step: inject at this step only, to play a failure again.
+        stride: inject at every so manieth step only.
+        most: inject at this many steps at most for each kind, evenly spread over the scenario.
+        jobs: number of processes that share the runs; they import plugins and scenario by name.
+        seed: of the order in which Trio runs tasks, of all jitter, and of the first step with a stride.
 
     Raises:
-        StepFailed: a run ended otherwise; the message names kind, step, seed and place, and how to play it
-        again. Or a plugin does not start with nothing done to it. Or nothing could be struck: no step is in
-        ``scope``, there are fewer than ``step``, or there was nothing of the kind at any of them.
-        ValueError: a kind that there is not.
+        StepFailed: a run ended in a wrong way; the message names kind, step, seed and task, and how to
+            play it again. Or a plugin does not start without an injection. Or nothing was injected: no
+            step is in ``scope``, there are fewer steps than ``step``, or no step had a target of the
+            kind.
+        ValueError: there is no such kind.
     """
     run = partial(run_every_step, scenario, plugins=plugins, config=config, kinds=kinds, scope=scope)
     more = partial(run, step=step, stride=stride, most=most, jobs=jobs, seed=seed)
@@ -171,7 +184,7 @@ def run_every_step(
     *,
     plugins: Iterable[Plugin | str] = (),
     config: Mapping[str, Any] | None = None,
-    kinds: Iterable[Blow] = KINDS,
+    kinds: Iterable[StepFault] = KINDS,
     scope: str | None = None,
     step: int | None = None,
     stride: int = 1,
@@ -179,7 +192,7 @@ def run_every_step(
     jobs: int = 1,
     seed: int = 0,
 ) -> StepReport:
-    """`every_step` for a synchronous test."""
+    """Run `every_step` in a synchronous test; arguments and exceptions are the same."""
     chosen = tuple(kinds)
     if unknown := [kind for kind in chosen if kind not in KINDS]:
         raise ValueError(f"no kind {unknown[0]!r}: expected some of {', '.join(KINDS)}")
@@ -207,7 +220,7 @@ def _strike_shares(plan: _Plan, stride: int, most: int | None, jobs: int) -> Ste
 
 
 def _strike_all(plan: _Plan, stride: int, most: int | None, *, share: int = 0, shares: int = 1) -> StepReport:
-    """Every step, or the share of this process: each ``shares``-th of them."""
+    """Inject at every step, or at the share of this process: each ``shares``-th of them."""
     with _runs(plan) as (once, steps):
         report = StepReport(steps)
         if most is not None:
@@ -215,12 +228,12 @@ def _strike_all(plan: _Plan, stride: int, most: int | None, *, share: int = 0, s
         for kind in plan.kinds:
             at = 1 + random.Random(f"{plan.seed} {kind}").randrange(stride) + share * stride  # noqa: S311 - reproducible
             while at < MOST_STEPS:
-                stepper, outcome = once(kind, at)
-                if not stepper.struck:
+                instrument, outcome = once(kind, at)
+                if not instrument.struck:
                     break
                 report.runs[kind] += 1
                 report.outcomes[f"{kind}: {outcome}"] += 1
-                while at <= stepper.struck_at:  # what lies in between comes to the same blow
+                while at <= instrument.struck_at:  # the steps in between lead to the same injection
                     at += stride * shares
     return report
 
@@ -229,41 +242,46 @@ def _strike_at(plan: _Plan, step: int) -> StepReport:
     report = StepReport()
     with _runs(plan) as (once, _):
         for kind in plan.kinds:
-            stepper, outcome = once(kind, step)
-            if not stepper.struck:
-                raise StepFailed(f"{kind} found nothing to strike at step {step}: there are {stepper.count}")
-            report.steps = max(report.steps, stepper.count)
+            instrument, outcome = once(kind, step)
+            if not instrument.struck:
+                raise StepFailed(
+                    f"{kind} found nothing to strike at step {step}: there are {instrument.count}"
+                )
+            report.steps = max(report.steps, instrument.count)
             report.runs[kind] += 1
             report.outcomes[f"{kind}: {outcome}"] += 1
     return report
 
 
-Once = Callable[[Blow, int], tuple[Stepper, str]]
+Once = Callable[[StepFault, int], tuple[StepInstrument, str]]
 
 
 @contextmanager
 def _runs(plan: _Plan) -> Iterator[tuple[Once, int]]:
-    """What is common to all runs is made once: the configuration, the silence, the collector's pause; and the
-    run in which nothing is done, of which the steps are told.
+    """Prepare what all runs share, and run the scenario once without an injection.
+
+    Shared are the configuration, the silenced log and the pause of the garbage collector. Yields a
+    function for one run, and the number of steps.
     """
     runs = 0
 
-    def once(kind: Blow, at: int) -> tuple[Stepper, str]:
+    def once(kind: StepFault, at: int) -> tuple[StepInstrument, str]:
         nonlocal runs
         runs += 1
         if runs % COLLECT_EVERY == 0:
             gc.collect()
-        return _run_once(plan, config, Stepper(kind, at, plan.scope, undisturbed.left_out))
+        return _run_once(plan, config, StepInstrument(kind, at, plan.scope, undisturbed.left_out))
 
     with tempfile.TemporaryDirectory(prefix="tangram-steps-") as folder, quiet():
         config = configure(_with_secrets(plan.tables or {}), Path(folder))
         thresholds = gc.get_threshold()
         gc.collect()
         gc.freeze()
-        # Not disabled: the server asks whether it is on. Where it runs, tasks are not the same in each run.
+        # Not disabled, because the server asks whether it is on. A pass at a random moment would change which
+        # tasks run when.
         gc.set_threshold(0)
         try:
-            undisturbed, _ = _run_once(plan, config, Stepper(None, 0, plan.scope))
+            undisturbed, _ = _run_once(plan, config, StepInstrument(None, 0, plan.scope))
             yield once, undisturbed.count
         finally:
             gc.set_threshold(*thresholds)
@@ -271,7 +289,7 @@ def _runs(plan: _Plan) -> Iterator[tuple[Once, int]]:
 
 
 def _with_secrets(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """With secrets of its own a server needs no state folder: 4 ms of each run."""
+    """Add secrets to the tables: then a server needs no state folder, which costs 4 ms of each run."""
     chosen = {name: dict(table) for name, table in tables.items()}
     for table, key in [("channel", "jwt_secret"), ("server", "operator_token")]:
         chosen.setdefault(table, {}).setdefault(key, f"the-{key}-of-a-server-under-test")
@@ -279,7 +297,7 @@ def _with_secrets(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def serve_and_restart(tangram: RunningTangram) -> None:
-    """The scenario that every server passes: it is ready, restarts cleanly, and is ready."""
+    """Play the default scenario: the server is ready, restarts cleanly, and is ready again."""
     for last in (False, True):
         answer = await tangram.http.get("/-/readyz")
         assert answer.status_code == 200, answer.text
@@ -287,31 +305,31 @@ async def serve_and_restart(tangram: RunningTangram) -> None:
             await tangram.server.restart()
 
 
-def _run_once(plan: _Plan, config: LoadedConfig, stepper: Stepper) -> tuple[Stepper, str]:
-    kind, at = stepper.kind, stepper.at
-    main = partial(_live, stepper, plan, config)
+def _run_once(plan: _Plan, config: LoadedConfig, instrument: StepInstrument) -> tuple[StepInstrument, str]:
+    kind, at = instrument.kind, instrument.at
+    main = partial(_live, instrument, plan, config)
     try:
         with scheduled_from(plan.seed):
             outcome = trio.run(
-                main, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[stepper]
+                main, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[instrument]
             )
     except Exception as error:
         where = f"with nothing done to it (nothing was struck), seed {plan.seed}"
-        if stepper.struck:
-            where = f"{kind} at step {at} ({stepper.struck}), seed {plan.seed}"
+        if instrument.struck:
+            where = f"{kind} at step {at} ({instrument.struck}), seed {plan.seed}"
             again = f"kinds=[{kind!r}], step={at}, seed={plan.seed}"
             again += f", scope={plan.scope!r}" if plan.scope is not None else ""
             where += f" (to play it again: {again})"
-        raise StepFailed(f"{where}: {_told(error)}") from error
-    return stepper, outcome
+        raise StepFailed(f"{where}: {_innermost(error)}") from error
+    return instrument, outcome
 
 
-def _told(error: BaseException) -> str:
+def _innermost(error: BaseException) -> str:
     error = first_leaf(error)
     return f"{type(error).__name__}: {error}"
 
 
-async def _live(stepper: Stepper, plan: _Plan, config: LoadedConfig) -> str:
+async def _live(instrument: StepInstrument, plan: _Plan, config: LoadedConfig) -> str:
     outcome = "not started"
     try:
         async with open_tangram(
@@ -321,24 +339,24 @@ async def _live(stepper: Stepper, plan: _Plan, config: LoadedConfig) -> str:
             memory_port=True,
             seed=plan.seed,
             checks=(*CHEAP, "comes_to_rest"),
-            on_server=stepper.watch,
+            on_server=instrument.watch,
         ) as tangram:
-            outcome = await _play(stepper, plan.scenario, tangram)
+            outcome = await _play(instrument, plan.scenario, tangram)
     except TangramEnded as ended:
-        # A core part that fails at first boot ends the server, with its cause: rule 2.
-        if not stepper.struck:
+        # A core part that fails in the first boot ends the server with its cause (rule 2 of supervision).
+        if not instrument.struck:
             raise
-        if (stepper.kind == "stop") != (ended.status == 0):
-            told = f"{stepper.kind} in the first boot ended it with status {ended.status}"
-            raise AssertionError(told) from ended
-    if stepper.server is not None:
-        observe(stepper.server.events)
-        sometimes(f"every step: {stepper.kind} at {outcome}", stepper.struck)
+        if (instrument.kind == "stop") != (ended.status == 0):
+            message = f"{instrument.kind} in the first boot ended it with status {ended.status}"
+            raise AssertionError(message) from ended
+    if instrument.server is not None:
+        observe(instrument.server.events)
+        sometimes(f"every step: {instrument.kind} at {outcome}", instrument.struck)
     return outcome
 
 
-async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -> str:
-    if stepper.kind is None:
+async def _play(instrument: StepInstrument, scenario: Scenario, tangram: RunningTangram) -> str:
+    if instrument.kind is None:
         _must_be_there(tangram, lambda _name: False, "does not start")
     try:
         with trio.fail_after(SCENARIO_SECONDS):
@@ -346,34 +364,34 @@ async def _play(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -
     except InvariantBroken:
         raise
     except Exception:
-        if not stepper.struck:
+        if not instrument.struck:
             raise
-    if stepper.kind is None:
-        stepper.left_out.update(in_state(tangram, "quarantined"))
-    if not stepper.struck:
+    if instrument.kind is None:
+        instrument.left_out.update(children_in_state(tangram, "quarantined"))
+    if not instrument.struck:
         return "up"
-    return "stopped" if stepper.kind == "stop" else await _heal(stepper, scenario, tangram)
+    return "stopped" if instrument.kind == "stop" else await _heal(instrument, scenario, tangram)
 
 
-async def _heal(stepper: Stepper, scenario: Scenario, tangram: RunningTangram) -> str:
-    """What comes of a blow, in the end."""
+async def _heal(instrument: StepInstrument, scenario: Scenario, tangram: RunningTangram) -> str:
+    """Wait for the outcome of an injection, and check it."""
     outcome = await tangram.wait_steady(seconds=STEADY_SECONDS)
-    if stepper.kind in HARMLESS and (crashed := _core_crashes(tangram)):
+    if instrument.kind in HARMLESS_FAULTS and (crashed := _core_crashes(tangram)):
         raise AssertionError(f"a lost connection crashed {', '.join(crashed)}")
     if outcome == "ended":
         assert tangram.status, "the server ended by itself, without a cause"
-        assert any(event.kind == "gave_up" for event in tangram.events), "it ended and told nobody why"
+        assert any(event.kind == "gave_up" for event in tangram.events), "it ended without a gave_up event"
     elif outcome == "up":
         with trio.fail_after(SCENARIO_SECONDS):
             await scenario(tangram)
     else:
-        _must_be_there(tangram, stepper.excuses, "ran and did not come back")
+        _must_be_there(tangram, instrument.excuses, "ran and did not come back")
     return outcome
 
 
 def _must_be_there(tangram: RunningTangram, excuses: Callable[[str], bool], otherwise: str) -> None:
-    """Nobody is in quarantine but those who may be."""
-    for name in in_state(tangram, "quarantined"):
+    """Check that no plugin is in quarantine but those that are excused."""
+    for name in children_in_state(tangram, "quarantined"):
         causes = [one.cause for one in tangram.events if one.kind == "quarantined" and one.child == name]
         assert excuses(name), f"{name!r} {otherwise}: {causes[-1]}"
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from tangram.broker.embedded import find_server, server_arguments
 from tangram.broker.process import guarded
-from tangram.testing.checks.census import THE_TESTS_OWN
+from tangram.testing.checks.census import OWNED_BY_TEST
 from tangram.testing.checks.invariants import Broken, InvariantBroken
 from tangram.testing.fakes.ports import HOST, free_port, is_listening
 
@@ -66,7 +66,7 @@ class RealBroker:
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        THE_TESTS_OWN[self._process.pid] = self._process.stdin.fileno()
+        OWNED_BY_TEST[self._process.pid] = self._process.stdin.fileno()
 
     def start(self) -> None:
         """Start it and wait until it takes connections.
@@ -89,7 +89,7 @@ class RealBroker:
             return
         process.kill()
         process.wait(END_SECONDS)
-        del THE_TESTS_OWN[process.pid]
+        del OWNED_BY_TEST[process.pid]
         assert process.stdin is not None
         with suppress(BrokenPipeError):
             process.stdin.write(b"done\n")

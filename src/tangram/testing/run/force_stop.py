@@ -17,13 +17,13 @@ from tangram import supervision
 from tangram.supervision import CURRENT_CHILD_TASK
 from tangram.testing.checks.census import UNDER_TEST
 
-__all__ = ["line_of", "release"]
+__all__ = ["line_of", "remove_shields"]
 
 _TRIO = str(Path(trio.__file__).parent)
 _SUPERVISION = str(Path(supervision.__file__).parent)
 
 
-def release(mark: object, within: trio.CancelScope) -> dict[trio.lowlevel.Task, str]:
+def remove_shields(mark: object, within: trio.CancelScope) -> dict[trio.lowlevel.Task, str]:
     """Take away every shield of the tasks that carry ``mark``, up to ``within``; who stood behind one, and on
     which line.
 

@@ -18,13 +18,13 @@ from tangram.app import Server
 from tangram.groups import all_leaves_are
 from tangram.supervision import SupervisionEvent
 from tangram.task_status import RelayedStatus
-from tangram.testing.run.force_stop import release
-from tangram.testing.run.virtual_clock import SwallowedCancelWatch, patient
+from tangram.testing.run.force_stop import remove_shields
+from tangram.testing.run.virtual_clock import SwallowedCancelWatch, watch_swallowed_cancels
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Lifetime", "NeverUp", "TangramEnded", "was_cancelled"]
+__all__ = ["Lifetime", "NeverStarted", "TangramEnded", "was_cancelled"]
 
 STOP_MORE = 5.0
 """Seconds past ``shutdown_timeout`` that the whole end of a server under test may take: half of its default
@@ -56,7 +56,7 @@ class TangramEnded(Exception):
         self.status = status
 
 
-class NeverUp(AssertionError):
+class NeverStarted(AssertionError):
     """The server came neither up nor to its end."""
 
 
@@ -99,11 +99,11 @@ class Lifetime:
 
         Raises:
             TangramEnded: it ended before it was up.
-            NeverUp: it did neither in its time.
+            NeverStarted: it did neither in its time.
             BaseException: what the block raised, not in the group of a nursery; or what the server did.
         """
         running, error = self._running, None
-        with patient(running) as patience:
+        with watch_swallowed_cancels(running) as patience:
             try:
                 async with running.http, trio.open_nursery() as nursery:
                     try:
@@ -135,7 +135,7 @@ class Lifetime:
         if self._running.ended:
             raise TangramEnded(self._running.status)
         missing = ", ".join(self._running.missing())
-        raise NeverUp(f"the server came neither up nor to its end; missing: {missing}")
+        raise NeverStarted(f"the server came neither up nor to its end; missing: {missing}")
 
     async def _serve(self) -> None:
         try:
@@ -177,7 +177,7 @@ class Lifetime:
             return
         self._serving.cancel()
         for again in range(2 * RELEASES):  # who is released may shield itself again
-            found = release(running, self._serving)
+            found = remove_shields(running, self._serving)
             running.stubborn += [one for one in found.values() if one not in running.stubborn]
             if again >= RELEASES:
                 patience.hopeless.update(found)

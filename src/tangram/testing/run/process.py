@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from tangram.testing.checks.census import born, descendants
+from tangram.testing.checks.census import descendants, start_time
 from tangram.testing.fakes.ports import HOST, free_port, is_listening
-from tangram.testing.run.blocks import open_block
+from tangram.testing.run.nursery import open_unwrapped_nursery
 
 if TYPE_CHECKING:
     import httpx
@@ -113,7 +113,13 @@ class Home:
         (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
 
     def configure(self, plugins: Sequence[str] = (), extra: str = "", core: str = "") -> None:
-        """Write the configuration: ``core`` goes on in ``[core]``, ``extra`` stands after all."""
+        """Write the configuration file.
+
+        Args:
+            plugins: names for ``[core] plugins``.
+            extra: further tables, at the end of the file.
+            core: further lines of ``[core]``.
+        """
         self.config.write_text(
             f"[core]\nplugins = {json.dumps(list(plugins))}\n{core}\n"
             f'[server]\nhost = "{HOST}"\nport = {self.port}\n\n[broker]\nport = 0\n\n{extra}\n'
@@ -224,7 +230,7 @@ class RunningProcess:
         """The processes below it now, by process id, with their names."""
         now = dict(descendants(self.process.pid)) if self.process.returncode is None else {}
         self.below.update(now)
-        self.born |= {pid: when for pid in now if pid not in self.born and (when := born(pid))}
+        self.born |= {pid: when for pid in now if pid not in self.born and (when := start_time(pid))}
         return now
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -323,7 +329,7 @@ async def open_process_as(
     broken: list[tuple[str, str]] = []
     assert process.stdout is not None
     assert process.stderr is not None
-    async with open_block() as nursery:
+    async with open_unwrapped_nursery() as nursery:
         nursery.start_soon(server.read, process.stdout, server.out)
         nursery.start_soon(server.read, process.stderr, server.err)
         try:
@@ -368,9 +374,9 @@ async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
 async def _gone(seen: Mapping[int, str]) -> list[int]:
     """Those that go on although they were given time."""
     with trio.move_on_after(GONE_SECONDS):
-        while any(born(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - nobody tells
+        while any(start_time(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - nobody tells
             await trio.sleep(LOOK_EVERY)
-    return [pid for pid, when in seen.items() if born(pid) == when]
+    return [pid for pid, when in seen.items() if start_time(pid) == when]
 
 
 def _said(server: RunningProcess) -> Iterator[tuple[str, str]]:

@@ -19,16 +19,16 @@ from tangram.config import BrokerConfig, LoadedConfig
 from tangram.plugins import Plugin
 from tangram.redis_url import parse_redis_url
 from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
-from tangram.testing.checks.census import UNDER_TEST, Census, take_census, wait_nothing_left, watched
+from tangram.testing.checks.census import UNDER_TEST, Census, take_census, track_started, wait_nothing_left
 from tangram.testing.checks.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.checks.log_records import LogRecords, record_logs, secrets_of
 from tangram.testing.fakes.memory_broker import MemoryBroker
 from tangram.testing.fakes.memory_port import MemoryPort
-from tangram.testing.fakes.redis_route import Line
-from tangram.testing.run.lifetime import Lifetime, NeverUp, TangramEnded, was_cancelled
+from tangram.testing.fakes.redis_route import RedisRoute
+from tangram.testing.injection.child_faults import FaultPorts, InjectedFault
+from tangram.testing.injection.io_faults import FaultyDial
+from tangram.testing.run.lifetime import Lifetime, NeverStarted, TangramEnded, was_cancelled
 from tangram.testing.run.setup import configure, load_given
-from tangram.testing.seams.injection import FaultPorts, InjectedFault
-from tangram.testing.seams.io_faults import Seam
 
 if TYPE_CHECKING:
     import httpx
@@ -78,9 +78,9 @@ class RunningTangram:
         """The broker, where it is one in memory."""
         self.port: MemoryPort | None = None
         """The web port, where it is one in memory."""
-        self.line = Line()
+        self.redis_route = RedisRoute()
         """The way to the broker, for faults of the network."""
-        self.seam = Seam(self.line.dial)
+        self.faulty_dial = FaultyDial(self.redis_route.dial)
         """Before that way, for exceptions out of single operations."""
         self.clients: list[ClientSocket] = []
         """Every channel client that was opened here."""
@@ -245,8 +245,8 @@ class RunningTangram:
         """Run the server; ``open_tangram`` does this."""
         UNDER_TEST.set(self)
         if self.memory is not None:
-            self.line.inner = self.memory.dial
-        current_dial.set(self.seam.dial)
+            self.redis_route.inner = self.memory.dial
+        current_dial.set(self.faulty_dial.dial)
         try:
             self.status = await self.server.run(task_status=task_status)
         finally:
@@ -325,7 +325,7 @@ async def open_tangram(
     Raises:
         InvariantBroken: the block ended well, or was cancelled, but the server did not keep what it promises.
         TangramEnded: it ended before it had started.
-        NeverUp: it came neither up nor to its end.
+        NeverStarted: it came neither up nor to its end.
         PluginError: a plugin that was given by its name cannot be loaded.
         ValueError: ``memory_port`` with another engine, a table ``[plugins.NAME]`` that nobody reads, or two
         plugins of one name.
@@ -333,7 +333,7 @@ async def open_tangram(
     checks = tuple(checks)
     before = take_census()
     error: BaseException | None = None
-    with watched(), record_logs() as logs, ExitStack() as outer:
+    with track_started(), record_logs() as logs, ExitStack() as outer:
         if not isinstance(config, LoadedConfig):
             folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="tangram-test-")))
             config = configure(config or {}, folder)
@@ -371,7 +371,7 @@ def _judge(
     clients = running.memory.unclosed if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
     # These say nothing of their own: it never came up, or somebody had enough of it.
-    if found and (error is None or isinstance(error, TangramEnded | NeverUp) or was_cancelled(error)):
+    if found and (error is None or isinstance(error, TangramEnded | NeverStarted) or was_cancelled(error)):
         raise InvariantBroken(found) from error
     if error is not None:
         for one in found:

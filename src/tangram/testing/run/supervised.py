@@ -11,7 +11,7 @@ import trio
 
 from tangram.errors import SupervisionError
 from tangram.supervision import Child, Settings, SupervisionEvent, Supervisor, open_supervisor
-from tangram.testing.checks.census import UNDER_TEST, Census, take_census, wait_nothing_left, watched
+from tangram.testing.checks.census import UNDER_TEST, Census, take_census, track_started, wait_nothing_left
 from tangram.testing.checks.invariants import Broken, Evidence, InvariantBroken, broken
 from tangram.testing.checks.log_records import LogRecords, record_logs
 
@@ -122,7 +122,7 @@ async def open_supervised(
     order = {child.name: place for place, child in enumerate(listed)}
     error: BaseException | None = None
     before = take_census()
-    with watched(), record_logs() as logs:
+    with track_started(), record_logs() as logs:
         bound = settings.get("shutdown_timeout", SHUTDOWN_TIMEOUT)
         seen = Supervised(logs, settings.get("name", NAME), order, bound)
         try:

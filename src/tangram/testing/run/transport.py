@@ -26,7 +26,7 @@ from tangram.gateway.settings import ChannelSettings
 from tangram.http.engine import Engine, EngineSettings
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tangram.testing.checks.invariants import Broken, InvariantBroken
-from tangram.testing.run.blocks import open_block
+from tangram.testing.run.nursery import open_unwrapped_nursery
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -244,7 +244,7 @@ async def open_engine(
             done.set()
 
     try:
-        async with open_block() as nursery:
+        async with open_unwrapped_nursery() as nursery:
             engine: Engine = await nursery.start(run)
             server.append(RunningEngine(sockets, engine, grace, scope, done))
             yield server[0]
@@ -287,7 +287,7 @@ async def open_transport(
     if settings is not None:
         own["max_message"] = settings.max_message
     opened = partial(open_engine, engine, served, settings=engine_settings, **own)
-    async with open_block() as nursery:
+    async with open_unwrapped_nursery() as nursery:
         await nursery.start(channels.run)
         async with opened() as running:
             yield RunningTransport(running.url, channels, bus, app, running.engine)

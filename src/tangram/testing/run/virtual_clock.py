@@ -1,4 +1,4 @@
-"""Two things that a virtual clock cannot see, watched in real time from beside a server under test.
+"""Two things that a virtual clock cannot see, track_started in real time from beside a server under test.
 
 1. Who takes its cancellation for nothing and goes on at once: the loop never idles, a clock that jumps never
    jumps, and no stop time ever passes. Such a task is named, and ended by an exception that it does not
@@ -25,7 +25,7 @@ from tangram.supervision.threads import service_threads
 from tangram.testing.checks.census import UNDER_TEST
 from tangram.testing.run.force_stop import line_of
 
-__all__ = ["SpunTooLong", "SwallowedCancelWatch", "patient"]
+__all__ = ["SpunTooLong", "SwallowedCancelWatch", "watch_swallowed_cancels"]
 
 SPIN_SECONDS = 20.0
 """Real seconds for which a loop may go on without any passing on its virtual clock. The busiest test of the
@@ -115,7 +115,7 @@ class SwallowedCancelWatch(trio.abc.Instrument):
 
 
 @contextmanager
-def patient(mark: object) -> Iterator[SwallowedCancelWatch]:
+def watch_swallowed_cancels(mark: object) -> Iterator[SwallowedCancelWatch]:
     """Watch the tasks that carry ``mark`` for the block."""
     patience = SwallowedCancelWatch(mark)
     trio.lowlevel.add_instrument(patience)

@@ -25,7 +25,7 @@ import trio
 from tangram.groups import unwrap_single
 from tangram.testing.faults.catalogue import Chaos
 from tangram.testing.run.server import open_tangram
-from tangram.testing.threaded.crossing import Crossing, FarLoop
+from tangram.testing.threaded.remote_call import RemoteCall, ServerLoop
 
 __all__ = ["Bridge", "chaos_of", "threaded_tangram"]
 
@@ -53,16 +53,16 @@ SHOWN_FRAMES = 3
 
 
 @attrs.frozen
-class Far:
+class RemoteServer:
     """The server's side: where calls go, and who holds what is entered there."""
 
-    loop: FarLoop
+    loop: ServerLoop
     asynchronous: bool
     """The test has a loop: what is a coroutine over there is to be awaited."""
 
     def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Over there, from the test's thread, which blocks."""
-        return Crossing(call, self.loop).block()
+        return RemoteCall(call, self.loop).block()
 
     def look(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what takes no time over there; its value is behind a bridge, if it lives there."""
@@ -75,7 +75,7 @@ class Far:
 
     def answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Over there: at once, or to be awaited."""
-        return Crossing(call, self.loop).wait() if self.asynchronous else self.run(call)
+        return RemoteCall(call, self.loop).wait() if self.asynchronous else self.run(call)
 
     def wrap(self, value: Any) -> Any:
         """Behind a bridge, if it lives over there."""
@@ -84,7 +84,7 @@ class Far:
             return value if _is_whole(value) else Bridge(value, self)
         if isinstance(value, AsyncGenerator):
             return Bridge(value, self)
-        return Entered(value, self) if hasattr(kind, "__aenter__") else value
+        return RemoteContext(value, self) if hasattr(kind, "__aenter__") else value
 
 
 def _is_whole(value: Any) -> bool:
@@ -102,9 +102,9 @@ class Bridge:
     """
 
     _target: Any
-    _far: Far
+    _far: RemoteServer
 
-    def __init__(self, target: Any, far: Far) -> None:
+    def __init__(self, target: Any, far: RemoteServer) -> None:
         object.__setattr__(self, "_target", target)
         object.__setattr__(self, "_far", far)
 
@@ -167,13 +167,13 @@ def chaos_of(bridge: Bridge) -> Bridge:
     return Bridge(Chaos(bridge._target), bridge._far)  # noqa: SLF001 - of this file
 
 
-class Entered:
+class RemoteContext:
     """A context manager of the server's loop: a task over there is in it, for as long as the test's block.
 
     An exception of the block stays in the test; over there the block ends well.
     """
 
-    def __init__(self, manager: Any, far: Far) -> None:
+    def __init__(self, manager: Any, far: RemoteServer) -> None:
         self._manager = manager
         self._far = far
         self._over = trio.Event()
@@ -234,7 +234,7 @@ class _ServerThread:
         self._whole = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
         self._ready = threading.Event()
-        self.made: tuple[Any, FarLoop] | None = None
+        self.made: tuple[Any, ServerLoop] | None = None
         self.error: BaseException | None = None
         # No one can end a thread; one that stands still must not keep the whole run of tests.
         self._thread = threading.Thread(target=self._run, name="tangram under test", daemon=True)
@@ -271,7 +271,7 @@ class _ServerThread:
                 chaos = Chaos(running, **self._chaos)
                 await stack.enter_async_context(chaos.striking(*self._faults))
             nursery = await stack.enter_async_context(trio.open_nursery())
-            self.made = running, FarLoop(self._token, nursery, self._where, copy_context())
+            self.made = running, ServerLoop(self._token, nursery, self._where, copy_context())
             self._ready.set()
             await self._over.wait()
             nursery.cancel_scope.cancel()
@@ -323,7 +323,7 @@ def threaded_tangram(
     try:
         if thread.made is not None:
             running, loop = thread.made
-            yield Bridge(running, Far(loop, asynchronous))
+            yield Bridge(running, RemoteServer(loop, asynchronous))
     finally:
         thread.end()
     if thread.error is not None:

@@ -1,8 +1,8 @@
-"""Faults by name: what is done to a running server, whether it should count as a crash, and where it works.
+"""All faults by name, and `Chaos`, which injects them into a running server.
 
 ``await Chaos(tangram).strike("broker_kill")``, or ``@chaos("broker_kill", "crash_web")`` over a test.
-`strike` returns when the fault is over and the server is at rest again. Each fault also checks what is
-promised of it, and raises `AssertionError` where that was not kept.
+`Chaos.strike` returns when the fault is over and the server is at rest again. Each fault also checks
+its own promise and raises `AssertionError` where it was not kept.
 """
 
 from difflib import get_close_matches
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def no_such_fault(name: str) -> str:
-    """What to say of a name that no fault has."""
+    """Return the error message for an unknown fault name, with the nearest known one."""
     near = get_close_matches(name, FAULTS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"there is no fault {name!r}{hint}; expected some of {', '.join(sorted(FAULTS))}"

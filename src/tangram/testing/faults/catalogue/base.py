@@ -1,5 +1,6 @@
-"""What a fault is, and who puts it in: `Chaos`. The faults themselves stand beside this file, by who is
-struck.
+"""Define faults, and `Chaos`, which injects them into a server under test.
+
+The faults themselves stand in the modules beside this one, sorted by the part that they strike.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import trio
 from tangram.groups import unwrap_single
 from tangram.supervision import SupervisionEvent
 from tangram.testing.checks.invariants import Broken, Evidence, InvariantBroken, broken, check
+from tangram.testing.injection.child_faults import InjectedFault, NothingToStrike, StruckAlready
 from tangram.testing.run.server import RunningTangram
-from tangram.testing.seams.injection import InjectedFault, NothingToStrike, StruckAlready
 
 __all__ = ["FAULTS", "Chaos", "InjectableFault", "On", "Struck", "fault", "gave_up"]
 
@@ -24,62 +25,77 @@ PAUSE = (0.05, 0.2)
 """Seconds between two faults that strike beside a test."""
 
 READY_SECONDS = 30.0
-"""Seconds that are waited for a server to be at rest again after a fault, before it is given up: longer than
-any bound, so that who is late is told with how late it was."""
+"""Seconds to wait until a server is at rest again after a fault.
+
+This is longer than every bound that is checked, so that a late server is reported with its actual delay.
+"""
 
 START_SECONDS = 5.0
-"""Seconds for everything to start, on a slow machine: it takes a tenth of one."""
+"""Seconds for everything to start on a slow machine; a fast one needs a tenth of a second."""
 
 MOST_JITTER = 1.2
-"""Of a back-off, at most: a restart may have to wait so long before it begins."""
+"""Largest jitter factor of a back-off delay: a restart may wait this much longer than configured."""
 
 LOOK_EVERY = 0.01
-"""Seconds between two looks at what has no event of its own."""
+"""Seconds between two polls of a condition that has no event of its own."""
 
 OUTAGE = frozenset({"broker", "bus"})
-"""Children without which nothing reaches Redis: a service that does not expect that ends with them."""
+"""Children whose end takes Redis away: a service that does not expect that ends with them."""
 
 _INJECTED = f"{InjectedFault.__module__}.{InjectedFault.__qualname__}"
 
 Strike = Callable[["Chaos"], Awaitable[None]]
 
 On = Literal["anything", "sockets", "real", "process"]
-"""What a fault needs: nothing (it works on fakes under a virtual clock, and on a real server), real sockets
-for a proxy (the broker may be in memory, the clock virtual), a real broker or real time, or a server in a
-process of its own, which it starts and ends itself: the promise is about the end of a process, or the fault
-would hurt the test as well."""
+"""The environment that a fault needs.
+
+- ``anything``: fakes under a virtual clock, or a real server.
+- ``sockets``: real sockets for a proxy; the broker may be in memory and the clock virtual.
+- ``real``: a real broker or real time.
+- ``process``: a server in a process of its own, which the fault starts and ends itself. Its promise is about
+  the end of a process, or the fault would hurt the test process too.
+"""
 
 
 @attrs.frozen
 class InjectableFault:
-    """One kind of fault."""
+    """A kind of fault, registered by `fault`."""
 
     name: str
     strike: Strike
     counts: str | tuple[str, ...] | None
-    """The child whose crash it should count as, ``plugin`` for any; several where it should be several
-    crashes; None where it should crash nobody."""
+    """Child whose crash the fault must count as.
+
+    ``plugin`` stands for any plugin, several names for several crashes, None for no crash.
+    """
     about: str
     on: On = "anything"
-    """What it needs."""
+    """The environment that it needs."""
 
     @property
     def strikes_plugin(self) -> bool:
-        """Whether it strikes one plugin and nothing else."""
+        """Return whether the fault strikes one plugin and nothing else."""
         return set(self.crashes) == {"plugin"}
 
     @property
     def crashes(self) -> list[str]:
-        """Whom it should crash."""
+        """Return the children that the fault must crash."""
         return [self.counts] if isinstance(self.counts, str) else list(self.counts or ())
 
 
 FAULTS: dict[str, InjectableFault] = {}
-"""All of them, by name."""
+"""All registered faults, by name."""
 
 
 def fault(*, counts: str | tuple[str, ...] | None = None, on: On = "anything") -> Callable[[Strike], Strike]:
-    """Decorator: keep a function in `FAULTS` under its name; its docstring is what is told of it."""
+    """Register the decorated function in `FAULTS` under its name.
+
+    The docstring of the function is the description that users read.
+
+    Args:
+        counts: see `InjectableFault.counts`.
+        on: the environment that the fault needs.
+    """
 
     def keep(strike: Strike) -> Strike:
         name = strike.__name__
@@ -91,59 +107,61 @@ def fault(*, counts: str | tuple[str, ...] | None = None, on: On = "anything") -
 
 @attrs.frozen
 class Struck:
-    """One fault that was put in, or several at once."""
+    """The result of one fault, or of several that were injected together."""
 
     name: str
     at: float
-    """On the loop's clock."""
+    """When it was injected, on the loop's clock."""
     healed: float
-    """Seconds from the beginning until everything was at rest again, the fault itself among them."""
+    """Seconds from the injection until the server was at rest again."""
     outcome: str
-    """``up``, ``quarantined`` or ``ended``; in a campaign ``broken`` where it did not end as promised."""
+    """``up``, ``quarantined`` or ``ended``; in a campaign also ``broken`` where a promise was not kept, and
+    ``interrupted``.
+    """
 
 
 class Chaos:
-    """Puts faults into one server."""
+    """Injects faults into one server under test."""
 
     def __init__(self, tangram: RunningTangram, *, seed: int = 0, plugin: str | None = None) -> None:
         self.tangram = tangram
         self.rng = random.Random(seed)  # noqa: S311 - reproducible
         self.plugin = plugin
-        """The plugin that is struck; None: any."""
+        """Name of the plugin to strike; None for any."""
         self.struck: list[Struck] = []
-        self.told = 0
-        """Messages that faults have published for their own browser."""
+        self.published = 0
+        """Numbered messages that faults have published for their own browser."""
         self.begun = 0
-        """Faults that were begun."""
+        """Faults that have begun."""
         self.detoured = False
-        """The bus reaches Redis through a fault's proxy now."""
+        """Whether the bus reaches Redis through the proxy of a fault now."""
         self._at_work = 0
 
     @property
     def alone(self) -> bool:
-        """Whether no fault strikes beside the one that asks."""
+        """Return whether no other fault is active beside the calling one."""
         return self._at_work <= 1
 
     @property
     def heal_bound(self) -> float:
-        """Seconds that a server may need to be at rest again: its longest back-off, and a start."""
+        """Return the seconds that a server may need to rest again: its longest back-off and a start."""
         return self.tangram.server.config.supervisor.backoff_max * MOST_JITTER + START_SECONDS
 
     async def strike(self, *names: str) -> Struck:
-        """Put in one fault, or several side by side, and wait until the server is at rest again.
+        """Inject one fault, or several side by side, and wait until the server is at rest again.
 
-        Several are begun in the order of their names, and go on at the same time. Whom one of them has
-        stopped just then is struck by the other as soon as it is there again.
+        Several faults begin in the order of their names and go on at the same time. A fault whose target
+        another one has just stopped waits until that target runs again.
 
-        What is bounded (``steady_in_time``) is the time from the end of the last fault to rest. A fault that
-        waits inside until something is healed has the same bound for that, `heal_bound`, and is told by
-        ``ends_as_promised`` where it takes longer.
+        ``steady_in_time`` bounds the time from the end of the last fault to rest. A fault that waits inside
+        until something is healed has the same bound, `heal_bound`, and breaks ``ends_as_promised`` when it
+        takes longer.
 
         Raises:
             LookupError: there is no fault of that name.
-            NothingToStrike: there is nothing that it could strike, or not here.
-            StruckAlready: there is, and it was not there all the time.
-            InvariantBroken: the server did not do about it what it promises.
+            NothingToStrike: the fault has no target, or it cannot strike here.
+            StruckAlready: the target exists, but did not run at any time within the bound.
+            InvariantBroken: the server did not keep a promise.
         """
         faults = [self._find(name) for name in names]
         mark, began = len(self.tangram.events), trio.current_time()
@@ -181,8 +199,8 @@ class Chaos:
 
         async with trio.open_nursery() as nursery:
             for one in faults:
-                # Each has come to its first wait before the next begins: Trio draws the order of those that
-                # are only spawned.
+                # Each fault reaches its first wait before the next begins: Trio schedules tasks that are
+                # only spawned in random order.
                 await nursery.start(put_in, one)
         unkept = [error for error in failed if isinstance(error, InvariantBroken)]
         if len(unkept) > 1:
@@ -191,7 +209,7 @@ class Chaos:
             raise found
 
     async def _put_in(self, one: InjectableFault) -> None:
-        """One fault; who is being stopped or started just now is waited for."""
+        """Inject one fault, and wait for a target that is being stopped or started just now."""
         until = trio.current_time() + self.heal_bound
         while True:
             try:
@@ -213,9 +231,9 @@ class Chaos:
                 raise error from None
             if not isinstance(error, Exception):
                 raise
-            # Also what a client of the fault was told: nobody who comes by should be hurt.
-            told = "it took too long" if isinstance(error, trio.TooSlowError) else _told(error)
-            raise InvariantBroken([Broken("ends_as_promised", f"{one.name}: {told}")]) from error
+            # Errors that a client of the fault received count as well: no other client may be hurt.
+            message = "it took too long" if isinstance(error, trio.TooSlowError) else _message(error)
+            raise InvariantBroken([Broken("ends_as_promised", f"{one.name}: {message}")]) from error
 
     def _find(self, name: str) -> InjectableFault:
         try:
@@ -224,23 +242,23 @@ class Chaos:
             raise LookupError(f"there is no fault {name!r}; expected one of {', '.join(FAULTS)}") from None
 
     def _count(self, name: str, faults: Sequence[InjectableFault], mark: int) -> None:
-        """A fault that should count is one crash, of the child that it struck."""
+        """Check that each counted fault was one crash of the child that it struck."""
         wanted = [child for one in faults for child in one.crashes]
         crashed = _crashed(self.tangram.events[mark:], outage=not OUTAGE.isdisjoint(wanted))
-        if len(wanted) > 1:  # the first to be told has the others stopped, which may end by their own as well
+        if len(wanted) > 1:  # the first crash stops the others, which may still end by their own exception
             late = {event.child or "" for event in self.tangram.events[mark:] if _is_late(event)}
             crashed += sorted(late.difference(crashed))
-        # Two at once may be noticed in either order.
+        # Two simultaneous crashes may be noticed in either order.
         right = sorted(child.split(":")[0] for child in crashed) == sorted(wanted)
         crashes = len(crashed) if right else -len(crashed)
         found = broken(Evidence(faults=len(wanted), crashes=crashes), ["faults_are_counted"])
         if found:
-            message = f"{name} should crash {wanted or 'nobody'}, it crashed {crashed or 'nobody'}"
+            message = f"{name} should crash {wanted or 'no child'}, it crashed {crashed or 'no child'}"
             raise InvariantBroken([attrs.evolve(found[0], message=message)])
 
     @asynccontextmanager
     async def striking(self, *names: str) -> AsyncIterator[None]:
-        """Strike one fault after another beside the block; at its end all have struck and are healed."""
+        """Inject one fault after another beside the block; all are over and healed at its end."""
         for name in names:
             self._find(name)
 
@@ -256,11 +274,11 @@ class Chaos:
     # -- what faults need ------------------------------------------------------------------------------------
 
     def any_plugin(self) -> str:
-        """The child of a plugin that runs now.
+        """Return the child name of a plugin that runs now.
 
         Raises:
-            NothingToStrike: there is none.
-            StruckAlready: there is one, between two lives.
+            NothingToStrike: there is no plugin.
+            StruckAlready: there is one, but it is between two incarnations.
         """
         wanted = "plugin:" if self.plugin is None else f"plugin:{self.plugin}"
         known = [
@@ -272,14 +290,14 @@ class Chaos:
         if found:
             return self.rng.choice(found)
         if known and self.tangram.missing():
-            raise StruckAlready(f"{', '.join(known)} should be struck, and nothing of it runs just now")
-        raise NothingToStrike("no plugin runs that could be struck")
+            raise StruckAlready(f"{', '.join(known)} should be struck, but is between two incarnations")
+        raise NothingToStrike("no plugin is running that could be struck")
 
     def affordable(self, seconds: float, most: float) -> float:
-        """``seconds``, if they are few enough for real time, or the clock is a virtual one.
+        """Return ``seconds`` if a real clock can afford them, or the clock is virtual.
 
         Raises:
-            NothingToStrike: they are not.
+            NothingToStrike: they are more than ``most``.
         """
         virtual = hasattr(trio.lowlevel.current_clock(), "autojump_threshold")
         if seconds > most and not virtual:
@@ -289,30 +307,32 @@ class Chaos:
         return seconds
 
     def need_network(self) -> None:
-        """The web port is one that others can dial.
+        """Require a web port that other sockets can connect to.
 
         Raises:
-            NothingToStrike: it is one in memory; who listens at the port of its URL is a stranger.
+            NothingToStrike: the web port is in memory; a listener at the port of its URL would be a
+                stranger.
         """
         if self.tangram.port is not None:
-            raise NothingToStrike("the web port is one in memory: open the server without memory_port")
+            raise NothingToStrike("the web port is in memory: open the server without memory_port")
 
     def forgive_cut(self, what: str) -> None:
-        """A connection was cut: by a crash that struck beside this fault it may be; else this does nothing.
+        """Excuse a connection that was cut, if another fault is active that may have cut it.
 
         Raises:
-            StruckAlready: another fault strikes, too.
+            StruckAlready: another fault is active.
         """
         if not self.alone:
-            raise StruckAlready(f"{what}, by what struck beside it")
+            raise StruckAlready(f"{what}, by a fault beside it")
 
     async def wait_crash(self, child: str, *, after: int) -> SupervisionEvent:
-        """Its crash, of which there must be one since ``after``; or its end by what was put in, where another
-        crash had asked for that end just before.
+        """Wait for the crash event of ``child`` among the events from ``after`` on.
+
+        A child that ends by the injected exception after another crash has asked for its end counts as well.
 
         Raises:
-            StruckAlready: a fault beside this one had stopped it before.
-            AssertionError: it was not told.
+            StruckAlready: a fault beside this one had stopped the child before.
+            AssertionError: the crash was not reported within `heal_bound`.
         """
         tangram = self.tangram
         with trio.move_on_after(self.heal_bound):
@@ -326,17 +346,23 @@ class Chaos:
                     break
                 await trio.sleep(LOOK_EVERY)
         came = [f"{event.kind} {event.child}" for event in tangram.events[after:]]
-        raise AssertionError(f"the crash of {child!r} was not told; what came was {came}")
+        raise AssertionError(f"the crash of {child!r} was not reported; the events were {came}")
 
     async def wait_events(
         self, kind: str, child: str, count: int, *, after: int, seconds: float | None = None
     ) -> None:
-        """Until so many events of ``kind`` and ``child`` have come since ``after``; within `heal_bound`,
-        unless other ``seconds`` are given.
+        """Wait until ``count`` events of ``kind`` and ``child`` have come since ``after``.
+
+        Args:
+            kind: of the events.
+            child: of the events.
+            count: how many are awaited.
+            after: index of the first event that counts.
+            seconds: the bound; `heal_bound` unless given.
 
         Raises:
             NothingToStrike: the child was quarantined before, or the server gave up.
-            AssertionError: they did not come.
+            AssertionError: they did not come in time.
         """
         seconds = self.heal_bound if seconds is None else seconds
         events = self.tangram.events
@@ -355,7 +381,7 @@ class Chaos:
         raise AssertionError(f"{came} events {kind!r} of {child!r} came within {seconds:g} s, not {count}")
 
     async def wait_bus(self, *, up: bool = True, seconds: float | None = None) -> None:
-        """Until the bus is up, or down; within `heal_bound`, unless other ``seconds`` are given."""
+        """Wait until the bus is up, or down, within ``seconds`` (`heal_bound` unless given)."""
         seconds = self.heal_bound if seconds is None else seconds
         with trio.move_on_after(seconds):
             while self._bus_is_up() != up:  # noqa: ASYNC110 - the bus of the next incarnation is another one
@@ -368,7 +394,7 @@ class Chaos:
         return tree is not None and tree.incarnation.bus is not None and tree.incarnation.bus.up
 
     def broker_pid(self) -> int:
-        """The process that the server started; only a broker of its own is ever touched.
+        """Return the process id of the broker that this server started; no other broker is ever touched.
 
         Raises:
             NothingToStrike: there is none.
@@ -381,8 +407,10 @@ class Chaos:
 
 
 def gave_up(events: Sequence[SupervisionEvent]) -> bool:
-    """Whether the server gave up: a budget of its own was spent, or a plugin's where that ends it, or
-    somebody who gave up cannot end.
+    """Return whether the server gave up.
+
+    It does when its own restart budget is spent, when a plugin's is where that ends the server, or when a
+    child of a supervisor that gave up does not end.
     """
     return any(
         event.kind == "gave_up" and (event.path in {(), ("incarnation",)} or event.child is not None)
@@ -391,20 +419,23 @@ def gave_up(events: Sequence[SupervisionEvent]) -> bool:
 
 
 def _crashed(events: Sequence[SupervisionEvent], *, outage: bool) -> list[str]:
-    """Who crashed; with ``outage`` without those that only missed Redis."""
+    """Return the children that crashed; with ``outage`` without those that only missed Redis."""
     return [
         event.child or ""
         for event in events
         if event.kind == "crashed"
         and event.supervisor in {"root", "incarnation"}
-        # The end of one that gave up is no crash of its own.
+        # An incarnation that gave up ends with an exception; that is no crash of its own.
         and not (event.child == "incarnation" and gave_up(events))
         and (event.child == "broker" or not (outage and _blames_redis(event)))
     ]
 
 
 def _is_late(event: SupervisionEvent) -> bool:
-    """An end by what a fault has put in, when the stop was asked for already: no crash (rule 7)."""
+    """Return whether a child ended by an injected exception when its stop was already asked for.
+
+    That is no crash (rule 7 of supervision).
+    """
     return event.kind == "stopped" and (event.cause or "").startswith(_INJECTED)
 
 
@@ -412,5 +443,5 @@ def _blames_redis(event: SupervisionEvent) -> bool:
     return (event.cause or "").startswith("tangram.errors.BrokerUnavailable")
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, AssertionError) else repr(error)

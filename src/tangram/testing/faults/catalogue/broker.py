@@ -1,4 +1,4 @@
-"""Faults of the broker: it dies, stands still, refuses writes, wants another password."""
+"""Faults of the broker: it dies, stands still, refuses writes, or wants another password."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import trio
 from tangram.broker.ping import Probe, open_probe
 from tangram.redis_url import parse_redis_url
 from tangram.testing.faults.catalogue.base import Chaos, fault
-from tangram.testing.faults.catalogue.witness import publishes
-from tangram.testing.seams.injection import NothingToStrike, StruckAlready
+from tangram.testing.faults.catalogue.witness import expect_delivery
+from tangram.testing.injection.child_faults import NothingToStrike, StruckAlready
 
 __all__ = ["broker_kill", "broker_password", "broker_readonly", "broker_stop"]
 
 FREEZE_SECONDS = 1.0
-"""How long a stopped broker stays stopped: below the bus's own patience with a silent one."""
+"""Seconds for which the broker stands still: less than the bus waits for a silent broker."""
 
 READONLY_SECONDS = 0.2
-"""How long the broker refuses writes."""
+"""Seconds for which the broker refuses writes."""
 
 REFUSED_SECONDS = 5.0
-"""Within which the bus must have noticed that its password is not taken any more."""
+"""Seconds within which the bus must have noticed that its password is refused."""
 
 
 @fault(counts="broker")
 async def broker_kill(chaos: Chaos) -> None:
-    """The embedded broker gets SIGKILL: it is replaced on the same port, and everything begins anew."""
+    """The embedded broker gets SIGKILL: it is replaced on the same port, and everything restarts."""
     mark = len(chaos.tangram.events)
     memory = chaos.tangram.memory
     url = chaos.tangram.redis_url
@@ -42,24 +42,24 @@ async def broker_kill(chaos: Chaos) -> None:
     try:
         await chaos.wait_events("started", "broker", 1, after=mark)
     except NothingToStrike:
-        return  # it was one crash too many: the server ends, and that is told
-    assert chaos.tangram.redis_url == url, "plugins keep the broker's address, and it came back at another"
+        return  # one crash too many: the server ends, which the caller reports
+    assert chaos.tangram.redis_url == url, "plugins keep the broker's address, but it came back at another"
 
 
 @fault()
 async def broker_stop(chaos: Chaos) -> None:
-    """The broker is stopped (SIGSTOP) for a second: nobody crashes, and what was sent meanwhile arrives."""
-    async with publishes(chaos, meanwhile=1, lossless=True) as heard:
+    """The broker is stopped (SIGSTOP) for a second: no child crashes, and messages sent meanwhile arrive."""
+    async with expect_delivery(chaos, meanwhile=1, lossless=True) as log:
         with _stopped(chaos):
-            before = len(heard.messages)
+            before = len(log.messages)
             await trio.sleep(FREEZE_SECONDS)
-            came = len(heard.messages) - before
-            assert not (came and chaos.alone), f"the broker stood still, and {came} messages came"
+            came = len(log.messages) - before
+            assert not (came and chaos.alone), f"the broker stood still, but {came} messages came"
 
 
 @contextmanager
 def _stopped(chaos: Chaos) -> Iterator[None]:
-    """The broker stands still in the block, and goes on after it, however it ends."""
+    """Stop the broker for the block, and continue it however the block ends."""
     memory = chaos.tangram.memory
     if memory is not None:
         memory.freeze()
@@ -73,22 +73,22 @@ def _stopped(chaos: Chaos) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ProcessLookupError):  # another fault has killed it
+        with suppress(ProcessLookupError):  # another fault may have killed it
             os.kill(pid, signal.SIGCONT)
 
 
 @fault()
 async def broker_readonly(chaos: Chaos) -> None:
-    """The broker becomes a replica for a moment and refuses writes: nobody crashes, messages go on."""
+    """The broker becomes a replica for a moment and refuses writes: no child crashes, messages go on."""
     async with _readonly(chaos):
         await _must_refuse_writes(chaos)
-        async with publishes(chaos, lossless=True):
+        async with expect_delivery(chaos, lossless=True):
             await trio.sleep(READONLY_SECONDS)
 
 
 @asynccontextmanager
 async def _readonly(chaos: Chaos) -> AsyncIterator[None]:
-    """The broker is a replica in the block."""
+    """Make the broker a replica for the block."""
     memory = chaos.tangram.memory
     if memory is not None:
         memory.make_readonly()
@@ -97,8 +97,8 @@ async def _readonly(chaos: Chaos) -> AsyncIterator[None]:
         finally:
             memory.make_readonly(readonly=False)
         return
-    async with _asking(chaos) as probe:
-        # Of a master that does not exist: port 1 is never listened on.
+    async with _open_probe(chaos) as probe:
+        # A replica of a master that does not exist: nothing listens on port 1.
         await probe.ask("REPLICAOF", "127.0.0.1", "1")
         try:
             yield
@@ -108,34 +108,35 @@ async def _readonly(chaos: Chaos) -> AsyncIterator[None]:
 
 
 async def _must_refuse_writes(chaos: Chaos) -> None:
-    """As a plugin sees it."""
+    """Check that a plugin's write is refused."""
     tree = chaos.tangram.server.tree
     if tree is None or tree.incarnation.state is None:
-        raise StruckAlready("everything is between two incarnations just now")
-    answer = "taken"
+        raise StruckAlready("the server is between two incarnations")
+    answer = "accepted"
     try:
         await tree.incarnation.state.redis_client.set("tangram-chaos", "1")
-    except Exception as error:  # noqa: BLE001 - redis-py has a class for it, and is not imported for this
+    except Exception as error:  # noqa: BLE001 - redis-py has a class for it and is not imported here
         answer = str(error)
     assert "replica" in answer, f"a write should be refused as by a replica, it was: {answer}"
 
 
 @fault(on="real")
 async def broker_password(chaos: Chaos) -> None:
-    """The broker's password is changed and all its clients are thrown out: nobody crashes, readiness says
-    that Redis is away, and when the old password holds again the bus is back.
+    """The broker's password is changed and its clients are disconnected: no child crashes.
+
+    Readiness reports that Redis is away, and when the old password holds again the bus is back.
     """
-    chaos.broker_pid()  # one of our own
+    chaos.broker_pid()  # raises where the broker is not the server's own
     new = secrets.token_hex(8)
-    async with _asking(chaos) as probe:
+    async with _open_probe(chaos) as probe:
         await probe.ask("CONFIG", "SET", "requirepass", new)
         await probe.ask("AUTH", new)
         try:
-            await _throw_out(probe)
+            await _disconnect_clients(probe)
             with trio.move_on_after(REFUSED_SECONDS):
                 while not _is_refused(chaos):  # noqa: ASYNC110 - the bus has no event for it
                     await trio.sleep(0.02)
-            assert _is_refused(chaos), "the password was changed, and the bus does not say that it is refused"
+            assert _is_refused(chaos), "the password was changed, the bus does not report that it is refused"
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSED_SECONDS):
                 await probe.ask("CONFIG", "SET", "requirepass", "")
@@ -153,13 +154,13 @@ def _is_refused(chaos: Chaos) -> bool:
 
 
 @asynccontextmanager
-async def _asking(chaos: Chaos) -> AsyncIterator[Probe]:
-    """A connection to the server's own broker, beside its own ones."""
+async def _open_probe(chaos: Chaos) -> AsyncIterator[Probe]:
+    """Open a connection to the server's own broker, beside the connections of the server."""
     chaos.broker_pid()
     async with open_probe(parse_redis_url(chaos.tangram.redis_url)) as probe:
         yield probe
 
 
-async def _throw_out(probe: Probe) -> None:
+async def _disconnect_clients(probe: Probe) -> None:
     for kind in ("pubsub", "normal"):
         await probe.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

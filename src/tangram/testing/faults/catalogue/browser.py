@@ -1,4 +1,4 @@
-"""Faults of browsers: slow ones, ones that go, ones that want too much."""
+"""Faults of browsers: slow ones, ones that disconnect, ones that ask for too much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tangram.errors import BrokerUnavailable, Refused
 from tangram.testing.checks.invariants import Evidence, check
 from tangram.testing.fakes.client_frames import UPGRADE, masked
 from tangram.testing.faults.catalogue.base import Chaos, fault
-from tangram.testing.faults.catalogue.witness import TOPIC, must_answer, publishes
+from tangram.testing.faults.catalogue.witness import TOPIC, expect_delivery, must_answer
 
 __all__ = ["browser_half_frame", "browser_reset", "slow_browser", "upgrade_with_extra_byte"]
 
@@ -29,29 +29,33 @@ RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 JOINS = 10_000
 
 AT_ONCE = 100
-"""Of these, so many wait for their answers at a time."""
+"""Joins that wait for their answers at a time."""
 
-KNOCKS = 20
-"""Browsers that go at once."""
+DISCONNECTS = 20
+"""Browsers that disconnect together."""
 
 SECONDS = 5.0
-"""Within which a browser has its answer."""
+"""Seconds within which a browser has its answer."""
 
 JOIN_SECONDS = 60.0
-"""Within which all joins are answered: one takes less than a millisecond, on a slow machine a few."""
+"""Seconds within which all joins are answered: one takes less than a millisecond, some on a slow machine."""
 
 CHUNK = 64 * 1024
-"""Bytes of each message that nobody reads."""
+"""Bytes of each message that is not read."""
 
 CHUNKS = 300
-"""By then the outbox and the kernel's buffers are full: Linux keeps some MiB for a connection."""
+"""Messages after which outbox and kernel buffers are full: Linux keeps some MiB for a connection."""
 
 
 def connect(chaos: Chaos, *, buffer: int | None = None) -> socket.socket:
-    """A connection to the web port, driven by hand; ``buffer`` is what its kernel keeps, in bytes.
+    """Connect a socket to the web port, for a client that is driven by hand.
+
+    Args:
+        chaos: for the server under test.
+        buffer: bytes of the kernel's receive buffer; the default of the system unless given.
 
     Raises:
-        NothingToStrike: a buffer is asked for, and the web port is one in memory.
+        NothingToStrike: a buffer is asked for, and the web port is in memory.
     """
     if buffer is None:
         return chaos.tangram.connect()
@@ -67,7 +71,7 @@ def connect(chaos: Chaos, *, buffer: int | None = None) -> socket.socket:
 
 @asynccontextmanager
 async def _upgraded(chaos: Chaos, *, buffer: int | None = None) -> AsyncIterator[socket.socket]:
-    """A WebSocket, spoken by hand."""
+    """Open a WebSocket whose bytes are written by hand."""
     client = connect(chaos, buffer=buffer)
     try:
         client.send(UPGRADE)
@@ -83,7 +87,7 @@ async def _upgraded(chaos: Chaos, *, buffer: int | None = None) -> AsyncIterator
 
 
 async def _receive_until(client: socket.socket, end: bytes | None = None) -> bytes:
-    """What comes until those bytes have; without them, until the other side has ended the stream."""
+    """Return the bytes received until ``end`` is among them, or without ``end`` until the stream ends."""
     got = bytearray()
     while end is None or end not in got:
         await trio.lowlevel.wait_readable(client)
@@ -100,9 +104,9 @@ async def _receive_until(client: socket.socket, end: bytes | None = None) -> byt
 @fault()
 async def browser_reset(chaos: Chaos) -> None:
     """Twenty clients connect, send half a request, and reset the connection."""
-    for _ in range(KNOCKS):
+    for _ in range(DISCONNECTS):
         client = connect(chaos)
-        with suppress(OSError):  # a socket in memory knows no reset
+        with suppress(OSError):  # a socket in memory has no reset
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.send(b"GET /-/readyz HTT")
         await trio.lowlevel.checkpoint()
@@ -112,7 +116,7 @@ async def browser_reset(chaos: Chaos) -> None:
 
 @fault()
 async def browser_half_frame(chaos: Chaos) -> None:
-    """A browser opens a WebSocket, sends half a frame, and goes."""
+    """A browser opens a WebSocket, sends half a frame, and disconnects."""
     async with _upgraded(chaos) as client:
         client.send(b"\x81\xfe\x01")
         await trio.sleep(0.01)
@@ -121,10 +125,11 @@ async def browser_half_frame(chaos: Chaos) -> None:
 
 @fault()
 async def upgrade_with_extra_byte(chaos: Chaos) -> None:
-    """A WebSocket upgrade with a byte too many behind its headers: it hurts that connection at most, whether
-    it is taken, refused or cut.
+    """A WebSocket upgrade has an extra byte behind its headers: at most that connection is hurt.
+
+    The server may accept, refuse or cut it.
     """
-    async with _upgraded(chaos):  # without it it would be taken
+    async with _upgraded(chaos):  # without the extra byte the upgrade is accepted
         pass
     client = connect(chaos)
     try:
@@ -139,7 +144,7 @@ async def upgrade_with_extra_byte(chaos: Chaos) -> None:
 
 @fault()
 async def slow_browser(chaos: Chaos) -> None:
-    """A client that sends its request a byte at a time, and is served all the same."""
+    """A client sends its request one byte at a time, and is served all the same."""
     client = connect(chaos)
     try:
         with trio.fail_after(SECONDS):
@@ -163,7 +168,7 @@ async def _ask_slowly(client: socket.socket) -> bytes:
 
 
 def _token(chaos: Chaos, topic: str, *, good_for: float = 3600.0) -> str:
-    """A token as the server makes them, good for so many seconds from now."""
+    """Return a token as the server makes them, valid for ``good_for`` seconds from now."""
     tree = chaos.tangram.server.tree
     assert tree is not None
     return mint(Claims("tangram-chaos", topic, int(time.time() + good_for)), tree.secrets.jwt)
@@ -171,15 +176,16 @@ def _token(chaos: Chaos, topic: str, *, good_for: float = 3600.0) -> str:
 
 @fault(on="sockets")
 async def browser_never_reads(chaos: Chaos) -> None:
-    """Two browsers join, and read nothing although their topic is busy: what waits for them stays within
-    ``max_backlog``, and they are told to go (1013). One reads at last, and sees that; the other never does,
-    and is closed all the same; who reads gets its messages.
+    """Two browsers join a busy topic and do not read: their outboxes stay within ``max_backlog``.
+
+    Both are closed with 1013. One reads at last and sees that; the other never does, and is closed all the
+    same. Browsers that read get their messages.
     """
     topic = f"{TOPIC}-busy"
     join = masked(json.dumps(["1", "1", topic, "phx_join", {"token": _token(chaos, topic)}]))
-    before = _sent_away(chaos)
+    before = _closed(chaos)
     async with (
-        publishes(chaos),
+        expect_delivery(chaos),
         _upgraded(chaos, buffer=4096) as late,
         _upgraded(chaos, buffer=4096) as never,
     ):
@@ -189,28 +195,29 @@ async def browser_never_reads(chaos: Chaos) -> None:
         bound = chaos.tangram.server.config.channel.max_backlog + 2 * CHUNK
         check(Evidence(backlogs=held, backlog_bound=bound), ["memory_per_slow_client"])
         with trio.fail_after(SECONDS):
-            tail = (await _receive_until(late))[-len(_FAREWELL) :]
-        assert tail == _FAREWELL, f"the last that a browser was told is {tail!r}, not a close with 1013"
-        # One engine waits out its close timeout for who reads nothing, the other its write timeout.
+            tail = (await _receive_until(late))[-len(_CLOSE_FRAME) :]
+        assert tail == _CLOSE_FRAME, f"the last bytes that came are {tail!r}, not a close with 1013"
+        # For a client that does not read one engine waits for its close timeout, the other for its write
+        # timeout.
         with trio.fail_after(chaos.tangram.server.config.server.write_timeout + SECONDS):
-            while _sent_away(chaos) < before + 2:  # noqa: ASYNC110 - the server has no event for it
+            while _closed(chaos) < before + 2:  # noqa: ASYNC110 - the server has no event for it
                 await trio.sleep(0.1)
 
 
-_FAREWELL = (
+_CLOSE_FRAME = (
     bytes([0x88, 2 + len(OVERLOAD.reason)]) + OVERLOAD.code.to_bytes(2, "big") + OVERLOAD.reason.encode()
 )
 """The close frame (RFC 6455, section 5.5.1)."""
 
 
 async def _fill(chaos: Chaos, topic: str) -> list[int]:
-    """Publish until both are told to go; what waited for one of them at most, again and again."""
+    """Publish until both browsers are being closed, and return the largest backlog at each step."""
     tree = chaos.tangram.server.tree
     assert tree is not None
     held: list[int] = []
     payload = b'"' + b"x" * CHUNK + b'"'
     with trio.fail_after(JOIN_SECONDS):
-        while _told_to_go(chaos) < 2:
+        while _closing(chaos) < 2:
             if len(held) < CHUNKS and tree.incarnation.bus is not None:
                 with suppress(BrokerUnavailable):
                     await tree.incarnation.bus.publish(f"to:{topic}:n", payload)
@@ -223,16 +230,16 @@ async def _fill(chaos: Chaos, topic: str) -> list[int]:
     return held
 
 
-def _told_to_go(chaos: Chaos) -> int:
+def _closing(chaos: Chaos) -> int:
     tree = chaos.tangram.server.tree
     if tree is None or tree.incarnation.channels is None:
         return 0
-    # Statistics count them when they have gone: too late for one that is to hear it.
+    # Statistics count a session when it has ended: too late for a browser that shall read its close frame.
     sessions = tree.incarnation.channels._sessions.values()  # noqa: SLF001
     return sum(session.outbox.disconnect == OVERLOAD for session in sessions)
 
 
-def _sent_away(chaos: Chaos) -> int:
+def _closed(chaos: Chaos) -> int:
     tree = chaos.tangram.server.tree
     if tree is None or tree.incarnation.channels is None:
         return 0
@@ -241,8 +248,9 @@ def _sent_away(chaos: Chaos) -> int:
 
 @fault(on="real")
 async def browser_10000_joins(chaos: Chaos) -> None:
-    """A browser joins 10,000 topics: the first ``max_joins`` are taken, the others are refused by name, and
-    somebody else is served meanwhile.
+    """A browser joins 10,000 topics: ``max_joins`` are accepted, the others are refused by name.
+
+    Another client is served meanwhile.
     """
     limit = chaos.tangram.server.config.channel.max_joins
     answers: Counter[str] = Counter()
@@ -258,13 +266,13 @@ async def browser_10000_joins(chaos: Chaos) -> None:
                     await must_answer(chaos)
         wanted = Counter({"ok": limit, TOO_MANY_JOINS.reason: JOINS - limit})
         assert answers == wanted, f"{JOINS} joins should be answered {dict(wanted)}, not {dict(answers)}"
-        # With a good token, too.
+        # A good token is refused as well once the limit is reached.
         topic = f"{TOPIC}-last"
         await _must_be_refused(client.join(topic, token=_token(chaos, topic)), TOO_MANY_JOINS.reason)
 
 
 async def _join(client: ClientSocket, topic: str, token: str, answers: Counter[str]) -> None:
-    """One join, without a channel: its answer is all that is looked at."""
+    """Join without a channel and count the answer."""
     payload = json.dumps({"token": token}).encode()
     ref = client.next_ref()
     reply = await client.call(SocketMessage(ref, ref, topic, JOIN, payload))
@@ -273,15 +281,17 @@ async def _join(client: ClientSocket, topic: str, token: str, answers: Counter[s
 
 @fault()
 async def browser_expired_token(chaos: Chaos) -> None:
-    """A browser comes with tokens that have expired, one of its join and one of its connection: both joins
-    are refused by name, and a good token is taken.
+    """A browser brings expired tokens, one for a join and one for its connection: both joins are refused by
+    name.
+
+    A good token is accepted.
     """
     old = _token(chaos, TOPIC, good_for=-LEEWAY - 10.0)
     async with chaos.tangram.open_socket(rng=chaos.rng) as client:
         await _must_be_refused(client.join(TOPIC, token=old), TOKEN_EXPIRED.reason)
         channel = await client.join(TOPIC, token=_token(chaos, TOPIC))
         await channel.leave()
-    # The connection itself is taken, whatever its token is: it is looked at by a join that has none.
+    # The connection itself is accepted with any token: a join without a token of its own checks it.
     async with chaos.tangram.open_socket(token=old, rng=chaos.rng) as client:
         await _must_be_refused(client.join(TOPIC), TOKEN_EXPIRED.reason)
 
@@ -292,5 +302,5 @@ async def _must_be_refused(join: Awaitable[object], reason: str) -> None:
     except Refused as refused:
         answer = str(refused)
     else:
-        answer = "taken"
+        answer = "accepted"
     assert reason in answer, f"it should be refused with {reason!r}, the answer was {answer!r}"

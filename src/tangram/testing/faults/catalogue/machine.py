@@ -1,4 +1,4 @@
-"""Faults of the loop and the machine."""
+"""Faults of the event loop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tangram.testing.faults.catalogue.base import Chaos, fault
 __all__ = ["loop_blocked"]
 
 BLOCK_MARGIN = 0.2
-"""Seconds past ``[supervisor] stall_after`` that a blocked loop stands, so that the watchdog sees it."""
+"""Seconds past ``[supervisor] stall_after`` for which the loop is blocked, so that the watchdog sees it."""
 
 LOOK_SECONDS = 0.3
-"""Seconds for the watchdog to tell what it has seen."""
+"""Seconds for the watchdog to log the stall."""
 
 
 @fault(on="real")
 async def loop_blocked(chaos: Chaos) -> None:
-    """The event loop is blocked: nobody crashes, and the watchdog tells where it stood."""
+    """The event loop is blocked: no child crashes, and the watchdog reports where the loop stood."""
     watchdog = chaos.tangram.server.watchdog
     assert watchdog is not None
     before = watchdog.statistics().stalls
@@ -28,7 +28,7 @@ async def loop_blocked(chaos: Chaos) -> None:
     seen = watchdog.statistics()
     assert seen.stalls > before, "the watchdog did not see that the loop was blocked"
     stack = " ".join(seen.last[-1].stack)
-    assert _block.__name__ in stack, f"the watchdog does not tell where the loop stood: {stack}"
+    assert _block.__name__ in stack, f"the watchdog does not report where the loop stood: {stack}"
 
 
 def _block(seconds: float) -> None:

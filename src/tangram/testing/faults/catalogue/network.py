@@ -1,4 +1,4 @@
-"""A bad network, before the web port and before Redis: a proxy stands there while the fault lasts."""
+"""Faults of the network: a proxy stands before the web port or before Redis while they last."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from tangram.testing.faults.catalogue.base import Chaos, fault
 from tangram.testing.faults.catalogue.witness import (
     REJOIN_SECONDS,
     TOPIC,
+    expect_delivery,
     get,
     must_answer,
-    publishes,
     timed_publish,
 )
 from tangram.testing.faults.proxy import Proxy, open_proxy
-from tangram.testing.seams.injection import NothingToStrike, StruckAlready
+from tangram.testing.injection.child_faults import NothingToStrike, StruckAlready
 
 __all__ = ["before_redis", "before_web"]
 
 LATENCY, JITTER = 0.02, 0.02
-"""Seconds: a mobile network of a good day."""
+"""Seconds: a mobile network on a good day."""
 
 NARROW = 200_000.0
-"""Bytes a second: an old line."""
+"""Bytes a second: a slow old line."""
 
 WIDE = 60_000
-"""Bytes that are sent over a narrow line: it is held up for 0.3 s, and a real test can wait that long."""
+"""Bytes sent over a narrow line: they take 0.3 s, which a real test can afford."""
 
 DUE = 0.95
-"""Of the time that bytes must have taken: clocks are read before and after."""
+"""Share of the time that bytes must have taken: the clock is read before and after."""
 
 SLICE = 7
-"""Bytes: every frame, header and length is cut somewhere."""
+"""Bytes in one piece: every frame, header and length is cut somewhere."""
 
 HEARTBEAT = 0.5
-"""Seconds between a browser's signs of life: by a missing answer it knows that the network is a hole."""
+"""Seconds between a browser's heartbeats: a missing answer tells it that the network is dead."""
 
 HOLE_SECONDS = 8.0
-"""Within which the bus has to notice a Redis that is silent: it asks after 2 s, and waits 3 for an answer."""
+"""Seconds within which the bus notices a silent Redis: it asks after 2 s and waits 3 s for an answer."""
 
-WAY_SECONDS = 10.0
-"""Within which the bus has taken the way through a proxy, and a slow message has come: both take a moment."""
+DETOUR_SECONDS = 10.0
+"""Seconds within which the bus has dialled through a proxy, and a slow message has arrived."""
 
 
 @asynccontextmanager
 async def before_web(chaos: Chaos) -> AsyncIterator[Proxy]:
-    """A proxy before the web port; who connects to it is spoilt.
+    """Open a proxy before the web port; its settings spoil the connections through it.
 
     Raises:
-        NothingToStrike: the web port is one in memory.
+        NothingToStrike: the web port is in memory.
     """
     chaos.need_network()
     held = chaos.tangram.server.held[0]
@@ -63,55 +63,55 @@ async def before_web(chaos: Chaos) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def before_redis(chaos: Chaos) -> AsyncIterator[Proxy]:
-    """The bus reaches Redis through a proxy; at the end it dials directly again.
+    """Lead the bus to Redis through a proxy for the block; afterwards it dials directly again.
 
     Raises:
         NothingToStrike: no proxy can stand before this Redis.
-        StruckAlready: the bus goes through one of another fault.
+        StruckAlready: the bus goes through the proxy of another fault.
     """
-    way = _way_to_redis(chaos)
+    host, port = _redis_address(chaos)
     if chaos.detoured:
-        raise StruckAlready("the way to redis leads through the proxy of another fault")
+        raise StruckAlready("the bus reaches redis through the proxy of another fault")
     chaos.detoured = True
     try:
-        async with _on_the_way(chaos, *way) as proxy:
+        async with _through_proxy(chaos, host, port) as proxy:
             yield proxy
     finally:
         chaos.detoured = False
-    chaos.tangram.line.cut()
+    chaos.tangram.redis_route.cut()
     await chaos.wait_bus()
 
 
-def _way_to_redis(chaos: Chaos) -> tuple[str, int]:
+def _redis_address(chaos: Chaos) -> tuple[str, int]:
     address = parse_redis_url(chaos.tangram.redis_url)
     if address.path:
-        raise NothingToStrike("redis is reached through a unix socket: there is no network before it")
+        raise NothingToStrike("redis is reached through a unix socket, where no proxy can stand")
     if address.tls:
-        raise NothingToStrike("redis is reached by TLS: a proxy's name is not in its certificate")
+        raise NothingToStrike("redis is reached by TLS, and its certificate does not name a proxy")
     return address.host, address.port
 
 
 @asynccontextmanager
-async def _on_the_way(chaos: Chaos, host: str, port: int) -> AsyncIterator[Proxy]:
-    line = chaos.tangram.line
+async def _through_proxy(chaos: Chaos, host: str, port: int) -> AsyncIterator[Proxy]:
+    route = chaos.tangram.redis_route
     async with open_proxy(host, port, seed=chaos.rng.randrange(1 << 30)) as proxy:
-        line.lead(to=(host, port), through=(proxy.host, proxy.port))
+        route.detour(to=(host, port), through=(proxy.host, proxy.port))
         try:
-            with trio.fail_after(WAY_SECONDS):
-                while proxy.connections < 2:  # one that listens, one that publishes
-                    line.cut()
+            with trio.fail_after(DETOUR_SECONDS):
+                while proxy.connections < 2:  # one that listens, one that expect_delivery
+                    route.cut()
                     await trio.sleep(0.05)
             await chaos.wait_bus()
             yield proxy
         finally:
-            line.lead_directly()
+            route.clear_detours()
 
 
 # -- before the web ------------------------------------------------------------------------------------------
 
 
-async def _is_served(proxy: Proxy) -> float:
-    """A request through the proxy is answered; in so many seconds."""
+async def _timed_request(proxy: Proxy) -> float:
+    """Request a page through the proxy and return the seconds that its answer took."""
     began = trio.current_time()
     answer = await get(proxy.host, proxy.port)
     assert answer.startswith(b"HTTP/1.1 200"), f"a slow network spoilt an answer: {answer[:80]!r}"
@@ -119,7 +119,7 @@ async def _is_served(proxy: Proxy) -> float:
 
 
 def _must_take(what: str, took: float, least: float) -> None:
-    """The network really was as bad as it was to be."""
+    """Check that the network really was as slow as it was set to be."""
     assert took >= DUE * least, f"{what} took {took:.3f} s; through this proxy it takes {least:g} s"
 
 
@@ -130,15 +130,15 @@ def _must_be_sliced(proxy: Proxy) -> None:
 
 @fault(on="sockets")
 async def web_latency(chaos: Chaos) -> None:
-    """Latency and jitter before the web port: answers are late, and whole."""
+    """Latency and jitter before the web port: answers are late, and complete."""
     async with before_web(chaos) as proxy:
         proxy.latency, proxy.jitter = LATENCY, JITTER
-        _must_take("an answer", await _is_served(proxy), 2 * LATENCY)
+        _must_take("an answer", await _timed_request(proxy), 2 * LATENCY)
 
 
 @fault(on="sockets")
 async def web_narrow(chaos: Chaos) -> None:
-    """Little bandwidth before the web port: what a browser sends and gets is slow, and whole."""
+    """Little bandwidth before the web port: a browser's pushes and messages are slow, and complete."""
     async with before_web(chaos) as proxy, _browser(chaos, proxy) as channel:
         proxy.bandwidth = NARROW
         began = trio.current_time()
@@ -149,7 +149,7 @@ async def web_narrow(chaos: Chaos) -> None:
         assert tree.incarnation.bus is not None
         began = trio.current_time()
         await tree.incarnation.bus.publish(f"to:{TOPIC}:wide", b'{"wide":"%b"}' % (b"x" * WIDE))
-        with trio.fail_after(WAY_SECONDS):
+        with trio.fail_after(DETOUR_SECONDS):
             event = await channel.receive()
             while event.name != "wide":
                 event = await channel.receive()
@@ -163,13 +163,13 @@ async def web_sliced(chaos: Chaos) -> None:
     """Seven bytes at a time before the web port: requests and answers are put together again."""
     async with before_web(chaos) as proxy:
         proxy.slice = SLICE
-        await _is_served(proxy)
+        await _timed_request(proxy)
         _must_be_sliced(proxy)
 
 
 @asynccontextmanager
 async def _browser(chaos: Chaos, proxy: Proxy) -> AsyncIterator[Channel]:
-    """A browser is joined through the proxy."""
+    """Join a browser through the proxy."""
     from tangram.client import fetch_token, open_socket
 
     token = await fetch_token(chaos.tangram.url, TOPIC)
@@ -180,23 +180,23 @@ async def _browser(chaos: Chaos, proxy: Proxy) -> AsyncIterator[Channel]:
 
 @asynccontextmanager
 async def _browser_comes_back(chaos: Chaos, proxy: Proxy) -> AsyncIterator[None]:
-    """A browser is joined through the proxy; after the block it has come back and joined again."""
+    """Join a browser through the proxy, and check after the block that it comes back and joins again."""
     async with _browser(chaos, proxy) as channel:
         yield
         seconds = chaos.heal_bound + REJOIN_SECONDS
         with trio.move_on_after(seconds):
-            while channel.joins < 2:  # noqa: ASYNC110 - the channel tells its events, not its joins
+            while channel.joins < 2:  # noqa: ASYNC110 - a channel has no event for a rejoin
                 await trio.sleep(0.02)
             return
         raise AssertionError(f"the browser was not back within {seconds:g} s")
 
 
 async def _must_be_a_hole(proxy: Proxy) -> None:
-    """Who asks through the proxy hears nothing."""
+    """Check that a request through the proxy gets no answer."""
     answer = b""
     with trio.move_on_after(HEARTBEAT):
         answer = await get(proxy.host, proxy.port, seconds=2 * HEARTBEAT)
-    assert not answer, f"nothing should pass, and somebody was answered {answer[:80]!r}"
+    assert not answer, f"nothing should pass, but a request was answered {answer[:80]!r}"
 
 
 @fault(on="sockets")
@@ -208,24 +208,23 @@ async def web_reset(chaos: Chaos) -> None:
 
 @fault(on="sockets")
 async def web_half_close(chaos: Chaos) -> None:
-    """Both ends of all connections before the web port hear the end of the stream: they close, and browsers
-    come back.
-    """
+    """Both ends of all connections before the web port get the end of the stream: browsers come back."""
     async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
         proxy.half_close_all()
 
 
 @fault(on="sockets")
 async def web_black_hole(chaos: Chaos) -> None:
-    """Nothing passes before the web port, and nobody is told: others are served, and when the network is back
-    so are the browsers behind it.
+    """The network before the web port swallows everything silently: other clients are served.
+
+    When the network is back, so are the browsers behind it.
     """
     async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
         proxy.black_hole = True
         await _must_be_a_hole(proxy)
         await trio.sleep(2 * HEARTBEAT)
         await must_answer(chaos)
-        # What was swallowed is gone: the network that is back knows nothing of these connections.
+        # Swallowed bytes are lost: the network that is back does not know these connections.
         proxy.black_hole = False
         proxy.reset_all()
 
@@ -236,64 +235,68 @@ async def web_black_hole(chaos: Chaos) -> None:
 @fault(on="sockets")
 async def redis_latency(chaos: Chaos) -> None:
     """Latency and jitter before Redis: messages are late, in order, and none is lost."""
-    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20, lossless=True):
+    async with before_redis(chaos) as proxy, expect_delivery(chaos, meanwhile=20, lossless=True):
         proxy.latency, proxy.jitter = LATENCY, JITTER
         _must_take("a message", await timed_publish(chaos, 0), 2 * LATENCY)
+        proxy.restore()
 
 
 @fault(on="sockets")
 async def redis_narrow(chaos: Chaos) -> None:
     """Little bandwidth before Redis: messages are slow, in order, and none is lost."""
-    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20, lossless=True):
+    async with before_redis(chaos) as proxy, expect_delivery(chaos, meanwhile=20, lossless=True):
         proxy.bandwidth = NARROW
         _must_take("a message", await timed_publish(chaos, WIDE), WIDE / NARROW)
+        proxy.restore()
 
 
 @fault(on="sockets")
 async def redis_sliced(chaos: Chaos) -> None:
     """Seven bytes at a time before Redis: messages are put together again, and none is lost."""
-    async with before_redis(chaos) as proxy, publishes(chaos, meanwhile=20, lossless=True):
+    async with before_redis(chaos) as proxy, expect_delivery(chaos, meanwhile=20, lossless=True):
         proxy.slice = SLICE
         proxy.pieces.clear()
         await timed_publish(chaos, 0)
         _must_be_sliced(proxy)
+        proxy.restore()
 
 
 @fault(on="sockets")
 async def redis_reset(chaos: Chaos) -> None:
-    """The network resets the connections to Redis: nobody crashes, the bus is back, browsers rejoin."""
-    async with before_redis(chaos) as proxy, publishes(chaos):
+    """The network resets the connections to Redis: no child crashes, the bus is back, browsers rejoin."""
+    async with before_redis(chaos) as proxy, expect_delivery(chaos):
         before = proxy.connections
         proxy.reset_all()
-        await _dials_anew(chaos, proxy, before)
+        await _wait_redialled(chaos, proxy, before)
 
 
 @fault(on="sockets")
 async def redis_half_close(chaos: Chaos) -> None:
-    """Both ends of the connections to Redis hear the end of the stream: the bus dials anew."""
-    async with before_redis(chaos) as proxy, publishes(chaos):
+    """Both ends of the connections to Redis get the end of the stream: the bus dials again."""
+    async with before_redis(chaos) as proxy, expect_delivery(chaos):
         before = proxy.connections
         proxy.half_close_all()
-        await _dials_anew(chaos, proxy, before)
+        await _wait_redialled(chaos, proxy, before)
 
 
-async def _dials_anew(chaos: Chaos, proxy: Proxy, before: int) -> None:
-    """Both connections to Redis are made anew."""
+async def _wait_redialled(chaos: Chaos, proxy: Proxy, before: int) -> None:
+    """Wait until both connections to Redis were made again."""
     with trio.move_on_after(chaos.heal_bound):
         while proxy.connections < before + 2:  # noqa: ASYNC110 - a proxy has no event for it
             await trio.sleep(0.01)
     made = proxy.connections - before
-    assert made >= 2, f"both connections to Redis were lost, and {made} were made anew"
+    assert made >= 2, f"both connections to redis were lost, but {made} were made again"
     await chaos.wait_bus()
 
 
 @fault(on="sockets")
 async def redis_black_hole(chaos: Chaos) -> None:
-    """Nothing passes before Redis, and nobody is told: the bus notices, says so, crashes nobody, requests are
-    answered, and it is back once the network is.
+    """The network before Redis swallows everything silently: the bus notices and reports it.
+
+    No child crashes, requests are answered, and the bus is back once the network is.
     """
     async with before_redis(chaos) as proxy:
-        async with publishes(chaos):
+        async with expect_delivery(chaos):
             proxy.black_hole = True
             await chaos.wait_bus(up=False, seconds=HOLE_SECONDS)
             await must_answer(chaos)

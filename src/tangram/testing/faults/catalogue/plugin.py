@@ -1,4 +1,4 @@
-"""Faults of plugins and of the server's parts: they raise, return, hang, flood."""
+"""Faults of plugins and of the server's parts: they raise, return, hang, or publish too much."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import trio
 from tangram.errors import BrokerUnavailable
 from tangram.supervision import SupervisionEvent
 from tangram.testing.faults.catalogue.base import Chaos, fault
-from tangram.testing.faults.catalogue.witness import must_answer, publishes
-from tangram.testing.seams.injection import InjectedFault, StruckAlready
+from tangram.testing.faults.catalogue.witness import expect_delivery, must_answer
+from tangram.testing.injection.child_faults import InjectedFault, StruckAlready
 
 __all__ = ["crash"]
 
 REQUESTS = 5
-"""Asked when the crash comes, and so many again while everything restarts."""
+"""Requests in flight at the crash, and as many again while everything restarts."""
 
 IN_FLIGHT = 0.02
-"""Seconds between two of the latter: they come before, in and after the gap, which lasts some ten of them."""
+"""Seconds between two of the later requests: they come before, in and after the gap of some 10 ms."""
 
 REQUEST_SECONDS = 5.0
-"""Within which each of them has its answer: nobody is refused, so the slowest waits for the whole restart."""
+"""Seconds within which each request is answered: none is refused, so the slowest waits for the restart."""
 
 FLOOD = 5000
 """Messages that a plugin publishes without a pause: some seconds of a busy map."""
 
 REAL_SECONDS = 10.0
-"""The longest that a fault may take on a real server: past that it is left out, and its reason told."""
+"""The longest that a fault may take on a real server; a longer one is skipped with its reason."""
 
 LATE = 1.3
-"""Of a child's stop time: it is stubborn, and far from the three stop times after which the server gives up.
+"""Share of a child's stop time: the child is late, but far from the three stop times after which the
+server gives up.
 """
 
 GARBAGE = (
@@ -43,12 +44,11 @@ GARBAGE = (
     (b"to:tangram-chaos-fault:n", b""),
     (b"to:tangram-chaos-fault:n", b"[" * 10_000),
 )
-"""What no browser should be shown, and no hub should be hurt by: no event, a reserved one, no text, no JSON.
-"""
+"""Channels and payloads that are no valid message: no event, a reserved one, no text, no JSON."""
 
 
 async def crash(chaos: Chaos, child: str, error: BaseException | None = None) -> int:
-    """Crash a child and wait until that is told; how many events there were before."""
+    """Crash a child, wait for its event, and return how many events there were before."""
     mark = len(chaos.tangram.events)
     chaos.tangram.crash(child, error)
     await chaos.wait_crash(child, after=mark)
@@ -81,32 +81,34 @@ async def crash_plugin(chaos: Chaos) -> None:
 
 @fault(counts="plugin")
 async def crash_group_of_three(chaos: Chaos) -> None:
-    """Three exceptions at once in a plugin: one crash; the first leaf is its cause, the others beside it."""
+    """Three exceptions at once in a plugin: one crash, whose cause is the first leaf of the group."""
     errors = [InjectedFault("the first"), ValueError("the second"), KeyError("the third")]
     child = chaos.any_plugin()
     mark = await crash(chaos, child, ExceptionGroup("three at once", errors))
     event = await chaos.wait_crash(child, after=mark)
-    assert "the first" in (event.cause or ""), f"the first leaf is the cause, it was {event.cause!r}"
+    assert "the first" in (event.cause or ""), f"the first leaf should be the cause, it was {event.cause!r}"
     others = () if event.crash is None else event.crash.others
     assert len(others) == 2, f"two should stand beside the cause, there were {others!r}"
 
 
 @fault(counts="plugin")
 async def crash_in_cleanup(chaos: Chaos) -> None:
-    """A plugin crashes, and a sibling that is stopped for it raises from its clean-up, or the plugin itself
-    where no sibling is: one crash all the same.
+    """A plugin crashes, and a sibling that is stopped for it raises in its clean-up: one crash all the
+    same.
+
+    Under ``one_for_one``, where no sibling is stopped, the plugin's own clean-up raises.
     """
     ports, child = chaos.tangram.ports, chaos.any_plugin()
     alone = chaos.tangram.server.config.supervisor.strategy == "one_for_one"
-    spiteful = child if alone else "channels"
-    ports.find(spiteful)
-    ports.break_cleanup(spiteful)
-    with ports.disarming("cleanup", spiteful):
+    raising = child if alone else "channels"
+    ports.find(raising)
+    ports.break_cleanup(raising)
+    with ports.disarming("cleanup", raising):
         mark = await crash(chaos, child)
-        await chaos.wait_events("crashed" if alone else "stopped", spiteful, 1, after=mark)
-    ended = [one for one in chaos.tangram.events[mark:] if one.child == spiteful and _has_ended(one)]
-    told = ended[0].cause or ""
-    assert "raised in the clean-up" in told, f"{spiteful!r} raised in its clean-up, what was told is {told!r}"
+        await chaos.wait_events("crashed" if alone else "stopped", raising, 1, after=mark)
+    ended = [one for one in chaos.tangram.events[mark:] if one.child == raising and _has_ended(one)]
+    cause = ended[0].cause or ""
+    assert "raised in the clean-up" in cause, f"{raising!r} raised in its clean-up, the cause is {cause!r}"
 
 
 def _has_ended(event: SupervisionEvent) -> bool:
@@ -125,8 +127,9 @@ async def crash_at_start(chaos: Chaos) -> None:
 
 @fault(counts=("plugin", "plugin"))
 async def never_ready(chaos: Chaos) -> None:
-    """A plugin crashes, and its next start never says that it is ready: it is given up after its start time,
-    which counts as another crash.
+    """A plugin crashes, and its next start never becomes ready: it is given up after its start timeout.
+
+    That counts as another crash.
     """
     child = chaos.any_plugin()
     seconds = chaos.affordable(chaos.tangram.ports.children[child].start_timeout, REAL_SECONDS)
@@ -147,8 +150,9 @@ async def plugin_returns(chaos: Chaos) -> None:
 
 @fault()
 async def stop_late(chaos: Chaos) -> None:
-    """A plugin ignores its cancellation past its stop time: it is named with the line it stands on, and
-    nobody is started beside it.
+    """A plugin ignores its cancellation past its stop time: it is logged with the line where it stands.
+
+    No second incarnation starts beside it.
     """
     child = chaos.any_plugin()
     tangram = chaos.tangram
@@ -163,22 +167,23 @@ async def stop_late(chaos: Chaos) -> None:
         tangram.ports.ignore_cancel(child, seconds)
         await tree.incarnation.supervisor.restart_child(child)
     event = await tangram.wait_event("stubborn", child, after=mark)
-    assert event.where, f"{child} was stubborn, and nobody says where it stands"
+    assert event.where, f"{child} was stubborn, but its event has no line"
 
 
 @attrs.define
 class _Answers:
-    """What became of requests that came beside a crash."""
+    """Outcomes of requests that came beside a crash."""
 
     statuses: list[int] = attrs.field(factory=list)
     cut: int = 0
-    """Their connection ended without an answer."""
+    """Requests whose connection ended without an answer."""
 
 
 @fault(counts="plugin")
 async def requests_during_restart(chaos: Chaos) -> None:
-    """A plugin crashes; what is in flight just then may be cut, and whoever comes while everything restarts
-    is answered 200.
+    """A plugin crashes: requests during the restart that follows are answered 200.
+
+    Requests that are in flight at the crash may be cut.
     """
     child = chaos.any_plugin()
     before, after = _Answers(), _Answers()
@@ -190,7 +195,7 @@ async def requests_during_restart(chaos: Chaos) -> None:
             nursery.start_soon(_ask, chaos, after)
             await trio.sleep(IN_FLIGHT)
     wrong = [status for status in before.statuses + after.statuses if status != 200]
-    assert not wrong, f"who asked while everything restarted was answered {wrong}, not 200"
+    assert not wrong, f"requests during the restart were answered {wrong}, not 200"
     assert not after.cut, f"{after.cut} of {REQUESTS} that came after the crash were cut"
     await must_answer(chaos)
 
@@ -199,7 +204,7 @@ async def _ask(chaos: Chaos, answers: _Answers) -> None:
     import httpx
 
     try:
-        # A connection of its own: one that is kept alive may end before the request has begun.
+        # A new connection: one that is kept alive may end before the request begins.
         answer = await chaos.tangram.http.get(
             "/-/healthz", timeout=REQUEST_SECONDS, headers={"connection": "close"}
         )
@@ -221,7 +226,7 @@ async def crash_during_restart(chaos: Chaos) -> None:
 
 async def _crash_as_soon_as_it_runs(chaos: Chaos, child: str) -> None:
     with trio.fail_after(REAL_SECONDS):
-        while True:  # the port is there a step later
+        while True:  # the fault port is open one step after the event
             with suppress(StruckAlready):
                 chaos.tangram.crash(child)
                 return
@@ -230,7 +235,7 @@ async def _crash_as_soon_as_it_runs(chaos: Chaos, child: str) -> None:
 
 @fault(counts=("plugin", "channels"))
 async def two_at_once(chaos: Chaos) -> None:
-    """A plugin and the channels crash in the same step of the loop: both end by it, one restart of each."""
+    """A plugin and the channels crash in the same step of the loop: both end, and each restarts once."""
     mark = len(chaos.tangram.events)
     both = (chaos.any_plugin(), "channels")
     for child in both:
@@ -243,23 +248,25 @@ async def two_at_once(chaos: Chaos) -> None:
 
 @fault()
 async def planned_restart(chaos: Chaos) -> None:
-    """The operator restarts everything: each part begins anew, no crash, and no window is charged."""
+    """The operator restarts everything: each part begins anew, nothing crashes, no budget is charged."""
     tree, mark = chaos.tangram.server.tree, len(chaos.tangram.events)
     assert tree is not None
     charged = tree.window.used(trio.current_time())
     await chaos.tangram.server.restart()
     again = {event.child for event in chaos.tangram.events[mark:] if event.kind == "started"}
     missing = {"state", "bus", "channels", "web"} - again
-    assert not missing, f"everything was to begin anew, and {sorted(missing)} did not"
-    # What was charged before may have left its window meanwhile.
+    assert not missing, f"everything should begin anew, but {sorted(missing)} did not"
+    # Crashes charged before may have left the window meanwhile.
     now = tree.window.used(trio.current_time())
     assert not chaos.alone or now <= charged, f"a planned restart was charged: {charged} before, {now} after"
 
 
 @fault()
 async def plugin_flood(chaos: Chaos) -> None:
-    """A plugin publishes 5,000 messages without a pause: what cannot be kept is refused, who reads gets the
-    rest in order, and requests are answered meanwhile.
+    """A plugin publishes 5,000 messages without a pause: other clients are served.
+
+    Messages beyond the bus buffer are refused. A browser receives the others in order, and requests are
+    answered meanwhile.
     """
     tree = chaos.tangram.server.tree
     assert tree is not None
@@ -269,7 +276,7 @@ async def plugin_flood(chaos: Chaos) -> None:
         nonlocal ended
         ended += 1
 
-    async with publishes(chaos):
+    async with expect_delivery(chaos):
         assert tree.incarnation.bus is not None
         for number in range(FLOOD):
             try:
@@ -279,15 +286,15 @@ async def plugin_flood(chaos: Chaos) -> None:
             if number % 500 == 0:
                 await trio.lowlevel.checkpoint()
         await must_answer(chaos)
-    assert ended == FLOOD, f"of {FLOOD} messages {ended} were taken or refused"
+    assert ended == FLOOD, f"of {FLOOD} messages {ended} were accepted or refused"
 
 
 @fault()
 async def plugin_garbage(chaos: Chaos) -> None:
-    """A plugin publishes what is no message: it is dropped, and who is joined gets the next good one."""
+    """A plugin publishes invalid messages: they are dropped, and a browser receives the next good one."""
     tree = chaos.tangram.server.tree
     assert tree is not None
-    async with publishes(chaos, meanwhile=1, lossless=True):
+    async with expect_delivery(chaos, meanwhile=1, lossless=True):
         assert tree.incarnation.bus is not None
         for channel, payload in GARBAGE:
             await tree.incarnation.bus.publish(channel, payload)

@@ -1,19 +1,25 @@
-"""Faults whose promise is the end of a process, or that would hurt the test too: each starts a server of its
-own with ``python -m tangram serve``, strikes it, and ends it.
+"""Faults whose promise is the end of a process, or that would hurt the test process too.
+
+Each starts a server of its own with ``python -m tangram serve``, strikes it, and ends it.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import trio
 
+from tangram.testing.checks.census import start_time
+from tangram.testing.fakes.ports import HOST
 from tangram.testing.faults.catalogue.base import Chaos, fault
 from tangram.testing.faults.catalogue.witness import get
-from tangram.testing.run.server_process import ServerProcess, open_server_process
+from tangram.testing.run.process import Home, RunningProcess, open_process
 
 __all__: list[str] = []
 
@@ -24,16 +30,19 @@ SHUTDOWN_TIMEOUT = 2.0
 """Seconds that its whole stop may take."""
 
 SECONDS = 15.0
-"""Within which a process tells, or does, what it must."""
+"""Seconds within which a process logs a line, or ends."""
 
 EX_SOFTWARE = 70
-"""The status of a server that cannot be kept running."""
+"""Exit status of a server that cannot be kept running."""
 
 DESCRIPTORS = 64
-"""More than such a server has open when it is at rest, and soon used up."""
+"""Limit of descriptors: more than such a server has open at rest, and soon used up."""
 
 PATIENCE = 0.5
-"""Seconds that everybody waits who came when no descriptor was left."""
+"""Seconds for which a client waits without an answer when no descriptor is left."""
+
+PLUGIN = "tangram_chaos_plugin"
+"""Name of the plugin in such a server."""
 
 STUBBORN = """
 import tangram, trio
@@ -50,7 +59,7 @@ async def deaf(state):
             await trio.sleep_forever()
 """
 
-GHOST = """
+ENDLESS_THREAD = """
 import threading, tangram
 
 plugin = tangram.Plugin()
@@ -61,7 +70,7 @@ def endless(state):
     threading.Event().wait()
 """
 
-SPITEFUL = """
+RAISES_IN_STOP = """
 import tangram, trio
 
 plugin = tangram.Plugin()
@@ -75,7 +84,7 @@ async def spiteful(state):
         raise ValueError("raised although the stop was asked for")
 """
 
-QUIET = """
+HARMLESS = """
 import tangram
 
 plugin = tangram.Plugin()
@@ -83,103 +92,120 @@ plugin = tangram.Plugin()
 
 
 @asynccontextmanager
-async def _serving(source: str) -> AsyncIterator[ServerProcess]:
-    limits = {"stop_timeout": STOP_TIMEOUT, "shutdown_timeout": SHUTDOWN_TIMEOUT}
-    async with open_server_process(source, {"supervisor": limits, "server": {"drain_grace": 0.2}}) as server:
-        yield server
+async def _serving(source: str) -> AsyncIterator[RunningProcess]:
+    """Serve the plugin whose module is ``source``; the process is ready when the block begins."""
+    limits = f"[supervisor]\nstop_timeout = {STOP_TIMEOUT}\nshutdown_timeout = {SHUTDOWN_TIMEOUT}\n"
+    with tempfile.TemporaryDirectory(prefix="tangram-chaos-") as folder:
+        home = Home(Path(folder))
+        home.install(PLUGIN, source)
+        home.configure([PLUGIN], extra=limits)
+        async with open_process(home, environ={"TANGRAM_SERVER__DRAIN_GRACE": "0.2"}) as server:
+            await server.wait_ready()
+            yield server
 
 
-async def _ends_with(server: ServerProcess, status: int, *, within: float) -> None:
-    ended = await server.wait_end(within)
+def _broker_of(server: RunningProcess) -> int:
+    """Return the process id of the broker that the server started."""
+    return next(pid for pid, name in server.below.items() if "valkey" in name)
+
+
+async def _ends_with(server: RunningProcess, status: int) -> None:
+    ended = await server.wait_end(within=SECONDS)
     assert ended == status, f"the process should end with {status}, it did with {ended}:\n{server.log}"
-    assert not server.broker_is_alive(), "the process has ended, and its broker lives on"
+    assert start_time(_broker_of(server)) is None, "the process has ended, but its broker is still alive"
 
 
 @fault(on="process")
 async def ignore_cancel(_chaos: Chaos) -> None:
-    """A service ignores its cancellation for ever while everything restarts: nobody is started beside it, and
-    after three stop times the process ends with status 70; the log names the service and its line.
+    """A service ignores its cancellation in a restart: the process ends with 70 after three stop times.
+
+    No second incarnation starts beside it, and the log names the service and its line.
     """
     async with _serving(STUBBORN) as server:
         server.send(signal.SIGHUP)
         await server.wait_line(
             "child goes on although it was cancelled.*deaf|deaf.*although it was cancelled"
         )
-        await _ends_with(server, EX_SOFTWARE, within=SECONDS)
+        await _ends_with(server, EX_SOFTWARE)
 
 
 @fault(on="process")
 async def ignore_stop(_chaos: Chaos) -> None:
-    """A service ignores its cancellation for ever when the server is told to stop: the process ends within
-    its bound all the same, with status 0, and tells who stood where.
+    """A service ignores its cancellation in a stop: the process ends within its bound, with status 0.
+
+    The log says which service stood on which line.
     """
     async with _serving(STUBBORN) as server:
         began = trio.current_time()
         server.send(signal.SIGTERM)
-        await _ends_with(server, 0, within=SECONDS)
+        await _ends_with(server, 0)
         took = trio.current_time() - began
-        # A second is promised; the end of a process is told a moment later.
+        # The promise is one second; a process needs a moment more to end.
         assert took < SHUTDOWN_TIMEOUT + 2.0, f"the stop took {took:.1f} s, its bound is {SHUTDOWN_TIMEOUT} s"
-        assert "in deaf" in server.log, f"nobody told where the service stood:\n{server.log}"
+        assert "in deaf" in server.log, f"the log does not say where the service stood:\n{server.log}"
 
 
 @fault(on="process")
 async def thread_without_end(_chaos: Chaos) -> None:
-    """A synchronous service never returns: a restart leaves its thread behind, counts and names it, and goes
-    on; a stop ends the process in time.
+    """A synchronous service never returns: a restart abandons its thread, counts and names it, and goes
+    on.
+
+    A stop ends the process in time.
     """
-    async with _serving(GHOST) as server:
+    async with _serving(ENDLESS_THREAD) as server:
         server.send(signal.SIGHUP)
         await server.wait_line("a thread that does not end was abandoned.*endless|endless.*was abandoned")
         await server.wait_line("tangram ready", times=2)
-        threads = (await server.supervision())["threads"]
+        operator = {"authorization": f"Bearer {(server.home.state / 'operator-token').read_text().strip()}"}
+        threads = (await server.get("/-/supervision", headers=operator))["threads"]
         assert len(threads["ghosts"]) == 1, f"one thread was left behind, status shows {threads['ghosts']!r}"
         server.send(signal.SIGTERM)
-        await _ends_with(server, 0, within=SECONDS)
+        await _ends_with(server, 0)
 
 
 @fault(on="process")
 async def crash_during_stop(_chaos: Chaos) -> None:
     """A service raises while the server is being stopped: that is no crash, and the process ends with 0."""
-    async with _serving(SPITEFUL) as server:
+    async with _serving(RAISES_IN_STOP) as server:
         server.send(signal.SIGTERM)
-        await _ends_with(server, 0, within=SECONDS)
-        assert "child crashed" not in server.log, f"what is raised in a stop is no crash:\n{server.log}"
-        assert "raised although the stop was asked for" in server.log, "and nobody tells it"
+        await _ends_with(server, 0)
+        assert "child crashed" not in server.log, f"an exception during a stop is no crash:\n{server.log}"
+        assert "raised although the stop was asked for" in server.log, "the log does not have the error"
 
 
 @fault(on="process")
 async def broker_kill_during_stop(_chaos: Chaos) -> None:
     """The broker dies while the server is being stopped: the process ends with 0 all the same."""
-    async with _serving(QUIET) as server:
+    async with _serving(HARMLESS) as server:
         server.send(signal.SIGTERM)
-        server.kill_broker()
-        await _ends_with(server, 0, within=SECONDS)
+        os.kill(_broker_of(server), signal.SIGKILL)
+        await _ends_with(server, 0)
 
 
 @fault(on="process")
 async def descriptors_exhausted(_chaos: Chaos) -> None:
-    """The process has no descriptor left for another connection: who comes waits and is not refused, nothing
-    crashes, and everybody is served once there are descriptors again.
+    """The process has no descriptor left: new clients wait and are not refused, and nothing crashes.
+
+    All of them are served once there are descriptors again.
     """
-    async with _serving(QUIET) as server:
-        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+    async with _serving(HARMLESS) as server:
+        _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
         async with AsyncExitStack() as stack:
             for _ in range(DESCRIPTORS):
-                await stack.enter_async_context(await trio.open_tcp_stream(server.host, server.port))
+                await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
             await server.wait_line("no file descriptor for another connection")
-            waiting = await stack.enter_async_context(await trio.open_tcp_stream(server.host, server.port))
+            waiting = await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
             await waiting.send_all(b"GET /-/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             with trio.move_on_after(PATIENCE):
                 answer = await waiting.receive_some(64)
-                raise AssertionError(f"no descriptor was left, and somebody was answered {answer!r}")
-            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS * 4, hard))
+                raise AssertionError(f"no descriptor was left, but a client was answered {answer!r}")
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS * 4, hard))
             with trio.fail_after(SECONDS):
                 answer = bytes(await waiting.receive_some(64))
-            assert answer.startswith(b"HTTP/1.1 200"), f"who had waited was answered {answer!r}"
-        answer = await get(server.host, server.port, "/-/readyz")
+            assert answer.startswith(b"HTTP/1.1 200"), f"a client that had waited was answered {answer!r}"
+        answer = await get(HOST, server.home.port, "/-/readyz")
         assert answer.startswith(b"HTTP/1.1 200"), f"afterwards it is not ready: {answer!r}"
-        assert "child crashed" not in server.log, f"somebody crashed:\n{server.log}"
+        assert "child crashed" not in server.log, f"a child crashed:\n{server.log}"
         server.send(signal.SIGTERM)
-        await _ends_with(server, 0, within=SECONDS)
+        await _ends_with(server, 0)

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import trio
 
-__all__ = ["CANCEL_SECONDS", "LOOP_SECONDS", "Crossing", "FarLoop", "ServerLoopEnded"]
+__all__ = ["CANCEL_SECONDS", "LOOP_SECONDS", "RemoteCall", "ServerLoop", "ServerLoopEnded"]
 
 LOOP_SECONDS = 60.0
 """For the server's loop to begin a call. It takes milliseconds; the longest block that a fault of the kit
@@ -42,7 +42,7 @@ class ServerLoopEnded(RuntimeError):
 
 
 @attrs.frozen
-class FarLoop:
+class ServerLoop:
     """The server's loop, as seen from outside."""
 
     token: trio.lowlevel.TrioToken
@@ -54,10 +54,10 @@ class FarLoop:
     """In which calls are made: there `tangram.client` reaches a web port in memory."""
 
 
-class Crossing:
+class RemoteCall:
     """A call on its way to a loop."""
 
-    def __init__(self, call: Callable[[], Awaitable[Any]], loop: FarLoop) -> None:
+    def __init__(self, call: Callable[[], Awaitable[Any]], loop: ServerLoop) -> None:
         self._call = call
         self._loop = loop
         self._scope = trio.CancelScope()

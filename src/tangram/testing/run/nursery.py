@@ -1,4 +1,4 @@
-"""A nursery around a test's block that does not wrap what the block raises."""
+"""A nursery for context managers of the kit that raises the test's own exception without a group."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from contextlib import asynccontextmanager
 
 import trio
 
-__all__ = ["open_block"]
+__all__ = ["open_unwrapped_nursery"]
 
 
 @asynccontextmanager
-async def open_block() -> AsyncIterator[trio.Nursery]:
-    """The nursery is the kit's: an exception of the block alone comes out as it is, not in a group."""
+async def open_unwrapped_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery around a block and raise the block's exception as it is.
+
+    A Trio nursery wraps every exception in a group. The author of a test did not open this nursery, so an
+    exception of the block alone leaves it unwrapped. Exceptions of background tasks keep the group.
+    """
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -14,15 +14,15 @@ import trio
 from tangram.bus.resp import Dial
 from tangram.redis_url import RedisAddress
 
-__all__ = ["SEAMS", "Operation", "Seam"]
+__all__ = ["OPERATIONS", "FaultyDial", "Operation"]
 
 Operation = Literal["dial", "send", "receive"]
 
-SEAMS: tuple[Operation, ...] = ("dial", "send", "receive")
+OPERATIONS: tuple[Operation, ...] = ("dial", "send", "receive")
 """Where an exception can come from."""
 
 
-class Seam:
+class FaultyDial:
     """Dials as ``inner`` does; before each operation it asks whether that is to fail."""
 
     def __init__(self, inner: Dial) -> None:
@@ -41,10 +41,10 @@ class Seam:
         if self.fails("dial"):
             await trio.lowlevel.checkpoint()
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return _Seamed(await self._inner(address), self.fails)
+        return _FaultyStream(await self._inner(address), self.fails)
 
 
-class _Seamed(trio.abc.Stream):
+class _FaultyStream(trio.abc.Stream):
     """A stream that breaks when it is told to; what lies behind it stays as it is."""
 
     def __init__(self, inner: trio.abc.Stream, fails: Callable[[Operation], bool]) -> None:
