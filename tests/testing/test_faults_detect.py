@@ -43,7 +43,7 @@ async def test_an_outage_that_crashes_a_plugin_is_told(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Where nobody should crash, a service that only missed Redis is a crash as well."""
-    monkeypatch.setattr(RedisOutage, "_excuses", lambda _patience: False)
+    monkeypatch.setattr(RedisOutage, "_is_excused", lambda _outage: False)
     config = {"supervisor": {"root_restarts": 1000, "plugin_restarts": 1000}}
     seen: list[RunningTangram] = []
     plugin = make_impatient(seen)
