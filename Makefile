@@ -35,9 +35,13 @@ serve: $(VENV)/.installed
 TIMED = timed() { began=$$(date +%s); what=$$1; shift; echo "$$*"; "$$@"; status=$$?; \
 	echo "== $$what: $$(($$(date +%s) - began)) s"; return $$status; }; timed
 
+# Most tests wait more than they compute: three workers keep two cores busy. One part alone (ARGS) runs in one process.
+WORKERS ?= 3
+PARALLEL := --numprocesses $(WORKERS) --dist worksteal
+
 test: $(VENV)/.dev .cache/.e2e .cache/.downstream
-	@$(TIMED) "tests" $(BIN)/python -m pytest $(ARGS)
-	@$(TIMED) "tests with FastAPI" $(DOWNSTREAM) -m pytest tests/compat
+	@$(TIMED) "tests" $(BIN)/python -m pytest $(or $(ARGS),$(PARALLEL))
+	@$(if $(ARGS),,$(TIMED) "tests with FastAPI" $(DOWNSTREAM) -m pytest $(PARALLEL) tests/compat)
 
 flaky: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	$(BIN)/python -m tests.flaky --downstream $(DOWNSTREAM) $(ARGS)

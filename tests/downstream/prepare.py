@@ -26,6 +26,7 @@ TOOLS = (
     "httpx[http2]",
     "psutil",
     "pytest",
+    "pytest-xdist",
     "pytest-trio",
     "openapi-spec-validator",
 )

@@ -139,7 +139,7 @@ class Foreman:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("foreman.py"))],
+            [sys.executable, str(Path(__file__).with_name("mutation_runner.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
