@@ -12,7 +12,7 @@ SOURCES = ROOT / "src"
 
 ASYNCIO = {
     "tangram.bus.redis_loop": "runs redis-py",
-    "tangram.testing.threaded.crossing": "is called from asyncio tests",
+    "tangram.testing.threaded.remote_call": "is called from asyncio tests",
     "tangram.testing.checks.census": "counts asyncio tasks",
 }
 """Modules outside of compat that may import asyncio, with the reason."""
