@@ -1,11 +1,11 @@
-"""All benchmarks, one after another, and what is promised of them at the end.
+"""Run all benchmarks one after another, and print each figure beside its target.
 
     make bench [ARGS="--quick | --full | NAME ..."]
 
-At most 20 minutes on two idle processors; with --quick, 3 minutes of shorter runs that show that all of it
-works; with --full, 10 minutes more for supervision's figures at the size of docs/figures.md. A figure that is
-missed ends nothing: the next benchmark follows, and the status at the end is 1. The table of promises goes to
-``benchmarks/results/promised.md``.
+They take at most 20 minutes on two idle processors. ``--quick`` takes 3 minutes, with shorter runs that only
+show that everything works. ``--full`` takes 10 minutes more, for the figures of supervision at the size of
+docs/figures.md. A missed target does not stop the run: the next benchmark follows, and the exit status is 1.
+The table of targets is written to ``benchmarks/results/promised.md``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import FIGURES, RESULTS, Promise, machine, promised
 
 NAMES = ("channels", "requests", "supervision", "startup", "hub", "bus", "routing")
-"""Those that two processors must be idle for come first."""
+"""The benchmarks, those that need two idle processors first."""
 
 
 def run(name: str, arguments: list[str], figures: Path) -> tuple[list[Promise], bool]:
-    """One of them; its promises, and whether it came to its end."""
+    """Run one benchmark; return its figures with targets, and whether it completed."""
     before = len(read(figures))
     print(f"\n== {name}", flush=True)
     began = time.monotonic()
@@ -37,7 +37,7 @@ def run(name: str, arguments: list[str], figures: Path) -> tuple[list[Promise], 
     status = subprocess.run([sys.executable, program, *arguments], env=environ, check=False).returncode
     promises = read(figures)[before:]
     print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
-    # Who missed something says so, and ends with 1 as well; who ends with 1 and says nothing has broken.
+    # Status 1 means missed targets, which were reported, or a benchmark that failed without a report.
     return promises, status == 0 or any(one.met is False for one in promises)
 
 
@@ -48,11 +48,11 @@ def read(figures: Path) -> list[Promise]:
 def tell(promises: list[Promise], where: str, seconds: float, *, quick: bool) -> None:
     folder = RESULTS / "quick" if quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    text = f"# What is promised\n\n{where} All of `make bench` took {seconds / 60:.0f} minutes.\n\n"
+    text = f"# Targets\n\n{where} All of `make bench` took {seconds / 60:.0f} minutes.\n\n"
     text += promised(promises)
     (folder / "promised.md").write_text(text)
     width = max((len(one.what) for one in promises), default=0)
-    print("\n== what is promised")
+    print("\n== targets")
     for one in promises:
         verdict = {True: "met", False: "MISSED", None: "not measured"}[one.met]
         print(f"{one.what:{width}}  {one.measured:>26}  {one.target:22} {verdict}")

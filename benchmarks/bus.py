@@ -1,9 +1,10 @@
-"""What the bus costs in processor time, beside redis-py: per message received, per message published.
+"""Measure the processor time of the bus for each received and each published message.
 
     python benchmarks/bus.py [--quick]
 
-Starts a valkey-server of its own. Numbers are microseconds of this process's processor time (user + system,
-of all its threads) from getrusage; the broker's and the sending process's are not in them.
+redis-py is measured beside it. The benchmark starts a valkey-server. Numbers are microseconds of this
+process's processor time (user and system, of all its threads) from getrusage, without the broker and the
+sending process.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def main() -> None:
     )
     try:
         time.sleep(0.3)
-        # The bus first: importing trio-asyncio changes what asyncio.run gives, and here nothing imports it.
+        # The bus first: the import of trio-asyncio, which redis-py needs, changes asyncio.run.
         rows = [
             ("bus: receive, batches", best(rounds, lambda: trio.run(bus_receive, port, count))),
             ("bus: publish_nowait, batches", best(rounds, lambda: trio.run(bus_publish, port, count))),

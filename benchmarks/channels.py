@@ -1,12 +1,13 @@
-"""Channels under load: tangram beside a C loop of ``send``, Hypercorn with the same application, and the
-published tangram-core.
+"""Measure channels under load, beside other servers.
 
     python benchmarks/channels.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
 
-Each server has a broker and a processor of its own; publisher, clients and brokers share the others. CPU is
-what the operating system says of the server's threads and children, the broker left out; latency is from
-before the publisher's write to after the client's read, by one clock. Rounds are interleaved, and medians
-shown. Results go to ``benchmarks/results/channels.md`` and ``.svg``.
+The others are a C loop of ``send``, Hypercorn with the same application, and the published tangram-core.
+Each server has a broker and a processor of its own; publisher, clients and brokers share the other
+processors. CPU is the operating system's figure for the server's threads and children, without the broker.
+Latency is measured by one clock from before the publisher's write to after the client's read. Rounds are
+interleaved, and the table shows medians. Results are written to ``benchmarks/results/channels.md`` and
+``.svg``.
 """
 
 from __future__ import annotations
@@ -84,11 +85,11 @@ class Inbound:
     batch: int
     """Messages in one write of a client."""
     rate: int
-    """A second, of all clients together; 0: as fast as the server reads."""
+    """Pushes a second of all clients together; 0 is as fast as the server reads."""
     seconds: float = 1.5
-    """Of a full round. The system counts processor time in ticks of 10 ms, of which there should be many."""
+    """Seconds of a full round. Processor time is counted in ticks of 10 ms, so a round needs many."""
     per_second: int = 40_000
-    """Where it is as fast as the server reads: how many are sent for each second."""
+    """Pushes for each second of a round that is as fast as the server reads."""
 
     @property
     def name(self) -> str:
@@ -118,7 +119,7 @@ BURST, CONNECTING, MEMORY = (
 
 @contextmanager
 def joined(server: Server, count: int) -> Iterator[Clients]:
-    """Clients on the topic, and a server that has dealt with their arrival."""
+    """Open clients that have joined the topic, once the server has finished their joins."""
     clients = Clients(server.port, server.token(TOPIC), count)
     try:
         wait_quiet(server.pid)
@@ -150,7 +151,7 @@ def delivered(report: dict[str, float], cpu: float, wanted: int) -> Sample:
 
 
 def c_loop(load: FanOut, seconds: float) -> Sample:
-    """The same frames on as many sockets, by ``send`` and nothing else."""
+    """Send the same frames to as many sockets with ``send`` alone."""
     messages = int(load.rate * seconds)
     command = [str(build("fanout")), *map(str, (load.clients, messages, load.rate, load.size))]
     with running(Process(command, pipes=True)) as loop:
@@ -175,7 +176,7 @@ def burst(server: Server, bursts: int) -> Sample:
 
 
 def inbound(server: Server, load: Inbound, seconds: float) -> Sample:
-    """Pushes of 200 bytes, until a subscriber of their Redis channel has all that were not refused."""
+    """Push 200 bytes many times, until a Redis subscriber has all that were accepted."""
     messages = load.messages(seconds)
     listening = Listening(server.redis_port)
     try:
@@ -219,7 +220,7 @@ def connecting(server: Server, count: int) -> Sample:
 
 
 def memory(start: Callable[[Path], Server], count: int) -> Sample:
-    """A fresh server: what a client costs, once the first ones have had everything imported."""
+    """Measure the memory of a client in a fresh server, after the first clients."""
     with tempfile.TemporaryDirectory() as folder:
         server = start(Path(folder))
         try:
@@ -248,7 +249,7 @@ def measure(options: argparse.Namespace) -> Results:
                     continue
                 stack.callback(servers[name].end)
         for number in range(options.rounds):
-            # Hypercorn loses so much, and is so long about it, that once says enough.
+            # Hypercorn loses many messages and takes long, so one round is enough.
             of_round = {name: one for name, one in servers.items() if number == 0 or name != HYPERCORN}
             measure_fan_outs(options, results, of_round)
             measure_others(options, results, of_round)
@@ -267,7 +268,7 @@ def measure_fan_outs(options: argparse.Namespace, results: Results, servers: Map
                 results.add(load.name, name, c_loop(load, seconds))
             elif name in servers and (
                 not options.quick or name != HYPERCORN or load == QUICK[0]
-            ):  # it is slow to notice
+            ):  # it notices disconnects late
                 results.add(load.name, name, fan_out(servers[name], load, seconds))
 
 
@@ -277,7 +278,7 @@ def measure_others(options: argparse.Namespace, results: Results, servers: Mappi
         if options.wanted(BURST) and (name == NATIVE or not quick):
             results.add(BURST, name, burst(server, 5 if quick else 20))
         for load in PROMISED_INBOUND if quick else INBOUNDS:
-            # What Hypercorn takes is a tenth: the first of them tells.
+            # Hypercorn accepts a tenth, so the first round is enough.
             if options.wanted(load.name) and (name != HYPERCORN or load == INBOUNDS[0]):
                 seconds = 0.25 if name == HYPERCORN else load.seconds / 3 if quick else load.seconds
                 results.add(load.name, name, inbound(server, load, seconds))

@@ -1,9 +1,8 @@
-"""What a delivery costs from the hub's door to the outbox, and a push from bytes to the bus' door.
+"""Measure a delivery from the hub to the outbox, and a push from bytes to the bus.
 
     python benchmarks/hub.py [--quick]
 
-Process time, median of the runs. No sockets: what a transport adds is measured elsewhere. Aim: 1 us a
-delivery.
+Figures are process time, median of the runs, without sockets. The target is 1 us for each delivery.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from tangram.channels.outbox import Outbox
 from tangram.channels.socket import Authorize, Socket
 
 CASES = ((100, 1, 200), (100, 20, 200), (500, 2, 200), (1000, 1, 200), (100, 5, 2000), (1, 1000, 200))
-"""Clients, messages in a batch, bytes of a payload."""
+"""Each workload: clients, messages in a batch, bytes of a payload."""
 AIM = 1.0
-"""Microseconds a delivery."""
+"""The target, in microseconds for each delivery."""
 
 
 def payload(size: int) -> bytes:

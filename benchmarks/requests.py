@@ -1,10 +1,11 @@
-"""Requests under load: tangram's native routes, and Hypercorn's, beside FastAPI on uvicorn.
+"""Measure HTTP requests under load: both engines beside FastAPI on uvicorn.
 
     python benchmarks/requests.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
 
-The same routes on each, access log off; 32 keep-alive connections, one request at a time on each, from a C
-program on another processor. CPU is what the operating system says of the server's threads and children.
-Rounds are interleaved, and medians shown. Results go to ``benchmarks/results/requests.md`` and ``.svg``.
+All servers have the same routes and no access log. A C program on another processor uses 32 keep-alive
+connections with one request at a time. CPU is the operating system's figure for the server's threads and
+children. Rounds are interleaved, and the table shows medians. Results are written to
+``benchmarks/results/requests.md`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Route:
     name: str
     request: bytes
     requests: int
-    """In a full round; Hypercorn gets a quarter."""
+    """Requests of a full round; Hypercorn gets a quarter of them."""
 
 
 ROUTES = (

@@ -1,4 +1,7 @@
-"""CPU time of a request inside RouteTable, without a server: ``python benchmarks/routing.py [--quick]``."""
+"""Measure the CPU time of a request inside ``RouteTable``, without a server.
+
+python benchmarks/routing.py [--quick]
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""How soon the server is ready, and how much memory it takes, beside what is promised.
+"""Measure the time until the server is ready, and its memory, beside the targets.
 
     python benchmarks/startup.py [--quick]
 
-Starts ``python -m tangram serve`` with the demo and an embedded broker, several times, and measures the time
-from the start of the process to the first 200 of ``/-/readyz``; then joins the demo's topic, waits for its
-values, and adds up the proportional set size of the server and all below it. Status 1 if a figure is missed.
+It starts ``python -m tangram serve`` with the demo and an embedded broker several times, and measures the
+time from the start of the process to the first 200 of ``/-/readyz``. Then it joins the demo's topic, waits
+for its values, and adds up the proportional set size of the server and its descendants. The exit status is
+1 if a target is missed.
 
 The first start is not counted: it compiles the byte-code, as the first start after an installation does.
 """
@@ -73,7 +74,7 @@ def is_ready(port: int) -> bool:
 
 
 def wait_ready(process: subprocess.Popen[bytes], port: int, begun: float) -> float:
-    """Seconds from *begun* to the first good answer; asked every 2 ms."""
+    """Return the seconds from *begun* to the first 200; asks every 2 ms."""
     while time.perf_counter() - begun < GIVE_UP:
         if is_ready(port):
             return time.perf_counter() - begun
@@ -101,7 +102,7 @@ async def join_demo(port: int, process: subprocess.Popen[bytes]) -> float:
 
 
 def memory_mb(pid: int) -> float:
-    """Proportional set size of a process and all below it: shared pages are shared out."""
+    """Return the proportional set size of a process and its descendants, in MB."""
     above = psutil.Process(pid)
     return sum(pss_kb(it.pid) for it in (above, *above.children(recursive=True))) / 1000
 

@@ -1,10 +1,10 @@
-"""The figures of supervision, each beside its target; exit status 1 where one is missed.
+"""Measure the figures of supervision beside their targets; exit with 1 if one is missed.
 
     python benchmarks/supervision.py [--quick | --full] [FIGURE ...]
 
-The figures: restarts readyz stop leftovers blocked redis broker.
-Without names all of them, in about five minutes; with --full in about 15, with --quick in one, with more or
-fewer rounds. How each is measured stands in docs/figures.md, with the numbers of a full run.
+The figures are: restarts readyz stop leftovers blocked redis broker. Without names all are measured, in about
+five minutes; with ``--full`` in about 15 and with ``--quick`` in one, with more or fewer rounds.
+docs/figures.md says how each is measured, with the numbers of a full run.
 """
 
 from __future__ import annotations

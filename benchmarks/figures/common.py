@@ -1,4 +1,4 @@
-"""What all figures share: a measured figure beside its target, and programs that look from outside."""
+"""Shared parts of the figures: values beside targets, and helper processes."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FREELY: Mapping[str, Mapping[str, Any]] = {
     "core": {"log_level": "CRITICAL"},
-    # Each restart is to be like a first one: neither a full window nor a back-off stands between two.
+    # No limit and no back-off, so that each restart is like the first.
     "supervisor": {
         "root_restarts": 1_000_000,
         "plugin_restarts": 1_000_000,
         "backoff_initial": 0.0,
-        # Their entries go after a second: with the default they would be what is left over.
+        # Entries expire after a second; by default they would count as leftovers.
         "root_window": 1.0,
         "plugin_window": 1.0,
     },
 }
-"""Configuration of a server that may be crashed as often as one likes."""
+"""Configuration of a server without a limit on crashes."""
 
 ANSWER_WITHIN = 60.0
-"""Seconds for a program of ours to say what it was asked: it may have had to connect 1,000 clients."""
+"""Seconds for an answer of a helper, which may have to connect 1,000 clients."""
 
 
 @attrs.frozen
 class Figure:
-    """One line of the table. Servers are opened with ``checks=()``: what is measured here is judged here, and
-    their logs are silent and other programs of ours live beside them."""
+    """One line of the table.
+
+    Servers are opened with ``checks=()``: figures are judged here, their logs are silent, and helper
+    processes live beside them.
+    """
 
     what: str
     measured: str
     target: str
     ok: bool | None
-    """None where nothing is promised: the line is there to be read."""
+    """None if the figure has no target."""
 
     def __str__(self) -> str:
         verdict = {True: "ok", False: "MISSED", None: ""}[self.ok]
@@ -51,13 +54,13 @@ class Figure:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that ``share`` of all values do not exceed."""
+    """Return the smallest value that ``share`` of all values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000 * len(ordered)) // 1000) - 1))]
 
 
 def at_most(what: str, values: Sequence[float], share: float, limit: float) -> Figure:
-    """A quantile in milliseconds, and its limit in seconds."""
+    """Compare a quantile in milliseconds with its limit in seconds."""
     got = quantile(values, share)
     name = "longest" if share >= 1.0 else f"p{share * 100:g}"
     measured = f"{got * 1000:.1f} ms (n={len(values)})"
@@ -65,18 +68,18 @@ def at_most(what: str, values: Sequence[float], share: float, limit: float) -> F
 
 
 def none_of(what: str, count: int) -> Figure:
-    """A count that must be 0."""
+    """Return a figure for a count that must be 0."""
     return Figure(what, str(count), "0", count == 0)
 
 
 def tell(text: str) -> None:
-    """A line of progress, on standard error: the table goes to standard output."""
+    """Print a line of progress on standard error; the table goes to standard output."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 class Helper:
-    """A program of ours in a process of its own: lines of JSON go in and come out."""
+    """A helper process: JSON lines go in and come out."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -89,7 +92,7 @@ class Helper:
         return await self.hear()
 
     async def hear(self) -> dict[str, Any]:
-        """The next line."""
+        """Return the next line."""
         assert self._process.stdout is not None
         with trio.fail_after(ANSWER_WITHIN):
             while b"\n" not in self._rest:
@@ -123,7 +126,7 @@ async def open_helper(program: str, *arguments: str) -> AsyncIterator[Helper]:
 
 
 async def wait_for(condition: Any, *, within: float = 20.0, every: float = 0.002) -> None:
-    """Until ``condition()`` holds; for what nobody tells."""
+    """Poll until ``condition()`` holds."""
     deadline = time.monotonic() + within
     while not condition():
         if time.monotonic() > deadline:

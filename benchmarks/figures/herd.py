@@ -1,13 +1,16 @@
-"""A herd of channel clients in a process of its own: raw sockets on epoll, that come back as phoenix.js does.
+"""Many channel clients in one process, which reconnect like phoenix.js.
+
+They use raw sockets on epoll.
 
     python -m benchmarks.figures.herd HOST PORT TOPIC COUNT
 
-Each connects, joins TOPIC, notes when messages come, and when it is cut off comes back after 10 ms and then
-along the ladder of phoenix.js. Standard input takes requests, a JSON object a line, each answered by one:
+Each client connects, joins TOPIC and notes the times of messages. After a disconnect it reconnects after 10
+ms, and then with the delays of phoenix.js. Standard input takes requests, one JSON object a line; each is
+answered by one line:
 
-    {"do": "joined", "cuts": N}   once all are members, after N were cut off: since when, and how
-    {"do": "first", "after": T, "cuts": N}  once each has had a message after T, and after its last being
-                                  cut off: when (time.monotonic(), which all processes of a machine share)
+    {"do": "joined", "cuts": N}   once all are members, after N disconnects: since when, and how
+    {"do": "first", "after": T, "cuts": N}  once each has had a message after T and after its last disconnect:
+                                  when (time.monotonic(), which all processes of a machine share)
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 from benchmarks.figures.sockets import join_frame, masked, upgrade
 
 LADDER = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0)
-"""Seconds before each attempt to come back: phoenix.js' reconnectAfterMs."""
+"""Seconds before each attempt to reconnect: phoenix.js' reconnectAfterMs."""
 REJOIN = 1.0
 """Seconds after phx_error: the first of phoenix.js' rejoinAfterMs."""
 
@@ -140,11 +143,11 @@ class Client:
             self.arrivals.append(now)
 
     def first_after(self, moment: float) -> float | None:
-        """When the first message came after ``moment``, and after the last cut."""
+        """Return the time of the first message after ``moment`` and after the last disconnect."""
         return next((at for at in self.arrivals if at > max(moment, self.cut_at)), None)
 
     def cut(self, why: str) -> None:
-        """The connection is gone: count why, and come back."""
+        """Count the cause of a disconnect, and reconnect."""
         if self.sock is not None:
             self.herd.forget(self)
             self.sock.close()

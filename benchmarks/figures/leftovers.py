@@ -1,4 +1,4 @@
-"""What is left after many restarts: tasks, threads, file descriptors, asyncio tasks, memory."""
+"""Compare tasks, threads, file descriptors and memory before and after many restarts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tangram.testing import RunningTangram, open_tangram
 
 CRASHED = ("plugin:bench", "web", "bus", "channels", "state")
 WARM_UP = 1000
-"""Restarts before the first look: caches are filled, and the ledger holds as many events as it ever will."""
+"""Restarts before the first measurement, which fill the caches and the event log."""
 MEMORY = 1024 * 1024
-"""Bytes that may be more afterwards."""
+"""Bytes by which the memory may grow."""
 
 
 @attrs.frozen
@@ -42,21 +42,21 @@ def all_tasks() -> Iterator[trio.lowlevel.Task]:
 
 
 def resident() -> int:
-    """Bytes of memory that the process holds."""
+    """Return the resident memory of the process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def descriptors() -> int:
-    """File descriptors that are open."""
+    """Count the open file descriptors."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 async def look() -> Look:
-    """Once what ends has ended."""
+    """Measure, once tasks that are ending have ended."""
     await trio.sleep(0.3)
     for _ in range(3):
         gc.collect()
-    # Trio keeps idle worker threads for 10 s: they are not a restart's, and not counted.
+    # Trio keeps idle worker threads for 10 s: they are not counted.
     own = [thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")]
     return Look(
         tasks=sum(1 for _ in all_tasks()),
@@ -68,7 +68,7 @@ async def look() -> Look:
 
 
 async def restart(running: RunningTangram, number: int) -> None:
-    """Every third one is planned; the others are crashes of each part in turn."""
+    """Restart once: every third restart is planned, the others are crashes of each part."""
     if number % 3 == 0:
         await running.server.restart()
         return
@@ -78,7 +78,7 @@ async def restart(running: RunningTangram, number: int) -> None:
 
 
 async def measure(restarts: int, warm_up: int = WARM_UP) -> list[Figure]:
-    """Restart so often, and compare."""
+    """Restart many times, and compare."""
     async with open_tangram([make_plugin(uses_redis=True)], FREELY, checks=()) as running:
         for number in range(warm_up):
             await restart(running, number)

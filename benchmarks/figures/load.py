@@ -1,13 +1,13 @@
-"""HTTP clients in a process of their own: they ask one path all the time, and judge what came of it.
+"""HTTP clients in a process of their own, which request one path and classify the results.
 
     python -m benchmarks.figures.load HOST PORT PATH USERS PAUSE_MS
 
-Half of the users keep their connection for many requests, half take a new one for each. Each line on standard
-input is answered by a line: what happened since the last one.
+Half of the users keep their connection for many requests, half open a new one for each. Each line on standard
+input is answered by a line with the counts since the last one.
 
-Whether a request that was not answered came before the server's FIN is asked of the kernel: on one machine
-what is sent is in the other's queue at once, so a connection that still is ESTABLISHED after the send had
-not been closed by the server when the request arrived.
+The kernel tells whether a request without an answer arrived before the server's FIN: on one machine, sent
+bytes are in the peer's queue at once, so a connection that is still ESTABLISHED after the send had not been
+closed by the server when the request arrived.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class User:
         self.sock: socket.socket | None = None
         self.left = 0
         self.early = False
-        """The request under way arrived before the server's FIN."""
+        """The current request arrived before the server's FIN."""
         self.waiting = False
         self.buffer = b""
 
@@ -45,7 +45,7 @@ class User:
             try:
                 sock.connect(
                     self.crowd.address
-                )  # on loopback the kernel answers at once, whoever accepts later
+                )  # on loopback the kernel connects at once, before the server accepts
             except OSError:
                 self.crowd.counts["refused"] += 1
                 self.drop()

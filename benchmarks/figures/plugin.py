@@ -10,9 +10,11 @@ import tangram
 
 
 def make_plugin(*, beat: float = 0.01, name: str = "bench", uses_redis: bool = False) -> tangram.Plugin:
-    """A plugin that publishes ``to:bench:beat`` every ``beat`` seconds and answers ``/bench/value``.
+    """Return a plugin that publishes ``to:bench:beat`` and answers ``/bench/value``.
 
-    ``uses_redis``: it also sends other commands, for which an asyncio loop is opened in each incarnation.
+    Args:
+        beat: seconds between two messages.
+        uses_redis: it also sends other commands, which open an asyncio loop in each incarnation.
     """
     router = tangram.APIRouter(prefix=f"/{name}")
     plugin = tangram.Plugin(routers=[router])

@@ -1,4 +1,4 @@
-"""A server as a process of its own, with a plugin that is written for one measurement."""
+"""A server as a process of its own, with a plugin for one measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ServerProcess", "open_process"]
 
 
 class ServerProcess:
-    """``python -m tangram serve``, and what it logs."""
+    """A process of ``python -m tangram serve``, and its log."""
 
     def __init__(self, process: trio.Process, port: int) -> None:
         self.process = process
@@ -31,7 +31,7 @@ class ServerProcess:
         self._news = trio.Event()
 
     async def read(self) -> None:
-        """Take the log, each chunk with its time."""
+        """Read the log, each chunk with its time."""
         assert self.process.stderr is not None
         async for chunk in self.process.stderr:
             self.times.append((time.monotonic(), bytes(chunk)))
@@ -40,13 +40,13 @@ class ServerProcess:
             self._news = trio.Event()
 
     async def wait_log(self, text: bytes, *, within: float = 20.0) -> None:
-        """Until ``text`` was logged."""
+        """Wait until ``text`` was logged."""
         with trio.fail_after(within):
             while text not in self.log:
                 await self._news.wait()
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[float, int]:
-        """Ask for the end: the seconds that it took, and the exit status."""
+        """End the process; return the seconds that it took, and the exit status."""
         began = time.monotonic()
         self.process.send_signal(number)
         with trio.fail_after(60):
@@ -56,7 +56,7 @@ class ServerProcess:
 
 @asynccontextmanager
 async def open_process(source: str, config: str = "") -> AsyncIterator[ServerProcess]:
-    """A server with one plugin, ``bench``, of which ``source`` is the module; ready."""
+    """Start a server with one plugin, ``bench``, whose module is ``source``; wait until ready."""
     with tempfile.TemporaryDirectory(prefix="tangram-bench-") as name:
         folder = Path(name)
         (folder / "tangram_bench.py").write_text(source)

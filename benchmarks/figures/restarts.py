@@ -1,4 +1,4 @@
-"""Restarts under load: who is refused, what is answered, how long nobody answers."""
+"""Measure refused requests, errors and the longest gap of answers during restarts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ USERS = 16
 PAUSE_MS = 5.0
 CRASHED = ("plugin:bench", "web", "bus", "channels")
 BETWEEN = 0.05
-"""Seconds of peace between two restarts, in which the load is answered as usual."""
+"""Seconds between two restarts, in which requests are answered as usual."""
 
 
 async def measure(planned: int, crashes: int) -> list[Figure]:
-    """``planned`` clean restarts, then ``crashes``, while a crowd of HTTP clients asks."""
+    """Do ``planned`` clean restarts, then ``crashes``, while many HTTP clients send requests."""
     async with open_tangram([make_plugin()], FREELY, checks=()) as running:
         port = running.url.rsplit(":", 1)[1]
         async with open_helper("load", "127.0.0.1", port, "/bench/value", str(USERS), str(PAUSE_MS)) as load:
@@ -65,7 +65,7 @@ async def measure(planned: int, crashes: int) -> list[Figure]:
 
 
 def at_most_in_flight(lost: int, crashes: int) -> Figure:
-    """Each user has one request in flight: no crash may cost more."""
+    """Return the limit of one lost request for each user: each has one in flight."""
     limit = USERS * crashes
     return Figure(
         f"requests lost in {crashes} crashes (in flight at most)", str(lost), f"<= {limit}", lost <= limit

@@ -1,4 +1,4 @@
-"""A channel client's first bytes, for raw sockets."""
+"""The first bytes of a channel client, for raw sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 
 
 def masked(opcode: int, data: bytes) -> bytes:
-    """A client's frame, masked with zeros: the bytes stay as they are."""
+    """Return a client's frame masked with zeros, which leaves the bytes unchanged."""
     size = len(data)
     head = bytes((0x80 | opcode, 0x80 | size))
     if size >= 126:
@@ -17,7 +17,7 @@ def masked(opcode: int, data: bytes) -> bytes:
 
 
 def upgrade(port: int) -> bytes:
-    """The request that turns a connection into a WebSocket."""
+    """Return the request that opens a WebSocket."""
     key = base64.b64encode(os.urandom(16)).decode()
     return (
         f"GET /websocket?vsn=2.0.0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
@@ -26,5 +26,5 @@ def upgrade(port: int) -> bytes:
 
 
 def join_frame(topic: str, token: str, ref: int = 1) -> bytes:
-    """``phx_join``."""
+    """Return a ``phx_join`` frame."""
     return masked(1, json.dumps([str(ref), str(ref), topic, "phx_join", {"token": token}]).encode())

@@ -1,4 +1,4 @@
-"""Stop with clients that do not read and a plugin that does not end; and a loop that is blocked."""
+"""Measure a stop with clients and plugins that do not end, and a blocked event loop."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ async def stubborn(state: tangram.BackendState) -> None:
 """
 
 BLOCKED_FOR = 1.6
-"""Seconds that the plugin blocks the loop."""
+"""Seconds for which the plugin blocks the loop."""
 
 
 @contextmanager
 def deaf_clients(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """Half ask for 16 MiB, half join a topic that is flooded; none reads any of it."""
+    """Open clients that never read: half request 16 MiB, half join a flooded topic."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request(
         "POST", "/token", json.dumps({"channel": "bench"}), {"content-type": "application/json"}
@@ -77,7 +77,7 @@ def deaf_clients(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 async def stop_once() -> tuple[float, int, int]:
-    """Seconds, exit status, and processes left."""
+    """Return the seconds of a stop, the exit status, and the processes that are left."""
     config = f"[supervisor]\nshutdown_timeout = {SHUTDOWN_TIMEOUT}\n"
     async with open_process(STUBBORN, config) as server:
         below = psutil.Process(server.process.pid).children(recursive=True)
@@ -90,7 +90,7 @@ async def stop_once() -> tuple[float, int, int]:
 
 
 async def measure_stop(rounds: int) -> list[Figure]:
-    """The whole stop, from SIGTERM to the process's end."""
+    """Measure the whole stop, from SIGTERM to the end of the process."""
     results = [await stop_once() for _ in range(rounds)]
     limit = SHUTDOWN_TIMEOUT + 1.0
     worst = max(took for took, _, _ in results)
@@ -107,7 +107,7 @@ async def measure_stop(rounds: int) -> list[Figure]:
 
 
 async def measure_blocked(rounds: int) -> list[Figure]:
-    """A service that blocks the loop: when the watchdog has named it, counted from the block's begin."""
+    """Block the loop in a service; measure the time until the watchdog names it."""
     begins: list[float] = []
     block = trio.Event()
     plugin = Plugin()

@@ -1,4 +1,4 @@
-"""What the servers are given to do: C programs on the other processors."""
+"""Loads for the servers: C programs on the other processors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CHANNEL = "to:bench:tick"
 PATH = "/websocket?vsn=2.0.0"
 
 EACH = 10_000_000
-"""A push carries its client's number times this, plus how many that client had pushed before."""
+"""A push carries its client's number times this, plus the number of earlier pushes of the client."""
 PUSHED = re.compile(rb'\{"n":(\d+)')
 
 PATIENCE = 4.0
-"""Seconds that a server has for what is left when the last message was published."""
+"""Seconds for a server to deliver the rest after the last message was published."""
 
 
 class Clients:
@@ -45,7 +45,7 @@ class Clients:
 
 
 def publish(redis_port: int, messages: int, rate: float, size: int, burst: int = 1) -> dict[str, Any]:
-    """``messages`` of ``size`` bytes, ``rate`` bursts a second; returns when Redis has taken all."""
+    """Publish ``messages`` of ``size`` bytes in ``rate`` bursts a second, until Redis has all."""
     command = [str(build("publish")), str(redis_port), CHANNEL, *map(str, (messages, rate, size, burst))]
     done = subprocess.run(
         pinned(command, LOAD_CPUS),
@@ -58,7 +58,7 @@ def publish(redis_port: int, messages: int, rate: float, size: int, burst: int =
 
 
 def request(port: int, data: bytes, requests: int, connections: int) -> dict[str, Any]:
-    """``requests`` times the same request over ``connections`` connections, one at a time on each."""
+    """Send ``requests`` requests over ``connections`` connections, one at a time on each."""
     command = [str(build("http")), str(port), str(connections), str(requests)]
     done = subprocess.run(
         pinned(command, LOAD_CPUS), check=True, capture_output=True, input=data, timeout=300
@@ -68,7 +68,7 @@ def request(port: int, data: bytes, requests: int, connections: int) -> dict[str
 
 
 def count_disordered(heard: bytes) -> int:
-    """How many pushes in what Redis sent came twice, or after one that their client had pushed later."""
+    """Count pushes that Redis sent twice, or after a later one of the same client."""
     last: dict[int, int] = {}
     wrong = 0
     for number in map(int, PUSHED.findall(heard)):
@@ -79,7 +79,7 @@ def count_disordered(heard: bytes) -> int:
 
 
 class Listening:
-    """Somebody who subscribes to ``from:bench:push``, and so knows what the clients' pushes became."""
+    """A subscriber of ``from:bench:push``, which counts the pushes that arrived."""
 
     def __init__(self, redis_port: int) -> None:
         self.count = 0
@@ -102,7 +102,7 @@ class Listening:
         self._broken = True
 
     def wait(self, count: int, *, quiet: float = 3.0) -> None:
-        """Return when *count* have come, or nothing has for *quiet* seconds."""
+        """Return when *count* messages have arrived, or none has for *quiet* seconds."""
         before, since = self.count, time.monotonic()
         while self.count < count and time.monotonic() - since < quiet:
             time.sleep(0.02)
@@ -112,7 +112,7 @@ class Listening:
             raise RuntimeError("the broker closed the connection that counts: what was heard says nothing")
 
     def disordered(self) -> int:
-        """Messages that came twice, or after one that their client had pushed later."""
+        """Count the messages that came twice, or after a later one of their client."""
         return count_disordered(b"".join(self._chunks))
 
     def end(self) -> None:
@@ -122,7 +122,7 @@ class Listening:
 
 
 def wait_delivered(clients: Clients, pid: int, wanted: int, *, at_most: float = PATIENCE) -> dict[str, Any]:
-    """The clients' report, once they have *wanted* messages, or nothing more comes."""
+    """Return the clients' report once they have *wanted* messages, or receive no more."""
     until = time.monotonic() + at_most
     report = clients.ask("report")
     before, cpu = -1, 0.0

@@ -1,4 +1,4 @@
-"""Programs of a benchmark: built, started, pinned, measured by what the operating system says, and ended."""
+"""Processes of a benchmark: build, start, pin, measure and end them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU = str(CPUS[0])
 LOAD_CPUS = ",".join(map(str, CPUS[1:] or CPUS))
-"""What is measured has a processor to itself, as far as the machine has two: else it would be measured how
-well the scheduler moves it about."""
+"""The measured server has a processor of its own if the machine has two, so that the scheduler does not move
+it."""
 
 GIVE_UP = 30.0
-"""Seconds for anything to become ready or to end."""
+"""Seconds for a process to become ready or to end."""
 
 NOT_COUNTED = ("valkey", "redis")
-"""Brokers are children of nobody here, but if one is, it is not what is measured."""
+"""Names of broker processes, which are not measured if they are children of a server."""
 
 
 def free_port() -> int:
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def build(name: str) -> Path:
-    """Compile ``benchmarks/c/NAME.c``, where that is newer than its program."""
+    """Compile ``benchmarks/c/NAME.c``, if the source is newer than the program."""
     source = ROOT / "benchmarks" / "c" / f"{name}.c"
     program = CACHE / "bench" / name
     newest = max(path.stat().st_mtime for path in source.parent.iterdir())
@@ -58,7 +58,7 @@ def pinned(command: Sequence[str], cpus: str) -> list[str]:
 
 
 def make_environment(name: str, *packages: str) -> Path:
-    """The Python of an environment of its own under .cache, with *packages* from PyPI; made once."""
+    """Create a virtual environment under .cache with *packages*, once; return its Python."""
     folder = CACHE / name
     python = folder / "bin" / "python"
     stamp = folder / ".installed"
@@ -75,23 +75,23 @@ def make_environment(name: str, *packages: str) -> Path:
 
 
 class NotInstalled(Exception):
-    """Somebody to compare with is not to be had: no network, or nothing for this Python."""
+    """A server to compare with cannot be installed: no network, or no such Python."""
 
 
 def _install(folder: Path, python: Path, packages: Sequence[str]) -> None:
-    # By our own pip: some Pythons come without the one that venv would put there.
+    # With the pip of this environment: some Pythons have no ensurepip.
     subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", *packages], check=True)
 
 
 def keep_off() -> None:
-    """Leave the server's processor to the server: what this process does itself is load."""
+    """Pin this process to the other processors, because its work is load."""
     os.sched_setaffinity(0, set(CPUS[1:]) or set(CPUS))
 
 
 class Process:
-    """A server: started, and ended whatever happens."""
+    """A server process, ended with its context."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ def running(process: Process) -> Iterator[Process]:
 
 
 def below(pid: int) -> list[int]:
-    """A process and everything below it."""
+    """Yield a process and all its descendants."""
     found = [pid]
     for it in found:
         with suppress(OSError):
@@ -172,7 +172,7 @@ def below(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads, and all below it but a broker."""
+    """Return user and system time of a process and its descendants, without brokers."""
     total = 0
     for it in below(pid):
         with suppress(OSError):
@@ -186,7 +186,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory_bytes(pid: int) -> int:
-    """Proportional set size of a process and all below it but a broker."""
+    """Return the proportional set size of a process and its descendants, without brokers."""
     total = 0
     for it in below(pid):
         with suppress(OSError):
@@ -199,7 +199,7 @@ def memory_bytes(pid: int) -> int:
 
 
 def busy_share(seconds: float = 1.0) -> float:
-    """How much of all processors is in use now, by anybody: 0 to 1."""
+    """Return the share of all processors that is in use now, from 0 to 1."""
 
     def look() -> tuple[int, int]:
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]))
@@ -212,7 +212,7 @@ def busy_share(seconds: float = 1.0) -> float:
 
 
 def wait_quiet(pid: int, *, at_most: float = 4.0) -> None:
-    """Return once the server has stopped working on what it was given, or after *at_most* seconds."""
+    """Return once the server is idle, or after *at_most* seconds."""
     until = time.monotonic() + at_most
     before = cpu_seconds(pid)
     while time.monotonic() < until:
@@ -236,7 +236,7 @@ def wait_for_port(port: int, process: Process) -> None:
 
 
 class Valkey(Process):
-    """A broker for one server alone."""
+    """A broker for one server."""
 
     def __init__(self, folder: Path) -> None:
         from tangram.broker.embedded import find_server, server_arguments

@@ -24,11 +24,14 @@ Sample = Mapping[str, float]
 
 
 WRONG = ("lost", "closed", "refused", "disordered", "unanswered")
-"""Figures that are counts of what went wrong."""
+"""Figures that count errors."""
 
 
 def medians(samples: Sequence[Sample]) -> dict[str, float]:
-    """Of each figure the median; of what went wrong the sum: none lost in the median is not none lost."""
+    """Return the median of each figure, and the sum of counts of errors.
+
+    A sum, because a median of 0 lost messages would hide a run that lost some.
+    """
     return {
         name: (sum if name in WRONG else statistics.median)([sample[name] for sample in samples])
         for name in samples[0]
@@ -37,7 +40,7 @@ def medians(samples: Sequence[Sample]) -> dict[str, float]:
 
 @dataclass
 class Results:
-    """What was measured: samples by workload and contender, in the order in which they first came."""
+    """Samples by workload and contender, in the order of their first appearance."""
 
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
 
@@ -51,13 +54,13 @@ class Results:
         return medians(samples) if samples else None
 
     def value(self, workload: str, contender: str, name: str) -> float:
-        """NaN for what was not measured."""
+        """Return the measured value, or NaN."""
         return (self.median(workload, contender) or {}).get(name, math.nan)
 
 
 @dataclass
 class Target:
-    """A promise: what, the figure, and how far it may go."""
+    """A target: the name, the figure, and its limit."""
 
     what: str
     value: float
@@ -67,7 +70,7 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        """None for what was not measured."""
+        """Whether the target was met; None if it was not measured."""
         if math.isnan(self.value):
             return None
         value = round(self.value, 6)  # 60 ticks of 10 ms are 12.000000000000002 us a message
@@ -85,7 +88,7 @@ class Target:
 
 @dataclass
 class Promise:
-    """What was promised and what was measured, to be read."""
+    """A target beside the measured value, as text."""
 
     what: str
     measured: str
@@ -100,7 +103,7 @@ class Promise:
 VERDICTS: Mapping[bool | None, str] = {True: "met", False: "**missed**", None: "not measured"}
 
 FIGURES = "TANGRAM_BENCH_FIGURES"
-"""Names the file in which a benchmark that is one of many leaves its promises, a line of JSON each."""
+"""Environment variable with the file for figures with targets, a line of JSON each."""
 
 
 def promised(promises: Iterable[Promise]) -> str:
@@ -108,8 +111,9 @@ def promised(promises: Iterable[Promise]) -> str:
 
 
 def conclude(promises: Sequence[Promise]) -> NoReturn:
-    """Leave the promises where `make bench` gathers them, name the missed ones, and exit: 1 if there are
-    any.
+    """Write the figures with targets for `make bench`, print the missed ones, and exit.
+
+    The status is 1 if a target was missed.
     """
     path = os.environ.get(FIGURES)
     if path:
@@ -136,7 +140,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def results_table(results: Results, columns: Mapping[str, str], workloads: Sequence[str]) -> str:
-    """``columns``: the name of a figure to its heading. A figure that nobody has is left out."""
+    """Return a table in Markdown.
+
+    ``columns`` maps the name of a figure to its heading; figures without values are left out.
+    """
     rows = [
         [workload, contender, *(show(results.value(workload, contender, name)) for name in columns)]
         for workload in workloads
@@ -146,11 +153,11 @@ def results_table(results: Results, columns: Mapping[str, str], workloads: Seque
 
 
 BUSY: Final = 0.05
-"""Share of the processors that others may use before what is measured is no longer this machine's."""
+"""Share of the processors that other programs may use before the results get a warning."""
 
 
 def machine() -> str:
-    """What it was measured on, and when; to be called before anything is started."""
+    """Describe the machine and the date; call it before a server is started."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -168,7 +175,7 @@ def machine() -> str:
 
 
 def write(name: str, text: str, plot: str, *, quick: bool) -> None:
-    """``results/NAME.md`` and ``.svg``; a quick run's go to ``results/quick`` and are not kept."""
+    """Write ``results/NAME.md`` and ``.svg``; a quick run's go to ``results/quick``."""
     folder = RESULTS / "quick" if quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
@@ -176,13 +183,13 @@ def write(name: str, text: str, plot: str, *, quick: bool) -> None:
     sys.stdout.write(f"\n{text}\nwritten to {folder.relative_to(ROOT)}/{name}.md and {name}.svg\n")
 
 
-# Plots: bars on a logarithmic axis, because what is compared differs by powers of ten.
+# Plots: bars on a logarithmic axis, because the values differ by powers of ten.
 
 LABELS, WIDTH, BAR, GAP = 250, 900, 14, 14
 
 
 def plot(title: str, results: Results, figure: str, unit: str, workloads: Sequence[str]) -> str:
-    """One panel of bars: each workload's contenders beside one another."""
+    """Draw one panel of bars, with the contenders of each workload side by side."""
     contenders = list(dict.fromkeys(who for one in workloads for who in results.samples.get(one, {})))
     bars: list[tuple[str, str, float]] = [
         (workload, who, value)
@@ -234,7 +241,7 @@ def rect(x: float, y: float, width: float, height: float, colour: str) -> str:
 
 
 def svg(*panels: str) -> str:
-    """The panels below one another."""
+    """Draw the panels below one another."""
     y, body = 0.0, []
     for panel in filter(None, panels):
         height = float(panel.split('"', 2)[1])

@@ -1,4 +1,4 @@
-"""Who is measured: tangram on either engine, the published tangram-core as a black box, and FastAPI."""
+"""The measured servers: tangram, the published tangram-core, and FastAPI."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FASTAPI = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson")
 
 
 class Server:
-    """One server with a broker of its own."""
+    """A server with a broker of its own."""
 
     def __init__(self, name: str, process: Process, port: int, valkey: Valkey | None = None) -> None:
         self.name = name
         self.process = process
         self.port = port
-        """Where its HTTP routes are; for a published tangram-core, where its channels are."""
+        """The port of its HTTP routes; for a published tangram-core, that of its channels."""
         self.valkey = valkey
 
     @property
@@ -65,7 +65,7 @@ def _environ(folder: Path, **more: str) -> Mapping[str, str]:
 
 
 def start_tangram(folder: Path, engine: str = "native", *, routes: bool = False) -> Server:
-    """``python -m tangram serve`` with an external broker, access log off, and nothing else changed."""
+    """Start ``python -m tangram serve`` with an external broker and no access log."""
     name = f"tangram-{engine}"
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _wait_ready(port: int) -> None:
 
 
 def start_published(folder: Path) -> Server:
-    """The tangram-core of PyPI, seen from outside only: its command, its configuration, its sockets."""
+    """Start PyPI's tangram-core; only its command, configuration and sockets are used."""
     python = make_environment("tangram-core-venv", "tangram-core")
     folder = folder / "tangram-core"
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def start_published(folder: Path) -> Server:
 
 
 def start_fastapi(folder: Path, loop: str, parser: str) -> Server:
-    """FastAPI on uvicorn: ``loop`` and ``parser`` are uvicorn's --loop and --http."""
+    """Start FastAPI on uvicorn: ``loop`` and ``parser`` are uvicorn's --loop and --http."""
     python = make_environment("bench-venv", *FASTAPI)
     name = f"fastapi-{loop}-{parser}"
     folder = folder / name

@@ -1,4 +1,4 @@
-"""The routes that are measured, on FastAPI. ``tangram_bench`` has the same ones."""
+"""The measured routes on FastAPI, the same as in ``tangram_bench``."""
 
 from __future__ import annotations
 

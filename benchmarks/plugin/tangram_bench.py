@@ -1,4 +1,4 @@
-"""The routes that are measured, as a plugin. ``fastapi_app`` has the same ones."""
+"""The measured routes as a plugin, the same as in ``fastapi_app``."""
 
 from __future__ import annotations
 
