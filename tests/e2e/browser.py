@@ -33,7 +33,7 @@ LARGEST = 64 * 2**20  # bytes of one DevTools message
 
 
 class ScriptError(Exception):
-    """What JavaScript threw in the page."""
+    """An exception that JavaScript raised in the page."""
 
 
 class Browser:
@@ -46,7 +46,7 @@ class Browser:
         self._pages: dict[str, Page] = {}
 
     async def read(self) -> None:
-        """Hand answers to those who wait for them, and what pages say to the pages."""
+        """Deliver responses to waiting calls and events to their pages."""
         while True:
             message = json.loads(await self._connection.get_message())
             if "id" in message:
@@ -86,7 +86,7 @@ class Page:
         self.session = session
         self._loaded = trio.Event()
         self.errors: list[str] = []
-        """What the console shows in red: exceptions, failed requests, refused content."""
+        """Errors of the console: exceptions, failed requests and refused content."""
 
     async def send(self, method: str, **parameters: object) -> dict[str, Any]:
         return await self._browser.send(method, self.session, **parameters)
@@ -106,7 +106,7 @@ class Page:
         await self._loaded.wait()
 
     async def run(self, script: str) -> Any:
-        """What the body of an async function returns, as JSON."""
+        """Run the body of an async function and return its result, decoded from JSON."""
         answer = await self.send(
             "Runtime.evaluate",
             expression=f"(async () => {{ {script} }})()",

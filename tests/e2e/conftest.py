@@ -1,4 +1,4 @@
-"""What the end-to-end tests share. All of them are slow: they start processes."""
+"""Fixtures of the end-to-end tests, which are all slow because they start processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Servers in processes of their own, by the kit, with what the end-to-end tests need beside it: their plugin,
-the examples, phoenix.js, and psutil's view of what runs below.
+"""Servers in processes of their own, with the plugin and tools of the end-to-end tests.
 
-The kit's process imports nothing of the server: what is tested is what was installed, or lies on the path.
+The tools are the examples, phoenix.js, and psutil for the processes below a server. The test process imports
+nothing of the server, so that the installed distribution, or the one on the path, is tested.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ READY_WITHIN = process.READY_SECONDS
 
 
 def write_plugin(folder: Path, name: str, source: str, *, entry_point: str = "plugin") -> None:
-    """A plugin as if it were installed: its module, and the metadata by which its entry point is found."""
+    """Write a plugin as if it were installed: its module and its entry point metadata."""
     (folder / f"{name}.py").write_text(source)
     write_metadata(folder, name, f"{name}:{entry_point}")
 
@@ -57,7 +57,7 @@ def write_metadata(folder: Path, name: str, value: str) -> None:
 
 
 def _install_examples(folder: Path) -> list[Path]:
-    """What to put on the path, so that the examples are found where ``make`` has not installed them."""
+    """Return the folder that makes the examples importable if ``make`` has not installed them."""
     paths = []
     for project in (ROOT / "examples").glob("*/pyproject.toml"):
         (package,) = (project.parent / "src").glob("tangram_*")
@@ -103,12 +103,12 @@ class Server(process.RunningProcess):
         return found
 
     async def child(self, *names: str) -> Mapping[str, Any]:
-        """One child of the tree, as ``/-/supervision`` tells it, by its path of names; "" stands for any."""
+        """Return one child of ``/-/supervision`` by its path of names; "" matches any name."""
         return find_child((await self.get("/-/supervision"))["tree"], *names)
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it still does anything; one that ended and that nobody has asked about yet does not."""
+    """Return whether a process still runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -116,7 +116,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 async def wait_gone(processes: Sequence[psutil.Process], *, within: float = 2.0) -> None:
-    """Until none of them is alive: a guard ends a moment after what it guards."""
+    """Wait until none of the processes runs; a guard ends a moment after its broker."""
 
     async def gone() -> bool:
         return not any(map(is_alive, processes))
@@ -149,7 +149,7 @@ async def open_process(
     environ: Mapping[str, str] | None = None,
     but: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Server]:
-    """The process, not waited for; whatever happens, it and all below it are gone afterwards."""
+    """Start a process; at the end of the block it and all its descendants are killed."""
     async with process.open_process_as(Server, home, *arguments, environ=environ, but=but) as server:
         yield server
 
@@ -172,14 +172,14 @@ async def open_server(
 
 
 async def run_tangram(home: Home, *arguments: str, within: float = READY_WITHIN) -> Server:
-    """Run it to its end, for what must not start at all."""
+    """Run a server to its end, for configurations that must not start."""
     async with open_process(home, *arguments) as server:
         await server.wait_end(within=within)
     return server
 
 
 async def wait_until(look: Callable[[], Awaitable[T]], *, within: float = 10.0, every: float = 0.02) -> T:
-    """What *look* answers once that is true; a connection that is refused or lost counts as not yet."""
+    """Poll *look* until it returns a true value; a refused or lost connection counts as false."""
     last: object = None
     with trio.move_on_after(within):
         while True:

@@ -8,7 +8,7 @@ from typing import Any
 from tests.e2e.browser import Browser, Page
 from tests.e2e.prepare import PHOENIX
 
-# What a program around the client does: a token for each topic, one socket, and notes of all that happens.
+# A program around the client: it gets a token for each topic, opens one socket, and records each event.
 SCRIPT = """
 const { Socket } = await import("/e2e/phoenix/%(version)s");
 window.seen = [];                                  // [topic, event, payload]

@@ -17,14 +17,14 @@ ANSWER_WITHIN = 5.0  # seconds
 
 @dataclass
 class Polls:
-    """What came back. A time is Trio's clock, in seconds."""
+    """The results of polling. Times are seconds of Trio's clock."""
 
     good: list[float] = field(default_factory=list)
     """When each answer with status 200 was complete."""
     refused: int = 0
-    """Connections that nobody took: the listening socket was gone."""
+    """Connections that were refused, because the listening socket was gone."""
     reset: int = 0
-    """Connections that were taken and lost: what was in flight when something crashed."""
+    """Connections that were accepted and lost, because something crashed meanwhile."""
     other: list[str] = field(default_factory=list)
     """Other answers, as they came."""
 
@@ -67,7 +67,7 @@ async def _poll(polls: Polls, port: int, request: bytes) -> None:
 
 @asynccontextmanager
 async def polling(server: Server, path: str) -> AsyncIterator[Polls]:
-    """Poll for as long as the block lasts, and until what was asked in it is answered."""
+    """Poll for the duration of the block, and until the last request is answered."""
     polls = Polls()
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.home.port}\r\nConnection: close\r\n\r\n".encode()

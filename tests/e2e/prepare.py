@@ -1,7 +1,7 @@
-"""What the end-to-end tests need beside Python packages: a Chromium, and npm's ``phoenix``.
+"""Install the tools of the end-to-end tests: Chromium and npm's ``phoenix``.
 
-``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. What is on the
-machine is used; the rest comes from the system's packages (as root) and from npm, which goes to ``.cache/``.
+``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. Programs that are
+installed are used. The others come from the packages of the system (as root), and from npm into ``.cache/``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def find_node() -> tuple[str, Path]:
 
 
 def apt_install(*packages: str) -> None:
-    """Debian's packages where there is a Debian and we may; else a message that says what is missing."""
+    """Install Debian packages as root; elsewhere print which packages are missing."""
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise NotPreparedError(
             f"the end-to-end tests need {' and '.join(packages)}, and this is no Debian, or you are not root;"
@@ -91,7 +91,7 @@ def ensure_browser() -> str:
 
 
 def npm_environ() -> dict[str, str]:
-    """Node trusts a list of its own; what the system trusts beside it is handed over."""
+    """Return an environment in which Node trusts the certificates of the system."""
     system = {"NODE_EXTRA_CA_CERTS": str(CERTIFICATES)} if CERTIFICATES.exists() else {}
     return {**system, **os.environ}
 

@@ -1,4 +1,4 @@
-"""What operators, plugin authors and strangers get wrong: each a clear message, no harm to others."""
+"""Mistakes of operators, plugin authors and clients: clear messages, no other damage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_malformed_toml(home: Home) -> None:
 
 
 async def test_all_faults_at_once(home: Home) -> None:
-    """Unknown keys and wrong values are all told, each with its path, and the nearest known key."""
+    """Unknown keys and wrong values are all reported, with path and nearest known key."""
     home.config.write_text(
         '[server]\nprot = 1\nport = "many"\n[supervisor]\nstrategy = "one_for_none"\n[core]\nplugins = 3\n'
     )
@@ -63,7 +63,7 @@ async def test_a_configuration_that_is_not_there(home: Home) -> None:
 
 
 async def test_a_port_in_use(home: Home) -> None:
-    """An address that somebody else holds ends with status 1, naming it, before anything is started."""
+    """An address in use ends the start with status 1 and is named."""
     home.configure(["tangram_demo"])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", home.port))
@@ -107,7 +107,7 @@ async def test_a_plugin_that_fails_to_import(home: Home) -> None:
 
 
 async def test_an_entry_point_that_is_no_plugin(home: Home) -> None:
-    """An entry point that holds something else is named with what it holds; the others run."""
+    """An entry point of another type is named with its value; the other plugins run."""
     write_plugin(home.site, "tangram_other", "plugin = object()\n")
     async with open_server(home, "tangram_other", "tangram_e2e") as server:
         line = await server.wait_line("tangram_other")
@@ -126,7 +126,7 @@ async def test_strict_makes_a_missing_plugin_fatal(home: Home) -> None:
 
 
 async def test_a_plugins_bad_configuration(home: Home) -> None:
-    """What does not fit the plugin's class ends with status 2 and every fault, like all configuration."""
+    """A plugin's bad configuration ends with status 2 and lists every fault."""
     source = """
 from dataclasses import dataclass
 import tangram
@@ -151,7 +151,7 @@ plugin = tangram.Plugin(config_class=Settings)
 
 
 async def test_bad_requests_to_a_route(home: Home) -> None:
-    """Bad JSON and wrong types get 422 with every fault; a raising route 500 with the id in the log."""
+    """Malformed bodies get 422 with every fault; a raising route gets 500 with a logged id."""
     async with open_server(home, "tangram_e2e") as server:
         typed = await server.request("GET", "/e2e/typed/seven", params={"flag": "perhaps"})
         broken = await server.request(
@@ -196,7 +196,7 @@ MALFORMED = [
 
 @asynccontextmanager
 async def open_socket(server: Server) -> AsyncIterator[WebSocketConnection]:
-    """A WebSocket that sends what it is told to, right or wrong."""
+    """Open a WebSocket that sends frames unchecked."""
     address = f"127.0.0.1:{server.home.port}"
     async with await trio.open_tcp_stream("127.0.0.1", server.home.port) as stream:
         async with trio.open_nursery() as nursery:
@@ -205,7 +205,7 @@ async def open_socket(server: Server) -> AsyncIterator[WebSocketConnection]:
 
 
 async def heartbeat(connection: WebSocketConnection) -> str:
-    """The answer to a heartbeat, past whatever was answered before it."""
+    """Send a heartbeat and return its reply, after all earlier messages."""
     await connection.send_message('[null,"beat","phoenix","heartbeat",{}]')
     with trio.fail_after(5):
         while True:
@@ -230,7 +230,7 @@ async def test_malformed_frames(server: Server, frame: str | bytes) -> None:
 
 
 async def test_an_oversized_frame(home: Home, browser: Browser) -> None:
-    """A message past ``max_message`` ends its own connection with 1009, and nobody else's."""
+    """A message over ``max_message`` closes its own connection with 1009 and no other."""
     async with open_server(home, "tangram_e2e", extra="[channel]\nmax_message = 65536\n") as server:
         client = await open_client(browser, server.url)
         await client.join("e2e", "beat")

@@ -1,4 +1,4 @@
-"""The broker dies, or was never there: the server says so, and messages flow again by themselves."""
+"""The broker crashes or is unreachable: the server logs it, and messages flow again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.e2e.phoenix import open_client
 
 
 async def test_killed_broker_comes_back(home: Home, browser: Browser) -> None:
-    """An embedded broker killed with SIGKILL is replaced at its address, and the browser receives again."""
+    """A killed embedded broker is replaced at its address, and the browser receives again."""
     async with open_server(home, "tangram_e2e") as server:
         client = await open_client(browser, server.url)
         await client.join("e2e", "beat", "order", "heard")
@@ -32,8 +32,8 @@ async def test_killed_broker_comes_back(home: Home, browser: Browser) -> None:
         assert client.page.errors == [] or all("WebSocket" in error for error in client.page.errors)
 
 
-async def test_an_external_redis_that_goes_away_crashes_nobody(home: Home, browser: Browser) -> None:
-    """While it is away routes answer and pushes are refused with a reason; when it is back, messages flow."""
+async def test_an_outage_of_an_external_redis_crashes_no_plugin(home: Home, browser: Browser) -> None:
+    """During an outage routes answer, and pushes are refused; afterwards messages flow."""
     with open_broker() as redis:
         core = f'redis_url = "{redis.url}"'
         async with open_server(home, "tangram_e2e", core=core) as server:
@@ -57,8 +57,8 @@ async def test_an_external_redis_that_goes_away_crashes_nobody(home: Home, brows
     assert again["status"] == "ok"
 
 
-async def test_an_external_redis_that_is_not_there_is_waited_for(home: Home) -> None:
-    """The server starts, names address and cause, answers what it can, and is ready once Redis comes."""
+async def test_the_server_starts_without_its_external_redis(home: Home) -> None:
+    """The server starts without Redis, logs address and cause, and is ready once it comes."""
     port = free_port()
     home.configure(["tangram_e2e"], core=f'redis_url = "redis://:sesame@127.0.0.1:{port}"')
     async with open_process(home) as server:

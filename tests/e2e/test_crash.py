@@ -1,4 +1,4 @@
-"""The crash matrix: whoever raises, the others are stopped and begun anew in order; clients hardly notice."""
+"""The crash matrix: each part crashes, the others restart in order, clients reconnect."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ async def crash(server: Server, task: str) -> None:
 
 
 @pytest.mark.parametrize(("task", "child"), MATRIX)
-async def test_the_others_are_stopped_in_reverse_and_begun_in_order(
+async def test_after_a_crash_parts_stop_in_reverse_and_start_in_order(
     home: Home, task: str, child: str
 ) -> None:
-    """The others are stopped in the reverse order of their start, then all are started in order, once."""
+    """After a crash the others stop in reverse order, and all start in order, once."""
     async with open_server(home, "tangram_e2e", core='log_level = "DEBUG"', extra=SETTINGS) as server:
         before = len(server.records)
         first = (await server.get("/e2e/ping"))["born"]
@@ -65,7 +65,7 @@ async def test_the_others_are_stopped_in_reverse_and_begun_in_order(
 
 @pytest.mark.parametrize(("task", "child"), MATRIX)
 async def test_the_tree_shows_the_crash(home: Home, task: str, child: str) -> None:
-    """``/-/supervision`` names the part, the service, the exception and how often, with the last frames."""
+    """``/-/supervision`` shows part, service, exception, count and last frames of a crash."""
     async with open_server(home, "tangram_e2e", extra=SETTINGS) as server:
         await crash(server, task)
         await crash(server, task)
@@ -83,7 +83,7 @@ async def test_the_tree_shows_the_crash(home: Home, task: str, child: str) -> No
 
 @pytest.mark.parametrize(("task", "child"), MATRIX)
 async def test_no_connection_is_refused(home: Home, task: str, child: str) -> None:
-    """Polled every 10 ms over crashes: none refused, no 503, and no long gap between good answers."""
+    """Polling every 10 ms over crashes sees no refusal, no 503 and no long gap."""
     gaps = []
     async with open_server(home, "tangram_e2e", extra=SETTINGS) as server:
         for _ in range(CRASHES):
@@ -101,7 +101,7 @@ async def test_no_connection_is_refused(home: Home, task: str, child: str) -> No
 
 
 async def test_a_plugin_that_crashes_in_a_loop_is_left_stopped(home: Home) -> None:
-    """More crashes than its window allows: the plugin stays down, the rest is up without it, and says so."""
+    """A plugin with too many crashes stays stopped, and the others run."""
     settings = "[supervisor]\nplugin_restarts = 2\nbackoff_initial = 0.0\n"
     async with open_server(home, "tangram_e2e", "tangram_demo", extra=settings) as server:
         for _ in range(2):

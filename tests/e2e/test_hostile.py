@@ -1,4 +1,4 @@
-"""A crowd of strangers at a whole server: it goes on, its memory has a bound, and it stops in time."""
+"""Hundreds of hostile clients: the server answers, its memory is bounded, and it stops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Crowd:
         sock = socket.create_connection(("127.0.0.1", self._port), timeout=5)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.sockets.append(sock)
-        # What the server refuses half-way it may refuse by a reset.
+        # The server may refuse a partial request with a reset.
         with suppress(OSError):
             sock.sendall(data.replace(b"HOST", self._host))
         return sock
@@ -77,7 +77,7 @@ class Crowd:
         with suppress(OSError):
             sock.sendall(data)
 
-    # What each of them does.
+    # One method for each kind of hostile client.
 
     def half_a_head(self) -> None:
         self.come(b"GET / HTTP/1.1\r\nHOSTX: ")
@@ -149,10 +149,11 @@ def crowd(home: Home, token: str) -> Iterator[Crowd]:
 
 
 @pytest.mark.parametrize("engine", ["native", "hypercorn"])
-async def test_a_crowd_of_strangers(home: Home, engine: str) -> None:
-    """While hundreds of them are there requests are answered, the process takes a bounded amount of memory
-    (its resident set) on top of what it had, nothing of it crashes, and a stop takes no longer than the bound
-    and a second.
+async def test_hundreds_of_hostile_clients(home: Home, engine: str) -> None:
+    """Hostile clients cost a bounded amount of memory and delay neither requests nor a stop.
+
+    Memory is the resident set beyond the one before. Nothing crashes, and a stop takes one second more than
+    its bound at most.
     """
     write_plugin(home.site, "large", LARGE)
     environ = {"TANGRAM_SERVER__ENGINE": engine}
@@ -188,5 +189,5 @@ async def test_a_crowd_of_strangers(home: Home, engine: str) -> None:
 
 
 async def rejoins(server: Server) -> bool:
-    """Whether somebody who behaves gets a token."""
+    """Return whether a well-behaved client gets a token."""
     return (await server.request("POST", "/token", json={"channel": "e2e"})).status_code == 200

@@ -36,7 +36,7 @@ async def test_values_move_and_the_count_goes_up(home: Home, browser: Browser) -
         assert page.errors == []
 
 
-async def test_says_kindly_that_the_demo_is_not_enabled(home: Home, browser: Browser) -> None:
+async def test_the_page_explains_that_the_demo_is_not_enabled(home: Home, browser: Browser) -> None:
     """Without the demo the page says how to enable it, and shows no empty cards."""
     async with open_server(home) as server:
         page = await browser.open_page(server.url)
@@ -47,8 +47,8 @@ async def test_says_kindly_that_the_demo_is_not_enabled(home: Home, browser: Bro
         assert await page.run("return document.querySelector('#demo').hidden") is True
 
 
-async def test_comes_back_by_itself(home: Home, browser: Browser) -> None:
-    """The page says that it reconnects while the server is away, and works again when it is back."""
+async def test_the_page_reconnects_by_itself(home: Home, browser: Browser) -> None:
+    """The page shows that it reconnects, and works again once the server is back."""
     async with open_server(home, "tangram_demo") as server:
         page = await browser.open_page(server.url)
         await page.wait(CONNECTED)
@@ -62,8 +62,8 @@ async def test_comes_back_by_itself(home: Home, browser: Browser) -> None:
         assert disabled is True
 
 
-async def test_nothing_is_wider_than_a_phone(home: Home, browser: Browser) -> None:
-    """On a phone nothing scrolls sideways, and what is tapped is large enough."""
+async def test_the_page_fits_a_phone(home: Home, browser: Browser) -> None:
+    """On a phone nothing scrolls sideways, and touch targets are large enough."""
     async with open_server(home, "tangram_demo") as server:
         page = await browser.open_page(server.url)
         await page.send(

@@ -1,4 +1,4 @@
-"""The whole way: plugin, broker, server, browser and back, with npm's unmodified ``phoenix``."""
+"""Plugin, broker, server and browser together, with npm's unmodified ``phoenix``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.prepare import PHOENIX
 
 @pytest.mark.parametrize("version", PHOENIX)
 async def test_join_receive_push_leave(home: Home, browser: Browser, version: str) -> None:
-    """A browser joins, receives what a plugin publishes, pushes to its subscriber, and leaves."""
+    """A browser joins, receives messages of a plugin, pushes to its subscriber, and leaves."""
     async with open_server(home, "tangram_e2e") as server:
         client = await open_client(browser, server.url, version)
 
@@ -40,7 +40,7 @@ async def test_join_receive_push_leave(home: Home, browser: Browser, version: st
 
 
 async def test_a_token_never_reaches_the_plugins(home: Home, browser: Browser) -> None:
-    """What plugins see of a join is that it happened, not the token."""
+    """Plugins receive the event of a join, but not the token."""
     async with open_server(home, "tangram_e2e") as server:
         client = await open_client(browser, server.url)
         await client.join("e2e")

@@ -1,8 +1,7 @@
-"""The regression that users of such servers reported first: something dies and comes back, and browsers stay
-deaf until somebody restarts the server, or reloads the page.
+"""A common failure of such servers: after a crash browsers receive nothing more.
 
-One page in a real browser, loaded once. A data source, the broker and a plugin die in turn, and each time the
-values in the page move again by themselves.
+One page is loaded once in a real browser. A data source, the broker and a plugin crash in turn, and each time
+the values in the page move again without a reload.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ async def read_source(state: tangram.BackendState) -> None:
 
 @dataclass
 class Source:
-    """A sensor: everybody who connects gets a number every 20 ms, or what it was told to say instead."""
+    """A sensor that sends each client a number every 20 ms, or a given line instead."""
 
     port: int = field(default_factory=free_port)
     says: bytes | None = None
@@ -84,10 +83,10 @@ async def open_page(home: Home, browser: Browser, source: Source) -> AsyncIterat
         assert await client.page.run("return window.loadedOnce")
 
 
-async def test_values_move_again_whatever_died(home: Home, browser: Browser, nursery: trio.Nursery) -> None:
-    """Source, broker and plugin die in turn and come back; the page's values move again each time, without
-    a reload.
-    """
+async def test_values_move_again_after_each_crash(
+    home: Home, browser: Browser, nursery: trio.Nursery
+) -> None:
+    """The page's values move again after source, broker or plugin crashed."""
     source = Source()
     running = await nursery.start(source.run)
     async with open_page(home, browser, source) as (server, client):

@@ -1,4 +1,4 @@
-"""INT and TERM end everything in order, HUP is a clean restart, and KILL leaves nobody behind."""
+"""INT and TERM stop the server in order, HUP restarts it, KILL leaves no process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.polling import polling
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_ends_in_order(home: Home, number: signal.Signals) -> None:
-    """The process ends with status 0 within ``shutdown_timeout``, and no child process is left."""
+    """The process ends with status 0 within ``shutdown_timeout`` and leaves no child."""
     async with open_server(
         home, "tangram_e2e", "tangram_demo", extra="[supervisor]\nshutdown_timeout = 5.0\n"
     ) as server:
@@ -45,7 +45,7 @@ async def test_ends_during_boot(home: Home) -> None:
             assert status in {0, -signal.SIGTERM}  # the latter before Python itself was up
 
 
-async def test_killed_leaves_nobody(home: Home) -> None:
+async def test_kill_leaves_no_process(home: Home) -> None:
     """A server killed with SIGKILL takes its broker with it."""
     async with open_server(home, "tangram_e2e") as server:
         below = server.children()
@@ -57,7 +57,7 @@ async def test_killed_leaves_nobody(home: Home) -> None:
 
 
 async def test_hangup_restarts_with_the_file_read_again(home: Home) -> None:
-    """HUP begins a new incarnation from the changed file, on the same sockets: no connection is refused."""
+    """HUP starts a new incarnation from the changed file and refuses no connection."""
     async with open_server(home, "tangram_e2e") as server:
         before = await server.get("/e2e/ping")
         missing = await server.request("GET", "/demo/info")
@@ -96,7 +96,7 @@ async def test_hangup_with_a_bad_file_keeps_the_old_one(home: Home) -> None:
 
 
 async def test_ends_during_a_clean_restart(home: Home) -> None:
-    """A stop that comes while a restart drains is heard at once: no new incarnation is begun first."""
+    """A stop during the drain of a restart ends the server without a new incarnation."""
     settings = "[supervisor]\nshutdown_timeout = 4.0\n"  # of which a drain takes half
     async with open_server(home, "tangram_e2e", extra=settings) as server, trio.open_nursery() as nursery:
 

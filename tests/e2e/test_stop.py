@@ -1,6 +1,4 @@
-"""SIGTERM in every state: the process ends in order within its bound, with status 0, and leaves no child
-process.
-"""
+"""SIGTERM in every state ends the process in time, with status 0 and without a child."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from tests.machine_slack import open_lateness
 BOUND = 2.0
 """``shutdown_timeout`` of these servers, in seconds."""
 MORE = 1.0
-"""What a stop may take beyond that, at most."""
+"""Seconds that a stop may take beyond its bound."""
 LIMITS = f"[supervisor]\nshutdown_timeout = {BOUND}\n"
 
 HANGS_AT_START = """
@@ -252,8 +250,8 @@ async def test_ends_in_order_with_clients_that_do_not_read(home: Home) -> None:
             assert await stopped(server) == 0
 
 
-async def test_ends_although_a_plugin_does_not(home: Home) -> None:
-    """Past its bound the stop tells who stands where, and the process ends nevertheless, the broker too."""
+async def test_a_stop_ends_a_plugin_that_ignores_it(home: Home) -> None:
+    """Past its bound the stop logs the remaining tasks and ends process and broker."""
     write_plugin(home.site, "stubborn", STUBBORN)
     async with open_server(home, "stubborn", extra=LIMITS) as server:
         assert await stopped(server) == 0
@@ -264,8 +262,8 @@ async def test_ends_although_a_plugin_does_not(home: Home) -> None:
 
 
 @pytest.mark.parametrize(("nap", "number"), [(0.01, signal.SIGTERM), (3600, signal.SIGINT)])
-async def test_ends_although_the_loop_is_blocked(home: Home, nap: float, number: signal.Signals) -> None:
-    """A loop that never comes to hear of the stop is ended by its bound too, and who blocks it is told."""
+async def test_a_stop_ends_a_blocked_loop(home: Home, nap: float, number: signal.Signals) -> None:
+    """A stop past its bound ends a blocked loop, and logs the blocking line."""
     write_plugin(home.site, "blocks", BLOCKS.format(nap=nap))
     home.configure(["blocks"], LIMITS)
     async with open_process(home) as server:
@@ -274,10 +272,10 @@ async def test_ends_although_the_loop_is_blocked(home: Home, nap: float, number:
         assert "in blocks" in server.log.partition("the stop has passed its limit")[2]
 
 
-async def test_a_log_that_nobody_reads_keeps_nothing_from_restarts_and_a_stop(home: Home) -> None:
-    """Standard error is a pipe whose reader has ended: a crash, SIGHUP and SIGTERM do what they always do."""
+async def test_a_closed_log_pipe_delays_neither_restart_nor_stop(home: Home) -> None:
+    """With a closed log pipe a crash, SIGHUP and SIGTERM work as usual."""
     write_plugin(home.site, "unheard", UNHEARD)
-    # As users have it: what Python keeps for a dead pipe must not make an exit status of its own.
+    # Buffered as for users: output that Python could not flush must not change the exit status.
     environ = {"PYTHONUNBUFFERED": ""}
     async with open_server(home, "unheard", extra=LIMITS, environ=environ) as server:
         await server.request("GET", "/unheard/lose")
@@ -287,8 +285,8 @@ async def test_a_log_that_nobody_reads_keeps_nothing_from_restarts_and_a_stop(ho
         assert await stopped(server) == 0
 
 
-async def test_ends_by_itself_although_a_service_ignores_the_crash_of_its_sibling(home: Home) -> None:
-    """Nobody asks for the end, and nothing else would end it: status 70, and the log tells where it stood."""
+async def test_a_service_that_ignores_its_siblings_crash_ends_the_process(home: Home) -> None:
+    """A service that ignores its cancellation ends the process with 70; the log names it."""
     write_plugin(home.site, "left", LEFT_BEHIND)
     async with open_server(home, "left", extra=LIMITS) as server:
         below = server.children()
@@ -305,7 +303,7 @@ async def test_ends_by_itself_although_a_service_ignores_the_crash_of_its_siblin
         assert "in never_ends" in told["where"]
 
 
-async def test_ends_although_a_thread_does_not(home: Home) -> None:
+async def test_a_stop_ends_with_a_thread_still_running(home: Home) -> None:
     """A synchronous service that does not look up is told to stop, and abandoned."""
     write_plugin(home.site, "threads", THREADS)
     async with open_server(home, "threads", extra=LIMITS) as server:
@@ -316,9 +314,7 @@ async def test_ends_although_a_thread_does_not(home: Home) -> None:
 
 
 async def test_an_abandoned_thread_is_counted_and_shown(home: Home) -> None:
-    """After a restart the thread that went on is on ``/-/supervision`` and ``/-/plugins``, and its second
-    start is warned of.
-    """
+    """A thread that outlives a restart is shown, and a warning is logged."""
     write_plugin(home.site, "threads", THREADS)
     async with open_server(home, "threads", extra=LIMITS) as server:
         await server.wait_line("in a thread")
@@ -351,7 +347,7 @@ async def test_a_full_root_window_ends_with_status_70(home: Home) -> None:
 
 
 async def test_a_plugins_full_window_may_end_the_process(home: Home) -> None:
-    """With ``exhausted = "exit"`` a plugin that crashes too often ends everything with status 70."""
+    """With ``exhausted = "exit"`` a plugin with too many crashes ends the process with 70."""
     write_plugin(home.site, "busy", CRASHES)
     home.configure(["busy"], LIMITS + 'exhausted = "exit"\nbackoff_initial = 0.0\n')
     async with open_process(home) as server:
@@ -364,8 +360,8 @@ async def test_a_plugins_full_window_may_end_the_process(home: Home) -> None:
         assert "as always" in server.log
 
 
-async def test_nothing_is_left_after_any_of_many_moments(home: Home) -> None:
-    """A stop at one of many moments of a life full of crashes always ends with status 0 and leaves nobody."""
+async def test_a_stop_at_any_moment_leaves_no_process(home: Home) -> None:
+    """A stop at any moment of repeated crashes ends with status 0 and leaves no process."""
     write_plugin(home.site, "busy", CRASHES)
     settings = LIMITS + "plugin_restarts = 1000\nbackoff_initial = 0.0\n"
     for moment in (0.0, 0.03, 0.06, 0.09, 0.12):

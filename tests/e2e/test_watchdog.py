@@ -73,11 +73,13 @@ def drain(listener: socket.socket) -> list[str]:
             return heard
 
 
-async def test_systemd_hears_ready_signs_of_life_and_stopping(
+async def test_systemd_gets_ready_watchdog_and_stopping(
     home: Home, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """READY once everything is up, WATCHDOG twice in the allowed time from the loop itself, none while that
-    is blocked, STOPPING at the end.
+    """systemd gets READY, WATCHDOG and STOPPING at the right moments.
+
+    READY is sent once everything is up, WATCHDOG twice in the allowed time by the event loop itself, so none
+    is sent while the loop is blocked, and STOPPING at the end.
     """
     write_plugin(home.site, "blocks", BLOCKS)
     home.configure(["blocks"])
@@ -118,7 +120,7 @@ async def listen(listener: socket.socket, heard: list[tuple[float, str]]) -> Non
 
 
 @pytest.mark.parametrize("usec", ["400000"])
-async def test_the_watchdog_of_another_process_is_none_of_ours(home: Home, tmp_path: Path, usec: str) -> None:
+async def test_the_watchdog_of_another_process_is_ignored(home: Home, tmp_path: Path, usec: str) -> None:
     """With another WATCHDOG_PID nothing but READY and STOPPING is told."""
     home.configure([])
     with open_systemd(tmp_path) as (path, listener):

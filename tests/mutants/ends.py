@@ -320,7 +320,7 @@ CRASHES = (
         "app/server.py",
         "            self._limit_stops_by(signal.SIGINT, signal.SIGTERM)\n",
         "",
-        ("tests/e2e/test_stop.py::test_ends_although_the_loop_is_blocked",),
+        ("tests/e2e/test_stop.py::test_a_stop_ends_a_blocked_loop",),
     ),
     Mutant(
         "R9",
@@ -357,7 +357,7 @@ CRASHES = (
         "cli/force_exit.py",
         "MARGIN: Final = 0.5",
         "MARGIN: Final = 5.0",
-        ("tests/e2e/test_stop.py::test_ends_although_a_plugin_does_not",),
+        ("tests/e2e/test_stop.py::test_a_stop_ends_a_plugin_that_ignores_it",),
     ),
     Mutant(
         "R9",

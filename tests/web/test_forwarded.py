@@ -34,7 +34,7 @@ def scope(*lines: tuple[str, str], client: str = "127.0.0.1", scheme: str = "htt
         (["for=192.0.2.2 , for=192.0.2.1", "for=192.0.2.0"], [Hop(f"192.0.2.{n}") for n in range(3)]),
         (["proto=https"], [Hop("", "https")]),
         ([", ,;,for=192.0.2.1;;"], [Hop("192.0.2.1"), Hop()]),
-        # What is malformed says nothing, and is the end; so is a name that is given twice.
+        # A malformed element is unknown and ends the list; so does a parameter that occurs twice.
         (["for=192.0.2.2, for=2001:db8::1, for=192.0.2.1"], [Hop("192.0.2.1"), Hop()]),
         (["for=192.0.2.1;for=192.0.2.2"], [Hop()]),
         (["for=192.0.2.1 proto=https"], [Hop()]),

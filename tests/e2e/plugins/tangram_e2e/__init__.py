@@ -1,4 +1,4 @@
-"""The plugin that the end-to-end tests talk to: it publishes, listens, answers, and crashes on command."""
+"""The plugin of the end-to-end tests: publishes, receives, answers, crashes on command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ born = 0  # lifespans entered in this process: outlives the incarnations, as mod
 
 @dataclass
 class Heard:
-    """What came in by the `Subscriber`, and where to tell it."""
+    """Messages that the `Subscriber` received, and the events that report them."""
 
     redis_client: Any
     events: list[dict[str, str]] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Ear(tangram.Subscriber[Heard]):
 
 @dataclass
 class E2E:
-    """What lives as long as one incarnation."""
+    """The objects of one incarnation of the plugin."""
 
     number: int
     heard: Heard
@@ -123,14 +123,14 @@ async def page() -> tangram.HTMLResponse:
 
 @router.get("/phoenix/{version}")
 def phoenix(version: str, state: tangram.BackendState) -> tangram.Response:
-    """The unmodified ES module of npm's ``phoenix``, from where ``[plugins.tangram_e2e]`` says it is."""
+    """Serve the unmodified ES module of npm's ``phoenix`` from the configured path."""
     path = Path(state.config.plugins["tangram_e2e"]["phoenix"][version])
     return tangram.Response(path.read_bytes(), media_type="text/javascript")
 
 
 @plugin.register_service(priority=1)
 async def beat(state: tangram.BackendState) -> None:
-    """Twenty times a second, to whoever has joined."""
+    """Publish twenty times a second to all members."""
     n = 0
     while True:
         n += 1
@@ -154,7 +154,7 @@ async def listen(state: tangram.BackendState, *, task_status: trio.TaskStatus[No
 
 @plugin.register_service(priority=3)
 async def victim(state: tangram.BackendState) -> None:
-    """Do to others, or to itself, what ``/e2e/crash`` says."""
+    """Wait for ``/e2e/crash``, then raise, or make another task raise."""
     async for task in state.e2e.orders:
         await trio.sleep(0.05)  # the answer is out by then
         if task == "victim":

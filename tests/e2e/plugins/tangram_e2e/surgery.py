@@ -1,7 +1,7 @@
-"""Makes any task of the process raise at the await on which it stands: the one place that reaches into Trio.
+"""Make any task raise at its current await, by means of Trio's internals.
 
-A plugin has no way to crash the bus or the web part, and a hook for it in the server would be one that
-anybody could pull. Trio delivers ``KeyboardInterrupt`` to its main task by the very same call.
+A plugin cannot crash the bus or the web part, and a hook for that in the server could be misused. Trio
+delivers ``KeyboardInterrupt`` to its main task by the same call.
 """
 
 from __future__ import annotations
