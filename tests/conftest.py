@@ -1,4 +1,4 @@
-"""What all of our own tests share: Ctrl-C, and at the end of a run the seconds that each part took."""
+"""Shared by all tests: Ctrl-C works, and a run ends with the seconds that each part took."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C mean what it means, also in tests that a script runs in the background: a shell lets what
-    it starts there ignore it, and so would the processes that tests start and interrupt.
+    """Restore Ctrl-C in runs that a script has started in the background.
+
+    A shell starts background processes with SIGINT ignored, and the processes that tests start and interrupt
+    would inherit that.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each folder of tests, the slowest first, and their sum; set-up and clean-up included."""
+    """Print the seconds of each folder, slowest first, with set-up and clean-up."""
     reports = [
-        one for kind in terminalreporter.stats.values() for one in kind if isinstance(one, pytest.TestReport)
+        report
+        for kind in terminalreporter.stats.values()
+        for report in kind
+        if isinstance(report, pytest.TestReport)
     ]
-    took = seconds_by_part((one.nodeid, one.duration) for one in reports)
+    took = seconds_by_part((report.nodeid, report.duration) for report in reports)
     if len(took) > 1:
         terminalreporter.section("seconds by part")
-        for line in told(took):
+        for line in table_of(took):
             terminalreporter.write_line(line)
 
 
 def seconds_by_part(durations: Iterable[tuple[str, float]]) -> Counter[str]:
-    """Seconds by folder under ``tests``; what lies in ``tests`` itself is one part."""
+    """Sum the seconds by folder under ``tests``; files in ``tests`` itself are one part."""
     took: Counter[str] = Counter()
     for nodeid, seconds in durations:
         folders = nodeid.partition("::")[0].split("/")[:-1]
@@ -38,7 +43,7 @@ def seconds_by_part(durations: Iterable[tuple[str, float]]) -> Counter[str]:
     return took
 
 
-def told(took: Counter[str]) -> Iterator[str]:
-    """Lines of the table."""
+def table_of(took: Counter[str]) -> Iterator[str]:
+    """Yield the lines of the table."""
     for part, seconds in [*took.most_common(), ("all", sum(took.values()))]:
         yield f"{seconds:8.1f} s  {part}"

@@ -1,8 +1,8 @@
-"""How often a test is red although nothing is broken: ``make flaky``.
+"""Count how often each test fails although the code is right: ``make flaky``.
 
-Runs what is not marked slow 50 times, and everything 3 times, and counts. Everything is what ``make test``
-runs: what is tested in the process is tested again where FastAPI is installed. ``--stress`` runs two at a
-time, which finds tests that depend on how fast the machine is.
+The fast tests (not marked slow) run 50 times, and everything runs 3 times. Everything includes the tests that
+``make test`` runs again where FastAPI is installed. ``--stress`` runs two at a time, which finds tests that
+depend on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -28,30 +28,32 @@ ROOT = Path(__file__).parents[1]
 RED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 QUIET = ("-q", "--tb=short", "--no-header", "-p", "no:cacheprovider")
 WITH_FASTAPI = ("tests/compat",)
-"""What ``make test`` runs a second time, in the environment that has FastAPI."""
+"""Folders that ``make test`` runs again in the environment with FastAPI."""
 
 RUN_SECONDS = 3600.0
-"""For one run of pytest. All parts of CI have 20 minutes together: one that takes three times as long on a
-slow machine, beside another, is still not taken for one that hangs.
+"""The bound of one run of pytest, in seconds.
+
+All parts of CI have 20 minutes together, so a run that takes three times as long does not count as hanging.
 """
 
 ASK_SECONDS = 30.0
-"""For a run that hangs to tell where, and to end what it has started, when it is asked to end: a server that
-a test runs has 15 s. Then it is killed.
+"""Seconds between SIGINT and SIGKILL for a run that hangs.
+
+It reports its position meanwhile and ends the processes that it has started: a server under test has 15 s.
 """
 
 END_SECONDS = 5.0
-"""SIGKILL ends a process at once unless the kernel holds it."""
+"""Seconds for a killed process to end: at once, unless the kernel holds it."""
 
 
 @attrs.define
 class Found:
-    """What all runs came to."""
+    """The outcome of all runs."""
 
     red: Counter[str] = attrs.field(factory=Counter)
-    """How often, by test."""
+    """Failures by test."""
     seconds: dict[str, list[float]] = attrs.field(factory=dict)
-    """Of each run, by what was run."""
+    """Seconds of each run, by the kind of the run."""
     red_runs: int = 0
 
 
@@ -63,22 +65,22 @@ class Run:
     said: str
     seconds: float
     hung: bool = False
-    """It did not end in time."""
+    """Whether the run did not end in time."""
 
     @property
     def red(self) -> list[str]:
-        """Who was red in it."""
+        """Return the tests that were red in this run."""
         return red_in(self.status, self.said) + (["a run that did not end in time"] if self.hung else [])
 
 
 def say(line: str) -> None:
-    """At once, for who waits an hour for the end."""
+    """Print a line at once: the end of all runs may be an hour away."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def start(command: Sequence[str], output: IO[str]) -> subprocess.Popen[str]:
-    """One run of pytest in a process group of its own; what it says goes into a file."""
+    """Start pytest in a process group of its own, with its output in a file."""
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -91,8 +93,9 @@ def start(command: Sequence[str], output: IO[str]) -> subprocess.Popen[str]:
 
 
 def wait(process: subprocess.Popen[str], deadline: float) -> bool:
-    """Whether it ended in time; one that goes on is asked to end (Ctrl-C: pytest tells where it stands), and
-    made to.
+    """Wait for a run; return whether it ended in time.
+
+    A run past its deadline gets SIGINT, so that pytest reports its position, and is killed after that.
     """
     try:
         process.wait(max(0.0, deadline - time.monotonic()))
@@ -106,21 +109,21 @@ def wait(process: subprocess.Popen[str], deadline: float) -> bool:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Nothing of its process group goes on."""
-    with suppress(ProcessLookupError):  # nobody is left of it
+    """Kill every process of its group."""
+    with suppress(ProcessLookupError):  # the group is empty
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(END_SECONDS)
 
 
 def run(command: Sequence[str], beside: int, within: float) -> list[Run]:
-    """So many runs at once; none takes longer than so many seconds."""
+    """Run ``beside`` copies of a command at once, each for ``within`` seconds at most."""
     with ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(beside)]
         began = time.monotonic()
         running: list[subprocess.Popen[str]] = []
         for output in outputs:
             running.append(start(command, output))
-            stack.callback(end, running[-1])  # for Ctrl-C, and for what a run has left behind
+            stack.callback(end, running[-1])  # for Ctrl-C, and for processes that a run has left behind
         ended = []
         for process, output in zip(running, outputs, strict=True):
             hung = not wait(process, began + within)
@@ -131,7 +134,7 @@ def run(command: Sequence[str], beside: int, within: float) -> list[Run]:
 
 
 def red_in(status: int, said: str) -> list[str]:
-    """The tests that were red in one run; a run that failed without one counts as itself."""
+    """Return the red tests of a run; a failed run without any counts as a test itself."""
     if status == 0:
         return []
     return sorted(set(RED.findall(said))) or [f"the run itself (status {status})"]
@@ -140,7 +143,7 @@ def red_in(status: int, said: str) -> list[str]:
 def repeat(
     name: str, command: Sequence[str], times: int, found: Found, *, beside: int, keep: Path, within: float
 ) -> None:
-    """Run it ``times`` times, and tell each run; the output of red ones is kept in a folder."""
+    """Run a command ``times`` times, report each, and keep the output of red runs."""
     done = red = 0
     while done < times:
         began = time.monotonic()
@@ -157,7 +160,7 @@ def repeat(
 
 
 def summary(found: Found, load: tuple[float, float]) -> str:
-    """All in one line; ``load`` is that of the last minute, at the begin and at the end."""
+    """Return one line for all runs; ``load`` is the machine's at the begin and at the end."""
     runs = sum(map(len, found.seconds.values()))
     each = ", ".join(f"{statistics.median(took):.0f} s {name}" for name, took in found.seconds.items())
     loads = f"load {load[0]:.1f} at the begin, {load[1]:.1f} at the end"
@@ -165,9 +168,11 @@ def summary(found: Found, load: tuple[float, float]) -> str:
 
 
 def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
-    """What is on the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="make flaky", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--fast", type=int, default=50, help="runs of what is not marked slow (50)")
+    parser.add_argument(
+        "--fast", type=int, default=50, help="runs of the tests that are not marked slow (50)"
+    )
     parser.add_argument("--all", type=int, default=3, help="runs of everything (3)")
     parser.add_argument("--stress", action="store_true", help="two runs at a time")
     parser.add_argument("--within", type=float, default=RUN_SECONDS, help="seconds for a run (3600)")
@@ -182,7 +187,7 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 if none was red."""
+    """Return the exit status: 0 if no test was red."""
     given = arguments_of(arguments)
     pytest = (sys.executable, "-m", "pytest", *QUIET)
     tests = given.tests or ["tests"]
@@ -199,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         repeat(name, command, times, found, beside=beside, keep=given.keep, within=given.within)
     for test, times in found.red.most_common():
         say(f"{times:4} times red  {test}")
-    say("none was red" if not found.red else f"what red runs said is in {given.keep}")
+    say("none was red" if not found.red else f"the output of red runs is in {given.keep}")
     say(summary(found, (load, os.getloadavg()[0])))
     return 1 if found.red else 0
 

@@ -1,8 +1,8 @@
-"""How late this machine is: what a test of real time may add to a bound that is the server's alone.
+"""Measure the machine's scheduling delay, which tests of real time add to a bound.
 
-A bound in seconds is promised by the server; when it gets a processor is the machine's. A thread that asks to
-be woken every few milliseconds sees how long somebody who is due has to wait, and a test adds that as often
-as its story needs somebody to be woken. On a quiet machine that is nothing.
+The server promises a bound in seconds, but the machine decides when the server gets a processor. A thread
+that asks to be woken every few milliseconds measures that delay, and a test adds it once for each wake-up of
+its scenario. On a quiet machine the delay is close to zero.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ import attrs
 __all__ = ["Lateness", "open_lateness"]
 
 EVERY = 0.005
-"""Seconds between two looks."""
+"""Seconds between two measurements."""
 
 WAKES = 4
-"""How often somebody is woken in the story of a stop: for the signal, for the bound, for the process' end as
-its parent sees it, and for the test's own look at the clock."""
+"""Wake-ups in a stop: signal, bound, the end of the process as its parent sees it, the test's clock."""
 
 
 @attrs.define
 class Lateness:
-    """What was seen so far."""
+    """The delays measured so far."""
 
     longest: float = 0.0
-    """Seconds that a thread which was due had to wait, at most."""
+    """The longest delay of a thread that was due, in seconds."""
 
     @property
     def allowed(self) -> float:
-        """Seconds to add to a bound."""
+        """Return the seconds to add to a bound."""
         return WAKES * self.longest
 
 

@@ -95,7 +95,7 @@ def tally(passages: Iterator[Passage]) -> Tally:
 
 
 def long_summaries(path: Path) -> Iterator[str]:
-    """Yield docstrings of modules, classes and functions whose first sentence is no line of its own."""
+    """Yield docstrings whose first line is too long, or ends inside a sentence."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node) or ""

@@ -1,4 +1,4 @@
-"""What the benchmarks make of what they measured: the measuring itself is `make bench`."""
+"""The conclusions that benchmarks draw from their measurements; ``make bench`` measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_benchmark_is_run() -> None:
-    """`make bench` leaves none out."""
+    """``make bench`` runs every file of the folder."""
     found = {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")}
     assert found == set(bench.NAMES)
 
@@ -25,12 +25,12 @@ def test_every_benchmark_is_run() -> None:
     [(12.0000000001, False, True), (12.01, False, False), (11.0, True, False), (12.0, True, True)],
 )
 def test_a_promise_is_met_up_to_its_bound(value: float, at_least: bool, met: bool) -> None:
-    """At most, or at least; rounding is nobody's fault."""
+    """A figure that equals its bound, up to rounding, meets the promise."""
     assert Target("CPU", value, 12, "us", at_least=at_least).met is met
 
 
-def test_what_was_not_measured_is_neither_met_nor_missed(capsys: pytest.CaptureFixture[str]) -> None:
-    """A run of some workloads alone does not fail for the others."""
+def test_a_figure_without_a_measurement_is_neither_met_nor_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of some workloads does not fail because of the others."""
     promise = Target("CPU", math.nan, 12, "us").promise()
     assert promise.met is None
     with pytest.raises(SystemExit) as exit_:
@@ -40,7 +40,7 @@ def test_what_was_not_measured_is_neither_met_nor_missed(capsys: pytest.CaptureF
 
 
 def test_losses_are_summed_and_costs_are_medians() -> None:
-    """Nothing lost in the median is not nothing lost."""
+    """Losses of all runs are added up, because a median could hide one."""
     results = Results()
     for lost, cpu in ((0, 1.0), (5, 3.0), (0, 2.0)):
         results.add("load", "tangram", {"lost": lost, "cpu_us": cpu})
@@ -48,16 +48,16 @@ def test_losses_are_summed_and_costs_are_medians() -> None:
     assert results.median("load", "tangram") == {"lost": 5, "cpu_us": 2.0}
 
 
-def heard(*numbers: int) -> bytes:
+def received(*numbers: int) -> bytes:
     return b"".join(b'$9\r\n{"n":%d,"t":1,"z":"zz"}\r\n' % number for number in numbers)
 
 
-def test_a_subscriber_notices_what_comes_twice_or_too_late() -> None:
-    """Each client's pushes are counted by themselves; a gap is no disorder: what was refused leaves one."""
+def test_a_subscriber_notices_duplicates_and_late_messages() -> None:
+    """Pushes are counted for each client; a refused push leaves a gap, no disorder."""
     two = 2 * EACH
-    assert count_disordered(heard(0, two, 1, two + 1, 5, two + 2)) == 0
-    assert count_disordered(heard(0, 1, 1, 2)) == 1
-    assert count_disordered(heard(0, 2, 1, two, 3)) == 1
+    assert count_disordered(received(0, two, 1, two + 1, 5, two + 2)) == 0
+    assert count_disordered(received(0, 1, 1, 2)) == 1
+    assert count_disordered(received(0, 2, 1, two, 3)) == 1
 
 
 SCRIPT = """
@@ -72,7 +72,7 @@ sys.exit({status})
 def test_a_miss_ends_nothing_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """After a miss and after a crash the next one follows; both are named at the end, and the status is 1."""
+    """The next benchmark runs after a miss or a crash; the end names both, with status 1."""
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     (folder / "first.py").write_text(SCRIPT.format(figures=FIGURES, name="speed", met=False, status=1))
@@ -85,20 +85,20 @@ def test_a_miss_ends_nothing_and_is_named(
     monkeypatch.setattr("sys.argv", ["bench", "--quick"])
     with pytest.raises(SystemExit) as exit_:
         bench.main()
-    told = capfd.readouterr().out
+    output = capfd.readouterr().out
 
     assert exit_.value.code == 1
-    assert told.count("measuring --quick") == 2
-    assert "missed: speed" in told
-    assert "broken: benchmarks/second.py" in told
-    assert "2 promises, 1 missed" in told
+    assert output.count("measuring --quick") == 2
+    assert "missed: speed" in output
+    assert "broken: benchmarks/second.py" in output
+    assert "2 promises, 1 missed" in output
     table = (tmp_path / "results" / "quick" / "promised.md").read_text()
     assert "| speed | 1 | &le; 0 | **missed** |" in table
     assert "| memory | 1 | &le; 0 | met |" in table
 
 
 def test_promises_are_left_where_they_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each benchmark adds its own, and ends with 1 if one was missed."""
+    """Each benchmark appends its promises to one file, and ends with 1 if it missed one."""
     path = tmp_path / "figures"
     monkeypatch.setenv(FIGURES, str(path))
     for met in (True, False):

@@ -1,4 +1,4 @@
-"""The page about hazards says what is so, and the guards that no behaviour shows are there."""
+"""The page about hazards is right, and guards that no behaviour shows are in place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows() -> list[list[str]]:
 
 
 def test_every_row_names_tests_that_exist() -> None:
-    """Each hazard and each pitfall is held by at least one test, and all that are named are there."""
+    """Each hazard and pitfall names at least one test, and each named test exists."""
     hazards = [row[0] for row in rows() if re.fullmatch(r"D\d+", row[0])]
     held = [set(re.findall(r"`(test_\w+)`", row[-1])) for row in rows() if row[0] != "#"]
 
@@ -55,7 +55,7 @@ def parsed() -> Iterator[tuple[Path, ast.Module, list[str]]]:
 
 @pytest.mark.slow
 def test_nothing_runs_in_tasks_that_quart_keeps() -> None:
-    """Neither Quart's background and serving hooks nor ASGI's lifespan are used by anything of ours."""
+    """No module uses Quart's background tasks, its serving hooks or ASGI's lifespan."""
     kept = {"add_background_task", "before_serving", "after_serving", "while_serving", "startup", "shutdown"}
     used = [
         f"{path.name}:{node.lineno}"
@@ -88,7 +88,7 @@ ANSWERS_ONLY = {"asgi.py", "site.py"}
 
 
 def test_hypercorn_is_pinned() -> None:
-    """Its parts that we subclass are not public: another version needs another look."""
+    """The version is pinned, because the classes that we subclass are not public."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     assert [one for one in project["dependencies"] if one.startswith("hypercorn")] == ["hypercorn==0.18.*"]
@@ -99,7 +99,7 @@ BOUNDED = re.compile(r"deadline|bounded|has an end|time|Trio cannot", re.IGNOREC
 
 @pytest.mark.slow
 def test_every_shield_has_an_end() -> None:
-    """A shield is a ``move_on_after`` or has a deadline, or the lines around it say what ends it."""
+    """A shield has a deadline, or the lines around it name its bound."""
     found = []
     for path, tree, lines in parsed():
         for node in ast.walk(tree):
@@ -115,5 +115,5 @@ def test_every_shield_has_an_end() -> None:
 
 @pytest.mark.parametrize("name", ["supervision.md", "hazards.md"])
 def test_pages_are_not_empty(name: str) -> None:
-    """The pages that tests are read from are there."""
+    """Pages that tests read from exist."""
     assert (ROOT / "docs" / name).stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""The public door: its names, its types, and what it must not import."""
+"""The public names of ``tangram``, their types, and imports that they must not cause."""
 
 import ast
 import subprocess
@@ -10,24 +10,24 @@ import pytest
 
 import tangram
 
-DOOR = Path(tangram.__file__)
+INIT = Path(tangram.__file__)
 
 
 def typed_names() -> set[str]:
-    tree = ast.parse(DOOR.read_text())
+    tree = ast.parse(INIT.read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {alias.asname for node in imports for alias in node.names if alias.asname}
 
 
-def test_every_public_name_is_there_and_is_what_its_room_says() -> None:
-    """Each name of ``__all__`` is the very object of the room that it lives in."""
+def test_every_public_name_is_the_object_of_its_room() -> None:
+    """Each name of ``__all__`` is the same object as in its own module."""
     for name in tangram.__all__:
         if name != "__version__":
             assert getattr(tangram, name) is getattr(import_module(tangram._HOME[name]), name)
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    """What a type checker is told about is what can be imported, no more and no less."""
+    """The names for type checkers are the names that can be imported."""
     assert typed_names() | {"__version__"} == set(tangram.__all__)
 
 
@@ -38,8 +38,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.slow
-def test_importing_the_door_imports_nothing_heavy() -> None:
-    """``import tangram`` brings neither trio-asyncio, which changes asyncio.run, nor anything else heavy."""
+def test_importing_tangram_imports_nothing_heavy() -> None:
+    """``import tangram`` imports nothing heavy, and not trio-asyncio (it changes asyncio.run)."""
     code = "import sys, tangram; print(*sorted(sys.modules))"
 
     loaded = subprocess.run(
@@ -51,7 +51,7 @@ def test_importing_the_door_imports_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_a_plugin_module_does_not_import_asyncio_into_the_server() -> None:
-    """What a native plugin imports from the door leaves asyncio.run as it is."""
+    """Names that a native plugin imports do not change ``asyncio.run``."""
     code = (
         "import sys; from tangram import APIRouter, BackendState, HTTPException, Plugin, Subscriber;"
         "print(*sorted(sys.modules))"

@@ -1,4 +1,4 @@
-"""Check facts about the whole tree: sizes of files and functions, left-overs, complete pages."""
+"""Facts about the whole tree: sizes of files and functions, left-overs, complete pages."""
 
 from __future__ import annotations
 

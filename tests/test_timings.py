@@ -1,4 +1,4 @@
-"""What is measured of the tests themselves: seconds of each part, and how often they are red by chance."""
+"""Measurements of the suite: seconds of each part, and tests that are red by chance."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from tangram.testing.checks.census import start_time
 from tests import flaky
-from tests.conftest import seconds_by_part, told
+from tests.conftest import seconds_by_part, table_of
 
 
 def test_seconds_are_summed_by_folder() -> None:
-    """Folders below one belong to it, files beside them are a part of their own; the slowest comes first."""
+    """A folder includes the folders below it; files directly in ``tests`` are one part."""
     took = seconds_by_part(
         [
             ("tests/bus/test_bus.py::test_a", 1.0),
@@ -26,7 +26,7 @@ def test_seconds_are_summed_by_folder() -> None:
         ]
     )
 
-    assert [line.split() for line in told(took)] == [
+    assert [line.split() for line in table_of(took)] == [
         ["4.0", "s", "tests/web"],
         ["3.0", "s", "tests/bus"],
         ["0.5", "s", "tests"],
@@ -36,9 +36,7 @@ def test_seconds_are_summed_by_folder() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_counted_and_a_red_one_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each red test is named with how often it was, what the run said is kept, and the status is 1; the slow
-    ones run with everything alone.
-    """
+    """Red tests are named with their count, output of red runs is kept, the status is 1."""
     file = tmp_path / "test_some.py"
     file.write_text(
         "import pytest\n"
@@ -61,7 +59,7 @@ def test_a_run_is_counted_and_a_red_one_kept(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_run_that_breaks_off_is_red() -> None:
-    """A run that names no test, for it was killed or could not collect, is not taken for a good one."""
+    """A run that names no test, because it was killed or could not collect, counts as red."""
     assert flaky.red_in(0, "FAILED tests/x.py::test_a") == []
     assert flaky.red_in(-9, "") == ["the run itself (status -9)"]
     assert flaky.red_in(1, "FAILED a::b - x\nERROR c::d\nFAILED a::b") == ["a::b", "c::d"]
@@ -71,8 +69,9 @@ def test_a_run_that_breaks_off_is_red() -> None:
 def test_a_run_that_hangs_is_red_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is asked to end at the deadline, and tells where it stood; where it does not, it is killed, with all
-    of its process group. What it said is kept.
+    """A run past its deadline gets SIGINT, reports its position, and is killed with its group.
+
+    The output is kept.
     """
     keep = tmp_path / "kept"
     file = tmp_path / "test_some.py"
@@ -89,7 +88,7 @@ def test_a_run_that_hangs_is_red_and_ended(
     begun = 0
 
     def late(process: Any, deadline: float) -> bool:
-        # It is over once the test hangs: before that, pytest would have nothing to tell.
+        # The deadline passes once the test hangs: before that, pytest has no position to report.
         assert deadline <= time.monotonic() + 600
         while (len(pids.read_text().split()) if pids.exists() else 0) < 2 * begun:
             assert process.poll() is None
@@ -120,9 +119,7 @@ def test_a_run_that_hangs_is_red_and_ended(
 def test_everything_has_the_part_with_fastapi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What `make test` runs a second time, with another Python, is a part of everything; all is told on one
-    line at the end.
-    """
+    """*Everything* includes the tests that run again where FastAPI is installed."""
     compat = tmp_path / "tests" / "compat"
     compat.mkdir(parents=True)
     (compat / "test_some.py").write_text("def test_it(): pass\n")
@@ -151,8 +148,8 @@ def test_everything_has_the_part_with_fastapi(
 
 
 def test_make_flaky_runs_what_make_test_runs() -> None:
-    """The folder that `make test` gives to the Python with FastAPI is the one that is run here."""
+    """``make test`` and ``make flaky`` run the same folder in the Python with FastAPI."""
     makefile = (flaky.ROOT / "Makefile").read_text()
 
-    assert f"$(DOWNSTREAM) -m pytest {' '.join(flaky.WITH_FASTAPI)}" in makefile
+    assert f"$(DOWNSTREAM) -m pytest $(PARALLEL) {' '.join(flaky.WITH_FASTAPI)}" in makefile
     assert "-m tests.flaky --downstream $(DOWNSTREAM)" in makefile

@@ -1,4 +1,4 @@
-"""Our own tests start servers, supervisors, engines and brokers by the kit, as authors' tests do."""
+"""Tests start servers, supervisors, engines and brokers through the kit, as authors do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 CALLED = frozenset({"EmbeddedBroker", "Server", "Supervisor"})
-"""Classes that are one. Named without a call they are an annotation."""
+"""Classes of servers and brokers. A name without a call is an annotation."""
 
 NAMED = frozenset(
     {
@@ -30,8 +30,9 @@ NAMED = frozenset(
         "run_process",
     }
 )
-"""Functions that start one, called or handed to whoever calls them. ``subprocess.run`` is none of them: it
-returns when the program has ended, so that what it runs serves nobody.
+"""Functions that start one, called here or handed to a caller.
+
+``subprocess.run`` is not among them: it returns after the program has ended.
 """
 
 HOMES = (
@@ -44,7 +45,7 @@ HOMES = (
     "tangram.http",
     "trio",
 )
-"""Where these live. The kit's own ``open_process`` lives elsewhere."""
+"""Packages of these names. The kit has an ``open_process`` of its own."""
 
 ITSELF = "the test of that function itself"
 PROGRAM = "another program, which is no server of ours"
@@ -56,12 +57,12 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "cli/test_force_exit.py": ({"Popen"}, "a process that sleeps in the broker's place"),
     "compat/test_guards.py": (
         {"create_subprocess_exec", "start_server"},
-        "what a plugin leaves open, in the plugin's own code",
+        "processes that a plugin leaves open, in the plugin's own code",
     ),
     "downstream/weather_server.py": ({"run_process"}, PROGRAM),
     "e2e/browser.py": ({"open_process"}, "a browser"),
     "flaky.py": ({"Popen"}, "runs of the tests, which start by the kit"),
-    "mutants/workshop.py": ({"Popen"}, "who runs the tests of a mutant, which start by the kit"),
+    "mutants/workshop.py": ({"Popen"}, "the runner of a mutant's tests, which start by the kit"),
     "testing/test_brokers.py": ({"Popen"}, "a test run that is killed while it holds a broker of the kit"),
     "chaos/test_campaign.py": ({"open_process"}, "the command chaos, which starts its servers by the kit"),
     "testing/test_census.py": ({"Popen"}, "a process that is left behind"),
@@ -70,11 +71,11 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
     "web/test_quart_app.py": ({"run_process"}, "an interpreter that imports and ends"),
 }
-"""What each of these files starts without the kit, and why. Each is used, or a test is red."""
+"""Starts without the kit, by file, with the reason. A test fails for one that is not used."""
 
 
 def bound(tree: ast.Module) -> dict[str, str]:
-    """What the names that a module imports stand for."""
+    """Return the full names behind the names that a module imports."""
     found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -92,7 +93,7 @@ def full_name(node: ast.expr, names: dict[str, str]) -> str:
 
 
 def starters(source: str) -> Iterator[str]:
-    """What a module starts: classes that it calls, functions that it calls or hands on."""
+    """Yield the starts of a module: classes called, functions called or handed on."""
     tree = ast.parse(source)
     names = bound(tree)
     below = {
@@ -108,7 +109,7 @@ def starters(source: str) -> Iterator[str]:
         home, _, name = full_name(node, names).rpartition(".")
         if not any(f"{home}.".startswith(f"{one}.") for one in HOMES):
             continue
-        # A supervisor as a child stands below one that somebody has opened.
+        # A supervisor that runs as a child stands below one that was opened.
         child = name == "run_supervisor" and id(node) in below
         if (name in NAMED and not child) or (name in CALLED and id(node) in called):
             yield name
@@ -116,13 +117,13 @@ def starters(source: str) -> Iterator[str]:
 
 def used() -> dict[str, set[str]]:
     found = {str(path.relative_to(TESTS)): set(starters(path.read_text())) for path in TESTS.rglob("*.py")}
-    return {name: what for name, what in found.items() if what}
+    return {name: starts for name, starts in found.items() if starts}
 
 
 @pytest.mark.slow
 def test_everything_is_started_by_the_kit() -> None:
-    """Whoever starts something in another way has a reason here, and starts no more than stands beside it."""
-    assert used() == {name: what for name, (what, _) in EXCEPTIONS.items()}
+    """Each start without the kit is listed with its reason, and no listed one is unused."""
+    assert used() == {name: starts for name, (starts, _) in EXCEPTIONS.items()}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_everything_is_started_by_the_kit() -> None:
     ],
 )
 def test_each_way_around_the_kit_is_seen(code: str) -> None:
-    """Whatever it is called, and whoever is to call it."""
+    """A start is found under every name, called here or handed on."""
     assert len(list(starters(code))) == 1
 
 
@@ -155,6 +156,6 @@ def test_each_way_around_the_kit_is_seen(code: str) -> None:
         "import subprocess\nsubprocess.run(['git', 'ls-files'])",
     ],
 )
-def test_what_the_kit_and_tools_start_is_nothing_of_the_kind(code: str) -> None:
+def test_the_kit_and_programs_that_end_are_no_starts(code: str) -> None:
     """The kit's functions, annotations, supervisors as children, and programs that end."""
     assert list(starters(code)) == []
