@@ -326,3 +326,13 @@ async def test_a_boot_that_fails_leaves_no_reload_behind(autojump_clock: object)
                     on_server=lambda running: nursery.start_soon(running.server.reload),
                 ):
                     pass
+
+
+async def test_a_short_configured_secret_is_reported() -> None:
+    """The log names a configured secret that is shorter than a secret file may be, and not its value."""
+    config = {"server": {"operator_token": "t1ny"}, "channel": {"jwt_secret": "x" * 32}}
+    async with open_tangram([], config, fakes=True) as running:
+        (warning,) = logged(running, "configured secret is short")
+
+    assert warning["setting"] == "server.operator_token"
+    assert "t1ny" not in str(warning)

@@ -1,4 +1,5 @@
 import os
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -72,10 +73,10 @@ def test_secret_is_made_once(tmp_path: Path) -> None:
 def test_secret_of_the_operator(tmp_path: Path) -> None:
     """A secret that is there is used as it stands, and closed to others."""
     file = tmp_path / "operator-token"
-    file.write_text("chosen\n")
+    file.write_text("chosen by the operator\n")
     file.chmod(0o644)
 
-    assert ensure_secret(tmp_path, "operator-token") == "chosen"
+    assert ensure_secret(tmp_path, "operator-token") == "chosen by the operator"
     assert mode(file) == 0o600
 
 
@@ -93,8 +94,67 @@ def test_bad_secret_files(tmp_path: Path) -> None:
         ensure_secret(tmp_path / "nowhere", "x")
 
 
+SECRETS = {
+    "a byte that is no text": (b"\xff" * 64, "holds no secret"),
+    "a control character": (b"0123456789abcdef\0" * 4, "holds no secret"),
+    "two lines": (b"0123456789abcdef\n0123456789abcdef\n", "holds no secret"),
+    "too much": (b"x" * 5000, "at most 4096"),
+    "one byte": (b"x", "has 1 characters: expected at least 16"),
+    "spaces": (b"  \n \n", "is empty"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), SECRETS.values(), ids=SECRETS)
+def test_a_file_that_holds_no_secret_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """A secret is one line of 16 to 4,096 characters; the fault says how to get a new one."""
+    (tmp_path / "jwt-secret").write_bytes(content)
+
+    with pytest.raises(ConfigError, match=f"{message}.*remove it, and a new one is made"):
+        ensure_secret(tmp_path, "jwt-secret")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "folder"])
+def test_a_secret_is_a_regular_file(tmp_path: Path, kind: str) -> None:
+    """The start does not wait for the writer of a FIFO."""
+    file = tmp_path / "jwt-secret"
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(file))
+    else:
+        file.mkdir()
+    errors: list[ConfigError] = []
+
+    def read() -> None:
+        with pytest.raises(ConfigError) as raised:
+            ensure_secret(tmp_path, "jwt-secret")
+        errors.append(raised.value)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(5)
+
+    assert errors
+    assert "jwt-secret" in str(errors[0])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_files_of_another_account_are_refused(tmp_path: Path) -> None:
+    """Another account could know the secret in its file, or replace the secrets in its folder."""
+    ensure_secret(tmp_path, "jwt-secret")
+    os.chown(tmp_path / "jwt-secret", 65534, -1)
+    with pytest.raises(ConfigError, match=r"belongs to another account \(uid 65534\)"):
+        ensure_secret(tmp_path, "jwt-secret")
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, -1)
+    with pytest.raises(ConfigError, match=r"belongs to another account \(uid 65534\)"):
+        open_state_dir(configured(folder), {})
+
+
 def test_many_make_one_secret(tmp_path: Path) -> None:
-    """Whoever comes at the same time gets the same complete secret."""
+    """Several processes that start at the same time get the same complete secret."""
     barrier, secrets = threading.Barrier(8), list[str]()
 
     def make() -> None:

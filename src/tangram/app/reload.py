@@ -13,7 +13,7 @@ import attrs
 import structlog
 
 from tangram.app.tree import Secrets
-from tangram.config import Config, ensure_secret, open_state_dir
+from tangram.config import SECRET_LEAST, Config, ensure_secret, open_state_dir
 
 __all__ = ["BOUND", "bound_changes", "changed_secrets", "check_tls", "read_secrets", "with_bound"]
 
@@ -65,6 +65,9 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> Secrets:
         ConfigError: the folder, or a file in it, cannot be used.
     """
     jwt, operator = config.channel.jwt_secret, config.server.operator_token
+    for setting, secret in (("channel.jwt_secret", jwt), ("server.operator_token", operator)):
+        if secret is not None and len(secret) < SECRET_LEAST:
+            log.warning("configured secret is short", setting=setting, expected=f"{SECRET_LEAST} characters")
     if jwt is None or operator is None:
         folder = open_state_dir(config, environ)
         if operator is None:

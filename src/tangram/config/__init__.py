@@ -16,10 +16,11 @@ from tangram.config.model import (
     ThemeDefinition,
 )
 from tangram.config.names import nearest, normalise
-from tangram.config.state import cache_dir, ensure_secret, open_state_dir
+from tangram.config.state import SECRET_LEAST, cache_dir, ensure_secret, open_state_dir
 from tangram.config.structure import structure_plugin_config, structure_table, unknown_plugin_keys
 
 __all__ = [
+    "SECRET_LEAST",
     "AdaptiveTheme",
     "BrokerConfig",
     "CacheConfig",

@@ -4,14 +4,21 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from tangram.config.model import Config
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["cache_dir", "ensure_secret", "open_state_dir"]
+__all__ = ["SECRET_LEAST", "cache_dir", "ensure_secret", "open_state_dir"]
 
-_SECRET_BYTES = 32
-"""As many as HMAC-SHA-256 has (RFC 7518, 3.2); written as hexadecimal."""
+_SECRET_BYTES: Final = 32
+"""Bytes of a new secret, as many as HMAC-SHA-256 has (RFC 7518, 3.2); written as hexadecimal."""
+
+SECRET_LEAST: Final = 16
+"""Characters below which a secret file is refused: 16 hexadecimal digits take 2**63 guesses on average."""
+
+SECRET_MOST: Final = 4096
+"""Characters above which a secret file is refused: it must fit into one HTTP header."""
 
 
 def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
@@ -45,13 +52,19 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         if ours:
             path.chmod(0o700)
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         raise _fault(
             f"cannot keep state in {str(path)!r}: {(error.strerror or str(error)).lower()}"
         ) from None
-    if mode & 0o022:
-        raise _fault(f"others may write to {str(path)!r} (mode {stat.S_IMODE(mode):04o}): expected 0700")
+    if status.st_uid not in _trusted_owners():
+        raise _fault(
+            f"the folder {str(path)!r} belongs to another account (uid {status.st_uid}), which could replace "
+            f"the secrets in it: expected uid {os.geteuid()}; change its owner, or set another folder"
+        )
+    if status.st_mode & 0o022:
+        mode = stat.S_IMODE(status.st_mode)
+        raise _fault(f"others may write to {str(path)!r} (mode {mode:04o}): expected 0700")
     return path
 
 
@@ -59,7 +72,11 @@ def ensure_secret(path: Path, name: str) -> str:
     """The secret in the file ``name`` of the folder ``path``, made at random where there is none.
 
     Two processes that start at one time agree on one secret: the file appears complete, under its name, or
-    not at all. Raises ``ConfigError`` where the file cannot be made or read, or is empty.
+    not at all.
+
+    Raises:
+        ConfigError: the file cannot be made or read, is no regular file, belongs to another account, or holds
+            no secret of at least `SECRET_LEAST` characters.
     """
     file = path / name
     try:
@@ -89,15 +106,56 @@ def _make_secret(file: Path) -> None:
 
 
 def _read_secret(file: Path) -> str:
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(descriptor) as stream:
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-            os.fchmod(descriptor, 0o600)
-        secret = stream.read().strip()
+    # O_NONBLOCK: the opening of a FIFO would wait for its writer. A regular file ignores it.
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        _check_secret_file(file, descriptor)
+        content = os.read(descriptor, SECRET_MOST + 1)
+    finally:
+        os.close(descriptor)
+    secret = content.decode(errors="surrogateescape").strip()  # a surrogate is not printable
+    remedy = "remove it, and a new one is made"
     if not secret:
-        raise _fault(f"the secret file {str(file)!r} is empty: remove it, and a new one is made")
+        raise _fault(f"the secret file {str(file)!r} is empty: {remedy}")
+    if not secret.isprintable() or len(content) > SECRET_MOST:
+        raise _fault(
+            f"the secret file {str(file)!r} holds no secret: expected one line of text with at most "
+            f"{SECRET_MOST} characters; {remedy}"
+        )
+    if len(secret) < SECRET_LEAST:
+        raise _fault(
+            f"the secret in {str(file)!r} has {len(secret)} characters: "
+            f"expected at least {SECRET_LEAST}; {remedy}"
+        )
     return secret
+
+
+def _check_secret_file(file: Path, descriptor: int) -> None:
+    """Refuse a file that is no regular one or belongs to another account, and close it to others.
+
+    Raises:
+        ConfigError: the file cannot be trusted.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _fault(f"{str(file)!r} is no regular file: remove it, and a secret is made in its place")
+    if status.st_uid not in _trusted_owners():
+        raise _fault(
+            f"the secret file {str(file)!r} belongs to another account (uid {status.st_uid}): "
+            f"expected uid {os.geteuid()}; change its owner, or remove it, and a new one is made"
+        )
+    if status.st_mode & 0o077:
+        if status.st_uid != os.geteuid():
+            raise _fault(
+                f"others may read the secret file {str(file)!r} of root: "
+                f"expected mode 0600 and uid {os.geteuid()}"
+            )
+        os.fchmod(descriptor, 0o600)
+
+
+def _trusted_owners() -> tuple[int, int]:
+    """Return the accounts whose files are used: this process's and root's, who can read them anyway."""
+    return os.geteuid(), 0
 
 
 def _fault(what: str) -> ConfigError:
