@@ -25,10 +25,10 @@ from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
 import attrs
 
+from tangram import defaults
 from tangram.errors import ConfigError, Fault
 
 __all__ = [
-    "DEFAULT_PORT",
     "RedisAddress",
     "is_false",
     "local_redis_url",
@@ -37,9 +37,6 @@ __all__ = [
     "redact_text",
     "redact_url",
 ]
-
-DEFAULT_PORT: Final = 6379
-"""The TCP port of a URL that names none."""
 
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
@@ -55,7 +52,7 @@ class RedisAddress:
     """The URL as it was written, with the password."""
     host: str = ""
     """The host name or IP address; empty for a Unix socket."""
-    port: int = DEFAULT_PORT
+    port: int = defaults.REDIS_PORT
     path: str = ""
     """The path of the Unix socket; empty for TCP."""
     tls: bool = False
@@ -133,7 +130,7 @@ def _read(url: str) -> RedisAddress:
     return RedisAddress(
         url=url,
         host="" if unix else _host(parts),
-        port=port or DEFAULT_PORT,
+        port=port or defaults.REDIS_PORT,
         path=_socket_path(parts) if unix else "",
         tls=parts.scheme == "rediss",
         username=username,

@@ -14,6 +14,7 @@ from typing import Final
 
 import attrs
 
+from tangram import defaults
 from tangram.channels.disconnects import OVERLOAD, Disconnect
 from tangram.channels.frames import Encoded, Run
 
@@ -23,10 +24,6 @@ MAX_EXEMPT: Final = 100
 """Messages exempt from the bound that may wait at once: one for each join that a socket may have.
 A client that joins and leaves without reading must not fill memory with them.
 """
-
-MAX_BACKLOG: Final = 262_144
-"""Bytes behind the message in flight. 256 KiB are about 1,300 messages of 200 bytes, that is more than a
-second of all but the heaviest streams, and the backlogs of 10,000 stuck clients still fit into memory."""
 
 
 @attrs.frozen
@@ -58,7 +55,11 @@ class Outbox:
     )
 
     def __init__(
-        self, wake: Callable[[], None], *, max_backlog: int = MAX_BACKLOG, max_exempt: int = MAX_EXEMPT
+        self,
+        wake: Callable[[], None],
+        *,
+        max_backlog: int = defaults.MAX_BACKLOG,
+        max_exempt: int = MAX_EXEMPT,
     ) -> None:
         self.wake = wake
         self.max_backlog = max_backlog

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 import attrs
 import msgspec
 
+from tangram import defaults
 from tangram.channels import codec
 from tangram.channels.disconnects import (
     ABUSE,
@@ -125,7 +126,13 @@ class Socket:
     """The memberships of one connection."""
 
     def __init__(
-        self, conn: str, hub: Hub, outbox: Outbox, *, max_joins: int = 100, push_replies: bool = True
+        self,
+        conn: str,
+        hub: Hub,
+        outbox: Outbox,
+        *,
+        max_joins: int = defaults.MAX_JOINS,
+        push_replies: bool = True,
     ) -> None:
         self.conn = conn
         self.outbox = outbox

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from tangram import defaults
 from tangram.errors import Fault, PluginConfigError
 from tangram.plugins.plugin import Plugin as NativePlugin
 from tangram.plugins.plugin import RestartType, ServiceFunction
@@ -55,8 +56,8 @@ class Plugin(NativePlugin):
         *,
         restart: RestartType = "transient",
         name: str | None = None,
-        start_timeout: float = 30.0,
-        stop_timeout: float = 5.0,
+        start_timeout: float = defaults.START_TIMEOUT,
+        stop_timeout: float = defaults.STOP_TIMEOUT,
     ) -> Callable[[F], F]:
         """Return a decorator that registers a service, which runs as long as the plugin does.
 

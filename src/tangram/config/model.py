@@ -19,6 +19,7 @@ from typing import Any, Literal
 import attrs
 from attrs import validators as v
 
+from tangram import defaults
 from tangram.config import validators
 from tangram.config.validators import without_slash
 
@@ -51,8 +52,6 @@ _THEME = MappingProxyType({"tangram_mutable": True, "tangram_widget": "theme-set
 _STYLE = MappingProxyType({"tangram_mutable": True, "tangram_widget": "map-settings"})
 _MUTABLE = MappingProxyType({"tangram_mutable": True})
 _COLOR = MappingProxyType({"tangram_mutable": True, "tangram_kind": "color"})
-
-MIB = 1024 * 1024
 
 
 @attrs.frozen(kw_only=True)
@@ -161,7 +160,7 @@ class ServerConfig:
     """
     max_headers: int = attrs.field(default=100, validator=v.ge(1))
     """Header lines of one request. As in common servers; each costs an object."""
-    max_body: int = attrs.field(default=2 * MIB, validator=v.ge(0))
+    max_body: int = attrs.field(default=defaults.MAX_BODY, validator=v.ge(0))
     """Bytes of a request's body; 0 is no bound. The published server's bound on ``/token``."""
     header_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds for the whole head of a request to arrive. A telephone on a bad network takes under three."""
@@ -216,15 +215,15 @@ class ChannelConfig:
     """Answer each push once Redis has taken it."""
     conflate: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.conflation))
     """Patterns on ``<topic>:<event>``: in a backlog only the newest message of each is kept."""
-    max_backlog: int = attrs.field(default=262144, validator=v.ge(0))
+    max_backlog: int = attrs.field(default=defaults.MAX_BACKLOG, validator=v.ge(0))
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
-    max_message: int = attrs.field(default=16 * MIB, validator=v.ge(1024))
+    max_message: int = attrs.field(default=defaults.MAX_MESSAGE, validator=v.ge(1024))
     """Bytes of one message in either direction. The published server's bound."""
-    max_joins: int = attrs.field(default=100, validator=v.ge(1))
+    max_joins: int = attrs.field(default=defaults.MAX_JOINS, validator=v.ge(1))
     """Topics that one socket may be joined to. Phoenix's default."""
     idle_timeout: float = attrs.field(default=90.0, validator=v.gt(0))
     """Seconds without anything from a client until it is closed: three of phoenix.js's heartbeats."""
-    ping_interval: float = attrs.field(default=30.0, validator=v.gt(0))
+    ping_interval: float = attrs.field(default=defaults.PING_INTERVAL, validator=v.gt(0))
     """Seconds between WebSocket pings to a quiet client, with Hypercorn to every one; under the usual 60 s of
     proxies.
     """
@@ -320,28 +319,28 @@ class SupervisorConfig:
     """Restarts that one plugin may cause within ``plugin_window``."""
     plugin_window: float = attrs.field(default=30.0, validator=v.gt(0))
     """Seconds over which a plugin's restarts are counted."""
-    root_restarts: int = attrs.field(default=3, validator=v.ge(0))
+    root_restarts: int = attrs.field(default=defaults.RESTARTS, validator=v.ge(0))
     """Restarts that bus, channels, web and broker may cause within ``root_window``."""
-    root_window: float = attrs.field(default=60.0, validator=v.gt(0))
+    root_window: float = attrs.field(default=defaults.RESTART_WINDOW, validator=v.gt(0))
     """Seconds over which those are counted."""
-    backoff_initial: float = attrs.field(default=0.05, validator=v.ge(0))
+    backoff_initial: float = attrs.field(default=defaults.BACKOFF_INITIAL, validator=v.ge(0))
     """Seconds before the second restart in a row; the first is at once, each further one waits twice as long.
     """
-    backoff_max: float = attrs.field(default=5.0, validator=v.ge(0))
+    backoff_max: float = attrs.field(default=defaults.BACKOFF_MAXIMUM, validator=v.ge(0))
     """Longest wait before a restart, in seconds. A long wait after the cause is gone annoys more than a busy
     loop of this length.
     """
-    backoff_reset: float = attrs.field(default=60.0, validator=v.gt(0))
+    backoff_reset: float = attrs.field(default=defaults.BACKOFF_RESET, validator=v.gt(0))
     """Seconds without a crash after which waits begin anew."""
-    start_timeout: float = attrs.field(default=30.0, validator=v.gt(0))
+    start_timeout: float = attrs.field(default=defaults.START_TIMEOUT, validator=v.gt(0))
     """Seconds for one part to report that it is ready."""
-    stop_timeout: float = attrs.field(default=5.0, validator=v.gt(0))
+    stop_timeout: float = attrs.field(default=defaults.STOP_TIMEOUT, validator=v.gt(0))
     """Seconds for one part to end when asked. OTP's default for a worker."""
-    shutdown_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
+    shutdown_timeout: float = attrs.field(default=defaults.SHUTDOWN_TIMEOUT, validator=v.gt(0))
     """Seconds for everything to end. Most service managers kill after 10 to 90."""
     exhausted: Literal["quarantine", "exit"] = "quarantine"
     """A plugin that restarts too often is left stopped (``quarantine``), or ends the server (``exit``)."""
-    stall_after: float = attrs.field(default=1.0, validator=v.gt(0))
+    stall_after: float = attrs.field(default=defaults.STALL_AFTER, validator=v.gt(0))
     """Seconds that the event loop may be blocked until the plugin that blocks it is named."""
 
 
@@ -349,7 +348,7 @@ class SupervisorConfig:
 class BrokerConfig:
     """``[broker]``: the embedded broker, where ``core.redis_url`` is unset."""
 
-    port: int = attrs.field(default=6379, validator=validators.port)
+    port: int = attrs.field(default=defaults.REDIS_PORT, validator=validators.port)
     """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at
     once.
     """

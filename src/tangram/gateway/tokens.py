@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tangram import defaults
 from tangram.channels.disconnects import BUSY, Refusal
 from tangram.channels.policy import ConnectInfo, Gate
 from tangram.gateway.admission import connect_info
@@ -21,7 +22,7 @@ from tangram.routing import APIRouter, Request, Response
 
 __all__ = ["MAX_BODY", "TokenAnswer", "issue_token", "token_router"]
 
-MAX_BODY: Final = 2 * 1024 * 1024
+MAX_BODY: Final = defaults.MAX_BODY
 """Bytes of a request body, as existing servers allow; a useful one has a few hundred."""
 RETRY_AFTER: Final = "1"
 """Seconds after which the bucket of an address holds tokens again at the default rate."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import attrs
 
+from tangram import defaults
 from tangram.config.structure import structure_plugin_config
 from tangram.errors import PluginError
 from tangram.plugins.service import (
@@ -140,8 +141,8 @@ class Plugin:
         *,
         restart: RestartType = "transient",
         name: str | None = None,
-        start_timeout: float = 30.0,
-        stop_timeout: float = 5.0,
+        start_timeout: float = defaults.START_TIMEOUT,
+        stop_timeout: float = defaults.STOP_TIMEOUT,
     ) -> Callable[[F], F]:
         """Decorate a function to run as a service for as long as the plugin runs.
 

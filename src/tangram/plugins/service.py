@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
+from tangram import defaults
+
 __all__ = [
     "RESTART_TYPES",
     "RestartType",
@@ -41,9 +43,9 @@ class Service:
     """Services start in order of (priority, name)."""
     restart: RestartType = "transient"
     """Which ends of the function count as a crash: see ``Plugin.register_service``."""
-    start_timeout: float = 30.0
+    start_timeout: float = defaults.START_TIMEOUT
     """Seconds until the function must call ``task_status.started()``, if it takes ``task_status``."""
-    stop_timeout: float = 5.0
+    stop_timeout: float = defaults.STOP_TIMEOUT
     """Seconds that the function may take to end after it was cancelled."""
     threaded: bool = False
     """The function is not async and runs in a thread."""

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import trio
 
+from tangram import defaults
 from tangram.asgi import Receive, Scope, Send, send_json
 from tangram.errors import BadRequest, Refused, RouteError
 from tangram.groups import unwrap_single
@@ -21,9 +22,6 @@ from tangram.routing.responses import JSONResponse, Response
 from tangram.routing.router import APIRouter, Mount, Route
 
 __all__ = ["RouteTable", "check_router"]
-
-MAX_BODY: Final = 2 * 1024 * 1024
-"""The default of ``[server] max_body``, in bytes."""
 
 THREADS: Final = 40
 """Sync handlers that run at once, as many as in FastAPI."""
@@ -80,7 +78,7 @@ class RouteTable:
         *,
         injectable: Iterable[type] = (),
         overrides: Overrides | None = None,
-        max_body: int = MAX_BODY,
+        max_body: int = defaults.MAX_BODY,
         threads: int = THREADS,
     ) -> None:
         self.max_body = max_body

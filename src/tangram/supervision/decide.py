@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+from tangram import defaults
 from tangram.errors import SpecError
 from tangram.supervision.roster import UNSETTLED, Roster
 from tangram.supervision.spec import (
@@ -91,7 +92,7 @@ class Decider:
         window: Window,
         backoff: Backoff,
         auto_shutdown: AutoShutdown = "never",
-        shutdown_timeout: float = 10.0,
+        shutdown_timeout: float = defaults.SHUTDOWN_TIMEOUT,
         draw: Callable[[], float],
     ) -> None:
         self.roster = Roster(name, children)

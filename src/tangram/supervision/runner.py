@@ -22,6 +22,7 @@ import attrs
 import structlog
 import trio
 
+from tangram import defaults
 from tangram.errors import NoSuchChild, StartFailed
 from tangram.supervision.child_task import (
     CURRENT_CHILD_TASK,
@@ -454,11 +455,11 @@ async def open_supervisor(
     *,
     name: str = "root",
     strategy: Strategy = "one_for_all",
-    restarts: int = 3,
-    window: float | Window = 60.0,
+    restarts: int = defaults.RESTARTS,
+    window: float | Window = defaults.RESTART_WINDOW,
     backoff: Backoff | None = None,
     auto_shutdown: AutoShutdown = "never",
-    shutdown_timeout: float = 10.0,
+    shutdown_timeout: float = defaults.SHUTDOWN_TIMEOUT,
     clock: Callable[[], float] = trio.current_time,
     rng: random.Random | None = None,
     on_event: OnEvent | None = None,

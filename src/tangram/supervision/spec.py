@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args
 
 import attrs
 
+from tangram import defaults
 from tangram.errors import SpecError
 
 __all__ = [
@@ -103,15 +104,15 @@ class Backoff:
     OTP has no back-off. The first restart comes at once, because most crashes are single accidents.
     """
 
-    initial: float = 0.05
+    initial: float = defaults.BACKOFF_INITIAL
     """The second restart's delay, in seconds. A port or a file is released in less than 50 ms."""
-    maximum: float = 5.0
+    maximum: float = defaults.BACKOFF_MAXIMUM
     """The longest delay in seconds, jitter aside: a few needless attempts cost less than a long wait."""
     factor: float = 2.0
     """The quotient of two successive delays."""
     jitter: float = 0.2
     """The share by which a delay varies up and down, so that many children do not restart in step."""
-    reset: float = 60.0
+    reset: float = defaults.BACKOFF_RESET
     """Seconds without a crash after which the next crash counts as the first."""
 
     def delay(self, attempt: int, chance: float) -> float:
@@ -141,9 +142,9 @@ class Child:
     """The async function of each incarnation; has a ``task_status`` parameter if it reports its own start."""
     restart: Restart = attrs.field(default="permanent", kw_only=True)
     """``permanent``: always restarted; ``transient``: after a crash; ``temporary``: never."""
-    start_timeout: float = attrs.field(default=30.0, kw_only=True)
+    start_timeout: float = attrs.field(default=defaults.START_TIMEOUT, kw_only=True)
     """The limit until ``task_status.started()``; a later start has failed. ``math.inf`` means no limit."""
-    stop_timeout: float = attrs.field(default=5.0, kw_only=True)
+    stop_timeout: float = attrs.field(default=defaults.STOP_TIMEOUT, kw_only=True)
     """The time to end after a cancellation. Past it, and each such time later, it is reported."""
     significant: bool = attrs.field(default=False, kw_only=True)
     """Its own end may end the supervisor (``auto_shutdown``); not for permanent children."""

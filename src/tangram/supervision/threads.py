@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from tangram import defaults
 from tangram.supervision.child_task import CURRENT_CHILD_TASK
 from tangram.supervision.records import one_line, thread_stack
 
@@ -91,7 +92,7 @@ def thread_statistics() -> ThreadStatistics:
 
 
 async def run_sync_in_thread(
-    fn: Callable[[*Ts], T], *args: *Ts, name: str | None = None, stop_timeout: float = 5.0
+    fn: Callable[[*Ts], T], *args: *Ts, name: str | None = None, stop_timeout: float = defaults.STOP_TIMEOUT
 ) -> T:
     """Run a synchronous function in a thread until it returns or the task is cancelled.
 

@@ -17,6 +17,7 @@ import attrs
 import structlog
 import trio
 
+from tangram import defaults
 from tangram.supervision.records import thread_frames
 
 __all__ = ["Stall", "Watchdog", "WatchdogStatistics"]
@@ -67,7 +68,7 @@ class Watchdog:
 
     def __init__(
         self,
-        stall_after: float = 1.0,
+        stall_after: float = defaults.STALL_AFTER,
         owner_of: Callable[[str], str | None] = lambda _filename: None,
         *,
         monotonic: Callable[[], float] = time.monotonic,

@@ -21,6 +21,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
+from tangram import defaults
 from tangram.asgi import ASGIApp, Message, Scope
 from tangram.errors import ConfigError, Fault
 from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
@@ -30,9 +31,6 @@ from tangram.http.listeners import HeldSocket
 __all__ = ["HypercornServer", "make_ssl_context", "serve_hypercorn"]
 
 log = structlog.get_logger("tangram.http")
-
-MAX_MESSAGE: Final = 16 * 1024 * 1024
-"""Bytes of a WebSocket message, unless given."""
 
 NEVER: Final = float("inf")
 
@@ -46,7 +44,7 @@ async def serve_hypercorn(
     close_code: Callable[[], int] = lambda: 1012,
     certfile: str | os.PathLike[str] | None = None,
     keyfile: str | os.PathLike[str] | None = None,
-    max_message: int = MAX_MESSAGE,
+    max_message: int = defaults.MAX_MESSAGE,
     ping_interval: float = NEVER,
     body_limit: Callable[[Scope], int] | None = None,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from tangram import defaults
 from tangram.asgi import ASGIApp, Scope
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
@@ -30,12 +31,6 @@ __all__ = ["NativeServer", "serve_native"]
 CHANNELS_PATH: Final = "/websocket"
 """The path of the channels' WebSockets; every other path is the application's."""
 
-MAX_MESSAGE: Final = 16 * 1024 * 1024
-"""Default bound of a WebSocket message to the application, in bytes."""
-
-PING_INTERVAL: Final = 30.0
-"""Seconds of silence after which a WebSocket client is pinged."""
-
 
 async def serve_native(
     app: ASGIApp,
@@ -48,8 +43,8 @@ async def serve_native(
     forwarded: Callable[[Scope], Scope] | None = None,
     body_limit: Callable[[Scope], int] | None = None,
     compression: bool = False,
-    ping_interval: float = PING_INTERVAL,
-    max_message: int = MAX_MESSAGE,
+    ping_interval: float = defaults.PING_INTERVAL,
+    max_message: int = defaults.MAX_MESSAGE,
     outer_nursery: trio.Nursery | None = None,
     keep_adopted: Callable[[], bool] = lambda: False,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
@@ -104,8 +99,8 @@ class NativeServer:
         channels: Callable[[], Channels | None] | None = None,
         forwarded: Callable[[Scope], Scope] | None = None,
         compression: bool = False,
-        ping_interval: float = PING_INTERVAL,
-        max_message: int = MAX_MESSAGE,
+        ping_interval: float = defaults.PING_INTERVAL,
+        max_message: int = defaults.MAX_MESSAGE,
     ) -> None:
         self.app = app
         self.settings = settings

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import attrs
 
+from tangram import defaults
 from tangram.supervision import SupervisionEvent
 from tangram.testing.checks.log_records import LogRecords
 
@@ -46,7 +47,7 @@ class Evidence:
     broker_clients: int | None = None
     """Redis connections that are open after the end."""
     stop_seconds: float | None = None
-    stop_bound: float = 10.0
+    stop_bound: float = defaults.SHUTDOWN_TIMEOUT
     """``[supervisor] shutdown_timeout``."""
     status: int | None = None
     """With which it ended."""

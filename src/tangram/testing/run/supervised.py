@@ -9,6 +9,7 @@ from typing import Unpack
 import attrs
 import trio
 
+from tangram import defaults
 from tangram.errors import SupervisionError
 from tangram.supervision import Child, Settings, SupervisionEvent, Supervisor, open_supervisor
 from tangram.testing.checks.census import UNDER_TEST, Census, take_census, track_started, wait_nothing_left
@@ -30,8 +31,6 @@ ANY_SUPERVISOR = (
 """Invariants that hold for every supervisor, whatever its children are."""
 
 NAME = "root"
-SHUTDOWN_TIMEOUT = 10.0
-"""What `open_supervisor` takes where nothing is said."""
 
 
 @attrs.define(eq=False)
@@ -123,7 +122,7 @@ async def open_supervised(
     error: BaseException | None = None
     before = take_census()
     with track_started(), record_logs() as logs:
-        bound = settings.get("shutdown_timeout", SHUTDOWN_TIMEOUT)
+        bound = settings.get("shutdown_timeout", defaults.SHUTDOWN_TIMEOUT)
         seen = Supervised(logs, settings.get("name", NAME), order, bound)
         try:
             async with _open(seen, listed, settings):
