@@ -1,4 +1,4 @@
-"""What the bus's tests talk to: a fake in memory, and the real valkey-server of the kit."""
+"""Fixtures of the bus's tests: a fake in memory, and the real valkey-server of the kit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.bus.fakes import FakeRedis
 
 @pytest.fixture(scope="session")
 def shared_valkey() -> Iterator[RealBroker]:
-    """A broker for tests that leave it alive."""
+    """A broker for tests that leave it running."""
     with open_broker() as broker:
         yield broker
 
 
 @pytest.fixture
 def valkey() -> Iterator[RealBroker]:
-    """A broker of the test's own."""
+    """A broker for one test."""
     with open_broker() as broker:
         yield broker
 

@@ -1,5 +1,4 @@
-"""A Redis in memory: enough RESP2 for the bus, with every fault that a network or a server may show, at a
-word."""
+"""A Redis in memory: enough RESP2 for the bus, and the faults of networks and servers."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ URL = "redis://fake"
 
 
 def bulk(*parts: bytes) -> bytes:
-    """An array of bulk strings, as Redis writes it."""
+    """Return an array of bulk strings, as Redis writes it."""
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
@@ -25,13 +24,13 @@ def pmessage(pattern: bytes, channel: bytes, payload: bytes) -> bytes:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Return once *condition* holds; the caller's clock decides what looking costs."""
+    """Return once a condition holds; it is checked every millisecond of Trio's clock."""
     while not condition():  # noqa: ASYNC110 - what is waited for has no event, on purpose
         await trio.sleep(0.001)
 
 
 class Connection:
-    """One client of the fake, seen from the server."""
+    """One client of the fake, as the server sees it."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -45,7 +44,7 @@ class Connection:
 
 
 class FakeRedis:
-    """Give `dial` to what is tested; turn the attributes to break things."""
+    """A Redis in memory: tests pass on ``dial``, and set attributes to cause faults."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
@@ -60,7 +59,7 @@ class FakeRedis:
         self.errors: dict[bytes, str] = {}
         """Commands, or "COMMAND argument", that are answered by this error."""
         self.deaf = False
-        """What is sent is not even read."""
+        """The server reads nothing that clients send."""
         self.on_command: Callable[[Connection, list[bytes]], None] = lambda _connection, _words: None
         self.published: list[tuple[bytes, bytes]] = []
 
@@ -93,7 +92,7 @@ class FakeRedis:
 
     @property
     def publisher(self) -> Connection:
-        """The newest connection that has not."""
+        """The newest connection that has not subscribed."""
         return [connection for connection in self.connections if not connection.patterns][-1]
 
     async def drop(self) -> None:
@@ -102,7 +101,7 @@ class FakeRedis:
             await connection.close()
 
     async def push(self, channel: bytes, payload: bytes) -> int:
-        """Deliver a message to each pattern of each subscriber that it matches."""
+        """Deliver a message to each matching pattern of each subscriber."""
         receivers = 0
         for connection in self.connections:
             matches = [

@@ -1,3 +1,5 @@
+"""The bus over a fake and over a real broker."""
+
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +15,10 @@ from tests.bus.fakes import URL, FakeRedis, until
 Clock = trio.testing.MockClock
 
 
-async def test_it_starts_once_redis_is_there(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """`started` comes when the feed is subscribed, and the statistics say so."""
+async def test_the_bus_starts_once_redis_confirms_the_subscription(
+    autojump_clock: Clock, fake: FakeRedis
+) -> None:
+    """The start is reported after the confirmation, and the statistics agree."""
     ups: list[bool] = []
     bus = Bus(URL, dial=fake.dial, on_up=ups.append)
     async with trio.open_nursery() as nursery:
@@ -30,8 +34,8 @@ async def test_it_starts_once_redis_is_there(autojump_clock: Clock, fake: FakeRe
     assert not bus.statistics().up
 
 
-async def test_it_starts_without_redis(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """An external Redis that is away does not keep the server from coming up, and crashes nobody, ever."""
+async def test_the_bus_starts_without_redis(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """The server starts while an external Redis is away, and the outage raises nothing."""
     fake.refuse = True
     bus = Bus(URL, dial=fake.dial)
     async with trio.open_nursery() as nursery:
@@ -50,9 +54,8 @@ async def test_it_starts_without_redis(autojump_clock: Clock, fake: FakeRedis) -
         nursery.cancel_scope.cancel()
 
 
-async def test_publishing_works_as_soon_as_the_feed_is_up(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """After an outage of any length nobody who was told that Redis is back is refused for want of the other
-    connection."""
+async def test_publishing_works_once_on_up_is_called(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """After an outage no publish fails because only the subscriber connection is back."""
     results: list[object] = []
 
     def on_up(up: bool) -> None:
@@ -75,8 +78,8 @@ async def test_publishing_works_as_soon_as_the_feed_is_up(autojump_clock: Clock,
     assert results == [1] * 5
 
 
-async def test_it_runs_once(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """One bus has one life."""
+async def test_a_bus_runs_once(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """A second ``run`` of the same bus is an error."""
     bus = Bus(URL, dial=fake.dial)
     async with trio.open_nursery() as nursery:
         await nursery.start(bus.run)
@@ -86,14 +89,13 @@ async def test_it_runs_once(autojump_clock: Clock, fake: FakeRedis) -> None:
 
 
 def test_a_bad_url_is_a_configuration_fault() -> None:
-    """It is told when the bus is built."""
+    """A malformed URL raises ``ConfigError`` when the bus is built."""
     with pytest.raises(ConfigError, match=r"core\.redis_url"):
         Bus("nonsense")
 
 
-async def test_a_failing_annex_costs_its_caller_alone(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """What is opened on first use may fail to open, or end with an error later: the bus goes on, the next
-    use opens anew."""
+async def test_a_failing_lazy_part_fails_only_its_caller(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """After a failed part the bus goes on, and the next use starts the part again."""
     starts: list[int] = []
 
     async def part(*, task_status: trio.TaskStatus[str]) -> None:
@@ -108,14 +110,14 @@ async def test_a_failing_annex_costs_its_caller_alone(autojump_clock: Clock, fak
     async with trio.open_nursery() as nursery:
         await nursery.start(bus.run)
         with pytest.raises(OSError, match="cannot open"):
-            await bus.annex("part", part, str)
-        assert await bus.annex("part", part, str) == "part 2"
-        assert await bus.annex("part", part, str) == "part 2"
+            await bus.lazy_part("part", part, str)
+        assert await bus.lazy_part("part", part, str) == "part 2"
+        assert await bus.lazy_part("part", part, str) == "part 2"
         await trio.sleep(1.5)
-        assert await bus.annex("part", part, str) == "part 3"
+        assert await bus.lazy_part("part", part, str) == "part 3"
         nursery.cancel_scope.cancel()
     with pytest.raises(BrokerUnavailable, match="not running"):
-        await bus.annex("part", part, str)
+        await bus.lazy_part("part", part, str)
 
 
 # Against the real thing
@@ -123,8 +125,10 @@ async def test_a_failing_annex_costs_its_caller_alone(autojump_clock: Clock, fak
 
 @pytest.mark.slow
 async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
-    """After a kill and a restart messages flow again within a quarter of a second of the broker's
-    listening: the median of three, because another program may have had the processor."""
+    """Messages flow within 250 ms of the restarted broker's listening.
+
+    The median of three counts, because another program may use the processor.
+    """
     took: list[float] = []
     got: list[tuple[bytes, bytes]] = []
     bus = Bus(valkey.url, sink=got.extend)
@@ -153,8 +157,8 @@ async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
 
 
 @pytest.mark.slow
-async def test_a_broker_that_stands_still_is_waited_for(valkey: RealBroker) -> None:
-    """A broker that is stopped and continued answers what it was asked before, in order."""
+async def test_a_stopped_broker_process_answers_when_it_continues(valkey: RealBroker) -> None:
+    """After SIGSTOP and SIGCONT the broker answers the earlier commands in order."""
     bus = Bus(valkey.url)
     async with trio.open_nursery() as nursery:
         await nursery.start(bus.run)
@@ -173,7 +177,7 @@ async def test_a_broker_that_stands_still_is_waited_for(valkey: RealBroker) -> N
 
 @pytest.mark.slow
 async def test_a_burst_arrives_whole_and_in_order(shared_valkey: RealBroker) -> None:
-    """Ten thousand messages at once come through without a gap, in far fewer batches."""
+    """Ten thousand messages arrive without a gap, in far fewer batches."""
     got: list[bytes] = []
 
     def sink(batch: Sequence[tuple[bytes, bytes]]) -> None:
@@ -193,8 +197,8 @@ async def test_a_burst_arrives_whole_and_in_order(shared_valkey: RealBroker) -> 
 
 
 @pytest.mark.slow
-async def test_credentials_and_databases() -> None:
-    """A password in the URL logs both connections in; a wrong one is told and crashes nobody."""
+async def test_the_url_logs_both_connections_in() -> None:
+    """Both use the password of the URL; a wrong one is reported and raises nothing."""
     with open_broker(password="pa:ss") as broker:
         right = Bus(broker.url + "/2")
         wrong = Bus(broker.url.replace("pa%3Ass", "nope"))
@@ -212,8 +216,8 @@ async def test_credentials_and_databases() -> None:
 
 
 @pytest.mark.slow
-async def test_unix_sockets(tmp_path: Path) -> None:
-    """unix:// URLs work like the others."""
+async def test_a_unix_url_works_like_a_tcp_url(tmp_path: Path) -> None:
+    """``unix://`` URLs work like the others."""
     path = tmp_path / "s"
     with open_broker("--unixsocket", str(path)):
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Against a real valkey-server: only it shows what redis-py does under trio-asyncio."""
+"""``redis_client`` with a real valkey-server, as only it shows redis-py's behaviour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 
 from tangram.bus import Bus, RedisClient
 from tangram.bus.client import BLOCKING
-from tangram.bus.redis_loop import Lane
+from tangram.bus.redis_loop import RedisLoop
 from tangram.errors import BrokerUnavailable
 from tangram.testing import RealBroker
 from tests.bus.fakes import until
@@ -52,8 +52,8 @@ async def test_commands_answer_bytes(client: RedisClient) -> None:
     assert await client.execute_command("INCRBY", "number", 4) == 4  # type: ignore[no-untyped-call]
 
 
-async def test_publish_goes_down_the_bus(client: RedisClient, bus: Bus) -> None:
-    """`publish` takes what redis-py takes, in order with the bus's own, and tells the number of receivers."""
+async def test_publish_uses_the_bus(client: RedisClient, bus: Bus) -> None:
+    """``publish`` takes redis-py's values, keeps the bus's order, and returns the receivers."""
     async with bus.subscribe("from:*") as subscription:
         assert await client.publish("from:a:b", b"1") == 1
         await client.publish("from:a:b", "text")
@@ -65,9 +65,8 @@ async def test_publish_goes_down_the_bus(client: RedisClient, bus: Bus) -> None:
     assert bus.statistics().published == 3
 
 
-async def test_it_works_from_a_task_outside_the_loop(client: RedisClient) -> None:
-    """A task of a nursery that is older than the loop, like an HTTP handler's, uses the client as any
-    other."""
+async def test_commands_work_from_a_task_outside_the_loop(client: RedisClient) -> None:
+    """A task of an older nursery, such as an HTTP handler's, can use the client."""
     got: list[object] = []
     async with trio.open_nursery() as older:
 
@@ -84,8 +83,8 @@ async def test_it_works_from_a_task_outside_the_loop(client: RedisClient) -> Non
     assert got == [b"v", b"v"]
 
 
-async def test_many_tasks_use_it_side_by_side(client: RedisClient) -> None:
-    """Each task gets its own answers, the first use of all at once included."""
+async def test_many_tasks_use_the_client_side_by_side(client: RedisClient) -> None:
+    """Each task gets its own answers, also when all of them cause the first use."""
     wrong: list[int] = []
 
     async def task(number: int) -> None:
@@ -100,8 +99,8 @@ async def test_many_tasks_use_it_side_by_side(client: RedisClient) -> None:
     assert wrong == []
 
 
-async def test_a_cancelled_command_ends_at_once_and_shifts_no_answer(client: RedisClient) -> None:
-    """A command that waits is cancelled promptly; its connection is closed, so nobody gets its answer."""
+async def test_a_cancelled_command_leaves_no_answer_behind(client: RedisClient) -> None:
+    """A waiting command ends promptly, and its answer reaches no other command."""
     await client.client_setname("x")
     for round_ in range(20):
         began = trio.current_time()
@@ -115,8 +114,8 @@ async def test_a_cancelled_command_ends_at_once_and_shifts_no_answer(client: Red
         assert await client.delete("list") == 1
 
 
-async def test_cancelling_anywhere_in_a_command_shifts_no_answer(client: RedisClient) -> None:
-    """Wherever in its way a command is cut off, the next one on the pool gets its own answer."""
+async def test_a_cancellation_at_any_step_leaves_no_answer_behind(client: RedisClient) -> None:
+    """After a cancellation at any checkpoint the next command of the pool gets its own answer."""
     await client.ping()
     for round_ in range(120):
         with trio.move_on_after(round_ * 0.00002):
@@ -125,23 +124,23 @@ async def test_cancelling_anywhere_in_a_command_shifts_no_answer(client: RedisCl
         assert await client.echo(f"new {round_}") == f"new {round_}".encode()
 
 
-async def test_blocking_commands_have_no_deadline_of_ours() -> None:
-    """The deadline for commands would cut off those that wait on purpose."""
+async def test_blocking_commands_have_no_deadline() -> None:
+    """The deadline of commands must not end commands that block on purpose."""
     assert {"blpop", "xread", "xreadgroup", "wait"} <= BLOCKING
 
 
-async def test_a_command_that_hangs_has_a_deadline(
+async def test_a_command_without_an_answer_fails_in_time(
     client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Redis that does not answer is told within the limit."""
+    """If Redis does not answer, the command raises within its limit."""
     await client.client_pause(300)
     monkeypatch.setattr("tangram.bus.client.COMMAND_TIMEOUT", 0.1)
     with pytest.raises(BrokerUnavailable, match=r"did not answer 'get' within 0\.1 s"):
         await client.get("k")
 
 
-async def test_pipelines(client: RedisClient) -> None:
-    """Commands are collected, go out as one transaction, and answer in order; errors are redis-py's."""
+async def test_a_pipeline_is_one_transaction(client: RedisClient) -> None:
+    """Commands are collected, sent together, and answered in order; errors are redis-py's."""
     import redis.exceptions
 
     async with client.pipeline() as pipe:
@@ -155,8 +154,8 @@ async def test_pipelines(client: RedisClient) -> None:
             pipe.nonsense()
 
 
-async def test_watched_pipelines(client: RedisClient) -> None:
-    """After `watch` commands run at once; a key that changed meanwhile fails the transaction."""
+async def test_a_watched_pipeline_fails_after_a_change(client: RedisClient) -> None:
+    """After ``watch`` commands run at once; a changed key fails the transaction."""
     import redis.exceptions
 
     await client.set("n", 1)
@@ -176,8 +175,8 @@ async def test_watched_pipelines(client: RedisClient) -> None:
     assert await client.get("n") == b"50"
 
 
-async def test_pubsub(client: RedisClient) -> None:
-    """redis-py's own pub/sub works: subscribe, get_message, listen, close."""
+async def test_redis_py_pubsub_works(client: RedisClient) -> None:
+    """Subscribe, ``get_message``, ``listen`` and close work from Trio."""
     async with client.pubsub() as pubsub:
         await pubsub.psubscribe("x:*")
         assert (await pubsub.get_message(timeout=1))["type"] == "psubscribe"
@@ -192,8 +191,8 @@ async def test_pubsub(client: RedisClient) -> None:
         assert (await pubsub.get_message(timeout=1))["data"] == b"again"
 
 
-async def test_iterators_locks_and_scripts(client: RedisClient) -> None:
-    """What redis-py gives as objects can be used from Trio as well."""
+async def test_iterators_locks_and_scripts_work(client: RedisClient) -> None:
+    """Objects with commands of their own can be used from Trio."""
     await client.mset({f"k{number}": number for number in range(25)})
     assert len([key async for key in client.scan_iter(match="k*", count=5)]) == 25
 
@@ -205,8 +204,8 @@ async def test_iterators_locks_and_scripts(client: RedisClient) -> None:
     assert await script(args=["x"]) == b"x"
 
 
-async def test_what_cannot_be_bridged_says_so(client: RedisClient) -> None:
-    """A method that would not work names what does; a misspelt one is an AttributeError."""
+async def test_unusable_methods_name_an_alternative(client: RedisClient) -> None:
+    """A method that cannot work names one that does; a misspelt one is an ``AttributeError``."""
     with pytest.raises(AttributeError, match="use redis-cli"):
         client.monitor()
     with pytest.raises(AttributeError, match="has no command 'gett'"):
@@ -214,8 +213,8 @@ async def test_what_cannot_be_bridged_says_so(client: RedisClient) -> None:
     assert not hasattr(client, "_missing")
 
 
-async def test_redis_errors_stay_redis_errors(client: RedisClient) -> None:
-    """What Redis answers is not hidden."""
+async def test_error_answers_stay_redis_py_errors(client: RedisClient) -> None:
+    """An error answer of Redis raises redis-py's exception."""
     import redis.exceptions
 
     await client.set("text", "x")
@@ -223,9 +222,9 @@ async def test_redis_errors_stay_redis_errors(client: RedisClient) -> None:
         await client.incr("text")
 
 
-async def test_an_error_nobody_awaits_does_not_end_the_loop(client: RedisClient, bus: Bus) -> None:
-    """A stray task's exception is logged; commands go on."""
-    lane = await bus.annex("redis client", Lane(bus.url).run, Lane)
+async def test_an_unawaited_error_does_not_end_the_loop(client: RedisClient, bus: Bus) -> None:
+    """The exception of a stray task is logged, and commands go on."""
+    lane = await bus.lazy_part("redis client", RedisLoop(bus.url).run, RedisLoop)
 
     async def stray() -> None:
         raise ZeroDivisionError
@@ -236,11 +235,11 @@ async def test_an_error_nobody_awaits_does_not_end_the_loop(client: RedisClient,
     del task
 
     assert await client.ping()
-    assert await bus.annex("redis client", Lane(bus.url).run, Lane) is lane
+    assert await bus.lazy_part("redis client", RedisLoop(bus.url).run, RedisLoop) is lane
 
 
-async def test_redis_away_is_told_and_back_is_found(valkey: RealBroker) -> None:
-    """While Redis is away each command says so at once; when it is back the same client works."""
+async def test_commands_fail_during_an_outage_and_work_after_it(valkey: RealBroker) -> None:
+    """During an outage each command raises at once; afterwards the same client works."""
     async with trio.open_nursery() as nursery:
         bus = Bus(valkey.url)
         await nursery.start(bus.run)
@@ -268,8 +267,8 @@ async def test_redis_away_is_told_and_back_is_found(valkey: RealBroker) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_it_survives_a_restart_of_the_bus(shared_valkey: RealBroker) -> None:
-    """A client asks for the bus of now; without one it says so."""
+async def test_the_client_outlives_a_restart_of_the_bus(shared_valkey: RealBroker) -> None:
+    """The client uses the running bus; without one it raises."""
     now: list[Bus] = []
     client = RedisClient(lambda: now[-1] if now else None)
     with pytest.raises(BrokerUnavailable, match="the bus is not running"):
@@ -290,9 +289,8 @@ async def test_it_survives_a_restart_of_the_bus(shared_valkey: RealBroker) -> No
         await pipe.get("k").execute()
 
 
-async def test_a_stop_cuts_off_what_waits(shared_valkey: RealBroker) -> None:
-    """A command that waits when the bus stops raises BrokerUnavailable, promptly, in whatever task it
-    waits."""
+async def test_a_stop_ends_waiting_commands(shared_valkey: RealBroker) -> None:
+    """A command that waits at the stop raises ``BrokerUnavailable``, in any task."""
     told: list[str] = []
     async with trio.open_nursery() as outer:
         async with trio.open_nursery() as nursery:
@@ -317,8 +315,8 @@ async def test_a_stop_cuts_off_what_waits(shared_valkey: RealBroker) -> None:
     assert told == ["the bus was stopped; its redis client is closed"]
 
 
-async def test_a_stop_leaves_nothing_behind(shared_valkey: RealBroker) -> None:
-    """Opening and closing the client again and again leaves no descriptor, thread or asyncio task."""
+async def test_closed_clients_leak_nothing(shared_valkey: RealBroker) -> None:
+    """Opening and closing clients leaks no descriptor, thread or asyncio task."""
 
     async def life() -> None:
         async with trio.open_nursery() as nursery:
@@ -328,13 +326,13 @@ async def test_a_stop_leaves_nothing_behind(shared_valkey: RealBroker) -> None:
             await client.get("k")
             nursery.start_soon(client.blpop, ["never"], 0)
             await client.pubsub().subscribe("x")
-            lanes.append(await bus.annex("redis client", Lane(bus.url).run, Lane))
+            lanes.append(await bus.lazy_part("redis client", RedisLoop(bus.url).run, RedisLoop))
             nursery.cancel_scope.cancel()
 
     def held() -> tuple[int, int]:
         return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
-    lanes: list[Lane] = []
+    lanes: list[RedisLoop] = []
     await life()
     before = held()
     for _ in range(5):
@@ -345,17 +343,17 @@ async def test_a_stop_leaves_nothing_behind(shared_valkey: RealBroker) -> None:
 
 
 async def test_the_loop_is_opened_on_first_use(bus: Bus) -> None:
-    """A client that only publishes opens nothing."""
+    """A client that only publishes opens no loop."""
     client = RedisClient(lambda: bus)
     await client.publish("to:a:b", "x")
-    assert bus._annexes == {}
+    assert bus._lazy_parts == {}
 
     await client.ping()
-    assert len(bus._annexes) == 1
+    assert len(bus._lazy_parts) == 1
 
 
 def test_importing_the_bus_imports_no_redis() -> None:
-    """redis and trio-asyncio cost memory and time that a server without such a plugin does not pay."""
+    """redis and trio-asyncio are not imported before the first use: they cost memory and time."""
     code = (
         "import sys, structlog; before = set(sys.modules); import tangram.bus;"
         "print(sorted({'redis', 'trio_asyncio', 'asyncio'} & (set(sys.modules) - before)))"

@@ -1,3 +1,5 @@
+"""The subscriber connection over a fake."""
+
 import gc
 import random
 from collections.abc import Callable, Sequence
@@ -19,8 +21,8 @@ from tests.bus.fakes import URL, Connection, FakeRedis, bulk, pmessage, until
 Batch = Sequence[tuple[bytes, bytes]]
 
 
-class Ears:
-    """A sink and an on_up that remember, in order."""
+class Recorder:
+    """A sink and an ``on_up`` that record their calls in order."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -40,12 +42,12 @@ class Ears:
         return [message for batch in self.batches for message in batch]
 
 
-def listener_of(fake: FakeRedis, ears: Ears, timer: Callable[[], float] = lambda: 0.0) -> Listener:
+def listener_of(fake: FakeRedis, recorder: Recorder, timer: Callable[[], float] = lambda: 0.0) -> Listener:
     return Listener(
         parse_redis_url(URL),
         pinned=TO_ALL,
-        sink=ears.sink,
-        on_up=ears.on_up,
+        sink=recorder.sink,
+        on_up=recorder.on_up,
         dial=fake.dial,
         rng=random.Random(1),
         timer=timer,
@@ -53,15 +55,15 @@ def listener_of(fake: FakeRedis, ears: Ears, timer: Callable[[], float] = lambda
 
 
 @pytest.fixture
-def ears() -> Ears:
-    return Ears()
+def recorder() -> Recorder:
+    return Recorder()
 
 
 @pytest.fixture
 async def listener(
-    autojump_clock: trio.testing.MockClock, fake: FakeRedis, ears: Ears, nursery: trio.Nursery
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
 ) -> Listener:
-    made = listener_of(fake, ears)
+    made = listener_of(fake, recorder)
     nursery.start_soon(made.run)
     await made.wait_up()
     return made
@@ -79,47 +81,48 @@ def commands(connection: Connection, name: bytes) -> list[bytes]:
 def test_any_split_of_the_stream_gives_the_same_messages(
     messages: list[tuple[bytes, bytes]], cuts: list[int]
 ) -> None:
-    """Wherever the network cuts the stream, the messages are the same, in order, with one call of the sink
-    for a chunk."""
-    ears = Ears()
-    listener = Listener(parse_redis_url(URL), pinned=TO_ALL, sink=ears.sink)
+    """Any cut of the stream gives the same messages, with one call of the sink per chunk."""
+    recorder = Recorder()
+    listener = Listener(parse_redis_url(URL), pinned=TO_ALL, sink=recorder.sink)
     data = b"".join(pmessage(TO_ALL, channel, payload) for channel, payload in messages)
     ours, _ = trio.testing.memory_stream_pair()
     link = Link(ours)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     for begin, end in pairwise(places):
         link.reader.feed(data[begin:end])
-        calls = len(ears.batches)
-        listener._drain(link)
+        calls = len(recorder.batches)
+        listener._deliver_received(link)
 
-        assert len(ears.batches) <= calls + 1
-    assert ears.messages == messages
+        assert len(recorder.batches) <= calls + 1
+    assert recorder.messages == messages
     assert listener.received == len(messages)
 
 
 async def test_a_chunk_is_one_batch(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """What arrives together is delivered together."""
+    """Messages that arrive together are delivered together."""
     data = b"".join(pmessage(TO_ALL, b"to:a:%d" % n, b"x") for n in range(100))
     await fake.subscriber.stream.send_all(data)
     await trio.testing.wait_all_tasks_blocked()
 
-    assert [len(batch) for batch in ears.batches] == [100]
-    assert ears.messages[7] == (b"to:a:7", b"x")
+    assert [len(batch) for batch in recorder.batches] == [100]
+    assert recorder.messages[7] == (b"to:a:7", b"x")
 
 
 async def test_messages_gather_after_a_costly_delivery(
-    autojump_clock: trio.testing.MockClock, fake: FakeRedis, ears: Ears, nursery: trio.Nursery
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
 ) -> None:
-    """The first message goes out at once; what comes within ten times its cost, 4 ms at most, goes out
-    together; then the first goes out at once again."""
+    """After a delivery the next read waits for ten times its cost, at most 4 ms.
+
+    The first message after a quiet moment is delivered at once.
+    """
     at: list[float] = []
     cost = iter([0.0, 0.0, 0.0, 0.0003, 0.0, 0.1])  # the confirmation, the first batch, the second
-    listener = listener_of(fake, ears, lambda: next(cost, 0.0))
+    listener = listener_of(fake, recorder, lambda: next(cost, 0.0))
 
     def sink(batch: Batch) -> None:
-        ears.sink(batch)
+        recorder.sink(batch)
         at.append(trio.current_time())
 
     listener._sink = sink
@@ -131,16 +134,16 @@ async def test_messages_gather_after_a_costly_delivery(
         await trio.sleep(0.001)
     await trio.sleep(0.01)
 
-    assert [len(batch) for batch in ears.batches] == [1, 3, 3]
+    assert [len(batch) for batch in recorder.batches] == [1, 3, 3]
     assert at == pytest.approx([1.0, 1.003, 1.007])
 
 
-async def test_a_full_read_is_followed_by_the_next_at_once(
-    autojump_clock: trio.testing.MockClock, fake: FakeRedis, ears: Ears, nursery: trio.Nursery
+async def test_no_pause_follows_a_full_read(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
 ) -> None:
-    """Where enough has gathered nothing waits, whatever a delivery costs."""
+    """After a full read enough messages have gathered, also after a costly delivery."""
     cost = iter(range(10_000))
-    listener = listener_of(fake, ears, lambda: next(cost))
+    listener = listener_of(fake, recorder, lambda: next(cost))
     nursery.start_soon(listener.run)
     await listener.wait_up()
     await trio.sleep(1)
@@ -152,63 +155,63 @@ async def test_a_full_read_is_followed_by_the_next_at_once(
     assert trio.current_time() - begun < GATHER_MAX
 
 
-async def test_everything_is_subscribed_again_before_it_is_up(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_on_up_waits_for_every_pattern_after_an_outage(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """After an outage `on_up(True)` comes only when each pattern is confirmed on the new connection."""
+    """``on_up(True)`` comes only when each pattern is confirmed on the new connection."""
     confirmed: list[tuple[int, bytes]] = []
     async with Subscription(listener, ("from:a:*",)), Subscription(listener, ("from:b:*", "from:a:*")):
         fake.mute.add(b"PSUBSCRIBE")
         await fake.drop()
         await trio.sleep(0.5)
 
-        assert ears.ups == [True, False]
+        assert recorder.ups == [True, False]
         assert commands(fake.connections[-1], b"PSUBSCRIBE") == [b"to:*", b"from:a:*", b"from:b:*"]
 
         for number, pattern in enumerate((b"to:*", b"from:a:*", b"from:b:*"), 1):
-            confirmed.append((len(ears.ups), pattern))
+            confirmed.append((len(recorder.ups), pattern))
             await fake.connections[-1].stream.send_all(
                 b"*3\r\n$10\r\npsubscribe\r\n$%d\r\n%b\r\n:%d\r\n" % (len(pattern), pattern, number)
             )
             await trio.testing.wait_all_tasks_blocked()
 
         assert [ups for ups, _ in confirmed] == [2, 2, 2]
-        assert ears.ups == [True, False, True]
-        assert listener.keeper.reconnects == 1
+        assert recorder.ups == [True, False, True]
+        assert listener.connection.reconnects == 1
 
 
-async def test_a_server_that_never_confirms_is_left(
-    autojump_clock: trio.testing.MockClock, fake: FakeRedis, ears: Ears, nursery: trio.Nursery
+async def test_an_unconfirmed_subscription_ends_the_connection(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
 ) -> None:
     """A confirmation has a deadline, also on a connection that answers pings."""
     fake.mute.add(b"PSUBSCRIBE")
-    listener = listener_of(fake, ears)
+    listener = listener_of(fake, recorder)
     nursery.start_soon(listener.run)
     await trio.sleep(60)
 
     assert len(fake.connections) > 10
-    assert ears.ups == []
+    assert recorder.ups == []
     assert "did not confirm" in listener.cause
 
 
-async def test_a_message_that_fits_two_patterns_comes_by_each(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_a_message_with_two_patterns_is_delivered_for_each(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """The sink gets it by to:*, a plugin by its own pattern, each once."""
+    """The sink gets it through ``to:*``, a plugin through its own pattern, each once."""
     async with Subscription(listener, ("to:a:*",)) as subscription:
         await fake.push(b"to:a:b", b"x")
         message = await anext(subscription)
         await trio.testing.wait_all_tasks_blocked()
 
         assert message == Message("to:a:b", b"x", "to:a:*")
-        assert ears.messages == [(b"to:a:b", b"x")]
+        assert recorder.messages == [(b"to:a:b", b"x")]
         assert not subscription._queue
 
 
 async def test_a_plugin_may_subscribe_to_the_pinned_pattern(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """`to:*` is subscribed once, is confirmed at once for whoever else wants it, and stays when they go."""
+    """``to:*`` is subscribed once, confirmed at once for plugins, and stays when they leave."""
     async with Subscription(listener, ("to:*",)) as subscription:
         await fake.push(b"to:a:b", b"x")
 
@@ -217,13 +220,13 @@ async def test_a_plugin_may_subscribe_to_the_pinned_pattern(
 
     assert commands(fake.subscriber, b"PSUBSCRIBE") == [b"to:*"]
     assert commands(fake.subscriber, b"PUNSUBSCRIBE") == []
-    assert ears.messages == [(b"to:a:b", b"x")]
+    assert recorder.messages == [(b"to:a:b", b"x")]
 
 
-async def test_patterns_are_counted(
+async def test_a_pattern_is_subscribed_while_it_is_in_use(
     autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis
 ) -> None:
-    """A pattern is subscribed for the first who wants it, and unsubscribed for the last who goes."""
+    """The first subscription subscribes a pattern, and the end of the last unsubscribes it."""
     connection = fake.subscriber
     async with Subscription(listener, ("from:*",)):
         async with Subscription(listener, ("from:*", "from:*")):
@@ -241,7 +244,7 @@ async def test_patterns_are_counted(
 async def test_an_older_confirmation_is_not_taken_for_a_newer_one(
     autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """Subscribed, given up and subscribed anew: only the second confirmation counts for the second."""
+    """After subscribing, leaving and subscribing again, only the second confirmation counts."""
     fake.mute.update({b"PSUBSCRIBE", b"PUNSUBSCRIBE"})
     connection = fake.subscriber
     entered: list[str] = []
@@ -270,10 +273,10 @@ async def test_an_older_confirmation_is_not_taken_for_a_newer_one(
     assert entered == ["second"]
 
 
-async def test_a_refused_pattern_costs_its_subscriber_alone(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_a_refused_pattern_fails_only_its_subscriber(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """An account that may not read a pattern hears so; everything else goes on, over reconnects too."""
+    """A pattern that the account may not read fails; all else goes on, also after reconnects."""
     fake.errors[b"PSUBSCRIBE secret:*"] = "NOPERM no permissions to access a channel"
     with pytest.raises(BrokerUnavailable, match="refuses the subscription to 'secret:\\*': NOPERM"):
         async with Subscription(listener, ("secret:*",)):
@@ -283,14 +286,15 @@ async def test_a_refused_pattern_costs_its_subscriber_alone(
     await fake.drop()
     await trio.sleep(1)
 
-    assert ears.ups == [True, False, True]
+    assert recorder.ups == [True, False, True]
 
 
-async def test_who_iterates_over_a_refused_pattern_is_told(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_an_iteration_over_a_refused_pattern_raises(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """Also without `async with`, beside a pattern that is allowed and busy, and where the account may not any
-    more after a reconnect; another iteration over the allowed pattern goes on.
+    """The error comes without ``async with``, beside a busy pattern, and after a reconnect.
+
+    Another iteration over the allowed pattern goes on.
     """
     told: list[str] = []
 
@@ -324,10 +328,10 @@ async def test_who_iterates_over_a_refused_pattern_is_told(
         assert (await anext(other)).channel == "from:a:b"
 
 
-async def test_a_refusal_that_passes_is_none(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_a_temporary_refusal_is_retried(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """A Redis that runs a long script takes no subscription: it is asked again on another connection."""
+    """Subscriptions that Redis refuses during a long script are sent again."""
     fake.errors[b"PSUBSCRIBE from:*"] = "BUSY Redis is busy running a script"
     subscription = Subscription(listener, ("from:*",))
     subscription.begin()
@@ -340,65 +344,63 @@ async def test_a_refusal_that_passes_is_none(
         assert (await anext(subscription)).payload == b"x"
 
 
-async def test_garbage_ends_the_connection_and_costs_nothing_before_it(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_messages_before_a_protocol_error_are_delivered(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """What was good in the same chunk is delivered, then the connection is made anew."""
+    """The good messages of the chunk are delivered, then the connection is replaced."""
     await fake.subscriber.stream.send_all(pmessage(TO_ALL, b"to:a:b", b"good") + b"\x00garbage\r\n")
     await trio.sleep(0.2)
 
-    assert ears.story == [True, [(b"to:a:b", b"good")], False, True]
+    assert recorder.story == [True, [(b"to:a:b", b"good")], False, True]
 
 
-async def test_an_answer_out_of_turn_ends_the_connection(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+async def test_an_unexpected_answer_ends_the_connection(
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """A reply that nobody asked for means that we and Redis disagree about what was said."""
+    """After a reply without a command the order of the answers is unknown."""
     await fake.subscriber.stream.send_all(bulk(b"pong", b""))
     await trio.sleep(0.2)
 
-    assert ears.ups == [True, False, True]
-    assert "out of turn" in listener.keeper.cause
+    assert recorder.ups == [True, False, True]
+    assert "answers no command" in listener.connection.cause
 
 
 @pytest.mark.slow
 async def test_a_half_open_connection_is_replaced(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """A subscriber connection on which nothing moves any more is noticed without anybody publishing."""
+    """A subscriber connection without traffic is noticed although nothing is published."""
     fake.mute.add(b"PING")
     began = trio.current_time()
-    await until(lambda: ears.ups != [True])
+    await until(lambda: recorder.ups != [True])
     lost_after = trio.current_time() - began
     fake.mute.clear()
     await trio.sleep(3)
 
     assert lost_after < 10
-    assert ears.ups == [True, False, True]
+    assert recorder.ups == [True, False, True]
 
 
 async def test_a_quiet_connection_is_kept(
-    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, ears: Ears
+    autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis, recorder: Recorder
 ) -> None:
-    """Pings that are answered keep a connection up for ever."""
+    """A connection on which pings are answered stays."""
     await trio.sleep(1000)
 
-    assert ears.ups == [True]
+    assert recorder.ups == [True]
     assert len(fake.connections) == 1
 
 
-async def test_what_the_sink_raises_is_a_crash(
+async def test_an_error_of_the_sink_is_a_crash(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis
 ) -> None:
-    """A bug behind the sink is not taken for an outage, whatever it raises."""
+    """No exception of the sink is mistaken for an outage."""
 
     def broken(_batch: Batch) -> None:
         raise BrokerUnavailable("the bus is closed")
 
     listener = Listener(parse_redis_url(URL), pinned=TO_ALL, sink=broken, dial=fake.dial)
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(RuntimeError, match="delivers to raised"), flatten_subgroups=True
-    ):
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="which raised"), flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.run)
             await listener.wait_up()
@@ -409,7 +411,7 @@ async def test_what_the_sink_raises_is_a_crash(
 async def test_a_forgotten_iteration_is_unsubscribed(
     autojump_clock: trio.testing.MockClock, listener: Listener, fake: FakeRedis
 ) -> None:
-    """A loop that was left by break holds nothing: its pattern goes with the next message."""
+    """After ``break`` the pattern is unsubscribed with the next message."""
 
     async def first() -> bytes:
         async for message in Subscription(listener, ("from:*",)):

@@ -1,3 +1,5 @@
+"""The publisher connection over a fake."""
+
 import random
 
 import pytest
@@ -12,7 +14,7 @@ Clock = trio.testing.MockClock
 
 
 class Answers:
-    """Callbacks that remember what each message was told, in order."""
+    """Callbacks that record the result of each message in order."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, int | str]] = []
@@ -34,11 +36,10 @@ async def publisher(fake: FakeRedis, nursery: trio.Nursery) -> Publisher:
     return made
 
 
-async def test_order_is_kept_and_a_pass_is_one_write(
+async def test_messages_of_one_scheduler_pass_are_one_write(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """Messages of one pass of the scheduler arrive in order in one write, and each answer reaches its own
-    caller."""
+    """They arrive in order, and each answer reaches its own caller."""
     writes = fake.publisher.writes
     for number in range(500):
         publisher.publish_nowait(f"to:a:{number}", b"x", answers.of(number))
@@ -50,15 +51,15 @@ async def test_order_is_kept_and_a_pass_is_one_write(
     assert (publisher.published, publisher.open_bytes) == (500, 0)
 
 
-async def test_publish_gives_the_number_of_receivers(autojump_clock: Clock, publisher: Publisher) -> None:
+async def test_publish_returns_the_number_of_receivers(autojump_clock: Clock, publisher: Publisher) -> None:
     """The awaitable form returns Redis's answer."""
     assert await publisher.publish("to:a:b", "text") == 0
 
 
-async def test_answers_are_not_off_by_one_after_a_cancel(
+async def test_a_cancelled_caller_shifts_no_answer(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """A caller that was cancelled leaves its answer to nobody else."""
+    """The answer of a cancelled caller reaches no other caller."""
     fake.errors[b"PUBLISH second"] = "ERR second"
     fake.deaf = True
     with trio.move_on_after(0.1):
@@ -81,11 +82,12 @@ async def test_answers_are_not_off_by_one_after_a_cancel(
         ("LOADING", BrokerUnavailable),
     ],
 )
-async def test_a_refusal_is_told_with_its_text(
+async def test_a_refused_message_reports_the_text_of_redis(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, error: str, kind: type[BrokerUnavailable]
 ) -> None:
-    """What Redis says against one message reaches its caller, and costs nobody else the connection; whether
-    it will pass is told by the kind of error.
+    """The caller gets Redis's text; the kind of the error says whether it is temporary.
+
+    The connection and all other messages go on.
     """
     fake.errors[b"PUBLISH bad"] = error
     with pytest.raises(BrokerUnavailable, match=error.split(maxsplit=1)[0]) as told:
@@ -96,10 +98,10 @@ async def test_a_refusal_is_told_with_its_text(
     assert len(fake.connections) == 1
 
 
-async def test_a_short_outage_is_bridged(
+async def test_messages_wait_during_a_short_outage(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """What is handed over while Redis is away for less than two seconds goes out in order when it is back."""
+    """Messages of an outage under two seconds are sent in order when Redis is back."""
     fake.refuse = True
     await fake.drop()
     await trio.testing.wait_all_tasks_blocked()
@@ -113,11 +115,10 @@ async def test_a_short_outage_is_bridged(
     assert answers.told == [(0, 0), (1, 0), (2, 0)]
 
 
-async def test_a_long_outage_is_told(
+async def test_messages_fail_during_a_long_outage(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """After two seconds whoever waits hears why, new messages are refused at once, and nothing old comes
-    out later."""
+    """After two seconds waiting and new messages fail with the cause, and none is sent later."""
     fake.refuse = True
     await fake.drop()
     await trio.testing.wait_all_tasks_blocked()
@@ -140,11 +141,10 @@ async def test_a_long_outage_is_told(
     assert publisher.open_bytes == 0
 
 
-async def test_nothing_is_sent_twice(
+async def test_an_unanswered_message_is_not_sent_twice(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """What was sent but not answered when the connection broke is told so; what came after it goes out
-    once."""
+    """A message without an answer fails when the connection breaks; later ones are sent once."""
     fake.mute.add(b"PUBLISH")
     publisher.publish_nowait("to:a:b", b"sent", answers.of(1))
     await trio.testing.wait_all_tasks_blocked()
@@ -162,10 +162,10 @@ async def test_nothing_is_sent_twice(
     assert answers.told[1:] == [(2, 0)]
 
 
-async def test_a_connection_that_dies_on_the_first_message_loses_that_alone(
+async def test_a_server_that_closes_upon_a_command_loses_only_that(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """A server that closes upon a command costs what it was sent, and the rest is bridged."""
+    """The written command fails, and the rest waits for the next connection."""
 
     def close_on_bad(connection: Connection, words: list[bytes]) -> None:
         if words[:2] == [b"PUBLISH", b"bad"]:
@@ -183,20 +183,20 @@ async def test_a_connection_that_dies_on_the_first_message_loses_that_alone(
     assert answers.told[1] == (2, 0)
 
 
-async def test_the_buffer_is_bounded(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
-    """Messages that find no room are refused with the reason; a large one is taken when none waits."""
+async def test_a_message_without_room_fails(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
+    """The error gives the reason; a large message is accepted when no other waits."""
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     publisher.publish_nowait("to:a:b", b"x" * 5000, answers.of(1))
     publisher.publish_nowait("to:a:b", b"x", answers.of(2))
 
-    assert answers.told == [(2, f"{publisher.open_bytes} bytes wait for redis already, at most 1000 may")]
+    assert answers.told == [(2, f"{publisher.open_bytes} bytes wait for redis already, the limit is 1000")]
     assert publisher.failed == 1
 
 
 async def test_sent_and_unanswered_bytes_count(
     autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery, answers: Answers
 ) -> None:
-    """A Redis that reads without answering cannot make us hold more than the bound."""
+    """A Redis that reads without answering cannot make the buffer exceed its bound."""
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     nursery.start_soon(publisher.run)
     await trio.testing.wait_all_tasks_blocked()
@@ -212,7 +212,7 @@ async def test_sent_and_unanswered_bytes_count(
 async def test_a_long_queue_goes_out_in_pieces(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
 ) -> None:
-    """One write takes a bounded share of what waits, so that a break costs no more than that."""
+    """One write has a bounded size, because a break may lose all of it."""
     writes = fake.publisher.writes
     for _ in range(40):
         publisher.publish_nowait("to:a:b", b"x" * (SEND_LIMIT // 10))
@@ -222,10 +222,10 @@ async def test_a_long_queue_goes_out_in_pieces(
     assert fake.publisher.writes - writes == 4
 
 
-async def test_a_hanging_redis_is_noticed_and_told(
+async def test_a_hanging_redis_raises_and_is_replaced(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
 ) -> None:
-    """No answer within the limit is an exception, and the connection is replaced."""
+    """Without an answer the call raises in time, and the connection is replaced."""
     fake.mute.add(b"*")
     began = trio.current_time()
     with pytest.raises(BrokerUnavailable):
@@ -239,10 +239,10 @@ async def test_a_hanging_redis_is_noticed_and_told(
     assert len(fake.connections) > 1
 
 
-async def test_an_idle_connection_is_watched(
+async def test_a_dead_idle_connection_is_replaced(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
 ) -> None:
-    """A connection that died while nobody published is replaced before the next message needs it."""
+    """It is replaced before the next message needs it."""
     await trio.sleep(100)
 
     assert len(fake.connections) == 1
@@ -257,8 +257,8 @@ async def test_an_idle_connection_is_watched(
     assert publisher.failed == 0
 
 
-async def test_a_stop_flushes(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
-    """What was handed over just before the stop still goes out; after it every call raises at once."""
+async def test_a_stop_sends_open_messages(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
+    """Messages from just before the stop are sent; afterwards every call raises at once."""
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(publisher.run)
@@ -274,7 +274,7 @@ async def test_a_stop_flushes(autojump_clock: Clock, fake: FakeRedis, answers: A
 
 
 async def test_a_stop_has_a_deadline(autojump_clock: Clock, fake: FakeRedis, answers: Answers) -> None:
-    """A Redis that does not answer cannot hold up a stop; what was open is told."""
+    """A Redis that does not answer cannot delay a stop; open messages fail."""
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(publisher.run)
@@ -288,10 +288,10 @@ async def test_a_stop_has_a_deadline(autojump_clock: Clock, fake: FakeRedis, ans
     assert [number for number, _ in answers.told] == [1]
 
 
-async def test_a_callback_that_raises_costs_itself_alone(
+async def test_an_error_of_a_callback_is_logged(
     autojump_clock: Clock, publisher: Publisher, answers: Answers
 ) -> None:
-    """One caller's bug is logged, and the others get their answers."""
+    """The other callers get their answers."""
 
     def broken(_result: object) -> None:
         raise ZeroDivisionError
@@ -310,8 +310,7 @@ def failures_of(told: list[dict[int, str]]):  # type: ignore[no-untyped-def]
 async def test_a_batch_is_answered_once(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis, answers: Answers
 ) -> None:
-    """Messages that were handed over together arrive in order between their neighbours, byte by byte as they
-    were given, and are answered together when the last one is."""
+    """A batch arrives in order between its neighbours, and is answered with its last message."""
     told: list[dict[int, str]] = []
     payload = bytes(range(256))
     publisher.publish_nowait("first", b"", answers.of(1))
@@ -335,10 +334,10 @@ async def test_a_batch_is_answered_once(
     assert (publisher.published, publisher.open_bytes) == (5, 0)
 
 
-async def test_what_redis_refuses_of_a_batch_is_told_by_its_place(
+async def test_a_refused_message_of_a_batch_is_named_by_position(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
 ) -> None:
-    """One message that is refused costs the others of its batch nothing."""
+    """The other messages of the batch succeed."""
     told: list[dict[int, str]] = []
     fake.errors[b"PUBLISH bad"] = "NOPERM no"
     publisher.publish_all_nowait([("good", b""), ("bad", b""), ("good", b"")], failures_of(told))
@@ -348,10 +347,10 @@ async def test_what_redis_refuses_of_a_batch_is_told_by_its_place(
     assert (publisher.published, publisher.failed) == (2, 1)
 
 
-async def test_a_batch_that_a_break_cuts_is_told_which_part_is_sure(
+async def test_a_broken_connection_fails_the_unanswered_part_of_a_batch(
     autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
 ) -> None:
-    """What was answered before the connection broke is taken, and the rest is reported."""
+    """Answered messages count as published, and the rest as failed."""
     told: list[dict[int, str]] = []
     fake.mute.add(b"PUBLISH")
     publisher.publish_all_nowait([("a", b""), ("b", b""), ("c", b"")], failures_of(told))
@@ -367,24 +366,25 @@ async def test_a_batch_that_a_break_cuts_is_told_which_part_is_sure(
     assert (publisher.published, publisher.failed, publisher.open_bytes) == (2, 1, 0)
 
 
-async def test_a_batch_is_taken_as_a_whole_or_not(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """One that finds no room is refused at once, all of it, and leaves what waits alone."""
+async def test_a_batch_without_room_fails_as_a_whole(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """Waiting messages are not affected."""
     told: list[dict[int, str]] = []
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     publisher.publish_all_nowait([("a", b"x" * 400)])
     publisher.publish_all_nowait([("a", b""), ("a", b"x" * 600)], failures_of(told))
 
-    full = f"{publisher.open_bytes} bytes wait for redis already, at most 1000 may"
+    full = f"{publisher.open_bytes} bytes wait for redis already, the limit is 1000"
     assert told == [{0: full, 1: full}]
     assert publisher.failed == 2
 
 
-async def test_whoever_can_wait_for_room_does(
+async def test_waiting_for_room_ends_with_answers_or_a_long_outage(
     autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """From half of the bound on the publisher is congested, until Redis answers or an outage is too long.
+    """From half of the bound on the publisher is congested, until Redis answers.
 
-    A client does not wait for a Redis that stays away."""
+    Clients do not wait for a Redis that stays away.
+    """
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     nursery.start_soon(publisher.run)
     await trio.testing.wait_all_tasks_blocked()
@@ -415,11 +415,13 @@ async def small(fake: FakeRedis, nursery: trio.Nursery) -> Publisher:
     return made
 
 
-async def test_who_awaits_the_answer_waits_for_room(
+async def test_publish_waits_for_room_in_order(
     autojump_clock: Clock, small: Publisher, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """A message that fills the buffer, and more, refuses nobody who waits anyway: they go out behind it, each
-    in its turn, and a small one does not overtake a large one."""
+    """Callers that wait for the answer wait for room as well, each in its turn.
+
+    A small message does not overtake a large one.
+    """
 
     async def two(name: str, size: int) -> None:
         for number in (b"1", b"2"):
@@ -442,8 +444,10 @@ async def test_who_awaits_the_answer_waits_for_room(
     assert (small.failed, small.open_bytes) == (0, 0)
 
 
-async def test_the_wait_for_room_ends(autojump_clock: Clock, small: Publisher, fake: FakeRedis) -> None:
-    """Within the time that the answer has; and at once when an outage is longer than what is bridged."""
+async def test_the_wait_for_room_has_a_deadline(
+    autojump_clock: Clock, small: Publisher, fake: FakeRedis
+) -> None:
+    """It ends with the timeout of the answer, and at once in a long outage."""
     fake.mute.add(b"*")
     small.publish_all_nowait([("large", b"x" * 9000)])
     began = trio.current_time()
@@ -465,7 +469,7 @@ async def test_the_wait_for_room_ends(autojump_clock: Clock, small: Publisher, f
 async def test_a_stop_ends_the_wait_for_room(
     autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """Who waits for room when the bus is closed hears so, and sends nothing more."""
+    """A caller that waits when the bus is closed gets an error, and sends nothing."""
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial, max_buffer=1000)
     heard: list[str] = []
 
@@ -487,8 +491,8 @@ async def test_a_stop_ends_the_wait_for_room(
     assert heard == ["the bus is closed"]
 
 
-async def test_channels_are_remembered_within_bounds(autojump_clock: Clock, fake: FakeRedis) -> None:
-    """A client that makes up events does not fill the memory."""
+async def test_the_cache_of_channel_names_is_bounded(autojump_clock: Clock, fake: FakeRedis) -> None:
+    """A client that invents events cannot fill the memory."""
     publisher = Publisher(parse_redis_url(URL), dial=fake.dial)
     publisher.publish_all_nowait([(f"from:a:{number}", b"") for number in range(3 * MAX_HEADS + 1)])
 

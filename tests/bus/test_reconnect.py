@@ -1,16 +1,18 @@
+"""A connection that is dialled again after each loss."""
+
 import random
 from itertools import pairwise
 
 import trio
 
-from tangram.bus.reconnect import BACKOFF_MAX, BACKOFF_REFUSED, Keeper
+from tangram.bus.reconnect import BACKOFF_MAX, BACKOFF_REFUSED, Reconnector
 from tangram.bus.resp import STAGGER, Link
 from tangram.redis_url import parse_redis_url
 from tests.bus.fakes import URL, FakeRedis, until
 
 
-def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Keeper:
-    return Keeper(parse_redis_url(url), name="test", dial=fake.dial, rng=random.Random(seed))
+def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Reconnector:
+    return Reconnector(parse_redis_url(url), name="test", dial=fake.dial, rng=random.Random(seed))
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -18,9 +20,9 @@ def gaps(times: list[float]) -> list[float]:
 
 
 class Session:
-    """Counts connections and reads until each is lost."""
+    """A session that counts connections, and reads until each is lost."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Reconnector) -> None:
         self.keeper = keeper
         self.links: list[Link] = []
         self.times: list[float] = []
@@ -52,10 +54,10 @@ async def test_a_lost_connection_is_dialled_at_once(
     assert (len(session.links), keeper.reconnects, keeper.up) == (2, 1, True)
 
 
-async def test_back_off_grows_and_is_capped(
+async def test_the_back_off_grows_up_to_150_ms(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """Delays go 0, 50 ms, 100 ms, then 150 ms give or take a fifth, for however long the outage lasts."""
+    """Delays are 0, 50 ms, 100 ms, then 150 ms, each up to a fifth longer or shorter."""
     fake.refuse = True
     keeper = keeper_of(fake)
     nursery.start_soon(keeper.run, Session(keeper))
@@ -69,10 +71,10 @@ async def test_back_off_grows_and_is_capped(
     assert len(set(delays[3:])) > 100, "delays without jitter"
 
 
-async def test_an_outage_of_any_length_ends_within_a_quarter_of_a_second(
+async def test_a_session_starts_within_250_ms_after_an_outage(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """However long Redis was away, and whether dials were refused or hung, the next session starts soon."""
+    """This holds for outages of any length, with refused dials and with hanging ones."""
     keeper = keeper_of(fake)
     session = Session(keeper)
     nursery.start_soon(keeper.run, session)
@@ -89,10 +91,10 @@ async def test_an_outage_of_any_length_ends_within_a_quarter_of_a_second(
         assert trio.current_time() - back <= BACKOFF_MAX * 1.2 + 0.002, kind
 
 
-async def test_a_dial_that_hangs_gets_company(
+async def test_more_dials_start_beside_one_that_hangs(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """While one dial hangs others are begun, and when one comes through the rest are given up."""
+    """The first that succeeds is used, and the others are cancelled."""
     fake.hang = True
     keeper = keeper_of(fake)
     session = Session(keeper)
@@ -105,10 +107,10 @@ async def test_a_dial_that_hangs_gets_company(
     assert len(session.links) == len(fake.connections) == 1
 
 
-async def test_a_server_that_accepts_and_closes_is_not_dialled_without_pause(
+async def test_short_connections_do_not_reset_the_back_off(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """Connections that die young do not reset the back-off."""
+    """A server that accepts and closes is not dialled without a pause."""
     keeper = keeper_of(fake)
 
     async def dies_young(link: Link) -> None:
@@ -120,10 +122,10 @@ async def test_a_server_that_accepts_and_closes_is_not_dialled_without_pause(
     assert len(fake.dials) < 100
 
 
-async def test_hurry_ends_the_back_off(
+async def test_retry_now_ends_the_back_off(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """Whoever saw Redis alive can have it dialled now."""
+    """Another connection that has reached Redis can cause a dial at once."""
     fake.refuse = True
     keeper = keeper_of(fake)
     nursery.start_soon(keeper.run, Session(keeper))
@@ -132,7 +134,7 @@ async def test_hurry_ends_the_back_off(
     await until(lambda: len(fake.dials) > seen)
     await trio.sleep(0.01)
     fake.refuse = False
-    keeper.hurry()
+    keeper.retry_now()
     now = trio.current_time()
     await trio.testing.wait_all_tasks_blocked()
 
@@ -152,11 +154,10 @@ async def test_the_greeting_logs_in_and_chooses_the_database(
     assert fake.connections[0].writes == 1
 
 
-async def test_refused_credentials_are_tried_slowly_and_told(
+async def test_refused_credentials_are_retried_every_two_seconds(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """A wrong password is no outage: it is told as it is, without the password, and tried every two
-    seconds."""
+    """The log names the refusal, without the password."""
     fake.errors[b"AUTH"] = "WRONGPASS invalid username-password pair or user is disabled."
     keeper = keeper_of(fake, "redis://me:s3cret@fake")
     nursery.start_soon(keeper.run, Session(keeper))
@@ -167,7 +168,7 @@ async def test_refused_credentials_are_tried_slowly_and_told(
     assert "s3cret" not in keeper.cause
 
 
-async def test_a_server_that_loads_is_away_and_tried_fast(
+async def test_a_loading_server_is_retried_fast(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
     """LOADING is an outage like any other."""
@@ -181,10 +182,10 @@ async def test_a_server_that_loads_is_away_and_tried_fast(
     assert keeper.up
 
 
-async def test_an_account_that_may_not_ping_is_served(
+async def test_a_refused_ping_counts_as_an_answer(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """NOPERM for PING is an answer, and so a sign of life."""
+    """NOPERM shows that Redis is alive."""
     fake.errors[b"PING"] = "NOPERM this user has no permissions to run the 'ping' command"
     keeper = keeper_of(fake)
     nursery.start_soon(keeper.run, Session(keeper))

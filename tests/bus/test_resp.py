@@ -1,3 +1,5 @@
+"""One connection to Redis."""
+
 import time
 
 import pytest
@@ -19,10 +21,10 @@ from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, FakeRedis
 
 
-async def test_a_server_that_does_not_greet_is_given_up(
+async def test_a_server_without_a_greeting_costs_the_connect_timeout(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis
 ) -> None:
-    """A connection that is accepted and then ignored costs the connect timeout, no more, and is closed."""
+    """The connection is closed after that."""
     fake.mute.add(b"*")
     began = trio.current_time()
     with pytest.raises(BrokerUnavailable, match="did not answer within 2 s"):
@@ -41,8 +43,10 @@ async def watched(link: Link, pings: list[float]) -> None:
     await link.share(read, lambda link: link.watch(lambda: pings.append(trio.current_time())))
 
 
-async def test_silence_is_noticed(autojump_clock: trio.testing.MockClock, fake: FakeRedis) -> None:
-    """A half-open connection is asked for a sign of life, and given up when none comes."""
+async def test_a_half_open_connection_is_pinged_and_ended(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis
+) -> None:
+    """A connection without an answer to a ping ends."""
     pings: list[float] = []
     began = trio.current_time()
     async with open_link(parse_redis_url(URL), dial=fake.dial) as link:
@@ -53,10 +57,10 @@ async def test_silence_is_noticed(autojump_clock: trio.testing.MockClock, fake: 
     assert "did not answer a ping" in link.cause
 
 
-async def test_traffic_is_sign_of_life_enough(
+async def test_no_ping_is_sent_during_traffic(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
 ) -> None:
-    """While something arrives nobody is asked."""
+    """Any received bytes show that Redis is alive."""
     pings: list[float] = []
     async with open_link(parse_redis_url(URL), dial=fake.dial) as link:
         nursery.start_soon(watched, link, pings)
@@ -69,7 +73,7 @@ async def test_traffic_is_sign_of_life_enough(
 
 
 async def test_a_blocked_process_does_not_blame_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When everything stood still past the deadline, the answer that lies in the socket counts."""
+    """If this process was blocked past the deadline, an answer in the socket counts."""
     monkeypatch.setattr(resp, "PING_EVERY", 0.005)
     monkeypatch.setattr(resp, "PING_TIMEOUT", 0.01)
 
@@ -93,8 +97,8 @@ async def test_a_blocked_process_does_not_blame_redis(monkeypatch: pytest.Monkey
         assert link.cause == ""
 
 
-def test_causes_are_told_in_plain_words() -> None:
-    """The operating system's reason is what the operator reads, however deep it is wrapped."""
+def test_the_cause_is_the_operating_systems_reason() -> None:
+    """It is found however deeply the exception is wrapped."""
     refused = ConnectionRefusedError(111, "Connection refused")
     wrapped = OSError("all attempts to connect failed")
     wrapped.__cause__ = ExceptionGroup("x", [refused])
@@ -104,19 +108,19 @@ def test_causes_are_told_in_plain_words() -> None:
     assert describe(trio.BrokenResourceError()) == "BrokenResourceError"
 
 
-async def test_all_dials_are_dropped_under_cancellation() -> None:
-    """When whoever wanted a connection is cancelled, no stream stays open, however many had come through."""
+async def test_a_cancelled_dial_leaves_no_stream_open() -> None:
+    """This holds also if several dials have succeeded."""
     pairs = [trio.testing.memory_stream_pair() for _ in range(3)]
     with trio.CancelScope() as scope:
         scope.cancel()
-        await resp._drop([ours for ours, _ in pairs])
+        await resp._close_all([ours for ours, _ in pairs])
 
     assert [await theirs.receive_some(1) for _, theirs in pairs] == [b""] * 3
 
 
 @pytest.mark.parametrize("host", ["redis..internal", "\N{SNOWMAN}.example"])
-async def test_a_host_that_no_name_is(host: str) -> None:
-    """What cannot be looked up at all is a Redis that is away, and no error of ours."""
-    with pytest.raises(BrokerUnavailable, match="is no name of a host"):
+async def test_an_invalid_host_name_counts_as_an_outage(host: str) -> None:
+    """A name that cannot be looked up raises ``BrokerUnavailable``."""
+    with pytest.raises(BrokerUnavailable, match="is not a valid host name"):
         async with open_link(RedisAddress(url=f"redis://{host}", host=host), dial=dial_socket):
             pytest.fail("entered")

@@ -1,3 +1,5 @@
+"""A socket as a stream."""
+
 from __future__ import annotations
 
 import socket
@@ -12,7 +14,7 @@ from tangram.bus.sockets import PlainStream
 
 @pytest.fixture
 async def pair() -> AsyncGenerator[tuple[PlainStream, trio.SocketStream]]:
-    """A connected stream and its other end."""
+    """Return a connected stream and the other end's socket."""
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     port = listener.socket.getsockname()[1]
     near = await trio.open_tcp_stream("127.0.0.1", port)
@@ -28,7 +30,7 @@ Pair = tuple[PlainStream, trio.SocketStream]
 
 
 async def test_bytes_go_both_ways(pair: Pair) -> None:
-    """What is sent arrives, what arrives is received, as much as was asked for, and the end is empty."""
+    """Sent bytes arrive, reads return at most the requested number, and the end is empty."""
     stream, far = pair
     await stream.send_all(b"ping")
     assert await far.receive_some(10) == b"ping"
@@ -39,8 +41,8 @@ async def test_bytes_go_both_ways(pair: Pair) -> None:
     assert await stream.receive_some(10) == b""
 
 
-async def test_more_than_the_socket_takes_is_sent_in_order(pair: Pair) -> None:
-    """A write that meets full buffers waits for the reader, and loses nothing."""
+async def test_a_write_larger_than_the_buffers_waits_for_the_reader(pair: Pair) -> None:
+    """All bytes arrive in order."""
     stream, far = pair
     data = bytes(range(256)) * 40_000
     got = bytearray()
@@ -58,8 +60,8 @@ async def test_more_than_the_socket_takes_is_sent_in_order(pair: Pair) -> None:
     assert got == data
 
 
-async def test_a_close_wakes_whoever_waits(pair: Pair) -> None:
-    """Reading and writing end with ClosedResourceError when the stream is closed, then and later."""
+async def test_a_close_wakes_waiting_tasks(pair: Pair) -> None:
+    """Reads and writes raise ``ClosedResourceError`` at the close, and afterwards."""
     stream, _ = pair
     ended: list[str] = []
 
@@ -82,8 +84,8 @@ async def test_a_close_wakes_whoever_waits(pair: Pair) -> None:
     assert sorted(ended) == ["read", "read again", "wait", "write", "write again"]
 
 
-async def test_a_reset_is_a_broken_stream(pair: Pair) -> None:
-    """The other end's reset is told as BrokenResourceError, whichever way it is met."""
+async def test_a_reset_raises_broken_resource_error(pair: Pair) -> None:
+    """This holds for reads and for writes."""
     stream, far = pair
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     await trio.aclose_forcefully(far)

@@ -1,3 +1,5 @@
+"""``tangram.Subscriber``."""
+
 from __future__ import annotations
 
 import random
@@ -43,16 +45,15 @@ async def settle() -> None:
 
 @pytest.fixture
 async def service(nursery: trio.Nursery) -> trio.Nursery:
-    """The test is a service of a plugin."""
+    """Make the test a service of a plugin."""
     service_nursery.set(nursery)
     return nursery
 
 
-async def test_as_in_the_guide(
+async def test_the_example_of_the_guide_works(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, nursery: trio.Nursery
 ) -> None:
-    """Once `subscribe` has returned, messages reach the handler as full name, text and pattern; `cleanup`
-    ends it."""
+    """After ``subscribe`` the handler gets name, text and pattern; ``cleanup`` ends it."""
     service_nursery.set(nursery)
     assert not subscriber.is_active()
     await subscriber.subscribe()
@@ -77,10 +78,10 @@ async def test_as_in_the_guide(
     assert not nursery.child_tasks or await fake.push(b"from:system:hello", b"x") == 0
 
 
-async def test_its_task_belongs_to_the_service(
+async def test_a_subscriber_ends_with_its_service(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
 ) -> None:
-    """When the service's nursery is cancelled the subscriber ends with it, and needs no cleanup."""
+    """A cancelled service needs no cleanup."""
     async with trio.open_nursery() as service:
         service_nursery.set(service)
         await subscriber.subscribe()
@@ -92,8 +93,10 @@ async def test_its_task_belongs_to_the_service(
     assert await fake.push(b"from:system:x", b"") == 0
 
 
-async def test_outside_a_service(autojump_clock: Clock, fake: FakeRedis, subscriber: Commands) -> None:
-    """Where no service runs, the error says what to write instead; and that works."""
+async def test_subscribe_outside_a_service_names_the_alternative(
+    autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
+) -> None:
+    """The alternative works."""
     service_nursery.set(None)
     with pytest.raises(ServiceError, match="async with subscriber:"):
         await subscriber.subscribe()
@@ -107,7 +110,7 @@ async def test_outside_a_service(autojump_clock: Clock, fake: FakeRedis, subscri
 
 
 async def test_the_block_lets_exceptions_through(autojump_clock: Clock, subscriber: Commands) -> None:
-    """`async with` neither hides nor changes what its body raises."""
+    """``async with`` neither hides nor changes an exception of its body."""
     with pytest.raises(ZeroDivisionError):
         async with subscriber:
             raise ZeroDivisionError
@@ -115,10 +118,10 @@ async def test_the_block_lets_exceptions_through(autojump_clock: Clock, subscrib
     assert not subscriber.is_active()
 
 
-async def test_a_message_that_fails_costs_itself_alone(
+async def test_the_next_message_is_handled_after_an_error(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
 ) -> None:
-    """A handler's error and a payload that is no text are logged; the next message is handled."""
+    """An error of the handler and a payload that is not text are logged."""
     async with subscriber:
         for payload in (b"1", b"bad", b"\xff", b"2"):
             await fake.push(b"from:system:x", payload)
@@ -127,8 +130,10 @@ async def test_a_message_that_fails_costs_itself_alone(
         assert [payload for _, payload, _ in subscriber.state.seen] == ["1", "2"]
 
 
-async def test_a_lost_broker_is_retried(autojump_clock: Clock, fake: FakeRedis, subscriber: Commands) -> None:
-    """After an outage of any length it listens again, and nobody was disturbed."""
+async def test_a_subscriber_reconnects_after_an_outage(
+    autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
+) -> None:
+    """It listens again after an outage of any length, and raises nothing."""
     async with subscriber:
         fake.refuse = True
         await fake.drop()
@@ -141,10 +146,10 @@ async def test_a_lost_broker_is_retried(autojump_clock: Clock, fake: FakeRedis, 
         assert [payload for _, payload, _ in subscriber.state.seen] == ["back"]
 
 
-async def test_a_broker_that_is_away_at_first_is_waited_for(
+async def test_subscribe_returns_without_redis(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
 ) -> None:
-    """`subscribe` returns after two seconds without Redis; it comes up behind the service's back."""
+    """It returns after two seconds, and the subscriber connects in the background."""
     fake.refuse = True
     began = trio.current_time()
     async with subscriber:
@@ -161,7 +166,7 @@ async def test_a_broker_that_is_away_at_first_is_waited_for(
 async def test_a_second_start_only_warns(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, nursery: trio.Nursery
 ) -> None:
-    """A second `subscribe` changes nothing; after a cleanup it starts anew."""
+    """A second ``subscribe`` changes nothing; after a cleanup it starts again."""
     service_nursery.set(nursery)
     await subscriber.subscribe()
     await subscriber.subscribe()
@@ -176,10 +181,10 @@ async def test_a_second_start_only_warns(
     await subscriber.cleanup()
 
 
-async def test_cleanup_under_cancellation(
+async def test_cleanup_works_under_cancellation(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, nursery: trio.Nursery
 ) -> None:
-    """In a `finally` of a cancelled service `cleanup` does its work to the end."""
+    """In the ``finally`` of a cancelled service ``cleanup`` completes."""
     service_nursery.set(nursery)
     await subscriber.subscribe()
     active: list[bool] = []
@@ -197,7 +202,7 @@ async def test_cleanup_under_cancellation(
 async def test_a_handler_may_stop_its_own_subscriber(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, nursery: trio.Nursery
 ) -> None:
-    """`cleanup` called by the handler does not wait for the handler."""
+    """``cleanup`` in the handler does not wait for the handler."""
     service_nursery.set(nursery)
     await subscriber.subscribe()
     await fake.push(b"from:system:x", b"stop")
@@ -207,7 +212,7 @@ async def test_a_handler_may_stop_its_own_subscriber(
     assert trio.current_time() - began < 0.1
 
 
-async def test_a_handler_that_hangs_is_cancelled(
+async def test_cleanup_cancels_a_waiting_handler(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
 ) -> None:
     """The end does not wait for a handler that waits."""
@@ -219,21 +224,21 @@ async def test_a_handler_that_hangs_is_cancelled(
 
 
 def test_a_bad_url_names_the_subscriber() -> None:
-    """A mistake in the URL is told where the subscriber is made."""
+    """A malformed URL raises where the subscriber is made."""
     with pytest.raises(ConfigError, match="redis_url of subscriber Listener"):
         Commands("Listener", "http://x", ["a"], State())
 
 
 def test_the_handler_is_abstract() -> None:
-    """A subclass without a handler cannot be made."""
+    """A subclass without a handler cannot be instantiated."""
     with pytest.raises(TypeError, match="message_handler"):
         Subscriber("x", URL, ["a"], random.Random())  # type: ignore[abstract]
 
 
-async def test_a_refused_channel_is_told_to_who_subscribes(
+async def test_subscribe_raises_for_a_refused_channel(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands, service: trio.Nursery
 ) -> None:
-    """A subscriber whose channel its account may not read does not begin, rather than hear nothing."""
+    """A subscriber that may not read its channel does not start."""
     fake.errors[b"PSUBSCRIBE from:other:x"] = "NOPERM no permissions to access a channel"
 
     with pytest.raises(BrokerRefused, match=r"from:other:x': NOPERM"):
@@ -245,7 +250,7 @@ async def test_a_refused_channel_is_told_to_who_subscribes(
 async def test_a_channel_that_is_refused_later_ends_the_service(
     autojump_clock: Clock, fake: FakeRedis, subscriber: Commands
 ) -> None:
-    """Where the account may not read it any more after a reconnect, its service ends by that."""
+    """If a reconnect finds the channel refused, the service ends with that error."""
     with pytest.RaisesGroup(pytest.RaisesExc(BrokerRefused, match=r"from:other:x': NOPERM")):
         async with trio.open_nursery() as nursery:
             service_nursery.set(nursery)

@@ -1,3 +1,5 @@
+"""Subscriptions over a fake."""
+
 import random
 
 import pytest
@@ -15,11 +17,10 @@ async def bus(autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: 
     return await nursery.start(made.run)  # type: ignore[no-any-return]
 
 
-async def test_what_is_published_after_entering_arrives(
+async def test_a_message_published_after_entering_arrives(
     autojump_clock: trio.testing.MockClock, bus: Bus
 ) -> None:
-    """`async with` returns once Redis has confirmed, so the very next message comes through, in order with
-    the others."""
+    """``async with`` returns after the confirmation, so the next message arrives, in order."""
     async with bus.subscribe("from:a:*", "from:b:*") as subscription:
         for channel in ("from:a:x", "from:b:y", "from:c:z", "from:a:z"):
             await bus.publish(channel, channel)
@@ -33,10 +34,10 @@ async def test_what_is_published_after_entering_arrives(
     assert got[0].text == "from:a:x"
 
 
-async def test_a_consumer_that_is_behind_loses_the_oldest(
+async def test_a_slow_consumer_loses_the_oldest_messages(
     autojump_clock: trio.testing.MockClock, bus: Bus
 ) -> None:
-    """The bound holds by count, the newest are kept, and the losses are counted."""
+    """The newest are kept up to the bound, and the lost ones are counted."""
     async with bus.subscribe("from:*", max_messages=3) as subscription:
         for number in range(10):
             await bus.publish("from:a:b", str(number))
@@ -46,7 +47,7 @@ async def test_a_consumer_that_is_behind_loses_the_oldest(
     assert subscription.dropped == bus.statistics().dropped == 7
 
 
-async def test_the_bound_holds_by_bytes(autojump_clock: trio.testing.MockClock, bus: Bus) -> None:
+async def test_the_queue_is_bounded_in_bytes(autojump_clock: trio.testing.MockClock, bus: Bus) -> None:
     """Large messages push out older ones; a single one of any size is kept."""
     async with bus.subscribe("from:*", max_bytes=100) as subscription:
         for number in range(5):
@@ -57,10 +58,10 @@ async def test_the_bound_holds_by_bytes(autojump_clock: trio.testing.MockClock, 
         assert subscription.dropped == 5
 
 
-async def test_it_goes_on_after_an_outage(
+async def test_a_subscription_goes_on_after_an_outage(
     autojump_clock: trio.testing.MockClock, bus: Bus, fake: FakeRedis
 ) -> None:
-    """A subscription outlives the connection: what is published once Redis is back arrives."""
+    """Messages after the outage arrive on the new connection."""
     async with bus.subscribe("from:*") as subscription:
         await fake.drop()
         await trio.sleep(0.01)
@@ -73,7 +74,7 @@ async def test_it_goes_on_after_an_outage(
 async def test_entering_while_redis_is_away_has_a_deadline(
     autojump_clock: trio.testing.MockClock, bus: Bus, fake: FakeRedis
 ) -> None:
-    """Whoever enters while Redis is away waits, and is told why it took too long."""
+    """``async with`` raises the cause after its timeout."""
     fake.refuse = True
     await fake.drop()
     began = trio.current_time()
@@ -88,7 +89,7 @@ async def test_entering_while_redis_is_away_has_a_deadline(
 async def test_an_outage_shorter_than_the_deadline_is_waited_out(
     autojump_clock: trio.testing.MockClock, bus: Bus, fake: FakeRedis
 ) -> None:
-    """A service that starts during a restart of Redis comes up with it."""
+    """A service that starts during a restart of Redis starts with it."""
     fake.refuse = True
     await fake.drop()
     async with trio.open_nursery() as nursery:
@@ -105,7 +106,7 @@ async def test_an_outage_shorter_than_the_deadline_is_waited_out(
 async def test_iterating_while_redis_is_away_waits(
     autojump_clock: trio.testing.MockClock, bus: Bus, fake: FakeRedis
 ) -> None:
-    """A plain loop has no deadline: it begins whenever Redis is back."""
+    """A plain loop has no deadline: it starts when Redis is back."""
     fake.refuse = True
     await fake.drop()
     async with trio.open_nursery() as nursery:
@@ -125,7 +126,7 @@ async def test_iterating_while_redis_is_away_waits(
 async def test_a_stopped_bus_ends_the_iteration(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis
 ) -> None:
-    """Whoever iterates when the bus stops gets what had arrived, then an exception: never a silent end."""
+    """The iterator yields the received messages, then raises; it never ends silently."""
     bus = Bus(URL, dial=fake.dial)
     got: list[str] = []
     async with trio.open_nursery() as nursery:
@@ -147,10 +148,10 @@ async def test_a_stopped_bus_ends_the_iteration(
         await anext(bus.subscribe("from:*"))
 
 
-async def test_leaving_ends_a_loop_elsewhere(
+async def test_leaving_the_block_ends_a_loop_in_another_task(
     autojump_clock: trio.testing.MockClock, bus: Bus, nursery: trio.Nursery
 ) -> None:
-    """A task that still iterates when the block is left finishes its loop."""
+    """The loop of the other task ends without an error."""
     ended = trio.Event()
 
     async def consume(subscription: object) -> None:
@@ -166,13 +167,15 @@ async def test_leaving_ends_a_loop_elsewhere(
 
 
 async def test_a_pattern_is_needed(autojump_clock: trio.testing.MockClock, bus: Bus) -> None:
-    """Subscribing to nothing is a mistake that is told at once."""
-    with pytest.raises(ValueError, match="no pattern"):
+    """Subscribing to no pattern raises at once."""
+    with pytest.raises(ValueError, match="one or more patterns"):
         bus.subscribe()
 
 
-async def test_bytes_that_are_no_text(autojump_clock: trio.testing.MockClock, bus: Bus) -> None:
-    """A name that is no UTF-8 is shown readably; a payload that is none raises when its text is read."""
+async def test_bytes_that_are_not_utf8_stay_readable(
+    autojump_clock: trio.testing.MockClock, bus: Bus
+) -> None:
+    """Such a name is escaped; such a payload raises when its text is read."""
     async with bus.subscribe("from:*") as subscription:
         await bus.publish(b"from:\xff:x", b"\xfe")
         message = await anext(subscription)

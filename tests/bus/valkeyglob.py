@@ -1,4 +1,4 @@
-"""Redis's glob matching, written from its documentation, as a referee for `escape_glob`."""
+"""Redis's glob matching, written from its documentation, to check ``escape_glob``."""
 
 
 def matches(pattern: str, text: str) -> bool:  # noqa: PLR0911 - one for each rule

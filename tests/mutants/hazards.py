@@ -140,9 +140,9 @@ CONNECTIONS = (
         "a plugin's subscriber ends when Redis goes away",
         "bus/subscriber.py",
         "nursery.start_soon(listener.run)",
-        "listener.keeper._back_off = lambda _cause: trio.sleep_forever()\n"
+        "listener.connection._back_off = lambda _cause: trio.sleep_forever()\n"
         "                    nursery.start_soon(listener.run)",
-        ("tests/bus/test_subscriber.py::test_a_lost_broker_is_retried",),
+        ("tests/bus/test_subscriber.py::test_a_subscriber_reconnects_after_an_outage",),
     ),
     Mutant(
         "D5",
@@ -240,11 +240,11 @@ CONNECTIONS = (
     Mutant(
         "D12",
         "names-its-loop",
-        "a command looks for the loop of whoever calls it",
+        "a command looks for the loop of its caller",
         "bus/redis_loop.py",
-        "task = self.loop.create_task(_awaited(function, self.redis))",
-        "task = asyncio.get_event_loop().create_task(_awaited(function, self.redis))",
-        ("tests/bus/test_client.py::test_it_works_from_a_task_outside_the_loop",),
+        "task = self.loop.create_task(_call_and_await(function, self.redis))",
+        "task = asyncio.get_event_loop().create_task(_call_and_await(function, self.redis))",
+        ("tests/bus/test_client.py::test_commands_work_from_a_task_outside_the_loop",),
         raises=("AttributeError",),
     ),
 )

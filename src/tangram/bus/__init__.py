@@ -1,4 +1,4 @@
-"""The only door to Redis: names, a listener, a publisher, and the client that plugins get."""
+"""The server's connections to Redis: names, listener, publisher, and the plugins' client."""
 
 from tangram.bus.bus import Bus, BusStatistics
 from tangram.bus.client import RedisClient

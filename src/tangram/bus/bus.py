@@ -1,7 +1,7 @@
-"""The bus: one subscriber connection, one publisher connection, and a place for what is opened on first use.
+"""The bus: a subscriber connection, a publisher connection, and parts opened on first use.
 
-It never crashes because Redis is away: it waits, visibly, and comes back. One `Bus` has one life; whoever
-restarts builds a new one.
+An outage of Redis does not crash the bus: the bus reports it, waits, and reconnects. A ``Bus`` runs once; a
+restart builds a new one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 import structlog
@@ -28,51 +28,59 @@ __all__ = ["Bus", "BusStatistics"]
 
 log = structlog.get_logger("tangram.bus")
 
-START_TIMEOUT = 2.0
-"""Seconds that a start waits for Redis. An external one may be away for longer: then the server comes up
-without it."""
+START_TIMEOUT: Final = 2.0
+"""Seconds that a start waits for Redis. If an external Redis is away for longer, the server starts without
+it.
+"""
 
 T = TypeVar("T")
 
 
 @attrs.frozen
 class BusStatistics:
-    """The bus at one moment."""
+    """The state of the bus at one moment."""
 
     up: bool
-    """Connected and subscribed: what is published arrives."""
+    """The subscriber connection is open and Redis has confirmed ``to:*``, so published messages arrive."""
     publisher_up: bool
-    """The publisher connection is there."""
+    """The publisher connection is open."""
     cause: str
-    """Why it is not up; empty while it is."""
+    """Why ``up`` is false; empty while it is true."""
     received: int
     """Messages of ``to:*`` so far."""
     batches: int
-    """Calls of the sink they came in."""
+    """Calls of the sink, each with one or more of these messages."""
     reconnects: int
-    """How often the subscriber connection was there again after a loss."""
+    """How often the subscriber connection was opened again after a loss."""
     patterns: tuple[str, ...]
-    """What is subscribed, ``to:*`` first."""
+    """The subscribed patterns, ``to:*`` first."""
     dropped: int
-    """Messages that subscriptions dropped because their consumer was too far behind."""
+    """Messages that subscriptions dropped because their consumers were too slow."""
     published: int
-    """Messages that Redis has taken."""
+    """Messages that Redis has accepted."""
     failed: int
-    """Messages that were reported as not, or not surely, delivered."""
+    """Messages that were reported as lost, or as possibly lost."""
     open_bytes: int
-    """Bytes of messages that wait to be sent or answered."""
+    """Bytes of messages that wait to be sent or to be answered."""
 
 
 class Bus:
-    """The only door to Redis at *url*.
+    """The server's shared connections to one Redis.
 
-    *sink* gets what is published to ``to:*`` in batches, ``[(channel, payload), ...]`` in order, one call
-    for each chunk read. *on_up* is told True once everything is subscribed, again after every outage, and
-    False when the connection is lost. Both are plain functions, called from the bus's own task. *rng* gives
-    the back-off its jitter, *timer* the seconds of CPU that a delivery took.
+    Args:
+        url: the URL of Redis.
+        sink: called with the messages of ``to:*`` in order, ``[(channel, payload), ...]``, once for each
+            chunk that was read. A plain function; it runs in the bus's own task.
+        on_up: called with True once every pattern is subscribed, also after an outage, and with False when
+            the connection is lost. A plain function; it runs in the bus's own task.
+        rng: the source of the back-off's jitter.
+        dial: opens the connections; for tests.
+        max_buffer: bytes of messages that may wait for Redis.
+        bridge: seconds of an outage for which messages wait instead of failing.
+        timer: returns CPU seconds; two readings give the cost of a delivery.
 
     Raises:
-        ConfigError: *url* is no Redis URL.
+        ConfigError: the URL is malformed.
     """
 
     def __init__(
@@ -90,7 +98,7 @@ class Bus:
         self.url = url
         address = parse_redis_url(url)
         rng = rng or random.Random()  # noqa: S311 - jitter, no secret
-        self._tell_up = on_up
+        self._report_up = on_up
         self._listener = Listener(
             address,
             pinned=TO_ALL,
@@ -103,7 +111,7 @@ class Bus:
         )
         self._publisher = Publisher(
             address,
-            on_up=self._listener.keeper.hurry,
+            on_up=self._listener.connection.retry_now,
             dial=dial,
             rng=rng,
             max_buffer=max_buffer,
@@ -111,11 +119,14 @@ class Bus:
         )
         self._nursery: trio.Nursery | None = None
         self._ran = False
-        self._annexes: dict[object, Any] = {}
-        self._annex_lock = trio.Lock()
+        self._lazy_parts: dict[object, Any] = {}
+        self._lazy_part_lock = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[Bus] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled. Started once Redis is there, or after `START_TIMEOUT` seconds without it."""
+        """Serve until cancelled.
+
+        The start is reported once Redis has confirmed the subscription, or after ``START_TIMEOUT`` seconds.
+        """
         if self._ran:
             raise RuntimeError("a bus runs once; build a new one for the next run")
         self._ran = True
@@ -133,22 +144,30 @@ class Bus:
     async def publish(
         self, channel: str | bytes, payload: bytes | str, *, timeout: float = PUBLISH_TIMEOUT
     ) -> int:
-        """Publish and wait for the answer: how many subscribers got it.
+        """Publish one message, and return the number of Redis clients that received it.
 
-        Where the buffer is full, its turn is waited for first, within the same *timeout*. Cancelling ends the
-        wait, not the message: it may still go out.
+        If the buffer is full, this first waits for room, within the same ``timeout``. A cancellation ends the
+        wait only; the message may still be sent.
+
+        Args:
+            channel: for example ``to:system:clock``; see ``tangram.bus.topics.to_channel``.
+            payload: bytes, or text that is encoded as UTF-8.
+            timeout: seconds for all of it.
 
         Raises:
-            BrokerUnavailable: Redis is away, or does not answer within *timeout* seconds.
-            BrokerRefused: it says no.
+            BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
+            BrokerRefused: Redis refuses the command, for example to this account.
         """
         return await self._publisher.publish(channel, payload, timeout=timeout)
 
     def publish_nowait(self, channel: str | bytes, payload: bytes | str, done: Done | None = None) -> None:
-        """Publish, in order, without waiting; *done* gets the number of receivers, or BrokerUnavailable.
+        """Publish one message without waiting, in order with all others.
 
-        *done* is called later, from the bus's task; or before this returns, when the message cannot be
-        taken. It must not block or raise.
+        Args:
+            channel: as for ``publish``.
+            payload: as for ``publish``.
+            done: called with the number of receivers, or with a ``BrokerUnavailable``. The call comes later,
+                from the bus's task, or before this returns if the buffer is full. It must not block or raise.
 
         Raises:
             BrokerUnavailable: the bus is closed for good.
@@ -156,10 +175,12 @@ class Bus:
         self._publisher.publish_nowait(channel, payload, done)
 
     def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
-        """Publish ``(channel, payload)`` messages, in order, without waiting; they are taken together or not
-        at all. *done* is told once which of them failed, by position; an empty mapping: none.
+        """Publish several messages in order without waiting; the buffer takes all or none.
 
-        As for `publish_nowait`, *done* may be called before this returns, and must not block or raise.
+        Args:
+            messages: pairs of channel and payload.
+            done: called once, with the failures by position; an empty mapping means that none failed. As for
+                ``publish_nowait``, it may be called before this returns, and must not block or raise.
 
         Raises:
             BrokerUnavailable: the bus is closed for good.
@@ -168,11 +189,11 @@ class Bus:
 
     @property
     def congested(self) -> bool:
-        """Whether half of the buffer of open messages is full: a caller that can wait should."""
+        """Whether more than half of the buffer is full; a caller that can wait should then wait."""
         return self._publisher.congested
 
     async def wait_uncongested(self) -> None:
-        """Return once it is not congested; that takes no longer than the outages that are bridged."""
+        """Return once less than half of the buffer is full, or an outage has emptied it."""
         await self._publisher.wait_uncongested()
 
     def subscribe(
@@ -182,14 +203,21 @@ class Bus:
         max_messages: int = MAX_MESSAGES,
         max_bytes: int = MAX_BYTES,
     ) -> Subscription:
-        """Messages of *patterns*, as an async context manager and an async iterator; see `Subscription`."""
+        """Return a subscription to patterns: an async context manager and an async iterator.
+
+        For example::
+
+            async with bus.subscribe("from:system:*") as messages:
+                async for message in messages:
+                    ...
+        """
         return Subscription(
             self._listener, patterns, timeout=timeout, max_messages=max_messages, max_bytes=max_bytes
         )
 
     @property
     def up(self) -> bool:
-        """Connected and subscribed."""
+        """Whether the subscriber connection is open and every pattern is confirmed."""
         return self._listener.up
 
     async def wait_up(self) -> None:
@@ -197,6 +225,7 @@ class Bus:
         await self._listener.wait_up()
 
     def statistics(self) -> BusStatistics:
+        """Return a record of this moment."""
         listener, publisher = self._listener, self._publisher
         return BusStatistics(
             up=listener.up,
@@ -204,7 +233,7 @@ class Bus:
             cause=listener.cause,
             received=listener.received,
             batches=listener.batches,
-            reconnects=listener.keeper.reconnects,
+            reconnects=listener.connection.reconnects,
             patterns=listener.patterns,
             dropped=listener.dropped,
             published=publisher.published,
@@ -212,27 +241,31 @@ class Bus:
             open_bytes=publisher.open_bytes,
         )
 
-    async def annex(self, key: object, run: Callable[..., Awaitable[object]], kind: type[T]) -> T:
-        """What *run* reports as its started value; started in the bus's own nursery when it is first asked
-        for.
+    async def lazy_part(self, key: object, run: Callable[..., Awaitable[object]], kind: type[T]) -> T:
+        """Return the started value of a part that runs in the bus's own nursery.
 
-        It ends with the bus. If it ends earlier, by an error too, that is logged and the next call starts
-        it anew.
+        The first call starts the part. The part ends with the bus. If it ends earlier, an error is logged and
+        the next call starts it again.
+
+        Args:
+            key: identifies the part, and names it in the log.
+            run: an async function that reports its value with ``task_status.started(value)``.
+            kind: the type of the value.
 
         Raises:
             BrokerUnavailable: the bus is not running.
         """
-        async with self._annex_lock:
+        async with self._lazy_part_lock:
             if self._nursery is None or self._nursery.cancel_scope.cancel_called:
                 raise BrokerUnavailable("the bus is not running")
-            if key not in self._annexes:
-                self._annexes[key] = await self._nursery.start(self._run_annex, key, run)
-            value = self._annexes[key]
+            if key not in self._lazy_parts:
+                self._lazy_parts[key] = await self._nursery.start(self._run_lazy_part, key, run)
+            value = self._lazy_parts[key]
         if not isinstance(value, kind):
             raise TypeError(f"the bus holds a {type(value).__name__} as {key!r}, not a {kind.__name__}")
         return value
 
-    async def _run_annex(
+    async def _run_lazy_part(
         self,
         key: object,
         run: Callable[..., Awaitable[object]],
@@ -244,16 +277,14 @@ class Bus:
             await run(task_status=status)
         except Exception as exc:
             if not status.called:
-                raise  # to whoever asked for it first
-            log.exception(
-                "a part of the bus ended; its next use opens it anew", part=str(key), cause=repr(exc)
-            )
+                raise  # to the caller that starts the part
+            log.exception("bus part ended, the next use starts it again", part=str(key), cause=repr(exc))
         finally:
-            self._annexes.pop(key, None)
+            self._lazy_parts.pop(key, None)
 
     def _on_up(self, up: bool) -> None:
         if up:
-            # Redis was seen alive: the other connection need not wait out its back-off.
-            self._publisher.hope()
-        if self._tell_up is not None:
-            self._tell_up(up)
+            # Redis is reachable: the publisher connection need not wait out its back-off.
+            self._publisher.retry_now()
+        if self._report_up is not None:
+            self._report_up(up)

@@ -1,23 +1,24 @@
-"""`state.redis_client`: every command of redis-py's asyncio client, awaitable from plain Trio tasks.
+"""``state.redis_client``: the commands of redis-py's asyncio client, for Trio tasks.
 
-`RedisClient` is a facade. `publish` goes down the bus's own pipeline, in order with everything else that is
-published. Every other command runs on a `Lane`: one asyncio loop on top of Trio, with one redis-py client
-on it, opened in the bus's nursery on first use and closed with the bus. Until then neither redis, nor
-asyncio, nor trio-asyncio is imported: they cost 7 MB and 60-200 ms, and a server whose plugins
-only publish never needs them.
+``RedisClient`` is a facade. Its ``publish`` uses the bus's own publisher, in order with all other messages.
+Every other command runs on a ``RedisLoop``: one asyncio loop on top of Trio with one redis-py client on it.
+The loop is opened in the bus's nursery on first use, and closed with the bus. Until then neither redis, nor
+asyncio, nor trio-asyncio is imported: they cost 7 MB and 60-200 ms, and a server whose plugins only publish
+never needs them.
 
-What the lane takes care of, because each of these has bitten somebody:
+The duties of the loop, each of which prevents a known failure:
 
-1. A task that was started outside the loop, an HTTP handler for one, has no "current loop". Commands are
-   therefore made tasks of the lane's loop by name, and never look for one.
-2. A cancelled command leaves a connection with an answer still to come. Its connection is closed, so that
-   the next command cannot get that answer for its own.
-3. An error that nobody awaits ends a trio-asyncio loop, and with it everything on it. Here it is logged.
-4. asyncio's CancelledError is a BaseException that Trio does not know. A command that the end of the loop
-   cut off raises BrokerUnavailable.
+1. A task that was started outside the loop, for example an HTTP handler, has no current asyncio loop.
+   Commands are therefore made tasks of this loop explicitly.
+2. A cancelled command leaves a connection on which its answer is still to come. The connection is closed, so
+   that the next command cannot take that answer for its own.
+3. An error in a task that no other task awaits would end a trio-asyncio loop and all its tasks. Here it is
+   logged.
+4. asyncio's ``CancelledError`` is a ``BaseException`` that Trio does not know. A command that is cut off by
+   the end of the loop raises ``BrokerUnavailable`` instead.
 
 One limit remains: an asyncio task that ignores its cancellation keeps the loop, and so the bus, from
-ending. No force exists; the supervisor names the bus as stubborn then. No code of redis-py's does this.
+ending. It cannot be forced; the supervisor then reports the bus as stubborn. No code of redis-py does this.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 import structlog
 import trio
 
-from tangram.bus.redis_loop import COMMAND_TIMEOUT, Lane, within
+from tangram.bus.redis_loop import COMMAND_TIMEOUT, RedisLoop, within
 from tangram.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 else:
     Facade = object
 
-__all__ = ["Carrier", "RedisClient"]
+__all__ = ["RedisClient", "RunningBus"]
 
 log = structlog.get_logger("tangram.bus")
 
@@ -50,10 +51,10 @@ BLOCKING: Final = frozenset(
     {
         "blmove", "blmpop", "blpop", "brpop", "brpoplpush", "bzmpop", "bzpopmax", "bzpopmin", "wait",
         "waitaof", "xread", "xreadgroup", "transaction" } )  # fmt: skip
-"""Commands that may wait for somebody else, for as long as their caller says."""
+"""Commands that may block for as long as their caller says; they have no deadline here."""
 
 FACTORIES: Final = frozenset({"lock", "register_script"})
-"""Methods that give an object with commands of its own."""
+"""Methods that return an object with commands of its own."""
 
 UNBRIDGED: Final = {
     "monitor": "use redis-cli",
@@ -62,34 +63,37 @@ UNBRIDGED: Final = {
     "from_url": "make a redis.asyncio client of your own on a trio-asyncio loop",
     "from_pool": "make a redis.asyncio client of your own on a trio-asyncio loop",
 }
-"""Methods that cannot be carried over, and what to do instead."""
+"""Methods that cannot be used from Trio, and the alternative to each."""
 
 
-class Carrier(Protocol):
-    """What the client needs of a bus that runs."""
+class RunningBus(Protocol):
+    """The part of a running bus that the client uses."""
 
     url: str
 
     async def publish(self, channel: bytes | str, payload: bytes | str) -> int:
-        """How many Redis clients got it."""
+        """Publish one message, and return the number of receivers."""
 
-    async def annex(self, key: object, run: Callable[..., Awaitable[object]], kind: type[T]) -> T:
-        """What *run* reports as its started value; started when it is first asked for."""
+    async def lazy_part(self, key: object, run: Callable[..., Awaitable[object]], kind: type[T]) -> T:
+        """Return the started value of a part of the bus that is started by its first use."""
 
 
 class RedisClient(Facade):
-    """redis-py's asyncio client for Trio: ``await state.redis_client.get("key")``; answers are bytes.
+    """redis-py's asyncio client for Trio; answers are bytes.
 
-    *bus* gives the bus of now, or None while there is none, so a client outlives a restart of the bus.
-    Commands may run side by side, from any task. Every command but a blocking one has `COMMAND_TIMEOUT`
-    seconds.
+    For example, ``await state.redis_client.get("key")``.
 
-    Raises, from every command:
-        BrokerUnavailable: Redis is away or did not answer in time, or the bus is not running.
-        redis.exceptions.ResponseError: Redis refused the command.
+    Commands may run side by side, from any task. Each command except the blocking ones has
+    ``COMMAND_TIMEOUT`` seconds. Every command may raise:
+
+    - ``BrokerUnavailable``: Redis is away or did not answer in time, or the bus is not running.
+    - ``redis.exceptions.ResponseError``: Redis refused the command.
+
+    Args:
+        bus: returns the running bus, or None between two of them. So a client outlives a restart of the bus.
     """
 
-    def __init__(self, bus: Callable[[], Carrier | None]) -> None:
+    def __init__(self, bus: Callable[[], RunningBus | None]) -> None:
         self._bus = bus
 
     def __repr__(self) -> str:
@@ -106,15 +110,15 @@ class RedisClient(Facade):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: ARG002 - redis-py's
-        """Do nothing: the bus owns the connections, and other tasks use them."""
+        """Do nothing: the connections belong to the bus, and other tasks use them."""
         await trio.lowlevel.checkpoint()
 
     async def close(self, close_connection_pool: bool | None = None) -> None:  # noqa: ARG002 - redis-py's
-        """Do nothing, like `aclose`."""
+        """Do nothing, like ``aclose``."""
         await trio.lowlevel.checkpoint()
 
     async def publish(self, channel: Any, message: Any, **kwargs: Any) -> int:  # noqa: ARG002 - redis-py's
-        """Publish down the bus's pipeline; the number of Redis clients that got it.
+        """Publish one message through the bus, and return the number of receivers.
 
         Raises:
             BrokerUnavailable: Redis is away, refuses, or does not answer in time.
@@ -122,39 +126,46 @@ class RedisClient(Facade):
         return await self._current_bus().publish(_encoded(channel), _encoded(message))
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:  # noqa: ARG002
-        """Commands that go out together: ``async with client.pipeline() as pipe: pipe.set(...); await
-        pipe.execute()``.
+        """Return a pipeline, whose commands are sent together.
+
+        For example::
+
+            async with state.redis_client.pipeline() as pipe:
+                pipe.set("a", 1)
+                pipe.incr("b")
+                answers = await pipe.execute()
         """
         from tangram.bus.remote import Pipeline
 
-        return Pipeline(self._lane, _pipelined, transaction=transaction)
+        return Pipeline(self._redis_loop, _pipelined, transaction=transaction)
 
     def pubsub(self, **kwargs: Any) -> Any:
-        """redis-py's PubSub on a connection of its own. It ends when Redis goes away; ``state.subscribe``
-        does not, and needs no asyncio.
+        """Return redis-py's PubSub, on a connection of its own.
+
+        It ends when Redis goes away. ``state.subscribe`` does not, and needs no asyncio.
         """
         from tangram.bus.remote import PubSub
 
-        return PubSub(self._lane, lambda redis: redis.pubsub(**kwargs), "pubsub")
+        return PubSub(self._redis_loop, lambda redis: redis.pubsub(**kwargs), "pubsub")
 
-    async def _lane(self) -> Lane:
-        """The loop and client of the present bus, opened if this is the first use."""
+    async def _redis_loop(self) -> RedisLoop:
+        """Return the loop of the running bus; the first use opens it."""
         bus = self._current_bus()
-        return await bus.annex("redis client", Lane(bus.url).run, Lane)
+        return await bus.lazy_part("redis client", RedisLoop(bus.url).run, RedisLoop)
 
     async def _command(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the command *name* within its deadline."""
+        """Run one command within its deadline."""
         word = str(args[0]).partition(" ")[0].lower() if name == "execute_command" and args else name
 
         def call(redis: Redis) -> Any:
             return getattr(redis, name)(*args, **kwargs)
 
-        lane = await self._lane()
+        loop = await self._redis_loop()
         if word in BLOCKING:
-            return await lane.call(call)
-        return await within(COMMAND_TIMEOUT, name, lane.call, call)
+            return await loop.call(call)
+        return await within(COMMAND_TIMEOUT, name, loop.call, call)
 
-    def _current_bus(self) -> Carrier:
+    def _current_bus(self) -> RunningBus:
         bus = self._bus()
         if bus is None:
             raise BrokerUnavailable("the bus is not running")
@@ -163,18 +174,18 @@ class RedisClient(Facade):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            return _method(self._lane, self._command, name)
+            return _method(self._redis_loop, self._command, name)
 
 
 def _pipelined(name: str) -> bool:
-    """Whether redis-py's pipelines have the command *name*."""
+    """Return whether redis-py's pipelines have a command."""
     from redis.asyncio.client import Pipeline
 
     return callable(getattr(Pipeline, name, None))
 
 
 def _encoded(value: Any) -> bytes | str:
-    """What redis-py takes as a value: bytes, text and numbers."""
+    """Return a value as redis-py would encode it: bytes, text or a number."""
     if isinstance(value, bytes | str):
         return value
     if isinstance(value, bytearray | memoryview):
@@ -182,12 +193,14 @@ def _encoded(value: Any) -> bytes | str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(value)
     raise TypeError(
-        f"cannot publish {value!r}; expected bytes, str or a number: encode it first, as JSON say"
+        f"cannot publish {value!r}; expected bytes, str or a number: encode it first, for example as JSON"
     )
 
 
-def _method(lane: Callable[[], Awaitable[Lane]], run: Callable[..., Awaitable[Any]], name: str) -> Any:
-    """The facade's attribute *name*: of the same kind as redis-py's, for Trio."""
+def _method(
+    redis_loop: Callable[[], Awaitable[RedisLoop]], run: Callable[..., Awaitable[Any]], name: str
+) -> Any:
+    """Return the attribute of the facade with a name: the counterpart of redis-py's, for Trio."""
     if name.startswith("_"):
         raise AttributeError(f"'RedisClient' object has no attribute {name!r}")
     if name in UNBRIDGED:
@@ -198,20 +211,20 @@ def _method(lane: Callable[[], Awaitable[Lane]], run: Callable[..., Awaitable[An
 
     target = getattr(AsyncRedis, name, None)
     if not callable(target):
-        raise AttributeError(  # noqa: TRY004 - what a missing attribute is
+        raise AttributeError(  # noqa: TRY004 - a missing attribute
             f"redis_client has no command {name!r}; it has those of redis.asyncio.Redis"
         )
 
     if inspect.isasyncgenfunction(target):
 
         def iterate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            return RemoteIterator(lane, lambda redis: getattr(redis, name)(*args, **kwargs))
+            return RemoteIterator(redis_loop, lambda redis: getattr(redis, name)(*args, **kwargs))
 
         return iterate
     if name in FACTORIES:
 
         def make(*args: Any, **kwargs: Any) -> Remote:
-            return Remote(lane, lambda redis: getattr(redis, name)(*args, **kwargs), name)
+            return Remote(redis_loop, lambda redis: getattr(redis, name)(*args, **kwargs), name)
 
         return make
 

@@ -1,12 +1,12 @@
-"""The subscriber connection: everything that Redis pushes to us comes in here.
+"""The subscriber connection, on which Redis sends the messages of all subscribed patterns.
 
-Messages of the pinned pattern (``to:*``) take the short way: a chunk is read, parsed, and handed to the
-sink as one batch, with no await and no look-up in between. Other patterns, which plugins subscribe to,
-share the connection and pay for themselves.
+Messages of the pinned pattern (``to:*``) take the shortest way: a chunk is read and parsed, and its
+messages go to the sink as one batch, without an await or a look-up in between. Patterns that plugins
+subscribe to share the connection; each of their messages costs a look-up.
 
-Commands on a connection are answered in order, so each command that is written leaves an entry in
-`_expected`, and each reply that is no message answers the oldest entry. That is what tells the confirmation
-of a second subscription from that of a first one which was given up meanwhile.
+Redis answers the commands of a connection in order. Each command therefore leaves an entry in ``_expected``,
+and each reply that is not a message answers the oldest entry. So the confirmation of a second subscription to
+a pattern is not mistaken for that of a first one that was cancelled in between.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import hiredis
 import structlog
 import trio
 
-from tangram.bus.reconnect import Keeper
+from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.errors import BrokerRefused, BrokerUnavailable
@@ -33,36 +33,52 @@ __all__ = ["Listener", "Sink"]
 log = structlog.get_logger("tangram.bus")
 
 Sink = Callable[[Sequence[tuple[bytes, bytes]]], None]
+"""Gets pairs of channel and payload, in order."""
 
 T = TypeVar("T")
 
 GATHER_FACTOR: Final = 10
+"""The pause before the next read, as a multiple of the CPU time of the last delivery.
+
+During the pause messages gather in the socket. Each client then gets several in one write, and writes are
+most of the cost of a delivery: with 100 clients, 500 messages a second cost half as much, and 2,000 a
+fifth. A message after a quiet moment is delivered at once.
+"""
 GATHER_MAX: Final = 0.004
+"""Seconds of the longest pause."""
 GATHER_LEAST: Final = 0.001
-"""After a delivery that took d seconds of CPU the next read waits for ten times d, at most 4 ms, and messages
-gather in the socket meanwhile: each client is then sent several in one write, and the write is what a
-delivery costs. A message after a quiet moment goes out at once; where few are served (a pause of under 1 ms)
-nothing waits; and after a read that was full there is no pause: enough has gathered. With 100 clients 500
-messages a second cost half as much so, and 2,000 a fifth."""
+"""Seconds of the shortest pause; below, as with few clients, there is none. Nor is there one after a full
+read, because enough messages have gathered by then.
+"""
 
 STOPPED: Final = "the bus has stopped; subscribe again on the new one"
 
 
 class _Pattern:
-    """One pattern on the wire, and who wants it."""
+    """One pattern of this connection, and its subscriptions."""
 
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.text = name.decode()
         self.subscribers: list[weakref.ref[Subscription]] = []
         self.settled = trio.Event()
-        """Set once Redis has confirmed it, or refused it."""
+        """Set once Redis has confirmed or refused the pattern."""
         self.refused = ""
+        """The error message of a refusal; empty otherwise."""
 
 
 class Listener:
-    """Keeps the subscriber connection to *address*, with *pinned* subscribed for ever and handed to *sink*
-    in batches.
+    """The subscriber connection, opened again after each loss.
+
+    Args:
+        address: the address of Redis.
+        pinned: a pattern that is always subscribed, and whose messages go to ``sink`` in batches.
+        sink: called with each batch of the pinned pattern's messages.
+        on_up: called with True when every pattern is confirmed, and with False when the connection is lost.
+        dial: opens a connection.
+        rng: the source of the back-off's jitter.
+        name: the name of the connection in log lines.
+        timer: returns CPU seconds; see ``GATHER_FACTOR``.
     """
 
     def __init__(
@@ -77,10 +93,13 @@ class Listener:
         name: str = "subscriber",
         timer: Callable[[], float] = time.thread_time,
     ) -> None:
-        self.keeper = Keeper(address, name=name, dial=dial, rng=rng)
+        self.connection = Reconnector(address, name=name, dial=dial, rng=rng)
         self.received = 0
+        """Messages of the pinned pattern so far."""
         self.batches = 0
+        """Calls of the sink so far."""
         self.dropped = 0
+        """Messages that slow subscriptions dropped so far."""
         self._pinned = pinned
         self._sink = sink
         self._timer = timer
@@ -97,27 +116,28 @@ class Listener:
 
     @property
     def up(self) -> bool:
-        """Connected, and every pattern that was wanted then is subscribed."""
+        """Whether the connection is open and every pattern is confirmed."""
         return self._up.is_set()
 
     @property
     def cause(self) -> str:
-        """Why it is not up; empty while it is."""
-        return "" if self.up else self.keeper.cause
+        """Why ``up`` is false; empty while it is true."""
+        return "" if self.up else self.connection.cause
 
     @property
     def patterns(self) -> tuple[str, ...]:
+        """The subscribed patterns, the pinned one first."""
         return tuple(pattern.text for pattern in self._patterns.values())
 
     async def wait_up(self) -> None:
-        """Return once it is up."""
+        """Return once ``up`` is true."""
         while not self._up.is_set():
             await self._up.wait()
 
     async def run(self) -> None:
-        """Listen until cancelled; then every subscription ends."""
+        """Receive messages until cancelled; then end every subscription."""
         try:
-            await self.keeper.run(self._session)
+            await self.connection.run(self._session)
         finally:
             self._stopped = True
             for pattern in self._patterns.values():
@@ -125,7 +145,7 @@ class Listener:
                 _end(pattern, STOPPED)
 
     def add(self, subscription: Subscription) -> None:
-        """Have *subscription* get the messages of its patterns.
+        """Deliver the messages of a subscription's patterns to it from now on.
 
         Raises:
             BrokerUnavailable: the bus has stopped.
@@ -137,31 +157,31 @@ class Listener:
             pattern = self._patterns.get(name)
             if pattern is None or pattern.refused:
                 pattern = self._patterns[name] = _Pattern(name)
-                self._ask(pattern)
-            # Weakly: a loop that was left by `break` ends its subscription by being forgotten, in whichever
-            # thread that is noticed.
+                self._send_subscribe(pattern)
+            # A weak reference: an ``async for`` that was left by ``break`` drops its subscription, and the
+            # garbage collector may notice this in any thread.
             pattern.subscribers.append(weakref.ref(subscription))
 
     def remove(self, subscription: Subscription) -> None:
-        """Have *subscription* get nothing any more; patterns that nobody wants are unsubscribed."""
+        """Deliver nothing more to a subscription; unsubscribe patterns that have none left."""
         for text in dict.fromkeys(subscription.patterns):
             pattern = self._patterns.get(text.encode())
             if pattern is not None:
                 pattern.subscribers = [
                     ref for ref in pattern.subscribers if ref() not in {None, subscription}
                 ]
-                self._drop_unwanted(pattern)
+                self._unsubscribe_if_unused(pattern)
 
     async def wait_confirmed(self, patterns: Iterable[str]) -> None:
-        """Return once Redis has confirmed each of *patterns*, which must have been added.
+        """Return once Redis has confirmed each of the patterns, which must have been added before.
 
         Raises:
-            BrokerRefused: Redis refuses one.
-            BrokerUnavailable: the bus stops meanwhile.
+            BrokerRefused: Redis refuses one of them.
+            BrokerUnavailable: the bus stopped in the meantime.
         """
         for text in patterns:
             pattern = self._patterns[text.encode()]
-            # A loss in between makes a new event: wait for the one that counts.
+            # A lost connection replaces the event, so look it up again.
             while not pattern.settled.is_set() and not self._stopped:
                 await pattern.settled.wait()
             if pattern.refused:
@@ -170,7 +190,7 @@ class Listener:
                 raise BrokerUnavailable(STOPPED)
         await trio.lowlevel.checkpoint()
 
-    # A session: one connection's life
+    # A session lasts as long as one connection.
 
     async def _session(self, link: Link) -> None:
         self._link = link
@@ -178,27 +198,27 @@ class Listener:
         self._out.clear()
         try:
             for pattern in list(self._patterns.values()):
-                if not self._drop_unwanted(pattern):
-                    self._ask(pattern)
-            await link.share(self._read, self._write, self._expect_up, self._watch)
+                if not self._unsubscribe_if_unused(pattern):
+                    self._send_subscribe(pattern)
+            await link.share(self._read, self._write, self._require_confirmation, self._watch)
         finally:
             self._link = None
-            self._interrupted()
+            self._mark_lost()
 
-    def _interrupted(self) -> None:
+    def _mark_lost(self) -> None:
         for pattern in self._patterns.values():
             if pattern.settled.is_set() and not pattern.refused:
                 pattern.settled = trio.Event()
         if self._up.is_set():
             self._up = trio.Event()
-            _tell(self._on_up, False)
+            _call(self._on_up, False)
 
     async def _read(self, link: Link) -> None:
-        self._settle()
+        self._report_up_if_confirmed()
         while True:
             size = await link.receive()
             began = self._timer()
-            self._drain(link)
+            self._deliver_received(link)
             pause = min(GATHER_FACTOR * (self._timer() - began), GATHER_MAX)
             if pause >= GATHER_LEAST and size < RECEIVE_SIZE:
                 await trio.sleep(pause)
@@ -213,7 +233,8 @@ class Listener:
     async def _watch(self, link: Link) -> None:
         await link.watch(lambda: self._command(None, "PING"))
 
-    async def _expect_up(self, _link: Link) -> None:
+    async def _require_confirmation(self, _link: Link) -> None:
+        """End the session if Redis does not confirm the patterns in time."""
         with trio.move_on_after(CONNECT_TIMEOUT):
             await self._up.wait()
         if not self._up.is_set():
@@ -225,19 +246,19 @@ class Listener:
         self._out.append(pack(words))
         self._writable.unpark()
 
-    def _ask(self, pattern: _Pattern) -> None:
+    def _send_subscribe(self, pattern: _Pattern) -> None:
         if self._link is not None:
-            # One command for each, so that one that is refused does not take the others with it.
+            # One command for each pattern, so that the refusal of one leaves the others alone.
             self._command(pattern, b"PSUBSCRIBE", pattern.name)
 
-    def _drain(self, link: Link) -> None:
-        """Deal with all that has arrived; the sink gets its share in one call."""
+    def _deliver_received(self, link: Link) -> None:
+        """Process every complete reply in the reader; call the sink once."""
         batch: list[tuple[bytes, bytes]] = []
         append, gets, pinned = batch.append, link.reader.gets, self._pinned
         shared = self._patterns[pinned] if pinned is not None else None
         try:
             while (reply := gets()) is not False:
-                # Only a message has four parts: confirmations have three, an answer to PING two.
+                # Only a message has four parts: a confirmation has three, the answer to PING has two.
                 if type(reply) is list and len(reply) == 4:
                     _, pattern, channel, payload = reply
                     if pattern == pinned:
@@ -246,19 +267,19 @@ class Listener:
                             continue
                     self._dispatch(pattern, channel, payload)
                 else:
-                    self._answered(reply)
+                    self._take_answer(reply)
         finally:
-            # Also when the stream turns to garbage further on: what came before it is good.
+            # Also after a protocol error: the messages before it are good.
             if batch:
                 self.received += len(batch)
                 self.batches += 1
                 if self._sink is not None:
-                    _tell(self._sink, batch)
+                    _call(self._sink, batch)
 
     def _dispatch(self, name: bytes, channel: bytes, payload: bytes) -> None:
         pattern = self._patterns.get(name)
         if pattern is None:
-            return  # was unsubscribed a moment ago
+            return  # it was unsubscribed a moment ago
         message = Message(channel.decode("utf-8", "backslashreplace"), payload, pattern.text)
         gone = False
         for ref in pattern.subscribers:
@@ -269,11 +290,11 @@ class Listener:
                 subscription.push(message)
         if gone:
             pattern.subscribers = [ref for ref in pattern.subscribers if ref() is not None]
-            self._drop_unwanted(pattern)
+            self._unsubscribe_if_unused(pattern)
 
-    def _answered(self, reply: object) -> None:
+    def _take_answer(self, reply: object) -> None:
         if not self._expected:
-            raise BrokerUnavailable(f"redis said {reply!r} out of turn")
+            raise BrokerUnavailable(f"redis sent {reply!r}, which answers no command")
         pattern = self._expected.popleft()
         if pattern is None:
             return
@@ -281,44 +302,44 @@ class Listener:
             error = refusal(f"the subscription to {pattern.text!r}", reply)
             if pattern.name == self._pinned or not isinstance(error, BrokerRefused):
                 raise error
-            log.warning("redis refuses a subscription", pattern=pattern.text, cause=str(reply))
+            log.warning("subscription refused by redis", pattern=pattern.text, cause=str(reply))
             pattern.refused = str(error)
             _end(pattern, pattern.refused, BrokerRefused)
         pattern.settled.set()
-        self._settle()
+        self._report_up_if_confirmed()
 
-    def _settle(self) -> None:
+    def _report_up_if_confirmed(self) -> None:
         if not self._up.is_set() and all(pattern.settled.is_set() for pattern in self._patterns.values()):
             self._up.set()
-            self.keeper.established()
-            _tell(self._on_up, True)
+            self.connection.established()
+            _call(self._on_up, True)
 
-    def _drop_unwanted(self, pattern: _Pattern) -> bool:
-        """Unsubscribe *pattern* if nobody is left who wants it; whether that is so."""
+    def _unsubscribe_if_unused(self, pattern: _Pattern) -> bool:
+        """Unsubscribe a pattern without subscriptions; return whether it had none."""
         if pattern.name == self._pinned or any(ref() is not None for ref in pattern.subscribers):
             return False
         if self._patterns.get(pattern.name) is pattern:
             del self._patterns[pattern.name]
             if self._link is not None and not pattern.refused:
                 self._command(None, b"PUNSUBSCRIBE", pattern.name)
-            # Whoever was given up must not keep the others from being up.
+            # A pattern that was removed before its confirmation must not delay ``up``.
             pattern.settled.set()
             if self._link is not None:
-                self._settle()
+                self._report_up_if_confirmed()
         return True
 
 
 def _end(pattern: _Pattern, why: str, kind: type[BrokerUnavailable] = BrokerUnavailable) -> None:
-    """Tell everybody who wants *pattern* that nothing will come of it."""
+    """End the subscriptions of a pattern with an error."""
     for ref in pattern.subscribers:
         subscription = ref()
         if subscription is not None:
             subscription.end(why, kind)
 
 
-def _tell(function: Callable[[T], None], value: T) -> None:
-    """Call *function* of another room; what it raises is a bug, also when it looks like a lost connection."""
+def _call(function: Callable[[T], None], value: T) -> None:
+    """Call a function of another room; an error of it must not look like a lost connection."""
     try:
         function(value)
     except LOST as exc:
-        raise RuntimeError(f"what the bus delivers to raised {exc!r}") from exc
+        raise RuntimeError(f"the bus called {function!r}, which raised {exc!r}") from exc

@@ -1,17 +1,18 @@
 """The publisher connection: one pipeline, in order, bounded.
 
-What is promised:
+Its guarantees:
 
-1. Messages reach Redis in the order in which they were handed over; their answers come back in that order
-   too, so the oldest open call is the one that an answer belongs to.
-2. What was handed over during one pass of the scheduler goes out in one write.
-3. A message is sent at most once. What was written but not answered when the connection broke is reported
-   as BrokerUnavailable, and may or may not have been delivered: sending it again could deliver it twice.
-4. What was not yet written waits for the next connection, for `BRIDGE` seconds of an outage. Longer outages
-   are told at once: whoever waits gets BrokerUnavailable, and so does every new call until Redis is back.
-5. Messages that are open, written or not, take at most *max_buffer* bytes; one of any size is taken when
-   there is no other. `publish` waits for its turn, first come first served; what is handed over beyond that
-   without waiting is refused; who can let others wait asks `congested` before that.
+1. Messages reach Redis in the order of the calls. Answers come back in the same order, so an answer belongs
+   to the oldest open call.
+2. All messages of one pass of Trio's scheduler go out in one write.
+3. A message is sent at most once. If the connection breaks before its answer, the call fails with
+   ``BrokerUnavailable`` and the message may or may not have been delivered; a repetition could deliver it
+   twice.
+4. Messages that were not written yet wait for the next connection, for ``BRIDGE`` seconds of an outage. After
+   that, waiting calls and every new call fail with ``BrokerUnavailable`` until Redis is back.
+5. Open messages, written or not, take at most ``max_buffer`` bytes; a single one of any size is accepted.
+   ``publish`` waits for room, in order of the calls. ``publish_nowait`` fails without room. A caller that can
+   slow down its clients looks at ``congested`` first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Final, TypeVar
 import structlog
 import trio
 
-from tangram.bus.reconnect import Keeper
+from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import Dial, Link, dial, pack, refusal
 from tangram.errors import BrokerUnavailable
 from tangram.redis_url import RedisAddress
@@ -36,33 +37,35 @@ log = structlog.get_logger("tangram.bus")
 T = TypeVar("T")
 
 Done = Callable[[int | BrokerUnavailable], None]
+"""Gets the number of receivers, or the error."""
 DoneAll = Callable[[Mapping[int, BrokerUnavailable]], None]
-"""Hears which of the messages that were handed over together failed, by their position; empty: none."""
+"""Gets the failures among messages that were published together, by position; empty if none failed."""
 
-MAX_BUFFER = 8 * 1024 * 1024
+MAX_BUFFER: Final = 8 * 1024 * 1024
 """Bytes of open messages: some 30,000 messages of 200 bytes."""
 
-BRIDGE = 2.0
-"""Seconds of an outage that are bridged: a broker's restart or a failover by hand. A browser gives up on a
-push after 10."""
-
-SEND_LIMIT = 256 * 1024
-"""Bytes of one write. What is in a write when the connection breaks is lost to rule 3, so a long queue goes
-out in pieces."""
-
-PUBLISH_TIMEOUT = 5.0
-"""Seconds for an answer: longer than a hanging connection takes to be noticed while messages are under way.
+BRIDGE: Final = 2.0
+"""Seconds of an outage during which messages wait: a restart or a manual failover takes less. A browser
+gives up on a push after 10 s.
 """
 
-MAX_HEADS: Final = 1024
-"""Channels whose part of the command is kept; forgotten all at once when there are more."""
+SEND_LIMIT: Final = 256 * 1024
+"""Bytes of one write. All messages of a write may be lost with the connection (guarantee 3), so a long
+queue goes out in pieces.
+"""
 
-FLUSH_TIMEOUT = 0.5
-"""Seconds at a stop for what is still open: whoever stops after us said goodbye through us."""
+PUBLISH_TIMEOUT: Final = 5.0
+"""Seconds for an answer. A hanging connection is noticed earlier, so that the error names the cause."""
+
+MAX_HEADS: Final = 1024
+"""Channels whose encoded part of the command is cached; the cache is cleared when it is full."""
+
+FLUSH_TIMEOUT: Final = 0.5
+"""Seconds at a stop for open messages to be answered, for example the last messages of plugins."""
 
 
 class _Call:
-    """What was handed over together: its bytes, how many answers it gets, and those it has."""
+    """The messages of one call: their bytes, and the answers so far."""
 
     __slots__ = ("answers", "count", "data", "done", "done_all", "size")
 
@@ -78,7 +81,17 @@ class _Call:
 
 
 class Publisher:
-    """Keeps the publisher connection to *address*."""
+    """The publisher connection, opened again after each loss.
+
+    Args:
+        address: the address of Redis.
+        on_up: called when the connection is open.
+        dial: opens a connection.
+        rng: the source of the back-off's jitter.
+        max_buffer: bytes of open messages (guarantee 5).
+        bridge: seconds of an outage during which messages wait (guarantee 4).
+        name: the name of the connection in log lines.
+    """
 
     def __init__(
         self,
@@ -91,10 +104,13 @@ class Publisher:
         bridge: float = BRIDGE,
         name: str = "publisher",
     ) -> None:
-        self.keeper = Keeper(address, name=name, dial=dial, rng=rng)
+        self.connection = Reconnector(address, name=name, dial=dial, rng=rng)
         self.published = 0
+        """Messages that Redis has accepted."""
         self.failed = 0
+        """Messages that failed, or may have."""
         self.open_bytes = 0
+        """Bytes of open messages."""
         self._max_buffer = max_buffer
         self._bridge = bridge
         self._on_up = on_up
@@ -104,34 +120,29 @@ class Publisher:
         self._writable = trio.lowlevel.ParkingLot()
         self._uncongested = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
-        self._settled = trio.lowlevel.ParkingLot()
+        self._answered = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._up = trio.Event()
         self._down = trio.Event()
-        self._hope = trio.Event()
+        self._retried = trio.Event()
         self._away = ""
         self._closed = False
 
     @property
     def up(self) -> bool:
+        """Whether the connection is open."""
         return self._up.is_set()
 
     def publish_nowait(self, channel: str | bytes, payload: bytes | str, done: Done | None = None) -> None:
-        """Send *payload* to *channel*; *done* gets the number of receivers, or why it failed.
-
-        *done* is called later, from the bus's task; or before this returns, when the message cannot be
-        taken. It must not block or raise.
+        """Send one message without waiting; see ``Bus.publish_nowait``.
 
         Raises:
             BrokerUnavailable: the bus is closed for good.
         """
-        self._hand_over(_Call(pack((b"PUBLISH", channel, payload)), 1, done))
+        self._enqueue(_Call(pack((b"PUBLISH", channel, payload)), 1, done))
 
     def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
-        """Send all of *messages*, ``(channel, payload)``, in order; they are taken together or not at all.
-
-        *done* is told once, when the last is answered, which of them failed; as in `publish_nowait`, it may
-        be called before this returns, and must not block or raise.
+        """Send several messages without waiting; see ``Bus.publish_all_nowait``.
 
         Raises:
             BrokerUnavailable: the bus is closed for good.
@@ -139,20 +150,20 @@ class Publisher:
         heads = self._heads
         parts: list[bytes] = []
         for channel, payload in messages:
-            head = heads.get(channel) or self._learn(channel)
+            head = heads.get(channel) or self._command_head(channel)
             parts.append(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
         if parts:
-            self._hand_over(_Call(b"".join(parts), len(parts), None, done))
+            self._enqueue(_Call(b"".join(parts), len(parts), None, done))
 
-    def _learn(self, channel: str) -> bytes:
-        """All of a PUBLISH to *channel* that stands before the payload's length."""
+    def _command_head(self, channel: str) -> bytes:
+        """Return the bytes of a PUBLISH up to the payload's length, and cache them."""
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         name = channel.encode()
         head = self._heads[channel] = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
         return head
 
-    def _hand_over(self, call: _Call) -> None:
+    def _enqueue(self, call: _Call) -> None:
         if self._away or self._closed or not self._fits(call):
             self._refuse(call)
             return
@@ -167,14 +178,11 @@ class Publisher:
     async def publish(
         self, channel: str | bytes, payload: bytes | str, *, timeout: float = PUBLISH_TIMEOUT
     ) -> int:
-        """Send *payload* to *channel* and wait for the answer: how many subscribers got it.
-
-        Where the buffer is full, its turn is waited for first, within the same *timeout*. Cancelling ends the
-        wait, not the message: it may still go out.
+        """Send one message, and return the number of receivers; see ``Bus.publish``.
 
         Raises:
-            BrokerUnavailable: Redis is away, or does not answer within *timeout* seconds.
-            BrokerRefused: it says no.
+            BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
+            BrokerRefused: Redis refuses the command.
         """
         answer: list[int | BrokerUnavailable] = []
         answered = trio.Event()
@@ -184,56 +192,59 @@ class Publisher:
             answered.set()
 
         call = _Call(pack((b"PUBLISH", channel, payload)), 1, done)
-        handed_over = False
+        queued = False
         with trio.move_on_after(timeout):
-            await self._queue(call)
-            handed_over = True
+            await self._enqueue_in_turn(call)
+            queued = True
             await answered.wait()
-        if not answer and not handed_over:
+        if not answer and not queued:
             self._refuse(call, f"no room within {timeout:g} s: ")
         if not answer:
-            cause = f": {self.keeper.cause}" if self.keeper.cause and not self.up else ""
+            cause = f": {self.connection.cause}" if self.connection.cause and not self.up else ""
             raise BrokerUnavailable(f"redis did not answer a publish within {timeout:g} s{cause}")
         if isinstance(answer[0], BrokerUnavailable):
             raise answer[0]
         return answer[0]
 
-    async def _queue(self, call: _Call) -> None:
-        """Hand *call* over once there is room for it, after whoever waited before."""
-        if not self._turn.locked() and self._decided(call):
-            self._hand_over(call)
+    async def _enqueue_in_turn(self, call: _Call) -> None:
+        """Enqueue a call once there is room for it, after the calls that wait already."""
+        if not self._turn.locked() and not self._should_wait(call):
+            self._enqueue(call)
             return
         async with self._turn:
-            while not self._decided(call):
-                await self._settled.park()
-            self._hand_over(call)
+            while self._should_wait(call):
+                await self._answered.park()
+            self._enqueue(call)
 
-    def _decided(self, call: _Call) -> bool:
-        """Whether waiting for room would change nothing: there is some, or there is no Redis to make it."""
-        return bool(self._away) or self._closed or self._fits(call)
+    def _should_wait(self, call: _Call) -> bool:
+        """Return whether the buffer is full and Redis can make room."""
+        return not (self._away or self._closed or self._fits(call))
 
     @property
     def congested(self) -> bool:
-        """Whether more than half of *max_buffer* is open: a caller that can wait should."""
+        """Whether over half of ``max_buffer`` is in use; a caller that can wait should wait."""
         return self.open_bytes > self._max_buffer // 2
 
     async def wait_uncongested(self) -> None:
-        """Wait until Redis has answered, or until the outage is too long to be bridged."""
+        """Return once ``congested`` is false, after answers of Redis or failures."""
         if not self.congested:
             await trio.lowlevel.checkpoint()
-        # Nothing may come between the last look and the caller: all who wait are woken together, and each of
-        # them takes some of the room.
+        # All waiting tasks are woken together and each takes some of the room, so there must be no checkpoint
+        # between the last look and the caller.
         while self.congested:
             await self._uncongested.park()
 
-    def hope(self) -> None:
-        """Redis was just seen alive: dial now, and bridge again what comes until the dial is through."""
+    def retry_now(self) -> None:
+        """Dial at once, because another connection has reached Redis.
+
+        New messages wait for this dial instead of failing.
+        """
         self._away = ""
-        self._hope.set()
-        self.keeper.hurry()
+        self._retried.set()
+        self.connection.retry_now()
 
     async def run(self) -> None:
-        """Keep the connection until cancelled; then what is open has `FLUSH_TIMEOUT` to be answered."""
+        """Send messages until cancelled; then wait up to ``FLUSH_TIMEOUT`` for answers."""
         stop = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
@@ -250,12 +261,12 @@ class Publisher:
             self._fail_unsent("the bus was stopped")
 
     async def _work(self, stop: trio.Event) -> None:
-        # Shielded so that a stop can flush first: it ends by `stop`, which the cancelled task above sets,
-        # plus FLUSH_TIMEOUT.
+        # Shielded, so that a stop can flush first. The bound: ``run`` sets ``stop`` when it is cancelled,
+        # and the flush ends after FLUSH_TIMEOUT.
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.keeper.run, self._session)
-                nursery.start_soon(self._expire)
+                nursery.start_soon(self.connection.run, self._session)
+                nursery.start_soon(self._fail_long_outages)
                 await stop.wait()
                 self._closed = True
                 with trio.move_on_after(FLUSH_TIMEOUT):
@@ -263,23 +274,23 @@ class Publisher:
                         await self._drained.park()
                 nursery.cancel_scope.cancel()
 
-    async def _expire(self) -> None:
-        """Tell whoever waits when an outage is longer than what is bridged."""
+    async def _fail_long_outages(self) -> None:
+        """Fail the waiting calls when an outage lasts longer than ``bridge``."""
         while True:
             with trio.move_on_after(self._bridge):
                 await self._up.wait()
             if self._up.is_set():
                 await self._down.wait()
                 continue
-            self._away = f"redis is away: {self.keeper.cause or 'no answer yet'}"
+            self._away = f"redis is away: {self.connection.cause or 'no answer yet'}"
             self._fail_unsent(self._away)
-            self._hope = trio.Event()
-            await self._hope.wait()
+            self._retried = trio.Event()
+            await self._retried.wait()
 
     async def _session(self, link: Link) -> None:
-        self.keeper.established()
+        self.connection.established()
         self._on_up()
-        self.hope()
+        self.retry_now()
         self._down = trio.Event()
         self._up.set()
         try:
@@ -311,12 +322,12 @@ class Publisher:
             await link.receive()
             while (reply := gets()) is not False:
                 if not sent:
-                    raise BrokerUnavailable(f"redis said {reply!r} out of turn")
+                    raise BrokerUnavailable(f"redis sent {reply!r}, which answers no command")
                 call = sent[0]
                 call.answers.append(reply)
                 if len(call.answers) == call.count:
                     sent.popleft()
-                    self._settle(call)
+                    self._finish(call)
             if self._drained:
                 self._drained.unpark_all()
 
@@ -324,21 +335,25 @@ class Publisher:
         await link.watch(self._ping)
 
     def _ping(self) -> None:
-        # With messages under way, their answers are the sign of life, and this one would only wait behind
-        # them.
+        # The answers of open messages show as well that Redis is alive, and a ping would wait behind them.
         if not self._sent and not self._unsent:
             call = _Call(pack((b"PING",)), 1, _pong)
             self.open_bytes += call.size
             self._unsent.append(call)
             self._writable.unpark()
 
-    def _settle(self, call: _Call, rest: str = "") -> None:
-        """Tell what became of a call that is over; messages without an answer failed because of *rest*."""
+    def _finish(self, call: _Call, unanswered: str = "") -> None:
+        """Report the results of a call.
+
+        Args:
+            call: the call.
+            unanswered: why its messages without an answer failed.
+        """
         self.open_bytes -= call.size
         if self._uncongested and not self.congested:
             self._uncongested.unpark_all()
-        if self._settled:
-            self._settled.unpark_all()
+        if self._answered:
+            self._answered.unpark_all()
         if call.done is _pong:
             return
         answers = call.answers
@@ -346,49 +361,47 @@ class Publisher:
         self.published += taken
         if taken == call.count:
             if call.done_all is not None:
-                self._tell(call.done_all, {})
+                self._report(call.done_all, {})
             elif call.done is not None:
-                self._tell(call.done, answers[0])
+                self._report(call.done, answers[0])
             return
         failures = {
             at: refusal("the publish", answer) for at, answer in enumerate(answers) if type(answer) is not int
         }
-        failures |= {at: BrokerUnavailable(rest) for at in range(len(answers), call.count)}
+        failures |= {at: BrokerUnavailable(unanswered) for at in range(len(answers), call.count)}
         self._fail(call, failures)
 
     def _refuse(self, call: _Call, why: str = "") -> None:
         if self._closed:
             raise BrokerUnavailable("the bus is closed")
-        full = f"{why}{self.open_bytes} bytes wait for redis already, at most {self._max_buffer} may"
+        full = f"{why}{self.open_bytes} bytes wait for redis already, the limit is {self._max_buffer}"
         error = BrokerUnavailable(self._away or full)
         self._fail(call, dict.fromkeys(range(call.count), error))
 
     def _fail_sent(self, why: str) -> None:
         while self._sent:
-            self._settle(self._sent.popleft(), why)
+            self._finish(self._sent.popleft(), why)
 
     def _fail_unsent(self, why: str) -> None:
         while self._unsent:
-            self._settle(self._unsent.popleft(), why)
+            self._finish(self._unsent.popleft(), why)
 
     def _fail(self, call: _Call, failures: Mapping[int, BrokerUnavailable]) -> None:
         self.failed += len(failures)
         if call.done_all is not None:
-            self._tell(call.done_all, failures)
+            self._report(call.done_all, failures)
         elif call.done is not None:
-            self._tell(call.done, failures[0])
+            self._report(call.done, failures[0])
         else:
-            log.debug(
-                "nobody waits for what was not published", causes=[str(one) for one in failures.values()]
-            )
+            log.debug("message not published", causes=[str(one) for one in failures.values()])
 
-    def _tell(self, done: Callable[[T], None], outcome: T) -> None:
+    def _report(self, done: Callable[[T], None], outcome: T) -> None:
         try:
             done(outcome)
         except Exception as exc:
-            # One caller's bug must not cost the others their answers.
-            log.exception("a publisher's callback raised", cause=repr(exc))
+            # A bug of one caller must not cost the others their answers.
+            log.exception("publisher callback failed", cause=repr(exc))
 
 
 def _pong(_result: object) -> None:
-    """Who gets the answer to a ping: that it came is all."""
+    """Stand for the caller of a ping, whose answer is not used."""

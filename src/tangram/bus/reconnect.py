@@ -1,20 +1,20 @@
-"""A connection that is kept: dial, run a session on it, and when it is lost dial again, for ever.
+"""A connection that is dialled again, for ever, each time that it is lost.
 
-Why the back-off is so short. Once Redis is back, the first message should be at a browser within 250 ms in
-99 of 100 cases, however long it was away. A dial that meets a closed port fails at once, so what passes
-until the next one is the back-off alone: at most `BACKOFF_MAX` x 1.2 = 180 ms. Dialling, greeting and
-subscribing again are three round trips, 1-5 ms on one machine and at most 60 in one region. That stays
-below 250 with every dial, not only with 99 of 100; and a dial every 150 ms on both connections costs 1 % of
-a processor. Where dials *hang* instead (packets are dropped, a host is down), waiting for one would mean
-waiting for TCP's own retransmission, 1 s and more, so a new dial is started every `STAGGER` seconds beside
-the ones that hang; the first to come through wins.
+Why the back-off is so short: once Redis is back, the first message should reach a browser within 250 ms in
+99 of 100 cases, however long the outage was. A dial to a closed port fails at once, so the time to the next
+dial is the back-off alone: at most ``BACKOFF_MAX`` x 1.2 = 180 ms. Dial, greeting and subscription are
+three round trips: 1-5 ms on one machine, at most 60 ms in one region. The sum is below 250 ms for every
+dial. A dial every 150 ms on both connections costs 1 % of a processor.
+
+If dials hang (packets are dropped, a host is down), TCP sends again after 1 s or more. A new dial therefore
+starts every ``STAGGER`` seconds beside the hanging ones, and the first that succeeds is used.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import structlog
 import trio
@@ -22,31 +22,40 @@ import trio
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, Dial, Link, describe, open_link
 from tangram.redis_url import RedisAddress
 
-__all__ = ["Keeper"]
+__all__ = ["Reconnector"]
 
 log = structlog.get_logger("tangram.bus")
 
-BACKOFF_FIRST = 0.05
-BACKOFF_MAX = 0.15
-BACKOFF_JITTER = 0.2
-"""Share of the delay by which it is longer or shorter, so that many servers do not come back in step."""
+BACKOFF_FIRST: Final = 0.05
+"""Seconds before the second dial in a row; the first is at once."""
+BACKOFF_MAX: Final = 0.15
+"""Seconds of the longest delay before a dial."""
+BACKOFF_JITTER: Final = 0.2
+"""The share by which a delay is longer or shorter, so that many servers do not dial in step."""
 
-BACKOFF_REFUSED = 2.0
-"""Seconds between dials while Redis refuses our credentials: no outage, and each attempt fills its security
-log."""
+BACKOFF_REFUSED: Final = 2.0
+"""Seconds between dials while Redis refuses the credentials: each attempt fills its security log."""
 
-STEADY = 1.0
-"""Seconds that a connection must have lived for the next back-off to start from zero. Without it, a server
-that accepts and closes would be dialled without pause."""
+STEADY: Final = 1.0
+"""Seconds that a connection must last for the next back-off to start at zero. Otherwise a server that
+accepts and closes would be dialled without a pause.
+"""
 
-REMIND = 30.0
+REMIND: Final = 30.0
 """Seconds between log lines while Redis stays away."""
 
-_CREDENTIALS = ("NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "invalid password", "invalid username")
+_CREDENTIALS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH", "invalid password", "invalid username")
 
 
-class Keeper:
-    """Keeps one connection to *address*; *name* is what log lines call it."""
+class Reconnector:
+    """One connection to Redis, dialled again each time that it is lost.
+
+    Args:
+        address: the address of Redis.
+        name: the name of the connection in log lines.
+        dial: opens a connection.
+        rng: the source of the back-off's jitter.
+    """
 
     def __init__(
         self, address: RedisAddress, *, name: str, dial: Dial, rng: random.Random | None = None
@@ -54,10 +63,11 @@ class Keeper:
         self.address = address
         self.name = name
         self.reconnects = 0
-        """How often the connection was there again after a loss."""
+        """How often the connection was opened again after a loss."""
         self.cause = ""
-        """Why it is away, or was the last time."""
+        """Why the connection was lost, or could not be opened, the last time."""
         self.up = False
+        """Whether the session has reported that the connection works."""
         self._dial = dial
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._tries = 0
@@ -67,30 +77,33 @@ class Keeper:
         self._pause: trio.CancelScope | None = None
 
     async def run(self, session: Callable[[Link], Awaitable[None]]) -> NoReturn:
-        """Run *session* on each connection in turn. It calls `established` when the connection does its
-        work, and returns when it is lost.
+        """Run a session on each connection in turn, until cancelled.
+
+        Args:
+            session: calls ``established`` once the connection works, and returns when it is lost.
         """
         self._away_since = trio.current_time()
         while True:
-            cause = await self._once(session)
-            self._lost(cause)
+            cause = await self._run_session(session)
+            self._record_loss(cause)
             await self._back_off(cause)
 
     def established(self) -> None:
-        """The connection does its work: tell so, and count."""
+        """Record that the connection works; log it after an outage."""
         now = trio.current_time()
         if self.cause:
             self.reconnects += 1
             away = round(now - self._away_since, 3) if self._away_since is not None else 0.0
-            log.info("redis is back", connection=self.name, url=self.address.shown, away=away)
+            log.info("redis connection restored", connection=self.name, url=self.address.shown, away=away)
         self.up, self._up_since, self._away_since = True, now, None
 
-    def hurry(self) -> None:
-        """Redis was just seen elsewhere: end the present back-off."""
+    def retry_now(self) -> None:
+        """End the current back-off, because another connection has reached Redis."""
         if self._pause is not None:
             self._pause.cancel()
 
-    async def _once(self, session: Callable[[Link], Awaitable[None]]) -> str:
+    async def _run_session(self, session: Callable[[Link], Awaitable[None]]) -> str:
+        """Dial, run one session, and return why it ended."""
         try:
             async with open_link(self.address, dial=self._dial, timeout=CONNECT_TIMEOUT) as link:
                 await session(link)
@@ -98,7 +111,7 @@ class Keeper:
         except LOST as exc:
             return describe(exc)
 
-    def _lost(self, cause: str) -> None:
+    def _record_loss(self, cause: str) -> None:
         now = trio.current_time()
         if self.up and now - self._up_since >= STEADY:
             self._tries = 0
@@ -109,7 +122,9 @@ class Keeper:
         if news or now - self._reminded >= REMIND:
             self._reminded = now
             away = round(now - self._away_since, 3)
-            log.warning("redis is away", connection=self.name, url=self.address.shown, cause=cause, away=away)
+            log.warning(
+                "redis connection lost", connection=self.name, url=self.address.shown, cause=cause, away=away
+            )
 
     async def _back_off(self, cause: str) -> None:
         with trio.CancelScope() as self._pause:

@@ -1,6 +1,6 @@
-"""A lane: one asyncio loop on top of Trio with a redis-py client on it, for the bus's own nursery.
+"""One asyncio loop on top of Trio with a redis-py client, in the bus's own nursery.
 
-`client` says what it takes care of, and why.
+The docstring of ``tangram.bus.client`` lists its duties and their reasons.
 """
 
 from __future__ import annotations
@@ -22,31 +22,37 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-__all__ = ["COMMAND_TIMEOUT", "Lane", "within"]
+__all__ = ["COMMAND_TIMEOUT", "RedisLoop", "within"]
 
 log = structlog.get_logger("tangram.bus")
 
 T = TypeVar("T")
 
-COMMAND_TIMEOUT = 10.0
-"""Seconds for a command that does not wait on purpose. A script may take Redis one or two; who waits for
-more than ten is better told."""
+COMMAND_TIMEOUT: Final = 10.0
+"""Seconds for a command that does not block on purpose. A script may keep Redis busy for one or two; after
+ten an error is more useful than waiting.
+"""
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds for closing the lane's connections, and for commands under way to end."""
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds to cancel running commands and to close the connections."""
 
 
 async def within(seconds: float, name: str, call: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """``await call(*args)``, or BrokerUnavailable after *seconds*."""
+    """Await ``call(*args)``.
+
+    Raises:
+        BrokerUnavailable: it took longer than ``seconds``; ``name`` is the command in the message.
+    """
     with trio.move_on_after(seconds):
         return await call(*args)
     raise BrokerUnavailable(f"redis did not answer {name!r} within {seconds:g} s")
 
 
 @contextmanager
-def _told_clearly(url: str) -> Iterator[None]:
-    """Turn redis-py's and the system's ways to say "away" into BrokerUnavailable; what Redis itself answers
-    stays redis-py's exception.
+def _translated_outages(url: str) -> Iterator[None]:
+    """Turn connection errors of redis-py and of the system into ``BrokerUnavailable``.
+
+    Error answers of Redis stay exceptions of redis-py.
     """
     import redis.exceptions
 
@@ -57,7 +63,7 @@ def _told_clearly(url: str) -> Iterator[None]:
         raise BrokerUnavailable(f"redis at {redact_url(url)} is away: {exc}") from exc
 
 
-class Lane:
+class RedisLoop:
     """An asyncio loop on top of Trio with a redis-py client on it."""
 
     def __init__(self, url: str) -> None:
@@ -67,11 +73,12 @@ class Lane:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    async def run(self, *, task_status: trio.TaskStatus[Lane]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[RedisLoop]) -> None:
+        """Run the loop until cancelled; then end running commands and close the connections."""
         import trio_asyncio
 
         async with trio_asyncio.open_loop() as loop:
-            loop.set_exception_handler(_complain)
+            loop.set_exception_handler(_log_failed_task)
             self.loop = loop
             self.redis = _open_client(self.url)
             try:
@@ -83,10 +90,10 @@ class Lane:
                     await self._close()
 
     async def call(self, function: Callable[[Redis], Any]) -> Any:
-        """What *function* of the client gives, awaited on the loop if it is awaitable.
+        """Call a function with the client on the loop, await its result, and return it.
 
         Raises:
-            BrokerUnavailable: Redis is away, or the lane is closed.
+            BrokerUnavailable: Redis is away, or the loop is closed.
         """
         import asyncio
 
@@ -94,12 +101,11 @@ class Lane:
 
         if self._closing:
             raise BrokerUnavailable(CLOSED)
-        # By name: the caller may stand outside the loop, where asyncio knows of none. On the asyncio side the
-        # task finds its loop by itself.
-        task = self.loop.create_task(_awaited(function, self.redis))
+        # On this loop explicitly: the caller may run outside of it, where asyncio has no current loop.
+        task = self.loop.create_task(_call_and_await(function, self.redis))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with _told_clearly(self.url):
+        with _translated_outages(self.url):
             try:
                 return await trio_asyncio.run_aio_future(task)
             except asyncio.CancelledError:
@@ -114,10 +120,10 @@ class Lane:
             task.cancel()
         if self._tasks:
             await trio_asyncio.run_aio_future(
-                asyncio.ensure_future(_settled(set(self._tasks)), loop=self.loop)
+                asyncio.ensure_future(_wait_for(set(self._tasks)), loop=self.loop)
             )
         closing = self.loop.create_task(
-            _awaited(lambda redis: redis.aclose(close_connection_pool=True), self.redis)
+            _call_and_await(lambda redis: redis.aclose(close_connection_pool=True), self.redis)
         )
         await trio_asyncio.run_aio_future(closing)
 
@@ -125,24 +131,22 @@ class Lane:
 CLOSED: Final = "the bus was stopped; its redis client is closed"
 
 
-async def _awaited(function: Callable[[Redis], Any], redis: Redis) -> Any:
-    """On the asyncio side: call and await."""
+async def _call_and_await(function: Callable[[Redis], Any], redis: Redis) -> Any:
+    """Call a function and await its result; runs on asyncio."""
     result = function(redis)
     return await result if inspect.isawaitable(result) else result
 
 
-async def _settled(tasks: set[asyncio.Task[Any]]) -> None:
-    """On the asyncio side: wait for *tasks*, whatever becomes of them."""
+async def _wait_for(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait for tasks to end, with or without errors; runs on asyncio."""
     import asyncio
 
     await asyncio.wait(tasks)
 
 
-def _complain(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _log_failed_task(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     exc = context.get("exception")
-    log.error(
-        "an asyncio task of the redis client failed", cause=repr(exc or context.get("message")), exc_info=exc
-    )
+    log.error("redis client task failed", cause=repr(exc or context.get("message")), exc_info=exc)
 
 
 def _open_client(url: str) -> Redis:
@@ -154,9 +158,8 @@ def _open_client(url: str) -> Redis:
         url,
         protocol=2,
         socket_connect_timeout=CONNECT_TIMEOUT,
-        # Our own deadline tells blocking commands from others; this one does not.
+        # ``COMMAND_TIMEOUT`` leaves blocking commands alone; this timeout would end them too.
         socket_timeout=None,
-        # A command whose answer was lost may have been carried out; whether it may be repeated, its caller
-        # knows.
+        # A command without an answer may have been carried out; only its caller knows whether to repeat it.
         retry=Retry(NoBackoff(), 0),
     )

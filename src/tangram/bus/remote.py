@@ -1,12 +1,10 @@
-"""Objects that live on the redis client's asyncio loop, and their faces on the Trio side: pipelines,
-pub/sub, locks, iterators.
-"""
+"""Trio's side of objects on the redis client's loop: pipelines, pub/sub, locks, iterators."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
@@ -14,35 +12,41 @@ from tangram.bus.redis_loop import COMMAND_TIMEOUT, within
 from tangram.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from tangram.bus.redis_loop import Lane
+    from tangram.bus.redis_loop import RedisLoop
 
 __all__ = ["Pipeline", "PubSub", "Remote", "RemoteIterator"]
 
-LaneGetter = Callable[[], Awaitable["Lane"]]
+LoopGetter = Callable[[], Awaitable["RedisLoop"]]
 Make = Callable[[Any], Any]
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds for an object's clean-up, which happens under cancellation too."""
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for an object's clean-up, which also happens under cancellation."""
 
 
 class Remote:
-    """An object made on the loop when it is first used; each of its methods is awaited there."""
+    """An object on the loop, made by its first use; its methods are awaited there.
 
-    def __init__(self, lane: LaneGetter, make: Make, name: str) -> None:
-        self._lane = lane
+    Args:
+        redis_loop: returns the loop of the running bus.
+        make: makes the object from a redis-py client.
+        name: the kind of the object, for error messages.
+    """
+
+    def __init__(self, redis_loop: LoopGetter, make: Make, name: str) -> None:
+        self._redis_loop = redis_loop
         self._make = make
         self._name = name
-        self._home: Lane | None = None
+        self._home: RedisLoop | None = None
         self._object: Any = None
 
     async def _call(self, function: Callable[[Any], Any]) -> Any:
-        lane = await self._lane()
+        loop = await self._redis_loop()
         if self._home is None:
-            self._home = lane
-            self._object = self._make(lane.redis)
-        elif self._home is not lane:
+            self._home = loop
+            self._object = self._make(loop.redis)
+        elif self._home is not loop:
             raise BrokerUnavailable(f"this {self._name} belongs to a bus that has stopped; make a new one")
-        return await lane.call(lambda _redis: function(self._object))
+        return await loop.call(lambda _redis: function(self._object))
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return await self._call(lambda made: made(*args, **kwargs))
@@ -67,7 +71,7 @@ class Remote:
         if self._home is None:
             await trio.lowlevel.checkpoint()
             return
-        # Its loop or its connection may be gone already, and with it what was to be cleaned up.
+        # The loop or the connection may have ended already, and the object with it.
         with suppress(BrokerUnavailable), trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await self._call(function)
 
@@ -76,19 +80,25 @@ class PubSub(Remote):
     """redis-py's PubSub. Prefer ``state.subscribe(...)``."""
 
     def listen(self) -> AsyncIterator[Any]:
-        """Messages as redis-py's dicts; BrokerUnavailable when Redis goes away."""
+        """Iterate over messages, which are redis-py's dicts.
+
+        The iteration raises ``BrokerUnavailable`` when Redis goes away.
+        """
         return Messages(self)
 
     @property
     def subscribed(self) -> bool:
+        """Whether there is a subscription."""
         return bool(self._object is not None and self._object.subscribed)
 
     @property
     def channels(self) -> Any:
+        """The subscribed channels."""
         return self._object.channels if self._object is not None else {}
 
     @property
     def patterns(self) -> Any:
+        """The subscribed patterns."""
         return self._object.patterns if self._object is not None else {}
 
     async def _call(self, function: Callable[[Any], Any]) -> Any:
@@ -96,10 +106,11 @@ class PubSub(Remote):
             return await super()._call(function)
         except BrokerUnavailable as exc:
             raise BrokerUnavailable(
-                f"{exc}; state.subscribe(...) goes on when redis is back, a pubsub does not"
+                f"{exc}; a pubsub ends here, state.subscribe(...) goes on when redis is back"
             ) from exc
 
     async def aclose(self) -> None:
+        """Close the connection."""
         await self._clean_up(lambda made: made.aclose())
 
     close = reset = aclose
@@ -109,7 +120,10 @@ class PubSub(Remote):
 
 
 class Messages:
-    """`PubSub.listen`: no generator, so that one that is left half-way leaves nothing to be finalised."""
+    """The iterator of ``PubSub.listen``.
+
+    It is not a generator, so that a loop may stop without finalising it.
+    """
 
     def __init__(self, pubsub: PubSub) -> None:
         self._pubsub = pubsub
@@ -124,18 +138,18 @@ class Messages:
 
 
 class RemoteIterator:
-    """An asynchronous generator of the loop's, iterated from Trio."""
+    """An asynchronous generator on the loop, iterated from Trio."""
 
-    def __init__(self, lane: LaneGetter, make: Make) -> None:
-        self._remote = Remote(lane, make, "iterator")
+    def __init__(self, redis_loop: LoopGetter, make: Make) -> None:
+        self._remote = Remote(redis_loop, make, "iterator")
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
         try:
-            # StopAsyncIteration cannot cross the border as an exception of a task: a mark stands for it.
-            item = await within(COMMAND_TIMEOUT, "scan", self._remote._call, _next_or_end)  # noqa: SLF001
+            # StopAsyncIteration cannot be an exception of a task; ``END`` stands for it.
+            item = await within(COMMAND_TIMEOUT, "scan", self._remote._call, _next_or_end)  # noqa: SLF001 - its own part
         except BaseException:
             await self.aclose()
             raise
@@ -144,7 +158,7 @@ class RemoteIterator:
         return item
 
     async def aclose(self) -> None:
-        """Give it up; what it holds on the loop is closed."""
+        """Close the generator on the loop."""
         await self._remote._clean_up(lambda made: made.aclose())  # noqa: SLF001 - its own part
 
 
@@ -156,14 +170,14 @@ async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
 
 
 class Pipeline:
-    """Commands collected here and sent together by `execute`.
+    """Commands that are collected here and sent together by ``execute``.
 
-    Nothing is opened until then, so a pipeline that is forgotten leaves nothing behind. After `watch`,
-    commands run at once and return awaitables, until `multi` begins to collect again: redis-py's own rules.
+    No connection is used until then, so a pipeline needs no clean-up. After ``watch``, commands run at once
+    and return awaitables until ``multi`` collects again, as in redis-py.
     """
 
-    def __init__(self, lane: LaneGetter, knows: Callable[[str], bool], *, transaction: bool) -> None:
-        self._lane = lane
+    def __init__(self, redis_loop: LoopGetter, knows: Callable[[str], bool], *, transaction: bool) -> None:
+        self._redis_loop = redis_loop
         self._knows = knows
         self._transaction = transaction
         self._commands: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -201,30 +215,33 @@ class Pipeline:
         return command
 
     async def watch(self, *names: Any) -> Any:
-        """Watch keys: `execute` raises redis.exceptions.WatchError if one of them changes meanwhile."""
+        """Watch keys.
+
+        ``execute`` raises ``redis.exceptions.WatchError`` if one of them changes before it.
+        """
         if self._watching is None:
             self._watching = Remote(
-                self._lane, lambda redis: redis.pipeline(transaction=self._transaction), "pipeline"
+                self._redis_loop, lambda redis: redis.pipeline(transaction=self._transaction), "pipeline"
             )
             self._collecting = False
         return await self._watching.watch(*names)
 
     def multi(self) -> None:
-        """Collect from here on."""
+        """Collect the following commands."""
         self._collecting = True
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send what was collected; the answers in order.
+        """Send the collected commands, and return their answers in order.
 
         Raises:
-            BrokerUnavailable: Redis is away or did not answer in time; whether the commands were carried
-                out is not known then. redis.exceptions.ResponseError: one of the commands was refused,
-                unless *raise_on_error* is false.
+            BrokerUnavailable: Redis is away or did not answer in time; the commands may have been carried
+                out.
+            redis.exceptions.ResponseError: a command was refused, unless ``raise_on_error`` is false.
         """
         commands, self._commands = self._commands, []
         watching = self._watching
         remote = watching or Remote(
-            self._lane, lambda redis: redis.pipeline(transaction=self._transaction), "pipeline"
+            self._redis_loop, lambda redis: redis.pipeline(transaction=self._transaction), "pipeline"
         )
 
         async def run(pipe: Any) -> Any:
@@ -238,11 +255,11 @@ class Pipeline:
                 await pipe.reset()
 
         self._watching, self._collecting = None, True
-        answers: list[Any] = await within(COMMAND_TIMEOUT, "execute", remote._call, run)  # noqa: SLF001
+        answers: list[Any] = await within(COMMAND_TIMEOUT, "execute", remote._call, run)  # noqa: SLF001 - its own part
         return answers
 
     async def reset(self) -> None:
-        """Forget what was collected and stop watching."""
+        """Discard the collected commands and stop watching."""
         self._commands.clear()
         watching, self._watching, self._collecting = self._watching, None, True
         if watching is not None:

@@ -1,9 +1,9 @@
-"""One open connection to Redis: dialled, greeted, read in chunks, watched for silence. RESP2, parsed by
-hiredis.
+"""One open connection to Redis: dial, greeting, reading in chunks, pings.
 
-What may go wrong with a connection is one family, `LOST`; the tasks that share a connection end together
-when one of them meets it (`Link.share`), and whoever keeps the connection reads `Link.cause` and dials
-again.
+The protocol is RESP2, parsed by hiredis.
+
+Every error that ends a connection is in ``LOST``. The tasks that share a connection end together when one of
+them gets such an error (``Link.share``). ``reconnect`` then reads ``Link.cause`` and dials again.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ __all__ = [
 
 Dial = Callable[[RedisAddress], Awaitable[trio.abc.Stream]]
 
-current_dial: ContextVar[Dial | None] = ContextVar("tangram_dial", default=None)
-"""How Redis is dialled in this context instead of by a socket: the seam behind which a broker in memory
-stands. It reaches the bus and every `Subscriber` of a plugin alike."""
+current_dial: Final[ContextVar[Dial | None]] = ContextVar("tangram_dial", default=None)
+"""The function that dials Redis in this context instead of a socket, for example a broker in memory. It
+applies to the bus and to every ``Subscriber`` of a plugin.
+"""
 
 LOST: Final = (
     OSError,
@@ -49,38 +50,43 @@ LOST: Final = (
     hiredis.HiredisError,
     BrokerUnavailable,
 )
-"""Everything by which a connection ends that is not a bug of ours."""
+"""The errors with which a connection ends; any other exception is a bug."""
 
-CONNECT_TIMEOUT = 2.0
-"""Seconds for dialling and for the greeting. A Redis on the same continent answers in 0.1; one that swaps
-or loads, in about 1."""
+CONNECT_TIMEOUT: Final = 2.0
+"""Seconds for the dial and the greeting. A Redis on the same continent answers in 0.1 s; one that swaps or
+loads, in about 1 s.
+"""
 
-STAGGER = 0.15
-"""Seconds after which a dial that hangs gets company: TCP sends a dropped packet again after 1 s at the
-earliest, a new dial sends one now."""
+STAGGER: Final = 0.15
+"""Seconds after which a second dial starts beside one that hangs. TCP sends a dropped packet again after 1
+s at the earliest; a new dial sends one at once.
+"""
 
-RECEIVE_SIZE = 65536
-"""Bytes asked for at once: about 250 messages of 200 bytes. Twice as much is past malloc's mmap threshold,
-and each read would then pay for fresh pages."""
+RECEIVE_SIZE: Final = 65536
+"""Bytes of one read: about 250 messages of 200 bytes. Twice as much exceeds malloc's mmap threshold, and each
+read would then cost fresh pages."""
 
-PING_EVERY = 2.0
-"""Seconds of silence after which the other end is asked for a sign of life."""
+PING_EVERY: Final = 2.0
+"""Seconds of silence after which a ping is sent."""
 
-PING_TIMEOUT = 3.0
-"""Seconds for that sign. A Redis busy with a slow script is late by one or two; a dead one never answers."""
+PING_TIMEOUT: Final = 3.0
+"""Seconds for its answer. A Redis that runs a slow script is late by one or two."""
 
-# Its stub says "a tuple of one"; it takes any number.
+# The stub says "a tuple of one"; the function takes any number.
 pack = cast("Callable[[tuple[str | bytes, ...]], bytes]", hiredis.pack_command)
 
 
 PASSING: Final = frozenset(
     {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "OOM", "READONLY", "TRYAGAIN"}
 )
-"""How errors begin by which Redis says not now, rather than no."""
+"""The first words of Redis's temporary errors: a repetition may succeed."""
 
 
 def refusal(what: str, answer: object) -> BrokerUnavailable:
-    """The error for what Redis answered instead of doing it: a `BrokerRefused`, unless it will pass."""
+    """Return the error for an answer of Redis.
+
+    It is ``BrokerUnavailable`` for a temporary error, and ``BrokerRefused`` for any other.
+    """
     message = f"redis refuses {what}: {answer}"
     if not isinstance(answer, hiredis.ReplyError) or str(answer).partition(" ")[0] in PASSING:
         return BrokerUnavailable(message)
@@ -88,7 +94,7 @@ def refusal(what: str, answer: object) -> BrokerUnavailable:
 
 
 def describe(exc: BaseException) -> str:
-    """*exc* in one line without jargon: the reason of the operating system where there is one."""
+    """Return an exception in one line: the operating system's reason, or the text."""
     exc = first_leaf(exc)
     while exc.__cause__ is not None:
         exc = first_leaf(exc.__cause__)
@@ -98,7 +104,7 @@ def describe(exc: BaseException) -> str:
 
 
 async def dial(address: RedisAddress) -> trio.abc.Stream:
-    """A connected stream to *address*; the caller sets the deadline."""
+    """Return a connected stream to an address; the caller sets the deadline."""
     instead = current_dial.get()
     if instead is not None:
         return await instead(address)
@@ -106,18 +112,18 @@ async def dial(address: RedisAddress) -> trio.abc.Stream:
 
 
 async def dial_socket(address: RedisAddress) -> trio.abc.Stream:
-    """A connected socket to *address*, under TLS where the address says so.
+    """Return a connected socket to an address, with TLS if the address asks for it.
 
     Raises:
-        BrokerUnavailable: the host's name is one that cannot be looked up.
-        OSError: it was refused by the operating system.
+        BrokerUnavailable: the host's name cannot be encoded for a look-up.
+        OSError: the operating system refused.
     """
     if address.path:
         return PlainStream(await trio.open_unix_socket(address.path))
     try:
         stream = await trio.open_tcp_stream(address.host, address.port)
-    except UnicodeError as error:  # a part of it is empty or too long, or has what no name may have
-        raise BrokerUnavailable(f"{address.host!r} is no name of a host: {error}") from None
+    except UnicodeError as error:  # a label is empty, too long, or has a forbidden character
+        raise BrokerUnavailable(f"{address.host!r} is not a valid host name: {error}") from None
     if not address.tls:
         return PlainStream(stream)
     try:
@@ -129,8 +135,11 @@ async def dial_socket(address: RedisAddress) -> trio.abc.Stream:
     return secured
 
 
-async def _first(address: RedisAddress, dial: Dial) -> trio.abc.Stream:
-    """The first dial to come through; one is begun every `STAGGER` seconds, an error ends them all."""
+async def _dial_staggered(address: RedisAddress, dial: Dial) -> trio.abc.Stream:
+    """Start a dial every ``STAGGER`` seconds, and return the first stream.
+
+    The first error ends all dials.
+    """
     streams: list[trio.abc.Stream] = []
     errors: list[Exception] = []
 
@@ -147,47 +156,47 @@ async def _first(address: RedisAddress, dial: Dial) -> trio.abc.Stream:
                 nursery.start_soon(attempt)
                 await trio.sleep(STAGGER)
     except BaseException:
-        await _drop(streams)
+        await _close_all(streams)
         raise
-    await _drop(streams[1:])  # came through in the same moment
+    await _close_all(streams[1:])  # they were connected in the same moment
     if not streams:
         raise errors[0]
     return streams[0]
 
 
-async def _drop(streams: Sequence[trio.abc.Stream]) -> None:
-    # Under a cancellation the first close would raise, and the others stay open. None of them waits.
+async def _close_all(streams: Sequence[trio.abc.Stream]) -> None:
+    # Shielded: under a cancellation the first close would raise and leave the others open. No close waits.
     with trio.move_on_after(1.0, shield=True):
         for stream in streams:
             await trio.aclose_forcefully(stream)
 
 
 class Link:
-    """A greeted connection. `cause` tells, once it is over, what ended it."""
+    """An open connection that has been greeted."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.reader = hiredis.Reader()
-        self.heard = 0
+        self.chunks = 0
+        """Chunks that were received."""
         self.cause = ""
+        """Why the connection ended; empty while it is open."""
 
     async def receive(self) -> int:
-        """Wait for the next chunk, feed it to `reader` and return its size: `RECEIVE_SIZE` at most.
+        """Wait for the next chunk, feed it to ``reader``, and return its size in bytes.
 
         Raises:
-            BrokerUnavailable: the other end has closed.
+            BrokerUnavailable: Redis closed the connection.
         """
         chunk = await self.stream.receive_some(RECEIVE_SIZE)
         if not chunk:
             raise BrokerUnavailable("redis closed the connection")
-        self.heard += 1
+        self.chunks += 1
         self.reader.feed(cast("bytes", chunk))
         return len(chunk)
 
     async def share(self, *tasks: Callable[[Link], Awaitable[None]]) -> None:
-        """Run *tasks* side by side until one of them returns or meets a loss; then end the others and
-        return.
-        """
+        """Run tasks until one of them returns or loses the connection; then cancel the others."""
         async with trio.open_nursery() as nursery:
             for task in tasks:
                 nursery.start_soon(self._guard, task, nursery.cancel_scope)
@@ -200,31 +209,31 @@ class Link:
         scope.cancel()
 
     async def watch(self, ping: Callable[[], None]) -> None:
-        """Ask for a sign of life by *ping* whenever it has been quiet.
+        """Call ``ping`` after each silence of ``PING_EVERY`` seconds, until Redis does not answer.
 
-        This counts chunks and looks at the count now and then, so that the reading side pays nothing for it.
+        This compares counts of chunks from time to time, so that it costs the reader nothing.
 
         Raises:
-            BrokerUnavailable: nothing came within `PING_TIMEOUT`: the connection is half open, or the other
-                end hangs.
+            BrokerUnavailable: nothing came within ``PING_TIMEOUT``: the connection is half open, or Redis
+                hangs.
         """
         while True:
-            heard = self.heard
+            before = self.chunks
             await trio.sleep(PING_EVERY)
-            if self.heard != heard:
+            if self.chunks != before:
                 continue
             ping()
             await trio.sleep(PING_TIMEOUT)
-            # If the whole process stood still (a plugin that blocks the loop), the answer lies in the
-            # socket by now and the reader has merely not had its turn: let it have one before judging.
+            # If this process was blocked (a plugin blocks the event loop), the answer lies in the socket
+            # and the reader has not run since. Let it run before the check.
             for _ in range(3):
                 await trio.lowlevel.checkpoint()
-            if self.heard == heard:
+            if self.chunks == before:
                 raise BrokerUnavailable(f"redis did not answer a ping within {PING_TIMEOUT:g} s")
 
 
 async def _greet(link: Link, address: RedisAddress) -> None:
-    """Say who we are, choose the database, and see that somebody answers."""
+    """Log in, select the database, and wait for the answer to a ping."""
     commands: list[tuple[str, ...]] = []
     if address.password is not None:
         commands.append(("AUTH", *([address.username] if address.username else []), address.password))
@@ -235,7 +244,7 @@ async def _greet(link: Link, address: RedisAddress) -> None:
     for name, *_ in commands:
         while (reply := link.reader.gets()) is False:
             await link.receive()
-        # An account that may publish and subscribe only may not ping; that it says so is sign of life enough.
+        # An account may lack the right to ping; the refusal shows as well that Redis is alive.
         refused = isinstance(reply, hiredis.ReplyError)
         if refused and not (name == "PING" and str(reply).startswith("NOPERM")):
             raise refusal(name, reply)
@@ -245,16 +254,21 @@ async def _greet(link: Link, address: RedisAddress) -> None:
 async def open_link(
     address: RedisAddress, *, dial: Dial = dial, timeout: float = CONNECT_TIMEOUT
 ) -> AsyncGenerator[Link, None]:
-    """A connection that is greeted and ready; closed, without ceremony, on the way out.
+    """Open a connection, log in, and close it at the end of the block.
+
+    Args:
+        address: the address of Redis.
+        dial: opens the stream.
+        timeout: seconds for the dial and the greeting.
 
     Raises:
-        BrokerUnavailable: it did not come about within *timeout* seconds, or Redis refused it.
-        OSError: it was refused by the operating system.
+        BrokerUnavailable: Redis did not answer within ``timeout`` seconds, or refused the account.
+        OSError: the operating system refused.
     """
     link: Link | None = None
     try:
         with trio.move_on_after(timeout) as scope:
-            link = Link(await _first(address, dial))
+            link = Link(await _dial_staggered(address, dial))
             await _greet(link, address)
         if link is None or scope.cancelled_caught:
             raise BrokerUnavailable(f"redis did not answer within {timeout:g} s")

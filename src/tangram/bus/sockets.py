@@ -1,9 +1,9 @@
-"""A connected socket as a stream, for a connection that is read in a loop and written by one task.
+"""A connected socket as a stream, with one reading loop and one writing task.
 
-``trio.SocketStream`` tries first and gives way afterwards, which is right for whoever may use it in any way,
-and costs a vain read and a pass of the scheduler for each chunk. Here a read waits first, and so gives way
-once; a write that the socket takes at once does not give way at all: whoever writes in a loop waits for
-something to write.
+``trio.SocketStream`` tries to read before it waits, and yields to the scheduler after each operation. This
+suits every use, and costs a failed read and a pass of the scheduler for each chunk. Here a read waits
+first, which yields once. A write that the socket accepts at once does not yield; the writing loop yields
+when it waits for data.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import trio
 __all__ = ["PlainStream"]
 
 READ_SIZE: Final = 65536
-"""Bytes asked for where the reader does not say."""
+"""Bytes of one read if the caller does not name a number."""
 
 _wait_readable = trio.lowlevel.wait_readable
 _wait_writable = trio.lowlevel.wait_writable
 
 
 class PlainStream(trio.abc.Stream):
-    """Takes the socket of *stream* over, which is of no use afterwards."""
+    """A stream on the socket of a ``trio.SocketStream``, which must not be used afterwards."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._socket = socket.socket(fileno=stream.socket.detach())
@@ -32,11 +32,11 @@ class PlainStream(trio.abc.Stream):
         self._closed = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What has come; empty at the end.
+        """Return the next bytes; empty bytes mean the end of the stream.
 
         Raises:
             BrokenResourceError: the connection broke.
-            ClosedResourceError: it was closed on this side.
+            ClosedResourceError: this stream is closed.
         """
         while not self._closed:
             await _wait_readable(self._socket)
@@ -49,11 +49,11 @@ class PlainStream(trio.abc.Stream):
         raise trio.ClosedResourceError
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it; without giving way if the socket takes it at once.
+        """Send all bytes, without a checkpoint if the socket accepts them at once.
 
         Raises:
             BrokenResourceError: the connection broke.
-            ClosedResourceError: it was closed on this side.
+            ClosedResourceError: this stream is closed.
         """
         rest = memoryview(data)
         while not self._closed:
@@ -70,18 +70,18 @@ class PlainStream(trio.abc.Stream):
         raise trio.ClosedResourceError
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Return once the socket takes something."""
+        """Return once the socket accepts data."""
         if self._closed:
             raise trio.ClosedResourceError
         await _wait_writable(self._socket)
 
     def shut(self) -> None:
-        """End the connection as the network does: whoever reads hears the end of the stream."""
-        with contextlib.suppress(OSError):  # it is closed, or was never connected
+        """End the connection as the network would: the reader gets the end of the stream."""
+        with contextlib.suppress(OSError):  # it is closed or was never connected
             self._socket.shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
-        """Close; whoever waits for the socket gets ClosedResourceError."""
+        """Close the stream; a task that waits for it gets ``ClosedResourceError``."""
         if not self._closed:
             self._closed = True
             trio.lowlevel.notify_closing(self._socket)

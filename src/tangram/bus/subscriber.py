@@ -1,10 +1,10 @@
-"""`Subscriber`: the base class by which plugins listen to Redis, as the plugin guide shows it."""
+"""``Subscriber``: the base class with which plugins listen to Redis."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
-from typing import Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import structlog
 import trio
@@ -19,25 +19,45 @@ __all__ = ["Subscriber", "service_nursery"]
 
 log = structlog.get_logger("tangram.bus")
 
-service_nursery: ContextVar[trio.Nursery | None] = ContextVar("service_nursery", default=None)
-"""The nursery of the plugin service that is running; whoever runs services sets it."""
+service_nursery: Final[ContextVar[trio.Nursery | None]] = ContextVar("service_nursery", default=None)
+"""The nursery of the running plugin service; the plugin's host sets it."""
 
-START_TIMEOUT = 2.0
-"""Seconds that `Subscriber.subscribe` waits for Redis; one that is away for longer is waited for in the
-background."""
+START_TIMEOUT: Final = 2.0
+"""Seconds that ``Subscriber.subscribe`` waits for Redis; after that it waits in the background."""
 
-STOP_TIMEOUT = 2.0
-"""Seconds that `Subscriber.cleanup` waits for a handler to end, under cancellation too."""
+STOP_TIMEOUT: Final = 2.0
+"""Seconds that ``Subscriber.cleanup`` waits for a handler to end, also under cancellation."""
 
 StateT = TypeVar("StateT")
 
 
 class Subscriber(ABC, Generic[StateT]):
-    """Listens to *channels*, each a pattern as of ``PSUBSCRIBE``, on a connection of its own.
+    """A task that calls ``message_handler`` for each message of some channels.
 
-    Messages are handled one after another. A handler's error is logged and costs that message; so does a
-    payload that is not UTF-8. When Redis goes away, the connection is made anew as soon as it is back. When
-    it refuses a channel, the subscriber ends with BrokerRefused, and with it the service that it belongs to.
+    It has a connection of its own.
+
+    Messages are handled one after another. An error of the handler is logged, and the next message follows.
+    A payload that is not UTF-8 is logged and skipped. After an outage of Redis the subscriber reconnects.
+    If Redis refuses a channel, the subscriber ends with ``BrokerRefused``, and its service with it.
+
+    Args:
+        name: the name in log lines.
+        redis_url: usually ``state.config.core.redis_url``.
+        channels: patterns as for ``PSUBSCRIBE``, for example ``["from:system:*"]``.
+        initial_state: passed to each call of the handler.
+
+    Raises:
+        ServiceError: ``redis_url`` is None.
+        ConfigError: ``redis_url`` is malformed.
+
+    Example:
+        In a service::
+
+            class Clicks(tangram.Subscriber[list[str]]):
+                async def message_handler(self, event, payload, pattern, state):
+                    state.append(payload)
+
+            await Clicks("clicks", state.config.core.redis_url, ["from:demo:*"], []).subscribe()
     """
 
     def __init__(self, name: str, redis_url: str | None, channels: list[str], initial_state: StateT) -> None:
@@ -57,17 +77,22 @@ class Subscriber(ABC, Generic[StateT]):
 
     @abstractmethod
     async def message_handler(self, event: str, payload: str, pattern: str, state: StateT) -> None:
-        """Handle one message: *event* is the full Redis channel, *payload* its text, *pattern* what it
-        matched.
+        """Handle one message.
+
+        Args:
+            event: the full name of the Redis channel, for example ``from:demo:click``.
+            payload: the text of the message.
+            pattern: the entry of ``channels`` that matched.
+            state: the ``initial_state``.
         """
 
     async def subscribe(self) -> None:
-        """Start listening, in the nursery of the calling service. A second call only warns.
+        """Start listening in the nursery of the calling service; a second call only warns.
 
-        Returns once subscribed, or after `START_TIMEOUT` seconds if Redis is away.
+        This returns once subscribed, or after ``START_TIMEOUT`` seconds if Redis is away.
 
         Raises:
-            ServiceError: called outside a service.
+            ServiceError: the caller is not a service.
             BrokerRefused: Redis refuses one of the channels.
         """
         nursery = service_nursery.get()
@@ -79,22 +104,23 @@ class Subscriber(ABC, Generic[StateT]):
         await self._start(nursery)
 
     async def cleanup(self) -> None:
-        """Stop listening, and wait until the handler has ended. Safe under cancellation, and more than
-        once.
+        """Stop listening, and wait until the handler has ended.
+
+        It may be called more than once, and under cancellation.
         """
         if self._scope is None:
             await trio.lowlevel.checkpoint()
             return
         self._scope.cancel()
         if trio.lowlevel.current_task() is self._task:
-            return  # a handler stops its own subscriber: waiting for itself would be for ever
+            return  # the handler stops its own subscriber, and cannot wait for its own end
         with trio.move_on_after(STOP_TIMEOUT, shield=True):
             await self._ended.wait()
             return
-        log.warning("a subscriber's handler does not end", subscriber=self.name, waited=STOP_TIMEOUT)
+        log.warning("subscriber handler does not end", subscriber=self.name, waited=STOP_TIMEOUT)
 
     def is_active(self) -> bool:
-        """Whether it listens."""
+        """Return whether the subscriber is listening."""
         return self._scope is not None
 
     async def __aenter__(self) -> Self:
@@ -117,7 +143,7 @@ class Subscriber(ABC, Generic[StateT]):
 
     async def _start(self, nursery: trio.Nursery) -> None:
         if self.is_active():
-            log.warning("a subscriber is started twice", subscriber=self.name)
+            log.warning("subscriber already started", subscriber=self.name)
             await trio.lowlevel.checkpoint()
             return
         await nursery.start(self._run)
@@ -136,7 +162,7 @@ class Subscriber(ABC, Generic[StateT]):
                     try:
                         await self._listen(listener, subscription, task_status)
                     except BrokerRefused as error:
-                        refused = error  # to be told without the nursery's group around it
+                        refused = error  # raised below, without the nursery's group around it
                         nursery.cancel_scope.cancel()
         finally:
             self._scope = self._task = None
@@ -158,15 +184,13 @@ class Subscriber(ABC, Generic[StateT]):
         try:
             payload = message.text
         except UnicodeDecodeError as exc:
-            log.warning(
-                "a message is not utf-8", subscriber=self.name, channel=message.channel, cause=str(exc)
-            )
+            log.warning("message is not utf-8", subscriber=self.name, channel=message.channel, cause=str(exc))
             return
         try:
             await self.message_handler(message.channel, payload, message.pattern, self.state)
         except Exception as exc:
             log.exception(
-                "a subscriber's handler failed",
+                "subscriber handler failed",
                 subscriber=self.name,
                 channel=message.channel,
                 cause=repr(exc),
@@ -174,16 +198,18 @@ class Subscriber(ABC, Generic[StateT]):
 
 
 class _OwnNursery:
-    """A nursery whose block is the body of somebody else's ``async with``."""
+    """A nursery around the body of the caller's ``async with``: two calls open and close it."""
 
     def __init__(self) -> None:
         self._manager = trio.open_nursery()
 
     async def open(self) -> trio.Nursery:
+        """Open and return the nursery."""
         self._nursery = await self._manager.__aenter__()
         return self._nursery
 
     async def close(self) -> None:
-        # The body's exception is not handed in: it goes its own way, and would come back wrapped in a group.
+        """Cancel the nursery and wait for its tasks."""
+        # Without the body's exception: it propagates by itself, and would come back inside a group.
         self._nursery.cancel_scope.cancel()
         await self._manager.__aexit__(None, None, None)

@@ -1,78 +1,86 @@
-"""What `Bus.subscribe` gives: messages of some patterns, in order, bounded, over reconnects."""
+"""Subscriptions: the messages of patterns in order, in bounded queues, across reconnects."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import trio
 
 from tangram.errors import BrokerUnavailable
 
-__all__ = ["MAX_BYTES", "MAX_MESSAGES", "Feed", "Message", "Subscription"]
+__all__ = ["MAX_BYTES", "MAX_MESSAGES", "Message", "Subscription", "SubscriptionSource"]
 
-MAX_MESSAGES = 4096
-"""Messages kept for a consumer that is behind: two seconds of a busy feed."""
+MAX_MESSAGES: Final = 4096
+"""Messages that are kept for a slow consumer: two seconds of a busy feed."""
 
-MAX_BYTES = 16 * 1024 * 1024
-"""Bytes of payload kept for it; one message of any size is always kept."""
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of payload that are kept for a slow consumer; one message of any size is always kept."""
 
-SUBSCRIBE_TIMEOUT = 10.0
-"""Seconds that ``async with`` waits for Redis to confirm: an outage of the usual length (a restart, a
-failover) fits in."""
+SUBSCRIBE_TIMEOUT: Final = 10.0
+"""Seconds that ``async with`` waits for Redis to confirm: a restart or a failover takes less."""
 
 
 class Message(NamedTuple):
     """One message from Redis."""
 
     channel: str
-    """The full name, ``from:system:bound-box``. Bytes that are no UTF-8 are shown as ``\\xNN``."""
+    """The full name, for example ``from:system:bound-box``. Bytes that are not UTF-8 appear as ``\\xNN``."""
     payload: bytes
     pattern: str
-    """The pattern through which it came; a message that fits two patterns comes twice."""
+    """The pattern that matched; a message that matches two patterns comes twice."""
 
     @property
     def text(self) -> str:
-        """The payload as text; raises UnicodeDecodeError where it is none."""
+        """The payload as text; raises ``UnicodeDecodeError`` if it is not UTF-8."""
         return self.payload.decode()
 
 
-class Feed(Protocol):
-    """What a subscription needs of whoever reads from Redis for it."""
+class SubscriptionSource(Protocol):
+    """The reader of the connection that a subscription belongs to."""
 
     dropped: int
-    """Messages dropped for all subscriptions together."""
+    """Messages that all subscriptions together have dropped."""
 
     @property
     def cause(self) -> str:
-        """Why Redis is away; empty while it is there."""
+        """Why Redis is away; empty while it is connected."""
 
     def add(self, subscription: Subscription) -> None:
-        """Give it its messages from now on."""
+        """Deliver the messages of its patterns from now on."""
 
     def remove(self, subscription: Subscription) -> None:
-        """Give it no more."""
+        """Deliver nothing more."""
 
     async def wait_confirmed(self, patterns: Iterable[str]) -> None:
-        """Return when Redis has confirmed all of the patterns."""
+        """Return once Redis has confirmed all of the patterns."""
 
 
 class Subscription:
-    """Messages of *patterns* (as of ``PSUBSCRIBE``), an async context manager and an async iterator.
+    """The messages of some patterns: an async context manager and an async iterator.
 
-    ``async with`` waits until Redis has confirmed, so a message published afterwards arrives. A plain
-    ``async for message in bus.subscribe(...)`` begins with its first turn and promises nothing about what
-    was published before. What is published while Redis is away is lost, as ever with pub/sub; the iteration
-    goes on when Redis is back; it ends with BrokerUnavailable when the bus itself is stopped, and with
-    BrokerRefused when Redis refuses one of the patterns, also after a reconnect. The oldest messages are
-    dropped when the consumer is too far behind; `dropped` counts them.
+    ``async with`` waits until Redis has confirmed the patterns, so every message that is published afterwards
+    arrives. A plain ``async for message in bus.subscribe(...)`` subscribes with its first step, and may miss
+    messages before the confirmation.
+
+    Messages that are published during an outage of Redis are lost, as always with pub/sub. The iteration
+    goes on when Redis is back. It ends with ``BrokerUnavailable`` when the bus stops, and with
+    ``BrokerRefused`` when Redis refuses one of the patterns, also after a reconnect. If the consumer is too
+    slow, the oldest messages are dropped; ``dropped`` counts them.
+
+    Args:
+        listener: reads from Redis.
+        patterns: as for ``PSUBSCRIBE``.
+        timeout: seconds that ``async with`` waits for the confirmation.
+        max_messages: messages that are kept for a slow consumer.
+        max_bytes: bytes of payload that are kept for it.
     """
 
     def __init__(
         self,
-        listener: Feed,
+        listener: SubscriptionSource,
         patterns: tuple[str, ...],
         *,
         timeout: float = SUBSCRIBE_TIMEOUT,
@@ -80,7 +88,7 @@ class Subscription:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         if not patterns:
-            raise ValueError("no pattern to subscribe to; expected one or more like 'from:system:*'")
+            raise ValueError("expected one or more patterns such as 'from:system:*', got none")
         self.patterns = patterns
         self.dropped = 0
         self._listener = listener
@@ -126,7 +134,7 @@ class Subscription:
         return message
 
     def close(self) -> None:
-        """End it: waiting consumers finish. May be called twice."""
+        """End the subscription; its iterators stop. It may be called twice."""
         self._queue.clear()
         self.end(CLOSED)
         if self._added:
@@ -134,9 +142,9 @@ class Subscription:
             self._listener.remove(self)
 
     def push(self, message: Message) -> None:
-        """Of the listener: one more message, at the cost of the oldest where there is no room."""
+        """Add one message, for the listener; drop the oldest if there is no room."""
         if self._ended:
-            return  # by one of its patterns; who is to hear of that must come to the end of the queue
+            return  # a refused pattern ended it; the consumer gets the error after the queued messages
         self._queue.append(message)
         self._bytes += len(message.payload)
         while len(self._queue) > self._max_messages or (
@@ -148,12 +156,12 @@ class Subscription:
         self._waiting.unpark()
 
     def check(self) -> None:
-        """Raise why no more messages will come, unless they will, or it was closed."""
+        """Raise the error with which the subscription ended, if it ended with one."""
         if self._ended and self._ended != CLOSED:
             raise self._kind(self._ended)
 
     def end(self, why: str, kind: type[BrokerUnavailable] = BrokerUnavailable) -> None:
-        """Of the listener: no more messages will come."""
+        """End the subscription with an error, for the listener."""
         if not self._ended:
             self._ended, self._kind = why, kind
         self._waiting.unpark_all()
@@ -167,7 +175,7 @@ class Subscription:
         raise BrokerUnavailable(f"{message}: {cause}" if cause else message)
 
     def begin(self) -> None:
-        """Start to collect, without waiting for Redis. Iterating and entering do so by themselves."""
+        """Start to collect messages without waiting for Redis. Entering and iterating call this."""
         if not self._added:
             self._listener.add(self)
             self._added = True

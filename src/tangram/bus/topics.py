@@ -1,26 +1,26 @@
-"""The names on Redis: `to:<topic>:<event>` towards browsers, `from:<topic>:<event>` towards plugins.
+"""Names on Redis: ``to:<topic>:<event>`` for browsers, ``from:<topic>:<event>`` for plugins.
 
 Rules of this file:
 
-1. Everything that reads or writes such a name lives here, and nothing else does.
-2. This file knows no socket, no clock, no log; names come in and names go out.
-3. The *last* colon separates topic and event. A topic may hold colons (``weather:wind``), so an event that
-   holds one cannot be told from a longer topic: readers split at the last colon, and so do browsers. Nobody
-   may write one, a browser least of all: it would speak for a topic that it has not joined.
-4. A name that a stranger wrote is never a pattern. Whoever needs one for ``PSUBSCRIBE`` asks `escape_glob`.
+1. Every function that reads or writes such a name is here, and nothing else is.
+2. It does no I/O: names come in and names go out.
+3. The last colon separates topic and event. A topic may hold colons (``weather:wind``), so an event with a
+   colon cannot be distinguished from a longer topic. Servers and browsers split at the last colon. Events
+   with a colon are refused, because a browser could otherwise publish for a topic that it has not joined.
+4. A name from outside is never used as a pattern: ``escape_glob`` makes the pattern for ``PSUBSCRIBE``.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 __all__ = ["TO_ALL", "escape_glob", "from_channel", "parse_from", "parse_to", "to_channel"]
 
-TO_ALL = b"to:*"
-"""The one pattern that carries everything meant for browsers; dispatch on (topic, event) is exact and
-happens here, not in Redis."""
+TO_ALL: Final = b"to:*"
+"""The pattern of all messages for browsers; the exact dispatch by topic and event happens in this process."""
 
-_GLOB = re.compile(r"([*?\[\]\\])")
+_GLOB: Final = re.compile(r"([*?\[\]\\])")
 
 
 def _parse(channel: bytes, prefix: bytes) -> tuple[str, str] | None:
@@ -35,33 +35,38 @@ def _parse(channel: bytes, prefix: bytes) -> tuple[str, str] | None:
 
 
 def parse_to(channel: bytes) -> tuple[str, str] | None:
-    """Topic and event of a `to:` name; None for any other name, one without an event, and one that is not
-    UTF-8.
+    """Return topic and event of a ``to:`` name, or None.
 
-    The event may be empty: ``to:obs:x:`` is the event ``""`` of ``obs:x``.
+    None stands for any other name, a name without an event, and one that is not UTF-8. The event may be
+    empty:
+    ``to:obs:x:`` is the event ``""`` of the topic ``obs:x``.
     """
     return _parse(channel, b"to:")
 
 
 def parse_from(channel: bytes) -> tuple[str, str] | None:
-    """Topic and event of a `from:` name, by the same rules as `parse_to`."""
+    """Return topic and event of a ``from:`` name, or None; by the rules of ``parse_to``."""
     return _parse(channel, b"from:")
 
 
 def to_channel(topic: str, event: str) -> str:
-    """The name that browsers' members of *topic* get *event* from.
+    """Return the channel whose messages are sent to the browsers that joined a topic.
+
+    For example, ``to_channel("demo", "clock")`` is ``to:demo:clock``.
 
     Raises:
-        ValueError: *event* holds a colon.
+        ValueError: the event holds a colon.
     """
     return f"to:{topic}:{_event(event)}"
 
 
 def from_channel(topic: str, event: str) -> str:
-    """The name that plugins get a browser's push from.
+    """Return the channel on which a browser's push is published for plugins.
+
+    For example, ``from_channel("demo", "click")`` is ``from:demo:click``.
 
     Raises:
-        ValueError: *event* holds a colon.
+        ValueError: the event holds a colon.
     """
     return f"from:{topic}:{_event(event)}"
 
@@ -73,5 +78,5 @@ def _event(event: str) -> str:
 
 
 def escape_glob(name: str) -> str:
-    """*name* as a ``PSUBSCRIBE`` pattern that matches exactly it."""
+    """Return a ``PSUBSCRIBE`` pattern that matches a name exactly."""
     return _GLOB.sub(r"\\\1", name)
