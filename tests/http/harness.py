@@ -100,6 +100,7 @@ ENGINE_OPTIONS = (
     "held",
     "crashes",
     "body_limit",
+    "error_headers",
 )
 
 

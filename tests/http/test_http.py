@@ -378,3 +378,80 @@ async def test_disconnect_is_reported_behind_pipelined_requests(
         await server.wait_closed(10)
 
     assert heard[-1] == "http.disconnect"
+
+
+@pytest.mark.parametrize("pieces", [[b"\r\n"], [b"\r", b"\n"]])
+async def test_an_empty_line_before_a_request_is_ignored(
+    engine: str, pieces: list[bytes], clock: Clock
+) -> None:
+    """One line break before a request, also behind the body of the last one, is dropped."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        for piece in pieces:
+            await client.send(piece)
+            await trio.sleep(0.01)
+        first = await client.get("/1")
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody" + pieces[0])
+        second = await client.answer_to("POST")
+        for piece in pieces[1:]:
+            await client.send(piece)
+        third = await client.get("/3")
+
+    assert (first.json()["path"], second.json()["body"], third.json()["path"]) == ("/1", "body", "/3")
+
+
+async def test_two_empty_lines_before_a_request_are_400(engine: str, clock: Clock) -> None:
+    """Only one empty line is ignored: a client cannot keep the connection busy with them."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        await client.send(b"\r\n\r\nGET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert (await client.rest()).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
+async def test_an_answer_before_the_body_announces_the_close(engine: str, head: bytes, clock: Clock) -> None:
+    """An answer that leaves a large body unread says Connection: close, and the connection ends."""
+
+    async def refuse(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async with serving(engine, refuse) as server, await server.connect() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\n" + head + b"\r\n\r\n")
+        answer = await client.answer_to("POST")
+
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2000\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" + b"x" * 2000, 413),
+        (b"GET / HTTP/1.1\r\nHost: test\r\n\r\n", 500),
+    ],
+)
+async def test_the_engines_own_answers_have_the_sites_headers(
+    engine: str, request_bytes: bytes, status: int, clock: Clock
+) -> None:
+    """``error_headers`` are in each answer that the engine gives, so that a page may read it."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    def headers(scope: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+        return [(b"x-path", scope["path"].encode())]
+
+    async with serving(engine, app, max_body=1000, error_headers=headers) as server:
+        async with await server.connect() as client:
+            await client.send(request_bytes)
+            answer = await client.answer_to("POST")
+
+    assert (answer.status, answer.headers["x-path"], answer.headers["connection"]) == (status, "/", "close")
+
+
+async def test_options_of_the_whole_server(engine: str, clock: Clock) -> None:
+    """``OPTIONS *`` reaches the application with the path ``*``."""
+    async with serving(engine, hello) as server, await server.connect() as client:
+        await client.send(b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert (await client.answer_to("OPTIONS")).json()["path"] == "*"

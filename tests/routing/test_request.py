@@ -52,6 +52,29 @@ async def test_no_body_and_no_json() -> None:
     assert problems(await call(body_table(), "POST", "/", b'"\xff"')) == {(("body", 0), "json_invalid")}
 
 
+async def test_a_json_error_keeps_the_word_json() -> None:
+    """The message of a syntax error begins with a small letter, except for an abbreviation."""
+    answer = await call(body_table(), "POST", "/", b'{"a" 1}')
+
+    assert answer.json()["detail"][0]["msg"].startswith("JSON is malformed")
+
+
+async def test_a_byte_order_mark_before_json_is_ignored() -> None:
+    """RFC 8259, section 8.1, allows a reader to ignore the mark that some editors write."""
+    assert (await call(body_table(), "POST", "/", b'\xef\xbb\xbf{"name":"n"}')).status == 200
+
+
+async def test_a_compressed_body_is_415() -> None:
+    """A body with a content coding is refused by its coding, not as malformed JSON."""
+    answer = await call(body_table(), "POST", "/", b"\x1f\x8b", {"content-encoding": "gzip"})
+
+    assert answer.status == 415
+    assert "'gzip'" in answer.json()["detail"]
+    assert ("accept-encoding", "identity") in answer.headers
+    same = await call(body_table(), "POST", "/", b'{"name":"n"}', {"content-encoding": "identity"})
+    assert same.status == 200
+
+
 @pytest.mark.parametrize("announced", [True, False])
 async def test_a_body_over_the_limit(announced: bool) -> None:
     """A body over the limit is 413: by its announced length, or as soon as it is over."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tangram.asgi import Scope
 from tangram.config.model import Config, ServerConfig
 from tests.web.asgi import call, site_of
 
@@ -57,6 +58,18 @@ async def test_a_preflight_of_an_allowed_origin_is_answered() -> None:
     assert answer.headers["access-control-allow-origin"] == GOOD
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert answer.headers["access-control-allow-headers"] == "content-type"
+    assert answer.headers["vary"] == "Origin, Access-Control-Request-Headers"
+
+
+def test_an_engines_own_answer_has_the_cors_headers() -> None:
+    """A page of an allowed origin can read a 413 that the engine gives in the site's place."""
+    scope: Scope = {"type": "http", "method": "POST", "path": "/x", "scheme": "http"}
+    scope |= {"client": ("127.0.0.1", 1), "headers": [(b"origin", GOOD.encode())]}
+    headers = dict(site_of().error_headers(scope))
+
+    assert headers[b"access-control-allow-origin"] == GOOD.encode()
+    scope["headers"] = [(b"origin", b"https://attacker.example")]
+    assert dict(site_of().error_headers(scope)) == {b"vary": b"Origin"}
 
 
 async def test_a_preflight_of_another_origin_is_refused() -> None:

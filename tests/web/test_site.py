@@ -38,6 +38,14 @@ async def test_an_unknown_path_is_a_json_404() -> None:
     assert (answer.status, answer.json()) == (404, {"detail": "Not Found"})
 
 
+async def test_options_of_the_whole_server_is_answered() -> None:
+    """``OPTIONS *`` is answered with 204 and the methods that routes may have."""
+    answer = await call(site_of(), "OPTIONS", "*")
+
+    assert (answer.status, answer.body) == (204, b"")
+    assert "GET" in answer.headers["allow"]
+
+
 async def test_the_page_is_served_at_the_root() -> None:
     """/ and /index.html are our page, /static/ its files."""
     site = site_of()

@@ -64,6 +64,7 @@ async def _serve_native(
         forwarded=site.addresses.forwarded,
         channels=lambda: incarnation.channels,
         body_limit=site.body_limit,
+        error_headers=site.error_headers,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
@@ -91,5 +92,6 @@ async def _serve_hypercorn(
         max_message=tree.config.channel.max_message,
         ping_interval=tree.config.channel.ping_interval,
         body_limit=site.body_limit,
+        error_headers=site.error_headers,
         task_status=task_status,
     )

@@ -25,7 +25,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.asgi import Scope
+from tangram.asgi import RawHeaders, Scope
 from tangram.http.listeners import HeldSocket
 
 __all__ = [
@@ -199,6 +199,10 @@ class Engine:
     """Returns the bytes that the body of the request with this scope may have, 0 for any number. It is called
     before the body is read. Default: ``settings.max_body``.
     """
+    error_headers: Callable[[Scope], RawHeaders] | None = None
+    """Returns the header fields of an answer that the engine gives in the application's place, for example
+    those that let a page of another origin read it.
+    """
     keep_adopted: Callable[[], bool] = lambda: False
     """Asked at the stop: may adopted connections outlive this engine? False when the whole server ends."""
     draining: bool = False
@@ -244,6 +248,10 @@ class Engine:
     def max_body(self, scope: Scope) -> int:
         """Return the bytes that the body of this request may have; 0 is any number."""
         return self.settings.max_body if self.body_limit is None else self.body_limit(scope)
+
+    def headers_of_error(self, scope: Scope) -> RawHeaders:
+        """Return the header fields of an answer to this request that the engine itself gives."""
+        return [] if self.error_headers is None else self.error_headers(scope)
 
     async def serve(
         self,

@@ -228,6 +228,11 @@ def bind(
 
 
 def _expect_json(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in {"", "identity"}:
+        raise HTTPException(
+            415, f"expected a body without content coding, not {coding!r}", {"accept-encoding": "identity"}
+        )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise HTTPException(415, "expected a body of type application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -268,6 +269,7 @@ def decode_json(body: bytes) -> Any:
     Raises:
         InvalidRequest: the body is not valid JSON; the fault has the offset in bytes.
     """
+    body = body.removeprefix(BOM_UTF8)  # some editors and spreadsheets put it before the document
     try:
         return msgspec.json.decode(body)
     except RecursionError:
@@ -286,7 +288,7 @@ def _offset(text: str, end: int) -> int:
 
 def _words(text: str) -> str:
     words = text.partition(" (byte")[0]
-    return words[:1].lower() + words[1:]
+    return words if words[1:2].isupper() else words[:1].lower() + words[1:]  # "JSON is malformed" stays
 
 
 def parse_cookies(headers: list[str]) -> dict[str, str]:

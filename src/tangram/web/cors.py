@@ -29,7 +29,7 @@ from tangram.asgi import (
 )
 from tangram.channels.disconnects import Refusal
 
-__all__ = ["MAX_AGE_SECONDS", "Allowed", "Cors", "may_open", "refuse_websocket"]
+__all__ = ["MAX_AGE_SECONDS", "METHODS", "Allowed", "Cors", "may_open", "refuse_websocket"]
 
 Allowed: TypeAlias = Callable[[str, str | None], bool]
 """Whether pages of an origin may use this server; arguments are ``Origin`` and ``Host``.
@@ -39,7 +39,9 @@ Allowed: TypeAlias = Callable[[str, str | None], bool]
 
 MAX_AGE_SECONDS: Final = 600
 """Seconds for which a browser may keep a preflight: after a configuration change it asks again soon."""
-_METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+"""The methods that routes may have."""
+
 _EXPOSED: Final = b"ETag, Content-Range, Accept-Ranges"
 _VARY: Final = (b"vary", b"Origin")
 
@@ -55,12 +57,21 @@ class Cors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        origin = header(scope, b"origin")
-        allowed = origin is not None and origin != "null" and self._allowed(origin, header(scope, b"host"))
+        origin = self._allowed_origin(scope)
         if scope["method"] == "OPTIONS" and headers_of(scope, b"access-control-request-method"):
-            await _preflight(scope, send, origin if allowed else None)
+            await _preflight(scope, send, origin)
             return
-        await self._app(scope, receive, _with_cors_headers(send, origin if allowed else None))
+        await self._app(scope, receive, _with_cors_headers(send, _cors_headers(origin)))
+
+    def headers(self, scope: Scope) -> RawHeaders:
+        """Return the CORS headers of a response to this request."""
+        return _cors_headers(self._allowed_origin(scope))
+
+    def _allowed_origin(self, scope: Scope) -> str | None:
+        origin = header(scope, b"origin")
+        if origin is None or origin == "null" or not self._allowed(origin, header(scope, b"host")):
+            return None
+        return origin
 
 
 def may_open(scope: Scope, allowed: Allowed) -> bool:
@@ -87,16 +98,26 @@ async def _preflight(scope: Scope, send: Send, origin: str | None) -> None:
     wanted = header(scope, b"access-control-request-headers") or ""
     headers: RawHeaders = [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-methods", _METHODS),
+        (b"access-control-allow-methods", METHODS),
         (b"access-control-max-age", b"%d" % MAX_AGE_SECONDS),
-        (b"vary", b"Origin, Access-Control-Request-RawHeaders"),
+        (b"vary", b"Origin, Access-Control-Request-Headers"),
     ]
     if wanted:
         headers.append((b"access-control-allow-headers", wanted.encode("latin-1")))
     await send_response(scope, send, 200, b"", b"text/plain", headers=headers)
 
 
-def _with_cors_headers(send: Send, origin: str | None) -> Send:
+def _cors_headers(origin: str | None) -> RawHeaders:
+    if origin is None:
+        return [_VARY]
+    return [
+        _VARY,
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", _EXPOSED),
+    ]
+
+
+def _with_cors_headers(send: Send, cors: RawHeaders) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers: RawHeaders = [
@@ -104,11 +125,7 @@ def _with_cors_headers(send: Send, origin: str | None) -> Send:
                 for name, value in message.get("headers", ())
                 if not name.lower().startswith(b"access-control-allow-origin")
             ]
-            headers.append(_VARY)
-            if origin is not None:
-                headers.append((b"access-control-allow-origin", origin.encode("latin-1")))
-                headers.append((b"access-control-expose-headers", _EXPOSED))
-            message = {**message, "headers": headers}
+            message = {**message, "headers": headers + cors}
         await send(message)
 
     return send_with_headers

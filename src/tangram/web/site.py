@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import attrs
 import structlog
 
-from tangram.asgi import ASGIApp, Receive, Scope, Send, send_json
+from tangram.asgi import ASGIApp, RawHeaders, Receive, Scope, Send, send_json
 from tangram.channels.disconnects import ORIGIN
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
@@ -27,7 +27,7 @@ from tangram.version import VERSION
 from tangram.web import docs
 from tangram.web.addresses import Addresses
 from tangram.web.cache import CacheRoutes
-from tangram.web.cors import Allowed, Cors, may_open, refuse_websocket
+from tangram.web.cors import METHODS, Allowed, Cors, may_open, refuse_websocket
 from tangram.web.files import StaticFolder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
@@ -149,6 +149,13 @@ class Site:
         app = self._app_for(scope) if self._apps else None
         return (self.table if app is None else app).body_limit(scope)
 
+    def error_headers(self, scope: Scope) -> RawHeaders:
+        """Return the headers of an answer that an engine gives in the site's place.
+
+        They let a page of an allowed origin read why its request was refused.
+        """
+        return self._outer.headers(self.addresses.forwarded(scope))
+
     def openapi(self) -> bytes:
         """Return ``/openapi.json``; made at the first call and kept."""
         if self._openapi is None:
@@ -157,6 +164,10 @@ class Site:
         return self._openapi
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "*" and scope["method"] == "OPTIONS":
+            # RFC 9110, section 9.3.7: a question about the server as a whole, often a mere ping.
+            await send_json(scope, send, 204, None, headers=[(b"allow", METHODS)])
+            return
         down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
         if down and await self._refuse_unavailable(down, app, scope, send):

@@ -204,6 +204,10 @@ class HypercornConnection(TCPServer):
     def has_conflict(self) -> bool:
         return self._conflict
 
+    def has_unread_body(self) -> bool:
+        connection = getattr(self.protocol.protocol, "connection", None)
+        return isinstance(connection, h11.Connection) and connection.their_state is h11.SEND_BODY
+
     def has_answered(self) -> bool:
         connection = getattr(self.protocol.protocol, "connection", None)
         if not isinstance(connection, H11WSConnection):

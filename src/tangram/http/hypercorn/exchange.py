@@ -97,6 +97,9 @@ class ConnectionControl(Protocol):
     def has_answered(self) -> bool:
         """Return whether an answer to an upgrade request has been sent, or is being sent."""
 
+    def has_unread_body(self) -> bool:
+        """Return whether the client is still sending the body of the request in hand (HTTP/1.1)."""
+
     def has_conflict(self) -> bool:
         """Return whether Hypercorn and the application have both answered one request."""
 
@@ -165,9 +168,11 @@ class HypercornExchange:
                 log.exception("application failed", path=scope["path"], exc_info=rest)
         if self._refused_by_hypercorn():
             await owner.connection.close()
-        else:
-            # Completes a response that the application left open: 500, or the end of the stream.
-            await owner.bounded_send(self.hypercorn_send, None)
+            return
+        if self.http and not self.started:
+            await self._answer(500, b"internal server error\n")
+        # Completes a response that the application left open.
+        await owner.bounded_send(self.hypercorn_send, None)
 
     def _check_head(self) -> tuple[int, bytes] | None:
         """Return status and text if the head of the request breaks a bound."""
@@ -206,6 +211,10 @@ class HypercornExchange:
         if self._refused_by_hypercorn():
             raise ClientGone("the client has been refused")
         self.started = True
+        if message["type"] == "http.response.start" and self.owner.connection.has_unread_body():
+            # Hypercorn closes the connection after this response, because the next request would begin
+            # behind the unread body.
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         await self.owner.bounded_send(self.hypercorn_send, message)
 
     def _refused_by_hypercorn(self) -> bool:
@@ -219,17 +228,21 @@ class HypercornExchange:
     async def _refuse(self, status: int, body: bytes) -> None:
         self.owner.engine.rejected += 1
         if not self.started:
-            headers = [
-                (b"content-type", b"text/plain; charset=utf-8"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-            ]
-            if self.scope["http_version"] == "2":
-                del headers[-1]
-            kind = "http" if self.http else "websocket.http"
-            await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
-            await self.send({"type": f"{kind}.response.body", "body": body})
+            await self._answer(status, body)
         await self.owner.bounded_send(self.hypercorn_send, None)
+
+    async def _answer(self, status: int, body: bytes) -> None:
+        """Answer in the application's place, and close the connection where HTTP/1.1 is spoken."""
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            *self.owner.engine.headers_of_error(self.scope),
+        ]
+        if self.scope["http_version"] != "2" and not (self.http and self.owner.connection.has_unread_body()):
+            headers.append((b"connection", b"close"))
+        kind = "http" if self.http else "websocket.http"
+        await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
+        await self.send({"type": f"{kind}.response.body", "body": body})
 
 
 def _content_length(scope: Scope) -> int:

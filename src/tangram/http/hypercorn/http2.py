@@ -47,6 +47,33 @@ class _Streams(dict[int, Any]):
         return _EndedStream()
 
 
+class _EmptyLineSkipper:
+    """``next_event`` of an h11 connection that drops one empty line before a request.
+
+    RFC 9112, section 2.2, asks for it; h11 answers 400.
+    """
+
+    def __init__(self, connection: h11.Connection) -> None:
+        self._connection = connection
+        self._next_event = connection.next_event
+        self._skipped = False
+
+    def __call__(self) -> Any:
+        """Return the next event of the connection."""
+        connection = self._connection
+        if connection.their_state is h11.IDLE and not self._skipped:
+            data, _ = connection.trailing_data
+            if data == b"\r":
+                return h11.NEED_DATA
+            if data.startswith(b"\r\n"):
+                connection._receive_buffer.maybe_extract_at_most(2)  # noqa: SLF001 - no public method
+                self._skipped = True
+        event = self._next_event()
+        if isinstance(event, h11.Request):
+            self._skipped = False
+        return event
+
+
 class GuardedProtocol(ProtocolWrapper):
     """Hypercorn's protocol with the corrections of this module.
 
@@ -57,6 +84,8 @@ class GuardedProtocol(ProtocolWrapper):
         if name == "protocol" and isinstance(value, H2Protocol):
             _guard_h2(value)
         elif name == "protocol" and isinstance(value, H11Protocol):
+            if isinstance(value.connection, h11.Connection):
+                cast("Any", value.connection).next_event = _EmptyLineSkipper(value.connection)
             create = value._create_stream  # noqa: SLF001 - no public hook
             cast("Any", value)._create_stream = partial(_create_h11_stream, value, create)  # noqa: SLF001 - same
         super().__setattr__(name, value)

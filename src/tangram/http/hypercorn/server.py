@@ -22,7 +22,7 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
 from tangram import defaults
-from tangram.asgi import ASGIApp, Message, Scope
+from tangram.asgi import ASGIApp, Message, RawHeaders, Scope
 from tangram.errors import ConfigError, Fault
 from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.hypercorn.connection import HypercornConnection
@@ -47,6 +47,7 @@ async def serve_hypercorn(
     max_message: int = defaults.MAX_MESSAGE,
     ping_interval: float = NEVER,
     body_limit: Callable[[Scope], int] | None = None,
+    error_headers: Callable[[Scope], RawHeaders] | None = None,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain for ``grace()`` seconds and close the rest.
@@ -62,6 +63,7 @@ async def serve_hypercorn(
         max_message: Bytes of a WebSocket message.
         ping_interval: Seconds between pings to each WebSocket client; missing pongs are ignored.
         body_limit: Returns the largest body of a request in bytes, in place of ``settings.max_body``.
+        error_headers: Returns the header fields of an answer that the engine gives to this request itself.
         task_status: Started with the engine once it accepts.
 
     Raises:
@@ -71,6 +73,7 @@ async def serve_hypercorn(
     engine = HypercornServer(app, settings, tls, max_message, ping_interval).engine
     engine.close_code = close_code
     engine.body_limit = body_limit
+    engine.error_headers = error_headers
     await engine.serve(listeners, grace=grace, task_status=task_status)
 
 

@@ -112,11 +112,12 @@ class HttpConnection:
     async def _serve_one(self) -> bool:
         """Serve the next request; return whether another one may follow."""
         host, stream = self.host, self.stream
+        skipped = self._skip_empty_line()
         end = stream.buffer.find(b"\r\n\r\n")
         if end >= 0:
             await trio.lowlevel.checkpoint()  # pipelined: let other connections run between two requests
         else:
-            end = await self._read_head()
+            end = await self._read_head(skipped=skipped)
             if end < 0:
                 return False
         settings = host.settings
@@ -137,15 +138,30 @@ class HttpConnection:
         self.exchange = None
         return not stream.eof or bool(stream.buffer)
 
-    async def _read_head(self) -> int:
-        """Wait for a whole head; return the offset of its empty line, or -1 at the end."""
+    def _skip_empty_line(self) -> bool:
+        """Drop one empty line before a request; return whether there was one.
+
+        Some clients send a line break behind a body. RFC 9112, section 2.2, asks for one to be ignored; with
+        any number of them a client could keep the connection busy without sending a request.
+        """
+        stream = self.stream
+        if not stream.buffer.startswith(b"\r\n"):
+            return False
+        stream.buffer = stream.buffer[2:]
+        return True
+
+    async def _read_head(self, *, skipped: bool) -> int:
+        """Wait for a whole head; return the offset of its empty line, or -1 at the end.
+
+        ``skipped``: whether an empty line before the request was already dropped.
+        """
         stream, settings = self.stream, self.host.settings
         timeout = settings.idle_timeout
         started = 0.0
         while True:
             if stream.buffer:
                 fault = premature_fault(stream.buffer)
-                if fault is not None:
+                if fault is not None and (skipped or stream.buffer != b"\r"):
                     raise fault
                 if len(stream.buffer) > settings.max_header_bytes:
                     raise RejectedRequest(431, _TOO_LARGE.format(settings.max_header_bytes))
@@ -155,6 +171,7 @@ class HttpConnection:
             if not data:
                 return -1
             stream.buffer = stream.buffer + data if stream.buffer else data
+            skipped = skipped or self._skip_empty_line()
             end = stream.buffer.find(b"\r\n\r\n")
             if end >= 0:
                 return end

@@ -24,7 +24,7 @@ from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.body import ChunkedBody, LengthBody
 from tangram.http.native.head import CHUNKED, RejectedRequest, RequestHead
 from tangram.http.native.host import Host
-from tangram.http.native.response import BadResponse, Framing, build_head, simple_response
+from tangram.http.native.response import BadResponse, Framing, build_head, header_lines, simple_response
 from tangram.http.native.stream import NEVER, ClientStream
 
 __all__ = ["AHEAD_BYTES", "Exchange", "reject"]
@@ -188,6 +188,7 @@ class Exchange:
         For the application the client has gone.
         """
         if not self.over and self._framing is None:
+            error.extra += header_lines(self._host.engine.headers_of_error(self._scope))
             await reject(self._host, self._stream, error)
         self.over = True
         self._stream.abort()
@@ -249,7 +250,7 @@ class Exchange:
             whole=-1 if more else len(body),
             bodiless=request.method == "HEAD" or self._status == 304,
             version=request.version,
-            keep_alive=request.keep_alive and not self._host.engine.draining,
+            keep_alive=request.keep_alive and not self._host.engine.draining and not self._must_close(),
         )
         self._left = framing.length
         data = self._frame(framing, body, more=more)
@@ -259,6 +260,15 @@ class Exchange:
         else:
             await stream.write(framing.head)
             await stream.write(data)
+
+    def _must_close(self) -> bool:
+        """Return whether so much of the body is unread that the connection will end after the response."""
+        body = self._body
+        if body is None or body.done:
+            return False
+        if self._continue or isinstance(body, ChunkedBody):
+            return True
+        return body.left - len(self._stream.buffer) > SKIP_BYTES
 
     async def _send_piece(self, body: bytes, *, more: bool) -> None:
         assert self._framing is not None
@@ -296,7 +306,8 @@ class Exchange:
         """End an incomplete response: by 500 if nothing was sent, else by closing."""
         stream = self._stream
         if self._framing is None and not self.over and not stream.closed:
-            await stream.write(simple_response(500, "internal server error", close=True))
+            extra = header_lines(self._host.engine.headers_of_error(self._scope))
+            await stream.write(simple_response(500, "internal server error", close=True, extra=extra))
             self._status = 500
         self.over = True
 

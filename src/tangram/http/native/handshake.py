@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
@@ -39,6 +40,19 @@ _CONTROLLED: Final = frozenset(
 
 _silent_log = logging.getLogger("tangram.websockets")
 _silent_log.setLevel(logging.CRITICAL)
+
+
+class _Protocol(ServerProtocol):
+    """The protocol of ``websockets``, except that a message may be left unfinished by a close frame.
+
+    RFC 6455, section 5.4, allows a control frame between two fragments, and a close frame is one: its sender
+    has given the message up. ``websockets`` takes it for an error of the protocol.
+    """
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
 
 
 class Upgrade:
@@ -117,7 +131,7 @@ def prepare_upgrade(request: RequestHead, *, max_message: int, compression: bool
         raise RejectedRequest(400, "malformed Sec-WebSocket-Key")
     accept = base64.b64encode(hashlib.sha1(keys[0] + _GUID, usedforsecurity=False).digest())
     factories = _deflate() if compression and extensions else None
-    protocol = ServerProtocol(state=OPEN, max_size=max_message, extensions=factories, logger=_silent_log)
+    protocol = _Protocol(state=OPEN, max_size=max_message, extensions=factories, logger=_silent_log)
     answer = _negotiate(protocol, extensions) if factories else None
     return Upgrade(protocol, offered, accept, answer)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
-__all__ = ["BadResponse", "Framing", "build_head", "date_line", "simple_response"]
+__all__ = ["BadResponse", "Framing", "build_head", "date_line", "header_lines", "simple_response"]
 
 _STATUS: Final = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode("ascii"))
@@ -145,6 +145,11 @@ def _framing(
     if version == "1.0":
         return UNTIL_CLOSE, True, b""
     return CHUNKED, close, b"transfer-encoding: chunked\r\n"
+
+
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return header fields as the lines that a head consists of."""
+    return b"".join(b"%b: %b\r\n" % field for field in headers)
 
 
 def simple_response(status: int, text: str, *, close: bool, extra: bytes = b"") -> bytes:

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from tangram import defaults
-from tangram.asgi import ASGIApp, Scope
+from tangram.asgi import ASGIApp, RawHeaders, Scope
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
@@ -42,6 +42,7 @@ async def serve_native(
     channels: Callable[[], Channels | None] | Channels | None = None,
     forwarded: Callable[[Scope], Scope] | None = None,
     body_limit: Callable[[Scope], int] | None = None,
+    error_headers: Callable[[Scope], RawHeaders] | None = None,
     compression: bool = False,
     ping_interval: float = defaults.PING_INTERVAL,
     max_message: int = defaults.MAX_MESSAGE,
@@ -65,6 +66,8 @@ async def serve_native(
             Used for channels alone: the application does this for its own scopes.
         body_limit: returns the bytes that the body of the request with this scope may have, 0 for any
             number. Default: ``settings.max_body``.
+        error_headers: returns the header fields of an answer that the engine gives in the application's place
+            to the request with this scope.
         compression: whether to agree on permessage-deflate.
         ping_interval: seconds of silence after which a WebSocket client is pinged.
         max_message: the largest WebSocket message to the application, in bytes.
@@ -84,6 +87,7 @@ async def serve_native(
     )
     server.engine.close_code = close_code
     server.engine.body_limit = body_limit
+    server.engine.error_headers = error_headers
     server.engine.keep_adopted = keep_adopted
     await server.engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
 
