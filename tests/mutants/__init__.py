@@ -1,5 +1,5 @@
-"""Guards taken away one by one, each in a copy of the sources, and the named test that must go red.
+"""Mutants: each removes one guard in a copy of the sources, and named tests must go red.
 
-`hazards`, `rules`, `ends` and `others` are the tables. `workshop` makes the copies and judges, `foreman` runs
-the tests, and `witness` is loaded into those runs to write down why a test failed.
+``hazards``, ``rules``, ``ends`` and ``others`` are the tables. ``workshop`` makes the copies and judges,
+``mutation_runner`` runs the tests, and ``witness`` is a pytest plugin that records why a test failed.
 """

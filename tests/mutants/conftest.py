@@ -1,4 +1,4 @@
-"""Fixtures that try mutants: two side by side in one process, or one in each worker of pytest-xdist.
+"""Fixtures that try mutants, two at a time or one in each worker of pytest-xdist.
 
 In one process all runs begin when an item waits for the first of them. A worker of pytest-xdist does not know
 which items it will get, so each of its runs begins with its item.
@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 from tests.mutants.table import MUTANTS
-from tests.mutants.workshop import CONTROL_LIMIT, Foreman, Mutant, Run, copy_checkout, link_copy
+from tests.mutants.workshop import CONTROL_LIMIT, Mutant, MutationRunner, Run, copy_checkout, link_copy
 
 IN_WORKER: Final = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process shares the items of the session with others."""
@@ -33,14 +33,14 @@ T = TypeVar("T")
 class Pool:
     """A queue of runs, and one runner process for each run that may go on at once."""
 
-    def __init__(self, clean: Path, threads: ThreadPoolExecutor, runners: list[Foreman]) -> None:
+    def __init__(self, clean: Path, threads: ThreadPoolExecutor, runners: list[MutationRunner]) -> None:
         self.clean = clean
         self._threads = threads
-        self._free: SimpleQueue[Foreman] = SimpleQueue()
+        self._free: SimpleQueue[MutationRunner] = SimpleQueue()
         for runner in runners:
             self._free.put(runner)
 
-    def begin(self, work: Callable[[Foreman], T]) -> Future[T]:
+    def begin(self, work: Callable[[MutationRunner], T]) -> Future[T]:
         """Run ``work`` as soon as a runner is free."""
 
         def turn() -> T:
@@ -75,7 +75,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Open a pool over a clean copy of the checkout."""
     clean = copy_checkout(tmp_path_factory.mktemp("mutants") / "clean")
     with ExitStack() as stack:
-        runners = [stack.enter_context(Foreman()) for _ in range(SIDE_BY_SIDE)]
+        runners = [stack.enter_context(MutationRunner()) for _ in range(SIDE_BY_SIDE)]
         threads = stack.enter_context(ThreadPoolExecutor(SIDE_BY_SIDE))
         try:
             yield Pool(clean, threads, runners)

@@ -1,4 +1,4 @@
-"""The rules of supervision about budgets, ends and what is told, R5 to R10, each taken away."""
+"""Mutants of the rules of supervision R5 to R10: budgets, ends and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STUBBORN = "tests/supervision/test_stubborn.py::"
 ADMIN = "tests/supervision/test_twins_admin.py::"
 SHOWN = "tests/mutants/test_shown.py::"
 RESORT = "tests/cli/test_force_exit.py::"
-LIVES = "tests/mutants/test_child_task.py::"
+PROMISES = "tests/mutants/test_promises.py::"
 
 BUDGETS = (
     Mutant(
@@ -27,7 +27,7 @@ BUDGETS = (
         "config/model.py",
         "plugin_restarts: int = attrs.field(default=5,",
         "plugin_restarts: int = attrs.field(default=6,",
-        (f"{LIVES}test_the_default_budget_of_a_plugin",),
+        (f"{PROMISES}test_the_default_budget_of_a_plugin",),
     ),
     Mutant(
         "R5",
@@ -36,7 +36,7 @@ BUDGETS = (
         "config/model.py",
         "plugin_window: float = attrs.field(default=30.0,",
         "plugin_window: float = attrs.field(default=20.0,",
-        (f"{LIVES}test_the_default_budget_of_a_plugin",),
+        (f"{PROMISES}test_the_default_budget_of_a_plugin",),
     ),
     Mutant(
         "R5",
@@ -45,7 +45,7 @@ BUDGETS = (
         "defaults.py",
         "RESTARTS: Final = 3\n",
         "RESTARTS: Final = 4\n",
-        (f"{LIVES}test_the_default_budget_of_the_core",),
+        (f"{PROMISES}test_the_default_budget_of_the_core",),
     ),
     Mutant(
         "R5",
@@ -54,7 +54,7 @@ BUDGETS = (
         "defaults.py",
         "RESTART_WINDOW: Final = 60.0\n",
         "RESTART_WINDOW: Final = 40.0\n",
-        (f"{LIVES}test_the_default_budget_of_the_core",),
+        (f"{PROMISES}test_the_default_budget_of_the_core",),
     ),
     Mutant(
         "R5",
@@ -72,7 +72,7 @@ BUDGETS = (
         SPEC,
         "return self.used(now) <= self.restarts",
         "return True",
-        (f"{STRATEGIES}test_one_for_one_escalation", f"{LIVES}test_the_default_budget_of_the_core"),
+        (f"{STRATEGIES}test_one_for_one_escalation", f"{PROMISES}test_the_default_budget_of_the_core"),
     ),
     Mutant(
         "R6",
@@ -90,7 +90,7 @@ BUDGETS = (
         "app/server.py",
         "            self._begin_stop(asked_for=False)\n        self._exit_status = EX_SOFTWARE",
         "            self._begin_stop(asked_for=False)\n        self._exit_status = 0",
-        (f"{LIVES}test_the_default_budget_of_the_core",),
+        (f"{PROMISES}test_the_default_budget_of_the_core",),
     ),
     Mutant(
         "R6",
@@ -99,7 +99,7 @@ BUDGETS = (
         "app/server.py",
         "for line in _crashes_behind(error):",
         "for line in ():",
-        (f"{LIVES}test_the_default_budget_of_the_core",),
+        (f"{PROMISES}test_the_default_budget_of_the_core",),
     ),
     Mutant(
         "R6",
@@ -108,7 +108,7 @@ BUDGETS = (
         "app/server.py",
         "        error = error.__cause__\n    return crashes",
         "        error = None\n    return crashes",
-        (f"{LIVES}test_the_default_budget_of_the_core",),
+        (f"{PROMISES}test_the_default_budget_of_the_core",),
     ),
     Mutant(
         "R6",
@@ -117,7 +117,7 @@ BUDGETS = (
         DECIDE,
         'elif window is entry.spec.window and entry.spec.exhausted == "quarantine":',
         "elif False:",
-        (f"{LIVES}test_the_default_budget_of_a_plugin",),
+        (f"{PROMISES}test_the_default_budget_of_a_plugin",),
     ),
     Mutant(
         "R6",
@@ -126,7 +126,7 @@ BUDGETS = (
         "app/tree.py",
         "            quarantined=self.quarantined.get(host.name),\n",
         "",
-        (f"{LIVES}test_a_quarantine_outlives_the_incarnation",),
+        (f"{PROMISES}test_a_quarantine_outlives_the_incarnation",),
     ),
     Mutant(
         "R6",
@@ -180,7 +180,7 @@ BUDGETS = (
         "app/tree.py",
         'exhausted="escalate" if limits.exhausted == "exit" else "quarantine"',
         'exhausted="quarantine"',
-        (f"{LIVES}test_exhausted_exit_ends_the_server",),
+        (f"{PROMISES}test_exhausted_exit_ends_the_server",),
     ),
 )
 
@@ -192,7 +192,10 @@ CRASHES = (
         DECIDE,
         "if crash is not None and entry.state is State.LEAVING:",
         "if crash is not None:",
-        (f"{START_STOP}test_sup_stop_non_shutdown_exit_dynamic", f"{LIVES}test_a_life_with_crashes"),
+        (
+            f"{START_STOP}test_sup_stop_non_shutdown_exit_dynamic",
+            f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",
+        ),
     ),
     Mutant(
         "R7",
@@ -396,7 +399,7 @@ EVENTS = (
         RUNNER,
         "        self._hand(event, log_event)\n",
         "",
-        (f"{LIVES}test_a_life_with_crashes",),
+        (f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",),
         because="each_crash_logged_once",
     ),
     Mutant(
@@ -406,7 +409,7 @@ EVENTS = (
         RUNNER,
         "            self._hand(event, self.on_event)\n",
         "            self._hand(event, self.on_event)\n            self._hand(event, self.on_event)\n",
-        (f"{LIVES}test_a_life_with_crashes",),
+        (f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",),
     ),
     Mutant(
         "R10",
@@ -415,7 +418,7 @@ EVENTS = (
         "app/status.py",
         '"events": [event.to_dict() for event in server.event_log.events],',
         '"events": [],',
-        (f"{SHOWN}test_what_happened_is_one_record_everywhere",),
+        (f"{SHOWN}test_an_event_is_one_record_everywhere",),
     ),
     Mutant(
         "R10",
@@ -424,7 +427,7 @@ EVENTS = (
         "app/event_log.py",
         "self._counts[event.kind] += 1",
         "self._counts[event.kind] = 0",
-        (f"{SHOWN}test_what_happened_is_one_record_everywhere",),
+        (f"{SHOWN}test_an_event_is_one_record_everywhere",),
     ),
     Mutant(
         "R10",
@@ -433,7 +436,7 @@ EVENTS = (
         DECIDE,
         "cause=cause if crash is None or cause is not None else crash.cause",
         "cause=cause",
-        (f"{LIVES}test_a_life_with_crashes",),
+        (f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",),
         because="tells no cause",
     ),
     Mutant(
@@ -462,7 +465,7 @@ EVENTS = (
         "app/server.py",
         "        tree.incarnation.publish_event(*admin_message(event))",
         "        pass",
-        (f"{LIVES}test_the_topic_admin_hears_of_a_crash",),
+        (f"{PROMISES}test_the_topic_admin_receives_a_crash",),
     ),
     Mutant(
         "R10",

@@ -1,4 +1,4 @@
-"""The guards of hazards.md, D1 to D18, each taken away."""
+"""Mutants of the guards of hazards.md, D1 to D18."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENS = "tests/channels/test_tokens.py::"
 SCHEMA = "tests/routing/test_schema.py::"
 HEAD = "tests/http/native/test_head.py::"
 PUMP = "tests/gateway/test_pump.py::"
-LIVES = "tests/mutants/test_child_task.py::"
+PROMISES = "tests/mutants/test_promises.py::"
 
 CONNECTIONS = (
     Mutant(
@@ -31,7 +31,7 @@ CONNECTIONS = (
         ENGINE,
         "        if not isinstance(rest, Exception):\n            raise error\n",
         "        raise error\n",
-        (f"{LIVES}test_what_a_connection_raises_ends_it_alone",),
+        (f"{PROMISES}test_an_exception_in_a_connection_ends_only_that_connection",),
     ),
     Mutant(
         "D1",
@@ -40,7 +40,7 @@ CONNECTIONS = (
         ENGINE,
         "  # noqa: BLE001 - the same\n            self._contain(error, address)\n",
         "\n            raise\n",
-        (f"{LIVES}test_what_a_websocket_raises_ends_it_alone",),
+        (f"{PROMISES}test_an_exception_in_a_websocket_ends_only_that_websocket",),
         raises=("RuntimeError",),
     ),
     Mutant(
@@ -132,7 +132,7 @@ CONNECTIONS = (
         "bus/reconnect.py",
         "            await self._back_off(cause)\n",
         "            raise ConnectionError(cause)\n",
-        (f"{LIVES}test_an_outage_crashes_nobody",),
+        (f"{PROMISES}test_an_outage_crashes_no_plugin",),
     ),
     Mutant(
         "D5",
@@ -151,7 +151,7 @@ CONNECTIONS = (
         "bus/resp.py",
         "        if link is not None:\n            await trio.aclose_forcefully(link.stream)",
         "        pass",
-        (f"{LIVES}test_an_outage_crashes_nobody",),
+        (f"{PROMISES}test_an_outage_crashes_no_plugin",),
         because="nothing_left_alive",
     ),
     Mutant(
@@ -216,7 +216,7 @@ CONNECTIONS = (
         "plugins/host.py",
         "                    guard.shield = True\n",
         "",
-        (f"{LIVES}test_a_lifespan_may_await_while_the_server_stops",),
+        (f"{PROMISES}test_a_lifespan_may_await_while_the_server_stops",),
     ),
     Mutant(
         "D11",

@@ -1,7 +1,7 @@
-"""A process that runs tests for others: it has imported what every run needs, and forks for each.
+"""A process that runs tests on request; it forks a child for each run.
 
-Importing pytest with its plugins takes longer than most runs. What is under test is imported by the
-fork alone, from the copy that its order names.
+Importing pytest with its plugins takes longer than most runs, so the process imports them once. Only the
+child imports tangram, from the copy that its request names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 LOOK_EVERY = 0.02
-"""Seconds between two looks whether a run is over."""
+"""Seconds between two checks whether a run has ended."""
 
 BEFOREHAND = (
     "pytest_trio.plugin",
@@ -30,7 +30,7 @@ BEFOREHAND = (
     "structlog",
     "trio.testing",
 )
-"""What most runs import, and nothing of ours."""
+"""Modules that most runs import; none of them is part of tangram."""
 
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -38,20 +38,22 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
-    """An order is a line of JSON: ``root``, ``arguments``, ``environ``, ``output`` and ``limit``. The answer
-    is a line that says whether it ended in time.
+    """Read requests from standard input until it ends, and answer each.
+
+    A request is a line of JSON: ``root``, ``arguments``, ``environ``, ``output`` and ``limit`` (seconds). The
+    answer is a line of JSON that says whether the run ended in time.
     """
-    del sys.path[0]  # our own folder, whose names are nobody's modules
-    # What a mutant leaves behind (a broker that nobody guards, say) becomes our child, and is ended by us.
+    del sys.path[0]  # the folder of this file: its files are no top-level modules
+    # Processes that a mutant leaves behind, for example a broker, become children of this process.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name in BEFOREHAND:
         importlib.import_module(name)
     for line in sys.stdin:
-        order = json.loads(line)
+        request = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _run(order)
-        sys.stdout.write(json.dumps({"in_time": _wait(pid, order["limit"])}) + "\n")
+            _run(request)
+        sys.stdout.write(json.dumps({"in_time": _wait(pid, request["limit"])}) + "\n")
         sys.stdout.flush()
 
 
@@ -70,7 +72,7 @@ def _wait(pid: int, limit: float) -> bool:
 
 
 def _reaped(pid: int) -> bool:
-    """Take notice of every child that has ended; whether ``pid`` is among them."""
+    """Reap every child that has ended; return whether ``pid`` is among them."""
     found = False
     with contextlib.suppress(ChildProcessError):
         while ended := os.waitpid(-1, os.WNOHANG)[0]:
@@ -78,21 +80,21 @@ def _reaped(pid: int) -> bool:
     return found
 
 
-def _run(order: dict[str, Any]) -> None:
+def _run(request: dict[str, Any]) -> None:
     status = 1
     try:
         os.setsid()
-        out = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, file in enumerate((nothing, out, out)):
             os.dup2(file, number)
-        os.chdir(order["root"])
-        os.environ.update(order["environ"])
-        sys.path[:0] = order["environ"]["PYTHONPATH"].split(os.pathsep)
+        os.chdir(request["root"])
+        os.environ.update(request["environ"])
+        sys.path[:0] = request["environ"]["PYTHONPATH"].split(os.pathsep)
         importlib.invalidate_caches()
         import pytest
 
-        status = pytest.main(order["arguments"])
+        status = pytest.main(request["arguments"])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -1,4 +1,4 @@
-"""Guards that neither page numbers: who may come in, what a client may cost, and bugs mended once."""
+"""Mutants of guards without a number: admission, cost of a client, bugs that were fixed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POLICIES = "tests/channels/test_policy.py::"
 ENGINE = "http/engine.py"
 BOUNDS = "tests/http/test_http_bounds.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
-LIVES = "tests/mutants/test_child_task.py::"
+PROMISES = "tests/mutants/test_promises.py::"
 
 GATE = (
     Mutant(
@@ -192,7 +192,7 @@ MENDED = (
         "app/tree.py",
         "    operator: str = attrs.field(repr=False)",
         "    operator: str = attrs.field()",
-        (f"{LIVES}test_secrets_do_not_show",),
+        (f"{PROMISES}test_secrets_do_not_show",),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The rules of supervision about order, first boot and restarts, R1 to R4, each taken away."""
+"""Mutants of the rules of supervision R1 to R4: order, first boot and restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEYOND = "tests/supervision/test_beyond.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
 STRATEGIES = "tests/supervision/test_twins_strategies.py::"
 SHOWN = "tests/mutants/test_shown.py::"
-LIVES = "tests/mutants/test_child_task.py::"
+PROMISES = "tests/mutants/test_promises.py::"
 
 ORDER = (
     Mutant(
@@ -61,7 +61,7 @@ ORDER = (
         DECIDE,
         "entry = leaving[max(leaving)]",
         "entry = leaving[min(leaving)]",
-        (f"{LIVES}test_an_idle_life",),
+        (f"{PROMISES}test_an_idle_server_keeps_every_promise",),
         because="stops_in_reverse_order",
     ),
     Mutant(
@@ -80,7 +80,7 @@ ORDER = (
         DECIDE,
         "entry.blocks = limit > 0",
         "entry.blocks = False",
-        (f"{LIVES}test_a_slow_plugin_is_waited_for",),
+        (f"{PROMISES}test_a_slow_plugin_is_waited_for",),
         because="stops_in_reverse_order",
     ),
     Mutant(
@@ -151,7 +151,7 @@ FIRST_BOOT = (
         DECIDE,
         "did not start: {crash.cause}",
         "did not start",
-        (f"{SHOWN}test_a_server_that_cannot_start_says_why",),
+        (f"{SHOWN}test_a_server_that_cannot_start_logs_the_cause",),
     ),
     Mutant(
         "R2",
@@ -160,7 +160,7 @@ FIRST_BOOT = (
         DECIDE,
         'if entry.spec.start_failure == "quarantine":',
         "if False:",
-        (f"{LIVES}test_a_plugin_that_cannot_start_is_left_out",),
+        (f"{PROMISES}test_a_plugin_that_cannot_start_is_left_out",),
         raises=("TangramEnded",),
     ),
     Mutant(
@@ -170,7 +170,7 @@ FIRST_BOOT = (
         "app/tree.py",
         'start_failure="fail" if self.config.core.strict and not self.booted else "quarantine"',
         'start_failure="quarantine"',
-        (f"{LIVES}test_strict_ends_a_server_whose_plugin_cannot_start",),
+        (f"{PROMISES}test_strict_ends_a_server_whose_plugin_cannot_start",),
     ),
     Mutant(
         "R2",
@@ -179,7 +179,7 @@ FIRST_BOOT = (
         "app/server.py",
         "            self._exit_status = 1\n",
         "            self._exit_status = 0\n",
-        (f"{LIVES}test_strict_ends_a_server_whose_plugin_cannot_start",),
+        (f"{PROMISES}test_strict_ends_a_server_whose_plugin_cannot_start",),
     ),
     Mutant(
         "R2",
@@ -188,7 +188,7 @@ FIRST_BOOT = (
         "app/redis_outage.py",
         "return not self._is_connected() or trio.current_time() - self._connected_at < RECENT",
         "return False",
-        (f"{LIVES}test_an_outage_crashes_nobody",),
+        (f"{PROMISES}test_an_outage_crashes_no_plugin",),
     ),
 )
 
@@ -200,7 +200,7 @@ RESTARTS = (
         "app/server.py",
         "        if self._lacks_redis:\n            log",
         "        if False:\n            log",
-        (f"{SHOWN}test_a_redis_that_is_away_is_waited_for_in_sight",),
+        (f"{SHOWN}test_waiting_for_redis_is_shown",),
     ),
     Mutant(
         "R2",
@@ -209,7 +209,7 @@ RESTARTS = (
         "app/server.py",
         "if up and self._lacks_redis:",
         "if False:",
-        (f"{SHOWN}test_a_redis_that_is_away_is_waited_for_in_sight",),
+        (f"{SHOWN}test_waiting_for_redis_is_shown",),
     ),
     Mutant(
         "R3",
@@ -227,7 +227,7 @@ RESTARTS = (
         "supervision/outcome.py",
         "if waits else None,",
         "if False else None,",
-        (f"{SHOWN}test_a_restart_that_goes_round_is_shown",),
+        (f"{SHOWN}test_a_plugin_that_fails_to_restart_is_shown",),
         raises=("TypeError",),
     ),
     Mutant(
@@ -237,7 +237,7 @@ RESTARTS = (
         "supervision/decide.py",
         'return self._planned or self.strategy != "one_for_one"',
         "return True",
-        (f"{SHOWN}test_a_restart_that_goes_round_is_shown",),
+        (f"{SHOWN}test_a_plugin_that_fails_to_restart_is_shown",),
     ),
     Mutant(
         "R3",
@@ -301,7 +301,7 @@ RESTARTS = (
         "app/tree.py",
         "Backoff(initial=limits.backoff_initial, maximum=limits.backoff_max, reset=limits.backoff_reset)",
         "Backoff()",
-        (f"{LIVES}test_the_waits_between_restarts_are_the_operators",),
+        (f"{PROMISES}test_the_waits_between_restarts_are_the_operators",),
     ),
     Mutant(
         "R4",
@@ -310,7 +310,7 @@ RESTARTS = (
         "app/server.py",
         "                backoff=tree.backoff(),\n",
         "",
-        (f"{LIVES}test_the_waits_between_restarts_are_the_operators",),
+        (f"{PROMISES}test_the_waits_between_restarts_are_the_operators",),
     ),
     Mutant(
         "R4",
@@ -319,7 +319,7 @@ RESTARTS = (
         "defaults.py",
         "BACKOFF_INITIAL: Final = 0.05\n",
         "BACKOFF_INITIAL: Final = 0.5\n",
-        (f"{LIVES}test_the_waits_that_nobody_has_set",),
+        (f"{PROMISES}test_the_default_waits_between_restarts",),
     ),
     Mutant(
         "R4",
@@ -328,7 +328,7 @@ RESTARTS = (
         "defaults.py",
         "BACKOFF_MAXIMUM: Final = 5.0\n",
         "BACKOFF_MAXIMUM: Final = 50.0\n",
-        (f"{LIVES}test_the_waits_that_nobody_has_set",),
+        (f"{PROMISES}test_the_default_waits_between_restarts",),
     ),
     Mutant(
         "R4",
@@ -337,7 +337,7 @@ RESTARTS = (
         "defaults.py",
         "BACKOFF_RESET: Final = 60.0\n",
         "BACKOFF_RESET: Final = 6.0\n",
-        (f"{LIVES}test_the_waits_that_nobody_has_set",),
+        (f"{PROMISES}test_the_default_waits_between_restarts",),
     ),
     Mutant(
         "R4",
@@ -355,7 +355,7 @@ RESTARTS = (
         "app/tree.py",
         "            self.incarnation.supervisor.hurry()",
         "            pass",
-        (f"{LIVES}test_who_waits_is_hurried_when_redis_is_back",),
+        (f"{PROMISES}test_a_back_off_ends_when_redis_is_back",),
     ),
 )
 
@@ -376,7 +376,7 @@ WHO_GOES = (
         TABLE,
         '"rest_for_one": lambda crashed, other: other >= crashed,',
         '"rest_for_one": lambda _crashed, _other: True,',
-        (f"{LIVES}test_a_life_with_crashes",),
+        (f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",),
         because="healthy_siblings_untouched",
     ),
     Mutant(
@@ -386,7 +386,7 @@ WHO_GOES = (
         TABLE,
         '"one_for_one": lambda crashed, other: other == crashed,',
         '"one_for_one": lambda _crashed, _other: True,',
-        (f"{LIVES}test_a_life_with_crashes",),
+        (f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",),
         because="healthy_siblings_untouched",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Mutants that no text of the sources stands for: each is planted in process, and an invariant finds it."""
+"""Mutants without a text in the sources: planted in process, found by an invariant."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.app.helpers import Journal, make_plugin
 
 
 async def caught(faults: Sequence[str], duration: float = 1.0) -> set[str]:
-    """The names of what a short campaign finds broken."""
+    """Return the invariants that a short campaign finds broken."""
     campaign: Campaign = await run_campaign(
         [make_plugin(Journal())], duration=duration, faults=faults, fakes=True
     )
@@ -70,8 +70,10 @@ async def test_d5_a_connection_that_is_not_closed(
 async def test_held_sockets_that_an_incarnation_closes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutant: an incarnation accepts on the root's own socket and closes it. Caught by a refused connection,
-    or by a server that does not come back."""
+    """Mutant: an incarnation accepts on the root's own socket and closes it.
+
+    A refused connection, or a server that does not come back, catches it.
+    """
     monkeypatch.setattr(HeldSocket, "dup", lambda held: held.listener)
 
     found = await caught(["crash_web"], duration=0.5)
@@ -80,14 +82,14 @@ async def test_held_sockets_that_an_incarnation_closes(
 
 
 async def test_a_secret_in_the_log(autojump_clock: MockClock) -> None:
-    """Mutant: somebody logs the operator's token. Caught by no_secret_in_logs."""
+    """Mutant: the operator's token is logged. Caught by no_secret_in_logs."""
     with pytest.raises(InvariantBroken, match="no_secret_in_logs"):
         async with open_tangram(fakes=True) as running:
             structlog.get_logger().info("hello", headers=running.operator)
 
 
 def test_rule_1_a_stop_that_takes_longer_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutant: the channels' clean-up shields itself for too long. Caught at a step, by the stop's bound."""
+    """Mutant: the channels' clean-up shields itself too long. Caught by stops_within_bound."""
     run = Channels.run
 
     async def stubborn(self: Channels, **more: Any) -> None:
@@ -104,7 +106,7 @@ def test_rule_1_a_stop_that_takes_longer_than_its_bound(monkeypatch: pytest.Monk
 
 
 async def test_a_task_that_outlives_the_server(autojump_clock: MockClock) -> None:
-    """Mutant: a service starts a task that is no child of its own. Caught by nothing_left_alive."""
+    """Mutant: a service starts a system task. Caught by nothing_left_alive."""
     plugin = tangram.Plugin()
 
     @plugin.register_service()

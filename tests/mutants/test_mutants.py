@@ -1,4 +1,4 @@
-"""Every guard of hazards.md and every rule of supervision.md is held by a test that goes red without it."""
+"""A test goes red without each guard of hazards.md and each rule of supervision.md."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ RULES = [f"R{number}" for number in range(1, 11)]
 
 @pytest.mark.parametrize("guard", [*GUARDS, *RULES])
 def test_each_guard_and_each_rule_has_a_mutant(guard: str) -> None:
-    """D1-D18 and the rules 1-10 are each taken away at least once."""
+    """The table removes D1-D18 and the rules 1-10 at least once each."""
     assert [mutant for mutant in MUTANTS if mutant.guard == guard]
 
 
 def test_ids_are_names() -> None:
-    """No two mutants have the same id, and each says what it takes away."""
+    """No two mutants have the same id, and each describes its effect."""
     ids = [mutant.id for mutant in MUTANTS]
 
     assert sorted(set(ids)) == sorted(ids)
     assert all(mutant.taken and mutant.tests for mutant in MUTANTS)
 
 
-def test_what_is_taken_away_is_still_there() -> None:
-    """The text of each guard stands exactly once where the table says; else the table is to be mended."""
+def test_each_old_text_is_in_the_sources() -> None:
+    """The old text of each mutant stands exactly once in its file; else mend the table."""
     assert [fault for mutant in MUTANTS if (fault := mutant.fault())] == []
 
 
-def test_the_tests_that_must_go_red_are_still_there() -> None:
-    """Each node id names a file and a function in it; else the table is to be mended."""
+def test_each_named_test_exists() -> None:
+    """Each node id names a file and a function in it; else mend the table."""
     nodes = {node.partition("[")[0] for mutant in MUTANTS for node in mutant.tests}
     functions = {
         f"{path.relative_to(ROOT)}::{each.name}"
@@ -48,9 +48,9 @@ def test_the_tests_that_must_go_red_are_still_there() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_red_where_nothing_is_taken_away(control: Run) -> None:
-    """On an unchanged copy all the tests that the table names are green, in time."""
-    red = [f"{line.node}: {line.told}" for line in control.lines if line.raised]
+def test_an_unchanged_copy_is_green(control: Run) -> None:
+    """All tests that the table names are green, in time, on an unchanged copy."""
+    red = [f"{line.node}: {line.message}" for line in control.lines if line.raised]
 
     assert control.in_time, control.output
     assert red == [], control.output
@@ -61,7 +61,7 @@ def test_nothing_is_red_where_nothing_is_taken_away(control: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.id for mutant in MUTANTS])
 def test_caught(mutant: Mutant, verdict: Callable[[Mutant], list[str]]) -> None:
-    """Without the guard its test goes red, by what the test asserts."""
+    """The test of a guard fails by an assertion without the guard."""
     complaints = verdict(mutant)
 
     assert not complaints, "\n".join(complaints)

@@ -1,4 +1,4 @@
-"""What an operator is shown while things go wrong, and the ways back: whole servers, on fakes."""
+"""The operator's view of crashes and outages, and the ways back: whole servers on fakes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tangram.supervision import run_sync_in_thread
 from tangram.testing import RunningTangram, TangramEnded, free_port, open_tangram
 from tangram.testing.fakes.memory_broker import MemoryBroker
 from tests.app.helpers import Journal, make_plugin
-from tests.mutants.test_child_task import broken_from_the_start, crash
+from tests.mutants.test_promises import broken_from_the_start, crash
 
 
 @asynccontextmanager
 async def open_shown(
     *plugins: tangram.Plugin, checks: tuple[str, ...] = (), **supervisor: object
 ) -> AsyncIterator[RunningTangram]:
-    """A server whose port is in memory as well, so that a look at it takes no time."""
+    """Open a server whose port is in memory as well, so that a request takes no time."""
     chosen = plugins or (make_plugin(Journal()), make_plugin(Journal(), "other"))
     config = {"supervisor": {"strategy": "one_for_one", **supervisor}}
     async with open_tangram(chosen, config, fakes=True, memory_port=True, checks=checks) as running:
@@ -35,14 +35,14 @@ async def open_shown(
 
 
 async def shown(running: RunningTangram) -> Mapping[str, Any]:
-    """What ``/-/supervision`` tells the operator."""
+    """Return the operator's answer of ``/-/supervision``."""
     answer = await running.http.get("/-/supervision", headers=running.operator)
     told: Mapping[str, Any] = answer.json()
     return told
 
 
 def part_of(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of the incarnation, as it is shown."""
+    """Return a part of the incarnation from the answer."""
     incarnation = next(child for child in told["tree"]["children"] if child["name"] == "incarnation")
     found: Mapping[str, Any] = next(
         child for child in incarnation["nested"][0]["children"] if child["name"] == name
@@ -56,16 +56,18 @@ async def state_of(running: RunningTangram, plugin: str) -> str:
 
 
 def plugin_of(run: Any, **more: Any) -> tangram.Plugin:
-    """A plugin called ``odd`` with one service."""
+    """Make a plugin called ``odd`` with one service."""
     plugin = tangram.Plugin()
     plugin.name = "odd"
     plugin.register_service(**more)(run)
     return plugin
 
 
-async def test_a_restart_that_goes_round_is_shown(autojump_clock: MockClock) -> None:
-    """While a plugin fails to start again and again, what it does is shown with its next wait, the others
-    come back, and a stop is obeyed."""
+async def test_a_plugin_that_fails_to_restart_is_shown(autojump_clock: MockClock) -> None:
+    """A plugin that fails to start again and again is shown with its next delay.
+
+    The other plugins come back meanwhile, and a stop is obeyed at once.
+    """
     first = [True]
 
     async def once(state: tangram.BackendState) -> None:
@@ -99,8 +101,8 @@ async def test_a_restart_that_goes_round_is_shown(autojump_clock: MockClock) -> 
     assert trio.current_time() - began < 1.0
 
 
-async def test_what_happened_is_one_record_everywhere(autojump_clock: MockClock) -> None:
-    """What listeners are told of a crash is what ``/-/supervision`` tells, and it is counted there."""
+async def test_an_event_is_one_record_everywhere(autojump_clock: MockClock) -> None:
+    """Listeners and ``/-/supervision`` get the same record of a crash, counted there."""
     async with open_shown() as running:
         await crash(running, "plugin:other")
         assert await running.wait_steady() == "up"
@@ -115,7 +117,7 @@ async def test_what_happened_is_one_record_everywhere(autojump_clock: MockClock)
 
 
 async def test_a_stubborn_plugin_is_shown_with_its_line(autojump_clock: MockClock) -> None:
-    """``/-/supervision`` names the line on which a plugin stands that goes on after its stop time."""
+    """``/-/supervision`` names the line of a plugin that runs past its stop time."""
     free = trio.Event()
 
     async def deaf(state: tangram.BackendState) -> None:
@@ -136,7 +138,7 @@ async def test_a_stubborn_plugin_is_shown_with_its_line(autojump_clock: MockCloc
 
 
 async def test_a_thread_that_was_left_behind_is_shown(autojump_clock: MockClock) -> None:
-    """``/-/supervision`` counts threads that go on after their service, and names them."""
+    """``/-/supervision`` counts and names threads that run on after their service."""
     free, began = threading.Event(), threading.Event()
 
     def deaf() -> None:
@@ -158,8 +160,10 @@ async def test_a_thread_that_was_left_behind_is_shown(autojump_clock: MockClock)
 
 @pytest.mark.parametrize("way", ["request", "reload"])
 async def test_a_plugin_in_quarantine_is_shown_and_may_try_again(autojump_clock: MockClock, way: str) -> None:
-    """What is in quarantine is shown as that; the operator's request, or a reload, starts it with a window
-    of its own."""
+    """A quarantined plugin is shown, and starts again by a request or a reload.
+
+    It gets a restart window of its own.
+    """
     async with open_shown(plugin_restarts=1) as running:
         for _ in range(2):
             await crash(running, "plugin:other")
@@ -180,8 +184,8 @@ async def test_a_plugin_in_quarantine_is_shown_and_may_try_again(autojump_clock:
         assert await running.wait_steady() == "up"
 
 
-async def test_a_server_that_cannot_start_says_why(autojump_clock: MockClock) -> None:
-    """With ``strict`` the end is told with what the plugin raised."""
+async def test_a_server_that_cannot_start_logs_the_cause(autojump_clock: MockClock) -> None:
+    """A strict server logs the exception of the plugin that could not start."""
     logs: list[RunningTangram] = []
     with pytest.raises(TangramEnded):
         async with open_tangram(
@@ -194,9 +198,11 @@ async def test_a_server_that_cannot_start_says_why(autojump_clock: MockClock) ->
     assert "the device is not there" in told[0]["cause"]
 
 
-async def test_a_redis_that_is_away_is_waited_for_in_sight(autojump_clock: MockClock) -> None:
-    """A server whose configured Redis is away comes up, says so, is not called ready, and says when it is;
-    nobody is restarted for it."""
+async def test_waiting_for_redis_is_shown(autojump_clock: MockClock) -> None:
+    """A server without its configured Redis comes up, is not ready, and says so.
+
+    It logs when Redis is there, and restarts no child.
+    """
     port = free_port()
 
     def stand_in(running: RunningTangram) -> None:

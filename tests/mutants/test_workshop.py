@@ -1,4 +1,4 @@
-"""The judge of mutants is no pushover: what looks red need not be caught."""
+"""The judge of mutants: a red test need not have caught the mutant."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def verdict(lines: Sequence[Line], *, mutant: Mutant = MUTANT, in_time: bool = T
 @pytest.mark.parametrize(
     "error", ["AssertionError", "InvariantBroken", "StepFailed", "TooSlowError", "Failed"]
 )
-def test_a_test_that_says_what_is_wrong_has_caught_it(error: str) -> None:
-    """One item of a test that fails by what it asserts is enough, whatever its other items do."""
+def test_a_failed_assertion_has_caught_the_mutant(error: str) -> None:
+    """One item of a test that fails by an assertion is enough; the other items may pass."""
     assert verdict([Line(f"{NODE}[a]", "call", ()), Line(f"{NODE}[b]", "call", (error,))]) == ""
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "complaint"),
     [
         ([], "is gone; name the test"),
         ([Line("tests/test_a.py::test_it_too", "call", ("AssertionError",))], "is gone; name the test"),
@@ -40,40 +40,44 @@ def test_a_test_that_says_what_is_wrong_has_caught_it(error: str) -> None:
         ),
     ],
 )
-def test_what_has_caught_nothing_is_told(lines: Sequence[Line], told: str) -> None:
-    """A test that is gone, green, broken, or red for a reason of its own has caught nothing."""
-    assert told in verdict(lines)
+def test_a_run_that_has_caught_nothing_is_reported(lines: Sequence[Line], complaint: str) -> None:
+    """A missing, green, broken or otherwise failing test has caught nothing."""
+    assert complaint in verdict(lines)
 
 
 def test_a_time_limit_catches_nothing() -> None:
-    """A run that had to be ended is not counted, though something in it was red."""
+    """A run that the time limit ended does not count, although a test was red."""
     assert "bound of its own" in verdict([Line(NODE, "call", ("AssertionError",))], in_time=False)
 
 
 def test_all_tests_that_are_named_must_go_red() -> None:
-    """One of two is not enough."""
+    """Each named test must go red; one of two is not enough."""
     both = attrs.evolve(MUTANT, tests=(NODE, "tests/test_a.py::test_other"))
     lines = [Line(NODE, "call", ("AssertionError",)), Line("tests/test_a.py::test_other", "call", ())]
 
     assert "survives tests/test_a.py::test_other" in verdict(lines, mutant=both)
 
 
-def test_an_invariant_is_asked_for_by_name() -> None:
-    """Where the table names an invariant, another one does not do."""
+def test_an_invariant_is_required_by_name() -> None:
+    """If the table names an invariant, another one does not count."""
     named = attrs.evolve(MUTANT, because="stops_in_reverse_order")
     lines = [Line(NODE, "call", ("InvariantBroken",), "starts_in_order: no")]
 
-    assert "does not tell of 'stops_in_reverse_order'" in verdict(lines, mutant=named)
+    assert "does not mention 'stops_in_reverse_order'" in verdict(lines, mutant=named)
 
 
 def test_the_old_text_must_stand_there_once(tmp_path: Path) -> None:
-    """Gone, or there twice: told, with what is to be done."""
+    """Old text that is missing or stands there twice is reported with the remedy."""
     file = tmp_path / "src" / "tangram" / "errors.py"
     file.parent.mkdir(parents=True)
-    for text, told in [("none", "found it 0 times"), ("old old", "found it 2 times"), ("an old one", None)]:
+    for text, complaint in [
+        ("none", "found it 0 times"),
+        ("old old", "found it 2 times"),
+        ("an old one", None),
+    ]:
         file.write_text(text)
         fault = MUTANT.fault(tmp_path)
-        assert (fault is None) if told is None else (told in str(fault))
+        assert (fault is None) if complaint is None else (complaint in str(fault))
     MUTANT.apply(tmp_path)
     assert file.read_text() == "an new one"
     file.unlink()

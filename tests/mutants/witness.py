@@ -1,4 +1,4 @@
-"""A pytest plugin for the runs on a copy: writes each outcome, and what was raised, as a line of JSON."""
+"""A pytest plugin that writes each outcome and its exception as a line of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTPUT = "TANGRAM_MUTANT_WITNESS"
 """The environment variable that names the file to write to."""
 
 LONGEST = 2000
-"""Characters kept of what an exception says."""
+"""Characters kept of the text of an exception."""
 
 
 def _write(line: dict[str, Any]) -> None:
@@ -36,13 +36,13 @@ def _line(node: str, when: str, error: BaseException | None) -> dict[str, Any]:
         "node": node,
         "when": when,
         "raised": [type(one).__name__ for one in found],
-        "told": "; ".join(str(one) for one in found)[:LONGEST],
+        "message": "; ".join(str(one) for one in found)[:LONGEST],
     }
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None]:
-    """One line for each test that was called, and for whatever failed around it."""
+    """Write a line for each test that was called, and for a failed set-up or clean-up."""
     yield
     error = None if call.excinfo is None else call.excinfo.value
     if call.when == "call" or error is not None:
@@ -51,9 +51,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any]:
-    """One line for each module that could not even be read."""
+    """Write a line for each module that could not be collected."""
     outcome = yield
     report = outcome.get_result()
     if report.failed:
         line = _line(collector.nodeid, "collect", None)
-        _write({**line, "raised": ["CollectError"], "told": str(report.longrepr)[-LONGEST:]})
+        _write({**line, "raised": ["CollectError"], "message": str(report.longrepr)[-LONGEST:]})

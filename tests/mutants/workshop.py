@@ -1,9 +1,9 @@
-"""Makes a copy of the sources with one guard taken away, runs the named tests on it, and judges the outcome.
+"""Copy the sources with one guard removed, run the named tests on it, and judge.
 
-1. A copy is made of hard links to one clean copy of this checkout, and only the mutated file is written anew:
-   the checkout itself is never touched, and what was compiled once serves all.
-2. A mutant is caught when each of its tests is red by what the test asserts. A test that cannot be imported,
-   or that only the time limit ends, has caught nothing.
+1. A copy consists of hard links to one clean copy of this checkout; only the mutated file is written anew. So
+   the checkout is never touched, and all copies share the compiled modules.
+2. A mutant is caught when each of its tests fails by an assertion of that test. A test that cannot be
+   imported, or that only the time limit ends, has caught nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ import attrs
 
 from tests.mutants.witness import OUTPUT
 
-__all__ = ["CONTROL_LIMIT", "ROOT", "Foreman", "Line", "Mutant", "Run", "copy_checkout", "judge", "link_copy"]
+__all__ = [
+    "CONTROL_LIMIT",
+    "ROOT",
+    "Line",
+    "Mutant",
+    "MutationRunner",
+    "Run",
+    "copy_checkout",
+    "judge",
+    "link_copy",
+]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = "src/tangram/"
 
 TIME_LIMIT = 60.0
-"""Seconds for one run, most of which take one: generous, because what hangs is caught by nobody."""
+"""Seconds for one run. Most take one; a run that reaches the limit has caught nothing."""
 
 CONTROL_LIMIT = 240.0
 """Seconds for all the tests at once on a clean copy."""
@@ -37,31 +47,31 @@ CONTROL_LIMIT = 240.0
 ASSERTED = frozenset(
     {"AssertionError", "Failed", "InvariantBroken", "SimulationFailed", "StepFailed", "TooSlowError"}
 )
-"""What a test, an invariant or a bound raises to say something; ``Failed`` is ``pytest.raises``'s."""
+"""Exceptions by which tests, invariants and bounds fail; ``Failed`` comes from ``pytest.raises``."""
 
 
 @attrs.frozen
 class Mutant:
-    """One guard, taken away."""
+    """One guard, removed."""
 
     guard: str
     """``D1`` to ``D18`` of hazards.md, ``R1`` to ``R10`` for the rules of supervision.md, or a word."""
     name: str
-    """Which part of it."""
+    """The part of the guard."""
     taken: str
-    """What is taken away."""
+    """The behaviour without the guard, as a clause."""
     file: str
-    """Below ``src/tangram``; or a file of the checkout's root."""
+    """A path below ``src/tangram``, or a file of the checkout's root."""
     old: str
-    """What stands there, once."""
+    """The text to replace, which the file contains exactly once."""
     new: str
-    """What stands there instead."""
+    """Its replacement."""
     tests: tuple[str, ...]
-    """The node ids that must go red. A test with parameters: one of its items at least."""
+    """The node ids that must go red; for a test with parameters, at least one of its items."""
     because: str = ""
-    """What the failure must say: an invariant's name, for one."""
+    """Text that the failure must contain, for example the name of an invariant."""
     raises: tuple[str, ...] = ()
-    """What its tests end with where that is no assertion but the damage itself, let through."""
+    """Exceptions that show the damage itself, where the test fails without an assertion."""
 
     @property
     def id(self) -> str:
@@ -69,11 +79,11 @@ class Mutant:
 
     @property
     def path(self) -> str:
-        """The file, below the checkout."""
+        """Return the path of the file below the checkout."""
         return self.file if (ROOT / self.file).is_file() else SOURCES + self.file
 
     def fault(self, root: Path = ROOT) -> str | None:
-        """Why it cannot be applied, or None."""
+        """Return the reason why the mutant cannot be applied, or None."""
         path = root / self.path
         if not path.is_file():
             return f"{self.id}: there is no file {self.path!r}; name the one that the guard has moved to"
@@ -86,10 +96,10 @@ class Mutant:
         return None
 
     def apply(self, root: Path) -> None:
-        """Take the guard away in the copy at ``root``."""
+        """Remove the guard in the copy at ``root``."""
         path = root / self.path
         text = path.read_text()
-        path.unlink()  # a link to everybody's: the others must not see this
+        path.unlink()  # a hard link: the other copies must not change
         path.write_text(text.replace(self.old, self.new))
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
             compiled.unlink()
@@ -97,17 +107,17 @@ class Mutant:
 
 @attrs.frozen
 class Line:
-    """What the witness wrote of one test."""
+    """One line of the witness."""
 
     node: str
     when: str
     raised: tuple[str, ...]
-    told: str = ""
+    message: str = ""
 
 
 @attrs.frozen
 class Run:
-    """What came of one run."""
+    """The outcome of one run."""
 
     lines: Sequence[Line]
     output: str
@@ -115,7 +125,7 @@ class Run:
 
 
 def copy_checkout(to: Path) -> Path:
-    """A clean copy of what tests need, compiled."""
+    """Copy the files that tests need to ``to``, compile them, and return ``to``."""
     for folder in ("src", "tests"):
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("docs", "examples", "benchmarks", ".cache"):
@@ -129,13 +139,13 @@ def copy_checkout(to: Path) -> Path:
 
 
 def link_copy(clean: Path, to: Path) -> Path:
-    """A copy of the copy, made of links."""
+    """Copy the copy by hard links; return ``to``."""
     shutil.copytree(clean, to, copy_function=os.link, symlinks=True)
     return to
 
 
-class Foreman:
-    """The other end of `foreman`: one run after another."""
+class MutationRunner:
+    """A client of ``mutation_runner``, which does one run after another."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -161,17 +171,17 @@ class Foreman:
         self._process.stdout.close()
 
     def run_tests(self, root: Path, nodes: Sequence[str], limit: float) -> Run:
-        """Run ``nodes`` in the copy at ``root``, by its own sources, in a process of its own."""
+        """Run ``nodes`` in the copy at ``root``, with the sources of the copy, in a new process."""
         seen, output = root / "witness.jsonl", root / "output.txt"
         arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.mutants.witness"]
-        # The foreman has imported pytest's plugins, whose assertions nobody needs to have rewritten.
+        # The runner has imported pytest's plugins already; their assertions need no rewriting.
         arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         environ = {
             "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)]),
             "PYTEST_ADDOPTS": "",
             OUTPUT: str(seen),
         }
-        order = {
+        request = {
             "root": str(root),
             "arguments": [*arguments, *(["-x"] if len(nodes) == 1 else []), *nodes],
             "environ": environ,
@@ -180,15 +190,15 @@ class Foreman:
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        told = [json.loads(one) for one in seen.read_text().splitlines()] if seen.exists() else []
-        lines = [Line(one["node"], one["when"], tuple(one["raised"]), one["told"]) for one in told]
+        written = [json.loads(one) for one in seen.read_text().splitlines()] if seen.exists() else []
+        lines = [Line(one["node"], one["when"], tuple(one["raised"]), one["message"]) for one in written]
         return Run(lines, output.read_text(errors="replace"), answer["in_time"])
 
     def run_mutant(self, mutant: Mutant, clean: Path, to: Path) -> list[str]:
-        """Make the copy, run the tests, judge. Empty: it was caught."""
+        """Make the copy, run the tests, judge; return complaints, none if it was caught."""
         fault = mutant.fault(clean)
         if fault is not None:
             return [fault]
@@ -201,7 +211,7 @@ class Foreman:
 
 
 def judge(mutant: Mutant, run: Run) -> list[str]:
-    """What is wrong with how the mutant was caught; empty: nothing."""
+    """Return complaints about the run of a mutant: none if it was caught."""
     if not run.in_time:
         return [f"{mutant.id}: the time limit ended the run: give the test a bound of its own", run.output]
     found = [one for node in mutant.tests if (one := _complaint(mutant, node, run.lines)) is not None]
@@ -211,7 +221,7 @@ def judge(mutant: Mutant, run: Run) -> list[str]:
 def _complaint(mutant: Mutant, node: str, lines: Sequence[Line]) -> str | None:
     unread = [line for line in lines if line.when == "collect" and node.startswith(line.node)]
     if unread:
-        return f"{mutant.id}: {unread[0].node} cannot be read: {unread[0].told}"
+        return f"{mutant.id}: {unread[0].node} cannot be read: {unread[0].message}"
     mine = [line for line in lines if line.node == node or line.node.startswith(f"{node}[")]
     if not mine:
         return f"{mutant.id}: the node id {node!r} is gone; name the test that holds the guard now"
@@ -223,6 +233,6 @@ def _complaint(mutant: Mutant, node: str, lines: Sequence[Line]) -> str | None:
         if line.when != "call" or not good.intersection(line.raised):
             raised = ", ".join(line.raised)
             return f"{mutant.id}: {line.node} is red by {raised} ({line.when}), which it does not assert"
-    if not any(mutant.because in line.told for line in red):
-        return f"{mutant.id}: {node} is red, but does not tell of {mutant.because!r}"
+    if not any(mutant.because in line.message for line in red):
+        return f"{mutant.id}: {node} is red, but does not mention {mutant.because!r}"
     return None
