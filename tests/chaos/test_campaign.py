@@ -23,7 +23,7 @@ from trio.testing import MockClock
 from tangram import BackendState, Plugin, client
 from tangram.chaos import observers
 from tangram.chaos.campaign import UNLIMITED, Campaign, own_config, run_campaign
-from tangram.chaos.observers import Seen, open_observers
+from tangram.chaos.observers import Observations, open_observers
 from tangram.chaos.report import render_html
 from tangram.config import load_config, load_tables
 from tangram.errors import PluginError, Refused
@@ -387,7 +387,7 @@ async def test_who_is_left_to_wait_at_the_door_is_told(
                 waiting.setblocking(False)
                 waiting.connect_ex(full.getsockname())
             patched.setattr(running.server, "held", [HeldSocket(full, *full.getsockname())])
-            seen = Seen()
+            seen = Observations()
             async with open_observers(running, seen):
                 await trio.sleep(20.0)
 

@@ -273,7 +273,7 @@ async def test_a_watchdog_that_does_not_tell_where_is_told(monkeypatch: pytest.M
 
     monkeypatch.setattr(Watchdog, "_report", vague)
     async with open_tangram(config={"supervisor": {"stall_after": 0.3}}) as running:
-        with pytest.raises(InvariantBroken, match="does not tell where the loop stood: somewhere"):
+        with pytest.raises(InvariantBroken, match="does not report where the loop stood: somewhere"):
             await Chaos(running).strike("loop_blocked")
 
 

@@ -1,1 +1,3 @@
-"""The rig of ``tangram chaos``: campaigns, simulation, observers, conformance of implementations."""
+"""The rig behind ``tangram chaos`` and ``make chaos``: campaigns, simulation, conformance of
+implementations.
+"""

@@ -1,4 +1,4 @@
-"""A campaign: a configured server, faults drawn from a seed, clients that look on, and what held."""
+"""A campaign: a configured server, faults drawn from a seed, clients that observe, and the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import trio
 
-from tangram.chaos.observers import OBSERVED_INVARIANTS, Seen, open_observers
+from tangram.chaos.observers import OBSERVED_INVARIANTS, Observations, open_observers
 from tangram.config import LoadedConfig
 from tangram.errors import PluginError
 from tangram.supervision import SupervisionEvent
@@ -31,45 +31,45 @@ REST_SECONDS = 30.0
 """Seconds for everything to be up again at the end."""
 
 LONGEST_BACKOFF = 0.1
-"""Seconds, where no shorter one is configured."""
+"""Seconds of the longest back-off, where no shorter one is configured."""
 
 UNLIMITED = 1_000_000
-"""Restarts: a campaign tests how the server heals, not when it gives up."""
+"""Restart budget: a campaign tests how the server heals, not when it gives up."""
 
 
 @attrs.define
 class Campaign:
-    """What happened so far; the report is made of it."""
+    """The state and result of a campaign, from which the report is made."""
 
     seed: int
     began: float = 0.0
     ended: float = 0.0
     struck: list[Struck] = attrs.field(factory=list)
     skipped: dict[str, str] = attrs.field(factory=dict)
-    """Faults that had nothing to strike, or no turn, and why."""
+    """Faults that had no target or no turn, and why."""
     broken: list[Broken] = attrs.field(factory=list)
     events: list[SupervisionEvent] = attrs.field(factory=list)
     down: list[str] = attrs.field(factory=list)
-    """Who should run and does not, now."""
+    """Children that should run and do not, now."""
     now: str | None = None
-    """What strikes now."""
+    """The fault that strikes now."""
     interrupted: bool = False
-    """Somebody ended it before its time."""
-    seen: Seen = attrs.field(factory=Seen)
-    """What those who look on have seen."""
+    """Whether it was ended before its time."""
+    seen: Observations = attrs.field(factory=Observations)
+    """Observations of the clients beside the faults."""
 
     @property
     def passed(self) -> bool:
-        """Whether all held, and there was something that had to."""
+        """Return whether every invariant held, and at least one fault struck."""
         return not self.broken and bool(self.struck or self.interrupted)
 
     @property
     def restarts(self) -> Counter[str]:
-        """Crashes, by child."""
+        """Return the number of crashes, by child."""
         return Counter(event.child or "" for event in self.events if event.kind == "crashed")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return the campaign as plain values for JSON."""
         return {
             "seed": self.seed,
             "seconds": round(self.ended - self.began, 3),
@@ -102,12 +102,13 @@ class Campaign:
 
 
 def own_config(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
-    """The configuration with everything of others taken out: addresses and state are our own, and so is the
-    broker. Who looks on knows no certificate, so there is no TLS. Budgets are lifted and back-off is short,
-    so that many faults fit into little time.
+    """Return the configuration with addresses, state and broker of the campaign's own.
+
+    The observers know no certificate, so there is no TLS. Budgets are lifted and back-off is short, so
+    that many faults fit into little time.
 
     Args:
-        loaded: what the operator configured; all else of it stays.
+        loaded: the operator's configuration; everything else of it stays.
         folder: for the state.
     """
     config = loaded.config
@@ -150,22 +151,23 @@ async def run_campaign(
     on_news: Callable[[Campaign], None] = lambda _campaign: None,
     until: Callable[[], Awaitable[object]] = trio.sleep_forever,
 ) -> Campaign:
-    """Strike for ``duration`` seconds, and tell what held.
+    """Inject faults for ``duration`` seconds, and return which promises held.
 
     Args:
         plugins: as for ``open_tangram``.
         config: as for ``open_tangram``; see `own_config`.
-        seed: of what strikes when.
+        seed: of the order and times of faults.
         duration: seconds of the loop's clock.
-        faults: names of `FAULTS`; none: all of them.
-        only: the plugin that is struck, and nothing else.
+        faults: names of `FAULTS`; all of them unless given.
+        only: strike this plugin and nothing else.
         once: end as soon as each fault has struck once, or cannot strike.
         fakes: as for ``open_tangram``.
         on_news: called before and after each fault, and after each event.
-        until: when it returns, the campaign ends before its time, in order.
+        until: when it returns, the campaign ends early, in order.
 
     Raises:
-        LookupError: there is no fault of that name, none that strikes a plugin alone, or no such plugin.
+        LookupError: there is no fault of that name, none that strikes a plugin alone, or no such
+            plugin.
         PluginError: a plugin cannot be loaded, or does not start.
     """
     names = _chosen(faults, only)
@@ -175,12 +177,12 @@ async def run_campaign(
             _must_run(running, only)
             campaign.events = running.events
 
-            def tell(_event: SupervisionEvent) -> None:
+            def note(_event: SupervisionEvent) -> None:
                 if not running.server.stopping:
                     campaign.down = running.missing()
                 on_news(campaign)
 
-            running.server.event_log.listen(tell)
+            running.server.event_log.listen(note)
             async with open_observers(running, campaign.seen, seed=seed), trio.open_nursery() as nursery:
                 with trio.CancelScope() as strikes:
                     nursery.start_soon(_end_early, until, campaign, strikes)
@@ -227,7 +229,9 @@ async def _end_early(
 
 
 async def _come_to_rest(running: RunningTangram, campaign: Campaign) -> None:
-    """A fault that was cut short has hurt all the same: what it did is healed before anything is judged."""
+    """Wait until the server is at rest: a fault that was cut short must be healed before anything is
+    judged.
+    """
     try:
         await running.wait_steady(seconds=REST_SECONDS)
     except AssertionError:
@@ -281,7 +285,7 @@ async def _strike(
                 return
             await trio.sleep(chaos.rng.uniform(*REST))
     finally:
-        # Who asked for a fault must not take its silence for a server that held.
+        # An operator who asked for a fault must not take its absence for a success.
         begun = {one.name for one in campaign.struck} | {campaign.now}
         for name in names:
             if name not in begun:
@@ -293,7 +297,7 @@ async def _strike_one(chaos: Chaos, campaign: Campaign, name: str, late: dict[st
     try:
         campaign.struck.append(await chaos.strike(name))
         over = True
-    except StruckAlready as error:  # it comes again in the next round
+    except StruckAlready as error:  # it has another turn in the next round
         late[name], over = str(error), True
     except NothingToStrike as error:
         campaign.skipped[name], over = str(error), True

@@ -1,5 +1,7 @@
-"""Who looks on while faults strike: one that connects all the time, one that reads numbered messages, and one
-that joins and reads nothing. What they have seen is evidence for invariants that hold whatever strikes.
+"""Clients that observe a server while faults strike.
+
+One connects again and again, one reads numbered messages, and one joins and does not read. Their
+observations are evidence for invariants that hold whatever strikes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tangram.testing.fakes.client_frames import UPGRADE, masked
 from tangram.testing.fakes.memory_broker import MemoryBroker
 from tangram.testing.run.server import RunningTangram
 
-__all__ = ["OBSERVED_INVARIANTS", "Seen", "open_observers"]
+__all__ = ["OBSERVED_INVARIANTS", "Observations", "open_observers"]
 
 OBSERVED_INVARIANTS = (
     "no_connection_refused",
@@ -36,75 +38,82 @@ OBSERVED_INVARIANTS = (
     "close_codes_documented",
     "comes_to_rest",
 )
-"""Invariants of what onlookers see."""
+"""Invariants that are judged by these observations."""
 
 EVERY = 0.02
 """Seconds between two connections, and between two messages."""
 
 PATIENT_EVERY = 0.5
-"""Seconds between two connections while nobody takes them: the kernel keeps a few thousand for a plugin that
-takes its whole start time, and no more.
+"""Seconds between two connections while the web child is down.
+
+The kernel queues a few thousand connections: enough for a plugin that takes its whole start time, and
+no more.
 """
 
 TRY_AGAIN = 0.1
-"""Seconds until who was sent away comes again."""
+"""Seconds until a client that was closed connects again."""
 
 ANSWER_SECONDS = 2.0
-"""Within which who reads nothing has its upgrade; else it comes again."""
+"""Seconds within which the client that does not read has its upgrade; else it connects again."""
 
 CONNECT_SECONDS = 5.0
-"""Within which a connection is made: the kernel makes it without the server, and where its queue is full the
-client asks again after 1 s, and after 2 s more.
+"""Seconds within which a connection is made.
+
+The kernel makes it without the server. Where its queue is full, the client asks again after 1 s, and
+after 2 s more.
 """
 
 HEARD_SECONDS = 30.0
-"""Within which a browser is back once everything is up: the longest back-off and the third delay of a rejoin,
-and some for a slow machine.
+"""Seconds within which a browser is back once everything is up.
+
+This is the longest back-off and the third delay of a rejoin, and some more for a slow machine.
 """
 
 TOPIC = "tangram-chaos"
 BUSY = "tangram-chaos-busy"
-"""On which so much is published that who does not read falls behind."""
+"""Topic of so many messages that a client that does not read falls behind."""
 
 FILLER = '"' + "x" * 16 * 1024 + '"'
-"""Each message on the busy topic: some twenty fill what the kernel and the outbox keep."""
+"""A message on the busy topic: some twenty fill the kernel's buffers and the outbox."""
 
 BESIDE = 2 * 64 * 1024
 """Bytes that may wait beyond ``max_backlog``: the message in flight and the next, of those that the kit
-sends."""
+sends.
+"""
 
 
 @attrs.define
-class Seen:
-    """What they have seen so far."""
+class Observations:
+    """The observations so far."""
 
     connections: int = 0
-    """Connections that were made, and lost at once."""
+    """Connections that were made, and closed at once."""
     refused: int = 0
     messages: list[tuple[int, int]] = attrs.field(factory=list)
     """Numbered messages that were received, as in `MessageLog`."""
     sent: list[int] = attrs.field(factory=list)
-    """Numbers of those that Redis has taken."""
+    """Numbers of the messages that Redis has taken."""
     most_behind: int = 0
     """Bytes that waited for one client, at most."""
     sent_away: int = 0
-    """How often who reads nothing was sent away."""
+    """How often the client that does not read was closed."""
     heard: bool | None = None
-    """A message came after the last fault; see `wait_message_after_faults`."""
+    """Whether a message came after the last fault; see `wait_message_after_faults`."""
 
     async def wait_message_after_faults(self, running: RunningTangram) -> None:
-        """Until the browser that reads has got a message which is sent from now on, or the server has
-        ended; at most for `HEARD_SECONDS`.
+        """Wait until the reading browser gets a message sent from now on, or the server has ended.
+
+        The bound is `HEARD_SECONDS`; ``heard`` tells whether it was kept.
         """
         last = self.sent[-1] if self.sent else 0
         self.heard = False
         with trio.move_on_after(HEARD_SECONDS):
-            while not (running.ended or (self.messages and self.messages[-1][0] > last)):  # noqa: ASYNC110 - seen by a client alone
+            while not (running.ended or (self.messages and self.messages[-1][0] > last)):  # noqa: ASYNC110 - the client has no event for it
                 await trio.sleep(EVERY)
             self.heard = True
 
     def evidence(self, running: RunningTangram) -> Evidence:
-        """For the invariants `OBSERVED_INVARIANTS`, beside all else that was seen of the server."""
+        """Return the evidence for `OBSERVED_INVARIANTS`, beside all other evidence of the server."""
         return running.evidence(
             refused=self.refused,
             heard=self.heard,
@@ -116,26 +125,33 @@ class Seen:
 
 @asynccontextmanager
 async def open_observers(
-    running: RunningTangram, seen: Seen, *, every: float = EVERY, seed: int = 0
+    running: RunningTangram, seen: Observations, *, every: float = EVERY, seed: int = 0
 ) -> AsyncIterator[None]:
-    """They look on for the block, and tell ``seen``."""
+    """Run the observing clients for the block; their observations go to ``seen``.
+
+    Args:
+        running: the server.
+        seen: collects the observations.
+        every: seconds between two connections, and between two messages.
+        seed: of the browser's delays.
+    """
     rng = random.Random(seed)  # noqa: S311 - reproducible
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_knock, running, seen, every)
+        nursery.start_soon(_connect_repeatedly, running, seen, every)
         nursery.start_soon(_read, running, seen, rng)
-        nursery.start_soon(_read_nothing, running, seen)
+        nursery.start_soon(_join_without_reading, running, seen)
         nursery.start_soon(_publish, running, seen, every)
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _knock(running: RunningTangram, seen: Seen, every: float) -> None:
-    """Connect again and again: none may be refused, or left to wait, whatever happens inside."""
+async def _connect_repeatedly(running: RunningTangram, seen: Observations, every: float) -> None:
+    """Connect again and again: no connection may be refused, or left to wait."""
     while not running.ended:
         try:
             await _connect_and_go(running)
         except (ConnectionRefusedError, trio.TooSlowError):
-            seen.refused += not running.ended  # it may have ended meanwhile: then nobody is there to refuse
+            seen.refused += not running.ended  # the server may have ended meanwhile, which is no refusal
         else:
             seen.connections += 1
         await trio.sleep(every if "web" in running.ports.names else max(every, PATIENT_EVERY))
@@ -147,7 +163,7 @@ async def _connect_and_go(running: RunningTangram) -> None:
 
 
 async def _connect(running: RunningTangram) -> socket.socket:
-    """A connection to the web port, non-blocking; made without holding up the loop.
+    """Return a non-blocking connection to the web port, made without blocking the loop.
 
     Raises:
         OSError: it is refused, or ends at once.
@@ -173,37 +189,38 @@ async def _connect(running: RunningTangram) -> socket.socket:
     return client
 
 
-async def _publish(running: RunningTangram, seen: Seen, every: float) -> None:
-    """As a plugin with a connection of its own does, also while the server's bus is away: what browsers miss
-    meanwhile has to be announced to them.
+async def _publish(running: RunningTangram, seen: Observations, every: float) -> None:
+    """Publish on a connection of its own, also while the server's bus is away.
+
+    The gap that browsers miss meanwhile has to be announced to them.
     """
     numbers = itertools.count(1)
     while not running.ended:
         with suppress(BrokerUnavailable, trio.TooSlowError):
             if running.memory is None:
                 async with open_probe(parse_redis_url(running.redis_url)) as probe:
-                    await _publish_by(partial(_ask, probe), running, seen, numbers, every)
+                    await _publish_by(partial(_publish_to_redis, probe), running, seen, numbers, every)
             else:
-                await _publish_by(partial(_tell, running.memory), running, seen, numbers, every)
+                await _publish_by(partial(_publish_to_memory, running.memory), running, seen, numbers, every)
         await trio.sleep(every)
 
 
-async def _ask(probe: Probe, channel: str, payload: str) -> None:
+async def _publish_to_redis(probe: Probe, channel: str, payload: str) -> None:
     with trio.fail_after(ANSWER_SECONDS):
         await probe.ask("PUBLISH", channel, payload)
 
 
-async def _tell(memory: MemoryBroker, channel: str, payload: str) -> None:
+async def _publish_to_memory(memory: MemoryBroker, channel: str, payload: str) -> None:
     await trio.lowlevel.checkpoint()
     if not memory.statistics().up:
-        raise BrokerUnavailable("the broker in memory is not up")
+        raise BrokerUnavailable("the broker in memory is down")
     memory.publish(channel.encode(), payload.encode())
 
 
 async def _publish_by(
     publish: Callable[[str, str], Awaitable[None]],
     running: RunningTangram,
-    seen: Seen,
+    seen: Observations,
     numbers: Iterator[int],
     every: float,
 ) -> None:
@@ -224,8 +241,8 @@ async def _token(running: RunningTangram, topic: str) -> str:
     return (await fetch_token(running.url, topic)).token
 
 
-async def _read(running: RunningTangram, seen: Seen, rng: random.Random) -> None:
-    """A browser that reads all; where it is sent away for good it comes as another."""
+async def _read(running: RunningTangram, seen: Observations, rng: random.Random) -> None:
+    """Run the browser that reads everything; where it is closed for good, another one comes."""
     while not running.ended:
         with suppress(Refused, ChannelClosed, trio.TooSlowError, OSError):
             token = await _token(running, TOPIC)
@@ -233,15 +250,15 @@ async def _read(running: RunningTangram, seen: Seen, rng: random.Random) -> None
                 channel = await client.join(TOPIC, token=token)
                 # Each connection of this loop is a new membership, like each rejoin of one.
                 base = 1 + max((announced for _, announced in seen.messages), default=0)
-                heard = MessageLog(channel, base=base)
-                heard.messages = seen.messages
+                log = MessageLog(channel, base=base)
+                log.messages = seen.messages
                 async for _event in channel:
                     pass
         await trio.sleep(TRY_AGAIN)
 
 
-async def _read_nothing(running: RunningTangram, seen: Seen) -> None:
-    """A browser that joins a busy topic and never reads: it is sent away, and comes again."""
+async def _join_without_reading(running: RunningTangram, seen: Observations) -> None:
+    """Run the browser that joins a busy topic and does not read: it is closed, and comes again."""
     while not running.ended:
         with suppress(Refused, ChannelClosed, trio.TooSlowError, OSError):
             token = await _token(running, BUSY)
@@ -251,7 +268,7 @@ async def _read_nothing(running: RunningTangram, seen: Seen) -> None:
                 with trio.fail_after(ANSWER_SECONDS):
                     await trio.lowlevel.wait_readable(client)
                 client.send(masked(json.dumps(["1", "1", BUSY, "phx_join", {"token": token}])))
-                await _until_gone(client)
+                await _wait_closed(client)
                 seen.sent_away += 1
             finally:
                 trio.lowlevel.notify_closing(client)
@@ -259,9 +276,9 @@ async def _read_nothing(running: RunningTangram, seen: Seen) -> None:
         await trio.sleep(TRY_AGAIN)
 
 
-async def _until_gone(client: socket.socket) -> None:
-    """Until the other end has closed; what it has said before lies unread."""
+async def _wait_closed(client: socket.socket) -> None:
+    """Wait until the other end has closed; its bytes stay unread."""
     poll = select.poll()
     poll.register(client, select.POLLRDHUP)
-    while not poll.poll(0):  # noqa: ASYNC110 - the event would be what it does not read
+    while not poll.poll(0):  # noqa: ASYNC110 - readable is no event for the end while bytes wait
         await trio.sleep(TRY_AGAIN)

@@ -1,4 +1,4 @@
-"""A campaign as one HTML file: a timeline that can be looked at without anything else."""
+"""Render a campaign as one HTML file with a timeline."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ WIDTH = 1100
 LEFT = 220
 LANE = 26
 DOT = 14
-"""Between two numbers of faults in one row, so that both can be read."""
+"""Pixels between two fault numbers in one row, so that both are legible."""
 
 TOP = 24
-"""Above the first row of numbers."""
+"""Pixels above the first row of numbers."""
 
 ROWS = 5
-"""Of numbers, at most: where more strike at once, they lie upon each other."""
+"""Rows of numbers, at most: where more faults strike at once, numbers overlap."""
 
 _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1340px;padding:0 1rem}
@@ -42,7 +42,11 @@ td,th,.scroll{border-color:#333a4a}text{fill:#dde2ee}.muted{color:#99a}}
 
 
 def render_html(report: Mapping[str, Any]) -> str:
-    """The page of a campaign; ``report`` as of ``Campaign.to_dict``."""
+    """Return the page of a campaign.
+
+    Args:
+        report: as of ``Campaign.to_dict``.
+    """
     passed = report["passed"]
     verdict = f'<span class="verdict {"ok" if passed else "bad"}">{"held" if passed else "broken"}</span>'
     connections = report["connections"]
@@ -62,13 +66,13 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 
 def _invariants(report: Mapping[str, Any]) -> Iterator[str]:
-    # What is broken first: it is what the page is opened for.
+    # Broken invariants come first: readers open the page for them.
     for name, messages in sorted(report["invariants"].items(), key=lambda one: not one[1]):
         mark = (
             '<span class="verdict bad">broken</span>' if messages else '<span class="verdict ok">held</span>'
         )
-        told = "<br>".join(html.escape(message) for message in messages)
-        yield f'<tr><td class="s">{mark}<td class="w">{name.replace("_", " ")}<td>{told}</tr>'
+        lines = "<br>".join(html.escape(message) for message in messages)
+        yield f'<tr><td class="s">{mark}<td class="w">{name.replace("_", " ")}<td>{lines}</tr>'
 
 
 def _faults(report: Mapping[str, Any]) -> Iterator[str]:
@@ -81,22 +85,22 @@ def _faults(report: Mapping[str, Any]) -> Iterator[str]:
             f'<td class="n">{fault["healed"] * 1000:.0f} ms<td>{outcome}</tr>'
         )
     for name, why in report["skipped"].items():
-        told = f"left out: {html.escape(why)}"
-        yield f'<tr class="muted"><td><td><td>{html.escape(name)}<td><td>{told}</tr>'
+        reason = f"left out: {html.escape(why)}"
+        yield f'<tr class="muted"><td><td><td>{html.escape(name)}<td><td>{reason}</tr>'
 
 
 @attrs.define
 class _Lane:
-    """One child of the tree."""
+    """The events of one child of the tree."""
 
     bars: list[tuple[float, float, int]] = attrs.field(factory=list)
-    """Its lives: from, to, number."""
+    """Its incarnations: from, to, number."""
     crashes: list[tuple[float, str]] = attrs.field(factory=list)
-    """When, and by what."""
+    """Times and causes."""
 
 
 def _timeline(report: Mapping[str, Any]) -> str:
-    """A lane for each child of the tree: bars are incarnations, marks are crashes, dashed lines faults."""
+    """Draw a lane for each child: bars are incarnations, marks are crashes, dashed lines are faults."""
     seconds = max(report["seconds"], 0.001)
     lanes: dict[str, _Lane] = {}
     alive: dict[str, tuple[float, int]] = {}
@@ -137,7 +141,7 @@ def _draw(report: Mapping[str, Any], lanes: Mapping[str, _Lane], seconds: float)
 
 
 def _rows(places: Sequence[float]) -> list[int]:
-    """The row of each number, so that no two touch; from the bottom where a row is free."""
+    """Return the row of each number, so that no two touch; the first free one from the bottom."""
     last = [float("-inf")] * ROWS
     rows = []
     for x in places:

@@ -1,9 +1,10 @@
-"""Seeded simulation: a whole server on fakes and a virtual clock, and a script of faults drawn from a seed.
+"""Seeded simulation: a whole server on fakes and a virtual clock, with a script of faults drawn from a
+seed.
 
-``python -m tangram.chaos.simulation --seeds 500`` runs many, on all cores; what fails prints its seed and
-its script. ``--seed N`` plays that one again, ``--shrink`` looks for the shortest part of it that still
-fails, and ``--script "0.1 crash_bus, 0 crash_web+slow_browser"`` plays what is written there. At the end it
-tells what supervision can do and no run reached.
+``python -m tangram.chaos.simulation --seeds 500`` plays many seeds on all cores; a failure prints its
+seed and script. ``--seed N`` plays one again, ``--shrink`` finds the shortest part of it that still
+fails, and ``--script "0.1 crash_bus, 0 crash_web+slow_browser"`` plays the given script. At the end it
+lists the abilities of supervision that no run reached.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import trio
 import trio.testing
 
 from tangram.chaos.campaign import UNLIMITED
-from tangram.chaos.observers import OBSERVED_INVARIANTS, Seen, open_observers
+from tangram.chaos.observers import OBSERVED_INVARIANTS, Observations, open_observers
 from tangram.plugins import Plugin
 from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Strategy
@@ -52,47 +53,53 @@ __all__ = [
 ]
 
 Script = tuple[tuple[float, str], ...]
-"""Seconds after the last one, and what strikes then: one fault's name, or two with a plus between them."""
+"""Steps of a script: seconds after the last step, and the name of a fault, or two names with a plus
+between them.
+"""
 
 SIMULATED = sorted(name for name, one in FAULTS.items() if one.on == "anything")
-"""All that does not need real time."""
+"""Faults that do not need real time."""
 
 LONGEST_PAUSE = 2.0
 MOST_FAULTS = 6
 STORM = 10
-"""Crashes in a row, so that the longest back-off is reached: 50 ms doubled to 5 s takes eight."""
+"""Crashes in a row that reach the longest back-off: 50 ms doubled to 5 s takes eight."""
 CRASHES = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
 
 BESIDE = (*CRASHES, "browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
-"""What may strike together with a crash: another one, of which each counts, and what promises nothing that a
-crash would break.
+"""Faults that may strike together with a crash.
+
+These are crashes, of which each counts, and faults without a promise that a crash would break.
 """
 
 CHECKS = (*CHEAP, "comes_to_rest")
-"""Judged when the server has ended; what onlookers have seen is judged before that."""
+"""Invariants judged when the server has ended; those of the observers are judged before."""
 
 FORGIVEN = frozenset({"ends_as_promised", "faults_are_counted"})
-"""What a server that gives up in the middle of a fault cannot keep. After a quarantine nothing is."""
+"""Invariants that a server cannot keep when it gives up in the middle of a fault.
+
+After a quarantine nothing is forgiven.
+"""
 
 LOOK_EVERY = 0.1
-"""Virtual seconds between two looks of those who look on."""
+"""Virtual seconds between two connections, and between two messages, of the observers."""
 
 EXPECTED: tuple[str, ...] = (
     *SUPERVISION,
     "two faults at once",
     "a browser got messages",
-    "who reads nothing was sent away",
+    "a client that does not read was closed",
     *(f"fault: {name}" for name in SIMULATED),
 )
-"""What 500 seeds have to reach."""
+"""Names that 500 seeds have to reach."""
 
 
 class SimulationFailed(AssertionError):
-    """A script broke something; the message has the seed and the script."""
+    """A script broke a promise; the message has the seed and the script."""
 
 
 def script_of(seed: int) -> Script:
-    """The script that a seed stands for: a few faults, now and then two at once, or a storm of one."""
+    """Return the script of a seed: a few faults, sometimes two at once, or a storm of one."""
     rng = random.Random(seed)  # noqa: S311 - reproducible
     if rng.random() < 0.1:
         name = rng.choice(CRASHES)
@@ -109,15 +116,15 @@ def _drawn(rng: random.Random) -> str:
 
 
 def written(script: Script) -> str:
-    """A script as ``--script`` takes it."""
+    """Return a script in the notation of ``--script``."""
     return ", ".join(f"{pause:g} {name}" for pause, name in script)
 
 
 def script_from(text: str) -> Script:
-    """The script that *text* says.
+    """Parse a script in the notation of ``--script``.
 
     Raises:
-        ValueError: it is none; the message says where.
+        ValueError: it is invalid; the message says where.
     """
     script = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -137,15 +144,15 @@ def script_from(text: str) -> Script:
 
 @attrs.frozen
 class Setting:
-    """Under which limits a script is played."""
+    """The limits under which a script is played."""
 
     strategy: Strategy = "one_for_all"
     limited: bool = False
-    """Whether the usual budgets hold: plugins are quarantined then, and the root gives up."""
+    """Whether the usual budgets hold, so that plugins are quarantined and the root gives up."""
 
 
 def setting_of(seed: int) -> Setting:
-    """The setting of a seed: each strategy in turn, and the usual budgets for a third of them."""
+    """Return the setting of a seed: each strategy in turn, and the usual budgets for a third of the seeds."""
     strategies = get_args(Strategy)
     return Setting(strategies[seed % len(strategies)], limited=seed // len(strategies) % 3 == 2)
 
@@ -158,7 +165,15 @@ def play(
     strategy: str = "one_for_all",
     limited: bool = False,
 ) -> list[SupervisionEvent]:
-    """Play one script, and answer what happened; whatever it breaks is raised."""
+    """Play one script and return the events; every broken promise is raised.
+
+    Args:
+        script: the steps.
+        plugins: as for ``open_tangram``.
+        seed: of the order of tasks, and of all jitter.
+        strategy: of ``[supervisor]``.
+        limited: keep the usual restart budgets.
+    """
     limits: dict[str, Any] = {"strategy": strategy}
     if not limited:
         limits |= {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED}
@@ -170,12 +185,12 @@ def play(
         ) as running:
             nonlocal events
             events = running.events
-            seen = Seen()
+            seen = Observations()
             async with open_observers(running, seen, every=LOOK_EVERY, seed=seed):
                 await _play_to(Chaos(running, seed=seed), script, limited=limited)
                 await seen.wait_message_after_faults(running)
             check(seen.evidence(running), OBSERVED_INVARIANTS)
-            sometimes("who reads nothing was sent away", seen.sent_away > 0)
+            sometimes("a client that does not read was closed", seen.sent_away > 0)
             sometimes("a browser got messages", len(seen.messages) > 0)
 
     with scheduled_from(seed):
@@ -208,7 +223,7 @@ async def _struck(chaos: Chaos, names: Sequence[str], *, limited: bool) -> str:
     except (NothingToStrike, InvariantBroken) as error:
         if not (limited and _may_be_missed(error, tangram.events)):
             raise
-        # Whom it would have struck may be in quarantine, or the server at its end; else it was there.
+        # Its target may be in quarantine, or the server at its end. Otherwise the error stands.
         outcome = await tangram.wait_steady()
         if outcome == "up":
             raise
@@ -219,8 +234,10 @@ async def _struck(chaos: Chaos, names: Sequence[str], *, limited: bool) -> str:
 
 
 def _may_be_missed(error: NothingToStrike | InvariantBroken, events: Sequence[SupervisionEvent]) -> bool:
-    """Whether a spent budget explains what was told: nobody is there to be struck, or the server had given
-    up before a fault that needs it could end as it is promised.
+    """Return whether a spent budget explains a failed fault.
+
+    Its target may be in quarantine, or the server may have given up before the fault could end as
+    promised.
     """
     if isinstance(error, NothingToStrike):
         return True
@@ -228,10 +245,14 @@ def _may_be_missed(error: NothingToStrike | InvariantBroken, events: Sequence[Su
 
 
 def simulate(seed: int, *, plugins: Iterable[Plugin | str] = ()) -> list[SupervisionEvent]:
-    """Play the script of a seed, in the setting that the seed says; answers what happened.
+    """Play the script of a seed under the setting of the seed, and return the events.
+
+    Args:
+        seed: of script, setting and jitter.
+        plugins: as for ``open_tangram``.
 
     Raises:
-        SimulationFailed: something broke.
+        SimulationFailed: a promise was broken.
     """
     script, setting = script_of(seed), setting_of(seed)
     try:
@@ -241,16 +262,16 @@ def simulate(seed: int, *, plugins: Iterable[Plugin | str] = ()) -> list[Supervi
 
 
 def shrink(script: Script, fails: Callable[[Script], bool]) -> Script:
-    """The shortest part of a script that still fails, found by hypothesis, which has to be installed.
+    """Return the shortest part of a script that still fails; needs hypothesis.
 
     Args:
         script: one that fails.
-        fails: plays a script, and answers whether it broke something.
+        fails: plays a script, and returns whether it broke a promise.
     """
     from hypothesis import HealthCheck, Phase, find, settings
     from hypothesis import strategies as st
 
-    # Which steps are left out, so that the simplest choice of all is to leave all out.
+    # One flag for each step, so that the simplest choice leaves all of them out.
     keep = st.tuples(*(st.booleans() for _ in script))
 
     def kept(choice: Sequence[bool]) -> Script:
@@ -268,15 +289,20 @@ def shrink(script: Script, fails: Callable[[Script], bool]) -> Script:
 
 @attrs.define
 class Outcome:
-    """What many seeds came to."""
+    """The result of many seeds."""
 
     failed: dict[int, str] = attrs.field(factory=dict)
-    """Why, by seed."""
+    """Messages, by seed."""
     reached: Reached = attrs.field(factory=Reached)
 
 
 def simulate_many(seeds: Sequence[int], *, jobs: int = 1) -> Outcome:
-    """Play many seeds with a small plugin, spread over so many processes."""
+    """Play many seeds with a small plugin.
+
+    Args:
+        seeds: to play.
+        jobs: number of processes that share them.
+    """
     if jobs > 1:
         shares = in_processes([partial(simulate_many, seeds[number::jobs]) for number in range(jobs)])
     else:
@@ -301,7 +327,7 @@ def _play_share(seeds: Sequence[int]) -> Outcome:
 
 
 def _plugin() -> Plugin:
-    """A small plugin, so that plugin faults have something to strike."""
+    """Return a small plugin, as a target for faults of plugins."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -314,7 +340,7 @@ def _plugin() -> Plugin:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one seed, one script, or many seeds; status 1 if any broke something."""
+    """Play one seed, one script, or many seeds; return 1 if one broke a promise."""
     parser = argparse.ArgumentParser(prog="python -m tangram.chaos.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="play this one")
     parser.add_argument("--seeds", type=int, default=20, help="play so many, from 0")
@@ -323,17 +349,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=cores(), help="processes for many seeds (one a core)")
     options = parser.parse_args(arguments)
     if options.seed is None and options.script is None:
-        return _tell_many(simulate_many(range(options.seeds), jobs=min(options.jobs, options.seeds)))
+        return _print_many(simulate_many(range(options.seeds), jobs=min(options.jobs, options.seeds)))
     seed = options.seed or 0
     try:
         script = script_of(seed) if options.script is None else script_from(options.script)
     except ValueError as error:
         parser.error(str(error))
     with quiet():
-        return _tell_one(seed, script, shorten=options.shrink)
+        return _print_one(seed, script, shorten=options.shrink)
 
 
-def _tell_one(seed: int, script: Script, *, shorten: bool) -> int:
+def _print_one(seed: int, script: Script, *, shorten: bool) -> int:
     fault = _failure(seed, script)
     if fault is None:
         sys.stdout.write("it held\n")
@@ -348,12 +374,12 @@ def _tell_one(seed: int, script: Script, *, shorten: bool) -> int:
 def _failure(seed: int, script: Script) -> Exception | None:
     try:
         play(script, plugins=[_plugin()], seed=seed, **attrs.asdict(setting_of(seed)))
-    except Exception as error:  # noqa: BLE001 - any is a failure of the script
+    except Exception as error:  # noqa: BLE001 - every exception is a failure of the script
         return error
     return None
 
 
-def _tell_many(outcome: Outcome) -> int:
+def _print_many(outcome: Outcome) -> int:
     for why in outcome.failed.values():
         sys.stderr.write(f"{why}\n")
     sys.stdout.write(f"{outcome.reached}\n")
@@ -362,5 +388,5 @@ def _tell_many(outcome: Outcome) -> int:
 
 
 if __name__ == "__main__":
-    # By its name: other processes are handed functions of this module.
+    # Imported by name, because worker processes unpickle functions of this module by its name.
     sys.exit(import_module("tangram.chaos.simulation").main())

@@ -1,8 +1,16 @@
-"""For tests of plugins, and of tangram itself: a whole server inside the test's own Trio loop.
+"""Test plugins, and tangram itself, with a whole server inside the test's own Trio loop.
 
-``async with open_tangram([plugin]) as tangram:`` gives the server with an HTTP client (``tangram.http``), a
-channel client (``tangram.open_socket()``), its events, and ``tangram.crash("plugin:my_plugin")``; at its end
-it checks that the server has kept what it promises. ``docs/testing.md`` is the author's page.
+``async with open_tangram([plugin]) as tangram:`` gives the server with an HTTP client
+(``tangram.http``), a channel client (``tangram.open_socket()``), its events, and
+``tangram.crash("plugin:my_plugin")``. At the end of the block the server's promises are checked.
+``docs/testing.md`` is the page for authors.
+
+- ``run``: servers, parts of them, and processes
+- ``fakes``: a broker, a web port and streams in memory
+- ``faults``: faults by name, at every step, and a bad network
+- ``injection``: the places where faults enter
+- ``checks``: records of a run and its invariants
+- ``threaded``: a server in a thread, for tests without a Trio loop
 """
 
 from importlib import import_module
@@ -92,7 +100,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: pytest loads this package in every run of whoever has tangram installed."""
+    """Import a name on first use: pytest loads this package in every project of a user of tangram."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -101,7 +109,14 @@ def __getattr__(name: str) -> object:
 
 
 def chaos(*faults: str, **settings: Any) -> Any:
-    """``@chaos("broker_kill", "crash_web")`` over a test: these strike the fixture ``tangram`` meanwhile."""
+    """Mark a test with faults that strike the fixture ``tangram`` meanwhile.
+
+    ``@chaos("broker_kill", "crash_web")`` strikes these two, one after another.
+
+    Args:
+        faults: names of `FAULTS`.
+        settings: as for `Chaos`.
+    """
     import pytest
 
     return pytest.mark.chaos(*faults, **settings)

@@ -1,4 +1,4 @@
-"""What every plugin must do: start, answer, restart, survive, stop, and leave nothing behind."""
+"""Try a plugin as a whole: it must start, answer, restart, survive, stop, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tangram.testing.run.server import CHEAP, RunningTangram, TangramEnded, open
 __all__ = ["check_plugin"]
 
 START_SECONDS = 15.0
-"""For the plugin's start, unless told otherwise: while one starts again, everybody waits for it."""
+"""Seconds for the plugin's start: while it starts again, requests to it wait."""
 
 ANSWER_SECONDS = 5.0
-"""For a route to begin its answer."""
+"""Seconds for a route to begin its answer."""
 
 RESTARTS = 3
-"""What leaks at each restart shows as so many."""
+"""Restarts after which a leak at each of them is visible."""
 
 ENDS_WELL = frozenset({"returned", "returned before its start"})
-"""Causes of a stop that nothing raised: it has done its work, or had nothing to do."""
+"""Causes of a stop without an exception: the service has done its work, or had nothing to do."""
 
 CHECKS = (*CHEAP, "nobody_is_stubborn", "comes_to_rest")
 
@@ -48,20 +48,22 @@ async def check_plugin(
     start_seconds: float = START_SECONDS,
     but: Mapping[str, str] | None = None,
 ) -> None:
-    """A plugin loads and starts, answers the examples of its routes without failing, restarts cleanly and
-    alone, survives that its services are cancelled and that it crashes, stops within its bound, and leaves
-    nothing behind.
+    """Check that a plugin starts, answers, restarts, survives faults, stops, and leaves nothing behind.
+
+    It sends each route of the plugin an example request, restarts the plugin cleanly and alone, ends
+    its services and crashes it, and checks after each step that it is up again.
 
     Args:
         plugin: a ``Plugin``, or the name of an installed one.
-        config: tables and keys as in ``tangram.toml``; the plugin's own are in ``{"plugins.NAME": {...}}``.
-        fakes: the broker is one in memory; then a virtual clock will do.
+        config: tables and keys as in ``tangram.toml``; the plugin's own are in ``{"plugins.NAME":
+            {...}}``.
+        fakes: use a broker in memory, so that a virtual clock works.
         start_seconds: within which it has to be up.
         but: invariants that this plugin breaks on purpose, each with the reason.
 
     Raises:
-        ValueError: ``but`` names something else.
-        AssertionError: it does not; the message says what. `InvariantBroken` is one of them.
+        ValueError: ``but`` has another name.
+        AssertionError: the plugin fails; the message says how. `InvariantBroken` is one of them.
     """
     if unknown := (but or {}).keys() - set(CHECKS):
         raise ValueError(f"no invariant {sorted(unknown)!r}: expected some of {', '.join(CHECKS)}")
@@ -71,7 +73,7 @@ async def check_plugin(
     builtin = await _paths_without(fakes=fakes)
     seen: list[RunningTangram] = []
     try:
-        # The clock of the start is the test's: it ends what does not come up.
+        # This scope bounds the start only; it is lifted when the plugin is up.
         with trio.CancelScope(deadline=trio.current_time() + start_seconds) as limit:
             async with open_tangram(
                 [plugin], tables, fakes=fakes, checks=checks, on_server=seen.append
@@ -92,7 +94,7 @@ def _last_crash(running: RunningTangram) -> str | None:
 
 
 async def _paths_without(*, fakes: bool) -> set[str]:
-    """The paths that every server has."""
+    """Return the paths that a server without plugins has."""
     async with open_tangram(fakes=fakes, checks=()) as running:
         return set((await running.http.get("/openapi.json")).json()["paths"])
 
@@ -119,7 +121,7 @@ async def _answers(running: RunningTangram, builtin: set[str]) -> None:
 
 
 async def _status(running: RunningTangram, request: SampleRequest) -> int:
-    """Of the answer's head: a stream may have no end."""
+    """Return the status of an answer, without its body: a stream may not end."""
     content: dict[str, Any] = {} if request.body is None else {"json": request.body}
     try:
         with trio.fail_after(ANSWER_SECONDS):
@@ -128,8 +130,8 @@ async def _status(running: RunningTangram, request: SampleRequest) -> int:
             ) as answer:
                 return answer.status_code
     except trio.TooSlowError:
-        told = f"{request.method} {request.path} was not answered within {ANSWER_SECONDS:g} s"
-        raise AssertionError(told) from None
+        message = f"{request.method} {request.path} was not answered within {ANSWER_SECONDS:g} s"
+        raise AssertionError(message) from None
 
 
 async def _restarts(running: RunningTangram, child: str) -> None:
@@ -137,14 +139,14 @@ async def _restarts(running: RunningTangram, child: str) -> None:
     assert tree is not None
     running.planned = True
     mark, counts = len(running.events), []
-    for _ in range(RESTARTS + 1):  # the first may open what is kept
+    for _ in range(RESTARTS + 1):  # the first restart may open descriptors that are kept for good
         assert tree.incarnation.supervisor is not None
         await tree.incarnation.supervisor.restart_child(child)
         counts.append(_open_descriptors())
     raised = [event for event in running.events[mark:] if event.kind == "stopped" and event.cause]
-    # Once may be a crash that came at the same time; each time it is the clean-up.
-    told = [f"{'/'.join(event.path)}: {event.cause}" for event in raised if event.cause not in ENDS_WELL]
-    assert len(told) <= RESTARTS, f"the plugin raises in its clean-up, {told[0]}"
+    # One exception may be a simultaneous crash; one at each restart comes from the clean-up.
+    causes = [f"{'/'.join(event.path)}: {event.cause}" for event in raised if event.cause not in ENDS_WELL]
+    assert len(causes) <= RESTARTS, f"the plugin raises in its clean-up, {causes[0]}"
     more = counts[-1] - counts[0]
     assert more < RESTARTS, f"{RESTARTS} restarts of the plugin left {more} descriptors open"
     await running.server.restart()
@@ -153,12 +155,12 @@ async def _restarts(running: RunningTangram, child: str) -> None:
 
 
 def _open_descriptors() -> int:
-    gc.collect()  # what nobody holds any more is closed by that, and is no leak
+    gc.collect()  # closes unreferenced descriptors, which are no leak
     return len(take_census().descriptors)
 
 
 async def _survives_a_cancel(running: RunningTangram, child: str) -> None:
-    """Its services are cancelled from outside while it goes on to be wanted: it is up again."""
+    """Check that it is up again after its services were cancelled from outside."""
     running.ports.end(child)
     await running.wait_event("crashed", child)
     outcome = await running.wait_steady()

@@ -1,6 +1,6 @@
-"""What the markers ``tangram`` and ``chaos`` over a test ask for, and whether they can have it.
+"""Read the markers ``tangram`` and ``chaos`` of a test, and check them.
 
-A mistake is told before a server boots, as an error of that test alone.
+A mistake is reported before a server boots, as an error of that test alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LACKING = (
 
 @attrs.frozen
 class Wanted:
-    """How the server of one test is opened, and what strikes it."""
+    """The settings of one test's server, and the faults that strike it."""
 
     settings: Mapping[str, Any]
     """As for ``open_tangram``."""
@@ -39,7 +39,7 @@ class Wanted:
 
 
 def wanted(node: Any) -> Wanted:
-    """What the markers of a test ask for."""
+    """Return the settings in the markers of a test."""
     settings, faults = node.get_closest_marker("tangram"), node.get_closest_marker("chaos")
     return Wanted(
         {} if settings is None else settings.kwargs,
@@ -49,42 +49,46 @@ def wanted(node: Any) -> Wanted:
 
 
 def is_repeated(node: Any) -> bool:
-    """Whether hypothesis runs the test many times."""
+    """Return whether hypothesis runs the test many times."""
     return hasattr(getattr(node, "obj", None), "hypothesis")
 
 
 def is_async(node: Any) -> bool:
-    """Whether the test is a coroutine function, below what hypothesis and others have put around it."""
+    """Return whether the test is a coroutine function, below the wrappers of hypothesis and others."""
     function: Any = getattr(node, "obj", None) or (lambda: None)
     if not is_repeated(node):
         return inspect.iscoroutinefunction(inspect.unwrap(function))
     inner = inspect.unwrap(function.hypothesis.inner_test)
-    # After the test's run on one backend anyio leaves a plain function there; it runs nothing but coroutines.
+    # After the run on one backend anyio leaves a plain function there, but it only runs coroutines.
     return inspect.iscoroutinefunction(inner) or "anyio_backend" in node.fixturenames
 
 
 def runs_on_pytest_trio(node: Any) -> bool:
-    """Whether pytest-trio runs the test."""
+    """Return whether pytest-trio runs the test."""
     marked = node.get_closest_marker("trio") is not None
     return marked and node.config.pluginmanager.hasplugin("trio") and is_async(node)
 
 
 def check_markers(item: pytest.Item) -> None:
-    """See that the markers over a test are right, and that somebody heeds them.
+    """Check that the markers of a test are right, and that the test can use them.
 
     Raises:
         pytest.fail.Exception: they are not; the message says what to do.
     """
     with_server = not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
-    told = _wrong_faults(item, with_server=with_server) or _wrong_settings(item, with_server=with_server)
+    mistake = _wrong_faults(item, with_server=with_server) or _wrong_settings(item, with_server=with_server)
     if with_server:
-        told = told or _wrong_runner(item) or _lacking_client()
-    if told:
-        pytest.fail(told, pytrace=False)
+        mistake = mistake or _wrong_runner(item) or _lacking_client()
+    if mistake:
+        pytest.fail(mistake, pytrace=False)
 
 
 def _wrong_faults(item: pytest.Item, *, with_server: bool) -> str | None:
-    """Also where it stands over a whole module or class: who believes that a test was struck relies on it."""
+    """Return the mistake in a ``chaos`` marker.
+
+    A marker on a whole module or class is checked for each test too, because an author relies on the
+    faults.
+    """
     marker = item.get_closest_marker("chaos")
     if marker is None:
         return None
@@ -99,7 +103,11 @@ def _wrong_faults(item: pytest.Item, *, with_server: bool) -> str | None:
 
 
 def _wrong_settings(item: pytest.Item, *, with_server: bool) -> str | None:
-    """Over a module or a class it says how servers are opened, by whoever opens one."""
+    """Return the mistake in a ``tangram`` marker.
+
+    On a module or class it is a default for tests that open a server, so a test without one is no
+    mistake.
+    """
     marker = item.get_closest_marker("tangram")
     if marker is None:
         return None
@@ -131,11 +139,11 @@ def _unfit(function: Callable[..., Any], marker: str, settings: Mapping[str, Any
 def _lacking_client() -> str | None:
     if find_spec("httpx") is not None:
         return None
-    return "a server under test is asked by httpx, which is not installed: pip install 'tangram-trio[http]'"
+    return "a server under test needs httpx, which is not installed: pip install 'tangram-trio[http]'"
 
 
 def _wrong_runner(item: pytest.Item) -> str | None:
-    """A test that can be neither run nor served."""
+    """Return why a test cannot be run, or cannot have a server."""
     if not runs_on_pytest_trio(item):
         return None
     if issubclass(getattr(item, "cls", None) or object, unittest.TestCase):

@@ -1,4 +1,4 @@
-"""Requests made from an OpenAPI document: the examples where there are some, else the least that fits."""
+"""Make requests from an OpenAPI document: its examples, or else the smallest values that fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SampleRequest", "requests_of", "sample_of"]
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 
 DEEPEST = 8
-"""A schema that contains itself ends somewhere."""
+"""Depth at which a recursive schema is cut."""
 
 _FORMATS = {
     "date": "2026-01-31",
@@ -27,18 +27,18 @@ _FORMATS = {
 
 @attrs.frozen
 class SampleRequest:
-    """One request that an operation's declaration allows."""
+    """A request that an operation's declaration allows."""
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Any = None
-    """A JSON value; None where there is no body."""
+    """A JSON value; None for no body."""
 
 
 def requests_of(document: Mapping[str, Any]) -> Iterator[SampleRequest]:
-    """One request for each operation of an OpenAPI 3.1 document."""
+    """Yield one request for each operation of an OpenAPI 3.1 document."""
     for path, item in document["paths"].items():
         for method in METHODS:
             if method in item:
@@ -75,7 +75,7 @@ def _text(value: Any) -> str:
 
 
 def sample_of(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int = 0) -> Any:
-    """A value that a schema allows: its example or default, else the least that fits."""
+    """Return a value that a schema allows: its example or default, else the smallest that fits."""
     if "$ref" in schema:
         found: Any = document
         for part in schema["$ref"].removeprefix("#/").split("/"):

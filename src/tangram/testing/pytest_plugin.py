@@ -1,9 +1,9 @@
 """The pytest plugin: fixtures ``tangram``, ``tangram_socket`` and ``chaos``.
 
-They serve tests of pytest-trio in the test's own loop; for synchronous tests and those of asyncio and anyio
-the server runs in a thread of its own. Settings come from a marker: ``@pytest.mark.tangram(plugins=[...],
-config={...}, fakes=True)``. With ``tangram_core = true`` in pytest's configuration, ``import tangram_core``
-is answered as in the server.
+For tests of pytest-trio the server runs in the test's own loop; for synchronous tests and those of
+asyncio and anyio it runs in a thread. Settings come from a marker:
+``@pytest.mark.tangram(plugins=[...], config={...}, fakes=True)``. With ``tangram_core = true`` in
+pytest's configuration, ``import tangram_core`` is answered as in the server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The setting ``tangram_core``."""
+    """Add the setting ``tangram_core``."""
     parser.addini(
         "tangram_core",
         "answer `import tangram_core` as the server does, also where the real package is installed",
@@ -39,8 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Answer the old import where the project asks for it, before any of its tests is imported; and make
-    the markers known, also to a strict pytest.
+    """Register the markers, and answer ``import tangram_core`` where the project asks for it.
+
+    This happens before any test of the project is imported.
     """
     if config.getini("tangram_core"):
         from tangram.compat import answer_imports
@@ -56,25 +57,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tell what is wrong with the markers over a test before any server boots, and after what is skipped."""
+    """Report mistakes in the markers of a test before any server boots, and after skips."""
     check_markers(item)
 
 
 @pytest.fixture
 def tangram(request: pytest.FixtureRequest) -> Any:
-    """A whole server: a `RunningTangram`, or a `Bridge` to one where the test does not run on Trio."""
+    """Run a whole server: a `RunningTangram`, or a `Bridge` to one where the test does not run on Trio."""
     return _for_mode(request, "_tangram")
 
 
 @pytest.fixture
 def tangram_socket(request: pytest.FixtureRequest) -> Any:
-    """A channel client, connected to the server of the fixture ``tangram``."""
+    """Connect a channel client to the server of the fixture ``tangram``."""
     return _for_mode(request, "_tangram_socket")
 
 
 @pytest.fixture
 def chaos(request: pytest.FixtureRequest) -> Any:
-    """Faults by name, for the server of the fixture ``tangram``: ``await chaos.strike("broker_kill")``."""
+    """Return the injector of faults for the fixture ``tangram``: ``await chaos.strike("broker_kill")``."""
     return _for_mode(request, "_chaos")
 
 
@@ -83,15 +84,19 @@ def _for_mode(request: pytest.FixtureRequest, name: str) -> Any:
 
 
 def _is_trio(request: pytest.FixtureRequest) -> bool:
-    """Whether the server can live in the test's own loop. What others than pytest-trio run on Trio, they run
-    in a loop of their own; and what hypothesis repeats has a loop for each example, but its fixtures once.
+    """Return whether the server can live in the test's own loop.
+
+    Runners other than pytest-trio run a Trio test in a loop of their own. A test that hypothesis
+    repeats has a loop for each example, but its fixtures only once.
     """
     return runs_on_pytest_trio(request.node) and not is_repeated(request.node)
 
 
 def _open_shared_loop(request: pytest.FixtureRequest) -> None:
-    """Before the server: pytest-asyncio opens a loop that several tests share when it first runs one of them,
-    and its descriptors would seem to be left behind by that test's server.
+    """Let pytest-asyncio open a loop that several tests share before the server starts.
+
+    It opens it when it first runs one of them, and the descriptors would look like a leak of that
+    test's server.
     """
     for name in request.node.fixturenames:
         if name.endswith("_scoped_runner") and not name.startswith("_function"):

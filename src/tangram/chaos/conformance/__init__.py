@@ -1,4 +1,4 @@
-"""What every broker, transport and plugin must do, the fake and the real one alike."""
+"""Checks for every implementation of a broker, transport or plugin, the fake and the real one alike."""
 
 from tangram.chaos.conformance.broker import Broker, check_broker
 from tangram.chaos.conformance.transport import Transport, check_transport, transport_of

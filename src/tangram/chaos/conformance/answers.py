@@ -1,4 +1,4 @@
-"""What a broker answers, request by request: written down from valkey-server 9.1, which is the referee."""
+"""Requests to a broker and their answers, recorded from valkey-server 9.1, which is the reference."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tangram.bus.resp import pack
 __all__ = ["GARBAGE", "SCRIPTS", "Error", "Talk", "check_answers"]
 
 ANSWER_SECONDS = 5.0
-"""For one answer; the broker is on this machine, and has a megabyte to send at most."""
+"""Seconds for one answer; the broker is on this machine, and sends a megabyte at most."""
 
 LATE_SECONDS = 4
-"""Below the shortest end that is asked for."""
+"""Tolerance for expiry times: less than the shortest one that is set."""
 
 EXPIRE_SECONDS = 0.05
-"""After which a key that lasts 20 ms is gone."""
+"""Seconds after which a key that lasts 20 ms has expired."""
 
 GARBAGE = (
     b"*1\r\n*1\r\n$4\r\nPING\r\n",
@@ -30,12 +30,12 @@ GARBAGE = (
     b'PING "a\r\n',
     b"a" * 70_000,
 )
-"""Each of these is no request: it is answered with an error, and the connection ends."""
+"""Invalid requests: each is answered with an error, and the connection ends."""
 
 
 @attrs.frozen
 class Error:
-    """An answer that is an error; it begins so."""
+    """An expected error; its text begins like this."""
 
     text: str = "ERR "
 
@@ -47,7 +47,7 @@ NO_INTEGER = Error("ERR value is not an integer")
 
 @attrs.frozen
 class About:
-    """Seconds that are left: so many, or fewer by what a busy machine takes."""
+    """An expected number of seconds, or fewer by the delay of a busy machine."""
 
     seconds: int
 
@@ -246,21 +246,21 @@ SCRIPTS: dict[str, Script] = {
     "connections": CONNECTIONS,
     "transactions": TRANSACTIONS,
 }
-"""Requests and their answers, each begun with an empty broker; words are parted by spaces."""
+"""Requests and their answers, each script for an empty broker; words are separated by spaces."""
 
 
 class Talk:
-    """A client that asks and reads, in RESP2."""
+    """A client that sends requests and reads answers, in RESP2."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._reader = hiredis.Reader()
 
     async def ask(self, *words: str | bytes) -> object:
-        """What is answered to a request.
+        """Send a request and return its answer.
 
         Raises:
-            TooSlowError: nothing is, within 5 s.
+            TooSlowError: there is none within 5 s.
             EOFError: the connection has ended.
         """
         with trio.fail_after(ANSWER_SECONDS):
@@ -268,7 +268,7 @@ class Talk:
             return await self.read()
 
     async def read(self) -> object:
-        """The next answer or message.
+        """Return the next answer or message.
 
         Raises:
             TooSlowError: there is none within 5 s.
@@ -284,7 +284,7 @@ class Talk:
         return answer
 
     async def wait_closed(self) -> bytes:
-        """Until the connection has ended; what came before.
+        """Wait until the connection has ended, and return the bytes that came before.
 
         Raises:
             TooSlowError: it has not within 5 s.
@@ -295,15 +295,15 @@ class Talk:
                 while chunk := await self.stream.receive_some(65536):
                     said += chunk
             except trio.BrokenResourceError:
-                pass  # reset, for it had more to read
+                pass  # reset, because the broker had unread bytes
         return said
 
 
 async def check_answers(dial: Callable[[], Awaitable[Talk]]) -> None:
-    """Every answer of every script, and a key that ends by itself.
+    """Check every answer of every script, and that a key expires.
 
     Raises:
-        AssertionError: one is another; the message says which.
+        AssertionError: an answer differs; the message says which.
     """
     for name, script in SCRIPTS.items():
         talk = await dial()
@@ -317,10 +317,10 @@ async def check_answers(dial: Callable[[], Awaitable[Talk]]) -> None:
     talk = await dial()
     async with talk.stream:
         await talk.ask("SET", "lock", "mine", "NX", "PX", "60000")
-        assert await talk.ask("SET", "lock", "other", "NX") is None, "a lock was taken that somebody holds"
+        assert await talk.ask("SET", "lock", "other", "NX") is None, "a lock of another client was taken"
         await talk.ask("SET", "lock", "mine", "XX", "PX", "20")
         await trio.sleep(EXPIRE_SECONDS)
-        assert await talk.ask("GET", "lock") is None, "a key is there 30 ms after its end"
+        assert await talk.ask("GET", "lock") is None, "a key exists 30 ms after its expiry"
 
 
 def _agree(answer: object, expected: object) -> bool:

@@ -1,4 +1,4 @@
-"""What every broker must do, the one in memory and the real one alike."""
+"""Checks for every broker, the one in memory and the real one alike."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ANSWER_SECONDS = 2.0
 MESSAGES = 50
 
 BIG = bytes(range(256)) * 4096
-"""A megabyte of every byte there is, ends of lines among them."""
+"""A megabyte of all bytes, line ends among them."""
 
 MOST_READ = 16 * 1024
 """Bytes that a broker surely reads at once (PROTO_IOBUF_LEN)."""
 
 PAGE = BIG[:15_000]
-"""Less than 16 KiB: what is longer Valkey 9 counts once, however often it waits
+"""Less than 16 KiB: Valkey 9 counts longer strings once, however often they wait
 (min-string-size-avoid-copy-reply).
 """
 
@@ -37,13 +37,15 @@ PAGES = 50
 """Messages that are published at once."""
 
 MOST_UNREAD = 256
-"""Times `PAGES` after which a subscriber that does not read must have been thrown out: 192 MB. 32 are allowed
-by client-output-buffer-limit; a kernel that has grown its buffers (tcp_rmem, tcp_wmem) keeps as much again.
+"""Times `PAGES` after which a subscriber that does not read must be disconnected: 192 MB.
+
+client-output-buffer-limit allows 32 MB; a kernel that has grown its buffers (tcp_rmem, tcp_wmem) keeps
+as much again.
 """
 
 
 class Broker(Protocol):
-    """A broker as the tree knows it."""
+    """A broker as the tree uses it."""
 
     def statistics(self) -> BrokerStatistics: ...
 
@@ -56,33 +58,34 @@ async def check_broker(
     *,
     dial: Callable[[Broker], Dial] | None = None,
 ) -> None:
-    """A broker answers as Valkey does once it is started, carries messages in order and of any size, lets no
-    client hurt another, tells when it dies, comes back empty at the same address, and is gone when it is
-    cancelled.
+    """Check that a broker answers as Valkey does, carries messages, isolates clients, dies and returns.
+
+    Messages come in order and have any size. It reports its death, comes back empty at the same
+    address, and is gone when it is cancelled.
 
     Args:
-        make: a new one.
-        kill: ends one life of it from outside.
-        dial: how it is reached instead of by its port; all is checked by the port unless given.
+        make: returns a new broker.
+        kill: ends one incarnation from outside.
+        dial: connects to it without its port; everything is checked by the port unless given.
 
     Raises:
-        AssertionError: it does not; the message says what.
+        AssertionError: it does not conform; the message says how.
         ExceptionGroup: the same, from a task.
     """
     broker = make()
     token = current_dial.set(dial_socket if dial is None else dial(broker))
     try:
-        url = await _check_lives(broker, kill)
+        url = await _check_incarnations(broker, kill)
     finally:
         current_dial.reset(token)
     try:
         await ping(url, ANSWER_SECONDS)
     except BrokerUnavailable:
         return
-    raise AssertionError("it was cancelled, and something still answers at its address")
+    raise AssertionError("it was cancelled, but something still answers at its address")
 
 
-async def _check_lives(broker: Broker, kill: Callable[[Broker], object]) -> str:
+async def _check_incarnations(broker: Broker, kill: Callable[[Broker], object]) -> str:
     async with trio.open_nursery() as nursery:
         ended = trio.Event()
         told: list[BaseException] = []
@@ -96,37 +99,37 @@ async def _check_lives(broker: Broker, kill: Callable[[Broker], object]) -> str:
 
         url = await _start(nursery, live)
         await ping(url, ANSWER_SECONDS)
-        assert broker.statistics().up, "it answers, and its statistics say that it is not up"
-        await _check_life(url)
-        witness = await _talk(url)
-        async with witness.stream:
-            await witness.ask("SET", "kept", "1")
+        assert broker.statistics().up, "it answers, but its statistics say that it is down"
+        await _check_incarnation(url)
+        client = await _talk(url)
+        async with client.stream:
+            await client.ask("SET", "kept", "1")
             kill(broker)
             with trio.fail_after(START_SECONDS):
                 await ended.wait()
-            assert await witness.wait_closed() == b"", (
-                "it died, and a client heard something else than the end"
+            assert await client.wait_closed() == b"", (
+                "it died, but a client received something else than the end"
             )
-        assert told, "it died and did not raise BrokerUnavailable"
-        assert not broker.statistics().up, "it died, and its statistics say that it is up"
+        assert told, "it died, but did not raise BrokerUnavailable"
+        assert not broker.statistics().up, "it died, but its statistics say that it is up"
         again = await _start(nursery, live)
-        assert again == url, f"it came back at {again!r}, plugins know it at {url!r}"
-        witness = await _talk(url)
-        async with witness.stream:
-            assert await witness.ask("GET", "kept") is None, "a key was kept over its death"
+        assert again == url, f"it came back at {again!r}, but plugins know it at {url!r}"
+        client = await _talk(url)
+        async with client.stream:
+            assert await client.ask("GET", "kept") is None, "a key was kept over its death"
         await _carries_messages(url)
         nursery.cancel_scope.cancel()
     return url
 
 
-async def _check_life(url: str) -> None:
-    """All that is asked of one life."""
+async def _check_incarnation(url: str) -> None:
+    """Check one incarnation."""
     await _carries_messages(url)
     await check_answers(partial(_talk, url))
     await _carries_anything(url)
     await _keeps_subscriptions_apart(url)
     await _survives_garbage(url)
-    await _throws_out_who_does_not_read(url)
+    await _disconnects_a_silent_subscriber(url)
 
 
 async def _talk(url: str) -> Talk:
@@ -143,7 +146,7 @@ async def _start(nursery: trio.Nursery, live: Callable[..., Awaitable[None]]) ->
 
 
 async def _carries_messages(url: str) -> None:
-    """Two programs at one broker: what one publishes, the other gets, all of it, in order."""
+    """Check that one program receives all messages of another one, in order."""
     got: list[bytes] = []
     all_there = trio.Event()
 
@@ -158,7 +161,7 @@ async def _carries_messages(url: str) -> None:
         sent = [b"%d" % number for number in range(MESSAGES)]
         for payload in sent:
             receivers = await other.publish("to:conformance:n", payload)
-            assert receivers == 2, f"two are subscribed, PUBLISH tells {receivers}"
+            assert receivers == 2, f"two are subscribed, PUBLISH answers {receivers}"
         with trio.fail_after(ANSWER_SECONDS):
             await all_there.wait()
         assert got == sent, "messages did not come in the order in which they were sent"
@@ -166,7 +169,7 @@ async def _carries_messages(url: str) -> None:
 
 
 async def _carries_anything(url: str) -> None:
-    """Keys and payloads of any size and of any bytes."""
+    """Check keys and payloads of any size and bytes."""
     one, other = await _talk(url), await _talk(url)
     async with one.stream, other.stream:
         await one.ask("SET", b"\xff\r\n", BIG)
@@ -178,44 +181,46 @@ async def _carries_anything(url: str) -> None:
 
 
 async def _keeps_subscriptions_apart(url: str) -> None:
-    """A channel and a pattern of the same name are two; a pattern negates by ``^``."""
+    """Check that a channel and a pattern of one name are two, and that a pattern negates by ``^``."""
     one, other = await _talk(url), await _talk(url)
     async with one.stream, other.stream:
         await other.ask("SUBSCRIBE", "n")
         await other.ask("PSUBSCRIBE", "n")
         await other.ask("PSUBSCRIBE", "[^m]")
         receivers = await one.ask("PUBLISH", "n", "x")
-        assert receivers == 3, f"a channel and two patterns are subscribed to, PUBLISH tells {receivers!r}"
+        assert receivers == 3, f"a channel and two patterns are subscribed to, PUBLISH answers {receivers!r}"
         got = [await other.read() for _ in range(3)]
         expected = [[b"message", b"n", b"x"], *([b"pmessage", one, b"n", b"x"] for one in (b"[^m]", b"n"))]
-        # In which order patterns are gone through is nobody's promise; channels come first.
+        # Channels come first; the order of patterns is not promised.
         in_order = got[:1] + sorted(got[1:], key=str)
-        assert in_order == expected, f"a channel and two patterns are subscribed to, what came is {got!r}"
+        assert in_order == expected, f"a channel and two patterns got {got!r}"
         await other.ask("UNSUBSCRIBE")
         receivers = await one.ask("PUBLISH", "n", "x")
-        assert receivers == 2, f"two patterns are left after UNSUBSCRIBE, PUBLISH tells {receivers!r}"
+        assert receivers == 2, f"two patterns are left after UNSUBSCRIBE, PUBLISH answers {receivers!r}"
 
 
 async def _survives_garbage(url: str) -> None:
-    """Who sends nonsense is told and thrown out, and nobody else notices."""
-    bystander = await _talk(url)
-    async with bystander.stream:
+    """Check that a client with invalid requests is disconnected, and that other clients do not notice."""
+    other_client = await _talk(url)
+    async with other_client.stream:
         for garbage in GARBAGE:
             one = await _talk(url)
             async with one.stream:
                 await one.stream.send_all(garbage)
                 said = await one.wait_closed()
-            # Where there was more than it reads, the kernel may reset the connection before that is heard.
+            # Where bytes stay unread, the kernel may reset the connection before the error arrives.
             told = said.startswith(b"-ERR Protocol error") or len(garbage) > MOST_READ
             assert told, f"{garbage[:40]!r} is answered {said!r}"
-            assert await bystander.ask("PING") == b"PONG", f"after {garbage[:40]!r} nobody is answered"
+            assert await other_client.ask("PING") == b"PONG", (
+                f"after {garbage[:40]!r} another client is stuck"
+            )
         one = await _talk(url)
         async with one.stream:
             await one.stream.send_all(b"\r\n*0\r\n\xff\xfe\r\n")
             assert isinstance(await one.read(), hiredis.ReplyError), "a command of no letters is taken"
             assert await one.ask("PING") == b"PONG", "an unknown command ends the connection"
         await (await _half_asked(url)).aclose()
-        assert await bystander.ask("PING") == b"PONG", "after half a request nobody is answered"
+        assert await other_client.ask("PING") == b"PONG", "after half a request another client is stuck"
 
 
 async def _half_asked(url: str) -> trio.abc.Stream:
@@ -224,8 +229,8 @@ async def _half_asked(url: str) -> trio.abc.Stream:
     return one.stream
 
 
-async def _throws_out_who_does_not_read(url: str) -> None:
-    """Who subscribes and does not read is thrown out; who does gets everything meanwhile."""
+async def _disconnects_a_silent_subscriber(url: str) -> None:
+    """Check that a subscriber that does not read is disconnected, while one that reads gets everything."""
     silent, reading, publisher = await _talk(url), await _talk(url), await _talk(url)
     async with silent.stream, reading.stream, publisher.stream:
         await silent.ask("SUBSCRIBE", "n")
@@ -235,10 +240,10 @@ async def _throws_out_who_does_not_read(url: str) -> None:
             receivers = [await publisher.read() for _ in range(PAGES)]
             for _ in range(PAGES):
                 message = await reading.read()
-                assert message == [b"message", b"n", PAGE], "who reads gets something else than was sent"
+                assert message == [b"message", b"n", PAGE], "a reading subscriber gets something else"
             if receivers[-1] == 1:
                 return
         raise AssertionError(
             f"{MOST_UNREAD * PAGES * len(PAGE)} bytes were published to a subscriber that does not read, and "
-            "it is there still"
+            "it is still connected"
         )

@@ -1,7 +1,7 @@
-"""What every transport of channels must do: the engines on sockets, and one in memory.
+"""Checks for every transport of channels: the engines on sockets, and one in memory.
 
-The client is trio-websocket, which shares no code with the engines; where a browser must not read, bytes are
-sent by hand.
+The client is trio-websocket, which shares no code with the engines; where a browser must not read,
+bytes are sent by hand.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["Transport", "check_transport", "transport_of"]
 
 ANSWER_SECONDS = 5.0
-"""Within which an answer comes on a slow machine; it takes milliseconds."""
+"""Seconds within which an answer comes on a slow machine; it takes milliseconds."""
 
 FULL_SECONDS = 30.0
-"""Within which a client that reads nothing is given up: ``[server] write_timeout``, and what fills it."""
+"""Seconds within which a client that does not read is closed: ``[server] write_timeout``, and the time to
+fill it.
+"""
 
 QUIET_SECONDS = 0.05
-"""That nothing comes is believed after so long."""
+"""Seconds without a message after which it is taken for absent."""
 
 CHUNK = 64 * 1024
 CHUNKS = 300
-"""Bytes of a message and how many of them: more than an outbox and the kernel keep for one connection."""
+"""Number of messages of `CHUNK` bytes: more than outbox and kernel keep for one connection."""
 
 RESOURCE = "/websocket?vsn=2.0.0"
 TOPIC = "conformance"
@@ -47,9 +49,9 @@ class Transport:
     """A running transport of channels, as a test reaches it."""
 
     open_connection: Callable[[], Awaitable[trio.abc.Stream]]
-    """Connects; bytes go in and out."""
+    """Returns a new byte stream to it."""
     token: Callable[[str], Awaitable[str]]
-    """A token for a topic."""
+    """Returns a token for a topic."""
     publish: Callable[[str, bytes], Awaitable[object]]
     """Publishes on a Redis channel, ``to:TOPIC:EVENT``."""
     stop: Callable[[], object]
@@ -57,7 +59,7 @@ class Transport:
 
 
 def transport_of(running: RunningTangram) -> Transport:
-    """The transport of a server under test, on its own port or on one in memory."""
+    """Return the transport of a server under test, on its own port or on one in memory."""
     from tangram.client import fetch_token
     from tangram.client.dial import dial
 
@@ -77,19 +79,21 @@ def transport_of(running: RunningTangram) -> Transport:
 
 
 async def check_transport(transport: Transport) -> None:
-    """Upgrade, join, heartbeat, push with reply, broadcast, leave, refusals, malformed frames, both closing
-    handshakes, a client that does not read, and the end with a documented code. The transport is being
-    stopped when this returns.
+    """Check a transport of channels from its upgrade to its end.
+
+    Checked are upgrade, join, heartbeat, push with reply, broadcast, leave, refusals, malformed frames,
+    both closing handshakes, a client that does not read, and an end with a documented code. The
+    transport is being stopped when this returns.
 
     Raises:
-        AssertionError: it does not; the message says what.
+        AssertionError: it does not conform; the message says how.
     """
     try:
         await _check(transport)
     except BaseExceptionGroup as group:
         found = first_leaf(group)
         if isinstance(found, AssertionError):
-            raise found from None  # as it is: nobody wants to look for it in a group of one
+            raise found from None  # without the group, which a reader would have to unfold
         raise
 
 
@@ -98,26 +102,26 @@ async def _check(transport: Transport) -> None:
     async with _browser(transport) as browser:
         await _answers_heartbeats(browser)
         await _refuses_a_join_without_token(browser)
-        await _joins_pushes_and_hears(transport, browser)
-        await _lives_on_after_a_malformed_frame(browser)
+        await _joins_pushes_and_receives(transport, browser)
+        await _survives_a_malformed_frame(browser)
         await _leaves(transport, browser)
         await _closes_when_asked(browser)
-    await _gives_up_who_does_not_read(transport)
-    await _says_goodbye(transport)
+    await _closes_a_silent_client(transport)
+    await _closes_with_a_documented_code(transport)
 
 
 class _Browser:
-    """A WebSocket and the frames that came and were not asked for yet."""
+    """A WebSocket, and received frames that no check has asked for yet."""
 
     def __init__(self, connection: WebSocketConnection) -> None:
         self.connection = connection
         self._waiting: list[Any] = []
 
-    async def say(self, *frame: object) -> None:
+    async def send(self, *frame: object) -> None:
         await self.connection.send_message(json.dumps(frame))
 
-    async def hear(self, event: str, ref: str | None = None) -> Any:
-        """The payload of the next message of ``event`` (a reply: to ``ref``); others are kept."""
+    async def receive(self, event: str, ref: str | None = None) -> Any:
+        """Return the payload of the next message of ``event`` (a reply: to ``ref``); keep the others."""
         for at, frame in enumerate(self._waiting):
             if frame[3] == event and ref in {None, frame[1]}:
                 return self._waiting.pop(at)[4]
@@ -128,12 +132,12 @@ class _Browser:
                     return frame[4]
                 self._waiting.append(frame)
         came = [frame[3] for frame in self._waiting]
-        raise AssertionError(f"no {event!r} came within {ANSWER_SECONDS:g} s; what came was {came}")
+        raise AssertionError(f"no {event!r} came within {ANSWER_SECONDS:g} s; the messages were {came}")
 
-    async def ask(self, *frame: object) -> Any:
-        """The reply to a message: its status and its response."""
-        await self.say(*frame)
-        return await self.hear("phx_reply", str(frame[1]))
+    async def request(self, *frame: object) -> Any:
+        """Send a message and return its reply: status and response."""
+        await self.send(*frame)
+        return await self.receive("phx_reply", str(frame[1]))
 
 
 @asynccontextmanager
@@ -161,42 +165,42 @@ async def _refuses_another_version(transport: Transport) -> None:
 
 
 async def _answers_heartbeats(browser: _Browser) -> None:
-    answer = await browser.ask(None, "h1", "phoenix", "heartbeat", {})
+    answer = await browser.request(None, "h1", "phoenix", "heartbeat", {})
     assert answer == {"status": "ok", "response": {}}, f"a heartbeat was answered {answer!r}"
 
 
 async def _refuses_a_join_without_token(browser: _Browser) -> None:
-    answer = await browser.ask("1", "1", TOPIC, "phx_join", {})
+    answer = await browser.request("1", "1", TOPIC, "phx_join", {})
     reason = disconnects.UNAUTHORIZED.reason
     assert answer["status"] == "error", f"a join without a token was answered {answer!r}"
     assert answer["response"]["reason"] == reason, f"the reason should be {reason!r}: {answer!r}"
-    await browser.hear("phx_close")
+    await browser.receive("phx_close")
 
 
-async def _joins_pushes_and_hears(transport: Transport, browser: _Browser) -> None:
+async def _joins_pushes_and_receives(transport: Transport, browser: _Browser) -> None:
     token = await transport.token(TOPIC)
-    answer = await browser.ask("2", "2", TOPIC, "phx_join", {"token": token})
+    answer = await browser.request("2", "2", TOPIC, "phx_join", {"token": token})
     assert answer["status"] == "ok", f"a join with a good token was answered {answer!r}"
-    answer = await browser.ask("2", "3", TOPIC, "wave", {"at": "you"})
+    answer = await browser.request("2", "3", TOPIC, "wave", {"at": "you"})
     assert answer["status"] == "ok", f"a push was answered {answer!r}"
     for number in range(20):
         await transport.publish(f"to:{TOPIC}:n", b'{"n":%d}' % number)
-    heard = [(await browser.hear("n"))["n"] for _ in range(20)]
-    assert heard == list(range(20)), f"messages came in the order {heard}"
+    numbers = [(await browser.receive("n"))["n"] for _ in range(20)]
+    assert numbers == list(range(20)), f"messages came in the order {numbers}"
 
 
-async def _lives_on_after_a_malformed_frame(browser: _Browser) -> None:
+async def _survives_a_malformed_frame(browser: _Browser) -> None:
     await browser.connection.send_message("no message of the protocol")
     await _answers_heartbeats(browser)
 
 
 async def _leaves(transport: Transport, browser: _Browser) -> None:
-    answer = await browser.ask("2", "5", TOPIC, "phx_leave", {})
+    answer = await browser.request("2", "5", TOPIC, "phx_leave", {})
     assert answer["status"] == "ok", f"a leave was answered {answer!r}"
     await transport.publish(f"to:{TOPIC}:late", b"{}")
     with trio.move_on_after(QUIET_SECONDS):
-        await browser.hear("late")
-        raise AssertionError("it had left the topic, and got a message of it")
+        await browser.receive("late")
+        raise AssertionError("it had left the topic, but got a message of it")
 
 
 async def _closes_when_asked(browser: _Browser) -> None:
@@ -207,22 +211,22 @@ async def _closes_when_asked(browser: _Browser) -> None:
     assert told.code == 1000, f"a close with 1000 was answered with {told.code}"
 
 
-async def _gives_up_who_does_not_read(transport: Transport) -> None:
-    """One reads nothing and is closed; the other gets all, in order."""
+async def _closes_a_silent_client(transport: Transport) -> None:
+    """Check that a client that does not read is closed, while another one gets all messages in order."""
     token = await transport.token(TOPIC)
     filler = b"x" * CHUNK
     async with _browser(transport) as reader:
-        await reader.ask("1", "1", TOPIC, "phx_join", {"token": token})
-        async with await transport.open_connection() as deaf:
-            await deaf.send_all(UPGRADE)
-            await deaf.receive_some(4096)
-            await deaf.send_all(masked(json.dumps(["1", "1", TOPIC, "phx_join", {"token": token}])))
-            await reader.hear("presence_diff")
+        await reader.request("1", "1", TOPIC, "phx_join", {"token": token})
+        async with await transport.open_connection() as silent:
+            await silent.send_all(UPGRADE)
+            await silent.receive_some(4096)
+            await silent.send_all(masked(json.dumps(["1", "1", TOPIC, "phx_join", {"token": token}])))
+            await reader.receive("presence_diff")
             for number in range(CHUNKS):
                 await transport.publish(f"to:{TOPIC}:n", b'{"n":%d,"x":"%s"}' % (number, filler))
-                got = (await reader.hear("n"))["n"]
-                assert got == number, f"one client does not read, and another got {got} for {number}"
-            await _must_be_closed(deaf)
+                got = (await reader.receive("n"))["n"]
+                assert got == number, f"one client does not read, but another got {got} for {number}"
+            await _must_be_closed(silent)
 
 
 async def _must_be_closed(stream: trio.abc.Stream) -> None:
@@ -236,7 +240,7 @@ async def _must_be_closed(stream: trio.abc.Stream) -> None:
     assert taken < CHUNK * CHUNKS, f"{taken} bytes waited for a client that did not read"
 
 
-async def _says_goodbye(transport: Transport) -> None:
+async def _closes_with_a_documented_code(transport: Transport) -> None:
     from trio_websocket import ConnectionClosed
 
     async with _browser(transport) as browser:

@@ -1,1 +1,1 @@
-"""Record a run and check that the invariants held."""
+"""Records of a run, and the invariants that must hold of them."""

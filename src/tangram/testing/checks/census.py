@@ -1,5 +1,6 @@
-"""What is alive: tasks, threads, descriptors, asyncio tasks, child processes. Taken before and after, two
-censuses tell what a server has left behind.
+"""Take a census of everything alive: tasks, threads, descriptors, asyncio tasks, child processes.
+
+The difference of two censuses, before and after, is what a server left behind.
 """
 
 from __future__ import annotations
@@ -36,12 +37,10 @@ __all__ = [
 ]
 
 UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default=None)
-"""Set in the task of a server under test: whatever that starts inherits it, and is known by it."""
+"""Mark in the context of a server under test: tasks that it starts inherit it."""
 
 OWNED_BY_TEST: dict[int, int] = {}
-"""Processes that a test started beside the server, by the kit, and the pipe to each: nobody's leak. Whoever
-started them sees to their end.
-"""
+"""Processes that a test started through the kit, and the pipe to each: no leaks. The test ends them."""
 _NO_FILES = ("/dev/", "/proc/", "/memfd:")
 
 _READ_AT_WILL = (
@@ -51,60 +50,70 @@ _READ_AT_WILL = (
     "/etc/",
     "/var/lib/sss/",
 )
-"""What imports and the C library read, and may keep open (the last is its cache of user names): to have one
-of these open for reading is nobody's leak.
+"""Places that imports and the C library read and may keep open: an open file there, if read only, is no
+leak.
+
+The last one is the C library's cache of user names.
 """
 
 _TRIOS_OWN = frozenset(
     {"AsyncGenerators._finalize_one", "EntryQueue.task", "Run.run_system", "_waitid_system_task"}
 )
-"""System tasks that Trio starts by itself. All but the second, which lives as long as the loop, go as soon as
-the loop runs, or with somebody else who is counted: a thread, a process.
+"""System tasks that Trio starts by itself.
+
+All but the second, which lives as long as the loop, end as soon as the loop runs, or with a thread or
+process that is counted itself.
 """
 
 _POOLS = ("iou-", "jemalloc", "polars-", "rayon", "smol-", "tokio-", "ZMQbg")
-"""How the names of threads begin that a library keeps for good, once for the process, when it is first used:
-nobody can end them. (The kernel's for io_uring are among them.)
+"""Beginnings of names of threads that a library keeps for good once it is used.
+
+They cannot be ended. Those of the kernel for io_uring are among them.
 """
 
 _POOL_LIBRARIES = ("blis", "gomp", "iomp5", "mkl_", "openblas", "tbb", "torch")
 """Shared libraries that keep such threads without a name."""
 
 _MARK = "_STARTED_UNDER_TEST"
-"""In the environment of what is started in the block of a test."""
+"""Environment variable of processes that are started in the block of a test."""
 
 _TOKEN = secrets.token_hex(8)
-"""Tells this process from one that had its id before."""
+"""Distinguishes this process from another one that had its id before."""
 
 _LISTENING = "0A"
-"""Linux's TCP_LISTEN, as ``/proc/net/tcp`` has it."""
+"""Linux's TCP_LISTEN, as written in ``/proc/net/tcp``."""
 
 PATIENCE = 2.0
-"""Seconds of real time for threads and processes that are on their way out when the server has ended."""
+"""Real seconds for threads and processes that are about to end when the server has ended."""
 
 LOOK_EVERY = 0.001
-"""Seconds of real time between two looks: the watchdog's thread needs less to end."""
+"""Real seconds between two polls: the watchdog's thread needs less to end."""
 
 LIST_TRIES = 1000
-"""As often as asyncio itself tries to list what other threads change."""
+"""Attempts to list a set that other threads change, as many as asyncio itself makes."""
 
 
 @attrs.frozen
 class Census:
-    """Who is alive, by kind; each with a line that tells who it is."""
+    """Everything alive, by kind; each entry has a line that describes it."""
 
     tasks: dict[object, str]
     threads: dict[object, str]
     descriptors: dict[object, str]
     """Sockets, pipes and the like."""
     files: dict[object, str]
-    """Regular files, but those that only Python itself reads."""
+    """Regular files, except those that only Python itself reads."""
     asyncio_tasks: dict[object, str]
     processes: dict[object, str]
 
     def more_than(self, before: Census, *, redis_port: int | None = None) -> dict[str, list[str]]:
-        """What is here and was not before, by kind; sockets that listen are ``ports``, and those to the
-        broker ``redis_connections``.
+        """Return the entries that were not in ``before``, by kind.
+
+        Listening sockets have the kind ``ports``, and connections to the broker ``redis_connections``.
+
+        Args:
+            before: an earlier census.
+            redis_port: port of the broker, to recognise connections to it.
         """
         kinds = attrs.asdict(self, recurse=False)
         more = {
@@ -113,13 +122,17 @@ class Census:
             if here.keys() - getattr(before, kind).keys()
         }
         for line in more.pop("descriptors", ()):
-            kind, told = _who(line, redis_port)
+            kind, told = _describe_descriptor(line, redis_port)
             more.setdefault(kind, []).append(told)
         return more
 
 
 def take_census(mark: object | None = None) -> Census:
-    """Everybody alive now; of Trio's tasks those that carry ``mark``, and its system tasks."""
+    """Return everything alive now.
+
+    Args:
+        mark: count the Trio tasks that carry it, beside the system tasks.
+    """
     descriptors, files = _descriptors()
     return Census(
         tasks=_tasks(mark),
@@ -138,8 +151,9 @@ def wait_nothing_left(
     redis_port: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, list[str]]:
-    """What goes on being more than before although it was given time. The loop stands still meanwhile: who
-    has to go goes by itself.
+    """Return the entries that are still more than ``before`` after `PATIENCE` seconds.
+
+    The loop is blocked meanwhile: threads and processes end by themselves, tasks cannot.
     """
     until = clock() + PATIENCE
     while (more := take_census(mark).more_than(before, redis_port=redis_port)) and clock() < until:
@@ -151,18 +165,21 @@ def wait_nothing_left(
 
 @contextmanager
 def track_started() -> Iterator[None]:
-    """A block in which what is started can be found at its end although nothing here leads to it: a process
-    whose parent has ended, the tasks of an asyncio loop. May be open more than once at a time.
+    """Track processes and asyncio loops that are started in the block, so that a census finds them.
 
-    A process is known by a variable of the environment, which it inherits. Being the subreaper of such
-    processes instead would change what the server under test sees: their zombies would be its own.
+    Without it a process whose parent has ended, or the tasks of an asyncio loop, could not be found.
+    Blocks may overlap.
+
+    A process is recognised by an environment variable that it inherits. Being the subreaper of such
+    processes instead would change what the server under test sees: their zombies would be its own
+    children.
     """
     with _watch.held():
         yield
 
 
 class _Watch:
-    """What `track_started` changes for the whole process, for as long as somebody needs it."""
+    """The changes of `track_started` to the whole process, for as long as a block needs them."""
 
     def __init__(self) -> None:
         self.loops: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -231,18 +248,18 @@ def _children(task: trio.lowlevel.Task) -> list[trio.lowlevel.Task]:
 
 
 def _threads() -> dict[object, str]:
-    """Threads by their objects: an id may be given again. Those without one by what the kernel knows."""
+    """Return threads by their objects, because an id may be reused; foreign threads by the kernel's data."""
     frames = sys._current_frames()  # noqa: SLF001 - the documented way to see them
-    # A dummy stands for a thread that somebody else made, also when that has ended.
+    # A dummy stands for a foreign thread, also when that has ended.
     known = [one for one in threading.enumerate() if not isinstance(one, threading._DummyThread)]  # noqa: SLF001
     found: dict[object, str] = {
         thread: thread.name for thread in known if not _is_idle(frames.get(thread.ident or 0))
     }
-    return found | _others(frames, known)
+    return found | _foreign_threads(frames, known)
 
 
 def _is_idle(frame: FrameType | None) -> bool:
-    """Trio keeps worker threads for ten seconds after their work; one without work is nobody's."""
+    """Return whether a thread is one of Trio's workers without work; Trio keeps them for ten seconds."""
     while frame is not None and frame.f_back is not None and "threading" in frame.f_code.co_filename:
         frame = frame.f_back
     return (
@@ -252,8 +269,8 @@ def _is_idle(frame: FrameType | None) -> bool:
     )
 
 
-def _others(frames: Mapping[int, FrameType], known: Sequence[threading.Thread]) -> dict[object, str]:
-    """Threads that were not made by ``threading``, but by ``_thread`` or by a library."""
+def _foreign_threads(frames: Mapping[int, FrameType], known: Sequence[threading.Thread]) -> dict[object, str]:
+    """Return threads that were not made by ``threading``, but by ``_thread`` or by a library."""
     ours = {str(thread.native_id) for thread in known}
     there = {tid: _stat(f"self/task/{tid}") for tid in _names("/proc/self/task") if tid not in ours}
     others = {
@@ -279,7 +296,7 @@ def _outermost(frame: FrameType) -> str:
 
 
 def _has_pools() -> bool:
-    """Whether a library is loaded that keeps threads without a name."""
+    """Return whether a library is loaded that keeps threads without a name."""
     libraries = (line.rpartition("/")[2] for line in Path("/proc/self/maps").read_text().splitlines())
     return any(part in library for library in set(libraries) for part in _POOL_LIBRARIES)
 
@@ -289,11 +306,11 @@ def _names(folder: str) -> list[str]:
 
 
 def _descriptors() -> tuple[dict[object, str], dict[object, str]]:
-    """Sockets, pipes and the like; and regular files."""
+    """Return sockets, pipes and the like, and regular files."""
     found: dict[object, str] = {}
     files: dict[object, str] = {}
     for number in map(int, _names("/proc/self/fd")):
-        # The one by which this very folder was read is closed, and in other threads some are just now.
+        # The descriptor that read this folder is closed, and other threads may close some at this moment.
         with suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115 - as `_names`
             if target.startswith(("socket:", "pipe:", "anon_inode:")):
@@ -305,7 +322,7 @@ def _descriptors() -> tuple[dict[object, str], dict[object, str]]:
 
 
 def _is_file(number: int, target: str) -> bool:
-    """Whether it is a regular file, and not one that imports read at any time."""
+    """Return whether a descriptor is a regular file, and not one that imports read at any time."""
     if not stat.S_ISREG(os.fstat(number).st_mode):
         return False
     if not target.startswith(_READ_AT_WILL) and "/site-packages/" not in target:
@@ -313,8 +330,8 @@ def _is_file(number: int, target: str) -> bool:
     return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
-def _who(line: str, redis_port: int | None) -> tuple[str, str]:
-    """The kind of a descriptor, and its line with the addresses of its socket where it is one of TCP."""
+def _describe_descriptor(line: str, redis_port: int | None) -> tuple[str, str]:
+    """Return the kind of a descriptor, and its line with the addresses where it is a TCP socket."""
     inode = line.rpartition("socket:[")[2].rstrip("]")
     for table in ("tcp", "tcp6"):
         try:
@@ -338,16 +355,16 @@ def _asyncio_tasks() -> dict[object, str]:
     if asyncio is None:
         return {}
     known = {task for loop in _listed(_watch.loops) for task in asyncio.all_tasks(loop)}
-    # Tasks of loops that nobody saw being made. From Python 3.14 on these lists have no tasks in C.
+    # Tasks of loops that were made before tracking. From Python 3.14 on these lists have no tasks in C.
     for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks"):
         known.update(_listed(getattr(asyncio.tasks, name, ())))
-    # By reference, not by id, which may be given again; and not held, so that it goes when it would.
+    # By weak reference: an id may be reused, and a strong reference would keep the task alive.
     return {weakref.ref(task): repr(task) for task in known if not task.done()}
 
 
 def _listed(them: Iterable[Any]) -> list[Any]:
     for _ in range(LIST_TRIES):
-        with suppress(RuntimeError):  # another thread has just put one in
+        with suppress(RuntimeError):  # another thread has just changed it
             return list(them)
     return []
 
@@ -361,15 +378,17 @@ def _processes() -> dict[object, str]:
 
 
 class _Orphans:
-    """Processes that were started under test, and whose parent has ended: they are below somebody else."""
+    """Processes that were started under test and whose parent has ended."""
 
     def __init__(self) -> None:
         self._reaped: object = None
         self._known: dict[tuple[int, str], str] = {}
 
     def now(self, below: Mapping[int, object]) -> dict[object, str]:
-        """Those that go on. All processes are looked at only where a child has ended since the last time,
-        as the sum of what ended children used tells: before that there is no new orphan.
+        """Return the orphans that are alive.
+
+        All processes are inspected only where a child has ended since the last call, which the resource
+        usage of ended children shows: before that there is no new orphan.
         """
         reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
         if reaped != self._reaped:
@@ -387,23 +406,23 @@ def _marked(below: Mapping[int, object]) -> Iterator[tuple[tuple[int, str], str]
     for pid in [int(name) for name in _names("/proc") if name.isdecimal()]:
         if pid in below or pid == os.getpid():
             continue
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if entry not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 continue
-            told = _stat(pid)
-            if told is not None and told.session not in OWNED_BY_TEST:
-                yield (pid, told.began), f"{told.name} (process {pid}, its parent has ended)"
+            found = _stat(pid)
+            if found is not None and found.session not in OWNED_BY_TEST:
+                yield (pid, found.began), f"{found.name} (process {pid}, its parent has ended)"
 
 
 @attrs.frozen
 class _Stat:
-    """What ``/proc/PID/stat`` tells."""
+    """The fields of ``/proc/PID/stat`` that are used here."""
 
     name: str
     state: str
     session: int
     began: str
-    """In the kernel's ticks since it was booted."""
+    """Start time in the kernel's ticks since boot."""
 
 
 def _stat(whose: int | str) -> _Stat | None:
@@ -416,13 +435,13 @@ def _stat(whose: int | str) -> _Stat | None:
 
 
 def start_time(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None where it does nothing any more."""
+    """Return the start time of a process in the kernel's ticks since boot, or None where it has ended."""
     told = _stat(pid)
     return None if told is None or told.state == "Z" else told.began
 
 
 def descendants(parent: int) -> Iterator[tuple[int, str]]:
-    """The processes below one, with their names; those that the test itself has started are left out."""
+    """Yield the descendants of a process and their names, without processes that the test itself started."""
     for pid, told in _below(parent):
         yield pid, told.name
 

@@ -1,7 +1,7 @@
-"""What must hold after every run, whatever was done to the server.
+"""The invariants: promises that must hold after every run, whatever faults were injected.
 
-Each invariant is a function from `Evidence` to messages, none where it holds; its name is what a report calls
-it. Evidence that a run did not take is None, and what needs it holds.
+Each invariant is a function from `Evidence` to messages, none where it holds; reports use its name.
+Evidence that a run did not collect is None, and invariants that need it hold.
 """
 
 from __future__ import annotations
@@ -21,80 +21,85 @@ STOP_MARGIN = 1.0
 """Seconds past ``shutdown_timeout`` that supervision promises for the whole stop."""
 
 DOCUMENTED_CODES = frozenset({1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013})
-"""Going away, broken frames, bad text, a policy, too big, a crash, a restart, overload (RFC 6455, section
-7.4.1, and the registry of close codes). Written out: what the server's table says is not right by that.
+"""Close codes that the server may use (RFC 6455, section 7.4.1, and the registry of close codes).
+
+Going away, broken frames, bad text, a policy, too big, a crash, a restart, overload. They are written
+out here, because the server's own table may be wrong.
 """
 
 
 @attrs.frozen
 class Evidence:
-    """What was seen of one run."""
+    """The observations of one run."""
 
     events: Sequence[SupervisionEvent] = ()
     """Every event of the tree."""
     order: Mapping[str, int] = attrs.field(factory=dict)
-    """The place of each of the tree's own children in the start order."""
+    """Place of each of the tree's own children in the start order."""
     order_of: str = "incarnation"
-    """The supervisor whose children these are."""
+    """Name of the supervisor whose children these are."""
     stopped_at: int | None = None
-    """How many events there were when the stop began."""
+    """Number of events when the stop began."""
     strategy: str = "one_for_all"
     logs: LogRecords | None = attrs.field(default=None, repr=False)
     """Every record of the log."""
     secrets: Sequence[str] = attrs.field(default=(), repr=False)
     left: Mapping[str, Sequence[str]] | None = None
-    """What is alive and was not before, by kind."""
+    """Entries of the census that were not there before, by kind."""
     broker_clients: int | None = None
     """Redis connections that are open after the end."""
     stop_seconds: float | None = None
     stop_bound: float = defaults.SHUTDOWN_TIMEOUT
     """``[supervisor] shutdown_timeout``."""
     status: int | None = None
-    """With which it ended."""
+    """Exit status of the server."""
     stubborn_allowed: Collection[str] = ()
     """Children that were made to ignore their cancellation on purpose."""
     stubborn: Sequence[str] = ()
-    """Who had to be cancelled behind a shield of its own when all was over, and where it stood."""
+    """Tasks that had to be cancelled behind a shield of their own at the end, and where they stood."""
     out_of_turn: Collection[str] = ()
-    """Children that were cancelled from outside: they may be gone before their turn in a stop."""
+    """Children that were cancelled from outside: they may end before their turn in a stop."""
     overlaps: Sequence[str] = ()
     """Children of which two incarnations ran at once, as seen from inside of them."""
     asked: bool = False
-    """Single children are stopped on request, in whatever order."""
+    """Whether single children are stopped on request, in any order."""
     planned: bool = False
-    """Somebody asked for restarts of single children, which no strategy explains."""
+    """Whether single children were restarted on request, which no strategy explains."""
     faults: int | None = None
-    """Faults that were put in and should count as a crash each."""
+    """Injected faults of which each should count as a crash."""
     crashes: int | None = None
-    """Crashes of children that faults were put into."""
+    """Crashes of children that faults were injected into."""
     refused: int | None = None
     """Connections refused while the server ran."""
     messages: Sequence[tuple[int, int]] | None = None
-    """Numbered messages as a client got them: the number, and how many gaps (joins, and errors that ask for
-    one) had been announced by then."""
+    """Numbered messages as a client received them.
+
+    Each has its number, and how many gaps had been announced by then: joins, and errors that ask for
+    one.
+    """
     backlogs: Sequence[int] = ()
-    """Bytes that waited for one slow client, from time to time."""
+    """Bytes that waited for one slow client, at several moments."""
     backlog_bound: int = 262_144
-    """What may wait for it: ``[channel] max_backlog``, and what is in flight."""
+    """Bytes that may wait for it: ``[channel] max_backlog``, and those in flight."""
     healed: Mapping[str, float] = attrs.field(factory=dict)
-    """Seconds from each fault until everything was at rest again, by what struck."""
+    """Seconds from each fault until everything was at rest again, by the fault's name."""
     heal_bound: float = 30.0
     """Seconds that this may take."""
     missing: Sequence[str] = ()
-    """Who should run and does not, where it did not come to rest."""
+    """Children that should run and do not, where the server did not come to rest."""
     unkept: Sequence[str] = ()
-    """What is promised of a fault and was not kept, in words."""
+    """Promises of a fault that were not kept, in words."""
     close_codes: Sequence[int] = ()
-    """With which its WebSockets were closed by the server."""
+    """Codes with which the server closed WebSockets."""
     steady: bool | None = None
-    """It came back to its wanted state, or ended with a cause, in the time it had."""
+    """Whether it came back to its wanted state, or ended with a cause, in the time it had."""
     heard: bool | None = None
-    """A browser that reads got a message after the last fault, or the server had ended."""
+    """Whether a reading browser got a message after the last fault, or the server had ended."""
 
 
 @attrs.frozen
 class Broken:
-    """One invariant that does not hold."""
+    """An invariant that does not hold."""
 
     invariant: str
     message: str
@@ -104,7 +109,7 @@ class Broken:
 
 
 class InvariantBroken(AssertionError):
-    """Invariants do not hold; ``broken`` has them all."""
+    """Invariants do not hold; ``broken`` lists them all."""
 
     def __init__(self, broken: Sequence[Broken]) -> None:
         super().__init__("; ".join(map(str, broken)))
@@ -113,7 +118,7 @@ class InvariantBroken(AssertionError):
 
 Invariant = Callable[[Evidence], Iterable[str]]
 INVARIANTS: dict[str, Invariant] = {}
-"""All of them, by name."""
+"""All invariants, by name."""
 
 
 def _invariant(function: Invariant) -> Invariant:
@@ -122,13 +127,21 @@ def _invariant(function: Invariant) -> Invariant:
 
 
 def broken(evidence: Evidence, only: Iterable[str] | None = None) -> list[Broken]:
-    """What does not hold, of all invariants or of those named."""
+    """Return the broken ones of all invariants, or of those named."""
     names = INVARIANTS if only is None else only
     return [Broken(name, message) for name in names for message in INVARIANTS[name](evidence)]
 
 
 def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
-    """Raise `InvariantBroken` if any does not hold."""
+    """Check all invariants, or those named.
+
+    Args:
+        evidence: of a run.
+        only: names of `INVARIANTS`.
+
+    Raises:
+        InvariantBroken: one or more do not hold.
+    """
     found = broken(evidence, only)
     if found:
         raise InvariantBroken(found)
@@ -136,9 +149,7 @@ def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
 
 @_invariant
 def nothing_left_alive(evidence: Evidence) -> Iterator[str]:
-    """No task, thread, descriptor, port, open file, asyncio task, process or Redis connection more than
-    before.
-    """
+    """No task, thread, descriptor, port, open file, asyncio task, process or Redis connection is left."""
     for kind, lines in (evidence.left or {}).items():
         yield f"{len(lines)} more {kind.replace('_', ' ')} than before: {', '.join(lines[:5])}"
     if evidence.broker_clients:
@@ -169,26 +180,27 @@ def nobody_is_stubborn(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def ends_with_its_status(evidence: Evidence) -> Iterator[str]:
-    """It ends with status 0 where nothing but a stop ends it, and with another where it gave up or could not
-    start, which has a cause.
+    """The exit status is 0 where only a stop ended the server, and another one with a cause elsewhere.
+
+    Elsewhere means that it gave up or could not start.
     """
     if evidence.status is None:
         return
-    # One that names a child cannot end because of it, and the process has to.
+    # A gave_up event with a child means that this child does not end, so that the process has to.
     gave_up = any(
         event.kind == "gave_up" and (not event.path or event.child is not None) for event in evidence.events
     )
     up = any(event.kind == "ready" and not event.path for event in evidence.events)
     causes = [event.cause for event in evidence.events if event.kind == "crashed" and event.cause]
     if gave_up and evidence.status == 0:
-        yield "it gave up, and ended with status 0"
+        yield "it gave up, but ended with status 0"
     elif evidence.status != 0 and not gave_up and (up or not causes):
-        yield f"it ended with status {evidence.status}, and nothing says why"
+        yield f"it ended with status {evidence.status}, but no event has a cause"
 
 
 @_invariant
 def starts_in_order(evidence: Evidence) -> Iterator[str]:
-    """Children of one supervisor are started in the order in which they stand."""
+    """Children of one supervisor are started in their order."""
     for supervisor, events in _by_supervisor(evidence.events):
         order = _order(events, evidence)
         last = -1
@@ -199,19 +211,20 @@ def starts_in_order(evidence: Evidence) -> Iterator[str]:
             if event.kind != "started":
                 last = -1
                 continue
-            if event.child in alone:  # such restarts go on side by side, each after its own delay
+            if event.child in alone:  # such restarts happen side by side, each after its own delay
                 alone.discard(event.child)
                 continue
             place = order[event.child or ""]
             if place <= last:
-                yield f"{event.child} of {supervisor} was started after one that stands behind it"
+                yield f"{event.child} of {supervisor} was started after a later child of the order"
             last = place
 
 
 @_invariant
 def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
-    """Children of one supervisor are stopped in the reverse of their order: at the end, in a restart, and
-    where a supervisor gives up.
+    """Children of one supervisor are stopped in the reverse of their order.
+
+    This holds at the end, in a restart, and where a supervisor gives up.
     """
     late = {event.child for event in evidence.events if event.kind == "stubborn"}
     for supervisor, events in _by_supervisor(evidence.events):
@@ -228,13 +241,15 @@ def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
 
 
 def _stops(events: Iterable[SupervisionEvent], first: set[int], *, asked: bool) -> Iterator[list[str]]:
-    """Children that were stopped one after another, with no start in between; where single ones are stopped
-    on request, only what comes of a crash, of a restart, or of the end.
+    """Yield lists of children that were stopped one after another, with no start in between.
+
+    Where single children are stopped on request, only stops by a crash, a restart or the end are
+    yielded.
     """
     stopped: list[str] = []
     judged = not asked
     for event in events:
-        # Who was stopped on request and then did not start crashes with a stop of its own behind it.
+        # A child that was stopped on request and fails its next start has a crash after its stop.
         again = event.kind == "crashed" and event.child in stopped
         if again or event.kind in {"started", "ready", "planned"}:
             yield stopped
@@ -243,7 +258,7 @@ def _stops(events: Iterable[SupervisionEvent], first: set[int], *, asked: bool) 
         judged = judged or ends or event.kind in {"crashed", "planned", "gave_up"}
         if asked and event.kind == "ready":
             judged = False
-        # Who returns while all goes on has no turn, and who ends with an error of its own waits for none.
+        # A child that returns, or ends with an error of its own, has no turn in the order.
         if event.kind == "stopped" and judged and event.cause in ({None, "returned"} if ends else {None}):
             stopped.append(event.child or "")
     yield stopped
@@ -266,13 +281,13 @@ def no_two_incarnations(evidence: Evidence) -> Iterator[str]:
         elif event.kind in {"stopped", "crashed", "quarantined"}:
             alive.pop(key, None)
             for below in [one for one in alive if one[: len(key)] == key]:
-                yield f"{'/'.join(below)} is alive although {_name(event)} above it has ended"
+                yield f"{'/'.join(below)} is alive, but {_name(event)} above it has ended"
                 del alive[below]
 
 
 @_invariant
 def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
-    """A crash takes along those that the strategy says, and nobody else."""
+    """A crash restarts the siblings that the strategy names, and no others."""
     if evidence.planned or evidence.strategy == "one_for_all":
         return
     end = len(evidence.events) if evidence.stopped_at is None else evidence.stopped_at
@@ -281,7 +296,7 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
     siblings = _Siblings(order, evidence.strategy)
     for event in events:
         if event.supervisor == "root" and event.kind in {"crashed", "planned", "gave_up"}:
-            siblings.allowed = -1  # the whole incarnation goes
+            siblings.allowed = -1  # the whole incarnation is stopped
         elif event.supervisor == "incarnation" and event.child is None:
             siblings.all_of_them(event.kind)
         elif event.supervisor == "incarnation" and not siblings.may(event):
@@ -290,14 +305,14 @@ def healthy_siblings_untouched(evidence: Evidence) -> Iterator[str]:
 
 @attrs.define
 class _Siblings:
-    """Who may be stopped now."""
+    """The children that may be stopped now."""
 
     order: dict[str, int]
     strategy: str
     allowed: int = attrs.field(init=False)
-    """The place of the first child that may be."""
+    """Place of the first child that may be stopped."""
     asked: set[str] = attrs.field(factory=set, init=False)
-    """Children whose restart somebody asked for, or that crashed themselves."""
+    """Children that crashed, or whose restart was requested."""
 
     def __attrs_post_init__(self) -> None:
         self.allowed = len(self.order)
@@ -309,7 +324,7 @@ class _Siblings:
             self.allowed = -1
 
     def may(self, event: SupervisionEvent) -> bool:
-        """Take an event of one child; False where it is a stop that nothing explains."""
+        """Take an event of one child; return False for a stop that nothing explains."""
         assert event.child is not None
         place = self.order.get(event.child, -1)
         if event.kind == "planned":
@@ -317,7 +332,7 @@ class _Siblings:
         elif event.kind == "started":
             self.asked.discard(event.child)
         elif event.kind in {"crashed", "quarantined"}:
-            # One that did not start in time has crashed by that, and is stopped after it.
+            # A child that did not start in time counts as crashed, and is stopped after that.
             self.asked.add(event.child)
             if self.strategy == "rest_for_one":
                 self.allowed = min(self.allowed, place)
@@ -326,21 +341,21 @@ class _Siblings:
 
 @_invariant
 def faults_are_counted(evidence: Evidence) -> Iterator[str]:
-    """Each fault that should count is one crash; nothing else is."""
+    """Each fault that should count is one crash, and there are no other crashes."""
     if evidence.faults is not None and evidence.crashes is not None and evidence.faults != evidence.crashes:
         yield f"{evidence.faults} faults should count, {evidence.crashes} crashes were counted"
 
 
 @_invariant
 def no_connection_refused(evidence: Evidence) -> Iterator[str]:
-    """Nobody who connects while the server runs is refused."""
+    """No client that connects while the server runs is refused."""
     if evidence.refused:
         yield f"{evidence.refused} connections were refused"
 
 
 @_invariant
 def messages_in_order(evidence: Evidence) -> Iterator[str]:
-    """Messages come in order and none twice; one is missing only where the client was told to rejoin."""
+    """Messages come in order and none twice; one is missing only where the client had to rejoin."""
     last, membership = None, None
     for number, joined in evidence.messages or ():
         if last is not None:
@@ -353,7 +368,7 @@ def messages_in_order(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def close_codes_documented(evidence: Evidence) -> Iterator[str]:
-    """The server closes WebSockets with codes of the documentation alone; never with 1000."""
+    """The server closes WebSockets with documented codes only, and never with 1000."""
     for code, count in Counter(evidence.close_codes).items():
         if code not in DOCUMENTED_CODES:
             yield f"{count} WebSockets were closed with {code}"
@@ -361,7 +376,7 @@ def close_codes_documented(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def each_crash_logged_once(evidence: Evidence) -> Iterator[str]:
-    """A crash is one line in the log, with child, incarnation and cause."""
+    """Each crash is one log record with child, incarnation and cause."""
     if evidence.logs is None:
         return
     told: Counter[tuple[object, ...]] = Counter(
@@ -382,7 +397,7 @@ def each_crash_logged_once(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def no_secret_in_logs(evidence: Evidence) -> Iterator[str]:
-    """No log record holds a secret, in whatever place."""
+    """No log record contains a secret, in any field."""
     for line in evidence.logs or ():
         text = repr(line)
         if any(secret and (secret in text or _is_quoted(secret, text)) for secret in evidence.secrets):
@@ -391,7 +406,7 @@ def no_secret_in_logs(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def memory_per_slow_client(evidence: Evidence) -> Iterator[str]:
-    """What waits for a client that does not read stays within its bound."""
+    """The bytes that wait for a client that does not read stay within their bound."""
     most = max(evidence.backlogs, default=0)
     if most > evidence.backlog_bound:
         yield f"{most} bytes waited for one slow client, its bound is {evidence.backlog_bound}"
@@ -407,28 +422,30 @@ def steady_in_time(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def ends_as_promised(evidence: Evidence) -> Iterator[str]:
-    """Each fault ends as it is promised of that fault."""
+    """Each fault ends as its description promises."""
     yield from evidence.unkept
 
 
 @_invariant
 def comes_to_rest(evidence: Evidence) -> Iterator[str]:
-    """In the end everything is up again, or quarantined, or the tree has ended with its cause; what is up
-    serves those who were there before.
+    """In the end everything is up again or quarantined, or the tree has ended with its cause.
+
+    A server that is up serves the clients that were there before.
     """
     if evidence.steady is False:
         who = f"; missing: {', '.join(evidence.missing)}" if evidence.missing else ""
-        yield f"it did not come back to its wanted state, nor did it end{who}"
+        yield f"it neither came back to its wanted state nor ended{who}"
     if evidence.heard is False:
-        yield "everything is up, and a browser that was there before gets no message any more"
+        yield "everything is up, but a browser that was there before gets no message any more"
     for event in evidence.events:
         if event.kind in {"gave_up", "quarantined", "crashed"} and not event.cause:
-            yield f"{event.kind} of {_name(event)} tells no cause"
+            yield f"{event.kind} of {_name(event)} has no cause"
 
 
 def _is_quoted(secret: str, text: str) -> bool:
-    """Whether it stands there with more backslashes than it has: each quoting puts some before its own, and
-    before quotes.
+    """Return whether the secret stands in the text with additional backslashes.
+
+    Each level of quoting puts backslashes before those of the secret, and before quotes.
     """
     bare = secret.replace("\\", "")
     return "\\" in text and bare != "" and bare in text.replace("\\", "")
@@ -450,7 +467,7 @@ def _by_supervisor(
 
 
 def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
-    """The place of each child; of those that are not known, the order in which they were first started."""
+    """Return the place of each child; unknown children follow in the order of their first start."""
     own = any(event.supervisor == evidence.order_of for event in events)
     order = dict(evidence.order) if own else {}
     for event in events:

@@ -1,7 +1,7 @@
-"""What was logged while a server was under test: every record of structlog's, and the standard library's.
+"""Records of everything logged while a server was under test, by structlog and the standard library.
 
-A record of an exception has its text as well, as it would be printed, in ``traceback``: what is looked for
-in the log may stand there alone.
+A record of an exception also has its text as it would be printed, in ``traceback``: text that a test
+looks for may stand only there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ LogRecords = list[dict[str, Any]]
 
 
 class _Tap:
-    """A processor in front of all others: keeps a copy and hands on, with tracebacks as plain text:
-    structlog's way for terminals draws every frame's variables, which takes seconds.
+    """A structlog processor before all others: it keeps a copy of each event and formats tracebacks
+    plainly.
+
+    Structlog's format for terminals prints the variables of every frame, which takes seconds.
     """
 
     def __init__(self, records: LogRecords) -> None:
@@ -38,9 +40,9 @@ class _Tap:
         if not event.get("exc_info"):
             return event
         plain: Any = structlog.processors.format_exc_info(logger, method, event)
-        # Not as "exception", where structlog has it: events have that word for the name of a class.
+        # Not "exception", structlog's key: events use that word for the name of a class.
         record["traceback"] = plain.get("exception")
-        return plain  # type: ignore[no-any-return]  # a mapping: what structlog's own processors hand on
+        return plain  # type: ignore[no-any-return]  # a mapping, as structlog's own return
 
 
 _PLAIN = logging.Formatter()
@@ -66,7 +68,7 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def record_logs() -> Iterator[LogRecords]:
-    """The records of this block. Works where loggers are not cached, which is structlog's default."""
+    """Record the log of this block. This works where loggers are not cached, which is structlog's default."""
     records: LogRecords = []
     tap, handler = _Tap(records), _Handler(records)
     processors = structlog.get_config()["processors"]
@@ -77,21 +79,23 @@ def record_logs() -> Iterator[LogRecords]:
         yield records
     finally:
         logging.getLogger().removeHandler(handler)
-        if tap in processors:  # else somebody has put the list back in which it was not yet
+        if tap in processors:  # a test may have restored an older list
             processors.remove(tap)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing of this block is printed, for hundreds of runs crash something each; it is recorded all the
-    same, and the rest of the caller's configuration stays.
+    """Print nothing of this block, because hundreds of runs log crashes; everything is recorded all the
+    same.
+
+    The rest of the caller's configuration stays.
     """
     processors = structlog.get_config()["processors"]
     processors.insert(0, _drop)
     try:
         yield
     finally:
-        if _drop in processors:  # as above
+        if _drop in processors:  # a test may have restored an older list
             processors.remove(_drop)
 
 
@@ -100,7 +104,9 @@ def _drop(_logger: Any, _method: str, _event: Any) -> Any:
 
 
 def secrets_of(tree: Tree | None) -> set[str]:
-    """What must not stand in the log of a server: its secrets as they are now, and its broker's password."""
+    """Return the values that a server must not log: its secrets as they are now, and its broker's
+    password.
+    """
     if tree is None:
         return set()
     found = {tree.secrets.jwt, tree.secrets.operator}

@@ -1,4 +1,4 @@
-"""The numbered messages that a channel client gets, and where it was told that some may be missing."""
+"""The numbered messages that a channel client receives, with the gaps that were announced to it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ __all__ = ["MessageLog", "rank_messages"]
 
 
 def rank_messages(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> list[tuple[int, int]]:
-    """Messages with their places in place of their numbers: one that Redis did not surely take (it is not in
-    ``sent``) may be missing, and may be there.
+    """Replace the numbers of messages by their ranks among those that Redis took or that arrived.
+
+    A message that Redis did not surely take (it is not in ``sent``) may be missing, and may be there:
+    without it the ranks have no gap.
     """
     heard = list(messages)
     place = {number: at for at, number in enumerate(sorted({*sent, *(one for one, _ in heard)}))}
@@ -22,22 +24,25 @@ def rank_messages(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> l
 
 
 class MessageLog:
-    """Listens to a channel from now on, for the invariant ``messages_in_order``.
+    """Records the numbered messages of a channel from now on, for the invariant ``messages_in_order``.
 
-    Told at the client's own door and not by who iterates over the channel: whoever reads later cannot tell a
-    message from before an announcement from one after it.
+    It records them where the client receives them, and not where a test iterates over the channel: a
+    later reader cannot tell whether a message came before or after an announced gap.
     """
 
     def __init__(self, channel: Channel, *, base: int = 0) -> None:
         self.messages: list[tuple[int, int]] = []
-        """The number (``n`` of its payload) of each message, and how many gaps had been announced by then:
-        each join is one, and so is each ``phx_error``, after which messages go on until the next join."""
+        """Number of each message (``n`` of its payload), and how many gaps had been announced by then.
+
+        Each join announces a gap, and so does each ``phx_error``, after which messages go on until the
+        next join.
+        """
         self._channel = channel
         self._announced = base
         self._take = channel.take
-        channel.take = self._hear  # type: ignore[method-assign]
+        channel.take = self._record  # type: ignore[method-assign]
 
-    def _hear(self, message: SocketMessage) -> None:
+    def _record(self, message: SocketMessage) -> None:
         if message.event == ERROR:
             self._announced += 1
         elif message.event == "n" and not message.binary:

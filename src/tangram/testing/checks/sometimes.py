@@ -1,8 +1,8 @@
-"""*Sometimes* assertions: what must not hold always, but must have happened once in a set of runs.
+"""*Sometimes* assertions: conditions that need not hold always, but at least once in a set of runs.
 
-An invariant that never met the situation it is for has shown nothing. ``sometimes("a browser came back",
-client.connections > 1)`` notes that a run reached this; a set of runs is asked at its end for what none of
-them reached. Outside of `collecting` it does nothing.
+An invariant that never met its situation has proved nothing. ``sometimes("a browser came back",
+client.connections > 1)`` notes that a run reached this; at its end a set of runs lists the names that
+none of them reached. Outside of `collecting` it does nothing.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ __all__ = ["SUPERVISION", "Reached", "collecting", "observe", "sometimes"]
 
 @attrs.define(eq=False)
 class Reached:
-    """What a set of runs reached."""
+    """Counts of the conditions that a set of runs reached."""
 
     counts: dict[str, int] = attrs.field(factory=dict)
-    """How often, by name; 0: it was asked for, and no run reached it."""
+    """How often each was reached; 0 where it was expected and no run reached it."""
 
     def expect(self, names: Iterable[str]) -> None:
-        """These have to be reached, also if no run comes to the line that would tell."""
+        """Expect these names, even if no run executes the line that would note them."""
         for name in names:
             self.counts.setdefault(name, 0)
 
     def note(self, name: str, times: int = 1) -> None:
-        """It was reached so often (0: it was looked for)."""
+        """Count ``name`` as reached ``times`` times; 0 only makes it known."""
         self.counts[name] = self.counts.get(name, 0) + times
 
     def merge(self, other: Reached) -> None:
-        """Add what other runs reached."""
+        """Add the counts of other runs."""
         for name, times in other.counts.items():
             self.note(name, times)
 
     @property
     def never(self) -> list[str]:
-        """What no run reached."""
+        """Return the names that no run reached."""
         return sorted(name for name, times in self.counts.items() if not times)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ _collectors: list[Reached] = []
 
 @contextmanager
 def collecting() -> Iterator[Reached]:
-    """Collect what runs of this block reach."""
+    """Collect the conditions that runs of this block reach."""
     reached = Reached()
     _collectors.append(reached)
     try:
@@ -66,10 +66,10 @@ def collecting() -> Iterator[Reached]:
 
 
 def sometimes(name: str, condition: object = True) -> bool:
-    """Note that a run reached ``name`` if the condition holds; answers whether it does.
+    """Note that a run reached ``name`` if the condition holds; return whether it does.
 
-    Naming it is enough for the report: where the condition holds in none of the runs, it is told as never
-    reached.
+    Calling it makes the name known: where the condition holds in none of the runs, it is reported as
+    never reached.
     """
     held = bool(condition)
     for reached in _collectors:
@@ -77,11 +77,11 @@ def sometimes(name: str, condition: object = True) -> bool:
     return held
 
 
-# -- what supervision can do, read from the record of events -------------------------------------------------
+# -- coverage of supervision, read from the events ----------------------------------------------------------
 
 _BACKOFF = Backoff()
 _ATTEMPTS = 9
-"""The first is at once, the ninth waits as long as any."""
+"""Steps of the back-off: the first is immediate, the ninth is as long as any later one."""
 
 
 def _step(attempt: int) -> str:
@@ -104,11 +104,13 @@ SUPERVISION: tuple[str, ...] = (
     _ROOT,
     _CRASH_IN_RESTART,
 )
-"""Every kind of event, each strategy, each step of the default back-off, each escalation."""
+"""Names that cover supervision: every kind of event, strategy, step of the default back-off and
+escalation.
+"""
 
 
 def observe(events: Sequence[SupervisionEvent]) -> None:
-    """Note what the events of one run reached of `SUPERVISION`."""
+    """Note the names of `SUPERVISION` that the events of one run reached."""
     restarting: set[tuple[str, ...]] = set()
     for event in events:
         above = event.path[:-1] if event.child is not None else event.path
@@ -130,5 +132,7 @@ def observe(events: Sequence[SupervisionEvent]) -> None:
 
 
 def _attempt_of(delay: float) -> int:
-    """Which step of the default back-off a delay belongs to; its jitter leaves gaps between the steps."""
+    """Return the step of the default back-off that a delay belongs to; its jitter leaves gaps between
+    steps.
+    """
     return min(range(_ATTEMPTS), key=lambda attempt: abs(_BACKOFF.delay(attempt, 0.5) - delay))

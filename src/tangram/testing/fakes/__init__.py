@@ -1,1 +1,1 @@
-"""Fakes of the outside: a Redis in memory, streams, a web port, the way to Redis."""
+"""Fakes: a broker, streams and a web port in memory, and the route to Redis."""

@@ -1,4 +1,4 @@
-"""WebSocket bytes written by hand, for browsers that misbehave."""
+"""WebSocket bytes of a client, for browsers that misbehave."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ UPGRADE = (
 """A handshake as a browser sends it; the key is the example of RFC 6455, section 1.3."""
 
 _SHORT = 126
-"""From this length on two more bytes say it (RFC 6455, section 5.2)."""
+"""Length from which on two more bytes hold the length (RFC 6455, section 5.2)."""
 
 
 def masked(text: str) -> bytes:
-    """A text frame of up to 65535 bytes as a browser sends it, masked with zeros."""
+    """Return a text frame of up to 65535 bytes as a browser sends it, masked with zeros."""
     data = text.encode()
     size = bytes([0x80 | len(data)]) if len(data) < _SHORT else b"\xfe" + len(data).to_bytes(2, "big")
     return b"\x81" + size + b"\0\0\0\0" + data

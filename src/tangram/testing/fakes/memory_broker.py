@@ -1,10 +1,10 @@
-"""A broker in memory: enough of Valkey for the bus, subscribers and small plugins, and it breaks on command.
+"""A broker in memory: enough of Valkey for the bus, subscribers and small plugins, with faults on command.
 
-It stands behind two seams of the real one. It *is* an ``EmbeddedBroker`` to the tree (``Boot.embedded``): it
-is started, restarted and missed like the process. And it is dialled without a socket
-(``bus.resp.current_dial``); redis-py, which knows sockets only, reaches it on a real port of loopback.
+It stands in two places of the real one. It *is* an ``EmbeddedBroker`` to the tree (``Boot.embedded``),
+which starts and restarts it like the process. And it is dialled without a socket
+(``bus.resp.current_dial``); redis-py, which needs sockets, reaches it on a real port of loopback.
 
-What it answers is decided in ``tangram.testing.fakes.valkey``; here are its lives and its connections.
+`tangram.testing.fakes.valkey` decides its answers; this module has its incarnations and connections.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LISTEN_QUEUE = 32
 """Connections of redis-py that may wait in the kernel: a test has a handful."""
 
 ACCEPT_AGAIN = 0.05
-"""Seconds until the next try where the kernel gives no connection, for want of descriptors for instance."""
+"""Seconds until the next accept where the kernel gives no connection, for example without descriptors."""
 
 FLUSH_SECONDS = 1.0
-"""For sending what is pending to a client that has said its last word: one that reads has it at once."""
+"""Seconds for sending pending answers to a client that has finished: a reading client has them at once."""
 
 
 class _Client:
-    """One connection, seen from the broker."""
+    """One connection, as the broker sees it."""
 
     def __init__(self, stream: trio.abc.Stream, server: Valkey) -> None:
         self.stream = stream
@@ -51,7 +51,7 @@ class _Client:
         self.session: ClientState = server.connect(self._lot.unpark_all, self.scope.cancel)
 
     async def write(self, thawed: Callable[[], Awaitable[None]]) -> None:
-        """Send what the session gives, until it closes."""
+        """Send the session's output until it closes."""
         session = self.session
         while True:
             data = session.take()
@@ -65,7 +65,7 @@ class _Client:
                 await self._lot.park()
 
     async def read(self, thawed: Callable[[], Awaitable[None]]) -> None:
-        """Execute what comes, until it ends or is nonsense."""
+        """Execute requests until the stream ends or is invalid."""
         requests = Requests()
         try:
             while chunk := await self.stream.receive_some(65536):
@@ -83,28 +83,28 @@ class _Client:
 
 
 class MemoryBroker(EmbeddedBroker):
-    """A small Valkey in the test's own loop. One object for all its lives, as the process has."""
+    """A small Valkey in the test's own loop; one object for all its incarnations."""
 
     def __init__(self, config: BrokerConfig | None = None) -> None:
         super().__init__(config or BrokerConfig(port=0))
         self.published: list[tuple[bytes, bytes]] = []
-        """Every message that it has taken: channel and payload."""
+        """Every message that it has accepted: channel and payload."""
         self._clients: dict[_Client, None] = {}
         self._unclosed: dict[PipeEnd, None] = {}
         self._nursery: trio.Nursery | None = None
         self._begin()
 
     def _begin(self) -> None:
-        """As a process is that has just started: empty, awake and nobody's replica."""
+        """Set the state of a process that has just started: empty, running and writable."""
         self._valkey = Valkey(trio.current_time, self.publish)
         self._killed = trio.Event()
         self._thawed = trio.Event()
         self._thawed.set()
 
-    # -- as the tree sees it ---------------------------------------------------------------------------------
+    # -- for the tree ---------------------------------------------------------------------------------
 
     def statistics(self) -> BrokerStatistics:
-        """A record of this moment; there is no process, and so no process id."""
+        """Return a record of this moment; without a process there is no process id."""
         return BrokerStatistics(
             kind="embedded",
             url=None if self._port is None else f"redis://{HOST}:{self._port}",
@@ -115,7 +115,7 @@ class MemoryBroker(EmbeddedBroker):
         )
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """One life: ``started(url)`` at once; ``BrokerUnavailable`` when it is killed."""
+        """Run one incarnation: ``started(url)`` at once, `BrokerUnavailable` when it is killed."""
         self._begin()
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -138,10 +138,10 @@ class MemoryBroker(EmbeddedBroker):
         self._last_error = "the broker in memory ended: it was killed"
         raise BrokerUnavailable(self._last_error)
 
-    # -- as the bus sees it ----------------------------------------------------------------------------------
+    # -- for the bus ----------------------------------------------------------------------------------
 
     async def dial(self, address: RedisAddress) -> trio.abc.Stream:
-        """A connection without a socket; addresses of others are dialled as ever."""
+        """Return a connection without a socket; dial other addresses as usual."""
         if (address.host, address.port) != (HOST, self._port):
             return await dial_socket(address)
         await trio.lowlevel.checkpoint()
@@ -152,24 +152,25 @@ class MemoryBroker(EmbeddedBroker):
         self._nursery.start_soon(self._serve, theirs)
         return ours
 
-    # -- as the test sees it ---------------------------------------------------------------------------------
+    # -- for tests ---------------------------------------------------------------------------------
 
     @property
     def clients(self) -> int:
-        """Connections that it serves now."""
+        """Return the number of open connections."""
         return len(self._clients)
 
     @property
     def unclosed(self) -> int:
-        """Connections without a socket that whoever dialled them has not closed, of all its lives.
+        """Return the number of connections without a socket that the dialling side has not closed.
 
-        It is asked when everything has ended, the broker before the last of its clients perhaps: that the
-        broker's end is gone closes nothing. Those with a socket are seen among the descriptors.
+        All incarnations count. The census asks when everything has ended, the broker perhaps before its
+        last client: the end of the broker closes nothing on the client's side. Connections with a
+        socket are among the descriptors.
         """
         return len(self._unclosed)
 
     def kill(self) -> None:
-        """End it, as SIGKILL ends the process."""
+        """End it, as SIGKILL ends a process."""
         self._killed.set()
 
     def drop(self) -> None:
@@ -178,20 +179,20 @@ class MemoryBroker(EmbeddedBroker):
             client.scope.cancel()
 
     def freeze(self) -> None:
-        """Answer nothing any more, as under SIGSTOP: connections stay open and stay silent."""
+        """Answer nothing, as under SIGSTOP: connections stay open and silent."""
         if self._thawed.is_set():
             self._thawed = trio.Event()
 
     def thaw(self) -> None:
-        """Answer again, beginning with what has come meanwhile."""
+        """Answer again, beginning with the requests that came meanwhile."""
         self._thawed.set()
 
     def make_readonly(self, readonly: bool = True) -> None:
-        """Refuse writes, as a replica does; messages are none."""
+        """Refuse writes, as a replica does; publishing is no write."""
         self._valkey.readonly = readonly
 
     def publish(self, channel: bytes, payload: bytes) -> int:
-        """Deliver a message; how many subscriptions get it."""
+        """Deliver a message, and return how many subscriptions receive it."""
         self.published.append((channel, payload))
         return self._valkey.deliver(channel, payload)
 
@@ -203,7 +204,7 @@ class MemoryBroker(EmbeddedBroker):
             await trio.lowlevel.wait_readable(listener)
             try:
                 connection, _ = listener.accept()
-            except OSError:  # it is gone already, or there are no descriptors: Valkey goes on, too
+            except OSError:  # the client is gone, or no descriptor is left: Valkey goes on as well
                 await trio.sleep(ACCEPT_AGAIN)
                 continue
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))

@@ -1,11 +1,10 @@
-"""Sockets in memory: the web port of a server under test without a network.
+"""The web port of a server under test in memory, without a network.
 
-They stand behind the seams of the real ones: ``Boot.listen`` gives the server its listening sockets, and
-``tangram.client``'s `current_dial` and an httpx transport take clients there. They are Unix sockets without
-a name in any folder, and not streams of Python's: the engine writes to sockets itself, a descriptor that is
-left open is seen by the census, and what is written is there to be read in the same moment. Over TCP the
-kernel may deliver later when the machine is busy, and a virtual clock that jumps meanwhile makes two runs
-differ.
+It replaces the real port in two places: ``Boot.listen`` returns its listening sockets, and
+`tangram.client` (`current_dial`) and an httpx transport connect to it. The sockets are Unix sockets
+without a name in any folder, and not Python streams: the engine writes to sockets itself, the census
+sees open descriptors, and written bytes can be read at once. Over TCP the kernel of a busy machine may
+deliver later, and an autojump clock that jumps meanwhile makes two runs differ.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ __all__ = ["MemoryPort"]
 
 HOST = "127.0.0.1"
 PORT = 1
-"""What the server says in its URLs. Who takes it at its word and dials it must reach nobody, least of all a
-server that a developer has running at the port of the defaults: TCP port 1 (tcpmux) is nobody's on a machine
-of today, and no program without privileges may listen there. A free port would be somebody's a moment later,
-and another one in each run of the same seed.
+"""Port in the server's URLs, at which no server may be reached by mistake.
+
+On today's machines nothing listens on TCP port 1 (tcpmux), and only privileged programs may. A free
+port could be taken a moment later, and would differ between two runs of one seed.
 """
 
 LISTEN_QUEUE = 4096
@@ -44,7 +43,7 @@ FIRST_PEER_PORT = 40_000
 
 
 class _MemoryConnection(socket.socket):
-    """The server's end: it tells addresses as a TCP socket does."""
+    """The server's end, which reports addresses as a TCP socket does."""
 
     made: ClassVar[WeakSet[_MemoryConnection]] = WeakSet()
 
@@ -52,10 +51,12 @@ class _MemoryConnection(socket.socket):
         return (HOST, PORT)
 
     def break_at(self, address: str) -> bool:
-        """End it both ways, if it is open and was taken at ``address``; whether it was."""
+        """End the connection in both directions if it was accepted at ``address``; return whether it was
+        open.
+        """
         if self.fileno() < 0 or super().getsockname() != address.encode():
             return False
-        with suppress(OSError):  # the other end has gone just now
+        with suppress(OSError):  # the other end has just closed
             super().shutdown(socket.SHUT_RDWR)
         return True
 
@@ -82,11 +83,11 @@ class MemoryPort:
     """A port that only this process can reach."""
 
     def __init__(self) -> None:
-        # Abstract (unix(7)): a name that is in no folder and goes with the socket.
+        # An abstract name (unix(7)) is in no folder and ends with the socket.
         self._address = f"\0tangram-{secrets.token_hex(8)}"
 
     def listen(self, _config: Config) -> list[HeldSocket]:
-        """``Boot.listen``: one listening socket, whatever the configuration says."""
+        """Return one listening socket, whatever the configuration says: ``Boot.listen``."""
         listener = _Listener(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(self._address)
         listener.listen(LISTEN_QUEUE)
@@ -94,10 +95,10 @@ class MemoryPort:
         return [HeldSocket(listener, HOST, PORT)]
 
     def connect(self) -> socket.socket:
-        """A connected socket, non-blocking.
+        """Return a connected non-blocking socket.
 
         Raises:
-            ConnectionRefusedError: nobody listens.
+            ConnectionRefusedError: nothing listens.
         """
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -109,17 +110,17 @@ class MemoryPort:
         return client
 
     def reset(self) -> int:
-        """Break every connection that the server has taken; how many there were."""
+        """Break every connection that the server has accepted, and return how many there were."""
         return sum(connection.break_at(self._address) for connection in list(_MemoryConnection.made))
 
     async def dial(self, _url: str) -> Stream:
-        """A connection for `tangram.client`."""
+        """Return a connection for `tangram.client`."""
         await trio.lowlevel.checkpoint()
         return trio.SocketStream(trio.socket.from_stdlib_socket(self.connect()))
 
     @contextmanager
     def dialled(self) -> Iterator[None]:
-        """In this block `tangram.client` comes here."""
+        """Let `tangram.client` connect to this port in the block."""
         token = current_dial.set(self.dial)
         try:
             yield
@@ -127,7 +128,7 @@ class MemoryPort:
             current_dial.reset(token)
 
     def transport(self) -> httpx.AsyncBaseTransport:
-        """For an httpx client."""
+        """Return a transport for an httpx client."""
         import httpx
 
         return httpx.AsyncHTTPTransport(uds=self._address, verify=False)

@@ -1,4 +1,4 @@
-"""Two ends of a connection in memory, of which each keeps as much as a socket would and no more."""
+"""A connection in memory with two ends, each of which buffers as much as a socket."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import trio
 __all__ = ["PipeEnd", "open_pipe"]
 
 KEPT = 212_992
-"""Bytes that wait in one direction until they are read: what Linux keeps for a Unix socket
-(net.core.wmem_default). Who writes more waits for the reader.
+"""Bytes buffered in one direction, as Linux does for a Unix socket (net.core.wmem_default).
+
+A writer with more waits for the reader.
 """
 
 READ_SIZE = 65536
-"""Bytes given at once where the reader does not say."""
+"""Bytes that a read returns at most where it names no size."""
 
 
 class _Way:
-    """One direction."""
+    """One direction of a connection."""
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.ended = False
-        """Nothing more will come: who reads hears the end."""
+        """Whether no more bytes will come, so that a reader gets the end of the stream."""
         self.broken = False
-        """Nobody will read: who writes is told."""
+        """Whether the reader is gone, so that a writer gets an error."""
         self.changed = trio.lowlevel.ParkingLot()
 
 
 class _OneTask:
-    """What one task may do at a time; a second one is a bug of the caller's, and told as by a socket."""
+    """An operation for one task at a time; a second one is an error, as with a socket."""
 
     def __init__(self, what: str) -> None:
         self._what, self._held = what, False
@@ -46,7 +47,7 @@ class _OneTask:
 
 
 class PipeEnd(trio.abc.Stream):
-    """One end. ``closed`` tells whether whoever holds it has closed it."""
+    """One end of a connection; ``closed`` tells whether its owner has closed it."""
 
     def __init__(self, there: _Way, back: _Way, on_close: Callable[[PipeEnd], None] | None = None) -> None:
         self.closed = False
@@ -55,11 +56,11 @@ class PipeEnd(trio.abc.Stream):
         self._reading, self._writing = _OneTask("reads"), _OneTask("writes")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What has come; empty at the end.
+        """Return received bytes; none at the end of the stream.
 
         Raises:
             BusyResourceError: another task reads.
-            ClosedResourceError: it was closed on this side.
+            ClosedResourceError: this end was closed.
         """
         size = READ_SIZE if max_bytes is None else index(max_bytes)
         if size < 1:
@@ -78,12 +79,12 @@ class PipeEnd(trio.abc.Stream):
         return taken
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it, waiting for the reader where it is more than fits.
+        """Send all bytes, and wait for the reader where the buffer is full.
 
         Raises:
             BrokenResourceError: the other end is gone, or the connection was cut.
             BusyResourceError: another task writes.
-            ClosedResourceError: it was closed on this side.
+            ClosedResourceError: this end was closed.
         """
         rest = memoryview(data)
         with self._writing:
@@ -104,12 +105,12 @@ class PipeEnd(trio.abc.Stream):
             await way.changed.park()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Return once there is room.
+        """Wait until the buffer has room.
 
         Raises:
             BrokenResourceError: the other end is gone, or the connection was cut.
             BusyResourceError: another task writes.
-            ClosedResourceError: it was closed on this side.
+            ClosedResourceError: this end was closed.
         """
         with self._writing:
             await trio.lowlevel.checkpoint()
@@ -130,7 +131,7 @@ class PipeEnd(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """Close this end without giving way."""
+        """Close this end without a checkpoint."""
         if self.closed:
             return
         self.closed = True
@@ -141,7 +142,7 @@ class PipeEnd(trio.abc.Stream):
             self._on_close(self)
 
     def cut(self) -> None:
-        """End the connection as the network does: both ends hear the end of the stream, neither is closed."""
+        """End the connection as the network does: both ends get the end of the stream, neither is closed."""
         for way in (self._out, self._in):
             way.ended = way.broken = True
         self._wake()
@@ -152,6 +153,10 @@ class PipeEnd(trio.abc.Stream):
 
 
 def open_pipe(on_close: Callable[[PipeEnd], None] | None = None) -> tuple[PipeEnd, PipeEnd]:
-    """Both ends; ``on_close`` is called when the first of them is closed by whoever holds it."""
+    """Return both ends of a connection.
+
+    Args:
+        on_close: called when the owner of the first end closes it.
+    """
     there, back = _Way(), _Way()
     return PipeEnd(there, back, on_close), PipeEnd(back, there)

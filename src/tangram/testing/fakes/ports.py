@@ -1,4 +1,4 @@
-"""Ports of this machine."""
+"""Ports of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from contextlib import suppress
 __all__ = ["HOST", "free_port", "is_listening"]
 
 HOST = "127.0.0.1"
-"""Whatever a test starts listens here and nowhere else."""
+"""Address on which everything listens that a test starts."""
 
 
 _QUIET = range(20000, 32768)
-"""Ports that no outgoing connection gets by itself (Linux: net.ipv4.ip_local_port_range). Nobody else gets
-one between two lives of a server, and a client that knocks meanwhile is not connected to itself.
+"""Ports that no outgoing connection gets by itself (Linux: net.ipv4.ip_local_port_range).
+
+So no program takes one between two starts of a server, and a client that connects meanwhile is not
+connected to itself.
 """
 
 _TRIES = 64
-"""Of twelve thousand ports a handful is taken."""
+"""Attempts to find a free port: of twelve thousand a handful is taken."""
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago, and that nobody gets without asking for it."""
-    draw = random.Random()  # noqa: S311 - of its own: a test that seeds the global one must not repeat ports
+    """Return a port of 127.0.0.1 that was free a moment ago and is only given to a program that asks for
+    it.
+    """
+    draw = random.Random()  # noqa: S311 - not the global one: a test that seeds that must not repeat ports
     for _ in range(_TRIES):
         port = draw.choice(_QUIET)
         with socket.socket() as probe, suppress(OSError):
@@ -33,7 +37,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int, *, within: float = 1.0) -> bool:
-    """Whether somebody takes connections at a port of 127.0.0.1; asked by connecting, at most ``within``
+    """Return whether a port of 127.0.0.1 accepts connections, by connecting for at most ``within``
     seconds.
     """
     try:

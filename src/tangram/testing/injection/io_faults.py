@@ -1,5 +1,6 @@
-"""Exceptions at the seam between a server under test and its broker: a dial that is refused, a write or a
-read that finds the connection broken. What the bus sees of a broker is no more than this.
+"""Exceptions between a server under test and its broker: a refused dial, a broken write or read.
+
+The bus sees no more of a broker than this.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ __all__ = ["OPERATIONS", "FaultyDial", "Operation"]
 Operation = Literal["dial", "send", "receive"]
 
 OPERATIONS: tuple[Operation, ...] = ("dial", "send", "receive")
-"""Where an exception can come from."""
+"""Operations that can raise."""
 
 
 class FaultyDial:
-    """Dials as ``inner`` does; before each operation it asks whether that is to fail."""
+    """Dials like ``inner``, and asks before each operation whether it must fail."""
 
     def __init__(self, inner: Dial) -> None:
         self._inner = inner
         self.fails: Callable[[Operation], bool] | None = None
-        """Asked for each operation; None, and nothing stands between."""
+        """Called for each operation; None to let everything pass directly."""
 
     async def dial(self, address: RedisAddress) -> trio.abc.Stream:
-        """A connection whose operations are asked about.
+        """Return a connection whose operations may fail.
 
         Raises:
-            ConnectionRefusedError: this one was to fail.
+            ConnectionRefusedError: this dial must fail.
         """
         if self.fails is None:
             return await self._inner(address)
@@ -45,7 +46,7 @@ class FaultyDial:
 
 
 class _FaultyStream(trio.abc.Stream):
-    """A stream that breaks when it is told to; what lies behind it stays as it is."""
+    """A stream that breaks on request; the stream behind it stays as it is."""
 
     def __init__(self, inner: trio.abc.Stream, fails: Callable[[Operation], bool]) -> None:
         self._inner = inner

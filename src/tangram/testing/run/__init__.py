@@ -1,1 +1,1 @@
-"""Start servers under test: whole, in part, or as a process."""
+"""Run servers under test: whole, in part, or in a process of their own."""

@@ -1,7 +1,7 @@
-"""A real broker of a test's own, beside the server or without one: killed, stopped and started at will.
+"""A real broker of a test's own: started, killed, frozen and thawed at will.
 
-It is a process, and needs no loop: synchronous fixtures may hold it. Like the server's own it runs under a
-guard, so that it ends with whoever started it.
+It is a process and needs no loop, so synchronous fixtures may hold it. Like the server's own broker it
+runs under a guard and ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tangram.testing.fakes.ports import HOST, free_port, is_listening
 __all__ = ["RealBroker", "open_broker"]
 
 START_SECONDS = 5.0
-"""Until it takes connections: it needs some 30 ms."""
+"""Seconds until it accepts connections: it needs some 30 ms."""
 
 START_LOOK = 0.005
-"""Seconds between two looks meanwhile."""
+"""Seconds between two polls meanwhile."""
 
 END_SECONDS = 5.0
-"""SIGKILL ends a process at once unless the kernel holds it."""
+"""Seconds for its end: SIGKILL ends a process at once unless the kernel holds it."""
 
 
 class RealBroker:
-    """A valkey-server on one port of its own, over any number of lives. `open_broker` makes it."""
+    """A valkey-server on a port of its own that may be started many times; made by `open_broker`."""
 
     def __init__(self, *options: str, port: int | None = None, password: str | None = None) -> None:
         self.port = port if port is not None else free_port()
-        """Chosen once: who knows the URL finds the next life of it."""
+        """Chosen once: clients that know the URL find the next start of it."""
         self.password = password
-        """What the next `start` asks of clients; None for nothing."""
+        """Password that the next `start` asks of clients; None for none."""
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -50,7 +50,7 @@ class RealBroker:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None while there is none."""
+        """Return its process id, or None while it does not run."""
         return self._process.pid if self._process is not None else None
 
     def launch(self) -> None:
@@ -69,7 +69,7 @@ class RealBroker:
         OWNED_BY_TEST[self._process.pid] = self._process.stdin.fileno()
 
     def start(self) -> None:
-        """Start it and wait until it takes connections.
+        """Start it and wait until it accepts connections.
 
         Raises:
             TimeoutError: it does not within 5 s.
@@ -83,7 +83,7 @@ class RealBroker:
             time.sleep(START_LOOK)
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end; nothing where it does not run."""
+        """Send SIGKILL and wait for its end; do nothing where it does not run."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -96,11 +96,11 @@ class RealBroker:
             process.stdin.close()
 
     def freeze(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing."""
+        """Send SIGSTOP: it keeps its connections and answers nothing."""
         self._send(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on, with what it was asked meanwhile."""
+        """Send SIGCONT: it goes on with the requests that came meanwhile."""
         self._send(signal.SIGCONT)
 
     def _send(self, number: signal.Signals) -> None:
@@ -113,13 +113,13 @@ class RealBroker:
 def open_broker(
     *options: str, port: int | None = None, password: str | None = None, start: bool = True
 ) -> Iterator[RealBroker]:
-    """A broker for the block, ready unless ``start`` is False; whatever was done to it, it is gone after.
+    """Run a broker for the block, ready unless ``start`` is False; it is gone afterwards.
 
     Args:
         options: further words of valkey-server's command line.
         port: where it listens; a free port unless given.
-        password: what it asks of clients; may be set anew between two lives.
-        start: False for one that the test starts itself.
+        password: asked of clients; may be set anew between two starts.
+        start: False where the test starts it itself.
 
     Raises:
         InvariantBroken: something goes on listening at its port (``nothing_left_alive``).
@@ -132,4 +132,4 @@ def open_broker(
     finally:
         broker.kill()
     if is_listening(broker.port):
-        raise InvariantBroken([Broken("nothing_left_alive", f"somebody listens at port {broker.port} still")])
+        raise InvariantBroken([Broken("nothing_left_alive", f"port {broker.port} is still listened on")])

@@ -1,8 +1,7 @@
-"""The end of a server under test that does not end: who shields itself from its cancellation is named, and
-cancelled all the same.
+"""End a server under test that does not end by itself: remove the shields of its tasks and name them.
 
-In a process of its own the last resort is the process's end. A test goes on, and has to: so this reaches for
-the scopes of the server's tasks, the one place that does, and takes their shields away.
+A real server ends its process as a last resort. A test has to go on, so this module reaches for the
+private cancel scopes of the server's tasks. It is the one place that does.
 """
 
 from __future__ import annotations
@@ -24,12 +23,15 @@ _SUPERVISION = str(Path(supervision.__file__).parent)
 
 
 def remove_shields(mark: object, within: trio.CancelScope) -> dict[trio.lowlevel.Task, str]:
-    """Take away every shield of the tasks that carry ``mark``, up to ``within``; who stood behind one, and on
-    which line.
+    """Remove every shield of the tasks that carry ``mark``, up to the scope ``within``.
 
-    Whoever shields itself again, or takes its cancellation for nothing, goes on: `Patience` ends that.
+    A task that shields itself again, or swallows its cancellation, goes on: `SwallowedCancelWatch` ends
+    it.
+
+    Returns:
+        A description of each task that stood behind a shield, with its line.
     """
-    told = {}
+    shielded_tasks = {}
     for task in _tasks(mark):
         shielded = False
         for scope in _scopes(task, within):
@@ -38,8 +40,8 @@ def remove_shields(mark: object, within: trio.CancelScope) -> dict[trio.lowlevel
         line = line_of(task)
         if shielded and line is not None and not any(nursery.child_tasks for nursery in task.child_nurseries):
             life = task.context.get(CURRENT_CHILD_TASK)
-            told[task] = f"{task.name if life is None else life.child}, at {line}"
-    return told
+            shielded_tasks[task] = f"{task.name if life is None else life.child}, at {line}"
+    return shielded_tasks
 
 
 def _tasks(mark: object) -> Iterator[trio.lowlevel.Task]:
@@ -53,17 +55,15 @@ def _tasks(mark: object) -> Iterator[trio.lowlevel.Task]:
 
 
 def _scopes(task: trio.lowlevel.Task, within: trio.CancelScope) -> Iterator[trio.CancelScope]:
-    """The scopes that the task is in, innermost first, without ``within`` and what is around it."""
-    status: Any = task._cancel_status  # noqa: SLF001 - Trio tells nobody else
+    """Yield the scopes of a task from the innermost outwards, without ``within`` and those around it."""
+    status: Any = task._cancel_status  # noqa: SLF001 - Trio has no public access to it
     while status is not None and status._scope is not within:  # noqa: SLF001 - as above
         yield status._scope  # noqa: SLF001 - as above
         status = status._parent  # noqa: SLF001 - as above
 
 
 def line_of(task: trio.lowlevel.Task) -> str | None:
-    """The innermost line that is not Trio's own; None where it is supervision that waits: for the one who is
-    looked for.
-    """
+    """Return the innermost line that is not Trio's own, or None for a task in which supervision waits."""
     frames = [(frame.f_code, line) for frame, line in task.iter_await_frames()]
     own = [one for one in frames if not one[0].co_filename.startswith(_TRIO)] or frames
     if not own or own[-1][0].co_filename.startswith(_SUPERVISION):

@@ -1,8 +1,9 @@
-"""The first start of a server under test, and its end: both come, whatever its plugins do and whoever is
+"""The start and the end of a server under test: both come, whatever plugins do and whichever task is
 cancelled.
 
-What cancels the test's block from outside does not reach the server at random: it stops in order, as always.
-So its task is shielded, and the end, which `Lifetime.held` comes to in every case, bounds that.
+A cancellation of the test's block does not reach the server at a random place: the server stops in
+order, as always. So its task is shielded, and the end, which `Lifetime.held` reaches in every case,
+bounds that.
 """
 
 from __future__ import annotations
@@ -27,25 +28,28 @@ if TYPE_CHECKING:
 __all__ = ["Lifetime", "NeverStarted", "TangramEnded", "was_cancelled"]
 
 STOP_MORE = 5.0
-"""Seconds past ``shutdown_timeout`` that the whole end of a server under test may take: half of its default
-again. Then whoever still goes on is cancelled behind its shield, and named.
+"""Seconds past ``shutdown_timeout`` that the whole end may take: half of its default again.
+
+Tasks that still run then are cancelled behind their shields, and named.
 """
 
-RELEASES = 20
-"""So often that is done, a second apart, for who shields itself anew; as often again it is ended by an
-exception that it does not expect.
+REMOVALS = 20
+"""How often shields are removed, a second apart, from tasks that shield themselves again.
+
+As often again such a task is ended by an exception that it does not expect.
 """
 
 REAL_STOP_MORE = 15.0
-"""Real seconds past ``shutdown_timeout`` after which a task that goes on and on is ended: what is released
-needs some, and a slow machine.
+"""Real seconds past ``shutdown_timeout`` after which a task that goes on is ended.
+
+Removing shields takes some of them, on a slow machine more.
 """
 
 PARTS = 6
 """Children of the tree beside its plugins, at most."""
 
 LATES = 3
-"""Stop times that supervision waits for a child that was late."""
+"""Stop times that supervision waits for a child that is late."""
 
 
 class TangramEnded(Exception):
@@ -57,11 +61,11 @@ class TangramEnded(Exception):
 
 
 class NeverStarted(AssertionError):
-    """The server came neither up nor to its end."""
+    """The server neither started nor ended in its time."""
 
 
 class ServerUnderTest(Protocol):
-    """What is needed of a server under test."""
+    """The parts of a server under test that its lifetime needs."""
 
     server: Server
     http: httpx.AsyncClient
@@ -77,12 +81,12 @@ class ServerUnderTest(Protocol):
 
 
 class Lifetime:
-    """The start and the end of one server under test."""
+    """The start and the end of one server."""
 
     def __init__(self, running: ServerUnderTest) -> None:
         self._running = running
         self._error: BaseException | None = None
-        """What the server raised before it was up."""
+        """The exception of the server before it was up."""
         self._is_up = False
         self._over = trio.Event()
         # Bounded: the end of the block cancels it once the stop has passed its time (see `_end`).
@@ -95,15 +99,16 @@ class Lifetime:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """The server is up in the block, and has come to its end after it.
+        """Keep the server up for the block, and wait for its end after it.
 
         Raises:
             TangramEnded: it ended before it was up.
             NeverStarted: it did neither in its time.
-            BaseException: what the block raised, not in the group of a nursery; or what the server did.
+            BaseException: an exception of the block, without the group of a nursery; or one of the
+                server.
         """
         running, error = self._running, None
-        with watch_swallowed_cancels(running) as patience:
+        with watch_swallowed_cancels(running) as watch:
             try:
                 async with running.http, trio.open_nursery() as nursery:
                     try:
@@ -111,19 +116,19 @@ class Lifetime:
                         yield
                     except BaseException as raised:  # noqa: BLE001 - raised below, when the server has ended
                         error = raised
-                    await self._end(patience)
+                    await self._end(watch)
             except BaseException as raised:
                 if not was_cancelled(raised):
                     raise
                 error = error or raised
             finally:
-                running.stubborn += patience.ended
+                running.stubborn += watch.ended
         if (error := self._error or error) is not None:
             raise error
 
     async def _start(self, nursery: trio.Nursery) -> None:
-        """Begin to serve in ``nursery``, until the server is up."""
-        self._running.server.event_log.listen(self._heard)
+        """Serve in ``nursery``, and return once the server is up."""
+        self._running.server.event_log.listen(self._note_giving_up)
         nursery.start_soon(self._serve)
         self._limit.deadline = trio.current_time() + self._start_seconds()
         with self._limit:
@@ -135,7 +140,7 @@ class Lifetime:
         if self._running.ended:
             raise TangramEnded(self._running.status)
         missing = ", ".join(self._running.missing())
-        raise NeverStarted(f"the server came neither up nor to its end; missing: {missing}")
+        raise NeverStarted(f"the server neither started nor ended; missing: {missing}")
 
     async def _serve(self) -> None:
         try:
@@ -149,7 +154,9 @@ class Lifetime:
             self._over.set()
 
     def _start_seconds(self) -> float:
-        """What all children may take that start one after another, each as late as it is allowed to be."""
+        """Return the time for all children to start one after another, each as late as it is allowed to
+        be.
+        """
         boot, limits = self._running.server.boot, self._running.server.config.supervisor
         plugins = [] if boot.plugins is None else boot.plugins.plugins
         services = [service for one in plugins for service in one.plugin.services]
@@ -157,8 +164,8 @@ class Lifetime:
         own = sum(service.start_timeout + LATES * service.stop_timeout for service in services)
         return (PARTS + len(plugins)) * each + own
 
-    def _heard(self, event: SupervisionEvent) -> None:
-        """A first start that was given up is not tried again: what is left is its end."""
+    def _note_giving_up(self, event: SupervisionEvent) -> None:
+        """Bound the wait for a first start that supervision has given up: only its end is left."""
         if event.kind == "gave_up" and event.path in {(), ("incarnation",)}:
             due = trio.current_time() + self._stop_seconds()
             self._limit.deadline = min(self._limit.deadline, due)
@@ -166,21 +173,21 @@ class Lifetime:
     def _stop_seconds(self) -> float:
         return self._running.server.config.supervisor.shutdown_timeout + STOP_MORE
 
-    async def _end(self, patience: SwallowedCancelWatch) -> None:
-        """Stop it. Past its bound everything is cancelled, and whoever shields itself from that is named."""
+    async def _end(self, watch: SwallowedCancelWatch) -> None:
+        """Stop the server; past its bound cancel every task, and name those that shield themselves."""
         running = self._running
         running.stop()
         limit = running.server.config.supervisor.shutdown_timeout
-        patience.due = time.monotonic() + limit + REAL_STOP_MORE
+        watch.due = time.monotonic() + limit + REAL_STOP_MORE
         with trio.move_on_after(self._stop_seconds(), shield=True):
             await running.wait_ended()
             return
         self._serving.cancel()
-        for again in range(2 * RELEASES):  # who is released may shield itself again
+        for again in range(2 * REMOVALS):  # a task may shield itself again
             found = remove_shields(running, self._serving)
             running.stubborn += [one for one in found.values() if one not in running.stubborn]
-            if again >= RELEASES:
-                patience.hopeless.update(found)
+            if again >= REMOVALS:
+                watch.hopeless.update(found)
             with trio.move_on_after(1.0, shield=True):
                 await running.wait_ended()
                 return

@@ -1,7 +1,7 @@
-"""A whole server as users have it: ``python -m tangram serve`` in a process of its own, seen from outside.
+"""A server as users run it: ``python -m tangram serve`` in a process, observed from outside.
 
-Nothing of the server is imported here. What is tested is what is installed for ``Home.python``, or lies on
-``Home.path``.
+This module imports nothing of the server. It tests the package that is installed for `Home.python`, or
+that lies on `Home.path`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 __all__ = ["ANY_PROCESS", "Home", "RunningProcess", "open_process", "open_process_as", "run_process"]
 
 READY_SECONDS = 20.0
-"""For a start: a second is promised, but many processes may share a slow machine."""
+"""Seconds for a start: one second is promised, but many processes may share a slow machine."""
 
 STOP_SECONDS = 15.0
-"""For a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
+"""Seconds for a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
 
 KILL_SECONDS = 5.0
-"""SIGKILL ends a process at once unless the kernel holds it; then nothing of ours can hurry it."""
+"""Seconds for the end after SIGKILL, which is immediate unless the kernel holds the process."""
 
 GONE_SECONDS = 2.0
-"""For what was below a process that has ended: a broker's guard ends a moment after what it guards."""
+"""Seconds for descendants of an ended process: a broker's guard ends a moment after its process."""
 
 LAST_WORDS_SECONDS = 1.0
-"""For the last lines: they are read when the end is known already."""
+"""Seconds for reading the last lines of a process that has ended."""
 
 LOOK_EVERY = 0.02
-"""Seconds between two looks at other processes."""
+"""Seconds between two polls of other processes."""
 
 ANY_PROCESS = ("stops_within_bound", "nothing_left_alive", "no_traceback", "no_secret_in_logs")
-"""What every server's process keeps to: it ends in time when it is asked to, leaves neither a process below
-it nor a listener at its port, dies of no exception that nobody caught, and says no secret.
+"""Invariants of every server process: it ends in time, leaves no process and no listener, and logs neither
+a traceback of an uncaught exception nor a secret.
 """
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -61,11 +61,19 @@ _SECRET_LENGTH = 16
 
 @dataclass
 class Home:
-    """A folder that stands for a user's machine: configuration, state, installed plugins."""
+    """A folder that stands for a user's machine: configuration, state, installed plugins.
+
+    Example:
+        home = Home(tmp_path)
+        home.install("my_plugin", SOURCE)
+        home.configure(["my_plugin"])
+        async with open_process(home) as server:
+            await server.wait_ready()
+    """
 
     folder: Path
     port: int = field(default_factory=free_port)
-    """The server's own, over all its restarts."""
+    """The server's port, over all its restarts."""
 
     def __post_init__(self) -> None:
         self.site = self.folder / "site"
@@ -73,7 +81,7 @@ class Home:
         self.config = self.folder / "tangram.toml"
         self.python: Path | str = sys.executable
         self.path: list[Path | str] = [self.site, *filter(None, sys.path)]
-        """Where its Python looks first."""
+        """Places that its Python searches first."""
 
     @property
     def url(self) -> str:
@@ -82,12 +90,14 @@ class Home:
 
     @property
     def state(self) -> Path:
-        """Where the server keeps its secrets."""
+        """Return the folder in which the server keeps its secrets."""
         return self.folder / "xdg_state_home" / "tangram"
 
     @property
     def environ(self) -> dict[str, str]:
-        """Nothing of the developer's own: only where Python and the programs are."""
+        """Return an environment without the developer's own settings: only the places of Python and
+        programs.
+        """
         own = {
             name: str(self.folder / name.lower())
             for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
@@ -101,12 +111,18 @@ class Home:
         }
 
     def install(self, name: str, source: str, *, entry_point: str = "plugin") -> None:
-        """A plugin as pip would have left it: the module, and the metadata by which it is found."""
+        """Install a plugin as pip would: the module, and the metadata by which it is found.
+
+        Args:
+            name: of the module and the distribution.
+            source: text of the module.
+            entry_point: name of the plugin object in it.
+        """
         (self.site / f"{name}.py").write_text(source)
         self.announce(name, f"{name}:{entry_point}")
 
     def announce(self, name: str, value: str, *, group: str = "tangram.plugins") -> None:
-        """Metadata of a distribution ``name`` with one entry point."""
+        """Write the metadata of a distribution ``name`` with one entry point."""
         metadata = self.site / f"{name}-0.1.0.dist-info"
         metadata.mkdir(parents=True, exist_ok=True)
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
@@ -126,12 +142,15 @@ class Home:
         )
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line; without arguments it serves what was configured, and logs JSON."""
+        """Return the command line of ``python -m tangram ARGUMENTS``.
+
+        Without arguments it serves the configuration and logs JSON.
+        """
         serve = ("serve", "--config", str(self.config), "--log-format", "json")
         return [str(self.python), "-m", "tangram", *(arguments or serve)]
 
     def secrets(self) -> list[str]:
-        """What the server keeps in its state folder and must tell nobody."""
+        """Return the contents of the state folder that the server must not log."""
         kept = [path for path in self.state.glob("*") if path.is_file()]
         found = [path.read_text(errors="replace").strip() for path in kept]
         return [text for text in found if len(text) >= _SECRET_LENGTH]
@@ -139,7 +158,7 @@ class Home:
 
 @dataclass
 class RunningProcess:
-    """One process of a server, running or ended."""
+    """One process of a server, running or ended; made by `open_process`."""
 
     home: Home
     process: trio.Process
@@ -148,43 +167,44 @@ class RunningProcess:
     err: list[str] = field(default_factory=list)
     """Lines of standard error, without colours."""
     below: dict[int, str] = field(default_factory=dict)
-    """Every process seen below it so far, and its name."""
+    """Every descendant process seen so far, and its name."""
     born: dict[int, str] = field(default_factory=dict)
-    """When each of them began: an id may be given again, and a name changes soon after the start."""
+    """Start time of each of them: an id may be reused, and a name changes soon after the start."""
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Return the URL of the server."""
         return self.home.url
 
     @property
     def lines(self) -> list[str]:
-        """All that it has said."""
+        """Return every line of both outputs so far."""
         return [*self.out, *self.err]
 
     @property
     def log(self) -> str:
-        """All that it has said, as one text."""
+        """Return both outputs so far as one text."""
         return "\n".join(self.lines)
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The log as it is so far, of one that logs JSON."""
+        """Return the log records so far, of a process that logs JSON."""
         return [json.loads(line) for line in self.err if line.startswith("{")]
 
     def events(self, event: str, **values: object) -> list[dict[str, Any]]:
-        """The records of one kind, with these values."""
+        """Return the log records of one event that have these values."""
         wanted = {"event": event, **values}
         return [record for record in self.records if wanted.items() <= record.items()]
 
     async def wait_line(
         self, pattern: str, *, within: float = READY_SECONDS, times: int = 1
     ) -> re.Match[str]:
-        """The ``times``-th line in which ``pattern`` is found.
+        """Wait for the ``times``-th line that matches ``pattern``, and return the match.
 
         Raises:
-            AssertionError: it did not come within so many seconds, or the process ended; with all it said.
+            AssertionError: it did not come within ``within`` seconds, or the process ended; with all
+                output.
         """
         wanted = re.compile(pattern)
         with trio.move_on_after(within):
@@ -200,64 +220,64 @@ class RunningProcess:
         )
 
     async def wait_ready(self, *, times: int = 1) -> str:
-        """Until it is ready for the ``times``-th time; the URL that its log names."""
+        """Wait until the server is ready for the ``times``-th time; return the URL in its log."""
         line = (await self.wait_line("tangram ready", times=times)).string
         self.look_below()
         return str(json.loads(line)["url"]).rstrip("/")
 
     async def wait_end(self, *, within: float = STOP_SECONDS) -> int:
-        """Its exit status.
+        """Wait for the end of the process and return its exit status.
 
         Raises:
-            AssertionError: it did not end within so many seconds; with all it said.
+            AssertionError: it did not end within ``within`` seconds; with all output.
         """
         with trio.move_on_after(within):
             return await self.process.wait()
         raise AssertionError(f"the server did not end within {within} s:\n{self.log}")
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing where it has ended."""
+        """Send the process a signal, unless it has ended."""
         if self.process.returncode is None:
             self.process.send_signal(number)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send it a signal and wait for its end; its exit status."""
+        """Send the process a signal, wait for its end, and return its exit status."""
         self.look_below()
         self.send(number)
         return await self.wait_end()
 
     def look_below(self) -> dict[int, str]:
-        """The processes below it now, by process id, with their names."""
+        """Return the descendant processes of now, by id, with their names; remember them."""
         now = dict(descendants(self.process.pid)) if self.process.returncode is None else {}
         self.below.update(now)
         self.born |= {pid: when for pid in now if pid not in self.born and (when := start_time(pid))}
         return now
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The answer to one request."""
+        """Send one HTTP request and return the response."""
         import httpx
 
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
             return await client.request(method, path, **options)
 
     async def get(self, path: str, **options: Any) -> Any:
-        """The JSON of a GET that must succeed."""
+        """Return the JSON of a GET request that must succeed."""
         answer = await self.request("GET", path, **options)
         answer.raise_for_status()
         return answer.json()
 
     async def read(self, stream: trio.abc.ReceiveStream, lines: list[str]) -> None:
-        """Keep what it says on one of its outputs; ``open_process`` does this."""
+        """Keep the lines of one output; `open_process` runs this."""
         rest = b""
         async for chunk in stream:
             *whole, rest = (rest + bytes(chunk)).split(b"\n")
             lines.extend(_COLOURS.sub("", line.decode(errors="replace")) for line in whole)
-            self._tell()
+            self._notify()
         if rest:
             lines.append(_COLOURS.sub("", rest.decode(errors="replace")))
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._news.set()
         self._news = trio.Event()
 
@@ -272,30 +292,30 @@ async def open_process(
     environ: Mapping[str, str] | None = None,
     but: Mapping[str, str] | None = None,
 ) -> AsyncIterator[RunningProcess]:
-    """The process of ``home.command(*arguments)``, not waited for; what it keeps to is checked at its end.
+    """Run ``python -m tangram ARGUMENTS`` for the block without waiting for it, and check it at its end.
 
-    Where it still runs at the end of the block it is asked to end (SIGTERM), and then made to. Whatever
-    happens, it and all that was seen below it are gone afterwards.
+    Where it still runs at the end of the block it gets SIGTERM, and later SIGKILL. In every case it and
+    all descendants that were seen are gone afterwards.
 
     Args:
-        home: what it is configured with, and where it writes.
+        home: its configuration and its folders.
         arguments: of ``python -m tangram``; without any it serves.
         environ: added to ``home.environ``.
         but: names of `ANY_PROCESS` that this test breaks on purpose, each with the reason.
 
     Raises:
-        InvariantBroken: the block ended well, but the process did not keep to `ANY_PROCESS`.
-        ValueError: ``but`` names something else.
+        InvariantBroken: the block ended well, but the process broke one of `ANY_PROCESS`.
+        ValueError: ``but`` has another name.
     """
     async with open_process_as(RunningProcess, home, *arguments, environ=environ, but=but) as server:
         yield server
 
 
 async def run_process(home: Home, *arguments: str, within: float = READY_SECONDS) -> RunningProcess:
-    """Run it to its end, for what must not start at all.
+    """Run the process to its end, for a server that must not start.
 
     Raises:
-        AssertionError: it did not end within so many seconds.
+        AssertionError: it did not end within ``within`` seconds.
         InvariantBroken: as of `open_process`.
     """
     async with open_process(home, *arguments) as server:
@@ -311,10 +331,10 @@ async def open_process_as(
     environ: Mapping[str, str] | None = None,
     but: Mapping[str, str] | None = None,
 ) -> AsyncIterator[P]:
-    """`open_process` with a class of one's own for what is seen of it."""
+    """Run `open_process` with a subclass of `RunningProcess`."""
     without = but or {}
     if unknown := without.keys() - set(ANY_PROCESS):
-        raise ValueError(f"nothing called {sorted(unknown)!r}: expected some of {', '.join(ANY_PROCESS)}")
+        raise ValueError(f"no invariant {sorted(unknown)!r}: expected some of {', '.join(ANY_PROCESS)}")
     taken = is_listening(home.port)
     process = await trio.lowlevel.open_process(
         home.command(*arguments),
@@ -335,17 +355,17 @@ async def open_process_as(
         try:
             yield server
         finally:
-            # Each step has a deadline of its own: what does not end is killed.
+            # Each step has a deadline of its own, after which the process is killed.
             most = STOP_SECONDS + KILL_SECONDS + GONE_SECONDS + LAST_WORDS_SECONDS
             with trio.CancelScope(shield=True, deadline=trio.current_time() + most):
                 broken += await _end(server, taken=taken)
             nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
-    broken += _said(server)
+    broken += _forbidden_output(server)
     _judge([one for one in broken if one[0] not in without])
 
 
 async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
-    """End it, and all below it; what it did not do by itself."""
+    """End the process and its descendants; return the invariants that it broke."""
     broken: list[tuple[str, str]] = []
     process = server.process
     server.look_below()
@@ -359,41 +379,41 @@ async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
         with trio.move_on_after(KILL_SECONDS):
             await process.wait()
     if process.returncode is None:
-        broken.append(("nothing_left_alive", f"it goes on {KILL_SECONDS:g} s after SIGKILL"))
-    if left := await _gone(server.born):
+        broken.append(("nothing_left_alive", f"it is alive {KILL_SECONDS:g} s after SIGKILL"))
+    if left := await _survivors(server.born):
         names = ", ".join(f"{server.below[pid]} (process {pid})" for pid in left)
-        broken.append(("nothing_left_alive", f"it has ended, and below it goes on: {names}"))
+        broken.append(("nothing_left_alive", f"it has ended, but descendants are alive: {names}"))
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     if is_listening(server.home.port) and not taken:
-        broken.append(("nothing_left_alive", f"somebody listens at its port {server.home.port} still"))
+        broken.append(("nothing_left_alive", f"its port {server.home.port} is still listened on"))
     return broken
 
 
-async def _gone(seen: Mapping[int, str]) -> list[int]:
-    """Those that go on although they were given time."""
+async def _survivors(seen: Mapping[int, str]) -> list[int]:
+    """Return the processes that go on although they were given time to end."""
     with trio.move_on_after(GONE_SECONDS):
-        while any(start_time(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - nobody tells
+        while any(start_time(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - no event for processes of others
             await trio.sleep(LOOK_EVERY)
     return [pid for pid, when in seen.items() if start_time(pid) == when]
 
 
-def _said(server: RunningProcess) -> Iterator[tuple[str, str]]:
-    """What it should not have said. Tracebacks inside records of the log are of errors that were caught."""
+def _forbidden_output(server: RunningProcess) -> Iterator[tuple[str, str]]:
+    """Yield forbidden output. Tracebacks inside records of the log belong to errors that were caught."""
     for number, line in enumerate(server.lines):
         if line.startswith(_TRACEBACK):
-            told = "\n".join(server.lines[number:])
-            yield "no_traceback", f"it told a user a traceback:\n{told}"
+            rest = "\n".join(server.lines[number:])
+            yield "no_traceback", f"it printed a traceback:\n{rest}"
             break
     for secret in server.home.secrets():
         for line in server.lines:
             if secret in line:
-                yield "no_secret_in_logs", f"it told a secret: {line.replace(secret, '...')}"
+                yield "no_secret_in_logs", f"it printed a secret: {line.replace(secret, '...')}"
 
 
 def _judge(broken: list[tuple[str, str]]) -> None:
     if broken:
-        # Imported here: it brings parts of the server along.
+        # Imported here, because it imports parts of the server.
         invariants = importlib.import_module("tangram.testing.checks.invariants")
         raise invariants.InvariantBroken([invariants.Broken(*one) for one in broken])

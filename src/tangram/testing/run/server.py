@@ -1,4 +1,4 @@
-"""A whole server in the test's own loop: broker, ports and state folder of its own, and a clean end."""
+"""A whole server in the test's own loop: with ports, a state folder and a broker of its own."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 __all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
 
 EVENT_SECONDS = 10.0
-"""How long a test waits for an event that must come."""
+"""Seconds that a test waits for an event that must come."""
 
 LOOK_EVERY = 0.01
-"""Seconds between two looks at a tree that has no event for what is waited for."""
+"""Seconds between two polls of a tree that has no event for a condition."""
 
 DELIVERY_COST = 0.0005
-"""Seconds of CPU, where they are drawn: sometimes enough for the bus to let messages gather."""
+"""Seconds of CPU, where a seed draws them: sometimes enough for the bus to gather messages."""
 
 STEADY_LOOKS = 3
-"""So often in a row the tree must look right: a crash is reported one scheduling later."""
+"""Consecutive polls in which the tree must be complete: a crash is reported one scheduling later."""
 
 CHEAP = (
     "nothing_left_alive",
@@ -66,32 +66,32 @@ CHEAP = (
 
 
 class RunningTangram:
-    """A server under test."""
+    """A server under test, made by `open_tangram`."""
 
     def __init__(self, server: Server, ports: FaultPorts, http: httpx.AsyncClient, logs: LogRecords) -> None:
         self.server = server
         self.http = http
         """An httpx client whose base is the server."""
         self.logs = logs
-        """Every record of the log, as dicts."""
+        """Every log record, as dicts."""
         self.memory: MemoryBroker | None = None
-        """The broker, where it is one in memory."""
+        """The broker, where it is in memory."""
         self.port: MemoryPort | None = None
-        """The web port, where it is one in memory."""
+        """The web port, where it is in memory."""
         self.redis_route = RedisRoute()
         """The way to the broker, for faults of the network."""
         self.faulty_dial = FaultyDial(self.redis_route.dial)
-        """Before that way, for exceptions out of single operations."""
+        """Stands before that way, for exceptions out of single operations."""
         self.clients: list[ClientSocket] = []
-        """Every channel client that was opened here."""
+        """Every channel client that was opened by `open_socket`."""
         self.planned = False
-        """Set when a test asks for restarts of single children: no strategy explains these."""
+        """Whether the test restarts single children, which no strategy explains."""
         self.stubborn_allowed: set[str] = set()
-        """Children that a test makes ignore their cancellation."""
+        """Children that the test makes ignore their cancellation."""
         self.out_of_turn: set[str] = set()
-        """Children that a test itself cancels: they may be gone before their turn has come."""
+        """Children that the test itself cancels: they may end before their turn."""
         self.stubborn: list[str] = []
-        """Who had to be cancelled behind a shield of its own, and where it stood."""
+        """Tasks that had to be cancelled behind a shield of their own, and where they stood."""
         self.events: list[SupervisionEvent] = []
         """Every event of the tree, from the first start."""
         self.ports = ports
@@ -99,11 +99,11 @@ class RunningTangram:
         self._ended = trio.Event()
         self._secrets: set[str] = set()
         self.status = 0
-        """The exit status, once it has ended."""
+        """The exit status, once the server has ended."""
         self.stopped_at: int | None = None
-        """How many events there were when the stop began."""
+        """Number of events when the stop began."""
         self.stop_seconds: float | None = None
-        """How long the stop took."""
+        """Seconds that the stop took."""
         self._stop_began = 0.0
 
     @property
@@ -113,18 +113,21 @@ class RunningTangram:
 
     @property
     def operator(self) -> dict[str, str]:
-        """The header that proves to be the operator."""
+        """Return the header that authenticates the operator."""
         assert self.server.tree is not None
         return {"authorization": f"Bearer {self.server.tree.secrets.operator}"}
 
     @property
     def redis_url(self) -> str:
-        """Where this server's Redis is."""
+        """Return the URL of this server's Redis."""
         assert self.server.tree is not None
         return self.server.tree.url
 
     def note(self, event: SupervisionEvent) -> None:
-        """Remember an event; waiters look again. A root that gives up, or who is held up, begins the end."""
+        """Keep an event and wake waiters.
+
+        A root that gives up, also because a child does not end, begins the server's end.
+        """
         self.events.append(event)
         if event.kind == "ready":  # a reload may bring others, and then restarts
             self._secrets |= secrets_of(self.server.tree)
@@ -134,7 +137,7 @@ class RunningTangram:
         self._changed = trio.Event()
 
     def connect(self) -> socket.socket:
-        """A connection to the web port, non-blocking, for clients that misbehave."""
+        """Connect a non-blocking socket to the web port, for clients that misbehave."""
         if self.port is not None:
             return self.port.connect()
         held = self.server.held[0]
@@ -143,19 +146,26 @@ class RunningTangram:
         return client
 
     def crash(self, child: str, error: BaseException | None = None) -> None:
-        """Raise an exception inside a child: ``bus``, ``web``, ``channels``, ``broker``, ``plugin:NAME``.
+        """Raise an exception inside a child; return at once.
 
-        Returns at once.
+        Args:
+            child: ``bus``, ``web``, ``channels``, ``broker`` or ``plugin:NAME``.
+            error: an `InjectedFault` unless given.
+
+        Raises:
+            NothingToStrike: there is no such child.
+            StruckAlready: it does not run just now, or is being crashed already.
         """
         self.ports.strike(child, error or InjectedFault(f"a test crashed {child!r}"))
 
     async def wait_event(
         self, kind: str, child: str | None = None, *, after: int = 0, seconds: float = EVENT_SECONDS
     ) -> SupervisionEvent:
-        """The first event of ``kind`` (and of ``child``) among ``events[after:]``, waited for if need be.
+        """Return the first event of ``kind`` (and of ``child``) among ``events[after:]``; wait for it if
+        need be.
 
         Raises:
-            AssertionError: it did not come in time; the message tells what came instead.
+            AssertionError: it did not come within ``seconds``; the message lists the events that did.
         """
         with trio.move_on_after(seconds):
             while True:
@@ -163,13 +173,13 @@ class RunningTangram:
                     if event.kind == kind and child in {None, event.child}:
                         return event
                 if self._ended.is_set():
-                    break  # nothing more will come
+                    break  # no further event will come
                 await self._changed.wait()
         came = [f"{event.kind} {event.child}" for event in self.events[after:]]
-        raise AssertionError(f"no {kind!r} of {child!r} within {seconds} s; what came was {came}")
+        raise AssertionError(f"no {kind!r} of {child!r} within {seconds} s; the events were {came}")
 
     async def wait_ready(self, count: int, *, seconds: float = EVENT_SECONDS) -> None:
-        """Until the server has become ready for the ``count``-th time."""
+        """Wait until the server has become ready for the ``count``-th time."""
         with trio.move_on_after(seconds):
             while self.server.ready_count < count and not self._ended.is_set():
                 await self._changed.wait()
@@ -178,11 +188,15 @@ class RunningTangram:
         raise AssertionError(f"ready {self.server.ready_count} times within {seconds} s, expected {count}")
 
     async def wait_steady(self, *, seconds: float = EVENT_SECONDS) -> str:
-        """Until everything is up (``"up"``), possibly without those in quarantine (``"quarantined"``), or the
-        server has ended by itself (``"ended"``).
+        """Wait until the server is at rest, and return how.
+
+        Returns:
+            ``"up"``, ``"quarantined"`` where all but plugins in quarantine are up, or ``"ended"`` where
+                the server has ended by itself.
 
         Raises:
-            AssertionError: it did not come to rest in time; the message tells who is missing.
+            AssertionError: it did not come to rest within ``seconds``; the message lists the missing
+                children.
         """
         missing = ["the supervisor"]
         with trio.move_on_after(seconds):
@@ -197,7 +211,7 @@ class RunningTangram:
         raise AssertionError(f"it did not come to rest within {seconds:g} s; missing: {', '.join(missing)}")
 
     def missing(self) -> list[str]:
-        """Who should run and does not."""
+        """Return the children that should run and do not, with their states."""
         server = self.server
         if server.root is None or server.tree is None:
             return ["the supervisor"]
@@ -222,7 +236,7 @@ class RunningTangram:
         )
 
     def stop(self) -> None:
-        """Begin the end; returns at once."""
+        """Begin the end; return at once."""
         self._begin_stop()
         self.server.stop()
 
@@ -233,16 +247,16 @@ class RunningTangram:
 
     @property
     def ended(self) -> bool:
-        """Whether the server has ended."""
+        """Return whether the server has ended."""
         return self._ended.is_set()
 
     async def wait_ended(self) -> int:
-        """Until the server has ended by itself; its exit status."""
+        """Wait until the server has ended by itself; return its exit status."""
         await self._ended.wait()
         return self.status
 
     async def serve(self, *, task_status: trio.TaskStatus[Server]) -> None:
-        """Run the server; ``open_tangram`` does this."""
+        """Run the server; `open_tangram` calls this."""
         UNDER_TEST.set(self)
         if self.memory is not None:
             self.redis_route.inner = self.memory.dial
@@ -257,8 +271,10 @@ class RunningTangram:
 
     @asynccontextmanager
     async def open_socket(self, **settings: Any) -> AsyncIterator[ClientSocket]:
-        """A channel client, connected to ``/websocket``; ``settings`` as for
-        ``tangram.client.open_socket``.
+        """Open a channel client that is connected to ``/websocket``.
+
+        Args:
+            settings: as for ``tangram.client.open_socket``.
         """
         from tangram.client import open_socket
 
@@ -267,7 +283,11 @@ class RunningTangram:
             yield client
 
     def evidence(self, **more: Any) -> Evidence:
-        """What was seen of it so far, for invariants."""
+        """Return the evidence about this server so far, for `check`.
+
+        Args:
+            more: further fields of `Evidence`.
+        """
         self._secrets |= secrets_of(self.server.tree)
         return Evidence(
             events=self.events,
@@ -306,29 +326,29 @@ async def open_tangram(
     checks: Iterable[str] = CHEAP,
     on_server: Callable[[RunningTangram], None] | None = None,
 ) -> AsyncIterator[RunningTangram]:
-    """Run a server until the end of the block, and see that invariants held.
+    """Run a server until the end of the block, and check invariants.
 
     Args:
-        plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set), or
-        names of installed ones.
+        plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set),
+            or names of installed ones.
         config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given. Or a
-        configuration that was read already, taken as it is.
+            configuration that was read already, taken as it is.
         wrap: applied to each child of the tree, inside the fault port.
-        fakes: the broker is one in memory, so that the server needs no process and no real time: works with
-        pytest-trio's ``autojump_clock``.
-        memory_port: with ``fakes``, the web port is one in memory as well: only ``tangram.http``,
-        ``open_socket`` and ``connect`` reach it. For the native engine.
-        seed: of all jitter; None: chance.
+        fakes: use a broker in memory, so that the server needs neither a process nor real time. This
+            works with pytest-trio's ``autojump_clock``.
+        memory_port: with ``fakes``, open the web port in memory as well: only ``tangram.http``,
+            ``open_socket`` and ``connect`` reach it. For the native engine.
+        seed: of all jitter; None for random jitter.
         checks: names of `INVARIANTS` that are checked when it has ended; ``()`` for none.
         on_server: called with the server before it boots.
 
     Raises:
-        InvariantBroken: the block ended well, or was cancelled, but the server did not keep what it promises.
+        InvariantBroken: the block ended well, or was cancelled, but the server broke a promise.
         TangramEnded: it ended before it had started.
-        NeverStarted: it came neither up nor to its end.
+        NeverStarted: it neither started nor ended in its time.
         PluginError: a plugin that was given by its name cannot be loaded.
-        ValueError: ``memory_port`` with another engine, a table ``[plugins.NAME]`` that nobody reads, or two
-        plugins of one name.
+        ValueError: ``memory_port`` with another engine, a table ``[plugins.NAME]`` without a plugin, or
+            two plugins of one name.
     """
     checks = tuple(checks)
     before = take_census()
@@ -354,7 +374,7 @@ async def open_tangram(
 
 def _memory_port(loaded: LoadedConfig) -> MemoryPort:
     if (engine := loaded.config.server.effective_engine) != "native":
-        # It makes Trio's sockets of what it accepts, and Trio takes no subclass of a socket.
+        # It makes Trio sockets of accepted ones, and Trio refuses a subclass of socket.socket.
         raise ValueError(
             f"memory_port needs [server] engine 'native', it is {engine!r}: leave one of them out"
         )
@@ -364,13 +384,15 @@ def _memory_port(loaded: LoadedConfig) -> MemoryPort:
 def _judge(
     running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
 ) -> None:
-    """Raise what the block raised; if it ended well, or was only cancelled, what invariants say."""
+    """Raise the exception of the block, or the broken invariants where the block ended well or was
+    cancelled.
+    """
     left = None
     if "nothing_left_alive" in checks:
         left = wait_nothing_left(before, running, redis_port=_port_of(running))
     clients = running.memory.unclosed if running.memory is not None else None
     found = broken(running.evidence(left=left, broker_clients=clients), checks)
-    # These say nothing of their own: it never came up, or somebody had enough of it.
+    # These errors say less than a broken invariant: it never started, or the test was cancelled.
     if found and (error is None or isinstance(error, TangramEnded | NeverStarted) or was_cancelled(error)):
         raise InvariantBroken(found) from error
     if error is not None:
@@ -414,7 +436,7 @@ def _prepare(
         boot = attrs.evolve(boot, timer=_drawn_timer(random.Random(seed)))  # noqa: S311 - reproducible
     if port is not None:
         boot = attrs.evolve(boot, listen=port.listen)
-    # Its own loopback, so nothing is verified: a store of certificates takes 0.2 s.
+    # On loopback nothing is verified: a store of certificates takes 0.2 s.
     transport = httpx.AsyncHTTPTransport(verify=False) if port is None else port.transport()
     server = Server(boot)
     running = RunningTangram(server, ports, httpx.AsyncClient(timeout=10.0, transport=transport), logs)
@@ -424,7 +446,7 @@ def _prepare(
 
 
 def _drawn_timer(rng: random.Random) -> Callable[[], float]:
-    """A timer of the CPU that is no machine's: a delivery costs up to `DELIVERY_COST` by it."""
+    """Return a timer of the CPU that depends on no machine: a delivery costs up to `DELIVERY_COST` by it."""
     now = 0.0
 
     def timer() -> float:

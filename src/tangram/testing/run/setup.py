@@ -1,4 +1,4 @@
-"""What a test gives its server: plugins, and tables that are made into the file of an operator."""
+"""Configuration and plugins of a server under test, as an operator would have given them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ __all__ = ["configure", "load_given", "toml"]
 
 
 def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
-    """The configuration as an operator would have written it: the same checks, the same faults."""
+    """Return the configuration that these tables make, with the checks and faults of an operator's file.
+
+    Args:
+        tables: by name, as in ``tangram.toml``.
+        folder: for the file and the state.
+    """
     chosen: dict[str, dict[str, Any]] = {
         "server": {"port": 0, "state_dir": str(folder / "state")},
         "broker": {"port": 0},
@@ -31,7 +36,7 @@ def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
 
 
 def toml(tables: Mapping[str, Any]) -> str:
-    """Tables as TOML: an inline value is written as JSON, which TOML reads alike for what is used here."""
+    """Return tables as TOML. Inline values are written as JSON, which TOML reads alike for these types."""
     lines = []
     for name, table in tables.items():
         lines.append(f"[{name}]")
@@ -48,16 +53,16 @@ def _value(value: Any) -> str:
 
 
 def load_given(plugins: Iterable[Plugin | str], tables: Mapping[str, object]) -> LoadedPlugins:
-    """Plugins that are installed, by their names, and others as they are.
+    """Load installed plugins by their names, and take plugin objects as they are.
 
     Args:
         plugins: names and objects.
-        tables: what is said under ``[plugins.NAME]``, by name.
+        tables: the tables ``[plugins.NAME]``, by name.
 
     Raises:
-        PluginError: one of the names cannot be loaded. A server would run without it; a test of it may not.
-        ValueError: a table is for none of them, although they are objects: nobody would read it. Or two of
-        them have one name.
+        PluginError: a name cannot be loaded. A server would run without it; a test of it may not.
+        ValueError: a table belongs to none of the plugins, although they are objects. Or two plugins
+            have one name.
     """
     loaded = _loaded(list(plugins))
     if loaded.failures:
@@ -89,13 +94,15 @@ def _loaded(plugins: list[Plugin | str]) -> LoadedPlugins:
 
 
 _lent: WeakKeyDictionary[Plugin, tuple[str, str]] = WeakKeyDictionary()
-"""The name and the distribution's that a plugin has from here, or from the loader; empty where it has its
-author's. Only that lasts from one test to the next.
+"""Name and distribution name that a plugin has from here or from the loader; empty where the author set
+them.
+
+Only an author's name lasts from one test to the next.
 """
 
 
 def _take(loaded: LoadedPlugins, plugin: Plugin, default: str) -> None:
-    """A plugin as it is, under its author's name or the default one."""
+    """Add a plugin object under its author's name or the default one."""
     lent = _lent.get(plugin, ("", ""))
     own_name = "" if plugin.name == lent[0] else plugin.name
     own_dist = "" if plugin.dist_name == lent[1] else plugin.dist_name

@@ -1,4 +1,4 @@
-"""A supervisor of a test's own, with a record of its events, that keeps what any supervisor promises."""
+"""A supervisor under test, with a record of its events, that is held to the promises of every supervisor."""
 
 from __future__ import annotations
 
@@ -35,54 +35,54 @@ NAME = "root"
 
 @attrs.define(eq=False)
 class Supervised:
-    """What was seen of a supervisor under test, and of those below it."""
+    """The events and logs of a supervisor under test, and of those below it."""
 
     logs: LogRecords = attrs.field(repr=False)
-    """Every record of the log, as dicts."""
+    """Every log record, as dicts."""
     name: str
-    """Of the supervisor."""
+    """Name of the supervisor."""
     order: dict[str, int]
-    """The place of each child that it was opened with."""
+    """Place of each child that it was opened with."""
     bound: float
-    """``shutdown_timeout``, seconds."""
+    """``shutdown_timeout``, in seconds."""
     events: list[SupervisionEvent] = attrs.field(factory=list)
     """Every event, from the first start."""
     stopped_at: int | None = None
-    """How many events there were when the end began."""
+    """Number of events when the end began."""
     stop_seconds: float | None = None
-    """How long the end took, by Trio's clock."""
+    """Seconds that the end took, by Trio's clock."""
     _supervisor: Supervisor | None = None
     _stop_began: float = 0.0
 
     @property
     def supervisor(self) -> Supervisor:
-        """The supervisor itself."""
+        """Return the supervisor itself."""
         assert self._supervisor is not None, "it was not opened: its children did not start"
         return self._supervisor
 
     def told(self, *kinds: str) -> list[tuple[str, str | None]]:
-        """Kind and child of the events of these kinds, in order."""
+        """Return kind and child of the events of these kinds, in order."""
         return [(event.kind, event.child) for event in self.events if event.kind in kinds]
 
     def begin_stop(self) -> None:
-        """From here on children are stopped for good; the first call counts."""
+        """Note that children are stopped for good from here on; only the first call counts."""
         if self.stopped_at is None:
             self.stopped_at = len(self.events)
             self._stop_began = trio.current_time()
 
     def end_stop(self) -> None:
-        """All have ended."""
+        """Note that all children have ended."""
         if self.stopped_at is not None:
             self.stop_seconds = trio.current_time() - self._stop_began
 
     def note(self, event: SupervisionEvent) -> None:
-        """Remember an event; a supervisor that gives up stops its children."""
+        """Keep an event; a supervisor that gives up stops its children."""
         self.events.append(event)
         if event.kind == "gave_up" and len(event.path) == 0:
             self.begin_stop()
 
     def evidence(self, left: Mapping[str, list[str]] | None = None) -> Evidence:
-        """For invariants."""
+        """Return the evidence for invariants."""
         return Evidence(
             events=self.events,
             order=self.order,
@@ -100,10 +100,10 @@ class Supervised:
 async def open_supervised(
     children: Iterable[Child] = (), *, but: Mapping[str, str] | None = None, **settings: Unpack[Settings]
 ) -> AsyncIterator[Supervised]:
-    """``open_supervisor`` for the block, and then the invariants of `ANY_SUPERVISOR`.
+    """Run `open_supervisor` for the block, and check the invariants of `ANY_SUPERVISOR` after it.
 
-    They are also checked where the supervisor fails, as it may; what they say then comes before its own
-    error, which is the cause. Beside an error of the block they are notes.
+    They are also checked where the supervisor fails, as it may: then a broken invariant is raised, with
+    the supervisor's error as its cause. Beside an error of the block they are notes.
 
     Args:
         children: in start order.
@@ -111,8 +111,8 @@ async def open_supervised(
         settings: as for ``open_supervisor``.
 
     Raises:
-        InvariantBroken: the supervisor did not keep what it promises.
-        ValueError: ``but`` names something else.
+        InvariantBroken: the supervisor broke a promise.
+        ValueError: ``but`` has another name.
     """
     without = but or {}
     if unknown := without.keys() - set(ANY_SUPERVISOR):
@@ -145,10 +145,10 @@ async def _open(seen: Supervised, children: Iterable[Child], settings: Settings)
         if listen is not None:
             listen(event)
 
-    told: Settings = {**settings, "on_event": note}
-    opened = open_supervisor(children, **told)
-    # The supervisor keeps the context in which it is opened for its children: they carry the mark, and
-    # tasks that the test starts beside them do not.
+    own: Settings = {**settings, "on_event": note}
+    opened = open_supervisor(children, **own)
+    # The supervisor keeps the context in which it is opened for its children. So its children carry the
+    # mark, and tasks that the test starts beside them do not.
     token = UNDER_TEST.set(seen)
     try:
         seen._supervisor = await opened.__aenter__()  # noqa: SLF001 - its own

@@ -1,8 +1,8 @@
 """Engines and channels without the rest of the server: a listener on a free port, and a bus in memory.
 
-``open_engine`` serves any ASGI application by either engine, ``open_transport`` channels and ``/token``. What
-they check at the end is what an engine owes whoever runs it: no connection is left, and none was ended by an
-exception of its own.
+`open_engine` serves any ASGI application by either engine, `open_transport` channels and ``/token``. At
+the end they check that no connection is left, and that no connection was ended by an exception of the
+engine itself.
 """
 
 from __future__ import annotations
@@ -47,36 +47,40 @@ EngineName = Literal["native", "hypercorn"]
 Done = Callable[[Mapping[int, Exception]], None]
 
 SECRET = "a secret that is long enough for PyJWT not to warn"  # noqa: S105 - signs tokens of tests
-"""Signs the tokens of `open_transport`."""
+"""Key that signs the tokens of `open_transport`."""
 
 OPERATOR = "operator-token"
-"""The operator's bearer at `open_transport`."""
+"""Bearer token of the operator at `open_transport`."""
 
 DRAIN_SECONDS = 1.0
-"""For clients to hear the good-bye when a test is over: they are on this machine, in this loop."""
+"""Seconds for clients to receive their close frames when a test is over: they share machine and loop."""
 
 GRACE_SECONDS = 5.0
-"""What an engine gives its connections when it is stopped, unless the test says otherwise."""
+"""Seconds that an engine gives its connections when it is stopped, unless the test says otherwise."""
 
 
 @attrs.define
 class FakeBus:
-    """Takes publishes; gives what begins with ``to:`` straight back, as one Redis would."""
+    """A bus in memory: it keeps published messages and delivers those on ``to:`` channels like Redis."""
 
     up: bool = True
     published: list[tuple[str, bytes]] = attrs.Factory(list)
     sink: Callable[[Sequence[tuple[bytes, bytes]]], None] | None = None
     hold: bool = False
-    """Keep the outcomes of publishes back, in ``held``."""
+    """Whether outcomes of publishes are kept back, in ``held``."""
     held: list[Done] = attrs.Factory(list)
 
     def publish_nowait(self, channel: str, payload: bytes) -> None:
-        """Take one."""
+        """Publish one message."""
         self.publish_all([(channel, payload)])
 
     def publish_all(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
-        """Take all or none; ``done`` is told which failed, by their place: none, or each with
-        `BrokerUnavailable` while ``up`` is False.
+        """Publish all messages or none.
+
+        Args:
+            messages: channels and payloads.
+            done: called with the errors by place: none, or a `BrokerUnavailable` each while ``up`` is
+                False.
         """
         if not self.up:
             if done is not None:
@@ -93,17 +97,17 @@ class FakeBus:
                 done({})
 
     def names(self, prefix: str = "") -> list[str]:
-        """The channels of what was published, in order."""
+        """Return the channels of the published messages, in order."""
         return [channel for channel, _ in self.published if channel.startswith(prefix)]
 
     def payloads(self, channel: str) -> list[bytes]:
-        """What was published on one channel, in order."""
+        """Return the messages published on one channel, in order."""
         return [payload for name, payload in self.published if name == channel]
 
 
 @attrs.define
 class RunningEngine:
-    """A running engine: where it listens, its counters, and how it ends."""
+    """A running engine with its sockets, counters and end; made by `open_engine`."""
 
     held: list[HeldSocket]
     engine: Engine
@@ -114,7 +118,7 @@ class RunningEngine:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return the port on which it listens."""
         return self.held[0].port
 
     @property
@@ -125,11 +129,11 @@ class RunningEngine:
     async def wait_closed(self, limit: float = 5.0) -> None:
         """Wait until no connection is open, at most ``limit`` seconds."""
         with trio.fail_after(limit):
-            while self.engine.statistics().connections:  # noqa: ASYNC110  # statistics are all an operator has, too
+            while self.engine.statistics().connections:  # noqa: ASYNC110 - statistics have no event
                 await trio.sleep(0.05)
 
     async def stop(self) -> float:
-        """Cancel it and wait; answers the seconds that took."""
+        """Cancel the engine, wait for its end, and return the seconds that it took."""
         began = trio.current_time()
         self.scope.cancel()
         await self.done.wait()
@@ -138,17 +142,17 @@ class RunningEngine:
 
 @attrs.define
 class RunningTransport:
-    """Channels behind an engine, or in a Quart application behind it."""
+    """Channels behind an engine; made by `open_transport`."""
 
     url: str
     channels: Channels
     bus: FakeBus
     app: QuartTrio
-    """The application beside the channels: ``/token``, and what the test adds."""
+    """The application beside the channels: ``/token``, and routes that the test adds."""
     engine: Engine
 
     def publish(self, channel: str, payload: bytes) -> None:
-        """As if Redis had delivered it."""
+        """Deliver a message to the channels as Redis would."""
         self.channels.deliver([(channel.encode(), payload)])
 
 
@@ -159,7 +163,14 @@ def make_channels(
     authorizers: Sequence[Authorizer] = (),
     **more: Any,
 ) -> Channels:
-    """Channels on a bus in memory, not running; ``more`` as for ``Channels``."""
+    """Return channels on a bus in memory, not running.
+
+    Args:
+        bus: receives published messages, and delivers to the channels.
+        settings: the defaults of ``[channel]`` unless given.
+        authorizers: of joins.
+        more: as for ``Channels``.
+    """
     channels = Channels(
         settings or ChannelConfig(),
         SECRET,
@@ -209,20 +220,21 @@ async def open_engine(
     crashes: int = 0,
     **options: Any,
 ) -> AsyncIterator[RunningEngine]:
-    """Run the engine ``name`` (``native`` or ``hypercorn``) for the block, on a free port or on ``held``.
+    """Serve an ASGI application by one engine on a free port of 127.0.0.1, for the block.
 
     Args:
-        name: which engine.
-        app: the ASGI application.
-        settings: what is read of ``[server]``; its defaults unless given.
-        held: listening sockets that outlive it; closed by whoever opened them.
-        grace: seconds that a stop gives its connections; those of the block's end have one at most.
-        crashes: how many connections the test makes end by an exception of the engine's own.
+        name: ``native`` or ``hypercorn``.
+        app: the application.
+        settings: of ``[server]``; its defaults unless given.
+        held: listening sockets that outlive the engine; the caller closes them.
+        grace: seconds that a stop gives its connections; at the end of the block they have one at most.
+        crashes: number of connections that the test ends by an exception of the engine itself.
         options: as for ``serve_native`` or ``serve_hypercorn``.
 
     Raises:
-        InvariantBroken: the block ended well, but a connection is left (``nothing_left_alive``), or others
-            than ``crashes`` were ended by the engine's own exceptions (``faults_are_counted``).
+        InvariantBroken: the block ended well, but a connection is left (``nothing_left_alive``), or not
+            exactly ``crashes`` connections were ended by exceptions of the engine itself
+            (``faults_are_counted``).
     """
     serve = _serve(name)
     sockets = held if held is not None else open_listeners("127.0.0.1", 0)
@@ -265,13 +277,17 @@ async def open_transport(
     engine_settings: EngineSettings | None = None,
     **more: Any,
 ) -> AsyncIterator[RunningTransport]:
-    """Channels and ``/token`` on a free port, on a bus in memory, for the block.
+    """Serve channels and ``/token`` by one engine on a bus in memory, for the block.
 
-    As in a server, the native engine has channels of its own, and behind Hypercorn they are an ASGI
-    application. ``settings`` is what is read of ``[channel]``; ``more`` as for ``Channels``.
+    Args:
+        settings: of ``[channel]``; its defaults unless given.
+        engine: ``native`` takes the channels itself, ``hypercorn`` as an ASGI application before Quart.
+        authorizers: of joins.
+        engine_settings: of ``[server]``.
+        more: as for ``Channels``.
 
     Raises:
-        InvariantBroken: as of `open_engine`, and where a WebSocket is left after all were told to go.
+        InvariantBroken: as of `open_engine`, or a WebSocket is left after all were closed.
     """
     bus = FakeBus()
     channels = make_channels(bus, settings, authorizers=authorizers, **more)

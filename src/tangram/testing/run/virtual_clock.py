@@ -1,12 +1,13 @@
-"""Two things that a virtual clock cannot see, track_started in real time from beside a server under test.
+"""Watch two things that a virtual clock cannot see, in real time, beside a server under test.
 
-1. Who takes its cancellation for nothing and goes on at once: the loop never idles, a clock that jumps never
-   jumps, and no stop time ever passes. Such a task is named, and ended by an exception that it does not
-   expect.
-2. Threads: while one works for a task of the loop, a clock that jumps would let every timeout pass at once.
-   Whose limiter they have is all the same; but those of synchronous services live as long as these.
+1. Tasks that swallow their cancellation and go on at once: the loop never idles, an autojump clock
+   never jumps, and no stop time ever passes. Such a task is named, and ended by an exception that it
+   does not expect.
+2. Threads: while one works for a task of the loop, an autojump clock would let every timeout pass at
+   once. Threads of all limiters count, except those of synchronous services, which live as long as
+   their services.
 
-Both need what Trio tells nobody. This is the place for it, beside `release`.
+Both need private parts of Trio. This module and `remove_shields` are the places that use them.
 """
 
 from __future__ import annotations
@@ -28,38 +29,41 @@ from tangram.testing.run.force_stop import line_of
 __all__ = ["SpunTooLong", "SwallowedCancelWatch", "watch_swallowed_cancels"]
 
 SPIN_SECONDS = 20.0
-"""Real seconds for which a loop may go on without any passing on its virtual clock. The busiest test of the
-kit needs one on a slow machine.
+"""Real seconds for which a loop may run without any passing on its virtual clock.
+
+The busiest test of the kit needs one on a slow machine.
 """
 
 THREAD_SECONDS = 20.0
-"""Real seconds for which a clock that jumps waits for a thread while nobody else does anything: it may be one
-that waits for the loop, and time is what it waits for.
+"""Real seconds for which an autojump clock waits for a thread while the loop is idle.
+
+The thread may itself wait for the loop, and need time to pass.
 """
 
 COUNTED = 2_000
-"""Steps after which the busiest task is the one that spins: everybody else waits for it."""
+"""Steps after which the busiest task is taken for the spinning one: all others wait for it."""
 
 LOOK_EVERY = 256
 """Steps between two looks at the real clock."""
 
 
 class SpunTooLong(BaseException):
-    """Raised in a task that does not end by its cancellation. No error of the task's own: it is not caught
-    by ``except Exception``.
+    """Raised in a task that does not end by its cancellation.
+
+    It is no ``Exception``, so that the task's own ``except Exception`` does not catch it.
     """
 
 
 class SwallowedCancelWatch(trio.abc.Instrument):
-    """Watches the loop; see the module."""
+    """A Trio instrument that ends spinning tasks and holds an autojump clock for threads."""
 
     def __init__(self, mark: object) -> None:
         self.ended: list[str] = []
-        """Who was ended, and where it stood."""
+        """Tasks that were ended, and where they stood."""
         self.due = math.inf
-        """On the real clock: from then on nobody who is under test has anything to do any more."""
+        """On the real clock: no task under test may run after it."""
         self.hopeless: set[trio.lowlevel.Task] = set()
-        """Who is ended at its next step, for it goes on after each cancellation."""
+        """Tasks to end at their next step, because they go on after each cancellation."""
         self._mark = mark
         self._clock = trio.lowlevel.current_clock()
         self._threshold: float | None = None
@@ -80,7 +84,7 @@ class SwallowedCancelWatch(trio.abc.Instrument):
                 self._end(task)
 
     def after_task_step(self, _task: trio.lowlevel.Task) -> None:
-        """Hold a clock that jumps while threads work for the loop."""
+        """Hold an autojump clock while threads work for the loop."""
         clock = self._clock
         if not isinstance(clock, MockClock):
             return
@@ -91,12 +95,12 @@ class SwallowedCancelWatch(trio.abc.Instrument):
             self.let_go()
 
     def let_go(self) -> None:
-        """Give the clock back, if it is held."""
+        """Release the clock if it is held."""
         if isinstance(self._clock, MockClock) and self._threshold is not None:
             self._clock.autojump_threshold, self._threshold = self._threshold, None
 
     def _look(self) -> None:
-        """Begin to count where the loop has gone on for too long."""
+        """Begin to count steps where the loop has run for too long."""
         real, virtual = time.monotonic(), self._clock.current_time()
         if not isinstance(self._clock, MockClock) or virtual != self._now:
             self._now, self._since = virtual, real
@@ -107,20 +111,21 @@ class SwallowedCancelWatch(trio.abc.Instrument):
 
     def _end(self, task: trio.lowlevel.Task) -> None:
         life = task.context.get(CURRENT_CHILD_TASK)
-        who = task.name if life is None else life.child
-        self.ended.append(f"{who}, at {line_of(task) or 'no line'}, which takes its cancellation for nothing")
-        # What a task is sent next is Trio's own; there is no other way into one that never gives up.
-        task._next_send_fn, task._next_send = task.coro.throw, SpunTooLong(who)  # noqa: SLF001
+        name = task.name if life is None else life.child
+        self.ended.append(f"{name}, at {line_of(task) or 'no line'}, which swallows its cancellation")
+        # The value that a task is resumed with is private to Trio; no public way leads into a task that
+        # swallows every cancellation.
+        task._next_send_fn, task._next_send = task.coro.throw, SpunTooLong(name)  # noqa: SLF001
         self._busy, self._since = None, time.monotonic()
 
 
 @contextmanager
 def watch_swallowed_cancels(mark: object) -> Iterator[SwallowedCancelWatch]:
     """Watch the tasks that carry ``mark`` for the block."""
-    patience = SwallowedCancelWatch(mark)
-    trio.lowlevel.add_instrument(patience)
+    watch = SwallowedCancelWatch(mark)
+    trio.lowlevel.add_instrument(watch)
     try:
-        yield patience
+        yield watch
     finally:
-        trio.lowlevel.remove_instrument(patience)
-        patience.let_go()  # a thread of somebody else's may work on, and nobody would do it afterwards
+        trio.lowlevel.remove_instrument(watch)
+        watch.let_go()  # a thread of another server may still work, and would keep the clock held

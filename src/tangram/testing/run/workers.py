@@ -1,7 +1,7 @@
-"""Runs in processes of their own, so that all cores work: each gets its share by pickle, and answers so.
+"""Run calls in processes of their own, to use all cores; arguments and results are pickled.
 
-No fork: the process that asks has threads and an event loop of its own. No pool either: it would leave a
-process behind that the next census takes for somebody's leak.
+Processes are not forked, because this one has threads and an event loop. No pool is used, because it
+would leave a process behind that the next census takes for a leak.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["cores", "in_processes"]
 T = TypeVar("T")
 
 WORK_SECONDS = 4 * 3600.0
-"""For all calls: the longest known, 10,000 seeds on two cores, takes an hour and a half at the worst."""
+"""Seconds for all calls: the longest known, 10,000 seeds on two cores, takes 90 minutes at worst."""
 
 END_SECONDS = 5.0
-"""SIGKILL ends a process at once unless the kernel holds it."""
+"""Seconds for an end: SIGKILL ends a process at once unless the kernel holds it."""
 
 
 @attrs.frozen
@@ -35,21 +35,21 @@ class _Answer:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECONDS) -> list[T]:
-    """Carry out each call in a process of its own, all at once; their values, in order.
+    """Carry out each call in a process of its own, all at once, and return their values in order.
 
     Args:
-        calls: what is carried out.
-        within: seconds for all of them; those that have not answered then are killed.
+        calls: picklable functions without arguments.
+        within: seconds for all of them; calls without an answer by then are killed.
 
     Raises:
         ValueError: a call cannot be pickled.
-        TimeoutError: some did not answer within so many seconds, and none raised.
-        Exception: what the first of them raised that did, once all have ended.
+        TimeoutError: some did not answer within ``within`` seconds, and none raised.
+        Exception: the first error of a call, once all have ended.
     """
     try:
         packed = [pickle.dumps((sys.path, call)) for call in calls]
@@ -71,7 +71,7 @@ def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECON
             answers = [_read(worker, over, within) for worker in workers]
     finally:
         _end(workers)
-    # One that raised may be why the others waited: it is the first to be told.
+    # A call that raised may be why others timed out: raise its error first.
     raised = [answer.error for answer in answers if answer.error is not None]
     for first in sorted(raised, key=lambda one: isinstance(one, TimeoutError)):
         raise first
@@ -80,8 +80,9 @@ def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECON
 
 @contextmanager
 def _killed_after(workers: Sequence[subprocess.Popen[bytes]], seconds: float) -> Iterator[threading.Event]:
-    """Kill them if the block takes longer: reads from them, and writes to them, come to their end by that.
-    The event tells that it was so.
+    """Kill the workers if the block takes longer, which ends reads from them and writes to them.
+
+    Yields an event that tells whether this happened.
     """
     over = threading.Event()
 
@@ -96,12 +97,12 @@ def _killed_after(workers: Sequence[subprocess.Popen[bytes]], seconds: float) ->
         yield over
     finally:
         timer.cancel()
-        timer.join()  # not waiting any more, or killing: neither takes time
+        timer.join()  # it is cancelled, or just killing: neither takes time
 
 
 def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
     assert worker.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended, and its answer will be missing
+    with suppress(BrokenPipeError):  # it has ended; `_read` reports the missing answer
         worker.stdin.write(data)
     with suppress(BrokenPipeError):
         worker.stdin.close()
@@ -132,23 +133,25 @@ def _read(worker: subprocess.Popen[bytes], over: threading.Event, within: float)
 
 
 def work() -> None:
-    """One process: read a call from the standard input, answer on the standard output."""
+    """Read a call from standard input and write its answer to standard output: the main of a process."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what plugins print must not get between
+    os.dup2(2, 1)  # prints of plugins must not mix with the answer
     sys.path[:], call = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
     try:
         answer = _Answer(value=call())
-    except BaseException as error:  # noqa: BLE001 - raised again by who asked
+    except BaseException as error:  # noqa: BLE001 - raised again by the caller
         answer = _Answer(error=_plain(error))
     with answers:
         pickle.dump(answer, answers)
 
 
 def _plain(error: BaseException) -> BaseException:
-    """The error without what cannot be pickled: its cause is told in its text."""
+    """Return the error without parts that cannot be pickled, or its text where it cannot be pickled
+    itself.
+    """
     error.__cause__ = error.__context__ = error.__traceback__ = None
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - whatever it is
+    except Exception:  # noqa: BLE001 - pickling may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -1,1 +1,1 @@
-"""Use a server that runs on a Trio loop in another thread from sync and asyncio tests."""
+"""Use a server on a Trio loop in another thread from synchronous, asyncio and anyio tests."""

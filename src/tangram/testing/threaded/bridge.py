@@ -1,10 +1,9 @@
-"""A server in a thread of its own, for tests that do not run in pytest-trio's loop: synchronous ones, those
-of asyncio, and those of anyio on either of its backends.
+"""A server in a thread, for tests that do not run in pytest-trio's loop.
 
-What the server under test offers on Trio is called from outside through a `Bridge`: each call goes over to
-the server's loop and back. In a synchronous test it blocks; in an asynchronous one it is awaited. What is
-entered on Trio with ``async with``, or read with ``async for``, is entered and read by ``with`` and ``for``
-in a synchronous test.
+These are synchronous tests, those of asyncio, and those of anyio on either backend. They use the server
+through a `Bridge`: each call runs on the server's loop. In a synchronous test the call blocks, in an
+asynchronous one it is awaited. Objects for ``async with`` and ``async for`` are used with ``with`` and
+``for`` in a synchronous test.
 """
 
 from __future__ import annotations
@@ -30,42 +29,46 @@ from tangram.testing.threaded.remote_call import RemoteCall, ServerLoop
 __all__ = ["Bridge", "chaos_of", "threaded_tangram"]
 
 _REMOTE = ("tangram.client", "tangram.testing", "tangram.supervision", "tangram.app", "httpx")
-"""Objects of these live on the server's loop, so they are handed out behind a bridge of their own."""
+"""Objects of these packages live on the server's loop, so tests get a bridge to them."""
 
 _HERE = frozenset({"Headers", "URL", "Event", "Token"})
-"""But these were read whole, and need no loop any more."""
+"""Classes of these packages that hold plain values and need no loop."""
 
 START_SECONDS = 180.0
-"""For the server's start: one that fails is tried four times, each within a ``start_timeout`` of 30 s, and
-half of that again for a slow machine. What takes longer stands still.
+"""Seconds for the server's start.
+
+A start that fails is tried four times, each within a ``start_timeout`` of 30 s; half of that is added
+for a slow machine. A longer start is taken for a hang.
 """
 
 END_SECONDS = 90.0
-"""For the server's end: what strikes meanwhile is healed within 30 s, a stop takes 15 s; twice that, for a
-slow machine. What takes longer stands still.
+"""Seconds for the server's end.
+
+An active fault is healed within 30 s, and a stop takes 15 s; this is twice that, for a slow machine. A
+longer end is taken for a hang.
 """
 
 GIVE_UP_SECONDS = 15.0
-"""For the end of a server that was given up: as much as a stop may take."""
+"""Seconds for the end of a server whose start was given up: as much as a stop may take."""
 
 SHOWN_FRAMES = 3
-"""Lines that are told of a place: the last is the one that matters, the others say how it came there."""
+"""Frames of a place that are shown: the last one matters, the others say how it was reached."""
 
 
 @attrs.frozen
 class RemoteServer:
-    """The server's side: where calls go, and who holds what is entered there."""
+    """The server's side of a bridge: its loop, and the kind of the test."""
 
     loop: ServerLoop
     asynchronous: bool
-    """The test has a loop: what is a coroutine over there is to be awaited."""
+    """Whether the test has a loop, so that coroutine methods are awaited."""
 
     def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Over there, from the test's thread, which blocks."""
+        """Run a call on the server's loop and block the test's thread until it ends."""
         return RemoteCall(call, self.loop).block()
 
-    def look(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call what takes no time over there; its value is behind a bridge, if it lives there."""
+    def call_now(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a quick function on the server's loop; its value is behind a bridge if it lives there."""
 
         async def call() -> Any:
             result = function(*args, **kwargs)
@@ -73,12 +76,12 @@ class RemoteServer:
 
         return self.run(call)
 
-    def answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Over there: at once, or to be awaited."""
+    def call(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a call on the server's loop: at once, or as an awaitable where the test has a loop."""
         return RemoteCall(call, self.loop).wait() if self.asynchronous else self.run(call)
 
     def wrap(self, value: Any) -> Any:
-        """Behind a bridge, if it lives over there."""
+        """Return a value behind a bridge, if it lives on the server's loop."""
         kind = type(value)
         if kind.__module__.startswith(_REMOTE):
             return value if _is_whole(value) else Bridge(value, self)
@@ -88,7 +91,7 @@ class RemoteServer:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it needs the server's loop no more: the answer to a request does until it was read."""
+    """Return whether a value needs the server's loop no more; a response does until its body was read."""
     name = type(value).__name__
     if name == "Response":
         return bool(value.is_closed)
@@ -96,21 +99,22 @@ def _is_whole(value: Any) -> bool:
 
 
 class Bridge:
-    """An object of the server's loop, seen from another thread or loop.
+    """An object of the server's loop, used from another thread or loop.
 
-    Plain values come as they are; methods, also coroutine methods, are called over there.
+    Plain values are returned as they are; functions and coroutine methods are called on the server's
+    loop.
     """
 
     _target: Any
-    _far: RemoteServer
+    _server: RemoteServer
 
-    def __init__(self, target: Any, far: RemoteServer) -> None:
+    def __init__(self, target: Any, server: RemoteServer) -> None:
         object.__setattr__(self, "_target", target)
-        object.__setattr__(self, "_far", far)
+        object.__setattr__(self, "_server", server)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Over there, as it is read: what the bridge kept to itself, nobody would see."""
-        self._far.look(setattr, self._target, name, value)
+        """Set the attribute on the object itself, where it is read."""
+        self._server.call_now(setattr, self._target, name, value)
 
     def __repr__(self) -> str:
         return f"<Bridge to {self._target!r}>"
@@ -118,28 +122,28 @@ class Bridge:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = self._far.look(_attribute, self._target, name)
+        value = self._server.call_now(_attribute, self._target, name)
         return partial(self._invoke, value.function) if isinstance(value, _Callable) else value
 
     def _invoke(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call it over there; who is asynchronous awaits what is a coroutine there."""
+        """Call a method on the server's loop; an asynchronous test awaits a coroutine method."""
         if not inspect.iscoroutinefunction(function):
-            return self._far.look(function, *args, **kwargs)
+            return self._server.call_now(function, *args, **kwargs)
 
         async def call() -> Any:
-            return self._far.wrap(await function(*args, **kwargs))
+            return self._server.wrap(await function(*args, **kwargs))
 
-        return self._far.answer(call)
+        return self._server.call(call)
 
     async def _next(self) -> Any:
-        return self._far.wrap(await anext(self._target))
+        return self._server.wrap(await anext(self._target))
 
     def __iter__(self) -> Bridge:
         return self
 
     def __next__(self) -> Any:
         try:
-            return self._far.run(self._next)
+            return self._server.run(self._next)
         except StopAsyncIteration:
             raise StopIteration from None
 
@@ -147,12 +151,12 @@ class Bridge:
         return self
 
     def __anext__(self) -> Any:
-        return self._far.answer(self._next)
+        return self._server.call(self._next)
 
 
 @attrs.frozen
 class _Callable:
-    """What is called over there; not what is handed out."""
+    """A method that is called on the server's loop; not handed out."""
 
     function: Callable[..., Any]
 
@@ -163,25 +167,25 @@ def _attribute(target: Any, name: str) -> Any:
 
 
 def chaos_of(bridge: Bridge) -> Bridge:
-    """Faults for the server behind a bridge, behind one as well."""
-    return Bridge(Chaos(bridge._target), bridge._far)  # noqa: SLF001 - of this file
+    """Return a bridge to the `Chaos` of the server behind a bridge."""
+    return Bridge(Chaos(bridge._target), bridge._server)  # noqa: SLF001 - of this file
 
 
 class RemoteContext:
-    """A context manager of the server's loop: a task over there is in it, for as long as the test's block.
+    """A context manager of the server's loop: a task there stays inside it during the test's block.
 
-    An exception of the block stays in the test; over there the block ends well.
+    An exception of the block stays in the test; on the server's loop the block ends normally.
     """
 
-    def __init__(self, manager: Any, far: RemoteServer) -> None:
+    def __init__(self, manager: Any, server: RemoteServer) -> None:
         self._manager = manager
-        self._far = far
+        self._server = server
         self._over = trio.Event()
         self._ended = trio.Event()
         self._error: Exception | None = None
 
     async def _enter(self) -> Any:
-        return self._far.wrap(await self._far.loop.nursery.start(self._hold))
+        return self._server.wrap(await self._server.loop.nursery.start(self._hold))
 
     async def _hold(self, *, task_status: trio.TaskStatus[Any]) -> None:
         entered = False
@@ -193,7 +197,7 @@ class RemoteContext:
         except Exception as error:
             if not entered:
                 raise
-            self._error = error  # of its end: raised where the test's block ends
+            self._error = error  # raised at the end of the test's block
         finally:
             self._ended.set()
 
@@ -205,26 +209,26 @@ class RemoteContext:
             raise self._error
 
     def __enter__(self) -> Any:
-        return self._far.run(self._enter)
+        return self._server.run(self._enter)
 
     def __exit__(self, *_details: object) -> None:
-        self._far.run(self._exit)
+        self._server.run(self._exit)
 
     async def __aenter__(self) -> Any:
         try:
-            return await self._far.answer(self._enter)
+            return await self._server.call(self._enter)
         except BaseException:
-            # Cancelled when it had just been entered over there: nobody will come to leave it.
+            # Cancelled just after the server's task had entered it: let that task leave it.
             with suppress(trio.RunFinishedError):
-                self._far.loop.token.run_sync_soon(self._over.set)
+                self._server.loop.token.run_sync_soon(self._over.set)
             raise
 
     async def __aexit__(self, *_details: object) -> None:
-        await self._far.answer(self._exit)
+        await self._server.call(self._exit)
 
 
 class _ServerThread:
-    """The server, and the thread that it lives in."""
+    """The server, and the thread in which it lives."""
 
     def __init__(self, settings: Mapping[str, Any], faults: Sequence[str], chaos: Mapping[str, Any]) -> None:
         self._settings = settings
@@ -236,23 +240,23 @@ class _ServerThread:
         self._ready = threading.Event()
         self.made: tuple[Any, ServerLoop] | None = None
         self.error: BaseException | None = None
-        # No one can end a thread; one that stands still must not keep the whole run of tests.
+        # A thread cannot be ended from outside; as a daemon it does not keep the process of the tests.
         self._thread = threading.Thread(target=self._run, name="tangram under test", daemon=True)
 
     def start(self) -> None:
-        """Start it, and wait until it serves or has failed.
+        """Start the thread, and wait until the server is up or has failed.
 
         Raises:
-            AssertionError: neither comes; the message says where the server stands.
+            AssertionError: neither happens in time; the message says where the server stands.
         """
         self._thread.start()
         if self._ready.wait(START_SECONDS):
             return
-        told = f"the server under test did not start within {START_SECONDS:g} s; it stands at\n"
-        told += self._where()
+        message = f"the server under test did not start within {START_SECONDS:g} s; it stands at\n"
+        message += self._where()
         self._soon(self._whole.cancel)
         self._thread.join(GIVE_UP_SECONDS)
-        raise AssertionError(told)
+        raise AssertionError(message)
 
     def _run(self) -> None:
         try:
@@ -280,17 +284,17 @@ class _ServerThread:
         """Ask for the end, and wait for it.
 
         Raises:
-            AssertionError: it does not come; the message says where the server stands.
+            AssertionError: it does not come in time; the message says where the server stands.
         """
         self._soon(self._over.set)
         self._thread.join(END_SECONDS)
         if self._thread.is_alive():
-            told = f"the server under test did not end within {END_SECONDS:g} s; it stands at\n"
-            raise AssertionError(told + self._where())
+            message = f"the server under test did not end within {END_SECONDS:g} s; it stands at\n"
+            raise AssertionError(message + self._where())
 
     def _soon(self, function: Callable[[], object]) -> None:
         if self._token is not None:
-            with suppress(trio.RunFinishedError):  # it has ended by an error of its own
+            with suppress(trio.RunFinishedError):  # the loop has ended by itself
                 self._token.run_sync_soon(function)
 
     def _where(self) -> str:
@@ -306,13 +310,13 @@ def threaded_tangram(
     faults: Sequence[str] = (),
     chaos: Mapping[str, Any] | None = None,
 ) -> Iterator[Bridge]:
-    """A server in a thread; ``settings`` as for ``open_tangram``. Gives the bridge to it.
+    """Run a server in a thread for the block, and yield a bridge to it.
 
     Args:
         settings: as for ``open_tangram``.
-        asynchronous: the test has a loop of its own, asyncio's or Trio's.
-        faults: what strikes meanwhile; all have struck, and are healed, at the end.
-        chaos: as for ``Chaos``, where there are faults.
+        asynchronous: whether the test has a loop of its own, asyncio's or Trio's.
+        faults: names of faults that strike meanwhile; all are over and healed at the end.
+        chaos: settings as for ``Chaos``, where there are faults.
 
     Raises:
         InvariantBroken: as ``open_tangram`` does.

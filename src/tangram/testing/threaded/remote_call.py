@@ -1,9 +1,8 @@
-"""One call into the server's loop and back: from a thread without a loop, from asyncio, or from a Trio loop
-that is not the server's.
+"""One call into the server's loop and back: from a plain thread, from asyncio, or from another Trio loop.
 
-Over there the call is a task of a nursery with a cancel scope of its own; here its outcome is waited for by
-the means of whoever waits. Who is cancelled while it waits cancels the call too, and waits for its end: like
-that nothing goes on behind the back of a test, and no thread is needed that nobody could end.
+On the server's loop the call is a task with a cancel scope of its own; the caller waits for its outcome
+by its own means. A caller that is cancelled while it waits cancels the call too and waits for its end.
+So no call outlives its test, and no thread is needed that could not be ended.
 """
 
 from __future__ import annotations
@@ -21,18 +20,21 @@ import trio
 __all__ = ["CANCEL_SECONDS", "LOOP_SECONDS", "RemoteCall", "ServerLoop", "ServerLoopEnded"]
 
 LOOP_SECONDS = 60.0
-"""For the server's loop to begin a call. It takes milliseconds; the longest block that a fault of the kit
-puts in is a few seconds, and a slow machine may take ten times that. What takes longer stands still.
+"""Seconds for the server's loop to begin a call.
+
+It takes milliseconds. The longest block that a fault of the kit causes is a few seconds, and a slow
+machine may take ten times that. A longer wait is taken for a hang.
 """
 
 CANCEL_SECONDS = 30.0
-"""For a call to end when who waits for it was cancelled: the fault that it had put in is healed within that.
-After that it is left to the server's end, which has a deadline of its own.
+"""Seconds for a call to end when its caller was cancelled: a fault that it injected is healed within that.
+
+After that the call is left to the server's end, which has a deadline of its own.
 """
 
 
 class ServerLoopEnded(RuntimeError):
-    """The server under test has ended with its loop; nothing can be called there any more."""
+    """The server under test has ended with its loop, so that nothing can be called there."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -47,15 +49,15 @@ class ServerLoop:
 
     token: trio.lowlevel.TrioToken
     nursery: trio.Nursery
-    """Calls are its tasks."""
+    """Nursery for the tasks of calls."""
     where: Callable[[], str]
-    """Tells where the loop stands, for messages."""
+    """Returns where the loop stands, for messages."""
     context: Context
-    """In which calls are made: there `tangram.client` reaches a web port in memory."""
+    """Context of the calls, in which `tangram.client` reaches a web port in memory."""
 
 
 class RemoteCall:
-    """A call on its way to a loop."""
+    """A call on its way to the server's loop."""
 
     def __init__(self, call: Callable[[], Awaitable[Any]], loop: ServerLoop) -> None:
         self._call = call
@@ -65,21 +67,21 @@ class RemoteCall:
         self._outcome: Future[Any] = Future()
 
     def block(self) -> Any:
-        """Wait in this thread, which has no loop that others need.
+        """Block this thread until the call has ended; return its value.
 
         Raises:
             ServerLoopEnded: the server has ended.
-            AssertionError: its loop stands still; the message says where.
+            AssertionError: its loop does not take the call; the message says where it stands.
         """
         self._begin()
         if not self._begun.wait(LOOP_SECONDS):
             self.cancel()
-            told = f"the server under test did not take a call within {LOOP_SECONDS:g} s; it stands at\n"
-            raise AssertionError(told + self._loop.where())
+            message = f"the server under test did not take a call within {LOOP_SECONDS:g} s; it stands at\n"
+            raise AssertionError(message + self._loop.where())
         return self._outcome.result()
 
     async def wait(self) -> Any:
-        """Wait on asyncio or on Trio, whichever runs here.
+        """Wait on asyncio or on Trio, whichever runs here; return the value of the call.
 
         Raises:
             ServerLoopEnded: the server has ended.
@@ -87,52 +89,52 @@ class RemoteCall:
         return await (self._wait_on_asyncio() if _runs_on_asyncio() else self._wait_on_trio())
 
     def cancel(self) -> None:
-        """Cancel the call over there; returns at once."""
+        """Cancel the call on the server's loop; return at once."""
         with suppress(trio.RunFinishedError):
             self._loop.token.run_sync_soon(self._scope.cancel)
 
     async def _wait_on_asyncio(self) -> Any:
         import asyncio
 
-        loop, told = asyncio.get_running_loop(), asyncio.Event()
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-        def tell(_outcome: Future[Any]) -> None:
-            with suppress(RuntimeError):  # nobody waits any more: that loop is closed
-                loop.call_soon_threadsafe(told.set)
+        def notify(_outcome: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop of the caller is closed
+                loop.call_soon_threadsafe(ended.set)
 
-        self._outcome.add_done_callback(tell)
+        self._outcome.add_done_callback(notify)
         self._begin()
         try:
-            await told.wait()
+            await ended.wait()
         except asyncio.CancelledError:
             self.cancel()
             with suppress(TimeoutError):
-                await asyncio.wait_for(told.wait(), CANCEL_SECONDS)
+                await asyncio.wait_for(ended.wait(), CANCEL_SECONDS)
             self._raise_error()
             raise
         return self._outcome.result()
 
     async def _wait_on_trio(self) -> Any:
-        token, told = trio.lowlevel.current_trio_token(), trio.Event()
+        token, ended = trio.lowlevel.current_trio_token(), trio.Event()
 
-        def tell(_outcome: Future[Any]) -> None:
+        def notify(_outcome: Future[Any]) -> None:
             with suppress(trio.RunFinishedError):
-                token.run_sync_soon(told.set)
+                token.run_sync_soon(ended.set)
 
-        self._outcome.add_done_callback(tell)
+        self._outcome.add_done_callback(notify)
         self._begin()
         try:
-            await told.wait()
+            await ended.wait()
         except trio.Cancelled:
             self.cancel()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CANCEL_SECONDS):
-                await told.wait()
+                await ended.wait()
             self._raise_error()
             raise
         return self._outcome.result()
 
     def _raise_error(self) -> None:
-        """What the cancelled call raised while it cleaned up counts more than that it was cancelled."""
+        """Raise the error of a cancelled call: an error in its clean-up counts more than the cancellation."""
         if self._outcome.done() and not self._outcome.cancelled():
             self._outcome.result()
 
@@ -143,16 +145,16 @@ class RemoteCall:
             raise ServerLoopEnded from None
 
     def _start(self) -> None:
-        """Over there."""
+        """Start the task of the call; runs on the server's loop."""
         self._begun.set()
         try:
-            # Who has been called by a token is in no context of the server's.
+            # A function called by a token runs outside of the server's context.
             self._loop.context.run(self._loop.nursery.start_soon, self._run)
         except RuntimeError:  # it is closed: the server ends
             self._outcome.set_exception(ServerLoopEnded())
 
     async def _run(self) -> None:
-        """Over there, as a task. Whatever happens, who waits is told."""
+        """Run the call as a task of the server's loop, and set its outcome in every case."""
         try:
             with self._scope:
                 self._outcome.set_result(await self._call())
@@ -166,8 +168,9 @@ class RemoteCall:
 
 
 def _runs_on_asyncio() -> bool:
-    """Whether who asks is a task of asyncio. That a Trio task runs as well says nothing: once trio-asyncio is
-    imported, a loop of asyncio's may stand on one of Trio's.
+    """Return whether the caller is an asyncio task.
+
+    A current Trio task proves nothing: with trio-asyncio an asyncio loop may run inside a Trio task.
     """
     import asyncio
 

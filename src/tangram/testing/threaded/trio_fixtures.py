@@ -1,7 +1,8 @@
-"""What the fixtures are in a test of pytest-trio; loaded where pytest-trio is, which has Trio loaded anyway.
+"""The fixtures of a test of pytest-trio; imported only where pytest-trio is installed.
 
-None of these is an asynchronous function itself: pytest-asyncio in its auto mode and anyio take every fixture
-that is one. They return an asynchronous generator, which pytest-trio, told so by its ``trio_fixture``, runs.
+None of these functions is asynchronous itself: pytest-asyncio in auto mode and anyio would take over an
+asynchronous fixture. They return an asynchronous generator, which pytest-trio runs because of
+``trio_fixture``.
 """
 
 from __future__ import annotations
