@@ -265,11 +265,13 @@ passwords = st.one_of(
 def test_no_entrance_shows_a_password_and_all_accept_the_same_urls(
     form: str, before: str, after: str, quoted: bool
 ) -> None:
-    """Whatever stands around a secret in a password, it appears in no error and no ``repr``."""
+    """A secret inside any password appears in no error and no ``repr``."""
+    if "@" not in form and not quoted:
+        before, after = before.replace("@", ""), after.replace("@", "")  # "redis://h:@host" is a valid URL
     password = f"{before}{SECRET}{after}"
     url = form.format(quote(password, safe="") if quoted else password)
     if "\0" in url:
-        url = url.replace("\0", "")  # no environment can hold it
+        url = url.replace("\0", "")  # an environment cannot hold it
 
     accepted, shown = tried(url)
 

@@ -1,34 +1,34 @@
-"""Every exception of tangram, and who is to blame for each.
+"""The exceptions of tangram, and the party that each one blames.
 
     TangramError
-    |- OperatorError                  the person who configures or starts the server
+    |- OperatorError                  the operator of the server
     |  |- ConfigError                 a setting is wrong: every fault at once; exit status 2
     |  |- AddressError                an address cannot be listened on; exit status 1
     |  `- BrokerStartError            the embedded broker cannot be started; exit status 1
-    |- PluginError                    the author of a plugin, or who installed it
+    |- PluginError                    the author of a plugin, or its installation
     |  |- PluginNotFound              no installed plugin has that name
     |  |- PluginImportFailed          its module raised while it was imported
     |  |- NotAPlugin                  its entry point is something else than a Plugin
     |  |- PluginConfigError           its table in the configuration is wrong
     |  |- RouteError                  a route cannot be declared as written
-    |  `- ServiceError                a service is used outside the place it belongs to
+    |  `- ServiceError                a function for services was called elsewhere
     |- RequestError                   the client that sent the request
     |  |- BadRequest                  a parameter or body is wrong: every fault at once; status 422
     |  `- Refused                     a plugin or the policy says no, with a reason; status 403
     |- BrokerUnavailable              the environment: Redis is away, or did not answer in time
-    |  `- BrokerRefused                who set up the account: Redis is there, and says no
+    |  `- BrokerRefused                the rights of the account: Redis refused a command
     |- SupervisionError               the supervision tree
     |  |- SpecError                   a child or supervisor is declared wrongly
     |  |- StartFailed                 a child did not start; its cause is attached
     |  |- StartTimeout                a child did not report its start within its limit
     |  |- RestartsExhausted           more restarts than the window allows; the last crashes are attached
     |  |- ChildReturned               a permanent child returned, which counts as a crash
-    |  |- ChildStubborn               a child goes on after its stop, past every limit
-    |  `- NoSuchChild                 a child is named that is not there
+    |  |- ChildStubborn               a child does not end although it was cancelled
+    |  `- NoSuchChild                 the supervisor has no child of that name
     `- ChannelClosed                  the client library: the channel or its socket is closed
 
-Anything else that escapes is a bug of ours. Messages are lower-case, end without a full stop, show the
-offending value with ``!r``, and say what was expected and what to do.
+Any other exception that leaves the server is a bug. Messages are lower-case, end without a full stop, show
+the wrong value with ``!r``, name the expectation, and say how to proceed.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ __all__ = [
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong, and where: printed as ``what @ path``."""
+    """One mistake in a configuration or request; printed as ``what @ path``."""
 
     what: str
-    """What is wrong and what was expected: lower-case, no full stop."""
+    """The mistake and the expectation: lower-case, without a full stop."""
     path: str
-    """Where: ``server.port``, ``body.items[2].name``, ``query.limit``."""
+    """The place of the mistake: ``server.port``, ``body.items[2].name``, ``query.limit``."""
     kind: str = "value_error"
     """A stable word for programs: ``missing``, ``int_parsing``, ``unknown_key``."""
 
@@ -82,11 +82,11 @@ class Fault(NamedTuple):
 
 
 class TangramError(Exception):
-    """Base of everything that tangram raises on purpose."""
+    """The base class of all exceptions that tangram raises on purpose."""
 
 
 class OperatorError(TangramError):
-    """The operator can mend it: told in one line, never with a traceback."""
+    """A mistake that the operator can correct; it is shown in one line without a traceback."""
 
     exit_status = 1
 
@@ -108,21 +108,21 @@ class _Faulty(TangramError):
 
 
 class ConfigError(_Faulty, OperatorError):
-    """The configuration is wrong. ``faults`` holds every fault, ``about`` the file."""
+    """The configuration is wrong. ``faults`` lists every fault, ``about`` names the file."""
 
     exit_status = 2
 
 
 class AddressError(OperatorError):
-    """An address cannot be listened on: taken, forbidden, or not one of this machine."""
+    """The server cannot listen on an address: in use, forbidden, or not of this machine."""
 
 
 class BrokerStartError(OperatorError):
-    """The embedded broker cannot be started: no binary, no free port, or it ended at once."""
+    """The embedded broker did not start: no binary, no free port, or it ended at once."""
 
 
 class PluginError(TangramError):
-    """A plugin is wrong; ``plugin`` names it. The others go on without it."""
+    """A plugin is wrong; ``plugin`` names it. The other plugins go on without it."""
 
     def __init__(self, message: str, *, plugin: str = "") -> None:
         self.plugin = plugin
@@ -134,11 +134,11 @@ class PluginNotFound(PluginError):
 
 
 class PluginImportFailed(PluginError):
-    """The plugin's module raised while it was imported; the cause is attached."""
+    """The plugin's module raised when it was imported; the cause is attached."""
 
 
 class NotAPlugin(PluginError):
-    """The entry point is something else than a ``tangram.Plugin``."""
+    """The entry point is not a ``tangram.Plugin``."""
 
 
 class PluginConfigError(_Faulty, PluginError):
@@ -150,23 +150,26 @@ class PluginConfigError(_Faulty, PluginError):
 
 
 class RouteError(PluginError):
-    """A route cannot be declared as written: at import time, so that it is seen at once."""
+    """A route is declared wrongly; it is raised when the plugin is imported."""
 
 
 class ServiceError(PluginError):
-    """A part that belongs into a plugin's service was used elsewhere."""
+    """A function for services of plugins was called elsewhere."""
 
 
 class RequestError(TangramError):
-    """The client's request cannot be answered as it was sent."""
+    """A client's request is wrong or not allowed."""
 
 
 class BadRequest(_Faulty, RequestError):
-    """Parameters or body do not fit the route: answered with status 422 and all faults."""
+    """Parameters or body do not fit the route; the answer is status 422 with all faults."""
 
 
 class Refused(RequestError):
-    """Not allowed; raised by an ``authorize`` function, or by the policy. ``reason`` goes to the client."""
+    """The client is not allowed to do this; ``reason`` is sent to it.
+
+    An ``authorize`` function raises it, or the channels' policy does.
+    """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -174,19 +177,19 @@ class Refused(RequestError):
 
 
 class BrokerUnavailable(TangramError):
-    """Redis is away, or did not answer within the limit: try again later."""
+    """Redis is away, or did not answer within the limit; a later attempt may succeed."""
 
 
 class BrokerRefused(BrokerUnavailable):
-    """Redis is there and says no, to this account for one: trying again changes nothing."""
+    """Redis refused a command, for example to this account; a later attempt fails as well."""
 
 
 class SupervisionError(TangramError):
-    """Base of what the supervision tree raises."""
+    """The base class of the supervision tree's exceptions."""
 
 
 class SpecError(SupervisionError):
-    """A child or a supervisor is declared wrongly."""
+    """A child or a supervisor is specified wrongly."""
 
 
 class StartFailed(SupervisionError):
@@ -202,7 +205,7 @@ class StartTimeout(SupervisionError):
 
 
 class RestartsExhausted(SupervisionError):
-    """More restarts than the intensity allows. ``crashes`` tells the last ones, oldest first."""
+    """More restarts than the window allows. ``crashes`` lists the last ones, oldest first."""
 
     def __init__(self, message: str, crashes: Sequence[str] = ()) -> None:
         self.crashes = tuple(crashes)
@@ -210,11 +213,11 @@ class RestartsExhausted(SupervisionError):
 
 
 class ChildReturned(SupervisionError):
-    """A permanent child returned, which its restart type counts as a crash."""
+    """A permanent child returned, which counts as a crash."""
 
 
 class ChildStubborn(SupervisionError):
-    """A child does not end although it was cancelled; no second incarnation is started beside it."""
+    """A child does not end although it was cancelled; it is not started a second time."""
 
 
 class NoSuchChild(SupervisionError):
@@ -222,7 +225,7 @@ class NoSuchChild(SupervisionError):
 
 
 class ChannelClosed(TangramError):
-    """The channel or its socket is closed; ``code`` is the WebSocket's close code, if there is one."""
+    """The channel or its socket is closed; ``code`` is the WebSocket's close code, if any."""
 
     def __init__(self, message: str, *, code: int | None = None) -> None:
         self.code = code

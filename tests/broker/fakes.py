@@ -1,4 +1,4 @@
-"""A Redis that says what a test wants, on a real socket."""
+"""A scripted Redis on a real socket."""
 
 import ssl
 from collections.abc import Callable
@@ -12,11 +12,11 @@ Answer = Callable[[list[bytes]], bytes | None]
 
 
 CERT = Path(__file__).parents[1] / "http" / "tls" / "cert.pem"
-"""For localhost and 127.0.0.1, signed by nobody else."""
+"""A self-signed certificate for localhost and 127.0.0.1."""
 
 
 def server_context(*, of_clients: bool = False) -> ssl.SSLContext:
-    """Speaks TLS with `CERT`; ``of_clients``: and asks clients for theirs, which must be the same."""
+    """Return a TLS context with ``CERT``; ``of_clients`` requires the same from clients."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(CERT, CERT.with_name("key.pem"))
     if of_clients:
@@ -33,9 +33,9 @@ def healthy(words: list[bytes]) -> bytes | None:
 
 
 class FakeRedis:
-    """Answers each command with ``answer(words)``; None closes the connection, empty says nothing.
+    """A server that answers each command with ``answer(words)``.
 
-    With ``tls`` it speaks that, with the certificate `CERT`.
+    None closes the connection, empty bytes send nothing. With ``tls`` it uses TLS and ``CERT``.
     """
 
     def __init__(self, answer: Answer = healthy, *, tls: ssl.SSLContext | None = None) -> None:
@@ -55,7 +55,7 @@ class FakeRedis:
     async def _serve(self, socket: trio.SocketStream) -> None:
         reader = hiredis.Reader()
         stream = socket if self.tls is None else trio.SSLStream(socket, self.tls, server_side=True)
-        # Who has asked may go without waiting for what is said: that is a reset.
+        # A client may close before it has read the answer, which is a reset.
         with suppress(trio.BrokenResourceError):
             async with stream:
                 await self._talk(stream, reader)

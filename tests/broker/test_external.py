@@ -1,3 +1,5 @@
+"""The watch on an external Redis."""
+
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
@@ -19,8 +21,8 @@ async def until(condition: object) -> None:
             await trio.sleep(0.05)
 
 
-async def test_goes_and_comes_back(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    """It reports at once, tells when Redis is found, lost and back, and never ends by itself."""
+async def test_the_watch_reports_losses_and_returns(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """It reports its start at once, and never ends by itself."""
     changes: list[bool] = []
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
@@ -50,8 +52,10 @@ async def test_goes_and_comes_back(nursery: trio.Nursery, autojump_clock: MockCl
     nursery.cancel_scope.cancel()
 
 
-async def test_long_absence_is_told_now_and_then(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    """While Redis stays away one line a minute reminds of it."""
+async def test_a_long_outage_is_logged_once_a_minute(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The first line is a warning of its own."""
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
         broker = ExternalBroker(local_redis_url(sock.getsockname()[1]))
@@ -63,8 +67,8 @@ async def test_long_absence_is_told_now_and_then(nursery: trio.Nursery, autojump
     nursery.cancel_scope.cancel()
 
 
-async def test_hanging_redis_is_away(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    """A Redis that keeps the connection and stops answering is found by the pings."""
+async def test_a_hanging_redis_counts_as_away(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """Pings find a Redis that keeps the connection and does not answer."""
     hangs = False
     redis = FakeRedis(lambda words: b"" if hangs else healthy(words))
     port = await nursery.start(redis.run)
@@ -80,12 +84,10 @@ async def test_hanging_redis_is_away(nursery: trio.Nursery, autojump_clock: Mock
 
 
 @pytest.mark.parametrize("refused", [{b"INFO"}, {b"INFO", b"PING"}])
-async def test_an_account_that_may_not_ask_knows_that_redis_is_there(
+async def test_a_refused_command_counts_as_an_answer(
     nursery: trio.Nursery, autojump_clock: MockClock, refused: set[bytes]
 ) -> None:
-    """That a command is refused to this account is a sign of life, for the first look and for those that
-    follow; what it is called stays unknown.
-    """
+    """An account without the right to PING or INFO has an unknown version, and is up."""
 
     def answer(words: list[bytes]) -> bytes | None:
         if words[0] in refused:
@@ -119,14 +121,14 @@ CLIENT = {"ssl_certfile": str(CERT), "ssl_keyfile": str(CERT.with_name("key.pem"
     ],
     ids=["unknown-ca", "own-ca", "unverified", "no-client-certificate", "client-certificate", "no-such-file"],
 )
-async def test_tls_is_spoken_as_the_url_asks(
+async def test_watch_and_bus_read_tls_options_alike(
     nursery: trio.Nursery,
     autojump_clock: MockClock,
     options: Mapping[str, str],
     of_clients: bool,
     up: bool,
 ) -> None:
-    """The watch and the bus read the same options in the same way, and come to the same result."""
+    """Both accept and refuse the same servers."""
     port = await nursery.start(FakeRedis(tls=server_context(of_clients=of_clients)).run)
     url = f"rediss://127.0.0.1:{port}?{urlencode(options)}"
     broker = ExternalBroker(url)

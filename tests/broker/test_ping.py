@@ -1,3 +1,5 @@
+"""Asking a Redis whether it is alive."""
+
 import pytest
 import trio
 
@@ -7,8 +9,8 @@ from tangram.redis_url import local_redis_url, parse_redis_url
 from tests.broker.fakes import FakeRedis, healthy
 
 
-async def test_pong(nursery: trio.Nursery) -> None:
-    """A Redis that answers is there, and credentials are shown to it before the question."""
+async def test_ping_logs_in_and_accepts_pong(nursery: trio.Nursery) -> None:
+    """AUTH comes before PING."""
     redis = FakeRedis()
     port = await nursery.start(redis.run)
 
@@ -18,8 +20,8 @@ async def test_pong(nursery: trio.Nursery) -> None:
     assert redis.commands == [[b"PING"], [b"AUTH", b"u", b"p w"], [b"PING"]]
 
 
-async def test_info(nursery: trio.Nursery) -> None:
-    """INFO is read as a table."""
+async def test_info_is_read_as_a_table(nursery: trio.Nursery) -> None:
+    """The section has one entry per line."""
     port = await nursery.start(FakeRedis().run)
 
     async with open_probe(parse_redis_url(local_redis_url(port))) as probe:
@@ -38,8 +40,10 @@ async def test_info(nursery: trio.Nursery) -> None:
         (None, "closed"),
     ],
 )
-async def test_other_answers(nursery: trio.Nursery, answer: bytes | None, cause: str) -> None:
-    """Whatever is no PONG is BrokerUnavailable with its cause, and the password is not told."""
+async def test_other_answers_are_an_outage_with_a_cause(
+    nursery: trio.Nursery, answer: bytes | None, cause: str
+) -> None:
+    """The password is hidden."""
     redis = FakeRedis(lambda words: healthy(words) if words[0] == b"AUTH" else answer)
     port = await nursery.start(redis.run)
 
@@ -48,8 +52,10 @@ async def test_other_answers(nursery: trio.Nursery, answer: bytes | None, cause:
     assert "hunter2" not in str(raised.value)
 
 
-async def test_silence(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
-    """A Redis that says nothing costs the deadline and no more."""
+async def test_a_silent_redis_costs_the_deadline(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The ping raises after it."""
     port = await nursery.start(FakeRedis(lambda _words: b"").run)
 
     with pytest.raises(BrokerUnavailable, match=r"did not answer within 0.3 s"):
@@ -57,8 +63,8 @@ async def test_silence(nursery: trio.Nursery, autojump_clock: trio.testing.MockC
     assert trio.current_time() == pytest.approx(0.3)
 
 
-async def test_nobody_there(tmp_path: object) -> None:
-    """A refused connection, a missing socket and a URL of something else are told in a few words."""
+async def test_a_missing_redis_is_described_in_a_few_words(tmp_path: object) -> None:
+    """Refused connections, missing sockets and other URLs are described."""
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]

@@ -1,3 +1,5 @@
+"""One server process."""
+
 import sys
 
 import pytest
@@ -26,13 +28,13 @@ from tangram.broker.process import describe_end, parse_log_line, start_server
         ("", "warning", ""),
     ],
 )
-def test_log_lines(line: str, level: str, text: str) -> None:
-    """The server's level and words are found; what has neither is a warning as it stands."""
+def test_log_lines_are_parsed(line: str, level: str, text: str) -> None:
+    """Level and text are found; any other line is a warning."""
     assert parse_log_line(line) == (level, text)
 
 
-def test_ends_in_words() -> None:
-    """A status or signal is named."""
+def test_the_end_of_a_process_is_described() -> None:
+    """The text names the status or the signal."""
     assert describe_end(3) == "exit status 3"
     assert describe_end(-9) == "SIGKILL"
     assert describe_end(-200) == "signal 200"
@@ -53,8 +55,8 @@ async def run(code: str, *, patience: float = 5.0) -> tuple[list[str], bool]:
 
 
 @pytest.mark.slow
-async def test_two_steps() -> None:
-    """A server that ignores SIGTERM is killed after its time; one that does not is left to end by itself."""
+async def test_a_stop_has_two_steps() -> None:
+    """SIGTERM first; a server that ignores it is killed after its time."""
     ignoring = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready'); time.sleep(60)"
 
     assert (await run("import time; print('ready'); time.sleep(60)"))[1]
@@ -63,7 +65,7 @@ async def test_two_steps() -> None:
 
 @pytest.mark.slow
 async def test_output_is_drained() -> None:
-    """Megabytes of output, long lines and bad bytes stop neither the server nor us; stderr comes along."""
+    """Megabytes of output, long lines and bad bytes block neither side; stderr is included."""
     code = (
         "import sys, os\n"
         "os.write(1, b'x' * 3_000_000 + b'\\n')\n"

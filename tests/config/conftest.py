@@ -1,4 +1,4 @@
-"""What the tests of the configuration share."""
+"""Fixtures of the configuration's tests."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An account of which the system knows no home folder, as in a container."""
+    """Make an account for which the system knows no home folder, as in a container."""
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)

@@ -1,3 +1,5 @@
+"""The page of the settings."""
+
 import ast
 import inspect
 import types
@@ -76,7 +78,7 @@ def expected() -> dict[str, tuple[str, str]]:
 
 
 def test_every_setting_has_its_row() -> None:
-    """The page has one row for each setting, with its type and default, and a row for nothing else."""
+    """The page has one row for each setting, with type and default, and no other row."""
     text, after = DOCS.read_text().split("## Coming from the published server")
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -91,7 +93,7 @@ def test_every_setting_has_its_row() -> None:
 
 
 def test_every_setting_is_explained_in_the_model() -> None:
-    """A docstring stands under each field, and says seconds or bytes where the setting is one."""
+    """Each field has a docstring, which names seconds or bytes where they are the unit."""
     explained: dict[tuple[str, str], str] = {}
     for node in ast.parse(inspect.getsource(model)).body:
         if isinstance(node, ast.ClassDef):
@@ -113,7 +115,7 @@ def test_every_setting_is_explained_in_the_model() -> None:
 
 
 def test_the_example_is_a_configuration(tmp_path: Path) -> None:
-    """The page's example can be used as it stands."""
+    """The page's example is a valid configuration."""
     example = DOCS.read_text().split("```toml\n")[1].split("```")[0]
     (tmp_path / "tangram.toml").write_text(example)
 

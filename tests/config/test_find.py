@@ -1,4 +1,4 @@
-"""Where the configuration is looked for, and paths that lead nowhere."""
+"""Finding the configuration file."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from tangram.config.load import current_folder, find_config_file, load_config
 from tangram.errors import ConfigError
 
 
-def test_where_the_file_is_found(tmp_path: Path) -> None:
-    """The order is --config, TANGRAM_CONFIG, the current folder, the XDG folder; nothing is created."""
+def test_the_file_is_searched_in_order(tmp_path: Path) -> None:
+    """The order is --config, TANGRAM_CONFIG, the current folder, the XDG folder."""
     cwd, xdg = tmp_path / "cwd", tmp_path / "xdg"
     cwd.mkdir()
     environ = {"XDG_CONFIG_HOME": str(xdg), "HOME": str(tmp_path)}
@@ -31,10 +31,8 @@ def test_where_the_file_is_found(tmp_path: Path) -> None:
     assert find_config_file(None, home, cwd) == tmp_path / ".config" / "tangram" / "tangram.toml"
 
 
-def test_a_file_that_no_path_leads_to(tmp_path: Path) -> None:
-    """An account that is not there is taken as written, so that the file is missed; a path that the system
-    does not take leads to no file.
-    """
+def test_an_unusable_path_finds_no_file(tmp_path: Path) -> None:
+    """A missing account's home, and a path that the system refuses, lead to no file."""
     written = tmp_path / "~nobody-of-that-name" / "t.toml"
 
     assert find_config_file("~nobody-of-that-name/t.toml", {}, tmp_path) == written
@@ -44,19 +42,19 @@ def test_a_file_that_no_path_leads_to(tmp_path: Path) -> None:
         load_config(written, {})
 
 
-def test_an_account_without_a_home(tmp_path: Path, homeless: None) -> None:
-    """Where nobody knows the home folder, no file is found in it."""
+def test_an_account_without_a_home_has_no_file(tmp_path: Path, homeless: None) -> None:
+    """Without a home folder no file is found in it."""
     assert find_config_file(None, {}, tmp_path) is None
 
 
-def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told, by the command as by a reload without a file."""
+def test_a_removed_current_folder_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command reports it, and so does a reload without a file."""
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
 
-    with pytest.raises(ConfigError, match="the current folder is gone"):
+    with pytest.raises(ConfigError, match="the current folder was removed"):
         current_folder()
-    with pytest.raises(ConfigError, match="the current folder is gone"):
+    with pytest.raises(ConfigError, match="the current folder was removed"):
         load_config(None, {})

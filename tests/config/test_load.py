@@ -1,3 +1,5 @@
+"""Reading the configuration."""
+
 import os
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def load(folder: Path, text: str, environ: dict[str, str] | None = None) -> Conf
 
 
 def test_no_file_gives_the_defaults() -> None:
-    """Without a file and environment every setting has its default, and nobody is warned."""
+    """Without a file and variables every setting has its default, without warnings."""
     loaded = load_config(None, {})
 
     assert loaded.config == Config()
@@ -47,7 +49,7 @@ def test_no_file_gives_the_defaults() -> None:
 
 
 def test_values_reach_the_model(tmp_path: Path) -> None:
-    """What a file says stands in the objects; an integer does for a float, a string for addresses."""
+    """The model has the file's values; an integer may stand for a float."""
     config = load(
         tmp_path,
         """
@@ -74,8 +76,8 @@ def test_values_reach_the_model(tmp_path: Path) -> None:
     assert config.source == tmp_path / "tangram.toml"
 
 
-def test_all_faults_at_once(tmp_path: Path) -> None:
-    """One run names every fault, in every table, each with value, expectation and path."""
+def test_all_faults_are_listed(tmp_path: Path) -> None:
+    """One run lists the faults of all tables, each with value, expectation and path."""
     found = faults(
         tmp_path,
         """
@@ -177,16 +179,16 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         ("[compat]\nislands = 1", "compat.islands", "expected one of 'each', 'one', got 1"),
     ],
 )
-def test_single_faults(tmp_path: Path, text: str, path: str, what: str) -> None:
-    """Each kind of mistake is named at its place, with what was expected."""
+def test_each_mistake_is_reported_at_its_place(tmp_path: Path, text: str, path: str, what: str) -> None:
+    """The fault names the expectation."""
     found = faults(tmp_path, text)
 
     assert what in found[path]
     assert len(found) == 1
 
 
-def test_native_with_tls(tmp_path: Path) -> None:
-    """The native engine with a certificate is a fault; with none named the certificate chooses Hypercorn."""
+def test_the_native_engine_with_tls_is_a_fault(tmp_path: Path) -> None:
+    """Without an engine, a certificate selects Hypercorn."""
     (tmp_path / "c.pem").touch()
     (tmp_path / "k.pem").touch()
     tls = "[server]\ntls_cert = 'c.pem'\ntls_key = 'k.pem'\n"
@@ -199,8 +201,8 @@ def test_native_with_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("there", "missing"), [("tls_cert", "tls_key"), ("tls_key", "tls_cert")])
-def test_half_of_tls(tmp_path: Path, there: str, missing: str) -> None:
-    """A certificate without its key, or the key alone, is a fault at the one that is missing."""
+def test_a_certificate_needs_its_key(tmp_path: Path, there: str, missing: str) -> None:
+    """A certificate or a key alone is a fault at the missing setting."""
     (tmp_path / "x.pem").touch()
 
     found = faults(tmp_path, f"[server]\n{there} = 'x.pem'")
@@ -209,7 +211,7 @@ def test_half_of_tls(tmp_path: Path, there: str, missing: str) -> None:
 
 
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
-    """Neither faults nor repr tell a secret or the password in a URL, whatever else is wrong with them."""
+    """Faults and ``repr`` hide secrets and passwords in URLs, also in malformed settings."""
     for text in (
         "[channel]\njwt_secret = ['hunter2']",
         "[[channel]]\njwt_secret = 'hunter2'",
@@ -235,8 +237,8 @@ def test_secrets_are_never_shown(tmp_path: Path) -> None:
     assert "redis://:***@h" in shown
 
 
-def test_warnings(tmp_path: Path) -> None:
-    """What is ignored or weak is told, and the configuration is used."""
+def test_weak_and_ignored_settings_are_warnings(tmp_path: Path) -> None:
+    """The configuration is used."""
     loaded = load_config(
         write(
             tmp_path,
@@ -265,8 +267,8 @@ def test_warnings(tmp_path: Path) -> None:
         (b"a = " + b"9" * 5000, ""),
     ],
 )
-def test_malformed_toml(tmp_path: Path, data: bytes, where: str) -> None:
-    """A file that is no TOML is named with line and column."""
+def test_malformed_toml_is_reported_with_its_place(tmp_path: Path, data: bytes, where: str) -> None:
+    """The fault has line and column."""
     path = tmp_path / "tangram.toml"
     path.write_bytes(data)
 
@@ -278,23 +280,23 @@ def test_malformed_toml(tmp_path: Path, data: bytes, where: str) -> None:
     assert fault.kind == "toml_syntax"
 
 
-def test_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """A named file that is missing, or is a folder, is a fault and not a traceback."""
+def test_an_unreadable_file_is_a_fault(tmp_path: Path) -> None:
+    """A missing file or a folder in its place raises no other exception."""
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             load_config(path, {})
 
 
-def test_byte_order_mark(tmp_path: Path) -> None:
-    """A file that a Windows editor has saved is read all the same."""
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    """Windows editors write one."""
     path = tmp_path / "tangram.toml"
     path.write_bytes(b"\xef\xbb\xbf[server]\nport = 1\n")
 
     assert load_config(path, {}).config.server.port == 1
 
 
-def test_environment_wins(tmp_path: Path) -> None:
-    """A variable wins over the file; TOML literals are read as such, other text as it stands."""
+def test_a_variable_replaces_the_files_value(tmp_path: Path) -> None:
+    """TOML literals are read as such, other text as text."""
     config = load(
         tmp_path,
         "[server]\nport = 1\nhost = 'a'\n[plugins.My-Plugin]\nkey = 1\nother = 2\n",
@@ -323,26 +325,26 @@ def test_environment_wins(tmp_path: Path) -> None:
     assert config.map.lang == "1\nport = 3"
 
 
-def test_fault_from_the_environment(tmp_path: Path) -> None:
-    """A fault that a variable brought in names the variable."""
+def test_a_fault_names_its_variable(tmp_path: Path) -> None:
+    """A fault in a variable's value names the variable."""
     found = faults(tmp_path, "", {"TANGRAM_SERVER__PORT": "many", "TANGRAM_SERVER__PROT": "1"})
 
     assert found["server.port"] == "expected an integer, got 'many' (from TANGRAM_SERVER__PORT)"
     assert "TANGRAM_SERVER__PROT" in found["server.prot"]
 
 
-def test_environment_is_one_value(tmp_path: Path) -> None:
-    """Text that would be two lines of TOML is not split into two settings, nor cut to the first."""
+def test_a_variable_is_one_value(tmp_path: Path) -> None:
+    """Text that looks like two lines of TOML stays one value."""
     assert faults(tmp_path, "", {"TANGRAM_CORE__STRICT": "true\nplugins = ['x']"}).keys() == {"core.strict"}
 
 
-def test_environment_over_a_broken_table(tmp_path: Path) -> None:
-    """A variable for a table that is no table in the file leaves the fault to be told."""
+def test_a_variable_of_a_broken_table_is_no_second_fault(tmp_path: Path) -> None:
+    """The table itself is the fault."""
     assert faults(tmp_path, "core = 3", {"TANGRAM_CORE__STRICT": "true"}).keys() == {"core"}
 
 
-def test_local_styles(tmp_path: Path) -> None:
-    """A style that names a file beside the configuration becomes the file's content; names stay names."""
+def test_a_local_style_is_read(tmp_path: Path) -> None:
+    """A style that names a file becomes the file's content; names stay names."""
     (tmp_path / "s.json").write_text('{"version": 8, "name": "S"}')
     config = load(tmp_path, "[map]\nstyle = 's.json'\nstyles = ['s.json', 'radar-dark', 'https://x/s.json']")
 
@@ -351,15 +353,15 @@ def test_local_styles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\udcff", "[" * 100000])
-def test_bad_local_style(tmp_path: Path, content: str) -> None:
-    """A style file that is no JSON object is a fault at the setting that names it."""
+def test_a_bad_local_style_is_a_fault(tmp_path: Path, content: str) -> None:
+    """A style file that is not a JSON object is a fault at its setting."""
     (tmp_path / "s.json").write_bytes(content.encode(errors="surrogateescape"))
 
     assert faults(tmp_path, "[map]\nstyles = ['x', 's.json']").keys() == {"map.styles[1]"}
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    """Files and folders in a configuration lie relative to it, wherever the server was started."""
+    """Files and folders are relative to the configuration file, not to the current folder."""
     (tmp_path / "page").mkdir()
     config = load(
         tmp_path,
@@ -373,13 +375,13 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, "[server]\nfrontend = 'Tangram-Core'").server.frontend == "tangram_core"
 
 
-def test_public_url_without_slash(tmp_path: Path) -> None:
-    """A slash at the end of the public URL is dropped, since browsers append a path to it."""
+def test_a_public_url_loses_its_last_slash(tmp_path: Path) -> None:
+    """Browsers append a path to it."""
     assert load(tmp_path, "[channel]\npublic_url = 'https://h/rt/'").channel.public_url == "https://h/rt"
 
 
-def test_with_redis_url() -> None:
-    """The resolved URL of the broker replaces what was configured, and nothing else."""
+def test_with_redis_url_replaces_only_the_url() -> None:
+    """The copy has the broker's URL, and is equal otherwise."""
     config = Config()
 
     assert config.with_redis_url("redis://h").core.redis_url == "redis://h"
@@ -413,14 +415,14 @@ def fits(value: object, expected: object) -> bool:
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=VALUES)
-def test_any_value_at_any_key(key: tuple[str, str, object], value: object) -> None:
-    """Whatever stands at a key gives a configuration or faults at that key, and no other exception."""
+def test_any_value_gives_a_configuration_or_faults(key: tuple[str, str, object], value: object) -> None:
+    """Any value at a key raises at most ``ConfigError`` with faults at that key."""
     section, name, expected = key
 
     loaded, told = attempt({section: {name: value}})
 
     for fault in told:
-        # What two settings mean together is told at the other one.
+        # A conflict of two settings is reported at the other one.
         assert fault.path.startswith((f"{section}.{name}", f"{section}.tls_", f"{section}.backoff_"))
     if loaded is not None:
         assert expected not in {str, int, float, bool} or fits(value, expected)
@@ -429,8 +431,8 @@ def test_any_value_at_any_key(key: tuple[str, str, object], value: object) -> No
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(max_size=6) | st.sampled_from([*SECTIONS, "plugins"]), VALUES, max_size=3))
-def test_any_tables(tables: dict[str, object]) -> None:
-    """Whatever a document holds, nothing but ConfigError comes out."""
+def test_any_tables_raise_only_config_error(tables: dict[str, object]) -> None:
+    """This holds for documents of any shape."""
     loaded, told = attempt(tables)
 
     assert all(fault.path for fault in told)
@@ -444,20 +446,20 @@ def test_any_tables(tables: dict[str, object]) -> None:
 @given(
     st.dictionaries(st.sampled_from([f"TANGRAM_{s}__{n}".upper() for s, n, _ in KEYS]), st.text(max_size=12))
 )
-def test_any_environment(environ: dict[str, str]) -> None:
-    """Whatever the environment holds, nothing but ConfigError comes out."""
+def test_any_environment_raises_only_config_error(environ: dict[str, str]) -> None:
+    """This holds for variables of any name and text."""
     told: tuple[Fault, ...] = ()
     try:
         load_config(None, environ)
     except ConfigError as error:
         told = error.faults
 
-    # What is missing beside a variable is not the variable's own fault.
+    # A setting that is missing beside a variable is not the variable's fault.
     beside = ("server.tls_", "cache.entries[", "supervisor.backoff_")
     assert all("TANGRAM_" in fault.what or fault.path.startswith(beside) for fault in told)
 
 
-def test_wrong_types_are_all_told() -> None:
+def test_every_wrong_type_is_reported() -> None:
     """An array of dates at every key gives a fault at every key."""
     wrong = {section: {name: [object()] for s, name, _ in KEYS if s == section} for section in SECTIONS}
     with pytest.raises(ConfigError) as raised:
@@ -467,8 +469,8 @@ def test_wrong_types_are_all_told() -> None:
     assert told == {f"{section}.{name}" for section, name, _ in KEYS}
 
 
-def test_reading_is_cheap_to_import() -> None:
-    """Importing the room makes no converter and imports no cattrs, asyncio or trio."""
+def test_importing_the_configuration_is_cheap() -> None:
+    """The import makes no converter, and imports neither cattrs nor asyncio nor trio."""
     code = (
         "import sys, tangram.config\n"
         "print([m for m in ('cattrs', 'asyncio', 'trio', 'structlog') if m in sys.modules])"

@@ -1,3 +1,5 @@
+"""Names in the configuration."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +8,7 @@ from tangram.config.names import nearest, normalise
 
 
 @pytest.mark.parametrize("name", ["my-plugin", "My_Plugin", "my.plugin", "MY--plugin", " my-_.plugin "])
-def test_spellings_of_one_name(name: str) -> None:
+def test_spellings_of_one_name_are_equal(name: str) -> None:
     """Case, hyphens, underscores and dots make no difference."""
     assert normalise(name) == "my_plugin"
 
@@ -17,8 +19,8 @@ def test_normalising_twice_changes_nothing(name: str) -> None:
     assert normalise(normalise(name)) == normalise(name)
 
 
-def test_nearest() -> None:
-    """A misspelt name finds the known one in its own spelling; a strange one finds none."""
+def test_a_misspelt_name_finds_the_nearest() -> None:
+    """It is returned in its own spelling; an unrelated name finds none."""
     known = ["Tangram-Weather", "tangram_system"]
 
     assert nearest("tangram_wether", known) == "Tangram-Weather"

@@ -1,3 +1,5 @@
+"""The state folder and its secrets."""
+
 import os
 import socket
 import stat
@@ -19,8 +21,8 @@ def configured(path: Path) -> Config:
     return Config(server=ServerConfig(state_dir=path))
 
 
-def test_default_folder(tmp_path: Path) -> None:
-    """The folder is made below XDG_STATE_HOME, else below the home, for its owner alone."""
+def test_the_default_folder_is_private(tmp_path: Path) -> None:
+    """It is created below XDG_STATE_HOME, or below the home folder."""
     by_xdg = open_state_dir(Config(), {"XDG_STATE_HOME": str(tmp_path / "a" / "b")})
     by_home = open_state_dir(Config(), {"HOME": str(tmp_path)})
 
@@ -29,16 +31,16 @@ def test_default_folder(tmp_path: Path) -> None:
     assert mode(by_xdg) == mode(by_home) == 0o700
 
 
-def test_default_folder_is_closed(tmp_path: Path) -> None:
-    """A default folder that others could read is closed."""
+def test_an_open_default_folder_is_closed(tmp_path: Path) -> None:
+    """A default folder that others could read gets mode 0700."""
     folder = tmp_path / "tangram"
     folder.mkdir(mode=0o755)
 
     assert mode(open_state_dir(Config(), {"XDG_STATE_HOME": str(tmp_path)})) == 0o700
 
 
-def test_folder_of_the_operator(tmp_path: Path) -> None:
-    """A configured folder is made with 0700; one that is there keeps its mode, if others cannot write."""
+def test_a_configured_folder_keeps_its_mode(tmp_path: Path) -> None:
+    """A new one gets 0700; an existing one is refused if others may write to it."""
     assert mode(open_state_dir(configured(tmp_path / "new"), {})) == 0o700
     there = tmp_path / "there"
     there.mkdir()
@@ -49,8 +51,8 @@ def test_folder_of_the_operator(tmp_path: Path) -> None:
         open_state_dir(configured(there), {})
 
 
-def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """A file in the way is a fault at server.state_dir."""
+def test_a_file_in_place_of_the_folder_is_a_fault(tmp_path: Path) -> None:
+    """The fault is at ``server.state_dir``."""
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigError) as raised:
@@ -59,8 +61,8 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert raised.value.faults[0].path == "server.state_dir"
 
 
-def test_secret_is_made_once(tmp_path: Path) -> None:
-    """The first call makes a long random secret for its owner alone; later calls read it."""
+def test_a_secret_is_made_once(tmp_path: Path) -> None:
+    """The first call makes a long random secret, and later calls read it."""
     secret = ensure_secret(tmp_path, "jwt-secret")
 
     assert len(secret) == 64
@@ -70,8 +72,8 @@ def test_secret_is_made_once(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"jwt-secret", "other"}
 
 
-def test_secret_of_the_operator(tmp_path: Path) -> None:
-    """A secret that is there is used as it stands, and closed to others."""
+def test_an_existing_secret_is_used(tmp_path: Path) -> None:
+    """It is taken as it is, and closed to other accounts."""
     file = tmp_path / "operator-token"
     file.write_text("chosen by the operator\n")
     file.chmod(0o644)
@@ -80,8 +82,8 @@ def test_secret_of_the_operator(tmp_path: Path) -> None:
     assert mode(file) == 0o600
 
 
-def test_bad_secret_files(tmp_path: Path) -> None:
-    """An empty file, a link and a folder in the place of a secret are faults."""
+def test_bad_secret_files_are_faults(tmp_path: Path) -> None:
+    """An empty file, a link and a folder are refused."""
     (tmp_path / "empty").touch()
     (tmp_path / "target").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "target")
@@ -153,8 +155,8 @@ def test_files_of_another_account_are_refused(tmp_path: Path) -> None:
         open_state_dir(configured(folder), {})
 
 
-def test_many_make_one_secret(tmp_path: Path) -> None:
-    """Several processes that start at the same time get the same complete secret."""
+def test_processes_that_start_together_get_one_secret(tmp_path: Path) -> None:
+    """Each gets the same complete secret."""
     barrier, secrets = threading.Barrier(8), list[str]()
 
     def make() -> None:
@@ -172,15 +174,15 @@ def test_many_make_one_secret(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["s"]  # noqa: PTH208 (names alone)
 
 
-def test_cache_dir(tmp_path: Path) -> None:
-    """The folder for fetched files is named, and not made."""
+def test_the_cache_folder_is_not_created(tmp_path: Path) -> None:
+    """The function returns its path only."""
     assert cache_dir({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "tangram"
     assert cache_dir({"HOME": str(tmp_path)}) == tmp_path / ".cache" / "tangram"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_account_without_a_home(tmp_path: Path, homeless: None) -> None:
-    """A folder that is named needs no home; without one the fault names the variable that is missing."""
+def test_an_account_without_a_home_needs_a_configured_folder(tmp_path: Path, homeless: None) -> None:
+    """Without a configured folder, the fault names the missing variable."""
     there = {"XDG_STATE_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     assert open_state_dir(Config(), there) == cache_dir(there) == tmp_path / "tangram"
     with pytest.raises(ConfigError, match=r"no home folder.*XDG_STATE_HOME"):

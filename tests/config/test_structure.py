@@ -1,3 +1,5 @@
+"""Structuring tables into objects."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +51,8 @@ def faults(cls: type, raw: Mapping[str, Any]) -> dict[str, str]:
     return {fault.path: fault.what for fault in raised.value.faults}
 
 
-def test_classes_of_every_kind() -> None:
-    """attrs classes, dataclasses and TypedDicts are filled, leniently, and keys beside them ignored."""
+def test_attrs_dataclasses_and_typed_dicts_are_filled() -> None:
+    """Values are converted leniently, and unknown keys are ignored."""
     assert structure_plugin_config(
         AttrsConfig, {"inner": {"name": "n", "limit": "7"}, "items": [1, 2.0], "x": 1}, plugin="p"
     ) == AttrsConfig(Inner("n", 7), [1, 2])
@@ -60,8 +62,8 @@ def test_classes_of_every_kind() -> None:
     assert structure_plugin_config(TypedConfig, {"url": "u"}, plugin="p") == {"url": "u"}
 
 
-def test_all_faults_of_a_plugin() -> None:
-    """Every fault is told with its path, missing keys and nested ones included."""
+def test_all_faults_of_a_plugin_are_listed() -> None:
+    """Each has its path, also missing keys and nested ones."""
     assert faults(AttrsConfig, {"inner": {"limit": 1.5}, "items": [1, "x", "y"], "ratio": "z"}) == {
         "plugins.p.inner.name": "required, but not there",
         "plugins.p.inner.limit": "expected an integer, got 1.5",
@@ -75,18 +77,18 @@ def test_all_faults_of_a_plugin() -> None:
     assert "got 'perhaps'" in str(faults(DataConfig, {"port": 1, "names": {"a": "perhaps"}}))
 
 
-def test_a_table_is_needed() -> None:
-    """A plugin's configuration that is no table is one fault at the table."""
+def test_a_plugins_configuration_must_be_a_table() -> None:
+    """Any other value is one fault at the table."""
     assert faults(DataConfig, 3).keys() == {"plugins.p"}  # type: ignore[arg-type]
 
 
-def test_the_class_has_the_last_word() -> None:
-    """What the class's own validator or constructor raises is a fault, not a traceback."""
+def test_errors_of_the_class_are_faults() -> None:
+    """Exceptions of its validators and constructor are faults with a path."""
     assert "must be <= 1" in str(faults(AttrsConfig, {"inner": {"name": "n"}, "ratio": 3}))
 
 
 def test_secrets_of_plugins_are_not_shown() -> None:
-    """A value at a key that sounds like a secret is not repeated, nor is the password in a URL."""
+    """Values of keys that sound like secrets, and passwords in URLs, are hidden."""
     assert faults(AttrsConfig, {"inner": {"name": "n"}, "api_key": 123456}) == {
         "plugins.p.api_key": "expected a string, got an integer"
     }
@@ -94,7 +96,7 @@ def test_secrets_of_plugins_are_not_shown() -> None:
 
 
 def test_unknown_keys_are_warnings() -> None:
-    """An attrs class or dataclass says which keys it would ignore; a TypedDict does not."""
+    """An attrs class or a dataclass has them; a TypedDict has none."""
     assert unknown_plugin_keys(AttrsConfig, {"iner": 1, "ratio": 1}, plugin="p") == (
         "unknown key 'iner': did you mean 'inner'? @ plugins.p.iner",
     )
@@ -102,8 +104,8 @@ def test_unknown_keys_are_warnings() -> None:
     assert unknown_plugin_keys(TypedConfig, {"zzz": 1}, plugin="p") == ()
 
 
-def test_one_of_our_tables() -> None:
-    """A table of the model can be read alone, for the settings page; its faults lie below the given path."""
+def test_one_table_of_the_server_can_be_structured_alone() -> None:
+    """Its faults have the given path; the settings page uses this."""
     assert structure_table(MapConfig, {"zoom": 3}).zoom == 3.0
     with pytest.raises(ConfigError) as raised:
         structure_table(MapConfig, {"zoom": 30, "pitch": "x"}, path="map")
@@ -124,8 +126,8 @@ JSON = st.recursive(
         st.sampled_from(["inner", "items", "ratio", "port", "names", "folder", "url", "retries"]), JSON
     ),
 )
-def test_any_table_of_a_plugin(cls: type, raw: dict[str, Any]) -> None:
-    """Whatever a plugin's table holds, nothing but PluginConfigError comes out."""
+def test_any_table_of_a_plugin_raises_only_plugin_config_error(cls: type, raw: dict[str, Any]) -> None:
+    """This holds for tables of any shape."""
     told: tuple[Fault, ...] = ()
     try:
         structure_plugin_config(cls, raw, plugin="p")

@@ -225,7 +225,7 @@ CONNECTIONS = (
         "broker/process.py",
         "read -r word <&3 || kill -9 $$",
         "read -r word <&3",
-        ("tests/broker/test_embedded.py::test_parent_killed",),
+        ("tests/broker/test_embedded.py::test_the_broker_ends_when_the_server_is_killed",),
     ),
     Mutant(
         "D11",
@@ -234,7 +234,7 @@ CONNECTIONS = (
         "broker/process.py",
         'exec "$@"\n',
         'exec setpriv --pdeathsig KILL "$@"\n',
-        ("tests/broker/test_embedded.py::test_idle_broker_stays",),
+        ("tests/broker/test_embedded.py::test_an_idle_broker_stays",),
         raises=("BrokerUnavailable",),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""What the operator may say: the model, and reading it from TOML and the environment."""
+"""The configuration: its model, and reading it from TOML and the environment."""
 
 from tangram.config.load import LoadedConfig, current_folder, find_config_file, load_config, load_tables
 from tangram.config.model import (

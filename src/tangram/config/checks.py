@@ -1,7 +1,8 @@
-"""What settings mean together: faults and warnings that no single field can know of. Pure."""
+"""Checks of settings that depend on each other: faults and warnings. It does no I/O."""
 
 from collections.abc import Iterator, Mapping
 from keyword import iskeyword
+from typing import Final
 
 from tangram.config.model import Config, CoreConfig
 from tangram.config.names import nearest
@@ -9,13 +10,14 @@ from tangram.errors import Fault
 
 __all__ = ["cross_faults", "cross_warnings"]
 
-# Below this many bytes a secret can be found by trying (RFC 7518, 3.2: as many as the hash has).
-_STRONG_SECRET = 32
-_STRONG_TOKEN = 16
+_STRONG_SECRET: Final = 32
+"""Bytes below which a signing secret is weak: as many as the hash has (RFC 7518, 3.2)."""
+_STRONG_TOKEN: Final = 16
+"""Bytes below which the operator's token is weak."""
 
 
 def cross_faults(config: Config) -> Iterator[Fault]:
-    """Combinations that cannot work."""
+    """Yield a fault for each combination of settings that cannot work."""
     server, channel = config.server, config.channel
     if server.engine == "native" and (server.tls_cert or server.tls_key):
         what = (
@@ -48,7 +50,7 @@ def _cache_faults(config: Config) -> Iterator[Fault]:
         if len(set(parameters)) < len(parameters):
             yield Fault(f"expected each {{name}} once, got {entry.serve_route!r}", f"{path}.serve_route")
         for name in filter(iskeyword, parameters):
-            what = f"expected a name other than {{{name}}}, which is a word of Python's own"
+            what = f"expected a name other than {{{name}}}, which is a keyword of Python"
             yield Fault(what, f"{path}.serve_route")
         if not parameters and entry.local_path is None:
             what = f"the route {entry.serve_route!r} has no {{name}}, so the file must be named here"
@@ -59,7 +61,10 @@ def _cache_faults(config: Config) -> Iterator[Fault]:
 
 
 def placeholders(route: str) -> list[str] | None:
-    """The names in ``/fonts/{fontstack}/{range}.pbf``, in order; None where braces do not pair up."""
+    """Return the names in a route in order; None if its braces do not match.
+
+    For example, ``/fonts/{fontstack}/{range}.pbf`` has ``fontstack`` and ``range``.
+    """
     names = list[str]()
     for part in route.split("{")[1:]:
         name, closing, _ = part.partition("}")
@@ -70,7 +75,12 @@ def placeholders(route: str) -> list[str] | None:
 
 
 def cross_warnings(config: Config, written: Mapping[str, object]) -> Iterator[str]:
-    """What works, but hardly as meant. ``written`` holds the tables as they stand in the file."""
+    """Yield a warning for each combination that works, but probably not as intended.
+
+    Args:
+        config: the configuration.
+        written: the tables as they were written in the file.
+    """
     channel = written.get("channel")
     if isinstance(channel, Mapping) and "host" in channel and config.channel.port is None:
         yield "channel.host has no effect without channel.port: channels share the address of [server]"

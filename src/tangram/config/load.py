@@ -1,11 +1,11 @@
-"""Read the configuration: the file, the environment over it, then the model; every fault at once."""
+"""Read the configuration from file and environment into the model; list every fault."""
 
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import attrs
 
@@ -17,25 +17,25 @@ from tangram.errors import ConfigError, Fault
 
 __all__ = ["LoadedConfig", "current_folder", "find_config_file", "load_config", "load_tables"]
 
-_PREFIX = "TANGRAM_"
-_POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-# Every table of ours with its class: what ``Config`` has, but for the plugins' tables and the source.
-_TABLES: Mapping[str, type] = {
+_PREFIX: Final = "TANGRAM_"
+_POSITION: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_TABLES: Final[Mapping[str, type]] = {
     field.name: field.type
     for field in attrs.fields(Config)
     if isinstance(field.type, type) and attrs.has(field.type)
 }
+"""The tables of the server by name, each with its class; the plugins' tables are not among them."""
 
 
 class LoadedConfig(NamedTuple):
-    """A configuration that can be used, and what its author should still look at."""
+    """A valid configuration, and warnings about it."""
 
     config: Config
     warnings: tuple[str, ...]
 
 
 class _Setting(NamedTuple):
-    """One variable of the environment that names a setting."""
+    """One environment variable that names a setting."""
 
     variable: str
     path: tuple[str, ...]
@@ -43,20 +43,29 @@ class _Setting(NamedTuple):
 
 
 def current_folder() -> Path:
-    """Where the process was started; ``ConfigError`` where that folder was removed since."""
+    """Return the current folder.
+
+    Raises:
+        ConfigError: the folder was removed after the process was started in it.
+    """
     try:
         return Path.cwd()
     except OSError:
-        what = "the current folder is gone: expected to be started in one that is there"
+        what = "the current folder was removed: start in a folder that exists"
         raise ConfigError([Fault(what, ".", "missing_folder")]) from None
 
 
 def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
-    """Where the configuration is; None where there is none, and defaults do.
+    """Return the path of the configuration file, or None for the defaults.
 
-    What is named (``--config``, ``TANGRAM_CONFIG``) is taken as named, and ``load_config`` tells if it is not
-    there. Else ``./tangram.toml``, else ``$XDG_CONFIG_HOME/tangram/tangram.toml``, whichever exists. Nothing
-    is created.
+    The order is ``--config``, ``TANGRAM_CONFIG``, ``./tangram.toml`` and
+    ``$XDG_CONFIG_HOME/tangram/tangram.toml``. The first two need not exist; ``load_config`` then reports
+    it. No file is created.
+
+    Args:
+        explicit: the value of ``--config``.
+        environ: the environment.
+        cwd: the current folder.
     """
     named = explicit or environ.get("TANGRAM_CONFIG")
     if named:
@@ -67,12 +76,20 @@ def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cw
 
 
 def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
-    """The configuration of ``path`` (None: defaults) and ``environ``; ``ConfigError`` has every fault."""
+    """Read the configuration from a file and the environment.
+
+    Args:
+        path: the file; None for the defaults.
+        environ: the environment, whose ``TANGRAM_SECTION__KEY`` variables replace values of the file.
+
+    Raises:
+        ConfigError: something is wrong; the error lists every fault.
+    """
     about = f"configuration {path}" if path else "configuration from the environment"
     written = _read(path) if path else {}
     settings = list(_settings(environ))
     for setting in settings:
-        _lay_over(written, setting)
+        _apply(written, setting)
     try:
         return _build(written, path)
     except ConfigError as error:
@@ -80,8 +97,12 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
 
 
 def load_tables(tables: Mapping[str, Any]) -> LoadedConfig:
-    """The configuration that a program says in tables as of ``tangram.toml``; ``ConfigError`` has every
-    fault.
+    """Return the configuration that a program gives as tables of ``tangram.toml``.
+
+    For example, ``load_tables({"core": {"plugins": ["tangram_demo"]}})``.
+
+    Raises:
+        ConfigError: something is wrong; the error lists every fault.
     """
     try:
         return _build(tables, None)
@@ -127,24 +148,24 @@ def _syntax_fault(error: ValueError, data: bytes, path: Path) -> Fault:
 
 
 def _settings(environ: Mapping[str, str]) -> Iterator[_Setting]:
-    """``TANGRAM_SECTION__KEY``; an empty one counts as not set, since compose files pass those along."""
+    """Yield the ``TANGRAM_SECTION__KEY`` variables, without empty ones of compose files."""
     for variable, text in sorted(environ.items()):
         parts = variable.removeprefix(_PREFIX).lower().split("__")
         if variable.startswith(_PREFIX) and len(parts) > 1 and all(parts) and text:
             yield _Setting(variable, tuple(parts), text)
 
 
-def _lay_over(written: dict[str, Any], setting: _Setting) -> None:
+def _apply(written: dict[str, Any], setting: _Setting) -> None:
     table: Any = written
     path = _plugin_path(written, setting.path)
     for part in path[:-1]:
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
-    if isinstance(table, dict):  # else the table itself is a fault, and told as such
+    if isinstance(table, dict):  # otherwise the table itself is a fault, which is reported later
         table[path[-1]] = _value(setting)
 
 
 def _plugin_path(written: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
-    """The spelling of a plugin's name that the file already has, so that both speak of one table."""
+    """Return the path with the plugin's name as the file spells it."""
     tables = written.get("plugins")
     if path[0] != "plugins" or not isinstance(tables, Mapping):
         return path
@@ -153,8 +174,10 @@ def _plugin_path(written: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str
 
 
 def _value(setting: _Setting) -> Any:
-    """The text as a TOML literal, else as it stands; as it stands where the setting is text (a secret of
-    digits).
+    """Return a variable's text read as a TOML literal, or the text itself.
+
+    It is the text itself if it is not a literal, or if the setting is a string: a secret may consist of
+    digits.
     """
     try:
         document = tomllib.loads(f"value = {setting.text}")
@@ -193,8 +216,7 @@ def _build(written: Mapping[str, Any], path: Path | None) -> LoadedConfig:
         except ConfigError as error:
             faults += error.faults
     plugins = _plugins(written.get("plugins", {}), faults)
-    # A table with faults stands in as its defaults, so that what is wrong between tables is told in the same
-    # breath.
+    # A table with faults is replaced by its defaults, so that the checks between tables run as well.
     config = Config(plugins=plugins, source=path, **sections)
     failed = {fault.path.partition(".")[0] for fault in faults}
     faults += [fault for fault in checks.cross_faults(config) if fault.path.partition(".")[0] not in failed]
@@ -231,7 +253,7 @@ def _unknown_tables(written: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _anchored(config: Config, base: Path, faults: list[Fault]) -> Config:
-    """Paths made absolute, files that must be there looked for, and local map styles read."""
+    """Return the configuration with absolute paths, checked files and local map styles."""
     server, broker = config.server, config.broker
     server = attrs.evolve(
         server,
@@ -264,14 +286,14 @@ def _absolute(path: Path | None, base: Path) -> Path | None:
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
-    except RuntimeError:  # '~nobody': an account that is not there; the path is then looked for as written
+    except RuntimeError:  # '~name' of an account that does not exist: take the path as written
         return path
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # longer than the system allows, or with a NUL in it
+    except (OSError, ValueError):  # too long for the system, or with a NUL in it
         return False
 
 
@@ -297,7 +319,7 @@ def _frontend(frontend: str | None, base: Path, faults: list[Fault]) -> str | No
 
 
 def _local_style(style: MapStyle, base: Path, key: str, faults: list[Fault]) -> MapStyle:
-    """A style that names a file becomes what the file says; any other text is a URL, an id or a name."""
+    """Return a style's content if it names a file; any other text is a URL, id or name."""
     if not isinstance(style, str) or style.startswith(("http://", "https://")):
         return style
     path = _absolute(Path(style), base)

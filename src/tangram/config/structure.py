@@ -1,15 +1,15 @@
-"""From what TOML says to objects, through cattrs, with every fault found and none of the secrets shown.
+"""Turn the values of TOML into objects, through cattrs; list every fault and hide secrets.
 
-Our own tables are read strictly: a setting has one type, and only an integer may stand for a float. A
-plugin's table is read as leniently as the published server reads it (``"3"`` is a valid integer), because
-plugins count on that.
+The server's own tables are read strictly: a setting has one type, and only an integer may stand for a
+float. A plugin's table is read as leniently as the published server reads it (``"3"`` is a valid integer),
+because existing plugins depend on that.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, get_args, get_origin
 
 import attrs
 
@@ -25,10 +25,10 @@ __all__ = ["structure_plugin_config", "structure_table", "unknown_plugin_keys"]
 
 T = TypeVar("T")
 
-# Long enough for any address or path; a pasted certificate does not fill the screen.
-_SHOWN = 80
-_SECRET_NAME = re.compile(r"secret|token|passw|api_?key|credential|private|dsn", re.IGNORECASE)
-_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+_SHOWN: Final = 80
+"""Characters of a value that a fault shows: enough for an address or a path, but not for a certificate."""
+_SECRET_NAME: Final = re.compile(r"secret|token|passw|api_?key|credential|private|dsn", re.IGNORECASE)
+_KINDS: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
     (bool, "a boolean"),
     (int, "an integer"),
     (float, "a float"),
@@ -39,7 +39,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 
 class _WrongError(ValueError):
-    """A value of the wrong kind: says what was expected, and in ``kind`` a word for programs."""
+    """A value of the wrong kind; the message names the expectation, ``kind`` is for programs."""
 
     def __init__(self, expected: str, kind: str = "type_error") -> None:
         self.kind = kind
@@ -47,7 +47,7 @@ class _WrongError(ValueError):
 
 
 class _FoundError(ValueError):
-    """Faults below one value, their paths relative to it."""
+    """Faults inside one value, with paths relative to it."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
@@ -59,7 +59,7 @@ def _kind(value: object) -> str:
 
 
 def _show(value: object, *, secret: bool) -> str:
-    """The offending value, or only its kind where it is a secret or may hold one."""
+    """Return the text of a value, or only its kind if it is a secret or may hold one."""
     if secret or isinstance(value, (Mapping, list, tuple)):
         return _kind(value)
     text = repr(redact_url(value)) if isinstance(value, str) else repr(value)
@@ -67,14 +67,21 @@ def _show(value: object, *, secret: bool) -> str:
 
 
 def join(path: str, key: str | int) -> str:
-    """``core`` and ``plugins`` give ``core.plugins``; and 1 gives ``core.plugins[1]``."""
+    """Return the path of a key or index inside another path, as in ``core.plugins[1]``."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key
 
 
 def faults_of(error: BaseException, path: str, value: object, *, secret: bool = False) -> Iterator[Fault]:
-    """Every fault in what structuring raised, whichever hook raised it."""
+    """Yield every fault in an exception that a structuring hook raised.
+
+    Args:
+        error: the exception, for example a group.
+        path: the path of the value.
+        value: the value that was structured.
+        secret: whether the value must not be shown.
+    """
     secret = secret or bool(_SECRET_NAME.search(path.rpartition(".")[2]))
     if isinstance(error, _FoundError):
         for fault in error.faults:
@@ -88,13 +95,13 @@ def faults_of(error: BaseException, path: str, value: object, *, secret: bool = 
         yield Fault("required, but not there", join(path, str(error.args[0])), "missing")
     else:
         kind = getattr(error, "kind", "value_error")
-        yield Fault(f"{_said(error, path, secret=secret)}, got {_show(value, secret=secret)}", path, kind)
+        yield Fault(
+            f"{_expectation(error, path, secret=secret)}, got {_show(value, secret=secret)}", path, kind
+        )
 
 
 def _fault_of_part(error: BaseException, path: str, value: object, *, secret: bool) -> Iterator[Fault]:
-    """Cattrs notes on each error the attribute or the place in the sequence; our own checks give it as an
-    argument.
-    """
+    """Yield the faults of one exception of a group, at the attribute or index that it names."""
     place = _place(error)
     if place is None:
         yield from faults_of(error, path, value, secret=secret)
@@ -106,6 +113,7 @@ def _fault_of_part(error: BaseException, path: str, value: object, *, secret: bo
 
 
 def _place(error: BaseException) -> str | int | None:
+    """Return the attribute or index of an exception, from its notes or arguments."""
     from cattrs import AttributeValidationNote, IterableValidationNote
 
     for note in getattr(error, "__notes__", ()):
@@ -124,8 +132,11 @@ def _at(value: object, place: str | int) -> object:
     return value
 
 
-def _said(error: BaseException, path: str, *, secret: bool) -> str:
-    """The error's own words: attrs writes ``'zoom' must be <= 24: 99``, of which the middle is wanted."""
+def _expectation(error: BaseException, path: str, *, secret: bool) -> str:
+    """Return the expectation in an exception's message.
+
+    attrs writes ``'zoom' must be <= 24: 99``; only the middle is of use.
+    """
     text = str(error.args[0]) if error.args else type(error).__name__
     name = path.rpartition(".")[2]
     of_attrs = f"'{name}' must be "
@@ -133,15 +144,15 @@ def _said(error: BaseException, path: str, *, secret: bool) -> str:
         return f"expected a value {text.removeprefix(of_attrs).rpartition(':')[0]}"
     if isinstance(error, _WrongError) or text.startswith("expected "):
         return text
-    # Somebody else's message may quote the value.
+    # A message from elsewhere may quote the value.
     return "not a valid value" if secret else redact_text(text)
 
 
-# --- our own tables: strict
+# --- the server's own tables: strict
 
 
 def _strict(types: type | tuple[type, ...], expected: str, value: Any, _type: Any) -> Any:
-    # A boolean is an integer to Python, and never what is meant where a number is asked for.
+    # A boolean is an integer to Python, but not a valid number here.
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
         raise _WrongError(expected)
     return value
@@ -175,7 +186,7 @@ def _array(converter: "BaseConverter", value: Any, type_: Any) -> tuple[Any, ...
     for index, item in enumerate(value):
         try:
             items.append(converter.structure(item, item_type))
-        except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault of that item)
+        except Exception as error:  # noqa: BLE001 - every exception of a hook is a fault
             found += faults_of(error, f"[{index}]", item)
     if found:
         raise _FoundError(found)
@@ -210,7 +221,7 @@ def _theme(converter: "BaseConverter", value: Any, _type: Any) -> str | model.Ad
 
 
 def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
-    """One of our tables: every field is read, whatever is wrong with the others."""
+    """Return one of the server's tables as its class, and collect the faults of all fields."""
     if not isinstance(value, Mapping):
         raise _WrongError("a table")
     fields = {field.name: field for field in attrs.fields(cls)}  # type: ignore[arg-type]
@@ -224,7 +235,7 @@ def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
         raw = value[name]
         try:
             values[name] = _field(converter, field, raw)
-        except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault of that field)
+        except Exception as error:  # noqa: BLE001 - every exception of a hook is a fault
             found += faults_of(error, name, raw, secret=bool(field.metadata.get("secret")))
     if found:
         raise _FoundError(found)
@@ -256,7 +267,7 @@ def _is_array(type_: Any) -> bool:
 
 @cache
 def _strict_converter() -> "BaseConverter":
-    """Made when first used: cattrs takes longer to import than a configuration takes to read."""
+    """Return the strict converter; made on first use, because importing cattrs is slow."""
     from cattrs import BaseConverter
 
     converter = BaseConverter(detailed_validation=True)
@@ -276,10 +287,19 @@ def _strict_converter() -> "BaseConverter":
 
 
 def structure_table(cls: type[T], raw: object, *, path: str = "") -> T:
-    """One of the model's classes from plain values; ``ConfigError`` has every fault, below ``path``."""
+    """Return an object of one of the model's classes, made from plain values.
+
+    Args:
+        cls: the class, for example ``ServerConfig``.
+        raw: the table as TOML gives it.
+        path: the path of the table in faults.
+
+    Raises:
+        ConfigError: something is wrong; the error lists every fault.
+    """
     try:
         return _strict_converter().structure(raw, cls)
-    except Exception as error:  # noqa: BLE001 (whatever a hook raises is a fault)
+    except Exception as error:  # noqa: BLE001 - every exception of a hook is a fault
         raise ConfigError(list(faults_of(error, path, raw))) from None
 
 
@@ -308,7 +328,7 @@ def _lax_float(value: Any, _type: Any) -> float:
     raise _WrongError("a number", "float_parsing")
 
 
-_TRUTHS = {
+_TRUTHS: Final = {
     "true": True,
     "yes": True,
     "on": True,
@@ -344,14 +364,22 @@ def _lax_converter() -> "BaseConverter":
 
 
 def structure_plugin_config(cls: type[T], raw: Mapping[str, Any], *, plugin: str) -> T:
-    """A plugin's table as its ``config_class``: attrs class, dataclass or TypedDict.
+    """Return a plugin's table as an object of its ``config_class``.
 
-    Keys that the class does not know are ignored (see ``unknown_plugin_keys``). Raises ``PluginConfigError``
-    with every fault, whatever the class's own validators raise included.
+    Keys that the class does not know are ignored; see ``unknown_plugin_keys``.
+
+    Args:
+        cls: an attrs class, a dataclass or a TypedDict.
+        raw: the table.
+        plugin: the plugin's name.
+
+    Raises:
+        PluginConfigError: something is wrong; the error lists every fault, also those of the class's own
+            validators.
     """
     try:
         if not isinstance(raw, Mapping):
-            raise _WrongError("a table")  # noqa: TRY301 (one place turns errors into faults)
+            raise _WrongError("a table")  # noqa: TRY301 - one place turns errors into faults
         return _lax_converter().structure(raw, cls)
     except Exception as error:
         faults = list(faults_of(error, f"plugins.{plugin}", raw))
@@ -359,8 +387,9 @@ def structure_plugin_config(cls: type[T], raw: Mapping[str, Any], *, plugin: str
 
 
 def unknown_plugin_keys(cls: type, raw: Mapping[str, Any], *, plugin: str) -> tuple[str, ...]:
-    """Warnings for keys that an attrs class or a dataclass would ignore; a TypedDict may carry more than it
-    names.
+    """Return a warning for each key that a plugin's configuration class ignores.
+
+    A TypedDict has none, because it may hold more keys than it names.
     """
     from dataclasses import fields, is_dataclass
 

@@ -1,4 +1,4 @@
-"""TLS as the options of a Redis URL ask for it: one reading for every connection of this process to Redis."""
+"""TLS for Redis: a URL's options mean the same for every connection of this process."""
 
 import ssl
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a single value may be: each function judges one; its ``ValueError`` says what was expected. Pure."""
+"""Validators of single values; each raises ``ValueError`` with the expectation. No I/O."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def filled(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) ->
 
 
 def each(check: Callable[[str], None]) -> Check:
-    """Every item is judged; each error carries the item's place as its second argument."""
+    """Return a validator of every item; an error has the item's index as second argument."""
 
     def run(_instance: object, _attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
         errors = []
@@ -92,7 +92,7 @@ def network(value: str) -> None:
     try:
         ip_network(value, strict=False)
     except ValueError:
-        msg = "expected an address, a network such as 10.0.0.0/8, or '*' for everybody"
+        msg = "expected an address, a network such as 10.0.0.0/8, or '*' for every address"
         raise ValueError(msg) from None
 
 
@@ -110,5 +110,5 @@ def route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> 
 
 
 def without_slash(url: str | None) -> str | None:
-    """The browser appends ``/websocket`` and ``/token``."""
+    """Return a URL without its last slash: browsers append ``/websocket`` and ``/token``."""
     return url.rstrip("/") if url else url
