@@ -192,10 +192,10 @@ class RouteTable:
             await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads)
             if not sender.started:
                 raise RuntimeError("a dependency swallowed the exception that was thrown into it")  # noqa: TRY301 - answered below
-        except Exception as exc:  # noqa: BLE001 - a failure ends its own request only
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a failure ends its own request only
             await _fail(exc, endpoint, scope, sender)
         except BaseExceptionGroup as group:
-            failures, rest = group.split(Exception)
+            failures, rest = group.split((Exception, SystemExit))
             if failures is not None and not sender.broken:
                 _report(failures, endpoint, scope, "handler failed during cancellation")
             if rest is not None:
@@ -228,7 +228,7 @@ def _split_root(scope: Scope) -> tuple[str, str]:
     return (path[len(root) :] or "/", root) if root and path.startswith(root) else (path, root)
 
 
-async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
+async def _fail(exc: BaseException, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
     """Answer an exception, unless the client has disconnected or the answer is complete."""
     cause = unwrap_single(exc)
     if isinstance(cause, ClientDisconnected) or sender.broken:

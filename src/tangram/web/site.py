@@ -18,6 +18,7 @@ from tangram.asgi import ASGIApp, RawHeaders, Receive, Scope, Send, send_json
 from tangram.channels.disconnects import ORIGIN
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
+from tangram.plugin_exit import exit_as_crash
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
 from tangram.routing import APIRouter, HTTPException, Mount, Request, Response, RouteTable, openapi
@@ -131,15 +132,21 @@ class Site:
         self._outer = Cors(self._http, self._allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._outer(self.addresses.forwarded(scope), receive, send)
-            case "websocket":
-                await self._websocket(self.addresses.forwarded(scope), receive, send)
-            case "lifespan":
-                await _lifespan(receive, send)
-            case other:
-                raise NotImplementedError(f"scope type {other!r} is not served here")
+        try:
+            match scope["type"]:
+                case "http":
+                    await self._outer(self.addresses.forwarded(scope), receive, send)
+                case "websocket":
+                    await self._websocket(self.addresses.forwarded(scope), receive, send)
+                case "lifespan":
+                    await _lifespan(receive, send)
+                case other:
+                    raise NotImplementedError(f"scope type {other!r} is not served here")
+        except (SystemExit, BaseExceptionGroup) as error:
+            crash = exit_as_crash(error)
+            if crash is error:
+                raise
+            raise crash from error
 
     def body_limit(self, scope: Scope) -> int:
         """Return the largest body in bytes that a request may have; 0 is no limit.
