@@ -296,7 +296,11 @@ class Site:
                 body, media_type="application/json", headers={"cache-control": "no-cache", "vary": "Host"}
             )
 
-        @router.post("/settings/validate/{plugin}", summary="Validate edited settings")
+        @router.post(
+            "/settings/validate/{plugin}",
+            summary="Validate edited settings",
+            responses={404: {"description": "No plugin has this name"}},
+        )
         async def validate(plugin: str, values: dict[str, Any]) -> dict[str, Any]:
             """Validate the values of the settings page, and return each error with its place."""
             result = validate_settings(plugin, values, self._parts.plugins)
