@@ -117,7 +117,10 @@ async def _ends_with(server: RunningProcess, status: int) -> None:
 
 @fault(on="process")
 async def ignore_cancel(_chaos: Chaos) -> None:
-    """A service ignores its cancellation in a restart: the process ends with 70 after three stop times.
+    """A service ignores its cancellation in a restart: the process ends with status 70.
+
+    That happens after three stop times. No second incarnation starts beside it, and the log names the
+    service and its line.
 
     No second incarnation starts beside it, and the log names the service and its line.
     """
@@ -131,7 +134,7 @@ async def ignore_cancel(_chaos: Chaos) -> None:
 
 @fault(on="process")
 async def ignore_stop(_chaos: Chaos) -> None:
-    """A service ignores its cancellation in a stop: the process ends within its bound, with status 0.
+    """A service ignores its cancellation in a stop: the process ends in time, with 0.
 
     The log says which service stood on which line.
     """
@@ -147,8 +150,9 @@ async def ignore_stop(_chaos: Chaos) -> None:
 
 @fault(on="process")
 async def thread_without_end(_chaos: Chaos) -> None:
-    """A synchronous service never returns: a restart abandons its thread, counts and names it, and goes
-    on.
+    """A synchronous service never returns: a restart abandons its thread and counts it.
+
+    The thread is named, the restart goes on, and a stop ends the process in time.
 
     A stop ends the process in time.
     """
@@ -165,7 +169,7 @@ async def thread_without_end(_chaos: Chaos) -> None:
 
 @fault(on="process")
 async def crash_during_stop(_chaos: Chaos) -> None:
-    """A service raises while the server is being stopped: that is no crash, and the process ends with 0."""
+    """A service raises while the server stops: that is no crash, and the status is 0."""
     async with _serving(RAISES_IN_STOP) as server:
         server.send(signal.SIGTERM)
         await _ends_with(server, 0)
@@ -184,7 +188,7 @@ async def broker_kill_during_stop(_chaos: Chaos) -> None:
 
 @fault(on="process")
 async def descriptors_exhausted(_chaos: Chaos) -> None:
-    """The process has no descriptor left: new clients wait and are not refused, and nothing crashes.
+    """The process has no descriptor left: new clients wait, and nothing crashes.
 
     All of them are served once there are descriptors again.
     """
