@@ -11,6 +11,7 @@ import trio
 
 from tangram import defaults
 from tangram.asgi import Receive, Scope, Send, send_json
+from tangram.descriptors import is_exhaustion
 from tangram.errors import BadRequest, Refused, RouteError
 from tangram.groups import unwrap_single
 from tangram.routing.calls import Threads
@@ -20,6 +21,7 @@ from tangram.routing.paths import Found, PathTree, decode_path
 from tangram.routing.request import ClientDisconnected
 from tangram.routing.responses import JSONResponse, Response
 from tangram.routing.router import APIRouter, Mount, Route
+from tangram.routing.shortage import unavailable
 
 __all__ = ["RouteTable", "check_router"]
 
@@ -261,6 +263,8 @@ def _refusal(cause: BaseException) -> Response | None:
         return JSONResponse({"detail": detail_of(cause)}, 422)
     if isinstance(cause, Refused):
         return JSONResponse({"detail": cause.reason}, 403)
+    if is_exhaustion(cause):
+        return _refusal(unavailable(cause))
     return None
 
 

@@ -38,9 +38,6 @@ EX_SOFTWARE = 70
 DESCRIPTORS = 64
 """Limit of descriptors: more than such a server has open at rest, and soon used up."""
 
-PATIENCE = 0.5
-"""Seconds for which a client waits without an answer when no descriptor is left."""
-
 PLUGIN = "tangram_chaos_plugin"
 """Name of the plugin in such a server."""
 
@@ -188,10 +185,7 @@ async def broker_kill_during_stop(_chaos: Chaos) -> None:
 
 @fault(on="process")
 async def descriptors_exhausted(_chaos: Chaos) -> None:
-    """The process has no descriptor left: new clients wait, and nothing crashes.
-
-    All of them are served once there are descriptors again.
-    """
+    """Idle connections take all descriptors: clients with requests are answered, and nothing crashes."""
     async with _serving(HARMLESS) as server:
         _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
@@ -199,15 +193,12 @@ async def descriptors_exhausted(_chaos: Chaos) -> None:
             for _ in range(DESCRIPTORS):
                 await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
             await server.wait_line("no file descriptor for another connection")
-            waiting = await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
-            await waiting.send_all(b"GET /-/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            with trio.move_on_after(PATIENCE):
-                answer = await waiting.receive_some(64)
-                raise AssertionError(f"no descriptor was left, but a client was answered {answer!r}")
-            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS * 4, hard))
+            client = await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
+            await client.send_all(b"GET /-/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             with trio.fail_after(SECONDS):
-                answer = bytes(await waiting.receive_some(64))
-            assert answer.startswith(b"HTTP/1.1 200"), f"a client that had waited was answered {answer!r}"
+                answer = bytes(await client.receive_some(64))
+            assert answer.startswith(b"HTTP/1.1 200"), f"a client with a request was answered {answer!r}"
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS * 4, hard))
         answer = await get(HOST, server.home.port, "/-/readyz")
         assert answer.startswith(b"HTTP/1.1 200"), f"afterwards it is not ready: {answer!r}"
         assert "child crashed" not in server.log, f"a child crashed:\n{server.log}"
