@@ -45,6 +45,7 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         reload=lambda: _reload(path, log_format),
         on_first_ready=gc.freeze,  # the objects of the start stay, so the collector need not visit them
         on_stopping=force_exit.arm,
+        on_repeat=force_exit.force,
         on_broker=force_exit.watch_broker,
     )
     status = 1
