@@ -11,8 +11,7 @@
     |  |- NotAPlugin                  its entry point is something else than a Plugin
     |  |- PluginConfigError           its table in the configuration is wrong
     |  |- RouteError                  a route cannot be declared as written
-    |  |- ServiceError                a function for services was called elsewhere
-    |  `- PluginExited                its code raised SystemExit, which does not end the server
+    |  `- ServiceError                a function for services was called elsewhere
     |- RequestError                   the client that sent the request
     |  |- BadRequest                  a parameter or body is wrong: every fault at once; status 422
     |  `- Refused                     a plugin or the policy says no, with a reason; status 403
@@ -53,7 +52,6 @@ __all__ = [
     "OperatorError",
     "PluginConfigError",
     "PluginError",
-    "PluginExited",
     "PluginImportFailed",
     "PluginNotFound",
     "Refused",
@@ -157,10 +155,6 @@ class RouteError(PluginError):
 
 class ServiceError(PluginError):
     """A function for services of plugins was called elsewhere."""
-
-
-class PluginExited(PluginError):
-    """The code of a plugin raised ``SystemExit``; that is a crash of the plugin."""
 
 
 class RequestError(TangramError):

@@ -21,6 +21,7 @@ class Settings:
     id_length: int = 8
     max_backlog: int = 262_144
     max_message: int = 16 * 1024 * 1024
+    max_unjoined: int = 65_536
     conflate: Sequence[str] = ()
     max_joins: int = 100
     idle_timeout: float = 90.0

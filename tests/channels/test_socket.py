@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tangram.channels import codec
 from tangram.channels.disconnects import ABUSE, LIMITED, UNAUTHORIZED, UNAVAILABLE, WRONG_CHANNEL, Disconnect
-from tangram.channels.frames import TEXT, FrameError, SocketMessage
+from tangram.channels.frames import TEXT, FrameError, ReplyTo, SocketMessage
 from tangram.channels.hub import Hub
 from tangram.channels.socket import (
     MALFORMED_BURST,
@@ -16,7 +16,6 @@ from tangram.channels.socket import (
     Authorize,
     Effect,
     Publish,
-    ReplyTo,
     Socket,
 )
 from tests.channels.fakes import drained, open_outbox

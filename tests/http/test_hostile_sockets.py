@@ -65,7 +65,8 @@ FIELDS: dict[str, tuple[bytes, str]] = {
     "event of another topic": (message("1", "1", "obs", "staff:delete", {}), "colon in event"),
     "join_ref": (message(LONG, "1", "new", "phx_join", {"token": token("new")}), "ref too long"),
     "ref of a join": (message(None, LONG, "new", "phx_join", {"token": token("new")}), "ref too long"),
-    "token": (message("1", "1", "new", "phx_join", {"token": "x" * MIB}), "unauthorized"),
+    "token": (message("1", "1", "new", "phx_join", {"token": "x" * 100_000}), "unauthorized"),
+    "payload of a join": (message("1", "1", "new", "phx_join", {"token": "x" * MIB}), "frame too large"),
     "id": (message("1", "1", "new", "phx_join", {"token": token("new", LONG)}), "id too long"),
 }
 

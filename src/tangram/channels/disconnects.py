@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = [
     "ABUSE",
@@ -24,6 +24,7 @@ __all__ = [
     "IDLE",
     "ID_TOO_LONG",
     "LIMITED",
+    "MALFORMED",
     "NOT_OPERATOR",
     "NOT_YOUR_STREAM",
     "ORIGIN",
@@ -33,6 +34,7 @@ __all__ = [
     "SHUTDOWN",
     "TOKEN_EXPIRED",
     "TOO_BIG",
+    "TOO_LARGE",
     "TOO_MANY_JOINS",
     "TOPIC_TOO_LONG",
     "TWO_TOKENS",
@@ -80,37 +82,40 @@ class Refusal(NamedTuple):
     """False if asking again with the same token cannot help."""
 
 
-RESTART = Disconnect(1012, "restart", Party.SERVER, retry=True)
-SHUTDOWN = Disconnect(1001, "shutdown", Party.SERVER, retry=True)
-CRASH = Disconnect(1011, "internal error", Party.SERVER, retry=True)
-OVERLOAD = Disconnect(1013, "too far behind", Party.CLIENT, retry=True)
-IDLE = Disconnect(1001, "idle", Party.NETWORK, retry=True)
-DISCONNECTED = Disconnect(1008, "disconnected", Party.POLICY, retry=True)
+RESTART: Final = Disconnect(1012, "restart", Party.SERVER, retry=True)
+SHUTDOWN: Final = Disconnect(1001, "shutdown", Party.SERVER, retry=True)
+CRASH: Final = Disconnect(1011, "internal error", Party.SERVER, retry=True)
+OVERLOAD: Final = Disconnect(1013, "too far behind", Party.CLIENT, retry=True)
+IDLE: Final = Disconnect(1001, "idle", Party.NETWORK, retry=True)
+DISCONNECTED: Final = Disconnect(1008, "disconnected", Party.POLICY, retry=True)
 """A plugin asked for it. The client reconnects, and its joins are checked again."""
-ABUSE = Disconnect(1007, "too many malformed frames", Party.CLIENT, retry=False)
-TOO_BIG = Disconnect(1009, "message too big", Party.CLIENT, retry=False)
-GONE = Disconnect(1001, "gone", Party.NETWORK, retry=True)
+ABUSE: Final = Disconnect(1007, "too many malformed frames", Party.CLIENT, retry=False)
+TOO_BIG: Final = Disconnect(1009, "message too big", Party.CLIENT, retry=False)
+GONE: Final = Disconnect(1001, "gone", Party.NETWORK, retry=True)
 """The peer closed the connection, so that nothing can be sent. Used in statistics only."""
 
-UNAUTHORIZED = Refusal("unauthorized", 403, Party.CLIENT, retry=False)
-TOKEN_EXPIRED = Refusal("token expired", 403, Party.CLIENT, retry=False)
-WRONG_CHANNEL = Refusal("wrong channel", 403, Party.CLIENT, retry=False)
-NOT_OPERATOR = Refusal("operator only", 403, Party.POLICY, retry=False)
-NOT_YOUR_STREAM = Refusal("wrong id for this stream", 403, Party.POLICY, retry=False)
-ORIGIN = Refusal("origin not allowed", 403, Party.POLICY, retry=False)
-VERSION = Refusal("unsupported protocol version, expected vsn=2.0.0", 403, Party.CLIENT, retry=False)
-TOPIC_TOO_LONG = Refusal("topic too long", 422, Party.CLIENT, retry=False)
-ID_TOO_LONG = Refusal("id too long", 422, Party.CLIENT, retry=False)
-REF_TOO_LONG = Refusal("ref too long", 422, Party.CLIENT, retry=False)
-TWO_TOKENS = Refusal("userToken given more than once", 400, Party.CLIENT, retry=False)
-LIMITED = Refusal("rate limited", 429, Party.CLIENT, retry=True)
-TOO_MANY_JOINS = Refusal("too many channels", 429, Party.CLIENT, retry=True)
-BUSY = Refusal("busy", 503, Party.SERVER, retry=True)
-UNAVAILABLE = Refusal("unavailable", 503, Party.SERVER, retry=True)
-UNMATCHED_TOPIC = Refusal("unmatched topic", 400, Party.CLIENT, retry=False)
-EVENT_TOO_LONG = Refusal("event too long", 400, Party.CLIENT, retry=False)
-BAD_EVENT = Refusal("reserved event", 400, Party.CLIENT, retry=False)
-COLON_IN_EVENT = Refusal("colon in event", 400, Party.CLIENT, retry=False)
+UNAUTHORIZED: Final = Refusal("unauthorized", 403, Party.CLIENT, retry=False)
+TOKEN_EXPIRED: Final = Refusal("token expired", 403, Party.CLIENT, retry=False)
+WRONG_CHANNEL: Final = Refusal("wrong channel", 403, Party.CLIENT, retry=False)
+NOT_OPERATOR: Final = Refusal("operator only", 403, Party.POLICY, retry=False)
+NOT_YOUR_STREAM: Final = Refusal("wrong id for this stream", 403, Party.POLICY, retry=False)
+ORIGIN: Final = Refusal("origin not allowed", 403, Party.POLICY, retry=False)
+VERSION: Final = Refusal("unsupported protocol version, expected vsn=2.0.0", 403, Party.CLIENT, retry=False)
+TOPIC_TOO_LONG: Final = Refusal("topic too long", 422, Party.CLIENT, retry=False)
+ID_TOO_LONG: Final = Refusal("id too long", 422, Party.CLIENT, retry=False)
+REF_TOO_LONG: Final = Refusal("ref too long", 422, Party.CLIENT, retry=False)
+TWO_TOKENS: Final = Refusal("userToken given more than once", 400, Party.CLIENT, retry=False)
+LIMITED: Final = Refusal("rate limited", 429, Party.CLIENT, retry=True)
+TOO_MANY_JOINS: Final = Refusal("too many channels", 429, Party.CLIENT, retry=True)
+BUSY: Final = Refusal("busy", 503, Party.SERVER, retry=True)
+UNAVAILABLE: Final = Refusal("unavailable", 503, Party.SERVER, retry=True)
+MALFORMED: Final = Refusal("malformed frame", 400, Party.CLIENT, retry=False)
+TOO_LARGE: Final = Refusal("frame too large", 413, Party.CLIENT, retry=False)
+"""Only pushes to joined topics may be larger than ``codec.MAX_AT_ONCE``."""
+UNMATCHED_TOPIC: Final = Refusal("unmatched topic", 400, Party.CLIENT, retry=False)
+EVENT_TOO_LONG: Final = Refusal("event too long", 400, Party.CLIENT, retry=False)
+BAD_EVENT: Final = Refusal("reserved event", 400, Party.CLIENT, retry=False)
+COLON_IN_EVENT: Final = Refusal("colon in event", 400, Party.CLIENT, retry=False)
 """On Redis it would be an event of another topic, for which the client may have no token."""
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "TEXT",
     "Encoded",
     "FrameError",
+    "ReplyTo",
     "Run",
     "SocketMessage",
 ]
@@ -50,8 +51,22 @@ PHOENIX: Final = "phoenix"
 """The topic of heartbeats."""
 
 
+class ReplyTo(NamedTuple):
+    """The fields of a frame that its reply repeats."""
+
+    join_ref: str | None
+    ref: str | int | None
+    """A string, but for malformed frames any number that the client may wait for."""
+    topic: str
+
+
 class FrameError(ValueError):
     """A frame that is not a message of the protocol; the connection goes on without it."""
+
+    def __init__(self, text: str, reply_to: ReplyTo | None = None) -> None:
+        super().__init__(text)
+        self.reply_to = reply_to
+        """The fields for an error reply, if the frame has a ``ref`` and a topic."""
 
 
 class SocketMessage(NamedTuple):

@@ -35,13 +35,15 @@ from tangram.channels.frames import (
     REPLY,
     TEXT,
     Encoded,
+    ReplyTo,
     Run,
     SocketMessage,
 )
+from tangram.channels.json_text import is_document
 from tangram.channels.outbox import Outbox
 from tangram.channels.presence import Presence
 
-__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication", "ReplyTo"]
+__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication"]
 
 ADMIN: Final = "admin"
 SPECIAL: Final = ("admin", PHOENIX, "system")
@@ -52,14 +54,6 @@ MAX_AGENTS: Final = 100
 because the whole list at every join costs the square of the members when all rejoin after a restart."""
 _MAX_DESTINATIONS: Final = 8192
 """Redis channel names whose frame headers are remembered; all are forgotten at once when there are more."""
-
-
-class ReplyTo(NamedTuple):
-    """The fields of a frame that its reply repeats."""
-
-    join_ref: str | None
-    ref: str | None
-    topic: str
 
 
 class Publication(NamedTuple):
@@ -262,7 +256,7 @@ class Hub:
     def _encode(destination: _Destination, payload: bytes) -> Encoded | None:
         if not payload or not destination.text_header:
             return None
-        if codec.is_document(payload):
+        if is_document(payload):
             return Encoded(TEXT, destination.text_header + payload + b"]", destination.key)
         if destination.binary_header is None:
             return None

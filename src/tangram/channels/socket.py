@@ -35,7 +35,9 @@ from tangram.channels.disconnects import (
     BUSY,
     COLON_IN_EVENT,
     EVENT_TOO_LONG,
+    MALFORMED,
     REF_TOO_LONG,
+    TOO_LARGE,
     TOO_MANY_JOINS,
     TOPIC_TOO_LONG,
     UNAVAILABLE,
@@ -43,11 +45,11 @@ from tangram.channels.disconnects import (
     Disconnect,
     Refusal,
 )
-from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, SocketMessage
-from tangram.channels.hub import Hub, Membership, Publication, ReplyTo
+from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, ReplyTo, SocketMessage
+from tangram.channels.hub import Hub, Membership, Publication
 from tangram.channels.outbox import Outbox
 
-__all__ = ["Authorize", "Effect", "Publish", "ReplyTo", "Socket", "SocketStatistics"]
+__all__ = ["Authorize", "Effect", "Publish", "Socket", "SocketStatistics"]
 
 MAX_DEFERRED: Final = 100
 """Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends one leave meanwhile."""
@@ -116,10 +118,11 @@ class SocketStatistics:
 
 
 class _Join(msgspec.Struct):
-    token: object = None
+    token: msgspec.Raw = msgspec.Raw()
 
 
 _decode_join: Final = msgspec.json.Decoder(_Join).decode
+_decode_string: Final = msgspec.json.Decoder(str).decode
 
 
 class Socket:
@@ -151,6 +154,32 @@ class Socket:
     def topics(self) -> Sequence[str]:
         """The topics that are joined now."""
         return [topic for topic, membership in self._joined.items() if membership.alive]
+
+    @property
+    def joined(self) -> bool:
+        """Whether any topic is joined now."""
+        return any(membership.alive for membership in self._joined.values())
+
+    def refuse_large(self, message: SocketMessage) -> list[Effect] | None:
+        """Refuse a large frame by its header alone; return None for a push that would be published.
+
+        So the payload of a frame that is refused need not be checked.
+        """
+        self.frames += 1
+        if message.event == JOIN:
+            return self._refuse_join(message, message.join_ref or message.ref or "", TOO_LARGE)
+        if message.event in _CONTROL or message.topic == PHOENIX:
+            refusal = TOO_LARGE
+        elif message.topic in self._joining:
+            refusal = BUSY
+        elif self._state(message.topic) is _State.ABSENT:
+            refusal = UNMATCHED_TOPIC
+        elif self._push(message):
+            self.frames -= 1  # it is counted when it is handled
+            return None
+        else:
+            return []  # _push has replied
+        return self._refuse(message, refusal)
 
     def push(self, message: SocketMessage) -> str | None:
         """Return the Redis channel of a push that only needs to be published and replied to.
@@ -199,13 +228,16 @@ class Socket:
         del self._joined[topic]
         return _State.ABSENT
 
-    def malformed(self, now: float) -> list[Effect]:
+    def malformed(self, now: float, reply_to: ReplyTo | None = None) -> list[Effect]:
         """Count a frame that is not a message, and close the connection after too many.
 
-        ``MALFORMED_BURST`` at once, and ``MALFORMED_RATE`` a second, are tolerated.
+        ``MALFORMED_BURST`` at once, and ``MALFORMED_RATE`` a second, are tolerated. If the frame has a ref,
+        it gets an error reply, so that the client does not wait for its timeout.
         """
         self.frames += 1
         self.malformed_frames += 1
+        if reply_to is not None:
+            self._refuse(reply_to, MALFORMED)
         elapsed = max(0.0, now - self._forgiven_at)
         self._forgiven_at = now
         self._forgiven = min(MALFORMED_BURST, self._forgiven + elapsed * MALFORMED_RATE) - 1.0
@@ -364,14 +396,14 @@ class Socket:
 
 _TABLE: Final[dict[tuple[_State, _Kind], Callable[[Socket, SocketMessage], list[Effect]]]] = {
     (_State.ABSENT, _Kind.JOIN): Socket._ask,  # noqa: SLF001 - the table is part of the class
-    (_State.ABSENT, _Kind.LEAVE): Socket._left_already,  # noqa: SLF001
-    (_State.ABSENT, _Kind.PUSH): Socket._unmatched,  # noqa: SLF001
-    (_State.JOINING, _Kind.JOIN): Socket._defer,  # noqa: SLF001
-    (_State.JOINING, _Kind.LEAVE): Socket._defer,  # noqa: SLF001
-    (_State.JOINING, _Kind.PUSH): Socket._defer,  # noqa: SLF001
-    (_State.JOINED, _Kind.JOIN): Socket._rejoin,  # noqa: SLF001
-    (_State.JOINED, _Kind.LEAVE): Socket._leave,  # noqa: SLF001
-    (_State.JOINED, _Kind.PUSH): Socket._push,  # noqa: SLF001
+    (_State.ABSENT, _Kind.LEAVE): Socket._left_already,  # noqa: SLF001 - the table is part of the class
+    (_State.ABSENT, _Kind.PUSH): Socket._unmatched,  # noqa: SLF001 - the table is part of the class
+    (_State.JOINING, _Kind.JOIN): Socket._defer,  # noqa: SLF001 - the table is part of the class
+    (_State.JOINING, _Kind.LEAVE): Socket._defer,  # noqa: SLF001 - the table is part of the class
+    (_State.JOINING, _Kind.PUSH): Socket._defer,  # noqa: SLF001 - the table is part of the class
+    (_State.JOINED, _Kind.JOIN): Socket._rejoin,  # noqa: SLF001 - the table is part of the class
+    (_State.JOINED, _Kind.LEAVE): Socket._leave,  # noqa: SLF001 - the table is part of the class
+    (_State.JOINED, _Kind.PUSH): Socket._push,  # noqa: SLF001 - the table is part of the class
 }
 
 
@@ -383,5 +415,5 @@ def _token(payload: bytes) -> str | None:
     """Return the join's own token: a string in an object. None means the connection's."""
     if not payload.lstrip().startswith(b"{"):
         return None
-    token = _decode_join(payload).token
-    return token if isinstance(token, str) else None
+    token = bytes(_decode_join(payload).token)
+    return _decode_string(token) if token[:1] == b'"' else None

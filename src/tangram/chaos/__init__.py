@@ -1,1 +1,3 @@
-"""The rig behind ``tangram chaos``: campaigns, simulation, conformance."""
+"""The rig behind ``tangram chaos`` and ``make chaos``: campaigns, simulation, conformance of
+implementations.
+"""

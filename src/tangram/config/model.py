@@ -168,10 +168,7 @@ class ServerConfig:
     write_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds in which a client must accept some of the bytes sent to it; otherwise it is disconnected."""
     max_connections: int = attrs.field(default=10000, validator=v.ge(1))
-    """Connections at one time, and never more than three quarters of the process's limit on open files.
-
-    10,000 browsers, within the usual hard limit.
-    """
+    """Connections at one time. The usual limit of a process, minus room for files and the broker."""
     max_connections_per_address: int = attrs.field(default=0, validator=v.ge(0))
     """Connections at one time from one address; 0 is no limit, because a proxy is one address."""
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))
@@ -218,6 +215,8 @@ class ChannelConfig:
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
     max_message: int = attrs.field(default=defaults.MAX_MESSAGE, validator=v.ge(1024))
     """Bytes of one message in either direction. The published server's limit."""
+    max_unjoined: int = attrs.field(default=65536, validator=v.ge(1024))
+    """Bytes of one message before the first join: a join with its token takes a few hundred."""
     max_joins: int = attrs.field(default=defaults.MAX_JOINS, validator=v.ge(1))
     """Topics that one socket may be joined to. Phoenix's default."""
     idle_timeout: float = attrs.field(default=90.0, validator=v.gt(0))

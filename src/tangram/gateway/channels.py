@@ -138,6 +138,8 @@ class Channels:
         self._drain_timeout = drain_timeout
         self._outer_nursery = outer_nursery
         self._backpressure = backpressure
+        self.large_frames = trio.Lock()
+        """Held while a large frame is checked, so that one slice at most delays the other tasks."""
         self.ended = False
         """Whether the child has ended; frames of connections that are still open are then ignored."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)

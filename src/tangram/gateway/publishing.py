@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from tangram.channels.frames import SocketMessage
-from tangram.channels.socket import ReplyTo, Socket
+from tangram.channels.frames import ReplyTo, SocketMessage
+from tangram.channels.socket import Socket
 
 __all__ = ["Backpressure", "Batch", "Done", "PublishAll"]
 

@@ -1,7 +1,7 @@
 """One connection for its transport, and the owner that it needs.
 
 A transport feeds the frames of each read, empties the outbox, and calls ``gone`` at the end. Everything here
-is synchronous except ``wait_uncongested``.
+is synchronous except ``wait_uncongested`` and ``finish``, which checks large text frames in slices.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from typing import Protocol
 
 import trio
 
-from tangram.channels.codec import decode
-from tangram.channels.frames import FrameError
+from tangram.channels.codec import MAX_AT_ONCE, cut_payload, decode, decode_header
+from tangram.channels.disconnects import TOO_BIG
+from tangram.channels.frames import TEXT, FrameError, ReplyTo
 from tangram.channels.hub import Hub
+from tangram.channels.json_text import check_slices
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
 from tangram.channels.socket import Authorize, Effect, Publish, Socket
@@ -29,6 +31,8 @@ class SessionOwner(Protocol):
     settings: ChannelSettings
     hub: Hub
     ended: bool
+    large_frames: trio.Lock
+    """Held while a large frame is checked, so that one slice at most delays the other tasks."""
 
     @property
     def congested(self) -> bool: ...
@@ -43,7 +47,17 @@ class SessionOwner(Protocol):
 class Session:
     """One connection, between its transport and the channels."""
 
-    __slots__ = ("_owner", "conn", "info", "last_seen", "outbox", "socket", "user_token")
+    __slots__ = (
+        "_owner",
+        "_small",
+        "_unfinished",
+        "conn",
+        "info",
+        "last_seen",
+        "outbox",
+        "socket",
+        "user_token",
+    )
 
     def __init__(
         self, owner: SessionOwner, conn: str, info: ConnectInfo, user_token: str | None, outbox: Outbox
@@ -54,7 +68,9 @@ class Session:
         self.user_token = user_token
         self.outbox = outbox
         self.last_seen = trio.current_time()
+        self._unfinished: Sequence[tuple[int, bytes | str]] = ()
         settings = owner.settings
+        self._small = min(MAX_AT_ONCE, settings.max_unjoined, settings.max_message)
         self.socket = Socket(
             conn,
             owner.hub,
@@ -66,6 +82,8 @@ class Session:
     def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:
         """Handle the frames of one read; no bytes of a client raise here.
 
+        If this leaves the session ``unfinished``, the transport must call ``finish`` before it feeds more.
+
         Args:
             frames: pairs of opcode and payload; the payload of a text frame may be bytes or str.
         """
@@ -74,14 +92,21 @@ class Session:
         push, replying = machine.push, machine.push_replies
         batch = Batch(machine)
         try:
-            for opcode, data in frames:
+            for at, (opcode, data) in enumerate(frames):
                 if outbox.disconnect is not None or owner.ended:
                     break
+                if len(data) > self._small:
+                    if len(data) > self.max_message:
+                        outbox.close(TOO_BIG)
+                        break
+                    if opcode == TEXT and len(data) > MAX_AT_ONCE:
+                        self._unfinished = frames[at:]
+                        break
                 try:
                     message = decode(opcode, data)
                 except FrameError as error:
                     owner.note_malformed(self, error)
-                    self._carry_out(machine.malformed(now), batch)
+                    self._carry_out(machine.malformed(now, error.reply_to), batch)
                     continue
                 channel = push(message)
                 if channel is None:
@@ -92,6 +117,46 @@ class Session:
         finally:
             owner.publish_batch(batch)
         owner.presence_changed()
+
+    @property
+    def max_message(self) -> int:
+        """The bytes of the largest frame that is taken now: few before the first join."""
+        settings = self._owner.settings
+        return (
+            settings.max_message if self.socket.joined else min(settings.max_unjoined, settings.max_message)
+        )
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last ``feed`` has left a large frame, and the frames after it, to ``finish``."""
+        return bool(self._unfinished)
+
+    async def finish(self) -> None:
+        """Check the large frames of the last ``feed`` in slices, and handle all of its frames in order."""
+        while self._unfinished:
+            (_, data), *rest = self._unfinished
+            text = data.encode(errors="replace") if isinstance(data, str) else data
+            reply_to: ReplyTo | None = None
+            try:
+                header, start = decode_header(text)
+                reply_to = None if header.ref is None else ReplyTo(*header[:3])
+                effects = self.socket.refuse_large(header)
+                if effects is None:
+                    payload = cut_payload(text, start)
+                    async with self._owner.large_frames:
+                        await _check(payload)
+                    message = header._replace(payload=payload)
+                    effects = [] if self._ended else self.socket.receive(message)
+            except FrameError as error:
+                self._owner.note_malformed(self, error)
+                effects = self.socket.malformed(trio.current_time(), error.reply_to or reply_to)
+            self._unfinished = ()
+            self.carry_out(effects)
+            self.feed(rest)
+
+    @property
+    def _ended(self) -> bool:
+        return self.outbox.disconnect is not None or self._owner.ended
 
     def alive(self) -> None:
         """Note that the client is still there, although it sent no message (a pong)."""
@@ -135,3 +200,16 @@ class Session:
     def gone(self) -> None:
         """Leave all topics after the end of the connection; a second call does nothing."""
         self._owner.disconnected(self)
+
+
+async def _check(payload: bytes) -> None:
+    """Check the payload of a large text frame; raises FrameError."""
+    checking = check_slices(payload)
+    while True:
+        try:
+            next(checking)
+        except StopIteration as checked:
+            if not checked.value:
+                raise FrameError("the payload of a large frame is not JSON") from None
+            return
+        await trio.lowlevel.checkpoint()

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from tangram.channels.disconnects import CRASH, GONE, TOO_BIG, Disconnect
+from tangram.channels.disconnects import CRASH, GONE, Disconnect
 from tangram.channels.frames import BINARY, TEXT, Encoded
 from tangram.channels.policy import ConnectInfo
 from tangram.gateway.admission import Admission
@@ -70,7 +70,7 @@ async def serve_websocket(
     closed = False
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_read, session, connection, channels.settings.max_message)
+            nursery.start_soon(_read, session, connection)
             closed = await _write(session, connection, wakeup)
             nursery.cancel_scope.cancel()
     finally:
@@ -83,16 +83,17 @@ async def serve_websocket(
     return session.outbox.disconnect
 
 
-async def _read(session: Session, connection: AcceptedWebSocket, max_message: int) -> None:
+async def _read(session: Session, connection: AcceptedWebSocket) -> None:
     try:
         while True:
             if session.congested:
                 await session.wait_uncongested()
             data = await connection.receive()
-            if len(data) > max_message:
-                session.outbox.close(TOO_BIG)
-                return
             session.feed([(TEXT if isinstance(data, str) else BINARY, data)])
+            if session.unfinished:
+                await session.finish()
+            if session.outbox.disconnect is not None:
+                return
     except trio.EndOfChannel:
         session.outbox.close(GONE)
     except Exception:

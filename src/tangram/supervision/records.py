@@ -9,7 +9,6 @@ from typing import Final
 
 import trio
 
-from tangram.descriptors import exhaustion_note
 from tangram.groups import leaves
 from tangram.supervision.spec import Crash
 
@@ -95,12 +94,9 @@ def one_line(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        message = str(error)
+        return str(error)
     except Exception:  # noqa: BLE001 - a plugin's broken __str__ must not stop its supervisor
         return "(its message cannot be read)"
-    # Which child meets this error first is chance, so the record names the limit and not only the child.
-    note = exhaustion_note(error)
-    return f"{message}: {note}" if note else message
 
 
 def _attached(error: BaseException) -> Crash | None:

@@ -144,6 +144,8 @@ class ChannelSocket:
             while True:
                 if data and not self._take(data):
                     break
+                if self._session.unfinished:
+                    await self._finish()
                 if stream.closed:
                     return
                 await _wait_readable(stream.sock)
@@ -162,6 +164,24 @@ class ChannelSocket:
             # Our close frame is on its way while the client still sends: a reset would drop the frame.
             await stream.linger()
 
+    async def _finish(self) -> None:
+        """Let the session check large frames in slices; their replies go out together."""
+        pump = self._pump
+        pump.corked = True
+        try:
+            await self._session.finish()
+        except Exception as error:  # noqa: BLE001 - an error of the channels ends this connection only
+            self._crash(error)
+        finally:
+            pump.corked = False
+        pump.flush()
+
+    def _crash(self, error: Exception) -> None:
+        """Log an error of the channels, and end this connection."""
+        session = self._session
+        log.error("channel connection crashed", conn=session.conn, exc_info=error)
+        session.outbox.close(CRASH)
+
     def end(self) -> None:
         """Report to the session that the connection has ended; idempotent."""
         self._session.outbox.close(GONE)
@@ -179,9 +199,8 @@ class ChannelSocket:
         try:
             if messages:
                 session.feed(messages)
-        except Exception:
-            log.exception("channel connection crashed", conn=session.conn)
-            session.outbox.close(CRASH)
+        except Exception as error:  # noqa: BLE001 - an error of the channels ends this connection only
+            self._crash(error)
         finally:
             pump.corked = False
         writes = protocol.data_to_send()

@@ -142,10 +142,7 @@ class PipeEnd(trio.abc.Stream):
             self._on_close(self)
 
     def cut(self) -> None:
-        """End the connection as the network does: both ends get the end of the stream.
-
-        Neither end is closed by that.
-        """
+        """End the connection as the network does: both ends get the end of the stream, neither is closed."""
         for way in (self._out, self._in):
             way.ended = way.broken = True
         self._wake()

@@ -1,6 +1,5 @@
-"""Valkey's glob patterns (its ``stringmatchlen``), for PSUBSCRIBE, KEYS and SCAN.
-
-Python's ``fnmatch`` differs: it negates by ``!`` and has no backslash.
+"""Valkey's own glob (``stringmatchlen`` of its util.c): not Python's ``fnmatch``, which negates by ``!`` and
+knows no backslash. PSUBSCRIBE, KEYS and SCAN go by it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from functools import lru_cache
 __all__ = ["matches"]
 
 KEPT = 512
-"""Patterns whose expression is kept: each publish matches all subscribed patterns."""
+"""Patterns whose expression is kept: each publish asks for all that are subscribed to."""
 
 
 def matches(pattern: bytes, text: bytes) -> bool:
-    """Return whether ``pattern`` matches the whole of ``text``."""
+    """Whether the whole of ``text`` is as ``pattern`` says."""
     return _expression(pattern).fullmatch(text) is not None
 
 
@@ -43,10 +42,8 @@ def _expression(pattern: bytes) -> re.Pattern[bytes]:
 
 
 def _class(pattern: bytes, at: int) -> tuple[bytes, int]:
-    """Translate one of ``[abc]``, ``[a-z]``, ``[^x]``, and return where it ends.
-
-    Without an end it extends to that of the pattern; a range takes the character behind the dash, also
-    a closing bracket.
+    """One of ``[abc]``, ``[a-z]``, ``[^x]``, and where it ends. Without an end it goes to the pattern's; a
+    range takes what stands behind the dash, a closing bracket too.
     """
     negated = pattern[at : at + 1] == b"^"
     at += negated

@@ -1,7 +1,7 @@
-"""Execute the requests of a connection, and deliver messages to others.
+"""What a connection may ask, and what is answered; who else hears of it.
 
-The order of checks is that of Valkey's ``processCommand``: known, enough words, a replica, a
-subscriber, a transaction.
+The order of checks is that of Valkey's ``processCommand``: known, enough words, a replica, a subscriber, a
+transaction.
 """
 
 from __future__ import annotations
@@ -30,25 +30,20 @@ from tangram.testing.fakes.valkey.wire import (
 __all__ = ["Valkey"]
 
 DATABASES = 16
-"""Number of databases of the embedded broker."""
+"""As the embedded broker is started."""
 
 VERSION = b"9.1.2"
-"""Version of Valkey whose answers these are."""
+"""Whose answers these are."""
 
 REDIS_VERSION = b"7.2.4"
-"""Version that Valkey reports to clients of Redis."""
+"""What Valkey says to clients that ask for a Redis."""
 
 _DATA: Table = {**STRINGS, **KEYS, **CONTAINERS}
 
 
 class Valkey:
-    """All sessions and databases of one incarnation.
-
-    Args:
-        now: returns seconds.
-        publish: delivers messages of sessions and returns the number of receivers; ``deliver`` unless
-            given.
-        limit: on unread output of subscribers.
+    """All sessions and all databases of one life. ``now`` tells seconds; ``publish`` is asked to deliver what
+    sessions publish, and tells how many got it (``deliver`` unless somebody listens in).
     """
 
     def __init__(
@@ -67,23 +62,18 @@ class Valkey:
         self._numbers = 0
 
     def connect(self, wake: Callable[[], object], drop: Callable[[], object]) -> ClientState:
-        """Return a new session.
-
-        Args:
-            wake: called when the session has output.
-            drop: called when the session must be disconnected.
-        """
+        """A new session."""
         self._numbers += 1
         session = ClientState(self._numbers, wake, drop)
         self.sessions[session] = None
         return session
 
     def disconnect(self, session: ClientState) -> None:
-        """Forget a session."""
+        """Forget one."""
         del self.sessions[session]
 
     def deliver(self, channel: bytes, payload: bytes) -> int:
-        """Deliver a message to all subscribers, and return the number of subscriptions."""
+        """Give a message to all that are subscribed; how many subscriptions that are."""
         receivers = 0
         now = self._now()
         for session in self.sessions:
@@ -97,7 +87,7 @@ class Valkey:
         return receivers
 
     def execute(self, session: ClientState, words: list[bytes]) -> None:
-        """Execute a request: the answer goes to the session, messages to other sessions."""
+        """Do what a request says; answers go to the session, messages to others."""
         session.hold()
         try:
             reply = self._checked(session, words)
@@ -111,45 +101,45 @@ class Valkey:
             session.close()
 
     def space(self, session: ClientState) -> Keyspace:
-        """Return the database that a session has selected."""
+        """The database that a session has selected."""
         return self._spaces[session.database]
 
     def clear(self) -> None:
-        """Remove all keys of all databases."""
+        """Drop all keys of all databases."""
         for space in self._spaces:
             space.clear()
 
     def changes(self, database: int, key: bytes) -> int:
-        """Return how often a key has changed."""
+        """How often a key has been changed."""
         return self._spaces[database].changes(key)
 
     def _checked(self, session: ClientState, words: list[bytes]) -> Reply:
         name = words[0].upper().decode("latin-1")
         command = _SESSION.get(name) or _DATA.get(name)
-        shown = name.lower()
+        told = name.lower()
         if command is None:
             raise ReplyError(f"ERR unknown command '{name[:128]}' for the broker in memory")
         if not within(command.arity, len(words)):
-            raise ReplyError(f"ERR wrong number of arguments for '{shown}' command")
+            raise ReplyError(f"ERR wrong number of arguments for '{told}' command")
         if self.readonly and command.writes:
             raise ReplyError("READONLY You can't write against a read only replica.")
         if session.subscribed and session.protocol == 2 and name not in _WHILE_SUBSCRIBED:
             raise ReplyError(
-                f"ERR Can't execute '{shown}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
+                f"ERR Can't execute '{told}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
                 "are allowed in this context"
             )
         if session.queue is not None and name not in _NEVER_QUEUED:
             if name in _NOT_IN_TRANSACTIONS:
-                raise ReplyError(f"ERR Command '{shown}' not allowed inside a transaction")
+                raise ReplyError(f"ERR Command '{told}' not allowed inside a transaction")
             session.queue.append(words)
             return Simple(b"QUEUED")
         return self.run(session, words)
 
     def run(self, session: ClientState, words: Sequence[bytes]) -> Reply:
-        """Execute a request without checks of the session's state.
+        """Do it, whatever else holds.
 
         Raises:
-            ReplyError: it cannot be executed.
+            ReplyError: it cannot be done.
         """
         name = words[0].upper().decode("latin-1")
         if name in _SESSION:
@@ -188,7 +178,7 @@ def _reset(_server: Valkey, session: ClientState, _words: Sequence[bytes]) -> Re
 
 
 def _auth(_server: Valkey, _session: ClientState, words: Sequence[bytes]) -> Reply:
-    """Without a password the default user may log in with any; other users are unknown."""
+    """No password is set: the default user may log in with any, and nobody else is known."""
     if len(words) > 2:
         raise ReplyError(SYNTAX)
     if len(words) == 1:
@@ -218,9 +208,9 @@ def _hello(server: Valkey, session: ClientState, words: Sequence[bytes]) -> Repl
         else:
             raise ReplyError(f"ERR Syntax error in HELLO option '{option.decode('latin-1')}'")
     session.protocol, session.name = protocol, name
-    answer: dict[bytes, Reply] = {b"server": b"valkey", b"version": VERSION, b"proto": protocol}
-    answer |= {b"id": session.number, b"mode": b"standalone", b"role": b"master", b"modules": []}
-    return Pairs(answer)
+    told: dict[bytes, Reply] = {b"server": b"valkey", b"version": VERSION, b"proto": protocol}
+    told |= {b"id": session.number, b"mode": b"standalone", b"role": b"master", b"modules": []}
+    return Pairs(told)
 
 
 def _select(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
@@ -290,11 +280,11 @@ def _psubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -
 
 
 def _join(session: ClientState, names: dict[bytes, None], word: bytes, words: Sequence[bytes]) -> Reply:
-    replies = Several()
+    told = Several()
     for name in words:
         names[name] = None
-        replies.append(Push([word, name, session.subscribed]))
-    return replies
+        told.append(Push([word, name, session.subscribed]))
+    return told
 
 
 def _unsubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
@@ -306,12 +296,12 @@ def _punsubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes])
 
 
 def _part(session: ClientState, names: dict[bytes, None], word: bytes, words: Sequence[bytes]) -> Reply:
-    replies = Several()
+    told = Several()
     for name in words or list(names):
         names.pop(name, None)
-        replies.append(Push([word, name, session.subscribed]))
-    # Without a name and without a subscription there is still one answer.
-    return replies or Several([Push([word, None, session.subscribed])])
+        told.append(Push([word, name, session.subscribed]))
+    # Without a name and without a subscription there is one answer all the same.
+    return told or Several([Push([word, None, session.subscribed])])
 
 
 def _pubsub(server: Valkey, _session: ClientState, words: Sequence[bytes]) -> Reply:

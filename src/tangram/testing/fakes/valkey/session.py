@@ -1,7 +1,5 @@
-"""The server's state of one connection.
-
-Answers are put into it, encoded. The owner of the connection takes them out, and is woken when there
-are some.
+"""What the server remembers of one connection. Answers are put into it, encoded; whoever owns the connection
+takes them out, and is woken when there are some.
 """
 
 from __future__ import annotations
@@ -21,21 +19,18 @@ CHUNK = 64 * 1024
 
 @attrs.frozen(kw_only=True)
 class OutputLimit:
-    """Bounds on the unread output of a subscriber.
-
-    These are Valkey's defaults: client-output-buffer-limit pubsub 32mb 8mb 60.
-    """
+    """What may wait for a subscriber that does not read (client-output-buffer-limit pubsub 32mb 8mb 60)."""
 
     hard: int = 32 * 1024 * 1024
-    """Bytes at which it is disconnected."""
+    """Bytes at which it is thrown out."""
     soft: int = 8 * 1024 * 1024
-    """Bytes above which it is disconnected after ``seconds``."""
+    """Bytes above which it may not be for long."""
     seconds: float = 60.0
-    """Seconds for which it may be above ``soft``."""
+    """How long that is."""
 
 
 class ClientState:
-    """One connection: ``wake`` is called when there is output, ``drop`` to disconnect it."""
+    """One connection. ``wake`` is called when there is something to send, ``drop`` when it is thrown out."""
 
     def __init__(self, number: int, wake: Callable[[], object], drop: Callable[[], object]) -> None:
         self.number = number
@@ -45,15 +40,15 @@ class ClientState:
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
         self.queue: list[list[bytes]] | None = None
-        """Requests of a transaction; None outside of one."""
+        """What a transaction will do; None outside of one."""
         self.spoilt = False
-        """Whether a request of the transaction was refused."""
+        """Whether something was refused in it."""
         self.watched: dict[tuple[int, bytes], int] = {}
-        """Watched keys, and how often each had changed."""
+        """Keys, and how often each had been changed."""
         self.closing = False
-        """Whether the connection ends when all output is sent."""
+        """Whether it ends when everything is sent."""
         self.waiting = 0
-        """Bytes of unsent output."""
+        """Bytes that are not sent yet."""
         self.over_since: float | None = None
         self._held: list[Reply] | None = None
         self._pending: deque[bytes] = deque()
@@ -61,11 +56,11 @@ class ClientState:
 
     @property
     def subscribed(self) -> int:
-        """Return the number of subscribed channels and patterns."""
+        """How many channels and patterns it is subscribed to."""
         return len(self.channels) + len(self.patterns)
 
     def emit(self, reply: Reply) -> None:
-        """Answer a request."""
+        """Answer."""
         if self.closing:
             return
         data = encode(reply, self.protocol)
@@ -75,10 +70,7 @@ class ClientState:
             self._wake()
 
     def push(self, message: Reply, limit: OutputLimit, now: float) -> None:
-        """Send a message, and disconnect a subscriber that exceeds the limit.
-
-        A message of its own publish follows the answer to that.
-        """
+        """Give it a message; it is thrown out if it does not read. Its own publish is answered first."""
         if self._held is not None:
             self._held.append(message)
             return
@@ -92,21 +84,21 @@ class ClientState:
             self._drop()
 
     def hold(self) -> None:
-        """Hold messages back from here on."""
+        """From here on messages wait."""
         self._held = []
 
     def release(self) -> list[Reply]:
-        """Hold messages no longer, and return the held ones."""
+        """They wait no longer; what came meanwhile."""
         held, self._held = self._held or [], None
         return held
 
     def close(self) -> None:
-        """Answer nothing more; pending output is still sent."""
+        """Nothing more is answered; what is pending is sent still."""
         self.closing = True
         self._wake()
 
     def take(self) -> bytes:
-        """Return the next output, empty if there is none; call `sent` once it is sent."""
+        """What is to be sent next; empty where there is nothing. ``sent`` follows when it is."""
         parts: list[bytes] = []
         size = 0
         while self._pending and (not parts or size + len(self._pending[0]) <= CHUNK):
@@ -115,17 +107,17 @@ class ClientState:
         return b"".join(parts)
 
     def sent(self, size: int) -> None:
-        """Note that ``size`` bytes were sent."""
+        """So many bytes do not wait any more."""
         self.waiting -= size
 
     def reset(self) -> None:
-        """Forget everything, as RESET does."""
+        """Forget everything, as RESET says."""
         self.protocol, self.database, self.name = 2, 0, b""
         self.channels.clear()
         self.patterns.clear()
         self.leave()
 
     def leave(self) -> None:
-        """Forget the transaction."""
+        """Forget a transaction."""
         self.queue, self.spoilt = None, False
         self.watched.clear()

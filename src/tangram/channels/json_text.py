@@ -1,0 +1,301 @@
+"""Check JSON text without building objects, at once or in slices.
+
+A payload is passed on as the bytes that were received, so that its objects are of no use here, and 5,000,000
+of them would hold the event loop for a second. The check is sound:
+
+1. msgspec skips the text as ``Raw``, which checks the grammar, the escapes and surrogates of strings, and
+   the syntax of numbers. It checks neither UTF-8 nor numbers beyond a double nor the depth: those are here.
+2. Depth. All bytes but brackets and quotes are deleted. Then adjacent quotes are deleted, and if none is
+   left, no string has a bracket in it: the first string with one would follow an odd run of quotes. Only
+   otherwise strings are cut out by a pattern. (Brackets in strings must not count: ``["]",`` repeated.)
+3. Numbers. A number overflows a double only if its exponent has three digits or if it has 200 digits in a
+   row. Both are searched as constants in a text whose digits are all "0"; each place is then read exactly,
+   unless it is in a string.
+4. Small texts are parsed as a whole, because that takes less time than the steps above.
+5. In slices: the text is cut before a comma between two elements, or inside a string. Each slice is completed
+   to a document of its own, by opening the brackets that are open at its begin and closing those that are
+   open at its end, and checked as above. So each slice takes a bounded time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from itertools import accumulate
+from math import isinf
+from typing import Final
+
+import msgspec
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_NUMBER",
+    "SHALLOW",
+    "SLICE",
+    "check_slices",
+    "is_document",
+    "is_sound",
+    "is_value",
+]
+
+MAX_DEPTH: Final = 128
+"""Levels of nesting, as in the JSON parser of Rust (serde), which other servers and plugins use."""
+MAX_NUMBER: Final = 1100
+"""Characters of a number that is looked at; a double needs at most 1,079 for all of its digits."""
+SLICE: Final = 65_536
+"""Bytes of a slice: its check takes less than 5 ms for any text."""
+
+SHALLOW: Final = 2 * MAX_DEPTH
+"""Bytes of a text that cannot be too deep, because each level has two brackets."""
+SMALL: Final = 1024
+"""Bytes of a text that is parsed: for so few objects that takes less time than the single checks."""
+
+_decode: Final = msgspec.json.Decoder().decode
+_skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+_ROUNDS: Final = 6
+"""Levels that are collapsed from the innermost outwards, before brackets are counted one by one."""
+_NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_STRINGS: Final = re.compile(rb'"[^"]*"')
+_STEPS: Final = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
+"""Brackets as +1 and -1 (255 as a signed byte)."""
+_ZEROS: Final = bytes(
+    0x30 if 0x30 <= byte <= 0x39 else 0x65 if byte in b"E+" else byte for byte in range(256)
+)
+"""Every digit as "0"; "E" and "+" as "e"."""
+_DIGITS: Final = 309
+"""Digits of the largest double; an integer with fewer cannot overflow it. (The parser checks floats.)"""
+_SUSPICIOUS: Final = (b"e000", b"0" * 200)
+"""Parts of a number that may be beyond a double: an exponent of three digits, or 200 digits in a row."""
+_NUMBER_BYTES: Final = frozenset(b"0123456789+-.eE")
+_ESCAPED: Final = b"\x00\x01"
+"""Takes the place of an escaped quote or backslash. Neither byte may be in JSON text."""
+_QUOTE: Final = 0x22
+_BLANKS: Final = b" \t\r\n"
+_ARRAY: Final = 0x5B
+_CLOSER: Final = {0x5B: 0x5D, 0x7B: 0x7D}
+_MARGIN: Final = 32
+"""Bytes of a string that are needed to cut it; an escaped pair of surrogates has twelve."""
+
+
+def is_document(text: bytes) -> bool:
+    """Return whether a text is one JSON object or array that all browsers read alike.
+
+    False for scalars, leading blanks, a byte-order mark, text after the document, NaN, bad UTF-8, lone
+    surrogates, a number beyond a double, and nesting deeper than ``MAX_DEPTH``.
+    """
+    return text[:1] in (b"{", b"[") and is_value(text)
+
+
+def is_value(text: bytes) -> bool:
+    """Return whether a text is one JSON value, with the same exceptions as ``is_document`` but scalars."""
+    if len(text) > SMALL:
+        try:
+            _skip(text)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return False
+    return is_sound(text)
+
+
+def is_sound(text: bytes) -> bool:
+    """Return whether JSON whose grammar is checked has good UTF-8, bounded depth and bounded numbers."""
+    if len(text) <= SMALL:
+        try:
+            _decode(text)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return False
+        return len(text) <= SHALLOW or (_depth_fits(text) and (len(text) < _DIGITS or _numbers_fit(text)))
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            return False
+    return _depth_fits(text) and _numbers_fit(text)
+
+
+def _depth_fits(text: bytes) -> bool:
+    if len(text) <= SLICE and text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return True
+    brackets = _brackets(_unescaped(text))
+    rest = brackets
+    for _ in range(_ROUNDS):
+        rest = rest.replace(b"[]", b"").replace(b"{}", b"")
+        if not rest:
+            return True
+    return _deepest(rest) + _ROUNDS <= MAX_DEPTH or _deepest(brackets) <= MAX_DEPTH
+
+
+def _unescaped(text: bytes) -> bytes:
+    """Return the text without escaped quotes and backslashes; it keeps its length."""
+    if b"\\" not in text:
+        return text
+    return text.replace(b"\\\\", _ESCAPED).replace(b'\\"', _ESCAPED)
+
+
+def _brackets(unescaped: bytes) -> bytes:
+    """Return the brackets of a text that are outside of its strings."""
+    structure = unescaped.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    return _STRINGS.sub(b"", structure) if b'"' in structure else structure
+
+
+def _deepest(brackets: bytes) -> int:
+    return max(accumulate(memoryview(brackets.translate(_STEPS)).cast("b")), default=0)
+
+
+def _numbers_fit(text: bytes) -> bool:
+    if len(text) < 5:
+        return True
+    zeros = text.translate(_ZEROS)
+    for pattern in _SUSPICIOUS:
+        if pattern in zeros and not _numbers_fit_at(text, zeros, pattern):
+            return False
+    return True
+
+
+def _numbers_fit_at(text: bytes, zeros: bytes, pattern: bytes) -> bool:
+    """Read the numbers around each occurrence of ``pattern``, unless it is in a string."""
+    unescaped = b""
+    counted = quotes = 0
+    at = zeros.find(pattern)
+    while at >= 0:
+        begin, end = at, at + len(pattern)
+        while begin and text[begin - 1] in _NUMBER_BYTES and at - begin < MAX_NUMBER:
+            begin -= 1
+        while end < len(text) and text[end] in _NUMBER_BYTES and end - at < MAX_NUMBER:
+            end += 1
+        if not begin or text[begin - 1] != _QUOTE:
+            unescaped = unescaped or _unescaped(text)
+            quotes += unescaped.count(b'"', counted, begin)
+            counted = begin
+            if quotes % 2 == 0 and (end - begin > MAX_NUMBER or isinf(float(text[begin:end]))):
+                return False
+        at = zeros.find(pattern, end)
+    return True
+
+
+def check_slices(text: bytes, size: int = SLICE) -> Generator[None, None, bool]:
+    """Check a text in slices, and return whether it is a JSON object, an array or a string.
+
+    It yields after each slice but the last, so that the caller can let other tasks run::
+
+        checked = yield from check_slices(text)
+
+    Args:
+        text: the JSON text, without blanks around it.
+        size: bytes of a slice.
+    """
+    state = _Slices(text)
+    while not state.done:
+        if not state.check_next(size):
+            return False
+        if not state.done:
+            yield
+    return True
+
+
+class _Slices:
+    """The position in a text, with its open brackets and whether it is in a string there."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        self._at = 0
+        self._stack = bytearray()
+        self._string = ""
+        """The role of the string in which the position is, "key" or "value"; empty outside of strings."""
+        self.done = False
+
+    def check_next(self, size: int) -> bool:
+        """Check the next slice; return False if the text is not sound."""
+        text, begin = self._text, self._at
+        if not begin and text[:1] not in (b"{", b"[", b'"'):
+            return False
+        before = self._prefix()
+        if len(text) - begin <= size:
+            self.done = True
+            return is_value(before + text[begin:])
+        window = text[begin : begin + size]
+        unescaped = _unescaped(window)
+        was_inside = bool(self._string)
+        end = self._cut(unescaped)
+        self._at += end
+        inside = b'"' if was_inside else b"", b'"' if self._string else b""
+        brackets = _brackets(inside[0] + unescaped[:end] + inside[1])
+        if not end or not _follow(self._stack, brackets) or not (self._stack or self._string):
+            return False
+        return is_value(before + window[:end] + self._suffix())
+
+    def _prefix(self) -> bytes:
+        """Return a text that leads to this position: the open brackets, then an element or a quote."""
+        if not self._at:
+            return b""
+        if not self._stack:
+            return b'"'
+        opened = b"".join([b"[" if bracket == _ARRAY else b'{"":' for bracket in self._stack[:-1]])
+        in_array = self._stack[-1] == _ARRAY
+        if self._string == "key":
+            return opened + b'{"'
+        if self._string:
+            return opened + (b'["' if in_array else b'{"":"')
+        return opened + (b"[0" if in_array else b'{"":0')
+
+    def _suffix(self) -> bytes:
+        """Return a text that completes the document from this position on.
+
+        Outside of strings a comma follows, and an element: it shows that ``[,`` and ``{,`` are wrong.
+        """
+        if self._string:
+            rest = b'":0' if self._string == "key" else b'"'
+        else:
+            rest = b",0" if self._stack[-1] == _ARRAY else b',"":0'
+        return rest + bytes([_CLOSER[bracket] for bracket in reversed(self._stack)])
+
+    def _cut(self, unescaped: bytes) -> int:
+        """Find the end of the slice, and the role of the string there; 0 if there is no place to cut.
+
+        The search goes back from the end, in turn through the strings and the text between them.
+        """
+        inside = (unescaped.count(b'"') + bool(self._string)) % 2 == 1
+        end = len(unescaped)
+        while True:
+            quote = unescaped.rfind(b'"', 0, end)
+            if inside and end - quote > _MARGIN:
+                if quote >= 0:
+                    self._string = self._role(unescaped[:quote])
+                return _end_in_string(unescaped, end - 12)
+            if not inside and (comma := unescaped.rfind(b",", quote + 1, end)) > 0:
+                self._string = ""
+                return comma
+            if quote < 0:
+                return 0
+            end, inside = quote, not inside
+
+    def _role(self, before: bytes) -> str:
+        """Return the role of a string, from the text of the slice before it."""
+        stack = self._stack.copy()
+        _follow(stack, _brackets((b'"' if self._string else b"") + before))
+        in_object = stack[-1:] == b"{"
+        return "key" if in_object and before.rstrip(_BLANKS)[-1:] in (b"{", b",") else "value"
+
+
+def _end_in_string(unescaped: bytes, end: int) -> int:
+    """Return a place before ``end`` that is neither in an escape nor in a character."""
+    if unescaped[end] == _ESCAPED[1]:
+        end -= 1
+    escape = unescaped.rfind(b"\\", end - 5, end)
+    if escape >= 0:
+        end = escape
+    if unescaped[end - 6 : end - 3].lower() == b"\\ud" and unescaped[end - 3] in b"89abAB":
+        end -= 6  # not between the two surrogates of a character
+    while unescaped[end] & 0xC0 == 0x80 and end:
+        end -= 1
+    return end
+
+
+def _follow(stack: bytearray, brackets: bytes) -> bool:
+    """Apply brackets to the stack of open ones; return False if they do not match or are too deep."""
+    for bracket in brackets:
+        if bracket in _CLOSER:
+            stack.append(bracket)
+        elif not stack or _CLOSER[stack.pop()] != bracket:
+            return False
+    return len(stack) <= MAX_DEPTH

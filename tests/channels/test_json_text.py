@@ -1,0 +1,237 @@
+"""The check of JSON text, against a parser that builds objects."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tangram.channels.json_text import MAX_DEPTH, SLICE, check_slices, is_document, is_value
+
+SIZE: Final = 2 * 1024 * 1024
+"""Bytes of a hostile text: enough slices to see the slowest."""
+
+TEXT: Final = st.text(st.sampled_from('a,:[]{}"\\/\n\u00e9\u20ac\U0001f600\ud7ff 0e'), max_size=40)
+VALUE: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(TEXT, inner, max_size=8),
+    max_leaves=60,
+)
+PIECES: Final = st.lists(
+    st.sampled_from(
+        [
+            *(
+                b"[",
+                b"]",
+                b"{",
+                b"}",
+                b",",
+                b":",
+                b'"',
+                b'"a"',
+                b"1",
+                b"null",
+                b"\\",
+                b"\\\\",
+                b'\\"',
+                b"\\n",
+            ),
+            *(b"\\ud83d\\ude00", b"\\ud83d", b"\\ude00", b"\xc3\xa9", b"\xc3", b" ", b'["]",', b'{"k":0},'),
+            *(b"1e999", b"1e9", b"9" * 309, b"x" * 40, b'"' + b"y" * 70 + b'"'),
+        ]
+    ),
+    max_size=40,
+).map(b"".join)
+
+
+def depth(value: object) -> int:
+    """Return the levels of nesting."""
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+def is_value_by_parser(text: bytes) -> bool:
+    """Decide by building the objects."""
+
+    def integer(literal: str) -> float:
+        if float(literal) in (float("inf"), float("-inf")):
+            raise ValueError(literal)
+        return 0.0
+
+    try:
+        value = msgspec.json.decode(text)
+        json.loads(text, parse_int=integer)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return depth(value) <= MAX_DEPTH
+
+
+def in_slices(text: bytes, size: int = SLICE) -> bool:
+    checking = check_slices(text, size)
+    while True:
+        try:
+            next(checking)
+        except StopIteration as stop:
+            return bool(stop.value)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(PIECES | VALUE.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")))
+@example(b"[1e999]")
+@example(b'["1e999",1e99]')
+@example(b'["\\",1e999,"]')
+@example(b"[-" + b"9" * 309 + b"]")
+def test_the_check_agrees_with_a_parser(text: bytes) -> None:
+    """The check accepts the texts that a parser accepts, within the bounds of depth and numbers."""
+    for padded in (text, text + b" " * 2000):
+        assert is_value(padded) == is_value_by_parser(padded)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(
+    PIECES.map(lambda piece: b"[" + piece + b"]")
+    | st.lists(VALUE).map(lambda value: json.dumps(value).encode())
+    | st.lists(VALUE).map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+)
+def test_a_check_in_slices_accepts_no_more(text: bytes) -> None:
+    """Each text that passes in small slices is sound."""
+    if in_slices(text, 64):
+        assert is_value_by_parser(text)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(st.lists(VALUE, min_size=5), st.booleans())
+def test_a_check_in_slices_accepts_ordinary_documents(value: list[object], ascii_only: bool) -> None:
+    """A document passes in slices that are much smaller than it."""
+    text = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")
+
+    assert in_slices(text, 512)
+    assert not in_slices(text + b"]", 512)
+    assert not in_slices(text[:-1], 512)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'["]",' * 129 + b"1" + b"]" * 129,
+        b'["\\"]",' * 129 + b"1" + b"]" * 129,
+        b'[["[","]"],' * 65 + b"1" + b"]" * 65 + b"[" * 129,
+        b"[" * 129 + b"]" * 129,
+        b"[" + b"[],[[]]," * 200 + b"[" * 128 + b"]" * 128 + b"]",
+    ],
+)
+def test_brackets_in_strings_do_not_hide_the_depth(text: bytes) -> None:
+    """Brackets in strings are not counted, neither as opening nor as closing."""
+    assert not is_document(text)
+    assert not in_slices(text, 256)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'["' + b"]" * 1000 + b'"]',
+        b'["' + b"[" * 1000 + b'"]',
+        b"[" + b"[" * 127 + b"]" * 127 + b"]",
+        b"[" + (b"[" * 127 + b"]" * 127 + b",") * 4 + b"0]",
+        b'{"a":' * 128 + b"1" + b"}" * 128,
+        b'["1e999","' + b"9" * 400 + b'",1e300,-1E+300]',
+        b"[0." + b"1" * 400 + b"]",
+    ],
+)
+def test_bounds_are_exact(text: bytes) -> None:
+    """Depth and numbers at their bounds pass, whole and in slices."""
+    assert is_document(text)
+    assert in_slices(text, 1024)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[%b,1]", b"[1,%b]", b'{%b,"a":1}', b'{"a":1,%b}', b"[1%b 2]", b"[1,%b,2]"]
+)
+def test_a_cut_does_not_hide_a_missing_element(text: bytes) -> None:
+    """A comma without an element on either side is refused wherever the slice ends."""
+    for blanks in range(200):
+        assert not in_slices(b'["' + b"x" * 100 + b'",' + text % (b" " * blanks) + b"]", 64)
+
+
+def hostile() -> Iterator[tuple[str, bytes]]:
+    """Yield large texts that are costly for parsers."""
+    for name, piece in {
+        "arrays": b"[],",
+        "objects": b'{"a":0},',
+        "numbers": b"1,",
+        "exponents": b"1e000,",
+        "large exponents": b"1e100,",
+        "strings": b'"",',
+        "brackets in strings": b'"[",',
+        "deepest": b"[" * 127 + b"]" * 127 + b",",
+        "keys": b'{"a":{"b":[{"c":0}]}},',
+    }.items():
+        yield name, b"[" + piece * (SIZE // len(piece) - 1) + b"0]"
+    for name, piece in {
+        "letters": b"x",
+        "escapes": b"\\n",
+        "backslashes": b"\\\\",
+        "utf-8": b"\xc3\xa9",
+    }.items():
+        yield name, b'["' + piece * (SIZE // len(piece) - 4) + b'"]'
+    yield "surrogates", b'["' + b"\\ud83d\\ude00" * (SIZE // 12 - 1) + b'"]'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text"), [pytest.param(*one, id=one[0]) for one in hostile()])
+def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
+    """The check of a large text can be interrupted often enough, for any text."""
+    checking = check_slices(text)
+    times = []
+    accepted: object = None
+    while accepted is None:
+        began = time.thread_time()
+        try:
+            next(checking)
+        except StopIteration as stop:
+            accepted = stop.value
+        times.append(time.thread_time() - began)
+
+    assert accepted is True
+    assert len(times) >= SIZE // SLICE
+    assert sorted(times)[-2] < 0.02, f"slices took up to {max(times) * 1000:.1f} ms"
+
+
+@pytest.mark.slow
+def test_real_looking_json_costs_about_the_time_of_a_parser() -> None:
+    """The check of aircraft as maps get them costs about as much as a parser, and builds no objects."""
+    rng = random.Random(1)
+    aircraft = [
+        {
+            "icao24": f"{rng.randrange(1 << 24):06x}",
+            "callsign": f"AFR{rng.randrange(9999)}",
+            "latitude": rng.random() * 90,
+            "longitude": rng.random() * 180,
+            "altitude": rng.randrange(40_000),
+            "track": rng.random() * 360,
+            "onground": False,
+        }
+        for _ in range(4000)
+    ]
+    text = json.dumps({"count": 4000, "aircraft": aircraft}, separators=(",", ":")).encode()
+    best = {}
+    for function in (is_document, msgspec.json.decode):
+        times = []
+        for _ in range(15):
+            began = time.thread_time()
+            assert function(text)
+            times.append(time.thread_time() - began)
+        best[function] = min(times)
+
+    assert best[is_document] < 2.5 * best[msgspec.json.decode]

@@ -1,0 +1,188 @@
+"""Large and malformed frames of one connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tangram.channels import disconnects
+from tangram.channels.codec import MAX_AT_ONCE
+from tangram.channels.frames import BINARY, TEXT
+from tests.channels.fakes import FakeBus, Settings
+from tests.gateway.test_channels import Client
+from tests.http.serving import make_channels
+
+LARGE = "x" * (3 * MAX_AT_ONCE)
+
+
+def joined(bus: FakeBus | None = None, settings: Settings | None = None) -> Client:
+    """Return a client that has joined ``obs``, with its replies read."""
+    client = Client(make_channels(bus or FakeBus(), settings))
+    client.join("obs")
+    client.received()
+    return client
+
+
+async def send(client: Client, *frames: bytes) -> list[Any]:
+    """Send text frames as one read, and return the received frames."""
+    client.session.feed([(TEXT, frame) for frame in frames])
+    if client.session.unfinished:
+        await client.session.finish()
+    return client.received()
+
+
+def error(join_ref: str | None, ref: object, topic: str, reason: str) -> list[Any]:
+    return [join_ref, ref, topic, "phx_reply", {"status": "error", "response": {"reason": reason}}]
+
+
+async def test_a_large_push_is_published_in_its_order() -> None:
+    """The payload keeps its bytes, and the frames after it wait for it."""
+    bus = FakeBus()
+    client = joined(bus)
+    payload = b'{ "data" : "%b" }' % LARGE.encode()
+    replies = await send(
+        client,
+        b'["1","2","obs","first",{}]',
+        b'["1","3","obs","large",%b] ' % payload,
+        b'["1","4","obs","last",{}]',
+    )
+
+    assert [(reply[1], reply[4]["status"]) for reply in replies] == [("2", "ok"), ("3", "ok"), ("4", "ok")]
+    assert bus.names("from:obs:")[1:] == ["from:obs:first", "from:obs:large", "from:obs:last"]
+    assert bus.payloads("from:obs:large") == [payload]
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b'["1","2","other","x",[%b]]', "unmatched topic"),
+        (b'["9","2","obs","x",[%b]]', "unmatched topic"),
+        (b'["1","2","obs","a:b",[%b]]', "colon in event"),
+        (b'["1","2","obs","phx_leave",[%b]]', "frame too large"),
+        (b'["1","2","phoenix","heartbeat",[%b]]', "frame too large"),
+        (b'["1","2","obs","x",[%b]}', "malformed frame"),
+        (b'["1","2","obs","x",[%b],{}]', "malformed frame"),
+        (b'["1","2","obs","x",[1e999,%b]]', "malformed frame"),
+        (b'["1","2","obs","x",["\xff",%b]]', "malformed frame"),
+        (b'["1","2","obs","x",%b]', "malformed frame"),
+    ],
+)
+async def test_a_large_frame_is_refused_with_a_reason(frame: bytes, reason: str) -> None:
+    """It gets an error reply, is not published, and the connection goes on."""
+    bus = FakeBus()
+    client = joined(bus)
+    before = len(bus.published)
+    replies = await send(client, frame % (b"[]," * (MAX_AT_ONCE // 2) + b"0"), b'["1","3","obs","ok",{}]')
+
+    first, last = replies
+    assert (first[1], first[3], first[4]["response"]) == ("2", "phx_reply", {"reason": reason})
+    assert last[4]["status"] == "ok"
+    assert [name for name, _ in bus.published[before:]] == ["from:obs:ok"]
+
+
+async def test_a_large_frame_to_a_topic_that_is_being_joined_is_refused() -> None:
+    """It does not wait behind the join, where it would fill memory."""
+    client = joined()
+    client.session.socket._joining["new"] = []
+    (reply,) = await send(client, b'["9","2","new","x","%b"]' % LARGE.encode())
+
+    assert reply == error("9", "2", "new", "busy")
+
+
+async def test_before_the_first_join_large_frames_close_the_connection() -> None:
+    """Nothing above max_unjoined is taken, text or binary; after a join the bound is max_message."""
+    for opcode in (TEXT, BINARY):
+        client = Client(make_channels(FakeBus(), Settings(max_unjoined=2000)))
+        client.session.feed([(opcode, b"x" * 2001)])
+        assert client.session.outbox.disconnect == disconnects.TOO_BIG
+
+    client = joined(settings=Settings(max_unjoined=2000))
+    (reply,) = await send(client, b'["1","2","obs","x","%b"]' % (b"x" * 3000))
+    assert reply[4]["status"] == "ok"
+    assert client.session.max_message == Settings().max_message
+    client.say(["1", "3", "obs", "phx_leave", {}])
+    assert client.session.max_message == 2000
+
+
+async def test_other_tasks_run_while_a_large_frame_is_checked(nursery: trio.Nursery) -> None:
+    """The check of 4 MiB yields to other tasks at each slice."""
+    client = joined()
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(count)
+    (reply,) = await send(client, b'["1","2","obs","x",[%b0]]' % (b"[]," * 1_400_000))
+
+    assert reply[4]["status"] == "ok"
+    assert turns >= 60
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_ends_during_the_check_publishes_nothing(nursery: trio.Nursery) -> None:
+    """The message is dropped if the connection is closed meanwhile."""
+    bus = FakeBus()
+    client = joined(bus)
+    before = len(bus.published)
+    client.session.feed([(TEXT, b'["1","2","obs","x",[%b0]]' % (b"[]," * 300_000))])
+    nursery.start_soon(client.session.finish)
+    await trio.lowlevel.checkpoint()
+    client.session.outbox.close(disconnects.IDLE)
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert bus.published[before:] == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "join_ref", "ref", "topic"),
+    [
+        (b'["1","2","obs","x"]', "1", "2", "obs"),
+        (b'["1","2","obs"]', "1", "2", "obs"),
+        (b'[1,"2","obs","x",{}]', None, "2", "obs"),
+        (b'["1",2,"obs","x",{}]', "1", 2, "obs"),
+        (b'[null,"2","obs","x",{"a":NaN}]', None, "2", "obs"),
+        (b'["1","2","obs","x",{"a":1]', "1", "2", "obs"),
+        (b'["1","2","obs","x",[1e400]]', "1", "2", "obs"),
+        (b'["1","2","obs","x",' + b"[" * 200 + b"]" * 200 + b"]", "1", "2", "obs"),
+        (b'["1","2","o\\u0062s","x"', "1", "2", "obs"),
+    ],
+)
+async def test_a_malformed_frame_with_a_ref_gets_an_error_reply(
+    frame: bytes, join_ref: str | None, ref: object, topic: str
+) -> None:
+    """The client does not wait for its timeout."""
+    assert await send(joined(), frame) == [error(join_ref, ref, topic, "malformed frame")]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"garbage",
+        b'["1",null,"obs","x"]',
+        b'["1","2",5,"x",{}]',
+        b'["1","2"]',
+        b"[[[[",
+        b'["1',
+        b'{"ref":"2"}',
+    ],
+)
+async def test_a_malformed_frame_without_a_ref_gets_no_reply(frame: bytes) -> None:
+    """No client waits for a reply."""
+    assert await send(joined(), frame) == []
+
+
+@pytest.mark.parametrize("data", [b"\x00\x01\x01\x03\x0912obsev", b"\x00\x01\x01\x03\x0112obs"])
+async def test_a_truncated_binary_push_gets_an_error_reply(data: bytes) -> None:
+    """Its ref and topic are whole, and the event is not."""
+    client = joined()
+    client.session.feed([(BINARY, data)])
+
+    assert client.received() == [error("1", "2", "obs", "malformed frame")]
