@@ -29,6 +29,8 @@ class Settings:
     max_header_bytes: int = 32768
     max_headers: int = 100
     max_body: int = 2 * 1024 * 1024
+    max_pending_bytes: int = 128 * 1024 * 1024
+    body_timeout: float = 120.0
     header_timeout: float = 10.0
     idle_timeout: float = 75.0
     write_timeout: float = 10.0

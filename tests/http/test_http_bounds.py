@@ -323,3 +323,32 @@ async def test_quart_connection_times_out_when_idle(engine: str, clock: Clock) -
         await client.rest()
 
     assert 5 <= trio.current_time() - began < 7
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf",
+        b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ],
+)
+async def test_a_body_cut_by_a_half_close_is_400(engine: str, sent: bytes, clock: Clock) -> None:
+    """A client that closes its side within its body can still read the answer: 400."""
+    got: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        while (message := await receive()).get("more_body"):
+            pass
+        got.append(message["type"])
+
+    async with serving(engine, app) as server, await server.connect() as client:
+        await client.send(sent)
+        stream = client.stream
+        assert isinstance(stream, trio.SocketStream)
+        await stream.send_eof()
+        answer = await client.rest()
+        await server.wait_closed()
+
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert got == ["http.disconnect"]
+        assert server.engine.statistics().failed == 0

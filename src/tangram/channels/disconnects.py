@@ -25,6 +25,7 @@ __all__ = [
     "ID_TOO_LONG",
     "LIMITED",
     "MALFORMED",
+    "MEMORY",
     "NOT_OPERATOR",
     "NOT_YOUR_STREAM",
     "ORIGIN",
@@ -32,6 +33,7 @@ __all__ = [
     "REF_TOO_LONG",
     "RESTART",
     "SHUTDOWN",
+    "SLOW_MESSAGE",
     "TOKEN_EXPIRED",
     "TOO_BIG",
     "TOO_LARGE",
@@ -90,6 +92,9 @@ IDLE: Final = Disconnect(1001, "idle", Party.NETWORK, retry=True)
 DISCONNECTED: Final = Disconnect(1008, "disconnected", Party.POLICY, retry=True)
 """A plugin asked for it. The client reconnects, and its joins are checked again."""
 ABUSE: Final = Disconnect(1007, "too many malformed frames", Party.CLIENT, retry=False)
+SLOW_MESSAGE: Final = Disconnect(1008, "message took too long", Party.CLIENT, retry=True)
+MEMORY: Final = Disconnect(1013, "too many unfinished messages", Party.SERVER, retry=True)
+"""All clients together have passed ``[server] max_pending_bytes``."""
 TOO_BIG: Final = Disconnect(1009, "message too big", Party.CLIENT, retry=False)
 GONE: Final = Disconnect(1001, "gone", Party.NETWORK, retry=True)
 """The peer closed the connection, so that nothing can be sent. Used in statistics only."""

@@ -160,6 +160,14 @@ class ServerConfig:
     """Header lines of one request. As in common servers; each costs an object."""
     max_body: int = attrs.field(default=defaults.MAX_BODY, validator=v.ge(0))
     """Bytes of a request's body; 0 is no limit. The published server's limit on ``/token``."""
+    max_pending_bytes: int = attrs.field(default=134217728, validator=v.ge(0))
+    """Bytes of unfinished request bodies and WebSocket messages, of all clients together; 0 is no limit. Over
+    it the oldest and largest ones are dropped with their connections. Eight messages of the largest size.
+    """
+    body_timeout: float = attrs.field(default=120.0, validator=v.gt(0))
+    """Seconds for a request body or a WebSocket message to arrive, and one more for each 16 KiB that have
+    arrived. A client that sends a byte a second, or pings within a message, is disconnected.
+    """
     header_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds for the whole head of a request to arrive. A phone on a bad network takes less than three."""
     idle_timeout: float = attrs.field(default=75.0, validator=v.gt(0))

@@ -27,6 +27,7 @@ import trio
 
 from tangram.asgi import RawHeaders, Scope
 from tangram.http.listeners import HeldSocket
+from tangram.http.pending import PendingBytes
 
 __all__ = [
     "ClientGone",
@@ -104,6 +105,10 @@ class EngineSettings(Protocol):
     @property
     def header_timeout(self) -> float: ...
     @property
+    def max_pending_bytes(self) -> int: ...
+    @property
+    def body_timeout(self) -> float: ...
+    @property
     def idle_timeout(self) -> float: ...
     @property
     def write_timeout(self) -> float: ...
@@ -137,6 +142,10 @@ class EngineStatistics:
     """Connections ended by an exception of the engine's own code."""
     stalled: int
     """Connections closed because the client did not read in time."""
+    pending: int
+    """Bytes of unfinished messages and bodies that are held now."""
+    dropped: int
+    """Connections closed because those of all clients together passed ``max_pending_bytes``."""
     forced: int
     """Connections whose sockets were closed at the end of a stop's grace."""
 
@@ -210,6 +219,8 @@ class Engine:
     """The nursery of connections that are not adopted."""
     adopted_nursery: trio.Nursery | None = None
     """The nursery of adopted connections and of the tasks that write for them."""
+    pending: PendingBytes = attrs.field(init=False)
+    """The unfinished messages and bodies of all clients."""
     accepted: int = 0
     refused: int = 0
     requests: int = 0
@@ -230,6 +241,9 @@ class Engine:
     _closed_one: trio.Event = attrs.field(factory=trio.Event)
     """Set, and replaced, whenever a connection has been closed."""
 
+    def __attrs_post_init__(self) -> None:
+        self.pending = PendingBytes(self.settings.max_pending_bytes, self.settings.body_timeout)
+
     def statistics(self) -> EngineStatistics:
         """Return the counters since the start."""
         return EngineStatistics(
@@ -242,6 +256,8 @@ class Engine:
             failed=self.failed,
             crashed=self.crashed,
             stalled=self.stalled,
+            pending=self.pending.total,
+            dropped=self.pending.dropped,
             forced=self.forced,
         )
 

@@ -6,6 +6,7 @@ With HTTP/1.1 one application runs at a time, with HTTP/2 several.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
@@ -13,9 +14,10 @@ from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
 from tangram.asgi import ASGIApp, Message, Scope
+from tangram.channels.disconnects import MEMORY, SLOW_MESSAGE, Disconnect
 from tangram.http.engine import Engine
 from tangram.http.hypercorn.exchange import ConnectionControl, HypercornExchange, HypercornSend, RequestEvents
-from tangram.http.hypercorn.websocket import BoundedMessage
+from tangram.http.hypercorn.websocket import BoundedMessage, close_websocket
 
 if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
@@ -66,9 +68,23 @@ class Applications(TaskGroup):
             stream = cast("Any", send).__self__
             # Hypercorn would agree to permessage-deflate, and inflates messages without a bound.
             stream.handshake.extensions = None
-            stream.buffer = BoundedMessage(stream.buffer.max_length, self._end_soon)
+            self._bound_message(stream, scope["client"][0] if scope.get("client") else "")
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, events, send)
         return events.put
+
+    def _bound_message(self, stream: Any, address: str) -> None:
+        """Bound the unfinished message of a WebSocket in size, in time, and together with all others."""
+        pending = self.engine.pending.item(address, lambda: self._end_message(stream, MEMORY))
+        pending.expire = lambda: self._end_message(stream, SLOW_MESSAGE)
+        stream.buffer = BoundedMessage(stream.buffer.max_length, self._end_soon, pending)
+
+    def _end_message(self, stream: Any, disconnect: Disconnect) -> None:
+        stream.buffer.drop()
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            self.connection.abort()
+            return
+        self._nursery.start_soon(partial(close_websocket, stream, disconnect.code, timeout=CLOSE_TIME))
+        self._end_soon()
 
     def _end_soon(self) -> None:
         """Close the connection after a moment in which the client can close by itself."""
@@ -102,6 +118,8 @@ class Applications(TaskGroup):
         try:
             await exchange.run(app)
         finally:
+            if websocket:
+                cast("Any", send).__self__.buffer.clear()
             self.engine.websockets -= websocket
             self.running -= 1
             del self._events[events]

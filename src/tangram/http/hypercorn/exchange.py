@@ -144,6 +144,8 @@ class HypercornExchange:
         self.read = 0
         self.http = scope["type"] == "http"
         self.max_body = owner.engine.max_body(scope) if self.http else 0
+        self._waited = 0.0
+        self._pending = owner.engine.pending.item(_address(scope), owner.connection.abort)
 
     async def run(self, app: ASGIApp) -> None:
         """Check the head, call the application, and complete its response."""
@@ -166,6 +168,8 @@ class HypercornExchange:
             if not all_leaves_are(rest, ClientGone):
                 owner.engine.failed += 1
                 log.exception("application failed", path=scope["path"], exc_info=rest)
+        finally:
+            self._pending.update(0)
         if self._refused_by_hypercorn():
             await owner.connection.close()
             return
@@ -188,18 +192,25 @@ class HypercornExchange:
         event = await self._next()
         if event["type"] == "http.request":
             self.whole = not event.get("more_body", False)
-        if self.max_body and event["type"] == "http.request":
             self.read += len(event["body"])
-            if self.read > self.max_body:
+            if self.max_body and self.read > self.max_body:
                 raise BodyTooLarge
+            # As behind the native engine: a larger limit of a route means that the body is stored elsewhere.
+            usual = self.owner.engine.settings.max_body
+            self._pending.update(min(self.read, usual) if usual else self.read)
         return event
 
     async def _next(self) -> Message:
-        """Return the next event; disconnect a client that pauses in its body for too long."""
+        """Return the next event; disconnect a client that takes too long for its body, or pauses in it."""
         if not self.http or self.whole:
             return await self.events.get()
-        with trio.move_on_after(self.owner.engine.settings.idle_timeout):
-            return await self.events.get()
+        engine = self.owner.engine
+        left = max(0.0, engine.pending.time_for(self.read) - self._waited)
+        began = trio.current_time()
+        with trio.move_on_after(min(engine.settings.idle_timeout, left)):
+            event = await self.events.get()
+            self._waited += trio.current_time() - began
+            return event
         self.owner.connection.stalled()
         return {"type": "http.disconnect"}
 
@@ -243,6 +254,11 @@ class HypercornExchange:
         kind = "http" if self.http else "websocket.http"
         await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
         await self.send({"type": f"{kind}.response.body", "body": body})
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def _content_length(scope: Scope) -> int:

@@ -165,8 +165,9 @@ class HypercornServer:
         await connection.run()
 
     def tick(self) -> None:
-        """Detect clients that have gone while their connection is not read, and ping WebSockets."""
+        """Detect clients that have gone while they are not read, end late messages, and send pings."""
         now = trio.current_time()
+        self.engine.pending.expire()
         for connection in list(self.engine.connections):
             cast("HypercornConnection", connection).detect_hang_up()
             cast("HypercornConnection", connection).ping(now)

@@ -11,27 +11,42 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
 from wsproto.events import Ping
 
+from tangram.http.pending import PendingItem
+
 __all__ = ["BoundedMessage", "close_websocket", "connected_websockets", "ping_websocket"]
 
 
 class BoundedMessage(WebsocketBuffer):
     """The fragments of one message, bounded: Hypercorn's own buffer grows past its bound."""
 
-    def __init__(self, max_length: int, on_too_large: Callable[[], None]) -> None:
+    def __init__(self, max_length: int, on_too_large: Callable[[], None], pending: PendingItem) -> None:
         super().__init__(max_length)
         self._on_too_large = on_too_large
+        self._pending = pending
         self._over = False
 
     def extend(self, event: Any) -> None:
-        """Add a fragment; raise ``FrameTooLargeError`` once the message is too large."""
+        """Add a fragment; raise ``FrameTooLargeError`` once the message is too large, or was dropped."""
         if not self._over and self.length + len(event.data) <= self.max_length:
             super().extend(event)
-            return
+            self._pending.update(self.length)
+            if not self._over:
+                return
         self.clear()
         if not self._over:
             self._over = True
             self._on_too_large()
         raise FrameTooLargeError
+
+    def clear(self) -> None:
+        """Forget the fragments."""
+        super().clear()
+        self._pending.update(0)
+
+    def drop(self) -> None:
+        """Forget the fragments, and all that follow."""
+        self._over = True
+        self.clear()
 
 
 def connected_websockets(protocol: object) -> list[WSStream]:

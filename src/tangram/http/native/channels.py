@@ -17,7 +17,19 @@ import trio
 from websockets.protocol import OPEN
 
 from tangram.asgi import Scope
-from tangram.channels.disconnects import ABUSE, BUSY, CRASH, GONE, RESTART, SHUTDOWN, TOO_BIG, Refusal
+from tangram.channels.disconnects import (
+    ABUSE,
+    BUSY,
+    CRASH,
+    GONE,
+    MEMORY,
+    RESTART,
+    SHUTDOWN,
+    SLOW_MESSAGE,
+    TOO_BIG,
+    Disconnect,
+    Refusal,
+)
 from tangram.gateway.admission import connect_info
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import Pump
@@ -27,6 +39,7 @@ from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RejectedRequest, RequestHead
 from tangram.http.native.message_assembly import MessageAssembler
 from tangram.http.native.stream import READ_SIZE, ClientStream
+from tangram.http.pending import PendingBytes
 
 __all__ = ["ChannelSocket", "channels_getter", "serve_channel"]
 
@@ -73,7 +86,9 @@ async def serve_channel(
         log.exception("channel session failed to start", address=info.address)
         raise RejectedRequest(500, CRASH.reason) from None
     assembler = MessageAssembler(upgrade.protocol, channels.settings.max_message)
-    socket = ChannelSocket(stream, assembler, session, pump, ping_interval)
+    socket = ChannelSocket(
+        stream, assembler, session, pump, pending=host.engine.pending, ping_interval=ping_interval
+    )
     connection.upgraded = socket
     try:
         await stream.write(upgrade.response(admission.subprotocol))
@@ -103,7 +118,16 @@ def _rejected(refusal: Refusal) -> RejectedRequest:
 class ChannelSocket:
     """One accepted connection of the channels."""
 
-    __slots__ = ("_assembler", "_ping_interval", "_pinged_at", "_protocol", "_pump", "_session", "_stream")
+    __slots__ = (
+        "_assembler",
+        "_pending",
+        "_ping_interval",
+        "_pinged_at",
+        "_protocol",
+        "_pump",
+        "_session",
+        "_stream",
+    )
 
     def __init__(
         self,
@@ -111,6 +135,8 @@ class ChannelSocket:
         assembler: MessageAssembler,
         session: Session,
         pump: Pump,
+        *,
+        pending: PendingBytes,
         ping_interval: float,
     ) -> None:
         self._stream = stream
@@ -118,6 +144,7 @@ class ChannelSocket:
         self._protocol = assembler.protocol
         self._session = session
         self._pump = pump
+        self._pending = pending.item(session.info.address, self._drop_message)
         self._ping_interval = ping_interval
         self._pinged_at = trio.current_time()
 
@@ -128,10 +155,21 @@ class ChannelSocket:
         self._session.outbox.close(SHUTDOWN if code == SHUTDOWN.code else RESTART)
 
     def tick(self, now: float) -> None:
-        """Ping a client that has been silent for the interval."""
+        """Ping a client that has been silent for the interval; close one whose message takes too long."""
+        if self._pending.is_late(now):
+            self._end_message(SLOW_MESSAGE)
         if now - max(self._pinged_at, self._session.last_seen) >= self._ping_interval:
             self._pinged_at = now
             self._pump.ping()
+
+    def _drop_message(self) -> None:
+        """Close the connection because the unfinished messages of all clients are too many."""
+        self._end_message(MEMORY)
+
+    def _end_message(self, disconnect: Disconnect) -> None:
+        self._assembler.discard()
+        self._pending.update(0)
+        self._session.outbox.close(disconnect)
 
     # The connection's own task.
 
@@ -151,6 +189,7 @@ class ChannelSocket:
                 await _wait_readable(stream.sock)
                 if self._session.congested:
                     await self._session.wait_uncongested()
+                    self._pending.restart()
                 try:
                     data = stream.sock.recv(READ_SIZE)
                 except BlockingIOError:
@@ -186,6 +225,7 @@ class ChannelSocket:
         """Report to the session that the connection has ended; idempotent."""
         self._session.outbox.close(GONE)
         self._session.gone()
+        self._pending.update(0)
 
     def _take(self, data: bytes) -> bool:
         """Handle the bytes of one read; return whether to read on."""
@@ -203,6 +243,11 @@ class ChannelSocket:
             self._crash(error)
         finally:
             pump.corked = False
+        pending = assembler.pending
+        if pending or self._pending.size:
+            if messages:
+                self._pending.restart()
+            self._pending.update(pending)
         writes = protocol.data_to_send()
         if writes:
             pump.control(writes)

@@ -87,7 +87,7 @@ class HttpConnection:
         stream = self.stream
         if stream.write_deadline <= now:
             self.host.engine.stalled += 1
-        elif self.exchange is None and stream.buffer:
+        elif stream.buffer if self.exchange is None else self.exchange.is_late:
             self.host.engine.rejected += 1
             with contextlib.suppress(OSError):
                 stream.sock.send(simple_response(408, "the request took too long", close=True))

@@ -26,6 +26,7 @@ from tangram.http.native.head import CHUNKED, RejectedRequest, RequestHead
 from tangram.http.native.host import Host
 from tangram.http.native.response import BadResponse, Framing, build_head, header_lines, simple_response
 from tangram.http.native.stream import NEVER, ClientStream
+from tangram.http.pending import PendingItem
 
 __all__ = ["AHEAD_BYTES", "Exchange", "reject"]
 
@@ -60,12 +61,15 @@ class Exchange:
         "_framing",
         "_head",
         "_host",
+        "_late",
         "_left",
         "_limit",
+        "_pending",
         "_received",
         "_scope",
         "_status",
         "_stream",
+        "_waited",
         "complete",
         "over",
         "request",
@@ -93,9 +97,13 @@ class Exchange:
         }
         self._body: LengthBody | ChunkedBody | None = None
         self._limit = 0
+        self._pending: PendingItem | None = None
+        self._waited = 0.0
+        self._late = False
         if request.length:
             self._body = ChunkedBody() if request.length == CHUNKED else LengthBody(request.length)
             self._limit = host.engine.max_body(self._scope)
+            self._pending = host.engine.pending.item(stream.client[0], self._drop_body)
         self._continue = request.expects_continue
         self._asked = False
         self._received = 0
@@ -114,6 +122,11 @@ class Exchange:
         """Whether the client may still be sending its body."""
         return self._body is not None and not self._body.done
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the body has used up its time, and nothing of an answer has been sent."""
+        return self._late and self._framing is None and not self.over
+
     async def run(self) -> bool:
         """Call the application; return whether the connection can carry another request."""
         host = self._host
@@ -129,6 +142,9 @@ class Exchange:
             if rest is None or not isinstance(rest, Exception):
                 raise
             self._failed(rest)
+        finally:
+            if self._pending is not None:
+                self._pending.update(0)
         if not self.complete:
             await self._complete()
         self.over = True
@@ -165,6 +181,7 @@ class Exchange:
                 except RejectedRequest as error:
                     return await self._reject(error)
                 self._received += len(data)
+                self._count_pending()
                 if self._received > self._limit > 0:
                     return await self._reject(self._too_large())
                 if data or body.done:
@@ -174,10 +191,42 @@ class Exchange:
                 self._continue = False
                 if self._framing is None:
                     await stream.write(_CONTINUE)
-            more = await stream.read(self._host.settings.idle_timeout)
+            more = await self._read_more()
             if not more:
+                if stream.eof and self._framing is None:
+                    return await self._reject(RejectedRequest(400, "the body is incomplete"))
                 return {"type": "http.disconnect"}
             stream.buffer += more
+
+    async def _read_more(self) -> bytes:
+        """Read a part of the body, within the time for a pause and the time for the whole body.
+
+        Only the time in which the application waits for bytes counts.
+        """
+        left = max(0.0, self._host.engine.pending.time_for(self._received) - self._waited)
+        pause = self._host.settings.idle_timeout
+        self._late = left < pause
+        began = trio.current_time()
+        data = await self._stream.read(min(pause, left))
+        self._waited += trio.current_time() - began
+        return data
+
+    def _count_pending(self) -> None:
+        """Report the bytes of the body, which the application holds until it has answered.
+
+        A route that accepts larger bodies than the server's default is taken to store them elsewhere.
+        """
+        assert self._pending is not None
+        size, usual = self._received, self._host.settings.max_body
+        self._pending.update(min(size, usual) if usual else size)
+
+    def _drop_body(self) -> None:
+        """Close the connection because the unfinished bodies of all clients are too many."""
+        if self._framing is None and not self.over:
+            with contextlib.suppress(OSError):
+                self._stream.sock.send(simple_response(503, "too many unfinished requests", close=True))
+        self.over = True
+        self._stream.abort()
 
     def _too_large(self) -> RejectedRequest:
         return RejectedRequest(413, f"the body is larger than {self._limit} bytes")

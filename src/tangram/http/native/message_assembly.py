@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Final
 
 from websockets.frames import Frame, Opcode
@@ -23,7 +24,7 @@ try:
 except ImportError:  # a platform without a compiled wheel
     from websockets.utils import apply_mask
 
-__all__ = ["CONTROL", "FragmentBuffer", "MessageAssembler"]
+__all__ = ["CONTROL", "FragmentBuffer", "MessageAssembler", "discard_input"]
 
 CONTROL: Final = 8
 """Opcodes from here on are control frames."""
@@ -55,6 +56,11 @@ class FragmentBuffer:
         """Whether a message has begun and not ended."""
         return self._opcode != 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of the fragments."""
+        return len(self._data)
+
     def add(self, frame: Frame) -> tuple[int, bytes] | None:
         """Add a data frame; return the message, ``(opcode, payload)``, if the frame completes it."""
         if frame.fin and not self._opcode and frame.opcode is not Opcode.CONT:
@@ -70,20 +76,38 @@ class FragmentBuffer:
         return message
 
 
+def discard_input(protocol: ServerProtocol) -> None:
+    """Make a protocol drop the bytes that it holds, and those that follow."""
+    protocol.reader.buffer = bytearray()
+    protocol.parser = _dropped(protocol)
+    next(protocol.parser)
+
+
+def _dropped(protocol: ServerProtocol) -> Generator[None]:
+    # Not the protocol's own `discard`, which expects that our side of the connection is closed already.
+    while not (yield from protocol.reader.at_eof()):
+        protocol.reader.discard()
+    while True:
+        yield
+
+
 class MessageAssembler:
     """The incoming half of one client's WebSocket."""
 
-    __slots__ = ("_fragments", "_largest", "_passing", "_rest", "controls", "protocol")
+    __slots__ = ("_fragments", "_largest", "_passing", "_reader", "_rest", "controls", "pending", "protocol")
 
     def __init__(self, protocol: ServerProtocol, max_message: int) -> None:
         self.protocol = protocol
         self._largest = min(max_message, LARGEST)
         self._fragments = FragmentBuffer()
+        self._reader = protocol.reader
         self._rest = b""
         self._passing = _ALL if protocol.extensions else 0
         """Bytes that are still to be given to the protocol."""
         self.controls = 0
         """Control frames so far."""
+        self.pending = 0
+        """Bytes held of an unfinished message."""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Return the messages, ``(opcode, payload)``, that these bytes complete."""
@@ -100,7 +124,16 @@ class MessageAssembler:
                 piece = data[at : at + self._passing] if at or self._passing < size else data
                 self._pass(piece, messages)
                 at += len(piece)
+        self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size
         return messages
+
+    def discard(self) -> None:
+        """Drop the bytes of the unfinished message, and all bytes that follow."""
+        self._rest = b""
+        self._fragments = FragmentBuffer()
+        self._passing = _ALL
+        self.pending = 0
+        discard_input(self.protocol)
 
     def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes]]) -> int:
         """Cut common frames out; return where another frame begins, or -1 at the end of the bytes."""

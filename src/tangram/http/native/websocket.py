@@ -22,7 +22,7 @@ from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.exchange import AHEAD_BYTES
 from tangram.http.native.handshake import Upgrade
 from tangram.http.native.host import Host
-from tangram.http.native.message_assembly import CONTROL, FragmentBuffer
+from tangram.http.native.message_assembly import CONTROL, FragmentBuffer, discard_input
 from tangram.http.native.response import BadResponse, build_head, simple_response
 from tangram.http.native.stream import NEVER, ClientStream
 
@@ -46,6 +46,12 @@ CLOSE_TIME: Final = 2.0
 
 ABNORMAL: Final = 1006
 """The code that ASGI reports when the client has gone without a close frame."""
+
+MESSAGE_TOO_SLOW: Final = 1008
+"""The code for a message that takes longer than ``body_timeout``."""
+
+TRY_AGAIN_LATER: Final = 1013
+"""The code for a message that is dropped because of ``max_pending_bytes``."""
 
 INTERNAL_ERROR: Final = 1011
 """The code with which we close for an application that did not."""
@@ -78,6 +84,7 @@ class AppSocket:
         self._gone = False
         self._failed = False
         self._end_at = NEVER
+        self._pending = host.engine.pending.item(stream.client[0], self._drop_message)
 
     # Called by the engine.
 
@@ -88,6 +95,8 @@ class AppSocket:
 
     def tick(self, now: float) -> None:
         """Ping a silent client; give up one that has not answered for ``MISSED_PINGS`` intervals."""
+        if not self._paused and self._pending.is_late(now) and self._fragments_open():
+            self._end_message(MESSAGE_TOO_SLOW)
         last = max(self._pinged_at, self._seen_at)
         if self._paused and not has_hung_up(self._stream.sock):
             # The client's pongs lie unread because the application is behind, which says nothing about the
@@ -98,6 +107,26 @@ class AppSocket:
         elif self._nursery is not None and now - last >= self._ping_interval:
             self._pinged_at = now
             self._nursery.start_soon(self._ping)
+
+    def _drop_message(self) -> None:
+        """Close the connection because the unfinished messages of all clients are too many."""
+        self._queue.clear()
+        self._queued = 0
+        self._end_message(TRY_AGAIN_LATER)
+
+    def _end_message(self, code: int) -> None:
+        self._fragments = FragmentBuffer()
+        discard_input(self._protocol)
+        self._pending.update(0)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._close, code, "")
+
+    def _fragments_open(self) -> bool:
+        """Return whether a message is unfinished, apart from those that wait for the application."""
+        return self._fragments.size > 0 or len(self._protocol.reader.buffer) > 0
+
+    def _count_pending(self) -> None:
+        self._pending.update(len(self._protocol.reader.buffer) + self._fragments.size + self._queued)
 
     # The connection's own task.
 
@@ -116,6 +145,7 @@ class AppSocket:
         finally:
             engine.websockets -= 1
             self._nursery = None
+            self._pending.update(0)
 
     async def _call(self) -> None:
         try:
@@ -158,6 +188,7 @@ class AppSocket:
         await trio.lowlevel.checkpoint()
         message = self._queue.popleft()
         self._queued -= len(message.get("bytes") or message.get("text", ""))
+        self._count_pending()
         self._wake_reader.set()  # the reader checks once for room, and waits again if there is none
         return message
 
@@ -187,6 +218,7 @@ class AppSocket:
                     self._paused = True
                     await self._wake_reader.wait()
                     self._paused = False
+                    self._pending.restart()
                 left = NEVER if self._end_at == NEVER else max(0.0, self._end_at - trio.current_time())
                 data = await stream.read(left)
                 if not data:
@@ -238,6 +270,8 @@ class AppSocket:
                 self._queued += len(payload)
         if self._queue:
             self._wake_app.set()
+            self._pending.restart()
+        self._count_pending()
         await self._flush()
 
     # From the application to the client.
