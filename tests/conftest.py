@@ -10,13 +10,14 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Restore Ctrl-C in runs that a script has started in the background.
+    """Restore Ctrl-C and SIGHUP in runs that a script or ``nohup`` has started in the background.
 
-    A shell starts background processes with SIGINT ignored, and the processes that tests start and interrupt
-    would inherit that.
+    Such a run begins with these signals ignored, and the servers that tests start would inherit that.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

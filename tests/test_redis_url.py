@@ -262,6 +262,7 @@ passwords = st.one_of(
 @example(form=FORMS[1], before="a@", after="@b", quoted=True)
 @example(form=FORMS[2], before="", after="", quoted=False)
 @example(form=FORMS[9], before="a&", after="#b", quoted=False)
+@example(form="unix://:{}@/run/x.sock", before="/", after="0", quoted=False)
 def test_no_entrance_shows_a_password_and_all_accept_the_same_urls(
     form: str, before: str, after: str, quoted: bool
 ) -> None:

@@ -11,7 +11,8 @@
     |  |- NotAPlugin                  its entry point is something else than a Plugin
     |  |- PluginConfigError           its table in the configuration is wrong
     |  |- RouteError                  a route cannot be declared as written
-    |  `- ServiceError                a function for services was called elsewhere
+    |  |- ServiceError                a function for services was called elsewhere
+    |  `- PluginExited                its code raised SystemExit, which does not end the server
     |- RequestError                   the client that sent the request
     |  |- BadRequest                  a parameter or body is wrong: every fault at once; status 422
     |  `- Refused                     a plugin or the policy says no, with a reason; status 403
@@ -52,6 +53,7 @@ __all__ = [
     "OperatorError",
     "PluginConfigError",
     "PluginError",
+    "PluginExited",
     "PluginImportFailed",
     "PluginNotFound",
     "Refused",
@@ -155,6 +157,10 @@ class RouteError(PluginError):
 
 class ServiceError(PluginError):
     """A function for services of plugins was called elsewhere."""
+
+
+class PluginExited(PluginError):
+    """The code of a plugin raised ``SystemExit``; that is a crash of the plugin."""
 
 
 class RequestError(TangramError):

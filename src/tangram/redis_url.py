@@ -155,6 +155,11 @@ def _host(parts: SplitResult) -> str:
 
 
 def _socket_path(parts: SplitResult) -> str:
+    # A raw '/' in a password would otherwise make its rest a part of the path, which is shown.
+    if parts.netloc and "@" not in parts.netloc:
+        raise _MalformedUrlError(
+            "expected no host before the path of a socket, as in unix:///run/valkey.sock"
+        )
     if not parts.path:
         raise _MalformedUrlError("expected the path of a socket, as in unix:///run/valkey.sock")
     return unquote(parts.path)

@@ -15,7 +15,7 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
-from tangram.http.engine import Connection, Engine
+from tangram.http.engine import ACCEPT_PAUSE, Connection, Engine
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tests.http.harness import Settings
 
@@ -26,6 +26,7 @@ class FakeConnection:
 
     asked: list[Any] = attrs.field(factory=list)
     ended: trio.Event = attrs.field(factory=trio.Event)
+    requested: bool = False
 
     def drain(self) -> None:
         self.asked.append("drain")
@@ -35,6 +36,9 @@ class FakeConnection:
 
     def start_close(self, code: int) -> None:
         self.asked.append(code)
+
+    def has_requested(self) -> bool:
+        return self.requested
 
     def abort(self) -> None:
         self.asked.append("abort")
@@ -192,6 +196,85 @@ async def test_no_file_descriptor_left(clock: Clock, monkeypatch: pytest.MonkeyP
             await stream.aclose()
 
     assert [line["event"] for line in lines] == ["no file descriptor for another connection"]
+
+
+async def test_at_the_bound_connections_without_a_request_are_closed_first(clock: Clock) -> None:
+    """A newcomer at the bound replaces the oldest connection that has not sent a request.
+
+    It is refused if each connection has sent one. One log line is written in a minute.
+    """
+    made: list[FakeConnection] = []
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        connection = FakeConnection()
+        made.append(connection)
+        report(connection)
+        await connection.ended.wait()
+
+    with capture_logs() as lines:
+        async with running(handle, settings=Settings(max_connections=3)) as rig:
+            streams = [await rig.connect() for _ in range(3)]
+            made[0].requested = True
+            streams.append(await rig.connect())
+            after_one = [bool(one.asked) for one in made]
+            streams.append(await rig.connect())
+            after_two = [bool(one.asked) for one in made]
+            made[3].requested = made[4].requested = True
+            streams.append(await rig.connect())
+            statistics = rig.engine.statistics()
+            for stream in streams:
+                await stream.aclose()
+            for one in made:
+                one.ended.set()
+
+    assert after_one == [False, True, False, False]
+    assert after_two == [False, True, True, False, False]
+    assert (statistics.evicted, statistics.refused, statistics.connections) == (2, 1, 3)
+    assert [line["event"] for line in lines] == ["connection without a request closed at the bound"]
+
+
+async def test_without_descriptors_the_oldest_idle_connection_is_closed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EMFILE at an accept closes a connection without a request, and the newcomer is accepted at once."""
+    made: list[FakeConnection] = []
+    failures: list[OSError] = []
+
+    class Scarce:
+        """A listening socket whose accept fails as often as the test says."""
+
+        def __init__(self, inner: socket.socket) -> None:
+            self.inner = inner
+
+        def fileno(self) -> int:
+            return self.inner.fileno()
+
+        def accept(self) -> Any:
+            if failures:
+                raise failures.pop(0)
+            return self.inner.accept()
+
+        def close(self) -> None:
+            self.inner.close()
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        connection = FakeConnection()
+        made.append(connection)
+        report(connection)
+        await connection.ended.wait()
+
+    dup = HeldSocket.dup
+    monkeypatch.setattr(HeldSocket, "dup", lambda held: Scarce(dup(held)))
+    async with running(handle) as rig:
+        idle = await rig.connect()
+        failures.append(OSError(errno.EMFILE, "too many open files"))
+        before = trio.current_time()
+        newcomer = await rig.connect()
+        assert [one.asked for one in made] == [["abort"], []]
+        assert trio.current_time() - before < ACCEPT_PAUSE
+        await idle.aclose()
+        await newcomer.aclose()
+        made[1].ended.set()
 
 
 async def test_connections_of_an_address_are_forgotten(clock: Clock) -> None:

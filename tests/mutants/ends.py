@@ -320,9 +320,9 @@ CRASHES = (
         "R9",
         "force-exit-from-the-signal",
         "a stop is bounded from when a blocked loop hears of it, which is never",
-        "app/server.py",
-        "            self._limit_stops_by(signal.SIGINT, signal.SIGTERM)\n",
-        "",
+        "app/signals.py",
+        "            self._on_stop()\n",
+        "            pass\n",
         ("tests/e2e/test_stop.py::test_a_stop_ends_a_blocked_loop",),
     ),
     Mutant(

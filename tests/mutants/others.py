@@ -123,8 +123,8 @@ COSTS = (
         "connections",
         "connections are taken without bound",
         ENGINE,
-        "self.settings.max_connections and self._open >= self.settings.max_connections",
-        "False",
+        "full = self._open >= self._max_connections",
+        "full = False",
         (f"{BOUNDS}test_connections_over_the_bound[native]",),
     ),
     Mutant(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path as FilePath
@@ -41,6 +42,13 @@ from tests.routing.models import (
     paged,
 )
 
+
+@dataclass
+class Limits:
+    level: Annotated[int, Query(le=5)] = 1
+    words: list[Annotated[str, at.MaxLen(2)]] = field(default_factory=list)
+
+
 MOMENT = datetime(2026, 2, 28, 12, 0, tzinfo=UTC)
 SOME_ID = UUID("12345678-1234-5678-1234-567812345678")
 
@@ -60,6 +68,9 @@ SOME_ID = UUID("12345678-1234-5678-1234-567812345678")
         (datetime, "2026-02-28T12:00:00Z", MOMENT),
         (time, "12:30:00", time(12, 30)),
         (timedelta, "PT90S", timedelta(seconds=90)),
+        (timedelta, "P2W", timedelta(weeks=2)),
+        (timedelta, "-P1W", timedelta(weeks=-1)),
+        (timedelta, "1.5", timedelta(seconds=1.5)),
         (UUID, str(SOME_ID), SOME_ID),
         (Decimal, "1.10", Decimal("1.10")),
         (FilePath, "a.txt", FilePath("a.txt")),
@@ -94,7 +105,9 @@ async def test_text_becomes_the_annotated_type(kind: Any, text: str, value: obje
         (Literal["a"], "b", "literal_error"),
         (date, "2026-02-30", "date_parsing"),
         (datetime, "tomorrow", "datetime_parsing"),
+        (datetime, "0.5", "datetime_parsing"),
         (timedelta, "P1Y1", "time_delta_parsing"),
+        (timedelta, "P1Y", "time_delta_parsing"),
         (UUID, "12", "uuid_parsing"),
         (Decimal, "sNaN", "finite_number"),
         (FilePath, "a%00b", "path_type"),
@@ -195,6 +208,8 @@ async def test_alias_of_query_and_explicit_path() -> None:
         (Annotated[int | str, Body()], "4", "4"),
         (Annotated[bytes, Body()], [1, 2], b"[1, 2]"),
         (dict[int, str], {"1": "a"}, {1: "a"}),
+        (Limits, {"level": 5, "words": ["ab"]}, Limits(5, ["ab"])),
+        (Annotated[timedelta, Body()], 90, timedelta(seconds=90)),
     ],
 )
 async def test_json_body(kind: Any, body: Any, value: object) -> None:
@@ -217,6 +232,11 @@ async def test_json_body(kind: Any, body: Any, value: object) -> None:
         (dict[str, int], {"a": "x"}, {(("body", "a"), "int_parsing")}),
         (tuple[int, int], [1], {(("body",), "tuple_length")}),
         (set[Any], [[1]], {(("body",), "set_item")}),
+        (Annotated[datetime, Body()], 0, {(("body",), "datetime_type")}),
+        (Annotated[bool, Body()], 1, {(("body",), "bool_type")}),
+        (Limits, {"level": 6}, {(("body", "level"), "less_than_equal")}),
+        (Limits, {"words": ["abc"]}, {(("body", "words", 0), "too_long")}),
+        (list[Limits], [{"level": "x"}], {(("body", 0, "level"), "int_parsing")}),
         (
             Circle | Square,
             {"kind": "circle", "radius": -1},

@@ -46,6 +46,9 @@ OtherWind = other_wind()
 class State: ...
 
 
+Tags = Annotated[frozenset[str], Query()]
+
+
 @attrs.define
 class Filters:
     tags: list[str] = attrs.field(factory=list)
@@ -134,6 +137,33 @@ def test_operations() -> None:
     assert "content" not in paths["/other/raw"]["put"]["responses"]["204"]
     assert "application/octet-stream" in paths["/other/raw"]["put"]["requestBody"]["content"]
     assert "text/plain" in paths["/other/wind/{rest}"]["get"]["responses"]["200"]["content"]
+
+
+def test_the_document_says_what_routes_accept() -> None:
+    """Parameters have no null, sets may have repeated items, and bodies of bytes may be empty."""
+    router = APIRouter(prefix="/x")
+
+    @router.get("/get")
+    async def get(
+        level: int | None = None, kind: int | str | None = None, tags: Tags = frozenset()
+    ) -> None: ...
+
+    @router.post("/raw", openapi_extra={"x-more": 1})
+    async def raw(data: Annotated[bytes, Body()]) -> None: ...
+
+    @router.post("/json", responses={415: {"description": "own words"}})
+    async def json_body(filters: Filters) -> None: ...
+
+    paths = openapi([table_of(router)])["paths"]
+    level, kind, tags = paths["/x/get"]["get"]["parameters"]
+    assert level["schema"] == {"title": "Level", "type": "integer"}
+    assert kind["schema"] == {"title": "Kind", "anyOf": [{"type": "integer"}, {"type": "string"}]}
+    assert "uniqueItems" not in tags["schema"]
+    assert paths["/x/raw"]["post"]["requestBody"]["required"] is False
+    assert paths["/x/raw"]["post"]["x-more"] == 1
+    assert set(paths["/x/raw"]["post"]["responses"]) == {"200", "413", "422"}
+    assert set(paths["/x/json"]["post"]["responses"]) == {"200", "413", "415", "422"}
+    assert paths["/x/json"]["post"]["responses"]["415"]["description"] == "own words"
 
 
 def test_names_do_not_clash() -> None:

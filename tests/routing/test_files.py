@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -247,3 +248,22 @@ def test_types_and_dates() -> None:
         "application/x-tar",
         "application/octet-stream",
     ]
+
+
+async def test_an_error_that_does_not_mean_missing_is_503(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EMFILE and EIO are answered with 503 and Retry-After; EACCES counts as missing."""
+    real = os.open
+    number = errno.EMFILE
+
+    def failing_open(path: Any, *args: Any, **options: Any) -> int:
+        if os.fspath(path).endswith("data.bin"):
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", failing_open)
+    for number, status in ((errno.EMFILE, 503), (errno.EIO, 503), (errno.EACCES, 404)):
+        answer = await get(folder)
+        assert answer.status == status, errno.errorcode[number]
+        assert answer.header("retry-after") == ("5" if status == 503 else None)

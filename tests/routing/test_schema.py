@@ -136,7 +136,43 @@ def test_front_end_configuration() -> None:
         (Literal["a", 1], {"enum": ["a", 1]}),
         (datetime, {"type": "string", "format": "date-time"}),
         (date, {"type": "string", "format": "date"}),
-        (timedelta, {"type": "string", "format": "duration"}),
+        (
+            timedelta,
+            {
+                "anyOf": [
+                    {"type": "string", "format": "duration", "pattern": "^[^YM]*(?:T[^YM]*M?[^YM]*)?$"},
+                    {"type": "number", "minimum": -86_399_999_913_600, "maximum": 86_399_999_999_999},
+                ]
+            },
+        ),
+        (
+            Decimal,
+            {
+                "anyOf": [
+                    {"type": "number"},
+                    {
+                        "type": "string",
+                        "pattern": r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,9})?$",
+                    },
+                ]
+            },
+        ),
+        (
+            dict[UUID, int],
+            {
+                "type": "object",
+                "additionalProperties": {"type": "integer"},
+                "propertyNames": {"type": "string", "format": "uuid"},
+            },
+        ),
+        (
+            dict[int, str],
+            {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "propertyNames": {"pattern": "^[-+]?[0-9]{1,400}$"},
+            },
+        ),
         (UUID, {"type": "string", "format": "uuid"}),
         (Path, {"type": "string", "format": "path"}),
         (Kilos, {"type": "number"}),

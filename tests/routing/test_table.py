@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 import structlog
 import trio
@@ -228,3 +230,22 @@ async def test_websockets_are_refused() -> None:
     await one_route(ok)({"type": "websocket", "path": "/"}, peer.receive, peer.send)
 
     assert peer.sent == [{"type": "websocket.close", "code": 1008}]
+
+
+async def test_a_handler_without_descriptors_is_503() -> None:
+    """EMFILE in a handler, also behind a failed connection attempt, is no internal error."""
+    router = APIRouter()
+
+    @router.get("/open")
+    async def open_file() -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    @router.get("/dial")
+    async def dial() -> None:
+        raise OSError("all attempts to connect failed") from ExceptionGroup(
+            "", [OSError(errno.EMFILE, "too many open files")]
+        )
+
+    for path in ("/open", "/dial"):
+        answer = await call(RouteTable([Mount(router, "demo")]), "GET", path)
+        assert (answer.status, answer.header("retry-after")) == (503, "5")

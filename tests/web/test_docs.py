@@ -40,3 +40,10 @@ async def test_without_the_distribution_the_page_says_what_to_install(
     assert page.status == 200
     assert b"swagger-ui-bundle" in page.body
     assert b"/openapi.json" in page.body
+
+
+async def test_redoc_leads_to_the_docs() -> None:
+    """``/redoc``, which the published server has, redirects to ``/docs``."""
+    answer = await call(site_of(), "GET", "/redoc")
+
+    assert (answer.status, answer.headers["location"]) == (307, "/docs")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,42 @@ def test_an_editable_installs_folder_is_relative_to_the_project(tmp_path: Path) 
     (project / "dist").mkdir()
     in_project = resolve_frontend(loaded(plugin, source=package, project_root=project))
     assert (in_package, in_project) == (package / "dist", project / "dist")
+
+
+@pytest.mark.parametrize("name", [".env", ".git/config", "assets/.DS_Store", ".well-known/.secret"])
+async def test_names_with_a_leading_dot_are_not_served(tmp_path: Path, name: str) -> None:
+    """Hidden files and folders of a front end are 404, whichever method asks."""
+    site = site_of(with_frontend(tmp_path))
+    file = tmp_path / "dist" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("secret")
+
+    assert (await call(site, "GET", "/plugins/tangram_demo/index.js")).status == 200
+    for method in ("GET", "HEAD", "POST"):
+        answer = await call(site, method, f"/plugins/tangram_demo/{name}")
+        assert (answer.status, b"secret" in answer.body) == (404, False)
+
+
+async def test_well_known_files_are_served(tmp_path: Path) -> None:
+    """``.well-known`` is the one hidden folder that browsers ask for."""
+    site = site_of(with_frontend(tmp_path))
+    (tmp_path / "dist" / ".well-known").mkdir()
+    (tmp_path / "dist" / ".well-known" / "security.txt").write_text("Contact: x")
+
+    assert (await call(site, "GET", "/plugins/tangram_demo/.well-known/security.txt")).body == b"Contact: x"
+
+
+async def test_a_file_that_cannot_be_opened_now_is_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EMFILE is no missing file: pages and front ends answer 503 with Retry-After."""
+    site = site_of(with_frontend(tmp_path))
+
+    def open_without_descriptors(*_args: object, **_options: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("tangram.routing.files.os.open", open_without_descriptors)
+    for path in ("/", "/static/app.js", "/plugins/tangram_demo/index.js", "/docs/swagger-ui.css"):
+        answer = await call(site, "GET", path)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5"), path
+    assert (await call(site, "GET", "/docs")).status == 200

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tangram.asgi import Receive, Scope, Send
 from tangram.config.model import Config
+from tangram.http.engine import ClientGone
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.state import BackendState
 from tangram.routing import APIRouter, RouteTable
@@ -174,3 +176,34 @@ async def test_an_unknown_scope_is_an_error() -> None:
     """A scope type that ASGI does not define raises."""
     with pytest.raises(NotImplementedError, match="'smtp'"):
         await site_of()({"type": "smtp"}, None, None)  # type: ignore[arg-type]
+
+
+async def test_head_is_answered_on_every_route_that_has_get() -> None:
+    """Native routes, files and applications that know GET only answer HEAD, with headers and no body."""
+
+    class GetOnly:
+        """An application of a plugin whose routes know GET alone, as FastAPI's do."""
+
+        owner = "demo"
+        problems: ClassVar[list[str]] = []
+
+        def match(self, scope: Scope) -> bool | None:
+            return None if not scope["path"].startswith("/only") else scope["method"] == "GET"
+
+        def body_limit(self, scope: Scope) -> int:
+            return 0
+
+        def openapi(self) -> dict[str, Any]:
+            return {"paths": {}}
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x-method", b"GET")]})
+            part = {"type": "http.response.body", "body": b"part", "more_body": True}
+            with suppress(ClientGone):
+                while True:
+                    await send(part)
+
+    site = site_of(apps=[GetOnly()])
+    for path in ("/", "/-/healthz", "/openapi.json", "/docs", "/manifest.json", "/only/this"):
+        answer = await call(site, "HEAD", path)
+        assert (answer.status, answer.body) == (200, b""), path

@@ -15,7 +15,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 from typing import Final
 
 import attrs
@@ -26,6 +25,7 @@ from tangram.app.engines import serve_site
 from tangram.app.event_log import EventLog, admin_message
 from tangram.app.gc_pause import ANSWER_TIME, CollectorPause
 from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
+from tangram.app.signals import SignalGuard, open_signals
 from tangram.app.status import ServerOperator
 from tangram.app.tree import Secrets, Tree
 from tangram.broker import EmbeddedBroker
@@ -75,6 +75,8 @@ class Boot:
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
     """Called when the stop begins: ``on_stopping(shutdown_timeout, asked_for=...)``. A signal handler calls
     it too, in the middle of running code; the first call counts."""
+    on_repeat: Callable[[], None] = lambda: None
+    """Called in the signal handler of a second SIGINT: the operator does not want to wait for the stop."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
     """Called with the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
@@ -133,6 +135,7 @@ class Server:
         self.stopping = False
         self.ready_count = 0
         self._scope = trio.CancelScope()
+        self._signals: SignalGuard | None = None
         self._up = trio.Event()
         self._notifier = Notifier(boot.environ)
         self._exit_status = 0
@@ -246,6 +249,8 @@ class Server:
             if self.boot.plugins is None
             else self.boot.plugins
         )
+        if self._signals is not None:
+            self._signals.check()
         for failure in plugins.failures:
             log.error("plugin not loaded", plugin=failure.name, cause=str(failure.error))
         faults: list[Fault] = []
@@ -344,31 +349,25 @@ class Server:
     # -- signals ---------------------------------------------------------------------------------------------
 
     async def _handle_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            self._limit_stops_by(signal.SIGINT, signal.SIGTERM)
+        guard = SignalGuard(self._owner_of, on_stop=self._limit_stop, on_repeat=self.boot.on_repeat)
+        with open_signals(guard):
+            self._signals = guard
             async with trio.open_nursery() as nursery:
                 # A clean restart takes as long as its clients need; a stop must be possible meanwhile.
                 reloads = await nursery.start(self._reload_when_asked)
+                nursery.start_soon(guard.watch)
                 task_status.started()
-                async for number in signals:
+                while True:
+                    number = await guard.next_request()
                     if number == signal.SIGHUP:
                         reloads.set()
                     else:
                         self.stop()  # before the log, which may raise or block
-                        log.info("stop requested", signal=signal.Signals(number).name)
+                        log.info("stop requested", signal=number.name)
 
-    def _limit_stops_by(self, *numbers: signal.Signals) -> None:
+    def _limit_stop(self) -> None:
         """Count the time of a stop from its signal on, also while a plugin blocks the event loop."""
-        receivers = {number: signal.getsignal(number) for number in numbers}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            receiver = receivers[signal.Signals(number)]
-            assert callable(receiver)
-            receiver(number, frame)
-            self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=True)
-
-        for number in numbers:
-            signal.signal(number, handle)  # Trio's receiver restores the handlers before it when it closes
+        self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=True)
 
     async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_CoalescedRequest]) -> None:
         request = _CoalescedRequest()

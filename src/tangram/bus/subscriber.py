@@ -188,7 +188,7 @@ class Subscriber(ABC, Generic[StateT]):
             return
         try:
             await self.message_handler(message.channel, payload, message.pattern, self.state)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             log.exception(
                 "subscriber handler failed",
                 subscriber=self.name,

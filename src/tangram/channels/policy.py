@@ -239,7 +239,7 @@ class Gate:
                 answer = await self._call(function, topic, id_, info)
             except Refused as refused:
                 return refused_by(refused.reason)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 log.exception("authorize raised", plugin=plugin, topic=topic, error=type(error).__name__)
                 return UNAVAILABLE
         if limit.cancelled_caught:

@@ -1,3 +1,1 @@
-"""The rig behind ``tangram chaos`` and ``make chaos``: campaigns, simulation, conformance of
-implementations.
-"""
+"""The rig behind ``tangram chaos``: campaigns, simulation, conformance."""

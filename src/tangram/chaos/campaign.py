@@ -1,4 +1,4 @@
-"""A campaign: a configured server, faults drawn from a seed, clients that observe, and the result."""
+"""A campaign: a configured server, faults drawn from a seed, and observing clients."""
 
 from __future__ import annotations
 
@@ -229,8 +229,9 @@ async def _end_early(
 
 
 async def _come_to_rest(running: RunningTangram, campaign: Campaign) -> None:
-    """Wait until the server is at rest: a fault that was cut short must be healed before anything is
-    judged.
+    """Wait until the server is at rest.
+
+    A fault that was cut short must be healed before anything is judged.
     """
     try:
         await running.wait_steady(seconds=REST_SECONDS)

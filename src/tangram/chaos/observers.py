@@ -1,7 +1,7 @@
 """Clients that observe a server while faults strike.
 
 One connects again and again, one reads numbered messages, and one joins and does not read. Their
-observations are evidence for invariants that hold whatever strikes.
+observations are evidence for invariants that hold under all faults.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ async def _read(running: RunningTangram, seen: Observations, rng: random.Random)
 
 
 async def _join_without_reading(running: RunningTangram, seen: Observations) -> None:
-    """Run the browser that joins a busy topic and does not read: it is closed, and comes again."""
+    """Run the browser that joins a busy topic, does not read, is closed, and comes again."""
     while not running.ended:
         with suppress(Refused, ChannelClosed, trio.TooSlowError, OSError):
             token = await _token(running, BUSY)

@@ -100,7 +100,7 @@ class _Lane:
 
 
 def _timeline(report: Mapping[str, Any]) -> str:
-    """Draw a lane for each child: bars are incarnations, marks are crashes, dashed lines are faults."""
+    """Draw a lane for each child: bars are incarnations, marks crashes, lines faults."""
     seconds = max(report["seconds"], 0.001)
     lanes: dict[str, _Lane] = {}
     alive: dict[str, tuple[float, int]] = {}

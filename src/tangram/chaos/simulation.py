@@ -1,5 +1,6 @@
-"""Seeded simulation: a whole server on fakes and a virtual clock, with a script of faults drawn from a
-seed.
+"""Seeded simulation: a server on fakes and a virtual clock, and a script of faults.
+
+The script is drawn from a seed.
 
 ``python -m tangram.chaos.simulation --seeds 500`` plays many seeds on all cores; a failure prints its
 seed and script. ``--seed N`` plays one again, ``--shrink`` finds the shortest part of it that still
@@ -152,7 +153,7 @@ class Setting:
 
 
 def setting_of(seed: int) -> Setting:
-    """Return the setting of a seed: each strategy in turn, and the usual budgets for a third of the seeds."""
+    """Return the setting of a seed: each strategy in turn, a third with the usual budgets."""
     strategies = get_args(Strategy)
     return Setting(strategies[seed % len(strategies)], limited=seed // len(strategies) % 3 == 2)
 

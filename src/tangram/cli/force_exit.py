@@ -33,6 +33,9 @@ REPORT_TIME: Final = 1.0
 
 EX_SOFTWARE: Final = 70
 
+EX_INTERRUPTED: Final = 130
+"""The exit status after a second SIGINT, as in a shell: 128 plus the signal's number."""
+
 log = structlog.get_logger("tangram.cli")
 
 
@@ -109,20 +112,27 @@ class ForceExit:
         self._orders.put((time.monotonic() + seconds, status))
         self.watch()
 
+    def force(self) -> None:
+        """End the process now, with status 130, although the stop has not passed its limit.
+
+        Call it from a signal handler, after `arm`.
+        """
+        self._orders.put((time.monotonic(), EX_INTERRUPTED))
+
     def _wait(self) -> None:
         order = self._orders.get()
         while order is not None:
             due, status = order
             try:
-                seconds = min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
-                # A second order comes from a signal between the two halves of `arm`.
-                order = self._orders.get(timeout=seconds) and order
+                later = self._orders.get(timeout=min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX))
             except queue.Empty:
                 self._end(status)
                 return
+            # An order that is due later comes from a signal between the two halves of `arm`.
+            order = later and min(order, later)
 
     def _end(self, status: int) -> None:
-        reporter = threading.Thread(target=self._report, name="tangram-report", daemon=True)
+        reporter = threading.Thread(target=self._report, args=(status,), name="tangram-report", daemon=True)
         try:
             reporter.start()
             reporter.join(REPORT_TIME)
@@ -131,9 +141,11 @@ class ForceExit:
                 _kill(self._broker)
             self._exit(status)
 
-    def _report(self) -> None:
+    def _report(self, status: int) -> None:
         tasks = "\n".join(_where(self._root)) if self._root is not None else ""
-        complain(f"the stop has passed its limit; these tasks and threads still run:\n{tasks}\n{_stacks()}")
+        forced = status == EX_INTERRUPTED
+        why = "the stop was cut short by a second SIGINT" if forced else "the stop has passed its limit"
+        complain(f"{why}; these tasks and threads still run:\n{tasks}\n{_stacks()}")
 
 
 def _where(task: trio.lowlevel.Task) -> Iterator[str]:

@@ -13,6 +13,7 @@ from tangram.app import Boot, run_server
 from tangram.cli.force_exit import ForceExit
 from tangram.cli.logs import LogFormat, configure_logging
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
+from tangram.descriptors import connection_limit, raise_descriptor_limit
 
 __all__ = ["serve_until_stopped"]
 
@@ -37,12 +38,14 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
     loaded = load_config(path, os.environ)
     configure_logging(loaded.config.core.log_level, log_format)
     _log_warnings(loaded)
+    _raise_descriptor_limit(loaded.config.server.max_connections)
     force_exit = ForceExit()
     boot = Boot(
         loaded=loaded,
         reload=lambda: _reload(path, log_format),
         on_first_ready=gc.freeze,  # the objects of the start stay, so the collector need not visit them
         on_stopping=force_exit.arm,
+        on_repeat=force_exit.force,
         on_broker=force_exit.watch_broker,
     )
     status = 1
@@ -53,6 +56,20 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         force_exit.disarm()
         force_exit.leave(status)
     return status
+
+
+def _raise_descriptor_limit(max_connections: int) -> None:
+    """Raise the soft limit on open files, and log if ``max_connections`` does not fit it."""
+    limit = raise_descriptor_limit()
+    fitting = connection_limit(max_connections)
+    if fitting < max_connections:
+        log.warning(
+            "max_connections does not fit the limit on open files",
+            max_connections=max_connections,
+            limit=limit,
+            effective=fitting,
+            hint="raise ulimit -n, or LimitNOFILE of the systemd unit",
+        )
 
 
 def _reload(path: Path | None, log_format: LogFormat) -> LoadedConfig:

@@ -25,6 +25,7 @@ from trio_asyncio import _base as trio_asyncio_base
 from tangram.compat.guards import TaskFactory, close_opened, guard_loop, release_loop
 from tangram.compat.patches import patch_asyncio, wait_for
 from tangram.errors import PluginError, ServiceError
+from tangram.plugin_exit import exits_are_crashes
 from tangram.supervision import CURRENT_CHILD_TASK, run_sync_in_thread
 
 __all__ = ["CLOSE_SECONDS", "Island", "IslandClosed", "Resident", "open_island"]
@@ -98,15 +99,17 @@ async def open_island(name: str) -> AsyncIterator[Island]:
     """Open a loop for the length of the block; leaving the block ends every task on it."""
     patch_asyncio()
     crash: Exception | None = None
-    async with trio_asyncio.open_loop() as loop:
-        island = Island(name, loop)
-        try:
-            yield island
-        except Exception as error:  # noqa: BLE001 - kept from the nurseries of the loop, which would wrap it
-            crash = error
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 4 * CLOSE_SECONDS):
-                await island.close()
+    # A SystemExit in a task that the plugin itself has created ends the loop, and then crashes the plugin.
+    with exits_are_crashes():
+        async with trio_asyncio.open_loop() as loop:
+            island = Island(name, loop)
+            try:
+                yield island
+            except Exception as error:  # noqa: BLE001 - kept from the nurseries of the loop, which would wrap it
+                crash = error
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 4 * CLOSE_SECONDS):
+                    await island.close()
     if crash is not None:
         raise crash
 
@@ -244,8 +247,10 @@ def _owned(factory: TaskFactory) -> TaskFactory:
 
 
 async def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    result = function(*args)
-    return await result if inspect.isawaitable(result) else result
+    # asyncio ends the whole loop at a SystemExit that leaves a task.
+    with exits_are_crashes():
+        result = function(*args)
+        return await result if inspect.isawaitable(result) else result
 
 
 async def _close(client: Any) -> None:

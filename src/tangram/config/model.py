@@ -176,7 +176,10 @@ class ServerConfig:
     write_timeout: float = attrs.field(default=10.0, validator=v.gt(0))
     """Seconds in which a client must accept some of the bytes sent to it; otherwise it is disconnected."""
     max_connections: int = attrs.field(default=10000, validator=v.ge(1))
-    """Connections at one time. The usual limit of a process, minus room for files and the broker."""
+    """Connections at one time, and never more than three quarters of the process's limit on open files.
+
+    10,000 browsers, within the usual hard limit.
+    """
     max_connections_per_address: int = attrs.field(default=0, validator=v.ge(0))
     """Connections at one time from one address; 0 is no limit, because a proxy is one address."""
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))

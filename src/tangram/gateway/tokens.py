@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,40 @@ MAX_BODY: Final = defaults.MAX_BODY
 RETRY_AFTER: Final = "1"
 """Seconds after which the bucket of an address holds tokens again at the default rate."""
 _JSON: Final = re.compile(r"application/(?:[\w.!#$&^+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+
+_REQUEST_BODY: Final = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "channel": {"title": "Channel", "type": "string"},
+                    "id": {"title": "Id", "anyOf": [{"type": "string"}, {"type": "null"}]},
+                },
+                "required": ["channel"],
+            }
+        }
+    },
+}
+"""The body in the OpenAPI document: the handler reads it itself, for the statuses of existing servers."""
+
+_TOKEN: Final = {
+    "type": "object",
+    "properties": {name: {"title": name.title(), "type": "string"} for name in ("channel", "id", "token")},
+    "required": ["channel", "id", "token"],
+}
+
+_DOCUMENTED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/json": {"schema": _TOKEN}}},
+    400: {"description": "The body is not JSON"},
+    403: {"description": "The access policy refuses the token"},
+    413: {"description": "The body is larger than allowed"},
+    415: {"description": "The body's content type is not application/json"},
+    422: {"description": "The JSON has the wrong shape"},
+    429: {"description": "The address asks too often"},
+    503: {"description": "The channels are restarting"},
+}
 
 
 class TokenAnswer(NamedTuple):
@@ -87,8 +121,14 @@ def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
     """Return the route; ``channels`` is called at each request, and None is answered with 503."""
     router = APIRouter(tags=["channels"])
 
-    @router.post("/token", summary="A token for one channel")
+    @router.post(
+        "/token",
+        summary="A token for one channel",
+        responses=_DOCUMENTED,
+        openapi_extra={"requestBody": _REQUEST_BODY},
+    )
     async def token(request: Request) -> Response:
+        """Mint a token for a channel, if the access policy allows it."""
         owner = channels()
         if owner is None:
             answer = _text(BUSY.status, BUSY.reason, retry=True)

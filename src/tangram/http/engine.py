@@ -8,14 +8,15 @@
    task lives in a nursery outside the incarnation. The next incarnation then starts at once, while the
    clients of the old one are closed in batches beside it. Closing 1,000 of them first would take 150 ms,
    during which no request is served.
-5. The bounds on connections are checked before a byte is read, so that a refusal is cheap.
+5. The bounds on connections are checked before a byte is read, so that a refusal is cheap. At the bound the
+   oldest connection that has not sent a request yet is closed for a newcomer. The bound never exceeds the
+   process's limit on descriptors, less a reserve for plugins and Redis.
 
 How a connection handles its bytes is decided in ``hypercorn`` and ``native``.
 """
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ import structlog
 import trio
 
 from tangram.asgi import RawHeaders, Scope
+from tangram.descriptors import EXHAUSTED, connection_limit
 from tangram.http.listeners import HeldSocket
 from tangram.http.pending import PendingBytes
 
@@ -73,12 +75,14 @@ ADOPTED_CLOSE_DELAY: Final = 0.05
 ADOPTED_CLOSE_TIME: Final = 3.0
 """Seconds in which adopted connections are closed, counted from the end of their engine."""
 
+BOUND_LOG_INTERVAL: Final = 60.0
+"""Seconds between two log lines about a bound on connections: an attack must not fill the log."""
+
 LOG_INTERVAL: Final = 1.0
 """Seconds between two log records of failed connections: a client that can make a connection fail must not
 be able to fill the log.
 """
 
-_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _OVERLOADED: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
@@ -148,6 +152,8 @@ class EngineStatistics:
     """Connections closed because those of all clients together passed ``max_pending_bytes``."""
     forced: int
     """Connections whose sockets were closed at the end of a stop's grace."""
+    evicted: int = 0
+    """Connections without a request that were closed for another client at the bound."""
 
 
 class Connection(Protocol):
@@ -161,6 +167,9 @@ class Connection(Protocol):
 
     def start_close(self, code: int) -> None:
         """Begin the closing handshake with ``code`` if the connection is a WebSocket."""
+
+    def has_requested(self) -> bool:
+        """Return whether the client has sent at least one whole request."""
 
     def abort(self) -> None:
         """Close the socket now; a task that waits for it gets an error."""
@@ -230,9 +239,13 @@ class Engine:
     stalled: int = 0
     forced: int = 0
     websockets: int = 0
+    evicted: int = 0
+    _max_connections: int = 0
     _logged_at: float = float("-inf")
+    _bound_logged_at: float = float("-inf")
     _open: int = 0
     connections: dict[Connection, None] = attrs.field(factory=dict)
+    _without_request: dict[Connection, None] = attrs.field(factory=dict)
     _adopted: set[Connection] = attrs.field(factory=set)
     _per_address: dict[str, int] = attrs.field(factory=dict)
     _ended: trio.Event = attrs.field(factory=trio.Event)
@@ -259,6 +272,7 @@ class Engine:
             pending=self.pending.total,
             dropped=self.pending.dropped,
             forced=self.forced,
+            evicted=self.evicted,
         )
 
     def max_body(self, scope: Scope) -> int:
@@ -286,6 +300,7 @@ class Engine:
                 true at the stop, they are also closed there, after this method has returned.
             task_status: reports this engine once it accepts.
         """
+        self._max_connections = connection_limit(self.settings.max_connections)
         async with trio.open_nursery() as parent:
             try:
                 # Inside the try block: a `start` that is cancelled in this very step raises although the task
@@ -397,10 +412,12 @@ class Engine:
                     except BlockingIOError:
                         break
                     except OSError as error:
-                        if error.errno not in _NO_DESCRIPTORS:
+                        if error.errno not in EXHAUSTED:
                             continue  # this client left while it waited; the next one is unaffected
-                        log.warning("no file descriptor for another connection", open=self._open)
-                        await trio.sleep(ACCEPT_PAUSE)
+                        evicted = self._evict()
+                        self._warn_of_bound("no file descriptor for another connection")
+                        if not evicted:
+                            await trio.sleep(ACCEPT_PAUSE)
                         break
                     self._admit(client, address, nursery)
         finally:
@@ -414,15 +431,45 @@ class Engine:
         bound = self.settings.max_connections_per_address
         host = address[0]
         here = self._per_address.get(host, 0)
-        if (bound and here >= bound) or (
-            self.settings.max_connections and self._open >= self.settings.max_connections
-        ):
+        full = self._open >= self._max_connections
+        if (bound and here >= bound) or (full and not self._evict()):
             self.refused += 1
             self._refuse(client)
+            self._warn_of_bound("connection refused at its bound", address=host)
             return
+        if full:
+            self._warn_of_bound("connection without a request closed at the bound", address=host)
         self._per_address[host] = here + 1
         self._open += 1
         nursery.start_soon(self._serve_connection, client, address)
+
+    def _evict(self) -> bool:
+        """Close the oldest connection that never sent a request; return ``False`` if there is none.
+
+        Each connection is examined once at most, so that the search is cheap for each newcomer.
+        """
+        while self._without_request:
+            connection = next(iter(self._without_request))
+            del self._without_request[connection]
+            if not connection.has_requested():
+                self.evicted += 1
+                connection.abort()
+                return True
+        return False
+
+    def _warn_of_bound(self, event: str, **fields: Any) -> None:
+        """Log that a bound on connections was reached, once in ``BOUND_LOG_INTERVAL``."""
+        now = trio.current_time()
+        if now - self._bound_logged_at >= BOUND_LOG_INTERVAL:
+            self._bound_logged_at = now
+            log.warning(
+                event,
+                open=self._open,
+                max_connections=self._max_connections,
+                evicted=self.evicted,
+                refused=self.refused,
+                **fields,
+            )
 
     def _refuse(self, client: socket.socket) -> None:
         try:
@@ -441,7 +488,7 @@ class Engine:
 
         def register(connection: Connection) -> None:
             registered.append(connection)
-            self.connections[connection] = None
+            self.connections[connection] = self._without_request[connection] = None
             if self.draining:
                 connection.drain()
 
@@ -454,6 +501,7 @@ class Engine:
             if self._adopted.isdisjoint(registered):
                 for connection in registered:
                     del self.connections[connection]
+                    self._without_request.pop(connection, None)
                 self._close(client)
                 self._release(address[0])
 
@@ -491,6 +539,7 @@ class Engine:
             self._contain(error, address)
         finally:
             del self.connections[connection]
+            self._without_request.pop(connection, None)
             self._adopted.discard(connection)
             self._close(client)
             self._release(address[0])

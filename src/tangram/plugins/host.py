@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from tangram.bus.subscriber import service_nursery
+from tangram.plugin_exit import exits_are_crashes
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.service import Service
 from tangram.plugins.state import BackendState
@@ -209,16 +210,17 @@ class PluginHost:
         async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             if service.restart == "temporary":
                 self._temporary_started.add(service.name)
-            if service.threaded:
-                task_status.started()
-                await run_sync_in_thread(
-                    service.function,
-                    state,
-                    name=f"{self.name}/{service.name}",
-                    stop_timeout=service.stop_timeout,
-                )
-            else:
-                await self.call_service(service, state, task_status)
+            with exits_are_crashes():
+                if service.threaded:
+                    task_status.started()
+                    await run_sync_in_thread(
+                        service.function,
+                        state,
+                        name=f"{self.name}/{service.name}",
+                        stop_timeout=service.stop_timeout,
+                    )
+                else:
+                    await self.call_service(service, state, task_status)
 
         return Child(
             service.name,
@@ -255,9 +257,10 @@ async def _lifespan(loaded: LoadedPlugin, state: BackendState) -> AsyncIterator[
         return
     entered = False
     try:
-        async with loaded.plugin.lifespan(state):
-            entered = True
-            yield
+        with exits_are_crashes():
+            async with loaded.plugin.lifespan(state):
+                entered = True
+                yield
     except Exception as error:
         if not entered:
             error.add_note(f"in the lifespan of plugin {loaded.name!r}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -25,7 +25,7 @@ from tangram.groups import first_leaf
 from tangram.plugins.discovery import Candidate, find, scan
 from tangram.plugins.plugin import Plugin
 
-__all__ = ["LoadedPlugin", "LoadedPlugins", "PluginFailure", "cause_line", "load_plugins"]
+__all__ = ["LoadedPlugin", "LoadedPlugins", "PluginFailure", "cause_line", "importing_plugin", "load_plugins"]
 
 
 @attrs.frozen(eq=False)
@@ -184,6 +184,17 @@ def _import(candidate: Candidate) -> Plugin:
             plugin=candidate.name,
         )
     return found
+
+
+def importing_plugin(frame: FrameType) -> str | None:
+    """Return the name of the plugin that is imported in a frame of this module, or None.
+
+    While a plugin is imported `LoadedPlugins.owner_of` does not know its files yet.
+    """
+    if frame.f_code is not _import.__code__:
+        return None
+    candidate: Candidate = frame.f_locals["candidate"]
+    return candidate.name
 
 
 def _short(value: object) -> str:

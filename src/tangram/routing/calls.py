@@ -228,12 +228,24 @@ def bind(
 
 
 def _expect_json(request: Request) -> None:
-    coding = request.headers.get("content-encoding", "").strip().lower()
+    kind = coding = b""
+    # One pass over the raw headers: decoding all of them for two names costs more than this whole check.
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-encoding":
+            coding = value
+    if kind != b"application/json" or coding:
+        _check_media_type(kind.decode("latin-1"), coding.decode("latin-1"))
+
+
+def _check_media_type(content_type: str, content_encoding: str) -> None:
+    coding = content_encoding.strip().lower()
     if coding not in {"", "identity"}:
         raise HTTPException(
             415, f"expected a body without content coding, not {coding!r}", {"accept-encoding": "identity"}
         )
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise HTTPException(415, "expected a body of type application/json")
 

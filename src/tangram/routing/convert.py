@@ -161,7 +161,8 @@ def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
     origin = origin_of(kind)
     if is_typeddict(origin):
         return _typeddict_hook(origin, made)
-    inner = make_dict_structure_fn(kind, made, **_validator_overrides(origin, made))
+    overrides = _validator_overrides(origin, made) | _annotated_overrides(origin, made)
+    inner = make_dict_structure_fn(kind, made, **overrides)
 
     def structure(value: Any, _: Any) -> Any:
         if isinstance(value, dict):
@@ -219,6 +220,29 @@ def _validator_overrides(kind: Any, made: Converter) -> dict[str, Any]:
         if check is not None and attribute.init:
             overrides[attribute.name] = override(struct_hook=_checked_later(check, made))
     return overrides
+
+
+def _annotated_overrides(kind: Any, made: Converter) -> dict[str, Any]:
+    """Keep the constraints in the annotations of a dataclass, which cattrs drops."""
+    from cattrs import override
+
+    if not hasattr(kind, "__dataclass_fields__"):
+        return {}
+    bare = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
+    constrained = {
+        name: hint
+        for name, hint in hints.items()
+        if name in kind.__dataclass_fields__
+        and hint != bare[name]
+        and not getattr(hint, "__parameters__", ())
+    }
+    return {name: override(struct_hook=_as(hint, made)) for name, hint in constrained.items()}
+
+
+def _as(hint: Any, made: Converter) -> Callable[[Any, Any], Any]:
+    # Looked up at each call, from cattrs' cache: the class may refer to itself.
+    return lambda value, _: made.get_structure_hook(hint)(value, hint)
 
 
 def _checked_later(check: Callable[[object], None], made: Converter) -> Callable[[Any, Any], Any]:

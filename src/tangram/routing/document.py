@@ -44,6 +44,9 @@ _INVALID: Final[Schema] = {
 }
 
 
+_DETAIL: Final[Schema] = {"type": "object", "properties": {"detail": {"type": "string"}}}
+
+
 def openapi(
     tables: RouteTable | Iterable[RouteTable], *, title: str = "tangram", version: str = "0"
 ) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def openapi(
         title: the title of the API.
         version: the version of the API.
     """
-    writer = SchemaWriter(ref_prefix="#/components/schemas/")
+    writer = SchemaWriter(ref_prefix="#/components/schemas/", unique_items=False)
     paths: dict[str, dict[str, Any]] = {}
     taken: set[str] = set()
     invalid = False
@@ -98,6 +101,7 @@ def _operation(endpoint: Endpoint, method: str, writer: SchemaWriter, taken: set
     operation = {key: value for key, value in operation.items() if value}
     bound = any(part.params or part.body for part in plan.everything())
     operation["responses"] = _responses(endpoint, writer, bound=bound)
+    operation.update(route.openapi_extra)
     return operation
 
 
@@ -127,8 +131,20 @@ def _parameter(param: Param, writer: SchemaWriter) -> dict[str, Any]:
         entry["description"] = param.marker.description
     if param.marker.deprecated:
         entry["deprecated"] = True
-    entry["schema"] = _schema(param, writer)
+    entry["schema"] = _without_null(_schema(param, writer))
     return entry
+
+
+def _without_null(schema: Schema) -> Schema:
+    """Remove null from the schema of a parameter: text cannot represent it."""
+    branches = [branch for branch in schema.get("anyOf", ()) if branch != {"type": "null"}]
+    if len(branches) == len(schema.get("anyOf", ())):
+        return schema
+    if len(branches) > 1:
+        return {**schema, "anyOf": branches}
+    alone = {key: value for key, value in schema.items() if key != "anyOf"}
+    alone.update(branches[0])
+    return alone
 
 
 def _schema(param: Param, writer: SchemaWriter) -> Schema:
@@ -151,8 +167,9 @@ def _body(plan: Plan, writer: SchemaWriter) -> dict[str, Any] | None:
     }
     if not params:
         return None
-    required = any(param.required for param in params.values())
     first = next(iter(params.values()))
+    # A body of bytes may be empty.
+    required = any(param.required for param in params.values()) and not ("" in params and first.kind is bytes)
     if "" in params:
         schema = {} if first.kind is bytes else _schema(first, writer)
         media = first.marker.media_type if first.kind is not bytes else "application/octet-stream"
@@ -182,11 +199,25 @@ def _responses(endpoint: Endpoint, writer: SchemaWriter, *, bound: bool) -> dict
             entry["content"] = {"application/json": {"schema": writer.write(told["model"])}}
         words = phrase_of(int(code)) if str(code).isdecimal() else "Response"
         responses[str(code)] = {"description": words, **responses.get(str(code), {}), **entry}
+    for code, words in _body_errors(endpoint).items():
+        responses.setdefault(
+            code, {"description": words, "content": {"application/json": {"schema": _DETAIL}}}
+        )
     if bound and "422" not in responses:
         schema = {"$ref": "#/components/schemas/HTTPValidationError"}
         told = {"description": "Validation Error", "content": {"application/json": {"schema": schema}}}
         responses["422"] = told
     return responses
+
+
+def _body_errors(endpoint: Endpoint) -> dict[str, str]:
+    """Return the statuses that a route with a body answers besides its own and 422."""
+    params = [param for part in endpoint.plan.everything() for param in part.body]
+    if not params:
+        return {}
+    large = {"413": "The body is larger than allowed"}
+    raw = len(params) == 1 and params[0].kind is bytes
+    return large if raw else {**large, "415": "The body's content type is not application/json"}
 
 
 def _content(endpoint: Endpoint, writer: SchemaWriter) -> dict[str, Any]:

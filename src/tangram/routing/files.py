@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import errno
 import os
 import re
 import stat
@@ -19,8 +20,9 @@ from tangram.asgi import Receive, Scope, Send
 from tangram.routing.exceptions import HTTPException
 from tangram.routing.request import Headers
 from tangram.routing.responses import Response
+from tangram.routing.shortage import unavailable
 
-__all__ = ["FileResponse", "inside"]
+__all__ = ["FileResponse", "inside", "unreadable"]
 
 CHUNK: Final = 256 * 1024
 """Bytes read at once: a megabyte needs four switches to a thread, and 100 slow clients hold 25 MB."""
@@ -49,6 +51,21 @@ _TYPES: Final = {
     ".woff2": "font/woff2",
 }
 """Media types of front ends. Other types are looked up in the system's tables, which take 10 ms to read."""
+_NOT_FOUND: Final = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+        errno.ENODEV,
+    }
+)
+"""Errors that mean that there is no such file for this server; a client may cause each of them by a path."""
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DATE: Final = re.compile(
@@ -64,7 +81,8 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
     It reads the disk, so call it in a thread.
 
     Raises:
-        HTTPException: 404, the path is outside of ``root``, does not exist, or is no valid name.
+        HTTPException: 404, the path is outside of ``root``, does not exist, or is no valid name; 503, the
+            disk cannot be read.
     """
     parts = relative.split("/")
     if "\0" in relative or "\\" in relative or any(part in ("", ".", "..") for part in parts):
@@ -72,11 +90,23 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
     try:
         base = Path(root).resolve(strict=True)
         path = base.joinpath(*parts).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
+    except (RuntimeError, ValueError):  # a loop of links, a name that the system cannot represent
         raise HTTPException(404) from None
+    except OSError as error:
+        raise unreadable(error) from None
     if base not in path.parents:
         raise HTTPException(404)
     return path
+
+
+def unreadable(error: OSError) -> HTTPException:
+    """Return 404 for an error that means that there is no such file, and 503 for every other error.
+
+    The first of the latter is logged, then one in a minute.
+    """
+    if error.errno in _NOT_FOUND:
+        return HTTPException(404)
+    return unavailable(error)
 
 
 def media_type_of(path: str) -> str:
@@ -100,14 +130,17 @@ def _open(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> 
     """Open a regular file. Pipes and devices, whose reads would block, are refused.
 
     Raises:
-        HTTPException: 404, the file does not exist, is no regular file or may not be read.
+        HTTPException: 404, the file does not exist, is no regular file or may not be read; 503, it cannot be
+            opened for another reason.
     """
     if root is not None:
         path = inside(root, os.fspath(path))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
+    except ValueError:
         raise HTTPException(404) from None
+    except OSError as error:
+        raise unreadable(error) from None
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)

@@ -42,6 +42,7 @@ class Route:
     include_in_schema: bool = True
     deprecated: bool = False
     operation_id: str | None = None
+    openapi_extra: Mapping[str, Any] = attrs.field(factory=dict)
     max_body: int | None = None
     """The largest request body in bytes; None is the server's ``max_body``, 0 is no limit."""
 
@@ -83,6 +84,10 @@ class RouteSettings(TypedDict, total=False):
     """The route is part of the documentation."""
     deprecated: bool
     """The documentation marks the route as deprecated."""
+    openapi_extra: Mapping[str, Any] | None
+    """Further keys of the operation in the documentation, for example ``requestBody`` of a handler that reads
+    the body itself.
+    """
     max_body: int | None
     """The largest request body in bytes, in place of ``[server] max_body``; 0 is no limit."""
 

@@ -66,7 +66,7 @@ def to_float(value: object) -> float:
 def to_bool(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    word = str(value).lower() if isinstance(value, (str, int)) else ""
+    word = value.lower() if isinstance(value, str) else ""
     if word in _TRUE:
         return True
     if word in _FALSE:
@@ -106,6 +106,33 @@ def _to_path(kind: type[PurePath]) -> Callable[[object], PurePath]:
     return to_path
 
 
+def to_datetime(value: object) -> datetime:
+    """Convert text of RFC 3339; numbers, which may count seconds or milliseconds, are refused."""
+    if isinstance(value, datetime):
+        return value
+    words = "a date and time such as 2026-02-28T12:00:00Z"
+    if not isinstance(value, str):
+        raise ValueFault(f"expected {words}, not {show(value)}", "datetime_type")
+    try:
+        return msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
+        raise ValueFault(f"expected {words}, not {show(value)}", "datetime_parsing") from None
+
+
+_WEEKS: Final = re.compile(r"([+-]?)P([0-9]{1,9})W", re.ASCII)
+"""A duration in weeks, which msgspec does not read (ISO 8601-2: 4.4.1.3)."""
+
+
+def to_timedelta(value: object) -> timedelta:
+    """Convert an ISO 8601 duration of weeks, or of days and times, or a number of seconds."""
+    weeks = _WEEKS.fullmatch(value) if isinstance(value, str) else None
+    if weeks is not None:
+        value = f"{weeks[1]}P{7 * int(weeks[2])}D"
+    made = _by_msgspec(timedelta, "time_delta", "a duration such as PT1H30M, or seconds")(value)
+    assert isinstance(made, timedelta)
+    return made
+
+
 def _by_msgspec(kind: type, word: str, words: str) -> Callable[[object], object]:
     def convert(value: object) -> object:
         if type(value) is kind:
@@ -131,9 +158,9 @@ SCALARS: Final[dict[Any, Callable[[object], object]]] = {
     object: lambda value: value,
     bytes: _by_msgspec(bytes, "bytes", "base64 text"),
     date: _by_msgspec(date, "date", "a date such as 2026-02-28"),
-    datetime: _by_msgspec(datetime, "datetime", "a date and time such as 2026-02-28T12:00:00Z"),
+    datetime: to_datetime,
     time: _by_msgspec(time, "time", "a time such as 12:00:00"),
-    timedelta: _by_msgspec(timedelta, "time_delta", "a duration such as PT1H30M, or seconds"),
+    timedelta: to_timedelta,
     UUID: _by_msgspec(UUID, "uuid", "a UUID"),
     Decimal: to_decimal,
     Path: _to_path(Path),

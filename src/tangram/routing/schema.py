@@ -46,13 +46,28 @@ _PLAIN: Final[dict[Any, Schema]] = {
     str: {"type": "string"},
     None: {"type": "null"},
     type(None): {"type": "null"},
-    bytes: {"type": "string", "contentEncoding": "base64"},
+    bytes: {
+        "type": "string",
+        "contentEncoding": "base64",
+        "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+    },
     date: {"type": "string", "format": "date"},
     datetime: {"type": "string", "format": "date-time"},
     time: {"type": "string", "format": "time"},
-    timedelta: {"type": "string", "format": "duration"},
+    # Years and months have no fixed length, and a number of seconds has the bounds of timedelta.
+    timedelta: {
+        "anyOf": [
+            {"type": "string", "format": "duration", "pattern": "^[^YM]*(?:T[^YM]*M?[^YM]*)?$"},
+            {"type": "number", "minimum": -86_399_999_913_600, "maximum": 86_399_999_999_999},
+        ]
+    },
     UUID: {"type": "string", "format": "uuid"},
-    Decimal: {"anyOf": [{"type": "number"}, {"type": "string"}]},
+    Decimal: {
+        "anyOf": [
+            {"type": "number"},
+            {"type": "string", "pattern": r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,9})?$"},
+        ]
+    },
     Any: {},
     object: {},
 }
@@ -85,8 +100,16 @@ class Field(NamedTuple):
 class SchemaWriter:
     """Writes schemas that share one set of definitions; ``finish`` returns the definitions."""
 
-    def __init__(self, *, ref_prefix: str = "#/$defs/") -> None:
+    def __init__(self, *, ref_prefix: str = "#/$defs/", unique_items: bool = True) -> None:
+        """Begin without definitions.
+
+        Args:
+            ref_prefix: the place of the definitions.
+            unique_items: write ``uniqueItems`` for sets. Routes accept repeated items, so their document does
+                not.
+        """
         self.ref_prefix = ref_prefix
+        self._unique_items = unique_items
         self._definitions: dict[Any, Schema] = {}
         self._references: list[tuple[Schema, Any]] = []
 
@@ -120,8 +143,7 @@ class SchemaWriter:
         if origin in COLLECTIONS:
             return self._array(origin, arguments)
         if origin in MAPPINGS:
-            value = self.write(arguments[1]) if len(arguments) == 2 else {}
-            return {"type": "object", "additionalProperties": value or True}
+            return self._mapping(arguments)
         if issubclass(origin, PurePath):
             return {"type": "string", "format": "path"}
         for base in (bool, int, float, str):
@@ -129,12 +151,21 @@ class SchemaWriter:
                 return dict(_PLAIN[base])
         return {}
 
+    def _mapping(self, arguments: tuple[Any, ...]) -> Schema:
+        """Return the schema of an object; keys of a type other than text have a schema of their own."""
+        key, value = arguments if len(arguments) == 2 else (Any, Any)
+        schema: Schema = {"type": "object", "additionalProperties": self.write(value) or True}
+        names = {"pattern": "^[-+]?[0-9]{1,400}$"} if key is int else self.write(key)
+        if names.get("type", "string") == "string" and set(names) - {"type"}:
+            schema["propertyNames"] = names
+        return schema
+
     def _array(self, origin: Any, arguments: tuple[Any, ...]) -> Schema:
         if COLLECTIONS[origin] is tuple and arguments and arguments[-1] is not Ellipsis:
             items = [self.write(argument) for argument in arguments]
             return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
         schema: Schema = {"type": "array", "items": self.write(arguments[0]) if arguments else {}}
-        if COLLECTIONS[origin] in (set, frozenset):
+        if self._unique_items and COLLECTIONS[origin] in (set, frozenset):
             schema["uniqueItems"] = True
         return schema
 

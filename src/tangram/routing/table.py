@@ -11,6 +11,7 @@ import trio
 
 from tangram import defaults
 from tangram.asgi import Receive, Scope, Send, send_json
+from tangram.descriptors import is_exhaustion
 from tangram.errors import BadRequest, Refused, RouteError
 from tangram.groups import unwrap_single
 from tangram.routing.calls import Threads
@@ -20,6 +21,7 @@ from tangram.routing.paths import Found, PathTree, decode_path
 from tangram.routing.request import ClientDisconnected
 from tangram.routing.responses import JSONResponse, Response
 from tangram.routing.router import APIRouter, Mount, Route
+from tangram.routing.shortage import unavailable
 
 __all__ = ["RouteTable", "check_router"]
 
@@ -192,10 +194,10 @@ class RouteTable:
             await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads)
             if not sender.started:
                 raise RuntimeError("a dependency swallowed the exception that was thrown into it")  # noqa: TRY301 - answered below
-        except Exception as exc:  # noqa: BLE001 - a failure ends its own request only
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a failure ends its own request only
             await _fail(exc, endpoint, scope, sender)
         except BaseExceptionGroup as group:
-            failures, rest = group.split(Exception)
+            failures, rest = group.split((Exception, SystemExit))
             if failures is not None and not sender.broken:
                 _report(failures, endpoint, scope, "handler failed during cancellation")
             if rest is not None:
@@ -228,7 +230,7 @@ def _split_root(scope: Scope) -> tuple[str, str]:
     return (path[len(root) :] or "/", root) if root and path.startswith(root) else (path, root)
 
 
-async def _fail(exc: Exception, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
+async def _fail(exc: BaseException, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
     """Answer an exception, unless the client has disconnected or the answer is complete."""
     cause = unwrap_single(exc)
     if isinstance(cause, ClientDisconnected) or sender.broken:
@@ -261,6 +263,8 @@ def _refusal(cause: BaseException) -> Response | None:
         return JSONResponse({"detail": detail_of(cause)}, 422)
     if isinstance(cause, Refused):
         return JSONResponse({"detail": cause.reason}, 403)
+    if is_exhaustion(cause):
+        return _refusal(unavailable(cause))
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from tangram.descriptors import exhaustion_note
 from tangram.groups import leaves
 from tangram.supervision.spec import Crash
 
@@ -94,9 +95,12 @@ def one_line(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        message = str(error)
     except Exception:  # noqa: BLE001 - a plugin's broken __str__ must not stop its supervisor
         return "(its message cannot be read)"
+    # Which child meets this error first is chance, so the record names the limit and not only the child.
+    note = exhaustion_note(error)
+    return f"{message}: {note}" if note else message
 
 
 def _attached(error: BaseException) -> Crash | None:

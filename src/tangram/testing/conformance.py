@@ -1,4 +1,4 @@
-"""Try a plugin as a whole: it must start, answer, restart, survive, stop, and leave nothing behind."""
+"""Try a plugin as a whole: it must start, answer, restart, survive and stop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def check_plugin(
     start_seconds: float = START_SECONDS,
     but: Mapping[str, str] | None = None,
 ) -> None:
-    """Check that a plugin starts, answers, restarts, survives faults, stops, and leaves nothing behind.
+    """Check that a plugin starts, answers, restarts, survives faults and leaves nothing.
 
     It sends each route of the plugin an example request, restarts the plugin cleanly and alone, ends
     its services and crashes it, and checks after each step that it is up again.

@@ -1,4 +1,4 @@
-"""Names that moved: a module `__getattr__` that finds an old name at its new place and warns."""
+"""Names that moved: a module ``__getattr__`` that finds them at their new place."""
 
 from __future__ import annotations
 

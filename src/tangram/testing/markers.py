@@ -54,7 +54,7 @@ def is_repeated(node: Any) -> bool:
 
 
 def is_async(node: Any) -> bool:
-    """Return whether the test is a coroutine function, below the wrappers of hypothesis and others."""
+    """Return whether the test is a coroutine function, below the wrappers of others."""
     function: Any = getattr(node, "obj", None) or (lambda: None)
     if not is_repeated(node):
         return inspect.iscoroutinefunction(inspect.unwrap(function))

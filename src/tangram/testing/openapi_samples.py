@@ -1,4 +1,4 @@
-"""Make requests from an OpenAPI document: its examples, or else the smallest values that fit."""
+"""Make requests from an OpenAPI document: its examples, or the smallest values that fit."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _text(value: Any) -> str:
 
 
 def sample_of(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int = 0) -> Any:
-    """Return a value that a schema allows: its example or default, else the smallest that fits."""
+    """Return a value that a schema allows: its example or default, else the smallest one."""
     if "$ref" in schema:
         found: Any = document
         for part in schema["$ref"].removeprefix("#/").split("/"):

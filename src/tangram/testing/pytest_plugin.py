@@ -63,7 +63,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def tangram(request: pytest.FixtureRequest) -> Any:
-    """Run a whole server: a `RunningTangram`, or a `Bridge` to one where the test does not run on Trio."""
+    """Run a whole server.
+
+    Returns:
+        A `RunningTangram`, or a `Bridge` to one where the test does not run on Trio.
+    """
     return _for_mode(request, "_tangram")
 
 
@@ -75,7 +79,7 @@ def tangram_socket(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def chaos(request: pytest.FixtureRequest) -> Any:
-    """Return the injector of faults for the fixture ``tangram``: ``await chaos.strike("broker_kill")``."""
+    """Return the `Chaos` of the fixture ``tangram``: ``await chaos.strike("broker_kill")``."""
     return _for_mode(request, "_chaos")
 
 

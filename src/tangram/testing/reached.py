@@ -1,4 +1,4 @@
-"""Deprecated: `tangram.testing.checks.sometimes`, and `tangram.testing` for the names that it exports."""
+"""Deprecated: the names of this module are in `tangram.testing.checks.sometimes`."""
 
 from tangram.testing.deprecated import moved_names
 

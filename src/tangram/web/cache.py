@@ -22,10 +22,12 @@ import structlog
 import trio
 
 from tangram.config.model import CacheEntry
+from tangram.descriptors import is_exhaustion
 from tangram.errors import PluginError
 from tangram.redis_url import redact_text, redact_url
 from tangram.routing import APIRouter, FileResponse, HTTPException
 from tangram.routing.files import inside
+from tangram.routing.shortage import unavailable
 
 if TYPE_CHECKING:
     import httpx
@@ -157,6 +159,9 @@ class CacheRoutes:
             if limit.cancelled_caught:
                 download.status, download.detail = 504, "the origin does not answer in time"
         except Exception as error:  # noqa: BLE001 - any error of a download fails its waiters only
+            if is_exhaustion(error):
+                download.status, download.detail = 503, str(unavailable(error).detail)
+                return
             log.warning("cache download failed", url=redact_url(url), cause=redact_text(repr(error)))
             if isinstance(error, PluginError):
                 download.status, download.detail = 503, "downloads need httpx, which is not installed"
@@ -211,7 +216,9 @@ def _existing(root: Path, segments: list[str]) -> Path | None:
         return root.resolve() if root.is_file() else None
     try:
         found = inside(root, "/".join(segments))
-    except HTTPException:
+    except HTTPException as error:
+        if error.status_code != 404:
+            raise
         return None
     return found if found.is_file() else None
 

@@ -97,9 +97,9 @@ def docs_folder() -> Path | None:
     return versions[-1] if versions else None
 
 
-def docs_page() -> bytes:
-    """Return the HTML of ``/docs``."""
-    return (_PAGE if docs_folder() is not None else _PAGE_WITHOUT_BUNDLE).encode()
+def docs_page(folder: Path | None) -> bytes:
+    """Return the HTML of ``/docs``; ``folder`` is that of Swagger UI, if it is installed."""
+    return (_PAGE if folder is not None else _PAGE_WITHOUT_BUNDLE).encode()
 
 
 def docs_script() -> bytes:

@@ -2,6 +2,10 @@
 
 Paths are resolved in threads, symbolic links included. A path that leaves the folder counts as missing.
 ``tangram.routing.FileResponse`` sees to that, and to ``ETag``, ranges and ``Last-Modified``.
+
+Files and folders whose names begin with a dot are not served: bundlers, editors and version control leave
+such files behind (``.env``, ``.git/config``), and no page needs them. The exception is ``.well-known`` (RFC
+8615).
 """
 
 from __future__ import annotations
@@ -56,6 +60,20 @@ def _is_hashed(name: str) -> bool:
     return bool(first and others) and _HEX.fullmatch(others[-1]) is not None
 
 
+def _is_hidden(relative: str) -> bool:
+    """Return whether a segment of the path begins with a dot, other than a leading ``.well-known``."""
+    return any(part.startswith(".") for part in relative.removeprefix(".well-known/").split("/"))
+
+
+async def _answer_missing(error: HTTPException, scope: Scope, send: Send) -> bool:
+    """Return ``False`` for a file that does not exist; send other errors."""
+    if error.status_code == 404:
+        return False
+    headers = [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
+    await send_json(scope, send, error.status_code, {"detail": error.detail}, headers=headers)
+    return True
+
+
 class StaticFolder:
     """One folder whose files are read from the disk at each request."""
 
@@ -64,7 +82,12 @@ class StaticFolder:
         self._only = only
 
     async def serve(self, relative: str, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Send the file at ``relative``; return ``False``, with nothing sent, where there is none."""
+        """Send the file at ``relative``; return ``False``, with nothing sent, where there is none.
+
+        A file that exists and cannot be read now is answered with 503.
+        """
+        if _is_hidden(relative):
+            return False
         if self._only is not None and relative not in self._only:
             return False
         name = relative.rpartition("/")[2]
@@ -73,16 +96,16 @@ class StaticFolder:
             return await self._refuse_method(relative, scope, send)
         try:
             await FileResponse(relative, headers=headers, root=self.root)(scope, receive, send)
-        except HTTPException:
+        except HTTPException as error:
             # Raised before anything was sent.
-            return False
+            return await _answer_missing(error, scope, send)
         return True
 
     async def _refuse_method(self, relative: str, scope: Scope, send: Send) -> bool:
         try:
             await trio.to_thread.run_sync(inside, self.root, relative)
-        except HTTPException:
-            return False
+        except HTTPException as error:
+            return await _answer_missing(error, scope, send)
         await send_json(
             scope, send, 405, {"detail": "Method Not Allowed"}, headers=[(b"allow", b"GET, HEAD")]
         )

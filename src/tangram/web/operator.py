@@ -104,14 +104,14 @@ def operator_router(control: ServerControl, token: str, addresses: Addresses) ->
     access = _Access(token, addresses)
     router = APIRouter(prefix="/-", tags=["operator"])
 
-    @router.get("/healthz", summary="Liveness")
+    @router.get("/healthz", summary="Liveness", responses={503: {"description": "The server is stopping"}})
     async def healthz() -> JSONResponse:
         """Answer 200 while the event loop runs; for liveness probes."""
         if control.health():
             return _uncached({"status": "ok"})
         return _uncached({"status": "stopping"}, 503)
 
-    @router.get("/readyz", summary="Readiness")
+    @router.get("/readyz", summary="Readiness", responses={503: {"description": "A part is not up"}})
     async def readyz() -> JSONResponse:
         """Answer 200 when bus, channels and plugins are up, else 503 with the reasons."""
         ready, reasons = control.readiness()
@@ -131,7 +131,15 @@ def operator_router(control: ServerControl, token: str, addresses: Addresses) ->
         listed = list(control.plugins())
         return _uncached(listed if access.sees_details(request) else without_details(listed))
 
-    @router.post("/plugins/{name}/restart", summary="Restart a plugin")
+    @router.post(
+        "/plugins/{name}/restart",
+        summary="Restart a plugin",
+        responses={
+            401: {"description": "The operator's token is needed"},
+            404: {"description": "No plugin has this name"},
+            503: {"description": "The plugin did not start"},
+        },
+    )
     async def restart(name: str, request: Request) -> JSONResponse:
         """Restart one plugin, also one in quarantine. Needs the operator's token."""
         access.require_token(request)

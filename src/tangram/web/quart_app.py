@@ -22,8 +22,10 @@ from werkzeug.exceptions import HTTPException
 
 from tangram.asgi import ASGIApp
 from tangram.channels.disconnects import CRASH
+from tangram.descriptors import is_exhaustion
 from tangram.http.engine import ClientGone
 from tangram.plugins.registry import LoadedPlugin, cause_line
+from tangram.routing.shortage import unavailable
 from tangram.web.operator import ServerControl
 
 __all__ = ["QuartWebSocketConnection", "build_quart"]
@@ -223,6 +225,9 @@ async def _http_error(error: Any) -> Any:
 
 
 async def _internal_error(error: Exception) -> Any:
+    if is_exhaustion(error):
+        short = unavailable(error)
+        return jsonify(detail=short.detail), short.status_code, dict(short.headers or {})
     ident = secrets.token_hex(6)
     log.error("request failed", id=ident, path=request.path, exc_info=error)
     return jsonify(detail="internal error", id=ident), 500

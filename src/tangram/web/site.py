@@ -14,10 +14,12 @@ from typing import Any, Final, Protocol
 import attrs
 import structlog
 
-from tangram.asgi import ASGIApp, RawHeaders, Receive, Scope, Send, send_json
+from tangram.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send, send_json
 from tangram.channels.disconnects import ORIGIN
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
+from tangram.http.engine import ClientGone
+from tangram.plugin_exit import exit_as_crash
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
 from tangram.routing import APIRouter, HTTPException, Mount, Request, Response, RouteTable, openapi
@@ -110,6 +112,9 @@ class Site:
         self.addresses = Addresses.of(parts.config)
         self.frontends: Frontends = find_frontends(parts.plugins)
         self.manifest = Manifest(parts.config, self.frontends)
+        # Looked up once: a process without descriptors could not look again.
+        docs_files = docs.docs_folder()
+        self._docs_page = docs.docs_page(docs_files)
         self.table = RouteTable(
             self._mounts(), injectable=[BackendState], max_body=parts.config.server.max_body
         )
@@ -124,22 +129,27 @@ class Site:
         self._quart = self._build_quart()
         self._pages = StaticFolder(PAGES)
         self._shell = shell_folder(parts.config.server.frontend)
-        docs_files = docs.docs_folder()
         self._docs = StaticFolder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
         self._openapi: bytes | None = None
         self._allowed: Allowed = parts.allowed or self._policy().allows
         self._outer = Cors(self._http, self._allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._outer(self.addresses.forwarded(scope), receive, send)
-            case "websocket":
-                await self._websocket(self.addresses.forwarded(scope), receive, send)
-            case "lifespan":
-                await _lifespan(receive, send)
-            case other:
-                raise NotImplementedError(f"scope type {other!r} is not served here")
+        try:
+            match scope["type"]:
+                case "http":
+                    await self._outer(self.addresses.forwarded(scope), receive, send)
+                case "websocket":
+                    await self._websocket(self.addresses.forwarded(scope), receive, send)
+                case "lifespan":
+                    await _lifespan(receive, send)
+                case other:
+                    raise NotImplementedError(f"scope type {other!r} is not served here")
+        except (SystemExit, BaseExceptionGroup) as error:
+            crash = exit_as_crash(error)
+            if crash is error:
+                raise
+            raise crash from error
 
     def body_limit(self, scope: Scope) -> int:
         """Return the largest body in bytes that a request may have; 0 is no limit.
@@ -173,6 +183,9 @@ class Site:
         if down and await self._refuse_unavailable(down, app, scope, send):
             return
         if app is not None:
+            if scope["method"] == "HEAD" and not app.match(scope):
+                # FastAPI's routes for GET do not answer HEAD by themselves.
+                scope, send = {**scope, "method": "GET"}, _without_body(send)
             await app(scope, receive, send)
             return
         if await self.table.handle(scope, receive, send):
@@ -203,6 +216,9 @@ class Site:
                 return app
             if answers is False and other is None:
                 other = app
+        if scope["method"] == "HEAD":
+            as_get = {**scope, "method": "GET"}
+            other = next((app for app in self._apps if app.match(as_get)), other)
         if other is not None or found is not None:
             return other
         # As with native routes, a path with a missing or an additional slash is redirected by its owner.
@@ -289,7 +305,11 @@ class Site:
                 body, media_type="application/json", headers={"cache-control": "no-cache", "vary": "Host"}
             )
 
-        @router.post("/settings/validate/{plugin}", summary="Validate edited settings")
+        @router.post(
+            "/settings/validate/{plugin}",
+            summary="Validate edited settings",
+            responses={404: {"description": "No plugin has this name"}},
+        )
         async def validate(plugin: str, values: dict[str, Any]) -> dict[str, Any]:
             """Validate the values of the settings page, and return each error with its place."""
             result = validate_settings(plugin, values, self._parts.plugins)
@@ -305,7 +325,12 @@ class Site:
 
         @router.get("/docs", include_in_schema=False)
         async def docs_page() -> Response:
-            return Response(docs.docs_page(), media_type="text/html")
+            return Response(self._docs_page, media_type="text/html")
+
+        @router.get("/redoc", include_in_schema=False)
+        async def redoc() -> Response:
+            # The published server has this page too. One page without internet access is enough.
+            return Response(b"", 307, {"location": "/docs"})
 
         @router.get("/docs/tangram-docs.js", include_in_schema=False)
         async def docs_script() -> Response:
@@ -322,6 +347,26 @@ class Site:
         app, failures = build_quart(parts.plugins, self._control, parts.config.server.max_body)
         self.failures.update(failures)
         return app
+
+
+def _without_body(send: Send) -> Send:
+    """Return a ``send`` for a handler of GET that answers HEAD: headers only.
+
+    The response ends with the first part of its body. Further parts raise ``ClientGone``, so that a handler
+    that streams without end stops.
+    """
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if ended:
+            raise ClientGone("a response to HEAD has no body")
+        if message["type"] == "http.response.body":
+            ended = True
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    return send_head
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - the signature of ASGI

@@ -1,4 +1,4 @@
-"""Checks for every implementation of a broker, transport or plugin, the fake and the real one alike."""
+"""Checks for every implementation of a broker, transport or plugin."""
 
 from tangram.chaos.conformance.broker import Broker, check_broker
 from tangram.chaos.conformance.transport import Transport, check_transport, transport_of

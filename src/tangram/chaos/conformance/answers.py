@@ -1,4 +1,4 @@
-"""Requests to a broker and their answers, recorded from valkey-server 9.1, which is the reference."""
+"""Requests to a broker and their answers, recorded from valkey-server 9.1, the reference."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ async def check_broker(
     *,
     dial: Callable[[Broker], Dial] | None = None,
 ) -> None:
-    """Check that a broker answers as Valkey does, carries messages, isolates clients, dies and returns.
+    """Check that a broker answers, delivers, isolates clients, dies and returns.
 
     Messages come in order and have any size. It reports its death, comes back empty at the same
     address, and is gone when it is cancelled.
@@ -181,7 +181,7 @@ async def _carries_anything(url: str) -> None:
 
 
 async def _keeps_subscriptions_apart(url: str) -> None:
-    """Check that a channel and a pattern of one name are two, and that a pattern negates by ``^``."""
+    """Check that a channel and a pattern of one name are two; ``^`` negates in a pattern."""
     one, other = await _talk(url), await _talk(url)
     async with one.stream, other.stream:
         await other.ask("SUBSCRIBE", "n")
@@ -200,7 +200,7 @@ async def _keeps_subscriptions_apart(url: str) -> None:
 
 
 async def _survives_garbage(url: str) -> None:
-    """Check that a client with invalid requests is disconnected, and that other clients do not notice."""
+    """Check that a client with invalid requests is disconnected, and others are not."""
     other_client = await _talk(url)
     async with other_client.stream:
         for garbage in GARBAGE:
@@ -230,7 +230,7 @@ async def _half_asked(url: str) -> trio.abc.Stream:
 
 
 async def _disconnects_a_silent_subscriber(url: str) -> None:
-    """Check that a subscriber that does not read is disconnected, while one that reads gets everything."""
+    """Check that a subscriber that does not read is disconnected, and others get everything."""
     silent, reading, publisher = await _talk(url), await _talk(url), await _talk(url)
     async with silent.stream, reading.stream, publisher.stream:
         await silent.ask("SUBSCRIBE", "n")

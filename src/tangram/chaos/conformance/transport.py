@@ -121,7 +121,10 @@ class _Browser:
         await self.connection.send_message(json.dumps(frame))
 
     async def receive(self, event: str, ref: str | None = None) -> Any:
-        """Return the payload of the next message of ``event`` (a reply: to ``ref``); keep the others."""
+        """Return the payload of the next message of ``event``; keep the others.
+
+        A reply must answer ``ref``.
+        """
         for at, frame in enumerate(self._waiting):
             if frame[3] == event and ref in {None, frame[1]}:
                 return self._waiting.pop(at)[4]
@@ -212,7 +215,7 @@ async def _closes_when_asked(browser: _Browser) -> None:
 
 
 async def _closes_a_silent_client(transport: Transport) -> None:
-    """Check that a client that does not read is closed, while another one gets all messages in order."""
+    """Check that a client that does not read is closed, and another one gets everything."""
     token = await transport.token(TOPIC)
     filler = b"x" * CHUNK
     async with _browser(transport) as reader:

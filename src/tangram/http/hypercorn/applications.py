@@ -45,6 +45,7 @@ class Applications(TaskGroup):
         self.engine = engine
         self.connection = connection
         self.running = 0
+        self.started = 0
         self.sends: set[trio.CancelScope] = set()
         self._events: dict[RequestEvents, str] = {}
 
@@ -63,6 +64,7 @@ class Applications(TaskGroup):
             events.disconnect({"type": f"{scope['type']}.disconnect", "code": 1006})
             return events.put
         self.running += 1
+        self.started += 1
         self.engine.requests += 1
         if scope["type"] == "websocket":
             stream = cast("Any", send).__self__

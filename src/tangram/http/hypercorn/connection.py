@@ -119,6 +119,10 @@ class HypercornConnection(TCPServer):
             if not stream.closed:
                 nursery.start_soon(ping_websocket, stream)
 
+    def has_requested(self) -> bool:
+        """Return whether the client has sent at least one request."""
+        return self.group.started > 0
+
     def abort(self) -> None:
         self._drop()
         self.scope.cancel()

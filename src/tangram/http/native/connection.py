@@ -31,7 +31,7 @@ _now = trio.current_time
 class HttpConnection:
     """One client's connection until it ends or becomes a WebSocket."""
 
-    __slots__ = ("_upgrade", "adopted", "exchange", "host", "stream", "upgraded")
+    __slots__ = ("_upgrade", "adopted", "exchange", "host", "requested", "stream", "upgraded")
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class HttpConnection:
         self.exchange: Exchange | None = None
         """The request in hand."""
         self.upgraded: Upgraded | None = None
+        self.requested = False
+        """Whether the head of a request has arrived."""
         self.adopted = False
         """Whether another task serves the connection to its end."""
 
@@ -70,6 +72,10 @@ class HttpConnection:
         """Begin to close a WebSocket."""
         if self.upgraded is not None:
             self.upgraded.start_close(code)
+
+    def has_requested(self) -> bool:
+        """Return whether the client has sent at least one request."""
+        return self.requested
 
     def abort(self) -> None:
         """Close the socket; a task that waits for it gets an error."""
@@ -125,6 +131,7 @@ class HttpConnection:
             raise RejectedRequest(431, _TOO_LARGE.format(settings.max_header_bytes))
         end += 4
         request = parse_head(stream.buffer[:end], settings.max_headers)
+        self.requested = True
         stream.buffer = stream.buffer[end:]
         if request.websocket:
             await self._upgrade(self, request)

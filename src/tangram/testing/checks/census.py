@@ -1,6 +1,6 @@
-"""Take a census of everything alive: tasks, threads, descriptors, asyncio tasks, child processes.
+"""Take a census of everything alive: tasks, threads, descriptors, processes.
 
-The difference of two censuses, before and after, is what a server left behind.
+The difference of two censuses, before and after, shows the leaks of a server.
 """
 
 from __future__ import annotations
@@ -165,14 +165,13 @@ def wait_nothing_left(
 
 @contextmanager
 def track_started() -> Iterator[None]:
-    """Track processes and asyncio loops that are started in the block, so that a census finds them.
+    """Track processes and asyncio loops that start in the block, for a census.
 
     Without it a process whose parent has ended, or the tasks of an asyncio loop, could not be found.
     Blocks may overlap.
 
     A process is recognised by an environment variable that it inherits. Being the subreaper of such
-    processes instead would change what the server under test sees: their zombies would be its own
-    children.
+    processes instead would change the server under test: their zombies would be its own children.
     """
     with _watch.held():
         yield
@@ -248,7 +247,7 @@ def _children(task: trio.lowlevel.Task) -> list[trio.lowlevel.Task]:
 
 
 def _threads() -> dict[object, str]:
-    """Return threads by their objects, because an id may be reused; foreign threads by the kernel's data."""
+    """Return threads by their objects, because an id may be reused, and foreign threads."""
     frames = sys._current_frames()  # noqa: SLF001 - the documented way to see them
     # A dummy stands for a foreign thread, also when that has ended.
     known = [one for one in threading.enumerate() if not isinstance(one, threading._DummyThread)]  # noqa: SLF001
@@ -259,7 +258,7 @@ def _threads() -> dict[object, str]:
 
 
 def _is_idle(frame: FrameType | None) -> bool:
-    """Return whether a thread is one of Trio's workers without work; Trio keeps them for ten seconds."""
+    """Return whether a thread is an idle worker of Trio, which keeps them for ten seconds."""
     while frame is not None and frame.f_back is not None and "threading" in frame.f_code.co_filename:
         frame = frame.f_back
     return (
@@ -322,7 +321,7 @@ def _descriptors() -> tuple[dict[object, str], dict[object, str]]:
 
 
 def _is_file(number: int, target: str) -> bool:
-    """Return whether a descriptor is a regular file, and not one that imports read at any time."""
+    """Return whether a descriptor is a regular file that imports do not read at any time."""
     if not stat.S_ISREG(os.fstat(number).st_mode):
         return False
     if not target.startswith(_READ_AT_WILL) and "/site-packages/" not in target:
@@ -331,7 +330,7 @@ def _is_file(number: int, target: str) -> bool:
 
 
 def _describe_descriptor(line: str, redis_port: int | None) -> tuple[str, str]:
-    """Return the kind of a descriptor, and its line with the addresses where it is a TCP socket."""
+    """Return the kind of a descriptor and its line, with the ports of a TCP socket."""
     inode = line.rpartition("socket:[")[2].rstrip("]")
     for table in ("tcp", "tcp6"):
         try:
@@ -435,13 +434,13 @@ def _stat(whose: int | str) -> _Stat | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Return the start time of a process in the kernel's ticks since boot, or None where it has ended."""
+    """Return when a process started, in kernel ticks since boot; None where it has ended."""
     told = _stat(pid)
     return None if told is None or told.state == "Z" else told.began
 
 
 def descendants(parent: int) -> Iterator[tuple[int, str]]:
-    """Yield the descendants of a process and their names, without processes that the test itself started."""
+    """Yield the descendants of a process and their names, except those owned by the test."""
     for pid, told in _below(parent):
         yield pid, told.name
 

@@ -1,4 +1,4 @@
-"""The invariants: promises that must hold after every run, whatever faults were injected.
+"""The invariants: promises that must hold after every run, under all faults.
 
 Each invariant is a function from `Evidence` to messages, none where it holds; reports use its name.
 Evidence that a run did not collect is None, and invariants that need it hold.
@@ -149,7 +149,11 @@ def check(evidence: Evidence, only: Iterable[str] | None = None) -> None:
 
 @_invariant
 def nothing_left_alive(evidence: Evidence) -> Iterator[str]:
-    """No task, thread, descriptor, port, open file, asyncio task, process or Redis connection is left."""
+    """The server leaves nothing behind.
+
+    Checked are tasks, threads, descriptors, ports, open files, asyncio tasks, processes and Redis
+    connections.
+    """
     for kind, lines in (evidence.left or {}).items():
         yield f"{len(lines)} more {kind.replace('_', ' ')} than before: {', '.join(lines[:5])}"
     if evidence.broker_clients:
@@ -180,9 +184,9 @@ def nobody_is_stubborn(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def ends_with_its_status(evidence: Evidence) -> Iterator[str]:
-    """The exit status is 0 where only a stop ended the server, and another one with a cause elsewhere.
+    """The exit status is 0 where only a stop ended the server, else another one with a cause.
 
-    Elsewhere means that it gave up or could not start.
+    The other cases are a server that gave up and one that could not start.
     """
     if evidence.status is None:
         return
@@ -355,7 +359,7 @@ def no_connection_refused(evidence: Evidence) -> Iterator[str]:
 
 @_invariant
 def messages_in_order(evidence: Evidence) -> Iterator[str]:
-    """Messages come in order and none twice; one is missing only where the client had to rejoin."""
+    """Messages come in order and none twice; a missing one was announced by a gap."""
     last, membership = None, None
     for number, joined in evidence.messages or ():
         if last is not None:
@@ -467,7 +471,7 @@ def _by_supervisor(
 
 
 def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
-    """Return the place of each child; unknown children follow in the order of their first start."""
+    """Return the place of each child; unknown ones follow in the order of their first start."""
     own = any(event.supervisor == evidence.order_of for event in events)
     order = dict(evidence.order) if own else {}
     for event in events:

@@ -1,4 +1,4 @@
-"""Records of everything logged while a server was under test, by structlog and the standard library.
+"""Records of the log of a server under test, by structlog and the standard library.
 
 A record of an exception also has its text as it would be printed, in ``traceback``: text that a test
 looks for may stand only there.
@@ -25,8 +25,10 @@ LogRecords = list[dict[str, Any]]
 
 
 class _Tap:
-    """A structlog processor before all others: it keeps a copy of each event and formats tracebacks
-    plainly.
+    """A structlog processor before all others that keeps a copy of each event.
+
+    It also formats tracebacks plainly: structlog's format for terminals prints the variables of every
+    frame, which takes seconds.
 
     Structlog's format for terminals prints the variables of every frame, which takes seconds.
     """
@@ -68,7 +70,10 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def record_logs() -> Iterator[LogRecords]:
-    """Record the log of this block. This works where loggers are not cached, which is structlog's default."""
+    """Record the log of this block.
+
+    This works where loggers are not cached, which is structlog's default.
+    """
     records: LogRecords = []
     tap, handler = _Tap(records), _Handler(records)
     processors = structlog.get_config()["processors"]
@@ -85,10 +90,9 @@ def record_logs() -> Iterator[LogRecords]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Print nothing of this block, because hundreds of runs log crashes; everything is recorded all the
-    same.
+    """Print nothing of this block, because hundreds of runs log crashes.
 
-    The rest of the caller's configuration stays.
+    Everything is recorded all the same, and the rest of the caller's configuration stays.
     """
     processors = structlog.get_config()["processors"]
     processors.insert(0, _drop)
@@ -104,8 +108,9 @@ def _drop(_logger: Any, _method: str, _event: Any) -> Any:
 
 
 def secrets_of(tree: Tree | None) -> set[str]:
-    """Return the values that a server must not log: its secrets as they are now, and its broker's
-    password.
+    """Return the values that a server must not log.
+
+    These are its secrets as they are now, and its broker's password.
     """
     if tree is None:
         return set()

@@ -1,4 +1,4 @@
-"""The numbered messages that a channel client receives, with the gaps that were announced to it."""
+"""The numbered messages that a channel client receives, and the announced gaps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MessageLog", "rank_messages"]
 
 
 def rank_messages(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> list[tuple[int, int]]:
-    """Replace the numbers of messages by their ranks among those that Redis took or that arrived.
+    """Replace the numbers of messages by their ranks among the known ones.
 
     A message that Redis did not surely take (it is not in ``sent``) may be missing, and may be there:
     without it the ranks have no gap.
@@ -24,7 +24,7 @@ def rank_messages(messages: Iterable[tuple[int, int]], sent: Iterable[int]) -> l
 
 
 class MessageLog:
-    """Records the numbered messages of a channel from now on, for the invariant ``messages_in_order``.
+    """Records the numbered messages of a channel, for the invariant ``messages_in_order``.
 
     It records them where the client receives them, and not where a test iterates over the channel: a
     later reader cannot tell whether a message came before or after an announced gap.

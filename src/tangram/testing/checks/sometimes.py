@@ -1,4 +1,4 @@
-"""*Sometimes* assertions: conditions that need not hold always, but at least once in a set of runs.
+"""*Sometimes* assertions: conditions that must hold at least once in a set of runs.
 
 An invariant that never met its situation has proved nothing. ``sometimes("a browser came back",
 client.connections > 1)`` notes that a run reached this; at its end a set of runs lists the names that
@@ -132,7 +132,8 @@ def observe(events: Sequence[SupervisionEvent]) -> None:
 
 
 def _attempt_of(delay: float) -> int:
-    """Return the step of the default back-off that a delay belongs to; its jitter leaves gaps between
-    steps.
+    """Return the step of the default back-off that a delay belongs to.
+
+    The jitter of the back-off leaves gaps between its steps.
     """
     return min(range(_ATTEMPTS), key=lambda attempt: abs(_BACKOFF.delay(attempt, 0.5) - delay))

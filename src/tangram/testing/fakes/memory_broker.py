@@ -1,4 +1,4 @@
-"""A broker in memory: enough of Valkey for the bus, subscribers and small plugins, with faults on command.
+"""A broker in memory: enough of Valkey for the bus, subscribers and small plugins.
 
 It stands in two places of the real one. It *is* an ``EmbeddedBroker`` to the tree (``Boot.embedded``),
 which starts and restarts it like the process. And it is dialled without a socket

@@ -51,9 +51,7 @@ class _MemoryConnection(socket.socket):
         return (HOST, PORT)
 
     def break_at(self, address: str) -> bool:
-        """End the connection in both directions if it was accepted at ``address``; return whether it was
-        open.
-        """
+        """End the connection both ways if it was accepted at ``address``; return if it was open."""
         if self.fileno() < 0 or super().getsockname() != address.encode():
             return False
         with suppress(OSError):  # the other end has just closed
@@ -87,7 +85,7 @@ class MemoryPort:
         self._address = f"\0tangram-{secrets.token_hex(8)}"
 
     def listen(self, _config: Config) -> list[HeldSocket]:
-        """Return one listening socket, whatever the configuration says: ``Boot.listen``."""
+        """Return one listening socket under any configuration: ``Boot.listen``."""
         listener = _Listener(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(self._address)
         listener.listen(LISTEN_QUEUE)

@@ -142,7 +142,10 @@ class PipeEnd(trio.abc.Stream):
             self._on_close(self)
 
     def cut(self) -> None:
-        """End the connection as the network does: both ends get the end of the stream, neither is closed."""
+        """End the connection as the network does: both ends get the end of the stream.
+
+        Neither end is closed by that.
+        """
         for way in (self._out, self._in):
             way.ended = way.broken = True
         self._wake()

@@ -24,8 +24,9 @@ _TRIES = 64
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago and is only given to a program that asks for
-    it.
+    """Return a port of 127.0.0.1 that was free a moment ago.
+
+    No outgoing connection is given such a port: only a program that asks for it gets it.
     """
     draw = random.Random()  # noqa: S311 - not the global one: a test that seeds that must not repeat ports
     for _ in range(_TRIES):
@@ -37,9 +38,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int, *, within: float = 1.0) -> bool:
-    """Return whether a port of 127.0.0.1 accepts connections, by connecting for at most ``within``
-    seconds.
-    """
+    """Return whether a port of 127.0.0.1 accepts a connection within ``within`` seconds."""
     try:
         socket.create_connection((HOST, port), timeout=within).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""The route from the server under test to its Redis: direct, or through a proxy while a fault lasts."""
+"""The route from the server under test to its Redis: direct, or through a proxy."""
 
 from __future__ import annotations
 

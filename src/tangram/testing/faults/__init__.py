@@ -1,4 +1,4 @@
-"""Faults: by name for a running server, at every step of a scenario, and a proxy for a bad network."""
+"""Faults by name, at every step of a scenario, and by a proxy for a bad network."""
 
 from tangram.testing.deprecated import moved_names
 

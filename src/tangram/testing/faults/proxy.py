@@ -1,4 +1,4 @@
-"""A TCP proxy that spoils connections on purpose, before Redis or before the web port of a server.
+"""A TCP proxy that spoils connections on purpose, before Redis or a web port.
 
     async with open_proxy(host, port) as proxy:
         proxy.latency = 0.05
@@ -57,7 +57,7 @@ class Proxy:
         self._pairs: set[tuple[trio.SocketStream, trio.SocketStream]] = set()
 
     def restore(self) -> None:
-        """Pass bytes on without delay, bound or cut from now on, like a network that has recovered."""
+        """Pass bytes on without delay, bound or cut, like a network that has recovered."""
         self.latency = self.jitter = self.bandwidth = 0.0
         self.slice = 0
         self.black_hole = self.refuse = False
@@ -69,7 +69,10 @@ class Proxy:
                 _reset(stream)
 
     def half_close_all(self) -> None:
-        """Send both sides of every connection the end of the stream, whatever is on its way to them."""
+        """Send both sides of every connection the end of the stream.
+
+        Bytes that are on their way to them are lost.
+        """
         for pair in list(self._pairs):
             for stream in pair:
                 # Not send_eof: another task may be sending on this stream.

@@ -1,4 +1,4 @@
-"""Injections at one step of a server's tasks, and the Trio instrument that counts steps and injects."""
+"""Injections at one step of a server's tasks, by a Trio instrument that counts steps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class StepInstrument(trio.abc.Instrument):
             server.faulty_dial.fails = self._fails
 
     def _fails(self, operation: Operation) -> bool:
-        """Return whether an operation of the bus fails: the first one of the kind from the step on."""
+        """Return whether an operation of the bus fails: the first one from the step on."""
         if operation != self.kind or self.struck or self.count < self.at:
             return False
         self._note(trio.lowlevel.current_task())
@@ -105,7 +105,7 @@ class StepInstrument(trio.abc.Instrument):
             self._note(task)
 
     def _in_scope(self, task: trio.lowlevel.Task, scope: str) -> bool:
-        """Return whether a task stands below the child, or runs code of the plugin that the child is."""
+        """Return whether a task stands below the child, or runs code of its plugin."""
         life = below = task.context.get(CURRENT_CHILD_TASK)
         while life is not None:
             if life.child == scope:
@@ -167,7 +167,7 @@ class StepInstrument(trio.abc.Instrument):
 
 
 def children_in_state(server: RunningTangram, *states: str) -> Iterator[str]:
-    """Yield the names of the children in one of these states, children of nested supervisors included."""
+    """Yield the children in one of these states, those of nested supervisors included."""
     root = server.server.root
     tops = [] if root is None else [root.statistics()]
     while tops:

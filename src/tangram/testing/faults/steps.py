@@ -258,7 +258,7 @@ Once = Callable[[StepFault, int], tuple[StepInstrument, str]]
 
 @contextmanager
 def _runs(plan: _Plan) -> Iterator[tuple[Once, int]]:
-    """Prepare what all runs share, and run the scenario once without an injection.
+    """Prepare the shared parts of all runs, and run the scenario once without an injection.
 
     Shared are the configuration, the silenced log and the pause of the garbage collector. Yields a
     function for one run, and the number of steps.
@@ -289,7 +289,10 @@ def _runs(plan: _Plan) -> Iterator[tuple[Once, int]]:
 
 
 def _with_secrets(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Add secrets to the tables: then a server needs no state folder, which costs 4 ms of each run."""
+    """Add secrets to the tables.
+
+    Without them a server needs a state folder, which costs 4 ms of each run.
+    """
     chosen = {name: dict(table) for name, table in tables.items()}
     for table, key in [("channel", "jwt_secret"), ("server", "operator_token")]:
         chosen.setdefault(table, {}).setdefault(key, f"the-{key}-of-a-server-under-test")

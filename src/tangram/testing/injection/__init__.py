@@ -1,1 +1,1 @@
-"""Places where a fault enters a running server: a child of its tree, or an operation of the bus."""
+"""Places where a fault enters a running server: a child, or an operation of the bus."""

@@ -1,4 +1,4 @@
-"""Faults inside the children of a running tree: exceptions, returns, and broken starts and ends."""
+"""Faults inside the children of a running tree: exceptions, broken starts and ends."""
 
 from __future__ import annotations
 

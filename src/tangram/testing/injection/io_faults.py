@@ -1,4 +1,4 @@
-"""Exceptions between a server under test and its broker: a refused dial, a broken write or read.
+"""Exceptions between a server under test and its broker: in dials, writes and reads.
 
 The bus sees no more of a broker than this.
 """

@@ -32,7 +32,7 @@ END_SECONDS = 5.0
 
 
 class RealBroker:
-    """A valkey-server on a port of its own that may be started many times; made by `open_broker`."""
+    """A valkey-server on a port of its own, started many times; made by `open_broker`."""
 
     def __init__(self, *options: str, port: int | None = None, password: str | None = None) -> None:
         self.port = port if port is not None else free_port()

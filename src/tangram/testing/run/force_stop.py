@@ -1,4 +1,4 @@
-"""End a server under test that does not end by itself: remove the shields of its tasks and name them.
+"""End a server under test that does not end: remove the shields of its tasks.
 
 A real server ends its process as a last resort. A test has to go on, so this module reaches for the
 private cancel scopes of the server's tasks. It is the one place that does.
@@ -55,7 +55,10 @@ def _tasks(mark: object) -> Iterator[trio.lowlevel.Task]:
 
 
 def _scopes(task: trio.lowlevel.Task, within: trio.CancelScope) -> Iterator[trio.CancelScope]:
-    """Yield the scopes of a task from the innermost outwards, without ``within`` and those around it."""
+    """Yield the scopes of a task from the innermost outwards, up to ``within``.
+
+    The scope ``within`` itself, and those around it, are left out.
+    """
     status: Any = task._cancel_status  # noqa: SLF001 - Trio has no public access to it
     while status is not None and status._scope is not within:  # noqa: SLF001 - as above
         yield status._scope  # noqa: SLF001 - as above
@@ -63,7 +66,11 @@ def _scopes(task: trio.lowlevel.Task, within: trio.CancelScope) -> Iterator[trio
 
 
 def line_of(task: trio.lowlevel.Task) -> str | None:
-    """Return the innermost line that is not Trio's own, or None for a task in which supervision waits."""
+    """Return the innermost line of a task that is not Trio's own.
+
+    Returns:
+        None for a task in which supervision waits.
+    """
     frames = [(frame.f_code, line) for frame, line in task.iter_await_frames()]
     own = [one for one in frames if not one[0].co_filename.startswith(_TRIO)] or frames
     if not own or own[-1][0].co_filename.startswith(_SUPERVISION):

@@ -1,5 +1,4 @@
-"""The start and the end of a server under test: both come, whatever plugins do and whichever task is
-cancelled.
+"""The start and the end of a server under test, which come under all circumstances.
 
 A cancellation of the test's block does not reach the server at a random place: the server stops in
 order, as always. So its task is shielded, and the end, which `Lifetime.held` reaches in every case,
@@ -154,9 +153,7 @@ class Lifetime:
             self._over.set()
 
     def _start_seconds(self) -> float:
-        """Return the time for all children to start one after another, each as late as it is allowed to
-        be.
-        """
+        """Return the time for all children to start in turn, each as late as allowed."""
         boot, limits = self._running.server.boot, self._running.server.config.supervisor
         plugins = [] if boot.plugins is None else boot.plugins.plugins
         services = [service for one in plugins for service in one.plugin.services]
@@ -174,7 +171,7 @@ class Lifetime:
         return self._running.server.config.supervisor.shutdown_timeout + STOP_MORE
 
     async def _end(self, watch: SwallowedCancelWatch) -> None:
-        """Stop the server; past its bound cancel every task, and name those that shield themselves."""
+        """Stop the server; past its bound cancel every task, and name the shielded ones."""
         running = self._running
         running.stop()
         limit = running.server.config.supervisor.shutdown_timeout

@@ -1,4 +1,4 @@
-"""A nursery for context managers of the kit that raises the test's own exception without a group."""
+"""A nursery that raises an exception of the block without a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server as users run it: ``python -m tangram serve`` in a process, observed from outside.
+"""A server as users run it: ``python -m tangram serve``, observed from outside.
 
 This module imports nothing of the server. It tests the package that is installed for `Home.python`, or
 that lies on `Home.path`.
@@ -95,8 +95,9 @@ class Home:
 
     @property
     def environ(self) -> dict[str, str]:
-        """Return an environment without the developer's own settings: only the places of Python and
-        programs.
+        """Return an environment without the developer's own settings.
+
+        Only the places of Python and programs are kept.
         """
         own = {
             name: str(self.folder / name.lower())
@@ -292,7 +293,20 @@ async def open_process(
     environ: Mapping[str, str] | None = None,
     but: Mapping[str, str] | None = None,
 ) -> AsyncIterator[RunningProcess]:
-    """Run ``python -m tangram ARGUMENTS`` for the block without waiting for it, and check it at its end.
+    """Run ``python -m tangram ARGUMENTS`` for the block, and check it at its end.
+
+    The start is not waited for. Where it still runs at the end of the block it gets SIGTERM, and later
+    SIGKILL. In every case it and all descendants that were seen are gone afterwards.
+
+    Args:
+        home: its configuration and its folders.
+        arguments: of ``python -m tangram``; without any it serves.
+        environ: added to ``home.environ``.
+        but: names of `ANY_PROCESS` that this test breaks on purpose, each with the reason.
+
+    Raises:
+        InvariantBroken: the block ended well, but the process broke one of `ANY_PROCESS`.
+        ValueError: ``but`` has another name.
 
     Where it still runs at the end of the block it gets SIGTERM, and later SIGKILL. In every case it and
     all descendants that were seen are gone afterwards.
@@ -400,7 +414,10 @@ async def _survivors(seen: Mapping[int, str]) -> list[int]:
 
 
 def _forbidden_output(server: RunningProcess) -> Iterator[tuple[str, str]]:
-    """Yield forbidden output. Tracebacks inside records of the log belong to errors that were caught."""
+    """Yield output that a server must not print.
+
+    Tracebacks inside records of the log are allowed: their errors were caught.
+    """
     for number, line in enumerate(server.lines):
         if line.startswith(_TRACEBACK):
             rest = "\n".join(server.lines[number:])

@@ -1,4 +1,4 @@
-"""A whole server in the test's own loop: with ports, a state folder and a broker of its own."""
+"""A whole server in the test's own loop: with ports, state and a broker of its own."""
 
 from __future__ import annotations
 
@@ -161,8 +161,12 @@ class RunningTangram:
     async def wait_event(
         self, kind: str, child: str | None = None, *, after: int = 0, seconds: float = EVENT_SECONDS
     ) -> SupervisionEvent:
-        """Return the first event of ``kind`` (and of ``child``) among ``events[after:]``; wait for it if
-        need be.
+        """Return the first event of ``kind`` (and ``child``) among ``events[after:]``.
+
+        The event is waited for if need be.
+
+        Raises:
+            AssertionError: it did not come within ``seconds``; the message lists the events that did.
 
         Raises:
             AssertionError: it did not come within ``seconds``; the message lists the events that did.
@@ -384,8 +388,9 @@ def _memory_port(loaded: LoadedConfig) -> MemoryPort:
 def _judge(
     running: RunningTangram, before: Census, checks: tuple[str, ...], error: BaseException | None
 ) -> None:
-    """Raise the exception of the block, or the broken invariants where the block ended well or was
-    cancelled.
+    """Raise the exception of the block, or `InvariantBroken`.
+
+    A broken invariant counts more than a cancellation; beside another exception it is a note.
     """
     left = None
     if "nothing_left_alive" in checks:
@@ -446,7 +451,10 @@ def _prepare(
 
 
 def _drawn_timer(rng: random.Random) -> Callable[[], float]:
-    """Return a timer of the CPU that depends on no machine: a delivery costs up to `DELIVERY_COST` by it."""
+    """Return a timer of the CPU that depends on no machine, but on the seed.
+
+    A delivery costs up to `DELIVERY_COST` by it.
+    """
     now = 0.0
 
     def timer() -> float:

@@ -18,7 +18,7 @@ __all__ = ["configure", "load_given", "toml"]
 
 
 def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
-    """Return the configuration that these tables make, with the checks and faults of an operator's file.
+    """Return the configuration that these tables make, checked like an operator's file.
 
     Args:
         tables: by name, as in ``tangram.toml``.
@@ -36,7 +36,10 @@ def configure(tables: Mapping[str, Any], folder: Path) -> LoadedConfig:
 
 
 def toml(tables: Mapping[str, Any]) -> str:
-    """Return tables as TOML. Inline values are written as JSON, which TOML reads alike for these types."""
+    """Return tables as TOML.
+
+    Inline values are written as JSON, which TOML reads alike for these types.
+    """
     lines = []
     for name, table in tables.items():
         lines.append(f"[{name}]")

@@ -1,4 +1,4 @@
-"""A supervisor under test, with a record of its events, that is held to the promises of every supervisor."""
+"""A supervisor under test, which is held to the promises of every supervisor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANY_SUPERVISOR = (
     "each_crash_logged_once",
     "comes_to_rest",
 )
-"""Invariants that hold for every supervisor, whatever its children are."""
+"""Invariants that hold for every supervisor, with any children."""
 
 NAME = "root"
 
@@ -100,7 +100,7 @@ class Supervised:
 async def open_supervised(
     children: Iterable[Child] = (), *, but: Mapping[str, str] | None = None, **settings: Unpack[Settings]
 ) -> AsyncIterator[Supervised]:
-    """Run `open_supervisor` for the block, and check the invariants of `ANY_SUPERVISOR` after it.
+    """Run `open_supervisor` for the block, and check `ANY_SUPERVISOR` after it.
 
     They are also checked where the supervisor fails, as it may: then a broken invariant is raised, with
     the supervisor's error as its cause. Beside an error of the block they are notes.

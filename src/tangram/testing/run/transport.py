@@ -1,4 +1,4 @@
-"""Engines and channels without the rest of the server: a listener on a free port, and a bus in memory.
+"""Engines and channels without the rest of the server, on a bus in memory.
 
 `open_engine` serves any ASGI application by either engine, `open_transport` channels and ``/token``. At
 the end they check that no connection is left, and that no connection was ended by an exception of the
@@ -61,7 +61,7 @@ GRACE_SECONDS = 5.0
 
 @attrs.define
 class FakeBus:
-    """A bus in memory: it keeps published messages and delivers those on ``to:`` channels like Redis."""
+    """A bus in memory that keeps messages and delivers those on ``to:`` channels."""
 
     up: bool = True
     published: list[tuple[str, bytes]] = attrs.Factory(list)
@@ -185,7 +185,7 @@ def make_channels(
 
 
 def channels_app(channels: Channels) -> QuartTrio:
-    """Return a Quart application with ``POST /token``, to which a test may add WebSockets of its own."""
+    """Return a Quart application with ``POST /token``; a test may add WebSockets of its own."""
     from quart import Response, request
     from quart_trio import QuartTrio
 

@@ -1,11 +1,11 @@
-"""Watch two things that a virtual clock cannot see, in real time, beside a server under test.
+"""Watch two things that a virtual clock cannot see, in real time.
 
 1. Tasks that swallow their cancellation and go on at once: the loop never idles, an autojump clock
-   never jumps, and no stop time ever passes. Such a task is named, and ended by an exception that it
-   does not expect.
+never jumps, and no stop time ever passes. Such a task is named, and ended by an exception that it does
+not expect.
 2. Threads: while one works for a task of the loop, an autojump clock would let every timeout pass at
-   once. Threads of all limiters count, except those of synchronous services, which live as long as
-   their services.
+once. Threads of all limiters count, except those of synchronous services, which live as long as their
+services.
 
 Both need private parts of Trio. This module and `remove_shields` are the places that use them.
 """

@@ -1,4 +1,6 @@
-"""Run calls in processes of their own, to use all cores; arguments and results are pickled.
+"""Run calls in processes of their own, to use all cores.
+
+Arguments and results are pickled.
 
 Processes are not forked, because this one has threads and an event loop. No pool is used, because it
 would leave a process behind that the next census takes for a leak.
@@ -40,7 +42,7 @@ def cores() -> int:
 
 
 def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECONDS) -> list[T]:
-    """Carry out each call in a process of its own, all at once, and return their values in order.
+    """Carry out each call in a process of its own, all at once; return their values in order.
 
     Args:
         calls: picklable functions without arguments.
@@ -80,7 +82,7 @@ def in_processes(calls: Sequence[Callable[[], T]], *, within: float = WORK_SECON
 
 @contextmanager
 def _killed_after(workers: Sequence[subprocess.Popen[bytes]], seconds: float) -> Iterator[threading.Event]:
-    """Kill the workers if the block takes longer, which ends reads from them and writes to them.
+    """Kill the workers if the block takes longer, which ends reads from and writes to them.
 
     Yields an event that tells whether this happened.
     """
@@ -133,7 +135,10 @@ def _read(worker: subprocess.Popen[bytes], over: threading.Event, within: float)
 
 
 def work() -> None:
-    """Read a call from standard input and write its answer to standard output: the main of a process."""
+    """Read a call from standard input and write its answer to standard output.
+
+    This is the main function of a worker process.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # prints of plugins must not mix with the answer
     sys.path[:], call = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
@@ -146,8 +151,9 @@ def work() -> None:
 
 
 def _plain(error: BaseException) -> BaseException:
-    """Return the error without parts that cannot be pickled, or its text where it cannot be pickled
-    itself.
+    """Return the error without parts that cannot be pickled.
+
+    Where the error itself cannot be pickled, a `RuntimeError` with its text takes its place.
     """
     error.__cause__ = error.__context__ = error.__traceback__ = None
     try:

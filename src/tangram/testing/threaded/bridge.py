@@ -68,7 +68,7 @@ class RemoteServer:
         return RemoteCall(call, self.loop).block()
 
     def call_now(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a quick function on the server's loop; its value is behind a bridge if it lives there."""
+        """Call a quick function on the server's loop; its value may come behind a bridge."""
 
         async def call() -> Any:
             result = function(*args, **kwargs)
@@ -91,7 +91,10 @@ class RemoteServer:
 
 
 def _is_whole(value: Any) -> bool:
-    """Return whether a value needs the server's loop no more; a response does until its body was read."""
+    """Return whether a value needs the server's loop no more.
+
+    A response does until its body was read.
+    """
     name = type(value).__name__
     if name == "Response":
         return bool(value.is_closed)
@@ -172,7 +175,7 @@ def chaos_of(bridge: Bridge) -> Bridge:
 
 
 class RemoteContext:
-    """A context manager of the server's loop: a task there stays inside it during the test's block.
+    """A context manager of the server's loop, entered by a task there for the test's block.
 
     An exception of the block stays in the test; on the server's loop the block ends normally.
     """

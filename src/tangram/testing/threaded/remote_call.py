@@ -1,4 +1,4 @@
-"""One call into the server's loop and back: from a plain thread, from asyncio, or from another Trio loop.
+"""One call into the server's loop and back, from a thread, asyncio or another Trio loop.
 
 On the server's loop the call is a task with a cancel scope of its own; the caller waits for its outcome
 by its own means. A caller that is cancelled while it waits cancels the call too and waits for its end.
@@ -134,7 +134,10 @@ class RemoteCall:
         return self._outcome.result()
 
     def _raise_error(self) -> None:
-        """Raise the error of a cancelled call: an error in its clean-up counts more than the cancellation."""
+        """Raise the error of a cancelled call, if it has one.
+
+        An error in its clean-up counts more than the cancellation.
+        """
         if self._outcome.done() and not self._outcome.cancelled():
             self._outcome.result()
 

@@ -184,7 +184,10 @@ def _between(words: Sequence[bytes]) -> tuple[int, int]:
 
 
 def _slice(items: Items, between: tuple[int, int]) -> slice:
-    """From the first to the last, both included; negative ones are counted from the end."""
+    """Return the slice from the first to the last index, both included.
+
+    Negative indexes count from the end.
+    """
     first, last = (max(0, at + len(items)) if at < 0 else at for at in between)
     if between[1] < -len(items):
         return slice(0, 0)

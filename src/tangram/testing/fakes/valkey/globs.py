@@ -1,5 +1,6 @@
-"""Valkey's own glob (``stringmatchlen`` of its util.c): not Python's ``fnmatch``, which negates by ``!`` and
-knows no backslash. PSUBSCRIBE, KEYS and SCAN go by it.
+"""Valkey's glob patterns (its ``stringmatchlen``), for PSUBSCRIBE, KEYS and SCAN.
+
+Python's ``fnmatch`` differs: it negates by ``!`` and has no backslash.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from functools import lru_cache
 __all__ = ["matches"]
 
 KEPT = 512
-"""Patterns whose expression is kept: each publish asks for all that are subscribed to."""
+"""Patterns whose expression is kept: each publish matches all subscribed patterns."""
 
 
 def matches(pattern: bytes, text: bytes) -> bool:
-    """Whether the whole of ``text`` is as ``pattern`` says."""
+    """Return whether ``pattern`` matches the whole of ``text``."""
     return _expression(pattern).fullmatch(text) is not None
 
 
@@ -42,8 +43,10 @@ def _expression(pattern: bytes) -> re.Pattern[bytes]:
 
 
 def _class(pattern: bytes, at: int) -> tuple[bytes, int]:
-    """One of ``[abc]``, ``[a-z]``, ``[^x]``, and where it ends. Without an end it goes to the pattern's; a
-    range takes what stands behind the dash, a closing bracket too.
+    """Translate one of ``[abc]``, ``[a-z]``, ``[^x]``, and return where it ends.
+
+    Without an end it extends to that of the pattern; a range takes the character behind the dash, also
+    a closing bracket.
     """
     negated = pattern[at : at + 1] == b"^"
     at += negated

@@ -70,7 +70,7 @@ def _expire(name: str, unit: int, space: Keyspace, words: Sequence[bytes]) -> Re
 
 
 def _may_end(end: int | None, when: int, options: set[bytes]) -> bool:
-    """Whether the options of an EXPIRE let it happen; a key without an end lasts longest."""
+    """Return whether the options of an EXPIRE allow it; a key without an end lasts longest."""
     if (b"NX" in options and end is not None) or (b"XX" in options and end is None):
         return False
     if b"GT" in options:
@@ -79,7 +79,7 @@ def _may_end(end: int | None, when: int, options: set[bytes]) -> bool:
 
 
 def _left(space: Keyspace, key: bytes) -> int:
-    """Milliseconds that are left of a key; -2 where there is none, -1 where it stays."""
+    """Return the milliseconds that a key has left; -2 for no key, -1 for no end."""
     if space.find(key) is None:
         return -2
     end = space.end_of(key)
@@ -123,7 +123,7 @@ def dbsize(space: Keyspace, words: Sequence[bytes]) -> Reply:  # noqa: ARG001 - 
 
 
 def scan(space: Keyspace, words: Sequence[bytes]) -> Reply:
-    """All keys at once, and the cursor that ends it: what is to be scanned in a test is small."""
+    """Return all keys at once, and the final cursor: the databases of tests are small."""
     if not words[0].isdigit():
         raise ReplyError("ERR invalid cursor")
     pattern, kind = b"*", None

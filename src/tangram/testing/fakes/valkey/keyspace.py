@@ -1,4 +1,4 @@
-"""Keys, their values and their ends: one database."""
+"""One database: keys, their values and their expiry."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 LONGEST = 2**63 - 1
-"""Integers have 64 bits and a sign."""
+"""Largest integer: 64 bits with a sign."""
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 SYNTAX = "ERR syntax error"
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
-"""As Valkey reads them: no sign but a minus, no zero in front, nothing around."""
+"""Integers as Valkey reads them: no sign but a minus, no leading zero, no spaces."""
 
 
 class Hash(dict[bytes, bytes]):
@@ -47,7 +47,7 @@ class Items(list[bytes]):
 
 
 class Set(dict[bytes, None]):
-    """A set, in the order in which its members came."""
+    """A set in the order of insertion."""
 
 
 Value = bytes | Hash | Items | Set
@@ -56,29 +56,29 @@ C = TypeVar("C", Hash, Items, Set)
 
 
 class Keyspace:
-    """One database. ``now`` tells seconds."""
+    """One database; ``now`` returns seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._values: dict[bytes, Value] = {}
         self._ends: dict[bytes, int] = {}
-        """Milliseconds at which a key is gone, for keys that have an end."""
+        """Milliseconds at which a key expires, for keys with an expiry."""
         self._changes: Counter[bytes] = Counter()
 
     def now(self) -> int:
-        """Milliseconds."""
+        """Return the time in milliseconds."""
         return round(self._now() * 1000)
 
     def find(self, key: bytes) -> Value | None:
-        """The value, None where there is none (any more)."""
-        # Gone at its very end, where Valkey waits for the next millisecond: under a virtual clock no time
-        # passes on the way, and who sleeps for as long as a lock holds would find it held.
+        """Return the value, or None where there is none any more."""
+        # Expired at its very end, where Valkey waits for the next millisecond: under a virtual clock no time
+        # passes in between, and a task that sleeps for the duration of a lock would still find it held.
         if key in self._ends and self._ends[key] <= self.now():
             self.remove(key)
         return self._values.get(key)
 
     def get(self, kind: type[K], key: bytes) -> K | None:
-        """The value, None where there is none.
+        """Return the value, or None where there is none.
 
         Raises:
             ReplyError: it is of another kind.
@@ -89,7 +89,7 @@ class Keyspace:
         raise ReplyError(WRONG_TYPE)
 
     def make(self, kind: type[C], key: bytes) -> C:
-        """The value, an empty one where there was none. ``changed`` follows when something is done to it.
+        """Return the value, a new empty one where there was none; call `changed` after a change.
 
         Raises:
             ReplyError: it is of another kind.
@@ -101,45 +101,45 @@ class Keyspace:
         return value
 
     def put(self, key: bytes, value: Value, *, end: int | None = None) -> None:
-        """Set a value; it has an end if one is given, whatever was there before."""
+        """Set a value, of any kind, and its expiry if one is given."""
         self._values[key] = value
         self.end(key, end)
 
     def end(self, key: bytes, when: int | None) -> None:
-        """Set when a key is gone, in milliseconds of ``now``; None for never."""
+        """Set when a key expires, in milliseconds of ``now``; None for never."""
         self._changes[key] += 1
         self._ends.pop(key, None)
         if when is not None:
             self._ends[key] = when
 
     def end_of(self, key: bytes) -> int | None:
-        """When a key is gone, in milliseconds of ``now``; None for never."""
+        """Return when a key expires, in milliseconds of ``now``; None for never."""
         return self._ends.get(key)
 
     def remove(self, key: bytes) -> None:
-        """Drop a key that is there."""
+        """Remove an existing key."""
         del self._values[key]
         self._ends.pop(key, None)
         self._changes[key] += 1
 
     def changed(self, key: bytes) -> None:
-        """Note that a hash, list or set is another now, and drop it if it is empty: there are no such."""
+        """Note a change of a hash, list or set, and remove it if it is empty."""
         self._changes[key] += 1
         value = self._values.get(key)
         if value is not None and not isinstance(value, bytes) and not value:
             self.remove(key)
 
     def changes(self, key: bytes) -> int:
-        """How often a key has been changed; its end is a change."""
+        """Return how often a key has changed; its expiry is a change."""
         self.find(key)
         return self._changes[key]
 
     def keys(self) -> Iterator[bytes]:
-        """Every key that is there."""
+        """Return every key that has not expired."""
         return (key for key in list(self._values) if self.find(key) is not None)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove every key."""
         self._changes.update(self.keys())
         self._values.clear()
         self._ends.clear()
@@ -147,11 +147,11 @@ class Keyspace:
 
 @attrs.frozen
 class Command:
-    """A command on keys: what it does, and how it may be called."""
+    """A command on keys."""
 
     run: Callable[[Keyspace, Sequence[bytes]], Reply]
     arity: int
-    """How many words it has with its name; negative: at least so many."""
+    """Number of words with the name; negative for a minimum."""
     writes: bool = False
 
 
@@ -159,15 +159,15 @@ Table = dict[str, Command]
 
 
 def within(arity: int, count: int) -> bool:
-    """Whether ``count`` words, the name among them, are as many as a command takes."""
+    """Return whether a request of ``count`` words, its name included, fits an arity."""
     return count == arity if arity >= 0 else count >= -arity
 
 
 def integer(word: bytes, fault: str = NOT_AN_INTEGER) -> int:
-    """The number that a word says.
+    """Return the number that a word denotes.
 
     Raises:
-        ReplyError: with ``fault``: it says none.
+        ReplyError: with ``fault``, where it denotes none.
     """
     if not _INTEGER.fullmatch(word) or not -LONGEST - 1 <= int(word) <= LONGEST:
         raise ReplyError(fault)
@@ -175,5 +175,5 @@ def integer(word: bytes, fault: str = NOT_AN_INTEGER) -> int:
 
 
 def invalid_expire(name: str) -> ReplyError:
-    """What a command says to an end that cannot be."""
+    """Return the error for an impossible expiry."""
     return ReplyError(f"ERR invalid expire time in '{name}' command")

@@ -1,7 +1,7 @@
-"""What a connection may ask, and what is answered; who else hears of it.
+"""Execute the requests of a connection, and deliver messages to others.
 
-The order of checks is that of Valkey's ``processCommand``: known, enough words, a replica, a subscriber, a
-transaction.
+The order of checks is that of Valkey's ``processCommand``: known, enough words, a replica, a
+subscriber, a transaction.
 """
 
 from __future__ import annotations
@@ -30,20 +30,25 @@ from tangram.testing.fakes.valkey.wire import (
 __all__ = ["Valkey"]
 
 DATABASES = 16
-"""As the embedded broker is started."""
+"""Number of databases of the embedded broker."""
 
 VERSION = b"9.1.2"
-"""Whose answers these are."""
+"""Version of Valkey whose answers these are."""
 
 REDIS_VERSION = b"7.2.4"
-"""What Valkey says to clients that ask for a Redis."""
+"""Version that Valkey reports to clients of Redis."""
 
 _DATA: Table = {**STRINGS, **KEYS, **CONTAINERS}
 
 
 class Valkey:
-    """All sessions and all databases of one life. ``now`` tells seconds; ``publish`` is asked to deliver what
-    sessions publish, and tells how many got it (``deliver`` unless somebody listens in).
+    """All sessions and databases of one incarnation.
+
+    Args:
+        now: returns seconds.
+        publish: delivers messages of sessions and returns the number of receivers; ``deliver`` unless
+            given.
+        limit: on unread output of subscribers.
     """
 
     def __init__(
@@ -62,18 +67,23 @@ class Valkey:
         self._numbers = 0
 
     def connect(self, wake: Callable[[], object], drop: Callable[[], object]) -> ClientState:
-        """A new session."""
+        """Return a new session.
+
+        Args:
+            wake: called when the session has output.
+            drop: called when the session must be disconnected.
+        """
         self._numbers += 1
         session = ClientState(self._numbers, wake, drop)
         self.sessions[session] = None
         return session
 
     def disconnect(self, session: ClientState) -> None:
-        """Forget one."""
+        """Forget a session."""
         del self.sessions[session]
 
     def deliver(self, channel: bytes, payload: bytes) -> int:
-        """Give a message to all that are subscribed; how many subscriptions that are."""
+        """Deliver a message to all subscribers, and return the number of subscriptions."""
         receivers = 0
         now = self._now()
         for session in self.sessions:
@@ -87,7 +97,7 @@ class Valkey:
         return receivers
 
     def execute(self, session: ClientState, words: list[bytes]) -> None:
-        """Do what a request says; answers go to the session, messages to others."""
+        """Execute a request: the answer goes to the session, messages to other sessions."""
         session.hold()
         try:
             reply = self._checked(session, words)
@@ -101,45 +111,45 @@ class Valkey:
             session.close()
 
     def space(self, session: ClientState) -> Keyspace:
-        """The database that a session has selected."""
+        """Return the database that a session has selected."""
         return self._spaces[session.database]
 
     def clear(self) -> None:
-        """Drop all keys of all databases."""
+        """Remove all keys of all databases."""
         for space in self._spaces:
             space.clear()
 
     def changes(self, database: int, key: bytes) -> int:
-        """How often a key has been changed."""
+        """Return how often a key has changed."""
         return self._spaces[database].changes(key)
 
     def _checked(self, session: ClientState, words: list[bytes]) -> Reply:
         name = words[0].upper().decode("latin-1")
         command = _SESSION.get(name) or _DATA.get(name)
-        told = name.lower()
+        shown = name.lower()
         if command is None:
             raise ReplyError(f"ERR unknown command '{name[:128]}' for the broker in memory")
         if not within(command.arity, len(words)):
-            raise ReplyError(f"ERR wrong number of arguments for '{told}' command")
+            raise ReplyError(f"ERR wrong number of arguments for '{shown}' command")
         if self.readonly and command.writes:
             raise ReplyError("READONLY You can't write against a read only replica.")
         if session.subscribed and session.protocol == 2 and name not in _WHILE_SUBSCRIBED:
             raise ReplyError(
-                f"ERR Can't execute '{told}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
+                f"ERR Can't execute '{shown}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET "
                 "are allowed in this context"
             )
         if session.queue is not None and name not in _NEVER_QUEUED:
             if name in _NOT_IN_TRANSACTIONS:
-                raise ReplyError(f"ERR Command '{told}' not allowed inside a transaction")
+                raise ReplyError(f"ERR Command '{shown}' not allowed inside a transaction")
             session.queue.append(words)
             return Simple(b"QUEUED")
         return self.run(session, words)
 
     def run(self, session: ClientState, words: Sequence[bytes]) -> Reply:
-        """Do it, whatever else holds.
+        """Execute a request without checks of the session's state.
 
         Raises:
-            ReplyError: it cannot be done.
+            ReplyError: it cannot be executed.
         """
         name = words[0].upper().decode("latin-1")
         if name in _SESSION:
@@ -178,7 +188,7 @@ def _reset(_server: Valkey, session: ClientState, _words: Sequence[bytes]) -> Re
 
 
 def _auth(_server: Valkey, _session: ClientState, words: Sequence[bytes]) -> Reply:
-    """No password is set: the default user may log in with any, and nobody else is known."""
+    """Without a password the default user may log in with any; other users are unknown."""
     if len(words) > 2:
         raise ReplyError(SYNTAX)
     if len(words) == 1:
@@ -208,9 +218,9 @@ def _hello(server: Valkey, session: ClientState, words: Sequence[bytes]) -> Repl
         else:
             raise ReplyError(f"ERR Syntax error in HELLO option '{option.decode('latin-1')}'")
     session.protocol, session.name = protocol, name
-    told: dict[bytes, Reply] = {b"server": b"valkey", b"version": VERSION, b"proto": protocol}
-    told |= {b"id": session.number, b"mode": b"standalone", b"role": b"master", b"modules": []}
-    return Pairs(told)
+    answer: dict[bytes, Reply] = {b"server": b"valkey", b"version": VERSION, b"proto": protocol}
+    answer |= {b"id": session.number, b"mode": b"standalone", b"role": b"master", b"modules": []}
+    return Pairs(answer)
 
 
 def _select(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
@@ -280,11 +290,11 @@ def _psubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -
 
 
 def _join(session: ClientState, names: dict[bytes, None], word: bytes, words: Sequence[bytes]) -> Reply:
-    told = Several()
+    replies = Several()
     for name in words:
         names[name] = None
-        told.append(Push([word, name, session.subscribed]))
-    return told
+        replies.append(Push([word, name, session.subscribed]))
+    return replies
 
 
 def _unsubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
@@ -296,12 +306,12 @@ def _punsubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes])
 
 
 def _part(session: ClientState, names: dict[bytes, None], word: bytes, words: Sequence[bytes]) -> Reply:
-    told = Several()
+    replies = Several()
     for name in words or list(names):
         names.pop(name, None)
-        told.append(Push([word, name, session.subscribed]))
-    # Without a name and without a subscription there is one answer all the same.
-    return told or Several([Push([word, None, session.subscribed])])
+        replies.append(Push([word, name, session.subscribed]))
+    # Without a name and without a subscription there is still one answer.
+    return replies or Several([Push([word, None, session.subscribed])])
 
 
 def _pubsub(server: Valkey, _session: ClientState, words: Sequence[bytes]) -> Reply:

@@ -1,5 +1,7 @@
-"""What the server remembers of one connection. Answers are put into it, encoded; whoever owns the connection
-takes them out, and is woken when there are some.
+"""The server's state of one connection.
+
+Answers are put into it, encoded. The owner of the connection takes them out, and is woken when there
+are some.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ CHUNK = 64 * 1024
 
 @attrs.frozen(kw_only=True)
 class OutputLimit:
-    """What may wait for a subscriber that does not read (client-output-buffer-limit pubsub 32mb 8mb 60)."""
+    """Bounds on the unread output of a subscriber.
+
+    These are Valkey's defaults: client-output-buffer-limit pubsub 32mb 8mb 60.
+    """
 
     hard: int = 32 * 1024 * 1024
-    """Bytes at which it is thrown out."""
+    """Bytes at which it is disconnected."""
     soft: int = 8 * 1024 * 1024
-    """Bytes above which it may not be for long."""
+    """Bytes above which it is disconnected after ``seconds``."""
     seconds: float = 60.0
-    """How long that is."""
+    """Seconds for which it may be above ``soft``."""
 
 
 class ClientState:
-    """One connection. ``wake`` is called when there is something to send, ``drop`` when it is thrown out."""
+    """One connection: ``wake`` is called when there is output, ``drop`` to disconnect it."""
 
     def __init__(self, number: int, wake: Callable[[], object], drop: Callable[[], object]) -> None:
         self.number = number
@@ -40,15 +45,15 @@ class ClientState:
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
         self.queue: list[list[bytes]] | None = None
-        """What a transaction will do; None outside of one."""
+        """Requests of a transaction; None outside of one."""
         self.spoilt = False
-        """Whether something was refused in it."""
+        """Whether a request of the transaction was refused."""
         self.watched: dict[tuple[int, bytes], int] = {}
-        """Keys, and how often each had been changed."""
+        """Watched keys, and how often each had changed."""
         self.closing = False
-        """Whether it ends when everything is sent."""
+        """Whether the connection ends when all output is sent."""
         self.waiting = 0
-        """Bytes that are not sent yet."""
+        """Bytes of unsent output."""
         self.over_since: float | None = None
         self._held: list[Reply] | None = None
         self._pending: deque[bytes] = deque()
@@ -56,11 +61,11 @@ class ClientState:
 
     @property
     def subscribed(self) -> int:
-        """How many channels and patterns it is subscribed to."""
+        """Return the number of subscribed channels and patterns."""
         return len(self.channels) + len(self.patterns)
 
     def emit(self, reply: Reply) -> None:
-        """Answer."""
+        """Answer a request."""
         if self.closing:
             return
         data = encode(reply, self.protocol)
@@ -70,7 +75,10 @@ class ClientState:
             self._wake()
 
     def push(self, message: Reply, limit: OutputLimit, now: float) -> None:
-        """Give it a message; it is thrown out if it does not read. Its own publish is answered first."""
+        """Send a message, and disconnect a subscriber that exceeds the limit.
+
+        A message of its own publish follows the answer to that.
+        """
         if self._held is not None:
             self._held.append(message)
             return
@@ -84,21 +92,21 @@ class ClientState:
             self._drop()
 
     def hold(self) -> None:
-        """From here on messages wait."""
+        """Hold messages back from here on."""
         self._held = []
 
     def release(self) -> list[Reply]:
-        """They wait no longer; what came meanwhile."""
+        """Hold messages no longer, and return the held ones."""
         held, self._held = self._held or [], None
         return held
 
     def close(self) -> None:
-        """Nothing more is answered; what is pending is sent still."""
+        """Answer nothing more; pending output is still sent."""
         self.closing = True
         self._wake()
 
     def take(self) -> bytes:
-        """What is to be sent next; empty where there is nothing. ``sent`` follows when it is."""
+        """Return the next output, empty if there is none; call `sent` once it is sent."""
         parts: list[bytes] = []
         size = 0
         while self._pending and (not parts or size + len(self._pending[0]) <= CHUNK):
@@ -107,17 +115,17 @@ class ClientState:
         return b"".join(parts)
 
     def sent(self, size: int) -> None:
-        """So many bytes do not wait any more."""
+        """Note that ``size`` bytes were sent."""
         self.waiting -= size
 
     def reset(self) -> None:
-        """Forget everything, as RESET says."""
+        """Forget everything, as RESET does."""
         self.protocol, self.database, self.name = 2, 0, b""
         self.channels.clear()
         self.patterns.clear()
         self.leave()
 
     def leave(self) -> None:
-        """Forget a transaction."""
+        """Forget the transaction."""
         self.queue, self.spoilt = None, False
         self.watched.clear()

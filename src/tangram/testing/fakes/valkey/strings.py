@@ -31,7 +31,7 @@ def get(space: Keyspace, words: Sequence[bytes]) -> Reply:
 
 @attrs.define
 class _Options:
-    """What follows key and value of a SET."""
+    """The words after key and value of a SET."""
 
     condition: bytes = b""
     tell_old: bool = False

@@ -1,4 +1,4 @@
-"""Requests read from bytes and replies made of them: RESP2 and RESP3, from the server's side."""
+"""Parse requests and encode replies: RESP2 and RESP3, on the server's side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 LONGEST_LINE = 64 * 1024
-"""Bytes of a line (PROTO_INLINE_MAX_SIZE): who sends more without an end of line speaks another protocol."""
+"""Bytes of a line (PROTO_INLINE_MAX_SIZE): a longer one is another protocol."""
 
 LONGEST_WORD = 512 * 1024 * 1024
 """Bytes of one word (proto-max-bulk-len)."""
@@ -35,23 +35,23 @@ _TYPED = re.compile(
     rb"""\s*+(?P<bare>[^\s"']*)"""
     rb"""(?:"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>(?:[^'\\]|\\(?!')|\\')*)')?(?=\s|\Z)"""
 )
-"""A word that was typed: quotes hold words together, and a space follows where they close."""
+"""A word of an inline request: quotes hold words together, and a space follows a closing quote."""
 
 _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})|\\(.)", re.DOTALL)
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
 
 class ProtocolFault(Exception):
-    """What came is no request; nothing after it can be understood."""
+    """The bytes are no request, and nothing after them can be understood."""
 
 
 class ReplyError(Exception):
-    """An error as an answer: its code and its text. Raised by commands, and a reply itself."""
+    """An error as an answer: its code and text. Commands raise it, and it is a reply itself."""
 
 
 @attrs.frozen
 class Simple:
-    """A word that is the server's own: ``+OK``."""
+    """A simple string such as ``+OK``."""
 
     text: bytes
 
@@ -65,15 +65,15 @@ class Members(list["Reply"]):
 
 
 class Push(list["Reply"]):
-    """A message nobody asked for; in RESP2 a list."""
+    """A message without a request; in RESP2 a list."""
 
 
 class Several(list["Reply"]):
-    """More than one reply to one request, or none."""
+    """Several replies to one request, or none."""
 
 
 class _NilArray:
-    """No list, where None is no string; RESP3 has one nothing for both."""
+    """A null array, where None is a null string; RESP3 has one null for both."""
 
 
 NIL_ARRAY = _NilArray()
@@ -83,7 +83,12 @@ Reply = int | bytes | None | _NilArray | Simple | ReplyError | Pairs | Sequence[
 
 
 def encode(reply: Reply, protocol: int) -> bytes:
-    """A reply as it goes over the wire. ``protocol`` is 2 or 3."""
+    """Return a reply as bytes.
+
+    Args:
+        reply: any value of `Reply`.
+        protocol: 2 or 3.
+    """
     match reply:
         case int():
             return b":%d\r\n" % reply
@@ -99,7 +104,7 @@ def _line_of(reply: _NilArray | Simple | ReplyError | None, protocol: int) -> by
     if isinstance(reply, Simple):
         return b"+%b\r\n" % reply.text
     if isinstance(reply, ReplyError):
-        # In one line: it may quote what a client sent.
+        # In one line, because it may quote bytes of the client.
         return b"-%b\r\n" % str(reply).encode("latin-1").replace(b"\r", b" ").replace(b"\n", b" ")
     if protocol == 3:
         return b"_\r\n"
@@ -124,12 +129,12 @@ def _mark(reply: Sequence[Reply], protocol: int) -> bytes:
 
 
 class Requests:
-    """Cuts what one client sends into requests: ``feed`` it bytes and iterate over what is complete."""
+    """Splits the bytes of one client into requests: `feed` it, and iterate over it."""
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._wanted = 0
-        """Words of the request at hand that are still to come."""
+        """Words of the current request that are still to come."""
         self._words: list[bytes] = []
 
     def feed(self, data: bytes | bytearray) -> None:
@@ -137,10 +142,10 @@ class Requests:
         self._data += data
 
     def __iter__(self) -> Iterator[list[bytes]]:
-        """Every request that is complete; empty ones are passed over.
+        """Yield every complete request that is not empty.
 
         Raises:
-            ProtocolFault: what came is none.
+            ProtocolFault: the bytes are no request.
         """
         while (words := self._next()) is not None:
             if words:
@@ -159,7 +164,10 @@ class Requests:
         return words
 
     def _begin(self) -> bool:
-        """Whether there is a first line: the number of words to come, or all of them in a line for people."""
+        """Read the first line of a request; return whether there is one.
+
+        It has the number of words, or all words of an inline request.
+        """
         line = self._line(
             "too big mbulk count string" if self._data[:1] == b"*" else "too big inline request"
         )

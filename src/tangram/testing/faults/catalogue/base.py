@@ -144,7 +144,7 @@ class Chaos:
 
     @property
     def heal_bound(self) -> float:
-        """Return the seconds that a server may need to rest again: its longest back-off and a start."""
+        """Return the seconds that a server may need to rest again: a back-off and a start."""
         return self.tangram.server.config.supervisor.backoff_max * MOST_JITTER + START_SECONDS
 
     async def strike(self, *names: str) -> Struck:
@@ -271,7 +271,7 @@ class Chaos:
             nursery.start_soon(strike_all)
             yield
 
-    # -- what faults need ------------------------------------------------------------------------------------
+    # -- helpers for faults ----------------------------------------------------------------------------------
 
     def any_plugin(self) -> str:
         """Return the child name of a plugin that runs now.
@@ -394,7 +394,7 @@ class Chaos:
         return tree is not None and tree.incarnation.bus is not None and tree.incarnation.bus.up
 
     def broker_pid(self) -> int:
-        """Return the process id of the broker that this server started; no other broker is ever touched.
+        """Return the process id of the server's own broker; no other is ever touched.
 
         Raises:
             NothingToStrike: there is none.
@@ -432,7 +432,7 @@ def _crashed(events: Sequence[SupervisionEvent], *, outage: bool) -> list[str]:
 
 
 def _is_late(event: SupervisionEvent) -> bool:
-    """Return whether a child ended by an injected exception when its stop was already asked for.
+    """Return whether an injected exception ended a child that was being stopped already.
 
     That is no crash (rule 7 of supervision).
     """

@@ -30,7 +30,7 @@ REFUSED_SECONDS = 5.0
 
 @fault(counts="broker")
 async def broker_kill(chaos: Chaos) -> None:
-    """The embedded broker gets SIGKILL: it is replaced on the same port, and everything restarts."""
+    """The embedded broker gets SIGKILL: it returns on the same port, everything restarts."""
     mark = len(chaos.tangram.events)
     memory = chaos.tangram.memory
     url = chaos.tangram.redis_url
@@ -48,7 +48,10 @@ async def broker_kill(chaos: Chaos) -> None:
 
 @fault()
 async def broker_stop(chaos: Chaos) -> None:
-    """The broker is stopped (SIGSTOP) for a second: no child crashes, and messages sent meanwhile arrive."""
+    """The broker is stopped (SIGSTOP) for a second: no child crashes.
+
+    Messages that are sent meanwhile arrive, without a gap.
+    """
     async with expect_delivery(chaos, meanwhile=1, lossless=True) as log:
         with _stopped(chaos):
             before = len(log.messages)
@@ -79,7 +82,7 @@ def _stopped(chaos: Chaos) -> Iterator[None]:
 
 @fault()
 async def broker_readonly(chaos: Chaos) -> None:
-    """The broker becomes a replica for a moment and refuses writes: no child crashes, messages go on."""
+    """The broker becomes a replica and refuses writes: no child crashes, messages go on."""
     async with _readonly(chaos):
         await _must_refuse_writes(chaos)
         async with expect_delivery(chaos, lossless=True):

@@ -87,7 +87,7 @@ async def _upgraded(chaos: Chaos, *, buffer: int | None = None) -> AsyncIterator
 
 
 async def _receive_until(client: socket.socket, end: bytes | None = None) -> bytes:
-    """Return the bytes received until ``end`` is among them, or without ``end`` until the stream ends."""
+    """Return the bytes received up to ``end``, or without ``end`` up to the end of the stream."""
     got = bytearray()
     while end is None or end not in got:
         await trio.lowlevel.wait_readable(client)
@@ -125,7 +125,7 @@ async def browser_half_frame(chaos: Chaos) -> None:
 
 @fault()
 async def upgrade_with_extra_byte(chaos: Chaos) -> None:
-    """A WebSocket upgrade has an extra byte behind its headers: at most that connection is hurt.
+    """A WebSocket upgrade has an extra byte behind its headers: it hurts no other client.
 
     The server may accept, refuse or cut it.
     """
@@ -176,10 +176,11 @@ def _token(chaos: Chaos, topic: str, *, good_for: float = 3600.0) -> str:
 
 @fault(on="sockets")
 async def browser_never_reads(chaos: Chaos) -> None:
-    """Two browsers join a busy topic and do not read: their outboxes stay within ``max_backlog``.
+    """Two browsers join a busy topic and do not read: their outboxes are bounded.
 
-    Both are closed with 1013. One reads at last and sees that; the other never does, and is closed all the
-    same. Browsers that read get their messages.
+    Each outbox stays within ``max_backlog``, and both browsers are closed with 1013. One reads at last
+    and sees that; the other never does, and is closed all the same. Browsers that read get their
+    messages.
     """
     topic = f"{TOPIC}-busy"
     join = masked(json.dumps(["1", "1", topic, "phx_join", {"token": _token(chaos, topic)}]))
@@ -211,7 +212,7 @@ _CLOSE_FRAME = (
 
 
 async def _fill(chaos: Chaos, topic: str) -> list[int]:
-    """Publish until both browsers are being closed, and return the largest backlog at each step."""
+    """Publish until both browsers are being closed; return the largest backlog at each step."""
     tree = chaos.tangram.server.tree
     assert tree is not None
     held: list[int] = []
@@ -248,7 +249,7 @@ def _closed(chaos: Chaos) -> int:
 
 @fault(on="real")
 async def browser_10000_joins(chaos: Chaos) -> None:
-    """A browser joins 10,000 topics: ``max_joins`` are accepted, the others are refused by name.
+    """A browser joins 10,000 topics: those over ``max_joins`` are refused by name.
 
     Another client is served meanwhile.
     """
@@ -281,8 +282,9 @@ async def _join(client: ClientSocket, topic: str, token: str, answers: Counter[s
 
 @fault()
 async def browser_expired_token(chaos: Chaos) -> None:
-    """A browser brings expired tokens, one for a join and one for its connection: both joins are refused by
-    name.
+    """A browser brings expired tokens: both joins are refused by name.
+
+    One token is that of a join, the other that of the connection. A good token is accepted.
 
     A good token is accepted.
     """

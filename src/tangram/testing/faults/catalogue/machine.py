@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.3
 
 @fault(on="real")
 async def loop_blocked(chaos: Chaos) -> None:
-    """The event loop is blocked: no child crashes, and the watchdog reports where the loop stood."""
+    """The event loop is blocked: nothing crashes, the watchdog reports where it stood."""
     watchdog = chaos.tangram.server.watchdog
     assert watchdog is not None
     before = watchdog.statistics().stalls

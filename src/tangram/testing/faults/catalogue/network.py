@@ -1,4 +1,4 @@
-"""Faults of the network: a proxy stands before the web port or before Redis while they last."""
+"""Faults of the network: a proxy stands before the web port or before Redis."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def web_latency(chaos: Chaos) -> None:
 
 @fault(on="sockets")
 async def web_narrow(chaos: Chaos) -> None:
-    """Little bandwidth before the web port: a browser's pushes and messages are slow, and complete."""
+    """Little bandwidth before the web port: pushes and messages are slow, and complete."""
     async with before_web(chaos) as proxy, _browser(chaos, proxy) as channel:
         proxy.bandwidth = NARROW
         began = trio.current_time()
@@ -180,7 +180,7 @@ async def _browser(chaos: Chaos, proxy: Proxy) -> AsyncIterator[Channel]:
 
 @asynccontextmanager
 async def _browser_comes_back(chaos: Chaos, proxy: Proxy) -> AsyncIterator[None]:
-    """Join a browser through the proxy, and check after the block that it comes back and joins again."""
+    """Join a browser through the proxy, and check that it joins again after the block."""
     async with _browser(chaos, proxy) as channel:
         yield
         seconds = chaos.heal_bound + REJOIN_SECONDS
@@ -201,14 +201,14 @@ async def _must_be_a_hole(proxy: Proxy) -> None:
 
 @fault(on="sockets")
 async def web_reset(chaos: Chaos) -> None:
-    """The network resets all connections before the web port: browsers come back and join again."""
+    """The network resets all connections before the web port: browsers join again."""
     async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
         proxy.reset_all()
 
 
 @fault(on="sockets")
 async def web_half_close(chaos: Chaos) -> None:
-    """Both ends of all connections before the web port get the end of the stream: browsers come back."""
+    """Both ends of connections before the web port get the end of the stream: browsers rejoin."""
     async with before_web(chaos) as proxy, _browser_comes_back(chaos, proxy):
         proxy.half_close_all()
 
@@ -263,7 +263,7 @@ async def redis_sliced(chaos: Chaos) -> None:
 
 @fault(on="sockets")
 async def redis_reset(chaos: Chaos) -> None:
-    """The network resets the connections to Redis: no child crashes, the bus is back, browsers rejoin."""
+    """The network resets the connections to Redis: no child crashes, browsers rejoin."""
     async with before_redis(chaos) as proxy, expect_delivery(chaos):
         before = proxy.connections
         proxy.reset_all()

@@ -1,4 +1,4 @@
-"""Faults of plugins and of the server's parts: they raise, return, hang, or publish too much."""
+"""Faults of plugins and of the server's parts: they raise, return, hang, or flood."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def crash_plugin(chaos: Chaos) -> None:
 
 @fault(counts="plugin")
 async def crash_group_of_three(chaos: Chaos) -> None:
-    """Three exceptions at once in a plugin: one crash, whose cause is the first leaf of the group."""
+    """Three exceptions at once in a plugin: one crash, whose cause is the first leaf."""
     errors = [InjectedFault("the first"), ValueError("the second"), KeyError("the third")]
     child = chaos.any_plugin()
     mark = await crash(chaos, child, ExceptionGroup("three at once", errors))
@@ -93,8 +93,7 @@ async def crash_group_of_three(chaos: Chaos) -> None:
 
 @fault(counts="plugin")
 async def crash_in_cleanup(chaos: Chaos) -> None:
-    """A plugin crashes, and a sibling that is stopped for it raises in its clean-up: one crash all the
-    same.
+    """A plugin crashes, and the clean-up of a stopped sibling raises: one crash all the same.
 
     Under ``one_for_one``, where no sibling is stopped, the plugin's own clean-up raises.
     """
@@ -117,7 +116,7 @@ def _has_ended(event: SupervisionEvent) -> bool:
 
 @fault(counts=("plugin", "plugin"))
 async def crash_at_start(chaos: Chaos) -> None:
-    """A plugin crashes, and raises again in its next start: a start that fails counts as another crash."""
+    """A plugin crashes, and raises in its next start: that counts as another crash."""
     child = chaos.any_plugin()
     with chaos.tangram.ports.disarming("start", child):
         chaos.tangram.ports.break_start(child)
@@ -127,7 +126,7 @@ async def crash_at_start(chaos: Chaos) -> None:
 
 @fault(counts=("plugin", "plugin"))
 async def never_ready(chaos: Chaos) -> None:
-    """A plugin crashes, and its next start never becomes ready: it is given up after its start timeout.
+    """A plugin crashes, and its next start never becomes ready: it is given up in time.
 
     That counts as another crash.
     """
@@ -150,7 +149,7 @@ async def plugin_returns(chaos: Chaos) -> None:
 
 @fault()
 async def stop_late(chaos: Chaos) -> None:
-    """A plugin ignores its cancellation past its stop time: it is logged with the line where it stands.
+    """A plugin ignores its cancellation past its stop time: it is logged with its line.
 
     No second incarnation starts beside it.
     """
@@ -216,7 +215,7 @@ async def _ask(chaos: Chaos, answers: _Answers) -> None:
 
 @fault(counts=("plugin", "bus"))
 async def crash_during_restart(chaos: Chaos) -> None:
-    """A plugin crashes, and the bus while everything restarts: two crashes, and one tree in the end."""
+    """A plugin crashes, and the bus while everything restarts: two crashes, one tree."""
     mark = await crash(chaos, chaos.any_plugin())
     if chaos.tangram.server.config.supervisor.strategy == "one_for_all":
         await chaos.wait_events("started", "bus", 1, after=mark)
@@ -235,7 +234,7 @@ async def _crash_as_soon_as_it_runs(chaos: Chaos, child: str) -> None:
 
 @fault(counts=("plugin", "channels"))
 async def two_at_once(chaos: Chaos) -> None:
-    """A plugin and the channels crash in the same step of the loop: both end, and each restarts once."""
+    """A plugin and the channels crash in the same step of the loop: each restarts once."""
     mark = len(chaos.tangram.events)
     both = (chaos.any_plugin(), "channels")
     for child in both:
@@ -248,7 +247,7 @@ async def two_at_once(chaos: Chaos) -> None:
 
 @fault()
 async def planned_restart(chaos: Chaos) -> None:
-    """The operator restarts everything: each part begins anew, nothing crashes, no budget is charged."""
+    """The operator restarts everything: nothing crashes, and no budget is charged."""
     tree, mark = chaos.tangram.server.tree, len(chaos.tangram.events)
     assert tree is not None
     charged = tree.window.used(trio.current_time())
@@ -291,7 +290,7 @@ async def plugin_flood(chaos: Chaos) -> None:
 
 @fault()
 async def plugin_garbage(chaos: Chaos) -> None:
-    """A plugin publishes invalid messages: they are dropped, and a browser receives the next good one."""
+    """A plugin publishes invalid messages: they are dropped, and the next good one arrives."""
     tree = chaos.tangram.server.tree
     assert tree is not None
     async with expect_delivery(chaos, meanwhile=1, lossless=True):

@@ -1,4 +1,4 @@
-"""Clients that check how a fault affects others: an HTTP request, and a browser that reads messages."""
+"""Clients that check how a fault affects others: an HTTP request, and a browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REJOIN_SECONDS = sum(REJOIN_DELAYS[:2])
 
 
 async def get(host: str, port: int, path: str = "/-/healthz", *, seconds: float = ANSWER_SECONDS) -> bytes:
-    """Send one request on a connection of its own and return the whole answer; empty if there was none.
+    """Send one request on a new connection and return the answer; empty if there was none.
 
     Raises:
         trio.TooSlowError: the answer did not come within ``seconds``.
@@ -68,7 +68,9 @@ async def must_answer(chaos: Chaos) -> None:
 
 
 async def timed_publish(chaos: Chaos, size: int) -> float:
-    """Publish a message of ``size`` bytes on an unread topic and return the seconds until Redis has answered.
+    """Publish a message of ``size`` bytes and return the seconds until Redis has answered.
+
+    No client reads its topic.
 
     Raises:
         BrokerUnavailable: Redis did not take it.
@@ -99,10 +101,10 @@ class _Published:
 async def expect_delivery(
     chaos: Chaos, *, meanwhile: int = 0, lossless: bool = False
 ) -> AsyncIterator[MessageLog]:
-    """Join a browser around the block and check that it receives the messages that are published meanwhile.
+    """Join a browser around the block and check that published messages reach it.
 
-    The browser gets a message before the block and another one after it. All come in order, none twice, and
-    none is missing without a rejoin.
+    The browser gets a message before the block and another one after it. All come in order, none twice,
+    and none is missing without a rejoin.
 
     Args:
         chaos: for the server under test.
@@ -142,10 +144,10 @@ def _restarted(tangram: RunningTangram, mark: int) -> bool:
 
 
 async def _wait_all_delivered(chaos: Chaos, log: MessageLog, published: _Published) -> None:
-    """Wait until every message that Redis took has arrived, or the time for a rejoin has passed.
+    """Wait until every message that Redis took has arrived, or a bound has passed.
 
-    Messages may still be in transit when the fault ends, for example in the buffers of a slow proxy. Only a
-    message that never comes is lost.
+    Messages may still be in transit when the fault ends, for example in the buffers of a slow proxy.
+    Only a message that never comes is lost.
     """
     missing = set(published.sent)
     checked = 0
