@@ -1,4 +1,4 @@
-"""``SystemExit`` in the code of a plugin: a crash of that plugin, not the end of the server.
+"""``SystemExit`` in a plugin's code: a crash of that plugin, not the end of the server.
 
 A library that a plugin uses may call ``sys.exit`` (argument parsers and command-line tools do), and asyncio
 and Trio let ``SystemExit`` pass as if the operator had ended the process. Each place that calls code of

@@ -1,4 +1,4 @@
-"""``SystemExit`` in the code of a plugin is a crash of that plugin, and does not end the server."""
+"""``SystemExit`` in a plugin is a crash of that plugin, and does not end the server."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def crash_of(running: RunningTangram) -> str:
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 async def test_sys_exit_is_a_crash_of_the_plugin(source: Callable[[ExitOnce], tangram.Plugin]) -> None:
-    """The plugin is restarted, the crash names the exit status, and the server ends with status 0."""
+    """The plugin is restarted, the crash names the exit status, and the server runs on."""
     leave = ExitOnce()
     async with open_tangram([source(leave)], fakes=True) as running:
         if source is lifespan:  # it did not start, and is in quarantine

@@ -330,7 +330,7 @@ async def test_a_boot_that_fails_leaves_no_reload_behind(autojump_clock: object)
 
 
 async def test_a_short_configured_secret_is_reported() -> None:
-    """The log names a configured secret that is shorter than a secret file may be, and not its value."""
+    """The log names the setting of a configured secret that is too short for a file."""
     config = {"server": {"operator_token": "t1ny"}, "channel": {"jwt_secret": "x" * 32}}
     async with open_tangram([], config, fakes=True) as running:
         (warning,) = logged(running, "configured secret is short")

@@ -1,4 +1,4 @@
-"""Plugins that touch the signals of their process: the server stays stoppable, and names the plugin."""
+"""Plugins that change signal handlers: the server stays stoppable and names the plugin."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def handled() -> int:
 
 
 async def test_a_forked_child_ends_at_sigterm(home: Home) -> None:
-    """A child of ``os.fork`` has the default handlers; before, SIGTERM raised inside the server's code."""
+    """A child of ``os.fork`` has the default handlers, and runs no code of the server."""
     source = f"""{HEAD}
 @router.get("/fork")
 async def fork() -> int:
@@ -158,7 +158,7 @@ async def slow() -> str:
 
 
 async def test_a_second_sigint_during_the_drain_ends_the_process(home: Home) -> None:
-    """The first begins the drain; one more, after half a second, ends the process with status 130."""
+    """The first begins the drain; one more, after 0.5 s, ends the process with status 130."""
     home.install("slow", DRAINING)
     async with open_server(home, "slow") as server, trio.open_nursery() as nursery:
 

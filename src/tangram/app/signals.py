@@ -166,7 +166,7 @@ class SignalGuard:
         log.warning("signal handler of a plugin ignored", signal=name, plugin=plugin, where=where)
 
     def _caller(self, frame: FrameType | None) -> tuple[str | None, str | None]:
-        """Return the innermost plugin among the callers and its line, or None and the innermost line."""
+        """Return the innermost plugin among the callers with its line, or None with a line."""
         innermost = None if frame is None else _line(frame)
         for caller in _callers(frame):
             if (plugin := self._owner_of(caller.f_code.co_filename)) is not None:

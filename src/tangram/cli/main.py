@@ -49,6 +49,9 @@ def serve(config_file: Path | None, log_format: str) -> None:
 
     SIGHUP reads the configuration again and restarts cleanly.
     """
+    from tangram.cli.init_process import run_below_init
+
+    run_below_init()
     from tangram.cli.serving import serve_until_stopped
 
     sys.exit(serve_until_stopped(config_file, log_format="json" if log_format == "json" else "console"))
