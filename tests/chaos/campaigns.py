@@ -1,8 +1,8 @@
-"""Run every fault over each example plugin and over no plugin, with three seeds each: ``make chaos``.
+"""Run every fault over each example plugin and over no plugin: ``make chaos``.
 
-Each campaign has a server, ports, a state folder and a broker of its own. It ends when each fault has struck
-once, and after `MOST_SECONDS` at the latest. The table at the end has a row for each campaign; the exit
-status is 1 where one did not hold.
+Each of three seeds is a campaign. It has a server, ports, a state folder and a broker of its own, and
+ends when each fault has struck once, after `MOST_SECONDS` at the latest. The table at the end has a row
+for each campaign; the exit status is 1 where one did not hold.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ EXAMPLES: Final = (
 """Every plugin under ``examples/``."""
 
 MOST_SECONDS: Final = 180.0
-"""For one campaign. A pass through all faults takes a minute: the slowest, a service that ignores its
-cancellation, takes 11 s, and a busy machine is allowed three times as long.
+"""Seconds for one campaign.
+
+A pass through all faults takes a minute: the slowest, a service that ignores its cancellation, takes 11
+s. A busy machine is allowed three times as long.
 """
 
 LEFT_OUT_FOR_PLUGINS: Final = "process"
-"""Faults that start a server of their own strike the same server whatever is configured: once is enough."""
+"""Faults that start a server of their own strike the same server under any configuration: once is enough."""
 
 
 @attrs.frozen

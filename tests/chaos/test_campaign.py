@@ -1,4 +1,4 @@
-"""Campaigns: seeded, under a virtual clock with fakes; the report and the command."""
+"""Campaigns under a virtual clock with fakes, their report, and the command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.app.helpers import Journal, make_plugin
 
 @pytest.mark.slow
 async def test_a_campaign_strikes_everything_and_all_invariants_hold(autojump_clock: MockClock) -> None:
-    """Every fault that can strike does, and nothing breaks; the report tells it in plain values."""
+    """Every fault with a target strikes, nothing breaks, and the report has plain values."""
     faults = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
     campaign = await run_campaign([make_plugin(Journal())], seed=3, duration=6.0, faults=faults, fakes=True)
 
@@ -51,7 +51,7 @@ async def test_a_campaign_strikes_everything_and_all_invariants_hold(autojump_cl
 
 
 def test_the_report_is_one_file_with_a_lane_for_each_child() -> None:
-    """The page needs nothing else, names what broke, and quotes nothing as markup."""
+    """The page needs no other file, names broken invariants, and escapes markup."""
     told = Campaign(7).to_dict() | {
         "passed": False,
         "seconds": 2.0,
@@ -71,7 +71,7 @@ def test_the_report_is_one_file_with_a_lane_for_each_child() -> None:
 
 
 def test_a_campaign_touches_nothing_that_is_not_its_own(tmp_path: Path) -> None:
-    """Addresses, state, TLS and another's Redis are taken out of the configuration; the rest stays."""
+    """Addresses, state, TLS and an external Redis are taken out of the configuration."""
     (tmp_path / "page").mkdir()
     for name in ("cert.pem", "key.pem"):
         (tmp_path / name).touch()
@@ -118,10 +118,8 @@ since = 2026-01-01
     ("limits", "own"),
     [({}, (0.05, 0.1)), ({"backoff_initial": 0.5}, (0.1, 0.1)), ({"backoff_max": 0.06}, (0.05, 0.06))],
 )
-def test_a_campaign_has_short_back_offs_whatever_is_configured(
-    limits: dict[str, float], own: tuple[float, float]
-) -> None:
-    """No longer than configured, and the first no longer than the longest."""
+def test_a_campaign_has_short_back_offs(limits: dict[str, float], own: tuple[float, float]) -> None:
+    """They are no longer than configured, and the first no longer than the longest."""
     found = own_config(load_tables({"supervisor": limits}), Path()).config.supervisor
 
     assert (found.backoff_initial, found.backoff_max) == own
@@ -130,7 +128,7 @@ def test_a_campaign_has_short_back_offs_whatever_is_configured(
 
 @pytest.mark.slow
 def test_the_command_writes_its_report_and_ends_with_0(tmp_path: Path) -> None:
-    """``python -m tangram chaos`` starts the configured server, strikes, reports, and exits 0."""
+    """``python -m tangram chaos`` starts the configured server, injects faults and reports."""
     config = tmp_path / "tangram.toml"
     config.write_text('[core]\nplugins = ["tangram_example_publish"]\n')
     command = [sys.executable, "-m", "tangram", "chaos", "--config", str(config), "--duration", "2"]
@@ -143,7 +141,7 @@ def test_the_command_writes_its_report_and_ends_with_0(tmp_path: Path) -> None:
 
 
 def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a folder with a configuration of one plugin."""
+    """Run the command in a folder with a configuration of one plugin."""
     (folder / "tangram.toml").write_text('[core]\nplugins = ["tangram_example_publish"]\n')
     command = [sys.executable, "-m", "tangram", "chaos", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
@@ -158,8 +156,8 @@ def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--only", "tangram_example_publish", "--faults", "broker_kill"], "none of broker_kill strikes a"),
     ],
 )
-def test_a_mistake_is_told_and_ends_with_2(tmp_path: Path, arguments: list[str], told: str) -> None:
-    """A fault or a plugin that is not there is named with what is, without a traceback, and nothing runs."""
+def test_a_mistake_is_an_error_with_status_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    """An unknown fault or plugin is named with the known ones, and nothing runs."""
     ended = chaos(tmp_path, *arguments)
 
     assert ended.returncode == 2
@@ -169,8 +167,8 @@ def test_a_mistake_is_told_and_ends_with_2(tmp_path: Path, arguments: list[str],
 
 
 @pytest.mark.slow
-def test_a_campaign_in_which_nothing_could_be_struck_ends_with_1(tmp_path: Path) -> None:
-    """What was left out is told with its reason, and nobody is told that all held."""
+def test_a_campaign_without_a_target_ends_with_1(tmp_path: Path) -> None:
+    """Each skipped fault is printed with its reason, and the result is no success."""
     ended = chaos(tmp_path, "--faults", "never_ready", "--duration", "1")
 
     assert ended.returncode == 1
@@ -179,7 +177,7 @@ def test_a_campaign_in_which_nothing_could_be_struck_ends_with_1(tmp_path: Path)
 
 
 def serves_below(pid: int) -> bool:
-    """Whether a server runs in a process below that one."""
+    """Return whether a server runs in a process below that one."""
     with suppress(psutil.Error):  # one that ends while it is looked at
         return any("serve" in one.cmdline() for one in psutil.Process(pid).children())
     return False
@@ -224,10 +222,8 @@ async def serve(state):
 
 
 @pytest.mark.slow
-async def test_who_interrupts_twice_does_not_wait(tmp_path: Path) -> None:
-    """The second Ctrl-C ends it while the server of the first still stops: no report, no traceback, status
-    130. What the first is taken for is told.
-    """
+async def test_a_second_interrupt_ends_the_command_at_once(tmp_path: Path) -> None:
+    """It does not wait for the server's stop: no report, no traceback, status 130."""
     home = Home(tmp_path / "home")
     home.install("takes_its_time", TAKES_ITS_TIME)
     home.configure(["takes_its_time"], extra="[supervisor]\nshutdown_timeout = 30.0\n")
@@ -261,7 +257,7 @@ async def test_who_interrupts_twice_does_not_wait(tmp_path: Path) -> None:
 async def test_a_fault_that_breaks_is_in_the_report(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands among the faults as broken, and the campaign goes on."""
+    """It is among the faults as broken, and the campaign goes on."""
 
     async def unkept(_chaos: Chaos) -> None:
         raise AssertionError("a message was lost")
@@ -279,7 +275,7 @@ async def test_a_fault_that_breaks_is_in_the_report(
 
 @pytest.mark.slow
 def test_serve_does_not_load_the_kit() -> None:
-    """The command line serves without importing anything of the testing kit."""
+    """``tangram serve`` imports nothing of the testing kit."""
     code = (
         "import sys, tangram.cli.main, tangram.cli.serving; print([m for m in sys.modules if 'testing' in m])"
     )
@@ -289,7 +285,7 @@ def test_serve_does_not_load_the_kit() -> None:
 
 
 async def test_a_web_that_comes_up_too_early_is_caught(autojump_clock: MockClock) -> None:
-    """A planted fault, a child that tells its start before it is there, is caught by wait_steady's caller."""
+    """A planted child that starts too early is found after `wait_steady`."""
 
     def wrap(child: Child) -> Child:
         async def early(*, task_status: object) -> None:
@@ -304,15 +300,15 @@ async def test_a_web_that_comes_up_too_early_is_caught(autojump_clock: MockClock
 
 
 async def no_token(*_args: object, **_more: object) -> NoReturn:
-    """Instead of ``fetch_token``."""
+    """Refuse every token, in place of ``fetch_token``."""
     await trio.lowlevel.checkpoint()
     raise Refused("nobody gets one")
 
 
-async def test_a_campaign_in_which_nobody_heard_anything_has_not_passed(
+async def test_a_campaign_without_any_message_has_not_passed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who looks on never gets a token: everything is up, and it serves nobody."""
+    """The observers get no token: everything is up, but serves no client."""
     monkeypatch.setattr(client, "fetch_token", no_token)
     monkeypatch.setattr(observers, "HEARD_SECONDS", 3.0)
     campaign = await run_campaign(duration=0.5, faults=["crash_web"], fakes=True)
@@ -322,16 +318,16 @@ async def test_a_campaign_in_which_nobody_heard_anything_has_not_passed(
     assert campaign.to_dict()["passed"] is False
 
 
-async def test_a_campaign_in_which_nothing_could_be_struck_has_not_passed(autojump_clock: MockClock) -> None:
-    """That nothing broke says nothing where nothing struck."""
+async def test_a_campaign_without_a_target_has_not_passed(autojump_clock: MockClock) -> None:
+    """Invariants that hold without a fault prove nothing."""
     campaign = await run_campaign(duration=1.0, faults=["crash_plugin"], fakes=True)
 
     assert campaign.skipped == {"crash_plugin": "no plugin is running that could be struck"}
     assert campaign.to_dict()["passed"] is False
 
 
-async def test_a_fault_that_had_no_turn_is_told(autojump_clock: MockClock) -> None:
-    """Who asked for it would take its silence for a server that held."""
+async def test_a_fault_without_a_turn_is_reported(autojump_clock: MockClock) -> None:
+    """An operator would otherwise take its absence for a success."""
     campaign = await run_campaign(duration=0.01, faults=["crash_web", "crash_bus"], fakes=True)
 
     struck = {one.name for one in campaign.struck}
@@ -345,7 +341,7 @@ async def test_a_fault_that_had_no_turn_is_told(autojump_clock: MockClock) -> No
 async def test_a_fault_that_came_too_early_has_another_turn(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whom it would strike is being stopped for longer than is waited for: it is left for the next round."""
+    """A target that is being stopped for a long time is struck in the next round."""
     there = trio.current_time() + 12.0
 
     async def early(_chaos: Chaos) -> None:
@@ -360,10 +356,10 @@ async def test_a_fault_that_came_too_early_has_another_turn(
 
 
 @pytest.mark.slow
-async def test_a_fault_that_always_came_too_early_is_told(
+async def test_a_fault_that_always_came_too_early_is_reported(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With why, and not with the end of the campaign alone."""
+    """The reason is reported, and not only the end of the campaign."""
 
     async def early(_chaos: Chaos) -> None:
         raise StruckAlready("it is being stopped")
@@ -375,14 +371,14 @@ async def test_a_fault_that_always_came_too_early_is_told(
 
 
 @pytest.mark.slow
-async def test_who_is_left_to_wait_at_the_door_is_told(
+async def test_a_connection_that_is_never_made_counts_as_refused(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that is never made counts as one that was refused."""
+    """The kernel's queue is full, so that the client waits for ever."""
     async with open_tangram(fakes=True) as running:
         with ExitStack() as stack, monkeypatch.context() as patched:
             full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-            for _ in range(4):  # what its queue takes, and then nobody
+            for _ in range(4):  # fill the queue of the kernel
                 waiting = stack.enter_context(socket.socket())
                 waiting.setblocking(False)
                 waiting.connect_ex(full.getsockname())
@@ -394,8 +390,8 @@ async def test_who_is_left_to_wait_at_the_door_is_told(
         assert seen.refused > 0
 
 
-async def test_a_campaign_of_a_plugin_that_does_not_start_is_none(autojump_clock: MockClock) -> None:
-    """A server runs without it; a campaign would show that all holds, of nothing."""
+async def test_a_campaign_of_a_plugin_that_does_not_start_is_an_error(autojump_clock: MockClock) -> None:
+    """A server runs without it, and a campaign of that server would prove nothing."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -406,8 +402,8 @@ async def test_a_campaign_of_a_plugin_that_does_not_start_is_none(autojump_clock
         await run_campaign([plugin], duration=1.0, fakes=True)
 
 
-async def test_a_fault_that_was_interrupted_is_told_as_such(autojump_clock: MockClock) -> None:
-    """Who ends a campaign in the middle of a fault finds it in the report, beside what it has crashed."""
+async def test_an_interrupted_fault_is_reported_as_interrupted(autojump_clock: MockClock) -> None:
+    """It stands in the report beside its crashes."""
 
     async def soon() -> None:
         await trio.sleep(0.5)
@@ -421,7 +417,7 @@ async def test_a_fault_that_was_interrupted_is_told_as_such(autojump_clock: Mock
 async def test_a_fault_that_is_named_twice_is_one(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it cannot strike the campaign is over, and does not go on drawing it without a pause."""
+    """Where it has no target the campaign ends, and does not draw it for ever."""
     drawn, sample = [], random.Random.sample
 
     def count(rng: random.Random, names: list[str], size: int) -> list[str]:
@@ -437,7 +433,7 @@ async def test_a_fault_that_is_named_twice_is_one(
 
 
 async def test_a_campaign_that_strikes_once_ends_early(autojump_clock: MockClock) -> None:
-    """With ``once`` it ends when each fault has struck, and does not wait for faults that cannot strike."""
+    """With ``once`` it ends when each fault has struck or cannot strike."""
     faults = ["crash_plugin", "crash_web", "crash_bus"]
     campaign = await run_campaign(duration=300.0, faults=faults, once=True, fakes=True)
 
@@ -451,7 +447,7 @@ async def test_a_campaign_that_strikes_once_ends_early(autojump_clock: MockClock
 async def test_messages_in_a_slow_network_are_not_counted_as_lost(
     autojump_clock: MockClock, fault: str
 ) -> None:
-    """Messages that are on their way when a fault ends are waited for, also beside a campaign's own load."""
+    """Messages in transit at the end of a fault are waited for, beside a campaign's load."""
     campaign = await run_campaign([], seed=1, duration=3.0, faults=[fault], fakes=True)
 
     assert campaign.broken == []

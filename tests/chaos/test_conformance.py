@@ -1,4 +1,4 @@
-"""The broker in memory and the real one pass the same checks; one that does not keep them fails."""
+"""The broker in memory and the real one pass the same checks; bad ones fail."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def dial(broker: Broker) -> Dial:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [None, dial], ids=["port", "dial"])
 async def test_the_broker_in_memory_conforms(way: Callable[[Broker], Dial] | None) -> None:
-    """The fake does all that is checked, over real sockets too."""
+    """The fake passes every check, over real sockets too."""
     await check_broker(MemoryBroker, kill, dial=way)
 
 
 @pytest.mark.slow
 async def test_the_real_broker_conforms() -> None:
-    """The process does the same: it is the referee."""
+    """The process passes the same checks, as their reference."""
     await check_broker(lambda: EmbeddedBroker(BrokerConfig(port=0)), kill)
 
 
 class Deaf(MemoryBroker):
-    """Delivers to nobody."""
+    """A broker that delivers no message."""
 
     def publish(self, channel: bytes, payload: bytes) -> int:
         return 0
 
 
 async def test_a_broker_that_loses_messages_does_not_conform() -> None:
-    """One that delivers to nobody is told apart."""
+    """A broker that delivers no message fails."""
     with pytest.RaisesGroup(
         pytest.RaisesExc(AssertionError, match="two are subscribed"), flatten_subgroups=True
     ):
@@ -60,7 +60,7 @@ async def test_a_broker_that_loses_messages_does_not_conform() -> None:
 
 
 async def test_a_broker_that_keeps_keys_for_ever_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes an end and forgets it is told apart."""
+    """A broker that forgets the expiry of a key fails."""
     monkeypatch.setattr(Keyspace, "end", lambda *_: None)
 
     with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match="'TTL k'"), flatten_subgroups=True):
@@ -69,7 +69,7 @@ async def test_a_broker_that_keeps_keys_for_ever_does_not_conform(monkeypatch: p
 
 @pytest.mark.slow
 async def test_a_broker_that_keeps_everything_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that keeps all for a subscriber that does not read is told apart."""
+    """A broker without a bound for a silent subscriber fails."""
     monkeypatch.setattr(ClientState, "push", lambda self, message, limit, now: self.emit(message))
 
     with pytest.RaisesGroup(

@@ -1,6 +1,4 @@
-"""Both engines pass the same checks of a transport, over sockets of the network and over those in memory; one
-that does not keep them fails.
-"""
+"""Both engines pass the checks of a transport, over both kinds of sockets; bad ones fail."""
 
 from __future__ import annotations
 
@@ -26,28 +24,28 @@ async def check(engine: str, change: object = None, *, memory: bool = False) -> 
 
 @pytest.mark.parametrize("engine", ["native", "hypercorn"])
 async def test_the_engines_conform(engine: str) -> None:
-    """The native engine and Hypercorn do all that is checked, over real sockets."""
+    """The native engine and Hypercorn pass every check over real sockets."""
     await check(engine)
 
 
 async def test_the_socket_in_memory_conforms() -> None:
-    """The fake does all that is checked of the real one."""
+    """The fake passes every check of the real one."""
     await check("native", memory=True)
 
 
 async def test_the_socket_in_memory_conforms_under_a_virtual_clock(autojump_clock: MockClock) -> None:
-    """What is in memory needs no real time: a clock that jumps changes nothing."""
+    """Sockets in memory need no real time, so that an autojump clock changes nothing."""
     await check("native", memory=True)
 
 
-async def test_sockets_in_memory_are_the_native_engines_alone() -> None:
-    """Hypercorn's sockets are Trio's, which takes those of the system alone: that is told, before a boot."""
+async def test_sockets_in_memory_need_the_native_engine() -> None:
+    """Hypercorn uses Trio's sockets, which refuse a subclass; the error comes before a boot."""
     with pytest.raises(ValueError, match=r"memory_port.*engine 'native'.*'hypercorn'"):
         await check("hypercorn", memory=True)
 
 
 async def test_a_transport_that_loses_messages_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One message in ten that goes nowhere is told."""
+    """A transport that loses one message in ten fails."""
     monkeypatch.setattr(sys.modules[check_transport.__module__], "ANSWER_SECONDS", 1.0)
 
     def lossy(transport: Transport) -> Transport:
@@ -63,8 +61,8 @@ async def test_a_transport_that_loses_messages_does_not_conform(monkeypatch: pyt
         await check("native", lossy)
 
 
-async def test_a_transport_that_does_not_say_goodbye_does_not_conform() -> None:
-    """One that goes without a close frame is told."""
+async def test_a_transport_that_ends_without_a_close_frame_does_not_conform() -> None:
+    """A transport that ends without a close frame fails."""
 
     def rude(transport: Transport) -> Transport:
         streams: list[trio.abc.Stream] = []
@@ -87,7 +85,7 @@ async def test_a_transport_that_does_not_say_goodbye_does_not_conform() -> None:
 async def test_a_client_that_is_kept_although_it_does_not_read_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a bound on what waits for one client, a transport does not conform."""
+    """A transport without a bound for one client fails."""
     monkeypatch.setattr(sys.modules[check_transport.__module__], "FULL_SECONDS", 2.0)
     config = {"channel": {"max_backlog": 1 << 30}, "server": {"write_timeout": 60.0}}
     with pytest.raises(AssertionError, match="did not read"):

@@ -1,4 +1,4 @@
-"""Scripts of faults drawn from seeds hold, are the same each time, and are made short where they fail."""
+"""Scripts of faults drawn from seeds hold, replay, and are shortened where they fail."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ SEEDS = 500
 
 @pytest.mark.slow
 def test_five_hundred_seeds_hold_and_reach_everything() -> None:
-    """No script breaks an invariant; and together they reach each strategy, each step of the back-off, each
-    kind of event and each escalation, without which they would have shown little.
-    """
+    """No script breaks an invariant, and together they reach every ability of supervision."""
     outcome = simulate_many(range(SEEDS), jobs=cores())
 
     assert not outcome.failed, "\n".join(outcome.failed.values())
@@ -59,7 +57,7 @@ def told(events: list[SupervisionEvent]) -> list[tuple[object, ...]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 4, 7])
 def test_a_seed_gives_the_same_record_again(seed: int) -> None:
-    """The same seed is the same run: what happened, when, and with which delays."""
+    """The same seed gives the same events at the same times."""
     runs = [told(simulate(seed, plugins=[make_plugin(Journal())])) for _ in range(2)]
 
     assert runs[0] == runs[1]
@@ -68,7 +66,7 @@ def test_a_seed_gives_the_same_record_again(seed: int) -> None:
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_record_in_another_process() -> None:
-    """Also where strings have other hashes."""
+    """This holds although strings have other hashes there."""
     code = (
         "from tangram.testing.checks.log_records import quiet\n"
         "from tangram.chaos.simulation import simulate, _plugin\n"
@@ -91,7 +89,7 @@ def test_a_seed_gives_the_same_record_in_another_process() -> None:
 
 
 def test_a_seed_stands_for_one_script() -> None:
-    """A script depends on its seed alone, and can be written down and read."""
+    """A script depends on its seed alone, and can be written and parsed."""
     scripts = [script_of(seed) for seed in range(40)]
 
     assert scripts == [script_of(seed) for seed in range(40)]
@@ -100,8 +98,8 @@ def test_a_seed_stands_for_one_script() -> None:
 
 
 @pytest.mark.parametrize("text", ["0.1", "x crash_bus", "-1 crash_bus", "0.1 crash_buss", "0.1 crash_bus+no"])
-def test_a_script_that_is_none_is_refused_by_its_step(text: str) -> None:
-    """What cannot be read names the step."""
+def test_an_invalid_script_is_an_error_with_its_step(text: str) -> None:
+    """The message has the invalid step."""
     with pytest.raises(ValueError, match="is no step of a script") as caught:
         script_from(f"0.5 crash_web, {text}")
 
@@ -119,17 +117,15 @@ def test_a_script_that_is_none_is_refused_by_its_step(text: str) -> None:
     )
 )
 def test_any_script_holds(script: list[tuple[float, str]]) -> None:
-    """Whatever strikes when, invariants hold; hypothesis shrinks what fails."""
+    """Invariants hold for all scripts; hypothesis shrinks a failure."""
     play(tuple(script), plugins=[make_plugin(Journal())])
 
 
 @pytest.mark.slow
-def test_a_failing_script_is_made_short(
+def test_a_failing_script_is_shortened(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A planted fault, a broker whose end nobody sees as a crash: of six steps the one that shows it is left,
-    written so that it can be played again.
-    """
+    """Of six steps the one that shows a planted mistake is left, in the notation of --script."""
     careless = attrs.evolve(FAULTS["broker_kill"], counts=None)
     monkeypatch.setitem(FAULTS, "broker_kill", careless)
     script = "0.1 crash_web, 0.2 planned_restart, 0.1 browser_reset, 0.3 broker_kill, 0.1 crash_plugin"
@@ -151,12 +147,10 @@ CLOSES_1000 = (gateway, "RESTART", RESTART._replace(code=1000))
         pytest.param(CLOSES_1000, "1 crash_channels", "close_codes_documented", id="closed-with-1000"),
     ],
 )
-def test_who_looks_on_sees_what_no_fault_asks_for(
+def test_an_observer_finds_a_breakage_that_no_fault_checks(
     monkeypatch: pytest.MonkeyPatch, planted: tuple[object, str, object], script: str, told: str
 ) -> None:
-    """Beside every script somebody reads, somebody does not, and somebody connects: what they see broken
-    fails the run, although the fault itself is healed.
-    """
+    """Broken observations fail the run, although the fault itself is healed."""
     monkeypatch.setattr(*planted)
 
     with pytest.raises(InvariantBroken, match=told):
@@ -164,12 +158,12 @@ def test_who_looks_on_sees_what_no_fault_asks_for(
 
 
 QUARANTINED = ", ".join(["0.1 crash_plugin"] * 6)
-"""After which the plugin has spent its budget."""
+"""A script that spends the plugin's budget."""
 
 
 @pytest.mark.slow
 def test_after_a_quarantine_nothing_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a fault finds fails the run, also where a plugin has been left out before."""
+    """A broken promise fails the run, also after an earlier quarantine."""
 
     async def unkept(_chaos: Chaos) -> None:
         await trio.lowlevel.checkpoint()
@@ -184,8 +178,8 @@ def test_after_a_quarantine_nothing_is_forgiven(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_after_a_quarantine_there_may_be_nothing_to_strike() -> None:
-    """The plugin that is left out cannot be struck again, and the script goes on."""
+def test_after_a_quarantine_a_fault_may_have_no_target() -> None:
+    """The plugin cannot be struck again, and the script goes on."""
     script = script_from(f"{QUARANTINED}, 0.1 crash_plugin, 0.1 crash_at_start, 0.1 crash_web")
     events = play(script, plugins=[make_plugin(Journal())], seed=1, limited=True)
 
@@ -194,15 +188,15 @@ def test_after_a_quarantine_there_may_be_nothing_to_strike() -> None:
 
 
 def test_a_server_that_gives_up_ends_a_script() -> None:
-    """What strikes it in its end is not asked for more than that."""
+    """Faults in its end need not keep their promises."""
     script = script_from(", ".join(["0.1 crash_bus+slow_browser"] * 6))
     events = play(script, plugins=[make_plugin(Journal())], seed=1, limited=True)
 
     assert [one for one in events if one.kind == "gave_up" and not one.path]
 
 
-def test_a_simulation_in_which_nobody_heard_anything_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who looks on never gets a token: everything is up, and it serves nobody."""
+def test_a_simulation_without_any_message_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The observers get no token: everything is up, but serves no client."""
 
     async def no_token(*_args: object, **_more: object) -> NoReturn:
         await trio.lowlevel.checkpoint()
@@ -215,7 +209,7 @@ def test_a_simulation_in_which_nobody_heard_anything_fails(monkeypatch: pytest.M
 
 
 def test_a_fault_that_no_seed_strikes_is_told() -> None:
-    """Seeds say which faults they have struck, and which never."""
+    """The result lists the faults that struck, and those that never did."""
     never = simulate_many([10]).reached.never
     struck = {name for _, names in script_of(10) for name in names.split("+")}
 
@@ -223,7 +217,7 @@ def test_a_fault_that_no_seed_strikes_is_told() -> None:
 
 
 def test_a_simulation_leaves_the_callers_log_as_it_was() -> None:
-    """Its silence ends with it, and nothing else does."""
+    """Its silence ends with it, and it changes nothing else."""
 
     def mine(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         return event

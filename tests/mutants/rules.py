@@ -133,7 +133,7 @@ FIRST_BOOT = (
             self._boot_failed(entry, crash, now)""",
         """        else:
             self._restart(entry, crash, now)""",
-        ("tests/testing/test_server.py::test_a_server_that_does_not_come_up_is_told_with_its_status",),
+        ("tests/testing/test_server.py::test_a_server_that_does_not_start_raises_its_status",),
     ),
     Mutant(
         "R2",

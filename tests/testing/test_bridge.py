@@ -1,4 +1,4 @@
-"""The bridge to a server in a thread: calls that are cancelled, and servers and loops that do not answer."""
+"""The bridge to a server in a thread: cancelled calls, and servers that do not answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tangram.testing.threaded.remote_call import ServerLoopEnded
 pytestmark = pytest.mark.slow
 
 LONG = 5.0
-"""Seconds of a call that nobody waits for: were it not cancelled, the test would take so long, and fail."""
+"""Seconds of a call that must be cancelled; a test that waits for it fails."""
 
 
 class Probe:
-    """Something on the server's loop."""
+    """An object on the server's loop."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -56,16 +56,14 @@ class Probe:
 
 @contextmanager
 def serving(*, asynchronous: bool = True, **settings: Any) -> Iterator[tuple[Bridge, Any, Probe]]:
-    """A server, something on its loop behind a bridge, and that without one."""
+    """Run a server, and yield an object on its loop behind a bridge, and the object itself."""
     probe = Probe()
     with threaded_tangram({"fakes": True, **settings}, asynchronous=asynchronous) as server:
-        yield server, Bridge(probe, server._far), probe
+        yield server, Bridge(probe, server._server), probe
 
 
-def test_a_timeout_on_asyncio_ends_the_call_over_there() -> None:
-    """Who gives up waiting gets its TimeoutError when the call has ended on the server's loop, and nothing
-    keeps asyncio's own end.
-    """
+def test_a_timeout_on_asyncio_cancels_the_remote_call() -> None:
+    """The caller gets TimeoutError when the call has ended on the server's loop."""
     with serving() as (server, far, probe):
 
         async def main() -> object:
@@ -80,8 +78,8 @@ def test_a_timeout_on_asyncio_ends_the_call_over_there() -> None:
         assert asyncio.run(main()) == "up"
 
 
-async def test_a_timeout_on_another_trio_loop_ends_the_call_over_there() -> None:
-    """The same from Trio, where the test has a loop that is not the server's."""
+async def test_a_timeout_on_another_trio_loop_cancels_the_remote_call() -> None:
+    """The same holds for a Trio test whose loop is not the server's."""
     with serving() as (server, far, probe):
         with trio.move_on_after(0.05) as waited:
             await far.wait()
@@ -90,8 +88,8 @@ async def test_a_timeout_on_another_trio_loop_ends_the_call_over_there() -> None
         assert await server.wait_steady() == "up"
 
 
-def test_what_fails_while_it_is_cancelled_is_told() -> None:
-    """An error of the clean-up is raised instead of the cancellation, on asyncio as on Trio."""
+def test_an_error_during_the_cancellation_is_raised() -> None:
+    """An error of the clean-up is raised instead of the cancellation, on asyncio and Trio."""
     with serving() as (_, far, _):
 
         async def on_asyncio() -> None:
@@ -107,15 +105,15 @@ def test_what_fails_while_it_is_cancelled_is_told() -> None:
             trio.run(on_trio)
 
 
-def test_what_was_entered_for_somebody_who_is_cancelled_is_left_again() -> None:
-    """A cancellation that comes when the server's loop has just entered leaves nothing entered behind."""
+def test_a_context_of_a_cancelled_caller_is_left_again() -> None:
+    """A cancellation just after the entry leaves no context entered on the server's loop."""
     with serving() as (server, _, probe):
 
         async def main() -> None:
-            entering = asyncio.create_task(RemoteContext(probe, server._far).__aenter__())
+            entering = asyncio.create_task(RemoteContext(probe, server._server).__aenter__())
             await asyncio.sleep(0)
             for _ in range(20):
-                assert server.url  # there and back: over there it is entered, here nobody was told yet
+                assert server.url  # a round trip: entered on the server's loop, not yet reported here
             entering.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await entering
@@ -126,8 +124,8 @@ def test_what_was_entered_for_somebody_who_is_cancelled_is_left_again() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_an_answer_that_streams_is_read_over_there(*, asynchronous: bool) -> None:
-    """The body of a stream comes by ``async for``, or by ``for`` in a test without a loop."""
+def test_a_streamed_response_is_read_through_the_bridge(*, asynchronous: bool) -> None:
+    """Its body is read by ``async for``, or by ``for`` in a test without a loop."""
     with serving(asynchronous=asynchronous) as (server, _, _):
 
         async def main() -> bytes:
@@ -146,8 +144,8 @@ def test_an_answer_that_streams_is_read_over_there(*, asynchronous: bool) -> Non
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_web_port_in_memory_is_reached_from_outside(*, asynchronous: bool) -> None:
-    """Channel clients and faults come to it from another thread, too, and dial nobody else."""
+def test_a_web_port_in_memory_is_reached_from_another_thread(*, asynchronous: bool) -> None:
+    """Channel clients and faults connect to it from another thread, and to no other port."""
     with serving(asynchronous=asynchronous, memory_port=True) as (server, _, _):
         chaos = chaos_of(server)
 
@@ -169,8 +167,8 @@ def test_a_web_port_in_memory_is_reached_from_outside(*, asynchronous: bool) -> 
     assert struck.outcome == "up"
 
 
-def test_what_is_set_is_set_over_there() -> None:
-    """Nothing is kept on the bridge, where nobody would read it."""
+def test_an_attribute_is_set_on_the_remote_object() -> None:
+    """The bridge itself keeps no attribute."""
     with serving(asynchronous=False) as (server, _, _):
         server.planned = True
 
@@ -181,14 +179,14 @@ def test_what_is_set_is_set_over_there() -> None:
 
 
 def end(server: Bridge) -> None:
-    """The server's loop comes to its end by itself."""
-    loop = server._far.loop
+    """End the server's loop."""
+    loop = server._server.loop
     loop.token.run_sync_soon(loop.nursery.cancel_scope.cancel)
 
 
-def test_whoever_waits_for_a_server_that_ends_is_told() -> None:
-    """A call that is on its way when the server's loop ends raises, and so does each one after that."""
-    # It judges what is left while the test goes on: that is the test's own.
+def test_a_call_raises_when_the_server_ends() -> None:
+    """A call in progress raises when the server's loop ends, and so does every later call."""
+    # No checks: the census would count the tasks of the test, which goes on.
     with serving(checks=()) as (server, far, probe):
 
         async def main() -> None:
@@ -209,12 +207,12 @@ def test_whoever_waits_for_a_server_that_ends_is_told() -> None:
         _ = server.url
 
 
-def test_a_call_to_a_loop_that_stands_still_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not wait for ever."""
+def test_a_call_to_a_blocked_loop_reports_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call fails after a bound, and the message has the place."""
     monkeypatch.setattr(remote_call, "LOOP_SECONDS", 0.1)
     go_on = threading.Event()
     with serving(asynchronous=False) as (server, _, _):
-        server._far.loop.token.run_sync_soon(go_on.wait)
+        server._server.loop.token.run_sync_soon(go_on.wait)
         try:
             told = r"did not take a call within 0.1 s; it stands at\n(.*\n)*.*wait"
             with pytest.raises(AssertionError, match=told):
@@ -223,8 +221,8 @@ def test_a_call_to_a_loop_that_stands_still_says_where(monkeypatch: pytest.Monke
             go_on.set()
 
 
-def test_a_start_that_stands_still_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs its own test alone, and the message has the place."""
+def test_a_blocked_start_reports_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its own test fails, and the message has the place."""
     monkeypatch.setattr(bridge, "START_SECONDS", 0.1)
     monkeypatch.setattr(bridge, "GIVE_UP_SECONDS", 0.1)
     go_on = threading.Event()
@@ -239,8 +237,8 @@ def test_a_start_that_stands_still_says_where(monkeypatch: pytest.MonkeyPatch) -
             assert not thread.is_alive()
 
 
-def test_a_server_that_does_not_start_raises_as_itself() -> None:
-    """Its own exception comes out, not one of the bridge."""
+def test_a_failed_start_raises_its_own_exception() -> None:
+    """The exception of the server is raised, not one of the bridge."""
     with pytest.raises(ValueError, match="memory_port needs"):
         with threaded_tangram({"memory_port": True, "config": {"server": {"engine": "hypercorn"}}}):
             pass
@@ -248,9 +246,7 @@ def test_a_server_that_does_not_start_raises_as_itself() -> None:
 
 @pytest.mark.slow
 def test_asyncio_on_top_of_trio_is_asyncio() -> None:
-    """Once trio-asyncio is imported, ``asyncio.run`` has a loop that stands on Trio: calls are awaited there
-    all the same.
-    """
+    """With trio-asyncio imported, a call from ``asyncio.run`` is awaited on asyncio."""
     arguments = ["-q", "-p", "no:cacheprovider", __file__, "-k", "timeout_on_asyncio"]
     code = f"import sys, trio_asyncio, pytest; sys.exit(pytest.main({arguments!r}))"
 

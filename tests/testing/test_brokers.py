@@ -1,4 +1,4 @@
-"""A real broker of a test's own: its lives, its password, and its end."""
+"""A real broker of a test: starts, kills, freezes, passwords, and its end."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def ping(broker: RealBroker, **options: float) -> bool:
         return bool(client.ping())
 
 
-def test_it_is_killed_and_comes_back_at_its_address() -> None:
-    """It answers once it is started; killed nobody listens; started again it is the same URL, empty."""
+def test_a_killed_broker_restarts_empty_at_its_address() -> None:
+    """A started broker answers; a killed one does not listen; a restart has the same URL."""
     with open_broker() as broker:
         with redis.Redis.from_url(broker.url) as client:
             client.set("a", "b")
@@ -44,8 +44,8 @@ def test_it_is_killed_and_comes_back_at_its_address() -> None:
     assert not is_listening(broker.port)
 
 
-def test_it_stands_still_and_goes_on() -> None:
-    """Frozen it answers nothing, thawed it answers."""
+def test_a_frozen_broker_answers_after_a_thaw() -> None:
+    """A frozen broker does not answer, a thawed one does."""
     with open_broker() as broker:
         broker.freeze()
         with pytest.raises(redis.TimeoutError):
@@ -55,8 +55,8 @@ def test_it_stands_still_and_goes_on() -> None:
         assert ping(broker, socket_timeout=5.0)
 
 
-def test_a_password_may_change_between_two_lives() -> None:
-    """Its URL holds the password; who knows the old one alone is refused afterwards."""
+def test_a_password_may_change_between_two_starts() -> None:
+    """The URL has the password; a client with the old one is refused after the change."""
     with open_broker(password="pa:ss") as broker:
         old = broker.url
         assert ping(broker)
@@ -69,8 +69,8 @@ def test_a_password_may_change_between_two_lives() -> None:
             client.ping()
 
 
-def test_misuse_is_told() -> None:
-    """Two lives at once, and freezing none, are told with what to do."""
+def test_misuse_is_an_error_with_advice() -> None:
+    """A second start, and a freeze before a start, raise and say what to do."""
     with open_broker() as broker:
         with pytest.raises(RuntimeError, match="kill it first"):
             broker.start()
@@ -79,16 +79,16 @@ def test_misuse_is_told() -> None:
             broker.freeze()
 
 
-def test_somebody_at_its_port_in_the_end_breaks_an_invariant() -> None:
-    """What listens at its port after its end is left behind by the test."""
+def test_a_listener_on_its_port_breaks_an_invariant() -> None:
+    """A listener on its port after its end is a leak of the test."""
     with socket.socket() as stranger, pytest.raises(InvariantBroken, match="nothing_left"):  # noqa: PT012
         with open_broker(start=False) as broker:
             stranger.bind(("127.0.0.1", broker.port))
             stranger.listen()
 
 
-def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    """A test run that is killed leaves no broker behind."""
+def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """A killed test run leaves no broker behind."""
     port = free_port()
     code = (
         "import time; from tangram.testing import open_broker\n"
@@ -109,7 +109,7 @@ def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
 
 
 def test_a_free_port_is_not_given_to_outgoing_connections() -> None:
-    """Its port lies below those that Linux gives to whoever connects: nobody else gets it by chance."""
+    """The port lies below the range that Linux uses for outgoing connections."""
     ports = {free_port() for _ in range(50)}
 
     assert max(ports) < 32768

@@ -1,4 +1,4 @@
-"""Each fault by name, on fakes and on a real broker; those that need more are struck by `test_docs`."""
+"""Each fault by name, on fakes and on a real broker; `test_docs` covers the others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.app.helpers import Journal, make_plugin
 
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
 QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "plugin_flood" else name for name in ON_FAKES]
-"""On fakes; of these one sends so much that it is slow."""
+"""Faults on fakes; the ones that send much are marked slow."""
 SHORT = {"supervisor": {"stop_timeout": 2.0, "start_timeout": 3.0, "root_restarts": 10}}
-"""Times that a test can wait for, and that the broker and its guard, which are processes, can keep."""
+"""Timeouts that a test can wait for, and that processes can keep."""
 
 
 @pytest.mark.parametrize("name", QUICK)
 async def test_the_server_heals_from_each_fault(autojump_clock: MockClock, name: str) -> None:
-    """After each fault everything is up again, and the fault counts as the crash that it should count as."""
+    """After each fault everything is up, and the fault counts as the right crash."""
     async with open_tangram([make_plugin(Journal())], fakes=True) as running:
         struck = await Chaos(running).strike(name)
         answer = await running.http.get("/probe/value")
@@ -51,9 +51,7 @@ PAIRS = [
 async def test_the_server_heals_from_two_faults_at_once(
     autojump_clock: MockClock, names: tuple[str, str], strategy: str
 ) -> None:
-    """Two faults at once are healed like one, and each counts: whom the first has stopped is struck by the
-    second in its next life.
-    """
+    """Each of two simultaneous faults counts, the second perhaps in the next incarnation."""
     config = {"supervisor": {"root_restarts": 10, "strategy": strategy}}
     async with open_tangram([make_plugin(Journal())], config, fakes=True) as running:
         struck = await Chaos(running).strike(*names)
@@ -62,7 +60,7 @@ async def test_the_server_heals_from_two_faults_at_once(
 
 
 async def test_faults_strike_beside_a_test(autojump_clock: MockClock) -> None:
-    """A test may strike, too, while those of its block go on one after another."""
+    """A test may inject a fault while those of its block go on."""
     config = {"supervisor": {"root_restarts": 10}}
     async with open_tangram([make_plugin(Journal())], config, fakes=True) as running:
         chaos = Chaos(running)
@@ -72,10 +70,8 @@ async def test_faults_strike_beside_a_test(autojump_clock: MockClock) -> None:
         assert [struck.outcome for struck in chaos.struck] == ["up", "up"]
 
 
-async def test_two_at_once_are_at_work_at_the_same_time(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They begin in the order of their names, before the first one is over; and neither is alone."""
+async def test_two_faults_overlap(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin in the order of their names, and the second before the end of the first."""
     log: list[str] = []
 
     def lasting(name: str) -> Callable[[Chaos], Awaitable[None]]:
@@ -97,10 +93,10 @@ async def test_two_at_once_are_at_work_at_the_same_time(
             assert len(log) == 4
 
 
-async def test_two_at_once_are_counted_together(
+async def test_two_simultaneous_faults_are_counted_together(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash too many beside two faults breaks an invariant, which names both."""
+    """An additional crash breaks an invariant, whose message names both faults."""
 
     async def wrong(chaos: Chaos) -> None:
         await FAULTS["crash_channels"].strike(chaos)
@@ -112,10 +108,10 @@ async def test_two_at_once_are_counted_together(
             await Chaos(running).strike("crash_web", "wrong")
 
 
-async def test_what_both_of_two_at_once_find_is_told(
+async def test_both_of_two_simultaneous_faults_are_reported(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second is not hidden by the first."""
+    """The first broken promise does not hide the second."""
 
     async def unkept(_chaos: Chaos) -> None:
         raise AssertionError("a message was lost")
@@ -128,7 +124,7 @@ async def test_what_both_of_two_at_once_find_is_told(
 
 
 def make_quick_plugin() -> Plugin:
-    """One whose start and stop have short limits."""
+    """Make a plugin with short limits for start and stop."""
     plugin = Plugin()
     plugin.name = "quick"
 
@@ -142,17 +138,17 @@ def make_quick_plugin() -> Plugin:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ON_FAKES)
 async def test_a_real_server_heals_from_real_faults(name: str) -> None:
-    """A server with a real broker and real time heals from each fault as it is promised."""
+    """A server with a real broker in real time heals from each fault."""
     async with open_tangram([make_quick_plugin()], SHORT) as running:
         struck = await Chaos(running).strike(name)
 
         assert struck.outcome == "up"
 
 
-async def test_a_fault_that_crashes_somebody_else_is_told(
+async def test_a_crash_of_the_wrong_child_breaks_an_invariant(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault that should crash nobody and crashes the web breaks an invariant, which names both."""
+    """A fault that must crash no child and crashes the web is reported with both names."""
 
     async def wrong(chaos: Chaos) -> None:
         mark = len(chaos.tangram.events)
@@ -165,10 +161,10 @@ async def test_a_fault_that_crashes_somebody_else_is_told(
             await Chaos(running).strike("wrong")
 
 
-async def test_a_fault_that_does_not_end_as_promised_is_told(
+async def test_an_exception_of_a_fault_breaks_its_promise(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a fault finds is told by its name, whatever exception it was and however deep in groups."""
+    """Any exception is reported with the fault's name, also out of nested groups."""
 
     async def unkept(_chaos: Chaos) -> None:
         raise ExceptionGroup("nursery", [ExceptionGroup("nursery", [AssertionError("a message was lost")])])
@@ -186,10 +182,10 @@ async def test_a_fault_that_does_not_end_as_promised_is_told(
                 await Chaos(running).strike("bad")
 
 
-async def test_a_fault_after_which_it_takes_long_to_rest_is_told(
+async def test_a_slow_recovery_breaks_an_invariant(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that is at rest only after more than the longest back-off and a start breaks an invariant."""
+    """A server that needs longer than its longest back-off and a start is reported."""
 
     async def lasting(chaos: Chaos) -> None:
         until = trio.current_time() + 20.0
@@ -206,10 +202,10 @@ async def test_a_fault_after_which_it_takes_long_to_rest_is_told(
             await Chaos(running).strike("lasting")
 
 
-async def test_a_fault_that_waits_for_healing_is_bounded_too(
+async def test_a_fault_that_waits_for_healing_is_bounded(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bus that is back late is told, also where the fault itself waits for it."""
+    """A bus that is back late is reported, also where the fault itself waits for it."""
     back = trio.current_time() + 20.0
     monkeypatch.setattr(Chaos, "_bus_is_up", lambda _chaos: trio.current_time() > back)
 
@@ -222,10 +218,10 @@ async def test_a_fault_that_waits_for_healing_is_bounded_too(
             await Chaos(running).strike("waiting")
 
 
-async def test_an_error_of_a_fault_is_not_taken_for_nothing_to_strike(
+async def test_a_key_error_is_not_taken_for_a_missing_target(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ``KeyError`` breaks the fault; only what says that there is nothing to strike means it."""
+    """A ``KeyError`` breaks the fault; only NothingToStrike means that it has no target."""
 
     async def buggy(_chaos: Chaos) -> None:
         raise KeyError("status")
@@ -242,10 +238,10 @@ async def test_an_error_of_a_fault_is_not_taken_for_nothing_to_strike(
             await Chaos(running).strike("idle")
 
 
-async def test_who_is_between_two_lives_is_struck_in_the_next(
+async def test_a_crashing_child_is_struck_in_its_next_incarnation(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A child that is being crashed already is struck when it runs again, and both count."""
+    """A child that is being crashed is struck when it runs again, and both crashes count."""
 
     async def twice(chaos: Chaos) -> None:
         mark = len(chaos.tangram.events)
@@ -261,8 +257,8 @@ async def test_who_is_between_two_lives_is_struck_in_the_next(
         assert len([event for event in running.events if event.kind == "crashed"]) == 2
 
 
-async def test_nobody_is_struck_where_there_is_nobody(autojump_clock: MockClock) -> None:
-    """A child that was never there, and a plugin in a server without any, are told at once."""
+async def test_a_missing_target_is_reported_at_once(autojump_clock: MockClock) -> None:
+    """An unknown child, and any plugin of a server without plugins, have no port."""
     async with open_tangram(fakes=True) as running:
         began = trio.current_time()
         with pytest.raises(NothingToStrike, match="no child 'nobody' runs"):
@@ -278,7 +274,7 @@ async def test_nobody_is_struck_where_there_is_nobody(autojump_clock: MockClock)
 async def test_a_fault_of_a_plugin_strikes_under_each_strategy(
     autojump_clock: MockClock, strategy: str, name: str
 ) -> None:
-    """And it leaves nothing behind that would go off later."""
+    """The fault leaves no charge behind."""
     config = {"supervisor": {"strategy": strategy}}
     async with open_tangram([make_plugin(Journal())], config, fakes=True) as running:
         chaos = Chaos(running)
@@ -290,8 +286,8 @@ async def test_a_fault_of_a_plugin_strikes_under_each_strategy(
         assert not [event for event in running.events[mark:] if event.kind == "stubborn"]
 
 
-async def test_what_has_not_gone_off_never_does(autojump_clock: MockClock) -> None:
-    """Whatever a fault has put into a child is out again when the fault is over."""
+async def test_an_unused_charge_is_removed(autojump_clock: MockClock) -> None:
+    """A charge in a child is removed when the fault is over."""
     async with open_tangram(fakes=True) as running:
         ports = running.ports
         charges: list[tuple[Charge, Callable[[], None]]] = [
@@ -310,8 +306,8 @@ async def test_what_has_not_gone_off_never_does(autojump_clock: MockClock) -> No
         assert not [one for one in running.events if "raised" in (one.cause or "")]
 
 
-async def test_a_broker_goes_on_where_its_stop_is_cut_short(autojump_clock: MockClock) -> None:
-    """Who cancels the fault in the middle is left with a broker that answers."""
+async def test_a_cancelled_freeze_thaws_the_broker(autojump_clock: MockClock) -> None:
+    """A fault that is cancelled in the middle leaves a broker that answers."""
     async with open_tangram(fakes=True) as running:
         tree = running.server.tree
         assert tree is not None
@@ -329,7 +325,7 @@ async def test_a_broker_goes_on_where_its_stop_is_cut_short(autojump_clock: Mock
 async def test_a_fault_of_the_network_dials_no_stranger(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Where the web port is in memory, nobody knows who listens at the port that its URL names."""
+    """With a web port in memory, no fault connects to the port in the URL."""
 
     async def dialled(*_args: object) -> NoReturn:
         raise AssertionError("somebody dialled")
@@ -341,14 +337,14 @@ async def test_a_fault_of_the_network_dials_no_stranger(
 
 
 async def test_a_browser_with_a_small_buffer_dials_no_stranger(autojump_clock: MockClock) -> None:
-    """The same for the one that needs a socket of the kernel's."""
+    """The same holds for a fault that needs a real socket."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         with pytest.raises(NothingToStrike, match="the web port is in memory"):
             await Chaos(running).strike("browser_never_reads")
 
 
-async def test_two_at_once_may_be_told_as_one_crash_and_a_late_end(autojump_clock: MockClock) -> None:
-    """A plugin with many services takes longer to unwind than the channels: their crash has it stopped."""
+async def test_two_faults_may_be_one_crash_and_a_late_end(autojump_clock: MockClock) -> None:
+    """A plugin with many services ends after the channels, whose crash has it stopped."""
     plugin = Plugin()
     for number in range(6):
 
@@ -368,14 +364,14 @@ PARTS = [
     "redis://me:p:w@127.0.0.1:{port}/2",
     "redis://127.0.0.1:{port}/?db=1",
 ]
-"""What may stand in a URL beside host and port."""
+"""Parts of a URL beside host and port."""
 
 
 @pytest.mark.parametrize("url", PARTS)
-async def test_a_fault_before_redis_takes_any_url_of_it(
+async def test_a_fault_before_redis_accepts_every_url(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """The proxy leads to host and port, whatever else the URL says."""
+    """The proxy uses host and port and ignores the other parts."""
     async with open_tangram(fakes=True) as running:
         port = parse_redis_url(running.redis_url).port
         monkeypatch.setattr(RunningTangram, "redis_url", url.format(port=port))
@@ -385,10 +381,10 @@ async def test_a_fault_before_redis_takes_any_url_of_it(
 
 
 @pytest.mark.parametrize("url", ["unix:///run/valkey.sock", "rediss://127.0.0.1:6380"])
-async def test_a_redis_before_which_no_proxy_can_stand_is_nothing_to_strike(
+async def test_a_redis_that_no_proxy_can_reach_has_no_target(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """There is no way of the network that could be spoilt, or none that would be taken."""
+    """A Unix socket has no network, and TLS does not accept a proxy."""
     async with open_tangram(fakes=True) as running:
         monkeypatch.setattr(RunningTangram, "redis_url", url)
         chaos = Chaos(running)
@@ -400,7 +396,7 @@ async def test_a_redis_before_which_no_proxy_can_stand_is_nothing_to_strike(
 
 @pytest.mark.slow
 async def test_a_fault_before_a_redis_with_a_password_and_a_database() -> None:
-    """A real one, which asks for both."""
+    """A real Redis asks for both through the proxy."""
     with open_broker(password="p@ss/w:rd") as broker:
         config = {"core": {"redis_url": f"{broker.url}/3"}}
         async with open_tangram([make_quick_plugin()], {**SHORT, **config}) as running:

@@ -1,4 +1,4 @@
-"""Each kind of thing that a plugin may leave behind is found, and named for what it is."""
+"""Each kind of leak of a plugin is found and described."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Leak = Callable[[ExitStack, BackendState, Path], object]
 
 @pytest.fixture
 def held() -> Iterator[ExitStack]:
-    """What the plugin does not close is closed when the test is over."""
+    """Keep objects that the plugin does not close, and close them after the test."""
     with ExitStack() as stack:
         yield stack
 
@@ -121,7 +121,7 @@ def a_loop(stack: ExitStack) -> asyncio.AbstractEventLoop:
     ],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-async def test_what_a_plugin_leaves_behind_is_named(
+async def test_each_kind_of_leak_is_described(
     *,
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,9 +130,7 @@ async def test_what_a_plugin_leaves_behind_is_named(
     leak: Leak,
     told: str,
 ) -> None:
-    """A port, a connection to Redis, a file, a pipe, a process, a system task of Trio's, a thread that
-    ``threading`` does not know and an asyncio task are each told as what they are.
-    """
+    """Ports, connections, files, pipes, processes, threads and tasks have a line each."""
     monkeypatch.setattr(sys.modules[wait_nothing_left.__module__], "PATIENCE", 0.05)
     plugin = Plugin()
 
@@ -149,10 +147,10 @@ async def test_what_a_plugin_leaves_behind_is_named(
 CLOSED_AT_ONCE = (a_port, a_connection_to_redis, a_file, a_file_to_read, a_pipe, a_process)
 
 
-async def test_a_plugin_that_closes_what_it_opens_leaves_nothing(
+async def test_a_plugin_that_closes_everything_leaves_nothing(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """The same things, closed when the plugin stops, break nothing."""
+    """The same things, closed when the plugin stops, are no leak."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -167,7 +165,7 @@ async def test_a_plugin_that_closes_what_it_opens_leaves_nothing(
 
 
 def left_of(begin: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What is told of a block in which only this is done."""
+    """Return the leaks of a block."""
     monkeypatch.setattr(census_module, "PATIENCE", 0.05)
     with track_started():
         before = take_census()
@@ -175,10 +173,8 @@ def left_of(begin: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> dic
     return wait_nothing_left(before)
 
 
-async def test_a_thread_is_no_other_for_having_its_id(
-    monkeypatch: pytest.MonkeyPatch, held: ExitStack
-) -> None:
-    """Threads are told apart by themselves: the system gives the id of one that has ended to the next."""
+async def test_a_reused_thread_id_hides_no_thread(monkeypatch: pytest.MonkeyPatch, held: ExitStack) -> None:
+    """Threads are compared as objects, because the system reuses the id of an ended one."""
     over, later_over = threading.Event(), threading.Event()
     first = threading.Thread(target=over.wait, daemon=True)
     first.start()
@@ -198,7 +194,7 @@ async def test_a_thread_is_no_other_for_having_its_id(
     assert left == {"threads": ["later"]}
 
 
-async def test_a_name_does_not_hide_an_asyncio_task(monkeypatch: pytest.MonkeyPatch, held: ExitStack) -> None:
+async def test_a_reused_name_hides_no_asyncio_task(monkeypatch: pytest.MonkeyPatch, held: ExitStack) -> None:
     """Two tasks of one name are two."""
     loop = a_loop(held)
     tasks = [loop.create_task(asyncio.sleep(60), name="worker")]
@@ -216,10 +212,10 @@ async def test_a_name_does_not_hide_an_asyncio_task(monkeypatch: pytest.MonkeyPa
     assert list(left) == ["asyncio_tasks"]
 
 
-async def test_asyncio_tasks_are_found_where_asyncio_keeps_no_list(
+async def test_asyncio_tasks_are_found_without_a_global_list(
     monkeypatch: pytest.MonkeyPatch, held: ExitStack
 ) -> None:
-    """From Python 3.14 on only a loop tells its tasks: each that was made under test is asked."""
+    """From Python 3.14 on the loops that were made under test are asked."""
     lists = [name for name in ("_all_tasks", "_scheduled_tasks") if hasattr(asyncio.tasks, name)]
     kept = [getattr(asyncio.tasks, name) for name in lists]
 
@@ -234,12 +230,10 @@ async def test_asyncio_tasks_are_found_where_asyncio_keeps_no_list(
     assert "sleeper" in left["asyncio_tasks"][0]
 
 
-async def test_threads_that_a_library_keeps_are_nobodys(
+async def test_pool_threads_of_libraries_are_no_leak(
     monkeypatch: pytest.MonkeyPatch, held: ExitStack
 ) -> None:
-    """A thread that is called as those of a known pool is no leak; nor are nameless ones that run no Python
-    while a library is loaded that keeps such.
-    """
+    """Known names of pools, and nameless threads beside such a library, are no leak."""
 
     def tokio() -> None:
         a_raw_thread(held, None, None)  # type: ignore[arg-type]
@@ -260,12 +254,8 @@ async def test_threads_that_a_library_keeps_are_nobodys(
     assert with_pools == {}
 
 
-async def test_a_thread_that_only_logged_is_known_by_the_kernel(
-    monkeypatch: pytest.MonkeyPatch, held: ExitStack
-) -> None:
-    """What ``threading`` makes up for a thread of somebody else's stays behind when that has ended; it is
-    not taken for one that lives.
-    """
+async def test_an_ended_foreign_thread_is_no_leak(monkeypatch: pytest.MonkeyPatch, held: ExitStack) -> None:
+    """The dummy object that ``threading`` keeps for a foreign thread is not counted."""
 
     def logs() -> None:
         threading.current_thread()
@@ -284,7 +274,9 @@ async def test_a_thread_that_only_logged_is_known_by_the_kernel(
     assert any(isinstance(one, threading._DummyThread) for one in threading.enumerate())
 
 
-async def test_what_python_reads_is_no_leak(monkeypatch: pytest.MonkeyPatch, held: ExitStack) -> None:
+async def test_a_file_that_python_imports_is_no_leak(
+    monkeypatch: pytest.MonkeyPatch, held: ExitStack
+) -> None:
     """A module's file is open while it is imported."""
 
     def reads() -> None:
@@ -303,7 +295,7 @@ print(orphan.pid)
 
 
 def an_orphan(stack: ExitStack) -> int:
-    """A process of a session of its own, whose parent has ended."""
+    """Start a process in a session of its own whose parent ends."""
     read, write = os.pipe()
     stack.callback(os.close, write)
     parent = subprocess.run(
@@ -324,10 +316,8 @@ def _gone(pid: int) -> None:
 
 
 @pytest.mark.slow
-async def test_a_process_that_left_its_session_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose parent has ended is below nobody here: it is known by what it inherited, as long as it goes
-    on, and the next block is not accused of it.
-    """
+async def test_an_orphaned_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is known by an inherited variable, and the next block is not charged for it."""
     monkeypatch.setattr(census_module, "PATIENCE", 0.05)
     with ExitStack() as stack:
         with pytest.raises(
@@ -347,8 +337,8 @@ async def test_a_process_that_left_its_session_is_found(monkeypatch: pytest.Monk
     assert f"process {first}," not in str(caught.value)
 
 
-def test_a_block_leaves_nothing_changed() -> None:
-    """The environment and asyncio are as before when the last of the blocks has ended."""
+def test_tracking_restores_the_process() -> None:
+    """Environment and asyncio are as before when the last block has ended."""
     make = asyncio.BaseEventLoop.__init__
     environ = dict(os.environ)
     with track_started():

@@ -1,4 +1,4 @@
-"""Every example passes the checks of a plugin; bad plugins do not, and the message says why."""
+"""Every example passes check_plugin; bad plugins fail with a message that says why."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ EXAMPLES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 async def test_the_examples_conform(name: str) -> None:
-    """Each example does all that is asked of a plugin, with a real broker."""
+    """Each example passes with a real broker."""
     await check_plugin(name)
 
 
 @pytest.mark.slow
 async def test_a_good_plugin_conforms_on_fakes(autojump_clock: MockClock) -> None:
-    """A plugin with services, a lifespan and routes conforms without real time."""
+    """A plugin with services, a lifespan and routes passes under a virtual clock."""
     await check_plugin(make_plugin(Journal()), fakes=True)
 
 
 @pytest.fixture
 def leaked() -> Iterator[list[socket.socket]]:
-    """Sockets that somebody forgot; closed when the test is over."""
+    """Keep leaked sockets, and close them after the test."""
     found: list[socket.socket] = []
     yield found
     for one in found:
@@ -47,10 +47,10 @@ def leaked() -> Iterator[list[socket.socket]]:
 
 
 @pytest.mark.slow
-async def test_a_plugin_that_leaks_a_socket_does_not(
+async def test_a_plugin_that_leaks_a_socket_fails(
     autojump_clock: MockClock, leaked: list[socket.socket]
 ) -> None:
-    """A socket for each life that nobody closes is told after the restarts."""
+    """A socket for each incarnation is reported after the restarts."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -63,10 +63,8 @@ async def test_a_plugin_that_leaks_a_socket_does_not(
 
 
 @pytest.mark.slow
-async def test_a_plugin_that_leaks_once_does_not(
-    autojump_clock: MockClock, leaked: list[socket.socket]
-) -> None:
-    """One socket that is left at the end is told by the invariant."""
+async def test_a_plugin_that_leaks_once_fails(autojump_clock: MockClock, leaked: list[socket.socket]) -> None:
+    """A socket that is left at the end is reported by the invariant."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -80,8 +78,8 @@ async def test_a_plugin_that_leaks_once_does_not(
 
 
 @pytest.mark.slow
-async def test_a_plugin_that_ignores_its_cancellation_does_not(autojump_clock: MockClock) -> None:
-    """A service that goes on past its stop time is named, with where it stands."""
+async def test_a_plugin_that_ignores_its_cancellation_fails(autojump_clock: MockClock) -> None:
+    """A service past its stop time is named with its line."""
     plugin = Plugin()
 
     @plugin.register_service(stop_timeout=1.0)
@@ -96,8 +94,8 @@ async def test_a_plugin_that_ignores_its_cancellation_does_not(autojump_clock: M
         await check_plugin(plugin, fakes=True)
 
 
-async def test_a_plugin_that_is_never_ready_does_not(autojump_clock: MockClock) -> None:
-    """A service that never says that it has started is told after the start's time."""
+async def test_a_plugin_that_is_never_ready_fails(autojump_clock: MockClock) -> None:
+    """It is reported after its start time."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -108,8 +106,8 @@ async def test_a_plugin_that_is_never_ready_does_not(autojump_clock: MockClock) 
         await check_plugin(plugin, fakes=True)
 
 
-async def test_a_plugin_that_was_given_up_before_it_was_asked_does_not(autojump_clock: MockClock) -> None:
-    """A server that is up without it says no more than that the plugin does not start."""
+async def test_a_plugin_that_was_given_up_fails(autojump_clock: MockClock) -> None:
+    """A server that is up without the plugin is reported as a failed start."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -121,8 +119,8 @@ async def test_a_plugin_that_was_given_up_before_it_was_asked_does_not(autojump_
         await check_plugin(plugin, tables, fakes=True)
 
 
-async def test_a_plugin_that_raises_at_its_start_does_not(autojump_clock: MockClock) -> None:
-    """What it raised is told."""
+async def test_a_plugin_that_raises_at_its_start_fails(autojump_clock: MockClock) -> None:
+    """The message has its exception."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -133,8 +131,8 @@ async def test_a_plugin_that_raises_at_its_start_does_not(autojump_clock: MockCl
         await check_plugin(plugin, fakes=True)
 
 
-async def test_a_plugin_whose_route_fails_does_not(autojump_clock: MockClock) -> None:
-    """A route that answers its own example with a 500 is told."""
+async def test_a_plugin_with_a_failing_route_fails(autojump_clock: MockClock) -> None:
+    """A route that answers its own example with 500 is reported."""
     router = APIRouter(prefix="/bad")
     plugin = Plugin(routers=[router])
 
@@ -146,8 +144,8 @@ async def test_a_plugin_whose_route_fails_does_not(autojump_clock: MockClock) ->
         await check_plugin(plugin, fakes=True)
 
 
-def test_requests_are_the_least_that_a_document_allows() -> None:
-    """Examples first, then defaults, then the least value; what is optional is left out."""
+def test_requests_are_the_smallest_that_a_document_allows() -> None:
+    """Examples come first, then defaults, then the smallest values."""
     document = {
         "paths": {
             "/a/{name}": {
@@ -180,8 +178,8 @@ def test_requests_are_the_least_that_a_document_allows() -> None:
 
 
 @pytest.mark.slow
-async def test_a_plugin_that_raises_in_its_clean_up_does_not(autojump_clock: MockClock) -> None:
-    """That is no crash where a stop was asked for, but nobody means it."""
+async def test_a_plugin_that_raises_in_its_clean_up_fails(autojump_clock: MockClock) -> None:
+    """An exception during a requested stop is no crash, but a mistake of the plugin."""
 
     @asynccontextmanager
     async def lifespan(state: BackendState) -> AsyncIterator[None]:
@@ -195,8 +193,8 @@ async def test_a_plugin_that_raises_in_its_clean_up_does_not(autojump_clock: Moc
 
 
 @pytest.mark.slow
-async def test_a_plugin_whose_service_fails_at_once_is_told_with_its_cause(autojump_clock: MockClock) -> None:
-    """The commonest fault of all has a plain message."""
+async def test_a_service_that_fails_at_once_is_reported_with_its_cause(autojump_clock: MockClock) -> None:
+    """The most common mistake has a plain message."""
     plugin = Plugin()
 
     @plugin.register_service()
@@ -207,15 +205,15 @@ async def test_a_plugin_whose_service_fails_at_once_is_told_with_its_cause(autoj
         await check_plugin(plugin, fakes=True)
 
 
-async def test_what_a_plugin_may_break_is_named_and_exists(autojump_clock: MockClock) -> None:
-    """``but`` takes invariants alone."""
+async def test_an_unknown_exception_of_a_plugin_is_an_error(autojump_clock: MockClock) -> None:
+    """``but`` accepts names of invariants only."""
     with pytest.raises(ValueError, match=r"no invariant \['leaks'\]: expected some of nothing_left_alive"):
         await check_plugin(Plugin(), fakes=True, but={"leaks": "on purpose"})
 
 
 @pytest.mark.slow
 async def test_a_service_that_has_nothing_to_do_conforms(autojump_clock: MockClock) -> None:
-    """One that returns before it has started has done its work; that is no clean-up that raises."""
+    """A service that returns before it has started has done its work."""
     plugin = Plugin()
 
     @plugin.register_service()

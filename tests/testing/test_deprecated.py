@@ -1,4 +1,4 @@
-"""Names of the kit that moved: the old ones still work and warn, or say where the new ones are."""
+"""Moved names of the kit: old ones still work and warn, or name the new place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tangram.testing.faults.proxy import open_proxy
     ],
 )
 def test_an_old_name_works_and_warns(module: str, name: str) -> None:
-    """The old place gives the same object as the public name, with a warning that names the new place."""
+    """The old place gives the public object, and the warning names the new place."""
     with pytest.warns(DeprecationWarning, match=rf"{module}\.{name} has moved, use tangram\.testing\."):
         old = getattr(import_module(module), name)
 
@@ -29,7 +29,7 @@ def test_an_old_name_works_and_warns(module: str, name: str) -> None:
 
 
 def test_the_warning_names_the_line_of_the_caller() -> None:
-    """It is shown for the author's own file, where Python shows deprecations of a test by default."""
+    """It is shown for the author's own file, where Python shows it by default."""
     with pytest.warns(DeprecationWarning, match="has moved") as caught:
         from tangram.testing.proxy import open_proxy as old
 

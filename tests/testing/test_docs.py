@@ -1,4 +1,4 @@
-"""The author's page names every fault and every invariant, and all its examples do what they say."""
+"""docs/testing.md names every fault and invariant, and all its examples work."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ EXAMPLES = {
 }
 ON_FAKES = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
 QUICK = [pytest.param(name, marks=pytest.mark.slow) if name == "plugin_flood" else name for name in ON_FAKES]
-"""On fakes; of these one sends so much that it is slow."""
+"""Faults on fakes; the ones that send much are marked slow."""
 SLOW = sorted(FAULTS.keys() - set(ON_FAKES))
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *INVARIANTS])
 def test_each_fault_and_invariant_is_documented(name: str) -> None:
-    """A fault or invariant without a word in docs/testing.md is red, and so is one without an example."""
+    """Each fault and invariant has a row and an example in docs/testing.md."""
     assert name in EXAMPLES
 
 
-def test_nothing_is_documented_that_is_not_there() -> None:
-    """An example of a fault that was renamed is red."""
+def test_every_documented_fault_exists() -> None:
+    """An example of a renamed fault fails."""
     assert set(EXAMPLES) == {*FAULTS, *INVARIANTS}
 
 
 async def run(code: str, names: dict[str, Any]) -> None:
-    """A line as it would stand in an async test."""
+    """Run a line as it would stand in an async test."""
     compiled = compile(code, "docs/testing.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = FunctionType(compiled, names)()
     if compiled.co_flags & CO_COROUTINE:
@@ -53,7 +53,7 @@ async def run(code: str, names: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", QUICK)
 async def test_the_example_of_a_fault_runs(autojump_clock: MockClock, name: str) -> None:
-    """The line in the page strikes the fault that it stands beside, and the server is up again."""
+    """The line on the page injects its fault, and the server is up again."""
     async with open_tangram([make_plugin(Journal())], fakes=True) as tangram:
         chaos = Chaos(tangram)
         await run(EXAMPLES[name], {"chaos": chaos})
@@ -64,7 +64,7 @@ async def test_the_example_of_a_fault_runs(autojump_clock: MockClock, name: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 async def test_the_example_of_a_slow_fault_runs(name: str) -> None:
-    """The same, for those that need a real broker, real time or a process."""
+    """The same holds for faults that need a real broker, real time or a process."""
     async with open_tangram([make_quick_plugin()], SHORT) as tangram:
         chaos = Chaos(tangram)
         await run(EXAMPLES[name], {"chaos": chaos})
@@ -78,14 +78,14 @@ def event(kind: Any, child: str, **more: Any) -> SupervisionEvent:
 
 @pytest.mark.parametrize("name", INVARIANTS)
 async def test_the_example_of_an_invariant_breaks_it(name: str) -> None:
-    """The line in the page breaks the invariant that it stands beside."""
+    """The line on the page breaks its invariant."""
     with pytest.raises(InvariantBroken, match=name):
         await run(EXAMPLES[name], {"check": check, "Evidence": Evidence, "event": event})
 
 
 @pytest.mark.slow
 def test_the_first_tests_of_the_page_run(tmp_path: Path) -> None:
-    """The page's tests, with the plugin of the README, pass as they are printed; the first has ten lines."""
+    """The page's tests pass as printed with the plugin of the README; the first has ten lines."""
     plugin = re.search(r"```python\n(# src/my_plugin.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert plugin is not None
     (tmp_path / "my_plugin.py").write_text(plugin.group(1))

@@ -1,6 +1,4 @@
-"""Each fault tells a server that does not keep its promise, and a kit that does not do what the fault's name
-says: one planted breakage each.
-"""
+"""Each fault detects one planted breakage of the server or of the kit."""
 
 from __future__ import annotations
 
@@ -39,10 +37,10 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 @pytest.mark.parametrize("name", ["redis_reset", "redis_half_close", "redis_black_hole"])
-async def test_an_outage_that_crashes_a_plugin_is_told(
+async def test_a_crash_by_an_outage_is_detected(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Where nobody should crash, a service that only missed Redis is a crash as well."""
+    """A service that crashes because it misses Redis counts as a crash."""
     monkeypatch.setattr(RedisOutage, "_is_excused", lambda _outage: False)
     config = {"supervisor": {"root_restarts": 1000, "plugin_restarts": 1000}}
     seen: list[RunningTangram] = []
@@ -53,7 +51,7 @@ async def test_an_outage_that_crashes_a_plugin_is_told(
 
 
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that is as fast as none."""
+    """Plant a proxy without delay."""
 
     async def wait(_proxy: Proxy, _size: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -62,40 +60,40 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that passes on what comes."""
+    """Plant a proxy that does not cut."""
     monkeypatch.setattr(Proxy, "_slices", lambda _proxy, data: [data])
 
 
 def no_hole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that cannot be made a hole."""
+    """Plant a proxy that swallows nothing."""
     hole = property(lambda _proxy: False, lambda _proxy, _value: None)
     monkeypatch.setattr(Proxy, "black_hole", hole, raising=False)
 
 
 def no_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that cannot be made to reset."""
+    """Plant a proxy that resets nothing."""
     monkeypatch.setattr(Proxy, "reset_all", lambda _proxy: None)
     monkeypatch.setattr(Chaos, "heal_bound", 1.0)
 
 
 def no_half_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that cannot be made to end streams."""
+    """Plant a proxy that ends no stream."""
     monkeypatch.setattr(Proxy, "half_close_all", lambda _proxy: None)
     monkeypatch.setattr(Chaos, "heal_bound", 1.0)
 
 
 def no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that cannot be made a replica."""
+    """Plant a broker that refuses no writes."""
     monkeypatch.setattr(MemoryBroker, "make_readonly", lambda _memory, readonly=True: None)
 
 
 def no_flood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bus that forgets what nobody waits for."""
+    """Plant a bus that forgets messages without a waiting publisher."""
     monkeypatch.setattr(Bus, "publish_nowait", lambda *_args: None)
 
 
 def cut_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connections to Redis are cut while the network is only slow: a gap, which is announced."""
+    """Cut the connections to Redis while the network is slow: a gap that is announced."""
     timed = witness.timed_publish
 
     async def cut_after(chaos: Chaos, size: int) -> float:
@@ -107,7 +105,7 @@ def cut_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drops_when_thawed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that forgets its clients while it stands still."""
+    """Plant a broker that forgets its clients while it is frozen."""
     thaw = MemoryBroker.thaw
 
     def drop(memory: MemoryBroker) -> None:
@@ -118,12 +116,12 @@ def drops_when_thawed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that cannot be stopped."""
+    """Plant a broker that cannot be frozen."""
     monkeypatch.setattr(MemoryBroker, "freeze", lambda _memory: None)
 
 
 def all_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that cuts every request."""
+    """Plant a server that cuts every request."""
 
     async def cut(*_args: object, **_more: object) -> httpx.Response:
         await trio.lowlevel.checkpoint()
@@ -133,7 +131,7 @@ def all_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def all_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is never there for requests."""
+    """Plant a server that answers every request with 503."""
 
     async def busy(*_args: object, **_more: object) -> httpx.Response:
         await trio.lowlevel.checkpoint()
@@ -143,12 +141,12 @@ def all_503(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_spite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clean-up that cannot be made to raise."""
+    """Plant a clean-up that does not raise."""
     monkeypatch.setattr(FaultPorts, "break_cleanup", lambda _ports, _child: None)
 
 
 def no_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that takes no WebSocket from those that speak by hand."""
+    """Plant a server that accepts no hand-written WebSocket."""
     admit = Channels.admit
 
     def refuse(channels: Channels, info: Any, query: bytes, *more: Any) -> Any:
@@ -158,7 +156,7 @@ def no_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def user_token_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gate that takes any token of a connection."""
+    """Plant a gate that accepts any token of a connection."""
     check_join = Gate.check_join
 
     def check(gate: Gate, topic: str, token: str | None, user_token: str | None, info: Any) -> Any:
@@ -168,12 +166,12 @@ def user_token_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def not_told_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is too far behind is closed without a close frame."""
+    """Plant a close without a close frame for a slow client."""
     monkeypatch.setattr(pump, "GONE", OVERLOAD)
 
 
 def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator who is not heard."""
+    """Plant a restart that does nothing."""
 
     async def ignored(_server: Server) -> None:
         await trio.lowlevel.checkpoint()
@@ -212,10 +210,10 @@ PLANTED: list[tuple[str, Plant, str]] = [
 
 
 @pytest.mark.parametrize(("name", "plant", "told"), PLANTED)
-async def test_a_planted_breakage_is_told_by_its_fault(
+async def test_a_planted_breakage_is_detected_by_its_fault(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str, plant: Plant, told: str
 ) -> None:
-    """A fault without teeth would pass here."""
+    """The fault fails with the message for the breakage."""
     async with open_tangram([make_plugin(Journal())], fakes=True, checks=()) as running:
         plant(monkeypatch)
         with pytest.raises(InvariantBroken, match=f"ends_as_promised: {name}: .*{told}"):
@@ -223,13 +221,13 @@ async def test_a_planted_breakage_is_told_by_its_fault(
 
 
 async def join_many(running: RunningTangram, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fault of 10,000 joins with 200 of them: those take seconds."""
+    """Inject the fault of 10,000 joins with 200 joins, because 10,000 take seconds."""
     monkeypatch.setattr(browser, "JOINS", 200)
     await Chaos(running).strike("browser_10000_joins")
 
 
 async def test_joins_are_counted(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as may be are taken, and all others refused by name; one taken too many is told."""
+    """All joins up to the limit are accepted and the others refused; one too many is detected."""
     async with open_tangram(fakes=True) as running:
         await join_many(running, monkeypatch)
         init = Socket.__init__
@@ -244,10 +242,10 @@ async def test_joins_are_counted(autojump_clock: MockClock, monkeypatch: pytest.
             await join_many(running, monkeypatch)
 
 
-async def test_a_join_that_is_refused_by_another_name_is_told(
+async def test_a_wrong_reason_of_a_refused_join_is_detected(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of those in the middle, which nobody would miss."""
+    """The join is one in the middle."""
     check_join = Gate.check_join
 
     def limited(gate: Gate, topic: str, *more: Any) -> Any:
@@ -262,8 +260,8 @@ async def test_a_join_that_is_refused_by_another_name_is_told(
 
 
 @pytest.mark.slow
-async def test_a_watchdog_that_does_not_tell_where_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the loop stood is half of it."""
+async def test_a_watchdog_without_a_place_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stall without the line where the loop stood is not enough."""
     report = Watchdog._report
 
     def vague(seen: Watchdog, since: float) -> None:
@@ -277,6 +275,6 @@ async def test_a_watchdog_that_does_not_tell_where_is_told(monkeypatch: pytest.M
             await Chaos(running).strike("loop_blocked")
 
 
-def test_every_planted_fault_is_there() -> None:
-    """A fault that was renamed is red."""
+def test_every_planted_fault_exists() -> None:
+    """A renamed fault fails."""
     assert {name for name, _, _ in PLANTED} <= FAULTS.keys()

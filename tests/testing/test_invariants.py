@@ -1,4 +1,4 @@
-"""Each invariant finds what it is named for, and says nothing where all is well."""
+"""Each invariant finds its own breakage, and holds for a healthy run."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ PLANTED: dict[str, list[Evidence]] = {
 
 
 @pytest.mark.parametrize("name", INVARIANTS)
-def test_each_invariant_finds_what_is_planted(name: str) -> None:
-    """Evidence of the very thing breaks the invariant that is named for it."""
+def test_each_invariant_finds_its_breakage(name: str) -> None:
+    """Evidence of the breakage breaks the invariant."""
     for evidence in PLANTED[name]:
         with pytest.raises(InvariantBroken, match=name):
             check(evidence, [name])
 
 
 def test_a_healthy_run_breaks_nothing() -> None:
-    """A start, a crash of the first with all restarted, and a stop in order break no invariant."""
+    """A start, a crash with a restart of all, and a stop in order break no invariant."""
     again = [event("started", name, 2) for name in ("bus", "channels", "web")]
     events = [*UP, CRASH, DOWN[0], DOWN[1], *again, event("ready", None), *DOWN]
     log = {"event": "child crashed", "supervisor": "incarnation", "child": "bus"}
@@ -110,16 +110,16 @@ def test_a_healthy_run_breaks_nothing() -> None:
     assert broken(evidence) == []
 
 
-def test_a_broker_that_crashes_takes_the_whole_incarnation_along() -> None:
-    """What the root's strategy says is nothing that the incarnation's strategy forbids."""
+def test_a_broker_crash_may_stop_the_whole_incarnation() -> None:
+    """The root's strategy may stop children that the incarnation's strategy would not."""
     killed = event("crashed", "broker", supervisor="root", cause="x")
     evidence = Evidence(events=[*UP, killed, *DOWN], strategy="one_for_one")
 
     assert broken(evidence, ["healthy_siblings_untouched"]) == []
 
 
-def test_a_child_whose_restart_was_asked_for_may_be_stopped() -> None:
-    """A planned restart of one child touches that child, and still no other."""
+def test_a_requested_restart_may_stop_its_child() -> None:
+    """A planned restart of one child may stop that child, and no other."""
     planned = [*UP, event("planned", "web"), event("stopped", "web"), event("started", "web", 2)]
 
     assert broken(Evidence(events=planned, strategy="one_for_one"), ["healthy_siblings_untouched"]) == []
@@ -127,8 +127,8 @@ def test_a_child_whose_restart_was_asked_for_may_be_stopped() -> None:
     assert broken(astray, ["healthy_siblings_untouched"])
 
 
-def test_crashes_of_two_are_healed_side_by_side() -> None:
-    """Under one_for_one each has a delay of its own; under the others the order holds."""
+def test_restarts_of_two_children_may_overlap() -> None:
+    """Under one_for_one each has a delay of its own; elsewhere the order holds."""
     crashed = [event("crashed", name, cause="x") for name in ("bus", "channels")]
     events = [*UP, *crashed, event("started", "channels", 2), event("started", "bus", 2)]
 
@@ -137,7 +137,7 @@ def test_crashes_of_two_are_healed_side_by_side() -> None:
 
 
 def test_a_child_that_did_not_start_in_time_may_be_stopped() -> None:
-    """Its own crash explains that it is stopped, and still nobody else's stop."""
+    """Its own crash explains its stop, but no stop of a sibling."""
     late = [*UP, event("crashed", "web", cause="StartTimeout: x"), event("stopped", "web")]
 
     assert broken(Evidence(events=late, strategy="one_for_one"), ["healthy_siblings_untouched"]) == []
@@ -146,7 +146,7 @@ def test_a_child_that_did_not_start_in_time_may_be_stopped() -> None:
 
 
 def test_each_code_of_the_servers_own_table_is_documented() -> None:
-    """What the server may close with is written out twice, and 1000 is in neither."""
+    """The server's table and the invariant's table agree, and 1000 is in neither."""
     table = {one.code for one in vars(disconnects).values() if isinstance(one, disconnects.Disconnect)}
     engines = {1002, 1007, 1009}
 
@@ -154,8 +154,8 @@ def test_each_code_of_the_servers_own_table_is_documented() -> None:
     assert 1000 not in DOCUMENTED_CODES
 
 
-def test_who_is_late_or_cancelled_from_outside_has_no_turn_in_a_stop() -> None:
-    """A child that ignored its cancellation ends when it ends, and so does one that a test cancels."""
+def test_a_late_or_cancelled_child_has_no_turn_in_a_stop() -> None:
+    """A child that ignored its cancellation, or that a test cancels, may end at any time."""
     early = [*UP, DOWN[0], DOWN[2], DOWN[1]]
 
     assert broken(Evidence(events=early), ["stops_in_reverse_order"])
@@ -164,8 +164,8 @@ def test_who_is_late_or_cancelled_from_outside_has_no_turn_in_a_stop() -> None:
     assert broken(Evidence(events=late), ["stops_in_reverse_order"]) == []
 
 
-def test_a_requested_restart_that_fails_takes_the_others_down_after_it() -> None:
-    """The stop that somebody asked for is over when the failed start takes everybody along, in order."""
+def test_a_failed_requested_restart_stops_the_others_in_order() -> None:
+    """The requested stop is over when the failed start stops the others."""
     failed = [
         event("planned", "channels"),
         event("stopped", "channels"),
@@ -176,8 +176,8 @@ def test_a_requested_restart_that_fails_takes_the_others_down_after_it() -> None
     assert broken(Evidence(events=[*UP, *failed, DOWN[2], DOWN[0]]), ["stops_in_reverse_order"])
 
 
-def test_who_cannot_end_says_why_the_process_did() -> None:
-    """A supervisor that gave up and names the child which holds it up is a cause for a status."""
+def test_a_child_that_cannot_end_explains_the_status() -> None:
+    """A gave_up event with a child is the cause of an exit status."""
     ready, held = (
         event("ready", None, path=()),
         event("gave_up", "deaf", path=("incarnation", "p", "deaf"), cause="x"),

@@ -1,6 +1,4 @@
-"""What a whole server under test is held to: planted faults of supervision and of plugins, each told by the
-invariant that is named for it.
-"""
+"""Planted faults of supervision and plugins, each found by its invariant."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ from tests.app.helpers import Journal, make_plugin
 
 
 def plant_order(monkeypatch: pytest.MonkeyPatch, when: Callable[[Decider], bool]) -> None:
-    """Children are stopped from the first to the last, where ``when(decisions)`` holds."""
+    """Stop children from the first to the last, where ``when(decisions)`` holds."""
     settle = Decider._settle_stops
 
     def planted(self: Decider, now: float) -> None:
@@ -48,7 +46,7 @@ def plant_order(monkeypatch: pytest.MonkeyPatch, when: Callable[[Decider], bool]
 async def test_the_order_of_stops_is_judged_in_a_restart(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Children that a planned restart stops from the first to the last break the invariant."""
+    """A planned restart that stops children from the first to the last is found."""
     plant_order(monkeypatch, lambda decisions: not decisions.closing)
 
     with pytest.raises(InvariantBroken, match="stops_in_reverse_order: children of incarnation"):
@@ -59,7 +57,7 @@ async def test_the_order_of_stops_is_judged_in_a_restart(
 async def test_order_and_bound_are_judged_where_a_server_gives_up(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An escalation is a stop like another: its order holds, and the time that it takes is known."""
+    """The stop of an escalation has an order and a bound."""
     plant_order(monkeypatch, lambda decisions: decisions.failure is not None)
 
     async def give_up() -> None:
@@ -79,7 +77,7 @@ async def test_order_and_bound_are_judged_where_a_server_gives_up(
 async def test_the_status_of_a_stop_is_judged(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop that was asked for and ends with another status than 0 is told."""
+    """A requested stop that ends with another status than 0 is found."""
     run = Server.run
 
     async def planted(self: Server, **more: Any) -> int:
@@ -94,8 +92,8 @@ async def test_the_status_of_a_stop_is_judged(
 
 
 @pytest.mark.slow
-async def test_invariants_are_judged_where_the_first_start_does_not_come_to_its_end() -> None:
-    """A plugin that leaks where it is stopped while it starts for the first time is found."""
+async def test_invariants_are_judged_after_an_unfinished_first_start() -> None:
+    """A plugin that leaks when its first start is stopped is found."""
     plugin = tangram.Plugin()
     kept: list[socket.socket] = []
 
@@ -119,7 +117,7 @@ async def test_invariants_are_judged_where_the_first_start_does_not_come_to_its_
 
 
 def make_deaf(seconds: float) -> tangram.Plugin:
-    """One that shields itself from its end for so long."""
+    """Make a plugin that shields itself from its end for some seconds."""
     plugin = tangram.Plugin()
 
     @plugin.register_service(stop_timeout=0.5)
@@ -133,15 +131,15 @@ def make_deaf(seconds: float) -> tangram.Plugin:
     return plugin
 
 
-async def test_who_ends_late_is_named_in_every_test(autojump_clock: MockClock) -> None:
-    """A service that goes on past its stop time breaks the invariant, although the stop has its bound."""
+async def test_a_late_service_breaks_an_invariant(autojump_clock: MockClock) -> None:
+    """A service past its stop time is found, although the stop keeps its bound."""
     with pytest.raises(InvariantBroken, match=r"nobody_is_stubborn: .*deaf went on although"):
         async with open_tangram([make_deaf(1.0)], fakes=True):
             await trio.sleep(0.1)
 
 
-async def test_who_never_ends_does_not_hang_the_test(autojump_clock: MockClock) -> None:
-    """Behind a shield for ever: it is named with its line, cancelled all the same, and nothing is left."""
+async def test_a_shielded_service_does_not_hang_the_test(autojump_clock: MockClock) -> None:
+    """It is named with its line and cancelled, and nothing is left."""
     settings = {"supervisor": {"shutdown_timeout": 1.0}}
 
     with pytest.raises(InvariantBroken, match=r"not end by itself, because of deaf, at .*in deaf") as caught:
@@ -151,8 +149,8 @@ async def test_who_never_ends_does_not_hang_the_test(autojump_clock: MockClock) 
     assert "nothing_left_alive" not in str(caught.value)
 
 
-async def test_who_shields_itself_again_and_again_is_released_each_time(autojump_clock: MockClock) -> None:
-    """Three shields, one after another, take three cancels."""
+async def test_repeated_shields_are_removed_each_time(autojump_clock: MockClock) -> None:
+    """Three shields, one after another, take three cancellations."""
     plugin = tangram.Plugin()
 
     @plugin.register_service()
@@ -162,7 +160,7 @@ async def test_who_shields_itself_again_and_again_is_released_each_time(autojump
                 try:
                     await trio.sleep_forever()
                 except trio.Cancelled:
-                    continue  # what the kit has to live with
+                    continue  # a mistake that the kit must survive
 
     with pytest.raises(InvariantBroken, match="nobody_is_stubborn"):
         async with open_tangram([plugin], {"supervisor": {"shutdown_timeout": 1.0}}, fakes=True):
@@ -170,7 +168,7 @@ async def test_who_shields_itself_again_and_again_is_released_each_time(autojump
 
 
 def make_spinner() -> tangram.Plugin:
-    """One that takes its cancellation for nothing, and never gives way to a clock."""
+    """Make a plugin that swallows its cancellation and never lets a virtual clock pass."""
     plugin = tangram.Plugin()
 
     @plugin.register_service()
@@ -185,10 +183,10 @@ def make_spinner() -> tangram.Plugin:
 
 
 @pytest.mark.slow
-async def test_who_spins_at_the_stop_is_named_and_ended(
+async def test_a_service_that_spins_at_the_stop_is_named_and_ended(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service that swallows its cancellation keeps a virtual clock from ever passing: real time ends it."""
+    """Real time ends it, because its virtual clock cannot pass."""
     monkeypatch.setattr(virtual_clock, "SPIN_SECONDS", 0.5)
 
     with pytest.raises(InvariantBroken, match=r"because of spinner, at .*in .*spinner, which takes"):
@@ -197,10 +195,10 @@ async def test_who_spins_at_the_stop_is_named_and_ended(
 
 
 @pytest.mark.slow
-async def test_who_spins_in_a_restart_is_named_and_ended(
+async def test_a_service_that_spins_in_a_restart_is_named_and_ended(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same while everything restarts: the test goes on, and is told."""
+    """The test goes on, and an invariant is broken."""
     monkeypatch.setattr(virtual_clock, "SPIN_SECONDS", 0.5)
 
     async def restart() -> None:
@@ -213,8 +211,10 @@ async def test_who_spins_in_a_restart_is_named_and_ended(
 
 
 @pytest.mark.slow
-async def test_who_spins_on_a_real_clock_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where stop times do pass, the end of the test does not wait for it either."""
+async def test_a_service_that_spins_on_a_real_clock_is_named_and_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of the test does not wait for it."""
     for name in ("STOP_MORE", "REAL_STOP_MORE"):
         monkeypatch.setattr(lifetime, name, 0.2)
 
@@ -224,7 +224,7 @@ async def test_who_spins_on_a_real_clock_is_named_and_ended(monkeypatch: pytest.
 
 
 async def test_a_virtual_clock_waits_for_threads(autojump_clock: MockClock) -> None:
-    """While a thread works for a plugin no timeout passes: a file is read, and a process is started."""
+    """While a thread works for a plugin no timeout passes: a file is read, a process started."""
     plugin = tangram.Plugin()
 
     @asynccontextmanager
@@ -242,8 +242,8 @@ async def test_a_virtual_clock_waits_for_threads(autojump_clock: MockClock) -> N
         assert [event.kind for event in running.events if event.kind == "crashed"] == []
 
 
-async def test_two_lives_at_once_are_seen_from_inside(autojump_clock: MockClock) -> None:
-    """Whatever the supervisor tells: a child that runs twice is noted by the kit itself."""
+async def test_two_simultaneous_incarnations_are_seen_from_inside(autojump_clock: MockClock) -> None:
+    """The kit itself notes a child that runs twice, under any supervisor events."""
     ports = FaultPorts()
     child = ports.wrap(Child("twin", trio.sleep_forever))
 

@@ -1,4 +1,4 @@
-"""A server under test comes to its start or to its end, whatever a plugin does and whoever is cancelled."""
+"""A server under test starts or ends, under all plugins and cancellations."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ except InvariantBroken as error:
 """
 
 GUARD_SECONDS = 60.0
-"""Of real time: a run takes a second, and one that hangs has to be red all the same."""
+"""Real seconds: a run takes one, and a run that hangs must fail."""
 
 
 def run_deaf(**words: str) -> str:
-    """What a process of its own says of the plugin, which would hang this one where it is not ended."""
+    """Return the output of a process that tests the plugin, which could hang this one."""
     command = [sys.executable, "-c", DEAF.format(**words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=GUARD_SECONDS, check=True).stdout
 
@@ -73,8 +73,8 @@ def run_deaf(**words: str) -> str:
     ("how", "started"),
     [("checked", False), ("opened", False), ("cancelled", False), ("cancelled", True)],
 )
-def test_who_shields_himself_is_ended_and_named(how: str, started: bool) -> None:
-    """Also before his start is over, and where the test is cancelled meanwhile."""
+def test_a_shielded_service_is_ended_and_named(how: str, started: bool) -> None:
+    """Also before its start is over, and where the test is cancelled meanwhile."""
     told = run_deaf(how=how, started="task_status.started()" if started else "", ever="False")
 
     assert "nobody_is_stubborn" in told
@@ -82,15 +82,15 @@ def test_who_shields_himself_is_ended_and_named(how: str, started: bool) -> None
 
 
 @pytest.mark.slow
-def test_who_shields_himself_anew_for_ever_is_ended_and_named() -> None:
-    """A shield after each shield: he gets what he does not expect in place of a cancellation."""
+def test_a_service_with_endless_shields_is_ended_and_named() -> None:
+    """It gets an exception that it does not expect instead of a cancellation."""
     told = run_deaf(how="cancelled", started="task_status.started(); return", ever="True")
 
     assert "did not end by itself, because of deafer, at <string>:" in told
 
 
-async def test_a_block_that_is_cancelled_passes_it_on(autojump_clock: MockClock) -> None:
-    """Where nothing is found the timeout is the test's own, and the server has been stopped in order."""
+async def test_a_cancelled_block_stays_cancelled(autojump_clock: MockClock) -> None:
+    """Where every invariant holds, the timeout is the test's own; the server stops in order."""
     journal = Journal()
     with trio.move_on_after(5) as limit:
         async with open_tangram([make_plugin(journal)], fakes=True) as running, running.open_socket():
@@ -101,8 +101,8 @@ async def test_a_block_that_is_cancelled_passes_it_on(autojump_clock: MockClock)
     assert journal.lines[-1] == "probe lifespan out"
 
 
-async def test_a_first_start_that_is_cancelled_passes_it_on(autojump_clock: MockClock) -> None:
-    """The same where the server was not up yet."""
+async def test_a_cancelled_first_start_stays_cancelled(autojump_clock: MockClock) -> None:
+    """The same holds where the server was not up yet."""
     seen: list[RunningTangram] = []
     plugin = tangram.Plugin()
 
@@ -120,8 +120,8 @@ async def test_a_first_start_that_is_cancelled_passes_it_on(autojump_clock: Mock
 
 
 @pytest.mark.slow
-async def test_what_is_left_by_a_block_that_is_cancelled_is_told(autojump_clock: MockClock) -> None:
-    """A leak is one also where the test has run out of its time, alone or in a nursery."""
+async def test_a_leak_of_a_cancelled_block_is_reported(autojump_clock: MockClock) -> None:
+    """A leak counts also after a timeout, alone or in a nursery."""
     leaked: list[socket] = []
     plugin = tangram.Plugin()
 
@@ -145,7 +145,7 @@ async def test_what_is_left_by_a_block_that_is_cancelled_is_told(autojump_clock:
 
 
 async def test_a_server_serves_until_its_block_is_left(autojump_clock: MockClock) -> None:
-    """What cancels the block does not reach the server before the block has cleaned up."""
+    """A cancellation of the block reaches the server after the clean-up of the block."""
 
     @asynccontextmanager
     async def cleaned_up(running: RunningTangram) -> AsyncIterator[None]:
@@ -164,8 +164,8 @@ async def test_a_server_serves_until_its_block_is_left(autojump_clock: MockClock
     assert answers == [200]
 
 
-async def test_what_the_block_raises_is_not_lost_where_it_is_cancelled(autojump_clock: MockClock) -> None:
-    """Its own exception is the news, not the end of its time."""
+async def test_an_error_of_a_cancelled_block_is_raised(autojump_clock: MockClock) -> None:
+    """The block's own exception counts more than its cancellation."""
 
     async def clean_up_badly() -> None:
         with trio.move_on_after(5):

@@ -1,4 +1,4 @@
-"""The log as it is kept for invariants: with all that would be printed, tracebacks included."""
+"""The log as it is kept for invariants, with the text of tracebacks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ def the_librarys(log: Callable[[Any], object]) -> None:
 
 @pytest.mark.parametrize("logged", [structlogs, the_librarys])
 @pytest.mark.parametrize("handed", ["raised", "exc_info", "cause", "note", "group"])
-def test_a_secret_in_the_text_of_an_exception_is_told(logged: Any, handed: str) -> None:
-    """A log record is what is printed: the texts of its exception, of the cause, of notes and of all in a
-    group are looked through as well.
-    """
+def test_a_secret_in_the_text_of_an_exception_is_found(logged: Any, handed: str) -> None:
+    """The exception, its cause, its notes and all members of a group are searched."""
     error: Exception = LookupError("harmless")
     if handed in {"raised", "exc_info"}:
         error = ValueError(f"wrong token {SECRET}")
@@ -57,8 +55,8 @@ def test_a_secret_in_the_text_of_an_exception_is_told(logged: Any, handed: str) 
 
 
 @pytest.mark.parametrize("logged", [structlogs, the_librarys])
-def test_an_exception_without_a_secret_is_none(logged: Any) -> None:
-    """The text of an exception is kept, and breaks nothing by itself; records without one have none."""
+def test_an_exception_without_a_secret_breaks_nothing(logged: Any) -> None:
+    """Its text is kept; records without an exception have none."""
 
     def log(logger: Any) -> None:
         logger.error("no exception")
@@ -76,7 +74,7 @@ def test_an_exception_without_a_secret_is_none(logged: Any) -> None:
 
 
 def test_an_event_that_names_its_exception_keeps_that_name() -> None:
-    """What an event has under structlog's own word for the text is not lost from the record."""
+    """A field of an event with structlog's own name for the text is not lost."""
     with record_logs() as records:
         try:
             raise ValueError("harmless")

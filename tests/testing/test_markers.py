@@ -1,4 +1,4 @@
-"""Who runs a test, and what stands over it: each gets a server, or is told what to do instead."""
+"""The runners and markers of tests: each test gets a server or an error with advice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def ask(tangram):
 
 
 def needs(module: str) -> pytest.MarkDecorator:
-    """Looked for, not imported: the tests of this project run without these plugins of pytest."""
+    """Skip unless a plugin of pytest is installed; it is not imported."""
     return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
 
 
@@ -77,8 +77,8 @@ def test_not_today(): ...
 """
 
 
-def test_a_marker_that_would_do_nothing_is_told_before_a_server_boots(pytester: pytest.Pytester) -> None:
-    """Each mistake is an error of its own test, in a line without a traceback, that says what to do."""
+def test_a_useless_marker_is_an_error_before_a_server_boots(pytester: pytest.Pytester) -> None:
+    """Each mistake is one line without a traceback that says what to do."""
     result = run(pytester, WRONG_MARKERS, errors=8, skipped=1)
 
     result.stdout.fnmatch_lines(
@@ -98,7 +98,7 @@ def test_a_marker_that_would_do_nothing_is_told_before_a_server_boots(pytester: 
 
 
 def test_a_module_may_have_tests_without_a_server(pytester: pytest.Pytester) -> None:
-    """Settings over a whole module or class are for those of its tests that have one."""
+    """Settings for a module or class are for the tests that have a server."""
     source = """
 pytestmark = fakes
 
@@ -116,8 +116,8 @@ class TestThese:
     run(pytester, source, passed=3)
 
 
-def test_a_missing_client_is_told_before_a_server_boots(pytester: pytest.Pytester) -> None:
-    """httpx is an extra: without it the fixtures say how to get it."""
+def test_a_missing_httpx_is_an_error_before_a_server_boots(pytester: pytest.Pytester) -> None:
+    """The fixtures say how to install httpx."""
     pytester.makeconftest("import tangram.testing.markers as used\nused.find_spec = lambda _name: None")
     result = run(pytester, "@fakes\ndef test_it(tangram): ...", errors=1)
 
@@ -152,9 +152,7 @@ async def test_virtual_clock(autojump_clock, tangram, number): ...
 
 
 def test_hypothesis_repeats_tests_of_every_kind(pytester: pytest.Pytester) -> None:
-    """All examples have one server, also those of a coroutine, each of which has a loop of its own; for that
-    a virtual clock is refused.
-    """
+    """All examples of a test share one server; a virtual clock is refused."""
     result = run(pytester, REPEATED, passed=4, errors=1)
 
     result.stdout.fnmatch_lines(["*under @given runs in a thread*leave out the fixture 'autojump_clock'*"])
@@ -184,7 +182,7 @@ async def test_with_options(tangram, anyio_backend):
 
 
 def test_anyio_runs_a_test_on_both_of_its_backends(pytester: pytest.Pytester) -> None:
-    """Without any setting the same test passes on asyncio and on Trio."""
+    """The same test passes on asyncio and on Trio without any setting."""
     result = run(pytester, ANYIO, options=["-v"], passed=7)
 
     result.stdout.fnmatch_lines(["*test_it?asyncio?*PASSED*"])
@@ -192,12 +190,12 @@ def test_anyio_runs_a_test_on_both_of_its_backends(pytester: pytest.Pytester) ->
 
 
 def test_pytest_trio_may_take_all_tests(pytester: pytest.Pytester) -> None:
-    """With ``trio_mode`` those marked anyio are pytest-trio's too, and anyio leaves the fixtures alone."""
+    """With ``trio_mode`` pytest-trio also runs tests marked anyio."""
     run(pytester, ANYIO, "trio_mode = true", passed=7)
 
 
 def test_a_project_without_pytest_trio_has_the_fixtures(pytester: pytest.Pytester) -> None:
-    """Nothing of it is needed unless a test is marked trio."""
+    """pytest-trio is only needed for tests marked trio."""
     source = """
 @fakes
 def test_it(tangram):
@@ -237,9 +235,7 @@ class TestAsyncio(Served, unittest.IsolatedAsyncioTestCase):
 
 
 def test_classes_have_servers(pytester: pytest.Pytester) -> None:
-    """Methods get them as functions do; those of unittest by a fixture that keeps it, and on Trio not at all,
-    which is told.
-    """
+    """Methods get fixtures like functions; those of unittest by an autouse fixture."""
     result = run(pytester, CLASSES, passed=5, errors=1)
 
     result.stdout.fnmatch_lines(["pytest-trio does not run methods of unittest.TestCase*"])
@@ -263,9 +259,7 @@ async def test_on_trio(autojump_clock, tangram, tangram_socket, chaos):
 
 @needs("pytest_asyncio")
 def test_pytest_asyncio_and_pytest_trio_stand_beside_each_other(pytester: pytest.Pytester) -> None:
-    """Each runs what is marked for it. Where both take a test, which neither of them can bear, that is told
-    instead of what comes of it.
-    """
+    """Each runs the tests marked for it; a test that both take is an error."""
     run(pytester, ASYNCIO, "asyncio_mode = strict", passed=2)
     for setting in ("asyncio_mode = auto", "trio_mode = true"):
         result = run(pytester, ASYNCIO, setting, passed=1, errors=1)
@@ -275,8 +269,8 @@ def test_pytest_asyncio_and_pytest_trio_stand_beside_each_other(pytester: pytest
 
 
 @needs("pytest_asyncio")
-def test_a_loop_that_tests_share_is_not_left_behind_by_a_server(pytester: pytest.Pytester) -> None:
-    """It is there before the first server, and after it."""
+def test_a_shared_loop_is_no_leak_of_a_server(pytester: pytest.Pytester) -> None:
+    """The loop exists before the first server, and after it."""
     source = """
 @fakes
 @pytest.mark.asyncio(loop_scope="session")

@@ -1,4 +1,4 @@
-"""The broker in memory: its lives, its connections, and who looks for those that are left open."""
+"""The broker in memory: its incarnations, its connections, and connections left open."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ async def one_life(broker: MemoryBroker, *, task_status: trio.TaskStatus[str]) -
         await broker.run(task_status=task_status)
 
 
-async def test_a_new_life_is_awake_and_writable(autojump_clock: MockClock) -> None:
-    """Whatever was done to one that is killed, the next answers and takes what is set."""
+async def test_a_restarted_broker_is_thawed_and_writable(autojump_clock: MockClock) -> None:
+    """After a kill the next incarnation answers and accepts writes."""
     broker = MemoryBroker()
     async with trio.open_nursery() as nursery:
         await nursery.start(one_life, broker)
@@ -59,8 +59,8 @@ async def test_a_new_life_is_awake_and_writable(autojump_clock: MockClock) -> No
         broker.kill()
 
 
-async def test_nothing_moves_while_it_is_frozen(autojump_clock: MockClock) -> None:
-    """Frozen, twice even, it neither answers nor delivers; thawed, it does both, beginning with the first."""
+async def test_a_frozen_broker_neither_answers_nor_delivers(autojump_clock: MockClock) -> None:
+    """Frozen, even twice, it is silent; thawed, it does both in order."""
     broker = MemoryBroker()
     async with living(broker):
         one, other = await talk_to(broker), await talk_to(broker)
@@ -81,8 +81,8 @@ async def test_nothing_moves_while_it_is_frozen(autojump_clock: MockClock) -> No
             assert await other.read() == [b"message", b"n", b"x"]
 
 
-async def test_an_end_goes_by_the_virtual_clock(autojump_clock: MockClock) -> None:
-    """A lock of a minute is there after 59 s, and gone after 60."""
+async def test_expiry_follows_the_virtual_clock(autojump_clock: MockClock) -> None:
+    """A lock of a minute exists after 59 s, and is gone after 60."""
     broker = MemoryBroker()
     async with living(broker):
         talk = await talk_to(broker)
@@ -97,8 +97,8 @@ async def test_an_end_goes_by_the_virtual_clock(autojump_clock: MockClock) -> No
     assert (before, left, after) == (b"mine", 1, None)
 
 
-async def test_a_replica_refuses_writes_alone() -> None:
-    """Reading, publishing and asking the broker itself go on; every write is refused."""
+async def test_a_replica_refuses_writes_only() -> None:
+    """Reading and publishing go on; every write is refused."""
     broker = MemoryBroker()
     async with living(broker):
         talk = await talk_to(broker)
@@ -114,7 +114,7 @@ async def test_a_replica_refuses_writes_alone() -> None:
 
 
 async def test_a_client_that_hangs_up_is_forgotten() -> None:
-    """However it ends: nothing of it is left at the broker."""
+    """In every way of ending, nothing is left at the broker."""
     broker = MemoryBroker()
     async with living(broker):
         first, second, third = [await talk_to(broker) for _ in range(3)]
@@ -131,8 +131,8 @@ async def test_a_client_that_hangs_up_is_forgotten() -> None:
         assert broker.unclosed == 0
 
 
-async def test_who_says_quit_and_does_not_read_is_dropped(autojump_clock: MockClock) -> None:
-    """What is pending is sent for a second, not for ever."""
+async def test_a_client_that_quits_and_does_not_read_is_dropped(autojump_clock: MockClock) -> None:
+    """Pending output is sent for a second, not for ever."""
     broker = MemoryBroker()
     async with living(broker):
         talk = await talk_to(broker)
@@ -147,7 +147,7 @@ async def test_who_says_quit_and_does_not_read_is_dropped(autojump_clock: MockCl
             assert broker.clients == 0
 
 
-async def test_a_slow_subscriber_is_thrown_out_after_a_minute(autojump_clock: MockClock) -> None:
+async def test_a_slow_subscriber_is_disconnected_after_a_minute(autojump_clock: MockClock) -> None:
     """Between 8 and 32 MB may wait for it for a minute and no longer."""
     broker = MemoryBroker()
     async with living(broker):
@@ -176,8 +176,8 @@ async def test_a_slow_subscriber_is_thrown_out_after_a_minute(autojump_clock: Mo
             assert broker.clients == 0
 
 
-async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -> None:
-    """Whoever reads hears the end, whoever writes is told; the broker forgets the client."""
+async def test_the_route_cuts_a_connection_in_memory(autojump_clock: MockClock) -> None:
+    """Readers get the end, writers an error, and the broker forgets the client."""
     broker = MemoryBroker()
     async with living(broker) as url:
         line = RedisRoute(broker.dial)
@@ -194,8 +194,8 @@ async def test_the_line_cuts_a_connection_in_memory(autojump_clock: MockClock) -
             assert broker.clients == 0
 
 
-async def test_redis_py_gets_what_it_expects() -> None:
-    """redis-py speaks RESP3 to it by itself: maps, sets, pipelines, locks and expiry are what they are."""
+async def test_redis_py_works_with_it() -> None:
+    """redis-py speaks RESP3: maps, sets, pipelines, locks and expiry work."""
     broker = MemoryBroker(BrokerConfig(port=0))
 
     def use(url: str) -> list[object]:
@@ -211,10 +211,10 @@ async def test_redis_py_gets_what_it_expects() -> None:
     assert got == [[1, 4, 1, 2], [True, None], {"a": "1"}, {"x"}, ["1", "2"]]
 
 
-async def test_a_connection_that_nobody_closes_breaks_an_invariant(
+async def test_an_unclosed_connection_breaks_an_invariant(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bus that forgets its connection is told of, though the broker is gone by then."""
+    """A bus that forgets its connection is found, although the broker has ended by then."""
 
     async def forget(stream: trio.abc.AsyncResource) -> None:
         await trio.lowlevel.checkpoint()
@@ -228,7 +228,7 @@ async def test_a_connection_that_nobody_closes_breaks_an_invariant(
 
 
 async def test_it_goes_on_when_the_kernel_gives_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without descriptors for a moment, those that wait are taken afterwards, as by Valkey."""
+    """After a moment without descriptors, waiting clients are accepted, as by Valkey."""
 
     def refuse(listener: socket.socket) -> None:
         monkeypatch.undo()
@@ -243,8 +243,8 @@ async def test_it_goes_on_when_the_kernel_gives_no_connection(monkeypatch: pytes
             assert await Talk(stream).ask("PING") == b"PONG"
 
 
-async def test_it_may_be_watched_as_a_foreign_one() -> None:
-    """Whoever has its URL in core.redis_url finds a server that tells what it is."""
+async def test_it_may_be_watched_as_an_external_broker() -> None:
+    """A server with its URL in core.redis_url finds a Redis that reports its version."""
     broker = MemoryBroker()
     async with living(broker) as url, trio.open_nursery() as nursery:
         changed = trio.Event()

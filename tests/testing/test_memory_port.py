@@ -1,4 +1,4 @@
-"""The web port in memory: who dials what it says reaches nobody."""
+"""The web port in memory: no connection to its URL reaches another program."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tangram.testing.fakes.memory_port import MemoryPort
 from tangram.testing.fakes.ports import is_listening
 
 IPPORT_RESERVED = 1024
-"""Below it no program without privileges listens (netinet/in.h)."""
+"""Below this port only privileged programs listen (netinet/in.h)."""
 
 
-async def test_its_address_is_nobodys(autojump_clock: MockClock) -> None:
-    """A server on it tells a port where no program of a developer's listens, and answers all the same."""
+async def test_its_url_has_a_port_without_a_program(autojump_clock: MockClock) -> None:
+    """The URL has a port where no developer's program listens, and the server answers."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         port = urlsplit(running.url).port
         assert port is not None
@@ -29,8 +29,8 @@ async def test_its_address_is_nobodys(autojump_clock: MockClock) -> None:
         assert (await running.http.get("/-/healthz")).status_code == 200
 
 
-def test_it_is_refused_where_nobody_listens() -> None:
-    """Like a port of the kernel's: before it listens, and once it is closed."""
+def test_a_connection_is_refused_without_a_listener() -> None:
+    """It is refused before the port listens and after it is closed, like a TCP port."""
     port = MemoryPort()
     with pytest.raises(ConnectionRefusedError):
         port.connect()

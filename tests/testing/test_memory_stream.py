@@ -1,4 +1,4 @@
-"""Connections in memory: they keep as much as a socket and end as one does."""
+"""Connections in memory buffer as much as a socket and end like one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ async def test_it_is_a_stream(autojump_clock: trio.testing.MockClock) -> None:
     await check_two_way_stream(make, make_full)
 
 
-async def test_who_writes_more_than_it_keeps_waits_for_the_reader() -> None:
-    """What waits is bounded, and nothing is lost."""
+async def test_a_writer_waits_when_the_buffer_is_full() -> None:
+    """The buffer is bounded, and no byte is lost."""
     one, other = open_pipe()
     async with trio.open_nursery() as nursery, one, other:
         nursery.start_soon(one.send_all, bytes(KEPT + 10))
@@ -37,8 +37,8 @@ async def test_who_writes_more_than_it_keeps_waits_for_the_reader() -> None:
     assert got == KEPT + 10
 
 
-async def test_what_was_sent_before_the_end_is_read() -> None:
-    """An end that is closed was heard to the last byte; the other may not write to it."""
+async def test_bytes_before_the_end_are_read() -> None:
+    """A closed end is read to the last byte; writes to it fail."""
     closed: list[PipeEnd] = []
     one, other = open_pipe(closed.append)
     await one.send_all(b"last words")
@@ -57,8 +57,8 @@ async def test_what_was_sent_before_the_end_is_read() -> None:
         await other.receive_some()
 
 
-async def test_a_cut_is_heard_at_both_ends() -> None:
-    """Neither is closed by it, and whoever waits is woken."""
+async def test_a_cut_ends_both_streams() -> None:
+    """Neither end is closed by it, and waiting tasks wake up."""
     one, other = open_pipe()
     heard: list[bytes] = []
 

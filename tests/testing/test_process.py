@@ -1,4 +1,4 @@
-"""A server in a process of its own: what a test sees of it, and what is found at its end."""
+"""A server in a process: its output, and the checks at its end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def probe() -> dict[str, str]:
 
 
 class Program(Home):
-    """A machine on which any program stands for the server."""
+    """A home in which any program stands for the server."""
 
     def __init__(self, folder: Path, code: str) -> None:
         super().__init__(folder)
@@ -44,10 +44,8 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
-async def test_a_server_is_started_asked_and_stopped(home: Home) -> None:
-    """A plugin is installed into the folder, the server is ready, answers, and ends with 0 when asked; its
-    log is there as records.
-    """
+async def test_a_server_starts_answers_and_stops(home: Home) -> None:
+    """A plugin is installed, the server answers, logs records, and ends with 0."""
     home.install("my_probe", PLUGIN)
     home.configure(["my_probe"])
     async with open_process(home) as server:
@@ -64,8 +62,8 @@ async def test_a_server_is_started_asked_and_stopped(home: Home) -> None:
     assert home.secrets()
 
 
-async def test_one_that_does_not_start_says_why(home: Home) -> None:
-    """A wrong configuration is told on a line, and the process has ended."""
+async def test_a_server_that_does_not_start_logs_the_cause(home: Home) -> None:
+    """A wrong configuration is one line, and the process has ended."""
     home.configure(extra="[supervisor]\nstrategy = 'nonsense'")
     server = await run_process(home)
 
@@ -80,20 +78,20 @@ async def run(home: Home, until: str = "up", **but: str) -> RunningProcess:
     return server
 
 
-async def test_one_that_does_not_end_is_killed_and_told(
+async def test_a_process_that_ignores_sigterm_is_killed_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that goes on although it was asked to end breaks its bound."""
+    """A process that goes on after SIGTERM breaks its bound."""
     monkeypatch.setattr("tangram.testing.run.process.STOP_SECONDS", 0.2)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
     with pytest.raises(InvariantBroken, match="stops_within_bound"):
         await run(Program(tmp_path, code))
 
 
-async def test_one_that_even_a_kill_does_not_end_is_told(
+async def test_a_process_that_survives_sigkill_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of the block is not waited for without a limit: a process that the kernel holds is told."""
+    """The wait is bounded where the kernel holds a process."""
     monkeypatch.setattr("tangram.testing.run.process.STOP_SECONDS", 0.2)
     monkeypatch.setattr("tangram.testing.run.process.KILL_SECONDS", 0.2)
     monkeypatch.setattr(trio.Process, "kill", lambda process: None)
@@ -107,10 +105,10 @@ async def test_one_that_even_a_kill_does_not_end_is_told(
         await server.wait_end()
 
 
-async def test_a_process_that_it_leaves_behind_is_told_and_killed(
+async def test_a_descendant_left_behind_is_reported_and_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes on below a process that has ended is named, unless it is meant, and gone in either case."""
+    """It is named, unless the test excuses it, and killed in either case."""
     monkeypatch.setattr("tangram.testing.run.process.GONE_SECONDS", 0.2)
     code = "import subprocess, time; subprocess.Popen(['sleep', '600']); print('up'); time.sleep(600)"
     with pytest.raises(InvariantBroken, match=r"nothing_left_alive: .* \(process"):
@@ -123,8 +121,8 @@ async def test_a_process_that_it_leaves_behind_is_told_and_killed(
             await trio.sleep(0.01)
 
 
-async def test_a_port_that_it_leaves_open_is_told(tmp_path: Path) -> None:
-    """A listener that outlives it breaks nothing_left_alive; one that was there before is nobody's fault."""
+async def test_a_port_left_open_is_reported(tmp_path: Path) -> None:
+    """A listener that outlives the process is a leak; an older one is not."""
     home = Program(tmp_path, "import time; print('up'); time.sleep(600)")
     with socket.socket() as other:
         with pytest.raises(InvariantBroken, match="somebody listens at its port"):  # noqa: PT012
@@ -135,8 +133,8 @@ async def test_a_port_that_it_leaves_open_is_told(tmp_path: Path) -> None:
         await run(home)
 
 
-async def test_a_traceback_and_a_secret_are_told(tmp_path: Path) -> None:
-    """What a user must not see is found in either output; the secret itself is not shown again."""
+async def test_a_traceback_and_a_secret_are_reported(tmp_path: Path) -> None:
+    """They are found in either output, and the secret is not shown again."""
     secret = "x1y2z3" * 4
     home = Program(tmp_path, f"print('up'); print('token {secret}'); raise ValueError('mine')")
     home.state.mkdir(parents=True)
@@ -149,8 +147,8 @@ async def test_a_traceback_and_a_secret_are_told(tmp_path: Path) -> None:
     await run(home, "mine", no_traceback="on purpose", no_secret_in_logs="on purpose")
 
 
-async def test_an_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
-    """It is not in a group; and what is no name of a check is refused before anything starts."""
+async def test_an_error_of_the_block_is_raised_without_a_group(tmp_path: Path) -> None:
+    """An unknown name of a check is refused before anything starts."""
     home = Program(tmp_path, "import time; print('up'); time.sleep(600)")
     with pytest.raises(LookupError):
         async with open_process(home):
@@ -159,8 +157,8 @@ async def test_an_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
         await run(home, no_nonsense="there is none")
 
 
-async def test_a_signal_is_one_way_to_end(home: Home) -> None:
-    """`stop` sends what it is told to, and answers with the exit status."""
+async def test_stop_sends_a_signal_and_returns_the_status(home: Home) -> None:
+    """`stop` sends the given signal."""
     home.configure()
     async with open_process(home) as server:
         await server.wait_ready()
@@ -170,7 +168,7 @@ async def test_a_signal_is_one_way_to_end(home: Home) -> None:
 
 
 def test_nothing_of_the_server_is_imported() -> None:
-    """A test of what is installed elsewhere brings a few modules of the kit along, and no server."""
+    """A test of an installed server imports a few modules of the kit, and no server."""
     code = "import sys, tangram.testing.run.process; print(*sorted(m for m in sys.modules if 'tangram' in m))"
     ended = subprocess.run(
         [sys.executable, "-c", code],

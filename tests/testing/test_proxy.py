@@ -18,8 +18,8 @@ from tangram.testing import MemoryBroker, open_tangram
 from tangram.testing.faults.proxy import Proxy, open_proxy
 
 
-async def test_a_web_behind_a_bad_network_is_served_all_the_same() -> None:
-    """Latency, jitter, a narrow line and slices of three bytes delay an answer, and spoil nothing."""
+async def test_a_web_behind_a_bad_network_is_served() -> None:
+    """Latency, jitter, little bandwidth and slices delay an answer and do not spoil it."""
     async with open_tangram(fakes=True) as running:
         held = running.server.held[0]
         async with open_proxy(held.host, held.port) as proxy, httpx.AsyncClient() as client:
@@ -29,8 +29,8 @@ async def test_a_web_behind_a_bad_network_is_served_all_the_same() -> None:
             assert answer.status_code == 200
 
 
-async def test_connections_that_are_reset_or_half_closed_end_alone() -> None:
-    """Resets and half-closes from the network cost the client its connection, and the server nothing."""
+async def test_a_reset_or_half_close_costs_one_connection() -> None:
+    """The server is not hurt."""
     async with open_tangram(fakes=True) as running:
         held = running.server.held[0]
         async with open_proxy(held.host, held.port) as proxy:
@@ -51,8 +51,8 @@ async def test_connections_that_are_reset_or_half_closed_end_alone() -> None:
         assert not [event for event in running.events if event.kind == "crashed"]
 
 
-async def test_who_takes_no_connections_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose connection leads nowhere is reset after a time, as if the target had refused it."""
+async def test_a_silent_target_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose target does not accept is reset after a while."""
     monkeypatch.setattr("tangram.testing.faults.proxy.CONNECT_SECONDS", 0.05)
     with ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -67,7 +67,7 @@ async def test_who_takes_no_connections_is_not_waited_for(monkeypatch: pytest.Mo
 
 
 async def test_the_bus_comes_back_when_the_network_does() -> None:
-    """A bus whose connections are reset and then refused reconnects as soon as it is let."""
+    """A bus whose connections are reset and refused reconnects as soon as it can."""
     broker = MemoryBroker(BrokerConfig(port=0))
     async with trio.open_nursery() as nursery:
         url: str = await nursery.start(broker.run)
@@ -86,7 +86,7 @@ async def test_the_bus_comes_back_when_the_network_does() -> None:
 
 
 class Echo:
-    """A server that sends back what comes, and notes in which pieces it came."""
+    """A server that echoes, and notes the pieces that it received."""
 
     def __init__(self) -> None:
         self.pieces: list[int] = []
@@ -100,7 +100,7 @@ class Echo:
 
 @asynccontextmanager
 async def open_echo() -> AsyncIterator[tuple[Echo, Proxy, trio.SocketStream]]:
-    """An echo, a proxy before it, and a connection through that."""
+    """Open an echo server, a proxy before it, and a connection through that."""
     echo = Echo()
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -112,7 +112,7 @@ async def open_echo() -> AsyncIterator[tuple[Echo, Proxy, trio.SocketStream]]:
 
 
 async def say(stream: trio.SocketStream, size: int) -> float:
-    """Send so many bytes and get them back; in so many seconds of the loop's clock."""
+    """Send some bytes, get them back, and return the seconds on the loop's clock."""
     began, came = trio.current_time(), 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.send_all, bytes(size))
@@ -122,7 +122,7 @@ async def say(stream: trio.SocketStream, size: int) -> float:
 
 
 async def test_latency_is_paid_in_each_direction(autojump_clock: trio.testing.MockClock) -> None:
-    """A word and its echo take twice the latency, and no more."""
+    """A word and its echo take twice the latency."""
     async with open_echo() as (_, proxy, stream):
         assert await say(stream, 1) == 0
         proxy.latency = 0.5
@@ -131,7 +131,7 @@ async def test_latency_is_paid_in_each_direction(autojump_clock: trio.testing.Mo
 
 
 async def test_jitter_is_drawn_anew_for_each_piece(autojump_clock: trio.testing.MockClock) -> None:
-    """Words take different times, within the bound."""
+    """Words take different times within the bound."""
     async with open_echo() as (_, proxy, stream):
         proxy.latency, proxy.jitter = 0.5, 0.5
         took = [await say(stream, 1) for _ in range(10)]
@@ -140,8 +140,8 @@ async def test_jitter_is_drawn_anew_for_each_piece(autojump_clock: trio.testing.
         assert len(set(took)) == 10
 
 
-async def test_a_narrow_line_passes_so_many_bytes_a_second(autojump_clock: trio.testing.MockClock) -> None:
-    """200 kB over 100 kB a second take two seconds at least; what is behind them comes back beside them."""
+async def test_bandwidth_bounds_the_bytes_per_second(autojump_clock: trio.testing.MockClock) -> None:
+    """200 kB at 100 kB/s take at least two seconds; later bytes come back beside them."""
     async with open_echo() as (_, proxy, stream):
         proxy.bandwidth = 100_000.0
         took = await say(stream, 200_000)
@@ -150,7 +150,7 @@ async def test_a_narrow_line_passes_so_many_bytes_a_second(autojump_clock: trio.
 
 
 async def test_slices_are_cut_on_the_way(autojump_clock: trio.testing.MockClock) -> None:
-    """Nobody behind it gets more at once than a slice, where each has the time to arrive."""
+    """The target gets no more than a slice at once, where each has time to arrive."""
     async with open_echo() as (echo, proxy, stream):
         proxy.slice, proxy.latency = 7, 0.001
         await say(stream, 100)
@@ -160,8 +160,8 @@ async def test_slices_are_cut_on_the_way(autojump_clock: trio.testing.MockClock)
         assert list(proxy.pieces) == [7] * 14 + [2] + echo.pieces
 
 
-async def test_a_black_hole_swallows(autojump_clock: trio.testing.MockClock) -> None:
-    """Nothing comes back, and nothing is told."""
+async def test_a_black_hole_swallows_silently(autojump_clock: trio.testing.MockClock) -> None:
+    """Nothing comes back, and connections stay open."""
     async with open_echo() as (echo, proxy, stream):
         proxy.black_hole = True
         with trio.move_on_after(60) as silence:

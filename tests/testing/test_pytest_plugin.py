@@ -1,4 +1,4 @@
-"""The pytest plugin, as an author's own tests use it: on Trio, without any loop, and on asyncio."""
+"""The pytest plugin in tests of authors: on Trio, without a loop, and on asyncio."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(pytester: pytest.Pytester, source: str, **outcomes: int) -> pytest.RunRe
 
 @pytest.mark.slow
 def test_a_trio_test_gets_a_server_in_its_own_loop(pytester: pytest.Pytester) -> None:
-    """A Trio test asks, joins and crashes the plugin in the loop that it runs on, with a virtual clock."""
+    """A Trio test requests, joins and crashes the plugin in its own loop and virtual clock."""
     source = """
 @pytest.mark.trio
 async def test_it(autojump_clock, tangram, tangram_socket):
@@ -61,7 +61,7 @@ async def test_it(autojump_clock, tangram, tangram_socket):
 
 @pytest.mark.slow
 def test_a_synchronous_test_gets_a_server_in_a_thread(pytester: pytest.Pytester) -> None:
-    """A test without any loop calls the same methods, which block."""
+    """A test without a loop calls the same methods, which block."""
     source = """
 def test_it(tangram, tangram_socket):
     assert tangram.http.get("/hello/").json() == {"hello": "world"}
@@ -84,7 +84,7 @@ def test_it(tangram, tangram_socket):
 
 @pytest.mark.slow
 def test_an_asyncio_test_awaits_the_same_methods(pytester: pytest.Pytester) -> None:
-    """A test on asyncio awaits what a Trio test awaits, and its loop goes on meanwhile."""
+    """A test on asyncio awaits the methods of a Trio test, and its loop goes on meanwhile."""
     source = """
 import asyncio
 
@@ -111,7 +111,7 @@ async def test_it(tangram, tangram_socket):
 
 @pytest.mark.slow
 def test_faults_strike_while_a_test_runs(pytester: pytest.Pytester) -> None:
-    """``@chaos`` strikes its faults beside the test, and the server heals before the test is over."""
+    """``@chaos`` injects its faults beside the test, and the server heals before its end."""
     source = """
 @chaos("broker_kill", "crash_plugin")
 @pytest.mark.trio
@@ -134,7 +134,7 @@ async def test_unknown(autojump_clock, tangram):
 
 @pytest.mark.slow
 def test_faults_strike_beside_tests_of_every_kind(pytester: pytest.Pytester) -> None:
-    """Marker and fixture do the same for a test without a loop, and for one on asyncio."""
+    """Marker and fixture work for a test without a loop, and for one on asyncio."""
     source = """
 @pytest.fixture
 def anyio_backend():
@@ -181,8 +181,8 @@ def test_unknown(tangram):
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_end_is_told_with_its_place(pytester: pytest.Pytester) -> None:
-    """A plugin that blocks the server's loop for ever costs its own test alone, which says where."""
+def test_a_server_that_does_not_end_is_reported_with_its_place(pytester: pytest.Pytester) -> None:
+    """A plugin that blocks the server's loop fails its own test only."""
     source = """
 import threading
 from tangram.testing.threaded import bridge
@@ -207,7 +207,7 @@ def test_it(tangram):
 
 @pytest.mark.slow
 def test_a_broken_promise_is_an_error_of_the_test(pytester: pytest.Pytester) -> None:
-    """What the plugin leaves behind makes the test's tear-down fail, with the invariant's name."""
+    """A leak of the plugin makes the tear-down of the test fail, with the invariant's name."""
     source = """
 import threading
 over = threading.Event()
@@ -230,8 +230,8 @@ async def test_on_trio(autojump_clock, tangram):
     result.stdout.fnmatch_lines(["*nothing_left_alive*thread*"])
 
 
-def test_loading_the_plugin_costs_whoever_does_not_use_it_next_to_nothing() -> None:
-    """pytest loads it in every run of whoever has tangram installed: it brings no server with it."""
+def test_loading_the_plugin_imports_no_server() -> None:
+    """pytest loads it in every project of a user of tangram."""
     code = "import sys, tangram.testing.pytest_plugin; print(*sorted(sys.modules))"
 
     loaded = subprocess.run(
@@ -241,7 +241,7 @@ def test_loading_the_plugin_costs_whoever_does_not_use_it_next_to_nothing() -> N
     assert not {"trio", "structlog", "httpx", "tangram.app"} & set(loaded)
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     """Each name of ``__all__`` can be imported."""
     assert all(getattr(tangram.testing, name) is not None for name in tangram.testing.__all__)
 
@@ -268,9 +268,7 @@ def test_it(tangram):
 
 
 def test_an_existing_plugins_tests_get_the_old_import(pytester: pytest.Pytester) -> None:
-    """With ``tangram_core = true`` a test module says ``import tangram_core`` at its top and gets ours, as
-    its plugin does in the server; a package of that name that lies beside it is not asked.
-    """
+    """With ``tangram_core = true`` a test module imports tangram_core as in the server."""
     pytester.mkpydir("tangram_core").joinpath("__init__.py").write_text("raise ImportError('the real one')")
     pytester.makepyfile(OLD)
     pytester.makeini("[pytest]\ntangram_core = true\n")
@@ -278,8 +276,8 @@ def test_an_existing_plugins_tests_get_the_old_import(pytester: pytest.Pytester)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
-def test_the_old_import_is_left_alone_unless_asked_for(pytester: pytest.Pytester) -> None:
-    """Without the setting ``import tangram_core`` is whatever is installed."""
+def test_the_old_import_is_unchanged_by_default(pytester: pytest.Pytester) -> None:
+    """Without the setting ``import tangram_core`` is the installed package."""
     pytester.mkpydir("tangram_core").joinpath("__init__.py").write_text("raise ImportError('the real one')")
     pytester.makepyfile(OLD)
 

@@ -1,4 +1,4 @@
-"""The server under test: real and with fakes, and what is found when it does not keep its promises."""
+"""The server under test, real and with fakes, and the promises that it breaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.app.helpers import Journal, make_plugin
 
 
 async def test_a_whole_server_runs_on_fakes_without_real_time(autojump_clock: MockClock) -> None:
-    """With fakes a server boots, serves HTTP and channels, restarts and stops under a virtual clock."""
+    """A server boots, serves, restarts and stops by a virtual clock."""
     async with open_tangram([make_plugin(Journal())], fakes=True) as running:
         answer = await running.http.get("/probe/value")
         token = await tangram.fetch_token(running.url, "probe")
@@ -35,7 +35,7 @@ async def test_a_whole_server_runs_on_fakes_without_real_time(autojump_clock: Mo
     assert running.status == 0
 
 
-async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock: MockClock) -> None:
+async def test_an_error_of_the_block_leaves_without_a_group(autojump_clock: MockClock) -> None:
     """An assertion of the test is not hidden in a group of exceptions."""
     with pytest.raises(AssertionError, match="mine"):
         async with open_tangram(fakes=True):
@@ -43,8 +43,8 @@ async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock: MockCloc
 
 
 @pytest.mark.slow
-async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock: MockClock) -> None:
-    """A plugin that leaves a thread behind breaks the invariant, by name."""
+async def test_a_thread_left_behind_breaks_an_invariant(autojump_clock: MockClock) -> None:
+    """The message has the name of the thread."""
     over = threading.Event()
     plugin = tangram.Plugin()
 
@@ -60,8 +60,8 @@ async def test_a_thread_that_a_plugin_leaves_behind_is_told(autojump_clock: Mock
         over.set()
 
 
-async def test_a_server_that_does_not_come_up_is_told_with_its_status(autojump_clock: MockClock) -> None:
-    """A core part that fails at first boot ends the server with status 1."""
+async def test_a_server_that_does_not_start_raises_its_status(autojump_clock: MockClock) -> None:
+    """A core part that fails in the first boot ends the server with status 1."""
 
     def wrap(child: Child) -> Child:
         async def fail() -> None:
@@ -76,15 +76,15 @@ async def test_a_server_that_does_not_come_up_is_told_with_its_status(autojump_c
     assert caught.value.status == 1
 
 
-async def test_a_plugin_that_cannot_be_loaded_is_no_test_of_it(autojump_clock: MockClock) -> None:
-    """A server would run without a misspelt plugin; a test of it does not."""
+async def test_a_plugin_that_cannot_be_loaded_is_an_error(autojump_clock: MockClock) -> None:
+    """A server would run without a misspelt plugin; a test does not."""
     with pytest.raises(PluginNotFound, match="tangram_example_publich"):
         async with open_tangram(["tangram_example_publich"], fakes=True):
             pass
 
 
-async def test_a_table_for_no_plugin_is_told(autojump_clock: MockClock) -> None:
-    """A plugin that is given as an object has a name of the test's; a table for another name is a mistake."""
+async def test_a_table_without_a_plugin_is_an_error(autojump_clock: MockClock) -> None:
+    """A plugin object has the test's name for it; a table of another name is a mistake."""
     with pytest.raises(ValueError, match=r"\[plugins.my_plugin\] is for none .* 'plugin': set plugin.name"):
         async with open_tangram([tangram.Plugin()], {"plugins.my_plugin": {"interval": 1}}, fakes=True):
             pass
@@ -92,7 +92,7 @@ async def test_a_table_for_no_plugin_is_told(autojump_clock: MockClock) -> None:
 
 @pytest.mark.slow
 async def test_the_password_of_redis_is_a_secret() -> None:
-    """Whoever logs it breaks the invariant."""
+    """A log record with it breaks the invariant."""
     password = "long-and-never-told"
     with open_broker(password=password) as redis:
         with pytest.raises(InvariantBroken, match="no_secret_in_logs: the log record 'hello'"):
@@ -100,8 +100,8 @@ async def test_the_password_of_redis_is_a_secret() -> None:
                 structlog.get_logger().info("hello", broker=redis.url)
 
 
-async def test_connections_to_the_port_in_memory_break_when_a_test_says_so(autojump_clock: MockClock) -> None:
-    """A browser that is connected hears the end, and comes back; nobody else has crashed by it."""
+async def test_a_test_may_break_connections_to_a_port_in_memory(autojump_clock: MockClock) -> None:
+    """A connected browser gets the end and comes back, and no child crashes."""
     async with open_tangram(fakes=True, memory_port=True) as running, running.open_socket() as client:
         assert running.port is not None
         assert running.port.reset() == 1

@@ -1,4 +1,4 @@
-"""What a test gives its server: plugins keep no name of an earlier test, and none is lost behind another."""
+"""Plugins of a test: none keeps a name of an earlier test or hides another one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def called(name: str) -> tangram.Plugin:
     return plugin
 
 
-def test_a_name_of_the_kit_is_that_of_one_test() -> None:
-    """Which tests ran before, alone or together, changes no name."""
+def test_a_default_name_lasts_for_one_test() -> None:
+    """Earlier tests change no name."""
     one, other = tangram.Plugin(), tangram.Plugin()
 
     assert names(one) == ["plugin"]
@@ -37,8 +37,8 @@ def test_a_name_of_the_kit_is_that_of_one_test() -> None:
     assert (other.name, other.dist_name) == ("plugin", "plugin")
 
 
-def test_a_name_of_the_author_stays() -> None:
-    """Also one that is set, or changed, between two tests; its distribution goes with it."""
+def test_an_authors_name_stays() -> None:
+    """Also one that is set or changed between two tests; its distribution name follows."""
     plugin = tangram.Plugin()
     given(plugin)
     plugin.name = "mine"
@@ -51,16 +51,16 @@ def test_a_name_of_the_author_stays() -> None:
         assert [(one.name, one.dist_name) for one in given(plugin)] == [("yours", "of-mine")]
 
 
-def test_an_installed_plugin_has_its_own_name_where_it_is_asked_for_by_name() -> None:
-    """Given as the object that it is, it is called as every other object, before and after."""
+def test_an_installed_plugin_given_by_name_keeps_its_name() -> None:
+    """Given as an object it is called like every other object, before and after."""
     (installed,) = given("tangram_demo")
 
     assert names(installed.plugin) == ["plugin"]
     assert names("tangram_demo") == [installed.name]
 
 
-def test_two_plugins_of_one_name_are_told() -> None:
-    """One would stand in the other's place, and never start."""
+def test_two_plugins_of_one_name_are_an_error() -> None:
+    """One would take the other's place and never start."""
     with pytest.raises(ValueError, match=r"two plugins are called 'x': set plugin\.name"):
         given(called("x"), called("x"))
     with pytest.raises(ValueError, match=r"two plugins are called 'plugin_2'"):
@@ -69,8 +69,8 @@ def test_two_plugins_of_one_name_are_told() -> None:
         given(called("x-y"), called("x_y"))
 
 
-def test_one_plugin_that_is_given_twice_runs_once() -> None:
-    """As where a configuration names it twice."""
+def test_a_plugin_given_twice_runs_once() -> None:
+    """The same holds for a configuration that names it twice."""
     plugin = tangram.Plugin()
 
     assert names(plugin, plugin) == ["plugin"]
@@ -78,7 +78,7 @@ def test_one_plugin_that_is_given_twice_runs_once() -> None:
 
 
 async def test_two_plugins_of_earlier_tests_both_run(autojump_clock: MockClock) -> None:
-    """Each of them had a server of its own, and was called the same there."""
+    """Both had the same default name in servers of their own."""
     started: list[str] = []
 
     def make(name: str) -> tangram.Plugin:

@@ -1,4 +1,4 @@
-"""Sometimes assertions tell what a set of runs never reached."""
+"""Sometimes assertions report conditions that a set of runs never reached."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from tangram.testing import collecting, sometimes
 from tangram.testing.checks.sometimes import SUPERVISION, observe
 
 
-def test_what_no_run_reached_is_told() -> None:
-    """A condition that held once is reached; one that never held is told by its name."""
+def test_an_unreached_condition_is_reported() -> None:
+    """A condition that held once is reached; one that never held is listed."""
     with collecting() as reached:
         for number in range(3):
             sometimes("two", number == 2)
@@ -19,8 +19,8 @@ def test_what_no_run_reached_is_told() -> None:
     assert "nine  never" in str(reached)
 
 
-def test_outside_of_a_set_of_runs_nothing_is_kept() -> None:
-    """A line in a test costs nothing where nobody collects, and still answers."""
+def test_nothing_is_kept_outside_of_collecting() -> None:
+    """A call costs nothing and still returns the condition."""
     assert sometimes("by itself", condition=True)
     with collecting() as reached:
         pass
@@ -28,16 +28,16 @@ def test_outside_of_a_set_of_runs_nothing_is_kept() -> None:
     assert reached.counts == {}
 
 
-def test_what_is_expected_is_told_although_no_line_asked() -> None:
-    """Where no run even comes to the line, the name is never reached."""
+def test_an_expected_name_is_reported_without_a_call() -> None:
+    """A name that no run asked for was never reached."""
     with collecting() as reached:
         reached.expect(SUPERVISION)
 
     assert set(reached.never) == set(SUPERVISION)
 
 
-def test_events_tell_strategy_back_off_and_escalation() -> None:
-    """The record of one run shows which strategy, which step of the back-off and what escalation it had."""
+def test_events_show_strategy_back_off_and_escalation() -> None:
+    """The events of one run show its strategy, its step of the back-off and its escalation."""
     at = ("incarnation", "plugin:x")
     events = [
         SupervisionEvent("crashed", "incarnation", "plugin:x", 1.0, cause="x", path=at),
@@ -66,8 +66,8 @@ def test_events_tell_strategy_back_off_and_escalation() -> None:
     }
 
 
-def test_sets_of_runs_within_each_other_are_two_although_they_reached_the_same() -> None:
-    """The end of the inner one ends that one alone."""
+def test_nested_sets_of_runs_are_separate() -> None:
+    """The end of the inner one ends that one only."""
     with collecting() as outer:
         with collecting() as inner:
             sometimes("both")

@@ -1,4 +1,4 @@
-"""Something is done at every step, and the server heals: of the core and of each example plugin."""
+"""Faults at every step of the core and of each example plugin: the server heals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tangram.testing.injection.io_faults import OPERATIONS
 from tangram.testing.run.server import RunningTangram
 
 JOBS = 2
-"""Processes for the runs: as many as the machines of CI have cores."""
+"""Processes for the runs: as many as CI has cores."""
 
 ROUTES = {
     "tangram_example_commands": ("from:system:my-plugin-command", []),
@@ -34,11 +34,11 @@ ROUTES = {
     "tangram_example_publish": ("", []),
     "tangram_demo": ("from:demo:command", ["/demo/info", "/demo/history", "/demo/history/cpu"]),
 }
-"""What each example listens to, and what it answers."""
+"""A route of each example, and its answer."""
 
 
 async def visit(name: str, running: RunningTangram) -> None:
-    """Use an example: what it listens to, what it answers, a second of its services; and restart."""
+    """Use an example: its route, a second of its services, and a restart."""
     channel, paths = ROUTES[name]
     tree = running.server.tree
     assert tree is not None
@@ -56,12 +56,12 @@ async def fail(_running: object) -> None:
 
 
 async def stay(_running: object) -> None:
-    """No browser is connected meanwhile."""
+    """Play a scenario without a connected browser."""
     await trio.sleep(0.1)
 
 
 def make_mortal(lives: int) -> tangram.Plugin:
-    """A plugin that has so many lives in each server, and raises in the start of all that come after."""
+    """Make a plugin that runs some times in each server, and raises in each later start."""
     plugin = tangram.Plugin()
     begun: Counter[trio.lowlevel.TrioToken] = Counter()
 
@@ -80,7 +80,7 @@ def make_mortal(lives: int) -> tangram.Plugin:
 
 @pytest.mark.slow
 def test_the_same_seed_counts_the_same_steps() -> None:
-    """A scenario has the same steps each time it is run from one seed."""
+    """A scenario has the same steps in each run of one seed."""
     counts = {run_every_step(kinds=()).steps for _ in range(3)}
 
     assert len(counts) == 1
@@ -90,8 +90,7 @@ def test_the_same_seed_counts_the_same_steps() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_core_survives_at_every_step(kind: StepFault) -> None:
-    """Boot, serve, restart and stop, with one thing done at one step, for every step: the server heals, or
-    ends with its cause where it was booting, and every invariant holds."""
+    """The server heals from a fault at any step, or ends with its cause in a first boot."""
     report = run_every_step(kinds=[kind], jobs=JOBS)
 
     # Of operations there are fewer than of steps, and a browser is not connected all the time.
@@ -104,7 +103,7 @@ def test_the_core_survives_at_every_step(kind: StepFault) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ROUTES))
 def test_each_example_survives_at_every_step(name: str) -> None:
-    """The same at every step of each example plugin: its lifespan, its services, its handlers."""
+    """The same holds for the lifespan, services and handlers of each example."""
     report = run_every_step(partial(visit, name), plugins=[name], scope=f"plugin:{name}", jobs=JOBS)
 
     assert report.steps > 10, str(report)
@@ -113,8 +112,8 @@ def test_each_example_survives_at_every_step(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_can_be_struck_alone() -> None:
-    """``step`` strikes there and nowhere else."""
+def test_a_fault_at_one_step_strikes_nowhere_else() -> None:
+    """``step`` chooses the only step."""
     report = run_every_step(kinds=["stop"], step=400)
 
     assert report.runs == {"stop": 1}
@@ -122,7 +121,7 @@ def test_a_step_can_be_struck_alone() -> None:
 
 @pytest.mark.slow
 def test_a_handler_that_awaits_belongs_to_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps at which a handler of the plugin is on its way in the web's task are within its scope."""
+    """Steps of the web's task inside a handler of the plugin are in its scope."""
     router = tangram.APIRouter(prefix="/waits")
 
     @router.get("/")
@@ -146,8 +145,8 @@ def test_a_handler_that_awaits_belongs_to_its_plugin(monkeypatch: pytest.MonkeyP
     assert steps[1] - steps[0] == 7
 
 
-def test_what_cannot_be_handed_to_another_process_is_told() -> None:
-    """With ``jobs`` a scenario has to be one that can be imported."""
+def test_a_call_that_cannot_be_pickled_is_an_error() -> None:
+    """With ``jobs`` a scenario must be importable."""
 
     async def scenario(running: object) -> None: ...
 
@@ -156,15 +155,15 @@ def test_what_cannot_be_handed_to_another_process_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_what_fails_in_another_process_is_raised_here() -> None:
-    """A worker's failure comes with its message."""
+def test_a_failure_in_a_worker_is_raised_here() -> None:
+    """The message of the worker's failure is kept."""
     with pytest.raises(StepFailed, match=r"nothing was struck.*ValueError: mine"):
         run_every_step(fail, jobs=2)
 
 
 @pytest.mark.slow
-async def test_a_service_that_leaves_something_behind_when_cancelled_is_found() -> None:
-    """A plugin that closes its socket only where nothing goes wrong is found, with kind and invariant."""
+async def test_a_service_that_leaks_when_cancelled_is_found() -> None:
+    """A plugin that closes its socket only on success is reported with kind and invariant."""
     plugin = tangram.Plugin()
     kept = []
 
@@ -187,7 +186,7 @@ async def test_a_service_that_leaves_something_behind_when_cancelled_is_found() 
 def test_a_bus_that_a_lost_connection_crashes_is_found(
     kind: StepFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bus that knows no lost connection heals as from a crash, and is told for that it crashed at all."""
+    """A bus that crashes on a lost connection heals, and the crash itself is reported."""
     monkeypatch.setattr(reconnect, "LOST", ())
 
     with pytest.raises(StepFailed, match=f"{kind} at step .*a lost connection crashed bus"):
@@ -206,20 +205,20 @@ def test_a_bus_that_a_lost_connection_crashes_is_found(
         ),
     ],
 )
-def test_a_test_that_strikes_nothing_is_red(settings: dict[str, Any], told: str) -> None:
-    """Who is struck nowhere has survived nothing."""
+def test_a_run_without_a_target_fails(settings: dict[str, Any], told: str) -> None:
+    """A plugin that was struck nowhere has proved nothing."""
     with pytest.raises(StepFailed, match=told):
         run_every_step(**settings)
 
 
-def test_a_kind_that_there_is_not_is_told_with_those_that_there_are() -> None:
-    """A misspelt kind is no kind that passes."""
+def test_an_unknown_kind_is_an_error_with_the_known_ones() -> None:
+    """A misspelt kind does not pass."""
     with pytest.raises(ValueError, match="no kind 'cancle': expected some of cancel, crash"):
         run_every_step(kinds=["cancle"])  # type: ignore[list-item]
 
 
-async def test_a_scenario_that_fails_by_itself_is_told_as_such() -> None:
-    """What fails without anything being done is not blamed on a step."""
+async def test_a_scenario_that_fails_without_a_fault_is_reported() -> None:
+    """No step is blamed for it."""
 
     async def scenario(running: object) -> None:
         raise ValueError("mine")
@@ -234,22 +233,22 @@ MINE: dict[str, Any] = {"scope": "plugin:plugin", "most": 4}
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crash", "kill"])
 def test_a_plugin_that_never_comes_back_is_found(kind: StepFault) -> None:
-    """By its own crash, or by the broker's end: to be at rest in quarantine is not to be up again."""
+    """A plugin in quarantine after a crash, or after the broker's end, is not up again."""
     told = rf"{kind} at step .*'plugin:plugin' ran and did not come back: ValueError: no device any more"
     with pytest.raises(StepFailed, match=told):
         run_every_step(stay, plugins=[make_mortal(1)], kinds=[kind], **MINE)
 
 
 def test_a_plugin_that_never_comes_up_is_found() -> None:
-    """Nothing of it could be struck."""
+    """None of its steps could be struck."""
     told = r"nothing was struck.*'plugin:plugin' does not start: ValueError: no device any more"
     with pytest.raises(StepFailed, match=told):
         run_every_step(plugins=[make_mortal(0)], kinds=["stop"], most=1)
 
 
 @pytest.mark.slow
-def test_a_plugin_that_is_struck_in_its_own_start_may_be_left_out() -> None:
-    """Of the first boot, and of a restart that somebody asked for: one start is all that it has there."""
+def test_a_plugin_struck_in_its_only_start_may_be_left_out() -> None:
+    """In a first boot or a requested restart it has only one start."""
     report = run_every_step(plugins=[make_mortal(9)], kinds=["cancel"], scope="plugin:plugin")
 
     assert report.outcomes["cancel: quarantined"] > 3, str(report)
@@ -257,8 +256,8 @@ def test_a_plugin_that_is_struck_in_its_own_start_may_be_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_a_scenario_that_puts_a_plugin_into_quarantine_is_played_on() -> None:
-    """What ends there with nothing done to it may end there with something done to it, too."""
+def test_a_scenario_that_quarantines_a_plugin_goes_on() -> None:
+    """A plugin that ends there without a fault may end there with one."""
 
     async def wear_out(running: RunningTangram) -> None:
         if "plugin:plugin" in running.ports.names:

@@ -1,4 +1,4 @@
-"""A supervisor under test: its record, and what is found when something below it breaks a promise."""
+"""A supervisor under test: its record, and the broken promises that are found."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ async def crash_once(state: list[int]) -> None:
     await trio.sleep_forever()
 
 
-async def test_the_record_has_what_happened_at_every_depth(autojump_clock: MockClock) -> None:
-    """Events of the supervisor and of those below it, in order, and the log; listeners of one's own hear
-    too.
-    """
+async def test_the_record_has_events_of_every_depth(autojump_clock: MockClock) -> None:
+    """Events of nested supervisors are in order, with the log; other listeners get them too."""
     heard: list[str] = []
     inner = partial(run_supervisor, [Child("leaf", trio.sleep_forever)], name="inner")
     children = [Child("sick", partial(crash_once, [])), Child("inner", inner)]
@@ -45,8 +43,8 @@ async def test_the_record_has_what_happened_at_every_depth(autojump_clock: MockC
     assert seen.stop_seconds == 0
 
 
-async def test_errors_come_out_as_they_are(autojump_clock: MockClock) -> None:
-    """The block's own, a failed start and a supervisor that gives up: each as `open_supervisor` has it."""
+async def test_errors_are_raised_without_a_change(autojump_clock: MockClock) -> None:
+    """The block's error, a failed start and a supervisor that gives up are raised as usual."""
     with pytest.raises(LookupError):
         async with open_supervised([Child("a", trio.sleep_forever)]):
             raise LookupError
@@ -68,8 +66,8 @@ async def test_errors_come_out_as_they_are(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.slow
-async def test_what_a_child_leaves_behind_is_told_by_name(autojump_clock: MockClock) -> None:
-    """A thread that goes on, and a task in a nursery of somebody else's, break nothing_left_alive."""
+async def test_a_leak_of_a_child_is_reported_by_name(autojump_clock: MockClock) -> None:
+    """A running thread, and a task in a foreign nursery, break nothing_left_alive."""
     over = threading.Event()
 
     async def leave_thread() -> None:
@@ -87,7 +85,7 @@ async def test_what_a_child_leaves_behind_is_told_by_name(autojump_clock: MockCl
     finally:
         over.set()
     async with trio.open_nursery() as nursery:
-        # Who starts a task in a nursery of its own choice hands its context on: the task is known by it.
+        # A task in a foreign nursery is recognised by the context that it inherits.
         with pytest.raises(InvariantBroken, match=r"nothing_left_alive: 1 more tasks .*stray"):
             async with open_supervised([Child("a", partial(leave_task, nursery))]):
                 await trio.testing.wait_all_tasks_blocked()
@@ -96,8 +94,8 @@ async def test_what_a_child_leaves_behind_is_told_by_name(autojump_clock: MockCl
         nursery.cancel_scope.cancel()
 
 
-async def test_a_stubborn_child_is_told_unless_it_is_on_purpose(autojump_clock: MockClock) -> None:
-    """An invariant that a test breaks on purpose is switched off by name, with a reason; no other is."""
+async def test_a_stubborn_child_is_reported_unless_excused(autojump_clock: MockClock) -> None:
+    """``but`` excuses one invariant by name with a reason, and no other."""
 
     async def stubborn() -> None:
         with trio.CancelScope(shield=True):
@@ -114,12 +112,10 @@ async def test_a_stubborn_child_is_told_unless_it_is_on_purpose(autojump_clock: 
             pytest.fail("entered")
 
 
-async def test_a_supervisor_that_breaks_order_is_told(
+async def test_a_wrong_order_breaks_an_invariant(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Children that start in another order than they stand in, or end so, break an invariant each, also
-    where the supervisor fails with an error of its own.
-    """
+    """Wrong orders of start and stop are found, also where the supervisor fails itself."""
     tell, names = Supervisor._publish, {"a": "b", "b": "a", None: None}
 
     def swap(self: Supervisor, event: SupervisionEvent) -> None:
@@ -132,10 +128,10 @@ async def test_a_supervisor_that_breaks_order_is_told(
     assert {one.invariant for one in caught.value.broken} == {"starts_in_order", "stops_in_reverse_order"}
 
 
-async def test_a_crash_that_is_not_logged_is_told(
+async def test_a_crash_without_a_log_record_is_found(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A supervisor that gives up and keeps a crash to itself breaks an invariant; its error is the cause."""
+    """A supervisor that gives up without a record breaks an invariant; its error is the cause."""
     monkeypatch.setattr(runner, "log_event", lambda *_: structlog.get_logger().info("something"))
     with pytest.raises(InvariantBroken, match="each_crash_logged_once") as caught:
         async with open_supervised([Child("a", partial(crash_once, []))], restarts=0):

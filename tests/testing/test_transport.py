@@ -1,4 +1,4 @@
-"""Engines and channels by themselves: what the kit starts, and what it finds when they break a promise."""
+"""Engines and channels alone: their start, and the broken promises that are found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENGINES: tuple[EngineName, ...] = ("native", "hypercorn")
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_channels_are_served_by_either_engine(engine: EngineName) -> None:
-    """A token is given, a push arrives on the bus, what is published reaches the client."""
+    """A token is issued, a push reaches the bus, a published message reaches the client."""
     from tangram.client import open_socket
 
     with trio.fail_after(10):
@@ -38,7 +38,7 @@ async def test_channels_are_served_by_either_engine(engine: EngineName) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_an_exception_of_the_engine_breaks_an_invariant(engine: EngineName) -> None:
-    """A connection that ends by an exception of the engine's own is told; a test that means it says so."""
+    """A connection ended by an exception of the engine is found, unless expected."""
 
     async def broken(*_: Any) -> None:
         raise ValueError("a bug of the engine's")
@@ -57,21 +57,21 @@ async def test_an_exception_of_the_engine_breaks_an_invariant(engine: EngineName
 
 
 async def test_a_connection_that_is_left_breaks_an_invariant() -> None:
-    """An engine that has ended and still counts a connection is told."""
+    """An engine that has ended and still counts a connection is found."""
     with pytest.raises(InvariantBroken, match="nothing_left_alive: 1 connections"):
         async with open_engine("native", hello, grace=0.05) as running:
             running.engine._open += 1
 
 
-async def test_an_engine_that_does_not_exist_is_told() -> None:
-    """The message names those that do."""
+async def test_an_unknown_engine_is_an_error() -> None:
+    """The message names the known engines."""
     with pytest.raises(ValueError, match="expected 'native' or 'hypercorn'"):
         async with open_engine("uvicorn", hello):
             pass
 
 
-def test_the_bus_in_memory_says_what_redis_would() -> None:
-    """Nobody failed; while it is away all did, with BrokerUnavailable; what is held waits."""
+def test_the_bus_in_memory_reports_outcomes_like_redis() -> None:
+    """No message fails while it is up; all fail while it is away; held outcomes wait."""
     bus, told = FakeBus(), list[Mapping[int, Exception]]()
 
     bus.publish_all([("to:a:b", b"1")], told.append)

@@ -1,4 +1,4 @@
-"""What the broker in memory answers, without I/O; valkey-server is asked the same."""
+"""Answers of the broker in memory, without I/O, compared with valkey-server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tangram.testing.fakes.valkey.globs import matches
 
 
 class Clock:
-    """Seconds, set by the test."""
+    """Seconds that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -26,7 +26,7 @@ class Clock:
 
 
 class Client:
-    """One session, asked as by a connection."""
+    """A session, used as by a connection."""
 
     def __init__(self, server: Valkey) -> None:
         self.server = server
@@ -58,8 +58,8 @@ def requests_in(data: bytes, step: int) -> list[list[bytes]]:
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
-def test_requests_are_read_however_they_are_cut(step: int) -> None:
-    """Words of any bytes, lines that people type, and nothing where nothing is asked."""
+def test_requests_are_parsed_in_any_pieces(step: int) -> None:
+    """Words of any bytes, inline requests and empty ones are parsed."""
     data = pack(("SET", b"\r\n$3\xff", b"")) + b"\r\n*0\r\n*-1\r\nPING\r\nget  a\n" + pack(("PING",))
 
     assert requests_in(data, step) == [
@@ -80,13 +80,13 @@ def test_requests_are_read_however_they_are_cut(step: int) -> None:
     ],
 )
 def test_quotes_hold_words_together(line: bytes, words: list[bytes]) -> None:
-    """As in a shell, nearly."""
+    """Quotes work nearly as in a shell."""
     assert requests_in(line + b"\r\n", 100) == [words]
 
 
 @pytest.mark.parametrize("line", [b"a 'b", b"a 'b\\'", b'a "b', b"'a'b", b'"a"b', b"a 'b'c"])
 def test_quotes_that_do_not_close_are_a_fault(line: bytes) -> None:
-    """And so is what follows a closing one at once."""
+    """A character directly behind a closing quote is a fault too."""
     with pytest.raises(ProtocolFault, match="unbalanced"):
         requests_in(line + b"\r\n", 100)
 
@@ -96,21 +96,21 @@ def test_quotes_that_do_not_close_are_a_fault(line: bytes) -> None:
     [b"a" * 70_000, b"*" + b"1" * 70_000, b"*1\r\n$" + b"1" * 70_000, b"*9999999999\r\n", b"*\xb2\r\n"],
 )
 def test_a_line_without_an_end_is_a_fault(data: bytes) -> None:
-    """What waits for an end of line is bounded, and so are numbers."""
+    """The bytes that wait for the end of a line are bounded, and so are numbers."""
     with pytest.raises(ProtocolFault):
         requests_in(data, 65536)
 
 
 def test_an_error_is_one_line() -> None:
-    """What a client sends and an error quotes begins no other answer."""
+    """Bytes of a client that an error quotes cannot begin another answer."""
     client = Client(Valkey(Clock()))
     client.server.execute(client.session, [b"NO\r\n+OK"])
 
     assert client.heard() == b"-ERR unknown command 'NO  +OK' for the broker in memory\r\n"
 
 
-def test_a_publish_is_answered_before_it_is_heard() -> None:
-    """In RESP3 a client may publish to itself: first the answer, then the message."""
+def test_a_publish_is_answered_before_its_message() -> None:
+    """A RESP3 client that publishes to itself gets the answer first."""
     client = Client(Valkey(Clock()))
     client.ask("HELLO 3")
     client.ask("SUBSCRIBE a")
@@ -119,7 +119,7 @@ def test_a_publish_is_answered_before_it_is_heard() -> None:
 
 
 def test_a_subscriber_that_does_not_read_is_dropped_at_the_limit() -> None:
-    """At 32 MB at once; one that reads in between is not."""
+    """It is dropped at 32 MB at once; one that reads in between is not."""
     server = Valkey(Clock())
     silent, reading = Client(server), Client(server)
     for client in (silent, reading):
@@ -133,7 +133,7 @@ def test_a_subscriber_that_does_not_read_is_dropped_at_the_limit() -> None:
 
 
 def test_a_subscriber_may_fall_behind_for_a_minute() -> None:
-    """Over 8 MB for 60 s without a break is too long; below them in between it is not."""
+    """More than 8 MB for 60 s without a break is too long."""
     clock = Clock()
     server = Valkey(clock)
     client = Client(server)
@@ -151,8 +151,8 @@ def test_a_subscriber_may_fall_behind_for_a_minute() -> None:
     assert client.dropped
 
 
-def test_databases_are_apart() -> None:
-    """What is set in one is not in another; FLUSHDB empties one, FLUSHALL all."""
+def test_databases_are_separate() -> None:
+    """FLUSHDB empties one, FLUSHALL all."""
     client = Client(Valkey(Clock()))
     client.ask("SET a 0")
     client.ask("SELECT 3")
@@ -168,8 +168,8 @@ def test_databases_are_apart() -> None:
     assert client.ask("GET a") == b"$-1\r\n"
 
 
-def test_what_it_cannot_do_it_refuses() -> None:
-    """Nothing is taken and then ignored."""
+def test_unknown_commands_are_refused() -> None:
+    """Nothing is accepted and then ignored."""
     client = Client(Valkey(Clock()))
     asked = (
         "ZADD z 1 a",
@@ -199,19 +199,19 @@ def test_what_it_cannot_do_it_refuses() -> None:
         (b"\\", b"\\", True),
     ],
 )
-def test_globs_are_valkeys(pattern: bytes, text: bytes, expected: bool) -> None:
-    """``^`` negates, a backslash takes the next one as it is, and a class needs no end."""
+def test_globs_follow_valkey(pattern: bytes, text: bytes, expected: bool) -> None:
+    """``^`` negates, a backslash quotes, and a class needs no end."""
     assert matches(pattern, text) is expected
 
 
 class Wire:
-    """The real one, asked and heard as bytes."""
+    """A connection to the real server, as bytes."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
 
     def ask(self, *requests: bytes) -> bytes:
-        """All answers at once, up to an ECHO that nobody else asks for."""
+        """Return all answers up to an ECHO that no other request asks for."""
         self.socket.sendall(b"".join(requests) + pack(("ECHO", "the-end")))
         said = b""
         while not said.endswith(b"$7\r\nthe-end\r\n"):
@@ -219,7 +219,7 @@ class Wire:
         return said.removesuffix(b"$7\r\nthe-end\r\n")
 
     def ask_once(self, request: str) -> bytes:
-        """One answer: in a transaction an ECHO would be queued."""
+        """Return one answer: in a transaction an ECHO would be queued."""
         reader = hiredis.Reader()
         self.socket.sendall(pack(tuple(request.split(" "))))
         said = b""
@@ -238,8 +238,8 @@ class Wire:
 
 
 @pytest.mark.slow
-def test_globs_are_those_of_the_real_one() -> None:
-    """Drawn patterns find the same among all short keys as valkey-server's KEYS."""
+def test_globs_equal_those_of_valkey() -> None:
+    """Drawn patterns find the same short keys as valkey-server's KEYS."""
     draw = random.Random(7)
     keys = {bytes(draw.choices(b"ab-]^\\*", k=draw.randint(1, 3))) for _ in range(200)}
     with open_broker() as broker, Wire(broker.port) as wire:
@@ -263,8 +263,8 @@ HEXISTS K F | HKEYS K | LPUSH K V V | RPUSH K V V | LPOP K | RPOP K N | LRANGE K
 LINDEX K N | LREM K N V | LLEN K | SADD K W | SREM K W W | SISMEMBER K W | SMISMEMBER K W W |
 SCARD K | MULTI | EXEC | DISCARD | WATCH K | GET | SET K | HSET K F | LPOP
 """
-"""Commands with their words to be drawn: K a key, V a value, N a number, F a field, W a member. None whose
-answer depends on how fast the machine is.
+"""Commands with words to draw: K a key, V a value, N a number, F a field, W a member. No answer depends on
+the speed of the machine.
 """
 
 WORDS = {
@@ -278,8 +278,8 @@ WORDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_drawn_commands_are_answered_as_by_the_real_one(protocol: int) -> None:
-    """Byte for byte, over thousands of commands on few keys, errors and transactions among them."""
+def test_drawn_commands_are_answered_as_by_valkey(protocol: int) -> None:
+    """Thousands of commands on few keys have the same answers byte for byte."""
     draw = random.Random(protocol)
     commands = DRAWN.split("|")
     client = Client(Valkey(Clock()))
@@ -298,8 +298,8 @@ def test_drawn_commands_are_answered_as_by_the_real_one(protocol: int) -> None:
                 assert client.ask(request) == wire.ask_once(request), request
 
 
-def test_pubsub_tells_who_is_subscribed() -> None:
-    """Channels by name, how many have one, and how many patterns there are."""
+def test_pubsub_lists_subscriptions() -> None:
+    """It returns channels by name, their numbers of subscribers, and the number of patterns."""
     server = Valkey(Clock())
     one, other, third = Client(server), Client(server), Client(server)
     one.ask("SUBSCRIBE a b")

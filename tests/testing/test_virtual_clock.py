@@ -1,4 +1,4 @@
-"""A virtual clock beside threads: it waits for those that work for the loop, and goes on after them."""
+"""A virtual clock waits for threads that work for the loop, and goes on after them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tangram.testing import open_tangram
 from tangram.testing.run import virtual_clock
 
 WORK_SECONDS = 0.1
-"""Of real time: long for a clock that jumps whenever nobody is on his way."""
+"""Real seconds: long for a clock that jumps whenever the loop is idle."""
 
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """What threads of a test wait for; it comes at its end at the latest."""
+    """An event for threads of a test, set at its end at the latest."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def make_routes() -> tangram.Plugin:
-    """A plugin with handlers that run in threads."""
+    """Make a plugin with handlers that run in threads."""
     router = tangram.APIRouter(prefix="/threads")
 
     @router.get("/works")
@@ -55,7 +55,7 @@ async def test_a_virtual_clock_waits_for_a_synchronous_handler(autojump_clock: M
 
 
 async def test_a_virtual_clock_waits_for_a_synchronous_authorize(autojump_clock: MockClock) -> None:
-    """The time that plugins have for their judgement does not pass while one judges in a thread."""
+    """The timeout of authorizers does not pass while one works in a thread."""
     plugin = tangram.Plugin()
     asked: list[str] = []
 
@@ -94,7 +94,7 @@ async def test_a_virtual_clock_does_not_wait_for_a_synchronous_service(autojump_
 async def test_a_thread_that_waits_for_the_loop_does_not_stop_the_clock(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a handler asks of the loop may take time of the clock: that is not held for ever."""
+    """A handler's call into the loop may take virtual time, so the clock is not held for ever."""
     monkeypatch.setattr(virtual_clock, "THREAD_SECONDS", 0.05)
 
     async with open_tangram([make_routes()], fakes=True, memory_port=True) as running:
@@ -106,7 +106,7 @@ async def test_a_thread_that_waits_for_the_loop_does_not_stop_the_clock(
 async def test_the_clock_goes_on_after_a_service_that_leaves_its_thread(
     autojump_clock: MockClock, over: threading.Event
 ) -> None:
-    """A thread that nobody waits for any more holds nothing; that it is left is another matter."""
+    """An abandoned thread does not hold the clock; the leak is reported elsewhere."""
     plugin = tangram.Plugin()
 
     @plugin.register_service()
@@ -123,7 +123,7 @@ async def test_the_clock_goes_on_after_a_service_that_leaves_its_thread(
 async def test_the_clock_goes_on_where_a_thread_outlives_the_server(
     autojump_clock: MockClock, over: threading.Event
 ) -> None:
-    """One of the test's own works on when the server has ended: its clock is given back."""
+    """A thread of the test that works after the server's end leaves the clock free."""
     async with trio.open_nursery() as nursery:
         async with open_tangram(fakes=True, checks=()):
             nursery.start_soon(partial(trio.to_thread.run_sync, over.wait, abandon_on_cancel=True))

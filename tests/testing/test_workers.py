@@ -1,4 +1,4 @@
-"""Runs in processes of their own: they answer, or have an end all the same."""
+"""Calls in processes of their own answer, or are ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def noted(folder: Path, seconds: float) -> int:
-    """The id of the process, left in the folder as well, after so many seconds."""
+    """Return the id of the process after some seconds, and write it into the folder."""
     (folder / str(os.getpid())).touch()
     time.sleep(seconds)
     return os.getpid()
@@ -34,8 +34,8 @@ def test_each_call_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert not any(start_time(pid) for pid in values)
 
 
-def test_one_that_does_not_answer_is_killed(tmp_path: Path) -> None:
-    """Who waits has a deadline: then all of them are killed, and it is said."""
+def test_a_call_without_an_answer_is_killed(tmp_path: Path) -> None:
+    """The wait has a deadline, after which all processes are killed."""
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"no answer within 1\.5 s"):
         in_processes([partial(noted, tmp_path, 600), partial(noted, tmp_path, 0)], within=1.5)
@@ -45,6 +45,6 @@ def test_one_that_does_not_answer_is_killed(tmp_path: Path) -> None:
 
 
 def test_an_error_of_its_own_is_told_before_the_deadline_of_others(tmp_path: Path) -> None:
-    """What one raised is the news; that others had to be killed follows from it, or does not matter."""
+    """The exception of one call is raised where others had to be killed."""
     with pytest.raises(LookupError, match="by itself"):
         in_processes([partial(noted, tmp_path, 600), partial(never, tmp_path)], within=1.5)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from tangram.channels.frames import ERROR, SocketMessage
+from tangram.channels.frames import SocketMessage
 from tangram.client import Channel
 
 __all__ = ["MessageLog", "rank_messages"]
@@ -34,19 +34,26 @@ class MessageLog:
         self.messages: list[tuple[int, int]] = []
         """Number of each message (``n`` of its payload), and how many gaps had been announced by then.
 
-        Each join announces a gap, and so does each ``phx_error``, after which messages go on until the
-        next join.
+        The loss of the connection or the membership announces a gap. So does each ``phx_error``, after which
+        messages go on until the next join.
         """
-        self._channel = channel
         self._announced = base
-        self._take = channel.take
+        self._take, self._lost = channel.take, channel.lost
         channel.take = self._record  # type: ignore[method-assign]
+        channel.lost = self._note_loss  # type: ignore[method-assign]
 
     def _record(self, message: SocketMessage) -> None:
-        if message.event == ERROR:
-            self._announced += 1
-        elif message.event == "n" and not message.binary:
+        if message.event == "n" and not message.binary:
             payload = msgspec.json.decode(message.payload)
             if isinstance(payload, dict) and isinstance(payload.get("n"), int):
-                self.messages.append((payload["n"], self._announced + self._channel.joins))
+                self.messages.append((payload["n"], self._announced))
         self._take(message)
+
+    def _note_loss(self) -> None:
+        """Count the announced gap at the loss, before any message of the next membership.
+
+        A count of joins would be late: the reply to a join and the first messages after it may arrive in one
+        read, and are recorded before the task that joins runs again.
+        """
+        self._announced += 1
+        self._lost()
