@@ -11,7 +11,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from tangram.compat.apps import HANDLER_SECONDS, MAX_BACKGROUND_TASKS, _Exchange
+from tangram.compat.exchange import HANDLER_SECONDS, MAX_BACKGROUND_TASKS, Exchange
 from tangram.compat.island import CLOSE_SECONDS, Island, Resident, open_island
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -35,12 +35,18 @@ class Asker:
     async def ask(self) -> float:
         """Send one request; return the seconds until the connection could read the next one."""
         began = trio.current_time()
-        exchange = _Exchange(self.resident, self._receive, self._send)
-        await exchange.run(self._app, {"path": "/x"}, self.failed.append)
+        self.asked = False
+        scope = {"type": "http", "path": "/x", "headers": []}
+        exchange = Exchange(self.resident, scope, self._receive, self._send)
+        await exchange.run(self._app, scope, self.failed.append)
         return trio.current_time() - began
 
     async def _receive(self) -> Any:
+        if not self.asked:
+            self.asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
         await trio.sleep_forever()
+        return None
 
     async def _send(self, message: Any) -> None:
         await trio.lowlevel.checkpoint()
@@ -127,6 +133,7 @@ async def test_receive_returns_a_disconnect_after_the_response(
         received.append(await receive())
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
         early = asyncio.create_task(listen(receive))
         await asyncio.sleep(1)
         await send({"type": "http.response.start", "status": 200})

@@ -8,13 +8,14 @@ with the same names, as those of a native plugin.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
 from tangram.compat.configuration import copy_of
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
+from tangram.compat.names import has_fastapi
 from tangram.compat.patches import patch_extensions
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost
@@ -24,6 +25,7 @@ from tangram.plugins.state import BackendState as SharedState
 if TYPE_CHECKING:
     import asyncio
 
+    from tangram.compat.fastapi_app import FastApp
     from tangram.plugins.registry import LoadedPlugin
     from tangram.web.site import AppMount
 
@@ -68,6 +70,7 @@ class IslandHost(PluginHost):
         super().__init__(loaded, state=self._view, **settings)
         self._shared_state = state
         self._shared_island = shared
+        self._fast = self._fast_app()
         self.resident: Resident | None = None
         self.state: BackendState | None = None
 
@@ -113,9 +116,22 @@ class IslandHost(PluginHost):
 
     def app(self, max_body: int) -> AppMount | None:
         """Return its routes as an application for the site, or ``None`` where it has no routes."""
-        from tangram.compat.apps import app_of
+        if self._fast is not None or not self.loaded.plugin.routers:
+            return self._fast
+        from tangram.compat.table_app import TableApp
 
-        return app_of(self, max_body)
+        return TableApp(self, list(self.loaded.plugin.routers), max_body)
+
+    def _fast_app(self) -> FastApp | None:
+        """Return the application of its FastAPI routers, if it has such."""
+        from tangram.routing import APIRouter
+
+        routers: list[Any] = list(self.loaded.plugin.routers)
+        if all(isinstance(router, APIRouter) for router in routers) or not has_fastapi():
+            return None
+        from tangram.compat.fastapi_app import FastApp
+
+        return FastApp(self, routers, lambda: self._shared_state().config.compat.max_body)
 
     async def call_service(
         self, service: Service, state: SharedState, task_status: trio.TaskStatus[None]
@@ -135,21 +151,30 @@ class IslandHost(PluginHost):
         await resident.call(run, name=service.name, stop_timeout=service.stop_timeout)
 
     def lifespan(self, state: SharedState) -> AbstractAsyncContextManager[None]:
-        if self.loaded.plugin.lifespan is None:
+        if self.loaded.plugin.lifespan is None and self._fast is None:
             return super().lifespan(state)
         return self._lifespan_on_island(state)
 
     @asynccontextmanager
+    async def _lifespans(self, state: SharedState) -> AsyncIterator[None]:
+        """Enter the plugin's lifespan, then those of its routers, as the published server does."""
+        lifespan = self.loaded.plugin.lifespan
+        async with AsyncExitStack() as stack:
+            if lifespan is not None:
+                await stack.enter_async_context(lifespan(state))
+            if self._fast is not None:
+                await stack.enter_async_context(self._fast.lifespan(cast("BackendState", state)))
+            yield
+
+    @asynccontextmanager
     async def _lifespan_on_island(self, state: SharedState) -> AsyncIterator[None]:
         """Enter and leave the lifespan within one asyncio task, as its task groups require."""
-        lifespan = self.loaded.plugin.lifespan
         resident, _ = self.running_resident()
         entered = trio.Event()
         leave: list[asyncio.Future[None]] = []
 
         async def hold() -> None:
-            assert lifespan is not None
-            async with lifespan(state):
+            async with self._lifespans(state):
                 leave.append(resident.island.loop.create_future())
                 entered.set()
                 await leave[0]

@@ -15,7 +15,8 @@ import inspect
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from types import AsyncGeneratorType
+from typing import Any, TypeAlias
 
 import structlog
 import trio
@@ -51,6 +52,10 @@ THREAD_SECONDS = 1.0
 """Seconds for a thread of the executor to end when its island closes; it is abandoned after that."""
 
 
+Generators: TypeAlias = weakref.WeakKeyDictionary[AsyncGeneratorType[Any, Any], asyncio.Task[Any] | None]
+"""Async generators, each with the task that started it."""
+
+
 class IslandClosed(PluginError):
     """Raised for a call to a plugin that is being stopped."""
 
@@ -62,6 +67,7 @@ class Island:
         self.name = name
         self.loop: asyncio.AbstractEventLoop = loop
         loop.set_exception_handler(self._log_unhandled)
+        _record_generators(loop)
         guard_loop(loop, name, _owner.get, _owned)
         # trio-asyncio's own executor waits for its threads without limit, and logs nothing.
         loop._default_executor = _Executor(trio.CapacityLimiter(THREADS))  # noqa: SLF001 - no public setter takes one
@@ -130,8 +136,21 @@ class Resident:
         """Transports, servers and child processes that the plugin opened."""
         _residents.add(self)
 
-    def spawn(self, function: Callable[..., Any], *args: Any, name: str) -> asyncio.Task[Any]:
+    def spawn(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        name: str,
+        generators: Generators | None = None,
+    ) -> asyncio.Task[Any]:
         """Start ``function(*args)`` as a task of this plugin; an awaitable result is awaited.
+
+        Args:
+            function: A function, synchronous or not.
+            *args: Its arguments.
+            name: The name of the task, for logs.
+            generators: Gets the async generators that the task and its children start, for
+                `close_generators`.
 
         Raises:
             IslandClosed: the plugin is being stopped.
@@ -141,7 +160,15 @@ class Resident:
         context = contextvars.copy_context()
         context.run(trio_asyncio.current_loop.set, self.island.loop)
         context.run(_owner.set, self)
+        context.run(_generators.set, generators)
         return self.island.loop.create_task(_called(function, args), name=name, context=context)
+
+    def close_generators(self, started: Generators) -> None:
+        """Close the async generators whose tasks have ended and that are still at a ``yield``."""
+        for generator, task in tuple(started.items()):
+            left = generator.ag_frame is not None and not generator.ag_running
+            if left and task is not None and task.done() and not self.closed:
+                self.spawn(generator.aclose, name="close generator")
 
     async def call(
         self, function: Callable[..., Any], *args: Any, name: str, stop_timeout: float = STOP_SECONDS
@@ -222,6 +249,24 @@ class Resident:
         if tasks:
             await _wait(tasks, _within_life(CLOSE_SECONDS))
             await end_tasks(tasks, LEAST_SECONDS, owner=self.plugin)
+
+
+_generators: contextvars.ContextVar[Generators | None] = contextvars.ContextVar(
+    "tangram_generators", default=None
+)
+
+
+def _record_generators(loop: Any) -> None:
+    """Record each async generator of a request with the task that started it."""
+    first = loop._asyncgen_firstiter_hook  # noqa: SLF001 - there is no public way
+
+    def started(generator: AsyncGeneratorType[Any, Any]) -> None:
+        record = _generators.get()
+        if record is not None:
+            record[generator] = asyncio.current_task(loop)
+        first(generator)
+
+    loop._asyncgen_firstiter_hook = started  # noqa: SLF001 - there is no public way
 
 
 _owner: contextvars.ContextVar[Resident | None] = contextvars.ContextVar("tangram_resident", default=None)

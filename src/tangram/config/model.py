@@ -370,6 +370,9 @@ class CompatConfig:
     islands: Literal["each", "one"] = "each"
     """One event loop for each such plugin, or ``one`` for all, if plugins share objects that belong to a
     loop."""
+    max_body: int = attrs.field(default=0, validator=v.ge(0))
+    """Bytes of a request's body for FastAPI's routes; 0 is no bound. The published server has no bound, and
+    plugins that take uploads rely on it."""
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,7 @@ import attrs
 import structlog
 
 from tangram.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send, send_json
-from tangram.channels.disconnects import ORIGIN
+from tangram.channels.disconnects import ORIGIN, UNAVAILABLE
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
 from tangram.http.engine import ClientGone
@@ -260,6 +260,10 @@ class Site:
         return page == "index.html" and await self._pages.serve(page, scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = next((app for app in self._apps if app.match(scope)), None)
+        if app is not None:
+            await self._websocket_of(app, scope, receive, send)
+            return
         if self._quart is _not_found:
             # Before the handshake is accepted, ASGI makes this an answer of 403.
             await send({"type": "websocket.close", "code": 1008})
@@ -268,6 +272,15 @@ class Site:
             await refuse_websocket(send, ORIGIN)
             return
         await self._quart(scope, receive, send)
+
+    async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a WebSocket to a plugin's application, unless its origin is refused or the plugin is down."""
+        if not may_open(scope, self._allowed):
+            await refuse_websocket(send, ORIGIN)
+        elif app.owner in self._control.unavailable() and await self._control.wait_available(app.owner):
+            await refuse_websocket(send, UNAVAILABLE)
+        else:
+            await app(scope, receive, send)
 
     def _mounts(self) -> list[Mount]:
         parts = self._parts

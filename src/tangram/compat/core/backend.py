@@ -40,9 +40,9 @@ __all__ = [
 if TYPE_CHECKING or has_fastapi():
     # Not as a name of this module: routes are bound by resolving the annotation of ``request``.
     from fastapi import Depends
-    from fastapi import Request as _Request
+    from fastapi.requests import HTTPConnection as _Connection
 
-    def get_state(request: _Request) -> BackendState:
+    def get_state(request: _Connection) -> BackendState:
         """Return the state of the route's plugin: the dependency of `InjectBackendState`."""
         return cast("BackendState", getattr(request.app.state, STATE))
 
@@ -58,7 +58,7 @@ else:
 
 # FastAPI and tangram.routing look up these names when they bind the parameters of ``get_state``.
 get_state.__annotations__ = {
-    name: {"BackendState": BackendState, "_Request": globals().get("_Request")}.get(kind, kind)
+    name: {"BackendState": BackendState, "_Connection": globals().get("_Connection")}.get(kind, kind)
     for name, kind in get_state.__annotations__.items()
 }
 
