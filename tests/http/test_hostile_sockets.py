@@ -117,7 +117,7 @@ async def test_malformed_messages_are_counted_and_dropped(engine: str, what: str
         await client.join("obs")
         await client.send(MALFORMED[what] if what in MALFORMED else TEXTS[what])
         await client.push("1", "9", "obs", "wave", {})
-        after = await client.event("phx_reply")
+        after = await client.reply("9")
 
         assert after["status"] == "ok"
         assert site.channels.statistics().malformed == 1
@@ -136,7 +136,7 @@ async def test_bad_utf8_costs_a_message_or_its_connection(engine: str, clock: Cl
         await client.stream.send_all(masked(b'["1","1","obs","x","\xff\xfe"]'))
         await client.stream.send_all(masked(message("1", "9", "obs", "wave", {})))
         if engine == "native":
-            assert (await client.event("phx_reply"))["status"] == "ok"
+            assert (await client.reply("9"))["status"] == "ok"
             assert site.channels.statistics().malformed == 1
         else:
             await client.closed()

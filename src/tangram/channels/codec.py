@@ -170,12 +170,11 @@ def decode_binary(data: bytes) -> SocketMessage:
 
 def _binary_reply_to(data: bytes) -> ReplyTo | None:
     """Find the fields for an error reply in a truncated push."""
-    lengths, fields, at = data[1:4], [], 5
-    for length in lengths:
-        fields.append(data[at : at + length].decode(errors="replace"))
-        at += length
-    join_ref, ref, topic = fields
-    return ReplyTo(join_ref or None, ref, topic) if ref and at <= len(data) else None
+    try:
+        (join_ref, ref, topic), _ = _fields(data[:4] + data[5:], 1, 3)
+    except FrameError:
+        return None
+    return ReplyTo(join_ref or None, ref, topic) if ref else None
 
 
 def decode_server(opcode: int, data: bytes | str) -> SocketMessage:

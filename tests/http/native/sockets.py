@@ -66,6 +66,13 @@ class Socket:
             if message[3] == event:
                 return message[4]
 
+    async def reply(self, ref: str) -> Any:
+        """Return the payload of the reply with this ref."""
+        while True:
+            message = json.loads(await self.receive())
+            if message[3] == "phx_reply" and message[1] == ref:
+                return message[4]
+
     async def receive(self) -> bytes:
         """Return the next message.
 

@@ -210,7 +210,8 @@ async def test_bad_utf8_costs_one_frame(clock: Clock) -> None:
     """A text frame that is not UTF-8 is dropped and counted; the connection goes on."""
     async with serving_channels() as served:
         client = await served.open()
-        await client.stream.send_all(masked(b'["1","1","obs:a","x","\xff\xfe"]'))
+        await client.stream.send_all(masked(b'["1","7","obs:a","x","\xff\xfe"]'))
+        assert (await client.reply("7"))["response"] == {"reason": "malformed frame"}
         await client.join("obs:a")
 
         assert served.channels.statistics().malformed == 1
