@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -37,7 +38,7 @@ async def break_broker(running: RunningTangram) -> None:
 
 
 async def plugin_in(running: RunningTangram, name: str) -> dict[str, object]:
-    listed = (await running.http.get("/-/plugins")).json()
+    listed = (await running.http.get("/-/plugins", headers=running.operator)).json()
     (found,) = [one for one in listed if one["name"] == name]
     return dict(found)
 
@@ -77,3 +78,21 @@ async def test_a_new_incarnation_keeps_the_crash_of_the_quarantine(autojump_cloc
         assert "the device is gone" in str(after["last_crash"])
         assert after["last_crash"]["at"] == before["last_crash"]["at"]  # type: ignore[index]
         assert (await running.http.get("/-/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("requires", "status"), [((), 200), (("other",), 200), (("broken",), 503), (("all",), 503)]
+)
+async def test_a_quarantined_plugin_is_a_reason(
+    autojump_clock: MockClock, requires: tuple[str, ...], status: int
+) -> None:
+    """``/-/readyz`` names a quarantined plugin; ``[server] ready_requires`` decides about the status."""
+    config = {"server": {"ready_requires": requires}}
+    async with open_tangram([Broken()], config=config, fakes=True) as running:
+        with trio.fail_after(60):
+            while (await plugin_in(running, "broken"))["state"] != "quarantined":  # noqa: ASYNC110 - polled as by operators
+                await trio.sleep(0.5)
+        ready = await running.http.get("/-/readyz")
+
+    assert ready.status_code == status
+    assert ready.json()["reasons"] == ["plugin:broken is quarantined"]

@@ -23,9 +23,9 @@ TLS = Path(__file__).parents[1] / "http" / "tls"
 
 NEXT_INCARNATION = {
     "core": "plugins log_level theme themes",
-    "server": "hosts allowed_origins forwarded_allow_ips engine tls_cert tls_key frontend access_log"
-    " max_header_bytes max_headers max_body max_pending_bytes body_timeout header_timeout idle_timeout"
-    " write_timeout max_connections"
+    "server": "hosts allowed_origins forwarded_allow_ips engine tls_cert tls_key frontend ready_requires"
+    " access_log max_header_bytes max_headers max_body max_pending_bytes body_timeout header_timeout"
+    " idle_timeout write_timeout max_connections"
     " max_connections_per_address drain_grace",
     "channel": "public_url jwt_expiration_secs id_length presence push_replies conflate max_backlog"
     " max_message max_joins idle_timeout ping_interval streaming_grace compression token_rate token_burst"

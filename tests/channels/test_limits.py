@@ -53,10 +53,10 @@ def test_memory_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("address", "key"),
     [
-        ("127.0.0.1", None),
-        ("127.9.9.9", None),
-        ("::1", None),
-        ("::ffff:127.0.0.1", None),
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.9.9.9", "127.9.9.9"),
+        ("::1", "::/64"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
         ("192.0.2.7", "192.0.2.7"),
         ("::ffff:192.0.2.7", "192.0.2.7"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
@@ -66,5 +66,5 @@ def test_memory_is_bounded() -> None:
     ],
 )
 def test_the_bucket_of_an_address(address: str, key: str | None) -> None:
-    """Loopback is exempt in every notation, and an IPv6 address counts for its /64 network."""
+    """No address is exempt, and an IPv6 address counts for its /64 network."""
     assert client_key(address) == key

@@ -112,14 +112,14 @@ def test_a_join_needs_a_token_for_its_topic(
     assert open_gate().check_join(topic, own, users, LOCAL) == verdict
 
 
-async def test_rates_are_per_address_and_loopback_is_exempt() -> None:
+async def test_rates_are_per_address_and_loopback_is_not_exempt() -> None:
     """Tokens, joins and upgrades each have a bucket, with distinct refusals."""
     settings = Settings(
         token_rate=1, token_burst=1, join_rate=1, join_burst=1, upgrade_rate=1, upgrade_burst=1
     )
     clock = Clock()
     gate = open_gate(settings=settings, clock=clock)
-    for info, limited in ((STRANGER, True), (LOCAL, False), (ConnectInfo("192.0.2.8"), True)):
+    for info, limited in ((STRANGER, True), (LOCAL, True), (ConnectInfo("192.0.2.8"), True)):
         for attempt in range(3):
             refused = limited and attempt > 0
             assert (await gate.mint("obs", None, info) == disconnects.LIMITED) is refused

@@ -93,6 +93,13 @@ class Home(process.Home):
 class Server(process.RunningProcess):
     """One running process."""
 
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one HTTP request; reads below ``/-/`` carry the operator's token, for the details."""
+        token = self.home.state / "operator-token"
+        if path.startswith("/-/") and method == "GET" and token.exists():
+            options = {"headers": {"authorization": f"Bearer {token.read_text().strip()}"}, **options}
+        return await super().request(method, path, **options)
+
     def children(self) -> list[psutil.Process]:
         """All processes below it."""
         self.look_below()

@@ -84,6 +84,9 @@ async def test_an_unknown_plugin(home: Home) -> None:
     async with open_server(home, "tangram_dmeo", "tangram_e2e") as server:
         line = await server.wait_line("tangram_dmeo")
         listed = await server.get("/-/plugins")
+        ready = await server.get("/-/readyz")
+        assert ready["status"] == "ready"
+        assert any("is not loaded" in reason for reason in ready["reasons"])
 
         assert "tangram_demo" in line.string
         assert "Traceback" not in server.log

@@ -107,23 +107,50 @@ def test_only_trusted_proxies_set_the_client_address() -> None:
     assert ours.channel_url(scope("192.0.2.1", **claims)) == "http://localhost"
 
 
-def test_local_requests_are_recognised() -> None:
-    """The nearest address that is no proxy of ours decides."""
-    ours = addresses(forwarded_allow_ips=("127.0.0.1",))
+@pytest.mark.parametrize(
+    ("server", "host", "socket_address", "expected"),
+    [
+        ("127.0.0.1", "localhost:2346", "127.0.0.1", True),
+        ("127.0.0.1", "app.localhost", "127.0.0.1", True),
+        ("127.0.0.1", "[::1]:2346", "127.0.0.1", True),
+        ("127.0.0.1", "maps.example:2346", "127.0.0.1", True),
+        ("127.0.0.1", "MAPS.example.", "127.0.0.1", True),
+        ("127.0.0.1", "evil.example:2346", "127.0.0.1", False),
+        ("127.0.0.1", "maps.example.evil.example", "127.0.0.1", False),
+        ("127.0.0.1", "192.0.2.7", "127.0.0.1", False),
+        ("127.0.0.1", "a@localhost", "127.0.0.1", False),
+        ("127.0.0.1", "", "127.0.0.1", False),
+        ("192.0.2.7", "192.0.2.7:2346", "192.0.2.7", True),
+        ("0.0.0.0", "192.0.2.7:2346", "192.0.2.7", True),
+        ("0.0.0.0", "198.51.100.7", "172.17.0.2", True),
+        ("0.0.0.0", "evil.example", "192.0.2.7", False),
+    ],
+)
+def test_only_hosts_of_this_server_are_answered(
+    server: str, host: str, socket_address: str, expected: bool
+) -> None:
+    """Configured names, loopback and own addresses are answered, other names are not."""
+    ours = addresses(host=server, hosts=("maps.example",))
 
-    assert ours.is_local(scope(host="localhost"))
-    assert ours.is_local(scope(host="localhost", x_forwarded_for="127.0.0.1"))
-    assert not ours.is_local(scope(host="localhost", x_forwarded_for="127.0.0.1, 198.51.100.7"))
-    assert not ours.is_local(scope("198.51.100.7", host="localhost"))
-    assert not ours.is_local(scope(host="localhost", x_forwarded_for="198.51.100.7, 127.0.0.1"))
-    assert not ours.is_local({"client": None, "headers": []})
+    assert ours.answers({**scope(host=host), "server": (socket_address, 2346)}) is expected
 
 
-def test_an_untrusted_proxy_on_this_machine_is_not_local() -> None:
-    """A loopback peer that is not trusted is not local if it sends forwarding headers."""
-    ours = addresses(forwarded_allow_ips=("10.0.0.1",))
+def test_a_request_without_host_is_answered_and_one_with_two_is_not() -> None:
+    """Probes may leave Host out; browsers never do. Two of them are ambiguous."""
+    double = scope(host="localhost")
+    double["headers"] *= 2
 
-    assert not ours.is_local(scope(host="localhost", x_forwarded_for="127.0.0.1"))
+    assert addresses().answers(scope())
+    assert not addresses().answers(double)
+    assert addresses(hosts=("*",)).answers(scope(host="evil.example"))
+
+
+def test_the_machines_own_name_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host name of the machine, and its name in the local network, need no configuration."""
+    monkeypatch.setattr("socket.gethostname", lambda: "Radar.lan.example")
+
+    for host in ("radar.lan.example:2346", "radar.local"):
+        assert addresses().answers(scope(host=host))
 
 
 def test_a_trusted_proxy_sets_the_scope() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import attrs
@@ -52,10 +52,26 @@ class ServerOperator:
     def readiness(self) -> tuple[bool, Sequence[str]]:
         """Return whether the server is ready, and the reasons why not.
 
-        It is ready when broker and bus are connected, and every part runs that is not in quarantine.
+        It is ready when broker and bus are connected, and every part runs that is not in quarantine. Plugins
+        that are in quarantine or could not be loaded are reasons too; they count if ``[server]
+        ready_requires`` names them.
         """
-        reasons = list(self._reasons())
-        return not reasons, reasons
+        blocking = list(self._reasons())
+        if self._server.stopping or self._incarnation.supervisor is None:
+            return False, blocking
+        required = {normalise(name) for name in self._tree.config.server.ready_requires}
+        others: list[str] = []
+        for plugin, reason in self._absent_plugins():
+            counts = "all" in required or normalise(plugin) in required
+            (blocking if counts else others).append(reason)
+        return not blocking, [*blocking, *others]
+
+    def _absent_plugins(self) -> Iterator[tuple[str, str]]:
+        """Yield the plugins that are in quarantine or could not be loaded, each with a public reason."""
+        for name in self._tree.quarantined:
+            yield name, f"{PLUGIN}{name} is quarantined"
+        for failure in self._tree.plugins.failures:
+            yield failure.name, f"{PLUGIN}{failure.name} is not loaded"
 
     def _reasons(self) -> Sequence[str]:
         incarnation = self._incarnation

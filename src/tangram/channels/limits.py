@@ -42,7 +42,9 @@ class Limiter:
 
 
 def client_key(address: str) -> str | None:
-    """Return the bucket of an IP address: None for loopback, which is exempt.
+    """Return the bucket of an IP address; None, which is exempt, only where the address is unknown.
+
+    Loopback is not exempt: behind a proxy on this machine it stands for every client.
 
     An IPv6 address is counted by its /64 network, because one host usually owns all addresses of it.
     """
@@ -52,6 +54,6 @@ def client_key(address: str) -> str | None:
         return address or None
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is None:
-            return None if parsed.is_loopback else str(ipaddress.ip_network((int(parsed), 64), strict=False))
+            return str(ipaddress.ip_network((int(parsed), 64), strict=False))
         parsed = parsed.ipv4_mapped
-    return None if parsed.is_loopback else str(parsed)
+    return str(parsed)

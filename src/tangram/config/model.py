@@ -127,7 +127,8 @@ class ServerConfig:
     """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
     one."""
     hosts: tuple[str, ...] = ()
-    """Further host names under which browsers reach this server, for example ``maps.example.org``."""
+    """Further host names under which browsers reach this server, for example ``maps.example.org``; ``*``
+    for any name. Requests under other names are answered with 421."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.origin))
     """Origins of pages that may use this server, in addition to its own hosts and loopback."""
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
@@ -151,6 +152,8 @@ class ServerConfig:
         default=None, validator=v.optional(validators.filled), repr=False, metadata=SECRET
     )
     """Token for the operator's requests. Unset: made once, in ``state_dir/operator-token``."""
+    ready_requires: tuple[str, ...] = attrs.field(default=(), metadata={"comma": True})
+    """Plugins without which ``/-/readyz`` answers 503, or ``all``. None by default: the others serve."""
     access_log: bool = False
     """Log each request. Off by default: a line costs as much as the answer to a small request."""
     max_header_bytes: int = attrs.field(default=32768, validator=v.ge(1024))
@@ -242,15 +245,15 @@ class ChannelConfig:
     """Offer permessage-deflate (native engine). Off by default: it costs more processor time than most
     networks save."""
     token_rate: float = attrs.field(default=50.0, validator=v.gt(0))
-    """Tokens a second for one address, loopback exempt."""
+    """Tokens a second for one address."""
     token_burst: int = attrs.field(default=2000, validator=v.ge(1))
     """Tokens at once for one address: an office behind one address that opens its browsers."""
     join_rate: float = attrs.field(default=200.0, validator=v.gt(0))
-    """Joins a second for one address, loopback exempt."""
+    """Joins a second for one address."""
     join_burst: int = attrs.field(default=5000, validator=v.ge(1))
     """Joins at once for one address: all clients rejoin within a second of a restart."""
     upgrade_rate: float = attrs.field(default=50.0, validator=v.gt(0))
-    """New WebSockets a second for one address, loopback exempt."""
+    """New WebSockets a second for one address."""
     upgrade_burst: int = attrs.field(default=2000, validator=v.ge(1))
     """New WebSockets at once for one address."""
 

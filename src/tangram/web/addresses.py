@@ -3,15 +3,15 @@
 1. Forwarding headers count only when the peer of the transport is one of ``forwarded_allow_ips``.
    ``Forwarded`` counts where no ``X-`` header stands beside it: a proxy that writes ``X-`` headers passes
    ``Forwarded`` on as it came from the client.
-2. A request is local when its peer is this machine and no header says that it was forwarded from elsewhere. A
-   proxy on the same machine is a local peer too, so with a forwarding header the forwarded address decides.
-3. A local request under a foreign ``Host`` is not local: a page that binds its own name to 127.0.0.1 in the
-   visitor's browser (DNS rebinding) would read details that are for the operator only.
+2. A request is answered only under a name or address of this server. A page that makes its own name point to
+   127.0.0.1 (DNS rebinding) could otherwise read the answers in the visitor's browser.
+3. Being on loopback gives no rights: behind a proxy on this machine every client is on loopback.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -27,7 +27,6 @@ _ANY: Final = {"", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
 _REPLACING: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"forwarded"})
 """Headers of a trusted proxy that change the scope of a request."""
 _X_FORWARDING: Final = (b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto")
-_FORWARDING: Final = (*_X_FORWARDING, b"forwarded")
 
 
 def is_loopback(host: str) -> bool:
@@ -64,15 +63,19 @@ class Addresses:
     fallback_host: str
     """The host that the manifest names to a client whose ``Host`` is not one of the server's."""
     scheme: str
+    wildcard: bool = False
+    """Whether the server listens on all addresses of the machine."""
+    any_host: bool = False
+    """``[server] hosts`` holds ``*``: every ``Host`` is answered."""
 
     @classmethod
     def of(cls, config: Config) -> Addresses:
         """Read the addresses from the configuration."""
         server, channel = config.server, config.channel
         public = urlsplit(channel.public_url).hostname if channel.public_url else None
-        named = {server.host, *server.hosts, channel.host or "", public or ""}
+        named = {server.host, *server.hosts, channel.host or "", public or "", *_machine_names()}
         return cls(
-            hosts=frozenset(name.lower() for name in named if name and name not in _ANY),
+            hosts=frozenset(name.lower() for name in named if name and name not in {*_ANY, "*"}),
             trusted=tuple(
                 ipaddress.ip_network(one, strict=False) for one in server.forwarded_allow_ips if one != "*"
             ),
@@ -82,22 +85,43 @@ class Addresses:
             public_url=channel.public_url,
             fallback_host="127.0.0.1" if server.host in _ANY else server.host,
             scheme="https" if server.tls_cert else "http",
+            wildcard=server.host in _ANY,
+            any_host="*" in server.hosts,
         )
 
     def is_ours(self, host: str) -> bool:
         """Return whether ``host`` is a configured host or loopback."""
         return host.lower().strip("[]") in self.hosts or is_loopback(host)
 
-    def is_local(self, scope: Scope) -> bool:
-        """Return whether the request was made on this machine, under a name of this machine."""
-        peer = _peer(scope)
-        if not is_loopback(peer):
+    def answers(self, scope: Scope) -> bool:
+        """Return whether the request is for this server, by its ``Host``.
+
+        Accepted are configured names, loopback, the address of the socket, and any numeric address if the
+        server listens on all addresses (it may be reached through address translation). A request without
+        ``Host`` is accepted too: browsers always send it.
+        """
+        hosts = headers_of(scope, b"host")
+        if not hosts or self.any_host:
+            return True
+        parts = _split(f"//{hosts[0]}") if len(hosts) == 1 else None
+        if parts is None:
             return False
-        forwarded = any(headers_of(scope, name) for name in _FORWARDING)
-        if forwarded and not (self._trusts(peer) and is_loopback(self._claim(scope).address)):
-            return False
+        host = parts[0].rstrip(".")
+        return (
+            self.is_ours(host)
+            or _is_own_address(host, scope)
+            or (self.wildcard and _address(host) is not None)
+        )
+
+    def is_named(self, scope: Scope) -> bool:
+        """Return whether ``Host`` is a configured name, and not loopback or a numeric address."""
         parts = _split(f"//{header(scope, b'host') or ''}")
-        return parts is not None and self.is_ours(parts[0])
+        return parts is not None and parts[0].lower() in self.hosts and not is_loopback(parts[0])
+
+    def may_be_proxy(self, scope: Scope) -> bool:
+        """Return whether the peer is a proxy by its address: on loopback, or trusted."""
+        peer = _peer(scope)
+        return is_loopback(peer) or self._trusts(peer)
 
     def channel_url(self, scope: Scope) -> str:
         """Return ``channel.url`` of the manifest: where this client reaches the channels."""
@@ -113,7 +137,7 @@ class Addresses:
     def forwarded(self, scope: Scope) -> Scope:
         """Return the scope with client address and scheme from the headers of a trusted proxy.
 
-        The address of the transport's peer is kept under ``tangram.peer``, for `is_local`.
+        The address of the transport's peer is kept under ``tangram.peer``.
         """
         # Most requests have no such header, and the work below costs a fifth of a small request.
         for name, _ in scope["headers"]:
@@ -175,6 +199,12 @@ class Addresses:
             if self.trust_all or not self._trusts(address):
                 return address
         return chain[0] if chain else ""
+
+
+def _machine_names() -> set[str]:
+    """Return the names under which other machines of the local network may know this one."""
+    name = socket.gethostname()
+    return {name, f"{name.partition('.')[0]}.local"}
 
 
 def _peer(scope: Scope) -> str:

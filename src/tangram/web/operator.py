@@ -1,9 +1,9 @@
 """Routes of the operator below ``/-/``: health, readiness, supervision tree, plugins.
 
 1. Numbers and states are public. Causes of crashes, with the last frames of their tracebacks, are shown to
-   requests with the operator's token and to requests from this machine.
-2. Routes that change something always need the token, also from this machine: any page in a browser on this
-   machine can send a request to loopback.
+   requests with the operator's token.
+2. Routes that change something need the token too. Being on this machine replaces it nowhere: a proxy on this
+   machine makes every client local, and any page in a browser here can send a request to loopback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 
 from tangram.errors import NoSuchChild, StartFailed
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
-from tangram.web.addresses import Addresses
 
 __all__ = ["DETAIL_KEYS", "ServerControl", "operator_router", "without_details"]
 
@@ -48,7 +47,10 @@ class ServerControl(Protocol):
         ...
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Return whether all parts run, and a short public reason for each one that does not."""
+        """Return whether the server is ready, and a short public reason for each part that is not.
+
+        There may be reasons although it is ready: plugins that are not required.
+        """
         ...
 
     def supervision(self) -> Mapping[str, Any]:
@@ -99,9 +101,9 @@ def _holds_text(value: Any) -> bool:
     return isinstance(value, str | bytes)
 
 
-def operator_router(control: ServerControl, token: str, addresses: Addresses) -> APIRouter:
+def operator_router(control: ServerControl, token: str) -> APIRouter:
     """Make the routes below ``/-``."""
-    access = _Access(token, addresses)
+    access = _Access(token)
     router = APIRouter(prefix="/-", tags=["operator"])
 
     @router.get("/healthz", summary="Liveness", responses={503: {"description": "The server is stopping"}})
@@ -113,7 +115,11 @@ def operator_router(control: ServerControl, token: str, addresses: Addresses) ->
 
     @router.get("/readyz", summary="Readiness", responses={503: {"description": "A part is not up"}})
     async def readyz() -> JSONResponse:
-        """Answer 200 when bus, channels and plugins are up, else 503 with the reasons."""
+        """Answer 200 when bus, channels and plugins are up, else 503 with the reasons.
+
+        A plugin that is quarantined or could not be loaded is a reason with status 200, because the others
+        serve; ``[server] ready_requires`` makes it 503.
+        """
         ready, reasons = control.readiness()
         return _uncached(
             {"status": "ready" if ready else "not ready", "reasons": list(reasons)}, 200 if ready else 503
@@ -123,13 +129,13 @@ def operator_router(control: ServerControl, token: str, addresses: Addresses) ->
     async def supervision(request: Request) -> JSONResponse:
         """Return state, incarnation and restarts of each part; crashes for the operator only."""
         tree = control.supervision()
-        return _uncached(tree if access.sees_details(request) else without_details(tree))
+        return _uncached(tree if access.has_token(request) else without_details(tree))
 
     @router.get("/plugins", summary="The plugins")
     async def plugins(request: Request) -> JSONResponse:
         """Return name and state of each plugin; for the operator also the causes of failures."""
         listed = list(control.plugins())
-        return _uncached(listed if access.sees_details(request) else without_details(listed))
+        return _uncached(listed if access.has_token(request) else without_details(listed))
 
     @router.post(
         "/plugins/{name}/restart",
@@ -166,22 +172,18 @@ def _uncached(content: Any, status: int = 200) -> JSONResponse:
 class _Access:
     """The check of requests for details and for changes."""
 
-    def __init__(self, token: str, addresses: Addresses) -> None:
+    def __init__(self, token: str) -> None:
         self._token = token.encode()
-        self._addresses = addresses
-
-    def sees_details(self, request: Request) -> bool:
-        return self._has_token(request) or self._addresses.is_local(request.scope)
 
     def require_token(self, request: Request) -> None:
-        if not self._has_token(request):
+        if not self.has_token(request):
             raise HTTPException(
                 401,
                 "the operator's token is needed: Authorization: Bearer TOKEN",
                 {"www-authenticate": 'Bearer realm="tangram"'},
             )
 
-    def _has_token(self, request: Request) -> bool:
+    def has_token(self, request: Request) -> bool:
         values = request.headers.getlist("authorization")
         if len(values) != 1 or not self._token:
             return False

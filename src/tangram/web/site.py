@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 import attrs
 import structlog
 
-from tangram.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send, send_json
-from tangram.channels.disconnects import ORIGIN, UNAVAILABLE
+from tangram.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send, headers_of, send_json
+from tangram.channels.disconnects import ORIGIN, UNAVAILABLE, Party, Refusal
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
 from tangram.http.engine import ClientGone
@@ -35,6 +35,7 @@ from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
 from tangram.web.openapi_merge import merge_openapi
 from tangram.web.operator import ServerControl, operator_router
+from tangram.web.proxies import ProxyHint
 from tangram.web.settings_validation import validate_settings
 from tangram.web.shell import PAGES, shell_folder
 
@@ -44,6 +45,12 @@ log = structlog.get_logger("tangram.web")
 
 OWNER: Final = "tangram"
 """The owner of the server's own routes; no plugin can have this name."""
+
+HOST: Final = Refusal("host not served, see [server] hosts", 421, Party.POLICY, retry=False)
+"""The answer to WebSocket handshakes under a name that is not this server's."""
+
+MAX_KNOWN_HOSTS: Final = 256
+"""Values of ``Host`` whose check is remembered: clients may send any number of them."""
 
 _APP: Final = "tangram.app"
 """Key of the scope for the application of a plugin that answers its request, with the site that found it."""
@@ -110,6 +117,8 @@ class Site:
         self._parts = parts
         self._control = parts.control
         self.addresses = Addresses.of(parts.config)
+        self._known_hosts: dict[tuple[object, ...], bool] = {}
+        self._proxy_hint = ProxyHint()
         self.frontends: Frontends = find_frontends(parts.plugins)
         self.manifest = Manifest(parts.config, self.frontends)
         # Looked up once: a process without descriptors could not look again.
@@ -137,10 +146,14 @@ class Site:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             match scope["type"]:
-                case "http":
+                case "http" if self._is_for_us(scope):
                     await self._outer(self.addresses.forwarded(scope), receive, send)
-                case "websocket":
+                case "http":
+                    await _refuse_host(scope, send)
+                case "websocket" if self._is_for_us(scope):
                     await self._websocket(self.addresses.forwarded(scope), receive, send)
+                case "websocket":
+                    await refuse_websocket(send, HOST)
                 case "lifespan":
                     await _lifespan(receive, send)
                 case other:
@@ -172,6 +185,19 @@ class Site:
             document = openapi([self.table], title="tangram", version=VERSION)
             self._openapi = encode_json(merge_openapi(document, self._apps))
         return self._openapi
+
+    def _is_for_us(self, scope: Scope) -> bool:
+        """Return whether the server answers to the ``Host`` of a request; some results are kept."""
+        server = scope.get("server")
+        key = (*(value for name, value in scope["headers"] if name.lower() == b"host"), server and server[0])
+        known = self._known_hosts.get(key)
+        if known is None:
+            if len(self._known_hosts) >= MAX_KNOWN_HOSTS:
+                self._known_hosts.clear()
+            known = self._known_hosts[key] = self.addresses.answers(scope)
+        if self._proxy_hint.active and self.addresses.may_be_proxy(scope):
+            self._proxy_hint.examine(scope, own_name=self.addresses.is_named(scope))
+        return known
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "*" and scope["method"] == "OPTIONS":
@@ -285,7 +311,7 @@ class Site:
     def _mounts(self) -> list[Mount]:
         parts = self._parts
         routers = [
-            operator_router(parts.control, parts.operator_token, self.addresses),
+            operator_router(parts.control, parts.operator_token),
             *parts.routers,
             self._core_router(),
         ]
@@ -380,6 +406,13 @@ def _without_body(send: Send) -> Send:
         await send(message)
 
     return send_head
+
+
+async def _refuse_host(scope: Scope, send: Send) -> None:
+    """Answer 421 to a request for a host that is not this server's."""
+    host = ", ".join(headers_of(scope, b"host"))
+    detail = f"this server is not {host!r}: add the name to [server] hosts in its configuration"
+    await send_json(scope, send, 421, {"detail": detail})
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - the signature of ASGI

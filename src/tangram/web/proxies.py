@@ -1,0 +1,94 @@
+"""Recognition of a proxy that does not say who its clients are.
+
+A proxy with default settings sends its own address as that of every client: nginx with ``proxy_pass`` alone
+also replaces ``Host``. All clients then share one rate limit, and logs show the proxy. Nothing else depends
+on it, because being on loopback opens nothing. The first such request is reported with the lines that the
+proxy lacks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+from tangram.asgi import Scope, header
+
+__all__ = ["ProxyHint", "missing_proxy_headers"]
+
+log = structlog.get_logger("tangram.web")
+
+MAX_EXAMINED: Final = 10_000
+"""Requests that are examined; a proxy is found among the first ones, and later requests cost nothing."""
+
+NGINX: Final = (
+    "proxy_set_header Host $host; "
+    "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; "
+    "proxy_set_header X-Forwarded-Proto $scheme;"
+)
+HAPROXY: Final = "option forwardfor; http-request set-header X-Forwarded-Proto http|https"
+
+_CLIENT: Final = frozenset({b"x-forwarded-for", b"forwarded"})
+"""Headers that name the client."""
+_PROXY: Final = frozenset({b"x-real-ip", b"x-forwarded-proto", b"x-forwarded-host", b"via"})
+"""Headers that only proxies send."""
+
+
+def missing_proxy_headers(scope: Scope, *, own_name: bool) -> str | None:
+    """Return why a request looks as if a proxy sent it without naming its client, else ``None``.
+
+    Args:
+        scope: A request whose peer may be a proxy: loopback, or one of ``forwarded_allow_ips``.
+        own_name: Whether ``Host`` is a configured name, which browsers on this machine would hardly use.
+    """
+    names = {name.lower() for name, _ in scope["headers"]}
+    if names & _CLIENT:
+        return None
+    if names & _PROXY:
+        return "it has headers of a proxy"
+    if scope.get("http_version") == "1.0" and (header(scope, b"user-agent") or "").startswith("Mozilla"):
+        return "a browser does not speak HTTP/1.0"
+    page = header(scope, b"origin") or header(scope, b"referer")
+    if page and header(scope, b"sec-fetch-site") == "same-origin":
+        try:
+            netloc = urlsplit(page).netloc
+        except ValueError:
+            return None
+        if netloc != header(scope, b"host"):
+            return "its page has another host"
+    return "its host is a public name and its client this machine" if own_name else None
+
+
+class ProxyHint:
+    """Examines requests until one shows a proxy without client addresses, and logs that once."""
+
+    _logged = False
+    """Shared by all incarnations of a process."""
+
+    def __init__(self) -> None:
+        self._left = 0 if ProxyHint._logged else MAX_EXAMINED
+
+    @property
+    def active(self) -> bool:
+        """Whether requests are still to be examined."""
+        return self._left > 0
+
+    def examine(self, scope: Scope, *, own_name: bool) -> None:
+        """Examine one request whose peer may be a proxy."""
+        if self._left <= 0:
+            return
+        self._left -= 1
+        reason = missing_proxy_headers(scope, own_name=own_name)
+        if reason is None or ProxyHint._logged:
+            return
+        self._left = 0
+        ProxyHint._logged = True
+        log.warning(
+            "a proxy does not send the addresses of its clients, so all of them share one rate limit",
+            reason=reason,
+            peer=str((scope.get("client") or ("",))[0]),
+            missing="X-Forwarded-For",
+            nginx=NGINX,
+            haproxy=HAPROXY,
+        )
