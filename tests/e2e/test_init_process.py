@@ -1,4 +1,4 @@
-"""The server as process 1 of a container: it reaps orphans, and stops like any other server."""
+"""As process 1 of a container the server reaps orphans and stops as usual."""
 
 from __future__ import annotations
 

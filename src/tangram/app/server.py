@@ -77,6 +77,10 @@ class Boot:
     it too, in the middle of running code; the first call counts."""
     on_repeat: Callable[[], None] = lambda: None
     """Called in the signal handler of a second SIGINT: the operator does not want to wait for the stop."""
+    on_import: Callable[[str], None] = lambda _name: None
+    """Called with the name of each plugin before it is imported."""
+    on_plugins: Callable[[LoadedPlugins], None] = lambda _plugins: None
+    """Called with the plugins whenever they were loaded."""
     on_broker: Callable[[int | None], None] = lambda _pid: None
     """Called with the embedded broker's process id whenever it changes."""
     wrap: Callable[[Child], Child] = _keep
@@ -245,10 +249,11 @@ class Server:
             ConfigError: with every fault in the configuration of the plugins.
         """
         plugins = (
-            load_plugins(config.core.plugins, on_foreign=answer_old_names)
+            load_plugins(config.core.plugins, on_foreign=answer_old_names, on_import=self.boot.on_import)
             if self.boot.plugins is None
             else self.boot.plugins
         )
+        self.boot.on_plugins(plugins)
         if self._signals is not None:
             self._signals.check()
         for failure in plugins.failures:

@@ -1,4 +1,4 @@
-"""The duties of process 1 in a container: reap orphans, pass signals on, and end with the server.
+"""The duties of process 1: reap orphans, pass signals on, and end with the server.
 
 The kernel makes process 1 the parent of every process whose own parent has ended, and keeps each of them as
 a zombie until process 1 has read its exit status. A server cannot do that itself: it could not tell the
@@ -32,7 +32,7 @@ _SYNCHRONOUS: Final = {
 
 
 def run_below_init() -> None:
-    """Return in a process that may run the server: this one, or a child of it if this one is process 1.
+    """Return in a process that may run the server: a child if this one is process 1.
 
     As process 1 the parent does not return; it ends with the exit status of the child.
     """

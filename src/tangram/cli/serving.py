@@ -10,10 +10,19 @@ import structlog
 import trio
 
 from tangram.app import Boot, run_server
+from tangram.cli.exit_record import ExitRecord, last_exits
 from tangram.cli.force_exit import ForceExit
 from tangram.cli.logs import LogFormat, configure_logging
-from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
+from tangram.config import (
+    Config,
+    LoadedConfig,
+    current_folder,
+    find_config_file,
+    load_config,
+    open_state_dir,
+)
 from tangram.descriptors import connection_limit, raise_descriptor_limit
+from tangram.errors import ConfigError
 
 __all__ = ["serve_until_stopped"]
 
@@ -39,23 +48,39 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
     configure_logging(loaded.config.core.log_level, log_format)
     _log_warnings(loaded)
     _raise_descriptor_limit(loaded.config.server.max_connections)
-    force_exit = ForceExit()
+    state_dir = _state_dir(loaded.config)
+    for last in last_exits(state_dir) if state_dir is not None else ():
+        (log.error if last.traced else log.warning)("last exit", **last.fields())
+    record = ExitRecord(state_dir)
+    force_exit = ForceExit(exit_process=record.force_exit)
     boot = Boot(
         loaded=loaded,
         reload=lambda: _reload(path, log_format),
         on_first_ready=gc.freeze,  # the objects of the start stay, so the collector need not visit them
         on_stopping=force_exit.arm,
         on_repeat=force_exit.force,
+        on_import=record.note_import,
+        on_plugins=lambda plugins: record.note_plugins({one.name: one.source for one in plugins.plugins}),
         on_broker=force_exit.watch_broker,
     )
     status = 1
     force_exit.watch()
+    record.open()
     try:
         status = trio.run(run_server, boot)
     finally:
         force_exit.disarm()
+        record.close()
         force_exit.leave(status)
     return status
+
+
+def _state_dir(config: Config) -> Path | None:
+    """Return the state folder, or None if it cannot be used: the secrets may be configured."""
+    try:
+        return open_state_dir(config, os.environ)
+    except ConfigError:
+        return None
 
 
 def _raise_descriptor_limit(max_connections: int) -> None:

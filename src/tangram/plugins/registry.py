@@ -99,6 +99,7 @@ def load_plugins(
     *,
     entry_points: Iterable[EntryPoint] | None = None,
     on_foreign: Callable[[], None] | None = None,
+    on_import: Callable[[str], None] | None = None,
     into: LoadedPlugins | None = None,
 ) -> LoadedPlugins:
     """Import the plugins that ``names`` select, and no others.
@@ -109,6 +110,7 @@ def load_plugins(
         names: as in ``[core] plugins``.
         entry_points: the installed entry points; those of this environment by default.
         on_foreign: called before a plugin of the group ``tangram_core.plugins`` is imported.
+        on_import: called with the name of each plugin before it is imported.
         into: earlier results that are extended and returned, for plugins loaded in several steps.
     """
     loaded = LoadedPlugins() if into is None else into
@@ -126,6 +128,8 @@ def load_plugins(
             seen.add(candidate)
             if candidate.foreign and on_foreign is not None:
                 on_foreign()
+            if on_import is not None:
+                on_import(candidate.name)
             _load_into(loaded, candidate)
     return loaded
 
