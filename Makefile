@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | flaky | lint | bench | chaos | chaos-campaigns | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | flaky | fuzz | lint | bench | chaos | chaos-campaigns | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream flaky lint bench chaos chaos-campaigns clean
+.PHONY: help serve test test-downstream flaky fuzz lint bench chaos chaos-campaigns clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,6 +22,7 @@ help:
 	@echo "make test    install what the tests need, and run all of them"
 	@echo "make test-downstream   only those against the published plugins, in environments of their own"
 	@echo "make flaky   how often tests are red by chance: 50 runs of what is not slow, 3 of everything; ARGS=\"--fast 5 --all 0\""
+	@echo "make fuzz    1,000,000 generated inputs for all parsers of bytes from outside; ARGS=\"--seed N --inputs N TARGET ...\""
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make bench   what is claimed about speed, measured here"
 	@echo "make chaos   10,000 scripts of faults on a whole server with fakes, then real campaigns; ARGS=\"--seed N\" plays one"
@@ -58,6 +59,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tangram.chaos.simulation $(or $(ARGS),--seeds 10000)

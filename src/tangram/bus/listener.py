@@ -268,6 +268,11 @@ class Listener:
                     self._dispatch(pattern, channel, payload)
                 else:
                     self._take_answer(reply)
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise
+            # Raised by the reader itself, for a map whose keys cannot be hashed: the other end is not Redis.
+            raise BrokerUnavailable(f"redis sent a reply that cannot be read: {error}") from None
         finally:
             # Also after a protocol error: the messages before it are good.
             if batch:
@@ -277,10 +282,14 @@ class Listener:
                     _call(self._sink, batch)
 
     def _dispatch(self, name: bytes, channel: bytes, payload: bytes) -> None:
-        pattern = self._patterns.get(name)
-        if pattern is None:
-            return  # it was unsubscribed a moment ago
-        message = Message(channel.decode("utf-8", "backslashreplace"), payload, pattern.text)
+        try:
+            pattern = self._patterns.get(name)
+            if pattern is None:
+                return  # it was unsubscribed a moment ago
+            message = Message(channel.decode("utf-8", "backslashreplace"), payload, pattern.text)
+        except (AttributeError, TypeError):
+            # Four parts that are no message: the other end is not Redis.
+            raise BrokerUnavailable(f"redis sent a message of {name!r} on {channel!r}") from None
         gone = False
         for ref in pattern.subscribers:
             subscription = ref()

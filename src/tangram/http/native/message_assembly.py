@@ -37,6 +37,9 @@ copying them anew at each read.
 _COMMON: Final = (0x81, 0x82)
 """The first byte of a common frame: a whole message, text or binary, no extension."""
 
+_UNKNOWN: Final = frozenset(range(3, 8)) | frozenset(range(11, 16))
+"""Reserved opcodes."""
+
 _ALL: Final = 1 << 62
 """More bytes than a connection can send: the protocol is given all that follow."""
 
@@ -139,21 +142,21 @@ class MessageAssembler:
         """Cut common frames out; return where another frame begins, or -1 at the end of the bytes."""
         fragmented = self._fragments.open
         while size - at >= 2:
-            # The frame's header: one or three lengths are possible (RFC 6455, section 5.2).
             first, second = data[at], data[at + 1]
-            start, length = at + 6, second & 127
-            if length == 126:
-                if size - at < 4:
-                    break
-                start, length = at + 8, data[at + 2] << 8 | data[at + 3]
-            elif length == 127:
-                if size - at < 10:
-                    break
-                start, length = at + 14, int.from_bytes(data[at + 2 : at + 10], "big")
             # An unmasked frame ends the connection: the protocol reports it, and drops all that follows.
             if second < 128:
                 self._passing = _ALL
                 return at
+            # The length of the frame has one of three forms (RFC 6455, section 5.2).
+            start, length = at + 6, second & 127
+            if length == 126:
+                if size - at < 4:
+                    return self._keep(data, at)
+                start, length = at + 8, data[at + 2] << 8 | data[at + 3]
+            elif length == 127:
+                if size - at < 10:
+                    return self._keep(data, at)
+                start, length = at + 14, int.from_bytes(data[at + 2 : at + 10], "big")
             # Not a common frame: the protocol gets it as a whole.
             end = start + length
             if fragmented or first not in _COMMON or length > self._largest:
@@ -164,6 +167,15 @@ class MessageAssembler:
                 break
             messages.append((first & 15, apply_mask(data[start:end], data[start - 4 : start])))
             at = end
+        self._rest = data[at:]
+        return -1
+
+    def _keep(self, data: bytes, at: int) -> int:
+        """Keep the beginning of a frame whose length is not complete, unless its opcode is not valid."""
+        if data[at] & 15 in _UNKNOWN:
+            # The protocol reports it at once.
+            self._passing = _ALL
+            return at
         self._rest = data[at:]
         return -1
 
