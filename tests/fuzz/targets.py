@@ -7,7 +7,14 @@ from typing import Final
 
 from tests.fuzz.formats import check_config, check_cookies, check_forwarded, check_json_body, check_query
 from tests.fuzz.http import check_chunks, check_head
-from tests.fuzz.phoenix import check_binary, check_document, check_text, check_token, check_token_header
+from tests.fuzz.phoenix import (
+    check_binary,
+    check_document,
+    check_large,
+    check_text,
+    check_token,
+    check_token_header,
+)
 from tests.fuzz.redis import check_replies, check_requests
 from tests.fuzz.runner import Target
 from tests.fuzz.websocket import check_frames
@@ -168,6 +175,17 @@ TARGETS: Final = (
         ),
         JSON_WORDS,
         weight=4,
+    ),
+    Target(
+        "phoenix_large",
+        check_large,
+        (
+            b'["1","1","topic","phx_join",{"token":"x"}]',
+            b' [ null , "2" , "a\\"b" , "heartbeat" , [1, 2] ] ',
+            b'["1",null,"a:b","\\u0065vent","text"]',
+        ),
+        JSON_WORDS,
+        weight=2,
     ),
     Target(
         "phoenix_binary",
