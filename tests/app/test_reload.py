@@ -58,6 +58,7 @@ OTHERS: Mapping[str, object] = {
     "channel.host": "::1",
     "channel.port": 2,
     "broker.port": 3,
+    "broker.private": True,
     "broker.binary": Path("/elsewhere/valkey-server"),
 }
 

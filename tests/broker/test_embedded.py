@@ -15,7 +15,7 @@ import pytest
 import structlog
 import trio
 
-from tangram.broker.embedded import EmbeddedBroker, find_server, is_free, server_arguments
+from tangram.broker.embedded import EmbeddedBroker, _Address, find_server, is_free, server_arguments
 from tangram.broker.ping import open_probe, ping
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
@@ -138,7 +138,7 @@ async def test_a_foreign_server_is_recognised_by_its_process_id() -> None:
             def started(self, value: str | None = None) -> None:
                 answered.append(str(value))
 
-        error = await broker._life(find_server(), port, Status())
+        error = await broker._run_child(find_server(), _Address(port, None, broker._accounts), Status())
 
         assert answered == []
         assert isinstance(error, BrokerStartError)
@@ -218,14 +218,14 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
             os.kill(pid, signal.SIGSTOP)
 
     assert not alive(pid)
-    assert "the broker did not end when asked, and was killed" in [entry["event"] for entry in logs]
+    assert "broker killed because it did not stop in time" in [entry["event"] for entry in logs]
 
 
 async def test_the_childs_log_lines_are_logged() -> None:
     """Each has the child's own level, once the child is ready."""
     with structlog.testing.capture_logs() as logs:
         async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
-            async with open_probe(parse_redis_url(life.url)) as probe:
+            async with open_probe(parse_redis_url(life.broker.server_url)) as probe:
                 await probe.ask("CONFIG", "SET", "loglevel", "debug")
                 with trio.fail_after(10):
                     while not [
@@ -235,14 +235,14 @@ async def test_the_childs_log_lines_are_logged() -> None:
                         await trio.sleep(0.01)
                         async with open_probe(parse_redis_url(life.url)) as other:
                             await other.ping()
-            ready = next(entry for entry in logs if entry["event"] == "the broker is ready")
+            ready = next(entry for entry in logs if entry["event"] == "broker ready")
             assert ready["url"] == life.url
 
 
 async def test_the_broker_is_in_memory_and_on_loopback() -> None:
     """It saves no file, and is not reachable from other machines."""
     async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
-        async with open_probe(parse_redis_url(life.url)) as probe:
+        async with open_probe(parse_redis_url(life.broker.server_url)) as probe:
             assert await probe.ask("CONFIG", "GET", "save") == [b"save", b""]
             assert await probe.ask("CONFIG", "GET", "appendonly") == [b"appendonly", b"no"]
         addresses = {c.laddr.ip for c in psutil.Process(life.pid).net_connections() if c.status == "LISTEN"}
@@ -282,7 +282,8 @@ def test_a_missing_binary_names_the_package_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "cause"), [("#!/bin/sh\necho no; exit 3\n", "exit status 3; it said: no"), (None, "126|127")]
+    ("script", "cause"),
+    [("#!/bin/sh\necho no; exit 3\n", "exit status 3; its last output: no"), (None, "126|127")],
 )
 async def test_a_server_that_ends_at_once_is_a_start_error(
     tmp_path: Path, script: str | None, cause: str
@@ -304,7 +305,7 @@ async def test_a_server_that_never_answers_is_killed(tmp_path: Path) -> None:
     binary.chmod(0o755)
     broker = EmbeddedBroker(BrokerConfig(port=0, binary=binary, start_timeout=0.2))
 
-    with pytest.raises(BrokerStartError, match=r"did not answer within 0.2 s; it said: nothing"):
+    with pytest.raises(BrokerStartError, match=r"did not answer within 0.2 s; its last output: nothing"):
         await broker.run()
 
 

@@ -46,7 +46,7 @@ async def test_the_watch_reports_losses_and_returns(nursery: trio.Nursery, autoj
     assert changes == [True, False, True, False]
     assert broker.statistics().starts == 2
     events = [entry["event"] for entry in logs]
-    assert events == ["redis is away", "redis is there", "redis is away", "redis is there", "redis is away"]
+    assert events == ["redis lost", "redis found", "redis lost", "redis found", "redis lost"]
     assert logs[0]["cause"].endswith("connection refused")
     assert "hunter2" not in repr(logs) + repr(broker.statistics())
     nursery.cancel_scope.cancel()
@@ -63,7 +63,7 @@ async def test_a_long_outage_is_logged_once_a_minute(
             await nursery.start(broker.run)
             await trio.sleep(200)
 
-    assert [entry["event"] for entry in logs] == ["redis is away", *["redis is still away"] * 3]
+    assert [entry["event"] for entry in logs] == ["redis lost", *["redis still away"] * 3]
     nursery.cancel_scope.cancel()
 
 

@@ -124,7 +124,7 @@ async def test_a_crash_an_outage_and_restarts_leave_nothing_behind(full: Environ
             await wait_nothing_more(server, before)
 
             broker.kill()
-            await server.wait_line("redis is away")
+            await server.wait_line("redis lost")
             broker.start()
             assert await wait_until(lambda: serves(server), within=20)
             assert crashes(server) == ["plugin:tangram_system"]

@@ -27,6 +27,7 @@ BOUND: Final = (
     "channel.host",
     "channel.port",
     "broker.port",
+    "broker.private",
     "broker.binary",
 )
 """Settings that only a new process can change: held sockets, a broker whose URL plugins keep, and the folder

@@ -30,7 +30,7 @@ from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.config import BrokerConfig, Config, cache_dir
+from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.tokens import token_router
@@ -116,7 +116,8 @@ class Tree:
         self.stop_reason: StopReason = "crash"
         """The reason of the parts' next stop: a crash, unless a restart or a stop was requested."""
         self.url = ""
-        """The URL of Redis, as the broker reported it."""
+        """The URL of Redis for plugins, as the broker reported it. The bus may have rights of its own: see
+        ``server_url`` of the broker."""
         self.broker: EmbeddedBroker | ExternalBroker | None = None
         self.incarnation = Incarnation()
         """The present incarnation, or the last one; without any part before the first start."""
@@ -193,6 +194,7 @@ class Tree:
             self.broker = ExternalBroker(url, on_change=self._on_external)
         elif not isinstance(self.broker, EmbeddedBroker):
             self.broker = self._embedded(self.config.broker)
+            self.broker.folder = broker_folder(self.config, self.environ)
         broker = self.broker
         assert broker is not None
         try:
@@ -348,8 +350,9 @@ class Tree:
             await state.aclose()
 
     async def _run_bus(self, incarnation: Incarnation, *, task_status: trio.TaskStatus[Bus]) -> None:
+        assert self.broker is not None
         bus = Bus(
-            self.url,
+            self.broker.server_url,
             sink=incarnation.deliver,
             on_up=partial(self._on_bus, incarnation),
             rng=self._rng,

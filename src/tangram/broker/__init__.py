@@ -1,12 +1,7 @@
-"""A Redis to talk to: an embedded valkey-server, or one that somebody else runs."""
+"""A Redis for the server: an embedded valkey-server, or a watch on an external one."""
 
 from tangram.broker.embedded import BrokerStatistics, EmbeddedBroker
 from tangram.broker.external import ExternalBroker
 from tangram.broker.ping import ping
 
-__all__ = [
-    "BrokerStatistics",
-    "EmbeddedBroker",
-    "ExternalBroker",
-    "ping",
-]
+__all__ = ["BrokerStatistics", "EmbeddedBroker", "ExternalBroker", "ping"]

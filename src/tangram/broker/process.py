@@ -1,47 +1,52 @@
-"""One server process: started so that it cannot outlive us, drained always, ended in two steps.
+"""One server process, which cannot outlive this process, and whose output is read.
 
-The process is a session of its own, so that Ctrl-C in a terminal reaches us alone and the broker ends after
-everything that uses it. That it never becomes an orphan is held by a pipe of which we have the only writing
-end: a small shell process waits for it and kills the server when the pipe ends without a word, which is what
-the kernel makes of our death, SIGKILL included. The shell is forked first and the server takes over the
-shell's own place (``exec``), so there is no moment at which the server runs without its guard, and its
-process id is the one that we started. A parent-death signal instead would need code between fork and exec,
-and a thread that lives as long as the server.
+The process has a session of its own. So Ctrl-C in a terminal reaches this process only, and the broker ends
+after all of its users.
+
+A pipe whose only writing end is in this process prevents an orphan. A small shell process, the guard, waits
+for the pipe, and kills the server if the pipe ends without a line. The kernel closes the pipe when this
+process dies, also after SIGKILL. The shell is forked first, and the server then replaces the shell itself
+(``exec``). So the server never runs without its guard, and its process id is the one that was started. A
+parent-death signal instead would need code between fork and exec, and a thread that lives as long as the
+server.
 """
+
+from __future__ import annotations
 
 import os
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 import trio
 
 __all__ = ["BrokerProcess", "guarded", "parse_log_line", "start_server"]
 
-_GUARD = """
+_GUARD: Final = """
 exec 3<&0 </dev/null
 (trap '' HUP INT TERM; exec >/dev/null 2>&1; read -r word <&3 || kill -9 $$) &
 exec 3<&-
 exec "$@"
 """
-_CHUNK = 16384
-# A line without an end must not grow without one: crash reports have lines of some hundred characters.
-_LONGEST_LINE = 4096
-_KEPT_LINES = 20
-# SIGKILL ends a process at once unless the kernel holds it; then nothing of ours can hurry it.
-_KILL_TIMEOUT = 5.0
-# The pipe is empty a moment after its last writer is gone.
-_DRAIN_TIMEOUT = 1.0
-_REAP_POLL = 0.002
-_LEVELS = {".": "debug", "-": "debug", "*": "info", "#": "warning"}
+_CHUNK: Final = 16384
+_LONGEST_LINE: Final = 4096
+"""Bytes after which a line is cut; crash reports have lines of some hundred characters."""
+_KEPT_LINES: Final = 20
+_KILL_TIMEOUT: Final = 5.0
+"""Seconds to wait after SIGKILL. It works at once unless the kernel holds the process."""
+_DRAIN_TIMEOUT: Final = 1.0
+"""Seconds to read the rest of the output; the pipe is empty a moment after its last writer has ended."""
+_REAP_POLL: Final = 0.002
+_LEVELS: Final = {".": "debug", "-": "debug", "*": "info", "#": "warning"}
 
 
 def parse_log_line(line: str) -> tuple[str, str]:
-    """Level and text of one line of the server's: ``8:M 23 Nov 2026 01:07:22.123 * Ready`` gives info and
-    ``Ready``.
+    """Return level and text of one line of the server's output.
 
-    What does not look like that is a crash report, or comes from the loader: a warning as it stands.
+    ``8:M 23 Nov 2026 01:07:22.123 * Ready`` gives ``info`` and ``Ready``. Any other line is a crash report
+    or a message of the loader, and is a warning.
     """
     head, _, rest = line.partition(" ")
     words = rest.split(" ", 5)
@@ -51,39 +56,41 @@ def parse_log_line(line: str) -> tuple[str, str]:
 
 
 class BrokerProcess:
-    """A server of ours; ``run_output`` must run beside it, and ``stop`` must be called, whatever happens."""
+    """A running server. ``run_output`` must run meanwhile; ``stop`` must be called once."""
 
     def __init__(self, process: trio.Process, on_line: Callable[[str], None]) -> None:
         self._process = process
         self._on_line = on_line
-        # Its deadline is set by `stop`.
+        # ``stop`` sets the deadline of this shield.
         self._output_scope = trio.CancelScope(shield=True)
         self.last_lines = deque[str](maxlen=_KEPT_LINES)
-        """What it said last, for the error that tells why it ended."""
+        """The last lines of its output, for the error that gives the reason of its end."""
 
     @property
     def pid(self) -> int:
-        """Of the server itself; the guard is another process."""
+        """The process id of the server; the guard is another process."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """Whether the process has not ended."""
         return self._process.poll() is None
 
     async def wait_ended(self) -> str:
-        """How it ended, in words."""
+        """Wait for the end of the process, and return its description, for example ``SIGKILL``."""
         status = await self._process.wait()
         return describe_end(status)
 
     async def run_output(self) -> None:
-        """Hand over each line until the last. Shielded, since a server whose output nobody reads stands
-        still; ``stop`` sets the deadline.
+        """Pass each line to ``on_line``, until the last.
+
+        This is shielded, because a server blocks if its output is not read; ``stop`` sets the deadline.
         """
         stdout = self._process.stdout
         assert stdout is not None
         async with stdout:
             pending = await self._read_lines(stdout)
-        self._tell(pending)
+        self._take_line(pending)
 
     async def _read_lines(self, stdout: trio.abc.ReceiveStream) -> bytes:
         pending = b""
@@ -91,32 +98,33 @@ class BrokerProcess:
             while data := await stdout.receive_some(_CHUNK):
                 *lines, pending = (pending + bytes(data)).split(b"\n")
                 for line in lines:
-                    self._tell(line)
+                    self._take_line(line)
                 if len(pending) > _LONGEST_LINE:
-                    self._tell(pending)
+                    self._take_line(pending)
                     pending = b""
         return pending
 
-    def _tell(self, data: bytes) -> None:
+    def _take_line(self, data: bytes) -> None:
         line = data[:_LONGEST_LINE].decode(errors="replace").strip()
         if line:
             self.last_lines.append(line)
             self._on_line(line)
 
-    async def stop(self, patience: float) -> bool:
-        """SIGTERM, ``patience`` seconds, SIGKILL. True if it went by itself. Safe under cancellation, and
-        twice.
+    async def stop(self, timeout: float) -> bool:
+        """Send SIGTERM, and SIGKILL after ``timeout`` seconds; return whether SIGTERM was enough.
+
+        It may be called under cancellation, and twice.
         """
         gentle = False
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + patience + _KILL_TIMEOUT):
-            gentle = await self._end(patience)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + timeout + _KILL_TIMEOUT):
+            gentle = await self._end(timeout)
             await self._dismiss_guard()
         self._output_scope.deadline = trio.current_time() + _DRAIN_TIMEOUT
         return gentle
 
-    async def _end(self, patience: float) -> bool:
+    async def _end(self, timeout: float) -> bool:
         self._process.terminate()
-        with trio.move_on_after(patience):
+        with trio.move_on_after(timeout):
             await self._process.wait()
             return True
         self._process.kill()
@@ -124,22 +132,22 @@ class BrokerProcess:
         return False
 
     async def _dismiss_guard(self) -> None:
-        """A word before the pipe ends: the process id may be somebody else's by now."""
+        """End the guard with a line, so that it does not kill a process that has got the same id."""
         stdin = self._process.stdin
         assert stdin is not None
         if not self.running:
-            # Broken: somebody ended the guard; closed: this is the second stop.
+            # Broken: the guard has ended; closed: this is the second stop.
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await stdin.send_all(b"done\n")
         await stdin.aclose()
-        # As process 1 of a container we inherit the guard: it is in the server's process group.
+        # As process 1 of a container this process inherits the guard, which is in the server's process group.
         with suppress(ChildProcessError):
-            while os.waitpid(-self.pid, os.WNOHANG)[0] == 0:  # noqa: ASYNC110, ASYNC222 (WNOHANG)
+            while os.waitpid(-self.pid, os.WNOHANG)[0] == 0:  # noqa: ASYNC110, ASYNC222 - WNOHANG does not block
                 await trio.sleep(_REAP_POLL)
 
 
 def describe_end(status: int) -> str:
-    """``exit status 1``, ``SIGKILL``."""
+    """Return the description of an exit status, for example ``exit status 1`` or ``SIGKILL``."""
     import signal
 
     if status >= 0:
@@ -151,21 +159,33 @@ def describe_end(status: int) -> str:
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
-    """The command that runs ``argv`` under its guard, which wants a pipe as its standard input and a line in
-    it before that ends.
+    """Return the command that runs ``argv`` under a guard.
+
+    Its standard input must be a pipe. The guard kills the server if the pipe ends before a line was written.
     """
     return ["/bin/sh", "-c", _GUARD, "tangram-broker-guard", *argv]
 
 
-async def start_server(argv: Sequence[str], on_line: Callable[[str], None]) -> BrokerProcess:
-    """Start ``argv`` under its guard. ``OSError`` where there is no shell."""
+async def start_server(
+    argv: Sequence[str], on_line: Callable[[str], None], *, cwd: str = "/"
+) -> BrokerProcess:
+    """Start a server under its guard.
+
+    Args:
+        argv: the command line.
+        on_line: called with each line of the output.
+        cwd: the working folder of the server.
+
+    Raises:
+        OSError: there is no shell, or no such folder.
+    """
     process = await trio.lowlevel.open_process(
         guarded(argv),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd="/",
-        # Ours holds secrets that are no business of the broker's, and /proc would show them.
+        cwd=cwd,
+        # The environment of this process may hold secrets, which the broker does not need.
         env={"PATH": "/usr/bin:/bin"},
         start_new_session=True,
     )

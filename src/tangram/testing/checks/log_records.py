@@ -115,6 +115,8 @@ def secrets_of(tree: Tree | None) -> set[str]:
     if tree is None:
         return set()
     found = {tree.secrets.jwt, tree.secrets.operator}
-    if tree.url and (password := parse_redis_url(tree.url).password):
-        found |= {password, quote(password, safe="")}
+    urls = {tree.url, tree.broker.server_url if tree.broker is not None else ""}
+    for url in filter(None, urls):
+        if password := parse_redis_url(url).password:
+            found |= {password, quote(password, safe="")}
     return found

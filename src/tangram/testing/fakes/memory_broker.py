@@ -87,6 +87,7 @@ class MemoryBroker(EmbeddedBroker):
 
     def __init__(self, config: BrokerConfig | None = None) -> None:
         super().__init__(config or BrokerConfig(port=0))
+        self._port: int | None = None
         self.published: list[tuple[bytes, bytes]] = []
         """Every message that it has accepted: channel and payload."""
         self._clients: dict[_Client, None] = {}
@@ -102,6 +103,11 @@ class MemoryBroker(EmbeddedBroker):
         self._thawed.set()
 
     # -- for the tree ---------------------------------------------------------------------------------
+
+    @property
+    def server_url(self) -> str:
+        """The URL of the server itself: the same as for all clients."""
+        return "" if self._port is None else f"redis://{HOST}:{self._port}"
 
     def statistics(self) -> BrokerStatistics:
         """Return a record of this moment; without a process there is no process id."""

@@ -408,7 +408,10 @@ def _judge(
 
 def _port_of(running: RunningTangram) -> int | None:
     tree = running.server.tree
-    return None if tree is None or not tree.url else parse_redis_url(tree.url).port
+    if tree is None or not tree.url:
+        return None
+    address = parse_redis_url(tree.url)
+    return None if address.path else address.port
 
 
 def _prepare(

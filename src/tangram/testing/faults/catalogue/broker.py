@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
+from tangram.broker.accounts import SERVER_USER
 from tangram.broker.ping import Probe, open_probe
 from tangram.redis_url import parse_redis_url
 from tangram.testing.faults.catalogue.base import Chaos, fault
@@ -132,8 +133,8 @@ async def broker_password(chaos: Chaos) -> None:
     chaos.broker_pid()  # raises where the broker is not the server's own
     new = secrets.token_hex(8)
     async with _open_probe(chaos) as probe:
-        await probe.ask("CONFIG", "SET", "requirepass", new)
-        await probe.ask("AUTH", new)
+        old = parse_redis_url(_server_url(chaos)).password
+        await probe.ask("ACL", "SETUSER", SERVER_USER, "resetpass", f">{new}")
         try:
             await _disconnect_clients(probe)
             with trio.move_on_after(REFUSED_SECONDS):
@@ -142,7 +143,7 @@ async def broker_password(chaos: Chaos) -> None:
             assert _is_refused(chaos), "the password was changed, the bus does not report that it is refused"
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + REFUSED_SECONDS):
-                await probe.ask("CONFIG", "SET", "requirepass", "")
+                await probe.ask("ACL", "SETUSER", SERVER_USER, "resetpass", f">{old}")
     await chaos.wait_bus()
 
 
@@ -152,7 +153,7 @@ def _is_refused(chaos: Chaos) -> bool:
         tree is not None
         and tree.incarnation.bus is not None
         and not tree.incarnation.bus.up
-        and "NOAUTH" in tree.incarnation.bus.statistics().cause
+        and "WRONGPASS" in tree.incarnation.bus.statistics().cause
     )
 
 
@@ -160,8 +161,16 @@ def _is_refused(chaos: Chaos) -> bool:
 async def _open_probe(chaos: Chaos) -> AsyncIterator[Probe]:
     """Open a connection to the server's own broker, beside the connections of the server."""
     chaos.broker_pid()
-    async with open_probe(parse_redis_url(chaos.tangram.redis_url)) as probe:
+    async with open_probe(parse_redis_url(_server_url(chaos))) as probe:
         yield probe
+
+
+def _server_url(chaos: Chaos) -> str:
+    """Return the URL with the rights of the server, which may do what a client may not."""
+    tree = chaos.tangram.server.tree
+    assert tree is not None
+    assert tree.broker is not None
+    return tree.broker.server_url
 
 
 async def _disconnect_clients(probe: Probe) -> None:
