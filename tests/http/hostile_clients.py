@@ -8,13 +8,15 @@ import struct
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import trio
 
+from tangram.asgi import ASGIApp
 from tangram.channels.policy import Authorizer
 from tangram.gateway.channels import Channels
+from tangram.http.hypercorn.channels import with_channels
 from tests.channels.fakes import FakeBus, Settings
 from tests.http.harness import Server, hello, serving
 from tests.http.native.sockets import Socket, open_socket
@@ -102,11 +104,11 @@ async def open_site(
     """
     bus = FakeBus()
     channels = make_channels(bus, settings, authorizers=authorizers, wall_clock=lambda: 1_000_000.0)
-    quart: Any = make_app(channels)
+    websockets: Any = with_channels(cast("ASGIApp", make_app(channels)), lambda: channels)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
-            await quart(elsewhere(scope), receive, send)
+            await websockets(elsewhere(scope), receive, send)
         else:
             await pages(scope, receive, send)
 

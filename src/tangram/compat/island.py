@@ -232,6 +232,7 @@ class Resident:
     async def close(self, clients: Callable[[], list[Any]]) -> None:
         """End the remaining tasks, then close the clients, both within a bound."""
         self.closed = True
+        # Each step below is bounded: by the rest of the plugin's stop time, or by CLOSE_SECONDS.
         with trio.CancelScope(shield=True):
             left = {task for task in self.tasks if not task.done() and task not in _abandoned}
             leaked = [task.get_name() for task in left if task not in self.awaited]
