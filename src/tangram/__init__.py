@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tangram.channels import ConnectInfo as ConnectInfo
     from tangram.client import fetch_token as fetch_token
     from tangram.client import open_socket as open_socket
+    from tangram.errors import BadMessage as BadMessage
     from tangram.errors import BrokerUnavailable as BrokerUnavailable
     from tangram.errors import ChannelClosed as ChannelClosed
     from tangram.errors import Refused as Refused
@@ -47,7 +48,7 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tangram.bus": ("Message", "Subscriber"),
     "tangram.channels": ("ConnectInfo",),
     "tangram.client": ("fetch_token", "open_socket"),
-    "tangram.errors": ("BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
+    "tangram.errors": ("BadMessage", "BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
     "tangram.plugins": ("BackendState", "Plugin"),
     "tangram.routing": (
         "APIRouter",

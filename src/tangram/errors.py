@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 __all__ = [
     "AddressError",
+    "BadMessage",
     "BadRequest",
     "BrokerRefused",
     "BrokerStartError",
@@ -169,6 +170,25 @@ class RequestError(TangramError):
 
 class BadRequest(_Faulty, RequestError):
     """Parameters or body do not fit the route; the answer is status 422 with all faults."""
+
+
+class BadMessage(RequestError):
+    """A message from Redis does not have the expected form; ``tangram.Message.json`` raises it.
+
+    If a service of a plugin does not catch it, the service runs again and the plugin is not charged: no
+    message from a browser can crash a plugin.
+    """
+
+    def __init__(
+        self, message: str, *, channel: str = "", sender: str = "redis", topic: str | None = None
+    ) -> None:
+        self.channel = channel
+        """The full name on Redis, for example ``from:system:bound-box``."""
+        self.sender = sender
+        """The origin of the message: "client", "server" or "redis"."""
+        self.topic = topic
+        """The topic, if the name is that of one."""
+        super().__init__(message)
 
 
 class Refused(RequestError):

@@ -248,3 +248,24 @@ async def test_plugins_are_asked_when_a_token_is_minted() -> None:
     assert isinstance(refused, Refusal)
     assert refused.status == 403
     assert refused.reason.startswith("not alice")
+
+
+async def test_authorize_by_pattern_guards_the_topics_below() -> None:
+    """Each pattern asks its own function, and other topics are open."""
+    authorizers = Authorizer.of("p", {"secret": refuse, "secret:*": refuse, "*:staff": refuse_by_raising})
+    gate = open_gate()
+    gate.authorizers = (*authorizers, *Authorizer.of("other", allow))
+
+    refused = {topic: await gate.ask(topic, "alice", LOCAL) is not None for topic in TOPICS}
+    assert refused == {
+        "secret": True,
+        "secret:x": True,
+        "secret:x:y": True,
+        "Secret": False,
+        "secrets": False,
+        "obs:staff": True,
+        "obs": False,
+    }
+
+
+TOPICS = ["secret", "secret:x", "secret:x:y", "Secret", "secrets", "obs:staff", "obs"]

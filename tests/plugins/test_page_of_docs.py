@@ -17,7 +17,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.MULTI
 
 def run(example: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(example, str(PAGE), "exec"), names)
+    exec(compile(example, str(PAGE), "exec", dont_inherit=True), names)
     return names
 
 

@@ -380,9 +380,10 @@ class Tree:
             origins=self.origins,
             operator_token=self.secrets.operator,
             authorizers=[
-                Authorizer(one.name, one.plugin.authorize)
+                authorizer
                 for one in self.plugins.plugins
                 if one.plugin.authorize is not None
+                for authorizer in Authorizer.of(one.name, one.plugin.authorize)
             ],
             up=incarnation.has_redis,
             outer_nursery=self.outer_nursery,

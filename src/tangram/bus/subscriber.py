@@ -182,7 +182,7 @@ class Subscriber(ABC, Generic[StateT]):
 
     async def _handle(self, message: Message) -> None:
         try:
-            payload = message.text
+            payload = message.payload.decode()
         except UnicodeDecodeError as exc:
             log.warning("message is not utf-8", subscriber=self.name, channel=message.channel, cause=str(exc))
             return

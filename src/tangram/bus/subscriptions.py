@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, overload
 
+import msgspec
+import structlog
 import trio
 
-from tangram.errors import BrokerUnavailable
+from tangram.bus.topics import parse_from, parse_to
+from tangram.errors import BadMessage, BrokerUnavailable
 
 __all__ = ["MAX_BYTES", "MAX_MESSAGES", "Message", "Subscription", "SubscriptionSource"]
 
@@ -18,6 +21,16 @@ MAX_MESSAGES: Final = 4096
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Bytes of payload that are kept for a slow consumer; one message of any size is always kept."""
+
+LOG_INTERVAL: Final = 60.0
+"""Seconds between two log lines about messages of one topic and event that cannot be decoded."""
+
+MAX_LOGGED: Final = 1000
+"""Names whose last log line is remembered; a client chooses its events."""
+
+log = structlog.get_logger("tangram.bus")
+
+T = TypeVar("T")
 
 SUBSCRIBE_TIMEOUT: Final = 10.0
 """Seconds that ``async with`` waits for Redis to confirm: a restart or a failover takes less."""
@@ -34,8 +47,57 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The payload as text; raises ``UnicodeDecodeError`` if it is not UTF-8."""
-        return self.payload.decode()
+        """The payload as text; bytes that are not UTF-8 are replaced by ``\ufffd``."""
+        return self.payload.decode(errors="replace")
+
+    @property
+    def topic(self) -> str | None:
+        """The topic: ``secret:x`` of ``from:secret:x:cmd``; None for a name that is not of a topic.
+
+        Compare it before you act on a message. A pattern does not tell topics apart: ``from:secret:*`` also
+        matches the events of the topic ``secret:x``, for which other tokens are given out.
+        """
+        split = parse_to(self.channel.encode()) or parse_from(self.channel.encode())
+        return None if split is None else split[0]
+
+    @property
+    def event(self) -> str | None:
+        """The event: ``cmd`` of ``from:secret:x:cmd``; None for a name that is not of a topic."""
+        split = parse_to(self.channel.encode()) or parse_from(self.channel.encode())
+        return None if split is None else split[1]
+
+    @property
+    def sender(self) -> str:
+        """The origin of the message: "client", "server" or "redis" for a name that is not of a topic."""
+        kind = self.channel.partition(":")[0]
+        return {"from": "client", "to": "server"}.get(kind, "redis") if self.topic is not None else "redis"
+
+    @overload
+    def json(self) -> Any: ...
+    @overload
+    def json(self, type: type[T]) -> T: ...
+    def json(self, type: Any = Any) -> Any:  # noqa: A002 - the same
+        """Return the payload, decoded from JSON.
+
+        Example::
+
+            @dataclass
+            class Ask:
+                name: str
+
+            ask = message.json(Ask)
+
+        Args:
+            type: the expected type: a dataclass, an attrs class, a TypedDict, ``list[int]`` and so on.
+
+        Raises:
+            BadMessage: the payload is not JSON, or does not fit the type.
+        """
+        try:
+            return msgspec.json.decode(self.payload, type=type)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            text = f"message on {self.channel!r}: {error}"
+            raise BadMessage(text, channel=self.channel, sender=self.sender, topic=self.topic) from error
 
 
 class SubscriptionSource(Protocol):
@@ -101,6 +163,7 @@ class Subscription:
         self._added = False
         self._ended = ""
         self._kind = BrokerUnavailable
+        self._logged: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
         self.begin()
@@ -132,6 +195,45 @@ class Subscription:
         message = self._queue.popleft()
         self._bytes -= len(message.payload)
         return message
+
+    @overload
+    def decoded(self) -> AsyncIterator[tuple[Message, Any]]: ...
+    @overload
+    def decoded(self, type: type[T]) -> AsyncIterator[tuple[Message, T]]: ...
+    async def decoded(self, type: Any = Any) -> AsyncIterator[tuple[Message, Any]]:  # noqa: A002 - as in json
+        """Iterate over messages and their payloads, decoded from JSON.
+
+        A message that is not JSON, or does not fit the type, is skipped. The first such message of a topic
+        and event is logged, then at most one a minute.
+
+        Example::
+
+            async for message, ask in messages.decoded(Ask):
+                await state.publish("to:chat:answer", json.dumps({"you": ask.name}))
+
+        Args:
+            type: as for ``Message.json``.
+        """
+        async for message in self:
+            try:
+                value = message.json(type)
+            except BadMessage as error:
+                self._log_bad(message, error)
+                continue
+            yield message, value
+
+    def _log_bad(self, message: Message, error: BadMessage) -> None:
+        now = trio.current_time()
+        if now - self._logged.get(message.channel, -LOG_INTERVAL) >= LOG_INTERVAL:
+            if len(self._logged) >= MAX_LOGGED:
+                self._logged.clear()
+            self._logged[message.channel] = now
+            log.warning(
+                "message dropped",
+                sender=error.sender,
+                topic=error.topic,
+                cause=str(error)[:200],
+            )
 
     def close(self) -> None:
         """End the subscription; its iterators stop. It may be called twice."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hmac
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from fnmatch import fnmatchcase
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import attrs
 import structlog
@@ -64,12 +65,29 @@ class ConnectInfo:
     path: str = ""
 
 
+AuthorizeFunction: TypeAlias = "Callable[[str, str, ConnectInfo], object]"
+
+
 class Authorizer(NamedTuple):
     """The ``authorize`` function of a plugin."""
 
     plugin: str
-    function: Callable[[str, str, ConnectInfo], object]
+    function: AuthorizeFunction
     """``authorize(topic, id, request)``, sync or async: returns None to allow, or a reason to refuse."""
+
+    pattern: str = "*"
+    """The topics for which the function is asked; ``*`` stands for any characters, colons included."""
+
+    @classmethod
+    def of(
+        cls,
+        plugin: str,
+        authorize: AuthorizeFunction | Mapping[str, AuthorizeFunction],
+    ) -> list[Authorizer]:
+        """Return the authorizers of a plugin: one function for all topics, or one for each pattern."""
+        if isinstance(authorize, Mapping):
+            return [cls(plugin, function, pattern) for pattern, function in authorize.items()]
+        return [cls(plugin, authorize)]
 
 
 class Minted(NamedTuple):
@@ -224,6 +242,8 @@ class Gate:
         """Ask all plugins in turn, within one deadline, and return the first refusal or None."""
         deadline = trio.current_time() + self._timeout
         for authorizer in self.authorizers:
+            if not fnmatchcase(topic, authorizer.pattern):
+                continue
             refusal = await self._ask_one(authorizer, topic, id_, info, deadline)
             if refusal is not None:
                 return refusal
@@ -232,7 +252,7 @@ class Gate:
     async def _ask_one(
         self, authorizer: Authorizer, topic: str, id_: str, info: ConnectInfo, deadline: float
     ) -> Refusal | None:
-        plugin, function = authorizer
+        plugin, function, _ = authorizer
         answer: object = UNAVAILABLE
         with trio.CancelScope(deadline=deadline) as limit:
             try:

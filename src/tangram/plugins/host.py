@@ -19,6 +19,8 @@ import structlog
 import trio
 
 from tangram.bus.subscriber import service_nursery
+from tangram.errors import BadMessage
+from tangram.groups import all_leaves_are, first_leaf
 from tangram.plugin_exit import exits_are_crashes
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.service import Service
@@ -210,17 +212,10 @@ class PluginHost:
         async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             if service.restart == "temporary":
                 self._temporary_started.add(service.name)
+            status = StartedOnce(task_status)
             with exits_are_crashes():
-                if service.threaded:
-                    task_status.started()
-                    await run_sync_in_thread(
-                        service.function,
-                        state,
-                        name=f"{self.name}/{service.name}",
-                        stop_timeout=service.stop_timeout,
-                    )
-                else:
-                    await self.call_service(service, state, task_status)
+                while await self._is_ended_by_message(service, state, status):
+                    await trio.lowlevel.checkpoint()
 
         return Child(
             service.name,
@@ -229,6 +224,48 @@ class PluginHost:
             start_timeout=service.start_timeout,
             stop_timeout=service.stop_timeout,
         )
+
+    async def _is_ended_by_message(self, service: Service, state: BackendState, status: StartedOnce) -> bool:
+        """Run a service; return whether a message that it could not read has ended it."""
+        try:
+            if service.threaded:
+                status.started()
+                await run_sync_in_thread(
+                    service.function,
+                    state,
+                    name=f"{self.name}/{service.name}",
+                    stop_timeout=service.stop_timeout,
+                )
+            else:
+                await self.call_service(service, state, status)
+        except Exception as error:
+            bad = first_leaf(error)
+            if not isinstance(bad, BadMessage) or not all_leaves_are(error, BadMessage):
+                raise
+            log.warning(
+                "message dropped",
+                plugin=self.name,
+                service=service.name,
+                sender=bad.sender,
+                topic=bad.topic,
+                cause=str(bad)[:200],
+            )
+            return True
+        return False
+
+
+class StartedOnce:
+    """A task status for several runs of one function: only the first ``started`` counts."""
+
+    def __init__(self, inner: trio.TaskStatus[None]) -> None:
+        self._inner = inner
+        self._called = False
+
+    def started(self, value: None = None) -> None:
+        """Report the start."""
+        if not self._called:
+            self._called = True
+            self._inner.started(value)
 
 
 async def _run_async(service: Service, state: BackendState, task_status: trio.TaskStatus[None]) -> None:

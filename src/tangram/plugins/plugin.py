@@ -82,8 +82,12 @@ class Plugin:
     """Takes the validated configuration and returns a ``frontend_config_class``."""
     lifespan: Lifespan | None = None
     """Entered before the services start, left after they have stopped."""
-    authorize: Authorize | None = None
-    """Decides which clients may join a topic of this plugin."""
+    authorize: Authorize | Mapping[str, Authorize] | None = None
+    """Decides which clients may join a topic: a function for all topics, or functions by pattern.
+
+    ``{"secret": check, "secret:*": check}`` guards ``secret`` and all topics below it. If several patterns
+    match a topic, all of their functions are asked. A topic that no pattern matches may be joined.
+    """
     get_typer: Callable[[], Any] | None = None
     """Returns the plugin's command-line application."""
 
