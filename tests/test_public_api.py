@@ -34,7 +34,7 @@ def test_type_checkers_see_the_same_names() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     """A misspelt name fails as on any other module."""
     with pytest.raises(AttributeError, match="no attribute 'Plugn'"):
-        tangram.Plugn  # noqa: B018
+        tangram.Plugn  # noqa: B018 - the access raises
 
 
 @pytest.mark.slow

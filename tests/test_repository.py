@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -98,3 +99,46 @@ def test_links_of_the_pages_lead_somewhere() -> None:
             if not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")  # noqa: PERF401 - two loops read better
     assert not broken
+
+
+def constants(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the constants of a module with their annotations."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign):
+            names, annotation = [one.id for one in node.targets if isinstance(one, ast.Name)], ""
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names, annotation = [node.target.id], ast.unparse(node.annotation)
+        else:
+            continue
+        yield from ((name, annotation) for name in names if re.fullmatch(r"_?[A-Z][A-Z0-9_]+", name))
+
+
+def test_constants_are_final() -> None:
+    """A module-level name in capitals is annotated with Final, so that no code assigns to it."""
+    assert not [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources()
+        if path.is_relative_to(ROOT / "src")
+        for name, annotation in constants(path)
+        if not re.search(r"\b(Final|TypeAlias)\b", annotation)
+    ]
+
+
+def comments(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        yield from (
+            token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT
+        )
+
+
+def test_each_noqa_has_a_reason() -> None:
+    """A suppressed rule is named, and the reason follows " - "."""
+    good = re.compile(r"noqa: [A-Z]+\d+(, ?[A-Z]+\d+)* - \S")
+
+    assert not [
+        f"{path.relative_to(ROOT)}: {comment}"
+        for path in sources()
+        if "noqa" in path.read_text()
+        for comment in comments(path)
+        if re.search(r"#\s*noqa", comment) and not good.search(comment)
+    ]

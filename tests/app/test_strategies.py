@@ -49,7 +49,7 @@ def started(running: RunningTangram, after: int) -> list[str]:
 async def until(condition: Callable[[], bool]) -> None:
     """Poll until a condition holds that no event reports."""
     with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.01)
 
 

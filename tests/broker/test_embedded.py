@@ -74,7 +74,7 @@ def alive(pid: int) -> bool:
 
 async def gone(pid: int, seconds: float = 5.0) -> bool:
     with trio.move_on_after(seconds):
-        while alive(pid):  # noqa: ASYNC110
+        while alive(pid):  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.01)
         return True
     return False
@@ -204,7 +204,7 @@ async def test_a_port_taken_between_two_runs_is_reported() -> None:
             await trio.sleep(0.2)
             thief.close()
             with trio.fail_after(5):
-                while not broker.statistics().up:  # noqa: ASYNC110
+                while not broker.statistics().up:  # noqa: ASYNC110 - there is no event to wait for
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
@@ -365,7 +365,7 @@ async def test_a_kill_during_the_start_leaves_no_process(seed: int, tmp_path: Pa
     parent = start_parent(code)
     try:
         with trio.move_on_after(10):
-            while not servers_of(parent.pid):  # noqa: ASYNC110
+            while not servers_of(parent.pid):  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.0005)
         await trio.sleep(seed * 0.003)
     finally:
@@ -382,7 +382,7 @@ async def test_a_kill_during_the_start_leaves_no_process(seed: int, tmp_path: Pa
         ]
 
     with trio.move_on_after(5):
-        while left():  # noqa: ASYNC110
+        while left():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.02)
     assert left() == []
 

@@ -17,7 +17,7 @@ from tests.broker.fakes import CERT, FakeRedis, healthy, server_context
 async def until(condition: object) -> None:
     assert callable(condition)
     with trio.fail_after(30):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.05)
 
 

@@ -46,7 +46,7 @@ async def run(code: str, *, patience: float = 5.0) -> tuple[list[str], bool]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run_output)
         with trio.move_on_after(10):
-            while "ready" not in lines and server.running:  # noqa: ASYNC110
+            while "ready" not in lines and server.running:  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.01)
         gentle = await server.stop(patience)
         assert not server.running

@@ -402,7 +402,7 @@ def attempt(tables: dict[str, object]) -> tuple[LoadedConfig | None, tuple[Fault
     try:
         return _build(tables, None), ()
     except ConfigError as error:
-        assert error.faults, error  # noqa: PT017 (what is in it is the caller's question)
+        assert error.faults, error  # noqa: PT017 - the caller looks at the faults
         return None, error.faults
 
 

@@ -171,7 +171,7 @@ def test_processes_that_start_together_get_one_secret(tmp_path: Path) -> None:
 
     assert len(secrets) == 8
     assert len(set(secrets)) == 1
-    assert os.listdir(tmp_path) == ["s"]  # noqa: PTH208 (names alone)
+    assert os.listdir(tmp_path) == ["s"]  # noqa: PTH208 - names alone
 
 
 def test_the_cache_folder_is_not_created(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ async def test_new_limits_hold_from_now_on(autojump_clock: object) -> None:
             mark = len(supervised.events)
             crash.set()
             crash = trio.Event()
-            while not any(event.kind == "started" for event in supervised.events[mark:]):  # noqa: ASYNC110
+            while not any(event.kind == "started" for event in supervised.events[mark:]):  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.5)
         delays = [event.delay for event in supervised.events if event.kind == "restarting"]
         began = trio.current_time()

@@ -81,7 +81,7 @@ def test_misuse_is_an_error_with_advice() -> None:
 
 def test_a_listener_on_its_port_breaks_an_invariant() -> None:
     """A listener on its port after its end is a leak of the test."""
-    with socket.socket() as stranger, pytest.raises(InvariantBroken, match="nothing_left"):  # noqa: PT012
+    with socket.socket() as stranger, pytest.raises(InvariantBroken, match="nothing_left"):  # noqa: PT012 - the block must raise as a whole
         with open_broker(start=False) as broker:
             stranger.bind(("127.0.0.1", broker.port))
             stranger.listen()

@@ -36,7 +36,7 @@ def plant_order(monkeypatch: pytest.MonkeyPatch, when: Callable[[Decider], bool]
 
     def planted(self: Decider, now: float) -> None:
         greatest: Any = builtins.max
-        least: Any = lambda *these: min(*these) if len(these) == 1 else greatest(*these)  # noqa: E731
+        least: Any = lambda *these: min(*these) if len(these) == 1 else greatest(*these)  # noqa: E731 - a function is too long for the example
         monkeypatch.setattr(decide, "max", least if when(self) else greatest, raising=False)
         settle(self, now)
 

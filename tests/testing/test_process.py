@@ -125,7 +125,7 @@ async def test_a_port_left_open_is_reported(tmp_path: Path) -> None:
     """A listener that outlives the process is a leak; an older one is not."""
     home = Program(tmp_path, "import time; print('up'); time.sleep(600)")
     with socket.socket() as other:
-        with pytest.raises(InvariantBroken, match="somebody listens at its port"):  # noqa: PT012
+        with pytest.raises(InvariantBroken, match="somebody listens at its port"):  # noqa: PT012 - the block must raise as a whole
             async with open_process(home) as server:
                 await server.wait_line("up")
                 other.bind(("127.0.0.1", home.port))

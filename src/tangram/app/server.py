@@ -72,7 +72,7 @@ class Boot:
     """Whether to handle INT, TERM and HUP; only in the main thread of a process that runs only the server."""
     on_first_ready: Callable[[], None] = lambda: None
     """Called when every part is up for the first time."""
-    on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005
+    on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005 - the signature of a callback
     """Called when the stop begins: ``on_stopping(shutdown_timeout, asked_for=...)``. A signal handler calls
     it too, in the middle of running code; the first call counts."""
     on_repeat: Callable[[], None] = lambda: None

@@ -125,7 +125,7 @@ class RedisClient(Facade):
         """
         return await self._current_bus().publish(_encoded(channel), _encoded(message))
 
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:  # noqa: ARG002
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:  # noqa: ARG002 - the signature of the replaced method
         """Return a pipeline, whose commands are sent together.
 
         For example::

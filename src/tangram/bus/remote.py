@@ -162,7 +162,7 @@ class RemoteIterator:
         await self._remote._clean_up(lambda made: made.aclose())  # noqa: SLF001 - its own part
 
 
-END = object()
+END: Final = object()
 
 
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:

@@ -283,4 +283,4 @@ class Subscription:
             self._added = True
 
 
-CLOSED = "closed"
+CLOSED: Final = "closed"

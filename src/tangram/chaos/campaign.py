@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
@@ -24,16 +24,16 @@ from tangram.testing.run.setup import configure
 
 __all__ = ["Campaign", "own_config", "run_campaign"]
 
-REST = (0.05, 0.3)
+REST: Final = (0.05, 0.3)
 """Seconds between two faults."""
 
-REST_SECONDS = 30.0
+REST_SECONDS: Final = 30.0
 """Seconds for everything to be up again at the end."""
 
-LONGEST_BACKOFF = 0.1
+LONGEST_BACKOFF: Final = 0.1
 """Seconds of the longest back-off, where no shorter one is configured."""
 
-UNLIMITED = 1_000_000
+UNLIMITED: Final = 1_000_000
 """Restart budget: a campaign tests how the server heals, not when it gives up."""
 
 

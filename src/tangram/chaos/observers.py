@@ -16,6 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Final
 
 import attrs
 import trio
@@ -31,7 +32,7 @@ from tangram.testing.run.server import RunningTangram
 
 __all__ = ["OBSERVED_INVARIANTS", "Observations", "open_observers"]
 
-OBSERVED_INVARIANTS = (
+OBSERVED_INVARIANTS: Final = (
     "no_connection_refused",
     "messages_in_order",
     "memory_per_slow_client",
@@ -40,43 +41,43 @@ OBSERVED_INVARIANTS = (
 )
 """Invariants that are judged by these observations."""
 
-EVERY = 0.02
+EVERY: Final = 0.02
 """Seconds between two connections, and between two messages."""
 
-PATIENT_EVERY = 0.5
+PATIENT_EVERY: Final = 0.5
 """Seconds between two connections while the web child is down.
 
 The kernel queues a few thousand connections: enough for a plugin that takes its whole start time, and
 no more.
 """
 
-TRY_AGAIN = 0.1
+TRY_AGAIN: Final = 0.1
 """Seconds until a client that was closed connects again."""
 
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS: Final = 2.0
 """Seconds within which the client that does not read has its upgrade; else it connects again."""
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS: Final = 5.0
 """Seconds within which a connection is made.
 
 The kernel makes it without the server. Where its queue is full, the client asks again after 1 s, and
 after 2 s more.
 """
 
-HEARD_SECONDS = 30.0
+HEARD_SECONDS: Final = 30.0
 """Seconds within which a browser is back once everything is up.
 
 This is the longest back-off and the third delay of a rejoin, and some more for a slow machine.
 """
 
-TOPIC = "tangram-chaos"
-BUSY = "tangram-chaos-busy"
+TOPIC: Final = "tangram-chaos"
+BUSY: Final = "tangram-chaos-busy"
 """Topic of so many messages that a client that does not read falls behind."""
 
-FILLER = '"' + "x" * 16 * 1024 + '"'
+FILLER: Final = '"' + "x" * 16 * 1024 + '"'
 """A message on the busy topic: some twenty fill the kernel's buffers and the outbox."""
 
-BESIDE = 2 * 64 * 1024
+BESIDE: Final = 2 * 64 * 1024
 """Bytes that may wait beyond ``max_backlog``: the message in flight and the next, of those that the kit
 sends.
 """

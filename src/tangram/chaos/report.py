@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 __all__ = ["render_html"]
 
-WIDTH = 1100
-LEFT = 220
-LANE = 26
-DOT = 14
+WIDTH: Final = 1100
+LEFT: Final = 220
+LANE: Final = 26
+DOT: Final = 14
 """Pixels between two fault numbers in one row, so that both are legible."""
 
-TOP = 24
+TOP: Final = 24
 """Pixels above the first row of numbers."""
 
-ROWS = 5
+ROWS: Final = 5
 """Rows of numbers, at most: where more faults strike at once, numbers overlap."""
 
-_STYLE = """
+_STYLE: Final = """
 body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1340px;padding:0 1rem}
 body{color:#1d2433;background:#fbfbfd}
 h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.05rem;margin:1.8rem 0 .5rem}

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import attrs
 import trio
@@ -58,34 +58,34 @@ Script = tuple[tuple[float, str], ...]
 between them.
 """
 
-SIMULATED = sorted(name for name, one in FAULTS.items() if one.on == "anything")
+SIMULATED: Final = sorted(name for name, one in FAULTS.items() if one.on == "anything")
 """Faults that do not need real time."""
 
-LONGEST_PAUSE = 2.0
-MOST_FAULTS = 6
-STORM = 10
+LONGEST_PAUSE: Final = 2.0
+MOST_FAULTS: Final = 6
+STORM: Final = 10
 """Crashes in a row that reach the longest back-off: 50 ms doubled to 5 s takes eight."""
-CRASHES = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
+CRASHES: Final = ("crash_bus", "crash_channels", "crash_plugin", "crash_web")
 
-BESIDE = (*CRASHES, "browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
+BESIDE: Final = (*CRASHES, "browser_reset", "browser_half_frame", "slow_browser", "upgrade_with_extra_byte")
 """Faults that may strike together with a crash.
 
 These are crashes, of which each counts, and faults without a promise that a crash would break.
 """
 
-CHECKS = (*CHEAP, "comes_to_rest")
+CHECKS: Final = (*CHEAP, "comes_to_rest")
 """Invariants judged when the server has ended; those of the observers are judged before."""
 
-FORGIVEN = frozenset({"ends_as_promised", "faults_are_counted"})
+FORGIVEN: Final = frozenset({"ends_as_promised", "faults_are_counted"})
 """Invariants that a server cannot keep when it gives up in the middle of a fault.
 
 After a quarantine nothing is forgiven.
 """
 
-LOOK_EVERY = 0.1
+LOOK_EVERY: Final = 0.1
 """Virtual seconds between two connections, and between two messages, of the observers."""
 
-EXPECTED: tuple[str, ...] = (
+EXPECTED: Final[tuple[str, ...]] = (
     *SUPERVISION,
     "two faults at once",
     "a browser got messages",
@@ -285,7 +285,7 @@ def shrink(script: Script, fails: Callable[[Script], bool]) -> Script:
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    return kept(find(keep, lambda choice: fails(kept(choice)), settings=quick, random=random.Random(0)))  # noqa: S311
+    return kept(find(keep, lambda choice: fails(kept(choice)), settings=quick, random=random.Random(0)))  # noqa: S311 - not used for secrets
 
 
 @attrs.define

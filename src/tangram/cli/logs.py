@@ -23,7 +23,7 @@ __all__ = ["LogFormat", "configure_logging", "redact"]
 LogFormat = Literal["console", "json"]
 
 _SECRET_KEY: Final = re.compile(r"token|secret|password|authorization", re.IGNORECASE)
-_JWT = re.compile(r"(eyJ[\w-]+\.[\w-]+\.)[\w-]+")
+_JWT: Final = re.compile(r"(eyJ[\w-]+\.[\w-]+\.)[\w-]+")
 
 
 def _hidden(value: object) -> object:
@@ -48,7 +48,7 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
-_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+_LEVELS: Final = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
 _LEVELS["exception"] = logging.ERROR
 
 

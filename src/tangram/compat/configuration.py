@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
 
@@ -68,7 +68,7 @@ MapStyle: TypeAlias = str | dict[str, Any]
 StrOrPathLike: TypeAlias = str | os.PathLike[str]
 FrontendData: TypeAlias = dict[str, Any]
 
-VOYAGER = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
+VOYAGER: Final = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
 
 
 class FrontendMutable(NativeMutable):
@@ -278,7 +278,10 @@ def copy_of(config: NativeConfig) -> Config:
     return made
 
 
-_CLASSES: Mapping[str, type[Any]] = {"AdaptiveTheme": AdaptiveTheme, "ThemeDefinition": ThemeDefinition}
+_CLASSES: Final[Mapping[str, type[Any]]] = {
+    "AdaptiveTheme": AdaptiveTheme,
+    "ThemeDefinition": ThemeDefinition,
+}
 
 
 def _copy(cls: type[T], native: Any) -> T:

@@ -59,7 +59,7 @@ It is notified by ``receive`` meanwhile. Dropped messages yield to the loop; an 
 generator at its ``yield``, where it misses its clean-up, instead of at its ``await``.
 """
 
-_CLOSED = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+_CLOSED: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """Exceptions of an engine whose client has left."""
 
 

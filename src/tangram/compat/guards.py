@@ -15,7 +15,7 @@ import signal
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -23,10 +23,10 @@ __all__ = ["Owner", "close_opened", "guard_loop", "release_loop"]
 
 log = structlog.get_logger("tangram.compat")
 
-SERVER_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+SERVER_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Signals that the server itself handles."""
 
-_MAKERS = (
+_MAKERS: Final = (
     "_make_socket_transport",
     "_make_ssl_transport",
     "_make_datagram_transport",

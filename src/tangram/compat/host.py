@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IslandHost", "run_shared_island"]
 
-LIFESPAN_SECONDS = 5.0
+LIFESPAN_SECONDS: Final = 5.0
 """Seconds for a lifespan to end after it was cancelled.
 
 The host cuts this short where the plugin's stop time is used up.

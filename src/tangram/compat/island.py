@@ -16,7 +16,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import AsyncGeneratorType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import structlog
 import trio
@@ -33,22 +33,22 @@ __all__ = ["CLOSE_SECONDS", "Island", "IslandClosed", "Resident", "open_island"]
 
 log = structlog.get_logger("tangram.compat")
 
-STOP_SECONDS = 2.0
+STOP_SECONDS: Final = 2.0
 """Seconds for a cancelled task to end, unless the caller passes another value; meant for requests."""
-CLOSE_SECONDS = 1.0
+CLOSE_SECONDS: Final = 1.0
 """Seconds for tasks that outlived their plugin to end, and the same again for its clients to close."""
-LEAST_SECONDS = 0.2
+LEAST_SECONDS: Final = 0.2
 """Seconds that each of these gets even when the plugin's stop time is used up."""
-SECOND_CANCEL = 1.0
+SECOND_CANCEL: Final = 1.0
 """Seconds after which a task is cancelled again, because it may have lost the first cancellation by mistake.
 
 A shorter time would interrupt clean-ups.
 """
-SHARE = 0.8
+SHARE: Final = 0.8
 """Share of a child's stop time that its asyncio task gets: the child has to end within the whole of it."""
-THREADS = 40
+THREADS: Final = 40
 """Concurrent calls of ``run_in_executor`` on one island; the number that FastAPI allows, too."""
-THREAD_SECONDS = 1.0
+THREAD_SECONDS: Final = 1.0
 """Seconds for a thread of the executor to end when its island closes; it is abandoned after that."""
 
 

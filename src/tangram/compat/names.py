@@ -14,6 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Final
 
 import structlog
 
@@ -21,14 +22,14 @@ __all__ = ["answer_imports", "has_fastapi", "is_answered", "withdraw_imports"]
 
 log = structlog.get_logger("tangram.compat")
 
-CORE: Mapping[str, str] = {
+CORE: Final[Mapping[str, str]] = {
     "tangram_core": "tangram.compat.core",
     "tangram_core.backend": "tangram.compat.core.backend",
     "tangram_core.config": "tangram.compat.configuration",
     "tangram_core.plugin": "tangram.compat.core.plugin",
     "tangram_core.redis": "tangram.compat.core.redis",
 }
-BARE: Mapping[str, str] = {
+BARE: Final[Mapping[str, str]] = {
     "fastapi": "tangram.compat.bare",
     "fastapi.exceptions": "tangram.compat.bare.exceptions",
     "fastapi.params": "tangram.compat.bare.params",
@@ -62,7 +63,7 @@ class _Finder(MetaPathFinder):
         self,
         fullname: str,
         path: Sequence[str] | None,  # noqa: ARG002 - the protocol's signature
-        target: ModuleType | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002 - the signature of the replaced method
     ) -> ModuleSpec | None:
         root = fullname.partition(".")[0]
         if root not in self._roots:
@@ -106,7 +107,7 @@ def has_fastapi() -> bool:
 
 def withdraw_imports() -> None:
     """Undo `answer_imports`: for tests."""
-    global _finder  # noqa: PLW0603
+    global _finder  # noqa: PLW0603 - set once for the process
     if _finder is None:
         return
     sys.meta_path.remove(_finder)
@@ -117,4 +118,4 @@ def withdraw_imports() -> None:
 
 def is_answered(name: str) -> bool:
     """Return whether ``import name`` is answered with a module of tangram's."""
-    return _finder is not None and name in _finder._answers  # noqa: SLF001
+    return _finder is not None and name in _finder._answers  # noqa: SLF001 - there is no public name

@@ -20,19 +20,19 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from types import BuiltinFunctionType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 __all__ = ["patch_asyncio", "patch_extensions", "wait_for"]
 
 T = TypeVar("T")
 
-_ALREADY_SET_UP = (
+_ALREADY_SET_UP: Final = (
     "global default trace dispatcher has already been set",
     "logging system was already initialized",
 )
 """The messages of Rust's crates ``tracing`` and ``log`` for a second set-up."""
 
-_ANSWERED = ("get_running_loop", "_get_running_loop", "get_event_loop", "current_task")
+_ANSWERED: Final = ("get_running_loop", "_get_running_loop", "get_event_loop", "current_task")
 
 
 async def wait_for(fut: Awaitable[T], timeout: float | None) -> T:

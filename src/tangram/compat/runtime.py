@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import structlog
 
@@ -31,7 +31,7 @@ __all__ = ["Runtime"]
 
 log = structlog.get_logger("tangram.compat")
 
-JOIN_SECONDS = 5.0
+JOIN_SECONDS: Final = 5.0
 """Seconds for the server's thread to end after it has reported its end; it takes microseconds."""
 
 
@@ -101,7 +101,7 @@ class Runtime:
             await asyncio.wait({started, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not started.done():
                 status = ended.result()  # raises the exception of the server, if there is one
-                raise RuntimeError(f"the server did not start, status {status}: the log tells why")  # noqa: TRY301
+                raise RuntimeError(f"the server did not start, status {status}: the log tells why")  # noqa: TRY301 - the caller in this function handles it
         except BaseException:
             await self.stop()
             raise

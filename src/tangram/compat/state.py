@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tangram.plugins.state import BackendState as SharedState
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["STATE", "BackendState", "open_http_client", "open_redis_client"]
 
-STATE = "backend_state"
+STATE: Final = "backend_state"
 """The attribute of a plugin's application with the state: ``request.app.state.backend_state``."""
 
-_HIDDEN = frozenset({"subscribe", "aclose"})
+_HIDDEN: Final = frozenset({"subscribe", "aclose"})
 """Attributes of the shared state that await on Trio, and would fail on an asyncio loop."""
 
 
@@ -113,7 +113,7 @@ def open_http_client() -> httpx.AsyncClient:
             "http_client needs httpx, which is not installed: pip install 'tangram-trio[http]'"
         ) from None
     try:
-        import h2  # noqa: F401
+        import h2  # noqa: F401 - only asks whether it is installed
     except ImportError:
         return httpx.AsyncClient()
     return httpx.AsyncClient(http2=True)

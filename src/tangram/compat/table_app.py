@@ -6,7 +6,7 @@ Its table of routes is that of native plugins, with every async function of a ha
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
@@ -131,7 +131,7 @@ class TableApp:
         return called
 
 
-_END: Any = object()
+_END: Final[Any] = object()
 
 
 async def _next(iterator: Any) -> Any:

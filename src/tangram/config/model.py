@@ -14,7 +14,7 @@ Objects are frozen. Seconds are ``float``, sizes are ``int`` bytes, unless a doc
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import attrs
 from attrs import validators as v
@@ -40,18 +40,18 @@ __all__ = [
     "ThemeDefinition",
 ]
 
-DEFAULT_STYLE = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
+DEFAULT_STYLE: Final = "https://basemaps.cartocdn.com/gl/voyager-gl-style/style.json"
 """The default map style; the published server's."""
 
 
 MapStyle = str | Mapping[str, Any]
 """A style's URL, its id or name, or the style itself (a MapLibre style object)."""
 
-SECRET: Mapping[str, object] = MappingProxyType({"secret": True})
-_THEME = MappingProxyType({"tangram_mutable": True, "tangram_widget": "theme-settings"})
-_STYLE = MappingProxyType({"tangram_mutable": True, "tangram_widget": "map-settings"})
-_MUTABLE = MappingProxyType({"tangram_mutable": True})
-_COLOR = MappingProxyType({"tangram_mutable": True, "tangram_kind": "color"})
+SECRET: Final[Mapping[str, object]] = MappingProxyType({"secret": True})
+_THEME: Final = MappingProxyType({"tangram_mutable": True, "tangram_widget": "theme-settings"})
+_STYLE: Final = MappingProxyType({"tangram_mutable": True, "tangram_widget": "map-settings"})
+_MUTABLE: Final = MappingProxyType({"tangram_mutable": True})
+_COLOR: Final = MappingProxyType({"tangram_mutable": True, "tangram_kind": "color"})
 
 
 @attrs.frozen(kw_only=True)

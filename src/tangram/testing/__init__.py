@@ -14,7 +14,7 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tangram.testing.checks.invariants import INVARIANTS, Evidence, InvariantBroken, check
@@ -80,7 +80,7 @@ __all__ = [
     "sometimes",
 ]
 
-_MODULES = {
+_MODULES: Final = {
     "run.brokers": ("RealBroker", "open_broker"),
     "faults.catalogue": ("FAULTS", "Chaos"),
     "injection.child_faults": ("FaultPorts", "InjectedFault", "NothingToStrike"),
@@ -96,7 +96,7 @@ _MODULES = {
     "run.supervised": ("Supervised", "open_supervised"),
     "run.transport": ("FakeBus", "RunningEngine", "RunningTransport", "open_engine", "open_transport"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

@@ -16,19 +16,19 @@ from tangram.testing.run.server import CHEAP, RunningTangram, TangramEnded, open
 
 __all__ = ["check_plugin"]
 
-START_SECONDS = 15.0
+START_SECONDS: Final = 15.0
 """Seconds for the plugin's start: while it starts again, requests to it wait."""
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS: Final = 5.0
 """Seconds for a route to begin its answer."""
 
-RESTARTS = 3
+RESTARTS: Final = 3
 """Restarts after which a leak at each of them is visible."""
 
-ENDS_WELL = frozenset({"returned", "returned before its start"})
+ENDS_WELL: Final = frozenset({"returned", "returned before its start"})
 """Causes of a stop without an exception: the service has done its work, or had nothing to do."""
 
-CHECKS = (*CHEAP, "nobody_is_stubborn", "comes_to_rest")
+CHECKS: Final = (*CHEAP, "nobody_is_stubborn", "comes_to_rest")
 
 
 _IN_CHAOS: Final = frozenset({"Broker", "Transport", "check_broker", "check_transport", "transport_of"})

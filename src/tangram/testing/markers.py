@@ -9,19 +9,19 @@ import inspect
 import unittest
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pytest
 
 __all__ = ["Wanted", "check_markers", "is_async", "is_repeated", "runs_on_pytest_trio", "wanted"]
 
-_FIXTURES = frozenset({"tangram", "tangram_socket", "chaos"})
+_FIXTURES: Final = frozenset({"tangram", "tangram_socket", "chaos"})
 
-_CLOCKS = frozenset({"autojump_clock", "mock_clock"})
+_CLOCKS: Final = frozenset({"autojump_clock", "mock_clock"})
 """Fixtures of pytest-trio that give the test's loop a virtual clock."""
 
-_LACKING = (
+_LACKING: Final = (
     "@{name} over this test does nothing, for the test has no server: it must take the fixture 'tangram', as "
     "an argument or by @pytest.mark.usefixtures('tangram')"
 )

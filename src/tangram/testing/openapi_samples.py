@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import attrs
 
 __all__ = ["SampleRequest", "requests_of", "sample_of"]
 
-METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
+METHODS: Final = ("get", "head", "post", "put", "patch", "delete", "options")
 
-DEEPEST = 8
+DEEPEST: Final = 8
 """Depth at which a recursive schema is cut."""
 
-_FORMATS = {
+_FORMATS: Final = {
     "date": "2026-01-31",
     "date-time": "2026-01-31T12:00:00Z",
     "time": "12:00:00",

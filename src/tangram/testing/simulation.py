@@ -6,8 +6,9 @@ place: the kit does not import ``tangram.chaos``, which is built on the kit.
 
 import os
 import sys
+from typing import Final
 
-_NEW = "tangram.chaos.simulation"
+_NEW: Final = "tangram.chaos.simulation"
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import msgspec
@@ -24,7 +24,7 @@ __all__ = ["FrontendChannelConfig", "FrontendConfig", "FrontendCoreConfig", "Man
 
 log = structlog.get_logger("tangram.web")
 
-_THEME = {"tangram_mutable": True, "tangram_widget": "theme-settings"}
+_THEME: Final = {"tangram_mutable": True, "tangram_widget": "theme-settings"}
 
 
 @attrs.frozen(kw_only=True)

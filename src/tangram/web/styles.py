@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tangram.config.model import DEFAULT_STYLE, MapStyle, ThemeDefinition
 
 __all__ = ["DEFAULT_THEMES", "default_styles", "merge_styles"]
 
-DEFAULT_THEMES = (
+DEFAULT_THEMES: Final = (
     ThemeDefinition(
         name="light",
         background="#ffffff",
@@ -40,9 +40,9 @@ DEFAULT_THEMES = (
     ),
 )
 
-_CARTO = "https://basemaps.cartocdn.com/gl/{}-gl-style/style.json"
+_CARTO: Final = "https://basemaps.cartocdn.com/gl/{}-gl-style/style.json"
 # It needs no service and no key, so the map shows something without internet access.
-_RADAR: Mapping[str, Any] = {
+_RADAR: Final[Mapping[str, Any]] = {
     "version": 8,
     "name": "Radar Dark",
     "id": "radar-dark",

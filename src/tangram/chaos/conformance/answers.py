@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import attrs
 import hiredis
@@ -12,16 +13,16 @@ from tangram.bus.resp import pack
 
 __all__ = ["GARBAGE", "SCRIPTS", "Error", "Talk", "check_answers"]
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS: Final = 5.0
 """Seconds for one answer; the broker is on this machine, and sends a megabyte at most."""
 
-LATE_SECONDS = 4
+LATE_SECONDS: Final = 4
 """Tolerance for expiry times: less than the shortest one that is set."""
 
-EXPIRE_SECONDS = 0.05
+EXPIRE_SECONDS: Final = 0.05
 """Seconds after which a key that lasts 20 ms has expired."""
 
-GARBAGE = (
+GARBAGE: Final = (
     b"*1\r\n*1\r\n$4\r\nPING\r\n",
     b"*nonsense\r\n",
     b"*1\r\n$-1\r\n",
@@ -40,9 +41,9 @@ class Error:
     text: str = "ERR "
 
 
-WRONG = Error("WRONGTYPE ")
-NOT_HERE = Error("ERR Can't execute")
-NO_INTEGER = Error("ERR value is not an integer")
+WRONG: Final = Error("WRONGTYPE ")
+NOT_HERE: Final = Error("ERR Can't execute")
+NO_INTEGER: Final = Error("ERR value is not an integer")
 
 
 @attrs.frozen
@@ -54,7 +55,7 @@ class About:
 
 Script = tuple[tuple[str, object], ...]
 
-STRINGS: Script = (
+STRINGS: Final[Script] = (
     ("SET k v", b"OK"),
     ("set k w NX", None),
     ("GET k", b"v"),
@@ -86,7 +87,7 @@ STRINGS: Script = (
     ("LPUSH k x", WRONG),
 )
 
-ENDS: Script = (
+ENDS: Final[Script] = (
     ("SET k v EX 10", b"OK"),
     ("TTL k", About(10)),
     ("SET k v KEEPTTL", b"OK"),
@@ -109,7 +110,7 @@ ENDS: Script = (
     ("SETEX k 0 v", Error("ERR invalid expire")),
 )
 
-HASHES: Script = (
+HASHES: Final[Script] = (
     ("HSET h a 1 b 2", 2),
     ("HSET h a 3", 0),
     ("HSET h a", Error("ERR wrong number of arguments")),
@@ -128,7 +129,7 @@ HASHES: Script = (
     ("HGET h a", WRONG),
 )
 
-LISTS: Script = (
+LISTS: Final[Script] = (
     ("RPUSH l a b c", 3),
     ("LPUSH l z y", 5),
     ("LRANGE l 0 -1", [b"y", b"z", b"a", b"b", b"c"]),
@@ -149,7 +150,7 @@ LISTS: Script = (
     ("SADD l a", WRONG),
 )
 
-SETS: Script = (
+SETS: Final[Script] = (
     ("SADD s a b a", 2),
     ("SADD s a", 0),
     ("SISMEMBER s a", 1),
@@ -162,7 +163,7 @@ SETS: Script = (
     ("SMEMBERS s", []),
 )
 
-GLOBS: Script = (
+GLOBS: Final[Script] = (
     ("MSET aa 1 ab 1 a^ 1 a* 1 b 1", b"OK"),
     ("KEYS b", [b"b"]),
     ("KEYS a[^ab*]", [b"a^"]),
@@ -173,7 +174,7 @@ GLOBS: Script = (
     ("KEYS ab*", [b"ab"]),
 )
 
-SUBSCRIPTIONS: Script = (
+SUBSCRIPTIONS: Final[Script] = (
     ("UNSUBSCRIBE", [b"unsubscribe", None, 0]),
     ("PUNSUBSCRIBE x", [b"punsubscribe", b"x", 0]),
     ("SUBSCRIBE a", [b"subscribe", b"a", 1]),
@@ -193,7 +194,7 @@ SUBSCRIPTIONS: Script = (
     ("GET k", None),
 )
 
-CONNECTIONS: Script = (
+CONNECTIONS: Final[Script] = (
     ("PING", b"PONG"),
     ("PING hello", b"hello"),
     ("ECHO hello", b"hello"),
@@ -211,7 +212,7 @@ CONNECTIONS: Script = (
     ("CLIENT GETNAME", b"me"),
 )
 
-TRANSACTIONS: Script = (
+TRANSACTIONS: Final[Script] = (
     ("MULTI", b"OK"),
     ("SET a 1", b"QUEUED"),
     ("LPUSH a 1", b"QUEUED"),
@@ -235,7 +236,7 @@ TRANSACTIONS: Script = (
     ("DISCARD", b"OK"),
 )
 
-SCRIPTS: dict[str, Script] = {
+SCRIPTS: Final[dict[str, Script]] = {
     "strings": STRINGS,
     "ends": ENDS,
     "hashes": HASHES,

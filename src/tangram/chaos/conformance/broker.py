@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import hiredis
 import trio
@@ -18,25 +18,25 @@ from tangram.redis_url import parse_redis_url
 
 __all__ = ["Broker", "check_broker"]
 
-START_SECONDS = 20.0
-ANSWER_SECONDS = 2.0
-MESSAGES = 50
+START_SECONDS: Final = 20.0
+ANSWER_SECONDS: Final = 2.0
+MESSAGES: Final = 50
 
-BIG = bytes(range(256)) * 4096
+BIG: Final = bytes(range(256)) * 4096
 """A megabyte of all bytes, line ends among them."""
 
-MOST_READ = 16 * 1024
+MOST_READ: Final = 16 * 1024
 """Bytes that a broker surely reads at once (PROTO_IOBUF_LEN)."""
 
-PAGE = BIG[:15_000]
+PAGE: Final = BIG[:15_000]
 """Less than 16 KiB: Valkey 9 counts longer strings once, however often they wait
 (min-string-size-avoid-copy-reply).
 """
 
-PAGES = 50
+PAGES: Final = 50
 """Messages that are published at once."""
 
-MOST_UNREAD = 256
+MOST_UNREAD: Final = 256
 """Times `PAGES` after which a subscriber that does not read must be disconnected: 192 MB.
 
 client-output-buffer-limit allows 32 MB; a kernel that has grown its buffers (tcp_rmem, tcp_wmem) keeps

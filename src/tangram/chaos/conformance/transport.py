@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Transport", "check_transport", "transport_of"]
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS: Final = 5.0
 """Seconds within which an answer comes on a slow machine; it takes milliseconds."""
 
-FULL_SECONDS = 30.0
+FULL_SECONDS: Final = 30.0
 """Seconds within which a client that does not read is closed: ``[server] write_timeout``, and the time to
 fill it.
 """
 
-QUIET_SECONDS = 0.05
+QUIET_SECONDS: Final = 0.05
 """Seconds without a message after which it is taken for absent."""
 
-CHUNK = 64 * 1024
-CHUNKS = 300
+CHUNK: Final = 64 * 1024
+CHUNKS: Final = 300
 """Number of messages of `CHUNK` bytes: more than outbox and kernel keep for one connection."""
 
-RESOURCE = "/websocket?vsn=2.0.0"
-TOPIC = "conformance"
+RESOURCE: Final = "/websocket?vsn=2.0.0"
+TOPIC: Final = "conformance"
 
 
 @attrs.frozen

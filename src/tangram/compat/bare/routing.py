@@ -6,7 +6,7 @@ Parameters that tangram cannot honour are refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tangram import routing
 from tangram.errors import RouteError
@@ -65,7 +65,7 @@ class APIRouter(routing.APIRouter):
         super().add_api_route(path, endpoint, methods=tuple(methods or ("GET",)), **settings)
 
 
-_KNOWN = frozenset(routing.router.RouteSettings.__annotations__)
+_KNOWN: Final = frozenset(routing.router.RouteSettings.__annotations__)
 
 
 def _refuse(more: dict[str, Any], where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 from redis.asyncio import Redis
@@ -22,11 +22,11 @@ log = structlog.get_logger("tangram.compat")
 
 StateT = TypeVar("StateT")
 
-RETRY_FIRST = 0.05
-RETRY_MOST = 2.0
+RETRY_FIRST: Final = 0.05
+RETRY_MOST: Final = 2.0
 """Seconds between attempts to reach Redis, doubling from the first to the most."""
 
-STOP_SECONDS = 2.0
+STOP_SECONDS: Final = 2.0
 """Seconds for a handler to end in ``cleanup``."""
 
 

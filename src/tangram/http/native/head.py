@@ -28,19 +28,21 @@ CHUNKED: Final = -1
 MAX_LENGTH_DIGITS: Final = 18
 """Digits of a Content-Length: more would overflow the integers of some intermediaries."""
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
-_HEAD = re.compile(
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
+_HEAD: Final = re.compile(
     rb"(?P<method>[A-Z][A-Z\-]{0,31}) (?P<target>[!-~]+) HTTP/1\.(?P<minor>[01])\r\n"
     rb"(?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+\r\n"
 )
-_OTHER_VERSION = re.compile(rb"[!-~]+ [!-~]+ HTTP/(?!1\.[01]\r)[0-9]\.[0-9]\r\n")
-_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
-_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
-_LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
-_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+_OTHER_VERSION: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/(?!1\.[01]\r)[0-9]\.[0-9]\r\n")
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_HOST: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
+_LENGTH: Final = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+_FRAMING: Final = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"}
+)
 """Fields that decide about the connection; the others are only passed on."""
 
 

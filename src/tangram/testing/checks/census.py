@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
@@ -36,14 +36,14 @@ __all__ = [
     "wait_nothing_left",
 ]
 
-UNDER_TEST: ContextVar[object | None] = ContextVar("tangram_under_test", default=None)
+UNDER_TEST: Final[ContextVar[object | None]] = ContextVar("tangram_under_test", default=None)
 """Mark in the context of a server under test: tasks that it starts inherit it."""
 
-OWNED_BY_TEST: dict[int, int] = {}
+OWNED_BY_TEST: Final[dict[int, int]] = {}
 """Processes that a test started through the kit, and the pipe to each: no leaks. The test ends them."""
-_NO_FILES = ("/dev/", "/proc/", "/memfd:")
+_NO_FILES: Final = ("/dev/", "/proc/", "/memfd:")
 
-_READ_AT_WILL = (
+_READ_AT_WILL: Final = (
     *{f"{path.rstrip('/')}/" for path in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)},
     "/usr/",
     "/lib/",
@@ -56,7 +56,7 @@ leak.
 The last one is the C library's cache of user names.
 """
 
-_TRIOS_OWN = frozenset(
+_TRIOS_OWN: Final = frozenset(
     {"AsyncGenerators._finalize_one", "EntryQueue.task", "Run.run_system", "_waitid_system_task"}
 )
 """System tasks that Trio starts by itself.
@@ -65,31 +65,31 @@ All but the second, which lives as long as the loop, end as soon as the loop run
 process that is counted itself.
 """
 
-_POOLS = ("iou-", "jemalloc", "polars-", "rayon", "smol-", "tokio-", "ZMQbg")
+_POOLS: Final = ("iou-", "jemalloc", "polars-", "rayon", "smol-", "tokio-", "ZMQbg")
 """Beginnings of names of threads that a library keeps for good once it is used.
 
 They cannot be ended. Those of the kernel for io_uring are among them.
 """
 
-_POOL_LIBRARIES = ("blis", "gomp", "iomp5", "mkl_", "openblas", "tbb", "torch")
+_POOL_LIBRARIES: Final = ("blis", "gomp", "iomp5", "mkl_", "openblas", "tbb", "torch")
 """Shared libraries that keep such threads without a name."""
 
-_MARK = "_STARTED_UNDER_TEST"
+_MARK: Final = "_STARTED_UNDER_TEST"
 """Environment variable of processes that are started in the block of a test."""
 
-_TOKEN = secrets.token_hex(8)
+_TOKEN: Final = secrets.token_hex(8)
 """Distinguishes this process from another one that had its id before."""
 
-_LISTENING = "0A"
+_LISTENING: Final = "0A"
 """Linux's TCP_LISTEN, as written in ``/proc/net/tcp``."""
 
-PATIENCE = 2.0
+PATIENCE: Final = 2.0
 """Real seconds for threads and processes that are about to end when the server has ended."""
 
-LOOK_EVERY = 0.001
+LOOK_EVERY: Final = 0.001
 """Real seconds between two polls: the watchdog's thread needs less to end."""
 
-LIST_TRIES = 1000
+LIST_TRIES: Final = 1000
 """Attempts to list a set that other threads change, as many as asyncio itself makes."""
 
 
@@ -250,7 +250,7 @@ def _threads() -> dict[object, str]:
     """Return threads by their objects, because an id may be reused, and foreign threads."""
     frames = sys._current_frames()  # noqa: SLF001 - the documented way to see them
     # A dummy stands for a foreign thread, also when that has ended.
-    known = [one for one in threading.enumerate() if not isinstance(one, threading._DummyThread)]  # noqa: SLF001
+    known = [one for one in threading.enumerate() if not isinstance(one, threading._DummyThread)]  # noqa: SLF001 - there is no public name
     found: dict[object, str] = {
         thread: thread.name for thread in known if not _is_idle(frames.get(thread.ident or 0))
     }

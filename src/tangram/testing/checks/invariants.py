@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import attrs
 
@@ -17,10 +18,10 @@ from tangram.testing.checks.log_records import LogRecords
 
 __all__ = ["INVARIANTS", "Broken", "Evidence", "InvariantBroken", "broken", "check"]
 
-STOP_MARGIN = 1.0
+STOP_MARGIN: Final = 1.0
 """Seconds past ``shutdown_timeout`` that supervision promises for the whole stop."""
 
-DOCUMENTED_CODES = frozenset({1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013})
+DOCUMENTED_CODES: Final = frozenset({1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013})
 """Close codes that the server may use (RFC 6455, section 7.4.1, and the registry of close codes).
 
 Going away, broken frames, bad text, a policy, too big, a crash, a restart, overload. They are written
@@ -117,7 +118,7 @@ class InvariantBroken(AssertionError):
 
 
 Invariant = Callable[[Evidence], Iterable[str]]
-INVARIANTS: dict[str, Invariant] = {}
+INVARIANTS: Final[dict[str, Invariant]] = {}
 """All invariants, by name."""
 
 

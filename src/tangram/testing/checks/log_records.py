@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import structlog
@@ -47,7 +47,7 @@ class _Tap:
         return plain  # type: ignore[no-any-return]  # a mapping, as structlog's own return
 
 
-_PLAIN = logging.Formatter()
+_PLAIN: Final = logging.Formatter()
 
 
 class _Handler(logging.Handler):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import Final, get_args
 
 import attrs
 
@@ -79,8 +79,8 @@ def sometimes(name: str, condition: object = True) -> bool:
 
 # -- coverage of supervision, read from the events ----------------------------------------------------------
 
-_BACKOFF = Backoff()
-_ATTEMPTS = 9
+_BACKOFF: Final = Backoff()
+_ATTEMPTS: Final = 9
 """Steps of the back-off: the first is immediate, the ninth is as long as any later one."""
 
 
@@ -88,14 +88,14 @@ def _step(attempt: int) -> str:
     return f"back-off: {_BACKOFF.delay(attempt, 0.5):g} s"
 
 
-_KINDS = {kind: f"event: {kind}" for kind in get_args(Kind)}
-_STRATEGIES = {strategy: f"strategy: {strategy}" for strategy in get_args(Strategy)}
-_QUARANTINE = "escalation: a plugin into quarantine"
-_NESTED = "escalation: a nested supervisor gave up"
-_ROOT = "escalation: the root gave up"
-_CRASH_IN_RESTART = "a crash while a restart was going on"
+_KINDS: Final = {kind: f"event: {kind}" for kind in get_args(Kind)}
+_STRATEGIES: Final = {strategy: f"strategy: {strategy}" for strategy in get_args(Strategy)}
+_QUARANTINE: Final = "escalation: a plugin into quarantine"
+_NESTED: Final = "escalation: a nested supervisor gave up"
+_ROOT: Final = "escalation: the root gave up"
+_CRASH_IN_RESTART: Final = "a crash while a restart was going on"
 
-SUPERVISION: tuple[str, ...] = (
+SUPERVISION: Final[tuple[str, ...]] = (
     *_KINDS.values(),
     *_STRATEGIES.values(),
     *(_step(attempt) for attempt in range(_ATTEMPTS)),

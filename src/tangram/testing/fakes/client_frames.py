@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 __all__ = ["UPGRADE", "masked"]
 
-UPGRADE = (
+UPGRADE: Final = (
     b"GET /websocket?vsn=2.0.0 HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 """A handshake as a browser sends it; the key is the example of RFC 6455, section 1.3."""
 
-_SHORT = 126
+_SHORT: Final = 126
 """Length from which on two more bytes hold the length (RFC 6455, section 5.2)."""
 
 

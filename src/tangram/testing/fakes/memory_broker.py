@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryBroker"]
 
-HOST = "127.0.0.1"
-LISTEN_QUEUE = 32
+HOST: Final = "127.0.0.1"
+LISTEN_QUEUE: Final = 32
 """Connections of redis-py that may wait in the kernel: a test has a handful."""
 
-ACCEPT_AGAIN = 0.05
+ACCEPT_AGAIN: Final = 0.05
 """Seconds until the next accept where the kernel gives no connection, for example without descriptors."""
 
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS: Final = 1.0
 """Seconds for sending pending answers to a client that has finished: a reading client has them at once."""
 
 

@@ -14,7 +14,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakSet
 
 import trio
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryPort"]
 
-HOST = "127.0.0.1"
-PORT = 1
+HOST: Final = "127.0.0.1"
+PORT: Final = 1
 """Port in the server's URLs, at which no server may be reached by mistake.
 
 On today's machines nothing listens on TCP port 1 (tcpmux), and only privileged programs may. A free
 port could be taken a moment later, and would differ between two runs of one seed.
 """
 
-LISTEN_QUEUE = 4096
+LISTEN_QUEUE: Final = 4096
 """Connections that may wait while everything restarts."""
 
-FIRST_PEER_PORT = 40_000
+FIRST_PEER_PORT: Final = 40_000
 
 
 class _MemoryConnection(socket.socket):

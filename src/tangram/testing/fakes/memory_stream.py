@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import index
+from typing import Final
 
 import trio
 
 __all__ = ["PipeEnd", "open_pipe"]
 
-KEPT = 212_992
+KEPT: Final = 212_992
 """Bytes buffered in one direction, as Linux does for a Unix socket (net.core.wmem_default).
 
 A writer with more waits for the reader.
 """
 
-READ_SIZE = 65536
+READ_SIZE: Final = 65536
 """Bytes that a read returns at most where it names no size."""
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import random
 import socket
 from contextlib import suppress
+from typing import Final
 
 __all__ = ["HOST", "free_port", "is_listening"]
 
-HOST = "127.0.0.1"
+HOST: Final = "127.0.0.1"
 """Address on which everything listens that a test starts."""
 
 
-_QUIET = range(20000, 32768)
+_QUIET: Final = range(20000, 32768)
 """Ports that no outgoing connection gets by itself (Linux: net.ipv4.ip_local_port_range).
 
 So no program takes one between two starts of a server, and a client that connects meanwhile is not
 connected to itself.
 """
 
-_TRIES = 64
+_TRIES: Final = 64
 """Attempts to find a free port: of twelve thousand a handful is taken."""
 
 

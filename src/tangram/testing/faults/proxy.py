@@ -14,19 +14,20 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import trio
 
 __all__ = ["Proxy", "open_proxy"]
 
-CHUNK = 65536
-CONNECT_SECONDS = 10.0
+CHUNK: Final = 65536
+CONNECT_SECONDS: Final = 10.0
 """Seconds for the target to accept a connection, as a client would wait; then the client is reset."""
 
-PIECES = 10_000
+PIECES: Final = 10_000
 """Sizes of pieces to remember: some kB of seven bytes each."""
 
-RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+RESET: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 """SO_LINGER on, zero seconds: close() sends a reset."""
 
 

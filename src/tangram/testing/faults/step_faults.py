@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Literal
+from typing import Final, Literal
 
 import trio
 
@@ -18,7 +18,7 @@ __all__ = ["HARMLESS_FAULTS", "KINDS", "StepFault", "StepInstrument", "children_
 
 StepFault = Literal["cancel", "crash", "drop", "kill", "reset", "stop", "dial", "send", "receive"]
 
-KINDS: tuple[StepFault, ...] = ("cancel", "crash", "drop", "kill", "reset", "stop", *OPERATIONS)
+KINDS: Final[tuple[StepFault, ...]] = ("cancel", "crash", "drop", "kill", "reset", "stop", *OPERATIONS)
 """The kinds of injection.
 
 - ``cancel``: the cancel scope of the child in whose task the step is.
@@ -30,7 +30,7 @@ KINDS: tuple[StepFault, ...] = ("cancel", "crash", "drop", "kill", "reset", "sto
 - ``dial``, ``send``, ``receive``: the next such operation towards the broker raises.
 """
 
-HARMLESS_FAULTS: frozenset[str] = frozenset({"drop", "reset", *OPERATIONS})
+HARMLESS_FAULTS: Final[frozenset[str]] = frozenset({"drop", "reset", *OPERATIONS})
 """Kinds that must not crash a part of the core: connections come and go."""
 
 

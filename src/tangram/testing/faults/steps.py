@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
@@ -59,16 +59,16 @@ __all__ = [
 
 Scenario = Callable[[RunningTangram], Awaitable[object]]
 
-SCENARIO_SECONDS = 60.0
+SCENARIO_SECONDS: Final = 60.0
 """Virtual seconds for one run of a scenario: they cost nothing where nothing hangs."""
 
-STEADY_SECONDS = 120.0
+STEADY_SECONDS: Final = 120.0
 """Virtual seconds until the tree is at rest again: four start timeouts."""
 
-MOST_STEPS = 100_000
+MOST_STEPS: Final = 100_000
 """Steps after which a scenario is taken for endless."""
 
-COLLECT_EVERY = 25
+COLLECT_EVERY: Final = 25
 """Runs between two passes of the garbage collector. One run makes some MB of garbage, most of it in
 cycles.
 """
@@ -112,14 +112,14 @@ def scheduled_from(seed: int) -> Iterator[None]:
     """
     from trio._core import _run
 
-    before = _run._r.getstate(), _run._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
-    _run._r.seed(seed)  # noqa: SLF001
+    before = _run._r.getstate(), _run._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001 - there is no public name
+    _run._r.seed(seed)  # noqa: SLF001 - there is no public name
     _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # noqa: SLF001 - as hypothesis-trio does
     try:
         yield
     finally:
-        _run._r.setstate(before[0])  # noqa: SLF001
-        _run._ALLOW_DETERMINISTIC_SCHEDULING = before[1]  # type: ignore[misc]  # noqa: SLF001
+        _run._r.setstate(before[0])  # noqa: SLF001 - there is no public name
+        _run._ALLOW_DETERMINISTIC_SCHEDULING = before[1]  # type: ignore[misc]  # noqa: SLF001 - there is no public name
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import trio
 
@@ -19,7 +19,7 @@ __all__ = ["OPERATIONS", "FaultyDial", "Operation"]
 
 Operation = Literal["dial", "send", "receive"]
 
-OPERATIONS: tuple[Operation, ...] = ("dial", "send", "receive")
+OPERATIONS: Final[tuple[Operation, ...]] = ("dial", "send", "receive")
 """Operations that can raise."""
 
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 from urllib.parse import quote
 
 from tangram.broker.embedded import find_server, server_arguments
@@ -21,13 +22,13 @@ from tangram.testing.fakes.ports import HOST, free_port, is_listening
 
 __all__ = ["RealBroker", "open_broker"]
 
-START_SECONDS = 5.0
+START_SECONDS: Final = 5.0
 """Seconds until it accepts connections: it needs some 30 ms."""
 
-START_LOOK = 0.005
+START_LOOK: Final = 0.005
 """Seconds between two polls meanwhile."""
 
-END_SECONDS = 5.0
+END_SECONDS: Final = 5.0
 """Seconds for its end: SIGKILL ends a process at once unless the kernel holds it."""
 
 

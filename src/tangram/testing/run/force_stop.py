@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -18,8 +18,8 @@ from tangram.testing.checks.census import UNDER_TEST
 
 __all__ = ["line_of", "remove_shields"]
 
-_TRIO = str(Path(trio.__file__).parent)
-_SUPERVISION = str(Path(supervision.__file__).parent)
+_TRIO: Final = str(Path(trio.__file__).parent)
+_SUPERVISION: Final = str(Path(supervision.__file__).parent)
 
 
 def remove_shields(mark: object, within: trio.CancelScope) -> dict[trio.lowlevel.Task, str]:

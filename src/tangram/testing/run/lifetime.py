@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Lifetime", "NeverStarted", "TangramEnded", "was_cancelled"]
 
-STOP_MORE = 5.0
+STOP_MORE: Final = 5.0
 """Seconds past ``shutdown_timeout`` that the whole end may take: half of its default again.
 
 Tasks that still run then are cancelled behind their shields, and named.
 """
 
-REMOVALS = 20
+REMOVALS: Final = 20
 """How often shields are removed, a second apart, from tasks that shield themselves again.
 
 As often again such a task is ended by an exception that it does not expect.
 """
 
-REAL_STOP_MORE = 15.0
+REAL_STOP_MORE: Final = 15.0
 """Real seconds past ``shutdown_timeout`` after which a task that goes on is ended.
 
 Removing shields takes some of them, on a slow machine more.
 """
 
-PARTS = 6
+PARTS: Final = 6
 """Children of the tree beside its plugins, at most."""
 
-LATES = 3
+LATES: Final = 3
 """Stop times that supervision waits for a child that is late."""
 
 

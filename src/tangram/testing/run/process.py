@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY_PROCESS", "Home", "RunningProcess", "open_process", "open_process_as", "run_process"]
 
-READY_SECONDS = 20.0
+READY_SECONDS: Final = 20.0
 """Seconds for a start: one second is promised, but many processes may share a slow machine."""
 
-STOP_SECONDS = 15.0
+STOP_SECONDS: Final = 15.0
 """Seconds for a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
 
-KILL_SECONDS = 5.0
+KILL_SECONDS: Final = 5.0
 """Seconds for the end after SIGKILL, which is immediate unless the kernel holds the process."""
 
-GONE_SECONDS = 2.0
+GONE_SECONDS: Final = 2.0
 """Seconds for descendants of an ended process: a broker's guard ends a moment after its process."""
 
-LAST_WORDS_SECONDS = 1.0
+LAST_WORDS_SECONDS: Final = 1.0
 """Seconds for reading the last lines of a process that has ended."""
 
-LOOK_EVERY = 0.02
+LOOK_EVERY: Final = 0.02
 """Seconds between two polls of other processes."""
 
-ANY_PROCESS = ("stops_within_bound", "nothing_left_alive", "no_traceback", "no_secret_in_logs")
+ANY_PROCESS: Final = ("stops_within_bound", "nothing_left_alive", "no_traceback", "no_secret_in_logs")
 """Invariants of every server process: it ends in time, leaves no process and no listener, and logs neither
 a traceback of an uncaught exception nor a secret.
 """
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_TRACEBACK = "Traceback (most recent call last):"
-_SECRET_LENGTH = 16
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_TRACEBACK: Final = "Traceback (most recent call last):"
+_SECRET_LENGTH: Final = 16
 """Shorter contents of a state folder are no secrets."""
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
 __all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
 
-EVENT_SECONDS = 10.0
+EVENT_SECONDS: Final = 10.0
 """Seconds that a test waits for an event that must come."""
 
-LOOK_EVERY = 0.01
+LOOK_EVERY: Final = 0.01
 """Seconds between two polls of a tree that has no event for a condition."""
 
-DELIVERY_COST = 0.0005
+DELIVERY_COST: Final = 0.0005
 """Seconds of CPU, where a seed draws them: sometimes enough for the bus to gather messages."""
 
-STEADY_LOOKS = 3
+STEADY_LOOKS: Final = 3
 """Consecutive polls in which the tree must be complete: a crash is reported one scheduling later."""
 
-CHEAP = (
+CHEAP: Final = (
     "nothing_left_alive",
     "stops_within_bound",
     "nobody_is_stubborn",

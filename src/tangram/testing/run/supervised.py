@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Unpack
+from typing import Final, Unpack
 
 import attrs
 import trio
@@ -18,7 +18,7 @@ from tangram.testing.checks.log_records import LogRecords, record_logs
 
 __all__ = ["ANY_SUPERVISOR", "Supervised", "open_supervised"]
 
-ANY_SUPERVISOR = (
+ANY_SUPERVISOR: Final = (
     "nothing_left_alive",
     "stops_within_bound",
     "nobody_is_stubborn",
@@ -30,7 +30,7 @@ ANY_SUPERVISOR = (
 )
 """Invariants that hold for every supervisor, with any children."""
 
-NAME = "root"
+NAME: Final = "root"
 
 
 @attrs.define(eq=False)

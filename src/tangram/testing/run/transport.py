@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 import trio
@@ -46,16 +46,16 @@ __all__ = [
 EngineName = Literal["native", "hypercorn"]
 Done = Callable[[Mapping[int, Exception]], None]
 
-SECRET = "a secret that is long enough for PyJWT not to warn"  # noqa: S105 - signs tokens of tests
+SECRET: Final = "a secret that is long enough for PyJWT not to warn"  # noqa: S105 - signs tokens of tests
 """Key that signs the tokens of `open_transport`."""
 
-OPERATOR = "operator-token"
+OPERATOR: Final = "operator-token"
 """Bearer token of the operator at `open_transport`."""
 
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS: Final = 1.0
 """Seconds for clients to receive their close frames when a test is over: they share machine and loop."""
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS: Final = 5.0
 """Seconds that an engine gives its connections when it is stopped, unless the test says otherwise."""
 
 

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import trio
 from trio.testing import MockClock, active_thread_count
@@ -28,22 +29,22 @@ from tangram.testing.run.force_stop import line_of
 
 __all__ = ["SpunTooLong", "SwallowedCancelWatch", "watch_swallowed_cancels"]
 
-SPIN_SECONDS = 20.0
+SPIN_SECONDS: Final = 20.0
 """Real seconds for which a loop may run without any passing on its virtual clock.
 
 The busiest test of the kit needs one on a slow machine.
 """
 
-THREAD_SECONDS = 20.0
+THREAD_SECONDS: Final = 20.0
 """Real seconds for which an autojump clock waits for a thread while the loop is idle.
 
 The thread may itself wait for the loop, and need time to pass.
 """
 
-COUNTED = 2_000
+COUNTED: Final = 2_000
 """Steps after which the busiest task is taken for the spinning one: all others wait for it."""
 
-LOOK_EVERY = 256
+LOOK_EVERY: Final = 256
 """Steps between two looks at the real clock."""
 
 
@@ -115,7 +116,7 @@ class SwallowedCancelWatch(trio.abc.Instrument):
         self.ended.append(f"{name}, at {line_of(task) or 'no line'}, which swallows its cancellation")
         # The value that a task is resumed with is private to Trio; no public way leads into a task that
         # swallows every cancellation.
-        task._next_send_fn, task._next_send = task.coro.throw, SpunTooLong(name)  # noqa: SLF001
+        task._next_send_fn, task._next_send = task.coro.throw, SpunTooLong(name)  # noqa: SLF001 - there is no public name
         self._busy, self._since = None, time.monotonic()
 
 

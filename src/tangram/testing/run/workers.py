@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -23,10 +23,10 @@ __all__ = ["cores", "in_processes"]
 
 T = TypeVar("T")
 
-WORK_SECONDS = 4 * 3600.0
+WORK_SECONDS: Final = 4 * 3600.0
 """Seconds for all calls: the longest known, 10,000 seeds on two cores, takes 90 minutes at worst."""
 
-END_SECONDS = 5.0
+END_SECONDS: Final = 5.0
 """Seconds for an end: SIGKILL ends a process at once unless the kernel holds it."""
 
 

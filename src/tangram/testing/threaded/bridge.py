@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import AsyncExitStack, contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
@@ -28,30 +28,30 @@ from tangram.testing.threaded.remote_call import RemoteCall, ServerLoop
 
 __all__ = ["Bridge", "chaos_of", "threaded_tangram"]
 
-_REMOTE = ("tangram.client", "tangram.testing", "tangram.supervision", "tangram.app", "httpx")
+_REMOTE: Final = ("tangram.client", "tangram.testing", "tangram.supervision", "tangram.app", "httpx")
 """Objects of these packages live on the server's loop, so tests get a bridge to them."""
 
-_HERE = frozenset({"Headers", "URL", "Event", "Token"})
+_HERE: Final = frozenset({"Headers", "URL", "Event", "Token"})
 """Classes of these packages that hold plain values and need no loop."""
 
-START_SECONDS = 180.0
+START_SECONDS: Final = 180.0
 """Seconds for the server's start.
 
 A start that fails is tried four times, each within a ``start_timeout`` of 30 s; half of that is added
 for a slow machine. A longer start is taken for a hang.
 """
 
-END_SECONDS = 90.0
+END_SECONDS: Final = 90.0
 """Seconds for the server's end.
 
 An active fault is healed within 30 s, and a stop takes 15 s; this is twice that, for a slow machine. A
 longer end is taken for a hang.
 """
 
-GIVE_UP_SECONDS = 15.0
+GIVE_UP_SECONDS: Final = 15.0
 """Seconds for the end of a server whose start was given up: as much as a stop may take."""
 
-SHOWN_FRAMES = 3
+SHOWN_FRAMES: Final = 3
 """Frames of a place that are shown: the last one matters, the others say how it was reached."""
 
 

@@ -12,21 +12,21 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
 
 __all__ = ["CANCEL_SECONDS", "LOOP_SECONDS", "RemoteCall", "ServerLoop", "ServerLoopEnded"]
 
-LOOP_SECONDS = 60.0
+LOOP_SECONDS: Final = 60.0
 """Seconds for the server's loop to begin a call.
 
 It takes milliseconds. The longest block that a fault of the kit causes is a few seconds, and a slow
 machine may take ten times that. A longer wait is taken for a hang.
 """
 
-CANCEL_SECONDS = 30.0
+CANCEL_SECONDS: Final = 30.0
 """Seconds for a call to end when its caller was cancelled: a fault that it injected is healed within that.
 
 After that the call is left to the server's end, which has a deadline of its own.

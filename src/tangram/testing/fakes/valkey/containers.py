@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from tangram.testing.fakes.valkey.keyspace import (
     LONGEST,
@@ -231,7 +232,7 @@ def scard(space: Keyspace, words: Sequence[bytes]) -> Reply:
     return len(space.get(Set, words[0]) or ())
 
 
-CONTAINERS: Table = {
+CONTAINERS: Final[Table] = {
     "HDEL": Command(hdel, -3, writes=True),
     "HEXISTS": Command(hexists, 3),
     "HGET": Command(hget, 3),

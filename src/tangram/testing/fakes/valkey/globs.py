@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Final
 
 __all__ = ["matches"]
 
-KEPT = 512
+KEPT: Final = 512
 """Patterns whose expression is kept: each publish matches all subscribed patterns."""
 
 

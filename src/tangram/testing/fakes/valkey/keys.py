@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 from tangram.testing.fakes.valkey.globs import matches
 from tangram.testing.fakes.valkey.keyspace import (
@@ -23,7 +24,7 @@ from tangram.testing.fakes.valkey.wire import OK, Reply, ReplyError, Simple
 
 __all__ = ["KEYS"]
 
-NAMES: dict[type[Value], bytes] = {bytes: b"string", Hash: b"hash", Items: b"list", Set: b"set"}
+NAMES: Final[dict[type[Value], bytes]] = {bytes: b"string", Hash: b"hash", Items: b"list", Set: b"set"}
 
 
 def delete(space: Keyspace, words: Sequence[bytes]) -> Reply:
@@ -145,7 +146,7 @@ def scan(space: Keyspace, words: Sequence[bytes]) -> Reply:
     return [b"0", [key for key in found if kind in {None, _name(space.find(key))}]]
 
 
-KEYS: Table = {
+KEYS: Final[Table] = {
     "DBSIZE": Command(dbsize, 1),
     "DEL": Command(delete, -2, writes=True),
     "EXISTS": Command(exists, -2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import attrs
 
@@ -27,14 +27,14 @@ __all__ = [
     "within",
 ]
 
-LONGEST = 2**63 - 1
+LONGEST: Final = 2**63 - 1
 """Largest integer: 64 bits with a sign."""
 
-NOT_AN_INTEGER = "ERR value is not an integer or out of range"
-SYNTAX = "ERR syntax error"
-WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
+SYNTAX: Final = "ERR syntax error"
+WRONG_TYPE: Final = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
-_INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
+_INTEGER: Final = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 """Integers as Valkey reads them: no sign but a minus, no leading zero, no spaces."""
 
 

@@ -7,6 +7,7 @@ subscriber, a transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import attrs
 
@@ -29,16 +30,16 @@ from tangram.testing.fakes.valkey.wire import (
 
 __all__ = ["Valkey"]
 
-DATABASES = 16
+DATABASES: Final = 16
 """Number of databases of the embedded broker."""
 
-VERSION = b"9.1.2"
+VERSION: Final = b"9.1.2"
 """Version of Valkey whose answers these are."""
 
-REDIS_VERSION = b"7.2.4"
+REDIS_VERSION: Final = b"7.2.4"
 """Version that Valkey reports to clients of Redis."""
 
-_DATA: Table = {**STRINGS, **KEYS, **CONTAINERS}
+_DATA: Final[Table] = {**STRINGS, **KEYS, **CONTAINERS}
 
 
 class Valkey:
@@ -369,7 +370,7 @@ def _one(server: Valkey, session: ClientState, words: list[bytes]) -> Reply:
         return error
 
 
-_SESSION: dict[str, _OfSession] = {
+_SESSION: Final[dict[str, _OfSession]] = {
     "AUTH": _OfSession(_auth, -2),
     "CLIENT": _OfSession(_client, -2),
     "DISCARD": _OfSession(_discard, 1),
@@ -394,6 +395,6 @@ _SESSION: dict[str, _OfSession] = {
     "WATCH": _OfSession(_watch, -2),
 }
 
-_WHILE_SUBSCRIBED = {"SUBSCRIBE", "PSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "PING", "QUIT", "RESET"}
-_NEVER_QUEUED = {"EXEC", "DISCARD", "QUIT", "RESET"}
-_NOT_IN_TRANSACTIONS = {"MULTI", "WATCH"}
+_WHILE_SUBSCRIBED: Final = {"SUBSCRIBE", "PSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "PING", "QUIT", "RESET"}
+_NEVER_QUEUED: Final = {"EXEC", "DISCARD", "QUIT", "RESET"}
+_NOT_IN_TRANSACTIONS: Final = {"MULTI", "WATCH"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 
@@ -15,7 +16,7 @@ from tangram.testing.fakes.valkey.wire import Reply, encode
 
 __all__ = ["ClientState", "OutputLimit"]
 
-CHUNK = 64 * 1024
+CHUNK: Final = 64 * 1024
 """Bytes taken out at once, or one answer if that is longer."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import attrs
 
@@ -19,10 +20,10 @@ from tangram.testing.fakes.valkey.wire import OK, Reply, ReplyError
 
 __all__ = ["STRINGS"]
 
-UNITS = {b"EX": 1000, b"PX": 1}
+UNITS: Final = {b"EX": 1000, b"PX": 1}
 """Milliseconds of a unit."""
 
-NO_CALENDAR = "ERR the broker in memory has a clock and no calendar: give EX or PX"
+NO_CALENDAR: Final = "ERR the broker in memory has a clock and no calendar: give EX or PX"
 
 
 def get(space: Keyspace, words: Sequence[bytes]) -> Reply:
@@ -166,7 +167,7 @@ def mset(space: Keyspace, words: Sequence[bytes]) -> Reply:
     return OK
 
 
-STRINGS: Table = {
+STRINGS: Final[Table] = {
     "APPEND": Command(append, 3, writes=True),
     "DECR": Command(decr, 2, writes=True),
     "DECRBY": Command(decrby, 3, writes=True),

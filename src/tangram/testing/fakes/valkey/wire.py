@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import attrs
 
@@ -22,23 +23,23 @@ __all__ = [
     "encode",
 ]
 
-LONGEST_LINE = 64 * 1024
+LONGEST_LINE: Final = 64 * 1024
 """Bytes of a line (PROTO_INLINE_MAX_SIZE): a longer one is another protocol."""
 
-LONGEST_WORD = 512 * 1024 * 1024
+LONGEST_WORD: Final = 512 * 1024 * 1024
 """Bytes of one word (proto-max-bulk-len)."""
 
-MOST_WORDS = 2**31 - 1
+MOST_WORDS: Final = 2**31 - 1
 """Words of one request, as Valkey counts them."""
 
-_TYPED = re.compile(
+_TYPED: Final = re.compile(
     rb"""\s*+(?P<bare>[^\s"']*)"""
     rb"""(?:"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>(?:[^'\\]|\\(?!')|\\')*)')?(?=\s|\Z)"""
 )
 """A word of an inline request: quotes hold words together, and a space follows a closing quote."""
 
-_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})|\\(.)", re.DOTALL)
-_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
+_ESCAPE: Final = re.compile(rb"\\x([0-9a-fA-F]{2})|\\(.)", re.DOTALL)
+_ESCAPES: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
 
 class ProtocolFault(Exception):
@@ -76,8 +77,8 @@ class _NilArray:
     """A null array, where None is a null string; RESP3 has one null for both."""
 
 
-NIL_ARRAY = _NilArray()
-OK = Simple(b"OK")
+NIL_ARRAY: Final = _NilArray()
+OK: Final = Simple(b"OK")
 
 Reply = int | bytes | None | _NilArray | Simple | ReplyError | Pairs | Sequence["Reply"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 import trio
@@ -21,28 +21,28 @@ from tangram.testing.run.server import RunningTangram
 
 __all__ = ["FAULTS", "Chaos", "InjectableFault", "On", "Struck", "fault", "gave_up"]
 
-PAUSE = (0.05, 0.2)
+PAUSE: Final = (0.05, 0.2)
 """Seconds between two faults that strike beside a test."""
 
-READY_SECONDS = 30.0
+READY_SECONDS: Final = 30.0
 """Seconds to wait until a server is at rest again after a fault.
 
 This is longer than every bound that is checked, so that a late server is reported with its actual delay.
 """
 
-START_SECONDS = 5.0
+START_SECONDS: Final = 5.0
 """Seconds for everything to start on a slow machine; a fast one needs a tenth of a second."""
 
-MOST_JITTER = 1.2
+MOST_JITTER: Final = 1.2
 """Largest jitter factor of a back-off delay: a restart may wait this much longer than configured."""
 
-LOOK_EVERY = 0.01
+LOOK_EVERY: Final = 0.01
 """Seconds between two polls of a condition that has no event of its own."""
 
-OUTAGE = frozenset({"broker", "bus"})
+OUTAGE: Final = frozenset({"broker", "bus"})
 """Children whose end takes Redis away: a service that does not expect that ends with them."""
 
-_INJECTED = f"{InjectedFault.__module__}.{InjectedFault.__qualname__}"
+_INJECTED: Final = f"{InjectedFault.__module__}.{InjectedFault.__qualname__}"
 
 Strike = Callable[["Chaos"], Awaitable[None]]
 
@@ -83,7 +83,7 @@ class InjectableFault:
         return [self.counts] if isinstance(self.counts, str) else list(self.counts or ())
 
 
-FAULTS: dict[str, InjectableFault] = {}
+FAULTS: Final[dict[str, InjectableFault]] = {}
 """All registered faults, by name."""
 
 

@@ -7,6 +7,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final
 
 import trio
 
@@ -19,13 +20,13 @@ from tangram.testing.injection.child_faults import NothingToStrike, StruckAlread
 
 __all__ = ["broker_kill", "broker_password", "broker_readonly", "broker_stop"]
 
-FREEZE_SECONDS = 1.0
+FREEZE_SECONDS: Final = 1.0
 """Seconds for which the broker stands still: less than the bus waits for a silent broker."""
 
-READONLY_SECONDS = 0.2
+READONLY_SECONDS: Final = 0.2
 """Seconds for which the broker refuses writes."""
 
-REFUSED_SECONDS = 5.0
+REFUSED_SECONDS: Final = 5.0
 """Seconds within which the bus must have noticed that its password is refused."""
 
 

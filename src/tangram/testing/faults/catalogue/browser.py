@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import trio
 
@@ -23,27 +24,27 @@ from tangram.testing.faults.catalogue.witness import TOPIC, expect_delivery, mus
 
 __all__ = ["browser_half_frame", "browser_reset", "slow_browser", "upgrade_with_extra_byte"]
 
-RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+RESET: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 """SO_LINGER on, zero seconds: close() sends a reset."""
 
-JOINS = 10_000
+JOINS: Final = 10_000
 
-AT_ONCE = 100
+AT_ONCE: Final = 100
 """Joins that wait for their answers at a time."""
 
-DISCONNECTS = 20
+DISCONNECTS: Final = 20
 """Browsers that disconnect together."""
 
-SECONDS = 5.0
+SECONDS: Final = 5.0
 """Seconds within which a browser has its answer."""
 
-JOIN_SECONDS = 60.0
+JOIN_SECONDS: Final = 60.0
 """Seconds within which all joins are answered: one takes less than a millisecond, some on a slow machine."""
 
-CHUNK = 64 * 1024
+CHUNK: Final = 64 * 1024
 """Bytes of each message that is not read."""
 
-CHUNKS = 300
+CHUNKS: Final = 300
 """Messages after which outbox and kernel buffers are full: Linux keeps some MiB for a connection."""
 
 
@@ -205,7 +206,7 @@ async def browser_never_reads(chaos: Chaos) -> None:
                 await trio.sleep(0.1)
 
 
-_CLOSE_FRAME = (
+_CLOSE_FRAME: Final = (
     bytes([0x88, 2 + len(OVERLOAD.reason)]) + OVERLOAD.code.to_bytes(2, "big") + OVERLOAD.reason.encode()
 )
 """The close frame (RFC 6455, section 5.5.1)."""
@@ -236,7 +237,7 @@ def _closing(chaos: Chaos) -> int:
     if tree is None or tree.incarnation.channels is None:
         return 0
     # Statistics count a session when it has ended: too late for a browser that shall read its close frame.
-    sessions = tree.incarnation.channels._sessions.values()  # noqa: SLF001
+    sessions = tree.incarnation.channels._sessions.values()  # noqa: SLF001 - there is no public name
     return sum(session.outbox.disconnect == OVERLOAD for session in sessions)
 
 

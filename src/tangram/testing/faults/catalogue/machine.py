@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 import trio
 
@@ -10,10 +11,10 @@ from tangram.testing.faults.catalogue.base import Chaos, fault
 
 __all__ = ["loop_blocked"]
 
-BLOCK_MARGIN = 0.2
+BLOCK_MARGIN: Final = 0.2
 """Seconds past ``[supervisor] stall_after`` for which the loop is blocked, so that the watchdog sees it."""
 
-LOOK_SECONDS = 0.3
+LOOK_SECONDS: Final = 0.3
 """Seconds for the watchdog to log the stall."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
@@ -26,25 +27,25 @@ __all__ = ["before_redis", "before_web"]
 LATENCY, JITTER = 0.02, 0.02
 """Seconds: a mobile network on a good day."""
 
-NARROW = 200_000.0
+NARROW: Final = 200_000.0
 """Bytes a second: a slow old line."""
 
-WIDE = 60_000
+WIDE: Final = 60_000
 """Bytes sent over a narrow line: they take 0.3 s, which a real test can afford."""
 
-DUE = 0.95
+DUE: Final = 0.95
 """Share of the time that bytes must have taken: the clock is read before and after."""
 
-SLICE = 7
+SLICE: Final = 7
 """Bytes in one piece: every frame, header and length is cut somewhere."""
 
-HEARTBEAT = 0.5
+HEARTBEAT: Final = 0.5
 """Seconds between a browser's heartbeats: a missing answer tells it that the network is dead."""
 
-HOLE_SECONDS = 8.0
+HOLE_SECONDS: Final = 8.0
 """Seconds within which the bus notices a silent Redis: it asks after 2 s and waits 3 s for an answer."""
 
-DETOUR_SECONDS = 10.0
+DETOUR_SECONDS: Final = 10.0
 """Seconds within which the bus has dialled through a proxy, and a slow message has arrived."""
 
 

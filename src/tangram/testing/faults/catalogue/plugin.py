@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 import attrs
 import trio
@@ -15,27 +16,27 @@ from tangram.testing.injection.child_faults import InjectedFault, StruckAlready
 
 __all__ = ["crash"]
 
-REQUESTS = 5
+REQUESTS: Final = 5
 """Requests in flight at the crash, and as many again while everything restarts."""
 
-IN_FLIGHT = 0.02
+IN_FLIGHT: Final = 0.02
 """Seconds between two of the later requests: they come before, in and after the gap of some 10 ms."""
 
-REQUEST_SECONDS = 5.0
+REQUEST_SECONDS: Final = 5.0
 """Seconds within which each request is answered: none is refused, so the slowest waits for the restart."""
 
-FLOOD = 5000
+FLOOD: Final = 5000
 """Messages that a plugin publishes without a pause: some seconds of a busy map."""
 
-REAL_SECONDS = 10.0
+REAL_SECONDS: Final = 10.0
 """The longest that a fault may take on a real server; a longer one is skipped with its reason."""
 
-LATE = 1.3
+LATE: Final = 1.3
 """Share of a child's stop time: the child is late, but far from the three stop times after which the
 server gives up.
 """
 
-GARBAGE = (
+GARBAGE: Final = (
     (b"to:tangram-chaos-fault", b"{}"),
     (b"to::", b"{}"),
     (b"to:tangram-chaos-fault:phx_close", b"{}"),

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -23,25 +24,25 @@ from tangram.testing.run.process import Home, RunningProcess, open_process
 
 __all__: list[str] = []
 
-STOP_TIMEOUT = 0.3
+STOP_TIMEOUT: Final = 0.3
 """Seconds that a part of such a server may take to end."""
 
-SHUTDOWN_TIMEOUT = 2.0
+SHUTDOWN_TIMEOUT: Final = 2.0
 """Seconds that its whole stop may take."""
 
-SECONDS = 15.0
+SECONDS: Final = 15.0
 """Seconds within which a process logs a line, or ends."""
 
-EX_SOFTWARE = 70
+EX_SOFTWARE: Final = 70
 """Exit status of a server that cannot be kept running."""
 
-DESCRIPTORS = 64
+DESCRIPTORS: Final = 64
 """Limit of descriptors: more than such a server has open at rest, and soon used up."""
 
-PLUGIN = "tangram_chaos_plugin"
+PLUGIN: Final = "tangram_chaos_plugin"
 """Name of the plugin in such a server."""
 
-STUBBORN = """
+STUBBORN: Final = """
 import tangram, trio
 
 plugin = tangram.Plugin()
@@ -56,7 +57,7 @@ async def deaf(state):
             await trio.sleep_forever()
 """
 
-ENDLESS_THREAD = """
+ENDLESS_THREAD: Final = """
 import threading, tangram
 
 plugin = tangram.Plugin()
@@ -67,7 +68,7 @@ def endless(state):
     threading.Event().wait()
 """
 
-RAISES_IN_STOP = """
+RAISES_IN_STOP: Final = """
 import tangram, trio
 
 plugin = tangram.Plugin()
@@ -81,7 +82,7 @@ async def spiteful(state):
         raise ValueError("raised although the stop was asked for")
 """
 
-HARMLESS = """
+HARMLESS: Final = """
 import tangram
 
 plugin = tangram.Plugin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import attrs
 import trio
@@ -18,19 +19,19 @@ from tangram.testing.run.server import RunningTangram
 
 __all__ = ["REJOIN_SECONDS", "TOPIC", "expect_delivery", "get", "must_answer", "timed_publish"]
 
-TOPIC = "tangram-chaos-fault"
+TOPIC: Final = "tangram-chaos-fault"
 """Topic on which a fault's own browser reads messages."""
 
-WIDE = f"{TOPIC}-wide"
+WIDE: Final = f"{TOPIC}-wide"
 """Topic of large messages that no client reads; only their size matters."""
 
-PUBLISH_EVERY = 0.05
+PUBLISH_EVERY: Final = 0.05
 """Seconds between two messages."""
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS: Final = 5.0
 """Seconds within which a server that is not hurt answers any client."""
 
-REJOIN_SECONDS = sum(REJOIN_DELAYS[:2])
+REJOIN_SECONDS: Final = sum(REJOIN_DELAYS[:2])
 """Seconds that a browser waits by itself before it joins again, where its first attempt came too early."""
 
 
