@@ -425,3 +425,34 @@ async def test_frames_of_one_read_are_published_in_order() -> None:
     assert told == ["from:obs:a", "from:obs:b", "from:obs:phx_leave", "from:obs:phx_join", "from:obs:c"]
     answers = {frame[1]: frame[4]["status"] for frame in client.received() if frame[3] == "phx_reply"}
     assert answers == {"1": "ok", **dict.fromkeys("23456", "ok"), "7": "error"}
+
+
+async def test_a_rejoin_flood_publishes_a_constant_times_its_bytes() -> None:
+    """98 members with long names that rejoin publish no more than a few times their own bytes."""
+    bus = FakeBus()
+    channels = make_channels(bus, Settings(presence=False))
+    topic, id_ = "t" * 255, "i" * 255
+    clients = [Client(channels) for _ in range(98)]
+    sent = 0
+    for turn in range(5):
+        for client in clients:
+            ref = f"{turn:0>255}"
+            frame = msgspec.json.encode([ref, ref, topic, "phx_join", {"token": token(topic, id_)}])
+            sent += len(frame)
+            client.session.feed([(TEXT, frame)])
+            client.received()
+    published = sum(len(channel) + len(payload) for channel, payload in bus.published)
+
+    assert channels.statistics().hub.members == 98
+    assert published < 10 * sent
+
+
+async def test_ordinary_joins_list_all_agents() -> None:
+    """Thirty members with short names are listed at each join."""
+    bus = FakeBus()
+    channels = make_channels(bus)
+    for _ in range(30):
+        Client(channels).join("obs")
+
+    *_, last = bus.payloads("to:admin:channel.join")
+    assert len(msgspec.json.decode(last)["agents"]) == 30

@@ -449,8 +449,8 @@ DATA = (
         "agents",
         "each join names all members",
         "channels/hub.py",
-        '        if len(topic.members) <= MAX_AGENTS:\n            about["agents"]',
-        '        if True:\n            about["agents"]',
+        "        if len(topic.members) <= MAX_AGENTS:\n            agents",
+        "        if True:\n            agents",
         ("tests/channels/test_hub.py::test_admin_events_do_not_grow_with_the_square",),
     ),
 )

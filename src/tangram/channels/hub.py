@@ -43,7 +43,18 @@ from tangram.channels.json_text import is_document
 from tangram.channels.outbox import Outbox
 from tangram.channels.presence import Presence
 
-__all__ = ["ADMIN", "MAX_AGENTS", "SPECIAL", "Hub", "HubStatistics", "Membership", "Publication"]
+__all__ = [
+    "ADMIN",
+    "LIST_CREDIT",
+    "LIST_FACTOR",
+    "MAX_AGENTS",
+    "SPECIAL",
+    "Hub",
+    "HubStatistics",
+    "ListAllowance",
+    "Membership",
+    "Publication",
+]
 
 ADMIN: Final = "admin"
 SPECIAL: Final = ("admin", PHOENIX, "system")
@@ -52,6 +63,10 @@ SPECIAL: Final = ("admin", PHOENIX, "system")
 MAX_AGENTS: Final = 100
 """Agents (and topics) listed in one admin event. Above it an event has only the newcomer and the ``count``,
 because the whole list at every join costs the square of the members when all rejoin after a restart."""
+LIST_CREDIT: Final = 8192
+"""Bytes of lists that a connection may cause before it has sent anything."""
+LIST_FACTOR: Final = 4
+"""Bytes of lists for each byte of joins and leaves: a join has about 300 bytes, an agent's name about 20."""
 _MAX_DESTINATIONS: Final = 8192
 """Redis channel names whose frame headers are remembered; all are forgotten at once when there are more."""
 
@@ -61,6 +76,28 @@ class Publication(NamedTuple):
 
     channel: str
     payload: bytes
+
+
+@attrs.define(eq=False)
+class ListAllowance:
+    """Bytes of lists that one connection may cause on Redis: those that it has sent, times a constant.
+
+    Each ``channel.join`` lists the agents of its topic, so that without a bound 98 members with long names
+    would turn 34 MB of rejoins into 2 GB of lists. Without allowance an event has no list but a count.
+    """
+
+    left: int = LIST_CREDIT
+
+    def earn(self, received: int) -> None:
+        """Add the allowance for a frame of ``received`` bytes."""
+        self.left += LIST_FACTOR * received
+
+    def spend(self, size: int) -> bool:
+        """Take ``size`` bytes, and return whether there were as many."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
 
 
 @attrs.define(eq=False)
@@ -74,6 +111,8 @@ class Membership:
     """The external id, from the token."""
     outbox: Outbox
     alive: bool = True
+    allowance: ListAllowance | None = None
+    """Bounds the lists that this membership causes; None for no bound."""
 
     @property
     def agent(self) -> str:
@@ -284,7 +323,11 @@ class Hub:
             self._presence.join(name, membership.id, membership.agent, membership)
         if name == ADMIN:
             self._list_topics(membership.outbox)
-        publications = [] if special else [self._admin("add", {"channel": name, **self._topic_names(name)})]
+        publications = []
+        if not special:
+            publications.append(
+                self._admin("add", {"channel": name, **self._topic_names(name, membership.allowance)})
+            )
         publications.append(self._admin("join", self._agents(topic, membership, present=True)))
         return publications
 
@@ -304,7 +347,8 @@ class Hub:
             del self._topics[name]
             self._destinations.clear()
             if name not in SPECIAL:
-                publications.append(self._admin("remove", {"channel": name, **self._topic_names(None)}))
+                names = self._topic_names(None, membership.allowance)
+                publications.append(self._admin("remove", {"channel": name, **names}))
         return publications
 
     def interrupted(self) -> None:
@@ -393,15 +437,19 @@ class Hub:
         agent = membership.agent
         about: dict[str, object] = {"agent": agent, "channel": topic.name}
         if len(topic.members) <= MAX_AGENTS:
-            about["agents"] = [member.agent for member in topic.members.values()]
-        else:
-            about["agents"] = [agent] if present else []
-            about["count"] = len(topic.members)
+            agents = [member.agent for member in topic.members.values()]
+            if _may_list(agents, membership.allowance):
+                about["agents"] = agents
+                return about
+        about["agents"] = [agent] if present else []
+        about["count"] = len(topic.members)
         return about
 
-    def _topic_names(self, newcomer: str | None) -> dict[str, object]:
+    def _topic_names(self, newcomer: str | None, allowance: ListAllowance | None) -> dict[str, object]:
         if len(self._topics) <= MAX_AGENTS:
-            return {"channels": list({**dict.fromkeys(SPECIAL), **dict.fromkeys(self._topics)})}
+            names = list({**dict.fromkeys(SPECIAL), **dict.fromkeys(self._topics)})
+            if _may_list(names, allowance):
+                return {"channels": names}
         return {"channels": [newcomer] if newcomer is not None else [], "count": len(self._topics)}
 
     @staticmethod
@@ -433,3 +481,7 @@ class Hub:
             dropped=self._dropped,
             interruptions=self._interruptions,
         )
+
+
+def _may_list(names: Sequence[str], allowance: ListAllowance | None) -> bool:
+    return allowance is None or allowance.spend(sum(map(len, names)) + 3 * len(names))

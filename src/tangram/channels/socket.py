@@ -46,7 +46,7 @@ from tangram.channels.disconnects import (
     Refusal,
 )
 from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, ReplyTo, SocketMessage
-from tangram.channels.hub import Hub, Membership, Publication
+from tangram.channels.hub import Hub, ListAllowance, Membership, Publication
 from tangram.channels.outbox import Outbox
 
 __all__ = ["Authorize", "Effect", "Publish", "Socket", "SocketStatistics"]
@@ -147,6 +147,8 @@ class Socket:
         self.push_replies = push_replies
         self._joined: dict[str, Membership] = {}
         self._joining: dict[str, list[SocketMessage]] = {}
+        self.allowance = ListAllowance()
+        """Bounds the lists that joins and leaves of this connection cause on Redis."""
         self._forgiven = MALFORMED_BURST
         self._forgiven_at = 0.0
 
@@ -301,7 +303,9 @@ class Socket:
         return [Authorize(message.topic, join_ref, message.ref, _token(message.payload), message.payload)]
 
     def _enter(self, request: Authorize, id_: str) -> list[Effect]:
-        membership = Membership(self.conn, request.topic, request.join_ref, id_, self.outbox)
+        membership = Membership(
+            self.conn, request.topic, request.join_ref, id_, self.outbox, allowance=self.allowance
+        )
         self._joined[request.topic] = membership
         effects = _publishing(self._hub.join(membership, request.ref))
         effects.append(Publish(f"from:{request.topic}:{JOIN}", codec.without_token(request.payload)))

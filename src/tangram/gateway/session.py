@@ -110,6 +110,7 @@ class Session:
                     continue
                 channel = push(message)
                 if channel is None:
+                    machine.allowance.earn(len(data))
                     batch = self._carry_out(machine.receive(message), batch)
                 else:
                     batch.messages.append((channel, message.payload))
