@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from tangram.broker.external import ExternalBroker
 from tangram.bus.resp import open_link
 from tangram.redis_url import local_redis_url, parse_redis_url
+from tangram.testing import open_broker
 from tests.broker.fakes import CERT, FakeRedis, healthy, server_context
 
 
@@ -146,3 +147,31 @@ async def connects(url: str) -> bool:
             return True
     except (OSError, trio.BrokenResourceError):
         return False
+
+
+@pytest.mark.slow
+async def test_an_account_without_info_is_no_outage(nursery: trio.Nursery) -> None:
+    """A real Redis refuses INFO to the account; the watch reports it as up, without a version."""
+    with open_broker("--user", "app", "on", ">pw", "~*", "&*", "+@all", "-info") as redis:
+        broker = ExternalBroker(redis.url.replace("redis://", "redis://app:pw@"))
+        await nursery.start(broker.run)
+        with trio.fail_after(5):
+            await until(lambda: broker.statistics().up)
+
+        assert broker.statistics().version is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_service_without_info_is_no_outage(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """Managed services rename or remove the command."""
+
+    def answer(words: list[bytes]) -> bytes | None:
+        return b"-ERR unknown command 'INFO'\r\n" if words[0] == b"INFO" else healthy(words)
+
+    broker = ExternalBroker(local_redis_url(await nursery.start(FakeRedis(answer).run)))
+    await nursery.start(broker.run)
+    await trio.sleep(30)
+
+    seen = broker.statistics()
+    assert (seen.up, seen.starts, seen.version) == (True, 1, None)
+    nursery.cancel_scope.cancel()

@@ -364,3 +364,76 @@ def test_importing_the_bus_imports_no_redis() -> None:
     )
 
     assert ran.stdout.strip() == b"[]"
+
+
+async def test_an_error_of_the_client_is_raised_without_a_group(
+    shared_valkey: RealBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while the client is made reaches the caller of the command as it is."""
+
+    def broken(_url: str) -> object:
+        raise ValueError("an option that redis-py refuses")
+
+    monkeypatch.setattr("tangram.bus.redis_loop._open_client", broken)
+    async with trio.open_nursery() as nursery:
+        bus = await nursery.start(Bus(shared_valkey.url).run)
+        client = RedisClient(lambda: bus)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="that redis-py refuses"):
+                await client.get("k")
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_error_of_a_connection_is_raised_without_a_group(shared_valkey: RealBroker) -> None:
+    """An account that may not run a command gets redis-py's exception."""
+    import redis.exceptions
+
+    async with trio.open_nursery() as nursery:
+        bus = await nursery.start(Bus(shared_valkey.url).run)
+        admin = RedisClient(lambda: bus)
+        await admin.acl_setuser(
+            "app", enabled=True, passwords=["+pw"], keys=["*"], channels=["*"], commands=["+@all", "-info"]
+        )
+        url = shared_valkey.url.replace("redis://", "redis://app:pw@")
+        limited_bus = await nursery.start(Bus(url).run)
+        limited = RedisClient(lambda: limited_bus)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            await limited.info()
+        assert await limited.ping()
+        nursery.cancel_scope.cancel()
+
+
+async def test_closed_connections_of_the_pool_are_replaced(valkey: RealBroker) -> None:
+    """After Redis has closed idle connections, or was restarted, every command works."""
+    async with trio.open_nursery() as nursery:
+        bus = await nursery.start(Bus(valkey.url).run)
+        client = RedisClient(lambda: bus)
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await client.ping())
+
+        async def ask_five() -> None:
+            async with trio.open_nursery() as asking:
+                for _ in range(5):
+                    asking.start_soon(ask)
+
+        await ask_five()
+        other = await nursery.start(Bus(valkey.url).run)
+        await RedisClient(lambda: other).client_kill_filter(_type="normal", skipme=True)
+        await trio.sleep(0.05)
+        await ask_five()
+        valkey.kill()
+        valkey.start()
+        await trio.sleep(0.05)
+        await ask_five()
+        nursery.cancel_scope.cancel()
+    assert answers == [True] * 15
+
+
+async def test_a_user_name_without_a_password_is_no_account(shared_valkey: RealBroker) -> None:
+    """The client does not log in, as the bus does not."""
+    async with trio.open_nursery() as nursery:
+        bus = await nursery.start(Bus(shared_valkey.url.replace("redis://", "redis://anyone@")).run)
+        assert await RedisClient(lambda: bus).ping()
+        nursery.cancel_scope.cancel()

@@ -66,8 +66,16 @@ class Probe:
             raise BrokerUnavailable(f"expected PONG, got {answer!r}")
 
     async def info(self) -> dict[str, str]:
-        """Return the section ``server`` of INFO; empty if the account may not use INFO."""
-        answer = await self._ask_or(b"", "INFO", "server")
+        """Return the section ``server`` of INFO; empty if Redis refuses the command.
+
+        A refusal is not an outage: the account may lack the right, and managed services rename the command.
+        """
+        try:
+            answer = await self.ask("INFO", "server")
+        except _Refused as refused:
+            if refused.answer.startswith("NOAUTH"):
+                raise
+            return {}
         text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
         pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
         return {key: value.strip() for key, colon, value in pairs if colon}

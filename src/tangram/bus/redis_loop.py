@@ -15,7 +15,7 @@ import trio
 
 from tangram.bus.resp import CONNECT_TIMEOUT
 from tangram.errors import BrokerUnavailable
-from tangram.redis_url import redact_url
+from tangram.redis_url import parse_redis_url, redact_url
 
 if TYPE_CHECKING:
     import asyncio
@@ -77,10 +77,11 @@ class RedisLoop:
         """Run the loop until cancelled; then end running commands and close the connections."""
         import trio_asyncio
 
+        # Outside of the loop's nursery: an error must reach the caller without an exception group.
+        self.redis = _open_client(self.url)
         async with trio_asyncio.open_loop() as loop:
             loop.set_exception_handler(_log_failed_task)
             self.loop = loop
-            self.redis = _open_client(self.url)
             try:
                 task_status.started(self)
                 await trio.sleep_forever()
@@ -154,7 +155,7 @@ def _open_client(url: str) -> Redis:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    return AsyncRedis.from_url(
+    client = AsyncRedis.from_url(
         url,
         protocol=2,
         socket_connect_timeout=CONNECT_TIMEOUT,
@@ -163,3 +164,7 @@ def _open_client(url: str) -> Redis:
         # A command without an answer may have been carried out; only its caller knows whether to repeat it.
         retry=Retry(NoBackoff(), 0),
     )
+    if parse_redis_url(url).password is None:
+        # redis-py would log in with the name and an empty password, which Redis refuses.
+        client.connection_pool.connection_kwargs.pop("username", None)
+    return client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,10 +95,20 @@ class BackendState:
 
 
 def open_redis_client(url: str) -> Redis:
-    """Return a client of redis-py, on the loop on which it is first awaited."""
+    """Return ``state.redis_client``: redis-py's own, on the loop on which it is first awaited.
+
+    redis-py 8 does not look whether a pooled connection was closed if it may get maintenance notifications of
+    a cluster, so the first commands after a restart of Redis would fail. They are therefore off.
+    """
+    from redis.asyncio import ConnectionPool
     from redis.asyncio import Redis as AsyncRedis
 
-    return AsyncRedis.from_url(url)
+    options: dict[str, Any] = {}
+    if "maint_notifications_config" in inspect.signature(ConnectionPool.__init__).parameters:
+        from redis.maint_notifications import MaintNotificationsConfig
+
+        options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+    return AsyncRedis.from_url(url, **options)
 
 
 def open_http_client() -> httpx.AsyncClient:

@@ -1,0 +1,37 @@
+"""``redis_client`` of existing plugins."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tangram.compat.state import open_redis_client
+from tangram.testing import open_broker
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("after", ["restart", "kill of its connections"])
+def test_pooled_connections_that_were_closed_are_replaced(after: str) -> None:
+    """After a restart of Redis, or a timeout of idle connections, every command works."""
+
+    async def run() -> list[object]:
+        client = open_redis_client(broker.url)
+        await asyncio.gather(*(client.set("key", "value") for _ in range(5)))
+        if after == "restart":
+            broker.kill()
+            broker.start()
+        else:
+            other = open_redis_client(broker.url)
+            await other.client_kill_filter(_type="normal")
+            await other.aclose()
+        await asyncio.sleep(0.05)
+        try:
+            answers = await asyncio.gather(*(client.ping() for _ in range(5)), return_exceptions=True)
+        finally:
+            await client.aclose()
+        return list(answers)
+
+    with open_broker() as broker:
+        assert asyncio.run(run()) == [True] * 5
