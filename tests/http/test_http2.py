@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import h2.errors
 import h2.events
 import h2.exceptions
+import h2.settings
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
+from hyperframe.frame import Frame, PingFrame, PriorityFrame, SettingsFrame, WindowUpdateFrame
+from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
 from tests.http.harness import Server, hello, serving
@@ -273,3 +277,163 @@ async def test_a_request_that_cannot_be_read_ends_its_connection(path: str | Non
 
         assert client.closed
         assert server.engine.statistics().crashed == 0
+
+
+async def large(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer ``/large`` with a megabyte, and other paths with a few bytes."""
+    if scope["path"] != "/large":
+        await hello(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(16):
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def shut_windows(client: Watcher, streams: int) -> list[int]:
+    """Open streams on which the server may not send any data."""
+    client.http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    return [await client.request("/large") for _ in range(streams)]
+
+
+async def test_a_restart_does_not_wait_for_clients_with_shut_windows(clock: Clock) -> None:
+    """Streams with a window of 0 hold a stop for its grace only: 50 ms after a crash."""
+    async with (
+        serving("hypercorn", large, grace=0.05, write_timeout=10.0, **tls()) as server,
+        open_watcher(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(client.watch)
+        await shut_windows(client, 10)
+        await server.wait_requests(10)
+        await trio.sleep(0.5)
+        took = await server.stop()
+        nursery.cancel_scope.cancel()
+
+    assert took < 0.3
+
+
+async def test_a_shut_window_holds_the_application(clock: Clock) -> None:
+    """A stream with a window of 0 buffers two frames, not the whole response."""
+    sent = 0
+
+    async def counting(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": b"x" * 16384, "more_body": True})
+            sent += 16384
+        await send({"type": "http.response.body", "body": b""})
+
+    async with (
+        serving("hypercorn", counting, **tls()) as server,
+        open_watcher(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(client.watch)
+        await shut_windows(client, 20)
+        await server.wait_requests(20)
+        await trio.sleep(2)
+        held = sent
+        nursery.cancel_scope.cancel()
+
+    assert held <= 20 * 2 * 16384
+
+
+async def test_a_stream_with_a_shut_window_is_reset_while_others_go_on(clock: Clock) -> None:
+    """Reading one stream is no progress of another: a shut one is reset after the write timeout."""
+    async with (
+        serving("hypercorn", slowly_and_large, write_timeout=1.0, **tls()) as server,
+        open_watcher(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(client.watch)
+        endless = await client.request("/endless")
+        await server.wait_requests()
+        shut = await shut_windows(client, 3)
+        client.http.increment_flow_control_window(2**20, endless)
+        await client.flush()
+        await trio.sleep(3)
+        alive, received = not client.closed, len(client.bodies[endless])
+        statistics = server.engine.statistics()
+        nursery.cancel_scope.cancel()
+
+    assert alive
+    assert received > 5000
+    assert client.resets == dict.fromkeys(shut, int(h2.errors.ErrorCodes.CANCEL))
+    assert (statistics.stalled, statistics.crashed) == (3, 0)
+
+
+async def slowly_and_large(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await (large if scope["path"] == "/large" else slowly)(scope, receive, send)
+
+
+ROUND = 2000
+"""Frames that a flood sends before the clock may move: twice the budget of a connection."""
+
+
+def flood(kind: str, client: Watcher) -> bytes:
+    """Return the frames of one round of a flood."""
+    if kind == "reset":
+        number = int(client.http.get_next_available_stream_id())
+        head = [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "localhost")]
+        client.http.send_headers(number, head, end_stream=True)
+        client.http.reset_stream(number)
+        return bytes(client.http.data_to_send())
+    frames: dict[str, Callable[[], Frame]] = {
+        "priority": lambda: PriorityFrame(99, depends_on=0, stream_weight=3),
+        "window": lambda: WindowUpdateFrame(0, window_increment=1),
+        "ping": lambda: PingFrame(0, opaque_data=b"12345678"),
+        "settings": lambda: SettingsFrame(0, settings={4: 65535}),
+    }
+    return bytes(frames[kind]().serialize())
+
+
+@pytest.mark.parametrize("kind", ["reset", "priority", "window", "ping", "settings"])
+async def test_floods_of_control_frames_are_cut(kind: str, clock: Clock) -> None:
+    """Each kind of flood ends its connection with ENHANCE_YOUR_CALM, a log line, and nothing else."""
+    with capture_logs() as lines:
+        async with serving("hypercorn", hello, **tls()) as server, open_watcher(server) as client:
+            async with trio.open_nursery() as nursery:
+                await client.flush()
+                nursery.start_soon(client.watch)
+                sent = 0
+                while not client.closed and sent < 20 * ROUND:
+                    try:
+                        data = b"".join(flood(kind, client) for _ in range(ROUND))
+                        async with client.turn:
+                            await client.stream.send_all(data)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError, h2.exceptions.ProtocolError):
+                        break
+                    sent += ROUND
+                    await trio.lowlevel.checkpoint()
+                with trio.move_on_after(5):
+                    while not client.closed:  # noqa: ASYNC110 - its watcher has no event
+                        await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()
+            async with open_watcher(server) as other:
+                answer, _ = await other.answer(await other.request("/"))
+            statistics = server.engine.statistics()
+
+    assert sent <= 4 * ROUND
+    assert answer[":status"] == "200"
+    assert (statistics.crashed, statistics.failed) == (0, 0)
+    assert [line["event"] for line in lines] == ["connection closed: too many HTTP/2 control frames"]
+    assert lines[0]["address"] == "127.0.0.1"
+
+
+async def test_a_large_download_may_update_its_windows(clock: Clock) -> None:
+    """Window updates in proportion to the received data never exhaust the budget."""
+    async with serving("hypercorn", large, **tls()) as server, open_watcher(server) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.watch)
+            number = 0
+            for _ in range(12):
+                number = await client.request("/large")
+                with trio.fail_after(30):
+                    while number not in client.ended and not client.closed:  # noqa: ASYNC110 - the same
+                        await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+        assert not client.closed
+        assert len(client.bodies[number]) == 2**20

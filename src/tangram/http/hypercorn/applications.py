@@ -46,7 +46,9 @@ class Applications(TaskGroup):
         self.connection = connection
         self.running = 0
         self.started = 0
-        self.sends: set[trio.CancelScope] = set()
+        self.sends: dict[trio.CancelScope, int] = {}
+        """Sends that wait for the client, each with its stream."""
+        self._sends_cancelled = False
         self._events: dict[RequestEvents, str] = {}
 
     @property
@@ -106,11 +108,23 @@ class Applications(TaskGroup):
         for events, kind in self._events.items():
             events.disconnect({"type": f"{kind}.disconnect", "code": 1006})
 
-    def progress(self) -> None:
-        """Extend the deadline of every send, because the client has read something."""
+    def progress(self, may_send: Callable[[int], bool]) -> None:
+        """Extend the deadlines of sends, because the client has read something.
+
+        Args:
+            may_send: Whether this is progress of a stream. A stream whose window the client keeps shut makes
+                none, although the client reads other streams.
+        """
         deadline = trio.current_time() + self.engine.settings.write_timeout
+        for scope, stream_id in self.sends.items():
+            if may_send(stream_id):
+                scope.deadline = deadline
+
+    def cancel_sends(self) -> None:
+        """End the sends that wait for the client; their shields would outlast the connection."""
+        self._sends_cancelled = True
         for scope in self.sends:
-            scope.deadline = deadline
+            scope.cancel()
 
     async def _run(self, app: ASGIApp, scope: Scope, events: RequestEvents, send: HypercornSend) -> None:
         websocket = scope["type"] == "websocket"
@@ -132,13 +146,16 @@ class Applications(TaskGroup):
 
         The shield ends with that deadline, so an application that cancels itself still finishes its send.
         """
+        if self._sends_cancelled:
+            return
+        stream_id: int = getattr(getattr(send, "__self__", None), "stream_id", 0)
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + self.engine.settings.write_timeout
         ) as scope:
-            self.sends.add(scope)
+            self.sends[scope] = stream_id
             try:
                 await send(message)
             finally:
-                self.sends.discard(scope)
-        if scope.cancelled_caught:
-            self.connection.stalled()
+                del self.sends[scope]
+        if scope.cancelled_caught and not self._sends_cancelled:
+            self.connection.stalled(stream_id)

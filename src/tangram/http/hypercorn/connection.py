@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
@@ -24,7 +26,7 @@ from hypercorn.utils import parse_socket_addr
 from tangram.asgi import ASGIApp
 from tangram.http.engine import Engine, EngineSettings, has_hung_up
 from tangram.http.hypercorn.applications import Applications
-from tangram.http.hypercorn.http2 import GuardedProtocol, send_goaway
+from tangram.http.hypercorn.http2 import GuardedProtocol, may_send, reset_stream, send_goaway
 from tangram.http.hypercorn.websocket import close_websocket, connected_websockets, ping_websocket
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ class ConnectionHost(Protocol):
 
     def close_idle(self) -> None:
         """Close connections that are idle, and others once they become idle."""
+
+    def log_flood(self, client: socket.socket) -> None:
+        """Log, once in a while, that a client sent too many control frames."""
 
 
 class HypercornConnection(TCPServer):
@@ -125,6 +130,7 @@ class HypercornConnection(TCPServer):
 
     def abort(self) -> None:
         self._drop()
+        self.group.cancel_sends()
         self.scope.cancel()
 
     def _drop(self) -> None:
@@ -263,14 +269,29 @@ class HypercornConnection(TCPServer):
                     if slice_scope.cancelled_caught:
                         self.stalled()
                         return
-                    self.group.progress()
+                    inner = self.protocol.protocol
+                    self.group.progress(partial(may_send, inner))
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
                 # Busy means that the stream is being closed: other writers wait for the lock.
                 self._drop()
 
-    def stalled(self) -> None:
+    def stalled(self, stream_id: int | None = None) -> None:
         self.engine.stalled += 1
-        self.abort()
+        inner, nursery = self.protocol.protocol, self.group.nursery
+        if (
+            stream_id is not None
+            and isinstance(inner, H2Protocol)
+            and len(inner.streams) > 1
+            and nursery is not None
+            and not nursery.cancel_scope.cancel_called
+        ):
+            nursery.start_soon(reset_stream, inner, stream_id)
+        else:
+            self.abort()
+
+    def flooded(self) -> None:
+        self.engine.rejected += 1
+        self.host.log_flood(self.raw)
 
     def overrun(self) -> None:
         self.engine.rejected += 1

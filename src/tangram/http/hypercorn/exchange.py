@@ -103,8 +103,14 @@ class ConnectionControl(Protocol):
     def has_conflict(self) -> bool:
         """Return whether Hypercorn and the application have both answered one request."""
 
-    def stalled(self) -> None:
-        """Close the connection of a client that did not read, or send, in time."""
+    def stalled(self, stream_id: int | None = None) -> None:
+        """Close the connection of a client that did not read, or send, in time.
+
+        With HTTP/2 only the stream is reset, while others go on.
+        """
+
+    def flooded(self) -> None:
+        """Count and log a client that sent too many HTTP/2 control frames."""
 
     def overrun(self) -> None:
         """Close the connection of a client with too many running requests."""

@@ -22,10 +22,29 @@ import trio
 from hypercorn.events import Closed
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import (
+    BUFFER_HIGH_WATER,
+    BUFFER_LOW_WATER,
+    BufferCompleteError,
+    H2Protocol,
+    StreamBuffer,
+)
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.worker_context import EventWrapper
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
-__all__ = ["GuardedProtocol", "send_goaway"]
+from tangram.http.hypercorn.applications import Applications
+from tangram.http.hypercorn.flood import RESET_COST, ControlBudget
+
+__all__ = ["GuardedProtocol", "may_send", "reset_stream", "send_goaway"]
 
 CLOSE_TIME: Final = 1.0
 """Seconds for the end of the last response to be written before GOAWAY."""
@@ -92,6 +111,9 @@ class GuardedProtocol(ProtocolWrapper):
 
 
 def _guard_h2(protocol: H2Protocol) -> None:
+    protocol.stream_buffers = _StreamBuffers()
+    guard = _FrameGuard(protocol)
+    cast("Any", protocol)._priority_updated = guard.ignore_priority  # noqa: SLF001 - no public hook
     protocol.streams = _Streams()
     connection = cast("Any", protocol.connection)
     # Hypercorn resets a stream only to refuse it. It sends GOAWAY too early, also when its bound on requests
@@ -102,6 +124,84 @@ def _guard_h2(protocol: H2Protocol) -> None:
     connection.close_connection = _send_no_goaway
     create = protocol._create_stream  # noqa: SLF001 - no public hook
     cast("Any", protocol)._create_stream = partial(_create_h2_stream, protocol, create)  # noqa: SLF001 - same
+
+
+class _BoundedBuffer(StreamBuffer):
+    """The bytes of one stream that wait for the client's window.
+
+    Hypercorn's own buffer lets the application go on whenever it is asked for bytes, also for none: a window
+    of 0 made it hold whole responses.
+    """
+
+    async def push(self, data: bytes) -> None:
+        """Add bytes, and wait while the buffer is full."""
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        """Take bytes, and let the application go on once the buffer is half empty."""
+        length = min(len(self.buffer), max_length)
+        data = bytes(self.buffer[:length])
+        del self.buffer[:length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class _StreamBuffers(dict[int, StreamBuffer]):
+    """The buffers of a connection; Hypercorn's are replaced as they are added."""
+
+    def __setitem__(self, stream_id: int, buffer: StreamBuffer) -> None:
+        super().__setitem__(stream_id, _BoundedBuffer(EventWrapper))
+
+
+class _FrameGuard:
+    """Counts the control frames of one connection, and the data that is sent on each stream."""
+
+    def __init__(self, protocol: H2Protocol) -> None:
+        connection = cast("Any", protocol.connection)
+        self._receive_frame = connection._receive_frame  # noqa: SLF001 - no public hook
+        self._send_data = connection.send_data
+        self._budget = ControlBudget(trio.current_time())
+        self._applications = cast("Applications", protocol.task_group)
+        connection._receive_frame = self.receive_frame  # noqa: SLF001 - no public hook
+        connection.send_data = self.send_data
+
+    def receive_frame(self, frame: Frame) -> Any:
+        """Handle one frame; end the connection with ENHANCE_YOUR_CALM if its budget is used up."""
+        cost = _COSTS.get(type(frame), 0)
+        if isinstance(frame, DataFrame) and not frame.data and "END_STREAM" not in frame.flags:
+            cost = 1
+        if cost and not self._budget.spend(cost, trio.current_time()):
+            self._applications.connection.flooded()
+            raise h2.exceptions.DenialOfServiceError("too many control frames")
+        return self._receive_frame(frame)
+
+    def send_data(self, stream_id: int, data: bytes, **options: Any) -> None:
+        """Send data on a stream, which is progress of this stream only."""
+        self._send_data(stream_id, data, **options)
+        self._budget.earn()
+        self._applications.progress(lambda waiting: waiting == stream_id)
+
+    async def ignore_priority(self, _event: h2.events.PriorityUpdated) -> None:
+        """Ignore PRIORITY, which RFC 9113 deprecates and a client could use to grow a tree without bound."""
+
+
+_COSTS: Final[dict[type[Frame], int]] = {
+    RstStreamFrame: RESET_COST,
+    PriorityFrame: 1,
+    WindowUpdateFrame: 1,
+    PingFrame: 1,
+    SettingsFrame: 1,
+}
+"""Units that a frame costs; other frames are bounded elsewhere."""
 
 
 def _send_no_goaway() -> None:
@@ -124,6 +224,27 @@ async def _create_h11_stream(protocol: H11Protocol, create: Any, request: h11.Re
     except UnicodeDecodeError:  # the handshake of a WebSocket with a field that is not ASCII
         await protocol._send_error_response(400)  # noqa: SLF001 - no public method
         await protocol.send(Closed())
+
+
+def may_send(protocol: object, stream_id: int) -> bool:
+    """Return whether the client lets the server send on a stream; always true with HTTP/1.1."""
+    if not isinstance(protocol, H2Protocol):
+        return True
+    try:
+        return protocol.connection.local_flow_control_window(stream_id) > 0
+    except h2.exceptions.ProtocolError:
+        return False
+
+
+async def reset_stream(protocol: H2Protocol, stream_id: int) -> None:
+    """Reset one stream, and let its application know."""
+    buffer = protocol.stream_buffers.get(stream_id)
+    if buffer is not None:
+        await buffer.close()
+    with contextlib.suppress(h2.exceptions.ProtocolError):
+        type(protocol.connection).reset_stream(protocol.connection, stream_id, h2.errors.ErrorCodes.CANCEL)
+    await protocol._flush()  # noqa: SLF001 - no public method
+    await protocol._close_stream(stream_id)  # noqa: SLF001 - no public method
 
 
 async def send_goaway(protocol: H11Protocol | H2Protocol) -> None:
