@@ -28,12 +28,12 @@ NEXT_INCARNATION = {
     " idle_timeout write_timeout max_connections"
     " max_connections_per_address drain_grace",
     "channel": "public_url jwt_expiration_secs id_length presence push_replies conflate max_backlog"
-    " max_message max_joins idle_timeout ping_interval streaming_grace compression token_rate token_burst"
-    " join_rate join_burst upgrade_rate upgrade_burst",
+    " max_message max_unjoined max_joins idle_timeout ping_interval streaming_grace compression token_rate"
+    " token_burst join_rate join_burst upgrade_rate upgrade_burst",
     "map": "style styles center_lat center_lon zoom pitch bearing lang min_zoom max_zoom max_pitch"
     " allow_pitch allow_bearing layers_visibility",
     "cache": "entries",
-    "compat": "islands",
+    "compat": "islands max_body",
     "supervisor": "strategy plugin_restarts plugin_window exhausted",
 }
 """Settings that every incarnation reads again; the reader of the file reads the log's level."""

@@ -141,3 +141,16 @@ def test_a_log_that_cannot_be_written_raises_nothing(
     configure_logging("INFO")
     structlog.get_logger("tangram.x").error("unheard")
     logging.getLogger("some.library").error("unheard")
+
+
+def test_the_frames_of_a_crash_are_lines_below_the_record(capsys: pytest.CaptureFixture[str]) -> None:
+    """People read one frame a line; programs get a list."""
+    frames = ["/srv/plugin.py:3 in poll", "/usr/lib/python3/json/decoder.py:1 in decode"]
+    for style in ("console", "json"):
+        configure_logging("INFO", style)
+        structlog.get_logger("test").error("child crashed", cause="ValueError", traceback=list(frames))
+    *console, as_json = capsys.readouterr().err.splitlines()
+
+    assert console[-2:] == [f"    {frame}" for frame in frames]
+    assert "traceback" not in console[0]
+    assert json.loads(as_json)["traceback"] == frames

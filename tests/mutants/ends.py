@@ -115,8 +115,8 @@ BUDGETS = (
         "quarantine",
         "a plugin that crashes too often ends the server",
         DECIDE,
-        'elif window is entry.spec.window and entry.spec.exhausted == "quarantine":',
-        "elif False:",
+        "        elif quarantined:\n",
+        "        elif False:\n",
         (f"{PROMISES}test_the_default_budget_of_a_plugin",),
     ),
     Mutant(

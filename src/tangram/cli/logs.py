@@ -106,6 +106,15 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
+def _unfold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Print the frames of a crash below its record, one a line; a list in the record cannot be read."""
+    frames = event.get("traceback")
+    if isinstance(frames, list):
+        del event["traceback"]
+        event["stack"] = "\n".join(f"    {frame}" for frame in frames)
+    return event
+
+
 def _renderer(style: LogFormat) -> Processor:
     if style == "json":
         return structlog.processors.JSONRenderer(default=repr)
@@ -134,6 +143,8 @@ def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None
     ]
     # A traceback is formatted before secrets are hidden, because an exception's message may quote one.
     tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style)]
+    if style == "console":
+        tail.insert(-1, _unfold_traceback)
     _threshold.level = number
     structlog.configure(
         processors=[_threshold, *shared, _add_name, *tail],

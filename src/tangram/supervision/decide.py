@@ -375,7 +375,8 @@ class Decider:
 
     def _boot_failed(self, entry: Entry, crash: Crash, now: float) -> None:
         self._note(entry, crash)
-        self._report("crashed", now, entry, crash=crash)
+        escalated = entry.spec.start_failure == "fail"
+        self._report("crashed", now, entry, crash=crash, escalated=escalated)
         if entry.spec.start_failure == "quarantine":
             self._quarantine(entry, crash, now)
         else:
@@ -385,19 +386,23 @@ class Decider:
 
     def _restart(self, entry: Entry, crash: Crash, now: float) -> None:
         """Charge a crash, then stop the children that the strategy restarts together with it."""
+        window = entry.spec.window or self.window
+        charged = window.charge(now)
+        quarantined = window is entry.spec.window and entry.spec.exhausted == "quarantine"
         self._note(entry, crash)
-        self._report("crashed", now, entry, crash=crash)
+        left = max(0, window.restarts - window.used(now))
+        escalated = not charged and not quarantined
+        self._report("crashed", now, entry, crash=crash, restarts_left=left, escalated=escalated)
         pace = entry.pace if self.strategy == "one_for_one" else self._pace
         delay = pace.next(self.backoff, now, self._draw())
-        window = entry.spec.window or self.window
-        if window.charge(now):
+        if charged:
             entry.restarts += 1
             self.restarts += 1
             self._report("restarting", now, entry, crash=crash, delay=delay)
             self._send_away(entry, State.WAITING, now)
             entry.gate = now + delay
             self._take_down(entry, now + delay, now)
-        elif window is entry.spec.window and entry.spec.exhausted == "quarantine":
+        elif quarantined:
             self._quarantine(entry, crash, now)
             self._take_down(entry, now + delay, now)
         else:
@@ -564,6 +569,8 @@ class Decider:
         crash: Crash | None = None,
         cause: str | None = None,
         delay: float | None = None,
+        restarts_left: int | None = None,
+        escalated: bool = False,
     ) -> None:
         event = SupervisionEvent(
             kind=kind,
@@ -575,5 +582,7 @@ class Decider:
             strategy=self.strategy if kind == "restarting" else None,
             delay=delay,
             crash=crash,
+            restarts_left=restarts_left,
+            escalated=escalated,
         )
         self._effects.append(Report(event))

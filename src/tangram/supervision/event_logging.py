@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import structlog
 
-from tangram.supervision.spec import SupervisionEvent
+from tangram.supervision.spec import Crash, SupervisionEvent
 
 __all__ = ["log_event"]
 
@@ -26,7 +26,11 @@ _LINES: Final[dict[str, tuple[str, str]]] = {
 
 
 def log_event(event: SupervisionEvent) -> None:
-    """Write the record of an event; fields without a value are left out."""
+    """Write the record of an event; fields without a value are left out.
+
+    A crash is one record at level error. Where a nested supervisor gives up because of it, that supervisor
+    writes its records at level debug, and the one above writes the record at level error.
+    """
     level, line = _LINES[event.kind]
     if event.kind == "gave_up" and event.child is not None:
         level, line = (
@@ -34,8 +38,7 @@ def log_event(event: SupervisionEvent) -> None:
             "supervisor that gave up cannot end: a child goes on although it was cancelled",
         )
     elif event.kind == "gave_up" and event.path:
-        # The supervisor above decides and logs the consequence, often a plugin's restart.
-        level, line = "warning", "supervisor gives up to the one above it"
+        level, line = "debug", "supervisor gives up to the one above it"
     values: dict[str, Any] = {
         "supervisor": event.supervisor,
         "child": event.child,
@@ -46,10 +49,25 @@ def log_event(event: SupervisionEvent) -> None:
         "where": event.where,
     }
     if event.kind == "crashed" and event.crash is not None:
-        crash = event.crash
-        values["path"] = " > ".join(crash.path) if len(crash.path) > 1 else None
-        values["others"] = list(crash.others) or None
-        values["traceback"] = list(crash.traceback) or None
+        if event.escalated and len(event.path) > 1:
+            level = "debug"
+        else:
+            values |= _crash_fields(event, event.crash)
     if event.kind == "stopped" and event.child is not None and event.cause not in (None, "returned"):
         level, line = "warning", "child ended with an error while it was being stopped"
     getattr(log, level)(line, **{key: value for key, value in values.items() if value is not None})
+
+
+def _crash_fields(event: SupervisionEvent, crash: Crash) -> dict[str, Any]:
+    kind, _, name = crash.path[0].partition(":")
+    fields: dict[str, Any] = {
+        "where": crash.where or None,
+        "restarts_left": event.restarts_left,
+        "path": " > ".join(crash.path) if len(crash.path) > 1 else None,
+        "others": list(crash.others) or None,
+        "traceback": list(crash.traceback) or None,
+    }
+    # A child that is called "plugin:demo" is also found by plugin=demo.
+    if name:
+        fields |= {kind: name, "service": " > ".join(crash.path[1:]) or None}
+    return fields

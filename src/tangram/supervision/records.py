@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import sysconfig
 import types
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,10 @@ FRAMES_KEPT: Final = 8
 _ATTACHED: Final = "tangram_crash"
 _TRIO: Final = str(Path(trio.__file__).parent)
 _HERE: Final = str(Path(__file__).parent)
+_TANGRAM: Final = str(Path(__file__).parents[1]) + "/"
+_STDLIB: Final = sysconfig.get_path("stdlib") + "/"
+_INSTALLED: Final = re.compile(r".*/(?:site|dist)-packages/")
+"""The folder in which distributions are installed."""
 
 
 def exception_name(error: BaseException) -> str:
@@ -74,8 +80,10 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
             incarnation=incarnation,
             others=inner.others + listed,
             traceback=inner.traceback,
+            where=inner.where,
             why=str(first),
         )
+    frames, own = own_frames(first.__traceback__)
     return Crash(
         path=(child,),
         exception=exception_name(first),
@@ -83,7 +91,8 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
         at=at,
         incarnation=incarnation,
         others=listed,
-        traceback=last_frames(first.__traceback__),
+        traceback=frames,
+        where=own,
     )
 
 
@@ -116,18 +125,42 @@ def _attached(error: BaseException) -> Crash | None:
     return None
 
 
-def last_frames(traceback: types.TracebackType | None) -> tuple[str, ...]:
-    """Return the last frames as ``file:line in function``, innermost last.
+def own_frames(traceback: types.TracebackType | None) -> tuple[tuple[str, ...], str]:
+    """Return the last frames of the child's own code and of its callees, and its innermost own frame.
 
-    No source file is read, because this runs on the event loop during a restart.
+    Frames are ``file:line in function``, innermost last. The frames before the first one outside of tangram,
+    Trio and the standard library are left out, if there is such a frame. The innermost own frame is the last
+    one in the same package as that frame. No source file is read, because this runs on the event loop during
+    a restart.
     """
     frames: list[str] = []
+    begin, own, package = 0, "", ""
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if not code.co_filename.startswith(_HERE):
-            frames.append(f"{code.co_filename}:{traceback.tb_lineno} in {code.co_qualname}")
+        file = code.co_filename
+        if not file.startswith(_HERE):
+            line = f"{file}:{traceback.tb_lineno} in {code.co_qualname}"
+            if not package and not _is_infrastructure(file):
+                begin, package = len(frames), _package_of(file)
+            if package and file.startswith(package):
+                own = line
+            frames.append(line)
         traceback = traceback.tb_next
-    return tuple(frames[-FRAMES_KEPT:])
+    return tuple(frames[begin:][-FRAMES_KEPT:]), own
+
+
+def _is_infrastructure(file: str) -> bool:
+    if file.startswith((_TANGRAM, _TRIO, "<frozen")):
+        return True
+    if (installed := _INSTALLED.match(file)) is not None:
+        return file.startswith(("outcome/", "trio_asyncio/"), installed.end())
+    return file.startswith(_STDLIB)
+
+
+def _package_of(file: str) -> str:
+    """Return a module's folder, or its file if the folder holds modules of other distributions."""
+    folder = str(Path(file).parent)
+    return file if _INSTALLED.fullmatch(f"{folder}/") else f"{folder}/"
 
 
 def where_stands(task: trio.lowlevel.Task) -> str:

@@ -240,7 +240,12 @@ class Crash:
     others: tuple[str, ...] = ()
     """The other leaves of a group of exceptions, each as ``Type: message``."""
     traceback: tuple[str, ...] = ()
-    """The last frames, innermost last, each as ``file:line in function``."""
+    """The last frames, innermost last, each as ``file:line in function``.
+
+    Frames of tangram, Trio and the standard library that lead to the child's own code are left out.
+    """
+    where: str = ""
+    """The innermost frame of the child's own code, for example the line of a plugin that called a library."""
     why: str = ""
     """The reason of a supervisor in between that gave up: ``more than 3 restarts in 60 s``."""
     when: float | None = None
@@ -286,6 +291,10 @@ class SupervisionEvent:
     """The record of the crash."""
     path: tuple[str, ...] = ()
     """The child's place in the whole tree: names of children from the outermost supervisor down."""
+    restarts_left: int | None = None
+    """The restarts that the charged window still allows, for ``crashed``."""
+    escalated: bool = False
+    """Whether the supervisor gives up because of this crash, so that the one above reports it too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
