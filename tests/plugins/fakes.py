@@ -62,12 +62,13 @@ def loaded(plugin: Plugin, name: str = "demo", **fields: Any) -> LoadedPlugin:
 class FakeBus:
     """A bus that records the published messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, receivers: int = 1) -> None:
         self.published: list[tuple[str, bytes | str]] = []
+        self.receivers = receivers
 
     async def publish(self, channel: str, payload: bytes | str) -> int:
         self.published.append((channel, payload))
-        return 1
+        return self.receivers
 
     def subscribe(self, *patterns: str) -> tuple[str, ...]:
         return patterns

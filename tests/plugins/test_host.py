@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tangram.bus.subscriber import service_nursery
-from tangram.errors import PluginConfigError, RestartsExhausted, StartFailed
+from tangram.errors import PluginConfigError, PluginError, RestartsExhausted, StartFailed
 from tangram.plugins.host import PluginHost
 from tangram.plugins.plugin import Lifespan, Plugin, ServiceFunction
 from tangram.plugins.state import BackendState
@@ -110,6 +111,35 @@ async def test_a_crash_carries_plugin_and_service_up(autojump_clock: MockClock) 
         async with open_supervised([Child("plugin:demo", host.run)], restarts=0):
             await trio.sleep(5)
     assert "plugin:demo > tick: ValueError: no such aircraft" in caught.value.crashes[-1]
+
+
+async def test_a_call_of_asyncio_is_explained(autojump_clock: MockClock) -> None:
+    """The crash names trio's counterpart of the function, and the line that called it."""
+    plugin = Plugin()
+
+    @plugin.register_service()
+    async def tick(state: BackendState) -> None:
+        await asyncio.sleep(1)
+
+    with pytest.raises(RestartsExhausted) as caught:
+        async with open_supervised([Child("plugin:demo", host_of(plugin).run)], restarts=0):
+            await trio.sleep(5)
+    crash = caught.value.crashes[-1]
+    line = tick.__code__.co_firstlineno + 2
+    assert "asyncio.sleep does not work on Trio: use trio.sleep" in crash
+    assert f"{__file__}:{line}" in crash
+
+
+async def test_a_call_of_asyncio_in_a_lifespan_is_explained() -> None:
+    """A lifespan gets the same explanation."""
+
+    @asynccontextmanager
+    async def lifespan(state: BackendState) -> AsyncIterator[None]:
+        async with asyncio.timeout(2):
+            yield
+
+    with pytest.raises(PluginError, match=r"use trio\.fail_after"):
+        await host_of(Plugin(lifespan=lifespan)).run()
 
 
 async def test_one_crash_stops_the_siblings_and_leaves_the_lifespan(autojump_clock: MockClock) -> None:

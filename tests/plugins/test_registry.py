@@ -5,11 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
-from tangram.errors import NotAPlugin, PluginImportFailed, PluginNotFound
-from tangram.plugins.registry import cause_line, load_plugins
-from tests.plugins.fakes import entry_point
+from tangram.errors import NotAPlugin, PluginError, PluginImportFailed, PluginNotFound
+from tangram.plugins.plugin import Plugin
+from tangram.plugins.registry import LoadedPlugins, PluginFailure, cause_line, load_plugins
+from tests.plugins.fakes import entry_point, loaded
 
 Write = Callable[..., Path]
 GOOD = "from tangram.plugins.plugin import Plugin\nplugin = Plugin()\nother = Plugin()\n"
@@ -134,6 +136,33 @@ def test_an_unknown_name_is_a_failure_of_that_name() -> None:
 
     assert isinstance(loaded.failures[0].error, PluginNotFound)
     assert loaded.failures[0].name == "ghost"
+
+
+@attrs.define
+class Settings:
+    limit: int = 1
+
+
+def test_tables_that_nothing_reads_are_reported_with_the_nearest_name() -> None:
+    """Tables without a plugin, and keys that a config_class lacks, are warnings; others are not."""
+    demo = loaded(Plugin(config_class=Settings), "demo", dist_name="tank-watch")
+    free = loaded(Plugin(), "free", dist_name="free")
+    failed = PluginFailure("gone", PluginError("x"), dist_name="long-gone")
+    plugins = LoadedPlugins([demo, free], [failed])
+    tables = {
+        "tank_watch": {"limitt": 3, "limit": 2},
+        "free": {"anything": 1},
+        "gone": {},
+        "long_gone": {},
+        "tank_wach": {"a": 1},
+        "nobody": {},
+    }
+
+    assert plugins.config_warnings(tables) == [
+        "unknown key 'limitt': did you mean 'limit'? @ plugins.tank_watch.limitt",
+        "[plugins.tank_wach] belongs to no enabled plugin: did you mean [plugins.tank_watch]?",
+        "[plugins.nobody] belongs to no enabled plugin",
+    ]
 
 
 def test_one_object_under_two_entry_points_is_one_plugin(site: Write) -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import PurePosixPath
+from typing import Any
 
 import attrs
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock
 
 from tangram.config.model import Config, ServerConfig
 from tangram.errors import PluginError
 from tangram.plugins.plugin import Plugin
+from tangram.plugins.state import MAX_WARNED
 from tests.plugins.fakes import FakeBus, make_state
 
 
@@ -26,6 +30,71 @@ async def test_publish_and_subscribe_go_to_the_bus() -> None:
     assert await state.publish("to:system:x", b"1") == 1
     assert bus.published == [("to:system:x", b"1")]
     assert state.subscribe("from:*", "to:*") == ("from:*", "to:*")
+
+
+@attrs.define
+class Reading:
+    level: int
+    place: PurePosixPath = attrs.field(factory=lambda: PurePosixPath("/a"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "sent"),
+    [
+        ({"a": [1, None]}, b'{"a":[1,null]}'),
+        ([1, 2.5], b"[1,2.5]"),
+        (Reading(3), b'{"level":3,"place":"/a"}'),
+        (bytearray(b"raw"), b"raw"),
+        (memoryview(b"raw"), b"raw"),
+        (None, b"null"),
+        ("text", "text"),
+        (b"bytes", b"bytes"),
+    ],
+)
+async def test_other_payloads_than_text_and_bytes_are_published_as_json(payload: Any, sent: object) -> None:
+    """Dicts, lists and attrs objects are encoded as JSON; text and bytes are sent unchanged."""
+    bus = FakeBus()
+    await make_state(bus=bus).publish("to:a:b", payload)
+
+    assert bus.published == [("to:a:b", sent)]
+
+
+async def test_a_payload_that_json_cannot_represent_is_an_error_that_says_so() -> None:
+    """The error names the channel and the accepted types, and nothing is published."""
+    bus = FakeBus()
+    with pytest.raises(TypeError, match=r"object on 'to:a:b': expected bytes, str or a value"):
+        await make_state(bus=bus).publish("to:a:b", object())
+
+    assert bus.published == []
+
+
+async def test_a_channel_without_receivers_is_warned_of_once() -> None:
+    """A channel of neither browsers nor plugins, without receivers, is logged once with the nearest form."""
+    bus = FakeBus(receivers=0)
+    state = make_state(bus=bus)
+    with structlog.testing.capture_logs() as logs:
+        for channel in ("tox:y", "tox:y", "to:topic-without-event", "from:a:b", "to:a:b"):
+            await state.publish(channel, "{}")
+
+    assert [(one["event"], one["channel"], one["log_level"]) for one in logs] == [
+        ("message without receivers", "tox:y", "warning"),
+        ("message without receivers", "to:topic-without-event", "warning"),
+    ]
+    assert "to:<topic>:<event>" in logs[0]["hint"]
+    bus.receivers = 1
+    with structlog.testing.capture_logs() as logs:
+        await state.publish("my-plugin:status", "alive")
+    assert logs == []
+
+
+async def test_the_warned_channels_are_bounded() -> None:
+    """A plugin that publishes on ever new channels does not fill the log or the memory."""
+    state = make_state(bus=FakeBus(receivers=0))
+    with structlog.testing.capture_logs() as logs:
+        for number in range(1_000):
+            await state.publish(f"x{number}", "{}")
+
+    assert len(logs) == MAX_WARNED
 
 
 def test_plugins_may_hang_attributes_on_it() -> None:

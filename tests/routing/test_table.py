@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 
 import pytest
@@ -183,6 +184,19 @@ async def test_an_unexpected_exception_is_500_with_an_id(exc: Exception) -> None
     assert answer.json() == {"detail": "internal error", "id": record["id"]}
     assert (record["plugin"], record["route"], record["log_level"]) == ("owner0", "/", "error")
     assert isinstance(record["exc_info"][1], Exception)
+
+
+async def test_a_call_of_asyncio_in_a_handler_is_explained_in_the_log() -> None:
+    """The log of the 500 has the counterpart on Trio and the line."""
+
+    async def handler() -> None:
+        await asyncio.sleep(1)
+
+    with structlog.testing.capture_logs() as logs:
+        assert (await call(one_route(handler), "GET", "/")).status == 500
+
+    assert "use trio.sleep" in logs[0]["hint"]
+    assert __file__ in logs[0]["hint"]
 
 
 async def test_an_answer_that_json_cannot_represent_is_500() -> None:

@@ -266,6 +266,8 @@ class Server:
                 faults += error.faults
         if faults:
             raise ConfigError(faults, about=f"configuration {config.source or 'of plugins'}")
+        for warning in plugins.config_warnings(config.plugins):
+            log.warning("configuration is not read", cause=warning)
         return plugins
 
     def _handle_failure(self, error: SupervisionError) -> None:

@@ -58,6 +58,8 @@ def resolve_frontend(loaded: LoadedPlugin) -> Path | None:
         folder = (base / wanted).resolve()
         if folder.is_dir():
             return folder
+    if not bases:
+        return None  # a plugin object without an installation, in a test
     log.warning(
         "plugin front end missing",
         plugin=loaded.name,

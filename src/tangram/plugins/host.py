@@ -18,9 +18,10 @@ import attrs
 import structlog
 import trio
 
+from tangram.asyncio_hint import asyncio_hint
 from tangram.bus.subscriber import service_nursery
-from tangram.errors import BadMessage
-from tangram.groups import all_leaves_are, first_leaf
+from tangram.errors import BadMessage, PluginError
+from tangram.groups import all_leaves_are, first_leaf, unwrap_single
 from tangram.plugin_exit import exits_are_crashes
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.service import Service
@@ -284,7 +285,15 @@ async def _run_async(service: Service, state: BackendState, task_status: trio.Ta
             raise
         (only,) = group.exceptions
     # The author does not know this nursery: raise a single exception without the group around it.
+    _explain(only)
     raise only
+
+
+def _explain(error: BaseException) -> None:
+    """Raise an explanation in place of an error of asyncio's functions, which do not run on Trio."""
+    hint = asyncio_hint(unwrap_single(error))
+    if hint is not None:
+        raise PluginError(hint) from error
 
 
 @asynccontextmanager
@@ -301,4 +310,5 @@ async def _lifespan(loaded: LoadedPlugin, state: BackendState) -> AsyncIterator[
     except Exception as error:
         if not entered:
             error.add_note(f"in the lifespan of plugin {loaded.name!r}")
+        _explain(error)
         raise

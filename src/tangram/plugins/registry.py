@@ -10,16 +10,18 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from tangram.config.names import normalise
+from tangram.config.names import nearest, normalise
+from tangram.config.structure import unknown_plugin_keys
 from tangram.errors import NotAPlugin, PluginError, PluginImportFailed
 from tangram.groups import first_leaf
 from tangram.plugins.discovery import Candidate, find, scan
@@ -77,6 +79,8 @@ class PluginFailure:
     name: str
     error: PluginError
     """Its message is one line with exception type, message, and file and line in the plugin."""
+    dist_name: str = ""
+    """The ``Name`` of its distribution, if one was found."""
 
 
 @attrs.frozen(eq=False)
@@ -85,6 +89,26 @@ class LoadedPlugins:
 
     plugins: list[LoadedPlugin] = attrs.field(factory=list)
     failures: list[PluginFailure] = attrs.field(factory=list)
+
+    def config_warnings(self, tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Return a warning for each table and each key of ``[plugins.*]`` that no plugin reads.
+
+        Args:
+            tables: the tables by the normalised name of the plugin.
+        """
+        found: list[str] = []
+        for one in self.plugins:
+            if one.plugin.config_class is not None:
+                raw = tables.get(one.key, {})
+                found += unknown_plugin_keys(one.plugin.config_class, raw, plugin=one.key)
+        known = [one.key for one in self.plugins]
+        failed = {normalise(name) for one in self.failures for name in (one.name, one.dist_name)}
+        for key in tables:
+            if key not in known and key not in failed:
+                guess = nearest(key, known)
+                hint = f": did you mean [plugins.{guess}]?" if guess else ""
+                found.append(f"[plugins.{key}] belongs to no enabled plugin{hint}")
+        return found
 
     def owner_of(self, filename: str) -> str | None:
         """Return the name of the plugin whose innermost package contains a source file."""
@@ -138,7 +162,7 @@ def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
     try:
         plugin = _import(candidate)
     except PluginError as error:
-        loaded.failures.append(PluginFailure(candidate.name, error))
+        loaded.failures.append(PluginFailure(candidate.name, error, candidate.dist_name))
         return
     if any(one.plugin is plugin for one in loaded.plugins):
         return
@@ -151,7 +175,7 @@ def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
     if normalise(name) in taken:
         # The second plugin would replace the first in the supervision tree and the manifest.
         twice = PluginError(f"two plugins are called {name!r}: leave one of them out", plugin=name)
-        loaded.failures.append(PluginFailure(name, twice))
+        loaded.failures.append(PluginFailure(name, twice, candidate.dist_name))
         return
     plugin.name, plugin.dist_name = name, candidate.dist_name
     loaded.plugins.append(

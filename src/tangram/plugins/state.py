@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
+import structlog
 import trio
 
 from tangram.config.model import Config
@@ -25,8 +26,13 @@ __all__ = ["HTTP_CLOSE_SECONDS", "BackendState", "PluginInfo"]
 
 T = TypeVar("T")
 
+log = structlog.get_logger("tangram.plugins")
+
 HTTP_CLOSE_SECONDS: Final = 2.0
 """Seconds to close idle HTTP connections: a peer that ignores a TLS close must not delay a restart."""
+
+MAX_WARNED: Final = 50
+"""Channels of each incarnation that are reported as having no receivers."""
 
 
 class PluginInfo(Protocol):
@@ -100,17 +106,47 @@ class BackendState:
         self._http_client: httpx.AsyncClient | None = None
         self._plugin_configs: dict[str, tuple[type[Any] | None, Any]] = {}
         self._closed = False
+        self._warned: set[str] = set()
 
-    async def publish(self, channel: str, payload: bytes | str) -> int:
+    async def publish(self, channel: str, payload: object) -> int:
         """Publish on a Redis channel; return the number of Redis clients that received it.
 
         A message on ``to:<topic>:<event>`` reaches the browsers that joined the topic.
 
+        Example::
+
+            await state.publish("to:weather:wind", {"level": 850, "speed": 13.5})
+
+        Args:
+            channel: the name of the channel.
+            payload: bytes and text are sent unchanged; other values are encoded as JSON, for example dicts,
+                lists, attrs objects and dataclasses.
+
         Raises:
             BrokerUnavailable: there is no connection to Redis.
             BrokerRefused: Redis refused the command.
+            TypeError: JSON cannot represent the payload.
         """
-        return await self._publish(channel, payload)
+        data = payload if isinstance(payload, bytes | str) else _encode(channel, payload)
+        receivers = await self._publish(channel, data)
+        if not receivers or channel.count(":") < 2:
+            self._warn_unheard(channel, receivers)
+        return receivers
+
+    def _warn_unheard(self, channel: str, receivers: int) -> None:
+        """Log once that no browser and no plugin can receive the messages of a channel."""
+        # The hub receives all of to:*, but without an event it drops them.
+        heard = channel.count(":") >= 2 if channel.startswith("to:") else receivers
+        if heard or channel.startswith("from:"):
+            return
+        if channel in self._warned or len(self._warned) >= MAX_WARNED:
+            return
+        self._warned.add(channel)
+        log.warning(
+            "message without receivers",
+            channel=channel,
+            hint="browsers receive to:<topic>:<event>, and plugins the channels that they subscribe to",
+        )
 
     def subscribe(self, *patterns: str) -> Any:
         """Iterate over messages of Redis channels.
@@ -183,6 +219,20 @@ class BackendState:
         if client is not None:
             with trio.move_on_after(HTTP_CLOSE_SECONDS, shield=True):
                 await client.aclose()
+
+
+def _encode(channel: str, payload: object) -> bytes:
+    if isinstance(payload, bytearray | memoryview):
+        return bytes(payload)
+    from tangram.routing.responses import encode_json
+
+    try:
+        return encode_json(payload)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"cannot publish {type(payload).__name__} on {channel!r}: "
+            f"expected bytes, str or a value that JSON can represent ({error})"
+        ) from None
 
 
 def _make_http_client() -> httpx.AsyncClient:

@@ -11,6 +11,7 @@ import trio
 
 from tangram import defaults
 from tangram.asgi import Receive, Scope, Send, send_json
+from tangram.asyncio_hint import asyncio_hint
 from tangram.descriptors import is_exhaustion
 from tangram.errors import BadRequest, Refused, RouteError
 from tangram.groups import unwrap_single
@@ -283,9 +284,11 @@ def _log() -> Any:
 def _report(exc: BaseException, endpoint: Endpoint, scope: Scope, event: str) -> str:
     """Log a failure and return the id in the record, which the client receives too."""
     number = secrets.token_hex(8)
+    hint = asyncio_hint(unwrap_single(exc))
     _log().error(
         event,
         id=number,
+        **({"hint": hint} if hint else {}),
         plugin=endpoint.owner,
         route=endpoint.route.template.path,
         handler=endpoint.route.name,
