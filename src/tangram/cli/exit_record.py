@@ -121,7 +121,8 @@ class ExitRecord:
         _enable_on_stderr()
         with suppress(OSError):
             self._path.unlink()
-        os.close(self._descriptor)
+        with suppress(OSError):  # a plugin may have closed it
+            os.close(self._descriptor)
         self._path = None
 
     def note_import(self, plugin: str) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from socket import AddressFamily
 from typing import Final
@@ -56,7 +57,8 @@ class HeldSocket:
 
     def close(self) -> None:
         """Stop listening; only the root does this, at the end of the server."""
-        self.listener.close()
+        with suppress(OSError):  # a plugin may have closed the descriptor
+            self.listener.close()
 
 
 def open_listeners(
