@@ -17,6 +17,7 @@ from tests.http.harness import Server, serving
 from tests.http.native.sockets import Socket, masked, open_socket, serving_channels
 
 KIB = 1024
+MIB = 1024 * KIB
 
 
 def named(ledger: PendingBytes, name: str, dropped: list[str]) -> PendingItem:
@@ -69,7 +70,7 @@ async def unfinished(server: Server, size: int, path: str = "/websocket?vsn=2.0.
 
 async def test_unfinished_channel_messages_share_one_bound(clock: Clock) -> None:
     """Over ``max_pending_bytes`` the oldest client gets 1013; the next ones are kept."""
-    async with serving_channels(Settings(), max_pending_bytes=100 * KIB) as served:
+    async with serving_channels(Settings(max_unjoined=MIB), max_pending_bytes=100 * KIB) as served:
         first = await unfinished(served.server, 60 * KIB)
         await trio.sleep(1)
         second = await unfinished(served.server, 60 * KIB)

@@ -3,39 +3,50 @@
 1. No I/O here: bytes in, messages out.
 2. A common frame is a whole, masked text or binary message of less than 64 KiB without extensions, as
    phoenix.js sends. It is cut out here, which costs a fifth of the protocol's parser.
-3. The protocol parses everything else: control frames, fragments, large frames, compressed connections, and
-   all errors. It is given whole frames (or a large one piece by piece), so that it stands between two frames
+3. Larger frames are unmasked piece by piece as they arrive: 16 MiB at once would hold the event loop.
+4. The protocol parses everything else: control frames, small fragments, compressed connections, and all
+   errors. It is given whole frames (or a wrong one piece by piece), so that it stands between two frames
    whenever one is cut out here. After the end of the connection has begun it is given all bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Final
 
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from tangram.channels.frames import BINARY, TEXT
-
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # a platform without a compiled wheel
     from websockets.utils import apply_mask
 
-__all__ = ["CONTROL", "FragmentBuffer", "MessageAssembler", "discard_input"]
+__all__ = ["COMPRESSED_READ", "CONTROL", "FragmentBuffer", "MessageAssembler"]
 
 CONTROL: Final = 8
 """Opcodes from here on are control frames."""
 
 LARGEST: Final = 65535
-"""Bytes of the largest frame that is buffered until it is whole. The protocol gathers larger ones without
-copying them anew at each read.
+"""Bytes of the largest frame that is buffered until it is whole."""
+
+PART: Final = 4096
+"""Bytes of a fragment that is kept as it is; smaller ones are gathered."""
+
+MAX_INFLATED: Final = 1 << 20
+"""Bytes of the largest compressed message, once inflated. A frame of 16 KiB can inflate to 16 MiB, and does
+so in one step.
 """
+
+COMPRESSED_READ: Final = 4096
+"""Bytes of a compressed connection that are handled in one step: with deflate's best ratio they are 4 MiB."""
 
 _COMMON: Final = (0x81, 0x82)
 """The first byte of a common frame: a whole message, text or binary, no extension."""
+
+_DATA: Final = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
+"""Opcodes of data frames; with reserved bits the first byte of a frame is none of them."""
 
 _UNKNOWN: Final = frozenset(range(3, 8)) | frozenset(range(11, 16))
 """Reserved opcodes."""
@@ -45,41 +56,57 @@ _ALL: Final = 1 << 62
 
 
 class FragmentBuffer:
-    """The fragments of an unfinished message; the protocol bounds their total."""
+    """The fragments of an unfinished message; the protocol bounds their total.
 
-    __slots__ = ("_data", "_opcode")
+    Small fragments are gathered: each part of a list takes 40 bytes more, and an empty fragment adds no byte,
+    so that any number of them may come. Large ones are kept as they are, and copied once at the end.
+    """
+
+    __slots__ = ("_opcode", "_parts", "_tail", "size")
 
     def __init__(self) -> None:
         self._opcode = 0
-        # Not a list of parts: an empty fragment adds no byte, and so any number of them may come.
-        self._data = bytearray()
+        self._parts: list[bytes] = []
+        self._tail = bytearray()
+        self.size = 0
+        """Bytes so far."""
 
     @property
     def open(self) -> bool:
         """Whether a message has begun and not ended."""
         return self._opcode != 0
 
-    @property
-    def size(self) -> int:
-        """Bytes of the fragments."""
-        return len(self._data)
-
     def add(self, frame: Frame) -> tuple[int, bytes] | None:
         """Add a data frame; return the message, ``(opcode, payload)``, if the frame completes it."""
-        if frame.fin and not self._opcode and frame.opcode is not Opcode.CONT:
-            return TEXT if frame.opcode is Opcode.TEXT else BINARY, bytes(frame.data)
-        if frame.opcode is not Opcode.CONT:
-            self._opcode = int(frame.opcode)
-        self._data += frame.data
-        if not frame.fin:
+        return self.add_parts(int(frame.opcode), (bytes(frame.data),), fin=frame.fin)
+
+    def add_parts(self, opcode: int, parts: Sequence[bytes], *, fin: bool) -> tuple[int, bytes] | None:
+        """Add a data frame whose payload is in parts; the same as ``add``."""
+        if opcode != Opcode.CONT:
+            if fin and not self._opcode:
+                return opcode, parts[0] if len(parts) == 1 else b"".join(parts)
+            self._opcode = opcode
+        for part in parts:
+            self._append(part)
+        if not fin:
             return None
-        message = self._opcode, bytes(self._data)
-        self._opcode = 0
-        self._data = bytearray()
+        message = self._opcode, b"".join((*self._parts, self._tail))
+        self._opcode = self.size = 0
+        self._parts, self._tail = [], bytearray()
         return message
 
+    def _append(self, part: bytes) -> None:
+        self.size += len(part)
+        if len(part) < PART:
+            self._tail += part
+        if len(part) >= PART or len(self._tail) >= PART:
+            self._parts.append(bytes(self._tail))
+            self._tail = bytearray()
+        if len(part) >= PART:
+            self._parts.append(part)
 
-def discard_input(protocol: ServerProtocol) -> None:
+
+def _discard_input(protocol: ServerProtocol) -> None:
     """Make a protocol drop the bytes that it holds, and those that follow."""
     protocol.reader.buffer = bytearray()
     protocol.parser = _dropped(protocol)
@@ -97,11 +124,33 @@ def _dropped(protocol: ServerProtocol) -> Generator[None]:
 class MessageAssembler:
     """The incoming half of one client's WebSocket."""
 
-    __slots__ = ("_fragments", "_largest", "_passing", "_reader", "_rest", "controls", "pending", "protocol")
+    __slots__ = (
+        "_first",
+        "_fragments",
+        "_gathered",
+        "_largest",
+        "_left",
+        "_mask",
+        "_max_message",
+        "_parts",
+        "_passing",
+        "_reader",
+        "_rest",
+        "controls",
+        "pending",
+        "protocol",
+    )
 
     def __init__(self, protocol: ServerProtocol, max_message: int) -> None:
         self.protocol = protocol
-        self._largest = min(max_message, LARGEST)
+        self.max_message = max_message
+        self._left = 0
+        """Bytes that are still to come of a large frame."""
+        self._gathered = 0
+        """Bytes that have come of it, in ``_parts``."""
+        self._first = 0
+        self._mask = b""
+        self._parts: list[bytes] = []
         self._fragments = FragmentBuffer()
         self._reader = protocol.reader
         self._rest = b""
@@ -112,6 +161,18 @@ class MessageAssembler:
         self.pending = 0
         """Bytes held of an unfinished message."""
 
+    @property
+    def max_message(self) -> int:
+        """Bytes of the largest message; may be changed between two messages."""
+        return self._max_message
+
+    @max_message.setter
+    def max_message(self, size: int) -> None:
+        self._max_message = size
+        # An inflated message is bounded further: see MAX_INFLATED.
+        self.protocol.max_message_size = min(size, MAX_INFLATED) if self.protocol.extensions else size
+        self._largest = min(size, LARGEST)
+
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Return the messages, ``(opcode, payload)``, that these bytes complete."""
         if self._rest:
@@ -119,6 +180,9 @@ class MessageAssembler:
         messages: list[tuple[int, bytes]] = []
         at, size = 0, len(data)
         while at < size:
+            if self._left:
+                at = self._gather(data, at, messages)
+                continue
             if not self._passing:
                 at = self._cut(data, at, size, messages)
                 if at < 0:
@@ -127,16 +191,18 @@ class MessageAssembler:
                 piece = data[at : at + self._passing] if at or self._passing < size else data
                 self._pass(piece, messages)
                 at += len(piece)
-        self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size
+        self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size + self._gathered
         return messages
 
     def discard(self) -> None:
         """Drop the bytes of the unfinished message, and all bytes that follow."""
         self._rest = b""
         self._fragments = FragmentBuffer()
+        self._left = self._gathered = 0
+        self._parts = []
         self._passing = _ALL
         self.pending = 0
-        discard_input(self.protocol)
+        _discard_input(self.protocol)
 
     def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes]]) -> int:
         """Cut common frames out; return where another frame begins, or -1 at the end of the bytes."""
@@ -157,11 +223,9 @@ class MessageAssembler:
                 if size - at < 10:
                     return self._keep(data, at)
                 start, length = at + 14, int.from_bytes(data[at + 2 : at + 10], "big")
-            # Not a common frame: the protocol gets it as a whole.
             end = start + length
             if fragmented or first not in _COMMON or length > self._largest:
-                self._passing = end - at
-                return at
+                return self._begin_other(data, at, start, length)
             # A common frame that is not complete yet.
             if end > size:
                 break
@@ -169,6 +233,46 @@ class MessageAssembler:
             at = end
         self._rest = data[at:]
         return -1
+
+    def _begin_other(self, data: bytes, at: int, start: int, length: int) -> int:
+        """Begin a frame that is not common, with its payload at ``start``; return where to go on, or -1."""
+        # A large data frame is gathered here; its head may be incomplete.
+        if length > self._largest and self._may_gather(data[at], length):
+            if len(data) < start:
+                self._rest = data[at:]
+                return -1
+            self._first, self._left, self._mask = data[at], length, data[start - 4 : start]
+            return start
+        # The protocol gets any other frame as a whole.
+        self._passing = start + length - at
+        return at
+
+    def _may_gather(self, first: int, length: int) -> bool:
+        """Return whether a frame breaks no rule; the protocol reports those that do."""
+        unfinished = self.protocol.current_size
+        if first & 0x7F not in _DATA or (first & 15 == Opcode.CONT) != (unfinished is not None):
+            return False
+        return (unfinished or 0) + length <= self._max_message
+
+    def _gather(self, data: bytes, at: int, messages: list[tuple[int, bytes]]) -> int:
+        """Unmask a piece of a large frame; return where it ends."""
+        piece = data[at : at + self._left]
+        turn = self._gathered & 3
+        self._parts.append(apply_mask(piece, self._mask[turn:] + self._mask[:turn]))
+        self._gathered += len(piece)
+        self._left -= len(piece)
+        if not self._left:
+            self._finish_large(messages)
+        return at + len(piece)
+
+    def _finish_large(self, messages: list[tuple[int, bytes]]) -> None:
+        protocol, size, fin = self.protocol, self._gathered, self._first >= 0x80
+        # As the protocol counts fragments.
+        protocol.current_size = None if fin else (protocol.current_size or 0) + size
+        message = self._fragments.add_parts(self._first & 15, self._parts, fin=fin)
+        self._parts, self._gathered = [], 0
+        if message is not None:
+            messages.append(message)
 
     def _keep(self, data: bytes, at: int) -> int:
         """Keep the beginning of a frame whose length is not complete, unless its opcode is not valid."""

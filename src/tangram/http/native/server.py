@@ -154,7 +154,14 @@ class NativeServer:
             return
         upgrade = prepare_upgrade(request, max_message=self.max_message, compression=self.compression)
         scope["subprotocols"] = upgrade.subprotocols
-        socket = AppSocket(self, connection.stream, upgrade, scope, ping_interval=self.ping_interval)
+        socket = AppSocket(
+            self,
+            connection.stream,
+            upgrade,
+            scope,
+            max_message=self.max_message,
+            ping_interval=self.ping_interval,
+        )
         connection.upgraded = socket
         await socket.run()
 

@@ -7,28 +7,32 @@ application asks for it: after 1000 many clients do not come back.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections import deque
 from typing import Any, Final
 
 import structlog
 import trio
-from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 
 from tangram.asgi import Message, Scope
+from tangram.channels.frames import TEXT
 from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.exchange import AHEAD_BYTES
 from tangram.http.native.handshake import Upgrade
 from tangram.http.native.host import Host
-from tangram.http.native.message_assembly import CONTROL, FragmentBuffer, discard_input
+from tangram.http.native.message_assembly import COMPRESSED_READ, MessageAssembler
 from tangram.http.native.response import BadResponse, build_head, simple_response
 from tangram.http.native.stream import NEVER, ClientStream
 
 __all__ = ["AppSocket"]
 
 log = structlog.get_logger("tangram.http")
+
+DECODE_SLICE: Final = 1 << 20
+"""Bytes of text that are decoded in one step."""
 
 QUEUED_MESSAGES: Final = 16
 """Messages that wait for the application before reading from the client pauses."""
@@ -57,11 +61,31 @@ INTERNAL_ERROR: Final = 1011
 """The code with which we close for an application that did not."""
 
 
+async def _decode(payload: bytes) -> str:
+    """Decode UTF-8, a large text in slices between which other tasks run."""
+    if len(payload) <= DECODE_SLICE:
+        return payload.decode()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    parts: list[str] = []
+    for start in range(0, len(payload), DECODE_SLICE):
+        end = start + DECODE_SLICE
+        parts.append(decoder.decode(payload[start:end], end >= len(payload)))
+        await trio.lowlevel.checkpoint()
+    return "".join(parts)
+
+
 class AppSocket:
     """One connection of a websocket scope, with ``receive`` and ``send`` for the application."""
 
     def __init__(
-        self, host: Host, stream: ClientStream, upgrade: Upgrade, scope: Scope, *, ping_interval: float
+        self,
+        host: Host,
+        stream: ClientStream,
+        upgrade: Upgrade,
+        scope: Scope,
+        *,
+        max_message: int,
+        ping_interval: float,
     ) -> None:
         self._host = host
         self._stream = stream
@@ -76,7 +100,7 @@ class AppSocket:
         self._connected = False
         self._denial: Message | None = None
         self._denied = False
-        self._fragments = FragmentBuffer()
+        self._assembler = MessageAssembler(upgrade.protocol, max_message)
         self._queue: deque[Message] = deque()
         self._queued = 0
         self._wake_app = trio.Event()
@@ -95,7 +119,7 @@ class AppSocket:
 
     def tick(self, now: float) -> None:
         """Ping a silent client; give up one that has not answered for ``MISSED_PINGS`` intervals."""
-        if not self._paused and self._pending.is_late(now) and self._fragments_open():
+        if not self._paused and self._assembler.pending and self._pending.is_late(now):
             self._end_message(MESSAGE_TOO_SLOW)
         last = max(self._pinged_at, self._seen_at)
         if self._paused and not has_hung_up(self._stream.sock):
@@ -115,18 +139,13 @@ class AppSocket:
         self._end_message(TRY_AGAIN_LATER)
 
     def _end_message(self, code: int) -> None:
-        self._fragments = FragmentBuffer()
-        discard_input(self._protocol)
+        self._assembler.discard()
         self._pending.update(0)
         if self._nursery is not None:
             self._nursery.start_soon(self._close, code, "")
 
-    def _fragments_open(self) -> bool:
-        """Return whether a message is unfinished, apart from those that wait for the application."""
-        return self._fragments.size > 0 or len(self._protocol.reader.buffer) > 0
-
     def _count_pending(self) -> None:
-        self._pending.update(len(self._protocol.reader.buffer) + self._fragments.size + self._queued)
+        self._pending.update(self._assembler.pending + self._queued)
 
     # The connection's own task.
 
@@ -206,7 +225,7 @@ class AppSocket:
             data, stream.buffer = stream.buffer, b""
             while True:
                 if data:
-                    await self._take(data)
+                    await self._take_all(data)
                 if self._failed or protocol.parser_exc is not None:
                     # The client still sends: a reset would drop our close frame.
                     await stream.linger()
@@ -243,22 +262,23 @@ class AppSocket:
             stream.buffer += data
         return True
 
+    async def _take_all(self, data: bytes) -> None:
+        """Handle the bytes of one read; compressed ones in small steps, since they may inflate to much."""
+        if not self._protocol.extensions:
+            await self._take(data)
+            return
+        for start in range(0, len(data), COMPRESSED_READ):
+            await self._take(data[start : start + COMPRESSED_READ])
+            await trio.lowlevel.checkpoint()
+
     async def _take(self, data: bytes) -> None:
-        """Queue the messages that the bytes of one read complete, and answer control frames."""
+        """Queue the messages that these bytes complete, and answer control frames."""
         protocol = self._protocol
         self._seen_at = trio.current_time()
-        protocol.receive_data(data)
-        for event in protocol.events_received():
-            assert isinstance(event, Frame)
-            if event.opcode >= CONTROL:
-                continue
-            message = self._fragments.add(event)
-            if message is None:
-                continue
-            opcode, payload = message
-            if opcode == Opcode.TEXT:
+        for opcode, payload in self._assembler.feed(data):
+            if opcode == TEXT:
                 try:
-                    text = payload.decode()
+                    text = await _decode(payload)
                 except UnicodeDecodeError:
                     protocol.fail(1007, "a text message must be UTF-8")
                     self._failed = True
