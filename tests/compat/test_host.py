@@ -331,3 +331,39 @@ async def test_restarts_leave_nothing_behind() -> None:
         assert after[1] <= before[1] + 1
         assert len(alive) <= 1
     _kept.clear()
+
+
+async def test_services_of_all_plugins_start_together() -> None:
+    """A message at the start of the first plugin reaches a listener of the last one."""
+    plugins = [named(Plugin(), f"plugin{number}") for number in range(4)]
+    received: list[bytes] = []
+
+    @plugins[0].register_service()  # type: ignore[untyped-decorator]
+    async def register(state: BackendState) -> None:
+        await asyncio.sleep(0.1)
+        await state.redis_client.publish("control", b"register")
+        await asyncio.Future()
+
+    @plugins[-1].register_service()  # type: ignore[untyped-decorator]
+    async def listen(state: BackendState) -> None:
+        async with state.redis_client.pubsub() as pubsub:
+            await pubsub.subscribe("control")
+            async for message in pubsub.listen():
+                received.extend([message["data"]] if message["type"] == "message" else [])
+
+    for plugin in plugins[1:3]:
+
+        @asynccontextmanager
+        async def slow(_state: BackendState) -> AsyncIterator[None]:
+            await asyncio.sleep(0.2)
+            yield
+
+        plugin.lifespan = slow
+
+    async with open_tangram(plugins) as tangram:
+        for _ in range(2):
+            with trio.fail_after(5):
+                while not received:
+                    await tangram.http.get("/-/healthz")
+            received.clear()
+            await tangram.server.restart()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 import structlog
 
+from tangram.app.start_gate import StartGate
 from tangram.bus import Bus
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
@@ -43,6 +44,8 @@ class Incarnation:
     channels: Channels | None = None
     island: Island | None = None
     """The asyncio loop that existing plugins share, if they share one."""
+    start_gate: StartGate = attrs.Factory(StartGate)
+    """Lets the services of existing plugins start together."""
     web_failures: Mapping[str, str] = attrs.Factory(dict)
     """The plugins with a part of their HTTP side that cannot be served, each with the cause."""
 

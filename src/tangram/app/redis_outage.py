@@ -50,11 +50,14 @@ class RedisOutage:
         """The names of the plugins that wait for Redis."""
         self._is_connected = is_connected
         self._connected_at = -math.inf
+        self._lost_at = -math.inf
         self._connected = trio.Event()
 
     def note(self, up: bool) -> None:
         """Note that the bus has connected to Redis or lost it."""
         self._connected_at = trio.current_time() if up else math.inf
+        if not up:
+            self._lost_at = trio.current_time()
         if up:
             self._connected.set()
             self._connected = trio.Event()
@@ -69,25 +72,32 @@ class RedisOutage:
             except Exception as error:
                 if not blames_redis(error):
                     raise
-                # Give the real culprit (bus or broker) 50 ms to fail first: it then cancels this task, and
-                # the plugin is not charged.
-                await trio.sleep(SETTLE)
-                if not self._is_excused():
+                if not await self.settle():
                     raise
                 log.warning("plugin waits for redis", plugin=host.name, cause=str(error))
                 # The plugins that start after this one need not wait with it.
                 status.started()
                 if not self._is_connected():
                     pause = 0.0
-                await self._wait(host.name, pause)
+                await self.wait(host.name, pause)
                 pause = max(SETTLE, 2 * pause)
             else:
                 return
 
-    def _is_excused(self) -> bool:
+    async def settle(self) -> bool:
+        """Wait 50 ms, and return whether Redis is away, or was within the last seconds.
+
+        The real culprit (bus or broker) fails within this time: it then cancels this task, and the plugin is
+        not charged.
+        """
+        await trio.sleep(SETTLE)
         return not self._is_connected() or trio.current_time() - self._connected_at < RECENT
 
-    async def _wait(self, name: str, pause: float) -> None:
+    async def lost_since(self, began: float) -> bool:
+        """Wait 50 ms, and return whether Redis is away, or was just away and was lost after *began*."""
+        return await self.settle() and (not self._is_connected() or self._lost_at >= began)
+
+    async def wait(self, name: str, pause: float) -> None:
         """Wait for ``pause`` seconds, and then until Redis is connected.
 
         The pause slows down a plugin that goes on failing although Redis is there.

@@ -202,9 +202,17 @@ class ServerOperator:
 
 
 def _state_of(child: ChildStatistics) -> str:
-    """Return a child's state; a running plugin whose services are being stopped is "stopping"."""
-    ends = child.state == "running" and any(below.state == "closing" for below in child.nested)
-    return "stopping" if ends else child.state
+    """Return a child's state, with that of a running plugin's services.
+
+    It is "stopping" while they are being stopped, and "finished" when all of them have returned.
+    """
+    if child.state != "running":
+        return child.state
+    if any(below.state == "closing" for below in child.nested):
+        return "stopping"
+    services = [service.state for below in child.nested for service in below.children]
+    is_plugin = child.name.startswith(PLUGIN)
+    return "finished" if is_plugin and services and set(services) == {"finished"} else "running"
 
 
 def _why_down(name: str, child: ChildStatistics | None) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -25,6 +25,7 @@ import trio
 
 from tangram.app.incarnation import Incarnation
 from tangram.app.redis_outage import RedisOutage
+from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker
 from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
@@ -234,7 +235,7 @@ class Tree:
 
     async def _run_one_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
         limits = self.config.supervisor
-        incarnation = self.incarnation = Incarnation()
+        incarnation = self.incarnation = Incarnation(start_gate=StartGate(self._starting_together()))
         incarnation.hosts.update((one.name, self._host(one, incarnation)) for one in self.plugins.plugins)
         async with open_supervisor(
             self._parts(incarnation),
@@ -282,11 +283,18 @@ class Tree:
             quarantined=self.quarantined.get(host.name),
         )
 
+    def _starting_together(self) -> Iterator[str]:
+        """Yield the names of the existing plugins that this incarnation starts."""
+        for loaded in self.plugins.plugins:
+            if loaded.plugin.island and loaded.name not in self.quarantined:
+                yield loaded.name
+
     def keep_quarantine(self, event: SupervisionEvent) -> None:
         """Note a quarantined plugin, so that the next incarnation does not start it either."""
         match event.path:
             case ("incarnation", str(child)) if child.startswith(PLUGIN) and event.crash is not None:
                 self.quarantined[child.removeprefix(PLUGIN)] = event.crash
+                self.incarnation.start_gate.give_up(child.removeprefix(PLUGIN))
 
     def clear_quarantine(self, plugin: str | None = None) -> None:
         """Let one plugin, or all, start again with an empty window of restarts."""
@@ -314,6 +322,8 @@ class Tree:
             loaded,
             state=incarnation.require_state,
             shared=lambda: incarnation.island,
+            gate=incarnation.start_gate,
+            outage=self.redis_outage,
             config=config,
             supervisor=events,
             started=started,

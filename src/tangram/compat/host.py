@@ -7,29 +7,40 @@ with the same names, as those of a native plugin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import copy
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+import attrs
+import structlog
 import trio
 
 from tangram.compat.configuration import copy_of
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
 from tangram.compat.names import has_fastapi
 from tangram.compat.patches import patch_extensions
+from tangram.compat.returns import Outage, Returns, has_extension
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost
 from tangram.plugins.plugin import Service
+from tangram.plugins.service import RestartType
 from tangram.plugins.state import BackendState as SharedState
+from tangram.task_status import RelayedStatus
 
 if TYPE_CHECKING:
     import asyncio
 
     from tangram.compat.fastapi_app import FastApp
+    from tangram.compat.plugin import Plugin
     from tangram.plugins.registry import LoadedPlugin
     from tangram.web.site import AppMount
 
 __all__ = ["IslandHost", "run_shared_island"]
+
+log = structlog.get_logger("tangram.compat")
 
 LIFESPAN_SECONDS: Final = 5.0
 """Seconds for a lifespan to end after it was cancelled.
@@ -56,6 +67,27 @@ async def run_shared_island(
             keep(None)
 
 
+class Gate(Protocol):
+    """Lets the services of several plugins start together."""
+
+    def is_last(self, name: str) -> bool: ...
+    def arrive(self, name: str) -> None: ...
+    def leave(self, name: str) -> None: ...
+    async def wait_turn(self, begun: trio.Event) -> None: ...
+
+
+class _Open:
+    """A gate that holds no service."""
+
+    def is_last(self, name: str) -> bool:  # noqa: ARG002 - the protocol's signature
+        return False
+
+    def arrive(self, name: str) -> None: ...
+    def leave(self, name: str) -> None: ...
+    async def wait_turn(self, begun: trio.Event) -> None:  # noqa: ARG002 - the protocol's signature
+        await trio.lowlevel.checkpoint()
+
+
 class IslandHost(PluginHost):
     """Hosts one plugin on an island of its own, or on the one that ``shared`` returns."""
 
@@ -65,11 +97,17 @@ class IslandHost(PluginHost):
         *,
         state: Callable[[], SharedState],
         shared: Callable[[], Island | None] = lambda: None,
+        gate: Gate | None = None,
+        outage: Outage | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(loaded, state=self._view, **settings)
         self._shared_state = state
         self._shared_island = shared
+        self._gate = gate or _Open()
+        self._outage = outage
+        self._package = loaded.module.partition(".")[0]
+        self._restart: RestartType | None = None
         self._fast = self._fast_app()
         self.resident: Resident | None = None
         self.state: BackendState | None = None
@@ -89,18 +127,25 @@ class IslandHost(PluginHost):
             await self._reside(island, task_status)
 
     async def _reside(self, island: Island, task_status: trio.TaskStatus[Any]) -> None:
-        patch_extensions(self.loaded.module.partition(".")[0])
+        patch_extensions(self._package)
         resident = self.resident = Resident(island, self.name)
         shared = self._shared_state()
         url = str(shared.config.core.redis_url)
+        plugin = cast("Plugin", self.loaded.plugin)
+        own, self._restart = plugin.split_config(self._raw, key=self.loaded.key)
+        config = copy_of(shared.config)
+        if self._restart is not None:
+            config.plugins[self.loaded.key] = copy.deepcopy(dict(own))
         state = self.state = BackendState(
             lambda: shared,
-            config=copy_of(shared.config),
+            config=config,
             make={"redis_client": lambda: open_redis_client(url), "http_client": open_http_client},
         )
+        arrive = partial(self._gate.arrive, self.name)
         try:
-            await super().run(task_status=task_status)
+            await super().run(task_status=RelayedStatus(task_status, on_started=lambda _: arrive()))
         finally:
+            self._gate.leave(self.name)
             self.resident = self.state = None
             await resident.close(state.opened_clients)
 
@@ -133,22 +178,66 @@ class IslandHost(PluginHost):
 
         return FastApp(self, routers, lambda: self._shared_state().config.compat.max_body)
 
+    def _to_start(self) -> list[Service]:
+        services = super()._to_start()
+        if self._restart is None:
+            return services
+        return [attrs.evolve(service, restart=self._restart) for service in services]
+
     async def call_service(
         self, service: Service, state: SharedState, task_status: trio.TaskStatus[None]
     ) -> None:
-        resident, _ = self.running_resident()
-        if service.reports_start:
+        """Run a service in an asyncio task; call it again where `Returns` says so."""
+        returns = Returns(
+            self.name,
+            self._outage,
+            restart=service.restart,
+            streams=partial(has_extension, self._package),
+        )
 
-            async def run() -> None:
-                await service.function(state, task_status=task_status)
+        begun = trio.Event()
+        reports = service.reports_start or self._gate.is_last(self.name)
 
-        else:
-            task_status.started()
-
-            async def run() -> None:
+        async def run() -> None:
+            status = trio.TASK_STATUS_IGNORED if begun.is_set() or not reports else task_status
+            begun.set()
+            if service.reports_start:
+                await service.function(state, task_status=status)
+            else:
+                status.started()
                 await service.function(state)
 
-        await resident.call(run, name=service.name, stop_timeout=service.stop_timeout)
+        if self._gate.is_last(self.name):
+            self._gate.arrive(self.name)
+        elif not reports:
+            task_status.started()
+        try:
+            if not service.reports_start:
+                await self._gate.wait_turn(begun)
+            await self._call_repeatedly(run, service, returns)
+        finally:
+            begun.set()
+
+    async def _call_repeatedly(
+        self, run: Callable[[], Awaitable[None]], service: Service, returns: Returns
+    ) -> None:
+        resident, _ = self.running_resident()
+        while True:
+            began = trio.current_time()
+            await resident.call(run, name=service.name, stop_timeout=service.stop_timeout)
+            reason = await returns.reason(began)
+            log.log(
+                logging.INFO if reason is None else logging.WARNING,
+                "service returned",
+                plugin=self.name,
+                service=service.name,
+                seconds=round(trio.current_time() - began, 3),
+                called_again_because=reason,
+            )
+            if reason is None:
+                return
+            await returns.wait()
+            patch_extensions(self._package)  # the first call may have imported further modules
 
     def lifespan(self, state: SharedState) -> AbstractAsyncContextManager[None]:
         if self.loaded.plugin.lifespan is None and self._fast is None:

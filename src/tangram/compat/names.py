@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-__all__ = ["answer_imports", "has_fastapi", "is_answered", "withdraw_imports"]
+__all__ = ["answer_imports", "has_fastapi", "is_answered", "modules_of", "withdraw_imports"]
 
 log = structlog.get_logger("tangram.compat")
 
@@ -103,6 +103,11 @@ def answer_imports() -> None:
 def has_fastapi() -> bool:
     """Return whether FastAPI itself is installed."""
     return not is_answered("fastapi") and find_spec("fastapi") is not None
+
+
+def modules_of(package: str) -> list[ModuleType]:
+    """Return the imported modules of a top-level package."""
+    return [module for name, module in tuple(sys.modules.items()) if name.partition(".")[0] == package]
 
 
 def withdraw_imports() -> None:

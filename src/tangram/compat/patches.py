@@ -22,6 +22,8 @@ from functools import wraps
 from types import BuiltinFunctionType
 from typing import Any, Final, TypeVar
 
+from tangram.compat.names import modules_of
+
 __all__ = ["patch_asyncio", "patch_extensions", "wait_for"]
 
 T = TypeVar("T")
@@ -83,9 +85,7 @@ def patch_extensions(package: str) -> None:
     Args:
         package: The top-level package of the plugin; its imported modules are patched.
     """
-    for name, module in tuple(sys.modules.items()):
-        if name.partition(".")[0] != package:
-            continue
+    for module in modules_of(package):
         for key, value in tuple(vars(module).items()):
             # The plugin's own modules may have taken it by ``from ._extension import init_...``.
             if key.startswith("init_") and isinstance(value, BuiltinFunctionType):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from tangram import defaults
 from tangram.errors import Fault, PluginConfigError
 from tangram.plugins.plugin import Plugin as NativePlugin
-from tangram.plugins.plugin import RestartType, ServiceFunction
+from tangram.plugins.plugin import ServiceFunction
+from tangram.plugins.service import RESTART_TYPES, RestartType
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -100,7 +101,34 @@ class Plugin(NativePlugin):
 
     # -- configuration: by pydantic where it is installed ----------------------------------------------------
 
+    def split_config(
+        self, raw: Mapping[str, Any], *, key: str
+    ) -> tuple[Mapping[str, Any], RestartType | None]:
+        """Separate ``restart`` from ``[plugins.KEY]``, unless the plugin has a setting of this name.
+
+        Returns:
+            The table without it, and the restart type of all services, if it is set.
+
+        Raises:
+            PluginConfigError: The value is no restart type.
+        """
+        if "restart" not in raw or self._has_setting("restart"):
+            return raw, None
+        restart = raw["restart"]
+        if restart not in RESTART_TYPES:
+            expected = ", ".join(map(repr, RESTART_TYPES))
+            fault = Fault(f"expected one of {expected}, got {restart!r}", f"plugins.{key}.restart", "value")
+            raise PluginConfigError([fault], plugin=key)
+        return {name: value for name, value in raw.items() if name != "restart"}, restart
+
+    def _has_setting(self, name: str) -> bool:
+        names: set[str] = set()
+        for cls in getattr(self.config_class, "__mro__", ()):
+            names.update(vars(cls).get("__annotations__", ()))
+        return name in names
+
     def structure_config(self, raw: Mapping[str, Any], *, key: str) -> Any:
+        raw, _ = self.split_config(raw, key=key)
         if not _has_pydantic():
             return super().structure_config(raw, key=key)
         adapter = self.adapter()
