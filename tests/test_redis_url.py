@@ -99,7 +99,7 @@ def test_a_user_name_without_a_password_is_no_account() -> None:
     ],
 )
 def test_a_malformed_url_is_refused_with_the_expectation(url: str, what: str) -> None:
-    """The fault says what was expected, shows the URL and names the setting."""
+    """The fault names the expectation and the setting, and shows the URL."""
     with pytest.raises(ConfigError) as caught:
         parse_redis_url(url, where="somewhere")
 
@@ -190,7 +190,7 @@ class _Existing(CompatSubscriber[None]):
 
 
 def _subscribe(url: str) -> object:
-    """Try the existing plugins' Subscriber; a URL that is accepted fails later, at the connection."""
+    """Try the existing plugins' Subscriber, without its connection."""
     subscriber = _Existing("x", url, ["a"], None)
 
     async def refuse() -> None:
@@ -309,7 +309,7 @@ async def test_an_outage_is_logged_without_the_password(form: str) -> None:
 
 
 def test_the_hint_of_a_raw_slash_in_a_password_names_the_escapes() -> None:
-    """The usual mistake, a password that is not percent-encoded, is answered with what to write."""
+    """A password that is not percent-encoded is the usual mistake."""
     with pytest.raises(ConfigError, match="write / as %2F"):
         parse_redis_url("redis://:se/cret@h/0")
 

@@ -8,7 +8,7 @@ __all__ = ["all_leaves_are", "first_leaf", "leaves", "unwrap_single"]
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions in a group, however deeply nested, in order; an exception alone yields itself."""
+    """Yield the exceptions in nested groups in order; an exception alone yields itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from leaves(inner)
@@ -17,12 +17,12 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def first_leaf(error: BaseException) -> BaseException:
-    """Return the first exception in a group, however deeply nested; an exception alone is returned itself."""
+    """Return the first exception in nested groups, or the exception itself."""
     return next(leaves(error))
 
 
 def all_leaves_are(error: BaseException, *kinds: type[BaseException]) -> bool:
-    """Return whether an exception, or every exception in a group, is an instance of one of the kinds."""
+    """Return whether every exception in nested groups is an instance of one of the kinds."""
     return all(isinstance(leaf, kinds) for leaf in leaves(error))
 
 

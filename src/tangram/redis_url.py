@@ -91,10 +91,10 @@ def parse_redis_url(url: str, *, where: str = "core.redis_url") -> RedisAddress:
 
 
 def read_redis_url(url: str) -> RedisAddress:
-    """Return the parts of a Redis URL, like ``parse_redis_url``, but raise a plain ``ValueError``.
+    """Return the parts of a Redis URL; a malformed one raises a plain ``ValueError``.
 
     Raises:
-        ValueError: the URL is malformed. The message says what was expected and does not quote the URL.
+        ValueError: the URL is malformed. The message names the expectation and does not quote the URL.
     """
     try:
         return _read(url)
@@ -310,9 +310,10 @@ def redact_url(url: str) -> str:
 
 
 def _hide_password(text: str, user: re.Pattern[str]) -> str:
-    """Hide what stands between a user and the last '@': a password may hold '@', '/' and spaces as they are.
+    """Hide the text between a user and the last '@'.
 
-    The '@' is looked for first, and not by the pattern: that would cost the square of a long line's length.
+    A password may hold '@', '/' and spaces as they are. The '@' is looked for first, and not by the
+    pattern: that would cost the square of a long line's length.
     """
     at = text.rfind("@")
     found = user.search(text, 0, at) if at >= 0 else None
@@ -335,7 +336,7 @@ def _hide_after_host(match: re.Match[str]) -> str:
 
 
 def redact_text(text: str) -> str:
-    """Return a text with ``***`` in place of the secrets of URLs in it, for example a traceback.
+    """Return a text, for example a traceback, with ``***`` in place of its URLs' secrets.
 
     Each line is treated alone. A whole URL is better served by ``redact_url``, which can hide more.
     """

@@ -1,4 +1,4 @@
-"""A Trio ``task_status`` that stands between a task and the nursery that waits for its start."""
+"""A Trio ``task_status`` between a task and the nursery that waits for its start."""
 
 from __future__ import annotations
 

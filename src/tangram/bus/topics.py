@@ -1,4 +1,4 @@
-"""Names on Redis: ``to:<topic>:<event>`` for browsers, ``from:<topic>:<event>`` for plugins.
+"""Names on Redis: ``to:<topic>:<event>`` to browsers, ``from:<topic>:<event>`` to plugins.
 
 Rules of this file:
 
