@@ -103,6 +103,7 @@ ENGINE_OPTIONS = (
     "crashes",
     "body_limit",
     "error_headers",
+    "is_proxy",
 )
 
 

@@ -15,7 +15,7 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
-from tangram.http.engine import ACCEPT_PAUSE, Connection, Engine
+from tangram.http.engine import ACCEPT_PAUSE, Connection, Engine, network_of
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tests.http.harness import Settings
 
@@ -275,6 +275,22 @@ async def test_without_descriptors_the_oldest_idle_connection_is_closed(
         await idle.aclose()
         await newcomer.aclose()
         made[1].ended.set()
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("::1", "::1"),
+    ],
+)
+def test_addresses_of_one_ipv6_network_are_counted_together(address: str, network: str) -> None:
+    """A client with a whole IPv6 network counts as one address."""
+    assert network_of(address) == network
 
 
 async def test_connections_of_an_address_are_forgotten(clock: Clock) -> None:

@@ -154,6 +154,30 @@ async def test_connections_of_one_address_over_the_bound(engine: str, clock: Clo
                 assert (await second.rest()).startswith(b"HTTP/1.1 503")
 
 
+async def test_a_proxy_may_have_any_number_of_connections(engine: str, clock: Clock) -> None:
+    """The bound of one address does not apply to a trusted proxy."""
+    async with serving(
+        engine, hello, max_connections_per_address=1, is_proxy=lambda host: host == "127.0.0.1"
+    ) as server:
+        async with await server.connect() as first, await server.connect() as second:
+            assert (await first.get("/")).status == 200
+            assert (await second.get("/")).status == 200
+
+
+async def test_the_log_names_the_address_with_the_most_connections(clock: Clock) -> None:
+    """A refusal at ``max_connections`` logs the busiest address, which need not be the refused one."""
+    with capture_logs() as lines:
+        async with serving("native", hello, max_connections=2) as server:
+            async with await server.connect() as first, await server.connect() as second:
+                await first.get("/")
+                await second.get("/")
+                async with await server.connect() as third:
+                    assert (await third.rest()).startswith(b"HTTP/1.1 503")
+
+    refused = [line for line in lines if line["event"] == "connection refused at its bound"]
+    assert [(line["busiest"], line["connections_of_busiest"]) for line in refused] == [("127.0.0.1", 2)]
+
+
 STAGES = [
     b"",
     b"G",

@@ -65,6 +65,7 @@ async def _serve_native(
         channels=lambda: incarnation.channels,
         body_limit=site.body_limit,
         error_headers=site.error_headers,
+        is_proxy=site.addresses.trusts,
         compression=channel.compression,
         ping_interval=channel.ping_interval,
         max_message=channel.max_message,
@@ -93,5 +94,6 @@ async def _serve_hypercorn(
         ping_interval=tree.config.channel.ping_interval,
         body_limit=site.body_limit,
         error_headers=site.error_headers,
+        is_proxy=site.addresses.trusts,
         task_status=task_status,
     )

@@ -183,8 +183,12 @@ class ServerConfig:
 
     10,000 browsers, within the usual hard limit.
     """
-    max_connections_per_address: int = attrs.field(default=0, validator=v.ge(0))
-    """Connections at one time from one address; 0 is no limit, because a proxy is one address."""
+    max_connections_per_address: int = attrs.field(default=500, validator=v.ge(0))
+    """Connections at one time from one IPv4 address or IPv6 network of 64 bits; 0 is no limit.
+
+    An office behind one address has fewer; ten addresses could not use up ``max_connections``. Addresses of
+    ``forwarded_allow_ips`` are exempt, because a proxy is one address.
+    """
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))
     """Seconds for running requests to end when the server stops or restarts; half of
     ``supervisor.shutdown_timeout``."""
@@ -243,7 +247,10 @@ class ChannelConfig:
     never."""
     compression: bool = False
     """Offer permessage-deflate (native engine). Off by default: it costs more processor time than most
-    networks save."""
+    networks save.
+
+    A compressed message may have 1 MiB once inflated, because 16 KiB can inflate to 16 MiB in one step.
+    """
     token_rate: float = attrs.field(default=50.0, validator=v.gt(0))
     """Tokens a second for one address."""
     token_burst: int = attrs.field(default=2000, validator=v.ge(1))

@@ -17,6 +17,7 @@ How a connection handles its bytes is decided in ``hypercorn`` and ``native``.
 
 from __future__ import annotations
 
+import ipaddress
 import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +41,7 @@ __all__ = [
     "PeerAddress",
     "failures_of",
     "has_hung_up",
+    "network_of",
 ]
 
 log = structlog.get_logger("tangram.http")
@@ -187,6 +189,19 @@ def has_hung_up(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def network_of(address: str) -> str:
+    """Return the network whose connections are counted together: an IPv4 address, or 64 bits of IPv6.
+
+    Each IPv6 customer gets a network of at least that size.
+    """
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(parsed) if parsed.is_loopback else str(ipaddress.IPv6Address(int(parsed) >> 64 << 64))
+
+
 def failures_of(error: BaseException) -> BaseException | None:
     """Return the part of an exception that is not a cancellation, or None if there is none."""
     if isinstance(error, trio.Cancelled):
@@ -221,6 +236,8 @@ class Engine:
     """Returns the header fields of an answer that the engine gives in the application's place, for example
     those that let a page of another origin read it.
     """
+    is_proxy: Callable[[str], bool] = lambda _: False
+    """Returns whether an address is a proxy's, to which ``max_connections_per_address`` does not apply."""
     keep_adopted: Callable[[], bool] = lambda: False
     """Asked at the stop: may adopted connections outlive this engine? False when the whole server ends."""
     draining: bool = False
@@ -428,20 +445,27 @@ class Engine:
         """Start the task of a new connection, or refuse it if a bound is reached."""
         self.accepted += 1
         client.setblocking(False)
-        bound = self.settings.max_connections_per_address
-        host = address[0]
-        here = self._per_address.get(host, 0)
+        network = network_of(address[0])
+        here = self._per_address.get(network, 0)
         full = self._open >= self._max_connections
-        if (bound and here >= bound) or (full and not self._evict()):
+        if self._is_over(network, here) or (full and not self._evict()):
             self.refused += 1
             self._refuse(client)
-            self._warn_of_bound("connection refused at its bound", address=host)
+            self._warn_of_bound("connection refused at its bound", address=address[0])
             return
         if full:
-            self._warn_of_bound("connection without a request closed at the bound", address=host)
-        self._per_address[host] = here + 1
+            self._warn_of_bound("connection without a request closed at the bound", address=address[0])
+        self._per_address[network] = here + 1
         self._open += 1
         nursery.start_soon(self._serve_connection, client, address)
+
+    def _is_over(self, network: str, here: int) -> bool:
+        """Return whether an address has all the connections that it may have."""
+        bound = self.settings.max_connections_per_address
+        if not bound:
+            return False
+        # Half of all connections at most, where the limit on descriptors allows few.
+        return here >= min(bound, max(1, self._max_connections // 2)) and not self.is_proxy(network)
 
     def _evict(self) -> bool:
         """Close the oldest connection that never sent a request; return ``False`` if there is none.
@@ -462,8 +486,11 @@ class Engine:
         now = trio.current_time()
         if now - self._bound_logged_at >= BOUND_LOG_INTERVAL:
             self._bound_logged_at = now
+            busiest = max(self._per_address, key=self._per_address.__getitem__, default="")
             log.warning(
                 event,
+                busiest=busiest,
+                connections_of_busiest=self._per_address.get(busiest, 0),
                 open=self._open,
                 max_connections=self._max_connections,
                 evicted=self.evicted,
@@ -562,6 +589,7 @@ class Engine:
 
     def _release(self, address: str) -> None:
         """Count one connection less, in all and from ``address``."""
+        address = network_of(address)
         self._open -= 1
         left = self._per_address.get(address, 1) - 1
         if left > 0:

@@ -121,7 +121,7 @@ class Addresses:
     def may_be_proxy(self, scope: Scope) -> bool:
         """Return whether the peer is a proxy by its address: on loopback, or trusted."""
         peer = _peer(scope)
-        return is_loopback(peer) or self._trusts(peer)
+        return is_loopback(peer) or self.trusts(peer)
 
     def channel_url(self, scope: Scope) -> str:
         """Return ``channel.url`` of the manifest: where this client reaches the channels."""
@@ -145,7 +145,7 @@ class Addresses:
                 break
         else:
             return scope
-        if not self._trusts(_peer(scope)):
+        if not self.trusts(_peer(scope)):
             return scope
         address, proto, _ = self._claim(scope)
         changed: dict[str, object] = {"tangram.peer": scope.get("client")}
@@ -160,7 +160,7 @@ class Addresses:
     def _requested_address(self, scope: Scope) -> tuple[str, str, int | None]:
         scheme = str(scope.get("scheme", "http"))
         host = header(scope, b"host") or ""
-        if self._trusts(_peer(scope)):
+        if self.trusts(_peer(scope)):
             claim = self._claim(scope)
             scheme, host = claim.proto or scheme, claim.host or host
         parts = _split(f"//{host}")
@@ -172,7 +172,8 @@ class Addresses:
             return scheme, parts[0], parts[1]
         return self.scheme, self.fallback_host, self.port
 
-    def _trusts(self, peer: str) -> bool:
+    def trusts(self, peer: str) -> bool:
+        """Return whether an address is one of ``forwarded_allow_ips``: a trusted proxy."""
         if self.trust_all:
             return True
         try:
@@ -188,7 +189,7 @@ class Addresses:
             return Hop(self._forwarded_for(scope), _last(proto), _last(host))
         hop = UNKNOWN_HOP
         for hop in read_forwarded(headers_of(scope, b"forwarded")):  # the last one is the answer
-            if self.trust_all or not self._trusts(hop.address):
+            if self.trust_all or not self.trusts(hop.address):
                 break
         return hop
 
@@ -196,7 +197,7 @@ class Addresses:
         """Return the nearest address that is no trusted proxy; empty without ``X-Forwarded-For``."""
         chain = [part.strip() for value in headers_of(scope, b"x-forwarded-for") for part in value.split(",")]
         for address in reversed(chain):
-            if self.trust_all or not self._trusts(address):
+            if self.trust_all or not self.trusts(address):
                 return address
         return chain[0] if chain else ""
 

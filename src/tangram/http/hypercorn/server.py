@@ -51,6 +51,7 @@ async def serve_hypercorn(
     ping_interval: float = NEVER,
     body_limit: Callable[[Scope], int] | None = None,
     error_headers: Callable[[Scope], RawHeaders] | None = None,
+    is_proxy: Callable[[str], bool] = lambda _: False,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain for ``grace()`` seconds and close the rest.
@@ -67,6 +68,7 @@ async def serve_hypercorn(
         ping_interval: Seconds between pings to each WebSocket client; missing pongs are ignored.
         body_limit: Returns the largest body of a request in bytes, in place of ``settings.max_body``.
         error_headers: Returns the header fields of an answer that the engine gives to this request itself.
+        is_proxy: Returns whether an address is a trusted proxy's, with any number of connections.
         task_status: Started with the engine once it accepts.
 
     Raises:
@@ -77,6 +79,7 @@ async def serve_hypercorn(
     engine.close_code = close_code
     engine.body_limit = body_limit
     engine.error_headers = error_headers
+    engine.is_proxy = is_proxy
     await engine.serve(listeners, grace=grace, task_status=task_status)
 
 

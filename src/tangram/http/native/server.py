@@ -43,6 +43,7 @@ async def serve_native(
     forwarded: Callable[[Scope], Scope] | None = None,
     body_limit: Callable[[Scope], int] | None = None,
     error_headers: Callable[[Scope], RawHeaders] | None = None,
+    is_proxy: Callable[[str], bool] = lambda _: False,
     compression: bool = False,
     ping_interval: float = defaults.PING_INTERVAL,
     max_message: int = defaults.MAX_MESSAGE,
@@ -68,6 +69,8 @@ async def serve_native(
             number. Default: ``settings.max_body``.
         error_headers: returns the header fields of an answer that the engine gives in the application's place
             to the request with this scope.
+        is_proxy: returns whether an address is that of a trusted proxy, to which the bound on connections of
+            one address does not apply.
         compression: whether to agree on permessage-deflate.
         ping_interval: seconds of silence after which a WebSocket client is pinged.
         max_message: the largest WebSocket message to the application, in bytes.
@@ -88,6 +91,7 @@ async def serve_native(
     server.engine.close_code = close_code
     server.engine.body_limit = body_limit
     server.engine.error_headers = error_headers
+    server.engine.is_proxy = is_proxy
     server.engine.keep_adopted = keep_adopted
     await server.engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
 
