@@ -59,6 +59,7 @@ OTHERS: Mapping[str, object] = {
     "channel.port": 2,
     "broker.port": 3,
     "broker.private": True,
+    "broker.password": True,
     "broker.binary": Path("/elsewhere/valkey-server"),
 }
 

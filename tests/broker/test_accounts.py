@@ -158,6 +158,25 @@ async def test_a_wrong_password_is_refused() -> None:
                 await probe.ping()
 
 
+async def test_a_broker_with_a_password_asks_every_client_on_its_port() -> None:
+    """The URL for plugins has the password; a client without it may do nothing."""
+    broker = EmbeddedBroker(BrokerConfig(port=0, password=True))
+    async with running(broker) as url:
+        address = parse_redis_url(url)
+        assert (address.host, address.username) == ("127.0.0.1", None)
+        assert address.password
+        async with open_probe(address) as probe:
+            assert await refused(probe, FORBIDDEN) == FORBIDDEN
+            assert await refused(probe, ALLOWED) == []
+        async with open_probe(parse_redis_url(f"redis://127.0.0.1:{address.port}")) as stranger:
+            assert await refused(stranger, ["GET key", "PUBLISH a b"]) == ["GET key", "PUBLISH a b"]
+        shown = broker.statistics().url
+
+    assert shown == redact_url(url)
+    async with running(broker) as again:
+        assert again == url  # plugins keep it
+
+
 async def test_a_private_broker_listens_on_a_socket_with_a_password(tmp_path: Path) -> None:
     """Only the owner can open the socket, every client must log in, and there is no port."""
     broker = EmbeddedBroker(BrokerConfig(private=True), folder=tmp_path)
@@ -261,7 +280,7 @@ def test_the_folder_of_the_broker_is_in_the_state_folder(tmp_path: Path) -> None
 
 def test_arguments_hold_no_password() -> None:
     """Command lines are readable for every account of the machine."""
-    accounts = Accounts(private=True)
+    accounts = Accounts(ask_clients=True)
     assert accounts.client_password is not None
 
     words = " ".join(accounts.arguments())

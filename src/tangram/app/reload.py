@@ -28,6 +28,7 @@ BOUND: Final = (
     "channel.port",
     "broker.port",
     "broker.private",
+    "broker.password",
     "broker.binary",
 )
 """Settings that only a new process can change: held sockets, a broker whose URL plugins keep, and the folder

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from tangram.redis_url import local_redis_url
-
-__all__ = ["SERVER_USER", "Accounts", "local_url", "socket_url"]
+__all__ = ["SERVER_USER", "Accounts", "port_url", "socket_url"]
 
 SERVER_USER: Final = "tangram"
 """The broker's user for the server itself."""
@@ -38,12 +36,13 @@ class Accounts:
     """The passwords of one embedded broker, made at random, and the arguments that set them.
 
     Args:
-        private: whether the default user has a password as well. It stays the same, because plugins keep it.
+        ask_clients: whether the default user has a password as well. It stays the same, because plugins
+            keep it.
     """
 
-    def __init__(self, *, private: bool) -> None:
+    def __init__(self, *, ask_clients: bool) -> None:
         self.renew()
-        self.client_password = secrets.token_hex(_PASSWORD_BYTES) if private else None
+        self.client_password = secrets.token_hex(_PASSWORD_BYTES) if ask_clients else None
 
     def renew(self) -> None:
         """Make a new password for the server.
@@ -65,11 +64,13 @@ def _hashed(password: str) -> str:
     return f"#{hashlib.sha256(password.encode()).hexdigest()}"
 
 
-def local_url(port: int, accounts: Accounts | None = None) -> str:
-    """Return the URL of a broker on loopback; with ``accounts``, the one for the server."""
-    if accounts is None:
-        return local_redis_url(port)
-    return f"redis://{SERVER_USER}:{accounts.server_password}@127.0.0.1:{port}"
+def port_url(port: int, accounts: Accounts, *, server: bool) -> str:
+    """Return the URL of a broker on loopback, for the server or for all other clients."""
+    if server:
+        login = f"{SERVER_USER}:{accounts.server_password}@"
+    else:
+        login = f":{accounts.client_password}@" if accounts.client_password else ""
+    return f"redis://{login}127.0.0.1:{port}"
 
 
 def socket_url(path: Path, accounts: Accounts, *, server: bool) -> str:

@@ -26,7 +26,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.broker.accounts import Accounts, local_url, socket_url
+from tangram.broker.accounts import Accounts, port_url, socket_url
 from tangram.broker.ping import open_probe
 from tangram.broker.process import BrokerProcess, parse_log_line, start_server
 from tangram.config.model import BrokerConfig
@@ -148,14 +148,14 @@ class _Address:
         """The URL for plugins and other clients."""
         if self.path is not None:
             return socket_url(self.path, self.accounts, server=False)
-        return local_url(self.port)
+        return port_url(self.port, self.accounts, server=False)
 
     @property
     def server_url(self) -> str:
         """The URL for the server itself."""
         if self.path is not None:
             return socket_url(self.path, self.accounts, server=True)
-        return local_url(self.port, self.accounts)
+        return port_url(self.port, self.accounts, server=True)
 
 
 class EmbeddedBroker:
@@ -174,7 +174,7 @@ class EmbeddedBroker:
         """The child's working folder; None for ``/``."""
         self._config = config
         self._rng = rng or Random()  # noqa: S311 - a port is no secret
-        self._accounts = Accounts(private=config.private)
+        self._accounts = Accounts(ask_clients=config.private or config.password)
         self._address: _Address | None = None
         self._server: BrokerProcess | None = None
         self._up = False

