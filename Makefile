@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | flaky | fuzz | lint | bench | chaos | chaos-campaigns | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | flaky | fuzz | lint | bench | chaos | chaos-campaigns | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream flaky fuzz lint bench chaos chaos-campaigns clean
+.PHONY: help serve test test-downstream flaky fuzz lint bench chaos chaos-campaigns hostile clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,7 @@ help:
 	@echo "make bench   what is claimed about speed, measured here"
 	@echo "make chaos   10,000 scripts of faults on a whole server with fakes, then real campaigns; ARGS=\"--seed N\" plays one"
 	@echo "make chaos-campaigns   the second part of make chaos alone: every fault over each example plugin, three seeds each"
+	@echo "make hostile   thirty attacks on servers beside good clients, and a table; ARGS=--short is the version of CI"
 	@echo "make clean   remove what the others made"
 
 serve: $(VENV)/.installed
@@ -66,6 +67,9 @@ fuzz: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tangram.chaos.simulation $(or $(ARGS),--seeds 10000)
 	$(if $(ARGS),,$(BIN)/python -m tests.chaos.campaigns)
+
+hostile: $(VENV)/.dev
+	$(BIN)/python -m tests.hostile $(ARGS)
 
 chaos-campaigns: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos.campaigns $(ARGS)

@@ -230,6 +230,61 @@ async def test_on_trio(autojump_clock, tangram):
     result.stdout.fnmatch_lines(["*nothing_left_alive*thread*"])
 
 
+FAILING = """
+@pytest.mark.trio
+async def test_on_trio(autojump_clock, tangram):
+    answer = await tangram.http.get("/hello/")
+    assert answer.status_code == 201
+
+@pytest.mark.trio
+async def test_in_a_nursery(autojump_clock, tangram):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        assert tangram is None
+
+def test_in_a_thread(tangram):
+    assert tangram.http.get("/hello/").status_code == 201
+"""
+
+
+@pytest.mark.slow
+def test_a_failing_assert_is_shown_without_groups_and_log(pytester: pytest.Pytester) -> None:
+    """The report begins with the line and its values, and has no log of the server."""
+    result = run(pytester, FAILING, failed=3)
+
+    result.stdout.fnmatch_lines([">       assert answer.status_code == 201", "E       assert 200 == 201"])
+    assert result.stdout.str().count("E   ") >= 3
+    for absent in ("Exception Group", "child started", "Captured stdout", "pytest_runtest_call"):
+        result.stdout.no_fnmatch_line(f"*{absent}*")
+
+
+@pytest.mark.slow
+def test_the_log_of_the_server_is_shown_on_request(pytester: pytest.Pytester) -> None:
+    """``--tangram-log`` prints it for the failed test."""
+    pytester.makepyfile(PLUGIN + FAILING)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--tangram-log")
+
+    result.stdout.fnmatch_lines(["*child started*"])
+
+
+@pytest.mark.slow
+def test_several_errors_of_a_test_stay_in_their_group(pytester: pytest.Pytester) -> None:
+    """Two exceptions of one test are both shown."""
+    source = """
+@pytest.mark.trio
+async def test_two(autojump_clock, tangram):
+    async def fail(text):
+        raise ValueError(text)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail, "the first")
+        nursery.start_soon(fail, "the second")
+"""
+    result = run(pytester, source, failed=1)
+
+    result.stdout.fnmatch_lines_random(["*ValueError: the first*", "*ValueError: the second*"])
+
+
 def test_loading_the_plugin_imports_no_server() -> None:
     """pytest loads it in every project of a user of tangram."""
     code = "import sys, tangram.testing.pytest_plugin; print(*sorted(sys.modules))"

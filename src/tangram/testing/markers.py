@@ -14,7 +14,15 @@ from typing import Any, Final
 import attrs
 import pytest
 
-__all__ = ["Wanted", "check_markers", "is_async", "is_repeated", "runs_on_pytest_trio", "wanted"]
+__all__ = [
+    "Wanted",
+    "check_markers",
+    "has_server",
+    "is_async",
+    "is_repeated",
+    "runs_on_pytest_trio",
+    "wanted",
+]
 
 _FIXTURES: Final = frozenset({"tangram", "tangram_socket", "chaos"})
 
@@ -36,6 +44,8 @@ class Wanted:
     faults: tuple[str, ...]
     chaos: Mapping[str, Any]
     """As for ``Chaos``."""
+    prints_log: bool = False
+    """Whether the server's log is printed: ``--tangram-log``."""
 
 
 def wanted(node: Any) -> Wanted:
@@ -45,7 +55,13 @@ def wanted(node: Any) -> Wanted:
         {} if settings is None else settings.kwargs,
         () if faults is None else faults.args,
         {} if faults is None else faults.kwargs,
+        node.config.getoption("--tangram-log"),
     )
+
+
+def has_server(item: Any) -> bool:
+    """Return whether a test takes one of the fixtures with a server."""
+    return not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def is_repeated(node: Any) -> bool:
@@ -75,7 +91,7 @@ def check_markers(item: pytest.Item) -> None:
     Raises:
         pytest.fail.Exception: they are not; the message says what to do.
     """
-    with_server = not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+    with_server = has_server(item)
     mistake = _wrong_faults(item, with_server=with_server) or _wrong_settings(item, with_server=with_server)
     if with_server:
         mistake = mistake or _wrong_runner(item) or _lacking_client()

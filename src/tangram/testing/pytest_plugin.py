@@ -8,12 +8,19 @@ pytest's configuration, ``import tangram_core`` is answered as in the server.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tangram.testing.markers import check_markers, is_async, is_repeated, runs_on_pytest_trio, wanted
+from tangram.testing.markers import (
+    check_markers,
+    has_server,
+    is_async,
+    is_repeated,
+    runs_on_pytest_trio,
+    wanted,
+)
 
 if TYPE_CHECKING:
     from tangram.testing.threaded.bridge import Bridge
@@ -22,6 +29,7 @@ __all__ = [
     "chaos",
     "pytest_addoption",
     "pytest_configure",
+    "pytest_runtest_call",
     "pytest_runtest_setup",
     "tangram",
     "tangram_socket",
@@ -29,7 +37,10 @@ __all__ = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the setting ``tangram_core``."""
+    """Add the setting ``tangram_core`` and the option ``--tangram-log``."""
+    parser.getgroup("tangram").addoption(
+        "--tangram-log", action="store_true", help="print the log of servers under test, for failed tests"
+    )
     parser.addini(
         "tangram_core",
         "answer `import tangram_core` as the server does, also where the real package is installed",
@@ -59,6 +70,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Report mistakes in the markers of a test before any server boots, and after skips."""
     check_markers(item)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Raise the single exception of a test with a server without the groups around it.
+
+    pytest-trio runs test and fixtures in a nursery, which wraps a failing ``assert`` of the test. pytest then
+    prints a nested traceback instead of the line with its values.
+    """
+    __tracebackhide__ = True
+    try:
+        return (yield)
+    except BaseExceptionGroup as group:
+        from tangram.groups import unwrap_single
+
+        alone = unwrap_single(group)
+        if alone is group or not has_server(item):
+            raise
+    raise alone  # outside of the handler, so that the group does not become its context
 
 
 @pytest.fixture
@@ -109,12 +139,16 @@ def _open_shared_loop(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
+    from tangram.testing.checks.log_records import server_log
     from tangram.testing.threaded.bridge import threaded_tangram
 
     _open_shared_loop(request)
     want, asynchronous = wanted(request.node), is_async(request.node)
     strikes: dict[str, Any] = {"faults": want.faults, "chaos": want.chaos}
-    with threaded_tangram(want.settings, asynchronous=asynchronous, **strikes) as bridge:
+    with (
+        server_log(printed=want.prints_log),
+        threaded_tangram(want.settings, asynchronous=asynchronous, **strikes) as bridge,
+    ):
         yield bridge
 
 

@@ -19,7 +19,7 @@ from tangram.redis_url import parse_redis_url
 if TYPE_CHECKING:
     from tangram.app.tree import Tree
 
-__all__ = ["LogRecords", "quiet", "record_logs", "secrets_of"]
+__all__ = ["LogRecords", "quiet", "record_logs", "secrets_of", "server_log"]
 
 LogRecords = list[dict[str, Any]]
 
@@ -101,6 +101,16 @@ def quiet() -> Iterator[None]:
     finally:
         if _drop in processors:  # a test may have restored an older list
             processors.remove(_drop)
+
+
+@contextmanager
+def server_log(*, printed: bool) -> Iterator[None]:
+    """Print the log of this block, or only record it."""
+    if printed:
+        yield
+    else:
+        with quiet():
+            yield
 
 
 def _drop(_logger: Any, _method: str, _event: Any) -> Any:

@@ -1,0 +1,199 @@
+"""Run one scenario beside good clients, with an attacker in another process; judge it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import attrs
+import psutil
+import trio
+
+from tangram.client import fetch_token
+from tangram.testing import Home, RunningProcess, open_process
+from tangram.testing.run.workers import in_processes
+from tests.hostile import probe_plugin
+from tests.hostile.attacks import ADDRESS, Target, attack
+from tests.hostile.good_clients import GoodClients, open_good_clients
+from tests.hostile.scenarios import MIB, PENDING, Scenario
+
+__all__ = ["Judged", "judge", "run_scenario"]
+
+BLOCKED_SECONDS: Final = 0.05
+"""Seconds of CPU for which the loop may be blocked."""
+
+P99_FACTOR: Final = 2.0
+"""How much slower good clients may become under attack."""
+
+P99_FLOOR: Final = 0.05
+"""Seconds of p99 that are always allowed: the loop may be blocked for as long.
+
+The lateness of the machine is added twice, once for the server's process and once for that of the good
+clients, because attacker, server and clients share two cores.
+"""
+
+OVERHEAD: Final = 48 * MIB
+"""Bytes for everything but the bounded data: code that is imported at first use, objects of connections, and
+memory that the allocator keeps.
+"""
+
+LINES: Final = 20
+"""Log lines with the address, at most: a log that an attacker can fill is an attack itself."""
+
+SETTLE_SECONDS: Final = 1.0
+"""Seconds for the good clients before anything is measured."""
+
+SAMPLE_EVERY: Final = 0.05
+"""Seconds between two looks at the memory."""
+
+ATTACK_MORE: Final = 20.0
+"""Seconds for the attacker's process to start and to end, beyond the attack."""
+
+PROBE: Final = Path(probe_plugin.__file__).read_text()
+"""The source of the plugin that measures the server."""
+
+TOPIC: Final = "good"
+HOSTILE_TOPIC: Final = "hostile"
+
+
+@attrs.frozen
+class Measured:
+    """The measurements of one scenario."""
+
+    blocked: float
+    """Longest block of the loop, in seconds of CPU."""
+    memory: int
+    """Growth of the process's resident memory, in bytes."""
+    p99_before: float
+    p99: float
+    machine: float
+    """99th percentile of the lateness of a process beside the server, in seconds."""
+    closed: int
+    """Connections of good clients that were lost."""
+    lines: int
+    """Log lines that name the attacker's address."""
+    connections: int
+    data: int
+    """Connections and bytes of the attacker."""
+    crashes: int
+    """Children that crashed."""
+
+
+@attrs.frozen
+class Judged:
+    """A scenario with its measurements and faults."""
+
+    scenario: Scenario
+    measured: Measured
+    faults: list[str]
+
+    @property
+    def only_times(self) -> bool:
+        """Return whether only bounds on times were broken."""
+        calm = attrs.evolve(self.measured, blocked=0.0, p99=0.0)
+        return not list(judge(self.scenario, calm))
+
+
+def judge(scenario: Scenario, measured: Measured) -> Iterator[str]:
+    """Yield the promises that a scenario broke."""
+    if measured.blocked > BLOCKED_SECONDS:
+        yield f"the loop was blocked for {measured.blocked * 1000:.0f} ms, not {BLOCKED_SECONDS * 1000:.0f}"
+    if measured.memory > scenario.memory + OVERHEAD:
+        yield (
+            f"memory grew by {measured.memory / MIB:.0f} MiB; {scenario.bound} and overhead allow "
+            f"{(scenario.memory + OVERHEAD) / MIB:.0f}"
+        )
+    allowed = max(P99_FACTOR * measured.p99_before, P99_FLOOR) + 2 * measured.machine
+    if measured.p99 > allowed:
+        yield f"p99 of good clients was {measured.p99 * 1000:.0f} ms, not {allowed * 1000:.0f}"
+    if measured.closed:
+        yield f"{measured.closed} connections of good clients were closed"
+    if measured.crashes:
+        yield f"{measured.crashes} children crashed"
+    if scenario.log and not measured.lines:
+        yield f"no log line names {ADDRESS}"
+    if measured.lines > LINES:
+        yield f"{measured.lines} log lines name {ADDRESS}"
+
+
+async def run_scenario(scenario: Scenario, seconds: float) -> Judged:
+    """Run one scenario, and judge it.
+
+    Args:
+        scenario: which attack on which server.
+        seconds: of the attack; the good clients are measured for half as long before it.
+    """
+    with tempfile.TemporaryDirectory(prefix="tangram-hostile-") as folder:
+        home = Home(Path(folder))
+        home.install("probe", PROBE)
+        home.configure(["probe"], extra=_tables(scenario))
+        environ = {
+            "TANGRAM_SERVER__ENGINE": scenario.engine,
+            "TANGRAM_SERVER__MAX_PENDING_BYTES": str(PENDING),
+        }
+        async with open_process(home, environ=environ) as server:
+            await server.wait_ready()
+            async with open_good_clients(home.url, TOPIC) as clients:
+                measured = await _measure(scenario, seconds, server, clients)
+    return Judged(scenario, measured, list(judge(scenario, measured)))
+
+
+def _tables(scenario: Scenario) -> str:
+    compression = json.dumps(scenario.compression)
+    return f"[channel]\ncompression = {compression}\n"
+
+
+async def _measure(
+    scenario: Scenario, seconds: float, server: RunningProcess, clients: GoodClients
+) -> Measured:
+    await trio.sleep(SETTLE_SECONDS)
+    clients.begin_period()
+    await trio.sleep(seconds / 2)
+    before, closed = clients.begin_period().p99, clients.closed
+    await server.get("/probe/longest")
+    token = await fetch_token(server.url, HOSTILE_TOPIC)
+    target = Target(server.home.port, token.token, HOSTILE_TOPIC)
+    memory = _Memory(psutil.Process(server.process.pid))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.watch)
+        call = partial(attack, scenario.attack, target, seconds)
+        (sent,) = await trio.to_thread.run_sync(partial(in_processes, [call], within=seconds + ATTACK_MORE))
+        nursery.cancel_scope.cancel()
+    under_attack = clients.begin_period()
+    blocked = (await server.get("/probe/longest"))["seconds"]
+    return Measured(
+        blocked=blocked,
+        memory=memory.growth,
+        p99_before=before,
+        p99=under_attack.p99,
+        machine=under_attack.machine,
+        closed=clients.closed - closed,
+        lines=sum(ADDRESS in line for line in server.lines),
+        connections=sent["connections"],
+        data=sent["data"],
+        crashes=len(server.events("child crashed")),
+    )
+
+
+class _Memory:
+    """The largest resident memory of a process since this was made."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self._before = self._most = process.memory_info().rss
+
+    @property
+    def growth(self) -> int:
+        """Return the largest growth in bytes."""
+        growth: int = self._most - self._before
+        return growth
+
+    async def watch(self) -> None:
+        """Sample the memory until cancelled."""
+        while True:
+            self._most = max(self._most, self._process.memory_info().rss)
+            await trio.sleep(SAMPLE_EVERY)
