@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -376,3 +377,26 @@ async def test_a_body_cut_by_a_half_close_is_400(engine: str, sent: bytes, clock
         assert answer.startswith(b"HTTP/1.1 400")
         assert got == ["http.disconnect"]
         assert server.engine.statistics().failed == 0
+
+
+async def brief(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize("engine", ["native", "hypercorn"])
+async def test_a_unix_socket_is_served(engine: str, clock: Clock, tmp_path: Path) -> None:
+    """Requests over a Unix socket are answered; its clients count as one proxy on this machine."""
+    held = open_listeners(f"unix:{tmp_path}/t.sock", 0)
+    try:
+        async with serving(engine, brief, held=held, max_connections_per_address=1) as server:
+            async with AsyncExitStack() as stack:
+                for _ in range(2):
+                    stream = await trio.open_unix_socket(tmp_path / "t.sock")
+                    await stack.enter_async_context(stream)
+                    await stream.send_all(b"GET /x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                    with trio.fail_after(5):
+                        assert bytes(await stream.receive_some(4096)).startswith(b"HTTP/1.1 200")
+            assert server.engine.statistics().crashed == 0
+    finally:
+        close_listeners(held)

@@ -40,7 +40,7 @@ from tangram.errors import (
     SupervisionError,
 )
 from tangram.groups import unwrap_single
-from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
+from tangram.http.listeners import HeldSocket, close_listeners, inherited_listeners, open_listeners
 from tangram.plugins.registry import LoadedPlugins, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 
@@ -450,11 +450,15 @@ async def _call_later(call: Callable[[], None]) -> None:
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:
+    held = inherited_listeners(os.environ)
+    if held:
+        log.info("listening on sockets of systemd", sockets=[one.host for one in held])
+        return held
     held = open_listeners(config.server.host, config.server.port)
     if config.channel.port is not None:
         try:
             host = config.channel.host or config.server.host
-            held += open_listeners(host, config.channel.port, setting="[channel] port")
+            held += open_listeners(host, config.channel.port, section="channel")
         except OperatorError:
             close_listeners(held)
             raise

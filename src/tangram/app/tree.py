@@ -32,6 +32,7 @@ from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
+from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.tokens import token_router
@@ -430,7 +431,7 @@ class Tree:
         """The origins whose pages may use this server, the same for HTTP, tokens and WebSockets."""
         server, channel = self.config.server, self.config.channel
         public = urlsplit(channel.public_url).hostname if channel.public_url else None
-        named = (server.host, *server.hosts, channel.host, public)
+        named = (*split_hosts(server.host), *server.hosts, channel.host, public)
         return OriginPolicy(server.allowed_origins, [host for host in named if host])
 
     # -- stops -----------------------------------------------------------------------------------------------
@@ -459,6 +460,8 @@ class Tree:
         """The URL of this server for a program on the same machine."""
         server = self.config.server
         host, port = self.held[0].host, self.held[0].port
+        if host.startswith(UNIX):
+            host, port = first_name(server.host), server.port
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
         scheme = "https" if server.tls_cert else "http"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -121,8 +121,10 @@ class CoreConfig:
 class ServerConfig:
     """``[server]``: addresses, access, and limits on requests and connections."""
 
-    host: str = attrs.field(default="127.0.0.1", validator=validators.filled)
-    """Address to listen on. The default is loopback, so that no server is public by accident."""
+    host: str = attrs.field(default="127.0.0.1", validator=validators.listen_hosts, metadata={"joined": True})
+    """Addresses to listen on, one or a list: an address or name, ``*`` or ``::`` for all addresses of both
+    families, ``unix:/path`` for a Unix socket. The default is loopback, so that no server is public by
+    accident. Sockets that systemd hands over replace them."""
     port: int = attrs.field(default=2346, validator=validators.port)
     """Port for everything: HTTP, ``/websocket``, ``/token``. The published server's HTTP port; 0 takes a free
     one."""

@@ -245,6 +245,13 @@ def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
 def _field(converter: "BaseConverter", field: "attrs.Attribute[Any]", raw: Any) -> Any:
     if field.metadata.get("comma") and isinstance(raw, str):
         raw = [part.strip() for part in raw.split(",") if part.strip()]
+    if (
+        field.metadata.get("joined")
+        and isinstance(raw, list)
+        and raw
+        and all(isinstance(part, str) for part in raw)
+    ):
+        raw = ", ".join(raw)
     structured = converter.structure(raw, cast("type[Any]", field.type))
     if field.validator is not None:
         field.validator(None, field, structured)

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import attrs
 from attrs import validators as v
 
+from tangram.config.listen import split_hosts
 from tangram.redis_url import read_redis_url, redact_url
 
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -30,6 +31,13 @@ def filled(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) ->
     if not value.strip():
         msg = "expected some text; leave the key out for its default"
         raise ValueError(msg)
+
+
+def listen_hosts(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if value and not value.strip():
+        msg = "expected some text; leave the key out for its default"
+        raise ValueError(msg)
+    split_hosts(value)
 
 
 def each(check: Callable[[str], None]) -> Check:

@@ -80,6 +80,9 @@ ADOPTED_CLOSE_TIME: Final = 3.0
 BOUND_LOG_INTERVAL: Final = 60.0
 """Seconds between two log lines about a bound on connections: an attack must not fill the log."""
 
+UNIX_PEER: Final[PeerAddress] = ("unix", 0)
+"""The address of every client of a Unix socket."""
+
 LOG_INTERVAL: Final = 1.0
 """Seconds between two log records of failed connections: a client that can make a connection fail must not
 be able to fill the log.
@@ -436,7 +439,7 @@ class Engine:
                         if not evicted:
                             await trio.sleep(ACCEPT_PAUSE)
                         break
-                    self._admit(client, address, nursery)
+                    self._admit(client, address or UNIX_PEER, nursery)
         finally:
             trio.lowlevel.notify_closing(listener)
             listener.close()
@@ -462,7 +465,7 @@ class Engine:
     def _is_over(self, network: str, here: int) -> bool:
         """Return whether an address has all the connections that it may have."""
         bound = self.settings.max_connections_per_address
-        if not bound:
+        if not bound or network == UNIX_PEER[0]:  # a Unix socket has one client, the proxy
             return False
         # Half of all connections at most, where the limit on descriptors allows few.
         return here >= min(bound, max(1, self._max_connections // 2)) and not self.is_proxy(network)

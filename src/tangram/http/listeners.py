@@ -4,6 +4,7 @@
 2. Only the root closes them. Each incarnation accepts on a ``dup()``. Closing that leaves the kernel's queue
    of connections as it is, so clients that connect between two incarnations wait there and are not refused.
 3. They are not inheritable: a child process (the broker) that outlives the server would keep the port.
+4. Sockets that systemd hands over (``LISTEN_FDS``) are used instead of opening any.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from socket import AddressFamily
@@ -19,9 +21,10 @@ from typing import Final
 
 import attrs
 
+from tangram.config.listen import ALL, UNIX, split_hosts
 from tangram.errors import AddressError
 
-__all__ = ["HeldSocket", "close_listeners", "open_listeners"]
+__all__ = ["HeldSocket", "close_listeners", "inherited_listeners", "open_listeners"]
 
 SOMAXCONN_FILE: Final = Path("/proc/sys/net/core/somaxconn")
 """Contains the largest backlog that Linux allows."""
@@ -29,13 +32,23 @@ SOMAXCONN_FILE: Final = Path("/proc/sys/net/core/somaxconn")
 PORT_ATTEMPTS: Final = 16
 """Attempts for port 0: a port that is free in one address family may be in use in the other."""
 
+FIRST_INHERITED: Final = 3
+"""The first descriptor that systemd hands over (``sd_listen_fds(3)``)."""
+
+UNIX_MODE: Final = 0o666
+"""Mode of a Unix socket: the folder decides which accounts may connect, for example that of a proxy."""
+
 _MISSING_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 """Errors to ignore for one of several addresses: ``localhost`` may resolve to ``::1`` without IPv6."""
+
+_OF_THE_HOST: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENOENT, errno.ENOTDIR})
+"""Errors that another port would not mend."""
 
 _WHY: Final = {
     errno.EADDRINUSE: "another program listens there",
     errno.EACCES: "this user may not listen there",
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
+    errno.ENOENT: "its folder does not exist",
 }
 
 
@@ -45,9 +58,11 @@ class HeldSocket:
 
     listener: socket.socket
     host: str
-    """The numeric address to which it is bound."""
+    """The numeric address to which it is bound, or ``unix:`` and the path."""
     port: int
-    """The port to which it is bound, also if port 0 was requested."""
+    """The port to which it is bound, also if port 0 was requested; 0 for a Unix socket."""
+    path: Path | None = None
+    """The file of a Unix socket that is deleted at the end."""
 
     def dup(self) -> socket.socket:
         """Return a non-blocking, not inheritable duplicate for one incarnation to close."""
@@ -59,35 +74,63 @@ class HeldSocket:
         """Stop listening; only the root does this, at the end of the server."""
         with suppress(OSError):  # a plugin may have closed the descriptor
             self.listener.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def open_listeners(
-    host: str, port: int, *, backlog: int | None = None, setting: str = "[server] port"
+    host: str, port: int, *, backlog: int | None = None, section: str = "server"
 ) -> list[HeldSocket]:
-    """Listen on every address of ``host``; an empty host means all addresses of the machine.
+    """Listen on every address of ``host``.
 
     Args:
-        host: A name or a numeric address.
-        port: 0 means one free port, the same in all address families.
+        host: ``[server] host`` in any of its forms; see ``tangram.config.listen``.
+        port: 0 means one free port, the same for all addresses.
         backlog: Connections that wait for an accept, also during a restart; as many as the kernel allows
-        unless
-            given.
-        setting: The setting that an error message names.
+            unless given.
+        section: The table of the settings that an error message names.
 
     Raises:
-        AddressError: The address is in use, not allowed, or not an address of this machine.
+        AddressError: An address is in use, not allowed, or not an address of this machine.
     """
+    hosts = split_hosts(host)
     for attempt in range(PORT_ATTEMPTS):
+        held: list[HeldSocket] = []
+        chosen, one = port, ""
         try:
-            return _open_all(_addresses(host, port, setting), port, _backlog(backlog))
-        except OSError as error:
-            if port == 0 and error.errno == errno.EADDRINUSE and attempt + 1 < PORT_ATTEMPTS:
+            # Unix sockets last: the first socket is the one that the server's URL names.
+            for one in sorted(hosts, key=lambda host: host.startswith(UNIX)):
+                try:
+                    held += _open_host(one, chosen, backlog, section)
+                except OSError as error:
+                    raise _address_error(one, chosen, error, section) from error
+                chosen = chosen or held[0].port
+        except AddressError as error:
+            close_listeners(held)
+            in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            if port == 0 and in_use and attempt + 1 < PORT_ATTEMPTS and not one.startswith(UNIX):
                 continue
-            why = _WHY.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
-            raise AddressError(
-                f"cannot listen on {host or '*'}:{port}: {why}; stop what uses it or change {setting}"
-            ) from error
+            raise
+        except BaseException:
+            close_listeners(held)
+            raise
+        return held
     raise AssertionError("the last attempt returns or raises")
+
+
+def inherited_listeners(environ: MutableMapping[str, str]) -> list[HeldSocket]:
+    """Return the listening sockets that systemd hands over; none if it does not.
+
+    The variables are removed from ``environ``, because they do not apply to child processes.
+
+    Raises:
+        AddressError: A descriptor is no listening stream socket.
+    """
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    return [_inherited(FIRST_INHERITED + number) for number in range(int(count))]
 
 
 def close_listeners(listeners: Iterable[HeldSocket]) -> None:
@@ -96,11 +139,77 @@ def close_listeners(listeners: Iterable[HeldSocket]) -> None:
         listener.close()
 
 
-def _addresses(host: str, port: int, setting: str) -> list[tuple[AddressFamily, tuple[object, ...]]]:
+def _inherited(descriptor: int) -> HeldSocket:
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.socket(fileno=descriptor)
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise AddressError(
+            f"descriptor {descriptor} of LISTEN_FDS is no socket: expected listening sockets of systemd"
+        ) from error
+    if not listening or listener.type != socket.SOCK_STREAM:
+        listener.close()
+        raise AddressError(
+            f"descriptor {descriptor} of LISTEN_FDS does not listen: expected ListenStream= in its unit"
+        )
+    listener.set_inheritable(False)
+    listener.setblocking(False)
+    return _held(listener)
+
+
+def _held(listener: socket.socket, path: Path | None = None) -> HeldSocket:
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return HeldSocket(listener, f"{UNIX}{os.fsdecode(name)}", 0, path)
+    return HeldSocket(listener, str(name[0]), int(name[1]))
+
+
+def _address_error(host: str, port: int, error: OSError, section: str) -> AddressError:
+    shown = host if host.startswith(UNIX) else f"{host}:{port}"
+    why = _WHY.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
+    if host.startswith(UNIX) or error.errno in _OF_THE_HOST:
+        advice = f"change [{section}] host"
+    elif error.errno == errno.EACCES:
+        advice = f"change [{section}] port"
+    else:
+        advice = f"stop what uses it or change [{section}] port"
+    return AddressError(f"cannot listen on {shown}: {why}; {advice}")
+
+
+def _open_host(host: str, port: int, backlog: int | None, section: str) -> list[HeldSocket]:
+    if host.startswith(UNIX):
+        return [_open_unix(Path(host.removeprefix(UNIX)), _backlog(backlog))]
+    return _open_all(_addresses(host, port, section), port, _backlog(backlog))
+
+
+def _open_unix(path: Path, backlog: int) -> HeldSocket:
+    """Listen on a Unix socket; a file that a killed server left behind is replaced."""
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(UNIX_MODE)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return _held(listener, path)
+
+
+def _addresses(host: str, port: int, section: str) -> list[tuple[AddressFamily, tuple[object, ...]]]:
+    try:
+        found = socket.getaddrinfo(
+            None if host == ALL else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     except (socket.gaierror, UnicodeError) as error:
-        raise AddressError(f"cannot listen on {host!r}: no such address; change {setting}") from error
+        raise AddressError(f"cannot listen on {host!r}: no such address; change [{section}] host") from error
     unique = dict.fromkeys((family, address) for family, _, _, _, address in found)
     return [(family, tuple(address)) for family, address in unique]
 
@@ -119,9 +228,8 @@ def _open_all(
                     raise
                 missing = error
                 continue
-            name = listener.getsockname()
-            port = int(name[1])
-            held.append(HeldSocket(listener, str(name[0]), port))
+            held.append(_held(listener))
+            port = held[-1].port
         if missing is not None and not held:
             raise missing  # noqa: TRY301 - the handler below closes the sockets
     except BaseException:

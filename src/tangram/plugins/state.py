@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 import structlog
 import trio
 
+from tangram.config.listen import first_name
 from tangram.config.model import Config
 from tangram.config.names import normalise
 from tangram.errors import PluginError
@@ -250,11 +251,7 @@ def _make_http_client() -> httpx.AsyncClient:
 
 
 def _base_url(config: Config) -> str:
-    host = config.server.host
-    if host in {"0.0.0.0", ""}:  # noqa: S104 - compared with, not bound to
-        host = "127.0.0.1"
-    elif host == "::":
-        host = "::1"
+    host = first_name(config.server.host)
     scheme = "https" if config.server.tls_cert else "http"
     return (
         f"{scheme}://[{host}]:{config.server.port}"

@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 import attrs
 
 from tangram.asgi import Scope, header, headers_of
+from tangram.config.listen import ALL, UNIX, first_name, listens_on_all, split_hosts
 from tangram.config.model import Config
 from tangram.web.forwarded import UNKNOWN_HOP, Hop, read_forwarded
 
 __all__ = ["Addresses", "is_loopback"]
 
-_ANY: Final = {"", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
+_ANY: Final = {"", "0.0.0.0", "::", ALL}  # noqa: S104 - compared with, not bound to
 _REPLACING: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"forwarded"})
 """Headers of a trusted proxy that change the scope of a request."""
 _X_FORWARDING: Final = (b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto")
@@ -73,9 +74,12 @@ class Addresses:
         """Read the addresses from the configuration."""
         server, channel = config.server, config.channel
         public = urlsplit(channel.public_url).hostname if channel.public_url else None
-        named = {server.host, *server.hosts, channel.host or "", public or "", *_machine_names()}
+        listening = split_hosts(server.host)
+        named = {*listening, *server.hosts, channel.host or "", public or "", *_machine_names()}
         return cls(
-            hosts=frozenset(name.lower() for name in named if name and name not in {*_ANY, "*"}),
+            hosts=frozenset(
+                name.lower() for name in named if name and name not in _ANY and not name.startswith(UNIX)
+            ),
             trusted=tuple(
                 ipaddress.ip_network(one, strict=False) for one in server.forwarded_allow_ips if one != "*"
             ),
@@ -83,9 +87,9 @@ class Addresses:
             port=server.port,
             channel_port=channel.port,
             public_url=channel.public_url,
-            fallback_host="127.0.0.1" if server.host in _ANY else server.host,
+            fallback_host="127.0.0.1" if listens_on_all(server.host) else first_name(server.host),
             scheme="https" if server.tls_cert else "http",
-            wildcard=server.host in _ANY,
+            wildcard=listens_on_all(server.host),
             any_host="*" in server.hosts,
         )
 
@@ -209,8 +213,9 @@ def _machine_names() -> set[str]:
 
 
 def _peer(scope: Scope) -> str:
-    client = scope.get("tangram.peer") or scope.get("client")
-    return str(client[0]) if client else ""
+    """Return the address of the transport's peer; a client of a Unix socket counts as loopback."""
+    client = scope["tangram.peer"] if "tangram.peer" in scope else scope.get("client")
+    return "127.0.0.1" if client is None or client[0] == "unix" else str(client[0])
 
 
 def _is_own_address(host: str, scope: Scope) -> bool:
