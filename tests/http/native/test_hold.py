@@ -32,9 +32,13 @@ def slowest_step(assembler: MessageAssembler, data: bytes, size: int) -> float:
     slowest = 0.0
     for start in range(0, len(data), size):
         piece = data[start : start + size]
-        began = time.thread_time()
-        assembler.feed(piece)
-        slowest = max(slowest, time.thread_time() - began)
+        while True:
+            began = time.thread_time()
+            assembler.feed(piece)
+            slowest = max(slowest, time.thread_time() - began)
+            piece = b""
+            if not assembler.more:
+                break
     return slowest
 
 
@@ -54,6 +58,21 @@ def test_a_large_message_is_assembled_in_short_steps(fragments: int) -> None:
         protocol = ServerProtocol(state=OPEN, max_size=16 * MIB)
         steps.append(slowest_step(MessageAssembler(protocol, 16 * MIB), data, READ_SIZE))
         assert protocol.parser_exc is None
+
+    assert min(steps) < LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frame", [masked(b"", Opcode.PING), masked(b"", Opcode.CONT, fin=False)])
+def test_very_small_frames_are_handled_in_short_steps(frame: bytes) -> None:
+    """A read of 10,000 empty pings or fragments is handled in several steps, and none is lost."""
+    steps = []
+    for _ in range(3):
+        protocol = ServerProtocol(state=OPEN, max_size=16 * MIB)
+        assembler = MessageAssembler(protocol, 16 * MIB)
+        assembler.feed(masked(b"begin", fin=False))
+        steps.append(slowest_step(assembler, frame * (READ_SIZE // len(frame)), READ_SIZE))
+        assert assembler.pending == len(b"begin")
 
     assert min(steps) < LIMIT
 
@@ -134,3 +153,20 @@ async def test_large_frames_arrive_whole_however_they_are_cut(clock: Clock) -> N
 
         waves = [body for topic, body in served.bus.published if topic == "from:obs:wave"]
         assert waves == [payload.encode()] * 2
+
+
+async def test_a_flood_of_pings_in_one_read_is_answered(clock: Clock) -> None:
+    """Each of very many pings gets its pong, in order, and the message behind them is handled."""
+    async with serving_channels(Settings()) as served:
+        client = await served.open()
+        await client.join("obs")
+        pings = b"".join(masked(b"%d" % n, Opcode.PING) for n in range(5000))
+        await client.stream.send_all(pings + masked(b'["1","2","obs","wave",{}]'))
+        pongs: list[int] = []
+        while len(pongs) < 5000:
+            frame = await client.frame()
+            if frame.opcode is Opcode.PONG:
+                pongs.append(int(frame.data))
+        assert pongs == list(range(5000))
+        assert (await client.event("phx_reply"))["status"] == "ok"
+        await client.aclose()

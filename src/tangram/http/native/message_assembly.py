@@ -39,6 +39,9 @@ MAX_INFLATED: Final = 1 << 20
 so in one step.
 """
 
+STEP_FRAMES: Final = 1000
+"""Frames that the protocol parses in one step: one read can hold 10,000 empty pings, which take 70 ms."""
+
 COMPRESSED_READ: Final = 4096
 """Bytes of a compressed connection that are handled in one step: with deflate's best ratio they are 4 MiB."""
 
@@ -137,6 +140,7 @@ class MessageAssembler:
         "_reader",
         "_rest",
         "controls",
+        "more",
         "pending",
         "protocol",
     )
@@ -158,6 +162,8 @@ class MessageAssembler:
         """Bytes that are still to be given to the protocol."""
         self.controls = 0
         """Control frames so far."""
+        self.more = False
+        """Whether the bytes of the last ``feed`` are not all used: they hold very many small frames."""
         self.pending = 0
         """Bytes held of an unfinished message."""
 
@@ -174,11 +180,15 @@ class MessageAssembler:
         self._largest = min(size, LARGEST)
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Return the messages, ``(opcode, payload)``, that these bytes complete."""
+        """Return the messages, ``(opcode, payload)``, that these bytes complete.
+
+        If there is ``more`` afterwards, the caller lets other tasks run, and calls this again with ``b""``.
+        """
         if self._rest:
             data, self._rest = self._rest + data, b""
         messages: list[tuple[int, bytes]] = []
-        at, size = 0, len(data)
+        self.more = False
+        at, size, passed = 0, len(data), 0
         while at < size:
             if self._left:
                 at = self._gather(data, at, messages)
@@ -191,6 +201,10 @@ class MessageAssembler:
                 piece = data[at : at + self._passing] if at or self._passing < size else data
                 self._pass(piece, messages)
                 at += len(piece)
+                passed += 1
+                if passed == STEP_FRAMES and not self._passing:
+                    self._rest, self.more = data[at:], at < size
+                    break
         self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size + self._gathered
         return messages
 
@@ -200,6 +214,7 @@ class MessageAssembler:
         self._fragments = FragmentBuffer()
         self._left = self._gathered = 0
         self._parts = []
+        self.more = False
         self._passing = _ALL
         self.pending = 0
         _discard_input(self.protocol)

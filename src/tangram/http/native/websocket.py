@@ -266,6 +266,9 @@ class AppSocket:
         """Handle the bytes of one read; compressed ones in small steps, since they may inflate to much."""
         if not self._protocol.extensions:
             await self._take(data)
+            while self._assembler.more and not self._failed:
+                await trio.lowlevel.checkpoint()
+                await self._take(b"")
             return
         for start in range(0, len(data), COMPRESSED_READ):
             await self._take(data[start : start + COMPRESSED_READ])
