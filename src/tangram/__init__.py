@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from tangram.routing import Request as Request
     from tangram.routing import Response as Response
     from tangram.routing import StreamingResponse as StreamingResponse
+    from tangram.routing import WebSocket as WebSocket
+    from tangram.routing import WebSocketDisconnect as WebSocketDisconnect
 
 __version__: Final = VERSION
 
@@ -67,6 +69,8 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "Request",
         "Response",
         "StreamingResponse",
+        "WebSocket",
+        "WebSocketDisconnect",
     ),
 }
 _HOME: Final = {name: room for room, names in _ROOMS.items() for name in names}

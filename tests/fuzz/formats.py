@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl
 
 from tangram.config.load import load_config
 from tangram.errors import ConfigError
+from tangram.routing.connection import parse_cookies, parse_query
 from tangram.routing.exceptions import InvalidRequest
-from tangram.routing.request import decode_json, parse_cookies, parse_query
+from tangram.routing.request import decode_json
 from tangram.web.forwarded import read_forwarded
 from tests.fuzz.pieces import TOO_LARGE, read_json
 

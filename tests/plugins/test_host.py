@@ -119,13 +119,14 @@ async def test_a_call_of_asyncio_is_explained(autojump_clock: MockClock) -> None
 
     @plugin.register_service()
     async def tick(state: BackendState) -> None:
+        await trio.sleep(1)
         await asyncio.sleep(1)
 
     with pytest.raises(RestartsExhausted) as caught:
         async with open_supervised([Child("plugin:demo", host_of(plugin).run)], restarts=0):
             await trio.sleep(5)
     crash = caught.value.crashes[-1]
-    line = tick.__code__.co_firstlineno + 2
+    line = tick.__code__.co_firstlineno + 3
     assert "asyncio.sleep does not work on Trio: use trio.sleep" in crash
     assert f"{__file__}:{line}" in crash
 

@@ -39,6 +39,8 @@ class TableApp:
 
     def match(self, scope: Scope) -> bool | None:
         """Return True for a matching route, False for another method of a known path, else None."""
+        if scope["type"] == "websocket":
+            return None  # see bare.routing.APIRouter.websocket
         found = self._table.locate(scope)
         return None if found is None else found.value is not None
 

@@ -293,7 +293,7 @@ def _explain(error: BaseException) -> None:
     """Raise an explanation in place of an error of asyncio's functions, which do not run on Trio."""
     hint = asyncio_hint(unwrap_single(error))
     if hint is not None:
-        raise PluginError(hint) from error
+        raise PluginError(hint).with_traceback(error.__traceback__) from error
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.routing.exceptions import HTTPException, InvalidRequest, ResponseAborted
+from tangram.routing.exceptions import HTTPException, InvalidRequest, ResponseAborted, WebSocketDisconnect
 from tangram.routing.params import Body, Cookie, Depends, Header, Path, Query
 from tangram.routing.request import Request
 from tangram.routing.responses import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tangram.routing.document import openapi
     from tangram.routing.files import FileResponse
     from tangram.routing.schema import json_schema
+    from tangram.routing.websocket import WebSocket
 
 __all__ = [
     "APIRouter",
@@ -53,6 +54,8 @@ __all__ = [
     "ResponseAborted",
     "RouteTable",
     "StreamingResponse",
+    "WebSocket",
+    "WebSocketDisconnect",
     "check_router",
     "json_schema",
     "openapi",
@@ -63,7 +66,12 @@ def __getattr__(name: str) -> Any:
     """Import the parts that few servers need on first use."""
     from importlib import import_module
 
-    homes = {"FileResponse": "files", "json_schema": "schema", "openapi": "document"}
+    homes = {
+        "FileResponse": "files",
+        "WebSocket": "websocket",
+        "json_schema": "schema",
+        "openapi": "document",
+    }
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{homes[name]}"), name)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import attrs
 
 from tangram.errors import RouteError
+from tangram.routing.connection import Connection
 from tangram.routing.constraints import checker, from_metadata
 from tangram.routing.containers import COLLECTIONS, MAPPINGS
 from tangram.routing.convert import is_class_like, origin_of, structurer
@@ -96,6 +97,7 @@ class _Context:
     bodiless: bool
     injectable: frozenset[type]
     overrides: Mapping[Callable[..., Any], Callable[..., Any]]
+    connection: type[Connection]
     done: dict[int, Plan]
     underway: list[Callable[..., Any]]
 
@@ -108,6 +110,7 @@ def compile_plan(
     injectable: frozenset[type] = frozenset(),
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     dependencies: Iterable[DependsMarker] = (),
+    connection: type[Connection] = Request,
 ) -> Plan:
     """Compile a handler and its dependencies.
 
@@ -118,11 +121,12 @@ def compile_plan(
         injectable: types whose values the server provides.
         overrides: replacements of dependencies.
         dependencies: called before the handler for their exceptions.
+        connection: the class that a parameter may be annotated with, ``Request`` or ``WebSocket``.
 
     Raises:
         RouteError: a parameter cannot be bound.
     """
-    context = _Context(names, bodiless, injectable, overrides or {}, {}, [])
+    context = _Context(names, bodiless, injectable, overrides or {}, connection, {}, [])
     plan = _compile(call, context)
     if dependencies:
         before = tuple(_dependency(None, marker, None, context) for marker in dependencies)
@@ -233,9 +237,16 @@ def _classify(
     if marker is None:
         if base in _hashable(context.injectable, base):
             return "special", (parameter.name, "inject", base)
-        if base is Request:
+        if base is context.connection:
             return "special", (parameter.name, "request", base)
+        if isinstance(base, type) and issubclass(base, Connection):
+            raise RouteError(
+                f"{_name(call)}: parameter {parameter.name!r} is a {base.__name__}, "
+                f"and this route has a {context.connection.__name__}"
+            )
         if isinstance(base, type) and issubclass(base, Response):
+            if context.connection is not Request:
+                raise RouteError(f"{_name(call)}: a WebSocket has no Response: see {parameter.name!r}")
             return "special", (parameter.name, "response", base)
     param = _param(parameter.name, base, metadata, default, marker, call, context)
     return ("body" if param.source == "body" else "param"), param

@@ -10,10 +10,11 @@ from typing import Any, Final
 import trio
 
 from tangram.routing.binding import Param, Plan
+from tangram.routing.connection import Connection, parse_query
 from tangram.routing.convert import problems_of
 from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 from tangram.routing.params import MISSING
-from tangram.routing.request import Request, decode_json, parse_query
+from tangram.routing.request import Request, decode_json
 from tangram.routing.responses import Response
 from tangram.routing.router import Resolver
 
@@ -72,7 +73,7 @@ class Call:
     )
 
     def __init__(
-        self, request: Request, stack: AsyncExitStack, resolve: Resolver | None, threads: Threads
+        self, request: Connection, stack: AsyncExitStack, resolve: Resolver | None, threads: Threads
     ) -> None:
         self.request = request
         self.path = request.path_params
@@ -87,6 +88,7 @@ class Call:
 
     async def read_body(self, *, raw: bool) -> None:
         """Read the body for body parameters; its faults are collected with the others."""
+        assert isinstance(self.request, Request)
         data = await self.request.body()
         if raw:
             self.body = data

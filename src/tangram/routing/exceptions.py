@@ -1,6 +1,7 @@
 """Exceptions that answer a request.
 
 RequestError
+|- WebSocketDisconnect  the client of a WebSocket has gone
 |- HTTPException      a handler raises it to answer with a status, a detail and headers
 |- ResponseAborted    a response failed after its first byte: the engine has to close the connection
 `- BadRequest
@@ -14,7 +15,15 @@ from typing import NamedTuple
 
 from tangram.errors import BadRequest, Fault, RequestError
 
-__all__ = ["HTTPException", "InvalidRequest", "Problem", "ResponseAborted", "detail_of", "phrase_of"]
+__all__ = [
+    "HTTPException",
+    "InvalidRequest",
+    "Problem",
+    "ResponseAborted",
+    "WebSocketDisconnect",
+    "detail_of",
+    "phrase_of",
+]
 
 Loc = tuple[str | int, ...]
 
@@ -55,6 +64,20 @@ class ResponseAborted(RequestError):
 
     The failure has been logged. The engine closes the connection.
     """
+
+
+class WebSocketDisconnect(RequestError):
+    """The client of a WebSocket has closed the connection, or has gone.
+
+    Args:
+        code: the close code; 1006 without a close frame.
+        reason: the reason in the close frame.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(code, reason)
 
 
 class Problem(NamedTuple):

@@ -43,6 +43,8 @@ class Route:
     deprecated: bool = False
     operation_id: str | None = None
     openapi_extra: Mapping[str, Any] = attrs.field(factory=dict)
+    websocket: bool = False
+    """It answers WebSockets, and no method."""
     max_body: int | None = None
     """The largest request body in bytes; None is the server's ``max_body``, 0 is no limit."""
 
@@ -125,7 +127,15 @@ class APIRouter:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """All routes with their whole paths, those of included routers among them."""
+        """All HTTP routes with their whole paths, those of included routers among them."""
+        return tuple(route for route in self._all_routes() if not route.websocket)
+
+    @property
+    def websocket_routes(self) -> tuple[Route, ...]:
+        """All WebSocket routes with their whole paths, those of included routers among them."""
+        return tuple(route for route in self._all_routes() if route.websocket)
+
+    def _all_routes(self) -> list[Route]:
         found: list[Route] = []
         for entry in self._routes:
             if isinstance(entry, Route):
@@ -133,10 +143,11 @@ class APIRouter:
             else:
                 tags = (*self.tags, *entry.tags)
                 depends = (*self.dependencies, *entry.dependencies)
-                found.extend(r.below(self.prefix + entry.prefix, tags, depends) for r in entry.router.routes)
+                prefix = self.prefix + entry.prefix
+                found.extend(route.below(prefix, tags, depends) for route in entry.router._all_routes())  # noqa: SLF001 - of the same class
         if not self.include_in_schema:
-            return tuple(attrs.evolve(route, include_in_schema=False) for route in found)
-        return tuple(found)
+            return [attrs.evolve(route, include_in_schema=False) for route in found]
+        return found
 
     def include_router(
         self,
@@ -184,6 +195,39 @@ class APIRouter:
 
         def declare(endpoint: F) -> F:
             self.add_api_route(path, endpoint, methods=methods, **settings)
+            return endpoint
+
+        return declare
+
+    def websocket(
+        self, path: str, *, name: str | None = None, dependencies: Sequence[Any] = ()
+    ) -> Callable[[F], F]:
+        """Decorate an async function to serve the WebSockets of ``path``; return it unchanged.
+
+        Example::
+
+            @router.websocket("/echo")
+            async def echo(websocket: WebSocket) -> None:
+                await websocket.accept()
+                async for message in websocket:
+                    await websocket.send(message)
+
+        Args:
+            path: the path below the prefix.
+            name: the name in the log; the handler's by default.
+            dependencies: ``[Depends(...)]``, called before the handler for their exceptions.
+        """
+
+        def declare(endpoint: F) -> F:
+            route = Route(
+                template=_checked_path(self.prefix, path, endpoint),
+                methods=frozenset(),
+                endpoint=endpoint,
+                name=name or str(getattr(endpoint, "__name__", type(endpoint).__name__)),
+                dependencies=_depends(dependencies),
+                websocket=True,
+            )
+            self._routes.append(route)
             return endpoint
 
         return declare

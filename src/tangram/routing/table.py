@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import trio
@@ -24,6 +24,9 @@ from tangram.routing.responses import JSONResponse, Response
 from tangram.routing.router import APIRouter, Mount, Route
 from tangram.routing.shortage import unavailable
 
+if TYPE_CHECKING:
+    from tangram.routing.websocket import SocketEndpoint
+
 __all__ = ["RouteTable", "check_router"]
 
 THREADS: Final = 40
@@ -31,6 +34,9 @@ THREADS: Final = 40
 
 MATCHES: Final = "tangram.matches"
 """Key of the scope for the matches of its request: a dictionary from `RouteTable` to `Found` or None."""
+
+_SOCKET: Final = "WEBSOCKET"
+"""Takes the place of a method for WebSocket routes."""
 
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 """Characters that a redirect leaves unquoted (RFC 3986, 3.3)."""
@@ -89,11 +95,17 @@ class RouteTable:
         self.endpoints: list[Endpoint] = []
         self.problems: list[RouteError] = []
         self._tree: PathTree[Endpoint] = PathTree()
+        self._sockets: PathTree[SocketEndpoint] = PathTree()
         kinds = frozenset(injectable)
         for mount in mounts:
             for route in mount.router.routes:
                 try:
                     self._add(Endpoint(mount, route, kinds, overrides))
+                except RouteError as exc:
+                    self.problems.append(_owned(exc, mount, route))
+            for route in mount.router.websocket_routes:
+                try:
+                    self._add_socket(_compile_socket(mount, route, kinds, overrides))
                 except RouteError as exc:
                     self.problems.append(_owned(exc, mount, route))
         for problem in self.problems:
@@ -111,6 +123,13 @@ class RouteTable:
             leaf[method] = endpoint
         if free:
             self.endpoints.append(endpoint)
+
+    def _add_socket(self, endpoint: SocketEndpoint) -> None:
+        leaf = self._sockets.leaf(endpoint.route.template)
+        if _SOCKET in leaf:
+            owner = leaf[_SOCKET].owner
+            raise RouteError(f"it is a route of {owner!r} already")
+        leaf[_SOCKET] = endpoint
 
     def match(self, method: str, path: str, raw_path: bytes | None = None) -> Found[Endpoint] | None:
         """Return the endpoint for a method and path, or None if no route has the path.
@@ -160,10 +179,31 @@ class RouteTable:
             await self._run(found.value, found.values, scope, receive, _Sender(send))
         return True
 
+    def locate_websocket(self, scope: Scope) -> Found[SocketEndpoint] | None:
+        """Return the endpoint for a WebSocket, or None if no route has its path."""
+        path, _ = _split_root(scope)
+        raw = scope.get("raw_path") if path is scope["path"] else None
+        segments = decode_path(raw) if raw and b"%" in raw else None
+        return self._sockets.find(_SOCKET, path, segments)
+
+    async def handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Serve a WebSocket and return True, or return False if no route has its path."""
+        found = self.locate_websocket(scope)
+        if found is None or found.value is None:
+            return False
+        endpoint = found.value
+
+        def report(error: Exception) -> str:
+            return _report(error, endpoint, scope, "handler failed")
+
+        await endpoint.serve(found.values, scope, receive, send, self.threads, report)
+        return True
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request as an ASGI application, with 404 if no route has its path."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            if not await self.handle_websocket(scope, receive, send):
+                await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
             raise NotImplementedError(f"expected scope type 'http', not {scope['type']!r}")
@@ -212,15 +252,27 @@ def check_router(router: APIRouter, *, owner: str, injectable: Iterable[type] = 
         RouteError: a route cannot be compiled; ``plugin`` is ``owner``.
     """
     mount = Mount(router, owner)
-    for route in router.routes:
+    for route in (*router.routes, *router.websocket_routes):
         try:
-            Endpoint(mount, route, frozenset(injectable))
+            if route.websocket:
+                _compile_socket(mount, route, frozenset(injectable))
+            else:
+                Endpoint(mount, route, frozenset(injectable))
         except RouteError as exc:
             raise _owned(exc, mount, route) from exc.__cause__
 
 
+def _compile_socket(
+    mount: Mount, route: Route, injectable: frozenset[type], overrides: Overrides | None = None
+) -> SocketEndpoint:
+    # Imported here: few servers have WebSocket routes.
+    from tangram.routing.websocket import SocketEndpoint
+
+    return SocketEndpoint(mount, route, injectable, overrides)
+
+
 def _owned(exc: RouteError, mount: Mount, route: Route) -> RouteError:
-    methods = ",".join(sorted(route.methods))
+    methods = ",".join(sorted(route.methods)) or _SOCKET
     return RouteError(f"{methods} {route.template.path}: {exc}", plugin=mount.owner)
 
 
@@ -281,7 +333,7 @@ def _log() -> Any:
     return structlog.get_logger("tangram.routing")
 
 
-def _report(exc: BaseException, endpoint: Endpoint, scope: Scope, event: str) -> str:
+def _report(exc: BaseException, endpoint: Endpoint | SocketEndpoint, scope: Scope, event: str) -> str:
     """Log a failure and return the id in the record, which the client receives too."""
     number = secrets.token_hex(8)
     hint = asyncio_hint(unwrap_single(exc))
@@ -292,7 +344,7 @@ def _report(exc: BaseException, endpoint: Endpoint, scope: Scope, event: str) ->
         plugin=endpoint.owner,
         route=endpoint.route.template.path,
         handler=endpoint.route.name,
-        method=scope["method"],
+        method=scope.get("method", _SOCKET),
         exc_info=(type(exc), exc, exc.__traceback__),
     )
     return number

@@ -290,6 +290,11 @@ class Site:
         if app is not None:
             await self._websocket_of(app, scope, receive, send)
             return
+        found = self.table.locate_websocket(scope)
+        if found is not None and found.value is not None:
+            if await self._may_serve(found.value.owner, scope, send):
+                await self.table.handle_websocket(scope, receive, send)
+            return
         if self._quart is _not_found:
             # Before the handshake is accepted, ASGI makes this an answer of 403.
             await send({"type": "websocket.close", "code": 1008})
@@ -301,12 +306,18 @@ class Site:
 
     async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a WebSocket to a plugin's application, unless its origin is refused or the plugin is down."""
+        if await self._may_serve(app.owner, scope, send):
+            await app(scope, receive, send)
+
+    async def _may_serve(self, owner: str, scope: Scope, send: Send) -> bool:
+        """Refuse a WebSocket of a foreign origin or of a plugin that is down; else return True."""
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
-        elif app.owner in self._control.unavailable() and await self._control.wait_available(app.owner):
+        elif owner in self._control.unavailable() and await self._control.wait_available(owner):
             await refuse_websocket(send, UNAVAILABLE)
         else:
-            await app(scope, receive, send)
+            return True
+        return False
 
     def _mounts(self) -> list[Mount]:
         parts = self._parts

@@ -64,6 +64,14 @@ class APIRouter(routing.APIRouter):
         settings["tags"] = [str(getattr(tag, "value", tag)) for tag in settings.get("tags", ())]
         super().add_api_route(path, endpoint, methods=tuple(methods or ("GET",)), **settings)
 
+    def websocket(self, path: str, **_more: Any) -> Callable[[F], F]:
+        """Refuse a WebSocket route, which only FastAPI serves on the island.
+
+        Raises:
+            RouteError: always.
+        """
+        raise RouteError(f"the WebSocket route {path!r} needs FastAPI: pip install fastapi")
+
 
 _KNOWN: Final = frozenset(routing.router.RouteSettings.__annotations__)
 
