@@ -52,6 +52,7 @@ PROGRAM = "another program, which is no server of ours"
 
 EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "app/test_crash_matrix.py": ({"open_process"}, "a client that polls, in a process of its own"),
+    "broker/test_accounts.py": ({"EmbeddedBroker"}, ITSELF),
     "broker/test_embedded.py": ({"EmbeddedBroker", "Popen", "run_process"}, ITSELF),
     "broker/test_process.py": ({"start_server"}, ITSELF),
     "cli/test_force_exit.py": ({"Popen"}, "a process that sleeps in the broker's place"),
@@ -69,6 +70,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "chaos/test_conformance.py": ({"EmbeddedBroker"}, "the real broker beside the one in memory"),
     "http/test_engine_start.py": ({"serve_native"}, ITSELF),
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
+    "openapi/test_behaviour.py": ({"run_process"}, PROGRAM),
     "web/test_quart_app.py": ({"run_process"}, "an interpreter that imports and ends"),
 }
 """Starts without the kit, by file, with the reason. A test fails for one that is not used."""

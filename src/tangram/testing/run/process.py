@@ -307,19 +307,6 @@ async def open_process(
     Raises:
         InvariantBroken: the block ended well, but the process broke one of `ANY_PROCESS`.
         ValueError: ``but`` has another name.
-
-    Where it still runs at the end of the block it gets SIGTERM, and later SIGKILL. In every case it and
-    all descendants that were seen are gone afterwards.
-
-    Args:
-        home: its configuration and its folders.
-        arguments: of ``python -m tangram``; without any it serves.
-        environ: added to ``home.environ``.
-        but: names of `ANY_PROCESS` that this test breaks on purpose, each with the reason.
-
-    Raises:
-        InvariantBroken: the block ended well, but the process broke one of `ANY_PROCESS`.
-        ValueError: ``but`` has another name.
     """
     async with open_process_as(RunningProcess, home, *arguments, environ=environ, but=but) as server:
         yield server
@@ -363,17 +350,22 @@ async def open_process_as(
     broken: list[tuple[str, str]] = []
     assert process.stdout is not None
     assert process.stderr is not None
-    async with open_unwrapped_nursery() as nursery:
-        nursery.start_soon(server.read, process.stdout, server.out)
-        nursery.start_soon(server.read, process.stderr, server.err)
-        try:
-            yield server
-        finally:
-            # Each step has a deadline of its own, after which the process is killed.
-            most = STOP_SECONDS + KILL_SECONDS + GONE_SECONDS + LAST_WORDS_SECONDS
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + most):
-                broken += await _end(server, taken=taken)
-            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+    try:
+        async with open_unwrapped_nursery() as nursery:
+            nursery.start_soon(server.read, process.stdout, server.out)
+            nursery.start_soon(server.read, process.stderr, server.err)
+            try:
+                yield server
+            finally:
+                # Each step has a deadline of its own, after which the process is killed.
+                most = STOP_SECONDS + KILL_SECONDS + GONE_SECONDS + LAST_WORDS_SECONDS
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + most):
+                    broken += await _end(server, taken=taken)
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+    finally:
+        # A cancelled block leaves both pipes unread; the descriptors must not outlive it.
+        for pipe in (process.stdout, process.stderr):
+            await trio.aclose_forcefully(pipe)
     broken += _forbidden_output(server)
     _judge([one for one in broken if one[0] not in without])
 
