@@ -64,6 +64,23 @@ async def test_the_manifest_is_as_published(ours: Server, tmp_path: Path) -> Non
     assert manifest["core"].keys() == theirs["core"].keys()
     assert manifest["core"]["config"].keys() == theirs["core"]["config"].keys()
     assert manifest["core"]["config"]["map"].keys() == theirs["core"]["config"]["map"].keys()
+    assert manifest["core"]["config_json_schema"] == theirs["core"]["config_json_schema"]
+    for one, other in zip(_styles(manifest), _styles(theirs), strict=True):
+        # Built-in colours and layers are this server's own.
+        assert isinstance(one, str) is isinstance(other, str)
+        assert one == other or one.keys() >= other.keys() - {"metadata"}
+    for one, other in zip(_themes(manifest), _themes(theirs), strict=True):
+        assert (one.keys(), one["name"]) == (other.keys(), other["name"])
+
+
+def _styles(manifest: Any) -> list[Any]:
+    styles: list[Any] = manifest["core"]["config"]["map"]["styles"]
+    return styles
+
+
+def _themes(manifest: Any) -> list[Any]:
+    themes: list[Any] = manifest["core"]["config"]["core"]["themes"]
+    return themes
 
 
 async def test_the_routes_are_documented_together(ours: Server, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import attrs
 from tangram.config.model import Config, MapConfig
 from tangram.plugins.frontend import FrontendMutable
 from tangram.plugins.plugin import Plugin
+from tangram.web.manifest import core_schema
+from tangram.web.styles import default_styles
 from tests.plugins.fakes import loaded
 from tests.web.asgi import call, site_of, with_frontend
 
@@ -157,3 +159,25 @@ async def test_the_answer_depends_on_the_host() -> None:
     urls = [json.loads(answer.body)["core"]["config"]["channel"]["url"] for answer in (one, two)]
     assert urls == ["http://localhost:1", "http://127.0.0.1:2"]
     assert "Host" in one.headers["vary"] or one.headers["cache-control"] == "no-cache"
+
+
+def test_the_schema_marks_the_fields_that_the_settings_page_edits() -> None:
+    """As the published server does: all of ``[map]``, and of a theme all but its name."""
+    definitions = core_schema()["$defs"]
+
+    assert all(shown["tangram_mutable"] for shown in definitions["MapConfig"]["properties"].values())
+    layers = definitions["MapConfig"]["properties"]["layers_visibility"]
+    assert layers["tangram_widget"] == "map-settings"
+    theme = definitions["ThemeDefinition"]["properties"]
+    assert [name for name, shown in theme.items() if "tangram_mutable" not in shown] == ["name"]
+    assert not [name for name, shown in definitions.items() if "description" in shown]
+
+
+def test_the_radar_style_is_complete() -> None:
+    """Each layer names a source that the style has; texts have glyphs."""
+    (style,) = [one for one in default_styles() if not isinstance(one, str)]
+    used = {layer.get("source") for layer in style["layers"]} - {None}
+
+    assert used == set(style["sources"]) == {"carto"}
+    assert {"glyphs", "sprite", "version", "name", "id"} <= style.keys()
+    assert len({layer["id"] for layer in style["layers"]}) == len(style["layers"])

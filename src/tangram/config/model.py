@@ -58,7 +58,7 @@ _COLOR: Final = MappingProxyType({"tangram_mutable": True, "tangram_kind": "colo
 class ThemeDefinition:
     """``[[core.themes]]``: one colour theme; every key is required. Colours are CSS colours."""
 
-    name: str = attrs.field(metadata=_MUTABLE)
+    name: str
     """The name for ``core.theme``; ``light`` and ``dark`` replace the built-in themes."""
     background: str = attrs.field(metadata=_COLOR)
     """The page's background."""
@@ -297,7 +297,7 @@ class MapConfig:
     """Users may tilt the map."""
     allow_bearing: bool = attrs.field(default=True, metadata=_MUTABLE)
     """Users may rotate the map."""
-    layers_visibility: Mapping[str, bool] | None = None
+    layers_visibility: Mapping[str, bool] | None = attrs.field(default=None, metadata=_STYLE)
     """The layers that are visible at first, by name. Unset: as in the style."""
 
 

@@ -69,12 +69,16 @@ def core_schema() -> dict[str, Any]:
     Every call returns the same object, so that an incarnation need not make it again; it is never changed.
     """
     schema = json_schema(FrontendConfig)
+    schema.pop("description", None)
+    for definition in schema["$defs"].values():
+        definition.pop("description", None)  # it describes a class of this server, not a setting
     for cls in (FrontendCoreConfig, MapConfig, ThemeDefinition, AdaptiveTheme):
         properties = schema["$defs"][cls.__name__]["properties"]
         for field in attrs.fields(cls):
-            properties[field.name].update(
-                {key: value for key, value in field.metadata.items() if key.startswith("tangram_")}
-            )
+            shown = properties[field.name]
+            if isinstance(field.default, attrs.Factory) or field.default == ():  # type: ignore[arg-type]
+                shown.pop("default", None)  # as pydantic's schemas, which the shell knows, have it
+            shown.update({key: value for key, value in field.metadata.items() if key.startswith("tangram_")})
     return schema
 
 

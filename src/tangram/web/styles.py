@@ -41,14 +41,59 @@ DEFAULT_THEMES: Final = (
 )
 
 _CARTO: Final = "https://basemaps.cartocdn.com/gl/{}-gl-style/style.json"
-# It needs no service and no key, so the map shows something without internet access.
+
+
+def _layer(name: str, kind: str, source_layer: str, paint: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a layer of the vector tiles that CARTO serves, in the schema of OpenMapTiles."""
+    layer = {"id": name, "type": kind, "source": "carto", "source-layer": source_layer, "paint": dict(paint)}
+    return {**layer, **more}
+
+
+def _place(name: str, classes: list[str], size: int, minzoom: int) -> dict[str, Any]:
+    return _layer(
+        name,
+        "symbol",
+        "place",
+        {"text-color": "#8fb8a8", "text-halo-color": "#0a0f14", "text-halo-width": 1},
+        filter=["in", "class", *classes],
+        minzoom=minzoom,
+        layout={"text-field": "{name_en}", "text-font": ["Montserrat Regular"], "text-size": size},
+    )
+
+
+_BORDER: Final = {"line-color": "#2f6f5e", "line-width": 0.8}
+_ROAD: Final = {"line-color": "#1c2f38", "line-width": 0.7}
 _RADAR: Final[Mapping[str, Any]] = {
     "version": 8,
     "name": "Radar Dark",
     "id": "radar-dark",
-    "sources": {},
-    "layers": [{"id": "background", "type": "background", "paint": {"background-color": "#0a0f14"}}],
+    "sources": {
+        "carto": {
+            "type": "vector",
+            "url": "https://tiles.basemaps.cartocdn.com/vector/carto.streets/v1/tiles.json",
+        }
+    },
+    "sprite": "https://basemaps.cartocdn.com/gl/dark-matter-gl-style/sprite",
+    "glyphs": "https://tiles.basemaps.cartocdn.com/fonts/{fontstack}/{range}.pbf",
+    "layers": [
+        {"id": "background", "type": "background", "paint": {"background-color": "#101a20"}},
+        _layer("wood", "fill", "landcover", {"fill-color": "#12211f"}, filter=["==", "class", "wood"]),
+        _layer("park", "fill", "park", {"fill-color": "#12241f"}, minzoom=6),
+        _layer("water", "fill", "water", {"fill-color": "#0a0f14"}),
+        _layer("river", "line", "waterway", {"line-color": "#0a0f14", "line-width": 0.6}, minzoom=7),
+        _layer("runway", "line", "aeroway", {"line-color": "#3d8f79", "line-width": 2}, minzoom=10),
+        _layer(
+            "road", "line", "transportation", _ROAD, filter=["in", "class", "motorway", "trunk"], minzoom=6
+        ),
+        _layer("street", "line", "transportation", _ROAD, minzoom=11),
+        _layer("border", "line", "boundary", _BORDER, filter=["==", "admin_level", 2]),
+        _layer("region", "line", "boundary", {**_BORDER, "line-opacity": 0.4}, minzoom=5),
+        _place("country-names", ["country"], 12, 2),
+        _place("city-names", ["city"], 11, 5),
+        _place("town-names", ["town", "village"], 10, 9),
+    ],
 }
+"""A map of outlines for traffic. Without internet access it shows its background."""
 
 
 def default_styles() -> list[MapStyle]:
