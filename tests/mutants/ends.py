@@ -437,7 +437,7 @@ EVENTS = (
         "cause=cause if crash is None or cause is not None else crash.cause",
         "cause=cause",
         (f"{PROMISES}test_a_server_with_crashes_keeps_every_promise",),
-        because="tells no cause",
+        because="has no cause",
     ),
     Mutant(
         "R10",
