@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import attrs
 import msgspec
@@ -27,6 +28,7 @@ class Settings:
     idle_timeout: float = 90.0
     presence: bool = True
     push_replies: bool = True
+    broadcast_join_ref: bool = False
     jwt_expiration_secs: int = 2_592_000
     token_rate: float = 50.0
     token_burst: float = 2000
@@ -41,7 +43,7 @@ def counting_ids(prefix: str = "c") -> Callable[[], str]:
     return lambda: f"{prefix}{next(numbers)}"
 
 
-def open_outbox(**settings: int) -> Outbox:
+def open_outbox(**settings: Any) -> Outbox:
     return Outbox(lambda: None, **settings)
 
 

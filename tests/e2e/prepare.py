@@ -21,6 +21,9 @@ PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
 WS = "8.18.3"
 """npm's ``ws``: the WebSocket under ``phoenix`` where there is no browser, but Node."""
 
+REALTIME = "2.119.1"
+"""npm's ``@supabase/realtime-js``, a client of the same protocol."""
+
 
 def say(*words: str) -> None:
     sys.stdout.write(" ".join(words) + "\n")
@@ -61,6 +64,10 @@ def find_node() -> tuple[str, Path]:
     path = CACHE / "node_modules"
     if not (path / "ws" / "package.json").exists():
         raise NotPreparedError(f"npm's ws {WS} is not in {path}: run `make test`, or {Path(__file__).name}")
+    if not (path / "@supabase" / "realtime-js" / "package.json").exists():
+        raise NotPreparedError(
+            f"npm's realtime-js is not in {path}: run `make test`, or {Path(__file__).name}"
+        )
     return node, path
 
 
@@ -102,7 +109,7 @@ def ensure_phoenix() -> None:
     except NotPreparedError:
         if shutil.which("npm") is None:
             apt_install("nodejs", "npm")
-        say("fetching npm's phoenix", *PHOENIX, "and ws", WS)
+        say("fetching npm's phoenix", *PHOENIX, "and ws", WS, "and realtime-js", REALTIME)
         CACHE.mkdir(parents=True, exist_ok=True)
         options = [
             "--no-save",
@@ -125,6 +132,7 @@ def ensure_phoenix() -> None:
                 *options,
                 *names,
                 f"ws@{WS}",
+                f"@supabase/realtime-js@{REALTIME}",
             ],
             check=True,
             cwd=CACHE,

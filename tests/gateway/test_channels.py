@@ -13,6 +13,7 @@ from tangram.channels import disconnects
 from tangram.channels.disconnects import Refusal
 from tangram.channels.frames import TEXT
 from tangram.channels.policy import Authorizer, ConnectInfo
+from tangram.channels.serializers import V1
 from tangram.channels.tokens import Claims, mint
 from tangram.gateway.admission import Admission, connect_info
 from tangram.gateway.channels import Channels
@@ -347,7 +348,9 @@ async def test_ids_have_the_configured_length() -> None:
         (b"", [], Admission(None, None)),
         (b"userToken=a.b-c_d&vsn=2.0.0", [], Admission("a.b-c_d", None)),
         (b"userToken=", [], Admission("", None)),
-        (b"vsn=1.0.0", [], disconnects.VERSION),
+        (b"vsn=1.0.0", [], Admission(None, None, V1)),
+        (b"vsn=1.0.0&vsn=2.0.0", [], disconnects.VERSION),
+        (b"vsn=3.0.0", [], disconnects.VERSION),
         (b"vsn=9", [], disconnects.VERSION),
         (b"vsn=", [], disconnects.VERSION),
         (b"userToken=a&userToken=a", [], disconnects.TWO_TOKENS),
@@ -370,7 +373,7 @@ async def test_ids_have_the_configured_length() -> None:
 def test_upgrades_are_admitted_by_version_and_token(
     query: bytes, subprotocols: list[str], admitted: Admission | Refusal
 ) -> None:
-    """Version 2 or none, at most one user token, from the query or the bearer subprotocol."""
+    """Version 1, 2 or none, at most one user token, from the query or the bearer subprotocol."""
     assert make_channels(FakeBus(), new_id=counting_ids()).admit(INFO, query, subprotocols) == admitted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -72,7 +73,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def open_rig(**settings: int) -> AsyncIterator[Rig]:
+async def open_rig(**settings: Any) -> AsyncIterator[Rig]:
     ours, peer = socket.socketpair()
     for end in (ours, peer):
         end.setblocking(False)

@@ -59,7 +59,13 @@ async def test_refused_before_the_upgrade(dial: dict[str, Any], reason: str) -> 
 
 @pytest.mark.parametrize(
     ("query", "status"),
-    [("vsn=1.0.0", 403), ("vsn=9", 403), ("userToken=a&userToken=b", 400), ("vsn=2.1", 101)],
+    [
+        ("vsn=3.0.0", 403),
+        ("vsn=1.0.0", 101),
+        ("vsn=9", 403),
+        ("userToken=a&userToken=b", 400),
+        ("vsn=2.1", 101),
+    ],
 )
 async def test_versions_and_tokens_are_checked_at_the_handshake(query: str, status: int) -> None:
     """Another version is 403, two user tokens 400, version 2 is let in."""

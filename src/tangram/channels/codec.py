@@ -22,6 +22,7 @@ from tangram.channels.json_text import SHALLOW, is_sound
 
 __all__ = [
     "MAX_AT_ONCE",
+    "UNSOUND",
     "cut_payload",
     "decode",
     "decode_binary",
@@ -30,6 +31,7 @@ __all__ = [
     "decode_text",
     "encode_acknowledgements",
     "encode_binary_broadcast",
+    "encode_binary_push",
     "encode_client",
     "encode_json",
     "encode_text",
@@ -48,7 +50,8 @@ _HEADER: Final = re.compile(
 _MALFORMED_HEADER: Final = re.compile(
     rb"\s*\[\s*(null|-?\d{1,15}|%b)\s*,\s*(-?\d{1,15}|%b)\s*,\s*(%b)" % (_FIELD, _FIELD, _FIELD)
 )
-_UNSOUND: Final = "the payload has bad UTF-8, a number beyond a double, or more than 128 levels"
+UNSOUND: Final = "the payload has bad UTF-8, a number beyond a double, or more than 128 levels"
+"""The error of a payload that is JSON, and that not all parsers read."""
 _LARGE: Final = "a large frame must be [join_ref, ref, topic, event, payload] and nothing else"
 
 _ACKNOWLEDGED: Final = b',"%b",{"status":"ok","response":{}}]' % REPLY.encode()
@@ -107,7 +110,7 @@ def decode_text(data: bytes | str) -> SocketMessage:
         raise FrameError(f"not a message: {error}", _reply_to(data)) from error
     if not is_sound(payload):
         reply_to = None if it.ref is None else ReplyTo(it.join_ref, it.ref, it.topic)
-        raise FrameError(_UNSOUND, reply_to)
+        raise FrameError(UNSOUND, reply_to)
     return _new(SocketMessage, (it.join_ref, it.ref, it.topic, it.event, payload, False))
 
 
@@ -266,6 +269,17 @@ def encode_binary_broadcast(topic: str, event: str) -> bytes:
     fields = [topic.encode(), event.encode()]
     _check_lengths(fields)
     return bytes([_BROADCAST, *map(len, fields)]) + b"".join(fields)
+
+
+def encode_binary_push(join_ref: str, topic: str, event: str) -> bytes:
+    """Return the part of a server's binary push (``00 J T E``) before its payload.
+
+    Raises:
+        FrameError: if a field is longer than 255 bytes.
+    """
+    fields = [join_ref.encode(), topic.encode(), event.encode()]
+    _check_lengths(fields)
+    return bytes([_PUSH, *map(len, fields)]) + b"".join(fields)
 
 
 def encode_client(message: SocketMessage) -> bytes | str:

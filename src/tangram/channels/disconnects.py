@@ -105,7 +105,9 @@ WRONG_CHANNEL: Final = Refusal("wrong channel", 403, Party.CLIENT, retry=False)
 NOT_OPERATOR: Final = Refusal("operator only", 403, Party.POLICY, retry=False)
 NOT_YOUR_STREAM: Final = Refusal("wrong id for this stream", 403, Party.POLICY, retry=False)
 ORIGIN: Final = Refusal("origin not allowed", 403, Party.POLICY, retry=False)
-VERSION: Final = Refusal("unsupported protocol version, expected vsn=2.0.0", 403, Party.CLIENT, retry=False)
+VERSION: Final = Refusal(
+    "unsupported protocol version, expected vsn=1.0.0 or vsn=2.0.0", 403, Party.CLIENT, retry=False
+)
 TOPIC_TOO_LONG: Final = Refusal("topic too long", 422, Party.CLIENT, retry=False)
 ID_TOO_LONG: Final = Refusal("id too long", 422, Party.CLIENT, retry=False)
 REF_TOO_LONG: Final = Refusal("ref too long", 422, Party.CLIENT, retry=False)

@@ -2,8 +2,8 @@
 
 1. There is no I/O and no clock here. Publications are returned; messages go into the members' outboxes.
 2. Dispatch is exact on (topic, event). A client's string is never a pattern: ``*`` is a character.
-3. A message is encoded once, with a null ``join_ref`` (text) or as a broadcast (binary), and the outboxes of
-   all members get the same object.
+3. A message is encoded once for each form that members need: a serializer, and the member's ``join_ref`` if
+   broadcasts must have one. All members with the same form get the same object; usually there is one form.
 4. ``phx_*`` events from Redis are not forwarded, because browsers would take them for the protocol's own.
 5. One bad message never costs its batch: a message that cannot be encoded is counted and left out.
 6. When the hub ends a membership it sets ``alive`` to False. Sockets read that; they are not called.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import translate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import attrs
 import msgspec
@@ -25,7 +25,6 @@ import msgspec
 from tangram.channels import codec
 from tangram.channels.disconnects import DISCONNECTED
 from tangram.channels.frames import (
-    BINARY,
     CLOSE,
     ERROR,
     MAX_FIELD,
@@ -42,6 +41,7 @@ from tangram.channels.frames import (
 from tangram.channels.json_text import is_document
 from tangram.channels.outbox import Outbox
 from tangram.channels.presence import Presence
+from tangram.channels.serializers import BroadcastHeader, Serializer
 
 __all__ = [
     "ADMIN",
@@ -67,6 +67,8 @@ LIST_CREDIT: Final = 8192
 """Bytes of lists that a connection may cause before it has sent anything."""
 LIST_FACTOR: Final = 4
 """Bytes of lists for each byte of joins and leaves: a join has about 300 bytes, an agent's name about 20."""
+_MAX_HEADERS: Final = 4096
+"""Forms remembered for a Redis channel; there is one for each ``join_ref`` if broadcasts must have it."""
 _MAX_DESTINATIONS: Final = 8192
 """Redis channel names whose frame headers are remembered; all are forgotten at once when there are more."""
 
@@ -120,27 +122,47 @@ class Membership:
         return f"{self.conn}:{self.topic}:{self.join_ref}"
 
 
+_Form: TypeAlias = tuple[Serializer, str | None]
+"""A serializer, and the ``join_ref`` of broadcasts or None."""
+_Pending: TypeAlias = "tuple[_Destination, bytes, bool]"
+"""A message from Redis: its destination, its payload, and whether that is a JSON object or array."""
+
+
 @attrs.define(eq=False)
 class _Topic:
     name: str
     members: dict[str, Membership] = attrs.Factory(dict)
-    outboxes: tuple[Outbox, ...] | None = None
+    groups: dict[_Form, list[Outbox]] | None = None
+    """The outboxes of the members by form; None after a change."""
 
 
 class _Destination:
-    """The topic to which a Redis channel is delivered, and the frame headers of its messages."""
+    """The topic to which a Redis channel is delivered, and the headers of its messages for each form."""
 
-    __slots__ = ("binary_header", "key", "text_header", "topic")
+    __slots__ = ("binary", "event", "headers", "key", "reserved", "topic")
 
-    def __init__(self, topic: _Topic | None, text: bytes, binary: bytes | None, key: str | None) -> None:
+    def __init__(self, topic: _Topic | None, event: str = "", key: str | None = None) -> None:
         self.topic = topic
-        self.text_header = text
-        self.binary_header = binary
+        self.event = event
         self.key = key
+        self.reserved = event.startswith("phx_")
+        self.binary = len(event.encode()) <= MAX_FIELD
+        """Whether the event fits into a binary frame."""
+        self.headers: dict[_Form, BroadcastHeader] = {}
+
+    def header(self, form: _Form) -> BroadcastHeader:
+        """Return the header for a form, and remember it."""
+        assert self.topic is not None
+        if len(self.headers) >= _MAX_HEADERS:
+            self.headers.clear()
+        serializer, join_ref = form
+        header = serializer.broadcast_header(self.topic.name, self.event, join_ref)
+        self.headers[form] = header
+        return header
 
 
-_NO_MEMBERS: Final = _Destination(None, b"", None, None)
-_COMMAND: Final = _Destination(None, b"", None, None)
+_NO_MEMBERS: Final = _Destination(None)
+_COMMAND: Final = _Destination(None)
 _COMMANDS: Final = frozenset({b"to:phoenix:disconnect", b"to:phoenix:close", b"to:phoenix:reset"})
 
 
@@ -175,13 +197,17 @@ class HubStatistics:
 class Hub:
     """The topics of one incarnation, with their members."""
 
-    def __init__(self, *, presence: bool = True, conflate: Iterable[str] = ()) -> None:
+    def __init__(
+        self, *, presence: bool = True, conflate: Iterable[str] = (), broadcast_join_ref: bool = False
+    ) -> None:
         """Make a hub.
 
         Args:
             presence: whether presence is tracked and published.
             conflate: patterns over ``topic:event``; of such events only the newest waits for a slow client.
+            broadcast_join_ref: whether broadcasts have the ``join_ref`` of their receiver.
         """
+        self._broadcast_join_ref = broadcast_join_ref
         self.available = True
         """Whether Redis is available. While it is not, joins and pushes are refused."""
         self._presence: Presence[Membership] | None = Presence() if presence else None
@@ -203,7 +229,7 @@ class Hub:
         publications: list[Publication] = []
         destinations = self._destinations
         current: _Topic | None = None
-        run: list[Encoded] = []
+        run: list[_Pending] = []
         for channel, payload in batch:
             destination = destinations.get(channel)
             if destination is None:
@@ -218,18 +244,18 @@ class Hub:
                 else:
                     self._undelivered += 1
                 continue
-            item = self._encode(destination, payload)
-            if item is None:
+            document = is_document(payload)
+            if not payload or destination.reserved or not (document or destination.binary):
                 self._dropped += 1
                 continue
-            if run and (topic is not current or item.key is not None):
+            if run and (topic is not current or destination.key is not None):
                 self._put_run(current, run)
                 run = []
-            if item.key is not None:
-                self._put_one(topic, item)
+            if destination.key is not None:
+                self._put_one(topic, destination, payload, document=document)
                 continue
             current = topic
-            run.append(item)
+            run.append((destination, payload, document))
         if run:
             self._put_run(current, run)
         return publications
@@ -248,22 +274,56 @@ class Hub:
                     membership.outbox.close(DISCONNECTED)
         return []
 
-    def _put_run(self, topic: _Topic | None, items: list[Encoded]) -> None:
+    def _put_run(self, topic: _Topic | None, pending: list[_Pending]) -> None:
         assert topic is not None
-        run = Run(items)
-        outboxes = topic.outboxes
-        if outboxes is None:
-            outboxes = topic.outboxes = tuple(member.outbox for member in topic.members.values())
-        for outbox in outboxes:
-            outbox.put_run(run)
-        self._messages += run.length
-        self._deliveries += run.length * len(outboxes)
+        for form, outboxes in (topic.groups or self._group(topic)).items():
+            items = []
+            for destination, payload, document in pending:
+                header = destination.headers.get(form) or destination.header(form)
+                if document:
+                    items.append(Encoded(TEXT, header.text + payload + header.tail))
+                elif (item := header.encode(payload, None, document=False)) is not None:
+                    items.append(item)
+            if items:
+                run = Run(items)
+                for outbox in outboxes:
+                    outbox.put_run(run)
+            self._deliveries += len(items) * len(outboxes)
+        self._messages += len(pending)
 
-    def _put_one(self, topic: _Topic, item: Encoded) -> None:
-        for member in topic.members.values():
-            member.outbox.put(item)
+    def _put_one(self, topic: _Topic, destination: _Destination, payload: bytes, *, document: bool) -> None:
+        for form, outboxes in (topic.groups or self._group(topic)).items():
+            header = destination.headers.get(form) or destination.header(form)
+            item = header.encode(payload, destination.key, document=document)
+            if item is not None:
+                for outbox in outboxes:
+                    outbox.put(item)
+                self._deliveries += len(outboxes)
         self._messages += 1
-        self._deliveries += len(topic.members)
+
+    def _group(self, topic: _Topic) -> dict[_Form, list[Outbox]]:
+        """Group the outboxes of a topic by the form that they need."""
+        groups: dict[_Form, list[Outbox]] = {}
+        for member in topic.members.values():
+            groups.setdefault(self._form(member), []).append(member.outbox)
+        topic.groups = groups
+        return groups
+
+    def _form(self, member: Membership) -> _Form:
+        return member.outbox.serializer, member.join_ref if self._broadcast_join_ref else None
+
+    def _put_event(self, topic: str, members: Iterable[Membership], event: str, payload: bytes) -> None:
+        """Put one event into the outboxes of some members, encoded once for each form."""
+        encoded: dict[_Form, Encoded] = {}
+        for member in members:
+            form = serializer, join_ref = self._form(member)
+            item = encoded.get(form)
+            if item is None:
+                item = encoded[form] = serializer.encode_text(join_ref, None, topic, event, payload)
+            if event == PRESENCE_STATE:
+                member.outbox.put_exempt(item)
+            else:
+                member.outbox.put(item)
 
     def _remember(self, channel: bytes) -> _Destination:
         destination = self._find_destination(channel)
@@ -284,22 +344,9 @@ class Hub:
         topic = self._topics.get(topic_name)
         if prefix != b"to" or not colon or topic is None:
             return _NO_MEMBERS
-        if event.startswith("phx_"):
-            return _Destination(topic, b"", None, None)
-        binary = codec.encode_binary_broadcast(topic_name, event) if len(event_bytes) <= MAX_FIELD else None
         full = f"{topic_name}:{event}"
         key = full if any(pattern.match(full) for pattern in self._conflate) else None
-        return _Destination(topic, codec.text_header(None, None, topic_name, event), binary, key)
-
-    @staticmethod
-    def _encode(destination: _Destination, payload: bytes) -> Encoded | None:
-        if not payload or not destination.text_header:
-            return None
-        if is_document(payload):
-            return Encoded(TEXT, destination.text_header + payload + b"]", destination.key)
-        if destination.binary_header is None:
-            return None
-        return Encoded(BINARY, destination.binary_header + payload, destination.key)
+        return _Destination(topic, event, key)
 
     # Memberships.
 
@@ -318,7 +365,7 @@ class Hub:
             topic = self._topics[name] = _Topic(name)
             self._destinations.clear()
         topic.members[membership.conn] = membership
-        topic.outboxes = None
+        topic.groups = None
         if self._presence is not None:
             self._presence.join(name, membership.id, membership.agent, membership)
         if name == ADMIN:
@@ -339,7 +386,7 @@ class Hub:
         name = membership.topic
         topic = self._topics[name]
         del topic.members[membership.conn]
-        topic.outboxes = None
+        topic.groups = None
         if self._presence is not None:
             self._presence.leave(name, membership.id, membership.agent, membership)
         publications = [self._admin("leave", self._agents(topic, membership, present=False))]
@@ -359,9 +406,7 @@ class Hub:
         """
         self._interruptions += 1
         for name, topic in self._topics.items():
-            item = codec.encode_text(None, None, name, ERROR, b"{}")
-            for membership in topic.members.values():
-                membership.outbox.put(item)
+            self._put_event(name, topic.members.values(), ERROR, b"{}")
 
     def close_topic(self, name: str, event: str = CLOSE) -> Sequence[Publication]:
         """End all memberships of a topic, and return the publications that announce it.
@@ -373,10 +418,10 @@ class Hub:
         topic = self._topics.get(name)
         if topic is None:
             return []
-        item = codec.encode_text(None, None, name, event, b"{}")
+        members = list(topic.members.values())
+        self._put_event(name, members, event, b"{}")
         publications: list[Publication] = []
-        for membership in list(topic.members.values()):
-            membership.outbox.put(item)
+        for membership in members:
             publications += self.leave(membership)
         return publications
 
@@ -404,11 +449,8 @@ class Hub:
         publications = []
         for change in self._presence.flush():
             if change.newcomers:
-                state = codec.encode_text(
-                    None, None, change.topic, PRESENCE_STATE, codec.encode_json(change.state)
-                )
-                for membership in change.newcomers:
-                    membership.outbox.put_exempt(state)
+                state = codec.encode_json(change.state)
+                self._put_event(change.topic, change.newcomers, PRESENCE_STATE, state)
             if change.joins or change.leaves:
                 payload = codec.encode_json({"joins": change.joins, "leaves": change.leaves})
                 publications.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
@@ -431,7 +473,8 @@ class Hub:
             payload: dict[str, object] = {"agents": agents, "channel": topic}
             if len(members) > MAX_AGENTS:
                 payload["count"] = len(members)
-            outbox.put(codec.encode_text(None, None, ADMIN, "channel.list", codec.encode_json(payload)))
+            encoded = codec.encode_json(payload)
+            outbox.put(outbox.serializer.encode_text(None, None, ADMIN, "channel.list", encoded))
 
     def _agents(self, topic: _Topic, membership: Membership, *, present: bool) -> dict[str, object]:
         agent = membership.agent
@@ -461,12 +504,12 @@ class Hub:
         """Reply to one frame, if it has a ``ref``; without one no client waits for a reply."""
         if to.ref is not None:
             payload = codec.encode_json({"status": status, "response": response})
-            outbox.put(codec.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
+            outbox.put(outbox.serializer.encode_text(to.join_ref, to.ref, to.topic, REPLY, payload))
 
     @staticmethod
     def acknowledge(outbox: Outbox, replies: Sequence[ReplyTo | SocketMessage | None]) -> None:
         """Reply ``ok`` to all of these at once, except None and frames without ``ref``."""
-        acknowledged = codec.encode_acknowledgements(replies)
+        acknowledged = outbox.serializer.encode_acknowledgements(replies)
         if acknowledged:
             outbox.put_run(Run(texts=acknowledged))
 

@@ -17,6 +17,7 @@ import attrs
 from tangram import defaults
 from tangram.channels.disconnects import OVERLOAD, Disconnect
 from tangram.channels.frames import Encoded, Run
+from tangram.channels.serializers import V2, Serializer
 
 __all__ = ["Outbox", "OutboxStatistics"]
 
@@ -51,6 +52,7 @@ class Outbox:
         "disconnect",
         "max_backlog",
         "max_exempt",
+        "serializer",
         "wake",
     )
 
@@ -60,7 +62,10 @@ class Outbox:
         *,
         max_backlog: int = defaults.MAX_BACKLOG,
         max_exempt: int = MAX_EXEMPT,
+        serializer: Serializer = V2,
     ) -> None:
+        self.serializer = serializer
+        """Encodes the messages of this connection."""
         self.wake = wake
         self.max_backlog = max_backlog
         self.max_exempt = max_exempt

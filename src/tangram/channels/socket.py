@@ -145,6 +145,7 @@ class Socket:
         self._hub = hub
         self._max_joins = max_joins
         self.push_replies = push_replies
+        self._join_refs = outbox.serializer.join_refs
         self._joined: dict[str, Membership] = {}
         self._joining: dict[str, list[SocketMessage]] = {}
         self.allowance = ListAllowance()
@@ -193,7 +194,7 @@ class Socket:
         membership = self._joined.get(topic)
         if (
             membership is None
-            or join_ref != membership.join_ref
+            or (join_ref != membership.join_ref and (join_ref is not None or self._join_refs))
             or not membership.alive
             or event in _CONTROL
             or topic == PHOENIX
@@ -338,7 +339,8 @@ class Socket:
         return []
 
     def _push(self, message: SocketMessage) -> list[Effect]:
-        if message.join_ref != self._joined[message.topic].join_ref:
+        join_ref = self._joined[message.topic].join_ref
+        if message.join_ref != join_ref and (message.join_ref is not None or self._join_refs):
             return self._refuse(message, UNMATCHED_TOPIC)
         if len(message.event) > SHORT and len(message.event.encode()) > MAX_FIELD:
             return self._refuse(message, EVENT_TOO_LONG)
@@ -385,7 +387,7 @@ class Socket:
         return []
 
     def _close(self, join_ref: str, topic: str) -> None:
-        self.outbox.put(codec.encode_text(join_ref, None, topic, CLOSE, b"{}"))
+        self.outbox.put(self.outbox.serializer.encode_text(join_ref, None, topic, CLOSE, b"{}"))
 
     def statistics(self) -> SocketStatistics:
         """Return the numbers of this connection."""

@@ -229,6 +229,9 @@ class ChannelConfig:
     """Send the members of a topic the list of its other members."""
     push_replies: bool = True
     """Answer each push once Redis has accepted it."""
+    broadcast_join_ref: bool = False
+    """Send each broadcast with the ``join_ref`` of its receiver, for clients that drop others. Off, because a
+    message is then encoded once for each client."""
     conflate: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.conflation))
     """Patterns on ``<topic>:<event>``: of each such message only the newest is kept in a client's backlog."""
     max_backlog: int = attrs.field(default=defaults.MAX_BACKLOG, validator=v.ge(0))

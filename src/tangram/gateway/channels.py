@@ -116,7 +116,11 @@ class Channels:
         """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
-        self.hub = Hub(presence=settings.presence, conflate=settings.conflate)
+        self.hub = Hub(
+            presence=settings.presence,
+            conflate=settings.conflate,
+            broadcast_join_ref=settings.broadcast_join_ref,
+        )
         self.hub.available = up
         self.gate = Gate(
             settings,
@@ -173,7 +177,12 @@ class Channels:
         while conn in self._sessions:
             conn = self.new_id()
         settings = self.settings
-        outbox = Outbox(wake, max_backlog=settings.max_backlog, max_exempt=settings.max_joins)
+        outbox = Outbox(
+            wake,
+            max_backlog=settings.max_backlog,
+            max_exempt=settings.max_joins,
+            serializer=admission.serializer,
+        )
         session = Session(self, conn, info, admission.user_token, outbox)
         self._sessions[conn] = session
         self._accepted += 1

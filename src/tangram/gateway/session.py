@@ -11,13 +11,14 @@ from typing import Protocol
 
 import trio
 
-from tangram.channels.codec import MAX_AT_ONCE, cut_payload, decode, decode_header
+from tangram.channels.codec import MAX_AT_ONCE, cut_payload, decode_header
 from tangram.channels.disconnects import TOO_BIG
 from tangram.channels.frames import TEXT, FrameError, ReplyTo
 from tangram.channels.hub import Hub
 from tangram.channels.json_text import check_slices
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
+from tangram.channels.serializers import V2
 from tangram.channels.socket import Authorize, Effect, Publish, Socket
 from tangram.gateway.publishing import Batch
 from tangram.gateway.settings import ChannelSettings
@@ -89,7 +90,7 @@ class Session:
         """
         now = self.last_seen = trio.current_time()
         owner, outbox, machine = self._owner, self.outbox, self.socket
-        push, replying = machine.push, machine.push_replies
+        push, replying, decode = machine.push, machine.push_replies, outbox.serializer.decode
         batch = Batch(machine)
         try:
             for at, (opcode, data) in enumerate(frames):
@@ -99,7 +100,7 @@ class Session:
                     if len(data) > self.max_message:
                         outbox.close(TOO_BIG)
                         break
-                    if opcode == TEXT and len(data) > MAX_AT_ONCE:
+                    if opcode == TEXT and len(data) > MAX_AT_ONCE and outbox.serializer is V2:
                         self._unfinished = frames[at:]
                         break
                 try:

@@ -117,7 +117,7 @@ async def test_fragments_are_put_together(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
-        ("/websocket?vsn=1.0.0", [], 403),
+        ("/websocket?vsn=3.0.0", [], 403),
         ("/websocket", [("origin", "http://elsewhere.example")], 403),
         ("/websocket?userToken=a&userToken=b", [], 400),
     ],
