@@ -1,4 +1,4 @@
-"""Install the tools of the end-to-end tests: Chromium and npm's ``phoenix``.
+"""Install the tools of the end-to-end tests: Chromium, npm's ``phoenix``, nginx and HAProxy.
 
 ``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. Programs that are
 installed are used. The others come from the packages of the system (as root), and from npm into ``.cache/``.
@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "npm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+PROXIES = ("nginx", "haproxy")
+POLICY = Path("/usr/sbin/policy-rc.d")
+"""Says on Debian whether a package may start its service."""
 PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
 """The newest; the one that published front ends are locked to; the newest of the minor version before."""
 WS = "8.18.3"
@@ -42,6 +45,11 @@ def find_browser() -> str:
     raise NotPreparedError(
         "no Chromium was found: install one (apt-get install chromium), or name it in TANGRAM_BROWSER"
     )
+
+
+def find_proxy(name: str) -> str | None:
+    """Return the path of ``nginx`` or ``haproxy``; Debian installs them in /usr/sbin."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 
 
 def find_phoenix(version: str = PHOENIX[0]) -> Path:
@@ -97,6 +105,25 @@ def ensure_browser() -> str:
         return find_browser()
 
 
+def ensure_proxies() -> None:
+    """Install the proxies; where that cannot be done, their tests are skipped."""
+    missing = [name for name in PROXIES if find_proxy(name) is None]
+    if not missing:
+        return
+    # Without this file the packages would start their services.
+    keep_stopped = None if POLICY.exists() else POLICY
+    try:
+        if keep_stopped is not None and os.geteuid() == 0:
+            keep_stopped.write_text("#!/bin/sh\nexit 101\n")
+            keep_stopped.chmod(0o755)
+        apt_install(*missing)
+    except NotPreparedError as error:
+        say(f"no test with {' and '.join(missing)}:", str(error))
+    finally:
+        if keep_stopped is not None:
+            keep_stopped.unlink(missing_ok=True)
+
+
 def npm_environ() -> dict[str, str]:
     """Return an environment in which Node trusts the certificates of the system."""
     system = {"NODE_EXTRA_CA_CERTS": str(CERTIFICATES)} if CERTIFICATES.exists() else {}
@@ -145,6 +172,7 @@ def main() -> None:
     try:
         say("browser:", ensure_browser())
         ensure_phoenix()
+        ensure_proxies()
     except NotPreparedError as error:
         sys.exit(f"prepare: {error}")
     except subprocess.CalledProcessError as error:

@@ -79,6 +79,12 @@ async def heard(state: tangram.BackendState) -> list[dict[str, str]]:
     return events
 
 
+@router.get("/client")
+async def client(request: tangram.Request) -> dict[str, str | None]:
+    """Return the address of the client and the scheme, as plugins see them."""
+    return {"client": request.client[0] if request.client else None, "scheme": request.scope["scheme"]}
+
+
 @router.get("/redis-url")
 async def redis_url(state: tangram.BackendState) -> dict[str, str | None]:
     return {"url": state.config.core.redis_url}
