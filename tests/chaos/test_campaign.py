@@ -242,7 +242,7 @@ async def test_a_second_interrupt_ends_the_command_at_once(tmp_path: Path) -> No
     with trio.fail_after(60):
         await told(b"up after")
         process.send_signal(signal.SIGINT)
-        await told(b"once more ends it at once")
+        await told(b"interrupt again to end at once")
         process.send_signal(signal.SIGINT)
         async for data in stderr:
             said += data

@@ -364,8 +364,9 @@ async def open_process_as(
                 nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
     finally:
         # A cancelled block leaves both pipes unread; the descriptors must not outlive it.
-        for pipe in (process.stdout, process.stderr):
-            await trio.aclose_forcefully(pipe)
+        with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
+            await process.stdout.aclose()
+            await process.stderr.aclose()
     broken += _forbidden_output(server)
     _judge([one for one in broken if one[0] not in without])
 
