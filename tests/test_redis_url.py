@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 import structlog
+import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -318,3 +319,44 @@ def test_an_address_is_a_value() -> None:
     """Equal URLs give equal addresses, and their ``repr`` is readable."""
     assert parse_redis_url("redis://u:x@h:1") == parse_redis_url("redis://u:x@h:1")
     assert repr(parse_redis_url("redis://u:x@h:1")).startswith(f"{RedisAddress.__name__}(host='h', port=1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://u:{SECRET} and more@127.0.0.1:1",
+        f"redis://:{quote(SECRET + '/@?#', safe='')}@127.0.0.1:1/0",
+        f"redis://127.0.0.1:1?password={SECRET}",
+        f"unix:///nowhere/redis.sock?password={SECRET} and more",
+        f"rediss://u:{SECRET}@127.0.0.1:1?ssl_cert_reqs=none",
+    ],
+)
+async def test_an_outage_of_every_part_is_logged_without_the_password(
+    url: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Bus, subscriber and watch report the loss, and no record has the password."""
+    errors: list[object] = []
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            bus = await nursery.start(Bus(url).run)
+            watch = ExternalBroker(url)
+            await nursery.start(watch.run)
+            nursery.start_soon(_listen, url)
+            await trio.sleep(5)
+            with pytest.raises(BrokerUnavailable) as caught:
+                await bus.publish("a", b"b")
+            errors += [str(caught.value), repr(caught.value.__cause__)]
+            with pytest.raises(BrokerUnavailable) as caught:
+                async with bus.subscribe("a", timeout=1):
+                    raise AssertionError
+            errors += [str(caught.value), repr(caught.value.__cause__)]
+            shown = [bus.statistics(), watch.statistics(), bus.outages.last]
+            nursery.cancel_scope.cancel()
+
+    assert len(logs) >= 4
+    assert SECRET not in f"{logs} {errors} {shown}"
+
+
+async def _listen(url: str) -> None:
+    async with _Native("x", url, ["a"], None):
+        await trio.sleep_forever()

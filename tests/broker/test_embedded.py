@@ -31,7 +31,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Life:
+class BrokerRun:
     """One run of a broker; ``error`` is the exception that ended it."""
 
     def __init__(self, broker: EmbeddedBroker) -> None:
@@ -56,12 +56,12 @@ class Life:
 
 
 @asynccontextmanager
-async def living(broker: EmbeddedBroker) -> AsyncIterator[Life]:
-    life = Life(broker)
+async def running(broker: EmbeddedBroker) -> AsyncIterator[BrokerRun]:
+    run = BrokerRun(broker)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            life.url = await nursery.start(life.run)
-            yield life
+            run.url = await nursery.start(run.run)
+            yield run
             nursery.cancel_scope.cancel()
 
 
@@ -83,13 +83,13 @@ async def gone(pid: int, seconds: float = 5.0) -> bool:
 async def test_a_start_is_reported_after_a_ping_and_a_stop_leaves_no_process() -> None:
     """The server that answers is the child; after a cancellation child and guard are gone."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    async with living(broker) as life:
-        await ping(life.url, 1)
+    async with running(broker) as run:
+        await ping(run.url, 1)
         statistics = broker.statistics()
-        family = [life.pid, *(child.pid for child in psutil.Process(life.pid).children())]
+        family = [run.pid, *(child.pid for child in psutil.Process(run.pid).children())]
         assert len(family) == 2
 
-    assert (statistics.up, statistics.starts, statistics.url) == (True, 1, life.url)
+    assert (statistics.up, statistics.starts, statistics.url) == (True, 1, run.url)
     assert statistics.version is not None
     assert statistics.version.split()[0] in {"valkey", "redis"}
     for pid in family:
@@ -103,7 +103,7 @@ async def test_a_start_takes_less_than_half_a_second() -> None:
     took = []
     for _ in range(5):
         began = time.perf_counter()
-        async with living(EmbeddedBroker(BrokerConfig(port=0))):
+        async with running(EmbeddedBroker(BrokerConfig(port=0))):
             took.append(time.perf_counter() - began)
 
     assert sorted(took)[2] < 0.5, took
@@ -112,8 +112,8 @@ async def test_a_start_takes_less_than_half_a_second() -> None:
 async def test_the_configured_port_is_used_if_free() -> None:
     """The broker listens on it."""
     port = free_port()
-    async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
-        assert life.url == local_redis_url(port)
+    async with running(EmbeddedBroker(BrokerConfig(port=port))) as run:
+        assert run.url == local_redis_url(port)
 
 
 async def test_a_foreign_redis_on_the_port_is_left_alone() -> None:
@@ -121,8 +121,8 @@ async def test_a_foreign_redis_on_the_port_is_left_alone() -> None:
     async with trio.open_nursery() as nursery:
         redis = FakeRedis()
         port = await nursery.start(redis.run)
-        async with living(EmbeddedBroker(BrokerConfig(port=port))) as life:
-            assert life.url != local_redis_url(port)
+        async with running(EmbeddedBroker(BrokerConfig(port=port))) as run:
+            assert run.url != local_redis_url(port)
             assert redis.commands == []
         nursery.cancel_scope.cancel()
 
@@ -154,8 +154,8 @@ async def test_a_port_taken_in_between_is_replaced(monkeypatch: pytest.MonkeyPat
         ports = iter([taken, free_port()])
         broker = EmbeddedBroker(BrokerConfig(port=0))
         monkeypatch.setattr(broker, "_pick_port", lambda: next(ports))
-        async with living(broker) as life:
-            assert life.url != local_redis_url(taken)
+        async with running(broker) as run:
+            assert run.url != local_redis_url(taken)
             assert broker.statistics().starts == 2
         nursery.cancel_scope.cancel()
 
@@ -166,23 +166,23 @@ async def test_a_killed_child_ends_the_run_at_once() -> None:
     The median of three counts, because another program may use the processor.
     """
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    lives: list[Life] = []
+    runs: list[BrokerRun] = []
     took: list[float] = []
     for _ in range(3):
-        async with living(broker) as life:
-            lives.append(life)
+        async with running(broker) as run:
+            runs.append(run)
             began = time.perf_counter()
-            os.kill(life.pid, signal.SIGKILL)
-            await life.ended.wait()
+            os.kill(run.pid, signal.SIGKILL)
+            await run.ended.wait()
             took.append(time.perf_counter() - began)
-    for life in lives:
-        assert isinstance(life.error, BrokerUnavailable)
-        assert "ended: SIGKILL" in str(life.error)
+    for run in runs:
+        assert isinstance(run.error, BrokerUnavailable)
+        assert "ended: SIGKILL" in str(run.error)
     assert sorted(took)[1] < 0.5, took
-    assert broker.statistics().last_error == str(lives[-1].error)
+    assert broker.statistics().last_error == str(runs[-1].error)
 
-    async with living(broker) as again:
-        assert {life.url for life in lives} == {again.url}
+    async with running(broker) as again:
+        assert {run.url for run in runs} == {again.url}
         await ping(again.url, 1)
         assert broker.statistics().starts == 4
 
@@ -190,8 +190,8 @@ async def test_a_killed_child_ends_the_run_at_once() -> None:
 async def test_a_port_taken_between_two_runs_is_reported() -> None:
     """The broker waits for it for a while first."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    async with living(broker) as life:
-        port = parse_redis_url(life.url).port
+    async with running(broker) as run:
+        port = parse_redis_url(run.url).port
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         thief.bind(("127.0.0.1", port))
@@ -199,7 +199,7 @@ async def test_a_port_taken_between_two_runs_is_reported() -> None:
         with pytest.raises(BrokerStartError, match=f"port {port} of the embedded broker was taken"):
             await broker.run()
         async with trio.open_nursery() as nursery:
-            again = Life(broker)
+            again = BrokerRun(broker)
             nursery.start_soon(nursery.start, again.run)
             await trio.sleep(0.2)
             thief.close()
@@ -213,8 +213,8 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
     """This is logged."""
     broker = EmbeddedBroker(BrokerConfig(port=0, stop_timeout=0.1))
     with structlog.testing.capture_logs() as logs:
-        async with living(broker) as life:
-            pid = life.pid
+        async with running(broker) as run:
+            pid = run.pid
             os.kill(pid, signal.SIGSTOP)
 
     assert not alive(pid)
@@ -224,8 +224,8 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
 async def test_the_childs_log_lines_are_logged() -> None:
     """Each has the child's own level, once the child is ready."""
     with structlog.testing.capture_logs() as logs:
-        async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
-            async with open_probe(parse_redis_url(life.broker.server_url)) as probe:
+        async with running(EmbeddedBroker(BrokerConfig(port=0))) as run:
+            async with open_probe(parse_redis_url(run.broker.server_url)) as probe:
                 await probe.ask("CONFIG", "SET", "loglevel", "debug")
                 with trio.fail_after(10):
                     while not [
@@ -233,37 +233,37 @@ async def test_the_childs_log_lines_are_logged() -> None:
                     ]:
                         await probe.ping()
                         await trio.sleep(0.01)
-                        async with open_probe(parse_redis_url(life.url)) as other:
+                        async with open_probe(parse_redis_url(run.url)) as other:
                             await other.ping()
             ready = next(entry for entry in logs if entry["event"] == "broker ready")
-            assert ready["url"] == life.url
+            assert ready["url"] == run.url
 
 
 async def test_the_broker_is_in_memory_and_on_loopback() -> None:
     """It saves no file, and is not reachable from other machines."""
-    async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
-        async with open_probe(parse_redis_url(life.broker.server_url)) as probe:
+    async with running(EmbeddedBroker(BrokerConfig(port=0))) as run:
+        async with open_probe(parse_redis_url(run.broker.server_url)) as probe:
             assert await probe.ask("CONFIG", "GET", "save") == [b"save", b""]
             assert await probe.ask("CONFIG", "GET", "appendonly") == [b"appendonly", b"no"]
-        addresses = {c.laddr.ip for c in psutil.Process(life.pid).net_connections() if c.status == "LISTEN"}
+        addresses = {c.laddr.ip for c in psutil.Process(run.pid).net_connections() if c.status == "LISTEN"}
         assert addresses == {"127.0.0.1"}
-        assert "TANGRAM" not in str(psutil.Process(life.pid).environ())
+        assert "TANGRAM" not in str(psutil.Process(run.pid).environ())
 
 
 async def test_the_broker_has_its_own_session() -> None:
     """Ctrl-C in a terminal reaches the server's process group only."""
-    async with living(EmbeddedBroker(BrokerConfig(port=0))) as life:
-        assert os.getsid(life.pid) == life.pid != os.getsid(0)
+    async with running(EmbeddedBroker(BrokerConfig(port=0))) as run:
+        assert os.getsid(run.pid) == run.pid != os.getsid(0)
 
 
 async def test_runs_leak_no_descriptor_and_no_process() -> None:
     """The numbers are the same after several runs as before."""
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    async with living(broker):
+    async with running(broker):
         pass
     before = psutil.Process().num_fds()
     for _ in range(3):
-        async with living(broker):
+        async with running(broker):
             pass
 
     assert psutil.Process().num_fds() == before
