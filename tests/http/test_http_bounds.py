@@ -55,6 +55,18 @@ async def test_each_request_has_a_body_limit_of_its_own(engine: str, clock: Cloc
                 assert (await client.answer_to("POST")).status == 413
 
 
+async def test_refusal_reaches_a_client_that_is_still_sending(engine: str, clock: Clock) -> None:
+    """A body over the bound is answered, and no reset drops the answer or a part of the request."""
+    async with serving(engine, hello, max_body=1000) as server, await server.connect() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 800000\r\n\r\n")
+        for _ in range(80):
+            await client.send(b"x" * 10_000)
+            await trio.sleep(0.001)
+        answer = await client.answer_to("POST")
+
+    assert answer.status == 413
+
+
 async def test_body_within_the_bound(engine: str, clock: Clock) -> None:
     """A body of exactly max_body bytes is read."""
     async with serving(engine, hello, max_body=100_000) as server, await server.connect() as client:

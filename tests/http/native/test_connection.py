@@ -120,15 +120,6 @@ async def test_unread_body_ends_the_connection_if_it_is_large(clock: Clock) -> N
     assert answer.endswith(b"hello")
 
 
-async def test_refusal_reaches_a_client_that_is_still_sending(clock: Clock) -> None:
-    """A body over the bound is answered, and no reset drops the answer."""
-    async with serving("native", hello, max_body=1000) as server, await server.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 800000\r\n\r\n" + b"x" * 800_000)
-        answer = await client.answer_to("POST")
-
-    assert answer.status == 413
-
-
 async def test_no_100_continue_if_the_application_does_not_read(clock: Clock) -> None:
     """The client gets the final answer in place of 100 Continue, and the connection ends."""
     async with serving("native", raw) as server, await server.connect() as client:

@@ -40,6 +40,12 @@ WRITE_SLICE: Final = 65536
 CLOSE_TIME: Final = 1.0
 """Seconds for the end of a connection: TLS close_notify, and the disconnect event of the application."""
 
+LINGER_TIME: Final = 2.0
+"""Seconds for which an unread body is still read, and dropped, after the last answer."""
+
+LINGER_BYTES: Final = 1024 * 1024
+"""Bytes read and dropped after the last answer: a refused body that is larger ends in a reset."""
+
 CLOSE_HANDSHAKE_TIME: Final = 5.0
 """Seconds within which a WebSocket client must answer the server's close frame."""
 
@@ -81,6 +87,9 @@ class HypercornConnection(TCPServer):
         self.read_scope = trio.CancelScope()
         self.reading = True
         self._conflict = False
+        self._lingering = False
+        self._dropped = 0
+        self._read_all = trio.Event()
         self._pinged = trio.current_time()
         self.group = Applications(self.engine, self)
 
@@ -188,6 +197,11 @@ class HypercornConnection(TCPServer):
                         data = await self.stream.receive_some(MAX_RECV)
                 except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
                     break
+                if self._lingering:
+                    self._dropped += len(data)
+                    if not data or self._dropped > LINGER_BYTES:
+                        break
+                    continue
                 try:
                     await self.protocol.handle(RawData(bytes(data)))
                 except h11.LocalProtocolError:
@@ -198,6 +212,7 @@ class HypercornConnection(TCPServer):
                 if data == b"":
                     break
         self.reading = False
+        self._read_all.set()
         await self.idle_task.stop()
         await self.protocol.handle(Closed())
         self.group.disconnect()
@@ -297,7 +312,21 @@ class HypercornConnection(TCPServer):
         self.engine.rejected += 1
         self.abort()
 
+    async def _linger(self) -> None:
+        """Close our side, and drop the body that the client still sends for a moment.
+
+        A close with unread bytes would be a reset, and the client would lose the last answer.
+        """
+        self._lingering = True
+        self.group.disconnect()
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            await self.stream.send_eof()
+        with trio.move_on_after(LINGER_TIME):
+            await self._read_all.wait()
+
     async def _close(self) -> None:
+        if self.reading and not self._lingering and self.host.tls is None and self.has_unread_body():
+            await self._linger()
         with (
             trio.move_on_after(CLOSE_TIME),
             contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
