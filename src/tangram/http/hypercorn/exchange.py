@@ -37,10 +37,6 @@ HypercornSend = Callable[[Any], Awaitable[None]]
 """Sends an ASGI message to the protocol; ``None`` completes a response that the application left open."""
 
 
-class BodyTooLarge(Exception):
-    """The body outgrew ``max_body`` while the application was reading it."""
-
-
 class RequestEvents:
     """The bounded queue of events for one application; a disconnect never waits in it."""
 
@@ -148,6 +144,8 @@ class HypercornExchange:
         self.started = False
         self.whole = False
         self.read = 0
+        self.too_large = False
+        """The body has outgrown ``max_body`` while the application was reading it."""
         self.http = scope["type"] == "http"
         self.max_body = owner.engine.max_body(scope) if self.http else 0
         self._waited = 0.0
@@ -166,16 +164,16 @@ class HypercornExchange:
             rest = failures_of(error)
             if rest is None or not isinstance(rest, Exception):
                 raise
-            if all_leaves_are(rest, BodyTooLarge):
-                await self._refuse(413, TOO_LARGE)
-                return
             if owner.connection.has_conflict() and all_leaves_are(rest, h11.LocalProtocolError):
                 return
-            if not all_leaves_are(rest, ClientGone):
+            if not self.too_large and not all_leaves_are(rest, ClientGone):
                 owner.engine.failed += 1
                 log.exception("application failed", path=scope["path"], exc_info=rest)
         finally:
             self._pending.update(0)
+        if self.too_large:
+            await self._refuse(413, TOO_LARGE)
+            return
         if self._refused_by_hypercorn():
             await owner.connection.close()
             return
@@ -200,7 +198,9 @@ class HypercornExchange:
             self.whole = not event.get("more_body", False)
             self.read += len(event["body"])
             if self.max_body and self.read > self.max_body:
-                raise BodyTooLarge
+                # The application stops, as for a client that has gone; the answer follows in ``run``.
+                self.too_large = True
+                return {"type": "http.disconnect"}
             # As behind the native engine: a larger limit of a route means that the body is stored elsewhere.
             usual = self.owner.engine.settings.max_body
             self._pending.update(min(self.read, usual) if usual else self.read)
@@ -208,6 +208,8 @@ class HypercornExchange:
 
     async def _next(self) -> Message:
         """Return the next event; disconnect a client that takes too long for its body, or pauses in it."""
+        if self.too_large:
+            return {"type": "http.disconnect"}
         if not self.http or self.whole:
             return await self.events.get()
         engine = self.owner.engine
@@ -225,7 +227,7 @@ class HypercornExchange:
         await trio.lowlevel.checkpoint()
         if self.http and not self.owner.connection.is_open():
             raise ClientGone("the client has gone")
-        if self._refused_by_hypercorn():
+        if self.too_large or self._refused_by_hypercorn():
             raise ClientGone("the client has been refused")
         self.started = True
         if message["type"] == "http.response.start" and self.owner.connection.has_unread_body():
@@ -245,6 +247,7 @@ class HypercornExchange:
     async def _refuse(self, status: int, body: bytes) -> None:
         self.owner.engine.rejected += 1
         if not self.started:
+            self.too_large = False
             await self._answer(status, body)
         await self.owner.bounded_send(self.hypercorn_send, None)
 
