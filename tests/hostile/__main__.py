@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judged = []
     for scenario in wanted:
         judged.append(run(scenario, seconds))
-        sys.stderr.write(f"{scenario.attack}: {'; '.join(judged[-1].faults) or 'held'}\n")
+        sys.stderr.write(f"{scenario.attack}: {'; '.join(map(str, judged[-1].faults)) or 'held'}\n")
         sys.stderr.flush()
     sys.stdout.write(table(judged))
     return 1 if any(one.faults for one in judged) else 0

@@ -58,7 +58,7 @@ def test_each_broken_promise_is_found(change: dict[str, float], fault: str) -> N
     faults = list(judge(SCENARIOS[0], measured))
 
     assert len(faults) == 1
-    assert fault in faults[0]
+    assert fault in str(faults[0])
     assert "RED" in table([Judged(SCENARIOS[0], measured, faults)])
 
 
