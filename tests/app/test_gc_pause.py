@@ -20,18 +20,18 @@ def collecting() -> Iterator[None]:
     gc.enable()
 
 
-def told(kind: Kind, supervisor: str = "incarnation") -> SupervisionEvent:
+def event(kind: Kind, supervisor: str = "incarnation") -> SupervisionEvent:
     return SupervisionEvent(kind=kind, supervisor=supervisor, child=None, at=0.0)
 
 
 def test_the_pause_lasts_from_the_begin_of_a_restart_to_its_end() -> None:
     """The collector is off while the tree restarts, and on afterwards."""
     pause = CollectorPause()
-    pause(told("restarting"))
-    pause(told("restarting"))
-    pause(told("ready", "plugin:probe"))
+    pause(event("restarting"))
+    pause(event("restarting"))
+    pause(event("ready", "plugin:probe"))
     during = gc.isenabled()
-    pause(told("ready"))
+    pause(event("ready"))
 
     assert not during
     assert gc.isenabled()
@@ -41,12 +41,12 @@ def test_a_restart_that_follows_at_once_prolongs_the_pause() -> None:
     """The end that the first restart has planned does not come within the second one."""
     calls: list[Callable[[], None]] = []
     pause = CollectorPause(calls.append)
-    pause(told("restarting"))
-    pause(told("ready"))
-    pause(told("restarting"))
+    pause(event("restarting"))
+    pause(event("ready"))
+    pause(event("restarting"))
     calls.pop()()
     during = gc.isenabled()
-    pause(told("ready"))
+    pause(event("ready"))
     calls.pop()()
 
     assert not during
@@ -58,9 +58,9 @@ def test_the_pause_ends_after_many_restarts() -> None:
     pause = CollectorPause(lambda _call: None)
     on = []
     for _ in range(3 * (MAX_RESTARTS + 1)):
-        pause(told("restarting"))
+        pause(event("restarting"))
         assert not gc.isenabled()
-        pause(told("ready"))
+        pause(event("ready"))
         on.append(gc.isenabled())
 
     assert on == ([False] * MAX_RESTARTS + [True]) * 3
@@ -69,7 +69,7 @@ def test_the_pause_ends_after_many_restarts() -> None:
 def test_a_restart_inside_a_plugin_begins_no_pause() -> None:
     """Only restarts of the tree begin a pause."""
     pause = CollectorPause()
-    pause(told("restarting", "probe"))
+    pause(event("restarting", "probe"))
 
     assert gc.isenabled()
 
@@ -78,8 +78,8 @@ def test_a_disabled_collector_stays_disabled() -> None:
     """A program that disabled the collector does not find it enabled after a restart."""
     gc.disable()
     pause = CollectorPause()
-    pause(told("planned"))
-    pause(told("ready"))
+    pause(event("planned"))
+    pause(event("ready"))
     pause.end()
 
     assert not gc.isenabled()

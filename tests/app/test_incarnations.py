@@ -113,7 +113,7 @@ async def test_an_error_in_a_clean_up_is_no_crash() -> None:
             await trio.sleep_forever()
         finally:
             stops += 1
-            raise ConnectionError("the client of somebody else raises when it is closed")
+            raise ConnectionError("the client of another library raises when it is closed")
 
     async with open_tangram([plugin], FREELY) as running:
         await running.server.restart()
@@ -227,7 +227,7 @@ async def test_clients_of_the_old_incarnation_are_closed_with_1012_without_leave
     """After a crash each client is closed with 1012, and new members get no leave events."""
     async with open_tangram([make_plugin(Journal())], FREELY) as running:
         token = (await tangram.fetch_token(running.url, "probe")).token
-        heard: list[str] = []
+        received: list[str] = []
         async with running.open_socket(reconnect=False) as old:
             channel = await old.join("probe", token=token)
             await channel.receive()
@@ -240,11 +240,11 @@ async def test_clients_of_the_old_incarnation_are_closed_with_1012_without_leave
                         pass
                 with trio.move_on_after(0.3):
                     while True:
-                        heard.append((await watcher.receive()).name)
+                        received.append((await watcher.receive()).name)
             assert old.close_code == 1012
 
-    assert "channel.leave" not in heard
-    assert "channel.remove" not in heard
+    assert "channel.leave" not in received
+    assert "channel.remove" not in received
 
 
 def operator(running: RunningTangram) -> str:

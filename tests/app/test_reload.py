@@ -114,11 +114,11 @@ def test_a_setting_of_the_whole_process_is_reported_and_kept(path: str) -> None:
     old = Config()
     new = changed(changed(old, path, OTHERS[path]), "server.max_headers", 7)
 
-    (told,) = bound_changes(old, new)
+    (found,) = bound_changes(old, new)
     kept = with_bound(old, new)
 
-    assert told[0] == path
-    assert "hunter2" not in repr(told)
+    assert found[0] == path
+    assert "hunter2" not in repr(found)
     assert kept == changed(old, "server.max_headers", 7)
     assert list(bound_changes(new, new)) == []
 
@@ -127,18 +127,18 @@ def test_another_redis_is_reported_without_its_address() -> None:
     """The report of a changed URL shows no part of it, because only the password may differ."""
     old = changed(Config(), "core.redis_url", "redis://:hunter2@h")
 
-    told = list(bound_changes(old, changed(old, "core.redis_url", "redis://:hunter3@h")))
+    found = list(bound_changes(old, changed(old, "core.redis_url", "redis://:hunter3@h")))
 
-    assert told == [("core.redis_url", "(set)", "(another)")]
+    assert found == [("core.redis_url", "(set)", "(another)")]
 
 
 async def test_a_changed_port_is_logged_at_a_reload(autojump_clock: object) -> None:
     """The log says that a changed port needs a new process."""
     async with open_tangram(fakes=True, memory_port=True) as running:
         await reload(running, broker__port=7, server__host="::1")
-        told = [record["setting"] for record in logged(running, "setting needs a restart")]
+        found = [record["setting"] for record in logged(running, "setting needs a restart")]
 
-    assert told == ["server.host", "broker.port"]
+    assert found == ["server.host", "broker.port"]
 
 
 async def test_new_secrets_are_in_force(autojump_clock: object) -> None:
@@ -160,11 +160,11 @@ async def test_new_secrets_are_in_force(autojump_clock: object) -> None:
             with pytest.raises(Refused):
                 await socket.join("probe", token=stale)
             await socket.join("probe", token=fresh)
-        told = [record["setting"] for record in logged(running, "secret replaced")]
+        found = [record["setting"] for record in logged(running, "secret replaced")]
         known = set(running.evidence().secrets)
 
     assert statuses == [401, 200]
-    assert told == ["channel.jwt_secret", "server.operator_token"]
+    assert found == ["channel.jwt_secret", "server.operator_token"]
     assert known >= {old.jwt, old.operator, new.jwt, new.operator}
 
 
@@ -302,11 +302,11 @@ async def test_a_reload_during_the_boot_follows_it(autojump_clock: object) -> No
             memory_port=True,
             on_server=lambda running: nursery.start_soon(hang_up, running),
         ) as running:
-            told = logged(running, "reload postponed")
+            found = logged(running, "reload postponed")
             await running.wait_ready(2, seconds=60)
             headers = running.server.config.server.max_headers
 
-    assert (len(told), starts, headers) == (1, 2, 7)
+    assert (len(found), starts, headers) == (1, 2, 7)
 
 
 async def test_a_boot_that_fails_leaves_no_reload_behind(autojump_clock: object) -> None:

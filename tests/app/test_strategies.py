@@ -139,9 +139,9 @@ async def test_row_of_an_external_redis(strategy: Strategy) -> None:
     Plugins wait, pushes are answered with an error, and members get phx_error and then messages again.
     """
     async with open_outage(strategy) as (running, channel, redis):
-        # A plugin's own supervisor sees its service fail; the tree is told of no crash.
-        told = [event for event in running.events if event.supervisor in {"root", "incarnation"}]
-        assert [event.kind for event in told if event.kind in {"crashed", "quarantined"}] == []
+        # A plugin's own supervisor sees its service fail; the tree is found of no crash.
+        found = [event for event in running.events if event.supervisor in {"root", "incarnation"}]
+        assert [event.kind for event in found if event.kind in {"crashed", "quarantined"}] == []
         with pytest.raises(Refused, match="unavailable"):
             await channel.push("hello", {})
         readyz = await running.http.get("/-/readyz")

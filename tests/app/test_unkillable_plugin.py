@@ -92,9 +92,9 @@ async def test_a_service_that_ignores_the_crash_of_its_sibling(
         assert not asked_for
         assert status == 70
 
-    (told,) = [line for line in running.logs if line["event"].startswith("server ends")]
-    assert told["child"] == "incarnation > plugin:odd > ignoring"
-    assert "in UncancellableService.__call__" in told["where"]
+    (found,) = [line for line in running.logs if line["event"].startswith("server ends")]
+    assert found["child"] == "incarnation > plugin:odd > ignoring"
+    assert "in UncancellableService.__call__" in found["where"]
 
 
 @pytest.mark.parametrize("where", ["service", "lifespan"])

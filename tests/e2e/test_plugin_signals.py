@@ -75,6 +75,31 @@ async def test_a_plugin_cannot_take_a_signal_of_the_server(home: Home, source: s
     assert source is BY_THE_BACK_DOOR or "rude.py" in warning["where"]
 
 
+EXISTING = {
+    "at import": "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    "in a service": """
+@plugin.register_service()
+async def service(state: tangram_core.BackendState) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    await asyncio.sleep(3600)
+""",
+}
+
+
+@pytest.mark.parametrize("source", EXISTING.values(), ids=EXISTING)
+async def test_an_existing_plugin_cannot_take_a_signal_of_the_server(home: Home, source: str) -> None:
+    """The same holds for plugins that were written for ``tangram_core``."""
+    head = "import asyncio, signal\nimport tangram_core\n\nplugin = tangram_core.Plugin()\n"
+    (home.site / "rude.py").write_text(f"{head}\n{source}\n")
+    home.announce("rude", "rude:plugin", group="tangram_core.plugins")
+    async with open_server(home, "rude") as server:
+        await server.wait_line("signal handler of a plugin ignored")
+        assert await server.stop() == 0
+
+    (warning,) = server.events("signal handler of a plugin ignored")
+    assert (warning["plugin"], warning["signal"]) == ("rude", "SIGTERM")
+
+
 async def test_a_plugin_that_blocks_a_signal_does_not_block_the_stop(home: Home) -> None:
     """Another thread of the server still takes the signal."""
     home.install("rude", BLOCKED)

@@ -63,7 +63,7 @@ class World(ABC):
     def children(self, names: str, restart: str = "permanent", **more: Any) -> list[Child]:
         return [self.child(name, restart, **more) for name in names.split()]
 
-    def told(self, *kinds: str) -> list[tuple[str, str | None]]:
+    def reported(self, *kinds: str) -> list[tuple[str, str | None]]:
         return [(event.kind, event.child) for event in self.events if event.kind in kinds]
 
     def forget(self) -> None:
@@ -298,10 +298,10 @@ class Running(World):
         return None if self.error is None else KINDS[type(self.error)]
 
     async def live(self, name: str, *, task_status: trio.TaskStatus[str]) -> None:
-        life = CURRENT_CHILD_TASK.get()
-        assert life is not None
-        assert isinstance(life.supervisor, Supervisor)
-        self._made = life.supervisor  # wanted during boot as well, before the block is entered
+        child_task = CURRENT_CHILD_TASK.get()
+        assert child_task is not None
+        assert isinstance(child_task.supervisor, Supervisor)
+        self._made = child_task.supervisor  # wanted during boot as well, before the block is entered
         self.log.append(f"+{name}")
         how = self.starts[name].popleft() if self.starts[name] else "ok"
         try:

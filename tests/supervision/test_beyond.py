@@ -162,7 +162,7 @@ async def test_crash_inside_cleanup(autojump_clock: object, world: World) -> Non
     await world.crash("a")
 
     assert world.decider.restarts == 1
-    assert world.told("crashed") == [("crashed", "a")]
+    assert world.reported("crashed") == [("crashed", "a")]
     assert [e.cause for e in world.events if e.child == "c" and e.kind == "stopped"] == [
         "ValueError: in clean-up"
     ]
@@ -233,7 +233,7 @@ async def test_quarantine_leaves_siblings_running(autojump_clock: object, world:
 
     assert world.states == {"a": "running", "p": "quarantined", "c": "running"}
     assert world.log == ["-p", "-c", "-a", "+a", "+c"]
-    assert world.told("quarantined") == [("quarantined", "p")]
+    assert world.reported("quarantined") == [("quarantined", "p")]
 
     world.forget()
     await world.restart_child("p")
@@ -305,7 +305,7 @@ async def test_planned_restart_is_free(autojump_clock: object, world: World) -> 
     await world.advance(0)
 
     assert world.log == ["-c", "-b", "-a", "+a", "+b", "+c"]
-    assert world.told("planned") == [("planned", None)]
+    assert world.reported("planned") == [("planned", None)]
     assert world.decider.window.used(0) == 0
 
 

@@ -26,20 +26,20 @@ def dead_log() -> Iterator[None]:
 
 async def test_a_log_that_raises_does_not_prevent_a_restart(autojump_clock: object, dead_log: None) -> None:
     """Records are lost; the siblings restart in order and stop in order."""
-    lives: list[str] = []
+    runs: list[str] = []
 
     async def crash_once() -> None:
-        lives.append("a")
-        if lives.count("a") == 1:
+        runs.append("a")
+        if runs.count("a") == 1:
             await trio.sleep(1)
             raise ValueError("once")
         await trio.sleep_forever()
 
     async def stay() -> None:
-        lives.append("b")
+        runs.append("b")
         await trio.sleep_forever()
 
     async with open_supervised([Child("a", crash_once), Child("b", stay)], backoff=Backoff(initial=0)):
         await trio.sleep(2)
 
-    assert lives == ["a", "b", "a", "b"]
+    assert runs == ["a", "b", "a", "b"]

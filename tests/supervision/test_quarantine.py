@@ -19,7 +19,7 @@ async def test_a_failed_request_is_quarantine_again(autojump_clock: object, worl
         await world.restart_child("p")
 
     assert world.states == {"p": "quarantined", "b": "running"}
-    assert world.told("quarantined") == [("quarantined", "p")]
+    assert world.reported("quarantined") == [("quarantined", "p")]
 
 
 async def test_a_child_may_begin_in_quarantine(autojump_clock: object, world: World) -> None:
@@ -29,7 +29,7 @@ async def test_a_child_may_begin_in_quarantine(autojump_clock: object, world: Wo
     await world.crash("c")
 
     assert world.states == {"a": "running", "p": "quarantined", "c": "running"}
-    assert "p" not in {child for _, child in world.told("started", "crashed", "quarantined")}
+    assert "p" not in {child for _, child in world.reported("started", "crashed", "quarantined")}
     assert world.decider.entries["p"].last_crash is known
 
     await world.restart_child("p")

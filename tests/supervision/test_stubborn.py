@@ -26,13 +26,13 @@ async def test_stubborn_restart_has_no_second_incarnation(autojump_clock: object
     world.forget()
     await world.crash("a")
     await world.advance(4.1)
-    assert world.told("stubborn") == [("stubborn", "b")] * 2
+    assert world.reported("stubborn") == [("stubborn", "b")] * 2
     assert not world.decider.closing
     await world.advance(2.0)
-    assert world.told("gave_up") == [("gave_up", None), ("gave_up", "b")]
+    assert world.reported("gave_up") == [("gave_up", None), ("gave_up", "b")]
     assert "+b" not in world.log
     await world.advance(2.0)
-    assert len(world.told("stubborn")) == 4
+    assert len(world.reported("stubborn")) == 4
     await world.release("b")
 
     assert world.failure == "stubborn"
@@ -109,12 +109,12 @@ async def test_a_child_that_delays_a_supervisor_that_gave_up_is_named(
     world.forget()
     await world.crash("b")
     await world.advance(4.1)
-    assert world.told("gave_up") == [("gave_up", None)]
+    assert world.reported("gave_up") == [("gave_up", None)]
     await world.advance(2.0)
-    assert world.told("gave_up") == [("gave_up", None), ("gave_up", "a")]
+    assert world.reported("gave_up") == [("gave_up", None), ("gave_up", "a")]
     await world.advance(6.0)
-    assert len(world.told("stubborn")) == 6
-    assert len(world.told("gave_up")) == 2
+    assert len(world.reported("stubborn")) == 6
+    assert len(world.reported("gave_up")) == 2
     await world.release("a")
 
     assert world.failure == "exhausted"
@@ -129,10 +129,10 @@ async def test_a_child_that_delays_a_requested_stop_is_only_stubborn(
     await world.open(world.children("a b", stop_timeout=2.0))
     await world.close()
     await world.advance(20.0)
-    assert len(world.told("stubborn")) == 10
+    assert len(world.reported("stubborn")) == 10
     await world.release("a")
 
-    assert world.told("gave_up") == []
+    assert world.reported("gave_up") == []
 
 
 async def test_a_child_that_delays_a_nested_supervisor_is_named_above(autojump_clock: object) -> None:
@@ -165,8 +165,10 @@ async def test_a_child_that_delays_a_nested_supervisor_is_named_above(autojump_c
         ) as supervised:
             await trio.sleep(60)
 
-    (told,) = [event for event in supervised.events if event.kind == "gave_up" and event.child is not None]
-    assert told.path == ("inner", "deaf")
-    assert told.at == pytest.approx(4.0)
-    assert told.where == f"{__file__}:{deaf.__code__.co_firstlineno + 2} in {deaf.__qualname__}"
+    (reported,) = [
+        event for event in supervised.events if event.kind == "gave_up" and event.child is not None
+    ]
+    assert reported.path == ("inner", "deaf")
+    assert reported.at == pytest.approx(4.0)
+    assert reported.where == f"{__file__}:{deaf.__code__.co_firstlineno + 2} in {deaf.__qualname__}"
     assert states == ["running"]

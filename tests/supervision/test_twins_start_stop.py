@@ -33,7 +33,7 @@ async def test_sup_start_ignore_child(autojump_clock: object, world: World) -> N
     await world.open(world.children("a b", "transient"))
 
     assert world.states == {"a": "finished", "b": "running"}
-    assert not world.told("crashed")
+    assert not world.reported("crashed")
 
 
 async def test_sup_start_ignore_temporary_child(autojump_clock: object, world: World) -> None:
@@ -152,12 +152,12 @@ async def test_a_start_that_does_not_end_fails_when_the_supervisor_gives_up(
 ) -> None:
     """The caller of a start that ignores its cancellation waits no longer than the supervisor."""
     free = trio.Event()
-    lives = 0
+    runs = 0
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        nonlocal lives
-        lives += 1
-        if lives == 1:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
             task_status.started()
             await trio.sleep_forever()
         with trio.CancelScope(shield=True):
@@ -225,7 +225,7 @@ async def test_sup_stop_infinity(autojump_clock: object, world: World) -> None:
         await world.stop_child("a")
     await world.advance(10_000)
     assert world.states["a"] == "stopping"
-    assert not world.told("stubborn")
+    assert not world.reported("stubborn")
 
     await world.release("a")
 
@@ -241,7 +241,7 @@ async def test_sup_stop_timeout(autojump_clock: object, world: World) -> None:
 
     await world.advance(2.0)
     assert world.log[3:] == ["-c", "-a"]
-    assert world.told("stubborn") == [("stubborn", "b")]
+    assert world.reported("stubborn") == [("stubborn", "b")]
     assert not world.closed
     await world.release("b")
 
@@ -292,7 +292,7 @@ async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world:
 
     assert world.closed
     assert world.failure is None
-    assert not world.told("crashed")
+    assert not world.reported("crashed")
     assert [e.cause for e in world.events if e.kind == "stopped" and e.cause] == [
         "ValueError: in clean-up"
     ] * 2
@@ -300,12 +300,12 @@ async def test_sup_stop_non_shutdown_exit_dynamic(autojump_clock: object, world:
 
 async def test_extra_return(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
     """The value that a child reports with its start is kept, anew for each incarnation."""
-    lives = 0
+    runs = 0
 
     async def run(*, task_status: trio.TaskStatus[int]) -> None:
-        nonlocal lives
-        lives += 1
-        task_status.started(lives)
+        nonlocal runs
+        runs += 1
+        task_status.started(runs)
         await trio.sleep_forever()
 
     async with open_supervised([Child("a", run)]) as supervised:

@@ -190,13 +190,13 @@ async def test_shutdown_of_own_will(
     restart: str, state: str | None, restarts: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     """A child that cancels a scope of its own has returned; its restart type decides."""
-    lives = 0
+    runs = 0
 
     async def run() -> None:
-        nonlocal lives
-        lives += 1
+        nonlocal runs
+        runs += 1
         with trio.CancelScope() as scope:
-            if lives == 1:
+            if runs == 1:
                 scope.cancel()
             await trio.sleep_forever()
 
@@ -233,7 +233,7 @@ async def test_temporary_abnormal(autojump_clock: object, world: World) -> None:
 
     assert world.states == {"b": "running"}
     assert world.incarnation("b") == 1
-    assert world.told("crashed") == [("crashed", "a")]
+    assert world.reported("crashed") == [("crashed", "a")]
 
 
 async def test_temporary_bystander(autojump_clock: object, world: World) -> None:

@@ -1,6 +1,6 @@
 """The decisions of a supervisor: which child to stop or start, and when to give up.
 
-1. Everything that depends on strategy, restart type, intensity, back-off or order lives here.
+1. Everything that depends on strategy, restart type, intensity, back-off or order is in this file.
 2. This file knows no Trio, no clock, no random source and no log: ``now`` is an argument, jitter is drawn
    from a function that is handed in, and exceptions come as `Crash` records.
 3. Events in, effects out. Each public method takes one event and returns the effects that the shell must
@@ -64,7 +64,7 @@ LATES_ALLOWED: Final = 3
 """Stop times that a restart waits for a stubborn child before the supervisor fails: rule 9."""
 
 CRASHES_KEPT: Final = 10
-"""The last crashes, which are told when a supervisor gives up."""
+"""The last crashes, which are reported when a supervisor gives up."""
 
 
 class Decider:

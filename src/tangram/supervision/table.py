@@ -1,6 +1,6 @@
 """The tables of supervision: states, reactions to each happening, and restart groups.
 
-1. The constant part of the decisions lives here, and the records that they use; ``decide`` reads them.
+1. The constant part of the decisions is in this file, and the records that they use; ``decide`` reads them.
 2. Like ``decide``, this file knows no Trio, no clock, no random source and no log.
 """
 
