@@ -10,6 +10,7 @@ POLICY = "channels/policy.py"
 POLICIES = "tests/channels/test_policy.py::"
 ENGINE = "http/engine.py"
 BOUNDS = "tests/http/test_http_bounds.py::"
+PENDING = "tests/http/test_pending.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
 PROMISES = "tests/mutants/test_promises.py::"
 
@@ -154,6 +155,52 @@ COSTS = (
         "        if False:\n",
         (f"{BOUNDS}test_declared_body_over_the_bound[native]",),
         raises=("RemoteProtocolError",),
+    ),
+    Mutant(
+        "bounds",
+        "pending",
+        "unfinished messages of all clients together have no bound",
+        "http/pending.py",
+        "        if ledger.total > ledger.bound > 0:\n",
+        "        if False:\n",
+        (f"{PENDING}test_old_and_large_items_go_first",),
+    ),
+    Mutant(
+        "bounds",
+        "body-time",
+        "a body as a whole may take for ever",
+        "http/native/exchange.py",
+        "data = await self._stream.read(min(pause, left))",
+        "data = await self._stream.read(pause)",
+        (f"{PENDING}test_a_body_has_a_time_limit_as_a_whole[native-0]",),
+    ),
+    Mutant(
+        "bounds",
+        "message-time",
+        "pings extend the time of an unfinished message",
+        "http/pending.py",
+        "return self.size > 0 and now - self.since > self._ledger.time_for(self.size)",
+        "return False",
+        (f"{PENDING}test_a_finished_item_counts_no_longer",),
+    ),
+    Mutant(
+        "bounds",
+        "inflated",
+        "a compressed frame inflates to the largest message",
+        "http/native/message_assembly.py",
+        "min(size, MAX_INFLATED) if self.protocol.extensions else size",
+        "size",
+        ("tests/http/native/test_hold.py::test_a_compression_bomb_is_closed_with_1009",),
+        raises=("TooSlowError",),
+    ),
+    Mutant(
+        "bounds",
+        "close-within-a-message",
+        "a close frame between two fragments is an error of the protocol",
+        "http/native/handshake.py",
+        "            self.current_size = None\n",
+        "            pass\n",
+        ("tests/http/native/test_websocket.py::test_client_closes_in_the_middle_of_a_message",),
     ),
 )
 
