@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from tangram.compat.configuration import copy_of
+from tangram.compat.extension_sockets import ExtensionSockets
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
 from tangram.compat.names import has_fastapi
 from tangram.compat.patches import patch_extensions
@@ -67,6 +68,10 @@ async def run_shared_island(
             keep(None)
 
 
+SOCKETS_SECONDS: Final = 1.0
+"""Seconds for the search for connections that an extension has left open; it takes some milliseconds."""
+
+
 class Gate(Protocol):
     """Lets the services of several plugins start together."""
 
@@ -108,6 +113,7 @@ class IslandHost(PluginHost):
         self._outage = outage
         self._package = loaded.module.partition(".")[0]
         self._restart: RestartType | None = None
+        self._sockets: ExtensionSockets | None = None
         self._fast = self._fast_app()
         self.resident: Resident | None = None
         self.state: BackendState | None = None
@@ -141,6 +147,7 @@ class IslandHost(PluginHost):
             config=config,
             make={"redis_client": lambda: open_redis_client(url), "http_client": open_http_client},
         )
+        self._sockets = ExtensionSockets(self.name, self._package, url)
         arrive = partial(self._gate.arrive, self.name)
         try:
             await super().run(task_status=RelayedStatus(task_status, on_started=lambda _: arrive()))
@@ -148,6 +155,8 @@ class IslandHost(PluginHost):
             self._gate.leave(self.name)
             self.resident = self.state = None
             await resident.close(state.opened_clients)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + SOCKETS_SECONDS):
+                await self._sockets.close_leftover()
 
     def running_resident(self) -> tuple[Resident, BackendState]:
         """Return the resident and the state that its routes use now.
@@ -177,6 +186,10 @@ class IslandHost(PluginHost):
         from tangram.compat.fastapi_app import FastApp
 
         return FastApp(self, routers, lambda: self._shared_state().config.compat.max_body)
+
+    def _note_sockets(self) -> None:
+        if self._sockets is not None and has_extension(self._package):
+            self._sockets.note()
 
     def _to_start(self) -> list[Service]:
         services = super()._to_start()
@@ -224,7 +237,12 @@ class IslandHost(PluginHost):
         resident, _ = self.running_resident()
         while True:
             began = trio.current_time()
-            await resident.call(run, name=service.name, stop_timeout=service.stop_timeout)
+            await resident.call(
+                run,
+                name=service.name,
+                stop_timeout=service.stop_timeout,
+                before_stop=self._note_sockets,
+            )
             reason = await returns.reason(began)
             log.log(
                 logging.INFO if reason is None else logging.WARNING,

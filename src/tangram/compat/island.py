@@ -171,7 +171,12 @@ class Resident:
                 self.spawn(generator.aclose, name="close generator")
 
     async def call(
-        self, function: Callable[..., Any], *args: Any, name: str, stop_timeout: float = STOP_SECONDS
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        name: str,
+        stop_timeout: float = STOP_SECONDS,
+        before_stop: Callable[[], None] = lambda: None,
     ) -> Any:
         """Await ``function(*args)`` on the island and return its result.
 
@@ -180,21 +185,29 @@ class Resident:
             *args: Its arguments.
             name: The name of the task, for logs.
             stop_timeout: Seconds for the task to end when the caller is cancelled.
+            before_stop: Called before the task is cancelled.
 
         Raises:
             IslandClosed: the plugin was stopped meanwhile.
             ServiceError: the task was cancelled by the plugin's own code.
         """
         task = self.spawn(function, *args, name=name)
-        return await self.wait(task, stop_timeout=stop_timeout)
+        return await self.wait(task, stop_timeout=stop_timeout, before_stop=before_stop)
 
-    async def wait(self, task: asyncio.Task[Any], *, stop_timeout: float = STOP_SECONDS) -> Any:
+    async def wait(
+        self,
+        task: asyncio.Task[Any],
+        *,
+        stop_timeout: float = STOP_SECONDS,
+        before_stop: Callable[[], None] = lambda: None,
+    ) -> Any:
         """Return the result of a spawned task; see `call`."""
         done = self.awaited[task] = trio.Event()
         task.add_done_callback(lambda _task: done.set())
         try:
             await done.wait()
         except trio.Cancelled:
+            before_stop()
             await end_tasks({task}, _within_life(stop_timeout), owner=self.plugin)
             if not task.done() or task.cancelled():
                 raise
