@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -20,6 +20,7 @@ class Settings:
     """``[channel]`` with its defaults."""
 
     id_length: int = 8
+    ids: Literal["auto", "proven", "open"] = "auto"
     max_backlog: int = 262_144
     max_message: int = 16 * 1024 * 1024
     max_unjoined: int = 65_536

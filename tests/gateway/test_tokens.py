@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer, ConnectInfo
 from tangram.gateway.channels import Channels
 from tangram.gateway.tokens import MAX_BODY, TokenAnswer, issue_token, token_router
@@ -156,3 +157,85 @@ async def test_the_route_answers_token_requests() -> None:
     assert status == 405
     assert b"POST" in headers[b"allow"]
     assert (await call(None, "POST", b'{"channel":"obs"}'))[0] == 503
+
+
+PAGE = ConnectInfo("192.0.2.7", {"host": "maps.example:2346"}, origin="http://maps.example:2346")
+ELSEWHERE = ConnectInfo("192.0.2.8", {"host": "maps.example:2346"})
+
+
+def page(answer: TokenAnswer, **headers: str) -> ConnectInfo:
+    """Return the next request of a page that keeps the cookie of an answer."""
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    return ConnectInfo(
+        PAGE.address, {**PAGE.headers, "cookie": f"other=1; {cookie}", **headers}, origin=PAGE.origin
+    )
+
+
+async def test_a_page_of_our_origin_has_its_stream_alone() -> None:
+    """Its id, which presence shows, gets another client no token; its own requests need no change."""
+    channels = make_channels(FakeBus(), origins=OriginPolicy(hosts=["maps.example"]))
+    first = await ask(b'{"channel":"system"}', channels=channels, info=PAGE)
+    id_ = msgspec.json.decode(first.body)["id"]
+    wanted = msgspec.json.encode({"channel": f"streaming-{id_}", "id": id_})
+
+    stolen = await ask(wanted, channels=channels, info=ELSEWHERE)
+    assert (stolen.status, stolen.body) == (403, b"id of another client\n")
+    for info in (PAGE, ConnectInfo("192.0.2.8", {**PAGE.headers, "cookie": "tangram_ids=x.y"})):
+        assert (await ask(wanted, channels=channels, info=info)).status == 403
+    assert (await ask(wanted, channels=channels, info=page(first))).status == 200
+    assert set(msgspec.json.decode(first.body)) == {"channel", "id", "token"}
+    assert "HttpOnly; SameSite=Strict" in first.headers["set-cookie"]
+
+
+async def test_a_browser_keeps_the_proofs_of_several_pages() -> None:
+    """Sixteen tabs of one browser have an id each."""
+    channels = make_channels(FakeBus(), origins=OriginPolicy(hosts=["maps.example"]))
+    answers = [await ask(b'{"channel":"system"}', channels=channels, info=PAGE)]
+    for _ in range(15):
+        answers.append(await ask(b'{"channel":"system"}', channels=channels, info=page(answers[-1])))
+
+    for answer in answers:
+        id_ = msgspec.json.decode(answer.body)["id"]
+        again = msgspec.json.encode({"channel": "weather", "id": id_})
+        assert (await ask(again, channels=channels, info=page(answers[-1]))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "origin"),
+    [
+        ({"host": "maps.example:2347"}, "http://maps.example:2346"),
+        ({"host": "maps.example", "sec-fetch-site": "same-site"}, "http://maps.example"),
+        ({"host": "maps.example"}, None),
+    ],
+)
+async def test_clients_that_cannot_keep_a_cookie_have_open_ids(
+    headers: dict[str, str], origin: str | None
+) -> None:
+    """The published front end on another port sends its id without a proof, and still works."""
+    info = ConnectInfo("192.0.2.7", headers, origin=origin)
+    channels = make_channels(FakeBus(), origins=OriginPolicy(hosts=["maps.example"]))
+    first = await ask(b'{"channel":"system"}', channels=channels, info=info)
+    id_ = msgspec.json.decode(first.body)["id"]
+
+    assert "set-cookie" not in first.headers
+    wanted = msgspec.json.encode({"channel": f"streaming-{id_}", "id": id_})
+    assert (await ask(wanted, channels=channels, info=info)).status == 200
+
+
+@pytest.mark.parametrize("mode", ["auto", "proven"])
+async def test_a_program_asks_for_a_proof(mode: Any) -> None:
+    """With the field ``proof`` it gets one, and sends it with the next request."""
+    channels = make_channels(FakeBus(), Settings(ids=mode))
+    first = msgspec.json.decode((await ask(b'{"channel":"a","proof":null}', channels=channels)).body)
+    again = {"channel": "b", "id": first["id"], "proof": first["proof"]}
+
+    assert (await ask(msgspec.json.encode(again), channels=channels)).status == 200
+    for proof in (None, "wrong"):
+        body = msgspec.json.encode({**again, "proof": proof})
+        assert (await ask(body, channels=channels)).status == 403
+    as_operator = await ask(
+        msgspec.json.encode({"channel": "b", "id": first["id"]}),
+        channels=channels,
+        authorization=f"Bearer {OPERATOR}",
+    )
+    assert as_operator.status == 200

@@ -27,6 +27,7 @@ __all__ = [
     "MALFORMED",
     "MEMORY",
     "NOT_OPERATOR",
+    "NOT_YOUR_ID",
     "NOT_YOUR_STREAM",
     "ORIGIN",
     "OVERLOAD",
@@ -103,6 +104,8 @@ UNAUTHORIZED: Final = Refusal("unauthorized", 403, Party.CLIENT, retry=False)
 TOKEN_EXPIRED: Final = Refusal("token expired", 403, Party.CLIENT, retry=False)
 WRONG_CHANNEL: Final = Refusal("wrong channel", 403, Party.CLIENT, retry=False)
 NOT_OPERATOR: Final = Refusal("operator only", 403, Party.POLICY, retry=False)
+NOT_YOUR_ID: Final = Refusal("id of another client", 403, Party.POLICY, retry=False)
+"""The id was given to a client before, and the request does not have the proof that came with it."""
 NOT_YOUR_STREAM: Final = Refusal("wrong id for this stream", 403, Party.POLICY, retry=False)
 ORIGIN: Final = Refusal("origin not allowed", 403, Party.POLICY, retry=False)
 VERSION: Final = Refusal(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -24,6 +24,7 @@ from tangram.channels.disconnects import (
     ID_TOO_LONG,
     LIMITED,
     NOT_OPERATOR,
+    NOT_YOUR_ID,
     NOT_YOUR_STREAM,
     ORIGIN,
     TOPIC_TOO_LONG,
@@ -35,6 +36,7 @@ from tangram.channels.disconnects import (
 )
 from tangram.channels.frames import MAX_FIELD
 from tangram.channels.hub import ADMIN
+from tangram.channels.ids import IdMode, IdProofs
 from tangram.channels.limits import Limiter, client_key
 from tangram.channels.origins import OriginPolicy
 from tangram.errors import Refused
@@ -96,6 +98,8 @@ class Minted(NamedTuple):
     channel: str
     id: str
     token: str
+    proof: str
+    """Sent with later requests for the same id; see ``ids``."""
 
 
 class GateSettings(Protocol):
@@ -104,6 +108,8 @@ class GateSettings(Protocol):
     Rates are per second and address; 0 means no limit.
     """
 
+    @property
+    def ids(self) -> IdMode: ...
     @property
     def jwt_expiration_secs(self) -> int: ...
     @property
@@ -152,7 +158,7 @@ class Gate:
         self.refused = 0
         self._secret = secret
         self._lifetime = settings.jwt_expiration_secs
-        self._new_id = new_id
+        self._ids = IdProofs(secret, settings.ids, new_id)
         self._clock = clock
         self._operator_token = operator_token
         self._timeout = authorize_timeout
@@ -184,6 +190,8 @@ class Gate:
         info: ConnectInfo,
         *,
         bearer: str | None = None,
+        proofs: Collection[str] = (),
+        keeps_proof: bool = False,
     ) -> Minted | Refusal:
         """Return a token for ``channel``, or the refusal.
 
@@ -191,21 +199,27 @@ class Gate:
             channel: the topic.
             id_: the external id that the client asks for; None for a new one.
             info: the request.
-            bearer: the bearer token of the request, which ``admin`` needs.
+            bearer: the bearer token of the request, which ``admin`` needs, and with which the operator may
+                have a token of any id.
+            proofs: the proofs of ids that the request has.
+            keeps_proof: whether the client will have the proof with its next request.
         """
         now = self._clock()
         if not self._tokens.take(client_key(info.address), now):
             return LIMITED
-        external = self._new_id() if id_ is None else id_
+        external = self._ids.make(keeps_proof=keeps_proof) if id_ is None else id_
         refusal = self.check_origin(info) or self._check_name(channel, external)
         if refusal is None and channel == ADMIN and not self.is_operator(bearer):
             refusal = NOT_OPERATOR
+        if refusal is None and id_ is not None and not self._ids.may_use(id_, proofs):
+            refusal = None if self.is_operator(bearer) else NOT_YOUR_ID
         if refusal is None:
             refusal = await self.ask(channel, external, info)
         if refusal is not None:
             return refusal
         claims = tokens.Claims(external, channel, int(now) + self._lifetime)
-        return Minted(channel, external, tokens.mint(claims, self._secret))
+        self._ids.note(external)
+        return Minted(channel, external, tokens.mint(claims, self._secret), self._ids.proof(external))
 
     def check_join(
         self, topic: str, token: str | None, user_token: str | None, info: ConnectInfo

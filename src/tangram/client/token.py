@@ -24,6 +24,8 @@ class Token(NamedTuple):
     channel: str
     id: str
     token: str
+    proof: str = ""
+    """For later requests with the same id; empty unless the request had a ``proof``."""
 
 
 async def fetch_token(
@@ -32,6 +34,7 @@ async def fetch_token(
     id: str | None = None,  # noqa: A002 - the protocol's word
     *,
     bearer: str | None = None,
+    proof: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Token:
     """Ask ``POST /token`` for a token.
@@ -41,13 +44,18 @@ async def fetch_token(
         channel: the topic.
         id: the external id; None for a new one.
         bearer: the operator's token, which ``admin`` needs.
+        proof: the proof of the id; empty to ask for one with a new id; None to use ids without proof.
         ssl_context: for https.
 
     Raises:
         Refused: with the text of the server.
         ChannelClosed: if the server cannot be reached.
     """
-    body = codec.encode_json({"channel": channel} | ({} if id is None else {"id": id}))
+    body = codec.encode_json(
+        {"channel": channel}
+        | ({} if id is None else {"id": id})
+        | ({} if proof is None else {"proof": proof or None})
+    )
     headers = [("content-type", "application/json")]
     if bearer is not None:
         headers.append(("authorization", f"Bearer {bearer}"))

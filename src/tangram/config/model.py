@@ -225,6 +225,9 @@ class ChannelConfig:
     """Seconds for which a token is valid: 30 days, because browsers send the same one at every rejoin."""
     id_length: int = attrs.field(default=8, validator=validators.between(4, 64))
     """Characters of an id that the server makes. The published server's length."""
+    ids: Literal["auto", "proven", "open"] = "auto"
+    """Which ids need the proof that came with their first token. ``auto``: those of clients that keep it,
+    that is pages of this server's own origin, and programs that ask."""
     presence: bool = True
     """Send the members of a topic the list of its other members."""
     push_replies: bool = True

@@ -26,6 +26,12 @@ MAX_BODY: Final = defaults.MAX_BODY
 """Bytes of a request body, as existing servers allow; a useful one has a few hundred."""
 RETRY_AFTER: Final = "1"
 """Seconds after which the bucket of an address holds tokens again at the default rate."""
+COOKIE: Final = "tangram_ids"
+"""The cookie with the proofs of a browser's ids, one for each page that it has open."""
+COOKIE_AGE: Final = 2_592_000
+"""Seconds for which a browser keeps it: 30 days, as long as the tokens of the published front end."""
+MAX_PROOFS: Final = 16
+"""Ids of one browser whose proofs are kept, the newest first: 368 bytes in each request."""
 _JSON: Final = re.compile(r"application/(?:[\w.!#$&^+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 _REQUEST_BODY: Final = {
@@ -75,6 +81,8 @@ class TokenAnswer(NamedTuple):
 class _Asked(msgspec.Struct):
     channel: str
     id: str | None = None
+    proof: str | msgspec.UnsetType | None = msgspec.UNSET
+    """The proof of the id. A client that sends the field, null at first, gets a proof with each answer."""
 
 
 async def issue_token(
@@ -99,12 +107,43 @@ async def issue_token(
         return _text(422, f"wrong shape: {error}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _text(400, "body is not JSON")
-    minted = await gate.mint(asked.channel, asked.id, info, bearer=_bearer(authorization))
+    asks_proof = asked.proof is not msgspec.UNSET
+    keeps_cookie = _is_same_origin(info)
+    kept = _proofs_in(info.headers.get("cookie", ""))
+    minted = await gate.mint(
+        asked.channel,
+        asked.id,
+        info,
+        bearer=_bearer(authorization),
+        proofs=[*kept, asked.proof] if isinstance(asked.proof, str) else kept,
+        keeps_proof=asks_proof or keeps_cookie,
+    )
     if isinstance(minted, Refusal):
         return _text(minted.status, minted.reason, retry=minted.retry)
-    return TokenAnswer(
-        200, "application/json", msgspec.json.encode(minted._asdict()), {"cache-control": "no-store"}
-    )
+    answer = minted._asdict()
+    proof = answer["proof"] if asks_proof else answer.pop("proof")
+    headers = {"cache-control": "no-store"}
+    if keeps_cookie:
+        proofs = ".".join([proof, *(one for one in kept if one != proof)][:MAX_PROOFS])
+        headers["set-cookie"] = f"{COOKIE}={proofs}; HttpOnly; SameSite=Strict; Max-Age={COOKIE_AGE}"
+    return TokenAnswer(200, "application/json", msgspec.json.encode(answer), headers)
+
+
+def _is_same_origin(info: ConnectInfo) -> bool:
+    """Return whether the request is from a page of the server's own origin, so that a cookie is kept."""
+    site = info.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    return info.origin is not None and info.origin.partition("://")[2] == info.headers.get("host")
+
+
+def _proofs_in(cookies: str) -> list[str]:
+    """Return the proofs in a Cookie header, the newest first."""
+    for cookie in cookies.split(";"):
+        name, _, value = cookie.strip().partition("=")
+        if name == COOKIE:
+            return value.split(".")[:MAX_PROOFS]
+    return []
 
 
 def _bearer(authorization: str | None) -> str | None:
