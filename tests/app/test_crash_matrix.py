@@ -106,7 +106,7 @@ async def test_supervision_shows_the_crash_with_plugin_service_exception_and_cou
         await running.http.post("/probe/crash")
         await running.wait_ready(2)
 
-        tree = (await running.http.get("/-/supervision")).json()["tree"]
+        tree = (await running.http.get("/-/supervision", headers=running.operator)).json()["tree"]
 
         incarnation = next(child for child in tree["children"] if child["name"] == "incarnation")
         parts = {child["name"]: child for child in incarnation["nested"][0]["children"]}
@@ -127,7 +127,10 @@ async def test_a_plugin_that_crashes_too_often_is_quarantined_and_can_be_restart
             await running.http.post("/probe/crash")
             await running.wait_ready(count)
 
-        listed = {plugin["name"]: plugin for plugin in (await running.http.get("/-/plugins")).json()}
+        listed = {
+            plugin["name"]: plugin
+            for plugin in (await running.http.get("/-/plugins", headers=running.operator)).json()
+        }
         down = await running.http.get("/probe/value")
         other = await running.http.get("/other/value")
         ready = await running.http.get("/-/readyz")
@@ -153,9 +156,9 @@ async def test_a_quarantine_outlives_the_broker_and_ends_with_a_reload() -> None
         await running.wait_ready(2)
         running.crash("broker")
         await running.wait_ready(3)
-        listed = (await running.http.get("/-/plugins")).json()
+        listed = (await running.http.get("/-/plugins", headers=running.operator)).json()
         await running.server.reload()
-        after = (await running.http.get("/-/plugins")).json()
+        after = (await running.http.get("/-/plugins", headers=running.operator)).json()
 
         assert listed[0]["state"] == "quarantined"
         assert "the fragile one broke" in listed[0]["last_crash"]["message"]

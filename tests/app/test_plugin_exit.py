@@ -103,7 +103,7 @@ async def test_sys_exit_is_a_crash_of_the_plugin(source: Callable[[ExitOnce], ta
             with trio.fail_after(10):
                 while leave.calls < 2:  # noqa: ASYNC110 - a service reports its second run to no event
                     await trio.sleep(0.01)
-        (shown,) = (await running.http.get("/-/plugins")).json()
+        (shown,) = (await running.http.get("/-/plugins", headers=running.operator)).json()
 
     assert shown["state"] == "running"
     assert leave.calls == 2

@@ -79,7 +79,10 @@ async def test_a_service_that_ignores_the_crash_of_its_sibling(
         crash.set()
         await trio.sleep(0.5)
         ready = await running.http.get("/-/readyz")
-        listed = {one["name"]: one["state"] for one in (await running.http.get("/-/plugins")).json()}
+        listed = {
+            one["name"]: one["state"]
+            for one in (await running.http.get("/-/plugins", headers=running.operator)).json()
+        }
         answer = await running.http.get("/odd/value")
         with trio.fail_after(60):
             status = await running.wait_ended()

@@ -51,7 +51,7 @@ def part_of(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 async def state_of(running: RunningTangram, plugin: str) -> str:
-    listed = (await running.http.get("/-/plugins")).json()
+    listed = (await running.http.get("/-/plugins", headers=running.operator)).json()
     return str(next(one["state"] for one in listed if one["name"] == plugin))
 
 
