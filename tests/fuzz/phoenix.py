@@ -11,11 +11,20 @@ from typing import Any
 
 from tangram.channels import codec, tokens
 from tangram.channels.disconnects import Refusal
-from tangram.channels.frames import BINARY, TEXT, FrameError
+from tangram.channels.frames import BINARY, MAX_FIELD, TEXT, FrameError
 from tangram.channels.json_text import check_slices, is_document, is_value
+from tangram.channels.serializers import V1, V2
 from tests.fuzz.pieces import TOO_LARGE, read_json
 
-__all__ = ["check_binary", "check_document", "check_large", "check_text", "check_token", "check_token_header"]
+__all__ = [
+    "check_binary",
+    "check_document",
+    "check_large",
+    "check_object",
+    "check_text",
+    "check_token",
+    "check_token_header",
+]
 
 SECRET = "a secret that is long enough for this"
 NOW = 1_800_000_000.0
@@ -39,6 +48,32 @@ def check_text(data: bytes) -> Hashable:
 
 def _same(left: Any, right: Any) -> bool:
     return repr(left) == repr(right)  # NaN is not equal to itself
+
+
+def check_object(data: bytes) -> Hashable:
+    """A frame of V1 is refused, or an ordinary JSON parser reads the same fields."""
+    try:
+        message = V1.decode(TEXT, data)
+    except FrameError as error:
+        return str(error)[:24]
+    # A repeated key: the last one counts for both.
+    read = read_json(data.decode("utf-8", "replace"))
+    if read is not TOO_LARGE:
+        assert [read.get(key) for key in ("join_ref", "ref", "topic", "event")] == list(message[:4])
+        assert _same(read["payload"], json.loads(message.payload))
+    again = V1.encode_text(message.join_ref, message.ref, message.topic, message.event, message.payload)
+    assert V1.decode(TEXT, again.data) == message
+    whole = is_document(message.payload)
+    # Longer topics and refs are refused at the join.
+    short = all(len((field or "").encode()) <= MAX_FIELD for field in message[:4])
+    for serializer in (V1, V2) if short else ():
+        header = serializer.broadcast_header(message.topic, message.event, message.join_ref)
+        sent = header.encode(message.payload, None, document=whole)
+        if sent is not None and sent.opcode == TEXT:
+            received = serializer.decode(TEXT, sent.data)
+            assert received[2:4] == message[2:4]
+            assert not whole or received.payload == message.payload
+    return message.join_ref is None, message.ref is None, message.payload[:1], len(data).bit_length()
 
 
 def check_binary(data: bytes) -> Hashable:

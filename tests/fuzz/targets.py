@@ -11,6 +11,7 @@ from tests.fuzz.phoenix import (
     check_binary,
     check_document,
     check_large,
+    check_object,
     check_text,
     check_token,
     check_token_header,
@@ -175,6 +176,18 @@ TARGETS: Final = (
         ),
         JSON_WORDS,
         weight=4,
+    ),
+    Target(
+        "phoenix_object",
+        check_object,
+        (
+            b'{"topic":"t","event":"phx_join","payload":{"token":"x"},"ref":"1","join_ref":"1"}',
+            b'{"topic":"phoenix","event":"heartbeat","payload":{},"ref":"2"}',
+            b'{"event":"e","payload":[1,2.5,"\\u00e9"],"ref":null,"topic":"a:b","more":[]}',
+            b'{"ref":5,"topic":"t","event":"e","payload":"text"}',
+        ),
+        (*JSON_WORDS, b'"topic":"t",', b'"event":"e",', b'"payload":', b'"ref":"1",', b'"join_ref":null,'),
+        weight=3,
     ),
     Target(
         "phoenix_large",

@@ -27,7 +27,7 @@ async def test_the_document_and_the_behaviour_agree(tmp_path: Path) -> None:
         (tmp_path / "schemathesis.toml").write_text("[generation]\nallow-extra-parameters = false\n")
         command = [
             sys.executable, "-m", "schemathesis.cli", "run", f"{running.url}/openapi.json",
-            "--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--no-shrink",
+            "--phases", "examples,coverage,fuzzing", "--max-examples", "5", "--seed", "1", "--no-shrink",
             "--continue-on-failure", "--checks", "all", "--warnings", "off",
         ]  # fmt: skip
         done = await trio.run_process(

@@ -51,6 +51,9 @@ def test_length_takes_exactly_its_bytes(data: bytes, length: int) -> None:
         b"g\r\n",
         b"\r\n",
         b"1\r\na\rX",
+        b"0\r\nContent-Length: 5\r\n\r\n",
+        b"0\r\nX: y\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"0\r\nhOST: a\r\n\r\n",
     ],
 )
 def test_malformed_chunks_are_refused(wire: bytes) -> None:

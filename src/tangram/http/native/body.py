@@ -24,6 +24,8 @@ MAX_TRAILERS: Final = 8192
 
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e]*)?")
 _TRAILERS: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+_FRAMING: Final = re.compile(rb"\n(?:content-length|transfer-encoding|host):", re.IGNORECASE)
+"""Fields that must not be in trailers (RFC 9110, section 6.5.1): other servers may act on them."""
 
 
 class LengthBody:
@@ -124,7 +126,7 @@ class ChunkedBody:
             if len(data) - start >= MAX_TRAILERS:
                 raise RejectedRequest(431, "trailers too large")
             return -1
-        if not _TRAILERS.fullmatch(data, start, end + 2):
+        if not _TRAILERS.fullmatch(data, start, end + 2) or _FRAMING.search(b"\n" + data[start:end]):
             raise RejectedRequest(400, "malformed trailer")
         self.done = True
         return end + 4
