@@ -1,4 +1,4 @@
-"""The cases of the Autobahn test suite for WebSocket servers, section by section, over both engines.
+"""The cases of the Autobahn test suite for WebSocket servers, over both engines.
 
 The suite itself (https://github.com/crossbario/autobahn-testsuite) needs Python 2. Its cases are written here
 as tables: the bytes that a client sends, and the frames that it gets back. A failed connection may end before
@@ -409,7 +409,7 @@ Outcome = tuple[list[tuple[int, bytes]], int | None]
 
 
 async def play(server: Server, case: Case, *, compression: bool) -> Outcome:
-    """Play one case; return the frames before the close frame, and its code (None: there was none)."""
+    """Play one case; return the frames before the close frame, and its code or None."""
     stream = await connect(server, compression=compression)
     reader = FrameReader(stream, compression=compression)
     got: list[tuple[int, bytes]] = []

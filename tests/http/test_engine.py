@@ -236,7 +236,7 @@ async def test_at_the_bound_connections_without_a_request_are_closed_first(clock
 async def test_without_descriptors_the_oldest_idle_connection_is_closed(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EMFILE at an accept closes a connection without a request, and the newcomer is accepted at once."""
+    """EMFILE at an accept closes a connection without a request for the newcomer."""
     made: list[FakeConnection] = []
     failures: list[OSError] = []
 

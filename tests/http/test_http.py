@@ -408,7 +408,7 @@ async def test_two_empty_lines_before_a_request_are_400(engine: str, clock: Cloc
 
 @pytest.mark.parametrize("head", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
 async def test_an_answer_before_the_body_announces_the_close(engine: str, head: bytes, clock: Clock) -> None:
-    """An answer that leaves a large body unread says Connection: close, and the connection ends."""
+    """An answer that leaves a large body unread says Connection: close."""
 
     async def refuse(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})

@@ -56,7 +56,7 @@ async def test_each_request_has_a_body_limit_of_its_own(engine: str, clock: Cloc
 
 
 async def test_refusal_reaches_a_client_that_is_still_sending(engine: str, clock: Clock) -> None:
-    """A body over the bound is answered, and no reset drops the answer or a part of the request."""
+    """A body over the bound is answered, and no reset drops the answer."""
     async with serving(engine, hello, max_body=1000) as server, await server.connect() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 800000\r\n\r\n")
         for _ in range(80):
@@ -178,7 +178,7 @@ async def test_a_proxy_may_have_any_number_of_connections(engine: str, clock: Cl
 
 
 async def test_the_log_names_the_address_with_the_most_connections(clock: Clock) -> None:
-    """A refusal at ``max_connections`` logs the busiest address, which need not be the refused one."""
+    """A refusal at ``max_connections`` logs the busiest address."""
     with capture_logs() as lines:
         async with serving("native", hello, max_connections=2) as server:
             async with await server.connect() as first, await server.connect() as second:
@@ -398,7 +398,7 @@ async def brief(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("engine", ["native", "hypercorn"])
 async def test_a_unix_socket_is_served(engine: str, clock: Clock, tmp_path: Path) -> None:
-    """Requests over a Unix socket are answered; its clients count as one proxy on this machine."""
+    """Requests over a Unix socket are answered; its clients count as one local proxy."""
     held = open_listeners(f"unix:{tmp_path}/t.sock", 0)
     try:
         async with serving(engine, brief, held=held, max_connections_per_address=1) as server:

@@ -25,7 +25,7 @@ def named(ledger: PendingBytes, name: str, dropped: list[str]) -> PendingItem:
 
 
 async def test_old_and_large_items_go_first(autojump_clock: Clock) -> None:
-    """Over the bound the items go in the order of bytes times seconds, until the total is below it."""
+    """Over the bound the items go in the order of bytes times seconds."""
     dropped: list[str] = []
     ledger = PendingBytes(1000, timeout=60)
     old, large, new = (named(ledger, name, dropped) for name in ("old", "large", "new"))
@@ -48,7 +48,10 @@ async def test_old_and_large_items_go_first(autojump_clock: Clock) -> None:
 
 
 async def test_a_finished_item_counts_no_longer(autojump_clock: Clock) -> None:
-    """An item of size 0 is neither counted nor dropped, and its time begins with its next byte."""
+    """An item of size 0 is neither counted nor dropped.
+
+    Its time begins with its next byte.
+    """
     dropped: list[str] = []
     ledger = PendingBytes(1000, timeout=60)
     item = named(ledger, "item", dropped)
@@ -85,7 +88,7 @@ async def test_unfinished_channel_messages_share_one_bound(clock: Clock) -> None
 
 
 async def test_pings_do_not_extend_the_time_of_a_message(clock: Clock) -> None:
-    """A channel client that pings within an unfinished message is closed with 1008 after body_timeout."""
+    """A client that pings within an unfinished message is closed with 1008."""
     async with serving_channels(Settings(idle_timeout=1e6), body_timeout=20.0) as served:
         client = await open_socket(served.server)
         await client.stream.send_all(masked(b"begin", fin=False))
@@ -114,7 +117,7 @@ async def never_receives(scope: dict[str, Any], receive: Any, send: Any) -> None
 
 
 async def test_messages_of_application_sockets_share_the_bound(engine: str, clock: Clock) -> None:
-    """The same holds for WebSockets of the application, for fragments and for waiting messages."""
+    """Fragments and waiting messages of application WebSockets share the bound."""
     async with serving(engine, never_receives, max_pending_bytes=100 * KIB) as server:
         first = await unfinished(server, 60 * KIB, "/ws")
         await trio.sleep(1)
@@ -171,7 +174,7 @@ async def test_unfinished_bodies_share_the_bound(engine: str, clock: Clock) -> N
 
 
 async def test_a_body_larger_than_the_default_counts_no_more_than_that(engine: str, clock: Clock) -> None:
-    """A route with a larger limit can stream an upload that is larger than the bound of all clients."""
+    """A route with a larger limit can stream an upload that exceeds the bound."""
     size = 300 * KIB
     async with serving(
         engine, reads_body, max_body=64 * KIB, max_pending_bytes=100 * KIB, body_limit=lambda _: 0

@@ -193,9 +193,9 @@ def has_hung_up(sock: socket.socket) -> bool:
 
 
 def network_of(address: str) -> str:
-    """Return the network whose connections are counted together: an IPv4 address, or 64 bits of IPv6.
+    """Return the network whose connections are counted together.
 
-    Each IPv6 customer gets a network of at least that size.
+    That is an IPv4 address, or 64 bits of IPv6: each IPv6 customer gets a network of at least that size.
     """
     if ":" not in address:
         return address
@@ -471,7 +471,7 @@ class Engine:
         return here >= min(bound, max(1, self._max_connections // 2)) and not self.is_proxy(network)
 
     def _evict(self) -> bool:
-        """Close the oldest connection that never sent a request; return ``False`` if there is none.
+        """Close the oldest connection without a request; return ``False`` if there is none.
 
         Each connection is examined once at most, so that the search is cheap for each newcomer.
         """

@@ -1,4 +1,4 @@
-"""One bound for the unfinished messages and bodies of all clients, and a time limit for each.
+"""One bound for the unfinished messages and bodies of all clients.
 
 1. No I/O here: the transports report how many bytes they hold for a client, and are told to drop them.
 2. The bound is a total. Bounds for each connection alone would have to be small, or would let 40 clients take
@@ -65,7 +65,10 @@ class PendingItem:
             ledger.relieve()
 
     def restart(self) -> None:
-        """Begin the time limit anew: a message was finished, or the server itself had paused reading."""
+        """Begin the time limit anew.
+
+        Called when a message was finished, or when the server itself had paused reading.
+        """
         self.since = _now()
 
     def is_late(self, now: float) -> bool:

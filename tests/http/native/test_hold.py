@@ -1,4 +1,4 @@
-"""No bytes of a client hold the event loop for long: frames of any size, and compressed ones."""
+"""No bytes of a client hold the event loop for long."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_compressed_frames_inflate_in_short_steps() -> None:
 
 
 async def test_a_compression_bomb_is_closed_with_1009(clock: Clock) -> None:
-    """A frame of 16 KiB that would inflate to 16 MiB ends its connection, and is never inflated whole."""
+    """16 KiB that would inflate to 16 MiB end their connection, and are not inflated."""
     async with serving_channels(Settings(), compression=True) as served:
         client = await open_socket(
             served.server, extensions=[ClientPerMessageDeflateFactory(compress_settings={"level": 9})]
@@ -117,7 +117,7 @@ async def test_a_compression_bomb_is_closed_with_1009(clock: Clock) -> None:
 
 
 async def test_a_large_frame_before_a_join_is_1009(clock: Clock) -> None:
-    """Before the first join a frame over max_unjoined is refused by its head, after it by max_message."""
+    """Before the first join a frame over max_unjoined is refused; after it, it is not."""
     async with serving_channels(Settings()) as served:
         early, member = await open_socket(served.server), await open_socket(served.server)
         await early.stream.send_all(masked(b"x" * 100_000)[:100])
@@ -132,7 +132,7 @@ async def test_a_large_frame_before_a_join_is_1009(clock: Clock) -> None:
 
 
 async def test_large_frames_arrive_whole_however_they_are_cut(clock: Clock) -> None:
-    """A large message in one frame, and in fragments of all sizes with pings between them, is the same."""
+    """A large message arrives the same in one frame and in fragments with pings between."""
     payload = json.dumps({"x": "abcdefg" * 40_000})
     text = f'["1","2","obs","wave",{payload}]'.encode()
     async with serving_channels(Settings()) as served:

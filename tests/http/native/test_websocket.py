@@ -366,7 +366,7 @@ async def test_header_that_splits_the_response(clock: Clock) -> None:
 
 
 async def test_client_closes_in_the_middle_of_a_message(clock: Clock) -> None:
-    """A close frame between two fragments gives the message up: the client gets its own code back."""
+    """A client that closes between two fragments gets its own code back."""
     async with serving("native", echo) as server:
         socket = await open_socket(server, "/ws")
         await socket.stream.send_all(masked(b"begin", fin=False) + masked(b"\x03\xe8", Opcode.CLOSE))

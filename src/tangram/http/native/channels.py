@@ -157,7 +157,7 @@ class ChannelSocket:
         self._session.outbox.close(SHUTDOWN if code == SHUTDOWN.code else RESTART)
 
     def tick(self, now: float) -> None:
-        """Ping a client that has been silent for the interval; close one whose message takes too long."""
+        """Ping a silent client; close one whose message takes too long."""
         if self._pending.is_late(now):
             self._end_message(SLOW_MESSAGE)
         if now - max(self._pinged_at, self._session.last_seen) >= self._ping_interval:
@@ -206,9 +206,10 @@ class ChannelSocket:
             await stream.linger()
 
     async def _take_rest(self) -> bool:
-        """Handle the rest of one read in steps, between which other tasks run; the same as ``_take``.
+        """Handle the rest of one read in steps; return whether to read on.
 
-        Assembling a frame of 16 MiB has taken 10 ms, and to cut its payload out takes 5 ms.
+        Other tasks run between the steps: assembling a frame of 16 MiB has taken 10 ms, and cutting its
+        payload out takes 5 ms.
         """
         while True:
             await trio.lowlevel.checkpoint()

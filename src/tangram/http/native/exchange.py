@@ -311,7 +311,7 @@ class Exchange:
             await stream.write(data)
 
     def _must_close(self) -> bool:
-        """Return whether so much of the body is unread that the connection will end after the response."""
+        """Return whether the connection will end because of an unread body."""
         body = self._body
         if body is None or body.done:
             return False

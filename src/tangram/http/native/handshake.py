@@ -43,10 +43,10 @@ _silent_log.setLevel(logging.CRITICAL)
 
 
 class _Protocol(ServerProtocol):
-    """The protocol of ``websockets``, except that a message may be left unfinished by a close frame.
+    """The protocol of ``websockets``, with a close frame allowed between two fragments.
 
-    RFC 6455, section 5.4, allows a control frame between two fragments, and a close frame is one: its sender
-    has given the message up. ``websockets`` takes it for an error of the protocol.
+    RFC 6455, section 5.4, allows a control frame there, and a close frame is one: its sender has given the
+    message up. ``websockets`` takes it for an error of the protocol.
     """
 
     def recv_frame(self, frame: Frame) -> None:

@@ -250,7 +250,10 @@ class MessageAssembler:
         return -1
 
     def _begin_other(self, data: bytes, at: int, start: int, length: int) -> int:
-        """Begin a frame that is not common, with its payload at ``start``; return where to go on, or -1."""
+        """Begin a frame that is not common; return the offset to go on at, or -1.
+
+        ``start`` is the offset of its payload.
+        """
         # A large data frame is gathered here; its head may be incomplete.
         if length > self._largest and self._may_gather(data[at], length):
             if len(data) < start:
@@ -290,7 +293,7 @@ class MessageAssembler:
             messages.append(message)
 
     def _keep(self, data: bytes, at: int) -> int:
-        """Keep the beginning of a frame whose length is not complete, unless its opcode is not valid."""
+        """Keep an incomplete head of a frame, unless its opcode is not valid."""
         if data[at] & 15 in _UNKNOWN:
             # The protocol reports it at once.
             self._passing = _ALL

@@ -263,7 +263,7 @@ class AppSocket:
         return True
 
     async def _take_all(self, data: bytes) -> None:
-        """Handle the bytes of one read; compressed ones in small steps, since they may inflate to much."""
+        """Handle the bytes of one read in steps, between which other tasks run."""
         if not self._protocol.extensions:
             await self._take(data)
             while self._assembler.more and not self._failed:
