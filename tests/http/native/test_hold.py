@@ -63,7 +63,9 @@ def test_a_large_message_is_assembled_in_short_steps(fragments: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frame", [masked(b"", Opcode.PING), masked(b"", Opcode.CONT, fin=False)])
+@pytest.mark.parametrize(
+    "frame", [masked(b"", Opcode.PING), masked(b"", Opcode.CONT, fin=False)], ids=["ping", "fragment"]
+)
 def test_very_small_frames_are_handled_in_short_steps(frame: bytes) -> None:
     """A read of 10,000 empty pings or fragments is handled in several steps, and none is lost."""
     steps = []
