@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import sysconfig
 import types
 from pathlib import Path
 from typing import Final
@@ -24,7 +23,7 @@ _ATTACHED: Final = "tangram_crash"
 _TRIO: Final = str(Path(trio.__file__).parent)
 _HERE: Final = str(Path(__file__).parent)
 _TANGRAM: Final = str(Path(__file__).parents[1]) + "/"
-_STDLIB: Final = sysconfig.get_path("stdlib") + "/"
+_STDLIB: Final = str(Path(types.__file__).parent) + "/"
 _INSTALLED: Final = re.compile(r".*/(?:site|dist)-packages/")
 """The folder in which distributions are installed."""
 
