@@ -86,6 +86,24 @@ async def test_an_outage_that_has_just_ended_is_an_excuse_too(autojump_clock: ob
     assert host.runs == 2
 
 
+async def test_an_outage_that_is_noticed_after_the_failure_is_an_excuse_too(autojump_clock: object) -> None:
+    """A publish to a silent Redis may fail a moment before the bus notices that Redis is away."""
+    redis, host = Redis(there=True), Host(crash_of_redis(), None)
+    redis.turn(there=True)
+    await trio.sleep(RECENT + 1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: redis.outage.run(host, task_status=trio.TASK_STATUS_IGNORED))
+        await trio.sleep(0.3)
+        redis.turn(there=False)
+        await trio.sleep(1)
+        waiting = set(redis.outage.waiting)
+        redis.turn(there=True)
+
+    assert waiting == {"probe"}
+    assert host.runs == 2
+
+
 async def test_without_an_outage_it_is_the_plugins_own_crash(autojump_clock: object) -> None:
     """A plugin whose own Redis is away, while the server's is there, has crashed."""
     redis, host = Redis(there=True), Host(crash_of_redis())

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from tangram.app import Server
-from tangram.app.redis_outage import RedisOutage
+from tangram.app.redis_outage import SETTLE, RedisOutage
 from tangram.bus import Bus
 from tangram.channels.disconnects import BUSY, LIMITED, OVERLOAD
 from tangram.channels.policy import Gate
@@ -36,12 +36,19 @@ from tests.app.helpers import Journal, make_impatient, make_plugin
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
+async def never_excused(_outage: RedisOutage) -> bool:
+    """Plant an outage that excuses no plugin."""
+    await trio.sleep(SETTLE)
+    return False
+
+
 @pytest.mark.parametrize("name", ["redis_reset", "redis_half_close", "redis_black_hole"])
 async def test_a_crash_by_an_outage_is_detected(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A service that crashes because it misses Redis counts as a crash."""
-    monkeypatch.setattr(RedisOutage, "_is_excused", lambda _outage: False)
+    monkeypatch.setattr(RedisOutage, "settle", never_excused)
+    monkeypatch.setattr(RedisOutage, "_is_noticed", never_excused)
     config = {"supervisor": {"root_restarts": 1000, "plugin_restarts": 1000}}
     seen: list[RunningTangram] = []
     plugin = make_impatient(seen)

@@ -27,6 +27,13 @@ log = structlog.get_logger("tangram.app")
 SETTLE: Final = 0.05
 """Seconds until every part has seen an outage: a connection that breaks is seen at once."""
 
+NOTICE: Final = 0.5
+"""Seconds for the bus to notice a Redis that is silent without closing connections.
+
+A publish and the bus's own check wait 5 s for an answer. A publish that began just before the last bytes from
+Redis came fails first, on a busy machine by more than `SETTLE`.
+"""
+
 RECENT: Final = 6.0
 """Seconds after an outage in which a failure still counts as its result: a publisher waits 5 s."""
 
@@ -72,7 +79,7 @@ class RedisOutage:
             except Exception as error:
                 if not blames_redis(error):
                     raise
-                if not await self.settle():
+                if not (await self.settle() or await self._is_noticed()):
                     raise
                 log.warning("plugin waits for redis", plugin=host.name, cause=str(error))
                 # The plugins that start after this one need not wait with it.
@@ -92,6 +99,13 @@ class RedisOutage:
         """
         await trio.sleep(SETTLE)
         return not self._is_connected() or trio.current_time() - self._connected_at < RECENT
+
+    async def _is_noticed(self) -> bool:
+        """Return whether the bus notices within `NOTICE` seconds that Redis is away."""
+        with trio.move_on_after(NOTICE):
+            while self._is_connected():  # noqa: ASYNC110 - the event tells of connections alone
+                await trio.sleep(SETTLE)
+        return not self._is_connected()
 
     async def lost_since(self, began: float) -> bool:
         """Wait 50 ms, and return whether Redis is away, or was just away and was lost after *began*."""

@@ -195,7 +195,9 @@ async def descriptors_exhausted(_chaos: Chaos) -> None:
                 await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
             await server.wait_line("no file descriptor for another connection")
             client = await stack.enter_async_context(await trio.open_tcp_stream(HOST, server.home.port))
-            await client.send_all(b"GET /-/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await client.send_all(
+                f"GET /-/healthz HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+            )
             with trio.fail_after(SECONDS):
                 answer = bytes(await client.receive_some(64))
             assert answer.startswith(b"HTTP/1.1 200"), f"a client with a request was answered {answer!r}"
