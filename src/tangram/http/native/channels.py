@@ -120,6 +120,7 @@ class ChannelSocket:
 
     __slots__ = (
         "_assembler",
+        "_before_join",
         "_pending",
         "_ping_interval",
         "_pinged_at",
@@ -143,6 +144,7 @@ class ChannelSocket:
         self._stream = stream
         self._assembler = assembler
         self._protocol = assembler.protocol
+        self._before_join = True
         self._read_size = COMPRESSED_READ if assembler.protocol.extensions else READ_SIZE
         self._session = session
         self._pump = pump
@@ -248,8 +250,10 @@ class ChannelSocket:
         """Handle the bytes of one read; return whether to read on."""
         protocol, session, pump = self._protocol, self._session, self._pump
         assembler = self._assembler
-        if assembler.max_message != session.max_message:
-            assembler.max_message = session.max_message  # larger after the first join
+        if self._before_join and session.socket.joined:
+            # Once is enough: the session checks the size of each frame, also after the last leave.
+            self._before_join = False
+            assembler.max_message = session.max_message
         controls = assembler.controls
         messages = assembler.feed(data)
         if assembler.controls != controls:
