@@ -436,3 +436,41 @@ async def test_a_message_that_fills_the_queue_is_followed_by_others(engine: str,
         await server.wait_closed(600)
 
     assert counts == [3] * 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pings", [False, True], ids=["silent", "pings"])
+async def test_unfinished_messages_of_many_clients_fill_no_memory(
+    engine: str, pings: bool, clock: Clock
+) -> None:
+    """Twenty clients that never finish a message of 4 MiB hold the bound of all, and the good one is served.
+
+    Their pings, which a client may send between fragments, do not keep them alive.
+    """
+    part = masked(b"x" * MIB, fin=False) + b"".join(masked(b"x" * MIB, 0, fin=False) for _ in range(3))
+    async with open_site(engine, max_pending_bytes=16 * MIB) as site:
+        clients = [await site.open() for _ in range(20)]
+        for n, client in enumerate(clients):
+            await client.join("obs", f"hostile{n}")
+
+        async def send(client: Socket) -> None:
+            with suppress(trio.BrokenResourceError):
+                await client.stream.send_all(part)
+                while pings:
+                    await client.stream.send_all(masked(b"", Opcode.PING))
+                    await trio.sleep(1)
+
+        with bounded_memory(48 * MIB):
+            async with trio.open_nursery() as nursery:
+                for client in clients:
+                    nursery.start_soon(send, client)
+                await trio.sleep(5)
+                await site.check_serves()
+                nursery.cancel_scope.cancel()
+            statistics = site.server.engine.statistics()
+
+        assert statistics.pending <= 16 * MIB
+        assert statistics.dropped >= 15
+        for client in clients:
+            await client.aclose()
+        await site.wait_cleaned_up(60)
