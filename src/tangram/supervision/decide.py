@@ -407,10 +407,10 @@ class Decider:
             self._take_down(entry, now + delay, now)
         else:
             self._send_away(entry, State.STOPPED, now)
-            message = (
-                f"supervisor {self.name!r} gives up: more than {window.restarts} restarts "
-                f"in {window.seconds:g} s, the last for {' > '.join(crash.path)}: {crash.cause}"
-            )
+            path = " > ".join(crash.path)
+            budget = f"more than {window.restarts} restarts in {window.seconds:g} s, the last for"
+            why = f"{budget} {path}" if window.restarts else f"it allows no restart of {path}"
+            message = f"supervisor {self.name!r} gives up: {why}: {crash.cause}"
             self._fail(Failure("exhausted", entry.spec.name, message, crash), now)
 
     def _take_down(self, crashed: Entry, gate: float, now: float) -> None:
