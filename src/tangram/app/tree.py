@@ -35,6 +35,7 @@ from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
+from tangram.gateway.longpoll import longpoll_router
 from tangram.gateway.tokens import token_router
 from tangram.http.listeners import HeldSocket
 from tangram.plugins.host import PluginHost
@@ -416,7 +417,10 @@ class Tree:
             operator_token=self.secrets.operator,
             state=incarnation.require_state,
             plugins=self.plugins.plugins,
-            routers=[token_router(lambda: incarnation.channels)],
+            routers=[
+                token_router(lambda: incarnation.channels),
+                longpoll_router(lambda: incarnation.channels),
+            ],
             apps=[
                 app
                 for host in incarnation.hosts.values()

@@ -25,7 +25,7 @@ from tangram.channels.frames import (
 )
 from tangram.channels.json_text import is_sound
 
-__all__ = ["V1", "V2", "BroadcastHeader", "Serializer"]
+__all__ = ["V1", "V2", "V2_TEXT", "BroadcastHeader", "Serializer"]
 
 MAX_OBJECT: Final = codec.MAX_AT_ONCE
 """Bytes of a frame of V1, whose fields may be in any order: its header cannot be read before the payload."""
@@ -106,6 +106,14 @@ class _V2(Serializer):
         return BroadcastHeader(codec.text_header(join_ref, None, topic, event), b"]", binary, strings=False)
 
 
+class _V2Text(_V2):
+    """V2 for a transport without binary messages to clients."""
+
+    def broadcast_header(self, topic: str, event: str, join_ref: str | None) -> BroadcastHeader:
+        header = super().broadcast_header(topic, event, join_ref)
+        return header._replace(binary=None, strings=True)
+
+
 class _Object(msgspec.Struct):
     topic: str
     event: str
@@ -180,4 +188,5 @@ def _object_reply_to(data: bytes | str) -> ReplyTo | None:
 
 
 V2: Final[Serializer] = _V2()
+V2_TEXT: Final[Serializer] = _V2Text()
 V1: Final[Serializer] = _V1()

@@ -18,7 +18,7 @@ from tangram.channels.hub import Hub
 from tangram.channels.json_text import check_slices
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
-from tangram.channels.serializers import V2
+from tangram.channels.serializers import V1
 from tangram.channels.socket import Authorize, Effect, Publish, Socket
 from tangram.gateway.publishing import Batch
 from tangram.gateway.settings import ChannelSettings
@@ -100,7 +100,7 @@ class Session:
                     if len(data) > self.max_message:
                         outbox.close(TOO_BIG)
                         break
-                    if opcode == TEXT and len(data) > MAX_AT_ONCE and outbox.serializer is V2:
+                    if opcode == TEXT and len(data) > MAX_AT_ONCE and outbox.serializer is not V1:
                         self._unfinished = frames[at:]
                         break
                 try:

@@ -43,6 +43,7 @@ _REQUEST_BODY: Final = {
                 "properties": {
                     "channel": {"title": "Channel", "type": "string"},
                     "id": {"title": "Id", "anyOf": [{"type": "string"}, {"type": "null"}]},
+                    "proof": {"title": "Proof", "anyOf": [{"type": "string"}, {"type": "null"}]},
                 },
                 "required": ["channel"],
             }
@@ -53,7 +54,9 @@ _REQUEST_BODY: Final = {
 
 _TOKEN: Final = {
     "type": "object",
-    "properties": {name: {"title": name.title(), "type": "string"} for name in ("channel", "id", "token")},
+    "properties": {
+        name: {"title": name.title(), "type": "string"} for name in ("channel", "id", "token", "proof")
+    },
     "required": ["channel", "id", "token"],
 }
 
