@@ -108,6 +108,28 @@ def test_only_trusted_proxies_set_the_client_address() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chain", "real", "client"),
+    [
+        ("127.0.0.1", "198.51.100.7", "127.0.0.1"),
+        ("203.0.113.9", "198.51.100.7", "127.0.0.1"),
+        ("203.0.113.9, 198.51.100.7", "198.51.100.7", "198.51.100.7"),
+        ("198.51.100.7", "203.0.113.9", "127.0.0.1"),
+        ("198.51.100.7, 10.0.0.9", "10.0.0.9", "198.51.100.7"),
+        ("198.51.100.7", "", "198.51.100.7"),
+    ],
+)
+def test_headers_that_contradict_each_other_name_no_client(chain: str, real: str, client: str) -> None:
+    """A proxy that sets X-Real-IP alone passes X-Forwarded-For on as the client wrote it, or the reverse.
+
+    The request then counts for the proxy. The second hop may be a trusted proxy, which is no contradiction.
+    """
+    ours = addresses(forwarded_allow_ips=("127.0.0.1", "10.0.0.0/8"))
+    headers = {"host": "localhost", "x_forwarded_for": chain, **({"x_real_ip": real} if real else {})}
+
+    assert ours.forwarded(scope(**headers))["client"][0] == client
+
+
+@pytest.mark.parametrize(
     ("server", "host", "socket_address", "expected"),
     [
         ("127.0.0.1", "localhost:2346", "127.0.0.1", True),

@@ -38,6 +38,7 @@ def scope(version: str = "1.1", **headers: str) -> dict[str, Any]:
             False,
         ),
         (scope(host="127.0.0.1:2346", via="1.1 proxy", forwarded="for=198.51.100.7"), False, False),
+        (scope(host="localhost", x_real_ip="198.51.100.7", x_forwarded_for="127.0.0.1"), False, True),
         (scope(host="maps.example"), True, True),
         (
             scope(host="127.0.0.1:2346", sec_fetch_site="same-origin", referer="https://maps.example/"),

@@ -435,7 +435,7 @@ class Tree:
         """The origins whose pages may use this server, the same for HTTP, tokens and WebSockets."""
         server, channel = self.config.server, self.config.channel
         public = urlsplit(channel.public_url).hostname if channel.public_url else None
-        named = (*split_hosts(server.host), *server.hosts, channel.host, public)
+        named = (*split_hosts(server.host), *server.hosts, *split_hosts(channel.host or server.host), public)
         return OriginPolicy(server.allowed_origins, [host for host in named if host])
 
     # -- stops -----------------------------------------------------------------------------------------------

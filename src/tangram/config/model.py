@@ -207,8 +207,11 @@ class ServerConfig:
 class ChannelConfig:
     """``[channel]``: WebSockets, tokens, and limits on one client."""
 
-    host: str | None = attrs.field(default=None, validator=v.optional(validators.filled))
-    """Address of the second listener. Unset: ``server.host``. Without ``port`` it has no effect."""
+    host: str | None = attrs.field(
+        default=None, validator=v.optional(validators.listen_hosts), metadata={"joined": True}
+    )
+    """Addresses of the second listener, in the forms of ``server.host``, which is used if unset. Without
+    ``port`` it has no effect."""
     port: int | None = attrs.field(default=None, validator=v.optional(validators.port))
     """A second listener on this port (2347 on the published server). Unset: channels share ``server.port``.
     """

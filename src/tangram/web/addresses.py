@@ -75,7 +75,13 @@ class Addresses:
         server, channel = config.server, config.channel
         public = urlsplit(channel.public_url).hostname if channel.public_url else None
         listening = split_hosts(server.host)
-        named = {*listening, *server.hosts, channel.host or "", public or "", *_machine_names()}
+        named = {
+            *listening,
+            *server.hosts,
+            *split_hosts(channel.host or server.host),
+            public or "",
+            *_machine_names(),
+        }
         return cls(
             hosts=frozenset(
                 name.lower() for name in named if name and name not in _ANY and not name.startswith(UNIX)
@@ -200,10 +206,15 @@ class Addresses:
     def _forwarded_for(self, scope: Scope) -> str:
         """Return the nearest address that is no trusted proxy; empty without ``X-Forwarded-For``."""
         chain = [part.strip() for value in headers_of(scope, b"x-forwarded-for") for part in value.split(",")]
+        nearest = chain[0] if chain else ""
         for address in reversed(chain):
             if self.trust_all or not self.trusts(address):
-                return address
-        return chain[0] if chain else ""
+                nearest = address
+                break
+        real = header(scope, b"x-real-ip")
+        if real and nearest and real != nearest and not self.trusts(real):
+            return ""  # the proxy writes one of the two only, and the client wrote the other
+        return nearest
 
 
 def _machine_names() -> set[str]:

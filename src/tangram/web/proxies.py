@@ -43,21 +43,29 @@ def missing_proxy_headers(scope: Scope, *, own_name: bool) -> str | None:
         own_name: Whether ``Host`` is a configured name, which browsers on this machine would hardly use.
     """
     names = {name.lower() for name, _ in scope["headers"]}
+    reason = None
     if names & _CLIENT:
-        return None
-    if names & _PROXY:
-        return "it has headers of a proxy"
-    if scope.get("http_version") == "1.0" and (header(scope, b"user-agent") or "").startswith("Mozilla"):
-        return "a browser does not speak HTTP/1.0"
+        real, chain = header(scope, b"x-real-ip"), header(scope, b"x-forwarded-for")
+        if real and chain and real not in {part.strip() for part in chain.split(",")}:
+            reason = "X-Real-IP is not in X-Forwarded-For, which the client may have written"
+    elif names & _PROXY:
+        reason = "it has headers of a proxy"
+    elif scope.get("http_version") == "1.0" and (header(scope, b"user-agent") or "").startswith("Mozilla"):
+        reason = "a browser does not speak HTTP/1.0"
+    elif header(scope, b"sec-fetch-site") == "same-origin" and not _is_page_of_host(scope):
+        reason = "its page has another host"
+    elif own_name:
+        reason = "its host is a public name and its client this machine"
+    return reason
+
+
+def _is_page_of_host(scope: Scope) -> bool:
+    """Return whether the page that sent the request has the request's host, or is unknown."""
     page = header(scope, b"origin") or header(scope, b"referer")
-    if page and header(scope, b"sec-fetch-site") == "same-origin":
-        try:
-            netloc = urlsplit(page).netloc
-        except ValueError:
-            return None
-        if netloc != header(scope, b"host"):
-            return "its page has another host"
-    return "its host is a public name and its client this machine" if own_name else None
+    try:
+        return not page or urlsplit(page).netloc == header(scope, b"host")
+    except ValueError:
+        return True
 
 
 class ProxyHint:
