@@ -277,7 +277,9 @@ def _unknown_option(name: str, known: Mapping[str, object]) -> str:
 _SECRET_WORD: Final = re.compile(r"passw|secret|token|credential", re.IGNORECASE)
 _SECRET_NAMES: Final = frozenset({"key", "apikey", "api_key", "api-key", "pass", "pwd", "sig", "signature"})
 
+_KNOWN_SCHEMES: Final = (*_SCHEMES, "http://", "https://", "ws://", "wss://")
 _USER: Final = re.compile(r"://[^:@]*:")
+_ANY_USER: Final = re.compile(r"://(?:[^:@]*:)?")
 _USER_ALONE: Final = re.compile(r"^[^:@/\s]*:")
 """The same where the scheme was forgotten."""
 _USER_IN_TEXT: Final = re.compile(r"://[^:@\s'\"]*:")
@@ -305,7 +307,8 @@ def redact_url(url: str) -> str:
         return _hide_password(_hide_options(url, "?" + url), _USER_ALONE)
     url = _hide_options(url, url)
     if "@" in url:
-        return _hide_password(url, _USER)
+        # A name alone is no password, unless the scheme is a part of the account: "user://secret@host".
+        return _hide_password(url, _USER if url.startswith(_KNOWN_SCHEMES) else _ANY_USER)
     return _AFTER_HOST.sub(_hide_after_host, url)
 
 

@@ -12,7 +12,6 @@ import trio
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerUnavailable
 from tangram.groups import first_leaf
-from tangram.own_sockets import mark_own
 from tangram.redis_url import RedisAddress, read_redis_url, redact_url
 
 __all__ = ["Probe", "open_probe", "ping"]
@@ -120,13 +119,10 @@ async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
 
 async def _connect(address: RedisAddress) -> trio.abc.Stream:
     if address.path:
-        unix = await trio.open_unix_socket(address.path)
-        mark_own(unix.socket)
-        return unix
+        return await trio.open_unix_socket(address.path)
     # Before the connection is opened, because a named file may be missing.
     context = redis_tls_context(address.options) if address.tls else None
     stream = await trio.open_tcp_stream(address.host, address.port)
-    mark_own(stream.socket)
     if context is None:
         return stream
     return trio.SSLStream(stream, context, server_hostname=address.host)

@@ -2,7 +2,6 @@
 
 from tangram.bus.bus import Bus, BusStatistics
 from tangram.bus.client import RedisClient
-from tangram.bus.outages import Outage, Outages
 from tangram.bus.publisher import Done
 from tangram.bus.subscriber import Subscriber, service_nursery
 from tangram.bus.subscriptions import Message, Subscription
@@ -13,8 +12,6 @@ __all__ = [
     "BusStatistics",
     "Done",
     "Message",
-    "Outage",
-    "Outages",
     "RedisClient",
     "Subscriber",
     "Subscription",

@@ -16,7 +16,6 @@ import structlog
 import trio
 
 from tangram.bus.listener import Listener, Sink
-from tangram.bus.outages import Outages
 from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
@@ -224,11 +223,6 @@ class Bus:
     async def wait_up(self) -> None:
         """Return once the bus is connected and subscribed."""
         await self._listener.wait_up()
-
-    @property
-    def outages(self) -> Outages:
-        """The outages of Redis since this bus was started, with their times."""
-        return self._listener.connection.outages
 
     def statistics(self) -> BusStatistics:
         """Return a record of this moment."""

@@ -19,7 +19,6 @@ from typing import Final, NoReturn
 import structlog
 import trio
 
-from tangram.bus.outages import Outages
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, Dial, Link, describe, open_link
 from tangram.redis_url import RedisAddress
 
@@ -67,8 +66,6 @@ class Reconnector:
         """How often the connection was opened again after a loss."""
         self.cause = ""
         """Why the connection was lost, or could not be opened, the last time."""
-        self.outages = Outages()
-        """When the connection was lost and restored."""
         self.up = False
         """Whether the session has reported that the connection works."""
         self._dial = dial
@@ -99,7 +96,6 @@ class Reconnector:
             away = round(now - self._away_since, 3) if self._away_since is not None else 0.0
             log.info("redis connection restored", connection=self.name, url=self.address.shown, away=away)
         self.up, self._up_since, self._away_since = True, now, None
-        self.outages.end()
 
     def retry_now(self) -> None:
         """End the current back-off, because another connection has reached Redis."""
@@ -123,7 +119,6 @@ class Reconnector:
             self._away_since = now
         news = self.up or not self.cause
         self.up, self.cause = False, cause
-        self.outages.begin(self._away_since, cause)
         if news or now - self._reminded >= REMIND:
             self._reminded = now
             away = round(now - self._away_since, 3)

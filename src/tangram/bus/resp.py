@@ -20,7 +20,6 @@ from tangram.bus.sockets import PlainStream
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.groups import first_leaf
-from tangram.own_sockets import mark_own
 from tangram.redis_url import RedisAddress
 
 __all__ = [
@@ -129,7 +128,6 @@ async def dial_socket(address: RedisAddress) -> trio.abc.Stream:
         return PlainStream(stream)
     try:
         secured = trio.SSLStream(stream, redis_tls_context(address.options), server_hostname=address.host)
-        mark_own(stream.socket)
         await secured.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)

@@ -14,8 +14,6 @@ from typing import Final
 
 import trio
 
-from tangram.own_sockets import mark_own
-
 __all__ = ["PlainStream"]
 
 READ_SIZE: Final = 65536
@@ -31,7 +29,6 @@ class PlainStream(trio.abc.Stream):
     def __init__(self, stream: trio.SocketStream) -> None:
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)
-        mark_own(self._socket)
         self._closed = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:

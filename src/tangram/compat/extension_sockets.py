@@ -18,10 +18,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 import trio
+
+from tangram.redis_url import parse_redis_url
 
 __all__ = ["ExtensionSockets"]
 
@@ -49,8 +50,8 @@ class ExtensionSockets:
     def __init__(self, plugin: str, package: str, redis_url: str) -> None:
         self._plugin = plugin
         self._package = package
-        parts = urlsplit(redis_url)
-        self._peer: str | int = parts.path if parts.scheme == "unix" else parts.port or 6379
+        address = parse_redis_url(redis_url)
+        self._peer: str | int = address.path or address.port
         self._before: dict[int, dict[str, int]] | None = None
 
     def note(self) -> None:

@@ -35,6 +35,7 @@ from tangram.supervision import (
     run_sync_in_thread,
     thread_statistics,
 )
+from tangram.task_status import RelayedStatus
 
 __all__ = ["LIFESPAN_EXIT_SECONDS", "HostStatistics", "PluginHost"]
 
@@ -213,7 +214,7 @@ class PluginHost:
         async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             if service.restart == "temporary":
                 self._temporary_started.add(service.name)
-            status = StartedOnce(task_status)
+            status = RelayedStatus(task_status, repeatable=True)
             with exits_are_crashes():
                 while await self._is_ended_by_message(service, state, status):
                     await trio.lowlevel.checkpoint()
@@ -226,7 +227,9 @@ class PluginHost:
             stop_timeout=service.stop_timeout,
         )
 
-    async def _is_ended_by_message(self, service: Service, state: BackendState, status: StartedOnce) -> bool:
+    async def _is_ended_by_message(
+        self, service: Service, state: BackendState, status: RelayedStatus[None]
+    ) -> bool:
         """Run a service; return whether a message that it could not read has ended it."""
         try:
             if service.threaded:
@@ -253,20 +256,6 @@ class PluginHost:
             )
             return True
         return False
-
-
-class StartedOnce:
-    """A task status for several runs of one function: only the first ``started`` counts."""
-
-    def __init__(self, inner: trio.TaskStatus[None]) -> None:
-        self._inner = inner
-        self._called = False
-
-    def started(self, value: None = None) -> None:
-        """Report the start."""
-        if not self._called:
-            self._called = True
-            self._inner.started(value)
 
 
 async def _run_async(service: Service, state: BackendState, task_status: trio.TaskStatus[None]) -> None:
