@@ -15,7 +15,7 @@ from tangram.routing.request import Request
 from tangram.routing.responses import JSONResponse, Response, encode_json
 from tangram.routing.router import Mount, Route
 
-__all__ = ["Endpoint", "Overrides"]
+__all__ = ["Endpoint", "MountedApp", "Overrides"]
 
 _BODILESS: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 
@@ -130,3 +130,37 @@ class Endpoint:
         if not response.status_code:
             response.status_code = route.status_code  # the injected response itself was returned
         await response(scope, receive, send)
+
+
+class MountedApp:
+    """An ASGI application of one owner, which answers all requests below a path."""
+
+    __slots__ = ("mount", "route")
+
+    def __init__(self, mount: Mount, route: Route) -> None:
+        self.mount = mount
+        self.route = route
+
+    @property
+    def owner(self) -> str:
+        """The name of the plugin that declared the mount."""
+        return self.mount.owner
+
+    def body_limit(self, default: int) -> int:
+        """Return the mount's ``max_body`` in bytes, or ``default`` if it declares none."""
+        own = self.route.max_body
+        return default if own is None else own
+
+    async def respond(
+        self,
+        values: tuple[str, ...],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        _max_body: int,
+        _threads: Threads,
+    ) -> None:
+        """Call the application with the path of the mount in ``root_path``."""
+        path = scope["path"]
+        root = path[: len(path) - len(values[-1])].removesuffix("/")
+        await self.route.endpoint({**scope, "root_path": root}, receive, send)

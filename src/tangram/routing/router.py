@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, TypedDict, TypeVar, Unpack
 
 import attrs
 
+from tangram.asgi import ASGIApp
 from tangram.errors import RouteError
 from tangram.routing.params import DependsMarker
 from tangram.routing.paths import PathTemplate, parse_path
@@ -45,6 +46,8 @@ class Route:
     openapi_extra: Mapping[str, Any] = attrs.field(factory=dict)
     websocket: bool = False
     """It answers WebSockets, and no method."""
+    mounted: bool = False
+    """``endpoint`` is an ASGI application that answers all requests below the path."""
     max_body: int | None = None
     """The largest request body in bytes; None is the server's ``max_body``, 0 is no limit."""
 
@@ -148,6 +151,39 @@ class APIRouter:
         if not self.include_in_schema:
             return [attrs.evolve(route, include_in_schema=False) for route in found]
         return found
+
+    def mount(self, path: str, app: ASGIApp, *, name: str | None = None, max_body: int | None = None) -> None:
+        """Answer all requests and WebSockets below ``path`` with an ASGI application that runs on Trio.
+
+        The application gets the path of the mount in ``root_path``. Its lifespan is not run: use the lifespan
+        of the plugin.
+
+        Example::
+
+            router.mount("/tiles", StaticFiles(directory="tiles"))  # of Starlette
+
+        Args:
+            path: begins with a slash and does not end with one.
+            app: the application.
+            name: the name in the log; that of the application's class by default.
+            max_body: the largest request body in bytes; by default the server's.
+
+        Raises:
+            RouteError: the path is malformed.
+        """
+        _check_max_body(max_body, path)
+        if not path.startswith("/") or path.endswith("/"):
+            raise RouteError(f"expected a path such as '/tiles', with a slash in front only, not {path!r}")
+        route = Route(
+            template=_checked_path(self.prefix, path + "/{rest:path}", app),
+            methods=_METHODS,
+            endpoint=app,
+            name=name or type(app).__name__,
+            include_in_schema=False,
+            mounted=True,
+            max_body=max_body,
+        )
+        self._routes.append(route)
 
     def include_router(
         self,

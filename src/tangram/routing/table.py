@@ -16,7 +16,7 @@ from tangram.descriptors import is_exhaustion
 from tangram.errors import BadRequest, Refused, RouteError
 from tangram.groups import unwrap_single
 from tangram.routing.calls import Threads
-from tangram.routing.endpoint import Endpoint, Overrides
+from tangram.routing.endpoint import Endpoint, MountedApp, Overrides
 from tangram.routing.exceptions import HTTPException, ResponseAborted, detail_of
 from tangram.routing.paths import Found, PathTree, decode_path
 from tangram.routing.request import ClientDisconnected
@@ -94,13 +94,13 @@ class RouteTable:
         self.threads = Threads(threads)
         self.endpoints: list[Endpoint] = []
         self.problems: list[RouteError] = []
-        self._tree: PathTree[Endpoint] = PathTree()
+        self._tree: PathTree[Endpoint | MountedApp] = PathTree()
         self._sockets: PathTree[SocketEndpoint] = PathTree()
         kinds = frozenset(injectable)
         for mount in mounts:
             for route in mount.router.routes:
                 try:
-                    self._add(Endpoint(mount, route, kinds, overrides))
+                    self._add(_compile(mount, route, kinds, overrides))
                 except RouteError as exc:
                     self.problems.append(_owned(exc, mount, route))
             for route in mount.router.websocket_routes:
@@ -111,7 +111,7 @@ class RouteTable:
         for problem in self.problems:
             _log().warning("route left out", plugin=problem.plugin, cause=str(problem))
 
-    def _add(self, endpoint: Endpoint) -> None:
+    def _add(self, endpoint: Endpoint | MountedApp) -> None:
         route = endpoint.route
         leaf = self._tree.leaf(route.template)
         taken = {method: leaf[method] for method in route.methods if method in leaf}
@@ -121,7 +121,7 @@ class RouteTable:
         free = route.methods - taken.keys()
         for method in free:
             leaf[method] = endpoint
-        if free:
+        if free and isinstance(endpoint, Endpoint):
             self.endpoints.append(endpoint)
 
     def _add_socket(self, endpoint: SocketEndpoint) -> None:
@@ -131,7 +131,9 @@ class RouteTable:
             raise RouteError(f"it is a route of {owner!r} already")
         leaf[_SOCKET] = endpoint
 
-    def match(self, method: str, path: str, raw_path: bytes | None = None) -> Found[Endpoint] | None:
+    def match(
+        self, method: str, path: str, raw_path: bytes | None = None
+    ) -> Found[Endpoint | MountedApp] | None:
         """Return the endpoint for a method and path, or None if no route has the path.
 
         If routes have the path for other methods only, ``value`` is None and ``allowed`` lists the methods.
@@ -144,7 +146,7 @@ class RouteTable:
                 return None
         return self._tree.find(method, path, segments)
 
-    def locate(self, scope: Scope) -> Found[Endpoint] | None:
+    def locate(self, scope: Scope) -> Found[Endpoint | MountedApp] | None:
         """Match the method and path of a request, once: further calls return the first result.
 
         The result is kept in the scope, under `MATCHES`. The engine asks for the route's body limit, the site
@@ -154,7 +156,7 @@ class RouteTable:
         if matches is None:
             matches = scope[MATCHES] = {}
         elif self in matches:
-            kept: Found[Endpoint] | None = matches[self]
+            kept: Found[Endpoint | MountedApp] | None = matches[self]
             return kept
         path, _ = _split_root(scope)
         raw = scope.get("raw_path") if path is scope["path"] else None
@@ -179,12 +181,18 @@ class RouteTable:
             await self._run(found.value, found.values, scope, receive, _Sender(send))
         return True
 
-    def locate_websocket(self, scope: Scope) -> Found[SocketEndpoint] | None:
-        """Return the endpoint for a WebSocket, or None if no route has its path."""
+    def locate_websocket(self, scope: Scope) -> Found[SocketEndpoint | MountedApp] | None:
+        """Return the endpoint for a WebSocket, or None if no route and no mount has its path."""
         path, _ = _split_root(scope)
         raw = scope.get("raw_path") if path is scope["path"] else None
         segments = decode_path(raw) if raw and b"%" in raw else None
-        return self._sockets.find(_SOCKET, path, segments)
+        found = self._sockets.find(_SOCKET, path, segments)
+        if found is not None and found.value is not None:
+            return Found(found.value, found.values, found.allowed)
+        mounted = self._tree.find("GET", path, segments)
+        if mounted is not None and isinstance(mounted.value, MountedApp):
+            return Found(mounted.value, mounted.values, mounted.allowed)
+        return None
 
     async def handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Serve a WebSocket and return True, or return False if no route has its path."""
@@ -192,6 +200,9 @@ class RouteTable:
         if found is None or found.value is None:
             return False
         endpoint = found.value
+        if isinstance(endpoint, MountedApp):
+            await endpoint.respond(found.values, scope, receive, send, self.max_body, self.threads)
+            return True
 
         def report(error: Exception) -> str:
             return _report(error, endpoint, scope, "handler failed")
@@ -229,7 +240,12 @@ class RouteTable:
         return True
 
     async def _run(
-        self, endpoint: Endpoint, values: tuple[str, ...], scope: Scope, receive: Receive, sender: _Sender
+        self,
+        endpoint: Endpoint | MountedApp,
+        values: tuple[str, ...],
+        scope: Scope,
+        receive: Receive,
+        sender: _Sender,
     ) -> None:
         try:
             await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads)
@@ -257,9 +273,17 @@ def check_router(router: APIRouter, *, owner: str, injectable: Iterable[type] = 
             if route.websocket:
                 _compile_socket(mount, route, frozenset(injectable))
             else:
-                Endpoint(mount, route, frozenset(injectable))
+                _compile(mount, route, frozenset(injectable))
         except RouteError as exc:
             raise _owned(exc, mount, route) from exc.__cause__
+
+
+def _compile(
+    mount: Mount, route: Route, injectable: frozenset[type], overrides: Overrides | None = None
+) -> Endpoint | MountedApp:
+    if route.mounted:
+        return MountedApp(mount, route)
+    return Endpoint(mount, route, injectable, overrides)
 
 
 def _compile_socket(
@@ -283,7 +307,7 @@ def _split_root(scope: Scope) -> tuple[str, str]:
     return (path[len(root) :] or "/", root) if root and path.startswith(root) else (path, root)
 
 
-async def _fail(exc: BaseException, endpoint: Endpoint, scope: Scope, sender: _Sender) -> None:
+async def _fail(exc: BaseException, endpoint: Endpoint | MountedApp, scope: Scope, sender: _Sender) -> None:
     """Answer an exception, unless the client has disconnected or the answer is complete."""
     cause = unwrap_single(exc)
     if isinstance(cause, ClientDisconnected) or sender.broken:
@@ -333,7 +357,9 @@ def _log() -> Any:
     return structlog.get_logger("tangram.routing")
 
 
-def _report(exc: BaseException, endpoint: Endpoint | SocketEndpoint, scope: Scope, event: str) -> str:
+def _report(
+    exc: BaseException, endpoint: Endpoint | MountedApp | SocketEndpoint, scope: Scope, event: str
+) -> str:
     """Log a failure and return the id in the record, which the client receives too."""
     number = secrets.token_hex(8)
     hint = asyncio_hint(unwrap_single(exc))

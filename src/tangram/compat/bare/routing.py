@@ -72,6 +72,14 @@ class APIRouter(routing.APIRouter):
         """
         raise RouteError(f"the WebSocket route {path!r} needs FastAPI: pip install fastapi")
 
+    def mount(self, path: str, *_more: Any, **_settings: Any) -> None:
+        """Refuse a mounted application, which only FastAPI serves on the island.
+
+        Raises:
+            RouteError: always.
+        """
+        raise RouteError(f"the application mounted at {path!r} needs FastAPI: pip install fastapi")
+
 
 _KNOWN: Final = frozenset(routing.router.RouteSettings.__annotations__)
 
