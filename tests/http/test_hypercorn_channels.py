@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 from quart import websocket
+from trio.testing import MockClock
 from trio_websocket import ConnectionClosed, ConnectionRejected
+from websockets.frames import Frame, Opcode
 
+from tangram.asgi import Receive, Scope, Send
 from tangram.channels import disconnects
 from tangram.channels.origins import OriginPolicy
+from tangram.channels.policy import ConnectInfo
 from tangram.client import fetch_token, open_socket
 from tangram.errors import Refused
 from tangram.gateway.channels import Channels
+from tangram.http.hypercorn.channels import with_channels
+from tangram.testing.run.transport import FakeBus
 from tests.channels.fakes import Settings
-from tests.http.serving import open_raw, open_server
+from tests.http.harness import serving
+from tests.http.serving import make_channels, open_raw, open_server
 
 pytestmark = pytest.mark.slow
 
@@ -199,3 +207,38 @@ async def test_the_bearer_subprotocol() -> None:
 
                 assert socket._connection is not None
                 assert socket._connection.subprotocol == "phoenix"
+
+
+async def test_a_restart_does_not_wait_for_a_member_that_does_not_read(clock: MockClock) -> None:
+    """A WebSocket that takes no messages holds a crash restart for its grace of 50 ms only."""
+    bus = FakeBus()
+    channels = make_channels(bus, Settings(max_backlog=64 * 2**20))
+
+    async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError(scope["path"])
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(channels.run)
+        app = with_channels(missing, lambda: channels)
+        async with serving("hypercorn", app, grace=0.05, write_timeout=10.0) as server:
+            stream = await server.connect()
+            await stream.send(
+                b"GET /websocket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            await trio.sleep(0.5)
+            minted = await channels.gate.mint("obs", None, ConnectInfo("127.0.0.1"))
+            assert not isinstance(minted, disconnects.Refusal)
+            join = json.dumps(["1", "1", "obs", "phx_join", {"token": minted.token}]).encode()
+            await stream.send(Frame(Opcode.TEXT, join).serialize(mask=True))
+            await trio.sleep(0.5)
+            for _ in range(200):
+                bus.publish_nowait("to:obs:raw", bytes(200_000))
+            await trio.sleep(0.5)
+            waiting = channels.statistics().pending
+            took = await server.stop()
+            await trio.aclose_forcefully(stream.stream)
+        nursery.cancel_scope.cancel()
+
+    assert waiting > 0
+    assert took < 0.3
