@@ -9,6 +9,7 @@ __all__ = ["OTHERS"]
 POLICY = "channels/policy.py"
 POLICIES = "tests/channels/test_policy.py::"
 ENGINE = "http/engine.py"
+HTTP2 = "tests/http/test_http2.py::"
 BOUNDS = "tests/http/test_http_bounds.py::"
 PENDING = "tests/http/test_pending.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
@@ -107,6 +108,33 @@ GATE = (
         ("tests/routing/test_files.py::test_paths_outside_the_root_are_not_found",),
         raises=("JSONDecodeError",),
     ),
+    Mutant(
+        "files",
+        "hidden",
+        "hidden files of a front end are served",
+        "web/files.py",
+        "        if _is_hidden(relative):\n",
+        "        if False:\n",
+        ("tests/web/test_frontends.py::test_names_with_a_leading_dot_are_not_served[.env]",),
+    ),
+    Mutant(
+        "gate",
+        "host",
+        "a page whose name points to the server reads its answers",
+        "web/site.py",
+        'case "http" if self._is_for_us(scope):',
+        'case "http":',
+        ("tests/web/test_proxies.py::test_reads_under_a_foreign_host_are_421[/-/healthz]",),
+    ),
+    Mutant(
+        "gate",
+        "details",
+        "details of crashes are shown without the operator's token",
+        "web/operator.py",
+        "_uncached(tree if access.has_token(request) else without_details(tree))",
+        "_uncached(tree)",
+        ("tests/web/test_operator.py::test_causes_are_shown_to_the_operator_only",),
+    ),
 )
 
 COSTS = (
@@ -127,6 +155,33 @@ COSTS = (
         "full = self._open >= self._max_connections",
         "full = False",
         (f"{BOUNDS}test_connections_over_the_bound[native]",),
+    ),
+    Mutant(
+        "bounds",
+        "control-frames",
+        "HTTP/2 control frames have no budget",
+        "http/hypercorn/flood.py",
+        "return self._level >= 0",
+        "return True",
+        (f"{HTTP2}test_floods_of_control_frames_are_cut[ping]",),
+    ),
+    Mutant(
+        "bounds",
+        "shut-windows",
+        "a stream with a window of 0 buffers the whole response",
+        "http/hypercorn/http2.py",
+        "        if len(self.buffer) < BUFFER_LOW_WATER:\n",
+        "        if True:\n",
+        (f"{HTTP2}test_a_shut_window_holds_the_application",),
+    ),
+    Mutant(
+        "bounds",
+        "ended-sends",
+        "shielded sends of a connection outlast it, and hold a restart",
+        "http/hypercorn/connection.py",
+        "        self.group.cancel_sends()\n",
+        "",
+        (f"{HTTP2}test_a_restart_does_not_wait_for_clients_with_shut_windows",),
     ),
     Mutant(
         "bounds",
