@@ -27,9 +27,9 @@ NEXT_INCARNATION = {
     " access_log max_header_bytes max_headers max_body max_pending_bytes body_timeout header_timeout"
     " idle_timeout write_timeout max_connections"
     " max_connections_per_address drain_grace",
-    "channel": "public_url jwt_expiration_secs id_length presence push_replies conflate max_backlog"
-    " max_message max_unjoined max_joins idle_timeout ping_interval streaming_grace compression token_rate"
-    " token_burst join_rate join_burst upgrade_rate upgrade_burst",
+    "channel": "public_url jwt_expiration_secs id_length ids presence push_replies broadcast_join_ref"
+    " conflate max_backlog max_message max_unjoined max_joins idle_timeout ping_interval streaming_grace"
+    " compression token_rate token_burst join_rate join_burst upgrade_rate upgrade_burst",
     "map": "style styles center_lat center_lon zoom pitch bearing lang min_zoom max_zoom max_pitch"
     " allow_pitch allow_bearing layers_visibility",
     "cache": "entries",

@@ -40,7 +40,7 @@ def test_a_bound_id_stays_bound_after_a_restart() -> None:
 
 
 def test_chosen_ids_are_bound_once_they_are_used() -> None:
-    """With ``proven`` the first client has it, and the memory is bounded; with ``auto`` they stay open."""
+    """With ``proven`` the first client has the id, in a bounded memory."""
     ids = proofs("proven")
     assert ids.may_use("alice", [])
     ids.note("alice")

@@ -91,7 +91,7 @@ def in_slices(text: bytes, size: int = SLICE) -> bool:
 @example(b'["\\",1e999,"]')
 @example(b"[-" + b"9" * 309 + b"]")
 def test_the_check_agrees_with_a_parser(text: bytes) -> None:
-    """The check accepts the texts that a parser accepts, within the bounds of depth and numbers."""
+    """It accepts the texts that a parser accepts, with bounded depth and numbers."""
     for padded in (text, text + b" " * 2000):
         assert is_value(padded) == is_value_by_parser(padded)
 
@@ -210,7 +210,7 @@ def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
 
 @pytest.mark.slow
 def test_real_looking_json_costs_about_the_time_of_a_parser() -> None:
-    """The check of aircraft as maps get them costs about as much as a parser, and builds no objects."""
+    """The check of aircraft data costs about as much as a parser, without objects."""
     rng = random.Random(1)
     aircraft = [
         {

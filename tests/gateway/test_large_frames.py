@@ -40,6 +40,8 @@ def talk(port: int, data: list[bytes]) -> bytes:
         try:
             for one in data:
                 client.sendall(one)
+                if one is not data[-1]:
+                    received += client.recv(4096)  # the reply to the join
         except OSError:
             return received  # the server has closed the connection
         client.settimeout(20)

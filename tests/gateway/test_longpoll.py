@@ -79,10 +79,7 @@ async def test_a_session_exchanges_messages() -> None:
         assert await site.push(session, ["1", "2", "room", "x", {"a": 1}], "AAEBBAEzMnJvb214/w==") == 200
 
         assert [json.loads(text)[4] for text in polled["messages"]] == [[1], "text"]
-        assert (
-            site.bus.payloads("from:room:x") == [b'{"a":1}']
-            or site.bus.payloads("from:room:x")[0] == b'{"a": 1}'
-        )
+        assert [json.loads(payload) for payload in site.bus.payloads("from:room:x")] == [{"a": 1}]
 
 
 async def test_a_poll_waits_for_messages() -> None:
@@ -100,7 +97,7 @@ async def test_a_poll_waits_for_messages() -> None:
 
 
 async def test_a_session_that_was_closed_is_gone() -> None:
-    """After an overflow, or the end of the channels, the client opens a new session; no member is left."""
+    """After an overflow the client gets 410, and no member is left."""
     async with open_site(Settings(presence=False, max_backlog=1000)) as site:
         session = await join(site)
         for _ in range(20):
@@ -114,7 +111,7 @@ async def test_a_session_that_was_closed_is_gone() -> None:
 
 
 async def test_a_refused_client_gets_403() -> None:
-    """A version that is not served, and a page of another origin, are refused as for WebSockets."""
+    """Another version or another origin is refused as for WebSockets."""
     async with open_site() as site:
         assert (await site.client.get("/longpoll?vsn=9")).json() == {"status": 403}
         answer = await site.client.get("/longpoll", headers={"origin": "http://evil.example"})

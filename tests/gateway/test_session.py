@@ -93,7 +93,7 @@ async def test_a_large_frame_to_a_topic_that_is_being_joined_is_refused() -> Non
 
 
 async def test_before_the_first_join_large_frames_close_the_connection() -> None:
-    """Nothing above max_unjoined is taken, text or binary; after a join the bound is max_message."""
+    """Above max_unjoined no frame is taken; after a join the bound is max_message."""
     for opcode in (TEXT, BINARY):
         client = Client(make_channels(FakeBus(), Settings(max_unjoined=2000)))
         client.session.feed([(opcode, b"x" * 2001)])

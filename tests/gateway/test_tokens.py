@@ -172,7 +172,7 @@ def page(answer: TokenAnswer, **headers: str) -> ConnectInfo:
 
 
 async def test_a_page_of_our_origin_has_its_stream_alone() -> None:
-    """Its id, which presence shows, gets another client no token; its own requests need no change."""
+    """Its public id gets another client no token; its own requests need no change."""
     channels = make_channels(FakeBus(), origins=OriginPolicy(hosts=["maps.example"]))
     first = await ask(b'{"channel":"system"}', channels=channels, info=PAGE)
     id_ = msgspec.json.decode(first.body)["id"]

@@ -1,4 +1,4 @@
-"""No message from a browser crashes a plugin: the examples of the pages, fed with hostile payloads."""
+"""No message from a browser crashes a plugin, shown with the examples of the pages."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_pages_have_subscribing_examples() -> None:
 
 
 async def feed(function: Any, payloads: list[bytes]) -> State:
-    """Run a service, deliver each payload on each of its patterns, and check that it still runs."""
+    """Run a service, deliver the payloads, and check that it still runs."""
     state = State()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(function, state)
@@ -192,7 +192,7 @@ def test_topic_and_event_are_told_apart_at_the_last_colon(
 
 @pytest.mark.slow
 async def test_a_bad_message_that_is_not_caught_costs_no_crash() -> None:
-    """A service that lets BadMessage out runs again, and no other part of the server is restarted."""
+    """The service runs again, and no other part of the server is restarted."""
     plugin = tangram.Plugin()
     states: list[tangram.BackendState] = []
     runs: list[int] = []

@@ -52,7 +52,7 @@ class Message(NamedTuple):
 
     @property
     def topic(self) -> str | None:
-        """The topic: ``secret:x`` of ``from:secret:x:cmd``; None for a name that is not of a topic.
+        """The topic: ``secret:x`` of ``from:secret:x:cmd``; None for names without a topic.
 
         Compare it before you act on a message. A pattern does not tell topics apart: ``from:secret:*`` also
         matches the events of the topic ``secret:x``, for which other tokens are given out.
@@ -68,7 +68,7 @@ class Message(NamedTuple):
 
     @property
     def sender(self) -> str:
-        """The origin of the message: "client", "server" or "redis" for a name that is not of a topic."""
+        """The origin: "client", "server", or "redis" for a name without a topic."""
         kind = self.channel.partition(":")[0]
         return {"from": "client", "to": "server"}.get(kind, "redis") if self.topic is not None else "redis"
 

@@ -82,7 +82,7 @@ class Publication(NamedTuple):
 
 @attrs.define(eq=False)
 class ListAllowance:
-    """Bytes of lists that one connection may cause on Redis: those that it has sent, times a constant.
+    """Bytes of lists on Redis that one connection may cause: its own bytes times a constant.
 
     Each ``channel.join`` lists the agents of its topic, so that without a bound 98 members with long names
     would turn 34 MB of rejoins into 2 GB of lists. Without allowance an event has no list but a count.
@@ -137,7 +137,7 @@ class _Topic:
 
 
 class _Destination:
-    """The topic to which a Redis channel is delivered, and the headers of its messages for each form."""
+    """The topic of a Redis channel, and the headers of its messages for each form."""
 
     __slots__ = ("binary", "event", "headers", "key", "reserved", "topic")
 

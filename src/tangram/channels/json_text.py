@@ -88,7 +88,7 @@ def is_document(text: bytes) -> bool:
 
 
 def is_value(text: bytes) -> bool:
-    """Return whether a text is one JSON value, with the same exceptions as ``is_document`` but scalars."""
+    """Return whether a text is one JSON value, by the rules of ``is_document``."""
     if len(text) > SMALL:
         try:
             _skip(text)
@@ -98,7 +98,7 @@ def is_value(text: bytes) -> bool:
 
 
 def is_sound(text: bytes) -> bool:
-    """Return whether JSON whose grammar is checked has good UTF-8, bounded depth and bounded numbers."""
+    """Return whether valid JSON has good UTF-8, bounded depth and bounded numbers."""
     if len(text) <= SMALL:
         try:
             _decode(text)
@@ -225,7 +225,10 @@ class _Slices:
         return is_value(before + window[:end] + self._suffix())
 
     def _prefix(self) -> bytes:
-        """Return a text that leads to this position: the open brackets, then an element or a quote."""
+        """Return a text that leads to this position.
+
+        It has the open brackets, then an element or a quote.
+        """
         if not self._at:
             return b""
         if not self._stack:
@@ -250,7 +253,9 @@ class _Slices:
         return rest + bytes([_CLOSER[bracket] for bracket in reversed(self._stack)])
 
     def _cut(self, unescaped: bytes) -> int:
-        """Find the end of the slice, and the role of the string there; 0 if there is no place to cut.
+        """Find the end of the slice, and the role of the string there.
+
+        Returns 0 if there is no place to cut.
 
         The search goes back from the end, in turn through the strings and the text between them.
         """
@@ -292,7 +297,7 @@ def _end_in_string(unescaped: bytes, end: int) -> int:
 
 
 def _follow(stack: bytearray, brackets: bytes) -> bool:
-    """Apply brackets to the stack of open ones; return False if they do not match or are too deep."""
+    """Apply brackets to the stack of open ones; return False if they are wrong or too deep."""
     for bracket in brackets:
         if bracket in _CLOSER:
             stack.append(bracket)

@@ -42,7 +42,7 @@ class Limiter:
 
 
 def client_key(address: str) -> str | None:
-    """Return the bucket of an IP address; None, which is exempt, only where the address is unknown.
+    """Return the bucket of an IP address; None, which is exempt, for an unknown address.
 
     Loopback is not exempt: behind a proxy on this machine it stands for every client.
 

@@ -86,7 +86,7 @@ class Authorizer(NamedTuple):
         plugin: str,
         authorize: AuthorizeFunction | Mapping[str, AuthorizeFunction],
     ) -> list[Authorizer]:
-        """Return the authorizers of a plugin: one function for all topics, or one for each pattern."""
+        """Return the authorizers of a plugin: one for all topics, or one for each pattern."""
         if isinstance(authorize, Mapping):
             return [cls(plugin, function, pattern) for pattern, function in authorize.items()]
         return [cls(plugin, authorize)]

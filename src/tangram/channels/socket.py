@@ -164,7 +164,7 @@ class Socket:
         return any(membership.alive for membership in self._joined.values())
 
     def refuse_large(self, message: SocketMessage) -> list[Effect] | None:
-        """Refuse a large frame by its header alone; return None for a push that would be published.
+        """Refuse a large frame by its header; return None for a push that would be published.
 
         So the payload of a frame that is refused need not be checked.
         """

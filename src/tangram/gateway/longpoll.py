@@ -1,4 +1,4 @@
-"""Phoenix' LongPoll transport: the channels over ordinary requests, for clients whose WebSocket failed.
+"""Phoenix' LongPoll transport: the channels over ordinary requests.
 
 phoenix.js with ``longPollFallbackMs`` changes to this transport after one failed or slow WebSocket. No answer
 of a server makes it change back before the page is loaded again, so the server must speak it.
@@ -134,7 +134,7 @@ def _answer(body: object) -> Response:
 
 
 def longpoll_router(channels: Callable[[], Channels | None]) -> APIRouter:
-    """Return the routes; ``channels`` is called at each request, and None is answered with an error."""
+    """Return the routes; ``channels`` is called at each request, None answers an error."""
     router = APIRouter(tags=["channels"])
     sessions = _PollSessions()
 

@@ -130,11 +130,11 @@ class Session:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the last ``feed`` has left a large frame, and the frames after it, to ``finish``."""
+        """Whether the last ``feed`` has left a large frame and later frames to ``finish``."""
         return bool(self._unfinished)
 
     async def finish(self) -> None:
-        """Check the large frames of the last ``feed`` in slices, and handle all of its frames in order."""
+        """Check the large frames of the last ``feed``, and handle its other frames in order."""
         while self._unfinished:
             (_, data), *rest = self._unfinished
             text = data.encode(errors="replace") if isinstance(data, str) else data

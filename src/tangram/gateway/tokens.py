@@ -133,7 +133,10 @@ async def issue_token(
 
 
 def _is_same_origin(info: ConnectInfo) -> bool:
-    """Return whether the request is from a page of the server's own origin, so that a cookie is kept."""
+    """Return whether the request is from a page of the server's own origin.
+
+    The browser of such a page keeps the cookie.
+    """
     site = info.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
