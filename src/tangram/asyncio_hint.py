@@ -34,7 +34,7 @@ _MESSAGES: Final = ("no running event loop", "unrecognized yield message", "no c
 
 
 def asyncio_hint(error: BaseException) -> str | None:
-    """Return what to write instead, if ``error`` comes from a function of asyncio in a task of Trio.
+    """Return the function to use instead, if ``error`` comes from asyncio in a task of Trio.
 
     The text names the function, the file and the line that called it, and its counterpart.
     """

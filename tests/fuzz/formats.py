@@ -86,7 +86,7 @@ def check_json_body(data: bytes) -> Hashable:
 
 
 def check_cookies(data: bytes) -> Hashable:
-    """Cookies are pairs of text, whatever the header says."""
+    """Cookies are pairs of text, for any header."""
     cookies = parse_cookies([part.decode("latin-1") for part in data.split(b"\n")])
     assert not any(";" in text for pair in cookies.items() for text in pair)
     return min(len(cookies), 4)

@@ -1,4 +1,4 @@
-"""Frames of Phoenix' serializers and tokens of channels; the referees are the json and hmac of Python."""
+"""Phoenix' serializers and the tokens of channels; json and hmac of Python are referees."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_text(data: bytes) -> Hashable:
         message = codec.decode(TEXT, data)
     except FrameError:
         return None
-    # Further elements are ignored, whatever bytes they hold.
+    # Further elements are ignored, also if they are not UTF-8.
     read = read_json(data.decode("utf-8", "replace"))
     if read is not TOO_LARGE:
         assert read[:4] == list(message[:4])
@@ -95,7 +95,10 @@ def check_binary(data: bytes) -> Hashable:
 
 
 def check_document(data: bytes) -> Hashable:
-    """A payload that is delivered as JSON is read by an ordinary parser, without infinite numbers."""
+    """A payload that is delivered as JSON is read by an ordinary parser.
+
+    It has no infinite number.
+    """
     # So small slices may have no place to cut: a sound text may be refused, but not the other way round.
     assert not _in_slices(data) or is_value(data)
     if not is_document(data):
@@ -119,7 +122,7 @@ def _in_slices(data: bytes) -> bool:
 
 
 def check_large(data: bytes) -> Hashable:
-    """The header and the payload of a large text frame are those that the decoder of small ones finds."""
+    """The header and payload of a large frame are those that the usual decoder finds."""
     try:
         header, begin = codec.decode_header(data)
         payload = codec.cut_payload(data, begin)

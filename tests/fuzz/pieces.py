@@ -1,4 +1,4 @@
-"""Helpers of the targets: cut an input as a network may do, and read JSON by Python's parser."""
+"""Helpers of the targets: cut an input as a network may do, and read JSON."""
 
 from __future__ import annotations
 

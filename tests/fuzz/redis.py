@@ -1,4 +1,4 @@
-"""RESP: replies of Redis as the bus reads them, and requests as the broker in memory reads them."""
+"""RESP: replies as the bus reads them, and requests as the broker in memory reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a target on generated inputs, and report the first that breaks one of its invariants."""
+"""Run a target on generated inputs, and report the first that breaks an invariant."""
 
 from __future__ import annotations
 

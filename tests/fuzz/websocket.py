@@ -17,7 +17,7 @@ MAX_MESSAGE = 60_000
 
 
 def check_frames(data: bytes) -> Hashable:
-    """Messages, answers and the end of the connection are those of the referee, for any cut of the bytes."""
+    """Messages, answers and the end are the referee's, for any cut of the bytes."""
     pieces = cut(data)
     ours = ServerProtocol(state=OPEN, max_size=MAX_MESSAGE)
     assembler = MessageAssembler(ours, MAX_MESSAGE)

@@ -144,7 +144,7 @@ class Settings:
 
 
 def test_tables_that_nothing_reads_are_reported_with_the_nearest_name() -> None:
-    """Tables without a plugin, and keys that a config_class lacks, are warnings; others are not."""
+    """Tables without a plugin, and keys that a config_class lacks, are warnings."""
     demo = loaded(Plugin(config_class=Settings), "demo", dist_name="tank-watch")
     free = loaded(Plugin(), "free", dist_name="free")
     failed = PluginFailure("gone", PluginError("x"), dist_name="long-gone")

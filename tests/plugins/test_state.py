@@ -69,7 +69,7 @@ async def test_a_payload_that_json_cannot_represent_is_an_error_that_says_so() -
 
 
 async def test_a_channel_without_receivers_is_warned_of_once() -> None:
-    """A channel of neither browsers nor plugins, without receivers, is logged once with the nearest form."""
+    """A channel that neither browsers nor plugins receive is logged once."""
     bus = FakeBus(receivers=0)
     state = make_state(bus=bus)
     with structlog.testing.capture_logs() as logs:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 async def test_a_route_has_its_own_limit_on_both_engines(
     engine: Literal["native", "hypercorn"], chunked: bool
 ) -> None:
-    """``max_body`` of a route counts in place of the server's, for bodies with a length and in chunks."""
+    """``max_body`` of a route replaces the server's, for bodies with a length and in chunks."""
     router = APIRouter(prefix="/limits")
 
     @router.post("/high", max_body=300_000)

@@ -94,7 +94,7 @@ def test_a_mount_needs_a_plain_path(path: str) -> None:
 
 
 async def test_a_plugin_mounts_an_application_in_the_site() -> None:
-    """The site serves the mount, answers 503 while its plugin is down, and reports a second owner."""
+    """The site serves a mount, answers 503 while its plugin is down, and reports a conflict."""
     router = APIRouter(prefix="/p")
     router.mount("/app", App())
     plugin = loaded(Plugin(routers=[router]), "demo")

@@ -159,7 +159,7 @@ async def test_faults_of_parameters_refuse_the_handshake() -> None:
 async def test_an_exception_is_answered_before_and_after_the_handshake(
     error: Exception, status: int, code: int
 ) -> None:
-    """Before accept it is an HTTP status, after it a close code; only unexpected ones are logged."""
+    """Before accept it is an HTTP status, after it a close code; bugs are logged."""
 
     async def early(websocket: WebSocket) -> None:
         raise error
@@ -276,7 +276,7 @@ def test_an_http_route_has_no_websocket() -> None:
 
 
 def test_websocket_routes_stand_beside_http_routes() -> None:
-    """One path may have both; two owners of one WebSocket path are a problem; OpenAPI has HTTP alone."""
+    """One path may have both kinds; a second owner is a problem; OpenAPI has HTTP only."""
     router = APIRouter(prefix="/a")
     router.websocket("/x")(echo)
     outer = APIRouter(prefix="/o")
@@ -306,7 +306,7 @@ def table_mounts(router: APIRouter) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native", "hypercorn"])
 async def test_a_plugins_websocket_on_both_engines(engine: Literal["native", "hypercorn"]) -> None:
-    """A plugin serves WebSockets behind either engine; foreign origins and failures are refused."""
+    """A plugin serves WebSockets behind either engine; other origins are refused."""
     router = APIRouter(prefix="/demo")
 
     @router.websocket("/ws/{room}")

@@ -279,7 +279,7 @@ async def _run_async(service: Service, state: BackendState, task_status: trio.Ta
 
 
 def _explain(error: BaseException) -> None:
-    """Raise an explanation in place of an error of asyncio's functions, which do not run on Trio."""
+    """Raise an explanation in place of an error of asyncio's functions."""
     hint = asyncio_hint(unwrap_single(error))
     if hint is not None:
         raise PluginError(hint).with_traceback(error.__traceback__) from error

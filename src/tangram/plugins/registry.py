@@ -238,9 +238,9 @@ def cause_line(error: BaseException, source: Path | None = None) -> str:
     """
     error = first_leaf(error)
     message = " ".join(str(error).split())
-    told = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     where = _where(error, error.__traceback__, source)
-    return f"{told} ({where})" if where else told
+    return f"{text} ({where})" if where else text
 
 
 def _where(error: BaseException, tb: TracebackType | None, source: Path | None) -> str:
@@ -288,8 +288,8 @@ def _project_root(distribution: Distribution | None) -> Path | None:
         return None
     try:
         text = distribution.read_text("direct_url.json")
-        told = json.loads(text) if text else {}
-        editable, url = told.get("dir_info", {}).get("editable"), urlsplit(told.get("url", ""))
+        data = json.loads(text) if text else {}
+        editable, url = data.get("dir_info", {}).get("editable"), urlsplit(data.get("url", ""))
     except (OSError, ValueError, AttributeError):
         return None
     return Path(unquote(url.path)).resolve() if editable and url.scheme == "file" else None

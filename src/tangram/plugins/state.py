@@ -131,14 +131,14 @@ class BackendState:
         data = payload if isinstance(payload, bytes | str) else _encode(channel, payload)
         receivers = await self._publish(channel, data)
         if not receivers or channel.count(":") < 2:
-            self._warn_unheard(channel, receivers)
+            self._warn_of_no_receiver(channel, receivers)
         return receivers
 
-    def _warn_unheard(self, channel: str, receivers: int) -> None:
+    def _warn_of_no_receiver(self, channel: str, receivers: int) -> None:
         """Log once that no browser and no plugin can receive the messages of a channel."""
         # The hub receives all of to:*, but without an event it drops them.
-        heard = channel.count(":") >= 2 if channel.startswith("to:") else receivers
-        if heard or channel.startswith("from:"):
+        received = channel.count(":") >= 2 if channel.startswith("to:") else receivers
+        if received or channel.startswith("from:"):
             return
         if channel in self._warned or len(self._warned) >= MAX_WARNED:
             return

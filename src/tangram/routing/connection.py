@@ -1,4 +1,4 @@
-"""``Connection``: headers, query and cookies of a request or of a WebSocket, each parsed on first use."""
+"""``Connection``: headers, query and cookies of a request or WebSocket, parsed when used."""
 
 from __future__ import annotations
 

@@ -193,10 +193,10 @@ def _responses(endpoint: Endpoint, writer: SchemaWriter, *, bound: bool) -> dict
         if content:
             good["content"] = content
     responses: dict[str, Any] = {status: good}
-    for code, told in route.responses.items():
-        entry = {key: value for key, value in told.items() if key != "model"}
-        if "model" in told:
-            entry["content"] = {"application/json": {"schema": writer.write(told["model"])}}
+    for code, extra in route.responses.items():
+        entry = {key: value for key, value in extra.items() if key != "model"}
+        if "model" in extra:
+            entry["content"] = {"application/json": {"schema": writer.write(extra["model"])}}
         words = phrase_of(int(code)) if str(code).isdecimal() else "Response"
         responses[str(code)] = {"description": words, **responses.get(str(code), {}), **entry}
     for code, words in _body_errors(endpoint).items():
@@ -205,8 +205,8 @@ def _responses(endpoint: Endpoint, writer: SchemaWriter, *, bound: bool) -> dict
         )
     if bound and "422" not in responses:
         schema = {"$ref": "#/components/schemas/HTTPValidationError"}
-        told = {"description": "Validation Error", "content": {"application/json": {"schema": schema}}}
-        responses["422"] = told
+        faults = {"description": "Validation Error", "content": {"application/json": {"schema": schema}}}
+        responses["422"] = faults
     return responses
 
 

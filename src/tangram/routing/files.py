@@ -100,10 +100,7 @@ def inside(root: str | os.PathLike[str], relative: str) -> Path:
 
 
 def unreadable(error: OSError) -> HTTPException:
-    """Return 404 for an error that means that there is no such file, and 503 for every other error.
-
-    The first of the latter is logged, then one in a minute.
-    """
+    """Return 404 for an error that means "no such file", and 503 for any other error."""
     if error.errno in _NOT_FOUND:
         return HTTPException(404)
     return unavailable(error)

@@ -153,7 +153,7 @@ class APIRouter:
         return found
 
     def mount(self, path: str, app: ASGIApp, *, name: str | None = None, max_body: int | None = None) -> None:
-        """Answer all requests and WebSockets below ``path`` with an ASGI application that runs on Trio.
+        """Answer all requests and WebSockets below ``path`` with an ASGI application on Trio.
 
         The application gets the path of the mount in ``root_path``. Its lifespan is not run: use the lifespan
         of the plugin.

@@ -152,7 +152,7 @@ class SchemaWriter:
         return {}
 
     def _mapping(self, arguments: tuple[Any, ...]) -> Schema:
-        """Return the schema of an object; keys of a type other than text have a schema of their own."""
+        """Return the schema of an object, with one for its keys if they are not plain text."""
         key, value = arguments if len(arguments) == 2 else (Any, Any)
         schema: Schema = {"type": "object", "additionalProperties": self.write(value) or True}
         names = {"pattern": "^[-+]?[0-9]{1,400}$"} if key is int else self.write(key)

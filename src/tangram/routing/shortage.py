@@ -1,4 +1,4 @@
-"""The answer to requests that fail because the process or the machine is short of a resource."""
+"""The answer to requests that fail because the process is short of a resource."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSocket routes: the connection that a handler gets, and the endpoint that runs the handler."""
+"""WebSocket routes: the connection of a handler, and the endpoint that runs it."""
 
 from __future__ import annotations
 
