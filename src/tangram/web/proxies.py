@@ -19,7 +19,7 @@ __all__ = ["ProxyHint", "missing_proxy_headers"]
 
 log = structlog.get_logger("tangram.web")
 
-MAX_EXAMINED: Final = 10_000
+MAX_EXAMINED: Final = 2000
 """Requests that are examined; a proxy is found among the first ones, and later requests cost nothing."""
 
 NGINX: Final = (

@@ -188,8 +188,12 @@ class Site:
 
     def _is_for_us(self, scope: Scope) -> bool:
         """Return whether the server answers to the ``Host`` of a request; some results are kept."""
+        host = None
+        for name, value in scope["headers"]:  # names are lower-case in ASGI
+            if name == b"host":
+                host = value if host is None else b"%b,%b" % (host, value)  # two are refused
         server = scope.get("server")
-        key = (*(value for name, value in scope["headers"] if name.lower() == b"host"), server and server[0])
+        key = (host, server and server[0])
         known = self._known_hosts.get(key)
         if known is None:
             if len(self._known_hosts) >= MAX_KNOWN_HOSTS:
