@@ -53,6 +53,19 @@ class Client:
         return [frame[3] for frame in self.received()]
 
 
+async def test_a_gap_is_announced_before_the_first_message_after_it() -> None:
+    """A message may come before the bus is up, while subscriptions of plugins are not confirmed yet."""
+    channels = make_channels(FakeBus())
+    client = Client(channels)
+    client.join("obs")
+    client.received()
+    channels.on_up(False)
+    channels.deliver([(b"to:obs:n", b"{}")])
+    channels.on_up(True)
+
+    assert client.events() == ["phx_error", "n"]
+
+
 async def test_a_push_is_answered_when_the_bus_says_so() -> None:
     """ok once Redis has taken it, else unavailable, in the order of the pushes."""
     bus = FakeBus(hold=True)

@@ -122,6 +122,8 @@ class Channels:
             broadcast_join_ref=settings.broadcast_join_ref,
         )
         self.hub.available = up
+        self._has_gap = not up
+        """Whether messages were missed that no member has been notified of."""
         self.gate = Gate(
             settings,
             secret,
@@ -266,6 +268,8 @@ class Channels:
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """Deliver a batch of (Redis channel, payload) to the members; this is the sink of the bus."""
+        if self._has_gap:
+            self._announce_gap()
         self.publish(self.hub.deliver(batch))
 
     def on_up(self, up: bool) -> None:
@@ -273,10 +277,20 @@ class Channels:
 
         After an outage members join again, because they have missed messages.
         """
-        if up and not self.hub.available:
-            self.hub.available = True
-            self.hub.interrupted()
         self.hub.available = up
+        if not up:
+            self._has_gap = True
+        elif self._has_gap:
+            self._announce_gap()
+
+    def _announce_gap(self) -> None:
+        """Make every member join again, before the first message after an outage.
+
+        That message may come before the bus is up: the subscription of the channels is confirmed, and those
+        of plugins are not yet.
+        """
+        self._has_gap = False
+        self.hub.interrupted()
 
     # The life of the child.
 
