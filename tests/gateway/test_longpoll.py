@@ -11,6 +11,7 @@ import attrs
 import httpx
 import pytest
 import trio
+import trio.lowlevel
 
 from tangram.gateway.channels import Channels
 from tangram.gateway.longpoll import longpoll_router
@@ -108,6 +109,30 @@ async def test_a_session_that_was_closed_is_gone() -> None:
         assert site.channels.statistics().hub.members == 0
         assert await site.push(session, ["1", "2", "room", "x", {}]) == 410
         assert (await site.poll(session))["status"] == 410
+
+
+async def test_very_many_frames_of_one_request_are_handled_in_steps() -> None:
+    """Twenty thousand pushes are published in order, and other tasks run meanwhile."""
+    turns = 0
+    async with (
+        open_site(Settings(presence=False, push_replies=False)) as site,
+        trio.open_nursery() as nursery,
+    ):
+        session = await join(site)
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        frames = [f'["1",null,"room","x",{number}]' for number in range(20_000)]
+        nursery.start_soon(count)
+        assert await site.push(session, *frames) == 200
+        nursery.cancel_scope.cancel()
+
+    assert [int(payload) for payload in site.bus.payloads("from:room:x")] == list(range(20_000))
+    assert turns >= 100
 
 
 async def test_a_refused_client_gets_403() -> None:
