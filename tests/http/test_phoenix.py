@@ -245,9 +245,9 @@ async def test_a_full_socket_refuses_the_next_join(browser: Callable[..., Any]) 
 
 
 async def test_a_foreign_version_cannot_connect(browser: Callable[..., Any]) -> None:
-    """vsn 1 is refused at the handshake."""
+    """An unknown version is refused at the handshake."""
     async with open_server() as server, browser(None) as page:
-        await page.tell("connect", url=server.url.replace("http", "ws", 1), options={"vsn": "1.0.0"})
+        await page.tell("connect", url=server.url.replace("http", "ws", 1), options={"vsn": "3.0.0"})
 
         assert (await page.see("closed"))["code"] == 1006
         assert server.channels.statistics().accepted == 0
