@@ -49,7 +49,7 @@ flaky: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	$(BIN)/python -m tests.flaky --downstream $(DOWNSTREAM) $(ARGS)
 
 test-downstream: $(VENV)/.dev .cache/.e2e .cache/.downstream
-	$(BIN)/python -m pytest tests/downstream $(ARGS)
+	TANGRAM_ROUNDS=$${TANGRAM_ROUNDS:-20} $(BIN)/python -m pytest tests/downstream $(ARGS)
 	$(DOWNSTREAM) -m pytest tests/compat
 
 lint: $(VENV)/.dev

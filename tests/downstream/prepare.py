@@ -4,6 +4,7 @@
 ``full``         the published plugins and their dependency, the published server, then tangram
 ``ours-first``   tangram, then the published server: the order decides whose script ``tangram`` is
 ``ours-last``    the other order
+``ten``          all published plugins, on Python 3.12 or newer where it is there: ``tangram-navaid`` needs it
 
 They are made in ``.cache/downstream``, or in the folder that ``TANGRAM_DOWNSTREAM`` names.
 """
@@ -11,6 +12,7 @@ They are made in ``.cache/downstream``, or in the folder that ``TANGRAM_DOWNSTRE
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +22,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HOME = Path(os.environ.get("TANGRAM_DOWNSTREAM") or ROOT / ".cache" / "downstream")
 PUBLISHED = ("tangram-system", "tangram-weather", "tangram-globe", "tangram-airports")
+TEN = (
+    *PUBLISHED,
+    "tangram-explore",
+    "tangram-jet1090",
+    "tangram-ship162",
+    "tangram-datalink",
+    "tangram-history",
+)
+NAVAID = "tangram-navaid"
 TOOLS = (
     "annotated-types",
     "hypothesis",
@@ -55,9 +66,25 @@ def pip(name: str, *words: str) -> None:
     subprocess.run([*command, "--disable-pip-version-check", "install", *words], check=True)
 
 
-def make(name: str) -> None:
+def make(name: str, python: str = sys.executable) -> None:
     say("making", str(HOME / name))
-    venv.create(HOME / name, clear=True, symlinks=True)
+    if python == sys.executable:
+        venv.create(HOME / name, clear=True, symlinks=True)
+    else:
+        command = [python, "-m", "venv", "--clear", "--symlinks", "--without-pip", str(HOME / name)]
+        subprocess.run(command, check=True)
+
+
+def newer_python() -> str | None:
+    """Return a Python of 3.12 or newer: this one, that of ``TANGRAM_NEWER_PYTHON``, or one on the path."""
+    if sys.version_info >= (3, 12):
+        return sys.executable
+    named = os.environ.get("TANGRAM_NEWER_PYTHON", "python3.12")
+    for name in (named, "python3.13", "python3.14"):
+        found = shutil.which(name)
+        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
+            return found
+    return None
 
 
 def make_bare() -> None:
@@ -69,6 +96,13 @@ def make_full() -> None:
     make("full")
     pip("full", *PUBLISHED)
     pip("full", "--editable", str(ROOT), *TOOLS, *EXTRAS)
+
+
+def make_ten() -> None:
+    newer = newer_python()
+    make("ten", newer or sys.executable)
+    pip("ten", *TEN, *([NAVAID] if newer else []))
+    pip("ten", "--editable", str(ROOT))
 
 
 def add_path(name: str, folder: object) -> None:
@@ -96,6 +130,7 @@ def main() -> None:
         make_bare()
         make_full()
         make_orders()
+        make_ten()
     except subprocess.CalledProcessError as error:
         sys.exit(f"prepare: {error.cmd} ended with status {error.returncode}; its message stands above")
     (HOME / "done").touch()
