@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_plugins_work_with_a_private_broker() -> None:
-    """Client, subscriber and bus find socket and password in the configuration; no page shows it."""
+    """Client, subscriber and bus find socket and password in the configuration."""
     plugin = tangram.Plugin()
     seen: list[tuple[str, str]] = []
 

@@ -86,7 +86,7 @@ async def test_a_new_incarnation_keeps_the_crash_of_the_quarantine(autojump_cloc
 async def test_a_quarantined_plugin_is_a_reason(
     autojump_clock: MockClock, requires: tuple[str, ...], status: int
 ) -> None:
-    """``/-/readyz`` names a quarantined plugin; ``[server] ready_requires`` decides about the status."""
+    """``/-/readyz`` names a quarantined plugin; ``ready_requires`` decides about the status."""
     config = {"server": {"ready_requires": requires}}
     async with open_tangram([Broken()], config=config, fakes=True) as running:
         with trio.fail_after(60):

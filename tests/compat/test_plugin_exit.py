@@ -1,4 +1,4 @@
-"""``SystemExit`` in an existing plugin is a crash of that plugin, and does not end the server."""
+"""``SystemExit`` in an existing plugin is a crash of it, and does not end the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plugin that damages the process: the server still ends, in order or by force, and never hangs."""
+"""A plugin that damages the process: the server still ends, and never hangs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_plugin_without_sockets_does_not_hang_the_stop(home: Home) -> No
 
 
 async def test_a_closed_listener_ends_the_server_or_is_stopped(home: Home) -> None:
-    """The web cannot come back on a closed socket: the server ends with status 70, and does not hang."""
+    """The web cannot serve on a closed socket: the server ends with 70, and does not hang."""
     home.install("hostile", SOURCE)
     async with open_server(home, "hostile") as server:
         await server.get(f"/closed-listener?port={home.port}")
@@ -69,7 +69,7 @@ async def test_a_closed_listener_ends_the_server_or_is_stopped(home: Home) -> No
 
 
 async def test_closed_descriptors_end_the_process(home: Home) -> None:
-    """Without its descriptors the event loop cannot go on; the process ends, and no child is left."""
+    """Without descriptors the event loop cannot go on; the process ends and leaves no child."""
     home.install("hostile", SOURCE)
     but = {"no_traceback": "the event loop itself fails"}
     async with open_server(home, "hostile", but=but) as server:

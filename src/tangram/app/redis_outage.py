@@ -108,7 +108,7 @@ class RedisOutage:
         return not self._is_connected()
 
     async def lost_since(self, began: float) -> bool:
-        """Wait 50 ms, and return whether Redis is away, or was just away and was lost after *began*."""
+        """Wait 50 ms, and return whether Redis is away, or was lost after *began* and is back."""
         return await self.settle() and (not self._is_connected() or self._lost_at >= began)
 
     async def wait(self, name: str, pause: float) -> None:

@@ -1,4 +1,4 @@
-"""Lets the services of existing plugins start together, as the published server starts them.
+"""A gate at which the services of existing plugins start together.
 
 Plugins start one after another. A service that registers with another plugin at its start, and tries again
 after 15 seconds, would lose this time if the other plugin stood after its own in ``[core] plugins``.
@@ -35,7 +35,7 @@ class StartGate:
         self._last_begun: trio.Event | None = None
 
     def is_last(self, name: str) -> bool:
-        """Return whether all other plugins have arrived; then the start includes that of the services."""
+        """Return whether all other plugins have arrived; then services start within this start."""
         return self._present.union([name]).issuperset(self._expected)
 
     def arrive(self, name: str) -> None:
@@ -53,7 +53,7 @@ class StartGate:
         self._notify()
 
     async def wait_turn(self, begun: trio.Event) -> None:
-        """Wait until all plugins have arrived and the service before has begun, for a second at most.
+        """Wait until all plugins have arrived and the service before has begun; at most 1 s.
 
         Args:
             begun: Set by the caller when its service has begun, or will not begin.

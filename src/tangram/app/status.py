@@ -67,7 +67,7 @@ class ServerOperator:
         return not blocking, [*blocking, *others]
 
     def _absent_plugins(self) -> Iterator[tuple[str, str]]:
-        """Yield the plugins that are in quarantine or could not be loaded, each with a public reason."""
+        """Yield the plugins in quarantine and those not loaded, each with a public reason."""
         for name in self._tree.quarantined:
             yield name, f"{PLUGIN}{name} is quarantined"
         for failure in self._tree.plugins.failures:

@@ -107,7 +107,7 @@ class _StderrHandler(logging.Handler):
 
 
 def _unfold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Print the frames of a crash below its record, one a line; a list in the record cannot be read."""
+    """Print the frames of a crash below its record, one a line."""
     frames = event.get("traceback")
     if isinstance(frames, list):
         del event["traceback"]

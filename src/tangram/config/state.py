@@ -74,7 +74,7 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
 
 
 def broker_folder(config: Config, environ: Mapping[str, str]) -> Path | None:
-    """Return the working folder of the embedded broker, created in the state folder with mode 0700.
+    """Return the embedded broker's working folder, made in the state folder with mode 0700.
 
     It is None if the state folder cannot be used and the broker does not need it, as in a read-only container
     whose secrets are all configured.

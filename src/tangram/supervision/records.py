@@ -125,7 +125,7 @@ def _attached(error: BaseException) -> Crash | None:
 
 
 def own_frames(traceback: types.TracebackType | None) -> tuple[tuple[str, ...], str]:
-    """Return the last frames of the child's own code and of its callees, and its innermost own frame.
+    """Return the last frames of the child's own code, and its innermost own frame.
 
     Frames are ``file:line in function``, innermost last. The frames before the first one outside of tangram,
     Trio and the standard library are left out, if there is such a frame. The innermost own frame is the last
@@ -157,7 +157,7 @@ def _is_infrastructure(file: str) -> bool:
 
 
 def _package_of(file: str) -> str:
-    """Return a module's folder, or its file if the folder holds modules of other distributions."""
+    """Return a module's folder, or its file if other distributions are in the folder."""
     folder = str(Path(file).parent)
     return file if _INSTALLED.fullmatch(f"{folder}/") else f"{folder}/"
 
