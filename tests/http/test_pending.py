@@ -21,7 +21,7 @@ MIB = 1024 * KIB
 
 
 def named(ledger: PendingBytes, name: str, dropped: list[str]) -> PendingItem:
-    return ledger.item(name, lambda: dropped.append(name))
+    return ledger.item(lambda: name, lambda: dropped.append(name))
 
 
 async def test_old_and_large_items_go_first(autojump_clock: Clock) -> None:
@@ -154,7 +154,16 @@ POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n"
 
 async def test_unfinished_bodies_share_the_bound(engine: str, clock: Clock) -> None:
     """Over the bound the oldest body is dropped, by 503 if possible, and the others go on."""
-    async with serving(engine, reads_body, max_pending_bytes=100 * KIB) as server:
+
+    def forwarded(scope: dict[str, Any]) -> dict[str, Any]:
+        return {**scope, "client": ("203.0.113.9", 1)}
+
+    with capture_logs() as lines:
+        await drop_one(engine, lines, forwarded=forwarded)
+
+
+async def drop_one(engine: str, lines: list[Any], **options: Any) -> None:
+    async with serving(engine, reads_body, max_pending_bytes=100 * KIB, **options) as server:
         first, second = await server.connect(), await server.connect()
         await first.send(POST + b"x" * 60 * KIB)
         await trio.sleep(1)
@@ -165,6 +174,7 @@ async def test_unfinished_bodies_share_the_bound(engine: str, clock: Clock) -> N
 
             nursery.start_soon(post)
             assert (await first.rest()).startswith(b"HTTP/1.1 503" if engine == "native" else b"")
+        assert [line["address"] for line in lines] == ["203.0.113.9"]
         for client in (first, second):
             await trio.aclose_forcefully(client.stream)
         await server.wait_closed()

@@ -95,5 +95,6 @@ async def _serve_hypercorn(
         body_limit=site.body_limit,
         error_headers=site.error_headers,
         is_proxy=site.addresses.trusts,
+        forwarded=site.addresses.forwarded,
         task_status=task_status,
     )

@@ -241,6 +241,8 @@ class Engine:
     """
     is_proxy: Callable[[str], bool] = lambda _: False
     """Returns whether an address is a proxy's, to which ``max_connections_per_address`` does not apply."""
+    forwarded: Callable[[Scope], Scope] | None = None
+    """Returns the scope with the client that a trusted proxy reports."""
     keep_adopted: Callable[[], bool] = lambda: False
     """Asked at the stop: may adopted connections outlive this engine? False when the whole server ends."""
     draining: bool = False
@@ -302,6 +304,11 @@ class Engine:
     def headers_of_error(self, scope: Scope) -> RawHeaders:
         """Return the header fields of an answer to this request that the engine itself gives."""
         return [] if self.error_headers is None else self.error_headers(scope)
+
+    def address_of(self, scope: Scope) -> str:
+        """Return the address of a request's client, also behind a trusted proxy."""
+        client = (scope if self.forwarded is None else self.forwarded(scope)).get("client")
+        return str(client[0]) if client else ""
 
     async def serve(
         self,

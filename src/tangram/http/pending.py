@@ -38,7 +38,7 @@ class PendingItem:
 
     __slots__ = ("_ledger", "address", "drop", "expire", "since", "size")
 
-    def __init__(self, ledger: PendingBytes, address: str, drop: Callable[[], None]) -> None:
+    def __init__(self, ledger: PendingBytes, address: Callable[[], str], drop: Callable[[], None]) -> None:
         self._ledger = ledger
         self.address = address
         self.drop = drop
@@ -98,11 +98,11 @@ class PendingBytes:
         """Return the seconds that a message or body of which ``size`` bytes have arrived may take."""
         return self.timeout + size / MIN_RATE
 
-    def item(self, address: str, drop: Callable[[], None]) -> PendingItem:
+    def item(self, address: Callable[[], str], drop: Callable[[], None]) -> PendingItem:
         """Return a new item.
 
         Args:
-            address: the client's address, for the log.
+            address: returns the client's address, for the log alone.
             drop: frees the bytes and closes the connection. It must not block, and may call ``update(0)``.
         """
         return PendingItem(self, address, drop)
@@ -132,7 +132,7 @@ class PendingBytes:
             self._logged_at = now
             log.warning(
                 "unfinished message dropped",
-                address=item.address,
+                address=item.address(),
                 bytes=item.size,
                 seconds=round(now - item.since, 1),
                 total=self.total,

@@ -72,13 +72,15 @@ class Applications(TaskGroup):
             stream = cast("Any", send).__self__
             # Hypercorn would agree to permessage-deflate, and inflates messages without a bound.
             stream.handshake.extensions = None
-            self._bound_message(stream, scope["client"][0] if scope.get("client") else "")
+            self._bound_message(stream, scope)
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, events, send)
         return events.put
 
-    def _bound_message(self, stream: Any, address: str) -> None:
+    def _bound_message(self, stream: Any, scope: Scope) -> None:
         """Bound the unfinished message of a WebSocket in size, in time, and together with all others."""
-        pending = self.engine.pending.item(address, lambda: self._end_message(stream, MEMORY))
+        pending = self.engine.pending.item(
+            lambda: self.engine.address_of(scope), lambda: self._end_message(stream, MEMORY)
+        )
         pending.expire = lambda: self._end_message(stream, SLOW_MESSAGE)
         stream.buffer = BoundedMessage(stream.buffer.max_length, self._end_soon, pending)
 

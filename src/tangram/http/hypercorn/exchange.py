@@ -149,7 +149,9 @@ class HypercornExchange:
         self.http = scope["type"] == "http"
         self.max_body = owner.engine.max_body(scope) if self.http else 0
         self._waited = 0.0
-        self._pending = owner.engine.pending.item(_address(scope), owner.connection.abort)
+        self._pending = owner.engine.pending.item(
+            lambda: owner.engine.address_of(scope), owner.connection.abort
+        )
 
     async def run(self, app: ASGIApp) -> None:
         """Check the head, call the application, and complete its response."""
@@ -263,11 +265,6 @@ class HypercornExchange:
         kind = "http" if self.http else "websocket.http"
         await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
         await self.send({"type": f"{kind}.response.body", "body": body})
-
-
-def _address(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
 
 
 def _content_length(scope: Scope) -> int:

@@ -52,6 +52,7 @@ async def serve_hypercorn(
     body_limit: Callable[[Scope], int] | None = None,
     error_headers: Callable[[Scope], RawHeaders] | None = None,
     is_proxy: Callable[[str], bool] = lambda _: False,
+    forwarded: Callable[[Scope], Scope] | None = None,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain for ``grace()`` seconds and close the rest.
@@ -69,6 +70,7 @@ async def serve_hypercorn(
         body_limit: Returns the largest body of a request in bytes, in place of ``settings.max_body``.
         error_headers: Returns the header fields of an answer that the engine gives to this request itself.
         is_proxy: Returns whether an address is a trusted proxy's, with any number of connections.
+        forwarded: Returns the scope with the client that a trusted proxy reports; used for the log alone.
         task_status: Started with the engine once it accepts.
 
     Raises:
@@ -80,6 +82,7 @@ async def serve_hypercorn(
     engine.body_limit = body_limit
     engine.error_headers = error_headers
     engine.is_proxy = is_proxy
+    engine.forwarded = forwarded
     await engine.serve(listeners, grace=grace, task_status=task_status)
 
 

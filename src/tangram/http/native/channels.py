@@ -148,7 +148,7 @@ class ChannelSocket:
         self._read_size = COMPRESSED_READ if assembler.protocol.extensions else READ_SIZE
         self._session = session
         self._pump = pump
-        self._pending = pending.item(session.info.address, self._drop_message)
+        self._pending = pending.item(lambda: session.info.address, self._drop_message)
         self._ping_interval = ping_interval
         self._pinged_at = trio.current_time()
 

@@ -103,7 +103,7 @@ class Exchange:
         if request.length:
             self._body = ChunkedBody() if request.length == CHUNKED else LengthBody(request.length)
             self._limit = host.engine.max_body(self._scope)
-            self._pending = host.engine.pending.item(stream.client[0], self._drop_body)
+            self._pending = host.engine.pending.item(self._address, self._drop_body)
         self._continue = request.expects_continue
         self._asked = False
         self._received = 0
@@ -219,6 +219,9 @@ class Exchange:
         assert self._pending is not None
         size, usual = self._received, self._host.settings.max_body
         self._pending.update(min(size, usual) if usual else size)
+
+    def _address(self) -> str:
+        return self._host.engine.address_of(self._scope)
 
     def _drop_body(self) -> None:
         """Close the connection because the unfinished bodies of all clients are too many."""

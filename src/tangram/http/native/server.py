@@ -64,7 +64,7 @@ async def serve_native(
             at each upgrade; if it returns None, the answer is 503. Without channels the path is the
             application's.
         forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
-            Used for channels alone: the application does this for its own scopes.
+            Used for channels and for the log: the application does this for its own scopes.
         body_limit: returns the bytes that the body of the request with this scope may have, 0 for any
             number. Default: ``settings.max_body``.
         error_headers: returns the header fields of an answer that the engine gives in the application's place
@@ -91,6 +91,7 @@ async def serve_native(
     server.engine.close_code = close_code
     server.engine.body_limit = body_limit
     server.engine.error_headers = error_headers
+    server.engine.forwarded = forwarded
     server.engine.is_proxy = is_proxy
     server.engine.keep_adopted = keep_adopted
     await server.engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)

@@ -108,7 +108,7 @@ class AppSocket:
         self._gone = False
         self._failed = False
         self._end_at = NEVER
-        self._pending = host.engine.pending.item(stream.client[0], self._drop_message)
+        self._pending = host.engine.pending.item(lambda: host.engine.address_of(scope), self._drop_message)
 
     # Called by the engine.
 
