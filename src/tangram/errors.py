@@ -173,7 +173,7 @@ class BadRequest(_Faulty, RequestError):
 
 
 class BadMessage(RequestError):
-    """A message from Redis does not have the expected form; ``tangram.Message.json`` raises it.
+    """A message from Redis is malformed; ``tangram.Message.json`` raises it.
 
     If a service of a plugin does not catch it, the service runs again and the plugin is not charged: no
     message from a browser can crash a plugin.

@@ -19,7 +19,7 @@ ALL: Final = "*"
 """All addresses of the machine, of both families."""
 
 UNIX: Final = "unix:"
-"""What the address of a Unix socket begins with."""
+"""The first characters of a Unix socket's address."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:%-]+")
 """Names, IPv4 and IPv6 addresses, with a zone."""
