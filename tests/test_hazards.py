@@ -76,6 +76,7 @@ def test_nothing_runs_in_tasks_that_quart_keeps() -> None:
 
 
 SOCKETS_OWN = {
+    "copy.shutdown",
     "client.shutdown",
     "self.sock.shutdown",
     "self._socket.shutdown",

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tangram.bus import Bus, Message
-from tangram.bus.subscriptions import SUBSCRIBE_TIMEOUT
+from tangram.bus.subscriptions import SUBSCRIBE_TIMEOUT, Subscription
 from tangram.errors import BrokerUnavailable
 from tests.bus.fakes import URL, FakeRedis
 
@@ -34,6 +34,13 @@ async def test_a_message_published_after_entering_arrives(
     assert got[0].text == "from:a:x"
 
 
+async def _dropped(subscription: Subscription, count: int) -> None:
+    """Wait until the listener, on its own connection, has read so much that ``count`` were dropped."""
+    with trio.fail_after(10):
+        while subscription.dropped < count:  # noqa: ASYNC110 - statistics have no event
+            await trio.sleep(0.01)
+
+
 async def test_a_slow_consumer_loses_the_oldest_messages(
     autojump_clock: trio.testing.MockClock, bus: Bus
 ) -> None:
@@ -41,6 +48,7 @@ async def test_a_slow_consumer_loses_the_oldest_messages(
     async with bus.subscribe("from:*", max_messages=3) as subscription:
         for number in range(10):
             await bus.publish("from:a:b", str(number))
+        await _dropped(subscription, 7)
         got = [(await anext(subscription)).text for _ in range(3)]
 
     assert got == ["7", "8", "9"]
@@ -53,6 +61,7 @@ async def test_the_queue_is_bounded_in_bytes(autojump_clock: trio.testing.MockCl
         for number in range(5):
             await bus.publish("from:a:b", f"{number}".ljust(40))
         await bus.publish("from:a:b", "big" * 100)
+        await _dropped(subscription, 5)
 
         assert (await anext(subscription)).text == "big" * 100
         assert subscription.dropped == 5

@@ -58,8 +58,7 @@ async def serve_native(
         listeners: the root's listening sockets.
         settings: bounds and timeouts.
         grace: returns the seconds that connections have to finish after the cancellation.
-        close_code: returns the code with which WebSockets are closed at the stop: 1012 for a restart, 1001
-            for good.
+        close_code: returns the close code of WebSockets at the stop: 1012 for a restart, 1001 for good.
         channels: serve the WebSockets of ``/websocket`` without asking the application. A function is called
             at each upgrade; if it returns None, the answer is 503. Without channels the path is the
             application's.
@@ -67,10 +66,8 @@ async def serve_native(
             Used for channels and for the log: the application does this for its own scopes.
         body_limit: returns the bytes that the body of the request with this scope may have, 0 for any
             number. Default: ``settings.max_body``.
-        error_headers: returns the header fields of an answer that the engine gives in the application's place
-            to the request with this scope.
-        is_proxy: returns whether an address is that of a trusted proxy, to which the bound on connections of
-            one address does not apply.
+        error_headers: returns the header fields of the engine's own answer to a request with this scope.
+        is_proxy: returns whether an address is a trusted proxy's; the bound for one address exempts it.
         compression: whether to agree on permessage-deflate.
         ping_interval: seconds of silence after which a WebSocket client is pinged.
         max_message: the largest WebSocket message to the application, in bytes.
