@@ -275,7 +275,7 @@ MENDED = (
         "members are not told that a bus which restarted alone has a gap",
         "gateway/channels.py",
         "        self.hub.interrupted()\n",
-        "            pass\n",
+        "        pass\n",
         ("tests/app/test_strategies.py::test_a_bus_that_restarts_alone_sends_phx_error_to_members",),
     ),
     Mutant(
