@@ -1,4 +1,4 @@
-"""The ASGI features that FastAPI routers of existing plugins use, as on the published server."""
+"""ASGI features of FastAPI routers, as on the published server."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ async def test_a_restart_closes_websockets_with_1012(probe: tuple[RunningTangram
 
 
 async def test_mounted_applications_answer(probe: tuple[RunningTangram, Any]) -> None:
-    """A sub-application, its WebSocket, and a folder of files, at the paths of the published server."""
+    """A sub-application, its WebSocket and a folder of files have their published paths."""
     tangram, _ = probe
     assert (await tangram.http.get("/sub/hello")).json() == {"hello": "from the sub-application"}
     assert b"SOURCE" not in (await tangram.http.get("/files/probe_plugin.py")).content[:20]
@@ -339,7 +339,7 @@ async def test_polling_for_the_client_does_not_end_the_request(probe: tuple[Runn
 async def test_a_handler_learns_that_its_client_has_left(
     probe: tuple[RunningTangram, Any], path: str, call: str
 ) -> None:
-    """Within 100 ms, on a quiet machine: by a poll, in a stream's wait, or at a blocked ``yield``."""
+    """Within 100 ms: by a poll, in a stream's wait, or at a blocked ``yield``."""
     tangram, module = probe
     address = httpx.URL(tangram.url)
     stream = await trio.open_tcp_stream(address.host, address.port or 80)

@@ -363,7 +363,7 @@ async def test_a_websocket_echoes(resident: Resident) -> None:
 
 
 async def test_a_websocket_that_is_left_open_is_closed(resident: Resident) -> None:
-    """A handler that returns closes with 1000; one that never accepted is answered with 500 or 1011."""
+    """A handler's return closes with 1000; without an accept the answer is 500 or 1011."""
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
         await receive()

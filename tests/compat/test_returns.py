@@ -40,7 +40,7 @@ def named(plugin: Plugin, name: str) -> Plugin:
 
 
 async def test_a_return_in_an_outage_is_followed_by_a_call(autojump_clock: MockClock) -> None:
-    """Whatever the plugin, and as often as it happens; the pauses grow."""
+    """Every plugin's service is called again, each time; the pauses grow."""
     redis = Redis(away=True)
     returns = Returns("demo", redis, restart="transient", streams=lambda: False)
     for _ in range(9):
@@ -80,7 +80,7 @@ async def test_a_stream_that_ended_is_followed_by_a_bounded_number_of_calls(
 
 @pytest.mark.parametrize("restart", ["temporary", "permanent"])
 async def test_the_operators_restart_type_counts(restart: str, autojump_clock: MockClock) -> None:
-    """``temporary`` ends in any case; ``permanent`` leaves the return to the supervisor, but in an outage."""
+    """``temporary`` ends the service; ``permanent`` calls it again in an outage alone."""
     for away in (True, False):
         returns = Returns("demo", Redis(away=away), restart=restart, streams=lambda: True)
         began = trio.current_time()

@@ -76,7 +76,7 @@ def make(name: str, python: str = sys.executable) -> None:
 
 
 def newer_python() -> str | None:
-    """Return a Python of 3.12 or newer: this one, that of ``TANGRAM_NEWER_PYTHON``, or one on the path."""
+    """Return a Python of 3.12 or newer, or ``None``: ``TANGRAM_NEWER_PYTHON`` may name it."""
     if sys.version_info >= (3, 12):
         return sys.executable
     named = os.environ.get("TANGRAM_NEWER_PYTHON", "python3.12")

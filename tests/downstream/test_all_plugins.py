@@ -1,4 +1,4 @@
-"""Every published plugin, alone and together: each comes back after every kind of interruption.
+"""Every published plugin, alone and together, comes back after interruptions.
 
 ``TANGRAM_ROUNDS`` is the number of interruptions, 20 in ``make test-downstream``. Nothing may be left over.
 Without it all plugins are tried together, twice.
@@ -131,7 +131,7 @@ async def settle(server: Server, count: Callable[[], int], at_most: float) -> in
 
 
 async def run_rounds(server: Server, plugins: list[str], interrupt: Callable[[], Awaitable[None]]) -> None:
-    """Interrupt the server again and again; no more descriptors and tasks may be there afterwards."""
+    """Interrupt the server repeatedly; it has no more descriptors afterwards."""
     process = psutil.Process(server.process.pid)
     await interrupt()
     await wait_running(server)
@@ -156,7 +156,7 @@ async def home(tmp_path: Path) -> AsyncIterator[tuple[Environment, str]]:
 
 @pytest.mark.parametrize("name", [*NAMES, "all"])
 async def test_it_comes_back_with_the_embedded_broker(home: tuple[Environment, str], name: str) -> None:
-    """After the broker was killed, a restart by request and SIGHUP; the stop leaves no process."""
+    """After a killed broker, a restart by request and SIGHUP; a stop leaves no process."""
     environment, tables = home
     plugins = plugins_of(name)
     async with open_server(

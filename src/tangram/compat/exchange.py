@@ -1,4 +1,4 @@
-"""Carries one request or WebSocket between an engine on Trio and an ASGI application on an island.
+"""Carries one request or WebSocket between an engine and an application on an island.
 
 1. Messages cross in batches. The application's ``send`` puts messages into an outbox, and waits only where
    more than `HIGH_WATER` bytes are unsent; the request's Trio task writes all of them. A response whose start
@@ -142,7 +142,7 @@ class Exchange:
             raise self._failure
 
     async def close_websocket(self, code: int) -> None:
-        """Close a WebSocket that the application has left open, or refuse one that it has not accepted.
+        """Close a WebSocket that is left open, or refuse one that was not accepted.
 
         The published server answers a handler that returns without accepting with 500, too.
         """

@@ -1,4 +1,4 @@
-"""Closes the connections to Redis that the extension module of a plugin leaves open at its stop.
+"""Closes connections to Redis that a plugin's extension module leaves open at its stop.
 
 A Rust extension has a runtime of its own, and a task of that runtime may keep its connection after the
 service that started it was cancelled: each restart would leave one more. On Linux the sockets of a runtime

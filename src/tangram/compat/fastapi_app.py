@@ -1,4 +1,4 @@
-"""The FastAPI application of an existing plugin's routers, which runs on the plugin's island.
+"""The FastAPI application of an existing plugin's routers, on the plugin's island.
 
 Each plugin has an application of its own. Where FastAPI is not installed, ``table_app`` takes its place.
 """

@@ -26,7 +26,7 @@ class Hosting(Protocol):
 
 
 async def send_restarting(error: IslandClosed, scope: Scope, send: Send) -> None:
-    """Answer that the plugin is restarting: 503, or a refused WebSocket; clients should come back."""
+    """Answer that the plugin is restarting: with 503, or with a refused WebSocket."""
     if scope["type"] == "http":
         await send_json(scope, send, 503, {"detail": str(error)}, headers=[(b"retry-after", b"1")])
     elif "websocket.http.response" in (scope.get("extensions") or {}):

@@ -104,7 +104,7 @@ class Plugin(NativePlugin):
     def split_config(
         self, raw: Mapping[str, Any], *, key: str
     ) -> tuple[Mapping[str, Any], RestartType | None]:
-        """Separate ``restart`` from ``[plugins.KEY]``, unless the plugin has a setting of this name.
+        """Separate ``restart`` from ``[plugins.KEY]``, unless it is the plugin's own setting.
 
         Returns:
             The table without it, and the restart type of all services, if it is set.

@@ -1,4 +1,4 @@
-"""An ASGI application with tangram's own routers of an existing plugin, where FastAPI is not installed.
+"""An ASGI application with tangram's own routers, where FastAPI is not installed.
 
 Its table of routes is that of native plugins, with every async function of a handler moved to the island.
 """
