@@ -82,7 +82,7 @@ async def test_a_transport_that_ends_without_a_close_frame_does_not_conform() ->
         await check("native", rude)
 
 
-async def test_a_client_that_is_kept_although_it_does_not_read_is_told(
+async def test_a_transport_that_keeps_a_silent_client_does_not_conform(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A transport without a bound for one client fails."""

@@ -208,7 +208,7 @@ def test_a_simulation_without_any_message_fails(monkeypatch: pytest.MonkeyPatch)
         play(script_from("0.1 crash_web"), plugins=[make_plugin(Journal())])
 
 
-def test_a_fault_that_no_seed_strikes_is_told() -> None:
+def test_a_fault_that_no_seed_strikes_is_reported() -> None:
     """The result lists the faults that struck, and those that never did."""
     never = simulate_many([10]).reached.never
     struck = {name for _, names in script_of(10) for name in names.split("+")}

@@ -159,7 +159,7 @@ def test_by_hand(tangram, chaos):
 async def test_on_asyncio(tangram, chaos):
     assert (await chaos.strike("crash_channels")).outcome == "up"
 
-def test_what_struck(tangram):
+def test_the_struck_faults(tangram):
     assert struck[1:] == [["bus"], ["channels"]]
 
 @chaos("crash_web")

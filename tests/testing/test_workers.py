@@ -44,7 +44,7 @@ def test_a_call_without_an_answer_is_killed(tmp_path: Path) -> None:
     assert not any(start_time(int(one.name)) for one in tmp_path.iterdir())
 
 
-def test_an_error_of_its_own_is_told_before_the_deadline_of_others(tmp_path: Path) -> None:
+def test_an_error_counts_more_than_the_deadline_of_others(tmp_path: Path) -> None:
     """The exception of one call is raised where others had to be killed."""
     with pytest.raises(LookupError, match="by itself"):
         in_processes([partial(noted, tmp_path, 600), partial(never, tmp_path)], within=1.5)
