@@ -147,7 +147,7 @@ def test_everything_has_the_part_with_fastapi(
     )
 
 
-def test_make_flaky_runs_what_make_test_runs() -> None:
+def test_make_flaky_runs_the_tests_of_make_test() -> None:
     """``make test`` and ``make flaky`` run the same folder in the Python with FastAPI."""
     makefile = (flaky.ROOT / "Makefile").read_text()
 

@@ -77,7 +77,7 @@ def is_exhaustion(error: BaseException) -> bool:
 
 
 def exhaustion_note(error: BaseException) -> str:
-    """Return a sentence for an error that means that no descriptor is left, or ``""`` for other errors."""
+    """Return a note for an error that means that no descriptor is left, else ``""``."""
     number = getattr(error, "errno", None)
     if number == errno.EMFILE:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""The factory of a whole server, for rooms below ``app`` that need one without importing it.
+"""The factory of a whole server, for rooms below ``app`` that must not import it.
 
 The package ``tangram`` registers the factory when it is imported, which is always before any of its modules.
 So ``compat.runtime`` runs a server in a thread without knowing ``app``.

@@ -1,4 +1,4 @@
-"""The version of this package, for modules that must not import the package ``tangram`` itself."""
+"""The version of this package, for modules that must not import ``tangram`` itself."""
 
 from typing import Final
 

@@ -11,7 +11,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from tangram.compat.exchange import HANDLER_SECONDS, MAX_BACKGROUND_TASKS, Exchange
+from tangram.compat.exchange import HANDLER_SECONDS, MAX_BACKGROUND_TASKS, IslandExchange
 from tangram.compat.island import CLOSE_SECONDS, Island, Resident, open_island
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -37,7 +37,7 @@ class Asker:
         began = trio.current_time()
         self.asked = False
         scope = {"type": "http", "path": "/x", "headers": []}
-        exchange = Exchange(self.resident, scope, self._receive, self._send)
+        exchange = IslandExchange(self.resident, scope, self._receive, self._send)
         await exchange.run(self._app, scope, self.failed.append)
         return trio.current_time() - began
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tangram.compat.exchange import HIGH_WATER, LEAVE_SECONDS, MAX_DROPPED, WATCH_SECONDS, Exchange
+from tangram.compat.exchange import HIGH_WATER, LEAVE_SECONDS, MAX_DROPPED, WATCH_SECONDS, IslandExchange
 from tangram.compat.island import Resident, open_island
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -44,8 +44,8 @@ class Client:
             self.inlet.send_nowait(message)
         return self
 
-    async def run(self, app: App) -> Exchange:
-        exchange = Exchange(self.resident, self.scope, self._receive, self._send)
+    async def run(self, app: App) -> IslandExchange:
+        exchange = IslandExchange(self.resident, self.scope, self._receive, self._send)
         await exchange.run(app, self.scope, self.failed.append)
         return exchange
 
@@ -328,7 +328,7 @@ async def test_a_failed_write_of_the_engine_is_raised(resident: Resident) -> Non
         await trio.lowlevel.checkpoint()
         raise ValueError("not as long as its content-length")
 
-    exchange = Exchange(resident, client.scope, client._receive, refuse)
+    exchange = IslandExchange(resident, client.scope, client._receive, refuse)
     with pytest.raises(ValueError, match="content-length"):
         await exchange.run(app, client.scope, client.failed.append)
 

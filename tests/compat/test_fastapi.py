@@ -286,7 +286,7 @@ async def test_a_torn_stream_is_logged(shop: tuple[RunningTangram, Any]) -> None
     assert (await shop[0].http.get("/shop/fast")).json() == [1, 2]
 
 
-async def test_a_restart_answers_what_is_in_flight(shop: tuple[RunningTangram, Any]) -> None:
+async def test_a_restart_answers_requests_in_flight(shop: tuple[RunningTangram, Any]) -> None:
     """A request whose plugin is restarted gets a 503 with retry-after; the next one succeeds."""
     tangram = shop[0]
     answers: list[int] = []

@@ -232,7 +232,7 @@ async def test_one_writer_only(clock: Clock) -> None:
         assert got == expected
 
 
-async def test_close_frame_comes_after_what_waits() -> None:
+async def test_close_frame_comes_after_waiting_messages() -> None:
     """The close frame follows the messages that were put before it."""
     async with open_rig() as rig:
         rig.pump.corked = True

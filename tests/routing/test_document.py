@@ -139,7 +139,7 @@ def test_operations() -> None:
     assert "text/plain" in paths["/other/wind/{rest}"]["get"]["responses"]["200"]["content"]
 
 
-def test_the_document_says_what_routes_accept() -> None:
+def test_the_document_describes_the_bodies_of_routes() -> None:
     """Parameters have no null, sets may have repeated items, and bodies of bytes may be empty."""
     router = APIRouter(prefix="/x")
 

@@ -30,7 +30,7 @@ async def test_nothing_else_of_the_distribution_is_served() -> None:
         assert (await call(site, "GET", path)).status in {307, 404}, path
 
 
-async def test_without_the_distribution_the_page_says_what_to_install(
+async def test_without_the_distribution_the_page_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The document is still there, and the page names the package."""

@@ -26,7 +26,7 @@ import trio
 from tangram.asgi import ASGIApp, Message, Receive, Scope, Send, headers_of
 from tangram.compat.island import Generators, Resident
 
-__all__ = ["HANDLER_SECONDS", "MAX_BACKGROUND_TASKS", "Exchange"]
+__all__ = ["HANDLER_SECONDS", "MAX_BACKGROUND_TASKS", "IslandExchange"]
 
 HANDLER_SECONDS: Final = 1.0
 """Seconds for a handler to end after its request was cancelled, for example because the server stops."""
@@ -63,7 +63,7 @@ _CLOSED: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """Exceptions of an engine whose client has left."""
 
 
-class Exchange:
+class IslandExchange:
     """One request or WebSocket of an application on an island.
 
     Args:

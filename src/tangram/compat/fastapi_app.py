@@ -15,7 +15,7 @@ import structlog
 
 from tangram.asgi import Receive, Scope, Send
 from tangram.channels.disconnects import CRASH, RESTART
-from tangram.compat.exchange import Exchange
+from tangram.compat.exchange import IslandExchange
 from tangram.compat.hosting import Hosting, send_restarting
 from tangram.compat.island import IslandClosed
 from tangram.compat.state import STATE, BackendState
@@ -30,7 +30,7 @@ __all__ = ["FastApp"]
 log = structlog.get_logger("tangram.compat")
 
 _EXCHANGE: Final = "tangram.exchange"
-"""Key in the scope under which the request's `Exchange` is kept."""
+"""Key in the scope under which the request's `IslandExchange` is kept."""
 
 _ASGI: Final = {
     "http": {"version": "3.0", "spec_version": "2.3"},
@@ -117,7 +117,7 @@ class FastApp:
             await send_restarting(error, scope, send)
             return
         setattr(self._app.state, STATE, state)
-        exchange = Exchange(resident, scope, receive, send)
+        exchange = IslandExchange(resident, scope, receive, send)
         inner = {
             **scope,
             "asgi": _ASGI[scope["type"]],
@@ -134,7 +134,7 @@ class FastApp:
             elif not exchange.ended:
                 await send({"type": "websocket.close", "code": RESTART.code, "reason": RESTART.reason})
 
-    async def _run(self, exchange: Exchange, scope: Scope) -> None:
+    async def _run(self, exchange: IslandExchange, scope: Scope) -> None:
         failed = partial(self._failed, scope)
         code = 1000
         try:
@@ -157,7 +157,7 @@ class FastApp:
 
     def _report(self, scope: Scope, error: Exception) -> str:
         number = secrets.token_hex(8)
-        exchange: Exchange = scope[_EXCHANGE]
+        exchange: IslandExchange = scope[_EXCHANGE]
         exchange.reported = error
         if exchange.gone:
             return number  # a consequence of the client's leaving is no failure of the plugin

@@ -72,7 +72,7 @@ SOCKETS_SECONDS: Final = 1.0
 """Seconds for the search for connections that an extension has left open; it takes some milliseconds."""
 
 
-class Gate(Protocol):
+class StartGateView(Protocol):
     """Lets the services of several plugins start together."""
 
     def is_last(self, name: str) -> bool: ...
@@ -102,7 +102,7 @@ class IslandHost(PluginHost):
         *,
         state: Callable[[], SharedState],
         shared: Callable[[], Island | None] = lambda: None,
-        gate: Gate | None = None,
+        gate: StartGateView | None = None,
         outage: Outage | None = None,
         **settings: Any,
     ) -> None:

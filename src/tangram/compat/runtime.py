@@ -35,7 +35,7 @@ JOIN_SECONDS: Final = 5.0
 """Seconds for the server's thread to end after it has reported its end; it takes microseconds."""
 
 
-class HostedServer(Protocol):
+class StartableServer(Protocol):
     """The part of ``tangram.app.in_thread.HostedServer`` that is used here."""
 
     stop_seconds: float
@@ -64,7 +64,7 @@ class Runtime:
 
     def __init__(self, config: IntoConfig = None) -> None:
         self._config = config
-        self._hosted: HostedServer | None = None
+        self._hosted: StartableServer | None = None
         self._ended: asyncio.Future[int] | None = None
         self._state: BackendState | None = None
 
@@ -147,7 +147,7 @@ class Runtime:
         await self.stop()
 
 
-def _view(hosted: HostedServer) -> BackendState:
+def _view(hosted: StartableServer) -> BackendState:
     """Return the program's view of the state, which follows the server over its incarnations."""
     config = hosted.shared().config
     url = str(config.core.redis_url)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import attrs
 
 from tangram.errors import RouteError
-from tangram.routing.connection import Connection
+from tangram.routing.connection import HTTPConnection
 from tangram.routing.constraints import checker, from_metadata
 from tangram.routing.containers import COLLECTIONS, MAPPINGS
 from tangram.routing.convert import is_class_like, origin_of, structurer
@@ -97,7 +97,7 @@ class _Context:
     bodiless: bool
     injectable: frozenset[type]
     overrides: Mapping[Callable[..., Any], Callable[..., Any]]
-    connection: type[Connection]
+    connection: type[HTTPConnection]
     done: dict[int, Plan]
     underway: list[Callable[..., Any]]
 
@@ -110,7 +110,7 @@ def compile_plan(
     injectable: frozenset[type] = frozenset(),
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     dependencies: Iterable[DependsMarker] = (),
-    connection: type[Connection] = Request,
+    connection: type[HTTPConnection] = Request,
 ) -> Plan:
     """Compile a handler and its dependencies.
 
@@ -239,7 +239,7 @@ def _classify(
             return "special", (parameter.name, "inject", base)
         if base is context.connection:
             return "special", (parameter.name, "request", base)
-        if isinstance(base, type) and issubclass(base, Connection):
+        if isinstance(base, type) and issubclass(base, HTTPConnection):
             raise RouteError(
                 f"{_name(call)}: parameter {parameter.name!r} is a {base.__name__}, "
                 f"and this route has a {context.connection.__name__}"

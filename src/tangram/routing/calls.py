@@ -10,7 +10,7 @@ from typing import Any, Final
 import trio
 
 from tangram.routing.binding import Param, Plan
-from tangram.routing.connection import Connection, parse_query
+from tangram.routing.connection import HTTPConnection, parse_query
 from tangram.routing.convert import problems_of
 from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 from tangram.routing.params import MISSING
@@ -73,7 +73,7 @@ class Call:
     )
 
     def __init__(
-        self, request: Connection, stack: AsyncExitStack, resolve: Resolver | None, threads: Threads
+        self, request: HTTPConnection, stack: AsyncExitStack, resolve: Resolver | None, threads: Threads
     ) -> None:
         self.request = request
         self.path = request.path_params

@@ -1,4 +1,4 @@
-"""``Connection``: headers, query and cookies of a request or WebSocket, parsed when used."""
+"""``HTTPConnection``: headers, query and cookies of a request or WebSocket, parsed when used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 from tangram.asgi import Scope
 from tangram.routing.exceptions import InvalidRequest, Problem
 
-__all__ = ["Connection", "Headers", "QueryParams", "parse_cookies", "parse_query"]
+__all__ = ["HTTPConnection", "Headers", "QueryParams", "parse_cookies", "parse_query"]
 
 MAX_QUERY_PAIRS: Final = 1_000
 """Parameters in a query. Without a limit, a query of 2 MB would have 500,000."""
@@ -102,7 +102,7 @@ def _decode(raw: bytes) -> str:
     return raw.decode()
 
 
-class Connection:
+class HTTPConnection:
     """The part of a request that a WebSocket has too.
 
     Dependencies may set attributes of ``state``, for the handler to read.

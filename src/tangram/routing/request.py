@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tangram.asgi import Receive, Scope
-from tangram.routing.connection import Connection, Headers, QueryParams
+from tangram.routing.connection import Headers, HTTPConnection, QueryParams
 from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 
 __all__ = ["ClientDisconnected", "Headers", "QueryParams", "Request"]
@@ -19,7 +19,7 @@ class ClientDisconnected(Exception):
     """The client disconnected while its body was being read, so the request needs no answer."""
 
 
-class Request(Connection):
+class Request(HTTPConnection):
     """One HTTP request."""
 
     __slots__ = ("_body", "_receive", "_streamed", "max_body")

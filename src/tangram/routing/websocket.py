@@ -11,7 +11,7 @@ from tangram.errors import BadRequest, Refused, RouteError
 from tangram.groups import unwrap_single
 from tangram.routing.binding import Plan, compile_plan
 from tangram.routing.calls import Call, Threads
-from tangram.routing.connection import Connection
+from tangram.routing.connection import HTTPConnection
 from tangram.routing.exceptions import HTTPException, WebSocketDisconnect, detail_of
 from tangram.routing.request import decode_json
 from tangram.routing.responses import encode_json
@@ -29,7 +29,7 @@ MAX_REASON: Final = 123
 """Bytes of the reason in a close frame."""
 
 
-class WebSocket(Connection):
+class WebSocket(HTTPConnection):
     """One WebSocket, as its handler sees it.
 
     Example::

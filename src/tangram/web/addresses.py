@@ -224,7 +224,7 @@ def _machine_names() -> set[str]:
 
 
 def _peer(scope: Scope) -> str:
-    """Return the address of the transport's peer; a client of a Unix socket counts as loopback."""
+    """Return the transport's peer address; a client of a Unix socket counts as loopback."""
     client = scope["tangram.peer"] if "tangram.peer" in scope else scope.get("client")
     return "127.0.0.1" if client is None or client[0] == "unix" else str(client[0])
 

@@ -61,7 +61,7 @@ def _is_hashed(name: str) -> bool:
 
 
 def _is_hidden(relative: str) -> bool:
-    """Return whether a segment of the path begins with a dot, other than a leading ``.well-known``."""
+    """Return whether a path segment begins with a dot, except a leading ``.well-known``."""
     return any(part.startswith(".") for part in relative.removeprefix(".well-known/").split("/"))
 
 

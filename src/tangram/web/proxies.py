@@ -1,4 +1,4 @@
-"""Recognition of a proxy that does not say who its clients are.
+"""Recognition of a proxy that does not name its clients.
 
 A proxy with default settings sends its own address as that of every client: nginx with ``proxy_pass`` alone
 also replaces ``Host``. All clients then share one rate limit, and logs show the proxy. Nothing else depends
@@ -36,7 +36,7 @@ _PROXY: Final = frozenset({b"x-real-ip", b"x-forwarded-proto", b"x-forwarded-hos
 
 
 def missing_proxy_headers(scope: Scope, *, own_name: bool) -> str | None:
-    """Return why a request looks as if a proxy sent it without naming its client, else ``None``.
+    """Return the sign of a proxy that sent a request without naming its client, or None.
 
     Args:
         scope: A request whose peer may be a proxy: loopback, or one of ``forwarded_allow_ips``.

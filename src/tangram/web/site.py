@@ -309,7 +309,7 @@ class Site:
         await self._quart(scope, receive, send)
 
     async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a WebSocket to a plugin's application, unless its origin is refused or the plugin is down."""
+        """Hand a WebSocket to a plugin's application, unless refused by origin or state."""
         if await self._may_serve(app.owner, scope, send):
             await app(scope, receive, send)
 

@@ -77,7 +77,7 @@ class Applications(TaskGroup):
         return events.put
 
     def _bound_message(self, stream: Any, scope: Scope) -> None:
-        """Bound the unfinished message of a WebSocket in size, in time, and together with all others."""
+        """Bound the unfinished message of a WebSocket in size, time, and with all others."""
         pending = self.engine.pending.item(
             lambda: self.engine.address_of(scope), lambda: self._end_message(stream, MEMORY)
         )

@@ -209,7 +209,7 @@ class HypercornExchange:
         return event
 
     async def _next(self) -> Message:
-        """Return the next event; disconnect a client that takes too long for its body, or pauses in it."""
+        """Return the next event; disconnect a client that pauses in its body or is too slow."""
         if self.too_large:
             return {"type": "http.disconnect"}
         if not self.http or self.whole:

@@ -191,7 +191,7 @@ class _FrameGuard:
         self._applications.progress(lambda waiting: waiting == stream_id)
 
     async def ignore_priority(self, _event: h2.events.PriorityUpdated) -> None:
-        """Ignore PRIORITY, which RFC 9113 deprecates and a client could use to grow a tree without bound."""
+        """Ignore PRIORITY frames: RFC 9113 deprecates them, and their tree has no bound."""
 
 
 _COSTS: Final[dict[type[Frame], int]] = {

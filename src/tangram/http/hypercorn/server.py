@@ -175,7 +175,7 @@ class HypercornServer:
         await connection.run()
 
     def tick(self) -> None:
-        """Detect clients that have gone while they are not read, end late messages, and send pings."""
+        """Detect clients that left while unread, end late messages, and send pings."""
         now = trio.current_time()
         self.engine.pending.expire()
         for connection in list(self.engine.connections):

@@ -26,7 +26,7 @@ class BoundedMessage(WebsocketBuffer):
         self._over = False
 
     def extend(self, event: Any) -> None:
-        """Add a fragment; raise ``FrameTooLargeError`` once the message is too large, or was dropped."""
+        """Add a fragment; raise ``FrameTooLargeError`` for a message too large or dropped."""
         if not self._over and self.length + len(event.data) <= self.max_length:
             super().extend(event)
             self._pending.update(self.length)

@@ -186,7 +186,7 @@ async def broker_kill_during_stop(_chaos: Chaos) -> None:
 
 @fault(on="process")
 async def descriptors_exhausted(_chaos: Chaos) -> None:
-    """Idle connections take all descriptors: clients with requests are answered, and nothing crashes."""
+    """Idle connections take all descriptors: requests are answered, and nothing crashes."""
     async with _serving(HARMLESS) as server:
         _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
