@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from tangram.channels.frames import ERROR, SocketMessage
 from tangram.testing import Evidence, InvariantBroken, check
@@ -20,6 +21,9 @@ class FakeChannel:
 
     def lost(self) -> None:
         pass
+
+    async def join_once(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 def make_log() -> tuple[Any, MessageLog]:
@@ -50,6 +54,18 @@ def test_a_connection_lost_after_an_error_announces_another_gap() -> None:
     channel.take(SocketMessage(None, None, "topic", ERROR, b"{}"))
     receive(channel, 4)
     channel.lost()
+    receive(channel, 9)
+
+    check(Evidence(messages=log.messages), ["messages_in_order"])
+
+
+async def test_a_gap_between_two_joins_is_announced() -> None:
+    """After ``phx_error`` a join may be refused while Redis is away, and the next one accepted."""
+    channel, log = make_log()
+    channel.take(SocketMessage(None, None, "topic", ERROR, b"{}"))
+    receive(channel, 1)
+    await channel.join_once()
+    await channel.join_once()
     receive(channel, 9)
 
     check(Evidence(messages=log.messages), ["messages_in_order"])

@@ -34,13 +34,14 @@ class MessageLog:
         self.messages: list[tuple[int, int]] = []
         """Number of each message (``n`` of its payload), and how many gaps had been announced by then.
 
-        The loss of the connection or the membership announces a gap. So does each ``phx_error``, after which
-        messages go on until the next join.
+        The loss of the connection or the membership announces a gap, and so does each later join. A
+        ``phx_error`` is such a loss, although messages go on until the next join.
         """
         self._announced = base
-        self._take, self._lost = channel.take, channel.lost
+        self._take, self._lost, self._join_once = channel.take, channel.lost, channel.join_once
         channel.take = self._record  # type: ignore[method-assign]
         channel.lost = self._note_loss  # type: ignore[method-assign]
+        channel.join_once = self._note_join  # type: ignore[method-assign]
 
     def _record(self, message: SocketMessage) -> None:
         if message.event == "n" and not message.binary:
@@ -57,3 +58,8 @@ class MessageLog:
         """
         self._announced += 1
         self._lost()
+
+    async def _note_join(self) -> None:
+        """Count a join when it is sent: one that is refused ends the membership without a loss."""
+        self._announced += 1
+        await self._join_once()
