@@ -1,4 +1,4 @@
-"""``HTTPConnection``: headers, query and cookies of a request or WebSocket, parsed when used."""
+"""``HTTPConnection``: headers, query and cookies of a request, parsed when used."""
 
 from __future__ import annotations
 

@@ -1,0 +1,123 @@
+"""Text follows ``docs/style.md``, as far as counting can tell."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.prose import Passage, comments_of, docstrings_of, long_summaries, python_files, tally
+from tests.test_repository import ROOT
+
+FREE_RELATIVES: Final = 1.0
+"""Free relatives allowed in 1,000 words. Trio's sources have 0.2, uvicorn's none."""
+
+HEADLESS: Final = 0.5
+"""Headless ``who`` and ``nobody`` allowed in 1,000 words."""
+
+SUBJECT: Final = 72
+"""Characters of a commit's subject."""
+
+STYLE_BEGAN: Final = "Say how text is written, and count the patterns that the page avoids"
+"""The commit after which subjects are counted."""
+
+FOLDERS: Final = ("src", "tests", "examples", "benchmarks")
+
+PUBLISHED: Final = frozenset(
+    {
+        "APIRouter",
+        "AdaptiveTheme",
+        "BackendState",
+        "CacheConfig",
+        "CacheEntry",
+        "ChannelConfig",
+        "Config",
+        "CoreConfig",
+        "FrontendChannelConfig",
+        "FrontendConfig",
+        "FrontendCoreConfig",
+        "FrontendMutable",
+        "MapConfig",
+        "Plugin",
+        "ServerConfig",
+        "Subscriber",
+        "ThemeDefinition",
+    }
+)
+"""Names that ``tangram_core`` publishes, and ``compat`` therefore has as well."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("read", [docstrings_of, comments_of], ids=["docstrings", "comments"])
+def test_sentences_have_subjects(folder: str, read: type) -> None:
+    """Free relatives and headless pronouns are rare in docstrings and comments."""
+    found = tally(passage for path in python_files(ROOT / folder) for passage in read(path))
+
+    assert found.words > 0
+    assert found.free_relative_rate <= FREE_RELATIVES, "\n".join(found.free_relatives)
+    assert found.headless_rate <= HEADLESS, "\n".join(found.headless)
+
+
+def test_pages_have_subjects() -> None:
+    """The same holds for the pages, except the one that quotes the patterns."""
+    pages = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").glob("*.md") if page.name != "style.md")]
+    found = tally(Passage(page, 1, page.read_text()) for page in pages)
+
+    assert found.free_relative_rate <= FREE_RELATIVES, "\n".join(found.free_relatives)
+    assert found.headless_rate <= HEADLESS, "\n".join(found.headless)
+
+
+@pytest.mark.slow
+def test_a_docstring_begins_with_one_sentence_on_one_line() -> None:
+    """The first line of each docstring in the sources is a sentence of at most 88 characters."""
+    assert [line for path in python_files(ROOT / "src") for line in long_summaries(path)] == []
+
+
+@pytest.mark.slow
+def test_names_of_tests_have_subjects() -> None:
+    """No test is named after a free relative or a headless pronoun."""
+    odd = re.compile(r"def (test_\w*_(?:what|whatever|who|whoever|nobody|somebody|everybody)(?:_\w+)?)\(")
+    found = [
+        f"{path.name}: {name}"
+        for path in python_files(ROOT / "tests")
+        for name in odd.findall(path.read_text())
+    ]
+
+    assert found == []
+
+
+@pytest.mark.slow
+def test_a_class_name_has_one_meaning() -> None:
+    """No two public classes share a name, except for those that ``tangram_core`` publishes."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for path in python_files(ROOT / "src"):
+        for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(), re.MULTILINE):
+            homes[name].add(str(path.relative_to(ROOT)))
+
+    assert {name: places for name, places in homes.items() if len(places) > 1 and name not in PUBLISHED} == {}
+
+
+def test_subjects_of_commits_are_short() -> None:
+    """Subjects of new commits have at most 72 characters."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there are no commits to look at")
+    log = subprocess.run(
+        ["git", "log", "--no-merges", "--format=%s"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    new = log[: log.index(STYLE_BEGAN)] if STYLE_BEGAN in log else []
+
+    assert [subject for subject in new if len(subject) > SUBJECT] == []
+
+
+def test_a_free_relative_and_a_headless_pronoun_are_counted() -> None:
+    """The counter finds both patterns, and leaves questions and quoted code alone."""
+    text = "What is published goes out. Nobody hears. The client who asks? ``what is`` What is it?"
+    found = tally(iter([Passage(Path("x.py"), 1, text)]))
+
+    assert len(found.free_relatives) == 1
+    assert len(found.headless) == 1
