@@ -94,7 +94,7 @@ async def test_an_outage_that_is_noticed_after_the_failure_is_an_excuse_too(auto
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: redis.outage.run(host, task_status=trio.TASK_STATUS_IGNORED))
-        await trio.sleep(0.3)
+        await trio.sleep(2.0)
         redis.turn(there=False)
         await trio.sleep(1)
         waiting = set(redis.outage.waiting)

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -336,6 +337,21 @@ async def test_many_malformed_frames_close_the_connection() -> None:
 
     assert client.session.outbox.disconnect == disconnects.ABUSE
     assert channels.statistics().malformed == 101
+
+
+async def test_misbehaving_clients_are_logged_by_address_once_a_minute() -> None:
+    """Each kind of misbehaviour is one line that names the address, however many clients show it."""
+    channels = make_channels(FakeBus())
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            client = Client(channels)
+            client.session.feed([(TEXT, b"garbage")] * 150)
+            client.session.gone()
+
+    assert [(line["event"], line["address"]) for line in logs if line["log_level"] == "warning"] == [
+        ("malformed frame", "127.0.0.1"),
+        ("client disconnected", "127.0.0.1"),
+    ]
 
 
 async def test_connection_ids_are_not_given_twice() -> None:

@@ -16,6 +16,8 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from tangram.bus.publisher import PUBLISH_TIMEOUT
+from tangram.bus.resp import PING_EVERY, PING_TIMEOUT
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.groups import leaves
 from tangram.task_status import RelayedStatus
@@ -27,11 +29,11 @@ log = structlog.get_logger("tangram.app")
 SETTLE: Final = 0.05
 """Seconds until every part has seen an outage: a connection that breaks is seen at once."""
 
-NOTICE: Final = 0.5
+NOTICE: Final = 2 * PING_EVERY + PING_TIMEOUT - PUBLISH_TIMEOUT + 0.5
 """Seconds for the bus to notice a Redis that is silent without closing connections.
 
-A publish and the bus's own check wait 5 s for an answer. A publish that began just before the last bytes from
-Redis came fails first, on a busy machine by more than `SETTLE`.
+A publish that begins just before the last bytes from Redis come fails after ``PUBLISH_TIMEOUT``. The bus may
+see those bytes at the end of one interval, pings at the end of the next one, and then waits for the answer.
 """
 
 RECENT: Final = 6.0

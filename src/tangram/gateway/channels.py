@@ -18,7 +18,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.channels.disconnects import BUSY, GONE, IDLE, RESTART, UNAVAILABLE, Disconnect, Refusal
+from tangram.channels.disconnects import BUSY, GONE, IDLE, RESTART, UNAVAILABLE, Disconnect, Party, Refusal
 from tangram.channels.frames import FrameError
 from tangram.channels.hub import Hub, HubStatistics, Publication
 from tangram.channels.origins import OriginPolicy
@@ -49,8 +49,8 @@ DEFERRED_DRAIN_PAUSE: Final = 0.05
 """Seconds before the first batch if it goes on beside the next incarnation, whose start goes first."""
 DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
-MALFORMED_LOG_INTERVAL: Final = 60.0
-"""Seconds between two log lines about malformed frames: one a minute is enough to find a broken client."""
+CLIENT_LOG_INTERVAL: Final = 60.0
+"""Seconds between two log lines about one kind of misbehaviour: one a minute is enough to find a client."""
 _ALPHABET: Final = string.ascii_letters + string.digits
 
 
@@ -150,7 +150,7 @@ class Channels:
         """Whether the child has ended; frames of connections that are still open are then ignored."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
         self._accepted = 0
-        self._malformed_logged = -math.inf
+        self._client_logged: dict[str, float] = {}
         self._closed: dict[str, int] = {}
 
     # Called by transports.
@@ -200,8 +200,11 @@ class Channels:
             return
         session.outbox.close(GONE)
         assert session.outbox.disconnect is not None
-        reason = session.outbox.disconnect.reason
+        disconnect = session.outbox.disconnect
+        reason = disconnect.reason
         self._closed[reason] = self._closed.get(reason, 0) + 1
+        if disconnect.at_fault is Party.CLIENT:
+            self._log_client("client disconnected", session, reason, code=disconnect.code, reason=reason)
         if not self.ended:
             session.carry_out(session.socket.gone())
         if not self._sessions:
@@ -254,10 +257,14 @@ class Channels:
 
     def note_malformed(self, session: Session, error: FrameError) -> None:
         """Log a malformed frame, once a minute for all connections."""
+        self._log_client("malformed frame", session, "malformed", cause=str(error)[:200])
+
+    def _log_client(self, event: str, session: Session, kind: str, **fields: object) -> None:
+        """Log misbehaviour of a client with its address, once a minute for each kind."""
         now = trio.current_time()
-        if now - self._malformed_logged >= MALFORMED_LOG_INTERVAL:
-            self._malformed_logged = now
-            log.warning("malformed frame", conn=session.conn, cause=str(error)[:200])
+        if now - self._client_logged.get(kind, -math.inf) >= CLIENT_LOG_INTERVAL:
+            self._client_logged[kind] = now
+            log.warning(event, address=session.info.address, conn=session.conn, **fields)
 
     def presence_changed(self) -> None:
         """Schedule a flush of presence, if there is anything to flush."""
