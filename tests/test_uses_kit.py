@@ -70,6 +70,8 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "chaos/test_conformance.py": ({"EmbeddedBroker"}, "the real broker beside the one in memory"),
     "http/test_engine_start.py": ({"serve_native"}, ITSELF),
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
+    "e2e/test_proxies.py": ({"open_process"}, "nginx and HAProxy"),
+    "gateway/test_other_clients.py": ({"run_process"}, "clients of other authors"),
     "openapi/test_behaviour.py": ({"run_process"}, PROGRAM),
     "web/test_quart_app.py": ({"run_process"}, "an interpreter that imports and ends"),
 }

@@ -164,6 +164,7 @@ COSTS = (
         "return self._level >= 0",
         "return True",
         (f"{HTTP2}test_floods_of_control_frames_are_cut[ping]",),
+        raises=("BrokenResourceError",),
     ),
     Mutant(
         "bounds",
