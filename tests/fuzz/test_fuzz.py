@@ -46,7 +46,7 @@ def test_a_planted_fault_is_found_and_made_small() -> None:
 
 def test_a_planted_delay_and_a_planted_leak_are_found() -> None:
     """An input that costs too much time or memory is found."""
-    slow = run_target(Target("slow", lambda data: sum(range(2_000_000)), (b"abc",)), 10, seed=1)
+    slow = run_target(Target("slow", lambda data: sum(range(20_000_000)), (b"abc",)), 10, seed=1)
     large = run_target(Target("large", lambda data: len(bytes(5_000_000)), (b"abc",)), 1_000, seed=1)
 
     assert slow.finding is not None
