@@ -76,7 +76,25 @@ class ChannelsStatistics:
 
 
 class Channels:
-    """Hub, gate and connections of one incarnation."""
+    """Hub, gate and connections of one incarnation; ``run`` starts the timers.
+
+    Args:
+        settings: the section ``[channel]``.
+        secret: the key with which tokens are signed.
+        publish_all: ``publish_all(messages, done)`` hands messages to the bus; it must not block.
+        origins: the pages that may use the server; by default those of loopback.
+        operator_token: the bearer token of the operator.
+        authorizers: the ``authorize`` functions of plugins.
+        up: whether Redis is available already.
+        streaming_grace: seconds without members after which ``leave-streaming`` is published for a
+            stream; None for never.
+        wall_clock: returns seconds since 1970.
+        new_id: returns a new connection id or external id.
+        drain_timeout: seconds for the connections to take their close frames when the child is stopped.
+        outer_nursery: a nursery that outlives this child. Connections that are open when the child ends
+            are closed there, so that the child's end does not wait for them.
+        backpressure: returns the bus, which is asked before more is read from a connection.
+    """
 
     def __init__(
         self,
@@ -95,25 +113,6 @@ class Channels:
         outer_nursery: trio.Nursery | None = None,
         backpressure: Callable[[], Backpressure | None] = lambda: None,
     ) -> None:
-        """Make the channels of one incarnation; ``run`` starts the timers.
-
-        Args:
-            settings: the section ``[channel]``.
-            secret: the key with which tokens are signed.
-            publish_all: ``publish_all(messages, done)`` hands messages to the bus; it must not block.
-            origins: the pages that may use the server; by default those of loopback.
-            operator_token: the bearer token of the operator.
-            authorizers: the ``authorize`` functions of plugins.
-            up: whether Redis is available already.
-            streaming_grace: seconds without members after which ``leave-streaming`` is published for a
-                stream; None for never.
-            wall_clock: returns seconds since 1970.
-            new_id: returns a new connection id or external id.
-            drain_timeout: seconds for the connections to take their close frames when the child is stopped.
-            outer_nursery: a nursery that outlives this child. Connections that are open when the child ends
-                are closed there, so that the child's end does not wait for them.
-            backpressure: returns the bus, which is asked before more is read from a connection.
-        """
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
         self.hub = Hub(
