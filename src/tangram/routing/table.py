@@ -33,7 +33,7 @@ THREADS: Final = 40
 """Sync handlers that run at once, as many as in FastAPI."""
 
 MATCHES: Final = "tangram.matches"
-"""Key of the scope for the matches of its request: a dictionary from `RouteTable` to `Found` or None."""
+"""Key of the scope for the match of its request: the `RouteTable`, and its `Found` or None."""
 
 _SOCKET: Final = "WEBSOCKET"
 """Takes the place of a method for WebSocket routes."""
@@ -149,18 +149,20 @@ class RouteTable:
     def locate(self, scope: Scope) -> Found[Endpoint | MountedApp] | None:
         """Match the method and path of a request, once: further calls return the first result.
 
-        The result is kept in the scope, under `MATCHES`. The engine asks for the route's body limit, the site
-        for its owner, and `handle` for its endpoint.
+        The scope keeps the result, under `MATCHES`, until another table asks. The engine asks for the route's
+        body limit, the site for its owner, and `handle` for its endpoint.
         """
-        matches = scope.get(MATCHES)
-        if matches is None:
-            matches = scope[MATCHES] = {}
-        elif self in matches:
-            kept: Found[Endpoint | MountedApp] | None = matches[self]
-            return kept
-        path, _ = _split_root(scope)
-        raw = scope.get("raw_path") if path is scope["path"] else None
-        found = matches[self] = self.match(scope["method"], path, raw)
+        kept: tuple[RouteTable, Found[Endpoint | MountedApp] | None] | None = scope.get(MATCHES)
+        if kept is not None and kept[0] is self:
+            return kept[1]
+        path: str = scope["path"]
+        raw = scope.get("raw_path")
+        if scope.get("root_path"):
+            below, _ = _split_root(scope)
+            raw = raw if below is path else None
+            path = below
+        found = self.match(scope["method"], path, raw)
+        scope[MATCHES] = (self, found)
         return found
 
     def body_limit(self, scope: Scope) -> int:
