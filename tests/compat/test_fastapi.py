@@ -224,7 +224,9 @@ async def test_streams_files_and_bodies(shop: tuple[RunningTangram, Any]) -> Non
     assert echoed.headers["x-length"] == str(len(body))
     assert "later" in module.calls
     assert (await http.get("/shop/state")).json() == {"same": []}
-    assert (await http.head("/shop/file")).status_code == 405
+    head = await http.head("/shop/file")
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(SOURCE)), b"")
+    assert (await http.head("/shop/echo")).status_code == 405  # the route takes POST alone
 
 
 async def test_a_background_task_does_not_delay_the_next_request(shop: tuple[RunningTangram, Any]) -> None:
