@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | flaky | fuzz | lint | bench | chaos | chaos-campaigns | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | test-pythons | test-lowest | dist | flaky | fuzz | lint | bench | chaos | chaos-campaigns | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream flaky fuzz lint bench chaos chaos-campaigns hostile clean
+.PHONY: help serve test test-downstream test-pythons test-lowest dist flaky fuzz lint bench chaos chaos-campaigns hostile clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,9 @@ help:
 	@echo "make serve   install, and run the server with tangram.toml"
 	@echo "make test    install what the tests need, and run all of them"
 	@echo "make test-downstream   only those against the published plugins, in environments of their own"
+	@echo "make test-pythons   the fast tests on every other Python from 3.11 on that this machine has; ARGS=--one for the newest alone"
+	@echo "make test-lowest   the fast tests with the lowest versions of the dependencies that pyproject.toml allows"
+	@echo "make dist    wheel and sdist in dist/, checked, installed into an empty environment of every Python, and served"
 	@echo "make flaky   how often tests are red by chance: 50 runs of what is not slow, 3 of everything; ARGS=\"--fast 5 --all 0\""
 	@echo "make fuzz    1,000,000 generated inputs for all parsers of bytes from outside; ARGS=\"--seed N --inputs N TARGET ...\""
 	@echo "make lint    ruff, mypy and the import contract"
@@ -51,6 +54,15 @@ flaky: $(VENV)/.dev .cache/.e2e .cache/.downstream
 test-downstream: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	TANGRAM_ROUNDS=$${TANGRAM_ROUNDS:-20} $(BIN)/python -m pytest tests/downstream $(ARGS)
 	$(DOWNSTREAM) -m pytest tests/compat
+
+test-pythons: $(VENV)/.dev
+	@$(BIN)/python -m tests.release.pythons $(ARGS)
+
+test-lowest: $(VENV)/.dev
+	@$(BIN)/python -m tests.release.lowest
+
+dist: $(VENV)/.dev
+	@$(BIN)/python -m tests.release.dist
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -121,7 +121,7 @@ CONNECTIONS = (
         "own-tail",
         "Quart cancels the tail of its own response",
         "web/quart_app.py",
-        "        if not self.complete:\n",
+        "        if not self._connection.complete:\n",
         "        if True:\n",
         ("tests/web/test_quart_app.py::test_a_complete_response_is_not_cancelled_by_the_disconnect",),
     ),

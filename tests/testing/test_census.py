@@ -271,7 +271,8 @@ async def test_an_ended_foreign_thread_is_no_leak(monkeypatch: pytest.MonkeyPatc
         over.acquire()
 
     assert left_of(begin, monkeypatch) == {}
-    assert any(isinstance(one, threading._DummyThread) for one in threading.enumerate())
+    if sys.version_info < (3, 12):  # later ones drop the object with its thread
+        assert any(isinstance(one, threading._DummyThread) for one in threading.enumerate())
 
 
 async def test_a_file_that_python_imports_is_no_leak(

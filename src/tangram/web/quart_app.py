@@ -14,7 +14,6 @@ from typing import Any, cast
 import structlog
 import trio
 from quart import Quart, jsonify, request, websocket
-from quart.asgi import ASGIHTTPConnection
 from quart.wrappers import Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
@@ -126,9 +125,21 @@ class _QuartHttpConnection(TrioASGIHTTPConnection):
     async def handle_messages(  # type: ignore[override] # quart-trio adds the nursery
         self, nursery: trio.Nursery, request: Any, receive: Any
     ) -> None:
-        await ASGIHTTPConnection.handle_messages(self, request, receive)
-        if not self.complete:
-            nursery.cancel_scope.cancel()
+        guarded = cast("trio.Nursery", _IncompleteOnly(self, nursery))
+        await super().handle_messages(guarded, request, receive)
+
+
+class _IncompleteOnly:
+    """The part of a nursery that quart-trio uses at a disconnect: cancel, unless the response is complete."""
+
+    def __init__(self, connection: _QuartHttpConnection, nursery: trio.Nursery) -> None:
+        self._connection = connection
+        self._nursery = nursery
+        self.cancel_scope = self
+
+    def cancel(self) -> None:
+        if not self._connection.complete:
+            self._nursery.cancel_scope.cancel()
 
 
 class _CrashRecorder:
