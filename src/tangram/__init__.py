@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tangram.errors import ChannelClosed as ChannelClosed
     from tangram.errors import Refused as Refused
     from tangram.errors import TangramError as TangramError
+    from tangram.history import History as History
+    from tangram.history import Published as Published
     from tangram.plugins import BackendState as BackendState
     from tangram.plugins import Plugin as Plugin
     from tangram.routing import APIRouter as APIRouter
@@ -51,6 +53,7 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tangram.channels": ("ConnectInfo",),
     "tangram.client": ("fetch_token", "open_socket"),
     "tangram.errors": ("BadMessage", "BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
+    "tangram.history": ("History", "Published"),
     "tangram.plugins": ("BackendState", "Plugin"),
     "tangram.routing": (
         "APIRouter",

@@ -65,6 +65,7 @@ def tables() -> dict[str, type]:
         "core.theme": model.AdaptiveTheme,
         "core.themes[]": model.ThemeDefinition,
         "cache.entries[]": model.CacheEntry,
+        "channel.history[]": model.HistoryEntry,
     }
     return found
 

@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import structlog
 
 from tangram.app.start_gate import StartGate
 from tangram.bus import Bus
+from tangram.bus.scripts import FunctionCall
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
 from tangram.plugins.host import PluginHost
@@ -82,6 +83,10 @@ class Incarnation:
     async def publish(self, channel: str, payload: bytes | str) -> int:
         """Publish a message as `Bus.publish` does."""
         return await self.require_bus().publish(channel, payload)
+
+    async def call(self, function: FunctionCall) -> Any:
+        """Call a function on Redis as `Bus.call` does."""
+        return await self.require_bus().call(function)
 
     def publish_all_nowait(
         self,

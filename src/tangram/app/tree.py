@@ -37,6 +37,8 @@ from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.longpoll import longpoll_router
 from tangram.gateway.tokens import token_router
+from tangram.history.rules import History, Rule, Rules
+from tangram.history.store import HistoryStore
 from tangram.http.listeners import HeldSocket
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
@@ -142,6 +144,8 @@ class Tree:
         self._on_bus_change = on_bus_change
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._timer = timer
+        self.rules = self._make_rules()
+        """Which topics have a history."""
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The budget of the root: restarts of the broker and of the incarnation's own parts together."""
@@ -171,11 +175,28 @@ class Tree:
     def take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets, root: Supervisor) -> None:
         """Use another configuration: for the root at once, for the parts in the next incarnation."""
         self.config, self.plugins, self.secrets = config, plugins, secrets
+        self.rules = self._make_rules()
         limits = config.supervisor
         self.window.resize(limits.root_restarts, limits.root_window)
         root.adjust(self._root_times(), backoff=self.backoff(), shutdown_timeout=limits.shutdown_timeout)
         if isinstance(self.broker, EmbeddedBroker):
             self.broker.adjust(config.broker)
+
+    def _make_rules(self) -> Rules:
+        """Return the histories that the operator has set and plugins have declared."""
+        operator = [
+            Rule(
+                one.topics,
+                History(mode=one.mode, size=one.size, ttl=one.ttl, max_bytes=one.max_bytes),
+            )
+            for one in self.config.channel.history
+        ]
+        return Rules.of(
+            operator, [one.plugin.history for one in self.plugins.plugins], new_epoch=self._new_epoch
+        )
+
+    def _new_epoch(self) -> str:
+        return f"{self._rng.getrandbits(48):012x}"
 
     def _root_times(self) -> dict[str, tuple[float, float]]:
         """Return the seconds for the start and the stop of each of the root's children."""
@@ -350,6 +371,7 @@ class Tree:
             redis_client=RedisClient(lambda: incarnation.bus),
             publish=incarnation.publish,
             subscribe=incarnation.subscribe,
+            history=HistoryStore(self.rules, incarnation.call),
             loaded_plugins={one.dist_name: one.plugin for one in self.plugins.plugins},
             base_url=self.base_url,
         )
@@ -369,6 +391,7 @@ class Tree:
             on_up=partial(self._on_bus, incarnation),
             rng=self._rng,
             timer=self._timer,
+            history=self.rules or None,
         )
         incarnation.bus = bus
         try:

@@ -18,6 +18,7 @@ import trio
 from tangram.bus.listener import Listener, Sink
 from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
+from tangram.bus.scripts import FunctionCall, Recording
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.errors import BrokerUnavailable
@@ -78,6 +79,7 @@ class Bus:
         max_buffer: bytes of messages that may wait for Redis.
         bridge: seconds of an outage for which messages wait instead of failing.
         timer: returns CPU seconds; two readings give the cost of a delivery.
+        history: publishes messages of topics with a history.
 
     Raises:
         ConfigError: the URL is malformed.
@@ -94,8 +96,10 @@ class Bus:
         max_buffer: int = MAX_BUFFER,
         bridge: float = BRIDGE,
         timer: Callable[[], float] = time.thread_time,
+        history: Recording | None = None,
     ) -> None:
         self.url = url
+        self._history = history
         address = parse_redis_url(url)
         rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._report_up = on_up
@@ -116,6 +120,7 @@ class Bus:
             rng=rng,
             max_buffer=max_buffer,
             bridge=bridge,
+            load=None if history is None else history.load,
         )
         self._nursery: trio.Nursery | None = None
         self._ran = False
@@ -158,7 +163,20 @@ class Bus:
             BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
             BrokerRefused: Redis refuses the command, for example to this account.
         """
+        if self._history is not None:
+            function = self._history.publishing(channel, payload)
+            if function is not None:
+                return self._history.published(await self._publisher.call(function, timeout=timeout))
         return await self._publisher.publish(channel, payload, timeout=timeout)
+
+    async def call(self, function: FunctionCall, *, timeout: float = PUBLISH_TIMEOUT) -> Any:
+        """Call a function on Redis, in order with all messages, and return its answer.
+
+        Raises:
+            BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
+            BrokerRefused: Redis refuses the call.
+        """
+        return await self._publisher.call(function, timeout=timeout)
 
     def publish_nowait(self, channel: str | bytes, payload: bytes | str, done: Done | None = None) -> None:
         """Publish one message without waiting, in order with all others.

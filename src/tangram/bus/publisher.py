@@ -22,11 +22,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+import hiredis
 import structlog
 import trio
 
 from tangram.bus.reconnect import Reconnector
-from tangram.bus.resp import Dial, Link, dial, pack, refusal
+from tangram.bus.resp import CONNECT_TIMEOUT, Dial, Link, dial, pack, refusal
+from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, pack_head
 from tangram.errors import BrokerUnavailable
 from tangram.redis_url import RedisAddress
 
@@ -36,7 +38,7 @@ log = structlog.get_logger("tangram.bus")
 
 T = TypeVar("T")
 
-Done = Callable[[int | BrokerUnavailable], None]
+Done = Callable[[Any], None]
 """Gets the number of receivers, or the error."""
 DoneAll = Callable[[Mapping[int, BrokerUnavailable]], None]
 """Gets the failures among messages that were published together, by position; empty if none failed."""
@@ -67,12 +69,19 @@ FLUSH_TIMEOUT: Final = 0.5
 class _Call:
     """The messages of one call: their bytes, and the answers so far."""
 
-    __slots__ = ("answers", "count", "data", "done", "done_all", "size")
+    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "size")
 
     def __init__(
-        self, data: bytes, count: int = 1, done: Done | None = None, done_all: DoneAll | None = None
+        self,
+        data: bytes,
+        count: int = 1,
+        done: Done | None = None,
+        done_all: DoneAll | None = None,
+        function: FunctionCall | None = None,
     ) -> None:
         self.data = data
+        self.function = function
+        """Set for a call of a function on Redis; ``data`` is then the end of the command."""
         self.size = len(data)
         self.count = count
         self.answers: list[Any] = []
@@ -91,6 +100,7 @@ class Publisher:
         max_buffer: bytes of open messages (guarantee 5).
         bridge: seconds of an outage during which messages wait (guarantee 4).
         name: the name of the connection in log lines.
+        load: loads the functions for ``call`` on each new connection.
     """
 
     def __init__(
@@ -103,6 +113,7 @@ class Publisher:
         max_buffer: int = MAX_BUFFER,
         bridge: float = BRIDGE,
         name: str = "publisher",
+        load: LoadFunctions | None = None,
     ) -> None:
         self.connection = Reconnector(address, name=name, dial=dial, rng=rng)
         self.published = 0
@@ -114,6 +125,8 @@ class Publisher:
         self._max_buffer = max_buffer
         self._bridge = bridge
         self._on_up = on_up
+        self._load = load
+        self._prefixes: Prefixes = {}
         self._unsent: deque[_Call] = deque()
         self._sent: deque[_Call] = deque()
         self._heads: dict[str, bytes] = {}
@@ -184,14 +197,27 @@ class Publisher:
             BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
             BrokerRefused: Redis refuses the command.
         """
-        answer: list[int | BrokerUnavailable] = []
+        result: int = await self._wait_answer(_Call(pack((b"PUBLISH", channel, payload))), timeout)
+        return result
+
+    async def call(self, function: FunctionCall, *, timeout: float = PUBLISH_TIMEOUT) -> Any:
+        """Call a function on Redis, in order with all messages, and return its answer.
+
+        Raises:
+            BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
+            BrokerRefused: Redis refuses the call, or does not have the function.
+        """
+        return await self._wait_answer(_Call(function.pack_tail(), function=function), timeout)
+
+    async def _wait_answer(self, call: _Call, timeout: float) -> Any:
+        answer: list[Any] = []
         answered = trio.Event()
 
-        def done(result: int | BrokerUnavailable) -> None:
+        def done(result: Any) -> None:
             answer.append(result)
             answered.set()
 
-        call = _Call(pack((b"PUBLISH", channel, payload)), 1, done)
+        call.done = done
         queued = False
         with trio.move_on_after(timeout):
             await self._enqueue_in_turn(call)
@@ -288,6 +314,11 @@ class Publisher:
             await self._retried.wait()
 
     async def _session(self, link: Link) -> None:
+        if self._load is not None:
+            with trio.move_on_after(CONNECT_TIMEOUT) as limit:
+                self._prefixes = await self._load(link)
+            if limit.cancelled_caught:
+                raise BrokerUnavailable(f"redis did not load the functions within {CONNECT_TIMEOUT:g} s")
         self.connection.established()
         self._on_up()
         self.retry_now()
@@ -311,9 +342,17 @@ class Publisher:
             while self._unsent and size < SEND_LIMIT:
                 call = self._unsent.popleft()
                 self._sent.append(call)
-                batch.append(call.data)
+                batch.append(call.data if call.function is None else self._command(call.function, call.data))
                 size += call.size
             await link.stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
+
+    def _command(self, function: FunctionCall, tail: bytes) -> bytes:
+        """Return the command that calls a function on the Redis of this connection."""
+        first = self._prefixes.get(function.function)
+        if first is not None:
+            return pack_head(first, function.tail_words) + tail
+        # Redis answers a command that it does not know with an error, which then is the answer of the call.
+        return pack(function.instead or ("FCALL", function.function, "0"))
 
     async def _read(self, link: Link) -> None:
         gets = link.reader.gets
@@ -328,6 +367,8 @@ class Publisher:
                 if len(call.answers) == call.count:
                     sent.popleft()
                     self._finish(call)
+                    if call.function is not None:
+                        _require_functions(reply)
             if self._drained:
                 self._drained.unpark_all()
 
@@ -357,6 +398,9 @@ class Publisher:
         if call.done is _pong:
             return
         answers = call.answers
+        if call.function is not None:
+            self._finish_function(call, unanswered)
+            return
         taken = sum([type(answer) is int for answer in answers])
         self.published += taken
         if taken == call.count:
@@ -370,6 +414,19 @@ class Publisher:
         }
         failures |= {at: BrokerUnavailable(unanswered) for at in range(len(answers), call.count)}
         self._fail(call, failures)
+
+    def _finish_function(self, call: _Call, unanswered: str) -> None:
+        assert call.function is not None
+        answer = call.answers[0] if call.answers else None
+        if not call.answers:
+            self._fail(call, {0: BrokerUnavailable(unanswered)})
+        elif isinstance(answer, hiredis.ReplyError):
+            error = refusal(f"the call of {call.function.function}", answer)
+            self._fail(call, {0: error})
+        else:
+            self.published += 1
+            if call.done is not None:
+                self._report(call.done, answer)
 
     def _refuse(self, call: _Call, why: str = "") -> None:
         if self._closed:
@@ -405,3 +462,11 @@ class Publisher:
 
 def _pong(_result: object) -> None:
     """Stand for the caller of a ping, whose answer is not used."""
+
+
+def _require_functions(reply: object) -> None:
+    """End the connection if Redis has lost the functions, because the next one loads them."""
+    if isinstance(reply, hiredis.ReplyError):
+        text = str(reply)
+        if text.startswith("NOSCRIPT") or "Function not found" in text:
+            raise BrokerUnavailable(f"redis has lost the functions: {text}")

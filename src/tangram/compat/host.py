@@ -145,7 +145,10 @@ class IslandHost(PluginHost):
         state = self.state = BackendState(
             lambda: shared,
             config=config,
-            make={"redis_client": lambda: open_redis_client(url), "http_client": open_http_client},
+            make={
+                "redis_client": lambda: open_redis_client(url, shared.history_rules),
+                "http_client": open_http_client,
+            },
         )
         self._sockets = ExtensionSockets(self.name, self._package, url)
         arrive = partial(self._gate.arrive, self.name)

@@ -149,12 +149,13 @@ class Runtime:
 
 def _view(hosted: StartableServer) -> BackendState:
     """Return the program's view of the state, which follows the server over its incarnations."""
-    config = hosted.shared().config
+    shared = hosted.shared()
+    config, rules = shared.config, shared.history_rules
     url = str(config.core.redis_url)
     return BackendState(
         hosted.shared,
         config=copy_of(config),
-        make={"redis_client": lambda: open_redis_client(url), "http_client": open_http_client},
+        make={"redis_client": lambda: open_redis_client(url, rules), "http_client": open_http_client},
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tangram.compat.configuration import Config
+    from tangram.history import Rules
     from tangram.plugins.plugin import Plugin
 
 __all__ = ["STATE", "BackendState", "open_http_client", "open_redis_client"]
@@ -94,8 +95,10 @@ class BackendState:
         return [own[name] for name in own["_make"] if name in own]
 
 
-def open_redis_client(url: str) -> Redis:
+def open_redis_client(url: str, rules: Rules | None = None) -> Redis:
     """Return ``state.redis_client``: redis-py's own, on the loop on which it is first awaited.
+
+    If topics have a history, its ``publish`` records their messages in the same step.
 
     redis-py 8 does not look whether a pooled connection was closed if it may get maintenance notifications of
     a cluster, so the first commands after a restart of Redis would fail. They are therefore off.
@@ -108,7 +111,11 @@ def open_redis_client(url: str) -> Redis:
         from redis.maint_notifications import MaintNotificationsConfig
 
         options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
-    return AsyncRedis.from_url(url, **options)
+    if not rules:
+        return AsyncRedis.from_url(url, **options)
+    from tangram.compat.recording import recording_client
+
+    return recording_client(rules).from_url(url, **options)
 
 
 def open_http_client() -> httpx.AsyncClient:

@@ -33,6 +33,7 @@ __all__ = [
     "CompatConfig",
     "Config",
     "CoreConfig",
+    "HistoryEntry",
     "MapConfig",
     "MapStyle",
     "ServerConfig",
@@ -204,6 +205,23 @@ class ServerConfig:
 
 
 @attrs.frozen(kw_only=True)
+class HistoryEntry:
+    """``[[channel.history]]``: topics whose messages are kept for clients that come back."""
+
+    topics: str = attrs.field(validator=validators.topics)
+    """Pattern of topics; ``*`` stands for any characters. Required."""
+    mode: Literal["stream", "latest"] = "stream"
+    """``stream`` keeps all messages in order, ``latest`` the newest message of each event, as maps need
+    it."""
+    size: int = attrs.field(default=100, validator=validators.between(1, 100000))
+    """Messages of one topic; with ``latest`` its events."""
+    ttl: float = attrs.field(default=300.0, validator=v.gt(0))
+    """Seconds for which they are kept after the last message: longer than most reloads and bad networks."""
+    max_bytes: int = attrs.field(default=262144, validator=v.ge(1024))
+    """Bytes that one join may receive, at most seven eighths of ``channel.max_backlog``."""
+
+
+@attrs.frozen(kw_only=True)
 class ChannelConfig:
     """``[channel]``: WebSockets, tokens, and limits on one client."""
 
@@ -240,6 +258,9 @@ class ChannelConfig:
     message is then encoded once for each client."""
     conflate: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.conflation))
     """Patterns on ``<topic>:<event>``: of each such message only the newest is kept in a client's backlog."""
+    history: tuple[HistoryEntry, ...] = ()
+    """Topics whose messages are kept; the first entry that matches a topic counts, before those of plugins.
+    """
     max_backlog: int = attrs.field(default=defaults.MAX_BACKLOG, validator=v.ge(0))
     """Bytes that may wait for one client behind the message in flight: about a second of a busy map."""
     max_message: int = attrs.field(default=defaults.MAX_MESSAGE, validator=v.ge(1024))

@@ -111,6 +111,12 @@ def conflation(value: str) -> None:
         raise ValueError(msg)
 
 
+def topics(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if not value or value.startswith(("to:", "from:")):
+        msg = "expected a pattern of topics without 'to:', as in 'flights:*'"
+        raise ValueError(msg)
+
+
 def route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
     if not value.startswith("/"):
         msg = "expected a path that begins with '/', as in '/fonts/{fontstack}/{range}.pbf'"

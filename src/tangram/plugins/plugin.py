@@ -28,6 +28,7 @@ from tangram.plugins.state import BackendState
 if TYPE_CHECKING:
     from quart import Blueprint
 
+    from tangram.history import History
     from tangram.routing import APIRouter
 
 __all__ = ["RESTART_TYPES", "Authorize", "Lifespan", "Plugin", "RestartType", "Service", "ServiceFunction"]
@@ -87,6 +88,11 @@ class Plugin:
 
     ``{"secret": check, "secret:*": check}`` guards ``secret`` and all topics below it. If several patterns
     match a topic, all of their functions are asked. A topic that no pattern matches may be joined.
+    """
+    history: Mapping[str, History] = attrs.field(factory=dict, kw_only=True)
+    """Topics whose messages are kept, by pattern: ``{"flights:*": History(size=200)}``.
+
+    The operator's ``[[channel.history]]`` comes first.
     """
     get_typer: Callable[[], Any] | None = None
     """Returns the plugin's command-line application."""

@@ -15,6 +15,9 @@ from tangram.config.listen import first_name
 from tangram.config.model import Config
 from tangram.config.names import normalise
 from tangram.errors import PluginError
+from tangram.history.position import Published
+from tangram.history.rules import Rules
+from tangram.history.store import HistoryPage, HistoryStore
 
 if TYPE_CHECKING:
     import httpx
@@ -95,6 +98,7 @@ class BackendState:
         redis_client: RedisClient,
         publish: Callable[[str, bytes | str], Awaitable[int]],
         subscribe: Callable[..., Any],
+        history: HistoryStore | None = None,
         loaded_plugins: Mapping[str, PluginInfo] | None = None,
         base_url: str = "",
     ) -> None:
@@ -104,15 +108,17 @@ class BackendState:
         self.base_url = base_url or _base_url(config)
         self._publish = publish
         self._subscribe = subscribe
+        self._history = history or HistoryStore.none()
         self._http_client: httpx.AsyncClient | None = None
         self._plugin_configs: dict[str, tuple[type[Any] | None, Any]] = {}
         self._closed = False
         self._warned: set[str] = set()
 
-    async def publish(self, channel: str, payload: object) -> int:
+    async def publish(self, channel: str, payload: object) -> Published:
         """Publish on a Redis channel; return the number of Redis clients that received it.
 
-        A message on ``to:<topic>:<event>`` reaches the browsers that joined the topic.
+        A message on ``to:<topic>:<event>`` reaches the browsers that joined the topic. If the topic has a
+        history, the result's ``position`` is the message's place in it.
 
         Example::
 
@@ -132,7 +138,42 @@ class BackendState:
         receivers = await self._publish(channel, data)
         if not receivers or channel.count(":") < 2:
             self._warn_of_no_receiver(channel, receivers)
-        return receivers
+        return receivers if isinstance(receivers, Published) else Published(receivers)
+
+    async def history(self, topic: str, since: str | None = None, limit: int = 100) -> HistoryPage:
+        """Return the messages of a topic that are kept, in order, with the position behind them.
+
+        Example::
+
+            page = await state.history("flights:eu", since=known)
+            for event, payload in page.events: ...
+
+        Args:
+            topic: the topic.
+            since: a position, to get the messages behind it; by default all that are kept.
+            limit: the largest number of messages; the newest ones are returned.
+
+        Raises:
+            BrokerUnavailable: there is no connection to Redis.
+            LookupError: the topic has no history.
+        """
+        return await self._history.history(topic, since, limit)
+
+    @property
+    def history_rules(self) -> Rules:
+        """Which topics have a history."""
+        return self._history.rules
+
+    async def position(self, topic: str) -> str:
+        """Return the position behind the newest message of a topic.
+
+        Read it before the data of a page, and let the page join from it: then no message is missed between.
+
+        Raises:
+            BrokerUnavailable: there is no connection to Redis.
+            LookupError: the topic has no history.
+        """
+        return await self._history.position(topic)
 
     def _warn_of_no_receiver(self, channel: str, receivers: int) -> None:
         """Log once that no browser and no plugin can receive the messages of a channel."""

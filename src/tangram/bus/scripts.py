@@ -1,0 +1,58 @@
+"""Calls of functions on Redis over the publisher connection, in order with all messages.
+
+Which words call a function is known only once a connection is open: ``FCALL`` with its name, or ``EVALSHA``
+with a digest. So a call has its last words ready, and gets the first ones when it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from tangram.bus.resp import Link, pack
+
+__all__ = ["FunctionCall", "LoadFunctions", "Prefixes", "Recording", "Words"]
+
+Words = tuple[str | bytes, ...]
+Prefixes = Mapping[str, Words]
+"""The first words of the call of each function."""
+LoadFunctions = Callable[[Link], Awaitable[Prefixes]]
+"""Loads the functions on a new connection."""
+
+
+class FunctionCall(NamedTuple):
+    """A call of one function on Redis."""
+
+    function: str
+    keys: Sequence[str]
+    arguments: Sequence[str | bytes]
+    instead: Words | None = None
+    """The command that is sent to a Redis without the function; None if the call then fails."""
+
+    def pack_tail(self) -> bytes:
+        """Return the call's bytes behind its first words."""
+        return pack((str(len(self.keys)), *self.keys, *self.arguments)).partition(b"\r\n")[2]
+
+    @property
+    def tail_words(self) -> int:
+        """The number of words behind the first ones."""
+        return 1 + len(self.keys) + len(self.arguments)
+
+
+def pack_head(first: Words, count: int) -> bytes:
+    """Return the bytes of a call up to its tail."""
+    words = pack(first).partition(b"\r\n")[2]
+    return b"*%d\r\n%b" % (len(first) + count, words)
+
+
+class Recording(Protocol):
+    """The history, as far as the bus needs it."""
+
+    async def load(self, link: Link) -> Prefixes:
+        """Load the functions on a new connection."""
+
+    def publishing(self, channel: str | bytes, payload: bytes | str) -> FunctionCall | None:
+        """Return the call that publishes a message and records it; None for a channel without history."""
+
+    def published(self, answer: Any) -> int:
+        """Return the outcome of such a call from Redis' answer."""
