@@ -1,28 +1,36 @@
 /* Many WebSocket clients in one thread, so that what they cost is not what is measured.
 
-   clients PORT PATH TOPIC TOKEN COUNT WINDOW: connects COUNT clients, WINDOW at a time, joins each to TOPIC with
-   TOKEN, prints the seconds that this took, and reads. PATH "-" is a plain socket: frames come without asking.
+   clients PORT PATH TOPIC TOKEN COUNT WINDOW [hold]: connects COUNT clients, WINDOW at a time, joins each to TOPIC
+   with TOKEN, prints the seconds that this took, and reads. PATH "-" is a plain socket: frames come without asking.
+   With "hold" the clients connect, and join at the command "join"; each of the two prints its seconds.
 
-   On its input: "reset" forgets what was counted; "report" prints it; "push MESSAGES RATE BATCH" has the clients
-   push MESSAGES in all, RATE a second, BATCH in one write; "leave" closes all. */
+   On its input: "join" joins all, WINDOW at a time; "reset" forgets what was counted; "report" prints it; "push
+   MESSAGES RATE BATCH" has the clients push MESSAGES in all, RATE a second, BATCH in one write; "leave" closes all. */
 #include "common.h"
 
 /* A push carries its client's number times this, plus how many that client had pushed before. */
 #define EACH 10000000
 
-enum { CONNECTING, UPGRADING, JOINING, JOINED, GONE };
+enum { CONNECTING, UPGRADING, HELD, JOINING, JOINED, GONE };
 
 struct client {
     int fd, state;
     char *in, *out;
     size_t have, room, out_size, out_done;
+    size_t large, left; /* of a frame that is not kept: its bytes, and those that are still to come */
     int64_t messages, last, began, pushed;
 };
 
+/* Bytes of a payload that are looked at, and of a frame that is kept whole: 10,000 lists of presence fill memory. */
+#define LOOK 160
+#define KEPT 65536
+
 static struct client *clients;
-static int count, window, epoll, plain, started, joined, gone, port;
+static char scrap[1 << 20];
+static int count, window, epoll, plain, hold, started, upgrades, asked, joined, gone, port;
 static const char *path, *topic, *token;
 static int64_t messages, disordered, bytes_read, reads, replies, refused;
+static int64_t states, differences, presence_bytes, last_presence;
 static int64_t begun;
 static int64_t push_total, push_sent, push_begun, push_batch;
 static double push_gap;
@@ -110,11 +118,32 @@ static void connected(struct client *it) {
     say(it, request, (size_t)length);
 }
 
-static void upgraded(struct client *it) {
+static void join(struct client *it) {
     char text[2048], out[2100];
     int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"}]", topic, token);
     it->state = JOINING;
     say(it, out, frame(out, text, (size_t)length));
+}
+
+static void upgraded(struct client *it) {
+    upgrades++;
+    if (!hold) {
+        join(it);
+        return;
+    }
+    it->state = HELD;
+    count_latency(now_ns() - it->began);
+}
+
+/* Counts presence; answers whether it was that. */
+static int presence(const char *text, size_t size) {
+    const char *name = memmem(text, size < LOOK ? size : LOOK, "\"presence_", 10);
+    if (!name) return 0;
+    if (name[10] == 's') states++;
+    else differences++;
+    presence_bytes += (int64_t)size;
+    last_presence = now_ns();
+    return 1;
 }
 
 static void heard(struct client *it, const char *text, size_t size) {
@@ -130,10 +159,11 @@ static void heard(struct client *it, const char *text, size_t size) {
         }
         return;
     }
-    size_t look = size < 160 ? size : 160;
+    size_t look = size < LOOK ? size : LOOK;
     const char *number = memmem(text, look, "{\"n\":", 5);
     const char *stamp = number ? memmem(number, look - (size_t)(number - text), "\"t\":", 4) : NULL;
     if (!stamp) {
+        if (presence(text, size)) return;
         if (push_total && memmem(text, look, "phx_reply", 9)) {
             replies++;
             refused += memmem(text, size, "\"ok\"", 4) == NULL;
@@ -165,6 +195,13 @@ static size_t take_frames(struct client *it) {
             skip = 10;
         }
         if (it->have - at < skip + size) {
+            if (skip + size > KEPT && it->have - at >= skip + LOOK) {
+                it->large = size;
+                it->left = skip + size - (it->have - at);
+                memmove(it->in, it->in + at + skip, LOOK);
+                it->have = 0;
+                return 0;
+            }
             if (skip + size > it->room) {
                 it->room = skip + size + 65536;
                 it->in = realloc(it->in, it->room);
@@ -183,12 +220,22 @@ static size_t take_frames(struct client *it) {
     return at;
 }
 
+/* Reads the rest of a large frame, of which the begin was kept. */
+static ssize_t read_large(struct client *it) {
+    ssize_t got = recv(it->fd, scrap, it->left < sizeof scrap ? it->left : sizeof scrap, MSG_DONTWAIT);
+    if (got <= 0) return got;
+    it->left -= (size_t)got;
+    if (!it->left && it->state == JOINED) heard(it, it->in, it->large);
+    return got;
+}
+
 static void readable(struct client *it) {
     if (it->have == it->room) {
         it->room *= 2;
         it->in = realloc(it->in, it->room);
     }
-    ssize_t got = recv(it->fd, it->in + it->have, it->room - it->have, MSG_DONTWAIT);
+    int large = it->left > 0;
+    ssize_t got = large ? read_large(it) : recv(it->fd, it->in + it->have, it->room - it->have, MSG_DONTWAIT);
     if (got < 0 && errno == EAGAIN) return;
     if (got <= 0) {
         if (it->state == UPGRADING) {
@@ -200,6 +247,7 @@ static void readable(struct client *it) {
     }
     reads++;
     bytes_read += got;
+    if (large) return;
     it->have += (size_t)got;
     size_t used = 0;
     if (it->state == UPGRADING) {
@@ -254,9 +302,12 @@ static void report(void) {
         if (clients[i].messages > most) most = clients[i].messages;
     }
     printf("{\"messages\": %lld, \"least\": %lld, \"most\": %lld, \"closed\": %d, \"disordered\": %lld, \"reads\": %lld, "
-           "\"bytes\": %lld, \"pushed\": %lld, \"replies\": %lld, \"refused\": %lld, ",
+           "\"bytes\": %lld, \"pushed\": %lld, \"replies\": %lld, \"refused\": %lld, \"states\": %lld, "
+           "\"differences\": %lld, \"presence_bytes\": %lld, \"presence_seconds\": %.6f, ",
            (long long)messages, (long long)least, (long long)most, gone, (long long)disordered, (long long)reads,
-           (long long)bytes_read, (long long)push_sent, (long long)replies, (long long)refused);
+           (long long)bytes_read, (long long)push_sent, (long long)replies, (long long)refused, (long long)states,
+           (long long)differences, (long long)presence_bytes,
+           last_presence ? (double)(last_presence - begun) / 1e9 : 0.0);
     print_percentiles();
     printf(", \"cpu_seconds\": %.6f}\n", cpu_seconds());
     fflush(stdout);
@@ -270,11 +321,16 @@ static int command(void) {
     if (!strncmp(line, "reset", 5)) {
         clear_latencies();
         messages = disordered = bytes_read = reads = replies = refused = 0;
+        states = differences = presence_bytes = 0;
         for (int i = 0; i < count; i++) clients[i].messages = 0, clients[i].last = -1;
         puts("{}");
         fflush(stdout);
     } else if (!strncmp(line, "report", 6)) {
         report();
+    } else if (!strncmp(line, "join", 4)) {
+        hold = 0;
+        clear_latencies();
+        begun = now_ns();
     } else if (!strncmp(line, "push", 4)) {
         long long total, rate, batch;
         if (sscanf(line, "push %lld %lld %lld", &total, &rate, &batch) != 3) return 0;
@@ -291,7 +347,8 @@ static int command(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) return 2;
+    if (argc != 7 && argc != 8) return 2;
+    int held = hold = argc == 8;
     port = atoi(argv[1]);
     path = argv[2];
     plain = !strcmp(path, "-");
@@ -311,9 +368,15 @@ int main(int argc, char **argv) {
     begun = now_ns();
     int told = 0;
     for (;;) {
-        while (started < count && started - joined - gone < window) start(&clients[started++]);
-        if (!told && joined == count) {
-            told = 1;
+        while (started < count && started - (hold ? upgrades : joined) - gone < window) start(&clients[started++]);
+        while (!hold && asked < upgrades && asked - joined - gone < window) {
+            struct client *it = &clients[asked++];
+            if (it->state != HELD) continue;
+            it->began = now_ns();
+            join(it);
+        }
+        if (told == (held && !hold) && (hold ? upgrades : joined) == count) {
+            told++;
             printf("{\"seconds\": %.6f, ", (double)(now_ns() - begun) / 1e9);
             print_percentiles();
             printf("}\n");

@@ -27,11 +27,26 @@ PATIENCE = 4.0
 class Clients:
     """Joined WebSocket clients in a process of their own."""
 
-    def __init__(self, port: int, token: str, count: int, *, window: int = 32, path: str = PATH) -> None:
-        command = [str(build("clients")), str(port), path, TOPIC, token, str(count), str(window)]
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        count: int,
+        *,
+        window: int = 32,
+        path: str = PATH,
+        topic: str = TOPIC,
+        hold: bool = False,
+    ) -> None:
+        """Connect and join ``count`` clients, ``window`` at a time; with ``hold`` they join at ``join``."""
+        command = [str(build("clients")), str(port), path, topic, token, str(count), str(window)]
         self.count = count
-        self.process = Process(command, cpus=LOAD_CPUS, pipes=True)
+        self.process = Process(command + ["hold"] * hold, cpus=LOAD_CPUS, pipes=True)
         self.joined = self.process.read_json()
+
+    def join(self) -> dict[str, Any]:
+        """Join all clients that were held, and return the seconds from the first join to the last reply."""
+        return self.ask("join")
 
     def ask(self, command: str) -> dict[str, Any]:
         self.process.write_line(command)

@@ -64,8 +64,17 @@ def _environ(folder: Path, **more: str) -> Mapping[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(folder), **own, **more}
 
 
-def start_tangram(folder: Path, engine: str = "native", *, routes: bool = False) -> Server:
-    """Start ``python -m tangram serve`` with an external broker and no access log."""
+UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\n"
+"""Settings of ``[channel]`` for more clients on one address than the limits allow."""
+
+
+def start_tangram(
+    folder: Path, engine: str = "native", *, routes: bool = False, channel: str = UNLIMITED
+) -> Server:
+    """Start ``python -m tangram serve`` with an external broker and no access log.
+
+    ``channel`` holds lines of TOML for ``[channel]``.
+    """
     name = f"tangram-{engine}"
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +87,7 @@ def start_tangram(folder: Path, engine: str = "native", *, routes: bool = False)
     plugins = ["tangram_bench"] if routes else []
     config.write_text(
         f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{valkey.url}"\n[server]\nport = {port}\n'
-        f'engine = "{engine}"\n'
+        f'engine = "{engine}"\nmax_connections_per_address = 0\n[channel]\n{channel}'
     )
     path = os.pathsep.join(map(str, (folder, PLUGIN, ROOT / "src")))
     command = [sys.executable, "-m", "tangram", "serve", "--config", str(config)]

@@ -28,6 +28,7 @@ class Settings:
     max_joins: int = 100
     idle_timeout: float = 90.0
     presence: bool = True
+    presence_rate: float = 512 * 1024 * 1024
     push_replies: bool = True
     broadcast_join_ref: bool = False
     jwt_expiration_secs: int = 2_592_000

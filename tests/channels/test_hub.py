@@ -11,9 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tangram.channels.disconnects import DISCONNECTED
 from tangram.channels.frames import BINARY, TEXT
-from tangram.channels.hub import MAX_AGENTS, Hub, Membership, Publication
+from tangram.channels.hub import MAX_AGENTS, SEND_COST, Hub, Membership, Publication
 from tangram.channels.outbox import Outbox
 from tests.channels.fakes import drained, open_outbox
+
+MUCH = 1 << 30
+"""Bytes of presence that are never used up."""
 
 
 def join(hub: Hub, conn: str, topic: str, outbox: Outbox | None = None, id_: str = "") -> Membership:
@@ -29,6 +32,11 @@ def joined(hub: Hub, conn: str, topic: str, id_: str = "") -> Membership:
     membership = join(hub, conn, topic, id_=id_)
     drained(membership.outbox)
     return membership
+
+
+def frames(outbox: Outbox) -> list[list[Any]]:
+    """Return the waiting text messages, decoded."""
+    return cast("list[list[Any]]", drained(outbox))
 
 
 def test_all_members_get_the_same_object() -> None:
@@ -176,15 +184,19 @@ def test_a_long_topic_list_does_not_overflow_the_outbox() -> None:
 
 
 def test_newcomers_share_one_state_and_one_difference() -> None:
-    """A flush sends the whole state to newcomers, and publishes one difference."""
+    """Newcomers get the whole state, and a flush publishes one difference."""
     hub = Hub()
     alice = joined(hub, "a", "obs")
     assert hub.dirty
     hub.flush()
+    hub.send_states(MUCH)
     drained(alice.outbox)
     bob = join(hub, "b", "obs")
     drained(bob.outbox)
     told = hub.flush()
+    assert hub.states_due
+    hub.send_states(MUCH)
+    assert not hub.states_due
 
     state = {"id-a": {"metas": [{"phx_ref": "a:obs:1"}]}, "id-b": {"metas": [{"phx_ref": "b:obs:1"}]}}
     assert drained(bob.outbox) == [[None, None, "obs", "presence_state", state]]
@@ -202,10 +214,53 @@ def test_a_state_larger_than_the_backlog_does_not_close_the_connection() -> None
     boxes = [open_outbox(max_backlog=1000) for _ in range(300)]
     for number, box in enumerate(boxes):
         join(hub, f"c{number}", "system", box)
-    hub.flush()
+    hub.send_states(MUCH)
 
     assert all(box.disconnect is None for box in boxes)
     assert boxes[0].pending > 10_000
+
+
+def test_states_are_sent_within_a_budget_and_each_is_the_newest() -> None:
+    """A used budget leaves the other newcomers for the next call, which sends the state of then."""
+    hub = Hub()
+    members = [join(hub, f"c{number}", "system") for number in range(5)]
+    for member in members:
+        drained(member.outbox)
+    hub.send_states(2 * SEND_COST)
+    assert [len(member.outbox) for member in members] == [1, 1, 0, 0, 0]
+    hub.leave(members.pop())
+    hub.send_states(MUCH)
+
+    states = [frames(member.outbox)[0][4] for member in members]
+    assert [len(state) for state in states] == [5, 5, 4, 4]
+    sent = sum(len(msgspec.json.encode(state)) for state in states)
+    assert hub.statistics().presence_bytes == sent
+    assert hub.presence_cost == sent + 4 * SEND_COST
+
+
+def test_a_newcomer_gets_no_difference_of_this_hub_before_the_state() -> None:
+    """The state will contain it; differences of other nodes are sent at once, because the state does not."""
+    hub = Hub()
+    alice = joined(hub, "a", "obs")
+    hub.send_states(MUCH)
+    drained(alice.outbox)
+    bob = joined(hub, "b", "obs")
+    (own,) = hub.flush()
+    foreign = msgspec.json.encode({"joins": {"carol": {"metas": [{"phx_ref": "x:obs:1"}]}}, "leaves": {}})
+    hub.deliver([(b"to:obs:n", b"[1]"), (own.channel.encode(), own.payload), (b"to:obs:n", b"[2]")])
+    hub.deliver([(own.channel.encode(), foreign)])
+    hub.send_states(MUCH)
+
+    events = [(frame[3], frame[4]) for frame in frames(alice.outbox)]
+    assert [event for event, _ in events] == ["n", "presence_diff", "n", "presence_diff"]
+    events = [(frame[3], frame[4]) for frame in frames(bob.outbox)]
+    assert [event for event, _ in events] == ["n", "n", "presence_diff", "presence_state"]
+    assert events[2][1]["joins"].keys() == {"carol"}
+    assert events[3][1].keys() == {"id-a", "id-b"}
+    # The same bytes again are not this hub's.
+    carol = joined(hub, "c", "obs")
+    hub.deliver([(own.channel.encode(), own.payload)])
+    assert [frame[3] for frame in frames(carol.outbox)] == ["presence_diff"]
 
 
 def test_presence_can_be_switched_off() -> None:
@@ -214,7 +269,9 @@ def test_presence_can_be_switched_off() -> None:
     member = joined(hub, "a", "obs")
 
     assert not hub.dirty
+    assert not hub.states_due
     assert hub.flush() == []
+    hub.send_states(MUCH)
     assert drained(member.outbox) == []
 
 
@@ -402,6 +459,10 @@ class HubAgainstAModel(RuleBasedStateMachine):
     def flush(self) -> None:
         self.publish(self.hub.flush())
 
+    @rule(budget=st.integers(1, 100_000))
+    def send_states(self, budget: int) -> None:
+        self.hub.send_states(budget)
+
     @rule()
     def redis_comes_round(self) -> None:
         told, self.told = self.told, []
@@ -431,6 +492,7 @@ class HubAgainstAModel(RuleBasedStateMachine):
     def settle(self) -> None:
         """After a flush and its delivery, the view of each member equals the members."""
         self.flush()
+        self.hub.send_states(MUCH)
         self.redis_comes_round()
         self.read()
         for conn, topic in self.members:

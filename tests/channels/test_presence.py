@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from tangram.channels.presence import Change, Presence
 
 
@@ -7,14 +11,19 @@ def metas(*refs: str) -> dict[str, list[dict[str, str]]]:
     return {"metas": [{"phx_ref": ref} for ref in refs]}
 
 
+def state(presence: Presence[str], topic: str) -> dict[str, Any]:
+    decoded: dict[str, Any] = msgspec.json.decode(presence.state(topic))
+    return decoded
+
+
 def test_all_joins_of_a_window_make_one_change() -> None:
-    """A thousand joins between two flushes are one difference and one state."""
+    """A thousand joins between two flushes are one difference."""
     presence: Presence[str] = Presence()
     for number in range(1000):
         presence.join("t", f"id{number}", f"ref{number}", f"m{number}")
 
     (change,) = presence.flush()
-    assert len(change.joins) == len(change.state) == len(change.newcomers) == 1000
+    assert len(change.joins) == len(state(presence, "t")) == len(presence.newcomers("t")) == 1000
     assert change.leaves == {}
     assert presence.flush() == []
 
@@ -25,12 +34,12 @@ def test_two_sockets_of_one_id_are_one_key() -> None:
     presence.join("t", "bob", "r1", "m1")
     presence.join("t", "bob", "r2", "m2")
     presence.flush()
-    assert presence.state("t") == {"bob": metas("r1", "r2")}
+    assert state(presence, "t") == {"bob": metas("r1", "r2")}
 
     presence.leave("t", "bob", "r1", "m1")
-    assert presence.flush() == [Change("t", {}, (), {}, {"bob": metas("r1")})]
+    assert presence.flush() == [Change("t", {}, {"bob": metas("r1")})]
     presence.leave("t", "bob", "r2", "m2")
-    assert presence.state("t") == {}
+    assert state(presence, "t") == {}
 
 
 def test_join_and_leave_in_one_window_cancel_out() -> None:
@@ -43,19 +52,48 @@ def test_join_and_leave_in_one_window_cancel_out() -> None:
 
 
 def test_leave_and_join_again_in_one_window() -> None:
-    """With a new ref both are published; with the same ref only the newcomer gets the state."""
+    """With a new ref both are published; with the same ref only a newcomer waits for the state."""
     presence: Presence[str] = Presence()
     presence.join("t", "bob", "r1", "m1")
     presence.flush()
     presence.leave("t", "bob", "r1", "m1")
     presence.join("t", "bob", "r2", "m2")
-    assert presence.flush() == [
-        Change("t", {"bob": metas("r2")}, ("m2",), {"bob": metas("r2")}, {"bob": metas("r1")})
-    ]
+    assert presence.flush() == [Change("t", {"bob": metas("r2")}, {"bob": metas("r1")})]
+    assert list(presence.newcomers("t")) == ["m2"]
 
     presence.leave("t", "bob", "r2", "m2")
     presence.join("t", "bob", "r2", "m3")
-    assert presence.flush() == [Change("t", {"bob": metas("r2")}, ("m3",), {}, {})]
+    assert presence.flush() == []
+    assert presence.take_newcomers("t", 9) == ["m3"]
+    assert state(presence, "t") == {"bob": metas("r2")}
+
+
+def test_newcomers_wait_in_order_and_topics_take_turns() -> None:
+    """The one that joined first is first, and a topic with many newcomers does not hold the others."""
+    presence: Presence[str] = Presence()
+    for member in ("m1", "m2", "m3"):
+        presence.join("large", member, member, member)
+    presence.join("small", "bob", "r", "m4")
+    assert list(presence.waiting) == ["large", "small"]
+
+    assert presence.take_newcomers("large", 2) == ["m1", "m2"]
+    assert list(presence.waiting) == ["small", "large"]
+    assert presence.take_newcomers("small", 2) == ["m4"]
+    presence.leave("large", "m3", "m3", "m3")
+    assert list(presence.waiting) == []
+
+
+def test_the_state_follows_every_change() -> None:
+    """The kept text is made anew after joins and leaves, with ids that need escapes."""
+    presence: Presence[str] = Presence()
+    assert state(presence, "t") == {}
+    presence.join("t", 'a"\\é', "r1", "m1")
+    assert state(presence, "t") == {'a"\\é': metas("r1")}
+    presence.join("t", 'a"\\é', "r2", "m2")
+    presence.join("t", "b", "r3", "m3")
+    assert state(presence, "t") == {'a"\\é': metas("r1", "r2"), "b": metas("r3")}
+    presence.leave("t", 'a"\\é', "r1", "m1")
+    assert state(presence, "t") == {'a"\\é': metas("r2"), "b": metas("r3")}
 
 
 def test_an_unknown_leave_is_ignored() -> None:
@@ -98,6 +136,6 @@ def test_a_lost_difference_of_an_empty_topic_is_repeated() -> None:
     (left,) = presence.flush()
     presence.restore("t", left.joins, left.leaves)
 
-    assert presence.flush() == [Change("t", {}, (), {}, {"bob": metas("r1")})]
+    assert presence.flush() == [Change("t", {}, {"bob": metas("r1")})]
     assert presence.flush() == []
-    assert presence.state("t") == {}
+    assert state(presence, "t") == {}

@@ -48,6 +48,7 @@ __all__ = [
     "LIST_CREDIT",
     "LIST_FACTOR",
     "MAX_AGENTS",
+    "SEND_COST",
     "SPECIAL",
     "Hub",
     "HubStatistics",
@@ -67,6 +68,10 @@ LIST_CREDIT: Final = 8192
 """Bytes of lists that a connection may cause before it has sent anything."""
 LIST_FACTOR: Final = 4
 """Bytes of lists for each byte of joins and leaves: a join has about 300 bytes, an agent's name about 20."""
+SEND_COST: Final = 8192
+"""Bytes that a message of presence counts for beside its own: the time of a write that holds nothing."""
+_MAX_OWN: Final = 1000
+"""Differences that are on their way through Redis at once; there are 20 a second for each topic."""
 _MAX_HEADERS: Final = 4096
 """Forms remembered for a Redis channel; there is one for each ``join_ref`` if broadcasts must have it."""
 _MAX_DESTINATIONS: Final = 8192
@@ -139,12 +144,14 @@ class _Topic:
 class _Destination:
     """The topic of a Redis channel, and the headers of its messages for each form."""
 
-    __slots__ = ("binary", "event", "headers", "key", "reserved", "topic")
+    __slots__ = ("alone", "binary", "event", "headers", "key", "reserved", "topic")
 
     def __init__(self, topic: _Topic | None, event: str = "", key: str | None = None) -> None:
         self.topic = topic
         self.event = event
         self.key = key
+        self.alone = key is not None or event == PRESENCE_DIFF
+        """Whether its messages are put one by one, and not as a run."""
         self.reserved = event.startswith("phx_")
         self.binary = len(event.encode()) <= MAX_FIELD
         """Whether the event fits into a binary frame."""
@@ -192,6 +199,8 @@ class HubStatistics:
     """Messages that were empty, reserved (``phx_*``) or could not be encoded."""
     interruptions: int
     """How often the subscription to Redis was interrupted and members had to join again."""
+    presence_bytes: int
+    """Bytes of presence that members were sent: states and differences."""
 
 
 class Hub:
@@ -214,7 +223,10 @@ class Hub:
         self._conflate = [re.compile(translate(pattern)) for pattern in conflate]
         self._topics: dict[str, _Topic] = {}
         self._destinations: dict[bytes, _Destination] = {}
+        self._own_differences: dict[bytes, None] = {}
+        """The differences of this hub that Redis has not sent back yet, the oldest first."""
         self._messages = self._deliveries = self._undelivered = self._dropped = self._interruptions = 0
+        self._presence_bytes = self._presence_sends = 0
 
     # Messages from Redis, into the outboxes.
 
@@ -248,11 +260,11 @@ class Hub:
             if not payload or destination.reserved or not (document or destination.binary):
                 self._dropped += 1
                 continue
-            if run and (topic is not current or destination.key is not None):
+            if run and (topic is not current or destination.alone):
                 self._put_run(current, run)
                 run = []
-            if destination.key is not None:
-                self._put_one(topic, destination, payload, document=document)
+            if destination.alone:
+                self._put_one(topic, (destination, payload, document))
                 continue
             current = topic
             run.append((destination, payload, document))
@@ -274,9 +286,15 @@ class Hub:
                     membership.outbox.close(DISCONNECTED)
         return []
 
-    def _put_run(self, topic: _Topic | None, pending: list[_Pending]) -> None:
+    def _put_run(
+        self,
+        topic: _Topic | None,
+        pending: list[_Pending],
+        groups: Mapping[_Form, list[Outbox]] | None = None,
+    ) -> None:
+        """Put messages into the outboxes of a topic's members, or of some of them (``groups``)."""
         assert topic is not None
-        for form, outboxes in (topic.groups or self._group(topic)).items():
+        for form, outboxes in (groups or topic.groups or self._group(topic)).items():
             items = []
             for destination, payload, document in pending:
                 header = destination.headers.get(form) or destination.header(form)
@@ -291,7 +309,12 @@ class Hub:
             self._deliveries += len(items) * len(outboxes)
         self._messages += len(pending)
 
-    def _put_one(self, topic: _Topic, destination: _Destination, payload: bytes, *, document: bool) -> None:
+    def _put_one(self, topic: _Topic, pending: _Pending) -> None:
+        """Put a message that may be replaced by a newer one, or a difference of presence."""
+        destination, payload, document = pending
+        if destination.key is None:
+            self._put_difference(topic, pending)
+            return
         for form, outboxes in (topic.groups or self._group(topic)).items():
             header = destination.headers.get(form) or destination.header(form)
             item = header.encode(payload, destination.key, document=document)
@@ -301,12 +324,37 @@ class Hub:
                 self._deliveries += len(outboxes)
         self._messages += 1
 
+    def _put_difference(self, topic: _Topic, pending: _Pending) -> None:
+        """Put a difference of presence into the outboxes of the members that need it.
+
+        Newcomers that wait for the state need none of this hub's own: the state will contain it.
+        """
+        payload = pending[1]
+        presence = self._presence
+        own = payload in self._own_differences
+        self._own_differences.pop(payload, None)
+        waiting = presence.newcomers(topic.name) if presence is not None and own else ()
+        if waiting:
+            members = [member for member in topic.members.values() if member not in waiting]
+            if members:
+                self._put_run(topic, [pending], self._grouped(members))
+        else:
+            self._put_run(topic, [pending])
+        self._count_presence(len(topic.members) - len(waiting), len(payload))
+
+    def _count_presence(self, receivers: int, size: int) -> None:
+        self._presence_sends += receivers
+        self._presence_bytes += receivers * size
+
     def _group(self, topic: _Topic) -> dict[_Form, list[Outbox]]:
         """Group the outboxes of a topic by the form that they need."""
+        topic.groups = groups = self._grouped(topic.members.values())
+        return groups
+
+    def _grouped(self, members: Iterable[Membership]) -> dict[_Form, list[Outbox]]:
         groups: dict[_Form, list[Outbox]] = {}
-        for member in topic.members.values():
+        for member in members:
             groups.setdefault(self._form(member), []).append(member.outbox)
-        topic.groups = groups
         return groups
 
     def _form(self, member: Membership) -> _Form:
@@ -365,7 +413,9 @@ class Hub:
             topic = self._topics[name] = _Topic(name)
             self._destinations.clear()
         topic.members[membership.conn] = membership
-        topic.groups = None
+        if topic.groups is not None:
+            # One joins after the other: grouping all of them anew at each message would cost the square.
+            topic.groups.setdefault(self._form(membership), []).append(membership.outbox)
         if self._presence is not None:
             self._presence.join(name, membership.id, membership.agent, membership)
         if name == ADMIN:
@@ -442,22 +492,45 @@ class Hub:
         """Whether there is presence to flush."""
         return self._presence is not None and self._presence.dirty
 
+    @property
+    def states_due(self) -> bool:
+        """Whether newcomers wait for the presence state."""
+        return self._presence is not None and bool(self._presence.waiting)
+
+    @property
+    def presence_cost(self) -> int:
+        """Bytes of presence that members were sent, and ``SEND_COST`` for each message."""
+        return self._presence_bytes + SEND_COST * self._presence_sends
+
     def flush(self) -> list[Publication]:
-        """Send the presence state to newcomers, and return the differences to publish."""
-        if self._presence is None:
-            return []
-        publications = []
-        for change in self._presence.flush():
-            if change.newcomers:
-                state = codec.encode_json(change.state)
-                self._put_event(change.topic, change.newcomers, PRESENCE_STATE, state)
-            if change.joins or change.leaves:
-                payload = codec.encode_json({"joins": change.joins, "leaves": change.leaves})
-                publications.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
+        """Return the differences of presence to publish."""
+        publications: list[Publication] = []
+        own = self._own_differences
+        for change in self._presence.flush() if self._presence is not None else ():
+            payload = codec.encode_json({"joins": change.joins, "leaves": change.leaves})
+            publications.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
+            own[payload] = None
+        while len(own) > _MAX_OWN:
+            del own[next(iter(own))]
         return publications
+
+    def send_states(self, budget: int) -> None:
+        """Send the presence state to newcomers, until ``budget`` bytes are used or none is left.
+
+        Topics take turns, and each newcomer gets the state as it is now.
+        """
+        presence = self._presence
+        while presence is not None and presence.waiting and budget > 0:
+            topic = next(iter(presence.waiting))
+            state = presence.state(topic)
+            members = presence.take_newcomers(topic, max(1, budget // (len(state) + SEND_COST)))
+            self._put_event(topic, members, PRESENCE_STATE, state)
+            self._count_presence(len(members), len(state))
+            budget -= len(members) * (len(state) + SEND_COST)
 
     def restore(self, difference: Publication) -> None:
         """Repeat a difference of ``flush`` that may not have been published, with the next flush."""
+        self._own_differences.pop(difference.payload, None)
         if self._presence is not None:
             listed = msgspec.json.decode(difference.payload)
             topic = difference.channel.removeprefix("to:").removesuffix(f":{PRESENCE_DIFF}")
@@ -523,6 +596,7 @@ class Hub:
             undelivered=self._undelivered,
             dropped=self._dropped,
             interruptions=self._interruptions,
+            presence_bytes=self._presence_bytes,
         )
 
 

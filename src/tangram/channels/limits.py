@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["Limiter", "client_key"]
@@ -41,6 +42,7 @@ class Limiter:
         return allowed
 
 
+@lru_cache(maxsize=4096)
 def client_key(address: str) -> str | None:
     """Return the bucket of an IP address; None, which is exempt, for an unknown address.
 

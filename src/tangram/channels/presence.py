@@ -4,17 +4,22 @@
    difference for each would cost the square of their number; with flushes a topic has one for all of them.
 2. A member is a pair (external id, ``phx_ref``). A join and a leave within one window cancel each other, in
    either order, because no client has seen the member.
-3. Newcomers get the whole state at the flush, in one encoding for all newcomers of a topic, before the
-   difference that announces them. ``phx_ref`` makes the client drop entries that it has already.
-4. The state covers this process. Differences travel through Redis and cover all processes.
+3. A newcomer waits for the state of its topic, which is sent once and is the newest when it is sent. Until
+   then it needs no difference of this process, because the state contains it. The caller paces the states:
+   all clients of a topic that come at once get the square of their number in entries.
+4. The text of a state is kept in pieces, one for each external id, so that one more member costs one piece.
+5. The state covers this process. Differences travel through Redis and cover all processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 import attrs
+
+from tangram.channels.codec import encode_json
 
 __all__ = ["Change", "Metas", "Presence"]
 
@@ -24,23 +29,39 @@ Metas = dict[str, dict[str, list[dict[str, str]]]]
 MemberT = TypeVar("MemberT", bound=Hashable)
 
 
-class Change(NamedTuple, Generic[MemberT]):
-    """The result of one flush for one topic."""
+class Change(NamedTuple):
+    """The difference of one topic between two flushes."""
 
     topic: str
-    state: Metas
-    """All members, for the newcomers."""
-    newcomers: tuple[MemberT, ...]
     joins: Metas
     leaves: Metas
 
 
 @attrs.define
+class _Refs:
+    """The refs of one external id, each with its JSON text."""
+
+    id: str
+    metas: dict[str, bytes] = attrs.Factory(dict)
+    text: bytes | None = None
+    """The member of the state for this id; None after a change."""
+
+    def encode(self) -> bytes:
+        self.text = text = b'%b:{"metas":[%b]}' % (encode_json(self.id), b",".join(self.metas.values()))
+        return text
+
+
+@attrs.define
 class _TopicPresence(Generic[MemberT]):
-    present: dict[str, dict[str, None]] = attrs.Factory(dict)
+    present: dict[str, _Refs] = attrs.Factory(dict)
     changes: dict[tuple[str, str], bool] = attrs.Factory(dict)
     newcomers: dict[MemberT, None] = attrs.Factory(dict)
     unconfirmed: set[tuple[str, str]] = attrs.Factory(set)
+    text: bytes | None = None
+    """The whole state; None after a change."""
+
+    def has(self, id_: str, ref: str) -> bool:
+        return id_ in self.present and ref in self.present[id_].metas
 
 
 class Presence(Generic[MemberT]):
@@ -49,28 +70,43 @@ class Presence(Generic[MemberT]):
     def __init__(self) -> None:
         self._topics: dict[str, _TopicPresence[MemberT]] = {}
         self._dirty: dict[str, None] = {}
+        self._waiting: dict[str, None] = {}
 
     @property
     def dirty(self) -> bool:
         """Whether there is anything to flush."""
         return bool(self._dirty)
 
+    @property
+    def waiting(self) -> Collection[str]:
+        """The topics whose state newcomers wait for, the one that waits longest first."""
+        return self._waiting.keys()
+
     def join(self, topic: str, id: str, ref: str, member: MemberT) -> None:  # noqa: A002 - the protocol's word
-        """Add ``ref`` of the external id ``id``; ``member`` gets the state at the next flush."""
+        """Add ``ref`` of the external id ``id``; ``member`` waits for the state from now on."""
         entry = self._topics.setdefault(topic, _TopicPresence())
-        entry.present.setdefault(id, {})[ref] = None
+        refs = entry.present.get(id)
+        if refs is None:
+            refs = entry.present[id] = _Refs(id)
+        refs.metas[ref] = b'{"phx_ref":%b}' % encode_json(ref)
+        refs.text = entry.text = None
         entry.newcomers[member] = None
+        self._waiting[topic] = None
         self._note(topic, entry, (id, ref), present=True)
 
     def leave(self, topic: str, id: str, ref: str, member: MemberT) -> None:  # noqa: A002 - the protocol's word
         """Remove ``ref`` of the external id ``id``; unknown ones are ignored."""
         entry = self._topics.get(topic)
-        if entry is None or ref not in entry.present.get(id, ()):
+        if entry is None or not entry.has(id, ref):
             return
-        del entry.present[id][ref]
-        if not entry.present[id]:
+        refs = entry.present[id]
+        del refs.metas[ref]
+        refs.text = entry.text = None
+        if not refs.metas:
             del entry.present[id]
         entry.newcomers.pop(member, None)
+        if not entry.newcomers:
+            self._waiting.pop(topic, None)
         self._note(topic, entry, (id, ref), present=False)
 
     def restore(self, topic: str, joins: Metas, leaves: Metas) -> None:
@@ -95,29 +131,46 @@ class Presence(Generic[MemberT]):
             entry.changes[key] = present
         self._dirty[topic] = None
 
-    def state(self, topic: str) -> Metas:
-        """Return all members of ``topic``."""
+    def state(self, topic: str) -> bytes:
+        """Return all members of ``topic``, as JSON text."""
         entry = self._topics.get(topic)
-        return (
-            {} if entry is None else _metas((id_, ref) for id_, refs in entry.present.items() for ref in refs)
-        )
+        if entry is None:
+            return b"{}"
+        text = entry.text
+        if text is None:
+            pieces = [refs.text or refs.encode() for refs in entry.present.values()]
+            text = entry.text = b"{%b}" % b",".join(pieces)
+        return text
 
-    def flush(self) -> list[Change[MemberT]]:
+    def newcomers(self, topic: str) -> Collection[MemberT]:
+        """Return the members of ``topic`` that wait for its state, in the order of their joins."""
+        entry = self._topics.get(topic)
+        return () if entry is None else entry.newcomers.keys()
+
+    def take_newcomers(self, topic: str, count: int) -> list[MemberT]:
+        """Return up to ``count`` newcomers, which get the state now; other topics come first next time."""
+        newcomers = self._topics[topic].newcomers
+        taken = list(islice(newcomers, count))
+        for member in taken:
+            del newcomers[member]
+        del self._waiting[topic]
+        if newcomers:
+            self._waiting[topic] = None
+        return taken
+
+    def flush(self) -> list[Change]:
         """Return one change for each topic that changed since the last flush."""
         changes = []
         for topic in self._dirty:
             entry = self._topics[topic]
             for id_, ref in entry.unconfirmed:
-                entry.changes[id_, ref] = ref in entry.present.get(id_, ())
+                entry.changes[id_, ref] = entry.has(id_, ref)
             entry.unconfirmed.clear()
             joins = _metas(key for key, present in entry.changes.items() if present)
             leaves = _metas(key for key, present in entry.changes.items() if not present)
-            newcomers = tuple(entry.newcomers)
-            if joins or leaves or newcomers:
-                state = self.state(topic) if newcomers else {}
-                changes.append(Change(topic, state, newcomers, joins, leaves))
+            if joins or leaves:
+                changes.append(Change(topic, joins, leaves))
             entry.changes.clear()
-            entry.newcomers.clear()
             if not entry.present:
                 del self._topics[topic]
         self._dirty.clear()

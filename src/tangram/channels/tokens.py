@@ -6,11 +6,14 @@
 3. PyJWT's signing layer (JWS) reads and writes the format and does the cryptography. Its upper layer is not
    used, because it reads a clock of its own and refuses a future ``nbf``. The library is imported with the
    first token, to keep the start of the server fast.
+4. Tokens with a usual header and a good signature, which are nearly all, take a shorter way: the signature
+   of the text is computed and compared as text. The library, five times as slow, judges the others.
 """
 
 from __future__ import annotations
 
-from base64 import b64decode
+import hmac
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +32,13 @@ LEEWAY: Final = 60
 MAX_TOKEN: Final = 8192
 """Characters of a token. A longer one was not minted here, and is refused without hashing it."""
 _BEARER: Final = "base64url.bearer.phx."
+
+_USUAL_HEADERS: Final = frozenset(
+    {
+        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9",  # {"alg":"HS256","typ":"JWT"}, of tokens minted here
+        "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9",  # {"typ":"JWT","alg":"HS256"}, of the published server
+    }
+)
 
 _library: PyJWS | None = None
 
@@ -91,11 +101,13 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
     """
     if len(token) > MAX_TOKEN:
         return UNAUTHORIZED
-    library = warm_up()
     from jwt import PyJWTError
 
     try:
-        body = _decode_body(library.decode(token, secret.encode(), ["HS256"]))
+        payload = _verify_usual(token, secret)
+        if payload is None:
+            payload = warm_up().decode(token, secret.encode(), ["HS256"])
+        body = _decode_body(payload)
     except (PyJWTError, ValueError, RecursionError):
         return UNAUTHORIZED
     if body.aud is not None:
@@ -103,6 +115,18 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
     if body.exp + LEEWAY <= now:
         return TOKEN_EXPIRED
     return Claims(body.id, body.channel, body.exp)
+
+
+def _verify_usual(token: str, secret: str) -> bytes | None:
+    """Return the payload of a token with a usual header and a good signature; None for any other token."""
+    signed, _, signature = token.rpartition(".")
+    header, _, payload = signed.partition(".")
+    if header not in _USUAL_HEADERS or not token.isascii():
+        return None
+    expected = urlsafe_b64encode(hmac.digest(secret.encode(), signed.encode(), "sha256")).rstrip(b"=")
+    if not hmac.compare_digest(expected, signature.encode()):
+        return None
+    return urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
 
 
 def bearer(subprotocols: Sequence[str]) -> str | None:

@@ -251,6 +251,9 @@ class ChannelConfig:
     that is pages of this server's own origin, and programs that ask."""
     presence: bool = True
     """Send the members of a topic the list of its other members."""
+    presence_rate: float = attrs.field(default=536870912.0, validator=v.gt(0))
+    """Bytes of presence a second to all clients together: at this rate it takes a third of a processor.
+    Replies to joins do not wait for it."""
     push_replies: bool = True
     """Answer each push once Redis has accepted it."""
     broadcast_join_ref: bool = False

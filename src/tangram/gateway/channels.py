@@ -20,7 +20,7 @@ import trio
 
 from tangram.channels.disconnects import BUSY, GONE, IDLE, RESTART, UNAVAILABLE, Disconnect, Party, Refusal
 from tangram.channels.frames import FrameError
-from tangram.channels.hub import Hub, HubStatistics, Publication
+from tangram.channels.hub import Hub, HubStatistics
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import Authorizer, ConnectInfo, Gate
@@ -28,6 +28,7 @@ from tangram.channels.socket import Authorize
 from tangram.channels.streaming import StreamWatch
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.admission import Admission, read_upgrade
+from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
 from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings
@@ -36,8 +37,6 @@ __all__ = ["Channels", "ChannelsStatistics"]
 
 log = structlog.get_logger("tangram.channels")
 
-PRESENCE_WINDOW: Final = 0.05
-"""Seconds over which joins and leaves of a topic are gathered into one difference."""
 SWEEP_INTERVAL: Final = 1.0
 """Seconds between two checks for idle connections and vanished streams."""
 DRAIN_BATCH: Final = 50
@@ -137,7 +136,7 @@ class Channels:
         self._publish_all = publish_all
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
-        self._presence_dirty = trio.Event()
+        self._presence = PresenceSender(self.hub, settings.presence_rate, self.publish, self.wait_uncongested)
         self._empty = trio.Event()
         self._draining = False
         self._drain_timeout = drain_timeout
@@ -267,8 +266,7 @@ class Channels:
 
     def presence_changed(self) -> None:
         """Schedule a flush of presence, if there is anything to flush."""
-        if self.hub.dirty:
-            self._presence_dirty.set()
+        self._presence.changed()
 
     # Called by the bus.
 
@@ -308,7 +306,7 @@ class Channels:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._flush_presence)
+                nursery.start_soon(self._presence.run)
                 nursery.start_soon(self._sweep)
                 task_status.started(self)
         finally:
@@ -325,20 +323,6 @@ class Channels:
     async def _drain_later(self) -> None:
         await trio.sleep(DEFERRED_DRAIN_PAUSE)
         await self.drain(self.close_reason, within=self._drain_timeout)
-
-    async def _flush_presence(self) -> None:
-        while True:
-            await self._presence_dirty.wait()
-            await trio.sleep(PRESENCE_WINDOW)
-            await self.wait_uncongested()
-            self._presence_dirty = trio.Event()
-            differences = self.hub.flush()
-            self.publish(differences, partial(self._restore_failed, differences))
-
-    def _restore_failed(self, differences: Sequence[Publication], failures: Mapping[int, Exception]) -> None:
-        # They are repeated with the next change or by the sweep, so that an outage causes no busy loop.
-        for at in failures:
-            self.hub.restore(differences[at])
 
     async def _sweep(self) -> None:
         while True:

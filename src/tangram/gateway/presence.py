@@ -1,0 +1,103 @@
+"""Send presence: differences through Redis, and states to newcomers, at a bounded rate.
+
+The hub knows the messages, and this module the time. Joins are replied to before anything here runs, so that
+10,000 clients that come at once have their replies first and their lists of 10,000 members later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from tangram.channels.hub import Hub, Publication
+from tangram.gateway.publishing import Done
+
+__all__ = ["PresenceSender"]
+
+PRESENCE_WINDOW: Final = 0.05
+"""Seconds over which joins and leaves of a topic are gathered into one difference."""
+SLICE: Final = 0.01
+"""Seconds of the rate that are sent at once: with the default rate 3 ms of the event loop."""
+CREDIT: Final = 0.1
+"""Seconds of the rate that may be caught up on: a busy event loop wakes a task late."""
+
+
+class PresenceSender:
+    """The tasks that send presence.
+
+    Args:
+        hub: the hub whose presence is sent.
+        rate: bytes a second (``[channel] presence_rate``), with ``SEND_COST`` for each message.
+        publish: hands publications to the bus.
+        wait_uncongested: returns when the bus takes messages.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        rate: float,
+        publish: Callable[[Sequence[Publication], Done], None],
+        wait_uncongested: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._hub = hub
+        self._rate = rate
+        self._publish = publish
+        self._wait_uncongested = wait_uncongested
+        self._dirty = trio.Event()
+        self._states_due = trio.Event()
+        self._counted = 0
+        """The hub's cost of presence that ``_paid_at`` includes."""
+        self._paid_at = -float("inf")
+        """The time at which everything sent so far is within the rate."""
+
+    def changed(self) -> None:
+        """Schedule a flush, if there is anything to flush."""
+        if self._hub.dirty:
+            self._dirty.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_differences)
+            nursery.start_soon(self._send_states)
+
+    async def _send_differences(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await trio.sleep(PRESENCE_WINDOW)
+            await trio.sleep(self._debt())
+            await self._wait_uncongested()
+            self._dirty = trio.Event()
+            # Few newcomers get the state here, before the difference that announces them.
+            self._send_some_states()
+            if self._hub.states_due:
+                self._states_due.set()
+            differences = self._hub.flush()
+            self._publish(differences, partial(self._restore_failed, differences))
+
+    def _restore_failed(self, differences: Sequence[Publication], failures: Mapping[int, Exception]) -> None:
+        # They are repeated with the next change or by the sweep, so that an outage causes no busy loop.
+        for at in failures:
+            self._hub.restore(differences[at])
+
+    async def _send_states(self) -> None:
+        while True:
+            await self._states_due.wait()
+            self._states_due = trio.Event()
+            while self._hub.states_due:
+                await trio.sleep(self._debt())
+                self._send_some_states()
+
+    def _send_some_states(self) -> None:
+        self._hub.send_states(max(1, int(self._rate * SLICE)))
+
+    def _debt(self) -> float:
+        """Return the seconds until the presence that was sent so far is within the rate."""
+        now = trio.current_time()
+        cost = self._hub.presence_cost
+        self._paid_at = max(self._paid_at, now - CREDIT) + (cost - self._counted) / self._rate
+        self._counted = cost
+        return max(0.0, self._paid_at - now)
