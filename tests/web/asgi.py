@@ -12,7 +12,8 @@ import trio
 
 from tangram.asgi import ASGIApp, Message
 from tangram.config.model import Config
-from tangram.errors import NoSuchChild
+from tangram.errors import BrokerUnavailable, NoSuchChild
+from tangram.gateway.tails import Tails
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.registry import LoadedPlugin
 from tangram.web.site import Site, SiteParts, build_site
@@ -91,6 +92,10 @@ class FakeOperator:
     down: dict[str, str] = attrs.field(factory=dict)
     restarted: list[str] = attrs.field(factory=list)
     failure: Exception | None = None
+    tails: Tails = attrs.field(factory=Tails)
+    listed_topics: Sequence[Mapping[str, Any]] | None = ()
+    published: list[tuple[str, bytes]] = attrs.field(factory=list)
+    redis_away: bool = False
 
     async def wait_available(self, plugin: str) -> str | None:
         await trio.lowlevel.checkpoint()
@@ -117,6 +122,16 @@ class FakeOperator:
 
     def unavailable(self) -> Mapping[str, str]:
         return self.down
+
+    def topics(self) -> Sequence[Mapping[str, Any]] | None:
+        return self.listed_topics
+
+    async def publish(self, channel: str, payload: bytes) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.redis_away:
+            raise BrokerUnavailable("redis is away")
+        self.published.append((channel, payload))
+        return 1
 
 
 def site_of(

@@ -20,6 +20,7 @@ from tangram.bus import Bus
 from tangram.bus.scripts import FunctionCall
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
+from tangram.gateway.tails import Tails
 from tangram.plugins.host import PluginHost
 from tangram.plugins.state import BackendState
 from tangram.supervision import Supervisor
@@ -47,6 +48,8 @@ class Incarnation:
     """The asyncio loop that existing plugins share, if they share one."""
     start_gate: StartGate = attrs.Factory(StartGate)
     """Lets the services of existing plugins start together."""
+    tails: Tails = attrs.Factory(Tails)
+    """The topics that the operator follows."""
     web_failures: Mapping[str, str] = attrs.Factory(dict)
     """The plugins with a part of their HTTP side that cannot be served, each with the cause."""
 
@@ -77,6 +80,8 @@ class Incarnation:
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """Hand messages from Redis to the channels; without channels they have no receiver."""
+        if self.tails:
+            self.tails.deliver(batch)
         if self.channels is not None:
             self.channels.deliver(batch)
 

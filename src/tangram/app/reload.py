@@ -13,7 +13,7 @@ import attrs
 import structlog
 
 from tangram.app.tree import Secrets
-from tangram.config import SECRET_LEAST, Config, ensure_secret, open_state_dir
+from tangram.config import OPERATOR_TOKEN, SECRET_LEAST, Config, ensure_secret, open_state_dir
 
 __all__ = ["BOUND", "bound_changes", "changed_secrets", "check_tls", "read_secrets", "with_bound"]
 
@@ -73,8 +73,8 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> Secrets:
     if jwt is None or operator is None:
         folder = open_state_dir(config, environ)
         if operator is None:
-            operator = ensure_secret(folder, "operator-token")
-            log.info("operator token ready", file=str(folder / "operator-token"))
+            operator = ensure_secret(folder, OPERATOR_TOKEN)
+            log.info("operator token ready", file=str(folder / OPERATOR_TOKEN))
         jwt = jwt or ensure_secret(folder, "jwt-secret")
     return Secrets(jwt=jwt, operator=operator)
 

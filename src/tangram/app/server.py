@@ -70,8 +70,8 @@ class Boot:
     """Plugins that are loaded already; ``None`` loads the plugins that the configuration names."""
     signals: bool = True
     """Whether to handle INT, TERM and HUP; only in the main thread of a process that runs only the server."""
-    on_first_ready: Callable[[], None] = lambda: None
-    """Called when every part is up for the first time."""
+    on_first_ready: Callable[[str], None] = lambda _url: None
+    """Called with the server's URL when every part is up for the first time."""
     on_stopping: Callable[..., None] = lambda _seconds, *, asked_for: None  # noqa: ARG005 - the signature of a callback
     """Called when the stop begins: ``on_stopping(shutdown_timeout, asked_for=...)``. A signal handler calls
     it too, in the middle of running code; the first call counts."""
@@ -163,6 +163,7 @@ class Server:
         self.stopping = True
         if self.tree is not None:
             self.tree.stop_reason = "stop"
+            self.tree.incarnation.tails.close()  # an endless response would use up the grace
         self._notifier.stopping()
         self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=asked_for)
 
@@ -335,7 +336,7 @@ class Server:
         assert self.tree is not None
         self.ready_count += 1
         if self.ready_count == 1:
-            self.boot.on_first_ready()
+            self.boot.on_first_ready(f"{self.tree.base_url}/")
         self._log_ready()
         self._notifier.ready(f"serving {self.tree.base_url}/")
 
@@ -427,6 +428,7 @@ class Server:
         if self.root is None or self.tree is None:
             return
         self.tree.stop_reason = "restart"
+        self.tree.incarnation.tails.close()
         try:
             await self.root.restart_child("incarnation")
         except StartFailed as error:

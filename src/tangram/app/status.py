@@ -14,6 +14,7 @@ from tangram.app.incarnation import Incarnation
 from tangram.app.tree import PLUGIN, Tree
 from tangram.config import normalise
 from tangram.errors import NoSuchChild
+from tangram.gateway.tails import Tails
 from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
 __all__ = ["ServerOperator"]
@@ -159,6 +160,24 @@ class ServerOperator:
                 await incarnation.supervisor.restart_child(PLUGIN + known)
                 return
         raise NoSuchChild(f"no plugin is called {name!r}")
+
+    def topics(self) -> Sequence[Mapping[str, Any]] | None:
+        """Return the numbers of each topic with members, or None while the channels restart."""
+        channels = self._incarnation.channels
+        return None if channels is None else [attrs.asdict(one) for one in channels.hub.topic_statistics()]
+
+    @property
+    def tails(self) -> Tails:
+        """The topics that the operator follows."""
+        return self._incarnation.tails
+
+    async def publish(self, channel: str, payload: bytes) -> int:
+        """Publish on Redis, and return the number of Redis clients that received it.
+
+        Raises:
+            BrokerUnavailable: Redis is away.
+        """
+        return await self._incarnation.publish(channel, payload)
 
     def unavailable(self) -> Mapping[str, str]:
         """Return the plugins that do not run now, each with the reason.

@@ -55,6 +55,7 @@ __all__ = [
     "ListAllowance",
     "Membership",
     "Publication",
+    "TopicStatistics",
 ]
 
 ADMIN: Final = "admin"
@@ -139,6 +140,9 @@ class _Topic:
     members: dict[str, Membership] = attrs.Factory(dict)
     groups: dict[_Form, list[Outbox]] | None = None
     """The outboxes of the members by form; None after a change."""
+    messages: int = 0
+    deliveries: int = 0
+    sent_bytes: int = 0
 
 
 class _Destination:
@@ -201,6 +205,23 @@ class HubStatistics:
     """How often the subscription to Redis was interrupted and members had to join again."""
     presence_bytes: int
     """Bytes of presence that members were sent: states and differences."""
+
+
+@attrs.frozen
+class TopicStatistics:
+    """Numbers of one topic, since its first member joined unless they say "now"."""
+
+    topic: str
+    members: int
+    """Memberships now."""
+    messages: int
+    """Messages from Redis."""
+    deliveries: int
+    """Messages times members."""
+    sent_bytes: int
+    """Bytes of the frames that went into the members' outboxes."""
+    backlog: int
+    """Bytes that wait in the outboxes of the members now, those of other topics included."""
 
 
 class Hub:
@@ -306,7 +327,11 @@ class Hub:
                 run = Run(items)
                 for outbox in outboxes:
                     outbox.put_run(run)
-            self._deliveries += len(items) * len(outboxes)
+                topic.sent_bytes += run.size * len(outboxes)
+            delivered = len(items) * len(outboxes)
+            topic.deliveries += delivered
+            self._deliveries += delivered
+        topic.messages += len(pending)
         self._messages += len(pending)
 
     def _put_one(self, topic: _Topic, pending: _Pending) -> None:
@@ -321,7 +346,10 @@ class Hub:
             if item is not None:
                 for outbox in outboxes:
                     outbox.put(item)
+                topic.sent_bytes += len(item.data) * len(outboxes)
+                topic.deliveries += len(outboxes)
                 self._deliveries += len(outboxes)
+        topic.messages += 1
         self._messages += 1
 
     def _put_difference(self, topic: _Topic, pending: _Pending) -> None:
@@ -598,6 +626,20 @@ class Hub:
             interruptions=self._interruptions,
             presence_bytes=self._presence_bytes,
         )
+
+    def topic_statistics(self) -> Sequence[TopicStatistics]:
+        """Return the numbers of each topic that has members now."""
+        return [
+            TopicStatistics(
+                topic=topic.name,
+                members=len(topic.members),
+                messages=topic.messages,
+                deliveries=topic.deliveries,
+                sent_bytes=topic.sent_bytes,
+                backlog=sum(member.outbox.pending for member in topic.members.values()),
+            )
+            for topic in self._topics.values()
+        ]
 
 
 def _may_list(names: Sequence[str], allowance: ListAllowance | None) -> bool:

@@ -2,7 +2,8 @@
 
 A mistake of the operator is reported in a few lines, without a traceback. The exit status is 2 for a faulty
 configuration or command, 1 if the server cannot start, 70 (``EX_SOFTWARE`` of BSD's sysexits) after too many
-crashes, and 0 after a requested stop.
+crashes, and 0 after a requested stop. Commands that talk to a running server end with 1 if it refuses, 69 if
+none answers, and 77 without the operator's token.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NoReturn
 import click
 
 from tangram import __version__
+from tangram.cli.operator_commands import add_operator_commands
 from tangram.cli.plugins import PluginGroup
 from tangram.cli.streams import complain, give_up_dead_streams
 from tangram.errors import OperatorError
@@ -44,17 +46,43 @@ def cli() -> None:
     show_default=True,
     help="Lines for people, or a JSON object a line for programs.",
 )
-def serve(config_file: Path | None, log_format: str) -> None:
+@click.option("--host", help="Addresses to listen on, in place of [server] host.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="The port, in place of [server] port; 0 is a free one."
+)
+@click.option("--log-level", help="The lowest level that is logged, in place of [core] log_level.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page at / in a browser.")
+def serve(
+    *,
+    config_file: Path | None,
+    log_format: str,
+    host: str | None,
+    port: int | None,
+    log_level: str | None,
+    open_page: bool,
+) -> None:
     """Serve the configured plugins until SIGINT or SIGTERM.
 
-    SIGHUP reads the configuration again and restarts cleanly.
+    SIGHUP reads the configuration again and restarts cleanly. The options stay in force then.
     """
     from tangram.cli.init_process import run_below_init
 
     run_below_init()
     from tangram.cli.serving import serve_until_stopped
 
-    sys.exit(serve_until_stopped(config_file, log_format="json" if log_format == "json" else "console"))
+    given = {
+        "TANGRAM_SERVER__HOST": host,
+        "TANGRAM_SERVER__PORT": None if port is None else str(port),
+        "TANGRAM_CORE__LOG_LEVEL": log_level,
+    }
+    sys.exit(
+        serve_until_stopped(
+            config_file,
+            log_format="json" if log_format == "json" else "console",
+            overrides={name: value for name, value in given.items() if value is not None},
+            open_page=open_page,
+        )
+    )
 
 
 @cli.command()
@@ -99,6 +127,9 @@ def plugin_test(path: Path) -> None:
     sys.exit(test_project(path))
 
 
+add_operator_commands(cli)
+
+
 def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:
     # Before Trio handles signals nothing runs yet that has to be stopped in order.
     sys.exit(0)
@@ -118,6 +149,8 @@ def main() -> NoReturn:
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of the pipe has ended, as in `tangram tail demo | head`
+        sys.exit(128 + signal.SIGPIPE)
     finally:
         give_up_dead_streams()
     sys.exit(0)

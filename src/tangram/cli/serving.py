@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -29,12 +32,21 @@ __all__ = ["serve_until_stopped"]
 log = structlog.get_logger("tangram.cli")
 
 
-def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "console") -> int:
+def serve_until_stopped(
+    config_file: Path | None,
+    *,
+    log_format: LogFormat = "console",
+    overrides: Mapping[str, str] | None = None,
+    open_page: bool = False,
+) -> int:
     """Serve until a signal requests the stop, or until the tree gives up.
 
     Args:
         config_file: the file that the command line names, if any.
         log_format: lines for people, or JSON for programs.
+        overrides: settings of the command line, by the names of environment variables. They replace those of
+            the file and the environment, also when SIGHUP reads the file again.
+        open_page: open the page at ``/`` in a browser when the server is up.
 
     Returns:
         The exit status: 0 after a requested stop, 70 after too many crashes.
@@ -44,7 +56,8 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
         OperatorError: an address is in use, or the broker cannot be started.
     """
     path = find_config_file(config_file, os.environ, current_folder())
-    loaded = load_config(path, os.environ)
+    environ = {**os.environ, **(overrides or {})}
+    loaded = load_config(path, environ)
     configure_logging(loaded.config.core.log_level, log_format)
     _log_warnings(loaded)
     _raise_descriptor_limit(loaded.config.server.max_connections)
@@ -55,8 +68,8 @@ def serve_until_stopped(config_file: Path | None, *, log_format: LogFormat = "co
     force_exit = ForceExit(exit_process=record.force_exit)
     boot = Boot(
         loaded=loaded,
-        reload=lambda: _reload(path, log_format),
-        on_first_ready=gc.freeze,  # the objects of the start stay, so the collector need not visit them
+        reload=lambda: _reload(path, environ, log_format),
+        on_first_ready=partial(_on_first_ready, open_page),
         on_stopping=force_exit.arm,
         on_repeat=force_exit.force,
         on_import=record.note_import,
@@ -97,8 +110,22 @@ def _raise_descriptor_limit(max_connections: int) -> None:
         )
 
 
-def _reload(path: Path | None, log_format: LogFormat) -> LoadedConfig:
-    loaded = load_config(path, os.environ)
+def _on_first_ready(open_page: bool, url: str) -> None:
+    gc.freeze()  # the objects of the start stay, so the collector need not visit them
+    if open_page:
+        # In a thread: a browser of the terminal, such as w3m, returns only at its end.
+        threading.Thread(target=_open_page, args=(url,), name="open browser", daemon=True).start()
+
+
+def _open_page(url: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(url):
+        log.warning("no browser to open", url=url)
+
+
+def _reload(path: Path | None, environ: Mapping[str, str], log_format: LogFormat) -> LoadedConfig:
+    loaded = load_config(path, environ)
     configure_logging(loaded.config.core.log_level, log_format)
     _log_warnings(loaded)
     return loaded

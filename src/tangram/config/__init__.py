@@ -16,10 +16,19 @@ from tangram.config.model import (
     ThemeDefinition,
 )
 from tangram.config.names import nearest, normalise
-from tangram.config.state import SECRET_LEAST, broker_folder, cache_dir, ensure_secret, open_state_dir
+from tangram.config.state import (
+    OPERATOR_TOKEN,
+    SECRET_LEAST,
+    broker_folder,
+    cache_dir,
+    ensure_secret,
+    find_operator_token,
+    open_state_dir,
+)
 from tangram.config.structure import structure_plugin_config, structure_table, unknown_plugin_keys
 
 __all__ = [
+    "OPERATOR_TOKEN",
     "SECRET_LEAST",
     "AdaptiveTheme",
     "BrokerConfig",
@@ -39,6 +48,7 @@ __all__ = [
     "current_folder",
     "ensure_secret",
     "find_config_file",
+    "find_operator_token",
     "load_config",
     "load_tables",
     "nearest",

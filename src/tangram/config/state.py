@@ -9,10 +9,21 @@ from typing import Final
 from tangram.config.model import Config
 from tangram.errors import ConfigError, Fault
 
-__all__ = ["SECRET_LEAST", "broker_folder", "cache_dir", "ensure_secret", "open_state_dir"]
+__all__ = [
+    "OPERATOR_TOKEN",
+    "SECRET_LEAST",
+    "broker_folder",
+    "cache_dir",
+    "ensure_secret",
+    "find_operator_token",
+    "open_state_dir",
+]
 
 _SECRET_BYTES: Final = 32
 """Bytes of a new secret, as many as HMAC-SHA-256 has (RFC 7518, 3.2); written as hexadecimal."""
+
+OPERATOR_TOKEN: Final = "operator-token"  # noqa: S105 - the name of a file
+"""The file of the operator's token in the state folder."""
 
 SECRET_LEAST: Final = 16
 """Characters below which a secret file is refused: 16 hexadecimal digits take 2**63 guesses on average."""
@@ -50,7 +61,7 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
     Raises:
         ConfigError: the folder cannot be created, belongs to another account, or others may write to it.
     """
-    path = config.server.state_dir or _xdg(environ, "XDG_STATE_HOME", ".local/state")
+    path = _state_dir(config, environ)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ours = config.server.state_dir is None or not path.exists()
@@ -71,6 +82,30 @@ def open_state_dir(config: Config, environ: Mapping[str, str]) -> Path:
         mode = stat.S_IMODE(status.st_mode)
         raise _fault(f"others may write to {str(path)!r} (mode {mode:04o}): expected 0700")
     return path
+
+
+def _state_dir(config: Config, environ: Mapping[str, str]) -> Path:
+    return config.server.state_dir or _xdg(environ, "XDG_STATE_HOME", ".local/state")
+
+
+def find_operator_token(config: Config, environ: Mapping[str, str]) -> str | None:
+    """Return the operator's token for a command, or None if no server has made one; create nothing.
+
+    Raises:
+        ConfigError: the file cannot be read by this account, or holds no secret.
+    """
+    if config.server.operator_token is not None:
+        return config.server.operator_token
+    file = _state_dir(config, environ) / OPERATOR_TOKEN
+    try:
+        return _read_secret(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise _fault(
+            f"cannot read {str(file)!r}: {reason}; run the command as the account of the server"
+        ) from None
 
 
 def broker_folder(config: Config, environ: Mapping[str, str]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Routes of the operator below ``/-/``: health, readiness, supervision tree, plugins.
+"""Routes of the operator below ``/-/``: health, readiness, supervision tree, plugins, topics.
 
 1. Numbers and states are public. Causes of crashes, with the last frames of their tracebacks, are shown to
    requests with the operator's token.
@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from tangram.errors import NoSuchChild, StartFailed
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
+from tangram.web.topic_routes import TopicControl, add_topic_routes
 
 __all__ = ["DETAIL_KEYS", "ServerControl", "operator_router", "without_details"]
 
@@ -39,7 +40,7 @@ PUBLIC_TEXT_KEYS: Final = frozenset(
 """Keys whose text is public. Any other text may contain a path, an address or a value of a plugin."""
 
 
-class ServerControl(Protocol):
+class ServerControl(TopicControl, Protocol):
     """The running server, as the operator's routes see it."""
 
     def health(self) -> bool:
@@ -151,6 +152,7 @@ def operator_router(control: ServerControl, token: str) -> APIRouter:
         access.require_token(request)
         return await _restart(control, name)
 
+    add_topic_routes(router, control, access)
     return router
 
 

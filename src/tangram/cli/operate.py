@@ -1,0 +1,201 @@
+"""The commands that talk to a running server; ``operator_commands`` declares them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from tangram.cli.output import bytes_text, duration, is_terminal, print_json, print_table
+from tangram.cli.remote import RESTART_TIMEOUT, RequestFailed, ServerAddress, Unreachable
+from tangram.cli.streams import write_line
+
+__all__ = ["publish", "restart", "show_status", "show_topics", "tail", "token", "walk"]
+
+RECONNECT_SECONDS: Final = 1.0
+"""Seconds between two attempts of ``tail`` to reach a server that restarts."""
+
+
+def show_status(server: ServerAddress, *, as_json: bool) -> int:
+    """Print readiness and the supervision tree; return 0 if the server is ready, else 1."""
+    _, health = server.request("GET", "/-/readyz")
+    seen = server.get("/-/supervision")
+    ready = health["status"] == "ready"
+    rows = list(walk(seen["tree"]))
+    if not is_terminal(as_json=as_json):
+        print_json([{"kind": "server", **_summary(server, health, seen)}, *(_child(*row) for row in rows)])
+        return 0 if ready else 1
+    summary = _summary(server, health, seen)
+    redis = "up" if summary["redis"] else "away"
+    about = f"up {duration(summary['uptime'])}, {summary['connections']} connections, redis {redis}"
+    lines = [
+        f"{summary['url']}  {summary['status']}, {about}",
+        *(f"  {reason}" for reason in summary["reasons"]),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    columns = {"part": "left", "state": "left", "restarts": "right", "last crash": "left"}
+    print_table(columns, (_row(depth, child, seen["now"]) for depth, child in rows))
+    return 0 if ready else 1
+
+
+def _summary(server: ServerAddress, health: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
+    channels, bus = seen["channels"], seen["bus"]
+    return {
+        "url": server.unix or server.url,
+        "status": health["status"],
+        "reasons": health["reasons"],
+        "uptime": round(seen["uptime"], 1),
+        "connections": channels["connections"] if channels else 0,
+        "topics": channels["hub"]["topics"] if channels else 0,
+        "redis": bool(bus and bus["up"]),
+    }
+
+
+def walk(supervisor: Mapping[str, Any] | None, depth: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield each child below a supervisor with its depth; nested supervisors stand for their child."""
+    for child in (supervisor or {}).get("children", ()):
+        yield depth, child
+        for nested in child.get("nested") or ():
+            yield from walk(nested, depth + 1)
+
+
+def _crash_text(crash: Mapping[str, Any]) -> str:
+    cause = f"{crash['exception']}: {crash['message']}" if crash.get("message") else crash["exception"]
+    return f"{cause} at {crash['where']}" if crash.get("where") else cause
+
+
+def _child(depth: int, child: Mapping[str, Any]) -> dict[str, Any]:
+    crash = child.get("last_crash")
+    return {
+        "kind": "child",
+        "name": child["name"],
+        "depth": depth,
+        "state": child["state"],
+        "incarnation": child["incarnation"],
+        "restarts": child["restarts"],
+        "last_crash": None if crash is None else _crash_text(crash),
+        "crashed_at": None if crash is None else crash.get("when"),
+    }
+
+
+def _row(depth: int, child: Mapping[str, Any], now: float) -> Sequence[object]:
+    crash = child.get("last_crash")
+    told = None
+    if crash is not None:
+        ago = f"{duration(now - crash['when'])} ago: " if crash.get("when") else ""
+        told = f"{ago}{_crash_text(crash)}"
+    return ["  " * depth + child["name"], child["state"], child["restarts"] or None, told]
+
+
+def show_topics(server: ServerAddress, *, as_json: bool) -> int:
+    """Print the topics that have members, those with the most traffic first."""
+    topics = sorted(server.get("/-/topics"), key=lambda one: (-one["sent_bytes"], one["topic"]))
+    if not is_terminal(as_json=as_json):
+        print_json(topics)
+        return 0
+    if not topics:
+        sys.stdout.write("no topic has members\n")
+        return 0
+    columns = {"topic": "left"} | dict.fromkeys(
+        ("members", "messages", "deliveries", "sent", "backlog"), "right"
+    )
+    print_table(
+        columns,
+        (
+            [
+                one["topic"],
+                one["members"],
+                one["messages"],
+                one["deliveries"],
+                bytes_text(one["sent_bytes"]),
+                bytes_text(one["backlog"]),
+            ]
+            for one in topics
+        ),
+    )
+    return 0
+
+
+def tail(server: ServerAddress, topic: str, event: str | None, *, count: int | None, as_json: bool) -> int:
+    """Print the messages of a topic as they pass, over restarts of the server."""
+    path = "/-/tail?" + urlencode({"topic": topic} | ({} if event is None else {"event": event}))
+    shown = 0
+    attached = False
+    while True:
+        try:
+            for line in server.lines(path):
+                attached = True
+                _print_line(line, as_json=as_json)
+                shown += "dropped" not in line
+                if count is not None and shown >= count:
+                    return 0
+            attached = True
+        except Unreachable:
+            if not attached:
+                raise
+        except RequestFailed:
+            # The channels of a server that restarts answer 503 for a moment.
+            if not attached:
+                raise
+        write_line("tangram: the server has ended the stream; connecting again")
+        time.sleep(RECONNECT_SECONDS)
+
+
+def _print_line(line: Mapping[str, Any], *, as_json: bool) -> None:
+    if not is_terminal(as_json=as_json):
+        print_json([line])
+        return
+    at = datetime.fromtimestamp(line["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    if "dropped" in line:
+        sys.stdout.write(f"{at}  ({line['dropped']} messages left out)\n")
+    else:
+        sys.stdout.write(f"{at}  {line['event']}  ")
+        print_json([line["payload"]])
+    sys.stdout.flush()
+
+
+def publish(
+    server: ServerAddress, path: str, topic: str, event: str, payload: object, *, as_json: bool
+) -> int:
+    """Publish to members (``/-/publish``) or push to plugins (``/-/push``)."""
+    answer = server.post(path, {"topic": topic, "event": event, "payload": payload})
+    if not is_terminal(as_json=as_json):
+        print_json([answer])
+        return 0
+    count = answer["receivers"]
+    if path == "/-/publish":
+        told = f"published: {_counted(count, 'node')} of tangram received it for the members of {topic!r}"
+    elif count:
+        told = f"pushed: {_counted(count, 'subscription')} of plugins received it"
+    else:
+        told = f"pushed, but no plugin listens to {event!r} of {topic!r}"
+    sys.stdout.write(f"{told}\n")
+    return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def restart(server: ServerAddress, plugin: str, *, as_json: bool) -> int:
+    """Restart one plugin, also one in quarantine, and wait until it runs."""
+    answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/restart", timeout=RESTART_TIMEOUT)
+    if is_terminal(as_json=as_json):
+        sys.stdout.write(f"{answer['plugin']} runs again\n")
+    else:
+        print_json([answer])
+    return 0
+
+
+def token(server: ServerAddress, topic: str, external_id: str | None, *, as_json: bool) -> int:
+    """Print a token for a topic: the token alone, or the whole answer as JSON."""
+    content = {"channel": topic} | ({} if external_id is None else {"id": external_id})
+    answer = server.post("/token", content)
+    if as_json:
+        print_json([answer])
+    else:
+        sys.stdout.write(f"{answer['token']}\n")
+    return 0

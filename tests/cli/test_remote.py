@@ -1,0 +1,112 @@
+"""How a command finds its server, and to which servers it sends the operator's token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tangram.cli.remote import find_server
+from tangram.config import load_config
+from tangram.errors import ConfigError
+
+SECRET = "0123456789abcdef" * 4
+
+
+def environ(tmp_path: Path, config: str = "", **more: str) -> dict[str, str]:
+    file = tmp_path / "tangram.toml"
+    file.write_text(config)
+    state = tmp_path / "state" / "tangram"
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "operator-token").write_text(SECRET)
+    return {
+        "TANGRAM_CONFIG": str(file),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "HOME": str(tmp_path),
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "url", "unix"),
+    [
+        ("", "http://127.0.0.1:2346", None),
+        ('[server]\nhost = "0.0.0.0"\nport = 81', "http://127.0.0.1:81", None),
+        ('[server]\nhost = "::1"', "http://[::1]:2346", None),
+        ('[server]\nhost = "unix:/run/t.sock"', "http://127.0.0.1:2346", "/run/t.sock"),
+        ('[server]\nhost = ["maps.example", "127.0.0.1"]', "http://maps.example:2346", None),
+    ],
+)
+def test_the_configuration_names_the_server(tmp_path: Path, config: str, url: str, unix: str | None) -> None:
+    """Without ``--url`` the server is that of the configuration, with the token of its state folder."""
+    server = find_server(environ=environ(tmp_path, config))
+
+    assert (server.url, server.unix, server.token) == (url, unix, SECRET)
+
+
+def test_the_option_wins_over_the_variable(tmp_path: Path) -> None:
+    """``--url``, then ``TANGRAM_URL``, then the configuration."""
+    given = environ(tmp_path, TANGRAM_URL="http://localhost:1/")
+
+    assert find_server(environ=given).url == "http://localhost:1"
+    assert find_server("http://localhost:2", environ=given).url == "http://localhost:2"
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://127.0.0.1:9", True),
+        ("http://localhost", True),
+        ("https://maps.example", True),
+        ("https://evil.example", False),
+        ("http://192.0.2.7:2346", False),
+    ],
+)
+def test_the_token_of_the_state_folder_stays_at_home(tmp_path: Path, url: str, sent: bool) -> None:
+    """Another server could use the token against this one; a token that is named for it is sent."""
+    given = environ(tmp_path, '[server]\nhosts = ["maps.example"]')
+
+    assert find_server(url, environ=given).token == (SECRET if sent else None)
+    named = find_server(url, environ={**given, "TANGRAM_OPERATOR_TOKEN": "named"})
+    assert named.token == "named"
+    assert "named" not in repr(named)
+
+
+def test_a_configured_token_is_used(tmp_path: Path) -> None:
+    """``[server] operator_token`` wins over the file, as in the server."""
+    given = environ(tmp_path, '[server]\noperator_token = "configured-token-of-ours"')
+
+    assert find_server(environ=given).token == "configured-token-of-ours"
+
+
+def test_a_missing_state_folder_is_not_made(tmp_path: Path) -> None:
+    """A command that only looks leaves nothing behind; it runs without a token."""
+    given = {**environ(tmp_path), "XDG_STATE_HOME": str(tmp_path / "none")}
+
+    assert find_server(environ=given).token is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_free_port_needs_a_url(tmp_path: Path) -> None:
+    """With port 0 the configuration does not know the port."""
+    with pytest.raises(ConfigError, match="TANGRAM_URL"):
+        find_server(environ=environ(tmp_path, "[server]\nport = 0"))
+
+
+def test_options_of_serve_replace_settings(tmp_path: Path) -> None:
+    """``--host``, ``--port`` and ``--log-level`` are laid over file and environment."""
+    from unittest.mock import patch
+
+    from click.testing import CliRunner
+
+    from tangram.cli.main import cli
+
+    words = ["serve", "--host", "::1", "--port", "7", "--log-level", "debug", "--open"]
+    with patch("tangram.cli.serving.serve_until_stopped", return_value=3) as serve:
+        result = CliRunner().invoke(cli, words)
+    given = serve.call_args.kwargs
+    config = load_config(None, given["overrides"]).config
+
+    assert result.exit_code == 3
+    assert (config.server.host, config.server.port, config.core.log_level) == ("::1", 7, "debug")
+    assert given["open_page"] is True
