@@ -334,18 +334,20 @@ async def test_many_malformed_frames_close_the_connection() -> None:
     channels = make_channels(FakeBus())
     client = Client(channels)
     client.session.feed([(TEXT, b"garbage")] * 150)
+    await client.session.finish()
 
     assert client.session.outbox.disconnect == disconnects.ABUSE
     assert channels.statistics().malformed == 101
 
 
 async def test_misbehaving_clients_are_logged_by_address_once_a_minute() -> None:
-    """Each kind of misbehaviour is one line that names the address, however many clients show it."""
+    """Each kind of misbehaviour is one line for each address, however many of its clients show it."""
     channels = make_channels(FakeBus())
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
             client = Client(channels)
             client.session.feed([(TEXT, b"garbage")] * 150)
+            await client.session.finish()
             client.session.gone()
 
     assert [(line["event"], line["address"]) for line in logs if line["log_level"] == "warning"] == [

@@ -186,3 +186,25 @@ async def test_a_truncated_binary_push_gets_an_error_reply(data: bytes) -> None:
     client.session.feed([(BINARY, data)])
 
     assert client.received() == [error("1", "2", "obs", "malformed frame")]
+
+
+async def test_many_frames_of_one_read_are_handled_in_steps() -> None:
+    """Frames beyond the cost of one step wait for the next turn, and keep their order."""
+    bus = FakeBus()
+    client = joined(bus)
+    pushes = [(TEXT, f'["1","{n}","obs","wave",{n}]'.encode()) for n in range(1000)]
+    joins = [(TEXT, f'["9","{n}","town","phx_join",{{}}]'.encode()) for n in range(100)]
+
+    client.session.feed(pushes)
+    first = len(bus.payloads("from:obs:wave"))
+    steps = 0
+    while client.session.unfinished:
+        await client.session.prepare()
+        client.session.resume()
+        steps += 1
+    client.session.feed(joins)
+
+    assert 100 < first < 500
+    assert bus.payloads("from:obs:wave") == [str(n).encode() for n in range(1000)]
+    assert steps == -(-1000 // first) - 1
+    assert client.session.unfinished, "a join costs more than a push"

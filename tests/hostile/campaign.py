@@ -44,6 +44,9 @@ memory that the allocator keeps.
 LINES: Final = 20
 """Log lines with the address, at most: a log that an attacker can fill is an attack itself."""
 
+TIMEOUT: Final = 1.0
+"""Seconds for the head of a request, and for a client to read: the attacks last for some seconds only."""
+
 SETTLE_SECONDS: Final = 1.0
 """Seconds for the good clients before anything is measured."""
 
@@ -65,7 +68,7 @@ class Measured:
     """The measurements of one scenario."""
 
     blocked: float
-    """Longest block of the loop, in seconds of CPU."""
+    """Longest pass of the loop, in seconds of CPU: other clients' bytes wait as long."""
     memory: int
     """Growth of the process's resident memory, in bytes."""
     p99_before: float
@@ -81,6 +84,14 @@ class Measured:
     """Connections and bytes of the attacker."""
     crashes: int
     """Children that crashed."""
+    steps: int = 0
+    """Steps of tasks in the longest block."""
+    longest_step: float = 0.0
+    """Seconds of CPU of the longest of these steps."""
+    task: str = ""
+    """The task of that step."""
+    collector: float = 0.0
+    """Seconds of CPU of the garbage collector in that block."""
 
 
 Kind = Literal["blocked", "memory", "p99", "closed", "crashes", "lines"]
@@ -123,7 +134,10 @@ def judge(scenario: Scenario, measured: Measured) -> Iterator[BrokenPromise]:
 def _judge(scenario: Scenario, measured: Measured) -> Iterator[tuple[Kind, str]]:
     if measured.blocked > BLOCKED_SECONDS:
         most = f"{BLOCKED_SECONDS * 1000:.0f}"
-        yield "blocked", f"the loop was blocked for {measured.blocked * 1000:.0f} ms, not {most}"
+        step = f"{measured.longest_step * 1000:.0f} ms in {measured.task}"
+        text = f"the loop was blocked for {measured.blocked * 1000:.0f} ms, not {most}"
+        collector = f"the garbage collector {measured.collector * 1000:.0f} ms"
+        yield "blocked", f"{text}; {measured.steps} steps, the longest took {step}, {collector}"
     if measured.memory > scenario.memory + OVERHEAD:
         most = f"{(scenario.memory + OVERHEAD) / MIB:.0f}"
         grown = f"memory grew by {measured.memory / MIB:.0f} MiB"
@@ -155,6 +169,8 @@ async def run_scenario(scenario: Scenario, seconds: float) -> Judged:
         environ = {
             "TANGRAM_SERVER__ENGINE": scenario.engine,
             "TANGRAM_SERVER__MAX_PENDING_BYTES": str(PENDING),
+            "TANGRAM_SERVER__HEADER_TIMEOUT": str(TIMEOUT),
+            "TANGRAM_SERVER__WRITE_TIMEOUT": str(TIMEOUT),
         }
         async with open_process(home, environ=environ) as server:
             await server.wait_ready()
@@ -185,9 +201,13 @@ async def _measure(
         (sent,) = await trio.to_thread.run_sync(partial(in_processes, [call], within=seconds + ATTACK_MORE))
         nursery.cancel_scope.cancel()
     under_attack = clients.begin_period()
-    blocked = (await server.get("/probe/longest"))["seconds"]
+    longest = await server.get("/probe/longest")
     return Measured(
-        blocked=blocked,
+        blocked=longest["seconds"],
+        steps=longest["steps"],
+        longest_step=longest["longest_step"],
+        task=longest["task"],
+        collector=longest["collector"],
         memory=memory.growth,
         p99_before=before,
         p99=under_attack.p99,

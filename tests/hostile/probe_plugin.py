@@ -1,14 +1,16 @@
 """The plugin of a server under attack, which measures the loop.
 
-The scenario installs this file into the server's folder. It blocks nothing: its service wakes up every
-5 ms.
+The scenario installs this file into the server's folder. It blocks nothing: an instrument of Trio reads the
+clock of the loop's thread.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
+import attrs
 import trio
 
 import tangram
@@ -16,33 +18,85 @@ import tangram
 router = tangram.APIRouter(prefix="/probe")
 plugin = tangram.Plugin(routers=[router])
 
-EVERY = 0.005
-"""Seconds between two looks at the clock."""
 
-blocks: list[float] = [0.0]
-"""Seconds of CPU between two looks, since the last request."""
+@attrs.define
+class Pass:
+    """One pass of the event loop: the steps of all tasks that were ready."""
+
+    seconds: float = 0.0
+    """CPU time of the loop's thread."""
+    steps: int = 0
+    longest_step: float = 0.0
+    """Seconds of CPU of its longest step."""
+    task: str = ""
+    """The task of that step."""
+    collector: float = 0.0
+    """Seconds of CPU of the garbage collector."""
+
+
+class PassTimer(trio.abc.Instrument):
+    """Measures each pass of the loop, and keeps the longest.
+
+    A pass is the time between two looks of the loop at its sockets: a client's bytes wait at most this long
+    before the server learns of them. It is measured in CPU time of the loop's thread and not in real time,
+    because another process on the same core delays the loop and does not block it.
+    """
+
+    def __init__(self) -> None:
+        self.longest = Pass()
+        self._pass = Pass()
+        self._began = self._step_began = time.thread_time()
+
+    def collect(self, phase: str, info: dict[str, int]) -> None:
+        """Measure the garbage collector, as one of its callbacks."""
+        seconds = time.thread_time()
+        self._pass.collector += seconds if phase == "stop" else -seconds
+
+    def take(self) -> Pass:
+        """Return the longest pass so far, and forget it."""
+        found, self.longest = self.longest, Pass()
+        return found
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._pass = Pass()
+        self._began = time.thread_time()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._step_began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        seconds = time.thread_time() - self._step_began
+        current = self._pass
+        current.steps += 1
+        if seconds > current.longest_step:
+            current.longest_step, current.task = seconds, task.name
+
+    def before_io_wait(self, timeout: float) -> None:
+        current = self._pass
+        current.seconds = time.thread_time() - self._began
+        if current.seconds > self.longest.seconds:
+            self.longest = current
+
+
+timer = PassTimer()
 
 
 @router.get("/longest")
-async def take_longest() -> dict[str, float]:
-    """Return the longest block of the loop since the last request, in seconds of CPU."""
-    found = max(blocks)
-    blocks[:] = [0.0]
-    return {"seconds": found}
+async def take_longest() -> dict[str, Any]:
+    """Return the longest pass of the loop since the last request."""
+    return attrs.asdict(timer.take())
 
 
 @plugin.register_service()
-async def look(state: Any) -> None:
-    """Measure the CPU time of the loop's thread between two looks.
-
-    CPU time and not real time: another process on the same core delays the loop and does not block it.
-    """
-    before = time.thread_time()
-    while True:
-        await trio.sleep(EVERY)
-        now = time.thread_time()
-        blocks[:] = [max(blocks[0], now - before - EVERY)]
-        before = now
+async def measure(state: Any) -> None:
+    """Measure the loop until cancelled."""
+    trio.lowlevel.add_instrument(timer)
+    gc.callbacks.append(timer.collect)
+    try:
+        await trio.sleep_forever()
+    finally:
+        gc.callbacks.remove(timer.collect)
+        trio.lowlevel.remove_instrument(timer)
 
 
 @plugin.register_service()

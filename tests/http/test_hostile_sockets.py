@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Opcode
@@ -474,3 +475,39 @@ async def test_unfinished_messages_of_many_clients_fill_no_memory(
         for client in clients:
             await client.aclose()
         await site.wait_cleaned_up(60)
+
+
+@pytest.mark.parametrize(
+    "piece", [masked(b"", Opcode.PING), masked(b"x", 0, fin=False)], ids=["pings", "fragments"]
+)
+async def test_a_flood_of_small_frames_is_cut_and_logged(engine: str, piece: bytes, clock: Clock) -> None:
+    """Far more pings or tiny fragments than a client needs end in 1008, and in a log line."""
+    with capture_logs() as lines:
+        async with open_site(engine) as site:
+            client = await site.open()
+            await client.join("obs", "hostile")
+            await client.stream.send_all(masked(b"[", fin=False) + piece * 2000)
+
+            assert await client.closed() == 1008
+            await client.aclose()
+            await site.check_serves()
+            await site.wait_cleaned_up()
+
+    [line] = [line for line in lines if "too many small frames" in f"{line['event']} {line.get('reason')}"]
+    assert line["address"] == "127.0.0.1"
+
+
+async def test_before_a_join_an_unfinished_message_is_small(engine: str, clock: Clock) -> None:
+    """A message above ``max_unjoined`` is closed with 1009 before it is whole, unless there was a join."""
+    part = masked(b"[" * 40_000, fin=False) + masked(b"[" * 40_000, Opcode.CONT, fin=False)
+    async with open_site(engine, Settings(max_unjoined=65_536)) as site:
+        stranger, member = await site.open(), await site.open()
+        await member.join("obs", "hostile")
+        await stranger.stream.send_all(part)
+        await member.stream.send_all(part + masked(b"", Opcode.PING))
+
+        assert await stranger.closed() == 1009
+        assert (await member.frame()).opcode is not Opcode.CLOSE
+        await stranger.aclose()
+        await member.aclose()
+        await site.wait_cleaned_up()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import h2.errors
@@ -69,7 +69,8 @@ class Watcher(H2Client):
             for event in self.http.receive_data(data):
                 self.note(event)
             if self.goaway is None:
-                await self.flush()
+                with suppress(trio.BrokenResourceError):  # the next read shows how the connection ended
+                    await self.flush()
 
     def note(self, event: Any) -> None:
         if isinstance(event, h2.events.ResponseReceived):
@@ -406,7 +407,7 @@ async def test_floods_of_control_frames_are_cut(kind: str, clock: Clock) -> None
                     except (trio.BrokenResourceError, trio.ClosedResourceError, h2.exceptions.ProtocolError):
                         break
                     sent += ROUND
-                    await trio.lowlevel.checkpoint()
+                    await trio.testing.wait_all_tasks_blocked()  # the server handles a round in many turns
                 with trio.move_on_after(5):
                     while not client.closed:  # noqa: ASYNC110 - its watcher has no event
                         await trio.sleep(0.1)
@@ -418,8 +419,9 @@ async def test_floods_of_control_frames_are_cut(kind: str, clock: Clock) -> None
     assert sent <= 4 * ROUND
     assert answer[":status"] == "200"
     assert (statistics.crashed, statistics.failed) == (0, 0)
-    assert [line["event"] for line in lines] == ["connection closed: too many HTTP/2 control frames"]
-    assert lines[0]["address"] == "127.0.0.1"
+    events = [line["event"] for line in lines if line["event"] != "client slowed down"]
+    assert events == ["connection closed: too many HTTP/2 control frames"]
+    assert {line["address"] for line in lines} == {"127.0.0.1"}
 
 
 async def test_a_large_download_may_update_its_windows(clock: Clock) -> None:

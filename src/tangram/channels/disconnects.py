@@ -20,6 +20,7 @@ __all__ = [
     "CRASH",
     "DISCONNECTED",
     "EVENT_TOO_LONG",
+    "FLOOD",
     "GONE",
     "IDLE",
     "ID_TOO_LONG",
@@ -93,6 +94,8 @@ IDLE: Final = Disconnect(1001, "idle", Party.NETWORK, retry=True)
 DISCONNECTED: Final = Disconnect(1008, "disconnected", Party.POLICY, retry=True)
 """A plugin asked for it. The client reconnects, and its joins are checked again."""
 ABUSE: Final = Disconnect(1007, "too many malformed frames", Party.CLIENT, retry=False)
+FLOOD: Final = Disconnect(1008, "too many small frames", Party.CLIENT, retry=True)
+"""Pings or fragments of a few bytes: they cost the client nothing, and the server some work each."""
 SLOW_MESSAGE: Final = Disconnect(1008, "message took too long", Party.CLIENT, retry=True)
 MEMORY: Final = Disconnect(1013, "too many unfinished messages", Party.SERVER, retry=True)
 """All clients together have passed ``[server] max_pending_bytes``."""

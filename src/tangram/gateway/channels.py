@@ -6,7 +6,6 @@ the outbox. Everything here is synchronous except the timers and ``drain``.
 
 from __future__ import annotations
 
-import math
 import secrets
 import string
 import time
@@ -32,6 +31,8 @@ from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
 from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings
+from tangram.log_limit import LogLimit
+from tangram.turns import Turns
 
 __all__ = ["Channels", "ChannelsStatistics"]
 
@@ -48,8 +49,6 @@ DEFERRED_DRAIN_PAUSE: Final = 0.05
 """Seconds before the first batch if it goes on beside the next incarnation, whose start goes first."""
 DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
-CLIENT_LOG_INTERVAL: Final = 60.0
-"""Seconds between two log lines about one kind of misbehaviour: one a minute is enough to find a client."""
 _ALPHABET: Final = string.ascii_letters + string.digits
 
 
@@ -142,13 +141,13 @@ class Channels:
         self._drain_timeout = drain_timeout
         self._outer_nursery = outer_nursery
         self._backpressure = backpressure
-        self.large_frames = trio.Lock()
-        """Held while a large frame is checked, so that one slice at most delays the other tasks."""
+        self.turns = Turns(self._note_slowed)
+        """The turns for frames that cost more than one step."""
         self.ended = False
         """Whether the child has ended; frames of connections that are still open are then ignored."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
         self._accepted = 0
-        self._client_logged: dict[str, float] = {}
+        self._log_limit = LogLimit()
         self._closed: dict[str, int] = {}
 
     # Called by transports.
@@ -254,15 +253,19 @@ class Channels:
         session.carry_out(session.socket.authorized(request, verdict))
 
     def note_malformed(self, session: Session, error: FrameError) -> None:
-        """Log a malformed frame, once a minute for all connections."""
+        """Log a malformed frame, once a minute for each address."""
         self._log_client("malformed frame", session, "malformed", cause=str(error)[:200])
 
+    def _note_slowed(self, address: str) -> None:
+        """Log that a client sends so much that it has to wait for other clients."""
+        if self._log_limit.allows("slowed down", address, trio.current_time()):
+            log.warning("client slowed down", address=address)
+
     def _log_client(self, event: str, session: Session, kind: str, **fields: object) -> None:
-        """Log misbehaviour of a client with its address, once a minute for each kind."""
-        now = trio.current_time()
-        if now - self._client_logged.get(kind, -math.inf) >= CLIENT_LOG_INTERVAL:
-            self._client_logged[kind] = now
-            log.warning(event, address=session.info.address, conn=session.conn, **fields)
+        """Log misbehaviour of a client, once a minute for each kind and address."""
+        address = session.info.address
+        if self._log_limit.allows(kind, address, trio.current_time()):
+            log.warning(event, address=address, conn=session.conn, **fields)
 
     def presence_changed(self) -> None:
         """Schedule a flush of presence, if there is anything to flush."""

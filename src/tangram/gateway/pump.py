@@ -21,7 +21,7 @@ import trio
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from tangram.channels.disconnects import GONE
+from tangram.channels.disconnects import GONE, OVERLOAD
 from tangram.channels.frames import TEXT, Encoded, Run
 from tangram.channels.outbox import Outbox
 
@@ -203,6 +203,7 @@ class Pump:
         """Add control frames (pongs, the answer to a close frame), to be sent before the outbox."""
         self._control += b"".join(frames)
         if len(self._control) > MAX_CONTROL:
+            self._outbox.close(OVERLOAD)
             self.connection.abort()
 
     def ping(self) -> None:

@@ -1,13 +1,15 @@
 """One connection for its transport, and the owner that it needs.
 
 A transport feeds the frames of each read, empties the outbox, and calls ``gone`` at the end. Everything here
-is synchronous except ``wait_uncongested`` and ``finish``, which checks large text frames in slices.
+is synchronous except the waits for the bus and for a turn: one step handles frames of bounded cost, and the
+rest of a read is handled in turns with other clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, Protocol
 
 import trio
 
@@ -22,8 +24,20 @@ from tangram.channels.serializers import V1
 from tangram.channels.socket import Authorize, Effect, Publish, Socket
 from tangram.gateway.publishing import Batch
 from tangram.gateway.settings import ChannelSettings
+from tangram.turns import ClientTurns, Turns
 
 __all__ = ["Session", "SessionOwner"]
+
+STEP_FRAMES: Final = 300
+"""Small pushes that one step handles: about a millisecond. Other frames count as several of them."""
+
+CHEAP: Final = 255
+"""Bytes of a frame that counts once; others count once more for each 256 bytes, because JSON that is made to
+be slow to check takes 20 µs for so many.
+"""
+
+OTHER_COST: Final = 10
+"""As how many a frame counts in addition if it is no push, for example a join with a token to verify."""
 
 
 class SessionOwner(Protocol):
@@ -32,8 +46,8 @@ class SessionOwner(Protocol):
     settings: ChannelSettings
     hub: Hub
     ended: bool
-    large_frames: trio.Lock
-    """Held while a large frame is checked, so that one slice at most delays the other tasks."""
+    turns: Turns
+    """The turns for frames that cost more than one step."""
 
     @property
     def congested(self) -> bool: ...
@@ -49,6 +63,8 @@ class Session:
     """One connection, between its transport and the channels."""
 
     __slots__ = (
+        "_cheap",
+        "_checked",
         "_owner",
         "_small",
         "_unfinished",
@@ -57,6 +73,7 @@ class Session:
         "last_seen",
         "outbox",
         "socket",
+        "turns",
         "user_token",
     )
 
@@ -69,9 +86,14 @@ class Session:
         self.user_token = user_token
         self.outbox = outbox
         self.last_seen = trio.current_time()
+        self.turns: ClientTurns = owner.turns.client(lambda: info.address)
+        """The turns of this client."""
         self._unfinished: Sequence[tuple[int, bytes | str]] = ()
+        self._checked: Callable[[], Sequence[Effect]] | None = None
+        """Handles the first unfinished frame, if it is large and ``prepare`` has checked it."""
         settings = owner.settings
-        self._small = min(MAX_AT_ONCE, settings.max_unjoined, settings.max_message)
+        self._small = min(settings.max_unjoined, settings.max_message)
+        self._cheap = min(CHEAP, self._small)
         self.socket = Socket(
             conn,
             owner.hub,
@@ -83,7 +105,8 @@ class Session:
     def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:
         """Handle the frames of one read; no bytes of a client raise here.
 
-        If this leaves the session ``unfinished``, the transport must call ``finish`` before it feeds more.
+        If this leaves the session ``unfinished``, the transport must call ``prepare`` and ``resume``, or
+        ``finish``, before it feeds more.
 
         Args:
             frames: pairs of opcode and payload; the payload of a text frame may be bytes or str.
@@ -91,26 +114,34 @@ class Session:
         now = self.last_seen = trio.current_time()
         owner, outbox, machine = self._owner, self.outbox, self.socket
         push, replying, decode = machine.push, machine.push_replies, outbox.serializer.decode
+        cheap = self._cheap
         batch = Batch(machine)
+        limit = STEP_FRAMES
         try:
             for at, (opcode, data) in enumerate(frames):
                 if outbox.disconnect is not None or owner.ended:
                     break
-                if len(data) > self._small:
-                    if len(data) > self.max_message:
+                if at >= limit:
+                    self._unfinished = frames[at:]
+                    break
+                if len(data) > cheap:
+                    limit -= len(data) >> 8
+                    if len(data) > self._small and len(data) > self.max_message:
                         outbox.close(TOO_BIG)
                         break
-                    if opcode == TEXT and len(data) > MAX_AT_ONCE and outbox.serializer is not V1:
+                    if self._is_large(opcode, data):
                         self._unfinished = frames[at:]
                         break
                 try:
                     message = decode(opcode, data)
                 except FrameError as error:
+                    limit -= OTHER_COST
                     owner.note_malformed(self, error)
                     self._carry_out(machine.malformed(now, error.reply_to), batch)
                     continue
                 channel = push(message)
                 if channel is None:
+                    limit -= OTHER_COST
                     machine.allowance.earn(len(data))
                     batch = self._carry_out(machine.receive(message), batch)
                 else:
@@ -128,33 +159,54 @@ class Session:
             settings.max_message if self.socket.joined else min(settings.max_unjoined, settings.max_message)
         )
 
+    def _is_large(self, opcode: int, data: bytes | str) -> bool:
+        """Return whether a frame is checked in slices."""
+        return opcode == TEXT and len(data) > MAX_AT_ONCE and self.outbox.serializer is not V1
+
     @property
     def unfinished(self) -> bool:
-        """Whether the last ``feed`` has left a large frame and later frames to ``finish``."""
+        """Whether the last ``feed`` or ``resume`` has left frames for the next turn."""
         return bool(self._unfinished)
 
     async def finish(self) -> None:
-        """Check the large frames of the last ``feed``, and handle its other frames in order."""
+        """Handle the frames that the last ``feed`` has left, in turns with other clients."""
         while self._unfinished:
-            (_, data), *rest = self._unfinished
-            text = data.encode(errors="replace") if isinstance(data, str) else data
-            reply_to: ReplyTo | None = None
-            try:
-                header, start = decode_header(text)
-                reply_to = None if header.ref is None else ReplyTo(*header[:3])
-                effects = self.socket.refuse_large(header)
-                if effects is None:
-                    payload = cut_payload(text, start)
-                    async with self._owner.large_frames:
-                        await _check(payload)
-                    message = header._replace(payload=payload)
-                    effects = [] if self._ended else self.socket.receive(message)
-            except FrameError as error:
-                self._owner.note_malformed(self, error)
-                effects = self.socket.malformed(trio.current_time(), error.reply_to or reply_to)
-            self._unfinished = ()
-            self.carry_out(effects)
-            self.feed(rest)
+            await self.prepare()
+            self.resume()
+
+    async def prepare(self) -> None:
+        """Wait for a turn, and check the first unfinished frame if it is large."""
+        await self.turns.wait()
+        opcode, data = self._unfinished[0]
+        if not self._ended and self._is_large(opcode, data):
+            self._checked = await self._check_large(data)
+
+    def resume(self) -> None:
+        """Handle the frames for which ``prepare`` has waited; some may be left for another turn."""
+        frames, self._unfinished = self._unfinished, ()
+        checked, self._checked = self._checked, None
+        if checked is not None:
+            if not self._ended:
+                self.carry_out(checked())
+            frames = frames[1:]
+        self.feed(frames)
+
+    async def _check_large(self, data: bytes | str) -> Callable[[], Sequence[Effect]]:
+        """Check a large frame in slices, and return the call that handles it."""
+        text = data.encode(errors="replace") if isinstance(data, str) else data
+        reply_to: ReplyTo | None = None
+        try:
+            header, start = decode_header(text)
+            reply_to = None if header.ref is None else ReplyTo(*header[:3])
+            effects = self.socket.refuse_large(header)
+            if effects is not None:
+                return partial(list[Effect], effects)
+            payload = cut_payload(text, start)
+            await _check(payload, self.turns)
+        except FrameError as error:
+            self._owner.note_malformed(self, error)
+            return partial(self.socket.malformed, trio.current_time(), error.reply_to or reply_to)
+        return partial(self.socket.receive, header._replace(payload=payload))
 
     @property
     def _ended(self) -> bool:
@@ -204,14 +256,14 @@ class Session:
         self._owner.disconnected(self)
 
 
-async def _check(payload: bytes) -> None:
+async def _check(payload: bytes, turns: ClientTurns) -> None:
     """Check the payload of a large text frame; raises FrameError."""
     checking = check_slices(payload)
     while True:
+        await turns.wait()
         try:
             next(checking)
         except StopIteration as checked:
             if not checked.value:
                 raise FrameError("the payload of a large frame is not JSON") from None
             return
-        await trio.lowlevel.checkpoint()

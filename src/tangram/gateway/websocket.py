@@ -7,12 +7,14 @@ disconnect of the outbox, so that there is one path to the close frame.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
 import trio
 
-from tangram.channels.disconnects import CRASH, GONE, Disconnect
+from tangram.channels.disconnects import CRASH, GONE, TOO_BIG, Disconnect
 from tangram.channels.frames import BINARY, TEXT, Encoded
 from tangram.channels.policy import ConnectInfo
 from tangram.gateway.admission import Admission
@@ -25,6 +27,10 @@ log = structlog.get_logger("tangram.http")
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for the client to take the waiting messages and the close frame."""
+
+
+BoundMessage = Callable[[Callable[[], int], Callable[[], None]], None]
+"""Bounds the messages of a WebSocket by a function's result; another one is called for a larger message."""
 
 
 class AcceptedWebSocket(Protocol):
@@ -59,14 +65,28 @@ class _WriterWakeup:
 
 
 async def serve_websocket(
-    channels: Channels, connection: AcceptedWebSocket, info: ConnectInfo, admission: Admission
+    channels: Channels,
+    connection: AcceptedWebSocket,
+    info: ConnectInfo,
+    admission: Admission,
+    *,
+    bound: BoundMessage = lambda _size, _too_big: None,
 ) -> Disconnect:
     """Serve an accepted WebSocket until it ends, and return how it ended.
 
     Errors of the connection and of the channels end the connection; they are not raised.
+
+    Args:
+        channels: the channels of the incarnation.
+        connection: the WebSocket.
+        info: the request of the upgrade.
+        admission: the answer of ``channels.admit``.
+        bound: tells the transport how to learn the bytes that a message may have at the moment (few before
+            the first join), and what to call for a larger one.
     """
     wakeup = _WriterWakeup()
     session = wakeup.session = channels.connect(info, admission, wakeup.wake)
+    bound(lambda: session.max_message, partial(session.outbox.close, TOO_BIG))
     closed = False
     try:
         async with trio.open_nursery() as nursery:

@@ -21,6 +21,7 @@ import ipaddress
 import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import attrs
@@ -31,6 +32,8 @@ from tangram.asgi import RawHeaders, Scope
 from tangram.descriptors import EXHAUSTED, connection_limit
 from tangram.http.listeners import HeldSocket
 from tangram.http.pending import PendingBytes
+from tangram.log_limit import LogLimit
+from tangram.turns import Turns
 
 __all__ = [
     "ClientGone",
@@ -77,16 +80,8 @@ ADOPTED_CLOSE_DELAY: Final = 0.05
 ADOPTED_CLOSE_TIME: Final = 3.0
 """Seconds in which adopted connections are closed, counted from the end of their engine."""
 
-BOUND_LOG_INTERVAL: Final = 60.0
-"""Seconds between two log lines about a bound on connections: an attack must not fill the log."""
-
 UNIX_PEER: Final[PeerAddress] = ("unix", 0)
 """The address of every client of a Unix socket."""
-
-LOG_INTERVAL: Final = 1.0
-"""Seconds between two log records of failed connections: a client that can make a connection fail must not
-be able to fill the log.
-"""
 
 
 _OVERLOADED: Final = (
@@ -262,9 +257,10 @@ class Engine:
     forced: int = 0
     websockets: int = 0
     evicted: int = 0
+    turns: Turns = attrs.field(init=False)
+    """The turns for work on bytes that takes more than one step."""
     _max_connections: int = 0
-    _logged_at: float = float("-inf")
-    _bound_logged_at: float = float("-inf")
+    _log_limit: LogLimit = attrs.field(factory=LogLimit)
     _open: int = 0
     connections: dict[Connection, None] = attrs.field(factory=dict)
     _without_request: dict[Connection, None] = attrs.field(factory=dict)
@@ -278,6 +274,7 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.pending = PendingBytes(self.settings.max_pending_bytes, self.settings.body_timeout)
+        self.turns = Turns(partial(self.log_client, "client slowed down"))
 
     def statistics(self) -> EngineStatistics:
         """Return the counters since the start."""
@@ -304,6 +301,11 @@ class Engine:
     def headers_of_error(self, scope: Scope) -> RawHeaders:
         """Return the header fields of an answer to this request that the engine itself gives."""
         return [] if self.error_headers is None else self.error_headers(scope)
+
+    def log_client(self, event: str, address: str, **fields: Any) -> None:
+        """Log misbehaviour of a client, or its failure, once a minute for each event and address."""
+        if self._log_limit.allows(event, address, trio.current_time()):
+            log.warning(event, address=address, **fields)
 
     def address_of(self, scope: Scope) -> str:
         """Return the address of a request's client, also behind a trusted proxy."""
@@ -492,11 +494,9 @@ class Engine:
         return False
 
     def _warn_of_bound(self, event: str, **fields: Any) -> None:
-        """Log that a bound on connections was reached, once in ``BOUND_LOG_INTERVAL``."""
-        now = trio.current_time()
-        if now - self._bound_logged_at >= BOUND_LOG_INTERVAL:
-            self._bound_logged_at = now
-            busiest = max(self._per_address, key=self._per_address.__getitem__, default="")
+        """Log that a bound on connections was reached, once a minute for the busiest address."""
+        busiest = max(self._per_address, key=self._per_address.__getitem__, default="")
+        if self._log_limit.allows("bound", busiest, trio.current_time()):
             log.warning(
                 event,
                 busiest=busiest,
@@ -587,9 +587,7 @@ class Engine:
         if not isinstance(rest, Exception):
             raise error
         self.crashed += 1
-        now = trio.current_time()
-        if now - self._logged_at >= LOG_INTERVAL:
-            self._logged_at = now
+        if self._log_limit.allows("failed", address[0], trio.current_time()):
             log.error("connection failed", address=address[0], crashed=self.crashed, exc_info=rest)
 
     def _close(self, client: socket.socket) -> None:

@@ -17,6 +17,8 @@ from typing import Final
 import structlog
 import trio
 
+from tangram.log_limit import LogLimit
+
 __all__ = ["PendingBytes", "PendingItem"]
 
 log = structlog.get_logger("tangram.http")
@@ -26,9 +28,6 @@ MIN_RATE: Final = 16384
 
 RELIEF: Final = 0.9
 """The part of the bound to which the total is brought, so that the next bytes do not search again."""
-
-LOG_INTERVAL: Final = 1.0
-"""Seconds between two log records: an attacker must not fill the log."""
 
 _now = trio.current_time
 
@@ -92,7 +91,7 @@ class PendingBytes:
         self.dropped = 0
         """Clients that lost their connection because of the bound."""
         self.items: dict[PendingItem, None] = {}
-        self._logged_at = float("-inf")
+        self._log_limit = LogLimit()
 
     def time_for(self, size: int) -> float:
         """Return the seconds that a message or body of which ``size`` bytes have arrived may take."""
@@ -128,11 +127,11 @@ class PendingBytes:
             item.expire()
 
     def _log(self, item: PendingItem, now: float) -> None:
-        if now - self._logged_at >= LOG_INTERVAL:
-            self._logged_at = now
+        address = item.address()
+        if self._log_limit.allows("dropped", address, now):
             log.warning(
                 "unfinished message dropped",
-                address=item.address(),
+                address=address,
                 bytes=item.size,
                 seconds=round(now - item.since, 1),
                 total=self.total,

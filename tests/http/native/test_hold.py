@@ -158,17 +158,17 @@ async def test_large_frames_arrive_whole_however_they_are_cut(clock: Clock) -> N
 
 
 async def test_a_flood_of_pings_in_one_read_is_answered(clock: Clock) -> None:
-    """Each of very many pings gets its pong, in order, and the message behind them is handled."""
+    """Each of many pings gets its pong, in order, and the message behind them is handled."""
     async with serving_channels(Settings()) as served:
         client = await served.open()
         await client.join("obs")
-        pings = b"".join(masked(b"%d" % n, Opcode.PING) for n in range(5000))
+        pings = b"".join(masked(b"%d" % n, Opcode.PING) for n in range(900))
         await client.stream.send_all(pings + masked(b'["1","2","obs","wave",{}]'))
         pongs: list[int] = []
-        while len(pongs) < 5000:
+        while len(pongs) < 900:
             frame = await client.frame()
             if frame.opcode is Opcode.PONG:
                 pongs.append(int(frame.data))
-        assert pongs == list(range(5000))
+        assert pongs == list(range(900))
         assert (await client.event("phx_reply"))["status"] == "ok"
         await client.aclose()

@@ -14,21 +14,30 @@ from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
 from tangram.asgi import ASGIApp, Message, Scope
-from tangram.channels.disconnects import MEMORY, SLOW_MESSAGE, Disconnect
+from tangram.channels.disconnects import FLOOD, MEMORY, SLOW_MESSAGE, TOO_BIG, Disconnect
 from tangram.http.engine import Engine
 from tangram.http.hypercorn.exchange import ConnectionControl, HypercornExchange, HypercornSend, RequestEvents
-from tangram.http.hypercorn.websocket import BoundedMessage, close_websocket
+from tangram.http.hypercorn.websocket import BoundedMessage, FrameGuard, close_websocket
 
 if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
 
-__all__ = ["Applications"]
+__all__ = ["BOUND_MESSAGE", "Applications"]
 
 MAX_RUNNING: Final = 200
 """Applications of one connection that may run at once.
 
 HTTP/2 allows 100 streams at once. A client that resets streams as fast as it opens them may leave as many
 applications behind that have not noticed yet. A connection with more is closed.
+"""
+
+BOUND_MESSAGE: Final = "tangram.bound_message"
+"""An extension in a WebSocket's scope: ``BoundedMessage.bound``, for an application whose bound changes."""
+
+FREE_RUNNING: Final = 8
+"""Applications of one connection that are started at once; further ones in turns with other clients.
+
+One takes half a millisecond, and ten clients may ask for 1,000 together.
 """
 
 CLOSE_TIME: Final = 1.0
@@ -61,6 +70,8 @@ class Applications(TaskGroup):
         del config  # the settings of the engine apply
         assert self._nursery is not None
         events = RequestEvents()
+        if self.running >= FREE_RUNNING:
+            await self.connection.wait_turn()
         if self.running >= MAX_RUNNING:
             self.connection.overrun()
             events.disconnect({"type": f"{scope['type']}.disconnect", "code": 1006})
@@ -81,8 +92,25 @@ class Applications(TaskGroup):
         pending = self.engine.pending.item(
             lambda: self.engine.address_of(scope), lambda: self._end_message(stream, MEMORY)
         )
-        pending.expire = lambda: self._end_message(stream, SLOW_MESSAGE)
-        stream.buffer = BoundedMessage(stream.buffer.max_length, self._end_soon, pending)
+        pending.expire = partial(self._end_client, stream, scope, SLOW_MESSAGE)
+        buffer = BoundedMessage(stream.buffer.max_length, partial(self._end_too_big, scope), pending)
+        stream.buffer = buffer
+        turns = self.engine.turns.client(lambda: self.engine.address_of(scope))
+        FrameGuard(stream, turns, partial(self._end_client, stream, scope, FLOOD))
+        scope["extensions"][BOUND_MESSAGE] = buffer.bound
+
+    def _end_client(self, stream: Any, scope: Scope, disconnect: Disconnect) -> None:
+        """End a WebSocket whose client is at fault."""
+        self._log(scope, disconnect)
+        self._end_message(stream, disconnect)
+
+    def _end_too_big(self, scope: Scope) -> None:
+        """End a WebSocket after a message that is too big; Hypercorn sends the close frame."""
+        self._log(scope, TOO_BIG)
+        self._end_soon()
+
+    def _log(self, scope: Scope, disconnect: Disconnect) -> None:
+        self.engine.log_client(f"connection closed: {disconnect.reason}", self.engine.address_of(scope))
 
     def _end_message(self, stream: Any, disconnect: Disconnect) -> None:
         stream.buffer.drop()

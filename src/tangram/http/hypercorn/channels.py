@@ -14,6 +14,7 @@ from tangram.gateway.admission import connect_info
 from tangram.gateway.channels import Channels
 from tangram.gateway.websocket import serve_websocket
 from tangram.http.engine import ClientGone
+from tangram.http.hypercorn.applications import BOUND_MESSAGE
 
 __all__ = ["CHANNELS_PATH", "with_channels"]
 
@@ -84,7 +85,12 @@ async def _serve_channels(scope: Scope, receive: Receive, send: Send, channels: 
         await send({"type": "websocket.accept", "subprotocol": admission.subprotocol})
     except ClientGone:
         return
-    await serve_websocket(channels, _AsgiWebSocket(receive, send), info, admission)
+    bound = scope["extensions"].get(BOUND_MESSAGE, _unbounded)
+    await serve_websocket(channels, _AsgiWebSocket(receive, send), info, admission, bound=bound)
+
+
+def _unbounded(_size: Callable[[], int], _too_big: Callable[[], None]) -> None:
+    """Leave the size of messages to the server: it has no ``BOUND_MESSAGE``."""
 
 
 async def _refuse(send: Send, refusal: Refusal) -> None:

@@ -27,6 +27,7 @@ from tangram.asgi import ASGIApp
 from tangram.http.engine import Engine, EngineSettings, has_hung_up
 from tangram.http.hypercorn.applications import Applications
 from tangram.http.hypercorn.http2 import GuardedProtocol, may_send, reset_stream, send_goaway
+from tangram.http.hypercorn.pieces import FramePieces, http2_frame
 from tangram.http.hypercorn.websocket import close_websocket, connected_websockets, ping_websocket
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ __all__ = ["ConnectionHost", "HypercornConnection"]
 
 WRITE_SLICE: Final = 65536
 """Bytes that the client must read within one ``write_timeout``: a slow reader of a large file is not cut."""
+
+STEP_FRAMES: Final = 16
+"""Frames of HTTP/2 that are handled in one step: one that opens a stream takes 0.3 ms."""
 
 CLOSE_TIME: Final = 1.0
 """Seconds for the end of a connection: TLS close_notify, and the disconnect event of the application."""
@@ -67,9 +71,6 @@ class ConnectionHost(Protocol):
     def close_idle(self) -> None:
         """Close connections that are idle, and others once they become idle."""
 
-    def log_flood(self, client: socket.socket) -> None:
-        """Log, once in a while, that a client sent too many control frames."""
-
 
 class HypercornConnection(TCPServer):
     """One connection, without the methods by which a client could hang or end Hypercorn."""
@@ -91,6 +92,10 @@ class HypercornConnection(TCPServer):
         self._dropped = 0
         self._read_all = trio.Event()
         self._pinged = trio.current_time()
+        self._address = ""
+        self._turns = self.engine.turns.client(lambda: self._address)
+        self._pieces: FramePieces | None = None
+        self._heavy = False
         self.group = Applications(self.engine, self)
 
     # The interface of the engine.
@@ -156,6 +161,7 @@ class HypercornConnection(TCPServer):
             try:
                 alpn = await self._handshake()
                 client = parse_socket_addr(self.raw.family, self.raw.getpeername())
+                self._address = str(client[0]) if client else ""
                 server = parse_socket_addr(self.raw.family, self.raw.getsockname())
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 return  # the client has gone, or the TLS handshake failed
@@ -195,7 +201,10 @@ class HypercornConnection(TCPServer):
                 try:
                     with trio.fail_after(self._read_timeout()):
                         data = await self.stream.receive_some(MAX_RECV)
-                except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
+                except trio.TooSlowError:
+                    self._log("request took too long")
+                    break
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
                     break
                 if self._lingering:
                     self._dropped += len(data)
@@ -203,7 +212,7 @@ class HypercornConnection(TCPServer):
                         break
                     continue
                 try:
-                    await self.protocol.handle(RawData(bytes(data)))
+                    await self._handle(bytes(data))
                 except h11.LocalProtocolError:
                     # A frame came before its handshake was answered: Hypercorn has sent 400 while the
                     # application is about to answer, too. No further response can be sent.
@@ -217,6 +226,26 @@ class HypercornConnection(TCPServer):
         await self.protocol.handle(Closed())
         self.group.disconnect()
         self.application_ended()
+
+    async def _handle(self, data: bytes) -> None:
+        """Handle the bytes of one read: those of HTTP/2 in pieces, in turns with other clients.
+
+        The next read of a client that sends so much waits for a turn, too.
+        """
+        if self._pieces is None:
+            if not (isinstance(self.protocol.protocol, H2Protocol) or data.startswith(b"PRI * HTTP/2")):
+                await self.protocol.handle(RawData(data))
+                return
+            self._pieces = FramePieces(http2_frame, STEP_FRAMES, MAX_RECV)
+        heavy, count = self._heavy, 0
+        for piece in self._pieces.cut(data):
+            if heavy or count:
+                await self._turns.wait()
+            if not self.is_open():
+                return
+            count += 1
+            await self.protocol.handle(RawData(piece))
+        self._heavy = count > 1
 
     def application_ended(self) -> None:
         # Only timers of Hypercorn may still run here, and nothing is left for them to do.
@@ -292,6 +321,7 @@ class HypercornConnection(TCPServer):
 
     def stalled(self, stream_id: int | None = None) -> None:
         self.engine.stalled += 1
+        self._log("client does not read or send in time")
         inner, nursery = self.protocol.protocol, self.group.nursery
         if (
             stream_id is not None
@@ -306,11 +336,21 @@ class HypercornConnection(TCPServer):
 
     def flooded(self) -> None:
         self.engine.rejected += 1
-        self.host.log_flood(self.raw)
+        self._log("connection closed: too many HTTP/2 control frames")
+
+    async def wait_turn(self) -> None:
+        await self._turns.wait()
+
+    def malformed(self, error: Exception) -> None:
+        self._log("request rejected", reason=str(error)[:200])
 
     def overrun(self) -> None:
         self.engine.rejected += 1
+        self._log("connection closed: too many requests at once")
         self.abort()
+
+    def _log(self, event: str, **fields: str) -> None:
+        self.engine.log_client(event, self._address, **fields)
 
     async def _linger(self) -> None:
         """Close our side, and drop the body that the client still sends for a moment.

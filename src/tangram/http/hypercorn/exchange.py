@@ -108,6 +108,12 @@ class ConnectionControl(Protocol):
     def flooded(self) -> None:
         """Count and log a client that sent too many HTTP/2 control frames."""
 
+    async def wait_turn(self) -> None:
+        """Wait for a turn of this client, for work that other clients must not wait for."""
+
+    def malformed(self, error: Exception) -> None:
+        """Log a client whose bytes break the protocol."""
+
     def overrun(self) -> None:
         """Close the connection of a client with too many running requests."""
 
@@ -247,7 +253,11 @@ class HypercornExchange:
         return not self.http and not self.started and self.owner.connection.has_answered()
 
     async def _refuse(self, status: int, body: bytes) -> None:
-        self.owner.engine.rejected += 1
+        engine = self.owner.engine
+        engine.rejected += 1
+        engine.log_client(
+            "request rejected", engine.address_of(self.scope), status=status, reason=body.decode().strip()
+        )
         if not self.started:
             self.too_large = False
             await self._answer(status, body)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
 
@@ -41,8 +42,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from tangram.http.flood import RESET_COST, ControlBudget
 from tangram.http.hypercorn.applications import Applications
-from tangram.http.hypercorn.flood import RESET_COST, ControlBudget
 
 __all__ = ["GuardedProtocol", "may_send", "reset_stream", "send_goaway"]
 
@@ -67,14 +68,15 @@ class _Streams(dict[int, Any]):
 
 
 class _EmptyLineSkipper:
-    """``next_event`` of an h11 connection that drops one empty line before a request.
+    """``next_event`` of an h11 connection that drops an empty line and reports errors.
 
     RFC 9112, section 2.2, asks for it; h11 answers 400.
     """
 
-    def __init__(self, connection: h11.Connection) -> None:
+    def __init__(self, connection: h11.Connection, on_malformed: Callable[[Exception], None]) -> None:
         self._connection = connection
         self._next_event = connection.next_event
+        self._on_malformed = on_malformed
         self._skipped = False
 
     def __call__(self) -> Any:
@@ -87,7 +89,11 @@ class _EmptyLineSkipper:
             if data.startswith(b"\r\n"):
                 connection._receive_buffer.maybe_extract_at_most(2)  # noqa: SLF001 - no public method
                 self._skipped = True
-        event = self._next_event()
+        try:
+            event = self._next_event()
+        except h11.RemoteProtocolError as error:
+            self._on_malformed(error)
+            raise
         if isinstance(event, h11.Request):
             self._skipped = False
         return event
@@ -104,7 +110,9 @@ class GuardedProtocol(ProtocolWrapper):
             _guard_h2(value)
         elif name == "protocol" and isinstance(value, H11Protocol):
             if isinstance(value.connection, h11.Connection):
-                cast("Any", value.connection).next_event = _EmptyLineSkipper(value.connection)
+                control = cast("Applications", value.task_group).connection
+                next_event = _EmptyLineSkipper(value.connection, control.malformed)
+                cast("Any", value.connection).next_event = next_event
             create = value._create_stream  # noqa: SLF001 - no public hook
             cast("Any", value)._create_stream = partial(_create_h11_stream, value, create)  # noqa: SLF001 - same
         super().__setattr__(name, value)
@@ -171,8 +179,21 @@ class _FrameGuard:
         self._send_data = connection.send_data
         self._budget = ControlBudget(trio.current_time())
         self._applications = cast("Applications", protocol.task_group)
+        self._receive_data = connection.receive_data
+        connection.receive_data = self.receive_data
         connection._receive_frame = self.receive_frame  # noqa: SLF001 - no public hook
         connection.send_data = self.send_data
+
+    def receive_data(self, data: bytes) -> Any:
+        """Handle received bytes; report those that break the protocol."""
+        try:
+            return self._receive_data(data)
+        except h2.exceptions.DenialOfServiceError:
+            self._applications.connection.flooded()
+            raise
+        except h2.exceptions.ProtocolError as error:
+            self._applications.connection.malformed(error)
+            raise
 
     def receive_frame(self, frame: Frame) -> Any:
         """Handle one frame; end the connection with ENHANCE_YOUR_CALM if its budget is used up."""
@@ -180,7 +201,6 @@ class _FrameGuard:
         if isinstance(frame, DataFrame) and not frame.data and "END_STREAM" not in frame.flags:
             cost = 1
         if cost and not self._budget.spend(cost, trio.current_time()):
-            self._applications.connection.flooded()
             raise h2.exceptions.DenialOfServiceError("too many control frames")
         return self._receive_frame(frame)
 

@@ -32,9 +32,6 @@ __all__ = ["HypercornServer", "make_ssl_context", "serve_hypercorn"]
 
 log = structlog.get_logger("tangram.http")
 
-LOG_INTERVAL: Final = 60.0
-"""Seconds between two log lines about floods."""
-
 NEVER: Final = float("inf")
 
 
@@ -150,7 +147,6 @@ class HypercornServer:
         self.tls = tls
         self.engine = Engine(settings, self.handle, secure=tls is not None, tick=self.tick)
         self.context = WorkerContext(None)
-        self._flood_logged_at = float("-inf")
         self.config = Config()
         self.config.logger_class = cast("Any", _Log)
         self.config.accesslog = "-" if settings.access_log else None
@@ -185,18 +181,6 @@ class HypercornServer:
     def drain(self) -> None:
         """Send ``connection: close`` with each response from now on."""
         self.config.keep_alive_max_requests = 0
-
-    def log_flood(self, client: socket.socket) -> None:
-        """Log that a client sent too many HTTP/2 control frames, once in ``LOG_INTERVAL``."""
-        now = trio.current_time()
-        if now - self._flood_logged_at < LOG_INTERVAL:
-            return
-        self._flood_logged_at = now
-        try:
-            address = client.getpeername()[0]
-        except OSError:
-            address = None
-        log.warning("connection closed: too many HTTP/2 control frames", address=address)
 
     def close_idle(self) -> None:
         """Close connections that are idle, and others once they become idle."""

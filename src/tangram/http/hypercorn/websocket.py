@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import trio
+from hypercorn.protocol.events import Body, Data, Event
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
 from wsproto.events import Ping
 
+from tangram.http.flood import ControlBudget
+from tangram.http.hypercorn.pieces import FramePieces, WebSocketFrames
 from tangram.http.pending import PendingItem
+from tangram.turns import ClientTurns
 
-__all__ = ["BoundedMessage", "close_websocket", "connected_websockets", "ping_websocket"]
+__all__ = ["BoundedMessage", "FrameGuard", "close_websocket", "connected_websockets", "ping_websocket"]
+
+STEP_FRAMES: Final = 32
+"""Frames that are handled in one step: each takes Hypercorn 20 to 50 µs."""
+
+PIECE: Final = 65536
+"""Bytes that are handled in one step."""
 
 
 class BoundedMessage(WebsocketBuffer):
@@ -21,13 +31,14 @@ class BoundedMessage(WebsocketBuffer):
 
     def __init__(self, max_length: int, on_too_large: Callable[[], None], pending: PendingItem) -> None:
         super().__init__(max_length)
+        self._size: Callable[[], int] = lambda: max_length
         self._on_too_large = on_too_large
         self._pending = pending
         self._over = False
 
     def extend(self, event: Any) -> None:
         """Add a fragment; raise ``FrameTooLargeError`` for a message too large or dropped."""
-        if not self._over and self.length + len(event.data) <= self.max_length:
+        if not self._over and self.length + len(event.data) <= min(self.max_length, self._size()):
             super().extend(event)
             self._pending.update(self.length)
             if not self._over:
@@ -38,6 +49,20 @@ class BoundedMessage(WebsocketBuffer):
             self._on_too_large()
         raise FrameTooLargeError
 
+    def bound(self, size: Callable[[], int], on_too_large: Callable[[], None]) -> None:
+        """Bound the message further, by a size that is asked for with each fragment.
+
+        ``on_too_large`` is called in addition to that of the constructor.
+        """
+        self._size = size
+        end_soon = self._on_too_large
+
+        def both() -> None:
+            on_too_large()
+            end_soon()
+
+        self._on_too_large = both
+
     def clear(self) -> None:
         """Forget the fragments."""
         super().clear()
@@ -47,6 +72,49 @@ class BoundedMessage(WebsocketBuffer):
         """Forget the fragments, and all that follow."""
         self._over = True
         self.clear()
+
+
+class FrameGuard:
+    """Passes a WebSocket's bytes on in pieces, and ends a flood of small frames.
+
+    Args:
+        stream: the WebSocket; its ``handle`` is replaced.
+        turns: those of its client.
+        on_flood: ends the connection.
+    """
+
+    def __init__(self, stream: WSStream, turns: ClientTurns, on_flood: Callable[[], None]) -> None:
+        self._stream = stream
+        self._handle_piece = stream.handle
+        self._turns = turns
+        self._on_flood = on_flood
+        self._frames = WebSocketFrames()
+        self._pieces = FramePieces(self._frames, STEP_FRAMES, PIECE)
+        self._budget = ControlBudget(trio.current_time())
+        self._heavy = self._flooded = False
+        cast("Any", stream).handle = self.handle
+
+    async def handle(self, event: Event) -> None:
+        """Handle an event of the stream: bytes in pieces, in turns with other clients."""
+        if not isinstance(event, Body | Data) or not self._stream.handshake.accepted:
+            await self._handle_piece(event)
+            return
+        heavy, count = self._heavy, 0
+        for piece in self._pieces.cut(event.data):
+            if heavy or count:
+                await self._turns.wait()
+            if not self._flooded:
+                await self._take(Data(stream_id=event.stream_id, data=piece))
+            count += 1
+        self._heavy = count > 1
+
+    async def _take(self, piece: Data) -> None:
+        small, self._frames.small = self._frames.small, 0
+        if small and not self._budget.spend(small, trio.current_time()):
+            self._flooded = True
+            self._on_flood()
+            return
+        await self._handle_piece(piece)
 
 
 def connected_websockets(protocol: object) -> list[WSStream]:

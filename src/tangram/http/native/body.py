@@ -14,6 +14,9 @@ from tangram.http.native.head import RejectedRequest
 
 __all__ = ["ChunkedBody", "LengthBody"]
 
+STEP_CHUNKS: Final = 500
+"""Chunks that are read in one step, which takes less than a millisecond."""
+
 MAX_CHUNK_LINE: Final = 1024
 """Bytes of a chunk's size line. We use no extensions of chunks, and long ones are an old way to keep a
 server busy.
@@ -32,6 +35,9 @@ class LengthBody:
     """A body whose length was declared."""
 
     __slots__ = ("left",)
+
+    more = False
+    """Whether bytes of the last ``feed`` are left for another step; never."""
 
     def __init__(self, length: int) -> None:
         self.left = length
@@ -55,10 +61,12 @@ class LengthBody:
 class ChunkedBody:
     """A body in chunks."""
 
-    __slots__ = ("_in_chunk", "_need_end", "_trailers", "done")
+    __slots__ = ("_in_chunk", "_need_end", "_trailers", "done", "more")
 
     def __init__(self) -> None:
         self.done = False
+        self.more = False
+        """Whether the bytes of the last ``feed`` hold more chunks than one step reads."""
         self._in_chunk = 0
         self._need_end = False
         self._trailers = False
@@ -66,14 +74,19 @@ class ChunkedBody:
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Return (body, rest) of the bytes.
 
-        While the body is not ``done``, the rest must be given again with the bytes that follow.
+        While the body is not ``done``, the rest must be given again with the bytes that follow. If there is
+        ``more``, that is possible without further bytes, once other tasks have run.
 
         Raises:
             RejectedRequest: the bytes are not a chunk.
         """
         parts: list[bytes] = []
         start = 0
+        self.more = False
         while not self.done:
+            if len(parts) == STEP_CHUNKS:
+                self.more = True
+                break
             if self._in_chunk:
                 part = data[start : start + self._in_chunk]
                 if not part:

@@ -21,6 +21,7 @@ from tangram.channels.disconnects import (
     ABUSE,
     BUSY,
     CRASH,
+    FLOOD,
     GONE,
     MEMORY,
     RESTART,
@@ -34,6 +35,7 @@ from tangram.gateway.admission import connect_info
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import Pump
 from tangram.gateway.session import Session
+from tangram.http.flood import ControlBudget
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RejectedRequest, RequestHead
@@ -121,6 +123,8 @@ class ChannelSocket:
     __slots__ = (
         "_assembler",
         "_before_join",
+        "_budget",
+        "_heavy",
         "_pending",
         "_ping_interval",
         "_pinged_at",
@@ -145,6 +149,9 @@ class ChannelSocket:
         self._assembler = assembler
         self._protocol = assembler.protocol
         self._before_join = True
+        self._budget = ControlBudget(trio.current_time())
+        self._heavy = False
+        """Whether the last read was too much for one step."""
         self._read_size = COMPRESSED_READ if assembler.protocol.extensions else READ_SIZE
         self._session = session
         self._pump = pump
@@ -184,9 +191,7 @@ class ChannelSocket:
         data, stream.buffer = stream.buffer, b""
         try:
             while True:
-                if data and not self._take(data):
-                    break
-                if (self._session.unfinished or self._assembler.more) and not await self._take_rest():
+                if data and not await self._take_all(data):
                     break
                 if stream.closed:
                     return
@@ -207,27 +212,34 @@ class ChannelSocket:
             # Our close frame is on its way while the client still sends: a reset would drop the frame.
             await stream.linger()
 
-    async def _take_rest(self) -> bool:
-        """Handle the rest of one read in steps; return whether to read on.
+    async def _take_all(self, data: bytes) -> bool:
+        """Handle the bytes of one read; return whether to read on.
 
-        Other tasks run between the steps: assembling a frame of 16 MiB has taken 10 ms, and cutting its
-        payload out takes 5 ms.
+        The first step is done at once, unless the last read was too much for one step; the others are done in
+        turns with other clients.
         """
-        while True:
-            await trio.lowlevel.checkpoint()
-            if self._session.unfinished:
-                await self._finish()
-            if not self._assembler.more:
-                return True
+        session, assembler = self._session, self._assembler
+        if self._heavy:
+            await session.turns.wait()
+        if not self._take(data):
+            return False
+        self._heavy = len(data) == self._read_size or session.unfinished or assembler.more
+        while session.unfinished or assembler.more:
+            if session.unfinished:
+                await self._finish_step()
+                continue
+            await session.turns.wait()
             if not self._take(b""):
                 return False
+        return True
 
-    async def _finish(self) -> None:
-        """Let the session check large frames in slices; their replies go out together."""
-        pump = self._pump
-        pump.corked = True
+    async def _finish_step(self) -> None:
+        """Let the session handle frames for one turn; the replies go out together."""
+        session, pump = self._session, self._pump
         try:
-            await self._session.finish()
+            await session.prepare()
+            pump.corked = True
+            session.resume()
         except Exception as error:  # noqa: BLE001 - an error of the channels ends this connection only
             self._crash(error)
         finally:
@@ -246,6 +258,14 @@ class ChannelSocket:
         self._session.gone()
         self._pending.update(0)
 
+    def _spend(self, controls: int) -> bool:
+        """Count control frames; return False and close after too many of them."""
+        self._session.alive()
+        if self._budget.spend(controls, self._session.last_seen):
+            return True
+        self._end_message(FLOOD)
+        return False
+
     def _take(self, data: bytes) -> bool:
         """Handle the bytes of one read; return whether to read on."""
         protocol, session, pump = self._protocol, self._session, self._pump
@@ -256,8 +276,8 @@ class ChannelSocket:
             assembler.max_message = session.max_message
         controls = assembler.controls
         messages = assembler.feed(data)
-        if assembler.controls != controls:
-            session.alive()
+        if assembler.controls != controls and not self._spend(assembler.controls - controls):
+            messages = []
         pump.corked = True
         try:
             if messages:

@@ -20,8 +20,12 @@ from tangram.http.native.head import RejectedRequest, RequestHead, parse_head, p
 from tangram.http.native.host import Host, Upgraded
 from tangram.http.native.response import simple_response
 from tangram.http.native.stream import ClientStream
+from tangram.turns import ClientTurns
 
 __all__ = ["HttpConnection"]
+
+FREE_PIPELINED: Final = 16
+"""Pipelined requests in a row that are served one in each pass of the loop; later ones wait for a turn."""
 
 _TOO_LARGE: Final = "the request's head is larger than {} bytes"
 
@@ -31,7 +35,17 @@ _now = trio.current_time
 class HttpConnection:
     """One client's connection until it ends or becomes a WebSocket."""
 
-    __slots__ = ("_upgrade", "adopted", "exchange", "host", "requested", "stream", "upgraded")
+    __slots__ = (
+        "_pipelined",
+        "_turns",
+        "_upgrade",
+        "adopted",
+        "exchange",
+        "host",
+        "requested",
+        "stream",
+        "upgraded",
+    )
 
     def __init__(
         self,
@@ -49,6 +63,8 @@ class HttpConnection:
         self.host = host
         self.stream = stream
         self._upgrade = upgrade
+        self._pipelined = 0
+        self._turns: ClientTurns | None = None
         self.exchange: Exchange | None = None
         """The request in hand."""
         self.upgraded: Upgraded | None = None
@@ -91,10 +107,13 @@ class HttpConnection:
 
     def _expire(self, now: float) -> None:
         stream = self.stream
+        engine, address = self.host.engine, stream.client[0]
         if stream.write_deadline <= now:
-            self.host.engine.stalled += 1
+            engine.stalled += 1
+            engine.log_client("client does not read", address)
         elif stream.buffer if self.exchange is None else self.exchange.is_late:
-            self.host.engine.rejected += 1
+            engine.rejected += 1
+            engine.log_client("request took too long", address)
             with contextlib.suppress(OSError):
                 stream.sock.send(simple_response(408, "the request took too long", close=True))
         stream.abort()
@@ -121,8 +140,9 @@ class HttpConnection:
         skipped = self._skip_empty_line()
         end = stream.buffer.find(b"\r\n\r\n")
         if end >= 0:
-            await trio.lowlevel.checkpoint()  # pipelined: let other connections run between two requests
+            await self._wait_pipelined()
         else:
+            self._pipelined = 0
             end = await self._read_head(skipped=skipped)
             if end < 0:
                 return False
@@ -144,6 +164,16 @@ class HttpConnection:
             return False
         self.exchange = None
         return not stream.eof or bool(stream.buffer)
+
+    async def _wait_pipelined(self) -> None:
+        """Let other connections run between two pipelined requests."""
+        self._pipelined += 1
+        if self._pipelined < FREE_PIPELINED:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._turns is None:
+            self._turns = self.host.engine.turns.client(lambda: self.stream.client[0])
+        await self._turns.wait()
 
     def _skip_empty_line(self) -> bool:
         """Drop one empty line before a request; return whether there was one.

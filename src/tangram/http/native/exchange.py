@@ -27,6 +27,7 @@ from tangram.http.native.host import Host
 from tangram.http.native.response import BadResponse, Framing, build_head, header_lines, simple_response
 from tangram.http.native.stream import NEVER, ClientStream
 from tangram.http.pending import PendingItem
+from tangram.turns import ClientTurns
 
 __all__ = ["AHEAD_BYTES", "Exchange", "reject"]
 
@@ -69,6 +70,7 @@ class Exchange:
         "_scope",
         "_status",
         "_stream",
+        "_turns",
         "_waited",
         "complete",
         "over",
@@ -98,6 +100,7 @@ class Exchange:
         self._body: LengthBody | ChunkedBody | None = None
         self._limit = 0
         self._pending: PendingItem | None = None
+        self._turns: ClientTurns | None = None
         self._waited = 0.0
         self._late = False
         if request.length:
@@ -174,6 +177,8 @@ class Exchange:
     async def _read_body(self, body: LengthBody | ChunkedBody) -> Message:
         stream = self._stream
         while True:
+            if body.more:
+                await self._wait_turn()
             if stream.buffer:
                 self._continue = False  # the client did not wait for our consent
                 try:
@@ -193,10 +198,20 @@ class Exchange:
                     await stream.write(_CONTINUE)
             more = await self._read_more()
             if not more:
-                if stream.eof and self._framing is None:
-                    return await self._reject(RejectedRequest(400, "the body is incomplete"))
-                return {"type": "http.disconnect"}
+                return await self._cut_short()
             stream.buffer += more
+
+    async def _cut_short(self) -> Message:
+        """End a request whose body stays incomplete."""
+        if self._stream.eof and self._framing is None:
+            return await self._reject(RejectedRequest(400, "the body is incomplete"))
+        return {"type": "http.disconnect"}
+
+    async def _wait_turn(self) -> None:
+        """Wait until it is this client's turn to have more tiny chunks read."""
+        if self._turns is None:
+            self._turns = self._host.engine.turns.client(self._address)
+        await self._turns.wait()
 
     async def _read_more(self) -> bytes:
         """Read a part of the body, within the time for a pause and the time for the whole body.
@@ -378,6 +393,9 @@ class Exchange:
             taken += len(data)
             if body.done or taken > SKIP_BYTES:
                 return body.done
+            if body.more:
+                await self._wait_turn()
+                continue
             more = await stream.read(SKIP_TIME)
             if not more:
                 return False
@@ -398,6 +416,7 @@ class Exchange:
 async def reject(host: Host, stream: ClientStream, error: RejectedRequest) -> None:
     """Answer a request that cannot be read, and close our side of the connection."""
     host.engine.rejected += 1
+    host.engine.log_client("request rejected", stream.client[0], status=error.status, reason=error.reason)
     stream.buffer = b""
     with contextlib.suppress(ClientGone):
         await stream.write(simple_response(error.status, error.reason, close=True, extra=error.extra))

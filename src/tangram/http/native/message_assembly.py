@@ -18,6 +18,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
+from tangram.http.flood import TINY
+
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # a platform without a compiled wheel
@@ -39,7 +41,7 @@ MAX_INFLATED: Final = 1 << 20
 so in one step.
 """
 
-STEP_FRAMES: Final = 1000
+STEP_FRAMES: Final = 200
 """Frames that the protocol parses in one step: one read can hold 10,000 empty pings, which take 70 ms."""
 
 COMPRESSED_READ: Final = 4096
@@ -161,7 +163,7 @@ class MessageAssembler:
         self._passing = _ALL if protocol.extensions else 0
         """Bytes that are still to be given to the protocol."""
         self.controls = 0
-        """Control frames so far."""
+        """Control frames so far, and fragments of less than ``TINY`` bytes."""
         self.more = False
         """Whether the bytes of the last ``feed`` are not all used: they hold very many small frames."""
         self.pending = 0
@@ -309,6 +311,8 @@ class MessageAssembler:
         for event in protocol.events_received():
             assert isinstance(event, Frame)
             if event.opcode < CONTROL:
+                if len(event.data) < TINY and not event.fin:
+                    self.controls += 1
                 message = self._fragments.add(event)
                 if message is not None:
                     messages.append(message)

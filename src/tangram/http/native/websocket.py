@@ -20,12 +20,13 @@ from tangram.asgi import Message, Scope
 from tangram.channels.frames import TEXT
 from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
+from tangram.http.flood import ControlBudget
 from tangram.http.native.exchange import AHEAD_BYTES
 from tangram.http.native.handshake import Upgrade
 from tangram.http.native.host import Host
 from tangram.http.native.message_assembly import COMPRESSED_READ, MessageAssembler
 from tangram.http.native.response import BadResponse, build_head, simple_response
-from tangram.http.native.stream import NEVER, ClientStream
+from tangram.http.native.stream import NEVER, READ_SIZE, ClientStream
 
 __all__ = ["AppSocket"]
 
@@ -53,6 +54,9 @@ ABNORMAL: Final = 1006
 
 MESSAGE_TOO_SLOW: Final = 1008
 """The code for a message that takes longer than ``body_timeout``."""
+
+TOO_MANY_FRAMES: Final = 1008
+"""The code for a client that sends too many control frames, or fragments of a few bytes."""
 
 TRY_AGAIN_LATER: Final = 1013
 """The code for a message that is dropped because of ``max_pending_bytes``."""
@@ -108,7 +112,10 @@ class AppSocket:
         self._gone = False
         self._failed = False
         self._end_at = NEVER
-        self._pending = host.engine.pending.item(lambda: host.engine.address_of(scope), self._drop_message)
+        self._pending = host.engine.pending.item(self._address, self._drop_message)
+        self._turns = host.engine.turns.client(self._address)
+        self._heavy = False
+        self._budget = ControlBudget(trio.current_time())
 
     # Called by the engine.
 
@@ -143,6 +150,9 @@ class AppSocket:
         self._pending.update(0)
         if self._nursery is not None:
             self._nursery.start_soon(self._close, code, "")
+
+    def _address(self) -> str:
+        return self._host.engine.address_of(self._scope)
 
     def _count_pending(self) -> None:
         self._pending.update(self._assembler.pending + self._queued)
@@ -263,22 +273,35 @@ class AppSocket:
         return True
 
     async def _take_all(self, data: bytes) -> None:
-        """Handle the bytes of one read in steps, between which other tasks run."""
-        if not self._protocol.extensions:
-            await self._take(data)
-            while self._assembler.more and not self._failed:
-                await trio.lowlevel.checkpoint()
-                await self._take(b"")
-            return
-        for start in range(0, len(data), COMPRESSED_READ):
-            await self._take(data[start : start + COMPRESSED_READ])
-            await trio.lowlevel.checkpoint()
+        """Handle the bytes of one read in steps, in turns with other clients.
+
+        The next read of a client that sends so much waits for a turn, too.
+        """
+        size = COMPRESSED_READ if self._protocol.extensions else len(data)
+        if self._heavy:
+            await self._turns.wait()
+        await self._take(data[:size])
+        self._heavy = len(data) > size or self._assembler.more or len(data) == READ_SIZE
+        for start in range(size, len(data), size):
+            await self._turns.wait()
+            await self._take(data[start : start + size])
+        while self._assembler.more and not self._failed:
+            await self._turns.wait()
+            await self._take(b"")
 
     async def _take(self, data: bytes) -> None:
         """Queue the messages that these bytes complete, and answer control frames."""
-        protocol = self._protocol
+        protocol, assembler = self._protocol, self._assembler
         self._seen_at = trio.current_time()
-        for opcode, payload in self._assembler.feed(data):
+        controls = assembler.controls
+        messages = assembler.feed(data)
+        if assembler.controls != controls and not self._budget.spend(
+            assembler.controls - controls, self._seen_at
+        ):
+            self._host.engine.log_client("connection closed: too many small frames", self._address())
+            self._end_message(TOO_MANY_FRAMES)
+            return
+        for opcode, payload in messages:
             if opcode == TEXT:
                 try:
                     text = await _decode(payload)

@@ -1,15 +1,15 @@
-"""The budget for HTTP/2 control frames of one connection; no I/O.
+"""The budget for control frames of one connection, of HTTP/2 or of a WebSocket; no I/O.
 
 A control frame costs the sender almost nothing and the server some work: a reset stream starts and cancels an
 application (CVE-2023-44487), and the others are parsed and answered. Ordinary clients send few of them, or
-many in proportion to the data that they receive.
+many in proportion to the data that they receive. A fragment of a few bytes counts as one, too.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ControlBudget"]
+__all__ = ["TINY", "ControlBudget"]
 
 BURST: Final = 1000
 """Units at the start, and at most: a browser that leaves a page cancels up to 100 streams (400 units)."""
@@ -22,6 +22,13 @@ RESET_COST: Final = 4
 
 DATA_CREDIT: Final = 4
 """Units for each frame of data that was sent: a client may answer it with two WINDOW_UPDATE frames."""
+
+
+TINY: Final = 16
+"""Bytes of a WebSocket fragment that counts as a control frame: no client has a reason to send such ones.
+
+The last fragment of a message does not count: some clients end each message with an empty one.
+"""
 
 
 class ControlBudget:
