@@ -44,9 +44,7 @@ def test_large_frames_are_cut_by_size() -> None:
 
 @pytest.mark.parametrize("frame_size", [http2_frame, WebSocketFrames()])
 @given(reads=st.lists(st.binary(max_size=200), max_size=20))
-def test_no_byte_is_lost_whatever_the_bytes_are(
-    frame_size: Callable[[bytes, int], int], reads: list[bytes]
-) -> None:
+def test_pieces_keep_every_byte(frame_size: Callable[[bytes, int], int], reads: list[bytes]) -> None:
     """The pieces together are the bytes, in order."""
     pieces = FramePieces(frame_size, frames=3, size=50)
 

@@ -52,7 +52,7 @@ class Recording(Protocol):
         """Load the functions on a new connection."""
 
     def publishing(self, channel: str | bytes, payload: bytes | str) -> FunctionCall | None:
-        """Return the call that publishes a message and records it; None for a channel without history."""
+        """Return the call that publishes and records; None for a channel without history."""
 
     def published(self, answer: Any) -> int:
         """Return the outcome of such a call from Redis' answer."""

@@ -148,7 +148,7 @@ class Presence(Generic[MemberT]):
         return () if entry is None else entry.newcomers.keys()
 
     def take_newcomers(self, topic: str, count: int) -> list[MemberT]:
-        """Return up to ``count`` newcomers, which get the state now; other topics come first next time."""
+        """Return up to ``count`` newcomers, which get the state now, in turn by topic."""
         newcomers = self._topics[topic].newcomers
         taken = list(islice(newcomers, count))
         for member in taken:

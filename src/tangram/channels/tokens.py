@@ -118,7 +118,7 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
 
 
 def _verify_usual(token: str, secret: str) -> bytes | None:
-    """Return the payload of a token with a usual header and a good signature; None for any other token."""
+    """Return the payload of a token with a usual header and a good signature, or None."""
     signed, _, signature = token.rpartition(".")
     header, _, payload = signed.partition(".")
     if header not in _USUAL_HEADERS or not token.isascii():

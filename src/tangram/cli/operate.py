@@ -55,7 +55,7 @@ def _summary(server: ServerAddress, health: Mapping[str, Any], seen: Mapping[str
 
 
 def walk(supervisor: Mapping[str, Any] | None, depth: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield each child below a supervisor with its depth; nested supervisors stand for their child."""
+    """Yield each child below a supervisor with its depth."""
     for child in (supervisor or {}).get("children", ()):
         yield depth, child
         for nested in child.get("nested") or ():

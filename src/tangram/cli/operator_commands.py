@@ -37,7 +37,7 @@ def _find(url: str | None, config_file: Path | None) -> Any:
 
 
 def _complete(path: str, key: str) -> Callable[..., list[str]]:
-    """Return a completion by the names that the running server lists; no server completes nothing."""
+    """Return a completion by the names that the running server lists."""
 
     def complete(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
         try:

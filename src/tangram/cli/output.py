@@ -17,7 +17,7 @@ _BAD: Final = frozenset({"quarantined", "not ready", "not loaded", "failed", "st
 
 
 def is_terminal(*, as_json: bool = False) -> bool:
-    """Return whether to print for a person: standard output is a terminal, and no JSON is asked for."""
+    """Return whether to print for a person: to a terminal, and not as JSON."""
     return not as_json and sys.stdout is not None and sys.stdout.isatty()
 
 

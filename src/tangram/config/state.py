@@ -89,7 +89,7 @@ def _state_dir(config: Config, environ: Mapping[str, str]) -> Path:
 
 
 def find_operator_token(config: Config, environ: Mapping[str, str]) -> str | None:
-    """Return the operator's token for a command, or None if no server has made one; create nothing.
+    """Return the operator's token for a command, or None if no server has made one.
 
     Raises:
         ConfigError: the file cannot be read by this account, or holds no secret.

@@ -32,7 +32,7 @@ def parse_position(text: str) -> Position | None:
 
 
 class Published(int):
-    """The outcome of a publication: the number of receivers, with the position in the topic's history."""
+    """The outcome of a publication: the receivers, and the position in the history."""
 
     position: str | None
     """The position behind the message; None if the topic has no history."""

@@ -111,7 +111,7 @@ class Rules:
 
     @property
     def digest(self) -> str:
-        """A digest of the rules: with other rules a history may lack messages, so that it begins anew."""
+        """A digest of the rules: under other rules the history begins anew."""
         return hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
 
     def find(self, topic: str) -> History | None:
@@ -153,7 +153,7 @@ class Rules:
         return await load_functions(link, self.identity(), self.digest)
 
     def publishing(self, channel: str | bytes, payload: bytes | str) -> FunctionCall | None:
-        """Return the call that publishes a message and records it; None for a channel without history."""
+        """Return the call that publishes and records; None for a channel without history."""
         place = self.place(channel)
         if place is None or not payload:
             return None

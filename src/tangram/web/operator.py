@@ -1,4 +1,4 @@
-"""Routes of the operator below ``/-/``: health, readiness, supervision tree, plugins, topics.
+"""Routes of the operator below ``/-/``, for example health, plugins and topics.
 
 1. Numbers and states are public. Causes of crashes, with the last frames of their tracebacks, are shown to
    requests with the operator's token.

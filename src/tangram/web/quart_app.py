@@ -130,7 +130,7 @@ class _QuartHttpConnection(TrioASGIHTTPConnection):
 
 
 class _IncompleteOnly:
-    """The part of a nursery that quart-trio uses at a disconnect: cancel, unless the response is complete."""
+    """The part of a nursery that quart-trio uses at a disconnect."""
 
     def __init__(self, connection: _QuartHttpConnection, nursery: trio.Nursery) -> None:
         self._connection = connection
