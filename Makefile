@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | test-pythons | test-lowest | dist | flaky | fuzz | lint | bench | chaos | chaos-campaigns | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | test-pythons | test-lowest | dist | docs | flaky | fuzz | lint | bench | chaos | chaos-campaigns | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream test-pythons test-lowest dist flaky fuzz lint bench chaos chaos-campaigns hostile clean
+.PHONY: help serve test test-downstream test-pythons test-lowest dist docs flaky fuzz lint bench chaos chaos-campaigns hostile clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,7 @@ help:
 	@echo "make test-downstream   only those against the published plugins, in environments of their own"
 	@echo "make test-pythons   the fast tests on every other Python from 3.11 on that this machine has; ARGS=--one for the newest alone"
 	@echo "make test-lowest   the fast tests with the lowest versions of the dependencies that pyproject.toml allows"
+	@echo "make docs    the site of the documentation, in .cache/site"
 	@echo "make dist    wheel and sdist in dist/, checked, installed into an empty environment of every Python, and served"
 	@echo "make flaky   how often tests are red by chance: 50 runs of what is not slow, 3 of everything; ARGS=\"--fast 5 --all 0\""
 	@echo "make fuzz    1,000,000 generated inputs for all parsers of bytes from outside; ARGS=\"--seed N --inputs N TARGET ...\""
@@ -60,6 +61,10 @@ test-pythons: $(VENV)/.dev
 
 test-lowest: $(VENV)/.dev
 	@$(BIN)/python -m tests.release.lowest
+
+docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is in .cache/site: python3 -m http.server --directory .cache/site"
 
 dist: $(VENV)/.dev
 	@$(BIN)/python -m tests.release.dist

@@ -1,0 +1,23 @@
+"""A hook of MkDocs: pages that stand in the project's root are pages of the site as well."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+PAGES: Final = {
+    "README.md": "index.md",
+    "CHANGES.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+INCLUDED: Final = re.compile(r"^<!-- include (\w+\.md) -->$", re.MULTILINE)
+LINK: Final = re.compile(r"\]\((?:\.\./)?(?:docs/)?([A-Za-z-]+\.md)(#[\w-]+)?\)")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Return a page with the included files, whose links lead to pages of the site."""
+    whole = INCLUDED.sub(lambda found: (ROOT / found[1]).read_text(), markdown)
+    return LINK.sub(lambda found: f"]({PAGES.get(found[1], found[1])}{found[2] or ''})", whole)
