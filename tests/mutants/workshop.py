@@ -125,9 +125,13 @@ class Run:
 
 
 def copy_checkout(to: Path) -> Path:
-    """Copy the files that tests need to ``to``, compile them, and return ``to``."""
+    """Copy the files that tests need to ``to``, compile them, and return ``to``.
+
+    Compiled files come along, also those in which pytest has rewritten the assertions: to rewrite them takes
+    longer than most runs. Python and pytest check that they belong to the copied source, whose time is kept.
+    """
     for folder in ("src", "tests"):
-        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, to / folder)
     for name in ("docs", "examples", "benchmarks", ".cache"):
         if (ROOT / name).exists():
             (to / name).symlink_to(ROOT / name)

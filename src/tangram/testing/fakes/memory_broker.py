@@ -40,6 +40,24 @@ FLUSH_SECONDS: Final = 1.0
 """Seconds for sending pending answers to a client that has finished: a reading client has them at once."""
 
 
+class _Freezer:
+    """Whether the broker answers; a look at ``frozen`` costs no step of the loop."""
+
+    def __init__(self) -> None:
+        self.frozen = False
+        self._thawed = trio.Event()
+
+    def freeze(self) -> None:
+        self.frozen, self._thawed = True, trio.Event()
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self._thawed.set()
+
+    async def wait_thawed(self) -> None:
+        await self._thawed.wait()
+
+
 class _Client:
     """One connection, as the broker sees it."""
 
@@ -50,13 +68,14 @@ class _Client:
         self._lot = trio.lowlevel.ParkingLot()
         self.session: ClientState = server.connect(self._lot.unpark_all, self.scope.cancel)
 
-    async def write(self, thawed: Callable[[], Awaitable[None]]) -> None:
+    async def write(self, freezer: _Freezer) -> None:
         """Send the session's output until it closes."""
         session = self.session
         while True:
             data = session.take()
             if data:
-                await thawed()
+                if freezer.frozen:
+                    await freezer.wait_thawed()
                 await self.stream.send_all(data)
                 session.sent(len(data))
             elif session.closing:
@@ -64,14 +83,15 @@ class _Client:
             else:
                 await self._lot.park()
 
-    async def read(self, thawed: Callable[[], Awaitable[None]]) -> None:
+    async def read(self, freezer: _Freezer) -> None:
         """Execute requests until the stream ends or is invalid."""
         requests = Requests()
         try:
             while chunk := await self.stream.receive_some(65536):
                 requests.feed(bytes(chunk))
                 for words in requests:
-                    await thawed()
+                    if freezer.frozen:
+                        await freezer.wait_thawed()
                     self.server.execute(self.session, words)
                     if self.session.closing:
                         return
@@ -99,8 +119,7 @@ class MemoryBroker(EmbeddedBroker):
         """Set the state of a process that has just started: empty, running and writable."""
         self._valkey = Valkey(trio.current_time, self.publish)
         self._killed = trio.Event()
-        self._thawed = trio.Event()
-        self._thawed.set()
+        self._freezer = _Freezer()
 
     # -- for the tree ---------------------------------------------------------------------------------
 
@@ -186,12 +205,12 @@ class MemoryBroker(EmbeddedBroker):
 
     def freeze(self) -> None:
         """Answer nothing, as under SIGSTOP: connections stay open and silent."""
-        if self._thawed.is_set():
-            self._thawed = trio.Event()
+        if not self._freezer.frozen:
+            self._freezer.freeze()
 
     def thaw(self) -> None:
         """Answer again, beginning with the requests that came meanwhile."""
-        self._thawed.set()
+        self._freezer.thaw()
 
     def make_readonly(self, readonly: bool = True) -> None:
         """Refuse writes, as a replica does; publishing is no write."""
@@ -222,23 +241,16 @@ class MemoryBroker(EmbeddedBroker):
         try:
             with client.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_until_lost, client.write, self._wait_thawed, client)
-                    nursery.start_soon(_until_lost, client.read, self._wait_thawed, client)
+                    nursery.start_soon(_until_lost, client.write, self._freezer, client)
+                    nursery.start_soon(_until_lost, client.read, self._freezer, client)
         finally:
             del self._clients[client]
             client.server.disconnect(client.session)
             await trio.aclose_forcefully(stream)
 
-    async def _wait_thawed(self) -> None:
-        await self._thawed.wait()
 
-
-async def _until_lost(
-    run: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
-    thawed: Callable[[], Awaitable[None]],
-    client: _Client,
-) -> None:
+async def _until_lost(run: Callable[[_Freezer], Awaitable[None]], freezer: _Freezer, client: _Client) -> None:
     try:
-        await run(thawed)
+        await run(freezer)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
         client.scope.cancel()

@@ -17,6 +17,7 @@ from tangram.app import Boot, Server
 from tangram.bus.resp import current_dial
 from tangram.config import BrokerConfig, LoadedConfig
 from tangram.plugins import Plugin
+from tangram.plugins.registry import LoadedPlugins
 from tangram.redis_url import parse_redis_url
 from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
 from tangram.testing.checks.census import UNDER_TEST, Census, take_census, track_started, wait_nothing_left
@@ -42,6 +43,9 @@ EVENT_SECONDS: Final = 10.0
 
 LOOK_EVERY: Final = 0.01
 """Seconds between two polls of a tree that has no event for a condition."""
+
+SLOWEST_LOOK: Final = 0.16
+"""Most seconds between two polls where nothing happens, for example in a back-off of 5 s."""
 
 DELIVERY_COST: Final = 0.0005
 """Seconds of CPU, where a seed draws them: sometimes enough for the bus to gather messages."""
@@ -178,15 +182,22 @@ class RunningTangram:
                         return event
                 if self._ended.is_set():
                     break  # no further event will come
-                await self._changed.wait()
+                await self.wait_change()
         came = [f"{event.kind} {event.child}" for event in self.events[after:]]
         raise AssertionError(f"no {kind!r} of {child!r} within {seconds} s; the events were {came}")
+
+    async def wait_change(self) -> None:
+        """Wait for the next event of the tree, or for the end of the server.
+
+        After the end this returns at once.
+        """
+        await self._changed.wait()
 
     async def wait_ready(self, count: int, *, seconds: float = EVENT_SECONDS) -> None:
         """Wait until the server has become ready for the ``count``-th time."""
         with trio.move_on_after(seconds):
             while self.server.ready_count < count and not self._ended.is_set():
-                await self._changed.wait()
+                await self.wait_change()
         if self.server.ready_count >= count:
             return
         raise AssertionError(f"ready {self.server.ready_count} times within {seconds} s, expected {count}")
@@ -204,13 +215,17 @@ class RunningTangram:
         """
         missing = ["the supervisor"]
         with trio.move_on_after(seconds):
-            looks = 0
+            looks, pause = 0, LOOK_EVERY
             while looks < STEADY_LOOKS:
                 if self._ended.is_set():
                     return "ended"
                 missing = self.missing()
                 looks = 0 if missing else looks + 1
-                await trio.sleep(LOOK_EVERY)
+                with trio.move_on_after(pause) as scope:
+                    await self.wait_change()
+                quiet = scope.cancelled_caught
+                looks = looks if quiet else 0
+                pause = min(2 * pause, SLOWEST_LOOK) if quiet and missing else LOOK_EVERY
             return "quarantined" if self._quarantined() else "up"
         raise AssertionError(f"it did not come to rest within {seconds:g} s; missing: {', '.join(missing)}")
 
@@ -320,7 +335,7 @@ def _supervisors(top: SupervisorStatistics) -> list[SupervisorStatistics]:
 
 @asynccontextmanager
 async def open_tangram(
-    plugins: Iterable[Plugin | str] = (),
+    plugins: Iterable[Plugin | str] | LoadedPlugins = (),
     config: Mapping[str, Any] | LoadedConfig | None = None,
     *,
     wrap: Callable[[Child], Child] | None = None,
@@ -334,7 +349,7 @@ async def open_tangram(
 
     Args:
         plugins: ``Plugin`` objects (called ``plugin``, ``plugin_2``, ... unless their ``name`` is set),
-            or names of installed ones.
+            or names of installed ones. Or plugins that were loaded already, taken as they are.
         config: tables and keys as in ``tangram.toml``; ports and folders are chosen unless given. Or a
             configuration that was read already, taken as it is.
         wrap: applied to each child of the tree, inside the fault port.
@@ -415,7 +430,7 @@ def _port_of(running: RunningTangram) -> int | None:
 
 
 def _prepare(
-    plugins: Iterable[Plugin | str],
+    plugins: Iterable[Plugin | str] | LoadedPlugins,
     loaded: LoadedConfig,
     wrap: Callable[[Child], Child] | None,
     *,
@@ -431,7 +446,7 @@ def _prepare(
     boot = Boot(
         loaded=loaded,
         environ={"HOME": str(loaded.config.server.state_dir)},
-        plugins=load_given(plugins, loaded.config.plugins),
+        plugins=plugins if isinstance(plugins, LoadedPlugins) else load_given(plugins, loaded.config.plugins),
         signals=False,
         wrap=ports.wrap if wrap is None else lambda child: ports.wrap(wrap(child)),
         rng=rng,

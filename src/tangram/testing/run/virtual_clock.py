@@ -66,7 +66,9 @@ class SwallowedCancelWatch(trio.abc.Instrument):
         self.hopeless: set[trio.lowlevel.Task] = set()
         """Tasks to end at their next step, because they go on after each cancellation."""
         self._mark = mark
-        self._clock = trio.lowlevel.current_clock()
+        clock = trio.lowlevel.current_clock()
+        self._clock = clock
+        self._mock = clock if isinstance(clock, MockClock) else None
         self._threshold: float | None = None
         self._steps = 0
         self._now = -math.inf
@@ -86,24 +88,24 @@ class SwallowedCancelWatch(trio.abc.Instrument):
 
     def after_task_step(self, _task: trio.lowlevel.Task) -> None:
         """Hold an autojump clock while threads work for the loop."""
-        clock = self._clock
-        if not isinstance(clock, MockClock):
+        clock = self._mock
+        if clock is None:
             return
         works = active_thread_count() > service_threads()
         if works and self._threshold is None and clock.autojump_threshold < THREAD_SECONDS:
             self._threshold, clock.autojump_threshold = clock.autojump_threshold, THREAD_SECONDS
-        elif not works:
+        elif not works and self._threshold is not None:
             self.let_go()
 
     def let_go(self) -> None:
         """Release the clock if it is held."""
-        if isinstance(self._clock, MockClock) and self._threshold is not None:
-            self._clock.autojump_threshold, self._threshold = self._threshold, None
+        if self._mock is not None and self._threshold is not None:
+            self._mock.autojump_threshold, self._threshold = self._threshold, None
 
     def _look(self) -> None:
         """Begin to count steps where the loop has run for too long."""
         real, virtual = time.monotonic(), self._clock.current_time()
-        if not isinstance(self._clock, MockClock) or virtual != self._now:
+        if self._mock is None or virtual != self._now:
             self._now, self._since = virtual, real
         if real < self.due and real - self._since < SPIN_SECONDS:
             self._busy = None

@@ -90,15 +90,13 @@ def encode(reply: Reply, protocol: int) -> bytes:
         reply: any value of `Reply`.
         protocol: 2 or 3.
     """
-    match reply:
-        case int():
-            return b":%d\r\n" % reply
-        case bytes():
-            return b"$%d\r\n%b\r\n" % (len(reply), reply)
-        case None | _NilArray() | Simple() | ReplyError():
-            return _line_of(reply, protocol)
-        case _:
-            return _group(reply, protocol)
+    if isinstance(reply, bytes):
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    if reply is None or isinstance(reply, _NilArray | Simple | ReplyError):
+        return _line_of(reply, protocol)
+    return _group(reply, protocol)
 
 
 def _line_of(reply: _NilArray | Simple | ReplyError | None, protocol: int) -> bytes:

@@ -344,7 +344,7 @@ class Chaos:
                         raise StruckAlready(f"{child!r} was stopped before it could crash")
                 if tangram.ended:
                     break
-                await trio.sleep(LOOK_EVERY)
+                await tangram.wait_change()
         came = [f"{event.kind} {event.child}" for event in tangram.events[after:]]
         raise AssertionError(f"the crash of {child!r} was not reported; the events were {came}")
 
@@ -377,7 +377,7 @@ class Chaos:
                     raise NothingToStrike(f"{child!r} was quarantined before it could be struck again")
                 if gave_up(since):
                     raise NothingToStrike(f"the server gave up before {child!r} could be struck again")
-                await trio.sleep(LOOK_EVERY)
+                await self.tangram.wait_change()
         raise AssertionError(f"{came} events {kind!r} of {child!r} came within {seconds:g} s, not {count}")
 
     async def wait_bus(self, *, up: bool = True, seconds: float | None = None) -> None:
