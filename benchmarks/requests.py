@@ -1,10 +1,10 @@
-"""Measure HTTP requests under load: both engines beside FastAPI on uvicorn.
+"""Measure HTTP requests under load: both engines beside other frameworks.
 
     python benchmarks/requests.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
 
-All servers have the same routes and no access log. A C program on another processor uses 32 keep-alive
-connections with one request at a time. CPU is the operating system's figure for the server's threads and
-children. Rounds are interleaved, and the table shows medians. Results are written to
+All servers have the same routes (granian: the answer of 1 MiB) and no access log. A C program on another
+processor uses 32 keep-alive connections with one request at a time. CPU is the operating system's figure for
+the server's threads and children. Rounds are interleaved, and the table shows medians. Results are written to
 ``benchmarks/results/requests.md`` and ``.svg``.
 """
 
@@ -36,7 +36,14 @@ from benchmarks.lib.report import (
     svg,
     write,
 )
-from benchmarks.lib.servers import Server, start_fastapi, start_tangram
+from benchmarks.lib.servers import (
+    Server,
+    start_fastapi,
+    start_granian,
+    start_on_uvicorn,
+    start_robyn,
+    start_tangram,
+)
 
 NATIVE, HYPERCORN = "tangram", "tangram on Hypercorn"
 ASYNCIO, ASYNCIO_HTTPTOOLS, UVLOOP = (
@@ -44,12 +51,22 @@ ASYNCIO, ASYNCIO_HTTPTOOLS, UVLOOP = (
     "FastAPI, asyncio + httptools",
     "FastAPI, uvloop + httptools",
 )
+BLACKSHEEP, LITESTAR, ROBYN, GRANIAN = (
+    "blacksheep, uvloop + httptools",
+    "Litestar, uvloop + httptools",
+    "Robyn",
+    "granian, bare ASGI",
+)
 SERVERS: dict[str, Callable[[Path], Server]] = {
     NATIVE: partial(start_tangram, routes=True),
     HYPERCORN: partial(start_tangram, engine="hypercorn", routes=True),
     ASYNCIO: partial(start_fastapi, loop="asyncio", parser="h11"),
     ASYNCIO_HTTPTOOLS: partial(start_fastapi, loop="asyncio", parser="httptools"),
     UVLOOP: partial(start_fastapi, loop="uvloop", parser="httptools"),
+    BLACKSHEEP: partial(start_on_uvicorn, app="blacksheep_app"),
+    LITESTAR: partial(start_on_uvicorn, app="litestar_app"),
+    ROBYN: start_robyn,
+    GRANIAN: start_granian,
 }
 CONNECTIONS = 32
 HEADERS = b"Host: 127.0.0.1\r\nUser-Agent: benchmark\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
@@ -62,6 +79,8 @@ class Route:
     request: bytes
     requests: int
     """Requests of a full round; Hypercorn gets a quarter of them."""
+    without: tuple[str, ...] = ()
+    """Servers that do not have the route."""
 
 
 ROUTES = (
@@ -69,14 +88,22 @@ ROUTES = (
         "path parameter, five fields",
         b"GET /bench/aircraft/31000 HTTP/1.1\r\n" + HEADERS + b"\r\n",
         20_000,
+        (GRANIAN,),
     ),
     Route(
         "JSON body, there and back",
         b"POST /bench/aircraft HTTP/1.1\r\n" + HEADERS + b"Content-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
         20_000,
+        (GRANIAN,),
     ),
-    Route("file of 1 MiB", b"GET /bench/megabyte HTTP/1.1\r\n" + HEADERS + b"\r\n", 1_000),
+    Route(
+        "file of 1 MiB",
+        b"GET /bench/megabyte HTTP/1.1\r\n" + HEADERS + b"\r\n",
+        1_000,
+        (BLACKSHEEP, LITESTAR, ROBYN, GRANIAN),
+    ),
+    Route("answer of 1 MiB", b"GET /bench/answer HTTP/1.1\r\n" + HEADERS + b"\r\n", 2_000),
 )
 
 
@@ -110,13 +137,15 @@ def measure(options: argparse.Namespace) -> Results:
                 if options.only and not any(word in route.name for word in options.only):
                     continue
                 for name, server in servers.items():
+                    if name in route.without:
+                        continue
                     count = route.requests // (8 if options.quick else 1) // (4 if name == HYPERCORN else 1)
                     results.add(route.name, name, ask(server, route, count))
     return results
 
 
 def targets(results: Results) -> list[Target]:
-    first = ROUTES[0].name
+    first, body, _, answer = (route.name for route in ROUTES)
 
     def against(name: str, figure: str) -> float:
         ours, theirs = results.value(first, NATIVE, figure), results.value(first, name, figure)
@@ -128,6 +157,20 @@ def targets(results: Results) -> list[Target]:
         Target(f"{speed}: ours to {UVLOOP}", against(UVLOOP, "per_second"), 1, "x", at_least=True),
         Target(f"{cpu}: {ASYNCIO} to ours", against(ASYNCIO, "cpu_us"), 3, "x", at_least=True),
         Target(f"{cpu}: {UVLOOP} to ours", against(UVLOOP, "cpu_us"), 1, "x", at_least=True),
+        *(
+            Target(
+                f"CPU a request, {route}: ours to {name}",
+                results.ratio(route, NATIVE, name, "cpu_us"),
+                1,
+                "x",
+            )
+            for route, names in (
+                (first, (BLACKSHEEP, LITESTAR, ROBYN)),
+                (body, (BLACKSHEEP, LITESTAR, ROBYN)),
+                (answer, (GRANIAN,)),
+            )
+            for name in names
+        ),
     ]
 
 
@@ -140,7 +183,9 @@ each, one process a server, access logs off. CPU is what the operating system sa
 children.
 
 *FastAPI, asyncio* is uvicorn as `pip install uvicorn` gives it (asyncio's own loop, h11); the other two have
-httptools, and the last one uvloop as well.
+httptools, and the last one uvloop as well. blacksheep and Litestar run on uvicorn with both. Robyn and
+granian are written in Rust; Robyn's handlers check no fields, granian's application is bare ASGI. Ratios
+among the targets are medians of the rounds' ratios.
 """
 
 
@@ -170,12 +215,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
-    parser.add_argument("--rounds", type=int, help="default: 3; quick: 1")
+    parser.add_argument("--rounds", type=int, help="default: 5; quick: 1")
     parser.add_argument("--only", nargs="*", default=[], help="routes whose name contains one of these")
     parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.rounds = options.rounds or (1 if options.quick else 5)
     options.missing = []
     keep_off()
     where = machine()

@@ -107,3 +107,14 @@ def test_promises_are_left_where_they_are_gathered(tmp_path: Path, monkeypatch: 
         assert exit_.value.code == (0 if met else 1)
 
     assert [json.loads(line)["met"] for line in path.read_text().splitlines()] == [True, False]
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    """Work beside the measurement slows both servers of a round, so it falls out of their ratio."""
+    results = Results()
+    for ours, theirs in ((1.0, 2.0), (50.0, 100.0), (3.0, 6.0)):
+        results.add("load", "tangram", {"cpu_us": ours})
+        results.add("load", "peer", {"cpu_us": theirs})
+
+    assert results.ratio("load", "tangram", "peer", "cpu_us") == 0.5
+    assert math.isnan(results.ratio("load", "tangram", "absent", "cpu_us"))

@@ -18,7 +18,10 @@ from typing import Final, NoReturn
 from benchmarks.lib.processes import ROOT, busy_share
 
 RESULTS = ROOT / "benchmarks" / "results"
-COLOURS = ("#2563eb", "#9ca3af", "#f59e0b", "#dc2626", "#7c3aed")
+COLOURS = (
+    *("#2563eb", "#9ca3af", "#f59e0b", "#dc2626", "#7c3aed"),
+    *("#059669", "#db2777", "#0891b2", "#65a30d"),
+)
 
 Sample = Mapping[str, float]
 
@@ -56,6 +59,16 @@ class Results:
     def value(self, workload: str, contender: str, name: str) -> float:
         """Return the measured value, or NaN."""
         return (self.median(workload, contender) or {}).get(name, math.nan)
+
+    def ratio(self, workload: str, ours: str, theirs: str, name: str) -> float:
+        """Return the median of the ratios of *ours* to *theirs* in each round, or NaN.
+
+        Both of a ratio were measured one after the other, so other work on the machine falls out of it.
+        """
+        found = self.samples.get(workload, {})
+        pairs = zip(found.get(ours, ()), found.get(theirs, ()), strict=False)
+        ratios = [one[name] / other[name] for one, other in pairs if other[name]]
+        return statistics.median(ratios) if ratios else math.nan
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The measured servers: tangram, the published tangram-core, and FastAPI."""
+"""The measured servers: tangram, the published tangram-core, and other frameworks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.lib.processes import (
@@ -22,6 +22,7 @@ from benchmarks.lib.processes import (
 
 PLUGIN = ROOT / "benchmarks" / "plugin"
 FASTAPI = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson")
+PEERS = ("blacksheep", "litestar", "robyn", "granian", "uvicorn", "uvloop", "httptools")
 
 
 class Server:
@@ -132,14 +133,48 @@ def start_published(folder: Path) -> Server:
 def start_fastapi(folder: Path, loop: str, parser: str) -> Server:
     """Start FastAPI on uvicorn: ``loop`` and ``parser`` are uvicorn's --loop and --http."""
     python = make_environment("bench-venv", *FASTAPI)
-    name = f"fastapi-{loop}-{parser}"
-    folder = folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    return _start_peer(
+        folder, f"fastapi-{loop}-{parser}", _uvicorn(python, "fastapi_app", port, loop, parser), port
+    )
+
+
+def start_on_uvicorn(folder: Path, app: str) -> Server:
+    """Start ``benchmarks/plugin/APP.py`` on uvicorn with uvloop and httptools, its fastest."""
+    python = make_environment("bench-peers-venv", *PEERS)
+    port = free_port()
+    return _start_peer(folder, app, _uvicorn(python, app, port, "uvloop", "httptools"), port)
+
+
+def start_robyn(folder: Path) -> Server:
+    """Start Robyn with one process and one worker."""
+    python = make_environment("bench-peers-venv", *PEERS)
+    port = free_port()
+    command = [str(python), str(PLUGIN / "robyn_app.py"), "--port", str(port)]
+    return _start_peer(folder, "robyn", command, port)
+
+
+def start_granian(folder: Path) -> Server:
+    """Start a bare ASGI application on granian with one worker."""
+    python = make_environment("bench-peers-venv", *PEERS)
     port = free_port()
     command = [
-        *(str(python), "-m", "uvicorn", "fastapi_app:app", "--app-dir", str(PLUGIN), "--port", str(port)),
+        *(str(python), "-m", "granian", "asgi_app:app", "--interface", "asgi", "--port", str(port)),
+        *("--workers", "1", "--loop", "uvloop", "--no-log", "--working-dir", str(PLUGIN)),
+    ]
+    return _start_peer(folder, "granian", command, port)
+
+
+def _uvicorn(python: Path, app: str, port: int, loop: str, parser: str) -> list[str]:
+    return [
+        *(str(python), "-m", "uvicorn", f"{app}:app", "--app-dir", str(PLUGIN), "--port", str(port)),
         *("--loop", loop, "--http", parser, "--no-access-log", "--log-level", "warning"),
     ]
+
+
+def _start_peer(folder: Path, name: str, command: Sequence[str], port: int) -> Server:
+    folder = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
     process = Process(command, environ=_environ(folder), log=folder / "log")
     wait_for_port(port, process)
     return Server(name, process, port)

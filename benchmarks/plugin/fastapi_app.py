@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 app = FastAPI()
@@ -35,6 +35,14 @@ async def file() -> FileResponse:
     return FileResponse(megabyte)
 
 
+content = megabyte.read_bytes()
+
+
+async def answer() -> Response:
+    return Response(content, media_type="application/octet-stream")
+
+
 app.add_api_route("/bench/aircraft/{altitude}", aircraft)
 app.add_api_route("/bench/aircraft", add, methods=["POST"])
 app.add_api_route("/bench/megabyte", file)
+app.add_api_route("/bench/answer", answer)

@@ -39,4 +39,12 @@ async def file() -> tangram.FileResponse:
     return tangram.FileResponse(megabyte)
 
 
+content = megabyte.read_bytes()
+
+
+@router.get("/answer")
+async def answer() -> tangram.Response:
+    return tangram.Response(content, media_type="application/octet-stream")
+
+
 plugin = tangram.Plugin(routers=[router])
