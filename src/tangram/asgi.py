@@ -7,21 +7,26 @@ version 3: https://asgi.readthedocs.io/en/latest/specs/main.html
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
 __all__ = [
+    "JSON_TYPE",
     "ASGIApp",
+    "Fields",
     "Message",
     "RawHeaders",
     "Receive",
     "Scope",
     "Send",
+    "WholeSend",
     "header",
     "headers_of",
     "send_json",
     "send_response",
+    "send_whole",
+    "with_fields",
 ]
 
 Scope: TypeAlias = dict[str, Any]
@@ -42,10 +47,33 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 """Header fields as pairs of name and value, in the order sent."""
 
-_JSON_TYPE: Final = (b"content-type", b"application/json")
+Fields: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Header fields that many answers share, for which an engine may keep the lines that it has made of them."""
+
+JSON_TYPE: Final = (b"content-type", b"application/json")
+"""The header field of a JSON body."""
 
 _BODILESS: Final = frozenset({204, 304})
 """Status codes whose responses have no body and no headers that describe one."""
+
+
+class WholeSend(Protocol):
+    """An engine's ``send`` that also takes a whole response in one call.
+
+    A function that wraps a ``send`` does not offer ``answer``, so that no response passes it by.
+    """
+
+    async def __call__(self, message: Message) -> None:
+        """Send one ASGI message."""
+
+    async def answer(self, status: int, fields: Fields, body: bytes) -> None:
+        """Send a response that has a body, with its length; HEAD gets the headers alone.
+
+        Args:
+            status: the status code, one whose responses have a body.
+            fields: header fields in lower case, none of which frames the message.
+            body: the body, also for HEAD.
+        """
 
 
 def headers_of(scope: Scope, name: bytes) -> list[str]:
@@ -84,7 +112,7 @@ async def send_json(
         return
     # The most frequent answer of all is sent here, without another coroutine.
     length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON_TYPE, length, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": [JSON_TYPE, length, *headers]})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
@@ -105,3 +133,27 @@ async def send_response(
         start[:0] = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def send_whole(scope: Scope, send: Send, status: int, fields: Fields, body: bytes) -> None:
+    """Send a response that has a body, in one call if ``send`` is a ``WholeSend``."""
+    answer = getattr(send, "answer", None)
+    if answer is not None:
+        await answer(status, fields, body)
+        return
+    start = [*fields, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def with_fields(message: Message, fields: Fields) -> Message:
+    """Return a ``http.response.start`` with further header fields.
+
+    An ``access-control-allow-origin`` of the application is dropped: the server decides about origins.
+    """
+    headers: RawHeaders = [
+        (name, value)
+        for name, value in message.get("headers", ())
+        if not name.lower().startswith(b"access-control-allow-origin")
+    ]
+    return {**message, "headers": [*headers, *fields]}

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tangram.config.model import Config, ServerConfig
-from tangram.web.proxies import ProxyHint, missing_proxy_headers
+from tangram.web.proxies import MAX_EXAMINED, ProxyHint, missing_proxy_headers
 from tests.web.asgi import call, site_of
 
 BROWSER = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64)"}
@@ -16,7 +16,7 @@ BROWSER = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64)"}
 
 @pytest.fixture(autouse=True)
 def nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ProxyHint, "_logged", False)
+    monkeypatch.setattr(ProxyHint, "_left", MAX_EXAMINED)
 
 
 def scope(version: str = "1.1", **headers: str) -> dict[str, Any]:

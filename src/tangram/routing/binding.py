@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -21,8 +21,15 @@ from tangram.routing.convert import is_class_like, origin_of, structurer
 from tangram.routing.params import MISSING, DependsMarker, Marker
 from tangram.routing.request import Request
 from tangram.routing.responses import Response
+from tangram.routing.router import Route
 
-__all__ = ["Dependency", "Param", "Plan", "compile_plan"]
+__all__ = ["Dependency", "Overrides", "Param", "Plan", "compile_plan", "compile_route"]
+
+_BODILESS: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
+"""Methods whose requests have no body by themselves."""
+
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+"""Replacements of dependencies, for tests."""
 
 CallKind = Literal["async", "thread", "class", "async_generator", "thread_generator"]
 Structure = Callable[[object], object]
@@ -96,7 +103,7 @@ class _Context:
     names: tuple[str, ...]
     bodiless: bool
     injectable: frozenset[type]
-    overrides: Mapping[Callable[..., Any], Callable[..., Any]]
+    overrides: Overrides
     connection: type[HTTPConnection]
     done: dict[int, Plan]
     underway: list[Callable[..., Any]]
@@ -108,7 +115,7 @@ def compile_plan(
     names: tuple[str, ...] = (),
     bodiless: bool = False,
     injectable: frozenset[type] = frozenset(),
-    overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    overrides: Overrides | None = None,
     dependencies: Iterable[DependsMarker] = (),
     connection: type[HTTPConnection] = Request,
 ) -> Plan:
@@ -135,6 +142,25 @@ def compile_plan(
     if missing := [name for name in names if name not in used]:
         raise RouteError(f"expected {_name(call)} to have a parameter {missing[0]!r}, as in the path")
     return _embedded(plan)
+
+
+def compile_route(
+    route: Route,
+    injectable: frozenset[type],
+    overrides: Overrides | None,
+    *,
+    connection: type[HTTPConnection] = Request,
+) -> Plan:
+    """Compile the handler of a route, for HTTP or for WebSockets; see ``compile_plan``."""
+    return compile_plan(
+        route.endpoint,
+        names=route.template.names,
+        bodiless=route.methods <= _BODILESS,  # a WebSocket has no methods
+        injectable=injectable,
+        overrides=overrides,
+        dependencies=route.dependencies,
+        connection=connection,
+    )
 
 
 def _name(call: object) -> str:

@@ -14,7 +14,7 @@ from tangram.routing.connection import HTTPConnection, parse_query
 from tangram.routing.convert import problems_of
 from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 from tangram.routing.params import MISSING
-from tangram.routing.request import Request, decode_json
+from tangram.routing.request import Request, decode_json, is_plain_json
 from tangram.routing.responses import Response
 from tangram.routing.router import Resolver
 
@@ -73,7 +73,11 @@ class Call:
     )
 
     def __init__(
-        self, request: HTTPConnection, stack: AsyncExitStack, resolve: Resolver | None, threads: Threads
+        self,
+        request: HTTPConnection,
+        stack: AsyncExitStack | None,
+        resolve: Resolver | None,
+        threads: Threads,
     ) -> None:
         self.request = request
         self.path = request.path_params
@@ -86,7 +90,7 @@ class Call:
         self.body: Any = MISSING
         self._pairs: dict[str, list[str]] | None = None
 
-    async def read_body(self, *, raw: bool) -> None:
+    async def take_body(self, *, raw: bool) -> None:
         """Read the body for body parameters; its faults are collected with the others."""
         assert isinstance(self.request, Request)
         data = await self.request.body()
@@ -153,8 +157,10 @@ class Call:
             case "thread":
                 return await self.threads.run(partial(plan.call, **arguments))
             case "async_generator":
+                assert self.stack is not None  # given where a plan has a generator
                 return await self.stack.enter_async_context(asynccontextmanager(plan.call)(**arguments))
             case "thread_generator":
+                assert self.stack is not None
                 manager = contextmanager(plan.call)(**arguments)
                 return await self.stack.enter_async_context(_in_threads(manager, self.threads))
 
@@ -230,15 +236,9 @@ def bind(
 
 
 def _expect_json(request: Request) -> None:
-    kind = coding = b""
-    # One pass over the raw headers: decoding all of them for two names costs more than this whole check.
-    for name, value in request.scope["headers"]:
-        if name == b"content-type":
-            kind = value
-        elif name == b"content-encoding":
-            coding = value
-    if kind != b"application/json" or coding:
-        _check_media_type(kind.decode("latin-1"), coding.decode("latin-1"))
+    if not is_plain_json(request.scope):
+        headers = request.headers
+        _check_media_type(headers.get("content-type", ""), headers.get("content-encoding", ""))
 
 
 def _check_media_type(content_type: str, content_encoding: str) -> None:

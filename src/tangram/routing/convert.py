@@ -28,9 +28,12 @@ from typing import (
     get_type_hints,
 )
 
+import msgspec
+
 from tangram.routing.constraints import ValueFault, checker, from_metadata, from_validator
 from tangram.routing.containers import COLLECTIONS, MAPPINGS
 from tangram.routing.exceptions import Loc, Problem
+from tangram.routing.plain_types import is_plain_type
 from tangram.routing.scalars import scalar, show
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["NestedFaults", "converter", "is_class_like", "problems_of", "structurer"]
 
 Structure = Callable[[object], object]
+
+_OF_JSON: Final = frozenset({dict, list})
 
 MAX_UNION_TRIALS: Final = 5_000
 """Trials of union members for one value: nested unions multiply them, usual bodies need a few hundred."""
@@ -94,7 +99,21 @@ def structurer(kind: Any) -> Structure:
         _budget.trials = MAX_UNION_TRIALS
         return hook(value, kind)
 
-    return structure
+    return _by_msgspec_first(kind, structure) if is_plain_type(kind) else structure
+
+
+def _by_msgspec_first(kind: Any, structure: Structure) -> Structure:
+    """Convert by msgspec, and the values that it refuses by ``structure``."""
+
+    def convert(value: object) -> object:
+        if type(value) in _OF_JSON:
+            try:
+                return msgspec.convert(value, kind)
+            except (msgspec.ValidationError, ArithmeticError, RecursionError):
+                pass
+        return structure(value)
+
+    return convert
 
 
 @cache

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from tangram.asgi import Receive, Scope, Send, send_json
-from tangram.routing.binding import Plan, compile_plan
-from tangram.routing.calls import Call, Threads, bind
-from tangram.routing.exceptions import InvalidRequest, Problem
-from tangram.routing.params import MISSING
+from tangram.routing.binding import Overrides, Plan, compile_route
+from tangram.routing.calls import Call, Threads
 from tangram.routing.request import Request
 from tangram.routing.responses import JSONResponse, Response, encode_json
 from tangram.routing.router import Mount, Route
+from tangram.routing.short_way import NOT_SHORT, NotShort, ShortWay, compile_short
 
-__all__ = ["Endpoint", "MountedApp", "Overrides"]
-
-_BODILESS: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
-
-Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+__all__ = ["Endpoint", "MountedApp"]
 
 
 class Endpoint:
@@ -29,7 +23,7 @@ class Endpoint:
         RouteError: its handler's signature cannot be bound.
     """
 
-    __slots__ = ("_fast", "_raw_body", "_reads_body", "mount", "names", "plan", "route")
+    __slots__ = ("_cleans_up", "_raw_body", "_reads_body", "mount", "names", "plan", "route", "short")
 
     def __init__(
         self, mount: Mount, route: Route, injectable: frozenset[type], overrides: Overrides | None = None
@@ -37,23 +31,18 @@ class Endpoint:
         self.mount = mount
         self.route = route
         self.names = route.template.names
-        self.plan: Plan = compile_plan(
-            route.endpoint,
-            names=self.names,
-            bodiless=route.methods <= _BODILESS,
-            injectable=injectable,
-            overrides=overrides,
-            dependencies=route.dependencies,
-        )
+        self.plan: Plan = compile_route(route, injectable, overrides)
         body = [param for part in self.plan.everything() for param in part.body]
         self._reads_body = bool(body)
         self._raw_body = len(body) == 1 and body[0].kind is bytes
-        # An async function with path parameters only needs no Request and no clean-up stack.
-        self._fast = (
-            self.plan.how == "async"
-            and not (self.plan.body or self.plan.special or self.plan.dependencies)
-            and all(param.source == "path" for param in self.plan.params)
-        )
+        self._cleans_up = any("generator" in part.how for part in self.plan.everything())
+        self.short: ShortWay | None = self._first
+        """Answers requests without a fault, if the endpoint has such a way; see ``short_way``."""
+
+    async def _first(self, values: tuple[str, ...], scope: Scope, receive: Receive, max_body: int) -> Any:
+        """Generate the short way, at the first request, and take it."""
+        self.short = compile_short(self.plan, self.mount, self.route)
+        return NOT_SHORT if self.short is None else await self.short(values, scope, receive, max_body)
 
     @property
     def owner(self) -> str:
@@ -76,6 +65,7 @@ class Endpoint:
         send: Send,
         max_body: int,
         threads: Threads,
+        before: Response | NotShort,
     ) -> None:
         """Run the handler and send its answer; exceptions of the handler are raised.
 
@@ -86,29 +76,29 @@ class Endpoint:
             send: ASGI's ``send`` of the request.
             max_body: the largest body in bytes, unless the route has a limit of its own.
             threads: runs sync functions.
+            before: the result of the short way: an answer to be sent, or the reason to begin anew.
         """
-        if self._fast:
-            result = await self.plan.call(**self._path_arguments(values))
-            await self._send(result, None, scope, receive, send)
+        if not isinstance(before, NotShort):
+            await self._send(before, None, scope, receive, send)
             return
         path = dict(zip(self.names, values, strict=True))
         request = Request(scope, receive, max_body=self.body_limit(max_body), path_params=path)
+        if before.body is not None:
+            request.set_body(before.body)
+        if not self._cleans_up:
+            await self._respond(request, None, receive, send, threads)
+            return
         async with AsyncExitStack() as stack:
-            call = Call(request, stack, self.mount.resolve, threads)
-            if self._reads_body:
-                await call.read_body(raw=self._raw_body)
-            result = await call.run(self.plan)
-            await self._send(result, call.response, scope, receive, send)
+            await self._respond(request, stack, receive, send, threads)
 
-    def _path_arguments(self, values: tuple[str, ...]) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
-        if values:
-            path = dict(zip(self.names, values, strict=True))
-            problems: list[Problem] = []
-            bind(self.plan.params, lambda param: path.get(param.key, MISSING), arguments, problems)
-            if problems:
-                raise InvalidRequest(problems)
-        return arguments
+    async def _respond(
+        self, request: Request, stack: AsyncExitStack | None, receive: Receive, send: Send, threads: Threads
+    ) -> None:
+        call = Call(request, stack, self.mount.resolve, threads)
+        if self._reads_body:
+            await call.take_body(raw=self._raw_body)
+        result = await call.run(self.plan)
+        await self._send(result, call.response, request.scope, receive, send)
 
     async def _send(
         self, result: object, extra: Response | None, scope: Scope, receive: Receive, send: Send
@@ -137,6 +127,8 @@ class MountedApp:
 
     __slots__ = ("mount", "route")
 
+    short: Final = None
+
     def __init__(self, mount: Mount, route: Route) -> None:
         self.mount = mount
         self.route = route
@@ -159,6 +151,7 @@ class MountedApp:
         send: Send,
         _max_body: int,
         _threads: Threads,
+        _before: object,
     ) -> None:
         """Call the application with the path of the mount in ``root_path``."""
         path = scope["path"]

@@ -17,6 +17,8 @@ __all__ = ["Found", "PathTemplate", "PathTree", "decode_path", "parse_path"]
 
 T = TypeVar("T")
 
+_NOTHING: Final[frozenset[str]] = frozenset()
+
 _NAME: Final = re.compile(r"\{([^{}]*)\}")
 
 
@@ -156,7 +158,7 @@ class PathTree(Generic[T]):
             if here is not None:
                 value = here.get(method) or (here.get("GET") if method == "HEAD" else None)
                 if value is not None:
-                    return Found(value, (), frozenset())
+                    return Found(value, (), _NOTHING)
             segments = path[1:].split("/")
         allowed: set[str] = set()
         found = self._walk(self._root, segments, 0, (), method, allowed)
@@ -173,6 +175,7 @@ class PathTree(Generic[T]):
         method: str,
         allowed: set[str],
     ) -> Found[T] | None:
+        node, at, values = _only_way(node, segments, at, values)
         if at == len(segments):
             return _pick(node.leaf, values, method, allowed)
         segment = segments[at]
@@ -194,10 +197,28 @@ class PathTree(Generic[T]):
         return found
 
 
+def _only_way(
+    node: _Node[T], segments: list[str], at: int, values: tuple[str, ...]
+) -> tuple[_Node[T], int, tuple[str, ...]]:
+    """Follow the segments while one way at most leads on: there is nothing to come back to."""
+    for segment in segments[at:] if at else segments:
+        child = node.static.get(segment)
+        if child is None:
+            if node.name is None or not segment or node.mixed or node.rest is not None:
+                break
+            child = node.name
+            values = (*values, segment)
+        elif node.name is not None or node.mixed or node.rest is not None:
+            break
+        node = child
+        at += 1
+    return node, at, values
+
+
 def _pick(leaf: dict[str, T], values: tuple[str, ...], method: str, allowed: set[str]) -> Found[T] | None:
     value = leaf.get(method) or (leaf.get("GET") if method == "HEAD" else None)
     if value is not None:
-        return Found(value, values, frozenset())
+        return Found(value, values, _NOTHING)
     allowed.update(leaf)
     if "GET" in leaf:
         allowed.add("HEAD")

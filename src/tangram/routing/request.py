@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tangram.asgi import Receive, Scope
+from tangram.asgi import Message, Receive, Scope
 from tangram.routing.connection import Headers, HTTPConnection, QueryParams
 from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 
@@ -51,7 +51,8 @@ class Request(HTTPConnection):
         if self._streamed:
             raise RuntimeError("the body was streamed already: read it with body() to use it twice")
         self._streamed = True
-        self._refuse_announced()
+        if _announces_more(self.scope, self.max_body):
+            raise self._too_large()
         received, more = 0, True
         while more:
             message = await self._receive()
@@ -65,15 +66,9 @@ class Request(HTTPConnection):
             if chunk:
                 yield chunk
 
-    def _refuse_announced(self) -> None:
-        for key, value in self.scope.get("headers", ()):
-            if (
-                key == b"content-length"
-                and self.max_body
-                and value.isdigit()
-                and (len(value) > 18 or int(value) > self.max_body)
-            ):
-                raise self._too_large()
+    def set_body(self, body: bytes) -> None:
+        """Take a body that was read already."""
+        self._body = body
 
     def _too_large(self) -> HTTPException:
         # The rest of the body is not read, so the connection cannot be used again. HTTP/2 has no such header,
@@ -100,6 +95,53 @@ class Request(HTTPConnection):
             InvalidRequest: 422, the body is not valid JSON.
         """
         return decode_json(await self.body())
+
+
+async def read_body(scope: Scope, receive: Receive, max_body: int) -> bytes:
+    """Return the whole body of a request, as ``Request.body`` does.
+
+    Raises:
+        HTTPException: 413, the body is longer than ``max_body``.
+        ClientDisconnected: the client has gone.
+    """
+    if not _announces_more(scope, max_body):
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")
+            if not len(body) > max_body > 0:
+                return body
+        receive = _again(message, receive)
+    return await Request(scope, receive, max_body=max_body, path_params={}).body()
+
+
+def _announces_more(scope: Scope, max_body: int) -> bool:
+    """Return whether a ``Content-Length`` is longer than ``max_body``."""
+    if max_body:
+        for key, value in scope.get("headers", ()):
+            if key == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > max_body):
+                return True
+    return False
+
+
+def _again(message: Message, receive: Receive) -> Receive:
+    """Return a ``receive`` whose first message was received already."""
+    first = [message]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again
+
+
+def is_plain_json(scope: Scope) -> bool:
+    """Return whether the headers declare JSON in the usual words, and no content coding."""
+    kind = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-encoding":
+            return False
+    return kind == b"application/json"
 
 
 def decode_json(body: bytes) -> Any:

@@ -1,14 +1,15 @@
-"""The answer to requests that fail because the process is short of a resource."""
+"""The answers that exceptions stand for, a shortage of the process among them."""
 
 from __future__ import annotations
 
 import time
 from typing import Final
 
-from tangram.descriptors import exhaustion_note
-from tangram.routing.exceptions import HTTPException
+from tangram.descriptors import exhaustion_note, is_exhaustion
+from tangram.errors import BadRequest, Refused
+from tangram.routing.exceptions import HTTPException, detail_of
 
-__all__ = ["unavailable"]
+__all__ = ["refusal_of", "unavailable"]
 
 LOG_INTERVAL: Final = 60.0
 """Seconds between two log records: a shortage fails many requests, and the log must not grow with them."""
@@ -30,3 +31,14 @@ def unavailable(error: BaseException) -> HTTPException:
             "requests fail for lack of a resource", cause=repr(error), note=exhaustion_note(error) or None
         )
     return HTTPException(503, "the server is short of resources, try again soon", {"retry-after": "5"})
+
+
+def refusal_of(cause: BaseException) -> HTTPException | None:
+    """Return the answer that an exception stands for, or None for an unexpected exception."""
+    if isinstance(cause, HTTPException):
+        return cause
+    if isinstance(cause, BadRequest):
+        return HTTPException(422, detail_of(cause))
+    if isinstance(cause, Refused):
+        return HTTPException(403, cause.reason)
+    return unavailable(cause) if is_exhaustion(cause) else None

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import trio
 
 from tangram import defaults
-from tangram.asgi import Receive, Scope, Send, send_json
+from tangram.asgi import JSON_TYPE, Fields, Receive, Scope, Send, send_json, send_whole, with_fields
 from tangram.asyncio_hint import asyncio_hint
-from tangram.descriptors import is_exhaustion
-from tangram.errors import BadRequest, Refused, RouteError
+from tangram.errors import RouteError
 from tangram.groups import unwrap_single
+from tangram.routing.binding import Overrides
 from tangram.routing.calls import Threads
-from tangram.routing.endpoint import Endpoint, MountedApp, Overrides
-from tangram.routing.exceptions import HTTPException, ResponseAborted, detail_of
+from tangram.routing.endpoint import Endpoint, MountedApp
+from tangram.routing.exceptions import ResponseAborted
 from tangram.routing.paths import Found, PathTree, decode_path
 from tangram.routing.request import ClientDisconnected
 from tangram.routing.responses import JSONResponse, Response
 from tangram.routing.router import APIRouter, Mount, Route
-from tangram.routing.shortage import unavailable
+from tangram.routing.short_way import NOT_SHORT, NotShort
+from tangram.routing.shortage import refusal_of
 
 if TYPE_CHECKING:
     from tangram.routing.websocket import SocketEndpoint
@@ -43,21 +44,24 @@ _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 
 
 class _Sender:
-    """ASGI's ``send``, which remembers how much of the answer has been sent.
+    """ASGI's ``send``, which adds header fields and remembers how much has been sent.
 
     After a failure it decides whether an error can still be answered.
     """
 
-    __slots__ = ("_send", "broken", "ended", "started")
+    __slots__ = ("_fields", "_send", "broken", "ended", "started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, fields: Fields) -> None:
         self._send = send
+        self._fields = fields
         self.started = False
         self.ended = False
         self.broken = False
 
     async def __call__(self, message: Any) -> None:
         self.started = True
+        if self._fields and message["type"] == "http.response.start":
+            message = with_fields(message, self._fields)
         try:
             await self._send(message)
         except Exception:
@@ -65,6 +69,12 @@ class _Sender:
             raise
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.ended = True
+
+    def answer(self, scope: Scope, status: int, body: bytes) -> Awaitable[None]:
+        """Send a whole JSON answer, as the only one and with nothing sent before."""
+        # An exception of the engine ends the request without another answer, as in __call__.
+        self.started = self.ended = self.broken = True
+        return send_whole(scope, self._send, status, (JSON_TYPE, *self._fields), body)
 
 
 class RouteTable:
@@ -172,15 +182,20 @@ class RouteTable:
             self.max_body if found is None or found.value is None else found.value.body_limit(self.max_body)
         )
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer a request and return True, or return False if no route has its path."""
+    async def handle(self, scope: Scope, receive: Receive, send: Send, fields: Fields = ()) -> bool:
+        """Answer a request and return True, or return False if no route has its path.
+
+        ``fields`` are added to the header of the answer, and replace the handler's
+        ``access-control-allow-origin``.
+        """
         found = self.locate(scope)
         if found is None:
-            return await self._redirect(scope, *_split_root(scope), receive, send)
-        if found.value is None:
-            await _answer_method(scope, found.allowed, send)
+            return await self._redirect(scope, *_split_root(scope), receive, _Sender(send, fields))
+        endpoint = found.value
+        if endpoint is None:
+            await _answer_method(scope, found.allowed, _Sender(send, fields))
         else:
-            await self._run(found.value, found.values, scope, receive, _Sender(send))
+            await self._run(endpoint, found.values, scope, receive, _Sender(send, fields))
         return True
 
     def locate_websocket(self, scope: Scope) -> Found[SocketEndpoint | MountedApp] | None:
@@ -203,7 +218,7 @@ class RouteTable:
             return False
         endpoint = found.value
         if isinstance(endpoint, MountedApp):
-            await endpoint.respond(found.values, scope, receive, send, self.max_body, self.threads)
+            await endpoint.respond(found.values, scope, receive, send, self.max_body, self.threads, NOT_SHORT)
             return True
 
         def report(error: Exception) -> str:
@@ -250,7 +265,13 @@ class RouteTable:
         sender: _Sender,
     ) -> None:
         try:
-            await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads)
+            result: bytes | Response | NotShort = NOT_SHORT
+            if endpoint.short is not None:
+                result = await endpoint.short(values, scope, receive, self.max_body)
+            if isinstance(result, bytes):
+                await sender.answer(scope, endpoint.route.status_code, result)
+                return
+            await endpoint.respond(values, scope, receive, sender, self.max_body, self.threads, result)
             if not sender.started:
                 raise RuntimeError("a dependency swallowed the exception that was thrown into it")  # noqa: TRY301 - answered below
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - a failure ends its own request only
@@ -336,15 +357,10 @@ async def _fail(exc: BaseException, endpoint: Endpoint | MountedApp, scope: Scop
 
 def _refusal(cause: BaseException) -> Response | None:
     """Return the answer that an exception stands for, or None for an unexpected exception."""
-    if isinstance(cause, HTTPException):
-        return JSONResponse({"detail": cause.detail}, cause.status_code, cause.headers)
-    if isinstance(cause, BadRequest):
-        return JSONResponse({"detail": detail_of(cause)}, 422)
-    if isinstance(cause, Refused):
-        return JSONResponse({"detail": cause.reason}, 403)
-    if is_exhaustion(cause):
-        return _refusal(unavailable(cause))
-    return None
+    refusal = refusal_of(cause)
+    if refusal is None:
+        return None
+    return JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
 
 
 async def _never() -> Any:

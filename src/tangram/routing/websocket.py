@@ -7,15 +7,16 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
 from tangram.asgi import Message, Receive, Scope, Send
-from tangram.errors import BadRequest, Refused, RouteError
+from tangram.errors import RouteError
 from tangram.groups import unwrap_single
-from tangram.routing.binding import Plan, compile_plan
+from tangram.routing.binding import Overrides, Plan, compile_route
 from tangram.routing.calls import Call, Threads
 from tangram.routing.connection import HTTPConnection
-from tangram.routing.exceptions import HTTPException, WebSocketDisconnect, detail_of
+from tangram.routing.exceptions import WebSocketDisconnect
 from tangram.routing.request import decode_json
 from tangram.routing.responses import encode_json
 from tangram.routing.router import Mount, Route
+from tangram.routing.shortage import refusal_of
 
 __all__ = ["SocketEndpoint", "WebSocket"]
 
@@ -170,24 +171,12 @@ class SocketEndpoint:
     __slots__ = ("mount", "names", "plan", "route")
 
     def __init__(
-        self,
-        mount: Mount,
-        route: Route,
-        injectable: frozenset[type],
-        overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+        self, mount: Mount, route: Route, injectable: frozenset[type], overrides: Overrides | None = None
     ) -> None:
         self.mount = mount
         self.route = route
         self.names = route.template.names
-        self.plan: Plan = compile_plan(
-            route.endpoint,
-            names=self.names,
-            bodiless=True,
-            injectable=injectable,
-            overrides=overrides,
-            dependencies=route.dependencies,
-            connection=WebSocket,
-        )
+        self.plan: Plan = compile_route(route, injectable, overrides, connection=WebSocket)
         if self.plan.how != "async":
             raise RouteError("expected an async function: a WebSocket cannot be served in a thread")
         for part in self.plan.everything():
@@ -231,7 +220,13 @@ async def _fail(socket: WebSocket, error: Exception, report: Callable[[Exception
     cause = unwrap_single(error)
     if isinstance(cause, WebSocketDisconnect):
         return
-    status, content = _refusal(cause) or (500, {"detail": "internal error", "id": report(error)})
+    refusal = refusal_of(cause)
+    status: int
+    content: dict[str, object]
+    if refusal is None:
+        status, content = 500, {"detail": "internal error", "id": report(error)}
+    else:
+        status, content = refusal.status_code, {"detail": refusal.detail}
     try:
         if not socket.accepted and not socket.closed:
             await socket.refuse(status, content)
@@ -241,14 +236,3 @@ async def _fail(socket: WebSocket, error: Exception, report: Callable[[Exception
             await socket.close(POLICY, str(cause))
     except WebSocketDisconnect:
         return
-
-
-def _refusal(cause: BaseException) -> tuple[int, object] | None:
-    """Return the status and the content that an exception stands for."""
-    if isinstance(cause, HTTPException):
-        return cause.status_code, {"detail": cause.detail}
-    if isinstance(cause, BadRequest):
-        return 422, {"detail": detail_of(cause)}
-    if isinstance(cause, Refused):
-        return 403, {"detail": cause.reason}
-    return None

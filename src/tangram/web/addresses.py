@@ -22,10 +22,10 @@ from tangram.config.listen import ALL, UNIX, first_name, listens_on_all, split_h
 from tangram.config.model import Config
 from tangram.web.forwarded import UNKNOWN_HOP, Hop, read_forwarded
 
-__all__ = ["Addresses", "is_loopback"]
+__all__ = ["REPLACING", "Addresses", "is_loopback"]
 
 _ANY: Final = {"", "0.0.0.0", "::", ALL}  # noqa: S104 - compared with, not bound to
-_REPLACING: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"forwarded"})
+REPLACING: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"forwarded"})
 """Headers of a trusted proxy that change the scope of a request."""
 _X_FORWARDING: Final = (b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto")
 
@@ -151,7 +151,7 @@ class Addresses:
         """
         # Most requests have no such header, and the work below costs a fifth of a small request.
         for name, _ in scope["headers"]:
-            if name.lower() in _REPLACING:
+            if name.lower() in REPLACING:
                 break
         else:
             return scope

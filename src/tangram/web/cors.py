@@ -12,11 +12,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from tangram.asgi import (
-    ASGIApp,
+    Fields,
     Message,
     RawHeaders,
     Receive,
@@ -26,10 +26,22 @@ from tangram.asgi import (
     headers_of,
     send_json,
     send_response,
+    with_fields,
 )
 from tangram.channels.disconnects import Refusal
 
-__all__ = ["MAX_AGE_SECONDS", "METHODS", "Allowed", "Cors", "may_open", "refuse_websocket"]
+__all__ = [
+    "MAX_AGE_SECONDS",
+    "METHODS",
+    "PLAIN",
+    "PREFLIGHT",
+    "Allowed",
+    "Cors",
+    "Inner",
+    "may_open",
+    "refuse_websocket",
+    "sending",
+]
 
 Allowed: TypeAlias = Callable[[str, str | None], bool]
 """Whether pages of an origin may use this server; arguments are ``Origin`` and ``Host``.
@@ -45,27 +57,33 @@ METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED: Final = b"ETag, Content-Range, Accept-Ranges"
 _VARY: Final = (b"vary", b"Origin")
 
+PLAIN: Final[Fields] = (_VARY,)
+"""The fields of an answer to a request without ``Origin``."""
+
+PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
+"""Header fields without which this layer has nothing to decide."""
+
+Inner: TypeAlias = Callable[[Scope, Receive, Send, Fields], Awaitable[None]]
+"""An application that adds the fields to its answer itself; ``sending`` does it for other applications."""
+
 
 class Cors:
-    """ASGI middleware around the whole site."""
+    """The layer around the whole site: preflights, and the fields that each answer gets."""
 
-    def __init__(self, app: ASGIApp, allowed: Allowed) -> None:
+    def __init__(self, app: Inner, allowed: Allowed) -> None:
         self._app = app
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         origin = self._allowed_origin(scope)
         if scope["method"] == "OPTIONS" and headers_of(scope, b"access-control-request-method"):
             await _preflight(scope, send, origin)
             return
-        await self._app(scope, receive, _with_cors_headers(send, _cors_headers(origin)))
+        await self._app(scope, receive, send, _cors_fields(origin))
 
     def headers(self, scope: Scope) -> RawHeaders:
         """Return the CORS headers of a response to this request."""
-        return _cors_headers(self._allowed_origin(scope))
+        return [*_cors_fields(self._allowed_origin(scope))]
 
     def _allowed_origin(self, scope: Scope) -> str | None:
         origin = header(scope, b"origin")
@@ -107,25 +125,22 @@ async def _preflight(scope: Scope, send: Send, origin: str | None) -> None:
     await send_response(scope, send, 200, b"", b"text/plain", headers=headers)
 
 
-def _cors_headers(origin: str | None) -> RawHeaders:
+def _cors_fields(origin: str | None) -> Fields:
     if origin is None:
-        return [_VARY]
-    return [
+        return PLAIN
+    return (
         _VARY,
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-expose-headers", _EXPOSED),
-    ]
+    )
 
 
-def _with_cors_headers(send: Send, cors: RawHeaders) -> Send:
-    async def send_with_headers(message: Message) -> None:
+def sending(send: Send, fields: Fields) -> Send:
+    """Return a ``send`` that adds the fields to the answer."""
+
+    async def send_with_fields(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers: RawHeaders = [
-                (name, value)
-                for name, value in message.get("headers", ())
-                if not name.lower().startswith(b"access-control-allow-origin")
-            ]
-            message = {**message, "headers": headers + cors}
+            message = with_fields(message, fields)
         await send(message)
 
-    return send_with_headers
+    return send_with_fields

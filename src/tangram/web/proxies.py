@@ -8,6 +8,7 @@ proxy lacks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -15,12 +16,12 @@ import structlog
 
 from tangram.asgi import Scope, header
 
-__all__ = ["ProxyHint", "missing_proxy_headers"]
+__all__ = ["SIGNS", "ProxyHint", "missing_proxy_headers"]
 
 log = structlog.get_logger("tangram.web")
 
 MAX_EXAMINED: Final = 2000
-"""Requests that are examined; a proxy is found among the first ones, and later requests cost nothing."""
+"""Requests with a sign that are examined: a proxy is found among the first ones, and later ones are free."""
 
 NGINX: Final = (
     "proxy_set_header Host $host; "
@@ -33,6 +34,9 @@ _CLIENT: Final = frozenset({b"x-forwarded-for", b"forwarded"})
 """Headers that name the client."""
 _PROXY: Final = frozenset({b"x-real-ip", b"x-forwarded-proto", b"x-forwarded-host", b"via"})
 """Headers that only proxies send."""
+
+SIGNS: Final = _CLIENT | _PROXY | {b"sec-fetch-site"}
+"""Headers without which a request shows a proxy by its HTTP version or its ``Host`` alone."""
 
 
 def missing_proxy_headers(scope: Scope, *, own_name: bool) -> str | None:
@@ -69,29 +73,27 @@ def _is_page_of_host(scope: Scope) -> bool:
 
 
 class ProxyHint:
-    """Examines requests until one shows a proxy without client addresses, and logs that once."""
+    """Examines requests until one shows a proxy without client addresses, and logs that once.
 
-    _logged = False
-    """Shared by all incarnations of a process."""
+    All incarnations of a process share its state, so that a restart does not begin anew.
+    """
 
-    def __init__(self) -> None:
-        self._left = 0 if ProxyHint._logged else MAX_EXAMINED
+    _left = MAX_EXAMINED
 
     @property
     def active(self) -> bool:
         """Whether requests are still to be examined."""
-        return self._left > 0
+        return ProxyHint._left > 0
 
-    def examine(self, scope: Scope, *, own_name: bool) -> None:
-        """Examine one request whose peer may be a proxy."""
-        if self._left <= 0:
+    def examine(self, scope: Scope, may_be_proxy: Callable[[Scope], bool], *, own_name: bool) -> None:
+        """Examine one request, if its peer may be a proxy."""
+        if not self.active:
             return
-        self._left -= 1
+        ProxyHint._left -= 1
         reason = missing_proxy_headers(scope, own_name=own_name)
-        if reason is None or ProxyHint._logged:
+        if reason is None or not may_be_proxy(scope):
             return
-        self._left = 0
-        ProxyHint._logged = True
+        ProxyHint._left = 0
         log.warning(
             "a proxy does not send the addresses of its clients, so all of them share one rate limit",
             reason=reason,

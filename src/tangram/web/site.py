@@ -1,20 +1,31 @@
 """The site: one ASGI application for all HTTP requests and the WebSockets of plugins.
 
-    CORS -> native routes (operator, core, plugins) -> files (start page, docs, front ends)
-         -> Quart (blueprints) -> 404
+    Host -> addresses -> CORS -> native routes (operator, core, plugins)
+         -> files (start page, docs, front ends) -> Quart (blueprints) -> 404
 
-Requests to native routes do not pass through Quart. Each incarnation builds a site of its own.
+Requests to native routes do not pass through Quart. Each incarnation builds a site of its own. Most requests
+have no header that concerns addresses or CORS: one look at the names lets them pass both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import attrs
 import structlog
 
-from tangram.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send, headers_of, send_json
+from tangram.asgi import (
+    ASGIApp,
+    Fields,
+    Message,
+    RawHeaders,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    send_json,
+)
 from tangram.channels.disconnects import ORIGIN, UNAVAILABLE, Party, Refusal
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
@@ -27,15 +38,15 @@ from tangram.routing.responses import encode_json
 from tangram.routing.table import MATCHES
 from tangram.version import VERSION
 from tangram.web import docs
-from tangram.web.addresses import Addresses
+from tangram.web.addresses import REPLACING, Addresses
 from tangram.web.cache import CacheRoutes
-from tangram.web.cors import METHODS, Allowed, Cors, may_open, refuse_websocket
+from tangram.web.cors import METHODS, PLAIN, PREFLIGHT, Allowed, Cors, may_open, refuse_websocket, sending
 from tangram.web.files import StaticFolder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
 from tangram.web.openapi_merge import merge_openapi
 from tangram.web.operator import ServerControl, operator_router
-from tangram.web.proxies import ProxyHint
+from tangram.web.proxies import SIGNS, ProxyHint
 from tangram.web.settings_validation import validate_settings
 from tangram.web.shell import PAGES, shell_folder
 
@@ -52,8 +63,20 @@ HOST: Final = Refusal("host not served, see [server] hosts", 421, Party.POLICY, 
 MAX_KNOWN_HOSTS: Final = 256
 """Values of ``Host`` whose check is remembered: clients may send any number of them."""
 
+_LOOKED_AT: Final = PREFLIGHT | REPLACING | SIGNS | {b"host"}
+"""Header fields that the layers in front of the routes read, apart from ``Host`` each in few requests."""
+
 _APP: Final = "tangram.app"
 """Key of the scope for the application of a plugin that answers its request, with the site that found it."""
+
+
+class _Host(NamedTuple):
+    """A value of ``Host`` that was checked."""
+
+    ours: bool
+    """The server answers to it."""
+    named: bool
+    """It is a configured name: see ``Addresses.is_named``."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -117,7 +140,7 @@ class Site:
         self._parts = parts
         self._control = parts.control
         self.addresses = Addresses.of(parts.config)
-        self._known_hosts: dict[tuple[object, ...], bool] = {}
+        self._known_hosts: dict[tuple[object, ...], _Host] = {}
         self._proxy_hint = ProxyHint()
         self.frontends: Frontends = find_frontends(parts.plugins)
         self.manifest = Manifest(parts.config, self.frontends)
@@ -146,6 +169,8 @@ class Site:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             match scope["type"]:
+                case "http" if self._is_plain(scope):
+                    await self._http(scope, receive, send, PLAIN)
                 case "http" if self._is_for_us(scope):
                     await self._outer(self.addresses.forwarded(scope), receive, send)
                 case "http":
@@ -186,10 +211,24 @@ class Site:
             self._openapi = encode_json(merge_openapi(document, self._apps))
         return self._openapi
 
+    def _is_plain(self, scope: Scope) -> bool:
+        """Return whether the ``Host`` is known, and the other layers have nothing to do."""
+        host = None
+        for name, value in scope["headers"]:  # names are lower-case in ASGI
+            if name in _LOOKED_AT:
+                if name != b"host" or host is not None:
+                    return False
+                host = value
+        server = scope.get("server")
+        known = self._known_hosts.get((host, server and server[0]))
+        if known is None or not known.ours:
+            return False
+        return not (self._proxy_hint.active and (known.named or scope.get("http_version") == "1.0"))
+
     def _is_for_us(self, scope: Scope) -> bool:
         """Return whether the server answers to the ``Host`` of a request; some results are kept."""
         host = None
-        for name, value in scope["headers"]:  # names are lower-case in ASGI
+        for name, value in scope["headers"]:
             if name == b"host":
                 host = value if host is None else b"%b,%b" % (host, value)  # two are refused
         server = scope.get("server")
@@ -198,27 +237,33 @@ class Site:
         if known is None:
             if len(self._known_hosts) >= MAX_KNOWN_HOSTS:
                 self._known_hosts.clear()
-            known = self._known_hosts[key] = self.addresses.answers(scope)
-        if self._proxy_hint.active and self.addresses.may_be_proxy(scope):
-            self._proxy_hint.examine(scope, own_name=self.addresses.is_named(scope))
-        return known
+            known = _Host(self.addresses.answers(scope), self.addresses.is_named(scope))
+            self._known_hosts[key] = known
+        if self._proxy_hint.active:
+            self._proxy_hint.examine(scope, self.addresses.may_be_proxy, own_name=known.named)
+        return known.ours
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: Scope, receive: Receive, send: Send, fields: Fields) -> None:
+        """Answer a request for this server; ``fields`` are added to the answer."""
         if scope["path"] == "*" and scope["method"] == "OPTIONS":
             # RFC 9110, section 9.3.7: a question about the server as a whole, often a mere ping.
-            await send_json(scope, send, 204, None, headers=[(b"allow", METHODS)])
+            await send_json(scope, sending(send, fields), 204, None, headers=[(b"allow", METHODS)])
             return
         down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
-        if down and await self._refuse_unavailable(down, app, scope, send):
+        if down and await self._refuse_unavailable(down, app, scope, sending(send, fields)):
             return
+        if app is None and await self.table.handle(scope, receive, send, fields):
+            return
+        await self._beside_routes(app, scope, receive, sending(send, fields))
+
+    async def _beside_routes(self, app: AppMount | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by a plugin's application, a file or Quart."""
         if app is not None:
             if scope["method"] == "HEAD" and not app.match(scope):
                 # FastAPI's routes for GET do not answer HEAD by themselves.
                 scope, send = {**scope, "method": "GET"}, _without_body(send)
             await app(scope, receive, send)
-            return
-        if await self.table.handle(scope, receive, send):
             return
         if await self._file(scope, receive, send):
             return

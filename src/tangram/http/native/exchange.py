@@ -18,13 +18,20 @@ from typing import Final
 import structlog
 import trio
 
-from tangram.asgi import Message, Scope
+from tangram.asgi import Fields, Message, Scope
 from tangram.groups import all_leaves_are
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.body import ChunkedBody, LengthBody
 from tangram.http.native.head import CHUNKED, RejectedRequest, RequestHead
 from tangram.http.native.host import Host
-from tangram.http.native.response import BadResponse, Framing, build_head, header_lines, simple_response
+from tangram.http.native.response import (
+    BadResponse,
+    Framing,
+    build_head,
+    build_whole_head,
+    header_lines,
+    simple_response,
+)
 from tangram.http.native.stream import NEVER, ClientStream
 from tangram.http.pending import PendingItem
 from tangram.turns import ClientTurns
@@ -42,8 +49,10 @@ SKIP_BYTES: Final = 65536
 SKIP_TIME: Final = 2.0
 """Seconds for each read of such a body."""
 
-JOIN_BYTES: Final = 65536
-"""A body up to this size is copied behind its head, so that both are sent in one write."""
+SMALL_BODY: Final = 4096
+"""A body up to this size that has arrived with its head is taken at once, and not counted as an unfinished
+one: the connection itself takes more memory.
+"""
 
 HANG_UP_INTERVAL: Final = 1.0
 """Seconds between two checks for a client that has gone, once no more is read ahead."""
@@ -53,30 +62,30 @@ _ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
 
 
 class Exchange:
-    """The application's ``receive`` and ``send`` for one request."""
+    """The application's ``receive`` for one request, and as a callable its ``send``."""
 
-    __slots__ = (
-        "_asked",
-        "_body",
-        "_continue",
-        "_framing",
-        "_head",
-        "_host",
-        "_late",
-        "_left",
-        "_limit",
-        "_pending",
-        "_received",
-        "_scope",
-        "_status",
-        "_stream",
-        "_turns",
-        "_waited",
-        "complete",
-        "over",
-        "request",
-        "sent",
-    )
+    # Defaults of the class: most requests change few of them.
+    _body: LengthBody | ChunkedBody | None = None
+    """The reader of a body that has not arrived with its head."""
+    _whole: bytes = b""
+    """A body that has."""
+    _limit = 0
+    _pending: PendingItem | None = None
+    _turns: ClientTurns | None = None
+    _waited = 0.0
+    _late = False
+    _continue = False
+    _asked = False
+    _received = 0
+    _status = 0
+    _head: object = ()
+    _framing: Framing | None = None
+    _left = 0
+    complete = False
+    """Whether the whole response was passed to the socket."""
+    over = False
+    """Whether the application may send no more."""
+    sent = 0
 
     def __init__(self, host: Host, stream: ClientStream, request: RequestHead) -> None:
         self._host = host
@@ -97,28 +106,18 @@ class Exchange:
             "server": stream.server_address,
             "extensions": {},
         }
-        self._body: LengthBody | ChunkedBody | None = None
-        self._limit = 0
-        self._pending: PendingItem | None = None
-        self._turns: ClientTurns | None = None
-        self._waited = 0.0
-        self._late = False
         if request.length:
-            self._body = ChunkedBody() if request.length == CHUNKED else LengthBody(request.length)
-            self._limit = host.engine.max_body(self._scope)
-            self._pending = host.engine.pending.item(self._address, self._drop_body)
+            self._begin_body(request)
+
+    def _begin_body(self, request: RequestHead) -> None:
+        engine, stream, length = self._host.engine, self._stream, request.length
+        limit = self._limit = engine.max_body(self._scope)
+        if 0 < length <= SMALL_BODY and length <= len(stream.buffer) and (length <= limit or not limit):
+            self._whole, stream.buffer = stream.buffer[:length], stream.buffer[length:]
+            return
+        self._body = ChunkedBody() if length == CHUNKED else LengthBody(length)
+        self._pending = engine.pending.item(self._address, self._drop_body)
         self._continue = request.expects_continue
-        self._asked = False
-        self._received = 0
-        self._status = 0
-        self._head: object = ()
-        self._framing: Framing | None = None
-        self._left = 0
-        self.complete = False
-        """Whether the whole response was passed to the socket."""
-        self.over = False
-        """Whether the application may send no more."""
-        self.sent = 0
 
     @property
     def unread(self) -> bool:
@@ -139,7 +138,7 @@ class Exchange:
         host.engine.requests += 1
         began = time.perf_counter() if host.settings.access_log else 0.0
         try:
-            await host.app(self._scope, self.receive, self.send)
+            await host.app(self._scope, self.receive, self)
         except BaseException as error:
             rest = failures_of(error)
             if rest is None or not isinstance(rest, Exception):
@@ -166,7 +165,7 @@ class Exchange:
         if body is None:
             if not self._asked:
                 self._asked = True
-                return {"type": "http.request", "body": b"", "more_body": False}
+                return {"type": "http.request", "body": self._whole, "more_body": False}
         elif not body.done and not self.over:
             return await self._read_body(body)
         elif not self._asked:  # an empty chunked body
@@ -275,8 +274,31 @@ class Exchange:
         await trio.lowlevel.checkpoint()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: Message) -> None:
-        """Send the response's start, then its body in pieces.
+    async def answer(self, status: int, fields: Fields, body: bytes) -> None:
+        """Send a whole response that has a body; see ``tangram.asgi.WholeSend``.
+
+        Raises:
+            ClientGone: the client has closed the connection.
+            BadResponse: a response was begun before, or the fields cannot be part of one.
+        """
+        stream, request = self._stream, self.request
+        if self.over or stream.closed:
+            raise ClientGone("the client has gone")
+        if self._status:
+            raise BadResponse("the response has already started")
+        self._status = status
+        keep_alive = request.keep_alive and not self._host.engine.draining and not self._must_close()
+        framing = self._framing = build_whole_head(
+            status, fields, len(body), version=request.version, keep_alive=keep_alive
+        )
+        if request.method == "HEAD":
+            body = b""
+        self.sent = len(body)
+        await stream.write_joined(framing.head, body)
+        self.complete = True
+
+    async def __call__(self, message: Message) -> None:
+        """Send the response's start, then its body in pieces: ASGI's ``send``.
 
         Raises:
             ClientGone: the client has closed the connection.
@@ -322,11 +344,7 @@ class Exchange:
         self._left = framing.length
         data = self._frame(framing, body, more=more)
         self._framing = framing
-        if len(data) <= JOIN_BYTES:
-            await stream.write(framing.head + data)
-        else:
-            await stream.write(framing.head)
-            await stream.write(data)
+        await stream.write_joined(framing.head, data)
 
     def _must_close(self) -> bool:
         """Return whether the connection will end because of an unread body."""

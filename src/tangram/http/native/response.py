@@ -13,7 +13,17 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
-__all__ = ["BadResponse", "Framing", "build_head", "date_line", "header_lines", "simple_response"]
+from tangram.asgi import Fields
+
+__all__ = [
+    "BadResponse",
+    "Framing",
+    "build_head",
+    "build_whole_head",
+    "date_line",
+    "header_lines",
+    "simple_response",
+]
 
 _STATUS: Final = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode("ascii"))
@@ -34,6 +44,11 @@ _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _date: tuple[int, bytes] = (0, b"")
+
+MAX_BLOCKS: Final = 256
+"""Header blocks that are kept: an origin that is echoed makes one of its own."""
+
+_blocks: Final[dict[tuple[int, Fields], bytes]] = {}
 
 
 class BadResponse(Exception):
@@ -91,10 +106,55 @@ def build_head(
     Raises:
         BadResponse: a header holds a line break or a null byte, or a malformed length.
     """
+    block, length, closes, has_date = _lines_of(status, headers)
+    close = closes or not keep_alive
+    length, close, line = _framing(status, length, whole, bodiless=bodiless, version=version, close=close)
+    block += line
+    if not has_date:
+        block += date_line()
+    return Framing(block + _end_of_head(version, close=close), length, close=close)
+
+
+def build_whole_head(status: int, fields: Fields, size: int, *, version: str, keep_alive: bool) -> Framing:
+    """Build the head of a response whose body is at hand, from lines that are kept.
+
+    Args:
+        status: the status code, one whose responses have a body.
+        fields: the header fields, none of which frames the message.
+        size: the body's length in bytes.
+        version: the request's HTTP version, ``"1.0"`` or ``"1.1"``.
+        keep_alive: whether client and engine keep the connection.
+
+    Raises:
+        BadResponse: a field holds a line break or a null byte, or frames the message.
+    """
+    block = _blocks.get((status, fields)) or _remember(status, fields)
+    end = b"\r\n" if keep_alive and version == "1.1" else _end_of_head(version, close=not keep_alive)
+    head = b"%bcontent-length: %d\r\n%b%b" % (block, size, date_line(), end)
+    return Framing(head, size, close=not keep_alive)
+
+
+def _remember(status: int, fields: Fields) -> bytes:
+    block, length, closes, has_date = _lines_of(status, fields)
+    if length is not None or closes or has_date:
+        raise BadResponse("a whole response with a header that frames it")
+    if len(_blocks) >= MAX_BLOCKS:
+        _blocks.clear()
+    _blocks[status, fields] = block
+    return block
+
+
+def _end_of_head(version: str, *, close: bool) -> bytes:
+    if close:
+        return b"connection: close\r\n\r\n"
+    return b"connection: keep-alive\r\n\r\n" if version == "1.0" else b"\r\n"
+
+
+def _lines_of(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int | None, bool, bool]:
+    """Return the first lines of a head, its length, and whether it closes and has a date."""
     length = None
-    close = not keep_alive
+    close = has_date = False
     lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    has_date = False
     for name, value in headers:
         lower = name.lower()
         if lower in _CONTROLLED:
@@ -111,15 +171,7 @@ def build_head(
     block = b"".join(lines)
     if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or b"\x00" in block:
         raise BadResponse("a response header holds a line break or a null byte")
-    length, close, line = _framing(status, length, whole, bodiless=bodiless, version=version, close=close)
-    block += line
-    if not has_date:
-        block += date_line()
-    if close:
-        block += b"connection: close\r\n"
-    elif version == "1.0":
-        block += b"connection: keep-alive\r\n"
-    return Framing(block + b"\r\n", length, close=close)
+    return block, length, close, has_date
 
 
 def _length(value: bytes, before: int | None) -> int:
