@@ -250,7 +250,12 @@ class Server:
             ConfigError: with every fault in the configuration of the plugins.
         """
         plugins = (
-            load_plugins(config.core.plugins, on_foreign=answer_old_names, on_import=self.boot.on_import)
+            load_plugins(
+                config.core.plugins,
+                on_foreign=answer_old_names,
+                on_import=self.boot.on_import,
+                folder=config.source and config.source.parent,
+            )
             if self.boot.plugins is None
             else self.boot.plugins
         )

@@ -35,7 +35,9 @@ def run_check(config_file: Path | None, *, as_json: bool) -> int:
     config = loaded.config
     check_tls(config)
     keep_log()
-    plugins = load_plugins(config.core.plugins, on_foreign=answer_old_names)
+    plugins = load_plugins(
+        config.core.plugins, on_foreign=answer_old_names, folder=config.source and config.source.parent
+    )
     faults = list(_config_faults(plugins, config))
     if faults:
         raise ConfigError(faults, about=f"configuration {path or 'of plugins'}")

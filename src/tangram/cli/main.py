@@ -8,6 +8,7 @@ none answers, and 77 without the operator's token.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from contextlib import suppress
@@ -51,6 +52,12 @@ def cli() -> None:
     "--port", type=click.IntRange(0, 65535), help="The port, in place of [server] port; 0 is a free one."
 )
 @click.option("--log-level", help="The lowest level that is logged, in place of [core] log_level.")
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    help="A plugin in place of [core] plugins: a name, a path or module:attribute. May be repeated.",
+)
 @click.option("--open", "open_page", is_flag=True, help="Open the page at / in a browser.")
 def serve(
     *,
@@ -59,6 +66,7 @@ def serve(
     host: str | None,
     port: int | None,
     log_level: str | None,
+    plugins: tuple[str, ...],
     open_page: bool,
 ) -> None:
     """Serve the configured plugins until SIGINT or SIGTERM.
@@ -74,6 +82,7 @@ def serve(
         "TANGRAM_SERVER__HOST": host,
         "TANGRAM_SERVER__PORT": None if port is None else str(port),
         "TANGRAM_CORE__LOG_LEVEL": log_level,
+        "TANGRAM_CORE__PLUGINS": json.dumps([_absolute(one) for one in plugins]) if plugins else None,
     }
     sys.exit(
         serve_until_stopped(
@@ -83,6 +92,15 @@ def serve(
             open_page=open_page,
         )
     )
+
+
+def _absolute(plugin: str) -> str:
+    """Return a path of the command line as an absolute one.
+
+    Relative paths begin in the folder of ``tangram.toml``.
+    """
+    place, colon, attribute = plugin.partition(":")
+    return f"{Path(place).absolute()}{colon}{attribute}" if "/" in place or place.endswith(".py") else plugin
 
 
 @cli.command()

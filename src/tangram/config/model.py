@@ -105,7 +105,8 @@ class CoreConfig:
     """The URL of Redis: ``redis://``, ``rediss://`` or ``unix://``. Unset: an embedded broker, whose URL
     plugins then read here."""
     plugins: tuple[str, ...] = ()
-    """Names of entry points, distributions or modules, in the order in which they start."""
+    """Names of entry points, distributions or modules, paths such as ``"./lights.py"`` (from the folder of
+    this file), or ``"module:attribute"``, in the order in which they start."""
     log_level: str = attrs.field(default="INFO", validator=validators.log_level)
     """The lowest level that is logged; compiled plugins also accept a filter such as ``info,jet1090=debug``.
     """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import Distribution, EntryPoint, entry_points
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -26,13 +27,15 @@ GROUPS: Final = ("tangram.plugins", "tangram_core.plugins")
 
 @attrs.frozen
 class Candidate:
-    """An installed entry point in one of the plugin groups, not imported yet."""
+    """A plugin that is not imported yet: an entry point, or a place (see ``places.py``)."""
 
     name: str
     """The entry point's name, as written."""
     dist_name: str
     """The ``Name`` of its distribution, or the entry point's name if the distribution is unknown."""
     entry_point: EntryPoint = attrs.field(eq=False)
+    file: Path | None = attrs.field(default=None, eq=False)
+    """The file to import, for a plugin that is named by its path."""
     foreign: bool = attrs.field(default=False, eq=False)
     """It is in the group of the published server, ``tangram_core.plugins``, perhaps also in ours."""
 

@@ -25,6 +25,7 @@ from tangram.config.structure import unknown_plugin_keys
 from tangram.errors import NotAPlugin, PluginError, PluginImportFailed
 from tangram.groups import first_leaf
 from tangram.plugins.discovery import Candidate, find, scan
+from tangram.plugins.places import candidate_at, import_file, is_place
 from tangram.plugins.plugin import Plugin
 
 __all__ = ["LoadedPlugin", "LoadedPlugins", "PluginFailure", "cause_line", "importing_plugin", "load_plugins"]
@@ -124,6 +125,7 @@ def load_plugins(
     entry_points: Iterable[EntryPoint] | None = None,
     on_foreign: Callable[[], None] | None = None,
     on_import: Callable[[str], None] | None = None,
+    folder: Path | None = None,
     into: LoadedPlugins | None = None,
 ) -> LoadedPlugins:
     """Import the plugins that ``names`` select, and no others.
@@ -135,6 +137,7 @@ def load_plugins(
         entry_points: the installed entry points; those of this environment by default.
         on_foreign: called before a plugin of the group ``tangram_core.plugins`` is imported.
         on_import: called with the name of each plugin before it is imported.
+        folder: the folder that paths in ``names`` begin in; the current one by default.
         into: earlier results that are extended and returned, for plugins loaded in several steps.
     """
     loaded = LoadedPlugins() if into is None else into
@@ -142,7 +145,7 @@ def load_plugins(
     seen: set[Candidate] = set()
     for name in names:
         try:
-            found = find(name, candidates)
+            found = [candidate_at(name, folder or Path())] if is_place(name) else find(name, candidates)
         except PluginError as error:
             loaded.failures.append(PluginFailure(name, error))
             continue
@@ -194,13 +197,15 @@ def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
 
 def _import(candidate: Candidate) -> Plugin:
     try:
+        if candidate.file is not None:
+            import_file(candidate.module, candidate.file)
         found = candidate.entry_point.load()
     except KeyboardInterrupt:
         raise
     # A module that calls sys.exit() at import must not end the server. A compiled module that panics raises a
     # BaseException as well.
     except BaseException as error:
-        line = cause_line(error, _source(candidate.module))
+        line = cause_line(error, candidate.file or _source(candidate.module))
         raise PluginImportFailed(
             f"plugin {candidate.name!r} of {candidate.dist_name!r} cannot be imported: {line}",
             plugin=candidate.name,
