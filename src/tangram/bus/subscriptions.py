@@ -13,6 +13,7 @@ import trio
 
 from tangram.bus.topics import parse_from, parse_to
 from tangram.errors import BadMessage, BrokerUnavailable
+from tangram.log_limit import LogLimit
 
 __all__ = ["MAX_BYTES", "MAX_MESSAGES", "Message", "Subscription", "SubscriptionSource"]
 
@@ -21,12 +22,6 @@ MAX_MESSAGES: Final = 4096
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Bytes of payload that are kept for a slow consumer; one message of any size is always kept."""
-
-LOG_INTERVAL: Final = 60.0
-"""Seconds between two log lines about messages of one topic and event that cannot be decoded."""
-
-MAX_LOGGED: Final = 1000
-"""Names whose last log line is remembered; a client chooses its events."""
 
 log = structlog.get_logger("tangram.bus")
 
@@ -163,7 +158,7 @@ class Subscription:
         self._added = False
         self._ended = ""
         self._kind = BrokerUnavailable
-        self._logged: dict[str, float] = {}
+        self._log_limit = LogLimit()
 
     async def __aenter__(self) -> Self:
         self.begin()
@@ -223,11 +218,8 @@ class Subscription:
             yield message, value
 
     def _log_bad(self, message: Message, error: BadMessage) -> None:
-        now = trio.current_time()
-        if now - self._logged.get(message.channel, -LOG_INTERVAL) >= LOG_INTERVAL:
-            if len(self._logged) >= MAX_LOGGED:
-                self._logged.clear()
-            self._logged[message.channel] = now
+        # A client chooses its events: the limit bounds the lines also for very many of them.
+        if self._log_limit.allows("message dropped", message.channel, trio.current_time()):
             log.warning(
                 "message dropped",
                 sender=error.sender,

@@ -7,23 +7,18 @@ from typing import Final
 
 from tangram.descriptors import exhaustion_note, is_exhaustion
 from tangram.errors import BadRequest, Refused
+from tangram.log_limit import LogLimit
 from tangram.routing.exceptions import HTTPException, detail_of
 
 __all__ = ["refusal_of", "unavailable"]
 
-LOG_INTERVAL: Final = 60.0
-"""Seconds between two log records: a shortage fails many requests, and the log must not grow with them."""
-
-
-class _LogTimes:
-    last = float("-inf")
+_log_limit: Final = LogLimit()
+"""A shortage fails many requests, and the log must not grow with them."""
 
 
 def unavailable(error: BaseException) -> HTTPException:
     """Return a 503 for an error that is no fault of the request, and log it once a minute."""
-    now = time.monotonic()
-    if now - _LogTimes.last >= LOG_INTERVAL:
-        _LogTimes.last = now
+    if _log_limit.allows("shortage", "", time.monotonic()):
         # Imported here: structlog takes longer to import than the rest of the room.
         import structlog
 
