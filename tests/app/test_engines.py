@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import trio
+from quart import Blueprint, websocket
 
 import tangram
 from tangram.client import Channel
 from tangram.testing import open_tangram
 from tests.app.helpers import Journal, make_plugin
+from tests.compat.websocket_client import Closed, open_websocket
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("engine", ["native", "hypercorn"])]
 
@@ -98,3 +102,51 @@ async def test_an_answer_in_flight_is_finished_by_a_planned_restart(engine: str)
 
         assert answers[0].json() == {"whole": True}
         assert running.server.ready_count == 2
+
+
+def plugin_with_socket(kind: str, ended: list[str]) -> tangram.Plugin:
+    """A plugin with a WebSocket at ``/live``, by a route or by a blueprint."""
+    router, blueprint = tangram.APIRouter(), Blueprint("live", __name__)
+
+    @router.websocket("/live")
+    async def by_route(socket: tangram.WebSocket) -> None:
+        await socket.accept()
+        await socket.send("hello")
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("route")
+
+    @blueprint.websocket("/live")
+    async def by_blueprint() -> None:
+        await websocket.send("hello")
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("blueprint")
+
+    plugin = tangram.Plugin(routers=[router]) if kind == "route" else tangram.Plugin(blueprints=[blueprint])
+    plugin.name = "live"
+    return plugin
+
+
+@pytest.mark.parametrize("kind", ["route", "blueprint"])
+async def test_websockets_of_a_plugin_end_with_it(engine: str, kind: Literal["route", "blueprint"]) -> None:
+    """A plugin that restarts alone cancels its handlers and closes with 1012; other WebSockets stay."""
+    ended: list[str] = []
+    plugins = [plugin_with_socket(kind, ended), make_plugin(Journal())]
+    config = server(engine) | {"supervisor": {"strategy": "one_for_one"}}
+    async with open_tangram(plugins, config) as running:
+        url = running.url.replace("http", "ws", 1) + "/live"
+        token = await tangram.fetch_token(running.url, "probe")
+        async with running.open_socket(reconnect=False) as other, open_websocket(url) as socket:
+            channel = await other.join("probe", token=token.token)
+            assert await socket.receive() == "hello"
+            await running.http.post("/-/plugins/live/restart", headers=running.operator)
+            with pytest.raises(Closed) as caught, trio.fail_after(5):
+                await socket.receive()
+            assert await channel.push("hello", {}) == {}
+
+        assert (caught.value.code, ended) == (1012, [kind])
+        async with open_websocket(url) as socket:
+            assert await socket.receive() == "hello"

@@ -96,6 +96,10 @@ class FakeOperator:
     listed_topics: Sequence[Mapping[str, Any]] | None = ()
     published: list[tuple[str, bytes]] = attrs.field(factory=list)
     redis_away: bool = False
+    websockets: dict[str, set[trio.CancelScope]] = attrs.field(factory=dict)
+
+    def websockets_of(self, plugin: str) -> set[trio.CancelScope]:
+        return self.websockets.setdefault(plugin, set())
 
     async def wait_available(self, plugin: str) -> str | None:
         await trio.lowlevel.checkpoint()

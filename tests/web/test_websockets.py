@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import pytest
 import trio
 from quart import Blueprint, websocket
+from structlog.testing import capture_logs
 
 from tangram.asgi import ASGIApp
 from tangram.config.model import Config, ServerConfig
@@ -92,3 +93,18 @@ async def test_a_plugin_that_is_down_opens_no_websocket(engine: Literal["native"
 
     assert (status, opened) == (503, [])
     assert b"retry-after: 1" in answer
+
+
+async def test_a_failing_websocket_of_a_blueprint_is_logged_with_its_path(engine: Any) -> None:
+    """The handshake gets 500, and the log names the path and the cause."""
+    made = Blueprint("failing", __name__, url_prefix="/demo")
+
+    @made.websocket("/ws")
+    async def own() -> None:
+        raise LookupError("no such sensor")
+
+    with capture_logs() as lines:
+        status, _ = await shake(engine, site_of(loaded(Plugin(blueprints=[made]))), "Host: 127.0.0.1")
+
+    [line] = [line for line in lines if line["event"] == "request failed"]
+    assert (status, line["path"], str(line["exc_info"])) == (500, "/demo/ws", "no such sensor")

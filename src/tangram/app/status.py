@@ -190,6 +190,11 @@ class ServerOperator:
         states = self._children()
         return {name: _why_down(name, states.get(PLUGIN + name)) for name in down}
 
+    def websockets_of(self, plugin: str) -> set[trio.CancelScope]:
+        """Return the scopes of the plugin's WebSockets, which are cancelled when it ends."""
+        host = self._incarnation.hosts.get(plugin)
+        return set() if host is None else host.websockets
+
     async def wait_available(self, plugin: str) -> str | None:
         """Wait until a plugin runs, at most `RESTART_WAIT` seconds, and return None.
 

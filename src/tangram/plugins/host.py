@@ -96,6 +96,8 @@ class PluginHost:
         self._lifespan_timeout = lifespan_timeout
         self._temporary_started: set[str] = set() if started is None else started
         self._running = False
+        self.websockets: set[trio.CancelScope] = set()
+        """The scopes of the plugin's open WebSockets, which are cancelled when its services are stopped."""
 
     @property
     def name(self) -> str:
@@ -203,6 +205,8 @@ class PluginHost:
             finally:
                 # Set before the services end: routes must not rely on services that are stopping.
                 self._running = False
+                for scope in list(self.websockets):
+                    scope.cancel()
 
     def _to_start(self) -> list[Service]:
         services = sorted(self.loaded.plugin.services, key=lambda service: (service.priority, service.name))

@@ -12,6 +12,8 @@ import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import trio
+
 from tangram.errors import NoSuchChild, StartFailed
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
 from tangram.web.topic_routes import TopicControl, add_topic_routes
@@ -76,6 +78,10 @@ class ServerControl(TopicControl, Protocol):
 
         Called at each request, so it must be cheap.
         """
+        ...
+
+    def websockets_of(self, plugin: str) -> set[trio.CancelScope]:
+        """Return the scopes of the plugin's WebSockets, which are cancelled when it ends."""
         ...
 
     async def wait_available(self, plugin: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import structlog
 import trio
-from quart import Quart, jsonify, request, websocket
+from quart import Quart, has_request_context, jsonify, request, websocket
 from quart.wrappers import Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
@@ -26,6 +26,7 @@ from tangram.http.engine import ClientGone
 from tangram.plugins.registry import LoadedPlugin, cause_line
 from tangram.routing.shortage import unavailable
 from tangram.web.operator import ServerControl
+from tangram.web.plugin_sockets import bind_to_plugin
 
 __all__ = ["QuartWebSocketConnection", "build_quart"]
 
@@ -84,7 +85,7 @@ def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str |
 
 
 def _refuse_unavailable(app: Quart, owners: Mapping[str, str], control: ServerControl) -> None:
-    """Answer 503 on the routes of plugins that cannot answer now."""
+    """Answer 503 on the routes of plugins that are down; bind WebSockets to their plugin."""
 
     async def refusal(context: Any) -> Any:
         down = control.unavailable()
@@ -100,7 +101,10 @@ def _refuse_unavailable(app: Quart, owners: Mapping[str, str], control: ServerCo
 
     async def before_websocket() -> Any:
         # The returned response is the answer to the handshake.
-        return await refusal(websocket)
+        refused = await refusal(websocket)
+        for name in websocket.blueprints if refused is None else ():
+            bind_to_plugin(cast("Any", websocket).scope, control.websockets_of(owners.get(name, "")))
+        return refused
 
     app.before_request(before_request)
     app.before_websocket(before_websocket)
@@ -240,5 +244,6 @@ async def _internal_error(error: Exception) -> Any:
         short = unavailable(error)
         return jsonify(detail=short.detail), short.status_code, dict(short.headers or {})
     ident = secrets.token_hex(6)
-    log.error("request failed", id=ident, path=request.path, exc_info=error)
+    path = request.path if has_request_context() else websocket.path
+    log.error("request failed", id=ident, path=path, exc_info=error)
     return jsonify(detail="internal error", id=ident), 500

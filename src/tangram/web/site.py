@@ -46,6 +46,7 @@ from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
 from tangram.web.openapi_merge import merge_openapi
 from tangram.web.operator import ServerControl, operator_router
+from tangram.web.plugin_sockets import bind_to_plugin, serve_plugin_socket
 from tangram.web.proxies import SIGNS, ProxyHint
 from tangram.web.settings_validation import validate_settings
 from tangram.web.shell import PAGES, shell_folder
@@ -342,7 +343,7 @@ class Site:
         found = self.table.locate_websocket(scope)
         if found is not None and found.value is not None:
             if await self._may_serve(found.value.owner, scope, send):
-                await self.table.handle_websocket(scope, receive, send)
+                await serve_plugin_socket(self._native_websocket, scope, receive, send)
             return
         if self._quart is _not_found:
             # Before the handshake is accepted, ASGI makes this an answer of 403.
@@ -351,7 +352,13 @@ class Site:
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
             return
-        await self._quart(scope, receive, send)
+        await serve_plugin_socket(self._quart, scope, receive, send)
+
+    async def _native_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self.table.locate_websocket(scope)
+        if found is not None and found.value is not None:
+            bind_to_plugin(scope, self._control.websockets_of(found.value.owner))
+            await self.table.handle_websocket(scope, receive, send)
 
     async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a WebSocket to a plugin's application, unless refused by origin or state."""
