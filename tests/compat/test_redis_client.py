@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import redis.asyncio
+from redis.asyncio.connection import ConnectionPool
 
+from tangram.compat.patches import patch_redis
 from tangram.compat.state import open_redis_client
 from tangram.testing import open_broker
 
@@ -26,6 +29,35 @@ def test_pooled_connections_that_were_closed_are_replaced(after: str) -> None:
             other = open_redis_client(broker.url)
             await other.client_kill_filter(_type="normal")
             await other.aclose()
+        await asyncio.sleep(0.05)
+        try:
+            answers = await asyncio.gather(*(client.ping() for _ in range(5)), return_exceptions=True)
+        finally:
+            await client.aclose()
+        return list(answers)
+
+    with open_broker() as broker:
+        assert asyncio.run(run()) == [True] * 5
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch the pools of ``redis.asyncio`` for one test."""
+    monkeypatch.setattr(ConnectionPool, "ensure_connection", ConnectionPool.ensure_connection)
+    patch_redis()
+    once = ConnectionPool.ensure_connection
+    patch_redis()
+    assert ConnectionPool.ensure_connection is once, "the second call patches nothing"
+
+
+def test_pools_of_a_plugin_replace_closed_connections(patched: None) -> None:
+    """A client that a plugin opened by ``Redis.from_url`` works at once after a restart of Redis."""
+
+    async def run() -> list[object]:
+        client = redis.asyncio.Redis.from_url(broker.url)
+        await asyncio.gather(*(client.set("key", "value") for _ in range(5)))
+        broker.kill()
+        broker.start()
         await asyncio.sleep(0.05)
         try:
             answers = await asyncio.gather(*(client.ping() for _ in range(5)), return_exceptions=True)

@@ -22,7 +22,7 @@ from tangram.compat.configuration import copy_of
 from tangram.compat.extension_sockets import ExtensionSockets
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
 from tangram.compat.names import has_fastapi
-from tangram.compat.patches import patch_extensions
+from tangram.compat.patches import patch_extensions, patch_redis
 from tangram.compat.returns import Outage, Returns, has_extension
 from tangram.compat.state import BackendState, open_http_client, open_redis_client
 from tangram.plugins.host import PluginHost
@@ -134,6 +134,7 @@ class IslandHost(PluginHost):
 
     async def _reside(self, island: Island, task_status: trio.TaskStatus[Any]) -> None:
         patch_extensions(self._package)
+        patch_redis()
         resident = self.resident = Resident(island, self.name)
         shared = self._shared_state()
         url = str(shared.config.core.redis_url)
@@ -259,6 +260,7 @@ class IslandHost(PluginHost):
                 return
             await returns.wait()
             patch_extensions(self._package)  # the first call may have imported further modules
+            patch_redis()
 
     def lifespan(self, state: SharedState) -> AbstractAsyncContextManager[None]:
         if self.loaded.plugin.lifespan is None and self._fast is None:

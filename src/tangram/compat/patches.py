@@ -10,6 +10,10 @@ new ones.
 
 Rust extensions set up tracing once for the process, and raise an error the second time. Their services do so
 first, so each would fail at every restart. This error is ignored, because tracing is already set up.
+
+A pool of redis-py 8 that a plugin opened by ``Redis.from_url`` does not look whether Redis has closed a
+connection, so that each pooled one fails once after a restart of Redis. It is connected again before its next
+command.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any, Final, TypeVar
 
 from tangram.compat.names import modules_of
 
-__all__ = ["patch_asyncio", "patch_extensions", "wait_for"]
+__all__ = ["patch_asyncio", "patch_extensions", "patch_redis", "wait_for"]
 
 T = TypeVar("T")
 
@@ -90,6 +94,26 @@ def patch_extensions(package: str) -> None:
             # The plugin's own modules may have taken it by ``from ._extension import init_...``.
             if key.startswith("init_") and isinstance(value, BuiltinFunctionType):
                 setattr(module, key, _repeatable(value))
+
+
+def patch_redis() -> None:
+    """Let pools of ``redis.asyncio`` replace connections that Redis has closed.
+
+    It does nothing until a plugin has imported them, and once it is done.
+    """
+    pool = getattr(sys.modules.get("redis.asyncio.connection"), "ConnectionPool", None)
+    original = getattr(pool, "ensure_connection", None)
+    if pool is None or original is None or hasattr(original, "__wrapped__"):
+        return
+
+    @wraps(original)
+    async def ensure_connection(self: Any, connection: Any) -> None:
+        reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
+        if reader is not None and reader.at_eof():
+            await connection.disconnect()
+        await original(self, connection)
+
+    pool.ensure_connection = ensure_connection
 
 
 def _repeatable(function: Callable[..., Any]) -> Callable[..., Any]:
