@@ -10,7 +10,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tangram.bus.listener import GATHER_MAX, Listener
+from tangram.bus.gathering import GATHER_MAX
+from tangram.bus.listener import Listener
 from tangram.bus.resp import Link
 from tangram.bus.subscriptions import Message, Subscription
 from tangram.bus.topics import TO_ALL
@@ -110,43 +111,62 @@ async def test_a_chunk_is_one_batch(
     assert recorder.messages[7] == (b"to:a:7", b"x")
 
 
-async def test_messages_gather_after_a_costly_delivery(
-    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
-) -> None:
-    """After a delivery the next read waits for ten times its cost, at most 4 ms.
-
-    The first message after a quiet moment is delivered at once.
-    """
-    at: list[float] = []
-    cost = iter([0.0, 0.0, 0.0, 0.0003, 0.0, 0.1])  # the confirmation, the first batch, the second
-    listener = listener_of(fake, recorder, lambda: next(cost, 0.0))
+async def delivered_at(
+    fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery, interval: float, count: int
+) -> list[float]:
+    """Return the delays of messages that come at an interval, with deliveries that cost 0.3 ms each."""
+    cost = iter(number * 0.0003 for number in range(100_000))
+    delays: list[float] = []
+    listener = listener_of(fake, recorder, lambda: next(cost))
+    begun = 0.0
 
     def sink(batch: Batch) -> None:
         recorder.sink(batch)
-        at.append(trio.current_time())
+        delays.extend(trio.current_time() - begun - float(payload) for _, payload in batch)
 
     listener._sink = sink
     nursery.start_soon(listener.run)
     await listener.wait_up()
-    await trio.sleep(1 - trio.current_time())
-    for _ in range(7):
-        await fake.push(b"to:a:b", b"x")
-        await trio.sleep(0.001)
+    begun = trio.current_time()
+    for number in range(count):
+        await trio.sleep_until(begun + number * interval)
+        await fake.push(b"to:a:b", b"%.9f" % (number * interval))
     await trio.sleep(0.01)
+    return delays
 
-    assert [len(batch) for batch in recorder.batches] == [1, 3, 3]
-    assert at == pytest.approx([1.0, 1.003, 1.007])
+
+async def test_messages_gather_at_rates_where_that_saves_writes(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
+) -> None:
+    """At 2,000 a second the next read waits for ten times the cost of the last delivery."""
+    delays = await delivered_at(fake, recorder, nursery, 0.0005, 200)
+
+    sizes = [len(batch) for batch in recorder.batches]
+    assert sum(sizes) == 200
+    assert set(sizes[-10:-1]) == {6}
+    assert max(delays) == pytest.approx(0.003, abs=0.001)
+
+
+async def test_messages_that_come_alone_are_not_delayed(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
+) -> None:
+    """At 500 a second each message is delivered at once, however much a delivery costs."""
+    delays = await delivered_at(fake, recorder, nursery, 0.002, 100)
+
+    assert [len(batch) for batch in recorder.batches] == [1] * 100
+    assert max(delays) == pytest.approx(0.0, abs=1e-6)
 
 
 async def test_no_pause_follows_a_full_read(
     autojump_clock: trio.testing.MockClock, fake: FakeRedis, recorder: Recorder, nursery: trio.Nursery
 ) -> None:
-    """After a full read enough messages have gathered, also after a costly delivery."""
+    """After a full read enough messages have gathered, also at a high rate and after a costly delivery."""
     cost = iter(range(10_000))
     listener = listener_of(fake, recorder, lambda: next(cost))
     nursery.start_soon(listener.run)
     await listener.wait_up()
-    await trio.sleep(1)
+    listener._gathering._due = 100.0
+    listener._gathering._began = trio.current_time()
     message = pmessage(TO_ALL, b"to:a:b", b"x" * 1000)
     begun = trio.current_time()
     await fake.subscriber.stream.send_all(message * 200)

@@ -20,7 +20,7 @@ from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import OVERLOAD, RESTART
 from tangram.channels.frames import BINARY, TEXT, Encoded, Run
-from tangram.channels.outbox import Outbox
+from tangram.channels.outbox import Outbox, put_run_all
 from tangram.gateway.pump import CLOSE_TIME, MAX_CONTROL, Pump, PumpStatistics, frame, join
 
 
@@ -309,3 +309,100 @@ async def test_a_run_of_texts_is_framed_as_its_messages_are() -> None:
     assert [item.opcode for item in run] == [TEXT] * len(texts)
     assert (run.length, len(run), run.size, run.first) == (6, 6, sum(map(len, texts)), 0)
     assert run[1].data == b"x"
+
+
+def broadcast(rigs: list[Rig], *data: bytes) -> bytes:
+    """Put a run into all outboxes, and return its frames."""
+    items = [Encoded(BINARY, each) for each in data]
+    put_run_all([rig.outbox for rig in rigs], Run(items))
+    return b"".join(frame(item) for item in items)
+
+
+async def test_a_broadcast_goes_directly_to_sockets_of_idle_clients(clock: Clock) -> None:
+    """The first client's transport frames it; the others get the same bytes past their outboxes."""
+    async with open_rig() as first, open_rig() as second, open_rig() as third:
+        rigs = [first, second, third]
+        expected = broadcast(rigs, b"one", b"two") + broadcast(rigs, b"three")
+
+        assert [rig.wire.read() for rig in rigs] == [expected] * 3
+        assert [rig.statistics.writes for rig in rigs] == [2, 0, 0]
+        assert [rig.outbox.pending for rig in rigs] == [0, 0, 0]
+
+
+async def test_a_broadcast_does_not_overtake(clock: Clock) -> None:
+    """Replies that are corked, and the rest of a blocked write, leave before a later broadcast."""
+    async with (
+        open_rig() as first,
+        open_rig(max_backlog=1 << 20) as corked,
+        open_rig(max_backlog=1 << 20) as slow,
+    ):
+        corked.pump.corked = True
+        reply = Encoded(TEXT, b"reply")
+        corked.outbox.put(reply)
+        large = Encoded(BINARY, b"x" * 300_000)
+        slow.outbox.put(large)
+        news = broadcast([first, corked, slow], b"news")
+        assert corked.wire.read() == b""
+        corked.pump.corked = False
+        corked.pump.flush()
+
+        assert corked.wire.read() == frame(reply) + news
+        assert await slow.read_all() == frame(large) + news
+        later = broadcast([first, corked, slow], b"later")
+        assert corked.wire.read() == slow.wire.read() == later
+        assert corked.statistics.writes == 1
+
+
+async def test_a_broadcast_that_is_taken_in_part_goes_on(clock: Clock) -> None:
+    """The rest counts as pending, is bounded, and is sent in order."""
+    async with open_rig() as first, open_rig(max_backlog=100_000) as slow:
+        expected = broadcast([first, slow], b"x" * 500_000)
+        assert slow.statistics.blocked == 1
+        assert 0 < slow.outbox.pending <= 500_000
+        expected += broadcast([first, slow], b"y" * 50_000)
+        assert slow.outbox.disconnect is None
+        assert await slow.read_all() == expected
+        assert slow.outbox.pending == 0
+
+        broadcast([first, slow], b"x" * 500_000)
+        broadcast([first, slow], b"y" * 150_000)
+        assert slow.outbox.disconnect is OVERLOAD
+
+
+async def test_a_run_beyond_the_bound_is_put_message_by_message(clock: Clock) -> None:
+    """A direct write must not let more wait behind the first message than the bound allows."""
+    async with open_rig(max_backlog=1 << 22) as first, open_rig(max_backlog=10_000) as slow:
+        broadcast([first, slow], b"x" * 300_000, b"y" * 300_000)
+
+        assert slow.outbox.disconnect is OVERLOAD
+
+
+@pytest.mark.parametrize("how", ["closed", "gone", "closing"])
+async def test_a_broadcast_to_a_client_that_has_gone_raises_nothing(how: str) -> None:
+    """The connection is closed, or takes no more messages."""
+    async with open_rig() as first, open_rig() as other:
+        if how == "closed":
+            other.wire.abort()
+        elif how == "gone":
+            other.wire.peer.close()
+        else:
+            other.outbox.close(RESTART)
+            other.wire.read()
+        for _ in range(3):
+            broadcast([first, other], b"hello")
+
+        assert other.wire.closed or other.wire.read() == b""
+        assert first.wire.read() == 3 * frame(Encoded(BINARY, b"hello"))
+
+
+async def test_a_compressed_connection_gets_no_shared_frames() -> None:
+    """Its frames are made by its own protocol."""
+    async with open_rig() as rig:
+        protocol = ServerProtocol(state=OPEN)
+        protocol.extensions = [object()]  # type: ignore[list-item]
+        pump = Pump(rig.wire, protocol, spawn=lambda _run: None, write_timeout=1.0, statistics=rig.statistics)
+        outbox = Outbox(pump.wake)
+        pump.attach(outbox)
+
+        assert outbox.express is None
+        assert rig.outbox.express is not None

@@ -22,6 +22,7 @@ import hiredis
 import structlog
 import trio
 
+from tangram.bus.gathering import Gathering
 from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.subscriptions import Message, Subscription
@@ -32,24 +33,12 @@ __all__ = ["Listener", "Sink"]
 
 log = structlog.get_logger("tangram.bus")
 
-Sink = Callable[[Sequence[tuple[bytes, bytes]]], None]
+Batch = Sequence[tuple[bytes, bytes]]
+"""Pairs of channel and payload, in order."""
+Sink = Callable[[Batch], None]
 """Gets pairs of channel and payload, in order."""
 
 T = TypeVar("T")
-
-GATHER_FACTOR: Final = 10
-"""The pause before the next read, as a multiple of the CPU time of the last delivery.
-
-During the pause messages gather in the socket. Each client then gets several in one write, and writes are
-most of the cost of a delivery: with 100 clients, 500 messages a second cost half as much, and 2,000 a
-fifth. A message after a quiet moment is delivered at once.
-"""
-GATHER_MAX: Final = 0.004
-"""Seconds of the longest pause."""
-GATHER_LEAST: Final = 0.001
-"""Seconds of the shortest pause; below, as with few clients, there is none. Nor is there one after a full
-read, because enough messages have gathered by then.
-"""
 
 STOPPED: Final = "the bus has stopped; subscribe again on the new one"
 
@@ -78,7 +67,7 @@ class Listener:
         dial: opens a connection.
         rng: the source of the back-off's jitter.
         name: the name of the connection in log lines.
-        timer: returns CPU seconds; see ``GATHER_FACTOR``.
+        timer: returns CPU seconds, which give the cost of a delivery.
     """
 
     def __init__(
@@ -103,6 +92,7 @@ class Listener:
         self._pinned = pinned
         self._sink = sink
         self._timer = timer
+        self._gathering = Gathering()
         self._on_up = on_up
         self._patterns: dict[bytes, _Pattern] = {}
         if pinned is not None:
@@ -217,10 +207,11 @@ class Listener:
         self._report_up_if_confirmed()
         while True:
             size = await link.receive()
-            began = self._timer()
-            self._deliver_received(link)
-            pause = min(GATHER_FACTOR * (self._timer() - began), GATHER_MAX)
-            if pause >= GATHER_LEAST and size < RECEIVE_SIZE:
+            # After a full read enough messages have gathered.
+            timed = self._gathering.pays and size < RECEIVE_SIZE
+            began = self._timer() if timed else 0.0
+            self._gathering.count(self._deliver_received(link), trio.current_time())
+            if timed and (pause := self._gathering.pause(self._timer() - began)):
                 await trio.sleep(pause)
 
     async def _write(self, link: Link) -> None:
@@ -251,8 +242,8 @@ class Listener:
             # One command for each pattern, so that the refusal of one leaves the others alone.
             self._command(pattern, b"PSUBSCRIBE", pattern.name)
 
-    def _deliver_received(self, link: Link) -> None:
-        """Process every complete reply in the reader; call the sink once."""
+    def _deliver_received(self, link: Link) -> Batch:
+        """Process every complete reply in the reader, call the sink once, and return its batch."""
         batch: list[tuple[bytes, bytes]] = []
         append, gets, pinned = batch.append, link.reader.gets, self._pinned
         shared = self._patterns[pinned] if pinned is not None else None
@@ -280,6 +271,7 @@ class Listener:
                 self.batches += 1
                 if self._sink is not None:
                     _call(self._sink, batch)
+        return batch
 
     def _dispatch(self, name: bytes, channel: bytes, payload: bytes) -> None:
         try:

@@ -39,7 +39,7 @@ from tangram.channels.frames import (
     SocketMessage,
 )
 from tangram.channels.json_text import is_document
-from tangram.channels.outbox import Outbox
+from tangram.channels.outbox import Outbox, put_run_all
 from tangram.channels.presence import Presence
 from tangram.channels.serializers import BroadcastHeader, Serializer
 
@@ -325,8 +325,7 @@ class Hub:
                     items.append(item)
             if items:
                 run = Run(items)
-                for outbox in outboxes:
-                    outbox.put_run(run)
+                put_run_all(outboxes, run)
                 topic.sent_bytes += run.size * len(outboxes)
             delivered = len(items) * len(outboxes)
             topic.deliveries += delivered

@@ -5,11 +5,14 @@
 2. The bound counts the bytes *behind* the first message, so that an empty outbox takes one message of any
    allowed size. Bytes that a transport has taken but not yet written still count.
 3. ``wake`` is called when an outbox that was idle has work. It must not block and must not touch memberships.
+4. A broadcast to clients that keep up does not pass through outboxes: ``put_run_all`` hands the framed bytes
+   to the transport's ``express`` at once. That is set only while nothing waits, so that nothing is overtaken;
+   bytes that it does not take are counted as if they had been put.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
@@ -19,7 +22,7 @@ from tangram.channels.disconnects import OVERLOAD, Disconnect
 from tangram.channels.frames import Encoded, Run
 from tangram.channels.serializers import V2, Serializer
 
-__all__ = ["Outbox", "OutboxStatistics"]
+__all__ = ["Outbox", "OutboxStatistics", "put_run_all"]
 
 MAX_EXEMPT: Final = 100
 """Messages exempt from the bound that may wait at once: one for each join that a socket may have.
@@ -50,8 +53,10 @@ class Outbox:
         "_total",
         "conflated",
         "disconnect",
+        "express",
         "max_backlog",
         "max_exempt",
+        "resume",
         "serializer",
         "wake",
     )
@@ -70,6 +75,10 @@ class Outbox:
         self.max_backlog = max_backlog
         self.max_exempt = max_exempt
         self._exempt = 0
+        self.express: Callable[[bytes], int] | None = None
+        """Sends framed bytes without blocking, and returns how many it took; None while anything waits."""
+        self.resume: Callable[[bytes, int, int], None] | None = None
+        """Sends the rest of framed bytes: ``resume(wire, sent, size)`` after ``express`` has taken a part."""
         self.disconnect: Disconnect | None = None
         self.conflated = 0
         # A Run is shared with other outboxes: it is replaced by a private list before it is changed.
@@ -102,6 +111,7 @@ class Outbox:
             return
         items = self._items
         idle = not items
+        self.express = None
         if type(items) is list:
             items.append(item)
         else:
@@ -122,6 +132,7 @@ class Outbox:
                 return
             self._limit = self.max_backlog + run.first
         self._total = total
+        self.express = None
         if self._items:
             self._own().extend(run)
         else:
@@ -182,6 +193,15 @@ class Outbox:
             self._keys.clear()
         return items
 
+    def sent_part(self, run: Run, sent: int) -> None:
+        """Note that ``express`` has taken ``sent`` bytes of a run; the transport sends the rest."""
+        assert run.wire is not None
+        assert self.resume is not None
+        self.express = None
+        self._total = run.size
+        self._limit = self.max_backlog + run.first
+        self.resume(run.wire, sent, run.size)
+
     def written(self, size: int) -> None:
         """Note that ``size`` bytes have left.
 
@@ -199,9 +219,33 @@ class Outbox:
         If it is called again, the first reason stays.
         """
         if self.disconnect is None:
+            self.express = None
             self.disconnect = disconnect
             self.wake()
 
     def statistics(self) -> OutboxStatistics:
         """Return the numbers of this outbox now."""
         return OutboxStatistics(pending=self._total, conflated=self.conflated, disconnect=self.disconnect)
+
+
+def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
+    """Add all messages of a run, which must have no keys, to many outboxes."""
+    behind = run.size - run.first
+    wire = run.wire
+    length = 0 if wire is None else len(wire)
+    for outbox in outboxes:
+        express = outbox.express
+        if express is None or wire is None or behind > outbox.max_backlog:
+            outbox.put_run(run)
+            # The first transport has framed the run.
+            wire = run.wire
+            length = 0 if wire is None else len(wire)
+            continue
+        try:
+            sent = express(wire)
+        except OSError:
+            # The socket takes nothing, or has gone: the transport handles both.
+            outbox.put_run(run)
+            continue
+        if sent != length:
+            outbox.sent_part(run, sent)

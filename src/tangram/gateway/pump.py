@@ -1,7 +1,8 @@
 """Write the messages of an outbox to a socket, directly from the hub's delivery.
 
 1. The outbox calls ``wake``, which sends the whole backlog at once in one non-blocking write. No task waits
-   for messages, and nothing is scheduled for a client that keeps up.
+   for messages, and nothing is scheduled for a client that keeps up. While nothing waits the outbox has the
+   socket's ``send`` as its ``express``, for broadcasts.
 2. A broadcast is framed once: the frame is stored in the message, which all members share.
 3. There is one writer: while the socket takes no more, one task writes the rest, and new messages stay in
    the outbox, which has the bound, the disconnect and the conflation. Pongs and close frames go the same way.
@@ -61,9 +62,9 @@ class PumpStatistics:
     """The counters of an engine, shared by all its pumps."""
 
     writes: int = 0
-    """Non-blocking writes."""
+    """Non-blocking writes, without those of ``express``."""
     messages: int = 0
-    """Messages handed to sockets."""
+    """Messages handed to sockets by them."""
     blocked: int = 0
     """Writes of which the socket took only a part."""
 
@@ -88,7 +89,10 @@ def frame(item: Encoded) -> bytes:
 
 def join(run: Run) -> bytes:
     """Return the frames of a run in one piece, and store them in ``run.wire``."""
-    if run.texts is None:
+    if run.texts is None and run.length == 1:
+        item = run.items[0]
+        run.wire = wire = item.wire or frame(item)
+    elif run.texts is None:
         run.wire = wire = b"".join([item.wire or frame(item) for item in run.items])
     else:
         run.wire = wire = b"".join(
@@ -110,6 +114,7 @@ class Pump:
     __slots__ = (
         "_control",
         "_credit",
+        "_express",
         "_outbox",
         "_rest",
         "_spawn",
@@ -143,6 +148,8 @@ class Pump:
         self.protocol = protocol
         self.write_timeout = write_timeout
         self._outbox = _NOTHING
+        # Compressed frames differ for each connection.
+        self._express = None if protocol.extensions else connection.sock.send
         self.corked = False
         """Whether writes wait, while the frames of one read are handled: their replies go out together."""
         self.end_at = NEVER
@@ -156,6 +163,7 @@ class Pump:
     def attach(self, outbox: Outbox) -> None:
         """Set the outbox to empty; from now on ``wake`` sends."""
         self._outbox = outbox
+        outbox.resume = self._resume
         self.flush()
 
     def wake(self) -> None:
@@ -179,6 +187,7 @@ class Pump:
             return False
         data, credit = self._collect()
         if not data:
+            self._allow_express()
             return False
         self._statistics.writes += 1
         try:
@@ -191,13 +200,34 @@ class Pump:
         if sent == len(data):
             if credit:
                 self._outbox.written(credit)
+            self._allow_express()
             return False
+        self._keep_rest(data, sent, credit)
+        return True
+
+    def _allow_express(self) -> None:
+        """Let broadcasts go directly to the socket, because nothing waits."""
+        outbox = self._outbox
+        if (
+            outbox is not _NOTHING
+            and outbox.disconnect is None
+            and not len(outbox)
+            and self.protocol.state is OPEN
+        ):
+            outbox.express = self._express
+
+    def _resume(self, wire: bytes, sent: int, size: int) -> None:
+        """Send the rest of a broadcast, of which ``express`` has taken ``sent`` bytes."""
+        self._keep_rest(wire, sent, size)
+        self._spawn(self._write_rest)
+
+    def _keep_rest(self, data: bytes, sent: int, credit: int) -> None:
+        self._outbox.express = None
         self._statistics.blocked += 1
         self._credit = credit
         self._rest = memoryview(data)[sent:]
         self._written(sent)
-        connection.write_deadline = min(_now() + self.write_timeout, self.end_at)
-        return True
+        self.connection.write_deadline = min(_now() + self.write_timeout, self.end_at)
 
     def control(self, frames: list[bytes]) -> None:
         """Add control frames (pongs, the answer to a close frame), to be sent before the outbox."""
