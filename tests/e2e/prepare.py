@@ -1,4 +1,4 @@
-"""Install the tools of the end-to-end tests: Chromium, npm's ``phoenix``, nginx and HAProxy.
+"""Install the tools of the end-to-end tests: Chromium, npm's ``phoenix``, nginx, HAProxy and Prometheus.
 
 ``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. Programs that are
 installed are used. The others come from the packages of the system (as root), and from npm into ``.cache/``.
@@ -17,6 +17,8 @@ CACHE = ROOT / ".cache" / "npm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 PROXIES = ("nginx", "haproxy")
+PROMETHEUS = ("prometheus", "promtool")
+"""The programs of Debian's package ``prometheus``."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 """Says on Debian whether a package may start its service."""
 PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
@@ -107,7 +109,16 @@ def ensure_browser() -> str:
 
 def ensure_proxies() -> None:
     """Install the proxies; where that cannot be done, their tests are skipped."""
-    missing = [name for name in PROXIES if find_proxy(name) is None]
+    _ensure([name for name in PROXIES if find_proxy(name) is None])
+
+
+def ensure_prometheus() -> None:
+    """Install Prometheus; where that cannot be done, its tests are skipped."""
+    _ensure([] if all(map(shutil.which, PROMETHEUS)) else ["prometheus"])
+
+
+def _ensure(missing: list[str]) -> None:
+    """Install packages without starting their services; say so where that cannot be done."""
     if not missing:
         return
     # Without this file the packages would start their services.
@@ -173,6 +184,7 @@ def main() -> None:
         say("browser:", ensure_browser())
         ensure_phoenix()
         ensure_proxies()
+        ensure_prometheus()
     except NotPreparedError as error:
         sys.exit(f"prepare: {error}")
     except subprocess.CalledProcessError as error:

@@ -94,8 +94,8 @@ GATE = (
         "restart-needs-the-token",
         "anybody may restart a plugin over HTTP",
         "web/operator.py",
-        "        access.require_token(request)\n",
-        "",
+        "        access.require_token(request)\n        return await _restart",
+        "        return await _restart",
         ("tests/web/test_operator.py::test_a_restart_needs_the_token_from_everywhere",),
     ),
     Mutant(

@@ -14,9 +14,11 @@ from tangram.asgi import ASGIApp, Message
 from tangram.config.model import Config
 from tangram.errors import BrokerUnavailable, NoSuchChild
 from tangram.gateway.tails import Tails
+from tangram.metrics.moment import Moment
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.registry import LoadedPlugin
 from tangram.web.site import Site, SiteParts, build_site
+from tests.metrics.moments import moment
 from tests.plugins.fakes import make_state
 
 TOKEN = "the-operator's-token"
@@ -116,6 +118,9 @@ class FakeOperator:
 
     def plugins(self) -> Sequence[Mapping[str, Any]]:
         return self.listed
+
+    def moment(self) -> Moment:
+        return moment()
 
     async def restart_plugin(self, name: str) -> None:
         if name not in {one["name"] for one in self.listed}:

@@ -24,6 +24,7 @@ import trio
 from tangram.app.engines import serve_site
 from tangram.app.event_log import EventLog, admin_message
 from tangram.app.gc_pause import ANSWER_TIME, CollectorPause
+from tangram.app.measuring import Measuring
 from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
 from tangram.app.signals import SignalGuard, open_signals
 from tangram.app.status import ServerOperator
@@ -131,6 +132,7 @@ class Server:
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
         self.event_log = EventLog()
+        self.measuring = Measuring()
         self.config: Config = boot.loaded.config
         self.held: list[HeldSocket] = []
         self.tree: Tree | None = None
@@ -190,8 +192,10 @@ class Server:
         tree.operator = ServerOperator(self)
         self.event_log.listen(self._collector)
         self.event_log.listen(self._on_event)
+        self.event_log.listen(self.measuring.take_event)
         self.watchdog = Watchdog(self.config.supervisor.stall_after, self._owner_of)
         await nursery.start(self.watchdog.run)
+        await nursery.start(self.measuring.run, tree)
         await nursery.start(self._notifier.run)
         try:
             async with open_supervisor(
@@ -241,6 +245,7 @@ class Server:
             outer_nursery=outer_nursery,
             serve_web=serve_site,
             on_bus_change=self._on_bus_change,
+            measuring=self.measuring,
         )
 
     def _load(self, config: Config) -> LoadedPlugins:

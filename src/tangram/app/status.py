@@ -11,10 +11,12 @@ import trio
 
 from tangram.app.event_log import EventLog
 from tangram.app.incarnation import Incarnation
+from tangram.app.measuring import Measuring
 from tangram.app.tree import PLUGIN, Tree
 from tangram.config import normalise
 from tangram.errors import NoSuchChild
 from tangram.gateway.tails import Tails
+from tangram.metrics.moment import Moment
 from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
 __all__ = ["ServerOperator"]
@@ -29,6 +31,7 @@ class ServerView(Protocol):
     """The attributes of `Server` that are read here."""
 
     event_log: EventLog
+    measuring: Measuring
     tree: Tree | None
     root: Supervisor | None
     watchdog: Watchdog | None
@@ -144,6 +147,10 @@ class ServerOperator:
         if name in self._tree.redis_outage.waiting:
             return "waiting for redis"
         return "stopped" if child is None else _state_of(child)
+
+    def moment(self) -> Moment:
+        """Return all numbers of now, for the metrics."""
+        return self._server.measuring.moment(self._tree, self._tree.config.metrics.topics)
 
     async def restart_plugin(self, name: str) -> None:
         """Restart one plugin, also one in quarantine, with an empty window of restarts.

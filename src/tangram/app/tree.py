@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from tangram.app.incarnation import Incarnation
+from tangram.app.measuring import Measuring
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker
@@ -91,6 +92,7 @@ class Tree:
         embedded: makes the embedded broker.
         rng: the source of all jitter.
         timer: returns the CPU seconds by which the bus gathers messages.
+        measuring: the measurements of all incarnations.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class Tree:
         embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker,
         rng: random.Random | None = None,
         timer: Callable[[], float] = time.thread_time,
+        measuring: Measuring | None = None,
     ) -> None:
+        self.measuring = measuring or Measuring()
         self.outer_nursery = outer_nursery
         self.config = config
         self.plugins = plugins
@@ -387,17 +391,18 @@ class Tree:
         assert self.broker is not None
         bus = Bus(
             self.broker.server_url,
-            sink=incarnation.deliver,
+            sink=self.measuring.timed(incarnation.deliver),
             on_up=partial(self._on_bus, incarnation),
             rng=self._rng,
             timer=self._timer,
             history=self.rules or None,
         )
         incarnation.bus = bus
-        try:
-            await bus.run(task_status=task_status)
-        finally:
-            incarnation.bus = None
+        with self.measuring.counting_bus(bus):
+            try:
+                await bus.run(task_status=task_status)
+            finally:
+                incarnation.bus = None
 
     def _on_bus(self, incarnation: Incarnation, up: bool) -> None:
         self.redis_outage.note(up)
@@ -426,10 +431,11 @@ class Tree:
             streaming_grace=self.config.channel.streaming_grace,
         )
         incarnation.channels = channels
-        try:
-            await channels.run(task_status=task_status)
-        finally:
-            incarnation.channels = None
+        with self.measuring.counting_channels(channels):
+            try:
+                await channels.run(task_status=task_status)
+            finally:
+                incarnation.channels = None
 
     def site_parts(self, incarnation: Incarnation, **more: object) -> SiteParts:
         """Return the parts of an incarnation's site; ``more`` comes from the engine."""
@@ -450,6 +456,7 @@ class Tree:
                 if (app := host.app(self.config.server.max_body)) is not None
             ],
             allowed=self.origins.allows,
+            request_times=self.measuring.request_times,
             **more,  # type: ignore[arg-type]  # the engine's keyword arguments are checked by SiteParts
         )
 

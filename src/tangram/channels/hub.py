@@ -199,6 +199,8 @@ class HubStatistics:
     """Messages times members."""
     undelivered: int
     """Messages from Redis for topics without members."""
+    sent_bytes: int
+    """Bytes of the frames that went into the members' outboxes."""
     dropped: int
     """Messages that were empty, reserved (``phx_*``) or could not be encoded."""
     interruptions: int
@@ -248,6 +250,8 @@ class Hub:
         """The differences of this hub that Redis has not sent back yet, the oldest first."""
         self._messages = self._deliveries = self._undelivered = self._dropped = self._interruptions = 0
         self._presence_bytes = self._presence_sends = 0
+        self._sent_bytes_of_ended = 0
+        """``sent_bytes`` of the topics whose last member has left."""
 
     # Messages from Redis, into the outboxes.
 
@@ -469,6 +473,7 @@ class Hub:
         publications = [self._admin("leave", self._agents(topic, membership, present=False))]
         if not topic.members:
             del self._topics[name]
+            self._sent_bytes_of_ended += topic.sent_bytes
             self._destinations.clear()
             if name not in SPECIAL:
                 names = self._topic_names(None, membership.allowance)
@@ -615,9 +620,14 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         """Return the numbers of this hub."""
+        members, sent_bytes = 0, self._sent_bytes_of_ended
+        for topic in self._topics.values():
+            members += len(topic.members)
+            sent_bytes += topic.sent_bytes
         return HubStatistics(
             topics=len(self._topics),
-            members=sum(len(topic.members) for topic in self._topics.values()),
+            members=members,
+            sent_bytes=sent_bytes,
             messages=self._messages,
             deliveries=self._deliveries,
             undelivered=self._undelivered,

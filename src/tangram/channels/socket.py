@@ -49,7 +49,7 @@ from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PH
 from tangram.channels.hub import Hub, ListAllowance, Membership, Publication
 from tangram.channels.outbox import Outbox
 
-__all__ = ["Authorize", "Effect", "Publish", "Socket", "SocketStatistics"]
+__all__ = ["Authorize", "Effect", "Publish", "Socket", "SocketCounters", "SocketStatistics"]
 
 MAX_DEFERRED: Final = 100
 """Frames that wait behind one join. A verdict takes milliseconds; phoenix.js sends one leave meanwhile."""
@@ -117,6 +117,22 @@ class SocketStatistics:
     """Joins and pushes that got an error reply."""
 
 
+@attrs.define(eq=False)
+class SocketCounters:
+    """Counters that all sockets of one hub share, so that a scrape reads them once."""
+
+    controls: int = 0
+    """Frames that were no pushes, or pushes that were refused."""
+    joins: int = 0
+    """Joins that were accepted."""
+    refused_joins: int = 0
+    """Joins that got an error reply."""
+    refused: int = 0
+    """Joins, pushes and malformed frames that got an error reply because of their contents."""
+    failed: int = 0
+    """Pushes that Redis has not taken."""
+
+
 class _Join(msgspec.Struct):
     token: msgspec.Raw = msgspec.Raw()
 
@@ -136,8 +152,10 @@ class Socket:
         *,
         max_joins: int = defaults.MAX_JOINS,
         push_replies: bool = True,
+        counters: SocketCounters | None = None,
     ) -> None:
         self.conn = conn
+        self.counters = counters or SocketCounters()
         self.outbox = outbox
         self.frames = 0
         self.malformed_frames = 0
@@ -169,6 +187,7 @@ class Socket:
         So the payload of a frame that is refused need not be checked.
         """
         self.frames += 1
+        self.counters.controls += 1
         if message.event == JOIN:
             return self._refuse_join(message, message.join_ref or message.ref or "", TOO_LARGE)
         if message.event in _CONTROL or message.topic == PHOENIX:
@@ -208,6 +227,7 @@ class Socket:
     def receive(self, message: SocketMessage) -> list[Effect]:
         """Handle one frame of the client, and return its effects."""
         self.frames += 1
+        self.counters.controls += 1
         if message.event == HEARTBEAT and message.topic == PHOENIX and not message.binary:
             return self._heartbeat(message)
         if message.event == JOIN:
@@ -239,6 +259,7 @@ class Socket:
         """
         self.frames += 1
         self.malformed_frames += 1
+        self.counters.controls += 1
         if reply_to is not None:
             self._refuse(reply_to, MALFORMED)
         elapsed = max(0.0, now - self._forgiven_at)
@@ -265,7 +286,8 @@ class Socket:
             effects = self._enter(request, verdict)
         for message in deferred:
             effects += self.receive(message)
-            self.frames -= 1
+            self.frames -= 1  # they were counted when they came
+            self.counters.controls -= 1
         return effects
 
     def published(self, replies: Sequence[ReplyTo | SocketMessage | None]) -> None:
@@ -274,8 +296,10 @@ class Socket:
 
     def unpublished(self, reply: ReplyTo | SocketMessage) -> None:
         """ReplyTo to a push that Redis has not taken."""
+        self.counters.failed += 1
         if reply.ref is not None:
-            self._refuse(reply, UNAVAILABLE)
+            self.refused += 1
+            self._reply_error(reply, UNAVAILABLE)
 
     def gone(self) -> list[Effect]:
         """Leave all topics after the end of the connection."""
@@ -308,6 +332,7 @@ class Socket:
             self.conn, request.topic, request.join_ref, id_, self.outbox, allowance=self.allowance
         )
         self._joined[request.topic] = membership
+        self.counters.joins += 1
         effects = _publishing(self._hub.join(membership, request.ref))
         effects.append(Publish(f"from:{request.topic}:{JOIN}", codec.without_token(request.payload)))
         return effects
@@ -346,6 +371,7 @@ class Socket:
             return self._refuse(message, EVENT_TOO_LONG)
         if ":" in message.event:
             return self._refuse(message, COLON_IN_EVENT)
+        self.counters.controls -= 1
         wanted = self.push_replies and message.ref is not None
         reply = ReplyTo(message.join_ref, message.ref, message.topic) if wanted else None
         return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply)]
@@ -372,15 +398,20 @@ class Socket:
 
     def _refuse(self, message: SocketMessage | ReplyTo, refusal: Refusal) -> list[Effect]:
         self.refused += 1
+        self.counters.refused += 1
+        self._reply_error(message, refusal)
+        return []
+
+    def _reply_error(self, message: SocketMessage | ReplyTo, refusal: Refusal) -> None:
         response = {"reason": refusal.reason}
         self._hub.reply(self.outbox, ReplyTo(*message[:3]), "error", response)
-        return []
 
     def _refuse_join(self, message: SocketMessage, join_ref: str, refusal: Refusal) -> list[Effect]:
         """Refuse a join.
 
         Unless a retry could help, ``phx_close`` follows, so that phoenix.js does not retry for ever.
         """
+        self.counters.refused_joins += 1
         self._refuse(message, refusal)
         if not refusal.retry:
             self._close(join_ref, message.topic)

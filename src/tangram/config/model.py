@@ -36,6 +36,7 @@ __all__ = [
     "HistoryEntry",
     "MapConfig",
     "MapStyle",
+    "MetricsConfig",
     "ServerConfig",
     "SupervisorConfig",
     "ThemeDefinition",
@@ -430,6 +431,17 @@ class CompatConfig:
 
 
 @attrs.frozen(kw_only=True)
+class MetricsConfig:
+    """``[metrics]``: the metrics at ``/-/metrics``."""
+
+    public: bool = False
+    """Show the metrics without the operator's token. Off, because names of plugins and routes are in them."""
+    topics: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.topic_pattern))
+    """Patterns on topics that get metrics of their own, for example ``flights:*``. None by default: clients
+    name topics, and each name is a series for ever."""
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """The whole configuration, from ``tangram.toml`` and the environment."""
 
@@ -444,6 +456,7 @@ class Config:
     supervisor: SupervisorConfig = attrs.field(factory=SupervisorConfig)
     broker: BrokerConfig = attrs.field(factory=BrokerConfig)
     compat: CompatConfig = attrs.field(factory=CompatConfig)
+    metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
     source: Path | None = None
     """The file that was read; its paths are relative to its folder."""
 

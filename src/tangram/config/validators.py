@@ -117,6 +117,12 @@ def topics(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) ->
         raise ValueError(msg)
 
 
+def topic_pattern(value: str) -> None:
+    if not value.strip() or value.startswith(("to:", "from:")):
+        msg = "expected a pattern on topics without 'to:', as in 'flights:*'"
+        raise ValueError(msg)
+
+
 def route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
     if not value.startswith("/"):
         msg = "expected a path that begins with '/', as in '/fonts/{fontstack}/{range}.pbf'"

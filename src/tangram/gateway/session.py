@@ -21,12 +21,19 @@ from tangram.channels.json_text import check_slices
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
 from tangram.channels.serializers import V1
-from tangram.channels.socket import Authorize, Effect, Publish, Socket
+from tangram.channels.socket import Authorize, Effect, Publish, Socket, SocketCounters
 from tangram.gateway.publishing import Batch
 from tangram.gateway.settings import ChannelSettings
 from tangram.turns import ClientTurns, Turns
 
-__all__ = ["Session", "SessionOwner"]
+__all__ = ["Session", "SessionOwner", "TransportSocket"]
+
+
+class TransportSocket(Protocol):
+    """A socket that can be asked for its options."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
 
 STEP_FRAMES: Final = 300
 """Small pushes that one step handles: about a millisecond. Other frames count as several of them."""
@@ -48,6 +55,7 @@ class SessionOwner(Protocol):
     ended: bool
     turns: Turns
     """The turns for frames that cost more than one step."""
+    counters: SocketCounters
 
     @property
     def congested(self) -> bool: ...
@@ -68,11 +76,13 @@ class Session:
         "_owner",
         "_small",
         "_unfinished",
+        "began",
         "conn",
         "info",
         "last_seen",
         "outbox",
         "socket",
+        "transport",
         "turns",
         "user_token",
     )
@@ -85,9 +95,11 @@ class Session:
         self.info = info
         self.user_token = user_token
         self.outbox = outbox
-        self.last_seen = trio.current_time()
         self.turns: ClientTurns = owner.turns.client(lambda: info.address)
         """The turns of this client."""
+        self.began = self.last_seen = trio.current_time()
+        self.transport: TransportSocket | None = None
+        """The TCP socket under the connection, if there is one: it knows the round-trip time."""
         self._unfinished: Sequence[tuple[int, bytes | str]] = ()
         self._checked: Callable[[], Sequence[Effect]] | None = None
         """Handles the first unfinished frame, if it is large and ``prepare`` has checked it."""
@@ -100,6 +112,7 @@ class Session:
             outbox,
             max_joins=settings.max_joins,
             push_replies=settings.push_replies,
+            counters=owner.counters,
         )
 
     def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:

@@ -14,8 +14,11 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from tangram.config.model import MetricsConfig
 from tangram.errors import NoSuchChild, StartFailed
+from tangram.metrics.moment import Moment
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
+from tangram.web.metrics import add_metrics_route
 from tangram.web.topic_routes import TopicControl, add_topic_routes
 
 __all__ = ["DETAIL_KEYS", "ServerControl", "operator_router", "without_details"]
@@ -64,6 +67,10 @@ class ServerControl(TopicControl, Protocol):
         """Return the plugins with all details, as plain values: at least ``name`` and ``state``."""
         ...
 
+    def moment(self) -> Moment:
+        """Return all numbers of now, for the metrics."""
+        ...
+
     async def restart_plugin(self, name: str) -> None:
         """Restart one plugin, also one in quarantine.
 
@@ -108,7 +115,7 @@ def _holds_text(value: Any) -> bool:
     return isinstance(value, str | bytes)
 
 
-def operator_router(control: ServerControl, token: str) -> APIRouter:
+def operator_router(control: ServerControl, token: str, *, metrics: MetricsConfig | None = None) -> APIRouter:
     """Make the routes below ``/-``."""
     access = _Access(token)
     router = APIRouter(prefix="/-", tags=["operator"])
@@ -158,6 +165,7 @@ def operator_router(control: ServerControl, token: str) -> APIRouter:
         access.require_token(request)
         return await _restart(control, name)
 
+    add_metrics_route(router, control.moment, access, public=metrics is not None and metrics.public)
     add_topic_routes(router, control, access)
     return router
 

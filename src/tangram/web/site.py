@@ -9,7 +9,8 @@ have no header that concerns addresses or CORS: one look at the names lets them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol
 
 import attrs
@@ -30,6 +31,7 @@ from tangram.channels.disconnects import ORIGIN, UNAVAILABLE, Party, Refusal
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
 from tangram.http.engine import ClientGone
+from tangram.metrics.requests import RequestTimes
 from tangram.plugin_exit import exit_as_crash
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.state import BackendState
@@ -67,6 +69,13 @@ MAX_KNOWN_HOSTS: Final = 256
 _LOOKED_AT: Final = PREFLIGHT | REPLACING | SIGNS | {b"host"}
 """Header fields that the layers in front of the routes read, apart from ``Host`` each in few requests."""
 
+_FILES: Final = (
+    (PREFIX, f"{PREFIX}{{file}}"),
+    ("/docs/", "/docs/{file}"),
+    ("/static/", "/static/{file}"),
+)
+"""Prefixes of paths that files answer, and the routes under which their requests are counted."""
+
 _APP: Final = "tangram.app"
 """Key of the scope for the application of a plugin that answers its request, with the site that found it."""
 
@@ -99,6 +108,8 @@ class SiteParts:
     """Further routes, each with an owner and a resolver."""
     cache: CacheRoutes | None = None
     """The routes of ``[[cache.entries]]``; their ``run`` must run beside the site."""
+    request_times: RequestTimes = attrs.field(factory=RequestTimes)
+    """Takes the duration of each request."""
     allowed: Allowed | None = None
     """Whether pages of an origin may read answers and open WebSockets.
 
@@ -166,16 +177,20 @@ class Site:
         self._openapi: bytes | None = None
         self._allowed: Allowed = parts.allowed or self._policy().allows
         self._outer = Cors(self._http, self._allowed)
+        self._observe = parts.request_times.observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        noting = _noting(send)
+        began = perf_counter()
         try:
             match scope["type"]:
                 case "http" if self._is_plain(scope):
-                    await self._http(scope, receive, send, PLAIN)
+                    await self._http(scope, receive, noting, PLAIN)
                 case "http" if self._is_for_us(scope):
-                    await self._outer(self.addresses.forwarded(scope), receive, send)
+                    scope = self.addresses.forwarded(scope)
+                    await self._outer(scope, receive, noting)
                 case "http":
-                    await _refuse_host(scope, send)
+                    await _refuse_host(scope, noting)
                 case "websocket" if self._is_for_us(scope):
                     await self._websocket(self.addresses.forwarded(scope), receive, send)
                 case "websocket":
@@ -189,6 +204,14 @@ class Site:
             if crash is error:
                 raise
             raise crash from error
+        finally:
+            self._note(scope, noting, perf_counter() - began)
+
+    def _note(self, scope: Scope, send: _StatusSend, seconds: float) -> None:
+        """Count a request that was answered."""
+        if scope["type"] == "http":
+            # The engine answers with 500 for an application that has sent nothing.
+            self._observe(scope["method"], _route_of(scope), send.status or 500, scope["scheme"], seconds)
 
     def body_limit(self, scope: Scope) -> int:
         """Return the largest body in bytes that a request may have; 0 is no limit.
@@ -378,7 +401,7 @@ class Site:
     def _mounts(self) -> list[Mount]:
         parts = self._parts
         routers = [
-            operator_router(parts.control, parts.operator_token),
+            operator_router(parts.control, parts.operator_token, metrics=parts.config.metrics),
             *parts.routers,
             self._core_router(),
         ]
@@ -453,6 +476,42 @@ class Site:
         app, failures = build_quart(parts.plugins, self._control, parts.config.server.max_body)
         self.failures.update(failures)
         return app
+
+
+class _StatusSend(Protocol):
+    """A ``send`` that knows the status of the answer, 0 before its start."""
+
+    @property
+    def status(self) -> int: ...
+    def __call__(self, message: Message, /) -> Awaitable[None]: ...
+
+
+def _noting(send: Send) -> _StatusSend:
+    """Return the ``send`` itself if its engine tells the status, else one that notes it."""
+    return send if hasattr(send, "status") else _NotingSend(send)
+
+
+class _NotingSend:
+    """A ``send`` that notes the status, around one of an engine that does not."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the template of the path of an answered request; empty if there is none."""
+    matches = scope.get(MATCHES)
+    if matches is not None and matches[1] is not None:
+        value = matches[1].value
+        return "" if value is None else str(value.route.template.path)
+    path: str = scope["path"]
+    return next((template for prefix, template in _FILES if path.startswith(prefix)), "")
 
 
 def _without_body(send: Send) -> Send:

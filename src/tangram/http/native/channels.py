@@ -87,6 +87,7 @@ async def serve_channel(
         # Rejected before the handshake is complete, so that the client learns the reason.
         log.exception("channel session failed to start", address=info.address)
         raise RejectedRequest(500, CRASH.reason) from None
+    session.transport = stream.sock
     assembler = MessageAssembler(upgrade.protocol, session.max_message)
     socket = ChannelSocket(
         stream, assembler, session, pump, pending=host.engine.pending, ping_interval=ping_interval

@@ -120,6 +120,11 @@ class Exchange:
         self._continue = request.expects_continue
 
     @property
+    def status(self) -> int:
+        """The status of the response, 0 before its start; for the application's own counts."""
+        return self._status
+
+    @property
     def unread(self) -> bool:
         """Whether the client may still be sending its body."""
         return self._body is not None and not self._body.done
