@@ -145,6 +145,17 @@ def plugin_test(path: Path) -> None:
     sys.exit(test_project(path))
 
 
+@cli.command()
+@click.argument("name")
+@click.option("--path", type=click.Path(path_type=Path), help="The folder to write into; ./NAME by default.")
+@click.option("--front/--no-front", default=True, show_default=True, help="With a page for the browser.")
+def new(name: str, path: Path | None, *, front: bool) -> None:
+    """Write the project of a plugin: service, route, page, configuration and tests."""
+    from tangram.cli.new import write_project
+
+    write_project(name, folder=path, front=front)
+
+
 add_operator_commands(cli)
 
 
