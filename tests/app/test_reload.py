@@ -47,6 +47,9 @@ HANDED_ON = {
 }
 """Settings in use above the incarnations, set there by `Tree.take_over` and the server."""
 
+READ_BY_THE_COMMAND = {"log": "level levels access access_format"}
+"""Settings that the reader of the file obeys itself: see ``cli.serving``."""
+
 FIRST_BOOT = {"core": "strict"}
 """Settings without a meaning after the first boot."""
 
@@ -100,7 +103,7 @@ def test_every_setting_is_taken_over_or_reported() -> None:
     """Each setting of the model is in one of the lists; put a new setting into the right one."""
     seen_to = [
         f"{table}.{key}"
-        for tables in (NEXT_INCARNATION, HANDED_ON, FIRST_BOOT)
+        for tables in (NEXT_INCARNATION, HANDED_ON, READ_BY_THE_COMMAND, FIRST_BOOT)
         for table, keys in tables.items()
         for key in keys.split()
     ]

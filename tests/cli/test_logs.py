@@ -3,8 +3,10 @@
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -154,3 +156,52 @@ def test_the_frames_of_a_crash_are_lines_below_the_record(capsys: pytest.Capture
     assert console[-2:] == [f"    {frame}" for frame in frames]
     assert "traceback" not in console[0]
     assert json.loads(as_json)["traceback"] == frames
+
+
+def test_a_logger_has_a_level_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """``[log] levels`` hold for a logger and those below it; the longest name wins."""
+    levels = {"tangram.http": "debug", "tangram.http.quiet": "error", "some.library": "debug", "other": "off"}
+    configure_logging("WARNING", levels=levels)
+
+    for name in ("tangram.http", "tangram.http.quiet", "tangram.httpx", "other.part"):
+        structlog.get_logger(name).info("said")
+    logging.getLogger("some.library.part").debug("said by the library")
+    logging.getLogger("another.library").debug("not said")
+    logging.getLogger("another.library").warning("said aloud")
+
+    found = lines(capsys)
+    assert ["tangram.http" in found[0], "some.library.part" in found[1], "another" in found[2]] == [True] * 3
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(("style", "common"), [("console", True), ("json", False)])
+def test_the_access_log_has_the_format_of_the_log(
+    capsys: pytest.CaptureFixture[str], style: Any, common: bool
+) -> None:
+    """Lines in the Common Log Format for people and their tools, JSON for programs; no level hides them."""
+    configure_logging("ERROR", style)
+    log = structlog.get_logger("tangram.access")
+    log.info(
+        "request", method="GET", path='/a"\n\x1b[2Jb', version="1.1", status=200, client="192.0.2.1", bytes=5
+    )
+    log.info("request", method="GET", path="/", version="2", status=304, client="::1")
+
+    first, second = lines(capsys)
+    if common:
+        pattern = r'192\.0\.2\.1 - - \[\d\d/\w{3}/\d{4}(:\d\d){3} [+-]\d{4}\] "GET (\S+) HTTP/1\.1" 200 5'
+        found = re.fullmatch(pattern, first)
+        assert found is not None
+        assert found[2] == r"/a\x22\x0a\x1b[2Jb"
+        assert second.endswith('"GET / HTTP/2" 304 -')
+    else:
+        assert json.loads(first)["status"] == 200
+        assert json.loads(second)["client"] == "::1"
+
+
+def test_the_format_of_the_access_log_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """``[log] access_format`` wins over the format of the log."""
+    configure_logging("INFO", "console", access="json")
+    structlog.get_logger("tangram.access").info("request", method="GET", path="/", status=200)
+
+    (line,) = lines(capsys)
+    assert json.loads(line)["path"] == "/"

@@ -21,6 +21,7 @@ WORDS: dict[Any, str] = {
     Path: "path",
     model.MapStyle: "string or table",
     Mapping[str, bool]: "table of booleans",
+    Mapping[str, str]: "table of strings",
     model.AdaptiveTheme: "table",
     tuple[model.MapStyle, ...]: "array of strings or tables",
 }

@@ -1,7 +1,9 @@
 """The format of log records: lines for people or JSON for programs, on standard error.
 
-Records of the standard library's ``logging`` (from Quart, Hypercorn or a plugin) are written the same way. A
-last processor removes tokens, secrets and passwords, in case a caller forgets to.
+1. Records of the standard library's ``logging`` (from Quart, Hypercorn or a plugin) are written the same way.
+2. Records that the code of a plugin causes have its name as ``plugin``.
+3. A last processor removes tokens, secrets and passwords, in case a caller forgets to.
+4. The levels may change while loggers are in use: they are compared at each record.
 """
 
 from __future__ import annotations
@@ -9,18 +11,28 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from tangram.cli.plugin_output import find_plugin
 from tangram.cli.streams import write_line
 from tangram.redis_url import redact_text
 
-__all__ = ["LogFormat", "configure_logging", "redact"]
+__all__ = ["AccessFormat", "LogFormat", "configure_logging", "redact"]
 
 LogFormat = Literal["console", "json"]
+AccessFormat = Literal["common", "json"]
+
+ACCESS: Final = "tangram.access"
+"""The logger of the access log, whose records no level hides: ``[log] access`` turns it on and off."""
+
+PLUGIN: Final = "plugin."
+"""The prefix of a plugin's name in ``[log] levels``: everything that its code logs or prints."""
 
 _SECRET_KEY: Final = re.compile(r"token|secret|password|authorization", re.IGNORECASE)
 _JWT: Final = re.compile(r"(eyJ[\w-]+\.[\w-]+\.)[\w-]+")
@@ -55,10 +67,37 @@ _LEVELS["exception"] = logging.ERROR
 class _Threshold:
     """A processor that drops records below the level in force."""
 
-    level = logging.INFO
+    def __init__(self) -> None:
+        self.level = logging.INFO
+        self.levels: Mapping[str, int] = {}
+        self._known: dict[str, int | None] = {}
 
-    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        if _LEVELS.get(method, logging.CRITICAL) < self.level:
+    def set(self, level: int, levels: Mapping[str, int]) -> None:
+        """Use other levels: one for all, and those of loggers and plugins."""
+        self.level, self.levels, self._known = level, levels, {}
+
+    def of(self, name: str, plugin: str | None, default: int) -> int:
+        """Return the level for a logger: its plugin's, else that of its longest known prefix."""
+        found = None if plugin is None else self.levels.get(PLUGIN + plugin)
+        if found is None and self.levels:
+            found = self._by_name(name)
+        return default if found is None else found
+
+    def _by_name(self, name: str) -> int | None:
+        if name not in self._known:
+            parts = name.split(".")
+            prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+            found = (self.levels[prefix] for prefix in prefixes if prefix in self.levels)
+            self._known[name] = next(found, None)
+        return self._known[name]
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        name = getattr(logger, "name", "")
+        if name == ACCESS:
+            return event
+        if not name.startswith("tangram.") and (plugin := event.get("plugin") or find_plugin()):
+            event["plugin"] = plugin
+        if _LEVELS.get(method, logging.CRITICAL) < self.of(name, event.get("plugin"), self.level):
             raise structlog.DropEvent
         return event
 
@@ -100,10 +139,34 @@ class _StderrHandler(logging.Handler):
     """Writes the records of the standard library's ``logging``."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        record.plugin = plugin = find_plugin()
+        # Libraries log much at level debug, which is shown only where it is asked for by name.
+        if record.levelno < _threshold.of(record.name, plugin, max(_threshold.level, logging.INFO)):
+            return
         try:
             write_line(self.format(record))
         except Exception:  # noqa: BLE001 - a record that cannot be formatted; logging handles it
             self.handleError(record)
+
+
+def _add_plugin(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    plugin = getattr(event["_record"], "plugin", None)
+    if plugin is not None:
+        event["plugin"] = plugin
+    return event
+
+
+def _common_line(event: EventDict) -> str:
+    """Return a record of the access log in the Common Log Format of Apache and NCSA."""
+    at = datetime.now().astimezone().strftime("%d/%b/%Y:%H:%M:%S %z")
+    sent = event.get("bytes")
+    # The client chose the path: a quote or a control character in it must not begin another field or line.
+    target = "".join(
+        character if character.isprintable() and character not in '"\\' else f"\\x{ord(character):02x}"
+        for character in str(event.get("path", ""))
+    )
+    request = f"{event.get('method')} {target} HTTP/{event.get('version', '1.1')}"
+    return f'{event.get("client") or "-"} - - [{at}] "{request}" {event.get("status") or "-"} {sent or "-"}'
 
 
 def _unfold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -115,9 +178,20 @@ def _unfold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) ->
     return event
 
 
-def _renderer(style: LogFormat) -> Processor:
-    if style == "json":
-        return structlog.processors.JSONRenderer(default=repr)
+def _renderer(style: LogFormat, access: AccessFormat | None) -> Processor:
+    as_json = structlog.processors.JSONRenderer(default=repr)
+    usual: Any = as_json if style == "json" else _console_renderer()
+    chosen = access or ("json" if style == "json" else "common")
+
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str | bytes:
+        if event.get("logger") != ACCESS:
+            return usual(logger, method, event)  # type: ignore[no-any-return]  # a text, as any last processor
+        return as_json(logger, method, event) if chosen == "json" else _common_line(event)
+
+    return render
+
+
+def _console_renderer() -> Processor:
     return structlog.dev.ConsoleRenderer(
         colors=_is_terminal(),
         exception_formatter=structlog.dev.plain_traceback,
@@ -126,14 +200,23 @@ def _renderer(style: LogFormat) -> Processor:
     )
 
 
-def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None:
+def configure_logging(
+    level: str = "INFO",
+    style: LogFormat = "console",
+    *,
+    levels: Mapping[str, str] = MappingProxyType({}),
+    access: AccessFormat | None = None,
+) -> None:
     """Send every record at ``level`` or above to standard error.
 
     Args:
         level: a level of the standard library's ``logging``, in any case.
         style: ``"console"``, lines for people, or ``"json"``, an object a line for programs.
+        levels: levels of loggers by name, which hold for the loggers below them, and of plugins, by
+            ``plugin.NAME``.
+        access: the format of the access log; that of ``style`` by default.
     """
-    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    number = _number(level)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -142,10 +225,10 @@ def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None
         ),
     ]
     # A traceback is formatted before secrets are hidden, because an exception's message may quote one.
-    tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style)]
+    tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style, access)]
     if style == "console":
         tail.insert(-1, _unfold_traceback)
-    _threshold.level = number
+    _threshold.set(number, {name: _number(one) for name, one in levels.items()})
     structlog.configure(
         processors=[_threshold, *shared, _add_name, *tail],
         # Loggers are cached at their first use, and a reload may set another level: so the level is checked
@@ -154,16 +237,23 @@ def configure_logging(level: str = "INFO", style: LogFormat = "console") -> None
         logger_factory=_StderrLogger,
         cache_logger_on_first_use=True,
     )
-    _route_standard_logging(number, shared, tail)
+    lowest = min([max(number, logging.INFO), *_threshold.levels.values()])
+    _route_standard_logging(lowest, shared, tail)
+
+
+def _number(level: str) -> int:
+    """Return the number of a level; the configuration also knows ``trace``, ``warn`` and ``off``."""
+    others = {"TRACE": logging.DEBUG, "OFF": logging.CRITICAL + 1}
+    return {**logging.getLevelNamesMapping(), **others}.get(level.upper(), logging.INFO)
 
 
 def _route_standard_logging(level: int, shared: list[Processor], tail: list[Processor]) -> None:
     remove: Callable[..., EventDict] = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared], processors=[remove, *tail]
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, _add_plugin, *shared], processors=[remove, *tail]
     )
     handler = _StderrHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(level, logging.INFO))
+    root.setLevel(level)

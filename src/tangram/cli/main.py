@@ -51,13 +51,13 @@ def cli() -> None:
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="The port, in place of [server] port; 0 is a free one."
 )
-@click.option("--log-level", help="The lowest level that is logged, in place of [core] log_level.")
 @click.option(
     "--plugin",
     "plugins",
     multiple=True,
     help="A plugin in place of [core] plugins: a name, a path or module:attribute. May be repeated.",
 )
+@click.option("--log-level", help="The lowest level that is logged, in place of [log] level.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page at / in a browser.")
 def serve(
     *,
@@ -83,6 +83,7 @@ def serve(
         "TANGRAM_SERVER__PORT": None if port is None else str(port),
         "TANGRAM_CORE__LOG_LEVEL": log_level,
         "TANGRAM_CORE__PLUGINS": json.dumps([_absolute(one) for one in plugins]) if plugins else None,
+        "TANGRAM_LOG__LEVEL": log_level,
     }
     sys.exit(
         serve_until_stopped(

@@ -16,6 +16,7 @@ from tangram.app import Boot, run_server
 from tangram.cli.exit_record import ExitRecord, last_exits
 from tangram.cli.force_exit import ForceExit
 from tangram.cli.logs import LogFormat, configure_logging
+from tangram.cli.plugin_output import plugin_finder, tagged_output
 from tangram.config import (
     Config,
     LoadedConfig,
@@ -26,6 +27,7 @@ from tangram.config import (
 )
 from tangram.descriptors import connection_limit, raise_descriptor_limit
 from tangram.errors import ConfigError
+from tangram.plugins.registry import LoadedPlugins
 
 __all__ = ["serve_until_stopped"]
 
@@ -58,7 +60,7 @@ def serve_until_stopped(
     path = find_config_file(config_file, os.environ, current_folder())
     environ = {**os.environ, **(overrides or {})}
     loaded = load_config(path, environ)
-    configure_logging(loaded.config.core.log_level, log_format)
+    _configure_logging(loaded.config, log_format)
     _log_warnings(loaded)
     _raise_descriptor_limit(loaded.config.server.max_connections)
     state_dir = _state_dir(loaded.config)
@@ -72,15 +74,16 @@ def serve_until_stopped(
         on_first_ready=partial(_on_first_ready, open_page),
         on_stopping=force_exit.arm,
         on_repeat=force_exit.force,
-        on_import=record.note_import,
-        on_plugins=lambda plugins: record.note_plugins({one.name: one.source for one in plugins.plugins}),
+        on_import=partial(_note_import, record),
+        on_plugins=partial(_note_plugins, record),
         on_broker=force_exit.watch_broker,
     )
     status = 1
     force_exit.watch()
     record.open()
     try:
-        status = trio.run(run_server, boot)
+        with tagged_output():
+            status = trio.run(run_server, boot)
     finally:
         force_exit.disarm()
         record.close()
@@ -110,6 +113,20 @@ def _raise_descriptor_limit(max_connections: int) -> None:
         )
 
 
+def _configure_logging(config: Config, log_format: LogFormat) -> None:
+    configure_logging(config.log_level, log_format, levels=config.log.levels, access=config.log.access_format)
+
+
+def _note_import(record: ExitRecord, plugin: str) -> None:
+    record.note_import(plugin)
+    plugin_finder.note_import(plugin)
+
+
+def _note_plugins(record: ExitRecord, plugins: LoadedPlugins) -> None:
+    record.note_plugins({one.name: one.source for one in plugins.plugins})
+    plugin_finder.use(plugins.owner_of)
+
+
 def _on_first_ready(open_page: bool, url: str) -> None:
     gc.freeze()  # the objects of the start stay, so the collector need not visit them
     if open_page:
@@ -126,7 +143,7 @@ def _open_page(url: str) -> None:
 
 def _reload(path: Path | None, environ: Mapping[str, str], log_format: LogFormat) -> LoadedConfig:
     loaded = load_config(path, environ)
-    configure_logging(loaded.config.core.log_level, log_format)
+    _configure_logging(loaded.config, log_format)
     _log_warnings(loaded)
     return loaded
 

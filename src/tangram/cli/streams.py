@@ -15,7 +15,7 @@ __all__ = ["complain", "give_up_dead_streams", "write_line"]
 
 def write_line(text: str) -> None:
     """Write a line to the present ``sys.stderr``; lose it if that cannot be written to."""
-    stream = sys.stderr
+    stream = getattr(sys.stderr, "original", sys.stderr)  # the log of a plugin's output is no such output
     if stream is None:  # so set by Python if the descriptor was closed before the start
         return
     with suppress(OSError, ValueError):  # ValueError: the stream is closed

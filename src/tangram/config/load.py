@@ -257,6 +257,7 @@ def _anchored(config: Config, base: Path, faults: list[Fault]) -> Config:
     server, broker = config.server, config.broker
     server = attrs.evolve(
         server,
+        access_log=server.access_log or config.log.access,
         tls_cert=_file(server.tls_cert, base, "server.tls_cert", faults),
         tls_key=_file(server.tls_key, base, "server.tls_key", faults),
         state_dir=_absolute(server.state_dir, base),

@@ -34,6 +34,7 @@ __all__ = [
     "Config",
     "CoreConfig",
     "HistoryEntry",
+    "LogConfig",
     "MapConfig",
     "MapStyle",
     "MetricsConfig",
@@ -121,6 +122,22 @@ class CoreConfig:
 
 
 @attrs.frozen(kw_only=True)
+class LogConfig:
+    """``[log]``: levels and the access log."""
+
+    level: str | None = attrs.field(default=None, validator=v.optional(validators.log_level))
+    """The lowest level of the server's log. Unset: ``core.log_level``, which compiled plugins read, too."""
+    levels: Mapping[str, str] = attrs.field(factory=dict, validator=validators.log_levels)
+    """Levels of loggers by name, each with the loggers below it, as in ``{ "tangram.http" = "debug" }``.
+    ``plugin.NAME`` stands for everything that a plugin logs or prints."""
+    access: bool = False
+    """Log each request. Off by default: a line costs as much as the answer to a small request."""
+    access_format: Literal["common", "json"] | None = None
+    """The Common Log Format of Apache, or a JSON object a line. Unset: ``common``, or ``json`` with
+    ``--log-format json``."""
+
+
+@attrs.frozen(kw_only=True)
 class ServerConfig:
     """``[server]``: addresses, access, and limits on requests and connections."""
 
@@ -160,7 +177,7 @@ class ServerConfig:
     ready_requires: tuple[str, ...] = attrs.field(default=(), metadata={"comma": True})
     """Plugins without which ``/-/readyz`` answers 503, or ``all``. None by default: the others serve."""
     access_log: bool = False
-    """Log each request. Off by default: a line costs as much as the answer to a small request."""
+    """The older name of ``log.access``; either turns the access log on."""
     max_header_bytes: int = attrs.field(default=32768, validator=v.ge(1024))
     """Bytes of request line and headers together. Room for large cookies; most browsers send an eighth of it.
     """
@@ -446,6 +463,7 @@ class Config:
     """The whole configuration, from ``tangram.toml`` and the environment."""
 
     core: CoreConfig = attrs.field(factory=CoreConfig)
+    log: LogConfig = attrs.field(factory=LogConfig)
     server: ServerConfig = attrs.field(factory=ServerConfig)
     channel: ChannelConfig = attrs.field(factory=ChannelConfig)
     map: MapConfig = attrs.field(factory=MapConfig)
@@ -459,6 +477,11 @@ class Config:
     metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
     source: Path | None = None
     """The file that was read; its paths are relative to its folder."""
+
+    @property
+    def log_level(self) -> str:
+        """The lowest level of the server's log."""
+        return self.log.level or self.core.log_level
 
     def with_redis_url(self, url: str) -> "Config":
         """Return a copy with the broker's URL, which plugins read in ``config.core.redis_url``."""

@@ -1,6 +1,6 @@
 """Validators of single values; each raises ``ValueError`` with the expectation. No I/O."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,6 +64,14 @@ def log_level(_instance: object, _attribute: "attrs.Attribute[Any]", value: str)
     if not set(value) & set(",=[") and value.lower() not in words:
         msg = f"expected one of {', '.join(sorted(words))}, or a filter such as 'info,module=debug'"
         raise ValueError(msg)
+
+
+def log_levels(instance: object, attribute: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
+    for name, level in value.items():
+        if set(level) & set(",=["):
+            msg = f"expected a level as in {{ 'tangram.http' = 'debug' }}, got {level!r} for {name!r}"
+            raise ValueError(msg)
+        log_level(instance, attribute, level)
 
 
 def redis_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:

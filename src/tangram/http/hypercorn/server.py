@@ -14,6 +14,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import structlog
@@ -24,6 +25,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from tangram import defaults
 from tangram.asgi import ASGIApp, Message, RawHeaders, Scope
 from tangram.errors import ConfigError, Fault
+from tangram.http.access_log import log_access
 from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.hypercorn.connection import HypercornConnection
 from tangram.http.listeners import HeldSocket
@@ -105,21 +107,16 @@ def make_ssl_context(
 
 
 class _Log:
-    """Hypercorn's logger on structlog; the access log needs ``[server] access_log``."""
+    """Hypercorn's logger on structlog."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self.engine = engine
         self.wanted = bool(config.accesslog)
 
     async def access(self, request: Scope, response: Message | None, request_time: float) -> None:
         if self.wanted:
-            log.info(
-                "request",
-                method=request.get("method", "GET"),
-                path=request["path"],
-                status=response["status"] if response else None,
-                seconds=round(request_time, 6),
-                client=(request.get("client") or (None,))[0],
-            )
+            status = response["status"] if response else None
+            log_access(self.engine, request, status=status, seconds=request_time)
 
     async def exception(self, message: str, *_args: Any, **_kwargs: Any) -> None:
         log.error("hypercorn failed", message=message, exc_info=True)  # noqa: LOG014 - in a handler
@@ -148,7 +145,7 @@ class HypercornServer:
         self.engine = Engine(settings, self.handle, secure=tls is not None, tick=self.tick)
         self.context = WorkerContext(None)
         self.config = Config()
-        self.config.logger_class = cast("Any", _Log)
+        self.config.logger_class = cast("Any", partial(_Log, self.engine))
         self.config.accesslog = "-" if settings.access_log else None
         self.config.include_server_header = False
         self.config.h11_max_incomplete_size = settings.max_header_bytes

@@ -20,6 +20,7 @@ import trio
 
 from tangram.asgi import Fields, Message, Scope
 from tangram.groups import all_leaves_are
+from tangram.http.access_log import log_access
 from tangram.http.engine import ClientGone, failures_of, has_hung_up
 from tangram.http.native.body import ChunkedBody, LengthBody
 from tangram.http.native.head import CHUNKED, RejectedRequest, RequestHead
@@ -156,7 +157,8 @@ class Exchange:
             await self._complete()
         self.over = True
         if host.settings.access_log:
-            self._log(began)
+            seconds = time.perf_counter() - began
+            log_access(host.engine, self._scope, status=self._status, sent=self.sent, seconds=seconds)
         framing = self._framing
         if framing is None or framing.close or not self.complete or self._stream.closed:
             return False
@@ -423,17 +425,6 @@ class Exchange:
             if not more:
                 return False
             stream.buffer += more
-
-    def _log(self, began: float) -> None:
-        log.info(
-            "request",
-            method=self.request.method,
-            path=self.request.path,
-            status=self._status,
-            bytes=self.sent,
-            seconds=round(time.perf_counter() - began, 6),
-            client=self._stream.client[0],
-        )
 
 
 async def reject(host: Host, stream: ClientStream, error: RejectedRequest) -> None:

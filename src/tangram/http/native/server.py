@@ -17,12 +17,13 @@ from tangram import defaults
 from tangram.asgi import ASGIApp, RawHeaders, Scope
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
+from tangram.http.access_log import log_access
 from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.listeners import HeldSocket
 from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
-from tangram.http.native.head import RequestHead
+from tangram.http.native.head import RejectedRequest, RequestHead
 from tangram.http.native.stream import ClientStream
 from tangram.http.native.websocket import AppSocket
 
@@ -142,6 +143,20 @@ class NativeServer:
     async def upgrade(self, connection: HttpConnection, request: RequestHead) -> None:
         """Serve a connection as a WebSocket: hand it to the channels, or serve it to its end."""
         scope = _websocket_scope(connection.stream, request)
+        if not self.settings.access_log:
+            await self._upgrade(connection, request, scope)
+            return
+        status: int | None = None
+        try:
+            status = await self._upgrade(connection, request, dict(scope))
+        except RejectedRequest as error:
+            status = error.status
+            raise
+        finally:
+            log_access(self.engine, scope, status=status)
+
+    async def _upgrade(self, connection: HttpConnection, request: RequestHead, scope: Scope) -> int:
+        """Serve the WebSocket, and return the status of the handshake's answer."""
         if self.channels is not None and request.path == CHANNELS_PATH:
             if self.forwarded is not None:
                 scope = self.forwarded(scope)
@@ -153,7 +168,7 @@ class NativeServer:
                 compression=self.compression,
                 ping_interval=self.ping_interval,
             )
-            return
+            return 101
         upgrade = prepare_upgrade(request, max_message=self.max_message, compression=self.compression)
         scope["subprotocols"] = upgrade.subprotocols
         socket = AppSocket(
@@ -166,6 +181,7 @@ class NativeServer:
         )
         connection.upgraded = socket
         await socket.run()
+        return socket.status
 
 
 def _websocket_scope(stream: ClientStream, request: RequestHead) -> Scope:

@@ -117,6 +117,15 @@ class AppSocket:
         self._heavy = False
         self._budget = ControlBudget(trio.current_time())
 
+    @property
+    def status(self) -> int:
+        """The status of the handshake's answer, for the access log."""
+        if self._accepted:
+            return 101
+        if not self._denied:
+            return 500
+        return 403 if self._denial is None else int(self._denial["status"])
+
     # Called by the engine.
 
     def start_close(self, code: int) -> None:
