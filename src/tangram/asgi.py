@@ -13,6 +13,7 @@ import msgspec
 
 __all__ = [
     "JSON_TYPE",
+    "ROOT",
     "ASGIApp",
     "Fields",
     "Message",
@@ -21,6 +22,8 @@ __all__ = [
     "Scope",
     "Send",
     "WholeSend",
+    "enter_root",
+    "full_scope",
     "header",
     "headers_of",
     "send_json",
@@ -53,6 +56,9 @@ Fields: TypeAlias = tuple[tuple[bytes, bytes], ...]
 JSON_TYPE: Final = (b"content-type", b"application/json")
 """The header field of a JSON body."""
 
+ROOT: Final = "tangram.root"
+"""Key of the scope for ``[server] root_path``, once the path has been cut."""
+
 _BODILESS: Final = frozenset({204, 304})
 """Status codes whose responses have no body and no headers that describe one."""
 
@@ -74,6 +80,47 @@ class WholeSend(Protocol):
             fields: header fields in lower case, none of which frames the message.
             body: the body, also for HEAD.
         """
+
+
+def enter_root(scope: Scope, root: str) -> None:
+    """Cut ``root`` from the start of a request's path, once.
+
+    A proxy may pass the path with the root or without it, so that both are served. A path that is the root
+    itself becomes empty.
+
+    Args:
+        scope: the request, which is changed; it keeps the root under `ROOT`.
+        root: ``/tangram``, or an empty text for none.
+    """
+    if not root or ROOT in scope:
+        return
+    scope[ROOT] = root
+    path: str = scope["path"]
+    if path == root or path.startswith(f"{root}/"):
+        scope["path"] = path[len(root) :]
+        raw = scope.get("raw_path") or b""
+        encoded = root.encode()
+        # Another spelling of the root, with escapes, is left to the decoded path.
+        scope["raw_path"] = raw[len(encoded) :] if raw.startswith(encoded) else None
+
+
+def full_scope(scope: Scope) -> Scope:
+    """Return the scope for a foreign application: the whole path, and ``root_path``, as ASGI defines them.
+
+    Such an application cuts the root itself, and writes it into redirects.
+    """
+    root: str = scope.get(ROOT, "")
+    if not root:
+        return scope
+    raw = scope.get("raw_path")
+    full = {
+        **scope,
+        "path": root + scope["path"],
+        "raw_path": None if raw is None else root.encode() + raw,
+        "root_path": root,
+    }
+    del full[ROOT]
+    return full
 
 
 def headers_of(scope: Scope, name: bytes) -> list[str]:

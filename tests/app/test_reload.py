@@ -23,13 +23,15 @@ TLS = Path(__file__).parents[1] / "http" / "tls"
 
 NEXT_INCARNATION = {
     "core": "plugins log_level theme themes",
-    "server": "hosts allowed_origins forwarded_allow_ips engine tls_cert tls_key frontend ready_requires"
+    "server": "hosts allowed_origins root_path forwarded_allow_ips"
+    " engine tls_cert tls_key frontend ready_requires"
     " access_log max_header_bytes max_headers max_body max_pending_bytes body_timeout header_timeout"
     " idle_timeout write_timeout max_connections"
     " max_connections_per_address drain_grace",
-    "channel": "public_url jwt_expiration_secs id_length ids presence push_replies broadcast_join_ref"
+    "channel": "public_url jwt_expiration_secs id_length ids presence presence_rate push_replies"
+    " broadcast_join_ref"
     " conflate max_backlog max_message max_unjoined max_joins idle_timeout ping_interval streaming_grace"
-    " compression token_rate token_burst join_rate join_burst upgrade_rate upgrade_burst",
+    " history compression token_rate token_burst join_rate join_burst upgrade_rate upgrade_burst",
     "map": "style styles center_lat center_lon zoom pitch bearing lang min_zoom max_zoom max_pitch"
     " allow_pitch allow_bearing layers_visibility",
     "cache": "entries",

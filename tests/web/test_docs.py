@@ -18,8 +18,8 @@ async def test_the_docs_page_needs_no_other_server() -> None:
     named = re.findall(r'(?:src|href)="([^"]+)"', text)
     assert len(named) >= 4
     for address in named:
-        assert address.startswith("/"), address
-        assert (await call(site, "GET", address)).status == 200, address
+        assert re.match(r"docs/|openapi.json", address), address
+        assert (await call(site, "GET", f"/{address}")).status == 200, address
 
 
 async def test_nothing_else_of_the_distribution_is_served() -> None:

@@ -63,6 +63,7 @@ async def _serve_native(
         # Requests that the engine hands to the channels itself have not passed the site.
         forwarded=site.addresses.forwarded,
         channels=lambda: incarnation.channels,
+        root_path=tree.config.server.root_path,
         body_limit=site.body_limit,
         error_headers=site.error_headers,
         is_proxy=site.addresses.trusts,
@@ -83,7 +84,12 @@ async def _serve_hypercorn(
 
     server = tree.config.server
     await serve_hypercorn(
-        with_channels(site, lambda: incarnation.channels, forwarded=site.addresses.forwarded),
+        with_channels(
+            site,
+            lambda: incarnation.channels,
+            forwarded=site.addresses.forwarded,
+            root_path=server.root_path,
+        ),
         tree.held,
         server,
         grace=partial(tree.grace, tree.config),

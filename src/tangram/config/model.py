@@ -153,6 +153,9 @@ class ServerConfig:
     for any name. Requests under other names are answered with 421."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=validators.each(validators.origin))
     """Origins of pages that may use this server, in addition to its own hosts and loopback."""
+    root_path: str = attrs.field(default="", validator=validators.root_path, converter=without_slash)
+    """The path below which a proxy shows this server, for example ``/tangram``. The proxy may cut it or pass
+    it on. Empty: the server has a host of its own."""
     forwarded_allow_ips: tuple[str, ...] = attrs.field(
         default=("127.0.0.1",), validator=validators.each(validators.network), metadata={"comma": True}
     )

@@ -1,5 +1,6 @@
 """Validators of single values; each raises ``ValueError`` with the expectation. No I/O."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,6 +73,12 @@ def log_levels(instance: object, attribute: "attrs.Attribute[Any]", value: Mappi
             msg = f"expected a level as in {{ 'tangram.http' = 'debug' }}, got {level!r} for {name!r}"
             raise ValueError(msg)
         log_level(instance, attribute, level)
+
+
+def root_path(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)*/?", value):
+        msg = "expected a path such as '/tangram'"
+        raise ValueError(msg)
 
 
 def redis_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:

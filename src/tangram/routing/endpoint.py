@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from tangram.asgi import Receive, Scope, Send, send_json
+from tangram.asgi import ROOT, Receive, Scope, Send, full_scope, send_json
 from tangram.routing.binding import Overrides, Plan, compile_route
 from tangram.routing.calls import Call, Threads
 from tangram.routing.request import Request
@@ -156,4 +156,6 @@ class MountedApp:
         """Call the application with the path of the mount in ``root_path``."""
         path = scope["path"]
         root = path[: len(path) - len(values[-1])].removesuffix("/")
-        await self.route.endpoint({**scope, "root_path": root}, receive, send)
+        outer: str = scope.get(ROOT, "")
+        whole = full_scope(scope)
+        await self.route.endpoint({**whole, "root_path": outer + root}, receive, send)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import trio
 
 from tangram import defaults
-from tangram.asgi import JSON_TYPE, Fields, Receive, Scope, Send, send_json, send_whole, with_fields
+from tangram.asgi import JSON_TYPE, ROOT, Fields, Receive, Scope, Send, send_json, send_whole, with_fields
 from tangram.asyncio_hint import asyncio_hint
 from tangram.errors import RouteError
 from tangram.groups import unwrap_single
@@ -247,7 +247,7 @@ class RouteTable:
         if not other or self._tree.find(scope["method"], other) is None:
             return False
         # Exactly one slash in front: "//host/" would be the address of another server.
-        target = "/" + (root + other).lstrip("/\\")
+        target = "/" + (scope.get(ROOT, "") + root + other).lstrip("/\\")
         query = scope.get("query_string", b"")
         response = Response(b"", 307)
         response.headers["location"] = quote(target, safe=_PATH_SAFE, errors="replace") + (

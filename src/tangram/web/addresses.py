@@ -66,6 +66,8 @@ class Addresses:
     scheme: str
     wildcard: bool = False
     """Whether the server listens on all addresses of the machine."""
+    root_path: str = ""
+    """``[server] root_path``, which is part of the channels' URL."""
     any_host: bool = False
     """``[server] hosts`` holds ``*``: every ``Host`` is answered."""
 
@@ -97,6 +99,7 @@ class Addresses:
             scheme="https" if server.tls_cert else "http",
             wildcard=listens_on_all(server.host),
             any_host="*" in server.hosts,
+            root_path=server.root_path,
         )
 
     def is_ours(self, host: str) -> bool:
@@ -142,7 +145,8 @@ class Addresses:
             port = self.channel_port
         shown = f"[{host}]" if ":" in host else host
         default = {"http": 80, "https": 443}.get(scheme)
-        return f"{scheme}://{shown}" if port in {None, default} else f"{scheme}://{shown}:{port}"
+        origin = f"{scheme}://{shown}" if port in {None, default} else f"{scheme}://{shown}:{port}"
+        return origin + self.root_path
 
     def forwarded(self, scope: Scope) -> Scope:
         """Return the scope with client address and scheme from the headers of a trusted proxy.

@@ -21,15 +21,15 @@ _PAGE: Final = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>tangram: routes</title>
-<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
-<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="docs/favicon-32x32.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
 <style>body { margin: 0; background: #fff; }</style>
 </head>
 <body>
 <div id="swagger-ui"></div>
-<noscript>The routes are described in <a href="/openapi.json">/openapi.json</a>.</noscript>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script src="/docs/tangram-docs.js"></script>
+<noscript>The routes are described in <a href="openapi.json">/openapi.json</a>.</noscript>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/tangram-docs.js"></script>
 </body>
 </html>
 """
@@ -38,7 +38,7 @@ _PAGE_WITHOUT_BUNDLE: Final = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>tangram: routes</title></head>
 <body>
-<p>The routes are described in <a href="/openapi.json">/openapi.json</a>.
+<p>The routes are described in <a href="openapi.json">/openapi.json</a>.
 For a page that shows them, install <code>swagger-ui-bundle</code>.</p>
 </body>
 </html>
@@ -68,7 +68,7 @@ function toOpenApi30(node) {
   return out;
 }
 
-fetch("/openapi.json")
+fetch("openapi.json")
   .then((answer) => answer.json())
   .then((spec) => {
     SwaggerUIBundle({

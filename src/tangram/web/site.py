@@ -24,6 +24,8 @@ from tangram.asgi import (
     Receive,
     Scope,
     Send,
+    enter_root,
+    full_scope,
     headers_of,
     send_json,
 )
@@ -152,6 +154,7 @@ class Site:
         self._parts = parts
         self._control = parts.control
         self.addresses = Addresses.of(parts.config)
+        self._root = parts.config.server.root_path
         self._known_hosts: dict[tuple[object, ...], _Host] = {}
         self._proxy_hint = ProxyHint()
         self.frontends: Frontends = find_frontends(parts.plugins)
@@ -182,6 +185,8 @@ class Site:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         noting = _noting(send)
         began = perf_counter()
+        if self._root and scope["type"] in {"http", "websocket"}:
+            enter_root(scope, self._root)
         try:
             match scope["type"]:
                 case "http" if self._is_plain(scope):
@@ -218,6 +223,7 @@ class Site:
 
         Engines call it before they read the body. It depends on the route: see ``max_body`` of a route.
         """
+        enter_root(scope, self._root)
         app = self._app_for(scope) if self._apps else None
         return (self.table if app is None else app).body_limit(scope)
 
@@ -226,13 +232,16 @@ class Site:
 
         They let a page of an allowed origin read why its request was refused.
         """
+        enter_root(scope, self._root)
         return self._outer.headers(self.addresses.forwarded(scope))
 
     def openapi(self) -> bytes:
         """Return ``/openapi.json``; made at the first call and kept."""
         if self._openapi is None:
-            document = openapi([self.table], title="tangram", version=VERSION)
-            self._openapi = encode_json(merge_openapi(document, self._apps))
+            document = merge_openapi(openapi([self.table], title="tangram", version=VERSION), self._apps)
+            if self._root:
+                document["servers"] = [{"url": self._root}]
+            self._openapi = encode_json(document)
         return self._openapi
 
     def _is_plain(self, scope: Scope) -> bool:
@@ -273,6 +282,11 @@ class Site:
             # RFC 9110, section 9.3.7: a question about the server as a whole, often a mere ping.
             await send_json(scope, sending(send, fields), 204, None, headers=[(b"allow", METHODS)])
             return
+        if not scope["path"]:
+            query = scope["query_string"]
+            target = f"{self._root}/".encode() + (b"?" + query if query else b"")
+            await send_json(scope, send, 307, None, headers=[(b"location", target)])
+            return
         down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
         if down and await self._refuse_unavailable(down, app, scope, sending(send, fields)):
@@ -287,11 +301,11 @@ class Site:
             if scope["method"] == "HEAD" and not app.match(scope):
                 # FastAPI's routes for GET do not answer HEAD by themselves.
                 scope, send = {**scope, "method": "GET"}, _without_body(send)
-            await app(scope, receive, send)
+            await app(full_scope(scope), receive, send)
             return
         if await self._file(scope, receive, send):
             return
-        await self._quart(scope, receive, send)
+        await self._quart(full_scope(scope), receive, send)
 
     def _app_for(self, scope: Scope) -> AppMount | None:
         """Return the plugin's application that answers this request, or ``None``.
@@ -375,7 +389,7 @@ class Site:
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
             return
-        await serve_plugin_socket(self._quart, scope, receive, send)
+        await serve_plugin_socket(self._quart, full_scope(scope), receive, send)
 
     async def _native_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self.table.locate_websocket(scope)
@@ -386,7 +400,7 @@ class Site:
     async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a WebSocket to a plugin's application, unless refused by origin or state."""
         if await self._may_serve(app.owner, scope, send):
-            await app(scope, receive, send)
+            await app(full_scope(scope), receive, send)
 
     async def _may_serve(self, owner: str, scope: Scope, send: Send) -> bool:
         """Refuse a WebSocket of a foreign origin or of a plugin that is down; else return True."""
@@ -459,7 +473,7 @@ class Site:
         @router.get("/redoc", include_in_schema=False)
         async def redoc() -> Response:
             # The published server has this page too. One page without internet access is enough.
-            return Response(b"", 307, {"location": "/docs"})
+            return Response(b"", 307, {"location": f"{self._root}/docs"})
 
         @router.get("/docs/tangram-docs.js", include_in_schema=False)
         async def docs_script() -> Response:

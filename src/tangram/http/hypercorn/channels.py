@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from tangram.asgi import ASGIApp, Receive, Scope, Send
+from tangram.asgi import ASGIApp, Receive, Scope, Send, enter_root
 from tangram.channels.disconnects import BUSY, Disconnect, Refusal
 from tangram.channels.frames import TEXT, Encoded
 from tangram.gateway.admission import connect_info
@@ -27,6 +27,7 @@ def with_channels(
     channels: Callable[[], Channels | None],
     *,
     forwarded: Callable[[Scope], Scope] | None = None,
+    root_path: str = "",
 ) -> ASGIApp:
     """Return ``app`` with channels at ``/websocket``.
 
@@ -34,9 +35,12 @@ def with_channels(
         app: Gets all other requests.
         channels: Called at each handshake; ``None`` (no incarnation runs) is answered with 503.
         forwarded: Applies the headers of trusted proxies to the scope of a handshake.
+        root_path: ``[server] root_path``.
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            enter_root(scope, root_path)
         if scope["type"] != "websocket" or scope["path"] != CHANNELS_PATH:
             await app(scope, receive, send)
             return

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from tangram import defaults
-from tangram.asgi import ASGIApp, RawHeaders, Scope
+from tangram.asgi import ASGIApp, RawHeaders, Scope, enter_root
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.access_log import log_access
@@ -42,6 +42,7 @@ async def serve_native(
     close_code: Callable[[], int] = lambda: 1012,
     channels: Callable[[], Channels | None] | Channels | None = None,
     forwarded: Callable[[Scope], Scope] | None = None,
+    root_path: str = "",
     body_limit: Callable[[Scope], int] | None = None,
     error_headers: Callable[[Scope], RawHeaders] | None = None,
     is_proxy: Callable[[str], bool] = lambda _: False,
@@ -65,6 +66,7 @@ async def serve_native(
             application's.
         forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
             Used for channels and for the log: the application does this for its own scopes.
+        root_path: ``[server] root_path``, for the path of the channels.
         body_limit: returns the bytes that the body of the request with this scope may have, 0 for any
             number. Default: ``settings.max_body``.
         error_headers: returns the header fields of the engine's own answer to a request with this scope.
@@ -82,6 +84,7 @@ async def serve_native(
         settings,
         channels=None if channels is None else channels_getter(channels),
         forwarded=forwarded,
+        root_path=root_path,
         compression=compression,
         ping_interval=ping_interval,
         max_message=max_message,
@@ -105,6 +108,7 @@ class NativeServer:
         *,
         channels: Callable[[], Channels | None] | None = None,
         forwarded: Callable[[Scope], Scope] | None = None,
+        root_path: str = "",
         compression: bool = False,
         ping_interval: float = defaults.PING_INTERVAL,
         max_message: int = defaults.MAX_MESSAGE,
@@ -113,6 +117,7 @@ class NativeServer:
         self.settings = settings
         self.channels = channels
         self.forwarded = forwarded
+        self.root_path = root_path
         self.compression = compression
         self.ping_interval = ping_interval
         self.max_message = max_message
@@ -157,7 +162,8 @@ class NativeServer:
 
     async def _upgrade(self, connection: HttpConnection, request: RequestHead, scope: Scope) -> int:
         """Serve the WebSocket, and return the status of the handshake's answer."""
-        if self.channels is not None and request.path == CHANNELS_PATH:
+        enter_root(scope, self.root_path)
+        if self.channels is not None and scope["path"] == CHANNELS_PATH:
             if self.forwarded is not None:
                 scope = self.forwarded(scope)
             await serve_channel(

@@ -5,9 +5,12 @@ import { Socket } from "./channel.js";
 const KEPT = 60; // samples in a sparkline: one minute
 const TREE_EVERY = 5_000; // ms between two looks at the supervision tree
 
+// The server may be below a path of its host: every address is relative to the page.
+const BASE = new URL("..", import.meta.url);
+
 const $ = (id) => document.getElementById(id);
 const json = async (path) => {
-  const answer = await fetch(path, { headers: { accept: "application/json" }, signal: AbortSignal.timeout(10_000) });
+  const answer = await fetch(new URL(path, BASE), { headers: { accept: "application/json" }, signal: AbortSignal.timeout(10_000) });
   return answer.ok ? answer.json() : Promise.reject(Object.assign(new Error(path), { status: answer.status }));
 };
 
@@ -85,17 +88,17 @@ function showNotice(title, text, { code = "", retry = null } = {}) {
 
 async function channelBase() {
   try {
-    const manifest = await json("/manifest.json");
-    return manifest.core.config.channel.url || location.origin;
+    const manifest = await json("manifest.json");
+    return manifest.core.config.channel.url || BASE.href;
   } catch {
-    return location.origin; // a server without the manifest still has its channel where it has its pages
+    return BASE.href; // a server without the manifest still has its channel where it has its pages
   }
 }
 
 /** What there was before we came, and whether the plugin is there at all. */
 async function greet() {
   try {
-    const [info, history] = await Promise.all([json("/demo/info"), json(`/demo/history?limit=${KEPT}`)]);
+    const [info, history] = await Promise.all([json("demo/info"), json(`demo/history?limit=${KEPT}`)]);
     $("host").textContent = `${info.host} · ${info.system} · ${info.cores} cores · ${gigabytes(info.memory)}`;
     for (const name of Object.keys(METRICS)) samples[name].length = 0;
     history.forEach(take);
@@ -183,7 +186,7 @@ function rows(supervisor, depth = 0) {
   ]);
 }
 
-const tree = () => json("/-/supervision").then((answer) => rows(answer.tree));
+const tree = () => json("-/supervision").then((answer) => rows(answer.tree));
 
 /** Only the operator, and this machine, are told more than the state. */
 function causeOf({ last_crash: crash }) {

@@ -69,7 +69,7 @@ function decode(data) {
 }
 
 export class Socket {
-  constructor(base = location.origin, { params = {} } = {}) {
+  constructor(base = new URL("..", import.meta.url).href, { params = {} } = {}) {
     this.base = base.replace(/\/+$/, "");
     this.params = params;
     this.channels = new Map();
