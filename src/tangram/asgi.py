@@ -105,7 +105,7 @@ def enter_root(scope: Scope, root: str) -> None:
 
 
 def full_scope(scope: Scope) -> Scope:
-    """Return the scope for a foreign application: the whole path, and ``root_path``, as ASGI defines them.
+    """Return the scope for a foreign application: the whole path, and ``root_path``.
 
     Such an application cuts the root itself, and writes it into redirects.
     """

@@ -242,7 +242,7 @@ def configure_logging(
 
 
 def _number(level: str) -> int:
-    """Return the number of a level; the configuration also knows ``trace``, ``warn`` and ``off``."""
+    """Return the number of a level, also of ``trace``, ``warn`` and ``off``."""
     others = {"TRACE": logging.DEBUG, "OFF": logging.CRITICAL + 1}
     return {**logging.getLevelNamesMapping(), **others}.get(level.upper(), logging.INFO)
 

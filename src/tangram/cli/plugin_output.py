@@ -1,4 +1,4 @@
-"""The plugin behind a log record or a printed line, found by the files of the running code.
+"""The plugin behind a log record or a printed line, found by the running code.
 
 1. ``print`` in a plugin becomes a record under the plugin's name, because lines without an origin help nobody
    at night. Other output of the process passes unchanged.
