@@ -67,16 +67,14 @@ async def serve_native(
         forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
             Used for channels and for the log: the application does this for its own scopes.
         root_path: ``[server] root_path``, for the path of the channels.
-        body_limit: returns the bytes that the body of the request with this scope may have, 0 for any
-            number. Default: ``settings.max_body``.
+        body_limit: returns the bytes that a request's body may have, in place of ``settings.max_body``.
         error_headers: returns the header fields of the engine's own answer to a request with this scope.
         is_proxy: returns whether an address is a trusted proxy's; the bound for one address exempts it.
         compression: whether to agree on permessage-deflate.
         ping_interval: seconds of silence after which a WebSocket client is pinged.
         max_message: the largest WebSocket message to the application, in bytes.
         outer_nursery: outlives the incarnation; the channels' WebSockets live there.
-        keep_adopted: asked at the stop. If true, the WebSockets in ``outer_nursery`` are closed there, after
-            this function has returned.
+        keep_adopted: returns whether WebSockets in ``outer_nursery`` are closed there after the stop.
         task_status: reports the engine once it accepts.
     """
     server = NativeServer(
