@@ -44,7 +44,8 @@ async def test_a_token_is_json() -> None:
     [
         (b'{"channel":"obs","id":"alice","unknown":[1]}', 200),
         (b'{"channel":"obs","id":null}', 200),
-        (b'{"channel":"","id":""}', 200),
+        (b'{"channel":"obs","id":""}', 200),
+        (b'{"channel":"","id":""}', 422),
         (b"", 400),
         (b"not json", 400),
         (b'{"channel":"\xff"}', 400),
@@ -66,8 +67,24 @@ async def test_each_error_has_its_status(body: bytes, status: int) -> None:
 
     assert answer.status == status
     if status != 200:
-        assert answer.content_type.startswith("text/plain")
-        assert answer.body.strip()
+        assert answer.content_type == "application/json"
+        assert msgspec.json.decode(answer.body)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "words"),
+    [
+        (b'{"channel":""}', ["body", "channel"], "expected the name of a channel, got ''"),
+        (b'{"channel":5}', ["body", "channel"], "expected `str`, got `int`"),
+        (b"{}", ["body", "channel"], "field required"),
+        (b'"obs"', ["body"], "expected `object`, got `str`"),
+    ],
+)
+async def test_a_wrong_shape_is_reported_with_its_place(body: bytes, place: list[str], words: str) -> None:
+    """422 has the form of all routes: a list of faults, each with place and expectation."""
+    (fault,) = msgspec.json.decode((await ask(body)).body)["detail"]
+
+    assert (fault["loc"], fault["msg"]) == (place, words)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +122,7 @@ async def test_admin_needs_the_operators_token(authorization: str | None, status
 async def test_plugins_and_rates_refuse_with_a_reason() -> None:
     """403 with the plugin's reason; 429 with a time to retry."""
     channels = make_channels(FakeBus(), authorizers=[Authorizer("p", lambda *_: "members only")])
-    assert (await ask(b'{"channel":"obs"}', channels=channels)).body == b"members only\n"
+    assert (await ask(b'{"channel":"obs"}', channels=channels)).body == b'{"detail":"members only"}'
 
     channels = make_channels(FakeBus(), Settings(token_rate=1, token_burst=1))
     await ask(b'{"channel":"obs"}', channels=channels, info=STRANGER)
@@ -179,7 +196,7 @@ async def test_a_page_of_our_origin_has_its_stream_alone() -> None:
     wanted = msgspec.json.encode({"channel": f"streaming-{id_}", "id": id_})
 
     stolen = await ask(wanted, channels=channels, info=ELSEWHERE)
-    assert (stolen.status, stolen.body) == (403, b"id of another client\n")
+    assert (stolen.status, stolen.body) == (403, b'{"detail":"id of another client"}')
     for info in (PAGE, ConnectInfo("192.0.2.8", {**PAGE.headers, "cookie": "tangram_ids=x.y"})):
         assert (await ask(wanted, channels=channels, info=info)).status == 403
     assert (await ask(wanted, channels=channels, info=page(first))).status == 200

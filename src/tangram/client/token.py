@@ -48,7 +48,7 @@ async def fetch_token(
         ssl_context: for https.
 
     Raises:
-        Refused: with the text of the server.
+        Refused: with the reason of the server.
         ChannelClosed: if the server cannot be reached.
     """
     body = codec.encode_json(
@@ -61,8 +61,19 @@ async def fetch_token(
         headers.append(("authorization", f"Bearer {bearer}"))
     status, answer = await _post(url.rstrip("/") + "/token", headers, body, ssl_context)
     if status != 200:
-        raise Refused(answer.decode(errors="replace").strip() or f"status {status}")
+        raise Refused(_reason(answer) or f"status {status}")
     return Token(**msgspec.json.decode(answer, type=dict[str, str]))
+
+
+def _reason(answer: bytes) -> str:
+    """Return the text of a refusal: ``detail`` of JSON, or plain text of another server."""
+    try:
+        detail = msgspec.json.decode(answer)["detail"]
+        if isinstance(detail, str):
+            return detail
+        return "; ".join(f"{fault['msg']} @ {'.'.join(map(str, fault['loc']))}" for fault in detail)
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return answer.decode(errors="replace").strip()
 
 
 async def _post(

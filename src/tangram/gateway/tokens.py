@@ -101,15 +101,17 @@ async def issue_token(
         info: the request, for rates, origins and plugins.
     """
     if len(body) > MAX_BODY:
-        return _text(413, "body too large")
+        return _refused(413, f"the body is longer than {MAX_BODY} bytes")
     if content_type is None or not _JSON.fullmatch(content_type.strip()):
-        return _text(415, "expected content-type: application/json")
+        return _refused(415, "expected the content type application/json")
     try:
         asked = msgspec.convert(msgspec.json.decode(body), _Asked)
     except msgspec.ValidationError as error:
-        return _text(422, f"wrong shape: {error}")
+        return _invalid(str(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _text(400, "body is not JSON")
+        return _refused(400, "the body is not JSON")
+    if not asked.channel:
+        return _invalid("Expected the name of a channel, got '' - at `$.channel`")
     asks_proof = asked.proof is not msgspec.UNSET
     keeps_cookie = _is_same_origin(info)
     kept = _proofs_in(info.headers.get("cookie", ""))
@@ -122,7 +124,7 @@ async def issue_token(
         keeps_proof=asks_proof or keeps_cookie,
     )
     if isinstance(minted, Refusal):
-        return _text(minted.status, minted.reason, retry=minted.retry)
+        return _refused(minted.status, minted.reason, retry=minted.retry)
     answer = minted._asdict()
     proof = answer["proof"] if asks_proof else answer.pop("proof")
     headers = {"cache-control": "no-store"}
@@ -157,9 +159,24 @@ def _bearer(authorization: str | None) -> str | None:
     return credentials.strip() if scheme.lower() == "bearer" else None
 
 
-def _text(status: int, text: str, *, retry: bool = False) -> TokenAnswer:
+def _refused(status: int, detail: object, *, retry: bool = False) -> TokenAnswer:
     headers = {"retry-after": RETRY_AFTER} if retry else {}
-    return TokenAnswer(status, "text/plain; charset=utf-8", f"{text}\n".encode(), headers)
+    return TokenAnswer(status, "application/json", msgspec.json.encode({"detail": detail}), headers)
+
+
+def _invalid(fault: str) -> TokenAnswer:
+    """Return 422 with the fault and its place, in the form of all routes.
+
+    Args:
+        fault: the text of msgspec, as in "Expected `str`, got `int` - at `$.channel`".
+    """
+    what, _, place = fault.partition(" - at `$")
+    names = [name for name in place.strip("`").split(".") if name]
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
+    if missing is not None:
+        what, names = "Field required", [*names, missing[1]]
+    problem = {"loc": ["body", *names], "msg": what[0].lower() + what[1:], "type": "value_error"}
+    return _refused(422, [problem])
 
 
 def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
@@ -176,7 +193,7 @@ def token_router(channels: Callable[[], Channels | None]) -> APIRouter:
         """Mint a token for a channel, if the access policy allows it."""
         owner = channels()
         if owner is None:
-            answer = _text(BUSY.status, BUSY.reason, retry=True)
+            answer = _refused(BUSY.status, BUSY.reason, retry=True)
         else:
             answer = await issue_token(
                 owner.gate,

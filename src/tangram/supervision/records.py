@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from tangram.descriptors import exhaustion_note
+from tangram.errors import OperatorError
 from tangram.groups import leaves
 from tangram.supervision.spec import Crash
 
@@ -82,7 +83,8 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
             where=inner.where,
             why=str(first),
         )
-    frames, own = own_frames(first.__traceback__)
+    # The operator corrects a setting or the machine, and the frames would be tangram's own.
+    frames, own = ((), "") if isinstance(first, OperatorError) else own_frames(first.__traceback__)
     return Crash(
         path=(child,),
         exception=exception_name(first),
