@@ -104,14 +104,9 @@ async def issue_token(
         return _refused(413, f"the body is longer than {MAX_BODY} bytes")
     if content_type is None or not _JSON.fullmatch(content_type.strip()):
         return _refused(415, "expected the content type application/json")
-    try:
-        asked = msgspec.convert(msgspec.json.decode(body), _Asked)
-    except msgspec.ValidationError as error:
-        return _invalid(str(error))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _refused(400, "the body is not JSON")
-    if not asked.channel:
-        return _invalid("Expected the name of a channel, got '' - at `$.channel`")
+    asked = _read(body)
+    if isinstance(asked, TokenAnswer):
+        return asked
     asks_proof = asked.proof is not msgspec.UNSET
     keeps_cookie = _is_same_origin(info)
     kept = _proofs_in(info.headers.get("cookie", ""))
@@ -157,6 +152,17 @@ def _proofs_in(cookies: str) -> list[str]:
 def _bearer(authorization: str | None) -> str | None:
     scheme, _, credentials = (authorization or "").partition(" ")
     return credentials.strip() if scheme.lower() == "bearer" else None
+
+
+def _read(body: bytes) -> _Asked | TokenAnswer:
+    """Return the request in a body, or the answer to a wrong one."""
+    try:
+        asked = msgspec.convert(msgspec.json.decode(body), _Asked)
+    except msgspec.ValidationError as error:
+        return _invalid(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _refused(400, "the body is not JSON")
+    return asked if asked.channel else _invalid("Expected the name of a channel, got '' - at `$.channel`")
 
 
 def _refused(status: int, detail: object, *, retry: bool = False) -> TokenAnswer:
