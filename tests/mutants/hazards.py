@@ -402,9 +402,9 @@ DATA = (
         "whole-head",
         "what httptools takes is taken",
         "http/native/head.py",
-        "    if match is None:\n        raise _explain(head)\n    request = RequestHead()",
-        "    match = match or re.match(rb'(?P<method>[A-Z]+).*(?P<minor>[01])', head)\n"
-        "    if match is None:\n        raise _explain(head)\n    request = RequestHead()",
+        "    if match is None:\n        raise _explain(head)\n    try:",
+        "    match = match or re.match(rb'(?P<method>[A-Z]+) *(?P<target>[^ ]*).*(?P<minor>[01])', head)\n"
+        "    if match is None:\n        raise _explain(head)\n    try:",
         (f"{HEAD}test_smuggling_is_refused_by_our_own_check",),
     ),
     Mutant(
