@@ -182,12 +182,15 @@ async def send_response(
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def send_whole(scope: Scope, send: Send, status: int, fields: Fields, body: bytes) -> None:
+def send_whole(scope: Scope, send: Send, status: int, fields: Fields, body: bytes) -> Awaitable[None]:
     """Send a response that has a body, in one call if ``send`` is a ``WholeSend``."""
-    answer = getattr(send, "answer", None)
-    if answer is not None:
-        await answer(status, fields, body)
-        return
+    answer: Callable[[int, Fields, bytes], Awaitable[None]] | None = getattr(send, "answer", None)
+    if answer is None:
+        return _send_both(scope, send, status, fields, body)
+    return answer(status, fields, body)
+
+
+async def _send_both(scope: Scope, send: Send, status: int, fields: Fields, body: bytes) -> None:
     start = [*fields, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -137,16 +137,23 @@ class HttpConnection:
     async def _serve_one(self) -> bool:
         """Serve the next request; return whether another one may follow."""
         host, stream = self.host, self.stream
+        settings = host.settings
+        pipelined = stream.buffer
+        if not pipelined:
+            # Nearly always one read brings the whole head.
+            self._pipelined = 0
+            stream.buffer = await stream.read(settings.idle_timeout)
+            if not stream.buffer:
+                return False
         skipped = self._skip_empty_line()
         end = stream.buffer.find(b"\r\n\r\n")
-        if end >= 0:
-            await self._wait_pipelined()
-        else:
+        if end < 0:
             self._pipelined = 0
             end = await self._read_head(skipped=skipped)
             if end < 0:
                 return False
-        settings = host.settings
+        elif pipelined:
+            await self._wait_pipelined()
         if end > settings.max_header_bytes:
             raise RejectedRequest(431, _TOO_LARGE.format(settings.max_header_bytes))
         end += 4

@@ -33,7 +33,7 @@ from tangram.http.native.response import (
     header_lines,
     simple_response,
 )
-from tangram.http.native.stream import NEVER, ClientStream
+from tangram.http.native.stream import JOIN_BYTES, NEVER, ClientStream
 from tangram.http.pending import PendingItem
 from tangram.turns import ClientTurns
 
@@ -301,7 +301,10 @@ class Exchange:
         if request.method == "HEAD":
             body = b""
         self.sent = len(body)
-        await stream.write_joined(framing.head, body)
+        if stream.writing is not None or len(body) > JOIN_BYTES:
+            await stream.write_joined(framing.head, body)
+        elif rest := stream.write_nowait(framing.head + body):
+            await stream.write_rest(rest)
         self.complete = True
 
     async def __call__(self, message: Message) -> None:

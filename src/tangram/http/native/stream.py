@@ -40,7 +40,6 @@ class ClientStream:
     """A client's socket with the state that reading and writing need."""
 
     __slots__ = (
-        "_writing",
         "buffer",
         "client",
         "closed",
@@ -51,6 +50,7 @@ class ClientStream:
         "sock",
         "write_deadline",
         "write_timeout",
+        "writing",
     )
 
     def __init__(self, sock: socket.socket, address: PeerAddress, write_timeout: float) -> None:
@@ -77,7 +77,8 @@ class ClientStream:
         """Whether the client sends no more."""
         self.reading = False
         """Whether a task waits in ``read``."""
-        self._writing: trio.Event | None = None
+        self.writing: trio.Event | None = None
+        """Set when the write that waits for the client has ended; None if none waits."""
 
     def open(self) -> None:
         """Set the socket's options, and learn on which address the client connected."""
@@ -132,16 +133,27 @@ class ClientStream:
         Raises:
             ClientGone: the client has closed the connection, or did not read in time.
         """
-        if self._writing is not None:
+        if self.writing is not None:
             await self._wait_turn()
+        rest = self.write_nowait(data)
+        if rest is not None:
+            await self.write_rest(rest)
+
+    def write_nowait(self, data: bytes | memoryview) -> memoryview | None:
+        """Send as much as the socket takes at once; return the rest, for ``write_rest``, or None.
+
+        To be called while no other write waits: see ``writing``.
+
+        Raises:
+            ClientGone: the client has closed the connection.
+        """
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             raise ClientGone("the client has gone") from error
-        if sent != len(data):
-            await self._write_rest(memoryview(data)[sent:])
+        return None if sent == len(data) else memoryview(data)[sent:]
 
     async def write_joined(self, head: bytes, body: bytes) -> None:
         """Send a head and the body behind it in one write, without a copy of a large body.
@@ -152,7 +164,7 @@ class ClientStream:
         if len(body) <= JOIN_BYTES:
             await self.write(head + body)
             return
-        if self._writing is not None:
+        if self.writing is not None:
             await self._wait_turn()
         try:
             sent = self.sock.sendmsg((head, body))
@@ -161,16 +173,21 @@ class ClientStream:
         except OSError as error:
             raise ClientGone("the client has gone") from error
         if sent < len(head):
-            await self._write_rest(memoryview(head + body)[sent:])
+            await self.write_rest(memoryview(head + body)[sent:])
         elif sent - len(head) != len(body):
-            await self._write_rest(memoryview(body)[sent - len(head) :])
+            await self.write_rest(memoryview(body)[sent - len(head) :])
 
     async def _wait_turn(self) -> None:
-        while self._writing is not None:
-            await self._writing.wait()
+        while self.writing is not None:
+            await self.writing.wait()
 
-    async def _write_rest(self, rest: memoryview) -> None:
-        done = self._writing = trio.Event()
+    async def write_rest(self, rest: memoryview) -> None:
+        """Send the rest of a write, as fast as the client reads.
+
+        Raises:
+            ClientGone: the client has closed the connection, or did not read in time.
+        """
+        done = self.writing = trio.Event()
         try:
             while rest and not self.closed:
                 # Set anew at each step: the client has this long to take some bytes, not all of them.
@@ -185,7 +202,7 @@ class ClientStream:
             raise
         finally:
             self.write_deadline = NEVER
-            self._writing = None
+            self.writing = None
             done.set()
         if rest:
             raise ClientGone("the connection was closed while it was written to")
