@@ -36,15 +36,65 @@ async def test_values_move_and_the_count_goes_up(home: Home, browser: Browser) -
         assert page.errors == []
 
 
-async def test_the_page_explains_that_the_demo_is_not_enabled(home: Home, browser: Browser) -> None:
-    """Without the demo the page says how to enable it, and shows no empty cards."""
+async def test_the_page_explains_that_no_plugin_is_enabled(home: Home, browser: Browser) -> None:
+    """Without any plugin the page says how to enable one, and shows no empty cards."""
     async with open_server(home) as server:
         page = await browser.open_page(server.url)
         await page.wait("!document.querySelector('#notice').hidden")
 
-        assert "not enabled" in await page.text("#notice-title")
-        assert 'plugins = ["tangram_demo"]' in await page.text("#notice-code")
+        assert "No plugin is enabled" in await page.text("#notice-title")
+        assert 'plugins = ["my_plugin"]' in await page.text("#notice-code")
         assert await page.run("return document.querySelector('#demo').hidden") is True
+
+
+OWN = """
+import tangram
+
+router = tangram.APIRouter()
+plugin = tangram.Plugin(routers=[router])
+
+
+@router.get("/harbour/{name}")
+async def harbour(name: str) -> str:
+    return name
+
+
+@plugin.register_service()
+async def listen(state: tangram.BackendState) -> None:
+    async for _ in state.subscribe("from:ships:*", "from:" + "made:*"[::1]):
+        pass
+"""
+
+
+async def test_the_page_shows_other_plugins(home: Home, browser: Browser) -> None:
+    """Without the demo the page lists the plugins that run, with their routes and topics."""
+    home.install("harbour", OWN)
+    async with open_server(home, "harbour") as server:
+        page = await browser.open_page(server.url)
+        await page.wait("document.querySelector('#plugin-list .name')")
+        text = await page.text("#plugin-list")
+        await page.wait("document.querySelector('#demo').hidden")
+
+        assert "harbour" in text
+        assert "GET /harbour/{name}" in text
+        assert "topics: ships" in text
+        assert "made" not in text
+        assert await page.run("return document.querySelector('#notice').hidden")
+
+
+async def test_the_page_greys_old_news(home: Home, browser: Browser) -> None:
+    """Once the server has gone, no row looks as if it still ran, and the time of the last news is shown."""
+    async with open_server(home, "tangram_demo") as server:
+        page = await browser.open_page(server.url)
+        await page.wait("document.querySelector('#children .good')")
+        fresh = await page.run("return document.querySelector('#main').dataset.news")
+    await page.wait("document.querySelector('#main').dataset.news === 'old'")
+    news = await page.text("#news")
+    filtered = await page.run("return getComputedStyle(document.querySelector('#children')).filter")
+
+    assert fresh == "new"
+    assert "last news at" in news
+    assert filtered == "grayscale(1)"
 
 
 async def test_the_page_reconnects_by_itself(home: Home, browser: Browser) -> None:

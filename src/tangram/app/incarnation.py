@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import structlog
@@ -18,6 +20,7 @@ import structlog
 from tangram.app.start_gate import StartGate
 from tangram.bus import Bus
 from tangram.bus.scripts import FunctionCall
+from tangram.bus.topics import parse_from
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
 from tangram.gateway.tails import Tails
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from tangram.compat.island import Island
 
 __all__ = ["Incarnation"]
+
+MAX_FRAMES: Final = 8
+"""Frames between a plugin's code and this module: those of the state, and of generators."""
 
 log = structlog.get_logger("tangram.app")
 
@@ -50,6 +56,8 @@ class Incarnation:
     """Lets the services of existing plugins start together."""
     tails: Tails = attrs.Factory(Tails)
     """The topics that the operator follows."""
+    topics: dict[str, dict[str, None]] = attrs.Factory(dict)
+    """The topics of which each plugin receives the clients' messages, in the order of the subscriptions."""
     web_failures: Mapping[str, str] = attrs.Factory(dict)
     """The plugins with a part of their HTTP side that cannot be served, each with the cause."""
 
@@ -102,8 +110,27 @@ class Incarnation:
         self.require_bus().publish_all_nowait(messages, done)
 
     def subscribe(self, *patterns: str) -> object:
-        """Subscribe as `Bus.subscribe` does."""
+        """Subscribe as `Bus.subscribe` does, and note the topics of the calling plugin."""
+        self._note_topics(patterns)
         return self.require_bus().subscribe(*patterns)
+
+    def _note_topics(self, patterns: Sequence[str]) -> None:
+        """Note the topics that the code of a plugin names, for pages that show them to everyone.
+
+        Names that are made at run time are left out: they may contain the id of a client.
+        """
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way to see the caller
+        for _ in range(MAX_FRAMES):
+            if frame is None:
+                return
+            for name, host in self.hosts.items():
+                if host.loaded.owns(frame.f_code.co_filename):
+                    named = [value for value in frame.f_globals.values() if isinstance(value, str)]
+                    written = {*frame.f_code.co_consts, *named}
+                    found = [parse_from(one.encode()) for one in patterns if one in written]
+                    self.topics.setdefault(name, {}).update((topic[0], None) for topic in found if topic)
+                    return
+            frame = frame.f_back
 
     def publish_event(self, channel: str, payload: bytes) -> None:
         """Publish a supervision event if Redis is connected; the event may be that Redis is away."""

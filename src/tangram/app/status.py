@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import attrs
@@ -17,6 +17,7 @@ from tangram.config import normalise
 from tangram.errors import NoSuchChild
 from tangram.gateway.tails import Tails
 from tangram.metrics.moment import Moment
+from tangram.plugins.plugin import Plugin
 from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
 __all__ = ["ServerOperator"]
@@ -130,6 +131,8 @@ class ServerOperator:
             "distribution": loaded.dist_name,
             "state": self._state(name, child),
             "services": [service.name for service in loaded.plugin.services],
+            "routes": [] if loaded.plugin.island else list(_routes_of(loaded.plugin)),
+            "topics": list(self._topics_of(name, loaded.plugin)),
             "ghosts": [attrs.asdict(ghost) for ghost in host.statistics().ghosts],
         }
         if child is not None:
@@ -142,6 +145,11 @@ class ServerOperator:
         if name in self._incarnation.web_failures:
             found["error"] = self._incarnation.web_failures[name]
         return found
+
+    def _topics_of(self, name: str, plugin: Plugin) -> Iterable[str]:
+        """Return the topics that the plugin's code names: it authorizes, keeps or receives them."""
+        authorized = plugin.authorize if isinstance(plugin.authorize, Mapping) else ()
+        return dict.fromkeys([*self._incarnation.topics.get(name, ()), *authorized, *plugin.history])
 
     def _state(self, name: str, child: ChildStatistics | None) -> str:
         if name in self._tree.redis_outage.waiting:
@@ -230,6 +238,14 @@ class ServerOperator:
     def _children(self) -> dict[str, ChildStatistics]:
         supervisor = self._incarnation.supervisor
         return {} if supervisor is None else {child.name: child for child in supervisor.statistics().children}
+
+
+def _routes_of(plugin: Plugin) -> Iterator[str]:
+    """Yield method and path of each route that the documentation shows."""
+    for router in plugin.routers:
+        for route in router.routes:
+            if route.include_in_schema and not route.mounted:
+                yield from (f"{method} {route.template.display}" for method in sorted(route.methods))
 
 
 def _state_of(child: ChildStatistics) -> str:

@@ -23,7 +23,16 @@ _PAGE: Final = """<!doctype html>
 <title>tangram: routes</title>
 <link rel="icon" type="image/png" href="docs/favicon-32x32.png">
 <link rel="stylesheet" href="docs/swagger-ui.css">
-<style>body { margin: 0; background: #fff; }</style>
+<meta name="color-scheme" content="light dark">
+<style>
+body { margin: 0; background: #fff; }
+/* Swagger UI has light colours only: turned around, with the hues kept, they are dark ones. */
+@media (prefers-color-scheme: dark) {
+  body { background: #16181b; }
+  #swagger-ui { filter: invert(0.9) hue-rotate(180deg); }
+  #swagger-ui .microlight, #swagger-ui img { filter: invert(1) hue-rotate(180deg); }
+}
+</style>
 </head>
 <body>
 <div id="swagger-ui"></div>

@@ -40,7 +40,7 @@ PUBLIC_TEXT_KEYS: Final = frozenset(
         "plugin",
         "distribution",
     }
-    | {"services", "path"}
+    | {"services", "path", "routes", "topics"}
 )
 """Keys whose text is public. Any other text may contain a path, an address or a value of a plugin."""
 

@@ -113,12 +113,12 @@ async function greet() {
       showNotice("The demo plugin is stopped", "It failed, and waits for its operator. The server runs on without it.", {
         code: failed,
       });
+    } else if ((await json("-/plugins").catch(() => [null])).length === 0) {
+      showNotice("No plugin is enabled", "The server is well, and has nothing to show here. Install a plugin, and name it in tangram.toml:", {
+        code: '[core]\nplugins = ["my_plugin"]',
+      });
     } else {
-      showNotice(
-        "The demo plugin is not enabled",
-        "The server is well, and has nothing to show here. To see live values, install the demo and name it in tangram.toml:",
-        { code: 'pip install ./examples/tangram_demo\n\n[core]\nplugins = ["tangram_demo"]' },
-      );
+      showNotice("", ""); // the list of plugins says the rest
     }
   }
 }
@@ -129,6 +129,7 @@ async function connect() {
 
   socket.onstatus = ({ state, reason }) => {
     if (state === "connecting") showStatus("connecting", "Connecting");
+    if (state === "reconnecting") showOld();
     if (state === "reconnecting") showStatus("reconnecting", reason ? `Reconnecting: ${reason}` : "Reconnecting");
     if (state !== "connected") return;
     greet();
@@ -223,11 +224,56 @@ function treeRow(child) {
 }
 
 let treeShown = "";
+let newsAt = null; // when the server answered last
+
+/** Everything that is shown is from an earlier time: grey, with that time. */
+function showOld() {
+  if (newsAt === null) return;
+  $("main").dataset.news = "old";
+  $("news").textContent = `last news at ${newsAt.toLocaleTimeString()}`;
+  $("news").hidden = false;
+}
+
+function showNew() {
+  newsAt = new Date();
+  $("main").dataset.news = "new";
+  $("news").hidden = true;
+}
+
+function pluginRow({ name, state, services = [], routes = [], topics = [] }) {
+  const row = document.createElement("li");
+  row.className = GOOD.has(state) ? "good" : BAD.has(state) ? "bad" : "";
+  const part = (kind, text) => {
+    const span = row.appendChild(document.createElement("span"));
+    span.className = kind;
+    span.textContent = text;
+    return span;
+  };
+  part("dot", "").ariaHidden = "true";
+  part("name", name);
+  part("note", state);
+  const lines = [["services", services], ["routes", routes], ["topics", topics]];
+  for (const [what, list] of lines) if (list.length > 0) part("note more", `${what}: ${list.join(", ")}`);
+  return row;
+}
+
+let pluginsShown = "";
+
+async function showPlugins() {
+  const all = await json("-/plugins").catch(() => null);
+  if (all === null || JSON.stringify(all) === pluginsShown) return;
+  pluginsShown = JSON.stringify(all);
+  $("plugins").hidden = all.length === 0;
+  $("plugin-list").replaceChildren(...all.map(pluginRow));
+}
 
 async function showTree() {
   if (document.hidden) return;
   const all = await tree().catch(() => null);
-  if (all === null || all.length === 0) return; // not told, or being restarted: what is shown is the newest known
+  if (all === null) return showOld();
+  showNew();
+  await showPlugins();
+  if (all.length === 0) return; // being restarted: what is shown is the newest known
   const told = JSON.stringify(all);
   if (told === treeShown) return;
   treeShown = told;
