@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import FIGURES, RESULTS, Promise, machine, promised
 
-NAMES = ("channels", "requests", "supervision", "startup", "hub", "bus", "routing")
+NAMES = ("channels", "requests", "existing", "supervision", "startup", "hub", "bus", "routing")
 """The benchmarks, those that need two idle processors first."""
 
 

@@ -8,8 +8,11 @@ struct connection {
     int64_t began;
     char head[4096];
     size_t have;   /* of the head */
-    int64_t left;  /* of the body; -1 while the head is read */
+    int64_t left;  /* of the body; -1 while the head is read, CHUNKED for a body in chunks */
+    char last[5];  /* the last bytes of a body in chunks */
 };
+
+#define CHUNKED INT64_MAX
 
 static char request[65536], scrap[262144];
 static size_t request_size;
@@ -19,6 +22,14 @@ static void ask(struct connection *it) {
     it->left = -1;
     it->began = now_ns();
     if (send(it->fd, request, request_size, MSG_NOSIGNAL) != (ssize_t)request_size) die("send");
+}
+
+/* Answers whether these bytes of a body in chunks end it: nothing follows, as one request is sent at a time. */
+static int ends(struct connection *it, const char *data, size_t size) {
+    size_t kept = size < sizeof it->last ? sizeof it->last - size : 0;
+    memmove(it->last, it->last + sizeof it->last - kept, kept);
+    memcpy(it->last + kept, data + size - (sizeof it->last - kept), sizeof it->last - kept);
+    return !memcmp(it->last, "0\r\n\r\n", sizeof it->last);
 }
 
 /* Reads what is there; answers whether the response is complete. */
@@ -38,9 +49,18 @@ static int hear(struct connection *it) {
                 fprintf(stderr, "answered: %s\n", it->head);
                 exit(1);
             }
+            size_t rest = it->have - (size_t)(stop + 4 - it->head);
             char *length = strcasestr(it->head, "\r\ncontent-length:");
-            if (!length) die("no content-length");
-            it->left = atoll(length + 17) - (int64_t)(it->have - (size_t)(stop + 4 - it->head));
+            if (!length) {
+                if (!strcasestr(it->head, "\r\ntransfer-encoding: chunked")) die("neither a length nor chunks");
+                it->left = CHUNKED;
+                memset(it->last, 0, sizeof it->last);
+                if (ends(it, stop + 4, rest)) return 1;
+                continue;
+            }
+            it->left = atoll(length + 17) - (int64_t)rest;
+        } else if (it->left == CHUNKED) {
+            if (ends(it, scrap, (size_t)got)) return 1;
         } else {
             it->left -= got;
         }

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ def free_port() -> int:
 
 
 def build(name: str) -> Path:
-    """Compile ``benchmarks/c/NAME.c``, if the source is newer than the program."""
+    """Compile ``benchmarks/c/NAME.c``, unless a program of the same sources exists."""
     source = ROOT / "benchmarks" / "c" / f"{name}.c"
-    program = CACHE / "bench" / name
-    newest = max(path.stat().st_mtime for path in source.parent.iterdir())
-    if not program.exists() or program.stat().st_mtime < newest:
+    texts = (path.read_bytes() for path in (source, source.with_name("common.h")))
+    program = CACHE / "bench" / f"{name}-{sha256(b''.join(texts)).hexdigest()[:12]}"
+    if not program.exists():
         compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
             sys.exit("the benchmarks need a C compiler: install gcc or clang")

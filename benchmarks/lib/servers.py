@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from benchmarks.lib.processes import (
 PLUGIN = ROOT / "benchmarks" / "plugin"
 FASTAPI = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson")
 PEERS = ("blacksheep", "litestar", "robyn", "granian", "uvicorn", "uvloop", "httptools")
+CORE = "tangram-core-venv"
+"""The environment of PyPI's tangram-core, as ``pip install tangram-core`` makes it."""
 
 
 class Server:
@@ -76,27 +79,47 @@ def start_tangram(
 
     ``channel`` holds lines of TOML for ``[channel]``.
     """
-    name = f"tangram-{engine}"
-    folder = folder / name
+    folder = folder / f"tangram-{engine}"
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = folder / "tangram_bench-0.1.0.dist-info"
+    if routes:
+        _install_plugin(folder, "tangram", "tangram_bench")
+    plugins = ["tangram_bench"] if routes else []
+    return _start_ours(folder, Path(sys.executable), engine, plugins, channel)
+
+
+def start_existing(folder: Path, engine: str = "native") -> Server:
+    """Start this server with a plugin for tangram-core, in an environment that has FastAPI."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = make_environment("existing-venv", "tangram-core", *project["dependencies"])
+    folder = folder / f"existing-{engine}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _install_plugin(folder, "tangram_core", "existing_bench")
+    return _start_ours(folder, python, engine, ["existing_bench"])
+
+
+def _install_plugin(folder: Path, group: str, module: str) -> None:
+    """Write the metadata by which a server finds the plugin of ``benchmarks/plugin/MODULE.py``."""
+    metadata = folder / f"{module}-0.1.0.dist-info"
     metadata.mkdir(exist_ok=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tangram_bench\nVersion: 0.1.0\n")
-    (metadata / "entry_points.txt").write_text("[tangram.plugins]\ntangram_bench = tangram_bench:plugin\n")
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}.plugins]\n{module} = {module}:plugin\n")
+
+
+def _start_ours(
+    folder: Path, python: Path, engine: str, plugins: list[str], channel: str = UNLIMITED
+) -> Server:
     valkey, port = Valkey(folder), free_port()
     config = folder / "tangram.toml"
-    plugins = ["tangram_bench"] if routes else []
     config.write_text(
         f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{valkey.url}"\n[server]\nport = {port}\n'
         f'engine = "{engine}"\nmax_connections_per_address = 0\n[channel]\n{channel}'
     )
     path = os.pathsep.join(map(str, (folder, PLUGIN, ROOT / "src")))
-    command = [sys.executable, "-m", "tangram", "serve", "--config", str(config)]
-    log = folder / "log"
-    process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=log)
+    command = [str(python), "-m", "tangram", "serve", "--config", str(config)]
+    process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
     wait_for_port(port, process)
     _wait_ready(port)
-    return Server(name, process, port, valkey)
+    return Server(folder.name, process, port, valkey)
 
 
 def _wait_ready(port: int) -> None:
@@ -115,19 +138,35 @@ def _wait_ready(port: int) -> None:
 
 def start_published(folder: Path) -> Server:
     """Start PyPI's tangram-core; only its command, configuration and sockets are used."""
-    python = make_environment("tangram-core-venv", "tangram-core")
-    folder = folder / "tangram-core"
+    return _start_published(folder / "tangram-core", make_environment(CORE, "tangram-core"))
+
+
+def start_published_plugin(folder: Path, *, parser: str = "h11") -> Server:
+    """Start PyPI's tangram-core with an existing plugin, with the parser that uvicorn finds installed."""
+    python = make_environment(CORE, "tangram-core")
+    if parser == "httptools":
+        python = make_environment(f"{CORE}-httptools", "tangram-core", "httptools")
+    return _start_published(folder / f"tangram-core-{parser}", python, "existing_bench")
+
+
+def _start_published(folder: Path, python: Path, plugin: str | None = None) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
+    if plugin is not None:
+        _install_plugin(folder, "tangram_core", plugin)
     valkey, port, channel = Valkey(folder), free_port(), free_port()
     config = folder / "tangram.toml"
+    plugins = json.dumps([plugin] if plugin else [])
     config.write_text(
-        f'[core]\nplugins = []\nredis_url = "{valkey.url}"\nlog_level = "WARNING"\n[server]\nport = {port}\n'
+        f'[core]\nplugins = {plugins}\nredis_url = "{valkey.url}"\nlog_level = "WARNING"\n'
+        f"[server]\nport = {port}\n"
         f'[channel]\nport = {channel}\njwt_secret = "a secret of the benchmark, long enough"\n'
     )
     command = [str(python.parent / "tangram"), "serve", "--config", str(config)]
-    process = Process(command, environ=_environ(folder), log=folder / "log")
-    wait_for_port(channel, process)
-    return Server("tangram-core", process, channel, valkey)
+    path = os.pathsep.join(map(str, (folder, PLUGIN)))
+    process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
+    used = channel if plugin is None else port
+    wait_for_port(used, process)
+    return Server(folder.name, process, used, valkey)
 
 
 def start_fastapi(folder: Path, loop: str, parser: str) -> Server:
