@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from tangram.compat.exchange import HIGH_WATER, LEAVE_SECONDS, MAX_DROPPED, WATCH_SECONDS, IslandExchange
+from tangram.compat.file_body import CHUNK
 from tangram.compat.island import Resident, open_island
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -81,7 +83,7 @@ async def poll(receive: Any) -> Any:
         return None
 
 
-async def test_a_response_is_sent_as_the_application_sends_it(resident: Resident) -> None:
+async def test_pieces_that_are_sent_together_arrive_as_one(resident: Resident) -> None:
     """Start and body arrive in order, and the exchange ends with the last part."""
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
@@ -93,10 +95,7 @@ async def test_a_response_is_sent_as_the_application_sends_it(resident: Resident
     client = Client(resident).says(request())
     exchange = await client.run(app)
 
-    assert [message["type"] for message in client.sent] == [
-        "http.response.start",
-        *["http.response.body"] * 2,
-    ]
+    assert client.sent == [START, {"type": "http.response.body", "body": b"a", "more_body": False}]
     assert exchange.ended
     assert not exchange.gone
 
@@ -245,7 +244,129 @@ async def test_a_large_response_waits_for_its_client(resident: Resident) -> None
         client.writable.set()
 
     assert waiting <= 6
-    assert len(client.sent) == 102
+    assert sum(len(message.get("body", b"")) for message in client.sent) == 100 * (HIGH_WATER // 4)
+
+
+async def test_a_large_body_is_passed_on_without_a_copy(resident: Resident) -> None:
+    """Pieces above the high-water mark are not joined with others."""
+    large = bytes(HIGH_WATER + 1)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(START)
+        for body in (b"a", b"b", large):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send(END)
+
+    client = Client(resident).says(request())
+    await client.run(app)
+
+    assert [message.get("body") for message in client.sent] == [None, b"ab", large, b""]
+    assert client.sent[2]["body"] is large
+    assert [message.get("more_body", False) for message in client.sent[1:]] == [True, True, False]
+
+
+async def test_a_response_that_waits_for_nothing_costs_no_switch(resident: Resident) -> None:
+    """The loop's task does not run for it."""
+    turns = 0
+    loop: Any = resident.island.loop
+    main_loop_one = loop._main_loop_one
+
+    async def counted(*, no_wait: bool = False) -> None:
+        nonlocal turns
+        turns += 1
+        await main_loop_one(no_wait=no_wait)
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(START)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    loop.call_soon(int)
+    await trio.testing.wait_all_tasks_blocked()
+    loop._main_loop_one = counted
+    try:
+        client = Client(resident).says(request())
+        await client.run(app)
+        await trio.testing.wait_all_tasks_blocked()
+    finally:
+        del loop._main_loop_one
+
+    assert turns == 0
+    assert client.sent == [START, {"type": "http.response.body", "body": b"whole"}]
+
+
+def open_files() -> int:
+    return len(tuple(Path("/proc/self/fd").iterdir()))
+
+
+def pathsend(path: Path) -> Any:
+    return {"type": "http.response.pathsend", "path": str(path)}
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+async def test_a_file_is_sent_by_the_server(resident: Resident, tmp_path: Path, size: int) -> None:
+    """The application goes on when the file is written, and may delete it then."""
+    path, deleted = tmp_path / "file", trio.Event()
+    path.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+    expected = path.read_bytes()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(START)
+        await send(pathsend(path))
+        path.unlink()
+        deleted.set()
+
+    client = Client(resident).says(request())
+    exchange = await client.run(app)
+    with trio.fail_after(5):
+        await deleted.wait()
+
+    bodies = client.sent[1:]
+    assert b"".join(message["body"] for message in bodies) == expected
+    assert [message["more_body"] for message in bodies] == [True] * (len(bodies) - 1) + [False]
+    assert exchange.ended
+    assert not client.failed
+
+
+async def test_a_file_that_cannot_be_opened_is_the_applications_error(
+    resident: Resident, tmp_path: Path
+) -> None:
+    """``send`` raises it, and nothing of the response has been sent but its start."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(START)
+        await send(pathsend(tmp_path / "nothing"))
+
+    client = Client(resident).says(request())
+    with pytest.raises(FileNotFoundError):
+        await client.run(app)
+
+    assert client.sent == [START]
+
+
+async def test_a_file_is_closed_when_its_client_leaves(resident: Resident, tmp_path: Path) -> None:
+    """The application's ``send`` returns then, and ``receive`` reports the disconnect."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4 * CHUNK))
+    received: list[Any] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(START)
+        await send(pathsend(path))
+        received.append(await receive())
+
+    client = Client(resident).says(request())
+    client.writable = trio.Event()
+    opened = open_files()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run, app)
+        await trio.sleep(0.5)
+        client.gone = True
+        client.writable.set()
+
+    assert received == [{"type": "http.disconnect"}]
+    assert open_files() == opened
 
 
 async def test_messages_to_a_client_that_has_left_are_dropped_and_then_refused(resident: Resident) -> None:

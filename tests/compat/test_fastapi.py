@@ -125,6 +125,24 @@ def file():
     return FileResponse(__file__)
 
 
+@router.get("/temporary")
+async def temporary():
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(delete=False) as opened:
+        opened.write(bytes(range(256)) * 3000)
+    background = BackgroundTasks()
+    background.add_task(remove, opened.name)
+    return FileResponse(opened.name, background=background)
+
+
+def remove(name: str) -> None:
+    import os
+
+    os.unlink(name)
+    calls.append("removed")
+
+
 @router.get("/fast")
 async def fast():
     return [1, 2]
@@ -219,10 +237,16 @@ async def test_streams_files_and_bodies(shop: tuple[RunningTangram, Any]) -> Non
 
     assert (await http.get("/shop/stream")).text == "0\n1\n2\n"
     assert (part.status_code, part.text) == (206, SOURCE[1:5])
+    temporary = await http.get("/shop/temporary")
+    assert temporary.content == bytes(range(256)) * 3000
+    assert temporary.headers["content-length"] == str(256 * 3000)
     assert (await http.get("/shop/fast")).json() == [1, 2]
     assert echoed.content == body
     assert echoed.headers["x-length"] == str(len(body))
     assert "later" in module.calls
+    with trio.fail_after(5):
+        while "removed" not in module.calls:  # noqa: ASYNC110 - the plugin knows no Trio
+            await trio.sleep(0.01)
     assert (await http.get("/shop/state")).json() == {"same": []}
     head = await http.head("/shop/file")
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(SOURCE)), b"")

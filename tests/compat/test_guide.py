@@ -63,7 +63,7 @@ async def test_the_endpoint_answers(module: Callable[..., Any]) -> None:
 
 
 async def test_the_service_publishes(module: Callable[..., Any]) -> None:
-    """The periodic service's message arrives at once, and again after each restart."""
+    """The periodic service's message arrives at once after each restart."""
     async with open_tangram([module("my_plugin", source_of("service")).plugin]) as tangram:
         tree = tangram.server.tree
         assert tree is not None
@@ -71,8 +71,9 @@ async def test_the_service_publishes(module: Callable[..., Any]) -> None:
         async with tree.incarnation.bus.subscribe("my-plugin:status") as messages:
             for _ in range(3):
                 with trio.fail_after(5):
-                    message = await anext(messages)
+                    # The first message of all may have been published before the subscription.
                     await restart_plugin(tangram)
+                    message = await anext(messages)
 
                 assert (message.channel, message.payload) == ("my-plugin:status", b"alive")
 

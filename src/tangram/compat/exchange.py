@@ -1,14 +1,16 @@
 """Carries one request or WebSocket between an engine and an application on an island.
 
-1. Messages cross in batches. The application's ``send`` puts messages into an outbox, and waits only where
-   more than `HIGH_WATER` bytes are unsent; the request's Trio task writes all of them. A response whose start
-   and body are sent together costs one switch between the two loops.
-2. ``receive`` is called once at a time on the engine's side, and never cancelled by the application: a
+1. The request's Trio task runs the application to its first wait. A response that is complete by then costs
+   no switch between the two loops.
+2. Messages cross in batches. The application's ``send`` puts messages into an outbox, and waits only where
+   more than `HIGH_WATER` bytes are unsent; the request's Trio task writes all of them, and small pieces of a
+   body in one.
+3. ``receive`` is called once at a time on the engine's side, and never cancelled by the application: a
    message that arrives after its waiter was cancelled is kept for the next call. So
    ``request.is_disconnected()`` may poll, and no message is lost.
-3. Once a request has taken `WATCH_SECONDS` and its body is read, the exchange waits for the client's leaving
+4. Once a request has taken `WATCH_SECONDS` and its body is read, the exchange waits for the client's leaving
    by itself, so that the next call of ``receive`` returns ``http.disconnect``.
-4. Cancelling either side ends the other. When the response is complete, or its client has left, the
+5. Cancelling either side ends the other. When the response is complete, or its client has left, the
    connection goes on without the application, which continues in the background.
 """
 
@@ -24,6 +26,7 @@ from typing import Any, Final
 import trio
 
 from tangram.asgi import ASGIApp, Message, Receive, Scope, Send, headers_of
+from tangram.compat.file_body import PATHSEND, FileBody
 from tangram.compat.island import Generators, Resident
 
 __all__ = ["HANDLER_SECONDS", "MAX_BACKGROUND_TASKS", "IslandExchange"]
@@ -59,6 +62,9 @@ It is notified by ``receive`` meanwhile. Dropped messages yield to the loop; an 
 generator at its ``yield``, where it misses its clean-up, instead of at its ``await``.
 """
 
+_AWAITED: Final = ("websocket.accept", "websocket.http", PATHSEND)
+"""Messages that the application's ``send`` waits for until they are written."""
+
 _CLOSED: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """Exceptions of an engine whose client has left."""
 
@@ -92,6 +98,7 @@ class IslandExchange:
         self._readers: deque[asyncio.Future[None]] = deque()
         self._reading = False
         self._watched = False
+        self._watch_at = 0.0
         self._body_read = False
         self._outbox: list[Message] = []
         self._unsent = 0
@@ -99,9 +106,11 @@ class IslandExchange:
         self._dropped = 0
         self._broken = False
         self._failure: Exception | None = None
+        self._file_error: OSError | None = None
         self._done = False
         self._leave_by = math.inf
-        self._wake = trio.Event()
+        self._wake: trio.Event | None = None
+        """Ends the wait of the Trio side."""
 
     # -- the Trio side ---------------------------------------------------------------------------------------
 
@@ -120,10 +129,13 @@ class IslandExchange:
         if self._is_http and _has_short_body(self._scope):
             self._take(await self._receive())
         name = f"{'request' if self._is_http else 'websocket'} {self._scope['path']}"
-        task = self._resident.spawn(
+        task = self._resident.start(
             app, scope, self.receive, self.send, name=name, generators=self._generators
         )
-        task.add_done_callback(self._on_done)
+        if task.done():
+            self._on_done(task)
+        else:
+            task.add_done_callback(self._on_done)
         try:
             if not await self._pump_alone():
                 async with trio.open_nursery() as nursery:
@@ -134,7 +146,7 @@ class IslandExchange:
             self._release()
             if self._failure is not None:
                 task.cancel()
-            if self._goes_on_alone():
+            if self._goes_on_alone(task):
                 self._resident.detach(task, failed)
             else:
                 await self._resident.wait(task, stop_timeout=HANDLER_SECONDS)
@@ -161,19 +173,17 @@ class IslandExchange:
         else:
             await self._send({"type": "websocket.close", "code": 1011})
 
-    def _goes_on_alone(self) -> bool:
+    def _goes_on_alone(self, task: asyncio.Task[None]) -> bool:
         if not (self.ended or self.gone or self._failure is not None):
             return False
-        return len(self._resident.detached) < MAX_BACKGROUND_TASKS
+        return task.done() or len(self._resident.detached) < MAX_BACKGROUND_TASKS
 
     async def _pump_alone(self) -> bool:
         """Write messages without a nursery; return whether that was enough."""
         while not await self._flush():
             if self._wants_read():
                 return False
-            with trio.move_on_after(math.inf if self._watched else WATCH_SECONDS) as late:
-                await self._wake.wait()
-            self._watched = self._watched or late.cancelled_caught
+            await self._wait()
         return True
 
     async def _pump(self, nursery: trio.Nursery) -> None:
@@ -183,23 +193,40 @@ class IslandExchange:
                 self._reading = True
                 nursery.start_soon(self._read)
             with trio.CancelScope(deadline=self._leave_by) as late:
-                await self._wake.wait()
+                await self._wait()
             if late.cancelled_caught:
                 return
+
+    async def _wait(self) -> None:
+        """Wait until the other side has done something, or the request has to be watched."""
+        wake = self._wake = trio.Event()
+        if self._watched:
+            await wake.wait()
+            return
+        # Polls of the application wake this side, too: they must not put off the watch.
+        self._watch_at = self._watch_at or trio.current_time() + WATCH_SECONDS
+        with trio.CancelScope(deadline=self._watch_at) as late:
+            await wake.wait()
+        self._watched = late.cancelled_caught
 
     def _wants_read(self) -> bool:
         if self._reading or self.gone:
             return False
-        waits = bool(self._readers) and not self._inbox
-        return waits or (self._watched and self._body_read and self._is_http)
+        if self._is_http and self._body_read:
+            # Nothing but the client's leaving can come.
+            return self._watched
+        return bool(self._readers) and not self._inbox
 
     async def _flush(self) -> bool:
         """Write the outbox; return whether the exchange is over."""
         while self._outbox and not self._broken:
             messages, self._outbox = self._outbox, []
             try:
-                for message in messages:
-                    await self._send(message)
+                for message in _joined(messages) if len(messages) > 2 else messages:
+                    if message["type"] == PATHSEND:
+                        await self._send_file(message["path"])
+                    else:
+                        await self._send(message)
             except _CLOSED:
                 self._broken = True
                 self._leave()
@@ -208,10 +235,23 @@ class IslandExchange:
                 self._failure = error
             self._unsent = 0
             self._release_senders()
-        self._wake = trio.Event()
         if self._done or self._failure is not None:
             return True
         return self._is_http and (self.ended or self._broken)
+
+    async def _send_file(self, path: str) -> None:
+        file = FileBody(path)
+        try:
+            while not self.ended:
+                try:
+                    data = await file.next_piece()
+                except OSError as error:
+                    self._file_error = error
+                    return
+                self.ended = file.at_end
+                await self._send({"type": "http.response.body", "body": data, "more_body": not file.at_end})
+        finally:
+            file.close()
 
     async def _read(self) -> None:
         try:
@@ -220,7 +260,7 @@ class IslandExchange:
             message = self._disconnect()
         self._reading = False
         self._take(message)
-        self._wake.set()
+        self._notify()
 
     def _take(self, message: Message) -> None:
         self._inbox.append(message)
@@ -249,7 +289,8 @@ class IslandExchange:
                 return self._disconnect()
             waiter: asyncio.Future[None] = self._resident.island.loop.create_future()
             self._readers.append(waiter)
-            self._wake.set()
+            if self._wants_read():
+                self._notify()
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -273,11 +314,10 @@ class IslandExchange:
             return
         kind: str = message["type"]
         self._outbox.append(message)
+        self.started = True
         if kind == "http.response.start":
             # Engines write it with the first piece of the body.
-            self.started = True
             return
-        self.started = True
         self._unsent += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
         if kind == "websocket.close" or (
             kind.endswith("http.response.body") and not message.get("more_body", False)
@@ -285,9 +325,11 @@ class IslandExchange:
             self.ended = True
             if self._is_http:
                 self._release_readers()
-        self._wake.set()
-        if self._unsent > HIGH_WATER or kind.startswith(("websocket.accept", "websocket.http")):
+        self._notify()
+        if kind.startswith(_AWAITED) or (self._unsent > HIGH_WATER and not self.ended):
             await self._wait_sent()
+            if self._file_error is not None:
+                raise self._file_error
 
     async def _wait_sent(self) -> None:
         waiter: asyncio.Future[None] = self._resident.island.loop.create_future()
@@ -306,10 +348,15 @@ class IslandExchange:
 
     def _on_done(self, _task: asyncio.Task[Any]) -> None:
         self._done = True
-        self._wake.set()
+        self._notify()
         if self.gone:
             # A response that streams leaves its generator to the garbage collector, which may take seconds.
             self._resident.close_generators(self._generators)
+
+    def _notify(self) -> None:
+        """Wake the Trio side, if it waits."""
+        if self._wake is not None:
+            self._wake.set()
 
     def _notify_reader(self) -> None:
         """Wake one waiter of ``receive``, if a message is there."""
@@ -334,6 +381,26 @@ class IslandExchange:
     def _release(self) -> None:
         self._release_readers()
         self._release_senders()
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """Join the pieces of a body, except large ones, which are passed on without a copy."""
+    joined: list[Message] = []
+    pieces: list[bytes] = []
+    more = False
+    for message in (*messages, None):
+        if message is not None and message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if len(body) <= HIGH_WATER:
+                pieces.append(body)
+                more = message.get("more_body", False)
+                continue
+        if pieces:
+            joined.append({"type": "http.response.body", "body": b"".join(pieces), "more_body": more})
+            pieces = []
+        if message is not None:
+            joined.append(message)
+    return joined
 
 
 def _has_short_body(scope: Scope) -> bool:

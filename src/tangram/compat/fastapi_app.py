@@ -16,6 +16,7 @@ import structlog
 from tangram.asgi import Receive, Scope, Send
 from tangram.channels.disconnects import CRASH, RESTART
 from tangram.compat.exchange import IslandExchange
+from tangram.compat.file_body import PATHSEND
 from tangram.compat.hosting import Hosting, send_restarting
 from tangram.compat.island import IslandClosed
 from tangram.compat.state import STATE, BackendState
@@ -124,6 +125,8 @@ class FastApp:
             "state": self._lifespan_state.copy(),
             _EXCHANGE: exchange,
         }
+        if scope["type"] == "http":
+            inner["extensions"] = {**(scope.get("extensions") or {}), PATHSEND: {}}
         try:
             await self._run(exchange, inner)
         except IslandClosed as error:

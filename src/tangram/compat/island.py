@@ -24,9 +24,10 @@ import trio_asyncio
 from trio_asyncio import _base as trio_asyncio_base
 
 from tangram.compat.guards import TaskFactory, close_opened, guard_loop, release_loop
+from tangram.compat.loop import IslandLoop
 from tangram.compat.patches import patch_asyncio, wait_for
 from tangram.errors import PluginError, ServiceError
-from tangram.plugin_exit import exits_are_crashes
+from tangram.plugin_exit import exit_as_crash, exits_are_crashes
 from tangram.supervision import CURRENT_CHILD_TASK, run_sync_in_thread
 
 __all__ = ["CLOSE_SECONDS", "Island", "IslandClosed", "Resident", "open_island"]
@@ -65,7 +66,7 @@ class Island:
 
     def __init__(self, name: str, loop: Any) -> None:
         self.name = name
-        self.loop: asyncio.AbstractEventLoop = loop
+        self.loop: IslandLoop = IslandLoop.adopt(loop)
         loop.set_exception_handler(self._log_unhandled)
         _record_generators(loop)
         guard_loop(loop, name, _owner.get, _owned)
@@ -157,11 +158,33 @@ class Resident:
         """
         if self.closed:
             raise IslandClosed(f"plugin {self.plugin!r} is being stopped", plugin=self.plugin)
+        task: asyncio.Task[Any] = self.island.loop.create_task(
+            _called(function, args), name=name, context=self._context(generators)
+        )
+        return task
+
+    def start(
+        self, function: Callable[..., Any], *args: Any, name: str, generators: Generators | None = None
+    ) -> asyncio.Task[Any]:
+        """Start a task as `spawn` does, and run it to its first wait before returning.
+
+        A function that waits for nothing has ended then.
+        """
+        if self.closed:
+            raise IslandClosed(f"plugin {self.plugin!r} is being stopped", plugin=self.plugin)
+        return self.island.loop.start_task(
+            _called(function, args), name=name, context=self._context(generators)
+        )
+
+    def _context(self, generators: Generators | None) -> contextvars.Context:
         context = contextvars.copy_context()
-        context.run(trio_asyncio.current_loop.set, self.island.loop)
-        context.run(_owner.set, self)
-        context.run(_generators.set, generators)
-        return self.island.loop.create_task(_called(function, args), name=name, context=context)
+        context.run(self._enter, generators)
+        return context
+
+    def _enter(self, generators: Generators | None) -> None:
+        trio_asyncio.current_loop.set(self.island.loop)
+        _owner.set(self)
+        _generators.set(generators)
 
     def close_generators(self, started: Generators) -> None:
         """Close the async generators whose tasks have ended and that are still at a ``yield``."""
@@ -202,6 +225,8 @@ class Resident:
         before_stop: Callable[[], None] = lambda: None,
     ) -> Any:
         """Return the result of a spawned task; see `call`."""
+        if task.done():
+            return self._result(task)
         done = self.awaited[task] = trio.Event()
         task.add_done_callback(lambda _task: done.set())
         try:
@@ -222,7 +247,6 @@ class Resident:
             task: A task of `spawn`.
             failed: Called with the exception that the task raises.
         """
-        self.detached.add(task)
 
         def over(_task: asyncio.Task[Any]) -> None:
             self.detached.discard(task)
@@ -230,6 +254,10 @@ class Resident:
             if isinstance(error, Exception):
                 failed(error)
 
+        if task.done():
+            over(task)
+            return
+        self.detached.add(task)
         task.add_done_callback(over)
 
     def _result(self, task: asyncio.Task[Any]) -> Any:
@@ -307,9 +335,14 @@ def _owned(factory: TaskFactory) -> TaskFactory:
 
 async def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     # asyncio ends the whole loop at a SystemExit that leaves a task.
-    with exits_are_crashes():
+    try:
         result = function(*args)
         return await result if inspect.isawaitable(result) else result
+    except (SystemExit, BaseExceptionGroup) as error:
+        crash = exit_as_crash(error)
+        if crash is error:
+            raise
+        raise crash from crash.__cause__
 
 
 async def _close(client: Any) -> None:
