@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import pytest
 
@@ -24,6 +24,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped without a reason, as inside a nursery, where the reason is lost."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and says_nothing(report.longrepr[2]):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} is skipped without a reason: skip it in a fixture or by a mark"
+    return report
+
+
+def says_nothing(told: str) -> bool:
+    """Return whether the text of a skip is what pytest says where no reason was given."""
+    return told.removeprefix("Skipped").strip(": ") in {"", "unconditional skip"}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

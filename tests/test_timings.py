@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from tangram.testing.checks.census import start_time
-from tests import flaky
+from tests import conftest, flaky
 from tests.conftest import seconds_by_part, table_of
+
+pytest_plugins = ["pytester"]
 
 
 def test_seconds_are_summed_by_folder() -> None:
@@ -32,6 +34,21 @@ def test_seconds_are_summed_by_folder() -> None:
         ["0.5", "s", "tests"],
         ["7.5", "s", "all"],
     ]
+
+
+def test_a_skip_without_a_reason_fails(pytester: pytest.Pytester) -> None:
+    """The reason may be missing in the code, or lost on the way out of a nursery."""
+    pytester.makeconftest(Path(conftest.__file__).read_text())
+    pytester.makepyfile(
+        "import pytest\n"
+        "def test_silent(): pytest.skip()\n"
+        "@pytest.mark.skip\ndef test_marked(): ...\n"
+        "def test_told(): pytest.skip('no proxy here')\n"
+    )
+    result = pytester.runpytest_inprocess("-p", "no:tangram", "-p", "no:asyncio")
+
+    result.assert_outcomes(failed=1, errors=1, skipped=1)
+    result.stdout.fnmatch_lines(["*test_silent is skipped without a reason*"])
 
 
 @pytest.mark.slow

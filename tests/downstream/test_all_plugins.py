@@ -30,6 +30,9 @@ from tests.downstream.harness import Environment, restart
 from tests.downstream.prepare import python_of
 from tests.e2e.harness import Server, open_server, wait_gone, wait_until
 
+Home = tuple[Environment, str]
+"""An environment, and tables for the plugin that downloads at its start."""
+
 ROUNDS = int(os.environ.get("TANGRAM_ROUNDS", "2"))
 NAMES = (
     "system",
@@ -53,8 +56,12 @@ def is_installed(name: str) -> bool:
     return python.exists() and subprocess.run([python, "-c", command], check=False).returncode == 0
 
 
-def plugins_of(name: str) -> list[str]:
-    """Return the plugins to enable; skip the test where one is not installed."""
+@pytest.fixture
+def plugins(name: str) -> list[str]:
+    """Return the plugins to enable; skip the test where one is not installed.
+
+    A skip inside an asynchronous test would lose its reason on the way through the nursery.
+    """
     if name != "all" and "TANGRAM_ROUNDS" not in os.environ:
         pytest.skip("each plugin alone is tried by make test-downstream")
     if name == "all":
@@ -146,7 +153,7 @@ async def run_rounds(server: Server, plugins: list[str], interrupt: Callable[[],
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[tuple[Environment, str]]:
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
     environment = Environment(tmp_path / "home", name="ten")
     async with open_download(aircraft_database(tmp_path)) as url:
         tables = {"aircraft_db_url": url, "path_cache": str(tmp_path / "jet1090")}
@@ -155,10 +162,11 @@ async def home(tmp_path: Path) -> AsyncIterator[tuple[Environment, str]]:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "all"])
-async def test_it_comes_back_with_the_embedded_broker(home: tuple[Environment, str], name: str) -> None:
+async def test_it_comes_back_with_the_embedded_broker(
+    home: tuple[Environment, str], plugins: list[str]
+) -> None:
     """After a killed broker, a restart by request and SIGHUP; a stop leaves no process."""
     environment, tables = home
-    plugins = plugins_of(name)
     async with open_server(
         environment, *plugins, extra=tables if "jet1090" in str(plugins) else ""
     ) as server:
@@ -182,10 +190,11 @@ async def test_it_comes_back_with_the_embedded_broker(home: tuple[Environment, s
 
 
 @pytest.mark.parametrize("name", [*NAMES, "all"])
-async def test_it_comes_back_with_an_external_redis(home: tuple[Environment, str], name: str) -> None:
+async def test_it_comes_back_with_an_external_redis(
+    home: tuple[Environment, str], plugins: list[str]
+) -> None:
     """After Redis was restarted; it has no more connections than before."""
     environment, tables = home
-    plugins = plugins_of(name)
     with open_broker() as broker:
         extra = tables if "jet1090" in str(plugins) else ""
         core = f'redis_url = "{broker.url}"'

@@ -92,8 +92,7 @@ PROXIES: Final[Mapping[str, tuple[str, Callable[[], str], Callable[[Path], list[
 async def open_proxy(name: str, upstream: int, folder: Path, *, ours: bool) -> AsyncIterator[str]:
     """Run a proxy for the block, with its defaults or with the documented lines; yield its URL."""
     program = find_proxy(name)
-    if program is None:
-        pytest.skip(f"{name} is not installed and could not be: see tests/e2e/prepare.py")
+    assert program is not None
     template, lines, arguments = PROXIES[name]
     port = free_port()
     folder.mkdir()  # noqa: ASYNC240 - a temporary folder
@@ -134,6 +133,8 @@ def token_of(server: Server) -> str:
 
 @pytest.fixture(params=list(PROXIES))
 def proxy(request: pytest.FixtureRequest) -> Any:
+    if find_proxy(request.param) is None:
+        pytest.skip(f"{request.param} is not installed and could not be: see tests/e2e/prepare.py")
     return request.param
 
 
