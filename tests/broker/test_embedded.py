@@ -5,15 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import structlog
 import trio
+from trio._core import _thread_cache
 
 from tangram.broker.embedded import EmbeddedBroker, _Address, find_server, is_free, server_arguments
 from tangram.broker.ping import open_probe, ping
@@ -407,14 +410,25 @@ trio.run(main)
     assert done.stdout.decode().splitlines()[-1] == "left 0"
 
 
-async def test_an_idle_broker_stays() -> None:
-    """It goes on when Trio's idle threads have ended."""
+async def test_an_idle_broker_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on when the thread that started it has ended: Trio ends its idle threads, else after 10 s."""
+    started_in: list[threading.Thread] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            started_in.append(threading.current_thread())
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(_thread_cache, "IDLE_TIMEOUT", 0.2)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     broker = EmbeddedBroker(BrokerConfig(port=0))
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(broker.run)
             pid = broker.statistics().pid
-            await trio.sleep(31)
+            assert started_in
+            while any(thread.is_alive() for thread in started_in):  # noqa: ASYNC110 - a thread has no event
+                await trio.sleep(0.05)
             await ping(url, 1)
             assert broker.statistics().pid == pid
             nursery.cancel_scope.cancel()

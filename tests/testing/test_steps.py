@@ -24,8 +24,11 @@ from tangram.testing.faults.steps import (
 from tangram.testing.injection.io_faults import OPERATIONS
 from tangram.testing.run.server import RunningTangram
 
-JOBS = 2
-"""Processes for the runs: as many as CI has cores."""
+JOBS = {"tangram_demo": 2, "tangram_example_commands": 2}
+"""Processes for the runs of the two longest tests.
+
+CI has two cores, and a process costs a second by itself.
+"""
 
 ROUTES = {
     "tangram_example_commands": ("from:system:my-plugin-command", []),
@@ -91,7 +94,7 @@ def test_the_same_seed_counts_the_same_steps() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_core_survives_at_every_step(kind: StepFault) -> None:
     """The server heals from a fault at any step, or ends with its cause in a first boot."""
-    report = run_every_step(kinds=[kind], jobs=JOBS)
+    report = run_every_step(kinds=[kind])
 
     # Of operations there are fewer than of steps, and a browser is not connected all the time.
     wanted = 3 if kind in {*OPERATIONS, "reset"} else report.steps / 2
@@ -104,7 +107,9 @@ def test_the_core_survives_at_every_step(kind: StepFault) -> None:
 @pytest.mark.parametrize("name", sorted(ROUTES))
 def test_each_example_survives_at_every_step(name: str) -> None:
     """The same holds for the lifespan, services and handlers of each example."""
-    report = run_every_step(partial(visit, name), plugins=[name], scope=f"plugin:{name}", jobs=JOBS)
+    report = run_every_step(
+        partial(visit, name), plugins=[name], scope=f"plugin:{name}", jobs=JOBS.get(name, 1)
+    )
 
     assert report.steps > 10, str(report)
     # Two of them have no step at which a browser is connected.

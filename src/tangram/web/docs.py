@@ -6,6 +6,7 @@ version reads OpenAPI 3.0 while the server writes 3.1, so the script of the page
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -94,10 +95,12 @@ fetch("openapi.json")
 """
 
 
+@cache
 def docs_folder() -> Path | None:
     """Return the folder of Swagger UI, or ``None`` where it is not installed.
 
-    The distribution is not imported: it reads template files at import.
+    The distribution is not imported: it reads template files at import. It is looked up once, because each
+    restart builds a site, and a process without descriptors could not look again.
     """
     spec = find_spec("swagger_ui_bundle")
     if spec is None or not spec.origin:

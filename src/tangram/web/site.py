@@ -159,7 +159,6 @@ class Site:
         self._proxy_hint = ProxyHint()
         self.frontends: Frontends = find_frontends(parts.plugins)
         self.manifest = Manifest(parts.config, self.frontends)
-        # Looked up once: a process without descriptors could not look again.
         docs_files = docs.docs_folder()
         self._docs_page = docs.docs_page(docs_files)
         self.table = RouteTable(

@@ -123,6 +123,7 @@ class FaultPorts:
         """Return ``child`` with a port: ``Boot(wrap=ports.wrap)``."""
         self.order.setdefault(child.name, len(self.order))
         self.children[child.name] = child
+        reports_start = takes_task_status(child.run)
 
         async def run(*, task_status: trio.TaskStatus[object]) -> object:
             with self._one_incarnation(child.name):
@@ -137,7 +138,7 @@ class FaultPorts:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_raise_received, receive, nursery.cancel_scope)
-                    if takes_task_status(child.run):
+                    if reports_start:
                         result = await child.run(task_status=task_status)
                     else:
                         task_status.started()
