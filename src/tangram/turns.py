@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -20,24 +21,26 @@ import trio
 __all__ = ["ClientTurns", "Turns"]
 
 REPORT_AFTER: Final = 50
-"""Turns within ``REPORT_WINDOW`` after which a client is reported: about 0.1 s of processor time."""
+"""Turns within ``REPORT_WINDOW`` after which an address is reported: about 0.1 s of processor time."""
 
 REPORT_WINDOW: Final = 10.0
-"""Seconds in which a client's turns are counted."""
+"""Seconds in which the turns of an address are counted, with those of all its connections."""
 
 
 class Turns:
     """The turns of all clients of one part of the server.
 
     Args:
-        report: called with the address of a client that takes many turns; it must not block.
+        report: called with an address that takes many turns; it must not block.
     """
 
-    __slots__ = ("_gate", "report")
+    __slots__ = ("_began", "_gate", "_report", "_taken")
 
     def __init__(self, report: Callable[[str], None] = lambda _address: None) -> None:
         self._gate = trio.Lock()
-        self.report = report
+        self._report = report
+        self._taken: Counter[str] = Counter()
+        self._began = 0.0
 
     def client(self, address: Callable[[], str]) -> ClientTurns:
         """Return the turns of one client.
@@ -47,8 +50,15 @@ class Turns:
         """
         return ClientTurns(self, address)
 
-    async def wait(self) -> None:
+    async def wait(self, address: str) -> None:
         """Return in a pass of the event loop in which no other call returns."""
+        now = trio.current_time()
+        if now - self._began > REPORT_WINDOW:
+            self._began = now
+            self._taken.clear()
+        self._taken[address] += 1
+        if self._taken[address] == REPORT_AFTER:
+            self._report(address)
         async with self._gate:
             pass  # the gate is handed over to the next waiting task, which runs in the next pass
 
@@ -56,20 +66,15 @@ class Turns:
 class ClientTurns:
     """The turns of one client."""
 
-    __slots__ = ("_address", "_began", "_taken", "_turns")
+    __slots__ = ("_address", "_find_address", "_turns")
 
     def __init__(self, turns: Turns, address: Callable[[], str]) -> None:
         self._turns = turns
-        self._address = address
-        self._taken = 0
-        self._began = 0.0
+        self._find_address = address
+        self._address: str | None = None
 
     async def wait(self) -> None:
         """Wait for the next turn; do one step of work without an ``await`` afterwards."""
-        now = trio.current_time()
-        if now - self._began > REPORT_WINDOW:
-            self._began, self._taken = now, 0
-        self._taken += 1
-        if self._taken == REPORT_AFTER:
-            self._turns.report(self._address())
-        await self._turns.wait()
+        if self._address is None:
+            self._address = self._find_address()
+        await self._turns.wait(self._address)

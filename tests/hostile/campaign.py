@@ -33,8 +33,13 @@ P99_FLOOR: Final = 0.05
 """Seconds of p99 that are always allowed: the loop may be blocked for as long.
 
 The lateness of the machine is added twice, once for the server's process and once for that of the good
-clients, because attacker, server and clients share two cores.
+clients, because attacker, server and clients share two cores. A process that waits for its clients wakes up
+sooner than one that computes, as the server does under attack: so the time for which its loop got no
+processor is added for each pass of an answer, too.
 """
+
+PASSES: Final = 4
+"""Passes of the loop until a push is answered: it is read, sent to Redis, acknowledged, and answered."""
 
 OVERHEAD: Final = 48 * MIB
 """Bytes for everything but the bounded data: code that is imported at first use, objects of connections, and
@@ -92,6 +97,8 @@ class Measured:
     """The task of that step."""
     collector: float = 0.0
     """Seconds of CPU of the garbage collector in that block."""
+    starved: float = 0.0
+    """99th percentile of the seconds for which a pass of the loop was ready and got no processor."""
 
 
 Kind = Literal["blocked", "memory", "p99", "closed", "crashes", "lines"]
@@ -142,7 +149,8 @@ def _judge(scenario: Scenario, measured: Measured) -> Iterator[tuple[Kind, str]]
         most = f"{(scenario.memory + OVERHEAD) / MIB:.0f}"
         grown = f"memory grew by {measured.memory / MIB:.0f} MiB"
         yield "memory", f"{grown}; {scenario.bound} and overhead allow {most}"
-    allowed = max(P99_FACTOR * measured.p99_before, P99_FLOOR) + 2 * measured.machine
+    machine = 2 * measured.machine + PASSES * measured.starved
+    allowed = max(P99_FACTOR * measured.p99_before, P99_FLOOR) + machine
     if measured.p99 > allowed:
         yield "p99", f"p99 of good clients was {measured.p99 * 1000:.0f} ms, not {allowed * 1000:.0f}"
     if measured.closed:
@@ -208,6 +216,7 @@ async def _measure(
         longest_step=longest["longest_step"],
         task=longest["task"],
         collector=longest["collector"],
+        starved=longest["starved"],
         memory=memory.growth,
         p99_before=before,
         p99=under_attack.p99,

@@ -44,22 +44,27 @@ class PassTimer(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self.longest = Pass()
+        self.starved: list[float] = []
+        """Seconds by which each pass took longer than its CPU time: the thread was ready and did not run."""
         self._pass = Pass()
         self._began = self._step_began = time.thread_time()
+        self._began_at = time.perf_counter()
 
     def collect(self, phase: str, info: dict[str, int]) -> None:
         """Measure the garbage collector, as one of its callbacks."""
         seconds = time.thread_time()
         self._pass.collector += seconds if phase == "stop" else -seconds
 
-    def take(self) -> Pass:
-        """Return the longest pass so far, and forget it."""
-        found, self.longest = self.longest, Pass()
-        return found
+    def take(self) -> dict[str, Any]:
+        """Return the longest pass so far and the 99th percentile of starvation, and begin anew."""
+        longest, self.longest = self.longest, Pass()
+        starved, self.starved = sorted(self.starved), []
+        return {**attrs.asdict(longest), "starved": starved[len(starved) * 99 // 100] if starved else 0.0}
 
     def after_io_wait(self, timeout: float) -> None:
         self._pass = Pass()
         self._began = time.thread_time()
+        self._began_at = time.perf_counter()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._step_began = time.thread_time()
@@ -74,6 +79,7 @@ class PassTimer(trio.abc.Instrument):
     def before_io_wait(self, timeout: float) -> None:
         current = self._pass
         current.seconds = time.thread_time() - self._began
+        self.starved.append(time.perf_counter() - self._began_at - current.seconds)
         if current.seconds > self.longest.seconds:
             self.longest = current
 
@@ -83,8 +89,8 @@ timer = PassTimer()
 
 @router.get("/longest")
 async def take_longest() -> dict[str, Any]:
-    """Return the longest pass of the loop since the last request."""
-    return attrs.asdict(timer.take())
+    """Return the measurements of the loop since the last request."""
+    return timer.take()
 
 
 @plugin.register_service()

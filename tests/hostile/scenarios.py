@@ -63,7 +63,7 @@ SCENARIOS: Final = (
     _pending("tiny_fragments", "before a join", short=True),
     _per_client("malformed", "before a join", 4),
     _per_client("refused_joins", "before a join", 4),
-    _per_client("upgrades", "before a join", 20),
+    _per_client("upgrades", "before a join", 20, log=False),
     Scenario("large_pushes", "after a join", 3 * 2 * MESSAGE, "3 x 2 x max_message", short=True),
     Scenario("deep_pushes", "after a join", 3 * 2 * MESSAGE, "3 x 2 x max_message"),
     _per_client("push_flood", "after a join", 4, short=True),

@@ -52,8 +52,10 @@ log = structlog.get_logger("tangram.http")
 PeerAddress = tuple[Any, ...]
 """A peer's address as ``accept()`` returns it: host and port come first."""
 
-ACCEPT_BATCH: Final = 64
-"""Connections accepted from the kernel's queue before other tasks run."""
+ACCEPT_BATCH: Final = 8
+"""Connections accepted from the kernel's queue before other tasks run: the first request of each takes half a
+millisecond or more in the next pass of the loop.
+"""
 
 TICK: Final = 0.5
 """Seconds between two checks of all connections' deadlines: a deadline may be this late."""
