@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "npm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-PROXIES = ("nginx", "haproxy")
+PROXIES = ("nginx", "haproxy", "caddy")
 PROMETHEUS = ("prometheus", "promtool")
 """The programs of Debian's package ``prometheus``."""
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -50,7 +50,7 @@ def find_browser() -> str:
 
 
 def find_proxy(name: str) -> str | None:
-    """Return the path of ``nginx`` or ``haproxy``; Debian installs them in /usr/sbin."""
+    """Return the path of ``nginx``, ``haproxy`` or ``caddy``; Debian installs them in /usr/sbin."""
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 
 

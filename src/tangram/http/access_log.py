@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from tangram.asgi import Scope
+from tangram.asgi import ROOT, Scope
 from tangram.http.engine import Engine
 
 __all__ = ["log_access"]
@@ -17,7 +17,8 @@ def log_access(
 ) -> None:
     """Write the record of a request, with the address of the client behind a trusted proxy.
 
-    The query is left out, because clients send tokens in it.
+    The path is that of the browser, with ``[server] root_path``. The query is left out, because clients send
+    tokens in it.
 
     Args:
         engine: the engine that answered.
@@ -30,7 +31,7 @@ def log_access(
     log.info(
         "request",
         method=scope.get("method", "GET"),
-        path=scope["path"],
+        path=scope.get(ROOT, "") + scope["path"],
         version=scope["http_version"],
         status=status,
         client=engine.address_of(scope),

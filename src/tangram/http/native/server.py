@@ -151,7 +151,7 @@ class NativeServer:
             return
         status: int | None = None
         try:
-            status = await self._upgrade(connection, request, dict(scope))
+            status = await self._upgrade(connection, request, scope)
         except RejectedRequest as error:
             status = error.status
             raise

@@ -1,0 +1,234 @@
+"""The proxies' configurations of ``deploy/``, run by the real programs before the real server."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+import pytest
+import trio
+
+from tangram.client import fetch_token, open_socket
+from tangram.testing import free_port
+from tests.e2e.harness import Home, open_server, wait_until
+from tests.e2e.prepare import ROOT, find_proxy
+from tests.e2e.test_proxies import BROWSER, CLIENT, answers
+
+pytestmark = pytest.mark.slow
+
+DEPLOY: Final = ROOT / "deploy"
+TLS: Final = ROOT / "tests" / "http" / "tls"
+UPLOAD: Final = 16 * 1024 * 1024
+SETTINGS: Final = {"TANGRAM_SERVER__HOSTS": "['maps.example', 'localhost']"}
+
+SOURCE: Final = """
+import hashlib
+import tangram, trio
+
+router = tangram.APIRouter()
+plugin = tangram.Plugin(routers=[router])
+released = trio.Event()
+
+
+@router.get("/through/client")
+async def client(request: tangram.Request) -> dict[str, str]:
+    return {"client": request.client[0], "scheme": request.scope["scheme"]}
+
+
+@router.post("/through/upload", max_body=32 * 1024 * 1024)
+async def upload(request: tangram.Request) -> str:
+    found = hashlib.sha256()
+    async for chunk in request.stream():
+        found.update(chunk)
+    return found.hexdigest()
+
+
+@router.get("/through/stream")
+async def stream() -> tangram.StreamingResponse:
+    async def pieces():
+        yield b"first"
+        with trio.fail_after(10):
+            await released.wait()  # until the client has the first piece
+        yield b"second"
+
+    return tangram.StreamingResponse(pieces(), media_type="text/plain")
+
+
+@router.post("/through/release")
+async def release() -> None:
+    released.set()
+"""
+
+
+class Ports(NamedTuple):
+    """The ports of a proxy and of the server behind it."""
+
+    plain: int
+    secure: int
+    upstream: int
+
+
+def nginx(folder: Path, ports: Ports, prefix: str) -> tuple[str, list[str]]:
+    site = (DEPLOY / "nginx.conf").read_text()
+    site = replaced(
+        site,
+        ("listen 80;", f"listen 127.0.0.1:{ports.plain};"),
+        ("listen 443 ssl;", f"listen 127.0.0.1:{ports.secure} ssl;"),
+        ("server 127.0.0.1:2346;", f"server 127.0.0.1:{ports.upstream};"),
+        ("/etc/ssl/certs/maps.example.org.pem", str(TLS / "cert.pem")),
+        ("/etc/ssl/private/maps.example.org.key", str(TLS / "key.pem")),
+        ("location / {", f"location {prefix}/ {{"),
+    )
+    places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{place}_temp_path {folder};" for place in places)
+    head = f"daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}"
+    config = f"{head}\nhttp {{ access_log off; {temporary}\n{site}\n}}\n"
+    return config, ["-p", str(folder), "-e", "stderr", "-c"]
+
+
+def haproxy(folder: Path, ports: Ports, prefix: str) -> tuple[str, list[str]]:
+    both = folder / "both.pem"
+    both.write_text((TLS / "cert.pem").read_text() + (TLS / "key.pem").read_text())
+    rule = f"use_backend tangram if {{ path_beg {prefix}/ }}" if prefix else "default_backend tangram"
+    config = replaced(
+        (DEPLOY / "haproxy.cfg").read_text(),
+        ("bind :80", f"bind 127.0.0.1:{ports.plain}"),
+        (
+            "bind :443 ssl crt /etc/haproxy/maps.example.org.pem",
+            f"bind 127.0.0.1:{ports.secure} ssl crt {both}",
+        ),
+        ("default_backend tangram", rule),
+        ("127.0.0.1:2346", f"127.0.0.1:{ports.upstream}"),
+    )
+    return config, ["-f"]
+
+
+def caddy(folder: Path, ports: Ports, prefix: str) -> tuple[str, list[str]]:
+    text = replaced(
+        (DEPLOY / "Caddyfile").read_text(),
+        ("{$UPSTREAMS:127.0.0.1:2346}", f"127.0.0.1:{ports.upstream}"),
+        ("\treverse_proxy ", f"\treverse_proxy {prefix}/* " if prefix else "\treverse_proxy "),
+    )
+    tls = f"\ttls {TLS / 'cert.pem'} {TLS / 'key.pem'}\n"
+    plain = replaced(text, ("{$SITE:maps.example.org}", f"http://:{ports.plain}"))
+    secure = replaced(text, ("{$SITE:maps.example.org} {\n", f"https://:{ports.secure} {{\n{tls}"))
+    options = f"{{\n\tadmin off\n\tauto_https off\n\tstorage file_system {folder}\n}}\n"
+    return options + plain + secure, ["run", "--adapter", "caddyfile", "--config"]
+
+
+def replaced(text: str, *pairs: tuple[str, str]) -> str:
+    """Return the text with each pair replaced; a text that is not there has left the file in ``deploy/``."""
+    for old, new in pairs:
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+PROXIES: Final[dict[str, Callable[[Path, Ports, str], tuple[str, list[str]]]]] = {
+    "nginx": nginx,
+    "haproxy": haproxy,
+    "caddy": caddy,
+}
+
+
+@asynccontextmanager
+async def open_proxy(name: str, upstream: int, folder: Path, prefix: str) -> AsyncIterator[Ports]:
+    """Run a proxy with its configuration of ``deploy/`` for the block."""
+    program = find_proxy(name)
+    if program is None:
+        pytest.skip(f"{name} is not installed and could not be: see tests/e2e/prepare.py")
+    ports = Ports(free_port(), free_port(), upstream)
+    folder.mkdir()  # noqa: ASYNC240 - a temporary folder
+    config, arguments = PROXIES[name](folder, ports, prefix)
+    file = folder / "proxy.conf"
+    file.write_text(config)
+    process = await trio.lowlevel.open_process(
+        [program, *arguments, str(file)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env={"HOME": str(folder), "PATH": "/usr/bin:/bin"},
+    )
+    try:
+        await wait_until(lambda: answers(ports.secure), within=10)
+        yield ports
+    finally:
+        process.terminate()
+        with trio.move_on_after(5, shield=True):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+
+
+def insecure() -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(TLS / "cert.pem"))
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.fixture(params=list(PROXIES))
+def proxy(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("prefix", ["", "/tangram"], ids=["host", "path"])
+async def test_everything_works_through_the_proxy(
+    home: Home, tmp_path: Path, proxy: str, prefix: str
+) -> None:
+    """Client address, TLS, tokens and WebSockets, a streamed answer, a large upload, and a path prefix."""
+    home.install("through", SOURCE)
+    environ = {**SETTINGS, "TANGRAM_SERVER__ROOT_PATH": prefix}
+    async with (
+        open_server(home, "through", environ=environ) as server,
+        open_proxy(proxy, home.port, tmp_path / "proxy", prefix) as ports,
+    ):
+        plain, secure = f"http://localhost:{ports.plain}{prefix}", f"https://localhost:{ports.secure}{prefix}"
+        transport = httpx.AsyncHTTPTransport(local_address=CLIENT, verify=insecure())
+        async with httpx.AsyncClient(transport=transport, timeout=20, headers={**BROWSER}) as client:
+
+            async def ready() -> bool:
+                return (await client.get(f"{plain}/-/readyz")).status_code == 200
+
+            await wait_until(ready, within=10)
+            seen = [(await client.get(f"{base}/through/client")).json() for base in (plain, secure)]
+            manifests = [(await client.get(f"{base}/manifest.json")).json() for base in (plain, secure)]
+            page = await client.get(f"{secure}/")
+            docs = await client.get(f"{plain}/docs")
+            pieces = await stream_in_pieces(client, plain)
+            body = b"x" * UPLOAD
+            digest = (await client.post(f"{secure}/through/upload", content=body)).json()
+        for base, context in ((plain, None), (secure, insecure())):
+            token = await fetch_token(base, "demo", ssl_context=context)
+            async with open_socket(base, ssl_context=context) as socket:
+                channel = await socket.join("demo", token=token.token)
+                await channel.push("hello", {"n": 1})
+                await channel.leave()
+
+    assert seen == [{"client": CLIENT, "scheme": "http"}, {"client": CLIENT, "scheme": "https"}]
+    urls = [manifest["core"]["config"]["channel"]["url"] for manifest in manifests]
+    assert [url.partition("://")[0] for url in urls] == ["http", "https"]
+    assert all(url.endswith(f"maps.example{prefix}") for url in urls)
+    assert (page.status_code, docs.status_code) == (200, 200)
+    assert b"first" in pieces[0]
+    assert b"".join(pieces) == b"firstsecond"
+    assert digest == hashlib.sha256(body).hexdigest()
+    assert "a proxy does not send" not in server.log
+
+
+async def stream_in_pieces(client: httpx.AsyncClient, base: str) -> list[bytes]:
+    """Return the pieces of a streamed answer, whose second one comes only after the first was received."""
+    pieces = []
+    async with client.stream("GET", f"{base}/through/stream") as response:
+        async for piece in response.aiter_raw():
+            pieces.append(piece)
+            if len(pieces) == 1:
+                await client.post(f"{base}/through/release")
+    return pieces
