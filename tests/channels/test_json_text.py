@@ -235,3 +235,51 @@ def test_real_looking_json_costs_about_the_time_of_a_parser() -> None:
         best[function] = min(times)
 
     assert best[is_document] < 2.5 * best[msgspec.json.decode]
+
+
+PADDING = b'"%b"' % (b"x" * 2000)
+"""Makes a text large, so that its skeleton is checked."""
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        b"1e309",
+        b"-1E+400",
+        b"1.5e9999",
+        b"12.5E309",
+        b"9" * 400,
+        b"-" + b"1" * 310 + b".5",
+        b"1e" + b"0" * 300 + b"309",
+    ],
+)
+@pytest.mark.parametrize(
+    "around", [b"[%b,%b]", b"[%b, %b ]", b'[%b,{"a,[:":%b}]', b'[%b,{"e":\n%b}]', b'["\\"",%b,[%b]]']
+)
+def test_a_number_beyond_a_double_is_found_wherever_it_stands(number: bytes, around: bytes) -> None:
+    """After brackets, commas, colons and blanks, and also behind strings that look like numbers."""
+    likely = b'"3e1000","x,3e1000","%b"' % (b"0e000" * 30)
+
+    assert not is_document(around % (PADDING + b"," + likely, number))
+    assert is_document(around % (PADDING + b"," + likely, b"1e308"))
+    assert is_document(around % (PADDING, b'"%b"' % number))
+
+
+@pytest.mark.parametrize("hits", [10, 5000])
+def test_strings_that_look_like_numbers_beyond_a_double_are_strings(hits: int) -> None:
+    """Addresses of aircraft such as 3e1000 are no numbers, however many there are."""
+    text = b"[%b]" % b",".join(
+        [b'{"icao24":"3e%04d","n":1e-300}' % (number % 10000) for number in range(hits)]
+    )
+
+    assert is_document(text)
+    assert not is_document(text[:-1] + b",1e999]")
+
+
+@pytest.mark.parametrize("levels", [128, 129])
+def test_depth_counts_brackets_outside_of_strings_alone(levels: int) -> None:
+    """Brackets in strings neither add a level nor hide one, in texts with many or no other brackets."""
+    nested = b"[" * (levels - 1) + b'"]","[{","}]"' + b"]" * (levels - 1)
+    hidden = b'["]",' * levels + b"0" + b"]" * levels
+    assert is_document(b"[%b,%b]" % (PADDING, nested)) is (levels <= 128)
+    assert is_document(b"%b" % hidden.replace(b"0", PADDING)) is (levels <= 128)

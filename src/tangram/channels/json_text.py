@@ -5,14 +5,17 @@ of them would hold the event loop for a second. The check is sound:
 
 1. msgspec skips the text as ``Raw``, which checks the grammar, the escapes and surrogates of strings, and
    the syntax of numbers. It checks neither UTF-8 nor numbers beyond a double nor the depth: those are here.
-2. Depth. All bytes but brackets and quotes are deleted. Then adjacent quotes are deleted, and if none is
-   left, no string has a bracket in it: the first string with one would follow an odd run of quotes. Only
-   otherwise strings are cut out by a pattern. (Brackets in strings must not count: ``["]",`` repeated.)
-3. Numbers. A number overflows a double only if its exponent has three digits or if it has 200 digits in a
-   row. Both are searched as constants in a text whose digits are all "0"; each place is then read exactly,
+2. A large text is first reduced to its skeleton, in one pass: brackets, quotes, commas, colons, each digit as
+   "0" and each "E" as "e".
+3. Depth. The skeleton is reduced to brackets and quotes. If all runs of quotes in it are even, no string has
+   a bracket in it: the first string with one would follow an odd run. Only otherwise strings are cut out by a
+   pattern. (Brackets in strings must not count: ``["]",`` repeated.)
+4. Numbers. A number overflows a double only if its exponent has three digits or if it has 200 digits in a
+   row. In the skeleton both are constants, and the byte before a number is a bracket, a comma or a colon: the
+   addresses of aircraft (``"3e1000"``) are not read. Otherwise each such place is read exactly in the text,
    unless it is in a string.
-4. Small texts are parsed as a whole, because that takes less time than the steps above.
-5. In slices: the text is cut before a comma between two elements, or inside a string. Each slice is completed
+5. Small texts are parsed as a whole, because that takes less time than the steps above.
+6. In slices: the text is cut before a comma between two elements, or inside a string. Each slice is completed
    to a document of its own, by opening the brackets that are open at its begin and closing those that are
    open at its end, and checked as above. So each slice takes a bounded time.
 """
@@ -56,6 +59,18 @@ _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _ROUNDS: Final = 6
 """Levels that are collapsed from the innermost outwards, before brackets are counted one by one."""
 _NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_SKELETON: Final = bytes(
+    0x30 if chr(byte).isdigit() and byte < 128 else 0x65 if byte == 0x45 else byte for byte in range(256)
+)
+"""Every digit as "0", and "E" as "e"."""
+_NOT_SKELETON: Final = bytes(byte for byte in range(256) if byte not in b'[]{}",:eE0123456789')
+_NO_BRACKETS_OR_QUOTES: Final = b",:e0"
+_BEFORE_NUMBER: Final = b"[,:"
+"""The bytes of a skeleton that may stand before a number."""
+_RUN: Final = 64
+"""Bytes of a skeleton before an exponent that are looked at; a longer run is read in the text."""
+_MAX_EXPONENTS: Final = 2000
+"""Places of a skeleton that are looked at; more are read in the text."""
 _STRINGS: Final = re.compile(rb'"[^"]*"')
 _STEPS: Final = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
 """Brackets as +1 and -1 (255 as a signed byte)."""
@@ -110,13 +125,15 @@ def is_sound(text: bytes) -> bool:
             text.decode()
         except UnicodeDecodeError:
             return False
-    return _depth_fits(text) and _numbers_fit(text)
+    skeleton = _unescaped(text).translate(_SKELETON, _NOT_SKELETON)
+    return _nesting_fits(_brackets_of(skeleton)) and (not _may_overflow(skeleton) or _numbers_fit(text))
 
 
 def _depth_fits(text: bytes) -> bool:
-    if len(text) <= SLICE and text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-        return True
-    brackets = _brackets(_unescaped(text))
+    return text.count(b"[") + text.count(b"{") <= MAX_DEPTH or _nesting_fits(_brackets(_unescaped(text)))
+
+
+def _nesting_fits(brackets: bytes) -> bool:
     rest = brackets
     for _ in range(_ROUNDS):
         rest = rest.replace(b"[]", b"").replace(b"{}", b"")
@@ -136,6 +153,31 @@ def _brackets(unescaped: bytes) -> bytes:
     """Return the brackets of a text that are outside of its strings."""
     structure = unescaped.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
     return _STRINGS.sub(b"", structure) if b'"' in structure else structure
+
+
+def _brackets_of(skeleton: bytes) -> bytes:
+    """Return the brackets of a skeleton that are outside of its strings."""
+    structure = skeleton.translate(None, _NO_BRACKETS_OR_QUOTES)
+    if 2 * structure.count(b'""') != structure.count(b'"'):
+        structure = _STRINGS.sub(b"", structure)
+    return structure.translate(None, b'"')
+
+
+def _may_overflow(skeleton: bytes) -> bool:
+    """Return whether a number outside of strings may be beyond a double."""
+    if b"0" * 200 in skeleton:
+        return True
+    # Backwards: "e" is rarer than "0", so that the search skips more.
+    at = skeleton.rfind(b"e000")
+    places = 0
+    while at >= 0:
+        places += 1
+        begin = max(0, at - _RUN)
+        before = skeleton[begin:at].rstrip(b"0e")
+        if places > _MAX_EXPONENTS or not before or before[-1] in _BEFORE_NUMBER:
+            return True
+        at = skeleton.rfind(b"e000", 0, begin + len(before))
+    return False
 
 
 def _deepest(brackets: bytes) -> int:
