@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tangram.bus import sockets
 from tangram.bus.sockets import PlainStream
 
 
@@ -93,3 +94,25 @@ async def test_a_reset_raises_broken_resource_error(pair: Pair) -> None:
         await stream.receive_some(10)
     with pytest.raises(trio.BrokenResourceError):
         await stream.send_all(b"x")
+
+
+async def test_full_reads_follow_each_other_without_waiting(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large message costs few passes of the scheduler, and other tasks still get their turn."""
+    stream, far = pair
+    waits = 0
+
+    async def counting(sock: socket.socket) -> None:
+        nonlocal waits
+        waits += 1
+        await trio.lowlevel.wait_readable(sock)
+
+    monkeypatch.setattr(sockets, "_wait_readable", counting)
+    await far.send_all(b"x" * 2000)
+    assert [len(await stream.receive_some(100)) for _ in range(20)] == [100] * 20
+    assert waits == 3  # MAX_AT_ONCE is 8
+    with trio.move_on_after(0.01):
+        await stream.receive_some(100)
+    await far.send_all(b"y")
+    assert await stream.receive_some(100) == b"y"

@@ -66,6 +66,10 @@ RECEIVE_SIZE: Final = 65536
 """Bytes of one read: about 250 messages of 200 bytes. Twice as much exceeds malloc's mmap threshold, and each
 read would then cost fresh pages."""
 
+READER_BUFFER: Final = 2 * 1024 * 1024
+"""Bytes that the reader keeps between messages. By default it keeps 16 KiB, and grows again at each message
+of a map: that many fresh pages cost as much as the message."""
+
 PING_EVERY: Final = 2.0
 """Seconds of silence after which a ping is sent."""
 
@@ -177,6 +181,7 @@ class Link:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.reader = hiredis.Reader()
+        self.reader.setmaxbuf(READER_BUFFER)
         self.chunks = 0
         """Chunks that were received."""
         self.cause = ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import structlog
 import trio
@@ -32,6 +34,15 @@ from tangram.plugins.registry import LoadedPlugins
 __all__ = ["serve_until_stopped"]
 
 log = structlog.get_logger("tangram.cli")
+
+M_TRIM_THRESHOLD: Final = -1
+"""The number of a parameter of glibc's ``mallopt``."""
+M_MMAP_THRESHOLD: Final = -3
+"""The number of a parameter of glibc's ``mallopt``."""
+MAX_KEPT_BLOCK: Final = 4 * 1024 * 1024
+"""Bytes of the largest block whose memory is kept: a message to browsers seldom has more."""
+MAX_KEPT: Final = 4 * MAX_KEPT_BLOCK
+"""Bytes of free memory that are kept at the end of the heap."""
 
 
 def serve_until_stopped(
@@ -63,6 +74,7 @@ def serve_until_stopped(
     _configure_logging(loaded.config, log_format)
     _log_warnings(loaded)
     _raise_descriptor_limit(loaded.config.server.max_connections)
+    _keep_freed_memory()
     state_dir = _state_dir(loaded.config)
     for last in last_exits(state_dir) if state_dir is not None else ():
         (log.error if last.traced else log.warning)("last exit", **last.fields())
@@ -97,6 +109,18 @@ def _state_dir(config: Config) -> Path | None:
         return open_state_dir(config, os.environ)
     except ConfigError:
         return None
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of a large message for the next one.
+
+    By default it returns each large block to the kernel. The pages of the next block are then cleared and
+    mapped anew, which is a third of the cost of a message of 500 KB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MAX_KEPT_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, MAX_KEPT)
 
 
 def _raise_descriptor_limit(max_connections: int) -> None:
