@@ -161,7 +161,11 @@ class PathTree(Generic[T]):
                     return Found(value, (), _NOTHING)
             segments = path[1:].split("/")
         allowed: set[str] = set()
-        found = self._walk(self._root, segments, 0, (), method, allowed)
+        node, at, values = _only_way(self._root, segments)
+        if at == len(segments):
+            found = _pick(node.leaf, values, method, allowed)
+        else:
+            found = self._walk(node, segments, at, values, method, allowed)
         if found is not None:
             return found
         return Found(None, (), frozenset(allowed)) if allowed else None
@@ -175,7 +179,6 @@ class PathTree(Generic[T]):
         method: str,
         allowed: set[str],
     ) -> Found[T] | None:
-        node, at, values = _only_way(node, segments, at, values)
         if at == len(segments):
             return _pick(node.leaf, values, method, allowed)
         segment = segments[at]
@@ -197,11 +200,14 @@ class PathTree(Generic[T]):
         return found
 
 
-def _only_way(
-    node: _Node[T], segments: list[str], at: int, values: tuple[str, ...]
-) -> tuple[_Node[T], int, tuple[str, ...]]:
-    """Follow the segments while one way at most leads on: there is nothing to come back to."""
-    for segment in segments[at:] if at else segments:
+def _only_way(node: _Node[T], segments: list[str]) -> tuple[_Node[T], int, tuple[str, ...]]:
+    """Follow the first segments while one way at most leads on; return its end.
+
+    There is nothing to come back to, so that most paths need no recursion.
+    """
+    at = 0
+    values: tuple[str, ...] = ()
+    for segment in segments:
         child = node.static.get(segment)
         if child is None:
             if node.name is None or not segment or node.mixed or node.rest is not None:

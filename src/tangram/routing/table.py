@@ -49,14 +49,13 @@ class _Sender:
     After a failure it decides whether an error can still be answered.
     """
 
-    __slots__ = ("_fields", "_send", "broken", "ended", "started")
+    started = False
+    ended = False
+    broken = False
 
     def __init__(self, send: Send, fields: Fields) -> None:
         self._send = send
         self._fields = fields
-        self.started = False
-        self.ended = False
-        self.broken = False
 
     async def __call__(self, message: Any) -> None:
         self.started = True
@@ -195,7 +194,7 @@ class RouteTable:
         if endpoint is None:
             await _answer_method(scope, found.allowed, _Sender(send, fields))
         else:
-            await self._run(endpoint, found.values, scope, receive, _Sender(send, fields))
+            await self.run(endpoint, found.values, scope, receive, send, fields)
         return True
 
     def locate_websocket(self, scope: Scope) -> Found[SocketEndpoint | MountedApp] | None:
@@ -256,14 +255,17 @@ class RouteTable:
         await response(scope, receive, send)
         return True
 
-    async def _run(
+    async def run(  # noqa: PLR0917 - the three of ASGI and the request's data
         self,
         endpoint: Endpoint | MountedApp,
         values: tuple[str, ...],
         scope: Scope,
         receive: Receive,
-        sender: _Sender,
+        send: Send,
+        fields: Fields,
     ) -> None:
+        """Answer a request that ``locate`` has found the endpoint of; see ``handle``."""
+        sender = _Sender(send, fields)
         try:
             result: bytes | Response | NotShort = NOT_SHORT
             if endpoint.short is not None:
