@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from benchmarks import __main__ as bench
 from benchmarks.lib.loads import EACH, count_disordered
+from benchmarks.lib.processes import cpu_seconds
 from benchmarks.lib.report import FIGURES, Promise, Results, Target, conclude
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +123,17 @@ def test_ratios_are_taken_within_each_round() -> None:
 
     assert results.ratio("load", "tangram", "peer", "cpu_us") == 0.5
     assert math.isnan(results.ratio("load", "tangram", "absent", "cpu_us"))
+
+
+def test_processor_time_is_counted_finely() -> None:
+    """The time of a process is that of its own clock, far below the 10 ms of a tick, children included."""
+    spin = "import time; until = time.process_time() + 0.012\nwhile time.process_time() < until: pass"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    before, began = cpu_seconds(os.getpid()), time.process_time()
+    subprocess.run([sys.executable, "-c", child], check=True)
+    own = time.process_time() - began
+    spent = cpu_seconds(os.getpid()) - before
+
+    assert spent > own + 0.012
+    first = cpu_seconds(os.getpid())
+    assert cpu_seconds(os.getpid()) > first
