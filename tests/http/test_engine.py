@@ -80,6 +80,37 @@ def fail() -> None:
     raise RuntimeError("boom")
 
 
+def keep(made: list[FakeConnection]) -> Callable[..., Any]:
+    """Return a handler that reports a fake connection for each client and adds it to ``made``."""
+
+    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        connection = FakeConnection()
+        made.append(connection)
+        report(connection)
+        await connection.ended.wait()
+
+    return handle
+
+
+def fail_accepts(monkeypatch: pytest.MonkeyPatch, failures: list[OSError]) -> None:
+    """Let the next accept raise the first of ``failures``, as long as there are some."""
+
+    class Scarce:
+        """A listening socket whose accept may fail."""
+
+        def __init__(self, inner: socket.socket) -> None:
+            self.fileno, self.close = inner.fileno, inner.close
+            self.inner = inner
+
+        def accept(self) -> Any:
+            if failures:
+                raise failures.pop(0)
+            return self.inner.accept()
+
+    dup = HeldSocket.dup
+    monkeypatch.setattr(HeldSocket, "dup", lambda held: Scarce(dup(held)))
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_an_exception_of_a_connection_ends_only_that_connection(grouped: bool, clock: Clock) -> None:
     """An exception of one connection is logged and counted, and the others go on.
@@ -132,18 +163,13 @@ async def test_an_exception_during_a_forced_stop_is_no_crash(clock: Clock) -> No
 
 async def test_order_of_a_stop(clock: Clock) -> None:
     """A stop drains, closes idle connections, starts the close of WebSockets, then aborts."""
-    connection = FakeConnection()
-
-    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
-        report(connection)
-        await connection.ended.wait()
-
-    async with running(handle, grace=2.0) as rig:
+    made: list[FakeConnection] = []
+    async with running(keep(made), grace=2.0) as rig:
         stream = await rig.connect()
         began = trio.current_time()
     await stream.aclose()
 
-    assert connection.asked == ["drain", "close idle", 1012, "abort"]
+    assert made[0].asked == ["drain", "close idle", 1012, "abort"]
     assert 2.0 <= trio.current_time() - began < 2.2
     assert rig.engine.statistics().forced == 1
 
@@ -166,28 +192,10 @@ async def test_no_file_descriptor_left(clock: Clock, monkeypatch: pytest.MonkeyP
     served = trio.Event()
     failures = [OSError(errno.EMFILE, "too many"), OSError(errno.ECONNABORTED, "gone")]
 
-    class Scarce:
-        """A listening socket that fails twice."""
-
-        def __init__(self, inner: socket.socket) -> None:
-            self.inner = inner
-
-        def fileno(self) -> int:
-            return self.inner.fileno()
-
-        def accept(self) -> Any:
-            if failures:
-                raise failures.pop(0)
-            return self.inner.accept()
-
-        def close(self) -> None:
-            self.inner.close()
-
     async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
         served.set()
 
-    dup = HeldSocket.dup
-    monkeypatch.setattr(HeldSocket, "dup", lambda held: Scarce(dup(held)))
+    fail_accepts(monkeypatch, failures)
     with capture_logs() as lines:
         async with running(handle) as rig:
             stream = await rig.connect()
@@ -205,14 +213,8 @@ async def test_at_the_bound_connections_without_a_request_are_closed_first(clock
     """
     made: list[FakeConnection] = []
 
-    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
-        connection = FakeConnection()
-        made.append(connection)
-        report(connection)
-        await connection.ended.wait()
-
     with capture_logs() as lines:
-        async with running(handle, settings=Settings(max_connections=3)) as rig:
+        async with running(keep(made), settings=Settings(max_connections=3)) as rig:
             streams = [await rig.connect() for _ in range(3)]
             made[0].requested = True
             streams.append(await rig.connect())
@@ -240,32 +242,8 @@ async def test_without_descriptors_the_oldest_idle_connection_is_closed(
     made: list[FakeConnection] = []
     failures: list[OSError] = []
 
-    class Scarce:
-        """A listening socket whose accept fails as often as the test says."""
-
-        def __init__(self, inner: socket.socket) -> None:
-            self.inner = inner
-
-        def fileno(self) -> int:
-            return self.inner.fileno()
-
-        def accept(self) -> Any:
-            if failures:
-                raise failures.pop(0)
-            return self.inner.accept()
-
-        def close(self) -> None:
-            self.inner.close()
-
-    async def handle(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
-        connection = FakeConnection()
-        made.append(connection)
-        report(connection)
-        await connection.ended.wait()
-
-    dup = HeldSocket.dup
-    monkeypatch.setattr(HeldSocket, "dup", lambda held: Scarce(dup(held)))
-    async with running(handle) as rig:
+    fail_accepts(monkeypatch, failures)
+    async with running(keep(made)) as rig:
         idle = await rig.connect()
         failures.append(OSError(errno.EMFILE, "too many open files"))
         before = trio.current_time()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,8 +12,18 @@ import trio.testing
 from trio.testing import MockClock as Clock
 from websockets.frames import Opcode
 
-from tests.http.harness import hello, serving
-from tests.http.native.sockets import Refusal, masked, open_socket
+from tangram.asgi import ASGIApp
+from tests.http.harness import Server, hello, serving
+from tests.http.native.sockets import Refusal, Socket, masked, open_socket
+
+
+@asynccontextmanager
+async def open_client(app: ASGIApp, **settings: Any) -> AsyncIterator[tuple[Server, Socket]]:
+    """Serve an application, and open a WebSocket to it that is closed after the block."""
+    async with serving("native", app, **settings) as server:
+        client = await open_socket(server, "/ws")
+        yield server, client
+        await client.aclose()
 
 
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -109,10 +121,8 @@ async def test_application_that_returns_without_a_close(clock: Clock) -> None:
         await receive()
         await send({"type": "websocket.accept"})
 
-    async with serving("native", app) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app) as (_, client):
         assert await client.closed() == 1011
-        await client.aclose()
 
 
 async def test_application_closes(clock: Clock) -> None:
@@ -123,10 +133,8 @@ async def test_application_closes(clock: Clock) -> None:
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.close", "code": 4001, "reason": "enough"})
 
-    async with serving("native", app) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app) as (_, client):
         assert await client.closed() == 4001
-        await client.aclose()
 
     assert client.protocol.close_rcvd is not None
     assert client.protocol.close_rcvd.reason == "enough"
@@ -146,8 +154,7 @@ async def test_receive_reports_the_disconnect(how: str, clock: Clock) -> None:
         except OSError as error:
             heard.append(type(error).__name__)
 
-    async with serving("native", app) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app) as (server, client):
         if how == "close":
             client.protocol.send_close(4002, "going")
             await client.flush()
@@ -176,8 +183,7 @@ async def test_client_that_sends_faster_than_the_application_reads(clock: Clock)
         while len(got) < 300:
             got.append(len((await receive())["bytes"]))
 
-    async with serving("native", app) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app) as (_, client):
         sent: list[int] = []
 
         async def push() -> None:
@@ -191,7 +197,6 @@ async def test_client_that_sends_faster_than_the_application_reads(clock: Clock)
             stuck = len(sent)
             go.set()
         await client.closed()
-        await client.aclose()
 
     assert stuck < 300
     assert got == [60_000] * 300
@@ -199,12 +204,10 @@ async def test_client_that_sends_faster_than_the_application_reads(clock: Clock)
 
 async def test_text_that_is_not_utf8(clock: Clock) -> None:
     """A text message that is not UTF-8 is closed with 1007."""
-    async with serving("native", echo) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(echo) as (_, client):
         await client.stream.send_all(masked(b"\xff\xfe"))
 
         assert await client.closed() == 1007
-        await client.aclose()
 
 
 async def test_ping_is_answered_while_the_application_does_not_receive(clock: Clock) -> None:
@@ -215,24 +218,20 @@ async def test_ping_is_answered_while_the_application_does_not_receive(clock: Cl
         await send({"type": "websocket.accept"})
         await trio.sleep(10)
 
-    async with serving("native", app) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app) as (_, client):
         client.protocol.send_ping(b"?")
         await client.flush()
         frame = await client.frame()
 
         assert (frame.opcode, bytes(frame.data)) == (Opcode.PONG, b"?")
-        await client.aclose()
 
 
 async def test_client_that_answers_no_ping_is_given_up(clock: Clock) -> None:
     """A client that sends nothing for three ping intervals is closed."""
-    async with serving("native", echo, ping_interval=3.0) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(echo, ping_interval=3.0) as (server, _):
         await trio.sleep(11)
 
         assert server.engine.statistics().connections == 0
-        await client.aclose()
 
 
 async def test_client_is_kept_while_reading_pauses(clock: Clock) -> None:
@@ -252,8 +251,7 @@ async def test_client_is_kept_while_reading_pauses(clock: Clock) -> None:
         await send({"type": "websocket.send", "text": "all of it"})
         await receive()
 
-    async with serving("native", app, ping_interval=3.0) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app, ping_interval=3.0) as (_, client):
         for number in range(40):
             await client.send(str(number))
             await trio.testing.wait_all_tasks_blocked(0.001)
@@ -263,7 +261,6 @@ async def test_client_is_kept_while_reading_pauses(clock: Clock) -> None:
 
         assert await client.receive() == b"all of it"
         assert got == [str(number) for number in range(40)]
-        await client.aclose()
 
 
 async def test_client_that_leaves_while_reading_pauses_is_noticed(clock: Clock) -> None:
@@ -279,8 +276,7 @@ async def test_client_that_leaves_while_reading_pauses_is_noticed(clock: Clock) 
             await trio.sleep(1)
             await send({"type": "websocket.send", "text": ""})
 
-    async with serving("native", app, ping_interval=3.0) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app, ping_interval=3.0) as (server, client):
         for _ in range(40):
             await client.send("x")
             await trio.testing.wait_all_tasks_blocked(0.001)
@@ -291,7 +287,6 @@ async def test_client_that_leaves_while_reading_pauses_is_noticed(clock: Clock) 
 
         assert server.engine.statistics().connections == 0
         assert server.engine.statistics().failed == 0
-        await client.aclose()
 
 
 async def test_stop_sends_the_close_code(clock: Clock) -> None:
@@ -303,8 +298,7 @@ async def test_stop_sends_the_close_code(clock: Clock) -> None:
         await send({"type": "websocket.accept"})
         heard.append((await receive())["type"])
 
-    async with serving("native", app, close_code=lambda: 1001) as server:
-        client = await open_socket(server, "/ws")
+    async with open_client(app, close_code=lambda: 1001) as (server, client):
         codes: list[int | None] = []
 
         async def wait() -> None:
@@ -313,7 +307,6 @@ async def test_stop_sends_the_close_code(clock: Clock) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             assert await server.stop() < 1
-        await client.aclose()
 
     assert codes == [1001]
     assert heard == ["websocket.disconnect"]
@@ -321,11 +314,8 @@ async def test_stop_sends_the_close_code(clock: Clock) -> None:
 
 async def test_stop_does_not_wait_for_a_client_that_does_not_answer(clock: Clock) -> None:
     """A client that ignores the close frame has the time of the closing handshake."""
-    async with serving("native", echo, grace=10.0) as server:
-        client = await open_socket(server, "/ws")
-
+    async with open_client(echo, grace=10.0) as (server, _):
         assert await server.stop() < 3.5
-        await client.aclose()
 
 
 @pytest.mark.parametrize(
