@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+import anyio
 import pytest
 import structlog
 import trio
@@ -44,6 +45,25 @@ async def test_results_and_errors_come_back(island: Island, autojump_clock: Mock
     assert await resident.call(lambda: 7, name="sync") == 7
     with pytest.raises(LookupError, match="not there"):
         await resident.call(fail, name="fail")
+
+
+async def test_worker_threads_of_anyio_serve_many_calls_and_end_with_the_island() -> None:
+    """FastAPI runs plain handlers in them; a thread for each request would cost most of the request."""
+    threads: list[threading.Thread] = []
+
+    async def work() -> None:
+        await anyio.to_thread.run_sync(lambda: threads.append(threading.current_thread()))
+
+    async with open_island("test") as island:
+        for _ in range(5):
+            await Resident(island, "demo").call(work, name="work")
+        tasks = asyncio.all_tasks(island.loop)
+        assert [task.get_name() for task in tasks] == ["root of the island"]
+    threads[0].join(5)
+
+    assert set(threads) == {threads[0]}
+    assert not threads[0].is_alive()
+    assert all(task.done() for task in tasks)
 
 
 async def test_cancelling_the_caller_cancels_the_task(island: Island, autojump_clock: MockClock) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import inspect
 import weakref
+from asyncio.base_events import _run_until_complete_cb  # type: ignore[attr-defined]  # anyio looks for it
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import AsyncGeneratorType
@@ -72,10 +73,11 @@ class Island:
         guard_loop(loop, name, _owner.get, _owned)
         # trio-asyncio's own executor waits for its threads without limit, and logs nothing.
         loop._default_executor = _Executor(trio.CapacityLimiter(THREADS))  # noqa: SLF001 - no public setter takes one
+        self._root = _root_task(self.loop)
 
     async def close(self) -> None:
         """End the tasks that no resident owns, within a bound."""
-        strays = {task for task in asyncio.all_tasks(self.loop) if not task.done()}
+        strays = {task for task in asyncio.all_tasks(self.loop) if not task.done()} - {self._root}
         await end_tasks(strays, CLOSE_SECONDS, owner=self.name)
         agens = getattr(self.loop, "_asyncgens", ())
         if len(agens):
@@ -84,7 +86,16 @@ class Island:
             # trio-asyncio would wait for the remaining generators without limit.
             getattr(self.loop, "_asyncgens", weakref.WeakSet()).clear()
             await end_tasks({closing}, LEAST_SECONDS, owner=self.name)
+        await self._end_root()
         release_loop(self.loop)
+
+    async def _end_root(self) -> None:
+        self._root.remove_done_callback(_run_until_complete_cb)
+        self._root.cancel()
+        if not _is_dead(self.loop):
+            await _wait({self._root}, LEAST_SECONDS)
+        if not self._root.done():
+            _forget(self._root)
 
     def _log_unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         task = context.get("task") or context.get("future")
@@ -99,6 +110,17 @@ class Island:
             cause=repr(error) if error is not None else None,
             exc_info=error,
         )
+
+
+def _root_task(loop: IslandLoop) -> asyncio.Task[Any]:
+    """Start a task that looks as if the loop was run for it, and that ends with the island.
+
+    anyio keeps its worker threads as long as that task. Without one, it ends each thread with the request for
+    which it was started.
+    """
+    root: asyncio.Task[Any] = loop.create_task(_wait_for(loop.create_future()), name="root of the island")
+    root.add_done_callback(_run_until_complete_cb)
+    return root
 
 
 @asynccontextmanager
@@ -413,18 +435,23 @@ def _abandon(task: asyncio.Task[Any], seconds: float, owner: str) -> None:
         after=round(seconds, 3),
         where=where_stands(task),
     )
+    try:
+        _forget(task)
+    except Exception as error:  # noqa: BLE001 - an error of its clean-up changes nothing
+        name = task.get_name()
+        log.error("abandoned task failed", plugin=owner, task=name, cause=repr(error))  # noqa: TRY400 - the cause is enough
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Close a task's coroutine, and let the end of its loop not wait for it."""
     _abandoned.add(task)
     # The end of its loop would wait for it without limit otherwise.
     asyncio.tasks._unregister_task(task)  # noqa: SLF001 - there is no public way
     untyped: Any = task
     untyped._log_destroy_pending = False  # noqa: SLF001 - there is no public way
     coroutine = task.get_coro()
-    try:
-        if coroutine is not None:
-            coroutine.close()
-    except Exception as error:  # noqa: BLE001 - an error of its clean-up changes nothing
-        name = task.get_name()
-        log.error("abandoned task failed", plugin=owner, task=name, cause=repr(error))  # noqa: TRY400 - the cause is enough
+    if coroutine is not None:
+        coroutine.close()
 
 
 def where_stands(task: asyncio.Task[Any]) -> str:
