@@ -120,6 +120,26 @@ async def test_polls_for_the_client_do_not_end_the_request(resident: Resident) -
     assert not exchange.gone
 
 
+async def test_another_receive_takes_the_message_of_a_cancelled_one(resident: Resident) -> None:
+    """A call that is cancelled as its message arrives leaves the message to the call that waits behind it."""
+    taken: list[Any] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        first, second = asyncio.ensure_future(receive()), asyncio.ensure_future(receive())
+        await asyncio.sleep(0.1)
+        exchange._take(request(b"x"))
+        first.cancel()
+        taken.append(await asyncio.wait_for(second, 5))
+        await send(START)
+        await send(END)
+
+    client = Client(resident, headers=[(b"transfer-encoding", b"chunked")])
+    exchange = IslandExchange(resident, client.scope, client._receive, client._send)
+    await exchange.run(app, client.scope, client.failed.append)
+
+    assert (taken, client.failed) == ([request(b"x")], [])
+
+
 async def test_a_message_after_a_cancelled_receive_is_kept(resident: Resident) -> None:
     """The next call of ``receive`` returns the part of the body that arrived meanwhile."""
     parts: list[Any] = []

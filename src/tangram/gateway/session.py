@@ -43,7 +43,7 @@ CHEAP: Final = 255
 be slow to check takes 20 µs for so many.
 """
 
-OTHER_COST: Final = 30
+OTHER_COST: Final = 50
 """How often a frame counts in addition if it is no push: a join takes 0.1 ms, with its token and presence."""
 
 

@@ -60,3 +60,15 @@ def test_malformed_chunks_are_refused(wire: bytes) -> None:
     """Endless sizes, extensions and trailers, and wrong ends, are refused."""
     with pytest.raises(RejectedRequest):
         ChunkedBody().feed(wire)
+
+
+def test_tiny_chunks_are_read_in_steps() -> None:
+    """A read full of chunks of one byte is read in several steps, and none is lost."""
+    body, rest, parts, steps = ChunkedBody(), b"1\r\nx\r\n" * 2000 + b"0\r\n\r\n", b"", 0
+    while not body.done:
+        data, rest = body.feed(rest)
+        parts += data
+        steps += 1
+        assert body.more != body.done
+
+    assert (parts, rest, steps) == (b"x" * 2000, b"", 5)
