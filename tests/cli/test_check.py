@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,17 @@ def test_the_shell_gets_a_completion(home: Home) -> None:
             home.command("status"), env=environ, capture_output=True, text=True, timeout=60, check=False
         )
         assert "_TANGRAM_COMPLETE" in ended.stdout, ended.stderr
+
+
+def test_a_reader_that_ends_is_no_error(home: Home) -> None:
+    """In a pipe to a program that has ended the status is 141, as a shell has it, without a traceback."""
+    home.configure(["good"])
+    shell = (
+        f"{shlex.join(home.command('check', '--config', str(home.config)))} | true; echo ${{PIPESTATUS[0]}}"
+    )
+    ended = subprocess.run(
+        ["bash", "-c", shell], env=home.environ, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.stdout.strip() == "141"
+    assert ended.stderr == ""

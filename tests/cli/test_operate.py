@@ -250,5 +250,7 @@ def test_every_command_has_one_line_of_help() -> None:
         if isinstance(parameter, click.Option) and not parameter.help
     ]
 
+    added = ("check", "status", "top", "topics", "tail", "push", "publish", "restart", "token")
     assert all(command.help for command in cli.commands.values())
+    assert [name for name in added if cli.commands[name].get_short_help_str(60).endswith("...")] == []
     assert bare == []

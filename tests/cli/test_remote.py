@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import socketserver
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from tangram.cli.remote import find_server
+from tangram.cli.remote import Unreachable, find_server
 from tangram.config import load_config
 from tangram.errors import ConfigError
 
+TLS = Path(__file__).parents[1] / "http" / "tls"
 SECRET = "0123456789abcdef" * 4
 
 
@@ -110,3 +118,72 @@ def test_options_of_serve_replace_settings(tmp_path: Path) -> None:
     assert result.exit_code == 3
     assert (config.server.host, config.server.port, config.core.log_level) == ("::1", 7, "debug")
     assert given["open_page"] is True
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers every request with the path and the token that it received."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"path": self.path, "token": self.headers.get("authorization")}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "local"
+
+
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_unix_socket_is_reached(tmp_path: Path) -> None:
+    """The first address of ``[server] host`` may be a Unix socket."""
+    path = tmp_path / "t.sock"
+    given = environ(tmp_path, f'[server]\nhost = "unix:{path}"')
+    with serving(socketserver.UnixStreamServer(str(path), Answers)):
+        answer = find_server(environ=given).get("/-/topics")
+
+    assert answer == {"path": "/-/topics", "token": f"Bearer {SECRET}"}
+
+
+def test_the_configured_certificate_is_trusted_and_no_other(tmp_path: Path) -> None:
+    """A server with a certificate of its own is reached by its configuration; by a URL it must be trusted."""
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    files = f'tls_cert = "{TLS / "cert.pem"}"\ntls_key = "{TLS / "key.pem"}"'
+    given = environ(tmp_path, f"[server]\nport = {server.server_port}\n{files}")
+    with serving(server):
+        answer = find_server(environ=given).get("/x")
+        with pytest.raises(Unreachable, match="certificate"):
+            find_server(f"https://127.0.0.1:{server.server_port}", environ=given).get("/x")
+
+    assert answer["path"] == "/x"
+
+
+def test_a_server_of_another_kind_is_told_apart(tmp_path: Path) -> None:
+    """An answer that is not JSON is no tangram server."""
+
+    class Page(Answers):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    with serving(server), pytest.raises(Unreachable, match="expected a tangram server"):
+        find_server(f"http://127.0.0.1:{server.server_port}", environ=environ(tmp_path)).get("/-/topics")

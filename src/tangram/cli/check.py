@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from tangram.app.reload import check_tls
 from tangram.app.server import answer_old_names
 from tangram.cli.kit import keep_log
-from tangram.cli.output import is_terminal, print_json, print_table
+from tangram.cli.output import is_terminal, print_json, print_table, write
 from tangram.config import Config, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, PluginConfigError
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins, load_plugins
@@ -111,11 +110,11 @@ def _print(
             ]
         )
         return
-    sys.stdout.write(f"configuration  {source or 'none, every setting has its default'}\n")
+    write(f"configuration  {source or 'none, every setting has its default'}\n")
     for warning in warnings:
-        sys.stdout.write(f"warning        {warning}\n")
+        write(f"warning        {warning}\n")
     if records:
-        sys.stdout.write("\n")
+        write("\n")
         columns = {"plugin": "left", "state": "left", "services": "right", "routes": "right", "cause": "left"}
         print_table(
             columns,

@@ -179,8 +179,6 @@ def main() -> NoReturn:
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of the pipe has ended, as in `tangram tail demo | head`
-        sys.exit(128 + signal.SIGPIPE)
     finally:
         give_up_dead_streams()
     sys.exit(0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from tangram.cli.output import bytes_text, duration, is_terminal, print_json, print_table
+from tangram.cli.output import bytes_text, duration, is_terminal, print_json, print_table, write
 from tangram.cli.remote import RESTART_TIMEOUT, RequestFailed, ServerAddress, Unreachable
 from tangram.cli.streams import write_line
 
@@ -35,7 +34,7 @@ def show_status(server: ServerAddress, *, as_json: bool) -> int:
         f"{summary['url']}  {summary['status']}, {about}",
         *(f"  {reason}" for reason in summary["reasons"]),
     ]
-    sys.stdout.write("\n".join(lines) + "\n\n")
+    write("\n".join(lines) + "\n\n")
     columns = {"part": "left", "state": "left", "restarts": "right", "last crash": "left"}
     print_table(columns, (_row(depth, child, seen["now"]) for depth, child in rows))
     return 0 if ready else 1
@@ -97,7 +96,7 @@ def show_topics(server: ServerAddress, *, as_json: bool) -> int:
         print_json(topics)
         return 0
     if not topics:
-        sys.stdout.write("no topic has members\n")
+        write("no topic has members\n")
         return 0
     columns = {"topic": "left"} | dict.fromkeys(
         ("members", "messages", "deliveries", "sent", "backlog"), "right"
@@ -150,11 +149,10 @@ def _print_line(line: Mapping[str, Any], *, as_json: bool) -> None:
         return
     at = datetime.fromtimestamp(line["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
     if "dropped" in line:
-        sys.stdout.write(f"{at}  ({line['dropped']} messages left out)\n")
+        write(f"{at}  ({line['dropped']} messages left out)\n")
     else:
-        sys.stdout.write(f"{at}  {line['event']}  ")
+        write(f"{at}  {line['event']}  ")
         print_json([line["payload"]])
-    sys.stdout.flush()
 
 
 def publish(
@@ -172,7 +170,7 @@ def publish(
         told = f"pushed: {_counted(count, 'subscription')} of plugins received it"
     else:
         told = f"pushed, but no plugin listens to {event!r} of {topic!r}"
-    sys.stdout.write(f"{told}\n")
+    write(f"{told}\n")
     return 0
 
 
@@ -184,7 +182,7 @@ def restart(server: ServerAddress, plugin: str, *, as_json: bool) -> int:
     """Restart one plugin, also one in quarantine, and wait until it runs."""
     answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/restart", timeout=RESTART_TIMEOUT)
     if is_terminal(as_json=as_json):
-        sys.stdout.write(f"{answer['plugin']} runs again\n")
+        write(f"{answer['plugin']} runs again\n")
     else:
         print_json([answer])
     return 0
@@ -197,5 +195,5 @@ def token(server: ServerAddress, topic: str, external_id: str | None, *, as_json
     if as_json:
         print_json([answer])
     else:
-        sys.stdout.write(f"{answer['token']}\n")
+        write(f"{answer['token']}\n")
     return 0

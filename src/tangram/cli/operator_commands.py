@@ -65,7 +65,7 @@ def _json_of(text: str) -> Any:
 @click.command()
 @_server_options
 def status(*, url: str | None, config_file: Path | None, as_json: bool) -> None:
-    """Show readiness and the supervision tree of a running server.
+    """Show readiness and the supervision tree.
 
     The exit status is 0 if the server is ready, and 1 if it is not.
     """
@@ -81,7 +81,10 @@ def status(*, url: str | None, config_file: Path | None, as_json: bool) -> None:
 def top(
     *, url: str | None, config_file: Path | None, as_json: bool, interval: float, count: int | None
 ) -> None:
-    """Show rates, states and the busiest topics of a running server, again and again."""
+    """Show rates and states, again and again.
+
+    The ten topics with the most traffic are shown, too.
+    """
     from tangram.cli.top import run_top
 
     sys.exit(run_top(_find(url, config_file), interval=interval, count=count, as_json=as_json))
@@ -90,7 +93,7 @@ def top(
 @click.command()
 @_server_options
 def topics(*, url: str | None, config_file: Path | None, as_json: bool) -> None:
-    """List the topics that have members, those with the most traffic first."""
+    """List the topics, the busiest first."""
     from tangram.cli.operate import show_topics
 
     sys.exit(show_topics(_find(url, config_file), as_json=as_json))
@@ -110,7 +113,10 @@ def tail(
     event: str | None,
     count: int | None,
 ) -> None:
-    """Follow the messages that members of TOPIC receive, or those with one EVENT."""
+    """Follow the messages of TOPIC.
+
+    They are those that its members receive; with EVENT only those with that event.
+    """
     from tangram.cli.operate import tail as follow
 
     sys.exit(follow(_find(url, config_file), topic, event, count=count, as_json=as_json))
@@ -124,7 +130,10 @@ def tail(
 def publish(
     *, url: str | None, config_file: Path | None, as_json: bool, topic: str, event: str, payload: str
 ) -> None:
-    """Send a message to every browser that has joined TOPIC; JSON may be - for standard input."""
+    """Send a message to the members of TOPIC.
+
+    JSON may be - for standard input.
+    """
     from tangram.cli.operate import publish as send
 
     content = _json_of(payload)
@@ -139,7 +148,10 @@ def publish(
 def push(
     *, url: str | None, config_file: Path | None, as_json: bool, topic: str, event: str, payload: str
 ) -> None:
-    """Push a message to the plugins as a browser does; JSON may be - for standard input."""
+    """Push a message to plugins, as a browser.
+
+    JSON may be - for standard input.
+    """
     from tangram.cli.operate import publish as send
 
     content = _json_of(payload)
@@ -150,9 +162,9 @@ def push(
 @click.argument("plugin", shell_complete=_complete_plugin)
 @_server_options
 def restart(*, url: str | None, config_file: Path | None, as_json: bool, plugin: str) -> None:
-    """Restart PLUGIN, also one in quarantine, and wait until it runs.
+    """Restart PLUGIN, and wait until it runs.
 
-    The exit status is 1 if it does not start.
+    A plugin in quarantine is restarted, too. The exit status is 1 if it does not start.
     """
     from tangram.cli.operate import restart as restart_plugin
 
@@ -166,7 +178,10 @@ def restart(*, url: str | None, config_file: Path | None, as_json: bool, plugin:
 def token(
     *, url: str | None, config_file: Path | None, as_json: bool, topic: str, external_id: str | None
 ) -> None:
-    """Print a token with which a client may join TOPIC; with --json the whole answer."""
+    """Print a token for TOPIC.
+
+    A client joins the topic with it. With --json the whole answer is printed.
+    """
     from tangram.cli.operate import token as print_token
 
     sys.exit(print_token(_find(url, config_file), topic, external_id, as_json=as_json))
@@ -176,7 +191,9 @@ def token(
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="As for serve.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on a terminal, too.")
 def check(*, config_file: Path | None, as_json: bool) -> None:
-    """Check the configuration and load the plugins, without serving.
+    """Check configuration and plugins.
+
+    The plugins are loaded, and nothing is served.
 
     The exit status is 2 if the configuration has faults, and 1 if a plugin cannot be loaded.
     """

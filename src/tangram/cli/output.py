@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["bytes_text", "duration", "is_terminal", "make_table", "print_json", "print_table", "tone"]
+__all__ = [
+    "bytes_text",
+    "duration",
+    "is_terminal",
+    "make_table",
+    "print_json",
+    "print_table",
+    "tone",
+    "write",
+]
 
 _GOOD: Final = frozenset({"running", "finished", "up", "ready", "ok", "loaded"})
 _BAD: Final = frozenset({"quarantined", "not ready", "not loaded", "failed", "stubborn"})
@@ -24,8 +34,17 @@ def is_terminal(*, as_json: bool = False) -> bool:
 def print_json(records: Iterable[object]) -> None:
     """Print one JSON document a line, each at once."""
     for record in records:
-        sys.stdout.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+        write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def write(text: str) -> None:
+    """Write to standard output; end with 141 if the reader of the pipe has ended."""
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
+    except BrokenPipeError:
+        # As a shell reports a program that SIGPIPE ended, which Python ignores.
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def make_table(

@@ -118,6 +118,11 @@ class ServerAddress:
         try:
             connection.request(method, parts.path.rstrip("/") + path, body, headers)
             yield connection.getresponse()
+        except ssl.SSLCertVerificationError as error:
+            raise Unreachable(
+                f"the certificate of {self.url} is not trusted ({error.verify_message}); name the server by "
+                "its --config, or its authority by SSL_CERT_FILE"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Unreachable(
