@@ -36,6 +36,7 @@ NEXT_INCARNATION = {
     " allow_pitch allow_bearing layers_visibility",
     "cache": "entries",
     "compat": "islands max_body",
+    "metrics": "public topics",
     "supervisor": "strategy plugin_restarts plugin_window exhausted",
 }
 """Settings that every incarnation reads again; the reader of the file reads the log's level."""
