@@ -46,6 +46,8 @@ NAMES = (
     "history",
     "navaid",
 )
+BUDGETS = "[supervisor]\nroot_restarts = 1000\nplugin_restarts = 1000\n"
+"""A broker that is killed more than three times a minute would end the server, as it should."""
 SPARE = 6
 """Descriptors and connections that come and go: requests of this test, retries of a plugin."""
 
@@ -167,9 +169,8 @@ async def test_it_comes_back_with_the_embedded_broker(
 ) -> None:
     """After a killed broker, a restart by request and SIGHUP; a stop leaves no process."""
     environment, tables = home
-    async with open_server(
-        environment, *plugins, extra=tables if "jet1090" in str(plugins) else ""
-    ) as server:
+    extra = BUDGETS + (tables if "jet1090" in str(plugins) else "")
+    async with open_server(environment, *plugins, extra=extra) as server:
         await wait_running(server)
 
         async def interrupt() -> None:
