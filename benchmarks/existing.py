@@ -100,12 +100,9 @@ def measure(options: argparse.Namespace) -> Results:
                 if options.only and not any(word in route.name for word in options.only):
                     continue
                 for name, server in servers.items():
-                    results.add(route.name, name, ask(server, route, count_of(route, quick=options.quick)))
+                    count = route.requests // (8 if options.quick else 1) // (4 if name == HYPERCORN else 1)
+                    results.add(route.name, name, ask(server, route, count))
     return results
-
-
-def count_of(route: Route, *, quick: bool) -> int:
-    return route.requests // (8 if quick else 1)
 
 
 def ratio(results: Results, route: Route, other: str) -> float:

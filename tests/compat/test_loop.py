@@ -105,6 +105,34 @@ async def test_callbacks_come_from_other_threads(island: Island, autojump_clock:
         await done.wait()
 
 
+async def test_a_callback_of_a_thread_for_a_closed_loop_is_dropped() -> None:
+    """The thread may schedule it just before the loop closes; the server goes on."""
+    ran: list[int] = []
+    async with open_island("test") as island:
+        island.loop.call_soon_threadsafe(ran.append, 1)
+        await wait_all_tasks_blocked()
+        token = trio.lowlevel.current_trio_token()
+        late = asyncio.Handle(ran.append, (2,), island.loop)
+    token.run_sync_soon(island.loop._q_send.send_nowait, late)
+    await wait_all_tasks_blocked()
+
+    assert ran == [1]
+
+
+async def test_a_foreign_thread_that_uses_call_soon_does_not_stop_the_loop(
+    island: Island, autojump_clock: MockClock
+) -> None:
+    """It gets an error that names the reason, and later callbacks run."""
+    ran: list[int] = []
+    await wait_all_tasks_blocked()
+    with pytest.raises(RuntimeError):
+        await trio.to_thread.run_sync(island.loop.call_soon, ran.append, 1)
+    island.loop.call_soon(ran.append, 2)
+    await wait_all_tasks_blocked()
+
+    assert ran == [1, 2]
+
+
 async def test_a_started_task_runs_to_its_first_wait_at_once(
     island: Island, autojump_clock: MockClock
 ) -> None:

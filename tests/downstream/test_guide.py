@@ -10,7 +10,7 @@ import pytest
 from tests.compat.guide import EXAMPLES
 from tests.downstream.harness import Environment
 from tests.downstream.prepare import python_of
-from tests.e2e.harness import open_server
+from tests.e2e.harness import open_server, wait_until
 
 
 def has(environment: str, module: str) -> bool:
@@ -33,7 +33,6 @@ async def test_each_example_runs(tmp_path: Path, name: str, example: str) -> Non
     environment = Environment(tmp_path / "home", name=name)
     environment.install_guide(example)
     async with open_server(environment, "my_tangram_plugin") as server:
-        (plugin,) = await server.get("/-/plugins")
         if example == "endpoint":
             assert await server.get("/my-plugin/") == {"message": "Hello from my custom plugin!"}
             assert "/my-plugin/" in (await server.get("/openapi.json"))["paths"]
@@ -42,6 +41,11 @@ async def test_each_example_runs(tmp_path: Path, name: str, example: str) -> Non
 
         # The service of this example publishes once and returns.
         expected = "finished" if example == "publish" else "running"
-        assert (plugin["name"], plugin["state"]) == ("my_plugin", expected)
+
+        async def has_come_to(state: str = expected) -> bool:
+            (plugin,) = await server.get("/-/plugins")
+            return (plugin["name"], plugin["state"]) == ("my_plugin", state)
+
+        await wait_until(has_come_to)
         assert await server.stop() == 0
         assert [record for record in server.records if record.get("level") in {"warning", "error"}] == []

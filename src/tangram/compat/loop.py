@@ -57,8 +57,8 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
         adopted._waiting = None
         adopted._first_steps = None
         adopted._cancelled_timers = 0
-        # Callbacks of other threads and of signals come by this name.
-        adopted._q_send = _Inlet(adopted._queue_handle)
+        # Callbacks of other threads and of signals come by this name, also to a loop that was just closed.
+        adopted._q_send = _Inlet(adopted._append)
         # The loop's task may wait for the channel, and has to come back from there.
         channel.send_nowait(asyncio.Handle(_nothing, (), loop))
         return adopted
@@ -109,7 +109,7 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
             self._cancelled_timers += 1
 
     def _queue_handle(self, handle: Any) -> Any:
-        """Queue a callback of trio-asyncio's own methods, of another thread or of a signal."""
+        """Queue a callback of trio-asyncio's own methods."""
         self._check_closed()
         self._append(handle)
         return handle
@@ -142,9 +142,11 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
     # -- the loop's task -------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, None
+        waiting = self._waiting
         if waiting is not None:
+            # It raises in a foreign thread, which has to use call_soon_threadsafe; the loop goes on waiting.
             trio.lowlevel.reschedule(waiting)
+            self._waiting = None
 
     async def _main_loop_one(self, no_wait: bool = False) -> None:
         """Run the callbacks that are ready now; wait for one if there is none."""
