@@ -41,7 +41,7 @@ _REQUEST_BODY: Final = {
             "schema": {
                 "type": "object",
                 "properties": {
-                    "channel": {"title": "Channel", "type": "string"},
+                    "channel": {"title": "Channel", "type": "string", "minLength": 1},
                     "id": {"title": "Id", "anyOf": [{"type": "string"}, {"type": "null"}]},
                     "proof": {"title": "Proof", "anyOf": [{"type": "string"}, {"type": "null"}]},
                 },
