@@ -320,7 +320,7 @@ MENDED = (
         "gap-is-told",
         "members are not told that a bus which restarted alone has a gap",
         "gateway/channels.py",
-        "        self.hub.interrupted()\n",
+        "        self.publish(self.hub.interrupted())\n",
         "        pass\n",
         ("tests/app/test_strategies.py::test_a_bus_that_restarts_alone_sends_phx_error_to_members",),
     ),

@@ -417,6 +417,7 @@ class Server:
         for what, old, new in bound_changes(self.config, wanted):
             log.warning("setting needs a restart of the process", setting=what, now=old, wanted=new)
         self._take_over(config, plugins, secrets)
+        await self.tree.start_recorder(self.root)
         await self.restart()
 
     def _take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets) -> None:

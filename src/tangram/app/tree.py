@@ -38,6 +38,7 @@ from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.longpoll import longpoll_router
 from tangram.gateway.tokens import token_router
+from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
 from tangram.history.store import HistoryStore
 from tangram.http.listeners import HeldSocket
@@ -150,6 +151,9 @@ class Tree:
         self._timer = timer
         self.rules = self._make_rules()
         """Which topics have a history."""
+        self._records = False
+        """Whether the recorder is a child of the root."""
+        self._recorded_rules = self.rules
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The budget of the root: restarts of the broker and of the incarnation's own parts together."""
@@ -164,6 +168,7 @@ class Tree:
         start, stop = times["incarnation"]
         return [
             self._wrap(broker),
+            *self._recorder_children(),
             Child(
                 "incarnation",
                 self._run_incarnation,
@@ -205,7 +210,8 @@ class Tree:
     def _root_times(self) -> dict[str, tuple[float, float]]:
         """Return the seconds for the start and the stop of each of the root's children."""
         limits = self.config.supervisor
-        return {
+        recorder = {"recorder": (limits.start_timeout, limits.stop_timeout)} if self._records else {}
+        return recorder | {
             "broker": (limits.start_timeout, limits.stop_timeout),
             # Each of the incarnation's own children has a limit.
             "incarnation": (float("inf"), limits.shutdown_timeout),
@@ -215,6 +221,31 @@ class Tree:
         """Return the delays before restarts, as configured."""
         limits = self.config.supervisor
         return Backoff(initial=limits.backoff_initial, maximum=limits.backoff_max, reset=limits.backoff_reset)
+
+    def _recorder_children(self) -> list[Child]:
+        """Return the recorder, which outlives incarnations; none if no topic has a history."""
+        self._records = bool(self.rules)
+        if not self._records:
+            return []
+        start, stop = self._root_times()["recorder"]
+        return [self._wrap(Child("recorder", self._run_recorder, start_timeout=start, stop_timeout=stop))]
+
+    async def start_recorder(self, root: Supervisor) -> None:
+        """Start, restart or stop the recorder after a reload that has changed the rules."""
+        wanted = bool(self.rules)
+        if self._records:
+            if wanted and self._recorded_rules != self.rules:
+                await root.restart_child("recorder")
+            return
+        for child in self._recorder_children():
+            await root.start_child(child)
+
+    async def _run_recorder(self, *, task_status: trio.TaskStatus[Recording]) -> None:
+        assert self.broker is not None
+        self._recorded_rules = self.rules
+        node = f"{self._rng.getrandbits(64):016x}"
+        alone = isinstance(self.broker, EmbeddedBroker)
+        await Recording(self.broker.server_url, self.rules, node, alone=alone).run(task_status=task_status)
 
     async def _run_broker(self, *, task_status: trio.TaskStatus[str]) -> None:
         url = self.config.core.redis_url
@@ -429,6 +460,8 @@ class Tree:
             outer_nursery=self.outer_nursery,
             backpressure=lambda: incarnation.bus,
             streaming_grace=self.config.channel.streaming_grace,
+            history=self.rules,
+            call=incarnation.call,
         )
         incarnation.channels = channels
         with self.measuring.counting_channels(channels):

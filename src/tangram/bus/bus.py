@@ -18,7 +18,7 @@ import trio
 from tangram.bus.listener import Listener, Sink
 from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
-from tangram.bus.scripts import FunctionCall, Recording
+from tangram.bus.scripts import FunctionCall, MessageHistory
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.errors import BrokerUnavailable
@@ -96,7 +96,7 @@ class Bus:
         max_buffer: int = MAX_BUFFER,
         bridge: float = BRIDGE,
         timer: Callable[[], float] = time.thread_time,
-        history: Recording | None = None,
+        history: MessageHistory | None = None,
     ) -> None:
         self.url = url
         self._history = history

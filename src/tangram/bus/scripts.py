@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tangram.bus.resp import Link, pack
 
-__all__ = ["FunctionCall", "LoadFunctions", "Prefixes", "Recording", "Words"]
+__all__ = ["FunctionCall", "LoadFunctions", "MessageHistory", "Prefixes", "Words"]
 
 Words = tuple[str | bytes, ...]
 Prefixes = Mapping[str, Words]
@@ -45,7 +45,7 @@ def pack_head(first: Words, count: int) -> bytes:
     return b"*%d\r\n%b" % (len(first) + count, words)
 
 
-class Recording(Protocol):
+class MessageHistory(Protocol):
     """The history, as far as the bus needs it."""
 
     async def load(self, link: Link) -> Prefixes:

@@ -10,6 +10,8 @@
 7. Plugins send commands over Redis on the protocol's own topic: ``to:phoenix:disconnect`` with
    ``{"id": ID}`` ends the connections of that external id. ``to:phoenix:close`` and ``to:phoenix:reset`` with
    ``{"topic": TOPIC}`` end the memberships of a topic, for good or so that the members join again.
+8. Members that asked for positions get them in the same write as the messages that they cover, and must
+   join again after a gap, from the last position that they saw. Other members see no difference.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import attrs
 import msgspec
 
 from tangram.channels import codec
+from tangram.channels.catchup import REPLY_ROOM, Catchup, Form, encode_position
 from tangram.channels.disconnects import DISCONNECTED
 from tangram.channels.frames import (
     CLOSE,
@@ -39,15 +42,17 @@ from tangram.channels.frames import (
     SocketMessage,
 )
 from tangram.channels.json_text import is_document
+from tangram.channels.membership import LIST_CREDIT, LIST_FACTOR, ListAllowance, Membership, may_list
 from tangram.channels.outbox import Outbox, put_run_all
 from tangram.channels.presence import Presence
-from tangram.channels.serializers import BroadcastHeader, Serializer
+from tangram.channels.serializers import BroadcastHeader
 
 __all__ = [
     "ADMIN",
     "LIST_CREDIT",
     "LIST_FACTOR",
     "MAX_AGENTS",
+    "POSITION",
     "SEND_COST",
     "SPECIAL",
     "Hub",
@@ -65,10 +70,6 @@ SPECIAL: Final = ("admin", PHOENIX, "system")
 MAX_AGENTS: Final = 100
 """Agents (and topics) listed in one admin event. Above it an event has only the newcomer and the ``count``,
 because the whole list at every join costs the square of the members when all rejoin after a restart."""
-LIST_CREDIT: Final = 8192
-"""Bytes of lists that a connection may cause before it has sent anything."""
-LIST_FACTOR: Final = 4
-"""Bytes of lists for each byte of joins and leaves: a join has about 300 bytes, an agent's name about 20."""
 SEND_COST: Final = 8192
 """Bytes that a message of presence counts for beside its own: the time of a write that holds nothing."""
 _MAX_OWN: Final = 1000
@@ -79,6 +80,11 @@ _MAX_DESTINATIONS: Final = 8192
 """Redis channel names whose frame headers are remembered; all are forgotten at once when there are more."""
 
 
+POSITION: Final = b"tangram:position"
+"""The channel of positions in a batch: the feed puts them behind the messages that they cover. Redis never
+sends it, because the bus subscribes to ``to:*``."""
+
+
 class Publication(NamedTuple):
     """A message to publish on Redis."""
 
@@ -86,50 +92,6 @@ class Publication(NamedTuple):
     payload: bytes
 
 
-@attrs.define(eq=False)
-class ListAllowance:
-    """Bytes of lists on Redis that one connection may cause: its own bytes times a constant.
-
-    Each ``channel.join`` lists the agents of its topic, so that without a bound 98 members with long names
-    would turn 34 MB of rejoins into 2 GB of lists. Without allowance an event has no list but a count.
-    """
-
-    left: int = LIST_CREDIT
-
-    def earn(self, received: int) -> None:
-        """Add the allowance for a frame of ``received`` bytes."""
-        self.left += LIST_FACTOR * received
-
-    def spend(self, size: int) -> bool:
-        """Take ``size`` bytes, and return whether there were as many."""
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
-
-
-@attrs.define(eq=False)
-class Membership:
-    """The membership of one connection in one topic."""
-
-    conn: str
-    topic: str
-    join_ref: str
-    id: str
-    """The external id, from the token."""
-    outbox: Outbox
-    alive: bool = True
-    allowance: ListAllowance | None = None
-    """Bounds the lists that this membership causes; None for no bound."""
-
-    @property
-    def agent(self) -> str:
-        """The agent id ``conn:topic:join_ref``, which is also the ``phx_ref`` in presence."""
-        return f"{self.conn}:{self.topic}:{self.join_ref}"
-
-
-_Form: TypeAlias = tuple[Serializer, str | None]
-"""A serializer, and the ``join_ref`` of broadcasts or None."""
 _Pending: TypeAlias = "tuple[_Destination, bytes, bool]"
 """A message from Redis: its destination, its payload, and whether that is a JSON object or array."""
 
@@ -137,8 +99,10 @@ _Pending: TypeAlias = "tuple[_Destination, bytes, bool]"
 @attrs.define(eq=False)
 class _Topic:
     name: str
+    followers: int = 0
+    """Members that asked for positions."""
     members: dict[str, Membership] = attrs.Factory(dict)
-    groups: dict[_Form, list[Outbox]] | None = None
+    groups: dict[Form, list[Outbox]] | None = None
     """The outboxes of the members by form; None after a change."""
     messages: int = 0
     deliveries: int = 0
@@ -159,14 +123,14 @@ class _Destination:
         self.reserved = event.startswith("phx_")
         self.binary = len(event.encode()) <= MAX_FIELD
         """Whether the event fits into a binary frame."""
-        self.headers: dict[_Form, BroadcastHeader] = {}
+        self.headers: dict[Form, BroadcastHeader] = {}
 
-    def header(self, form: _Form) -> BroadcastHeader:
+    def header(self, form: Form) -> BroadcastHeader:
         """Return the header for a form, and remember it."""
         assert self.topic is not None
         if len(self.headers) >= _MAX_HEADERS:
             self.headers.clear()
-        serializer, join_ref = form
+        serializer, join_ref, _ = form
         header = serializer.broadcast_header(self.topic.name, self.event, join_ref)
         self.headers[form] = header
         return header
@@ -174,6 +138,9 @@ class _Destination:
 
 _NO_MEMBERS: Final = _Destination(None)
 _COMMAND: Final = _Destination(None)
+_POSITION: Final = _Destination(None)
+_STAMPS: Final = b"to:phoenix:at"
+"""The channel of the stamps of histories, which are not for members."""
 _COMMANDS: Final = frozenset({b"to:phoenix:disconnect", b"to:phoenix:close", b"to:phoenix:reset"})
 
 
@@ -273,13 +240,11 @@ class Hub:
                 destination = self._remember(channel)
             topic = destination.topic
             if topic is None:
-                if destination is _COMMAND:
-                    if run:
-                        self._put_run(current, run)
-                        run = []
-                    publications += self._execute(channel, payload)
-                else:
+                if destination is _NO_MEMBERS:
                     self._undelivered += 1
+                else:
+                    publications += self._take_command(destination, channel, payload, current, run)
+                    run = []
                 continue
             document = is_document(payload)
             if not payload or destination.reserved or not (document or destination.binary):
@@ -296,6 +261,32 @@ class Hub:
         if run:
             self._put_run(current, run)
         return publications
+
+    def _take_command(
+        self,
+        destination: _Destination,
+        channel: bytes,
+        payload: bytes,
+        current: _Topic | None,
+        run: list[_Pending],
+    ) -> Sequence[Publication]:
+        """Put the run before a command or a position, and carry that out."""
+        if destination is _POSITION:
+            self._put_position(current, run, payload)
+            return []
+        if run:
+            self._put_run(current, run)
+        return self._execute(channel, payload)
+
+    def _put_position(self, current: _Topic | None, run: list[_Pending], payload: bytes) -> None:
+        """Put a run and a position, in one write if they are of the same topic."""
+        name, _, position = payload.partition(b"\0")
+        topic = self._topics.get(name.decode())
+        if run and topic is not current:
+            self._put_run(current, run)
+            run = []
+        if topic is not None and (run or topic.followers):
+            self._put_run(topic, run, position=position)
 
     def _execute(self, channel: bytes, payload: bytes) -> Sequence[Publication]:
         try:
@@ -315,9 +306,13 @@ class Hub:
         self,
         topic: _Topic | None,
         pending: list[_Pending],
-        groups: Mapping[_Form, list[Outbox]] | None = None,
+        groups: Mapping[Form, list[Outbox]] | None = None,
+        position: bytes = b"",
     ) -> None:
-        """Put messages into the outboxes of a topic's members, or of some of them (``groups``)."""
+        """Put messages into the outboxes of a topic's members, or of some of them (``groups``).
+
+        Behind them comes the ``position``, if there is one, for the members that asked for positions.
+        """
         assert topic is not None
         for form, outboxes in (groups or topic.groups or self._group(topic)).items():
             items = []
@@ -327,11 +322,13 @@ class Hub:
                     items.append(Encoded(TEXT, header.text + payload + header.tail))
                 elif (item := header.encode(payload, None, document=False)) is not None:
                     items.append(item)
+            delivered = len(items) * len(outboxes)
+            if position and form[2]:
+                items.append(encode_position(topic.name, form, position))
             if items:
                 run = Run(items)
                 put_run_all(outboxes, run)
                 topic.sent_bytes += run.size * len(outboxes)
-            delivered = len(items) * len(outboxes)
             topic.deliveries += delivered
             self._deliveries += delivered
         topic.messages += len(pending)
@@ -377,25 +374,26 @@ class Hub:
         self._presence_sends += receivers
         self._presence_bytes += receivers * size
 
-    def _group(self, topic: _Topic) -> dict[_Form, list[Outbox]]:
+    def _group(self, topic: _Topic) -> dict[Form, list[Outbox]]:
         """Group the outboxes of a topic by the form that they need."""
         topic.groups = groups = self._grouped(topic.members.values())
         return groups
 
-    def _grouped(self, members: Iterable[Membership]) -> dict[_Form, list[Outbox]]:
-        groups: dict[_Form, list[Outbox]] = {}
+    def _grouped(self, members: Iterable[Membership]) -> dict[Form, list[Outbox]]:
+        groups: dict[Form, list[Outbox]] = {}
         for member in members:
             groups.setdefault(self._form(member), []).append(member.outbox)
         return groups
 
-    def _form(self, member: Membership) -> _Form:
-        return member.outbox.serializer, member.join_ref if self._broadcast_join_ref else None
+    def _form(self, member: Membership) -> Form:
+        join_ref = member.join_ref if self._broadcast_join_ref else None
+        return member.outbox.serializer, join_ref, member.follows
 
     def _put_event(self, topic: str, members: Iterable[Membership], event: str, payload: bytes) -> None:
         """Put one event into the outboxes of some members, encoded once for each form."""
-        encoded: dict[_Form, Encoded] = {}
+        encoded: dict[Form, Encoded] = {}
         for member in members:
-            form = serializer, join_ref = self._form(member)
+            form = serializer, join_ref, _ = self._form(member)
             item = encoded.get(form)
             if item is None:
                 item = encoded[form] = serializer.encode_text(join_ref, None, topic, event, payload)
@@ -414,6 +412,10 @@ class Hub:
     def _find_destination(self, channel: bytes) -> _Destination:
         if channel in _COMMANDS:
             return _COMMAND
+        if channel == POSITION:
+            return _POSITION
+        if channel == _STAMPS:
+            return _NO_MEMBERS
         prefix, _, rest = channel.partition(b":")
         name, colon, event_bytes = rest.rpartition(b":")
         try:
@@ -429,21 +431,30 @@ class Hub:
 
     # Memberships.
 
-    def join(self, membership: Membership, ref: str | None) -> list[Publication]:
+    def join(
+        self, membership: Membership, ref: str | None, catchup: Catchup | None = None
+    ) -> list[Publication]:
         """Reply to the join, register the member, and return the publications that announce it.
+
+        If the member asked for positions, the messages of ``catchup`` follow the reply.
 
         The reply goes into the outbox first, so that no event can come before it. The member is registered
         before anything is published, so that it misses nothing.
         """
         name = membership.topic
         to = ReplyTo(membership.join_ref, ref, name)
-        self.reply(membership.outbox, to, "ok", {"id": membership.agent})
+        response = {"id": membership.agent}
+        self.reply(membership.outbox, to, "ok", {**response, **catchup.response} if catchup else response)
         special = name in SPECIAL
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = _Topic(name)
             self._destinations.clear()
         topic.members[membership.conn] = membership
+        membership.follows = catchup is not None
+        topic.followers += membership.follows
+        if catchup is not None:
+            membership.outbox.put_run(catchup.encode(name, self._form(membership)))
         if topic.groups is not None:
             # One joins after the other: grouping all of them anew at each message would cost the square.
             topic.groups.setdefault(self._form(membership), []).append(membership.outbox)
@@ -459,6 +470,11 @@ class Hub:
         publications.append(self._admin("join", self._agents(topic, membership, present=True)))
         return publications
 
+    def has_room(self, membership: Membership, catchup: Catchup) -> bool:
+        """Return whether the messages of ``catchup`` fit into the member's outbox."""
+        form = (*self._form(membership)[:2], True)
+        return catchup.encode(membership.topic, form).size + REPLY_ROOM <= membership.outbox.free
+
     def leave(self, membership: Membership) -> list[Publication]:
         """End a membership, and return the publications that announce it."""
         if not membership.alive:
@@ -468,6 +484,7 @@ class Hub:
         topic = self._topics[name]
         del topic.members[membership.conn]
         topic.groups = None
+        topic.followers -= membership.follows
         if self._presence is not None:
             self._presence.leave(name, membership.id, membership.agent, membership)
         publications = [self._admin("leave", self._agents(topic, membership, present=False))]
@@ -480,15 +497,44 @@ class Hub:
                 publications.append(self._admin("remove", {"channel": name, **names}))
         return publications
 
-    def interrupted(self) -> None:
+    def interrupted(self) -> Sequence[Publication]:
         """Make every member join again after a gap in the subscription, by ``phx_error``.
 
         It stays a member until then. phoenix.js joins again after a second and meanwhile still accepts
-        messages for the topic, so that the first message after an outage need not wait for the join.
+        messages for the topic, so that the first message after an outage need not wait for the join. A member
+        that asked for positions does not stay, because it gets the messages after the gap when it is back.
+
+        Returns:
+            The publications that announce the end of memberships.
         """
         self._interruptions += 1
-        for name, topic in self._topics.items():
-            self._put_event(name, topic.members.values(), ERROR, b"{}")
+        publications: list[Publication] = []
+        for name, topic in list(self._topics.items()):
+            staying = [member for member in topic.members.values() if not member.follows]
+            self._put_event(name, staying, ERROR, b"{}")
+            publications += self.expel_followers(name)
+        return publications
+
+    def expel_followers(self, name: str) -> Sequence[Publication]:
+        """Make the members that asked for positions join again, from the last one.
+
+        Returns:
+            The publications that announce the end of their memberships.
+        """
+        topic = self._topics.get(name)
+        if topic is None or not topic.followers:
+            return []
+        members = [member for member in topic.members.values() if member.follows]
+        self._put_event(name, members, ERROR, b"{}")
+        publications: list[Publication] = []
+        for membership in members:
+            publications += self.leave(membership)
+        return publications
+
+    def has_followers(self, name: str) -> bool:
+        """Return whether a topic has members that asked for positions."""
+        topic = self._topics.get(name)
+        return topic is not None and topic.followers > 0
 
     def close_topic(self, name: str, event: str = CLOSE) -> Sequence[Publication]:
         """End all memberships of a topic, and return the publications that announce it.
@@ -586,7 +632,7 @@ class Hub:
         about: dict[str, object] = {"agent": agent, "channel": topic.name}
         if len(topic.members) <= MAX_AGENTS:
             agents = [member.agent for member in topic.members.values()]
-            if _may_list(agents, membership.allowance):
+            if may_list(agents, membership.allowance):
                 about["agents"] = agents
                 return about
         about["agents"] = [agent] if present else []
@@ -596,7 +642,7 @@ class Hub:
     def _topic_names(self, newcomer: str | None, allowance: ListAllowance | None) -> dict[str, object]:
         if len(self._topics) <= MAX_AGENTS:
             names = list({**dict.fromkeys(SPECIAL), **dict.fromkeys(self._topics)})
-            if _may_list(names, allowance):
+            if may_list(names, allowance):
                 return {"channels": names}
         return {"channels": [newcomer] if newcomer is not None else [], "count": len(self._topics)}
 
@@ -649,7 +695,3 @@ class Hub:
             )
             for topic in self._topics.values()
         ]
-
-
-def _may_list(names: Sequence[str], allowance: ListAllowance | None) -> bool:
-    return allowance is None or allowance.spend(sum(map(len, names)) + 3 * len(names))

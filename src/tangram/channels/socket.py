@@ -29,6 +29,7 @@ import msgspec
 
 from tangram import defaults
 from tangram.channels import codec
+from tangram.channels.catchup import Catchup
 from tangram.channels.disconnects import (
     ABUSE,
     BAD_EVENT,
@@ -80,6 +81,9 @@ class Authorize(NamedTuple):
     token: str | None
     """The token of the join itself, which then is the only one that counts; None for the connection's."""
     payload: bytes
+    recover: str | None = None
+    """The position behind which messages are wanted; empty for a first join that asks for positions. None if
+    the join does not ask, and any other text if the client sent no text."""
 
 
 _CONTROL: Final = frozenset({JOIN, LEAVE, HEARTBEAT})
@@ -135,7 +139,12 @@ class SocketCounters:
 
 class _Join(msgspec.Struct):
     token: msgspec.Raw = msgspec.Raw()
+    recover: msgspec.Raw = msgspec.Raw()
 
+
+NO_POSITION: Final = "?"
+"""Stands for a ``recover`` of any other shape than a text: no position has this text."""
+_OTHER_RECOVER: Final = {b"": None, b"null": ""}
 
 _decode_join: Final = msgspec.json.Decoder(_Join).decode
 _decode_string: Final = msgspec.json.Decoder(str).decode
@@ -267,12 +276,25 @@ class Socket:
         self._forgiven = min(MALFORMED_BURST, self._forgiven + elapsed * MALFORMED_RATE) - 1.0
         return [ABUSE] if self._forgiven < 0.0 else []
 
-    def authorized(self, request: Authorize, verdict: str | Refusal) -> list[Effect]:
+    def waits(self, request: Authorize) -> bool:
+        """Return whether the join still waits for its verdict."""
+        return self.outbox.disconnect is None and request.topic in self._joining
+
+    def membership(self, request: Authorize, id_: str) -> Membership:
+        """Return the membership that a join asks for."""
+        return Membership(
+            self.conn, request.topic, request.join_ref, id_, self.outbox, allowance=self.allowance
+        )
+
+    def authorized(
+        self, request: Authorize, verdict: str | Refusal, catchup: Catchup | None = None
+    ) -> list[Effect]:
         """Finish a join with the gate's verdict, then handle the frames that waited behind it.
 
         Args:
             request: the effect that asked for the verdict.
             verdict: the external id, or the refusal.
+            catchup: the messages that were missed, if the join asks for them and the topic has a history.
         """
         deferred = self._joining.pop(request.topic, [])
         if self.outbox.disconnect is not None:
@@ -283,7 +305,7 @@ class Socket:
             message = SocketMessage(request.join_ref, request.ref, request.topic, JOIN, request.payload)
             effects = self._refuse_join(message, request.join_ref, verdict)
         else:
-            effects = self._enter(request, verdict)
+            effects = self._enter(request, verdict, catchup)
         for message in deferred:
             effects += self.receive(message)
             self.frames -= 1  # they were counted when they came
@@ -325,15 +347,14 @@ class Socket:
         if len(self.topics) + len(self._joining) >= self._max_joins:
             return self._refuse_join(message, join_ref, TOO_MANY_JOINS)
         self._joining[message.topic] = []
-        return [Authorize(message.topic, join_ref, message.ref, _token(message.payload), message.payload)]
+        token, recover = _read_join(message.payload)
+        return [Authorize(message.topic, join_ref, message.ref, token, message.payload, recover)]
 
-    def _enter(self, request: Authorize, id_: str) -> list[Effect]:
-        membership = Membership(
-            self.conn, request.topic, request.join_ref, id_, self.outbox, allowance=self.allowance
-        )
+    def _enter(self, request: Authorize, id_: str, catchup: Catchup | None) -> list[Effect]:
+        membership = self.membership(request, id_)
         self._joined[request.topic] = membership
         self.counters.joins += 1
-        effects = _publishing(self._hub.join(membership, request.ref))
+        effects = _publishing(self._hub.join(membership, request.ref, catchup))
         effects.append(Publish(f"from:{request.topic}:{JOIN}", codec.without_token(request.payload)))
         return effects
 
@@ -448,9 +469,17 @@ def _publishing(publications: Sequence[Publication]) -> list[Effect]:
     return [Publish(channel, payload) for channel, payload in publications]
 
 
-def _token(payload: bytes) -> str | None:
-    """Return the join's own token: a string in an object. None means the connection's."""
+def _read_join(payload: bytes) -> tuple[str | None, str | None]:
+    """Return the join's own token and the position from which it recovers.
+
+    The token is a string in an object; None means the connection's. A position that is no string stands for
+    one that no server made.
+    """
     if not payload.lstrip().startswith(b"{"):
-        return None
-    token = bytes(_decode_join(payload).token)
-    return _decode_string(token) if token[:1] == b'"' else None
+        return None, None
+    join = _decode_join(payload)
+    token, recover = bytes(join.token), bytes(join.recover)
+    return (
+        _decode_string(token) if token[:1] == b'"' else None,
+        _decode_string(recover) if recover[:1] == b'"' else _OTHER_RECOVER.get(recover, NO_POSITION),
+    )

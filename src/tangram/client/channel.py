@@ -26,6 +26,8 @@ __all__ = ["TIMEOUT", "Channel", "Event"]
 
 TIMEOUT: Final = 10.0
 """Seconds to wait for a reply."""
+POSITION: Final = "tangram:position"
+"""The event with the position behind the events so far."""
 BUFFER: Final = 1024
 """Events kept for a reader that is slower than its channel; then the oldest are dropped and counted."""
 
@@ -52,8 +54,24 @@ class Event(NamedTuple):
 class Channel:
     """One topic; iterate over it for its events, until the channel is closed for good."""
 
-    def __init__(self, socket: _Carrier, topic: str, payload: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        socket: _Carrier,
+        topic: str,
+        payload: Callable[[], Mapping[str, Any]],
+        *,
+        position: str | None = None,
+    ) -> None:
         self.topic = topic
+        self.position = position
+        """The position behind the events so far; None if the channel does not ask for positions, or the topic
+        has no history."""
+        self.recovered: bool | None = None
+        """Whether the last join missed nothing since ``position``; None if the topic has no history."""
+        self.reason: str | None = None
+        """Why the last join has not recovered; None also for a first join."""
+        self._asks = position is not None
+        self._moved: str | None = None
         self.id: str | None = None
         """The agent id of the last join, from the server."""
         self.presence: dict[str, list[Mapping[str, Any]]] = {}
@@ -179,11 +197,21 @@ class Channel:
         self._join_ref = ref
         self._joined = False
         self._early_diffs = []
-        message = SocketMessage(ref, ref, self.topic, JOIN, codec.encode_json(self._payload()))
+        self._moved = None
+        payload = self._payload()
+        if self._asks:
+            payload = {**payload, "recover": self.position or ""}
+        message = SocketMessage(ref, ref, self.topic, JOIN, codec.encode_json(payload))
         with trio.fail_after(TIMEOUT):
             response = _response(await self._socket.call(message))
         if self._join_ref == ref:
-            self.id = response.get("id") if isinstance(response, dict) else None
+            fields = response if isinstance(response, dict) else {}
+            self.id = fields.get("id")
+            if self._asks:
+                # Events behind the reply, and their position, may have come before this task runs again.
+                if self._moved is None:
+                    self.position = fields.get("position")
+                self.recovered, self.reason = fields.get("recovered"), fields.get("reason")
             self._joined = True
             self.joins += 1
             self._notify()
@@ -214,6 +242,8 @@ class Channel:
             self._sync(msgspec.json.decode(message.payload))
         elif message.event == PRESENCE_DIFF:
             self._differ(msgspec.json.decode(message.payload))
+        elif message.event == POSITION and self._asks:
+            self.position = self._moved = msgspec.json.decode(message.payload)["at"]
         elif message.event != REPLY:
             payload = message.payload if message.binary else msgspec.json.decode(message.payload)
             if len(self._events) >= BUFFER:

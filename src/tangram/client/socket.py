@@ -127,6 +127,7 @@ class ClientSocket:
         *,
         token: str | None = None,
         payload: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        recover: bool | str = False,
     ) -> Channel:
         """Join a topic; a channel of the same topic is left first.
 
@@ -135,6 +136,8 @@ class ClientSocket:
             token: sent as ``token`` of the payload.
             payload: further fields, or a function that returns the payload. The function is called again at
                 each rejoin, for example for a fresh token.
+            recover: ask for the events that are missed between two joins, if the topic has a history; then
+                ``channel.recovered`` says whether a join has missed any. A text is a position to begin at.
 
         Raises:
             Refused: with the reason of the server.
@@ -143,7 +146,8 @@ class ClientSocket:
         """
         base: Mapping[str, Any] = {} if token is None else {"token": token}
         make = payload if callable(payload) else lambda: {**base, **(payload or {})}
-        channel = Channel(self, topic, make)
+        position = recover if isinstance(recover, str) else "" if recover else None
+        channel = Channel(self, topic, make, position=position)
         old = self._channels.get(topic)
         if old is not None:
             await old.leave()

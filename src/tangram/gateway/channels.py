@@ -41,8 +41,10 @@ from tangram.gateway.admission import Admission, read_upgrade
 from tangram.gateway.connections import ConnectionStatistics, statistics_of
 from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
+from tangram.gateway.recovery import CallRedis, Recovery
 from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings
+from tangram.history.rules import Rules
 from tangram.log_limit import LogLimit
 from tangram.turns import Turns
 
@@ -123,6 +125,8 @@ class Channels:
         outer_nursery: a nursery that outlives this child. Connections that are open when the child ends
             are closed there, so that the child's end does not wait for them.
         backpressure: returns the bus, which is asked before more is read from a connection.
+        history: which topics have a history.
+        call: calls a function on Redis.
     """
 
     def __init__(
@@ -141,6 +145,8 @@ class Channels:
         drain_timeout: float = DRAIN_TIMEOUT,
         outer_nursery: trio.Nursery | None = None,
         backpressure: Callable[[], Backpressure | None] = lambda: None,
+        history: Rules | None = None,
+        call: CallRedis | None = None,
     ) -> None:
         self.settings = settings
         self.new_id = new_id or partial(_random_id, settings.id_length)
@@ -177,6 +183,9 @@ class Channels:
         self.ended = False
         """Whether the child has ended; frames of connections that are still open are then ignored."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
+        self._recovery: Recovery | None = None
+        if history and call is not None:
+            self._recovery = Recovery(history, call, self.hub, self.publish, new_name=secrets.token_hex)
         self._accepted = 0
         self._log_limit = LogLimit()
         self._closed: dict[Disconnect, int] = {}
@@ -276,7 +285,8 @@ class Channels:
     def authorize(self, session: Session, request: Authorize) -> None:
         """Check a join: at once without ``authorize`` functions, else in a task of this child."""
         verdict = self.gate.check_join(request.topic, request.token, session.user_token, session.info)
-        if isinstance(verdict, Refusal) or not self.gate.authorizers:
+        direct = not self.gate.authorizers and not self._recovers(request)
+        if isinstance(verdict, Refusal) or direct:
             session.carry_out(session.socket.authorized(request, verdict))
         elif self._nursery is None:
             session.carry_out(session.socket.authorized(request, UNAVAILABLE))
@@ -286,7 +296,14 @@ class Channels:
     async def _ask_plugins(self, session: Session, request: Authorize, id_: str) -> None:
         refusal = await self.gate.ask(request.topic, id_, session.info)
         verdict = id_ if refusal is None else refusal
-        session.carry_out(session.socket.authorized(request, verdict))
+        if self._recovery is not None and refusal is None and self._recovers(request):
+            await self._recovery.enter(session, request, id_)
+        else:
+            session.carry_out(session.socket.authorized(request, verdict))
+
+    def _recovers(self, request: Authorize) -> bool:
+        """Return whether a join asks for positions, and its topic has them."""
+        return self._recovery is not None and self._recovery.serves(request)
 
     def note_malformed(self, session: Session, error: FrameError) -> None:
         """Log a malformed frame, once a minute for each address."""
@@ -313,7 +330,10 @@ class Channels:
         """Deliver a batch of (Redis channel, payload) to the members; this is the sink of the bus."""
         if self._has_gap:
             self._announce_gap()
-        self.publish(self.hub.deliver(batch))
+        if self._recovery is None:
+            self.publish(self.hub.deliver(batch))
+        else:
+            self._recovery.deliver(batch)
 
     def on_up(self, up: bool) -> None:
         """Note that Redis is available or not.
@@ -323,8 +343,13 @@ class Channels:
         self.hub.available = up
         if not up:
             self._has_gap = True
-        elif self._has_gap:
+            if self._recovery is not None:
+                self._recovery.interrupted()
+            return
+        if self._has_gap:
             self._announce_gap()
+        if self._recovery is not None:
+            self._recovery.restored()
 
     def _announce_gap(self) -> None:
         """Make every member join again, before the first message after an outage.
@@ -333,7 +358,7 @@ class Channels:
         of plugins are not yet.
         """
         self._has_gap = False
-        self.hub.interrupted()
+        self.publish(self.hub.interrupted())
 
     # The life of the child.
 
@@ -347,6 +372,8 @@ class Channels:
                 self._nursery = nursery
                 nursery.start_soon(self._presence.run)
                 nursery.start_soon(self._sweep)
+                if self._recovery is not None:
+                    nursery.start_soon(self._recovery.run)
                 task_status.started(self)
         finally:
             self._nursery = None

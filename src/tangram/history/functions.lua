@@ -35,9 +35,10 @@ local function open_topic(messages, meta, guard, candidate, mode)
   -- Messages of tangram_publish need no recorder, so its absence does not end their epoch.
   local certain = topic.native and not topic.recorded
   if not topic.epoch or m[5] ~= mode or m[6] ~= s or (m[7] ~= q and not certain) then
-    topic = {epoch = candidate, top = 0, native = false, recorded = false}
+    -- A topic that plain messages were recorded of stays one that needs a recorder.
+    topic = {epoch = candidate, top = 0, native = false, recorded = topic.recorded}
     redis.call('DEL', messages, meta)
-    redis.call('HSET', meta, 'e', candidate, 'o', '0', 'k', mode, 's', s, 'q', q)
+    redis.call('HSET', meta, 'e', candidate, 'o', '0', 'k', mode, 's', s, 'q', q, 'r', topic.recorded and '1' or '0')
     redis.call('EXPIRE', meta, UNUSED)
   elseif m[7] ~= q then
     redis.call('HSET', meta, 'q', q)
@@ -200,7 +201,8 @@ local function record(keys, args)
   return 1
 end
 
--- KEYS lease, guard; ARGV node, ms, number of the recorder with which this node is in step or ''
+-- KEYS lease, guard
+-- ARGV node, ms, number of the recorder with which this node is in step or '', 'force' to ignore another holder
 -- Return whether this node is the recorder, the recorder's number, and whether messages may have passed without one.
 local function lease(keys, args)
   local holder = redis.call('GET', keys[1])
@@ -209,7 +211,7 @@ local function lease(keys, args)
     redis.call('PEXPIRE', keys[1], args[2])
     return {1, number, 0}
   end
-  if holder and holder ~= args[1] then
+  if holder and holder ~= args[1] and args[4] ~= 'force' then
     return {0, number, 0}
   end
   local broke = args[3] == number and 0 or 1

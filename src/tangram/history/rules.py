@@ -88,6 +88,7 @@ class Rules:
         self.identity = identity
         self.new_epoch = new_epoch
         self._patterns = [re.compile(_regex(rule.pattern), re.DOTALL) for rule in self.rules]
+        self._first_patterns: dict[bytes, bytes | None] = {}
         self._places: dict[str | bytes, Place | None] = {}
 
     @classmethod
@@ -140,6 +141,26 @@ class Rules:
             return None
         history = self.find(name[0])
         return None if history is None else Place(*name, history)
+
+    def pattern_of(self, channel: bytes) -> bytes | None:
+        """Return the first of ``redis_patterns`` that matches a channel.
+
+        Redis sends a message once for each pattern that matches it; the others are to be ignored.
+        """
+        try:
+            return self._first_patterns[channel]
+        except KeyError:
+            pass
+        if len(self._first_patterns) >= _MAX_PLACES:
+            self._first_patterns.clear()
+        text = channel.decode("utf-8", "surrogateescape")
+        found = [
+            b"to:%b:*" % _glob(rule.pattern).encode()
+            for rule in self.rules
+            if re.fullmatch(f"to:{_regex(rule.pattern)}:.*", text, re.DOTALL)
+        ]
+        first = self._first_patterns[channel] = found[0] if found else None
+        return first
 
     def redis_patterns(self) -> Sequence[bytes]:
         """Return the patterns for ``PSUBSCRIBE``; one message may match several."""

@@ -20,6 +20,7 @@ __all__ = [
     "Items",
     "Keyspace",
     "Set",
+    "Stream",
     "Table",
     "Value",
     "integer",
@@ -50,9 +51,13 @@ class Set(dict[bytes, None]):
     """A set in the order of insertion."""
 
 
-Value = bytes | Hash | Items | Set
-K = TypeVar("K", bytes, Hash, Items, Set)
-C = TypeVar("C", Hash, Items, Set)
+class Stream(dict[int, tuple[bytes, bytes]]):
+    """Events and payloads by their offsets; only the functions of histories use it."""
+
+
+Value = bytes | Hash | Items | Set | Stream
+K = TypeVar("K", bytes, Hash, Items, Set, Stream)
+C = TypeVar("C", Hash, Items, Set, Stream)
 
 
 class Keyspace:

@@ -7,11 +7,13 @@ subscriber, a transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Final
 
 import attrs
 
 from tangram.testing.fakes.valkey.containers import CONTAINERS
+from tangram.testing.fakes.valkey.functions import call_function, load_library
 from tangram.testing.fakes.valkey.globs import matches
 from tangram.testing.fakes.valkey.keys import KEYS
 from tangram.testing.fakes.valkey.keyspace import SYNTAX, Keyspace, Table, integer, within
@@ -39,6 +41,9 @@ VERSION: Final = b"9.1.2"
 REDIS_VERSION: Final = b"7.2.4"
 """Version that Valkey reports to clients of Redis."""
 
+_starts: Final = count(1)
+"""Numbers of the incarnations of all brokers, in place of random names."""
+
 _DATA: Final[Table] = {**STRINGS, **KEYS, **CONTAINERS}
 
 
@@ -60,6 +65,10 @@ class Valkey:
     ) -> None:
         self.readonly = False
         """Whether writes are refused, as by a replica."""
+        self.has_functions = False
+        """Whether the library of histories is loaded."""
+        self.run_id = b"%040x" % next(_starts)
+        """A name of this incarnation."""
         self.sessions: dict[ClientState, None] = {}
         self.publish = publish or self.deliver
         self._limit = limit or OutputLimit()
@@ -253,10 +262,11 @@ def _no_subcommand(name: str, word: bytes) -> ReplyError:
     )
 
 
-def _info(_server: Valkey, _session: ClientState, _words: Sequence[bytes]) -> Reply:
-    return b"# Server\r\nredis_version:%b\r\nserver_name:valkey\r\nvalkey_version:%b\r\n" % (
+def _info(server: Valkey, _session: ClientState, _words: Sequence[bytes]) -> Reply:
+    return b"# Server\r\nredis_version:%b\r\nserver_name:valkey\r\nvalkey_version:%b\r\nrun_id:%b\r\n" % (
         REDIS_VERSION,
         VERSION,
+        server.run_id,
     )
 
 
@@ -376,8 +386,10 @@ _SESSION: Final[dict[str, _OfSession]] = {
     "DISCARD": _OfSession(_discard, 1),
     "ECHO": _OfSession(_echo, 2),
     "EXEC": _OfSession(_exec, 1),
+    "FCALL": _OfSession(call_function, -3, writes=True),
     "FLUSHALL": _OfSession(_flushall, -1, writes=True),
     "FLUSHDB": _OfSession(_flushdb, -1, writes=True),
+    "FUNCTION": _OfSession(load_library, -2),
     "HELLO": _OfSession(_hello, -1),
     "INFO": _OfSession(_info, -1),
     "MULTI": _OfSession(_multi, 1),

@@ -1,0 +1,326 @@
+"""Recovery: joins that ask for the messages that they missed.
+
+1. A join is answered when both Redis' answer and the marker of the same step are here. The marker is the
+   place in the feed where the member goes live: messages before it are in the answer, or wait to be recorded,
+   and messages after it are delivered to the member.
+2. Joins of one topic from one position that come together share one read, and the encoded messages.
+3. A topic with messages of plain ``PUBLISH`` is served once this node is in step with the recorder: before,
+   messages that nobody recorded could be missing unnoticed.
+4. A join without an answer after ``TIMEOUT`` seconds is refused as unavailable, and the client tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+import attrs
+import structlog
+import trio
+
+from tangram.bus.scripts import FunctionCall
+from tangram.channels.catchup import Catchup
+from tangram.channels.disconnects import UNAVAILABLE
+from tangram.channels.hub import POSITION, Hub
+from tangram.channels.socket import Authorize, Effect, Socket
+from tangram.errors import BrokerUnavailable
+from tangram.history.feed import Delivery, Feed, Gap, Live
+from tangram.history.position import Position
+from tangram.history.replay import Replay, parse_replay, read_call
+from tangram.history.rules import STAMPS, History, Rules
+from tangram.history.stamps import hello
+
+__all__ = ["CallRedis", "Recovery"]
+
+log = structlog.get_logger("tangram.channels")
+
+MARKER_TIMEOUT: Final = 2.0
+"""Seconds for Redis' answer and its marker."""
+TIMEOUT: Final = 6.0
+"""Seconds for a join; phoenix.js gives up after ten."""
+RETRY: Final = 0.05
+"""Seconds before a join is tried again: its outbox was full, or this node was not in step."""
+HELLO_INTERVAL: Final = 0.5
+"""Seconds between attempts to get in step with the recorder."""
+SWEEP_INTERVAL: Final = 1.0
+"""Seconds between looks for topics that have no members with positions any more."""
+GROUP: Final = 50
+"""Members that share one read: their messages are written in one step of this process."""
+READS: Final = 8
+"""Reads at once; meanwhile further joins gather into groups."""
+
+CallRedis = Callable[[FunctionCall], Awaitable[Any]]
+
+
+class _Session(Protocol):
+    """The part of a session that a recovery uses."""
+
+    socket: Socket
+
+    def carry_out(self, effects: Sequence[Effect]) -> None: ...
+
+
+@attrs.define(eq=False)
+class _Join:
+    """One member that waits for its messages."""
+
+    session: _Session
+    request: Authorize
+    id: str
+    answered: bool = False
+
+
+@attrs.define(eq=False)
+class _Group:
+    """Joins that share one read."""
+
+    topic: str
+    since: str
+    history: History
+    joins: list[_Join] = attrs.Factory(list)
+    replay: Replay | None = None
+    live: Live | None = None
+    tail: list[tuple[str, bytes]] = attrs.Factory(list)
+    """Events of the topic after the marker, until the answer is here."""
+    position: str = ""
+    """The last position in the tail."""
+    failed: bool = False
+    uncertain: bool = False
+    """Whether it could not be answered because this node is not in step with the recorder."""
+    done: trio.Event = attrs.Factory(trio.Event)
+
+
+class Recovery:
+    """The joins of one node that ask for positions, and the feed that they enter.
+
+    Args:
+        rules: which topics have a history.
+        call: calls a function on Redis.
+        hub: the hub of the members.
+        publish: publishes messages without waiting.
+        new_name: returns a name that no other node has.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        call: CallRedis,
+        hub: Hub,
+        publish: Callable[[Sequence[tuple[str, bytes]]], None],
+        *,
+        new_name: Callable[[], str],
+    ) -> None:
+        self._rules = rules
+        self._call = call
+        self._hub = hub
+        self._publish = publish
+        self._name = new_name()
+        self._reads = 0
+        self._feed = Feed(rules, self._name)
+        self._open: dict[str, _Group] = {}
+        """Groups by the nonce of their marker."""
+        self._waiting: dict[tuple[str, str], _Group] = {}
+        """Groups that still take joins, by topic and position."""
+        self._limit = trio.CapacityLimiter(READS)
+        self._in_step = trio.Event()
+        """Set whenever this node gets in step; replaced by each join that waits for it."""
+        self._restart = trio.Event()
+        """Set when Redis is back, so that the next hello is sent at once."""
+
+    def serves(self, request: Authorize) -> bool:
+        """Return whether a join asks for positions, and its topic has a history."""
+        return request.recover is not None and self._rules.find(request.topic) is not None
+
+    # The feed.
+
+    def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        """Deliver a batch of the bus; members go live at their places in it."""
+        for step in self._feed.take(batch):
+            if isinstance(step, Delivery):
+                if self._open:
+                    self._keep_tails(step.batch)
+                self._publish(self._hub.deliver(step.batch))
+            elif isinstance(step, Live):
+                self._go_live(step)
+            else:
+                self._report_gap(step)
+        if self._feed.unrecorded.recorder is not None:
+            self._in_step.set()
+
+    def _keep_tails(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep messages for groups whose marker has come before Redis' answer."""
+        tails = [group for group in self._open.values() if group.live is not None and group.replay is None]
+        for channel, payload in batch if tails else ():
+            if channel == POSITION:
+                topic, _, position = payload.partition(b"\0")
+                for group in tails:
+                    if group.topic.encode() == topic:
+                        group.position = position[7:-2].decode()
+                continue
+            place = self._rules.place(channel)
+            for group in tails:
+                if place is not None and place.topic == group.topic:
+                    group.tail.append((place.event, payload))
+
+    def _go_live(self, live: Live) -> None:
+        group = self._open.get(live.nonce)
+        if group is None:
+            return
+        group.live = live
+        self._answer(group)
+
+    def _report_gap(self, gap: Gap) -> None:
+        """Make the members join again, and the joins that have passed their marker begin anew."""
+        if self._hub.has_followers(gap.topic):
+            log.warning("positions are not continuous, members join again", topic=gap.topic)
+        for group in self._open.values():
+            if group.topic == gap.topic and group.live is not None:
+                group.failed = True
+                group.done.set()
+        self._publish(self._hub.expel_followers(gap.topic))
+
+    def interrupted(self) -> None:
+        """Note that messages may have been missed: markers as well."""
+        self._feed.interrupted()
+        for group in self._open.values():
+            group.failed = True
+            group.done.set()
+
+    def restored(self) -> None:
+        """Get in step now: Redis is back."""
+        self._restart.set()
+
+    async def run(self) -> None:
+        """Get in step with the recorder, and forget topics without members, until cancelled."""
+        swept = trio.current_time()
+        while True:
+            if self._hub.available and self._feed.unrecorded.recorder is None:
+                nonce = self._feed.unrecorded.next_hello()
+                self._publish([(STAMPS.decode(), hello(nonce))])
+            with trio.move_on_after(HELLO_INTERVAL):
+                await self._restart.wait()
+            self._restart = trio.Event()
+            if trio.current_time() - swept >= SWEEP_INTERVAL:
+                swept = trio.current_time()
+                self._sweep()
+
+    def _sweep(self) -> None:
+        entering = {group.topic for group in self._open.values()}
+        for topic in list(self._feed.followed):
+            if topic not in entering and not self._hub.has_followers(topic):
+                self._feed.unfollow(topic)
+
+    # Joins.
+
+    async def enter(self, session: _Session, request: Authorize, id_: str) -> None:
+        """Answer a join that asks for positions."""
+        join = _Join(session, request, id_)
+        deadline = trio.current_time() + TIMEOUT
+        with trio.CancelScope(deadline=deadline):
+            while session.socket.waits(request) and not join.answered:
+                group = await self._attempt(join)
+                if group.uncertain:
+                    await self._wait_in_step()
+                elif not join.answered:
+                    await trio.sleep(RETRY)
+        if not join.answered and session.socket.waits(request):
+            session.carry_out(session.socket.authorized(request, UNAVAILABLE))
+
+    async def _wait_in_step(self) -> None:
+        if self._feed.unrecorded.recorder is None:
+            self._in_step = trio.Event() if self._in_step.is_set() else self._in_step
+            await self._in_step.wait()
+
+    async def _attempt(self, join: _Join) -> _Group:
+        """Read once, alone or with others, and return when the read is over."""
+        topic, since = join.request.topic, join.request.recover or ""
+        history = self._rules.find(topic)
+        assert history is not None
+        group = self._waiting.get((topic, since))
+        if group is not None:
+            group.joins.append(join)
+            if len(group.joins) >= GROUP:
+                del self._waiting[topic, since]
+            await group.done.wait()
+            return group
+        room = join.session.socket.outbox.max_backlog // 8 * 7
+        bounded = attrs.evolve(history, max_bytes=max(1024, min(history.max_bytes, room)))
+        group = _Group(topic, since, bounded, [join])
+        self._waiting[topic, since] = group
+        try:
+            async with self._limit:
+                await self._read(group)
+        finally:
+            if self._waiting.get((topic, since)) is group:
+                del self._waiting[topic, since]
+            group.done.set()
+        return group
+
+    async def _read(self, group: _Group) -> None:
+        """Send the read of a group, and wait for its answer and its marker."""
+        await trio.lowlevel.checkpoint()  # joins of the same pass of the scheduler are added meanwhile
+        if self._waiting.get((group.topic, group.since)) is group:
+            del self._waiting[group.topic, group.since]
+        self._reads += 1
+        nonce = f"{self._name}.{self._reads}"
+        self._open[nonce] = group
+        self._feed.expected.add(nonce)
+        try:
+            with trio.move_on_after(MARKER_TIMEOUT):
+                call = read_call(self._rules, group.topic, group.history, group.since, nonce)
+                answer = await self._call(call)
+                if not group.failed:
+                    group.replay = parse_replay(answer)
+                    self._answer(group)
+                    await group.done.wait()
+        except BrokerUnavailable as error:
+            log.debug("history not read", topic=group.topic, cause=str(error))
+        finally:
+            del self._open[nonce]
+            self._feed.expected.discard(nonce)
+
+    def _answer(self, group: _Group) -> None:
+        """Let the members of a group enter, once both the answer and the marker are here."""
+        replay, live = group.replay, group.live
+        if replay is None or live is None or group.failed:
+            return
+        group.done.set()
+        if not replay.certain and not live.in_step:
+            group.uncertain = True
+            if not self._hub.has_followers(group.topic):
+                self._feed.unfollow(group.topic)
+            return
+        catchup = _catchup(group, replay, live)
+        for join in group.joins:
+            self._enter(join, catchup)
+
+    def _enter(self, join: _Join, catchup: Catchup) -> None:
+        socket = join.session.socket
+        if not socket.waits(join.request):
+            return
+        if not self._hub.has_room(socket.membership(join.request, join.id), catchup):
+            if socket.outbox.pending:
+                return  # it tries again when the client has read more
+            response = {"position": catchup.position, "recovered": False, "reason": "too_much"}
+            catchup = Catchup(response, [], catchup.position)
+        join.answered = True
+        join.session.carry_out(socket.authorized(join.request, join.id, catchup))
+
+
+def _catchup(group: _Group, replay: Replay, live: Live) -> Catchup:
+    """Return the messages that the members of a group get, and the fields of their replies.
+
+    The reply has the position before the events, so that a client that loses its connection between the reply
+    and the events asks for them again.
+    """
+    events = list(replay.events)
+    if replay.recovered or group.history.mode == "latest":
+        events += [(entry.event, entry.payload) for entry in live.waiting]
+    position = group.position or str(replay.position)
+    events += group.tail
+    before = str(replay.position)
+    if replay.recovered:
+        before = group.since
+    elif events and group.history.mode == "latest":
+        before = str(Position(replay.position.epoch, 0))
+    return Catchup({**replay.response(), "position": before}, events, position)

@@ -1,0 +1,240 @@
+"""The task of the recorder: a connection that reads the feed, and one that records.
+
+It lives above the incarnations, so that no message of plain ``PUBLISH`` is missed while one restarts.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+import attrs
+import hiredis
+import structlog
+import trio
+
+from tangram.bus.publisher import Publisher
+from tangram.bus.reconnect import Reconnector
+from tangram.bus.resp import CONNECT_TIMEOUT, Link, dial, pack, refusal
+from tangram.bus.scripts import FunctionCall
+from tangram.errors import BrokerUnavailable
+from tangram.history.library import LEASE
+from tangram.history.recorder import Recorder
+from tangram.history.rules import STAMPS, Rules
+from tangram.history.stamps import hello
+from tangram.redis_url import parse_redis_url
+
+__all__ = ["RecorderStatistics", "Recording"]
+
+log = structlog.get_logger("tangram.history")
+
+GATHER: Final = 0.005
+"""Seconds between two reads of the feed, in which messages gather: at most 200 steps a second."""
+TICK: Final = 0.5
+"""Seconds between two renewals of the lease: six fit into its time."""
+STOP_TIMEOUT: Final = 0.5
+"""Seconds at a stop to give the lease away."""
+
+
+@attrs.frozen
+class RecorderStatistics:
+    """The state of the recorder at one moment."""
+
+    number: int | None
+    """The number under which this node records; None while another node does."""
+    in_step: bool
+    """Whether this node could go on where the recorder stops."""
+    waiting: int
+    """Messages that are not recorded yet."""
+
+
+class Recording:
+    """The recorder's two connections and its tasks.
+
+    Args:
+        url: returns the URL of Redis.
+        rules: which topics have a history.
+        node: a name that no other node has.
+        alone: whether no other node can hold the lease, because the broker has just started.
+    """
+
+    def __init__(self, url: str, rules: Rules, node: str, *, alone: bool = False) -> None:
+        address = parse_redis_url(url)
+        self.recorder = Recorder(rules, node)
+        self._rules = rules
+        self._alone = alone
+        self._feed = Reconnector(address, name="recorder feed", dial=dial)
+        self._publisher = Publisher(address, name="recorder", load=rules.load)
+        self._changed = trio.Event()
+        self._listening = False
+        self._looked = False
+        """Whether the lease was free at the last look, to give nodes that are in step the first chance."""
+        self._renewing = 0.0
+        """Until when the marker of a lease is waited for."""
+
+    def statistics(self) -> RecorderStatistics:
+        """Return a record of this moment."""
+        unrecorded = self.recorder.unrecorded
+        return RecorderStatistics(self.recorder.number, unrecorded.recorder is not None, len(unrecorded))
+
+    async def run(self, *, task_status: trio.TaskStatus[Recording] = trio.TASK_STATUS_IGNORED) -> None:
+        """Record until cancelled, then give the lease away."""
+        # Shielded, so that the lease can be given away. The bound: the tasks beside it end when this is
+        # cancelled, and the rest has STOP_TIMEOUT.
+        sending = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self._send, sending)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._feed.run, self._session)
+                    nursery.start_soon(self._keep_lease)
+                    nursery.start_soon(self._record)
+                    task_status.started(self)
+            finally:
+                with trio.move_on_after(STOP_TIMEOUT, shield=True):
+                    await self._release()
+                sending.cancel()
+
+    async def _send(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._publisher.run()
+
+    # The feed.
+
+    async def _session(self, link: Link) -> None:
+        self.recorder.interrupted()
+        try:
+            with trio.move_on_after(CONNECT_TIMEOUT) as limit:
+                await self._subscribe(link)
+            if limit.cancelled_caught:
+                raise BrokerUnavailable(f"redis did not confirm the feed within {CONNECT_TIMEOUT:g} s")
+            self._feed.established()
+            self._publisher.retry_now()
+            self._listening = True
+            self._changed.set()
+            await link.share(self._read, self._watch)
+        finally:
+            self._listening = False
+            self.recorder.interrupted()
+
+    async def _subscribe(self, link: Link) -> None:
+        patterns = self._rules.redis_patterns()
+        await link.stream.send_all(pack(("PSUBSCRIBE", *patterns)))
+        confirmed = 0
+        while confirmed < len(patterns):
+            while (reply := link.reader.gets()) is not False:
+                if isinstance(reply, list) and len(reply) == 3:
+                    confirmed += 1
+                else:
+                    self._take(reply)
+            if confirmed < len(patterns):
+                await link.receive()
+
+    async def _read(self, link: Link) -> None:
+        while True:
+            while (reply := link.reader.gets()) is not False:
+                self._take(reply)
+            self._changed.set()
+            await trio.sleep(GATHER)
+            await link.receive()
+
+    def _take(self, reply: object) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            raise refusal("the feed of the recorder", reply)
+        if isinstance(reply, list) and len(reply) == 4:
+            self.recorder.take(*reply[1:])
+
+    async def _watch(self, link: Link) -> None:
+        def ping() -> None:
+            pings.append(None)
+            ready.unpark()
+
+        async def send(link: Link) -> None:
+            while True:
+                while not pings:
+                    await ready.park()
+                pings.clear()
+                await link.stream.send_all(pack(("PING",)))
+
+        pings: list[None] = []
+        ready = trio.lowlevel.ParkingLot()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, link)
+            await link.watch(ping)
+
+    # The lease.
+
+    async def _keep_lease(self) -> NoReturn:
+        while True:
+            if self._listening:
+                try:
+                    await self._look_at_lease()
+                except BrokerUnavailable as error:
+                    log.debug("lease of the recorder not renewed", cause=str(error))
+            with trio.move_on_after(TICK):
+                await self._wait_listening()
+                await trio.sleep(TICK)
+
+    async def _wait_listening(self) -> None:
+        while not self._listening:
+            await self._changed.wait()
+            await trio.lowlevel.checkpoint()
+
+    async def _look_at_lease(self) -> None:
+        """Take the lease if it is free, or renew it."""
+        if trio.current_time() < self._renewing and self.recorder.number is None:
+            return
+        recorder = self.recorder
+        if recorder.unrecorded.recorder is None and not self._alone:
+            await self._say_hello()
+            if not await self._was_free():
+                return
+        held = recorder.number is not None
+        answer = await self._publisher.call(recorder.lease_call(force=self._alone))
+        self._alone = False
+        if answer[0] == 1 and not held:
+            self._renewing = trio.current_time() + CONNECT_TIMEOUT
+            log.info("recorder of plain messages", number=int(answer[1]), gap=bool(answer[2]))
+
+    async def _say_hello(self) -> None:
+        nonce = self.recorder.unrecorded.next_hello()
+        await self._publisher.publish(STAMPS, hello(nonce))
+
+    async def _was_free(self) -> bool:
+        """Return whether the lease was free at this look and the one before."""
+        holder = await self._publisher.call(FunctionCall("", (), (), ("GET", LEASE)))
+        free = holder in (None, self.recorder.node.encode())
+        before, self._looked = self._looked, free
+        return before and free
+
+    async def _release(self) -> None:
+        if self.recorder.number is not None:
+            try:
+                await self._publisher.call(self.recorder.release_call())
+            except BrokerUnavailable as error:
+                log.debug("lease of the recorder not released", cause=str(error))
+
+    # Steps.
+
+    async def _record(self) -> NoReturn:
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            try:
+                for answer in self.recorder.answers():
+                    await self._publisher.publish(STAMPS, answer)
+                step = self.recorder.next_step()
+                if step is not None:
+                    await self._take_step(step)
+            except BrokerUnavailable as error:
+                log.debug("reader not brought in step", cause=str(error))
+
+    async def _take_step(self, step: FunctionCall) -> None:
+        answer: object
+        try:
+            answer = await self._publisher.call(step)
+        except BrokerUnavailable as error:
+            answer = error
+        if self.recorder.step_answered(answer):
+            log.warning("messages may not be recorded, the lease is renewed", cause=str(answer))
+            await self._publisher.call(self.recorder.release_call())
+            await self._publisher.call(self.recorder.lease_call())

@@ -1,0 +1,249 @@
+"""Joins that ask for positions, in a whole server with a broker in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from tangram import History, Plugin
+from tangram.client import Channel, ClientSocket
+from tangram.history import parse_position
+from tangram.testing import RunningTangram, open_tangram
+
+RULES = {"kept:*": History(size=50), "map": History(mode="latest", size=10), "small": History(max_bytes=1024)}
+
+
+@pytest.fixture
+async def tangram(autojump_clock: MockClock) -> AsyncIterator[RunningTangram]:
+    """A server whose topics have histories."""
+    async with open_tangram([Plugin(history=RULES)], fakes=True, memory_port=True) as running:
+        yield running
+
+
+async def token(tangram: RunningTangram, topic: str) -> str:
+    answer = await tangram.http.post("/token", json={"channel": topic})
+    return str(answer.json()["token"])
+
+
+async def publish(tangram: RunningTangram, topic: str, *numbers: int, plain: bool = False) -> str | None:
+    """Publish numbers; ``plain`` stands for a program that knows only ``PUBLISH``."""
+    position = None
+    for number in numbers:
+        if plain:
+            assert tangram.memory is not None
+            tangram.memory.publish(f"to:{topic}:n".encode(), json.dumps({"n": number}).encode())
+        else:
+            state = tangram.server.tree.incarnation.require_state()  # type: ignore[union-attr]
+            position = (await state.publish(f"to:{topic}:n", {"n": number})).position
+    return position
+
+
+async def numbers(channel: Channel, count: int) -> list[int]:
+    with trio.fail_after(60):
+        return [(await channel.receive()).payload["n"] for _ in range(count)]
+
+
+async def join(tangram: RunningTangram, client: ClientSocket, topic: str, recover: bool | str) -> Channel:
+    return await client.join(topic, token=await token(tangram, topic), recover=recover)
+
+
+async def settled(tangram: RunningTangram) -> None:
+    """Let the recorder and the feed come to rest."""
+    await trio.sleep(1)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_missed_messages_come_in_order_before_live_ones(
+    tangram: RunningTangram, *, plain: bool
+) -> None:
+    """A client that comes back with its position misses nothing, whoever published."""
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "kept:a", recover=True)
+        assert channel.recovered is False
+        assert channel.reason is None
+        await publish(tangram, "kept:a", 1, 2, plain=plain)
+        assert await numbers(channel, 2) == [1, 2]
+        await settled(tangram)
+        position = channel.position
+    assert position is not None
+    await publish(tangram, "kept:a", 3, 4, plain=plain)
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "kept:a", recover=position)
+        await publish(tangram, "kept:a", 5, plain=plain)
+
+        assert channel.recovered is True
+        assert await numbers(channel, 3) == [3, 4, 5]
+        await settled(tangram)
+        at = parse_position(str(channel.position))
+        assert at is not None
+        assert at.offset == 5
+
+
+async def test_each_position_stands_behind_the_messages_that_it_covers(tangram: RunningTangram) -> None:
+    """The frames of a member that asked: reply, messages, position."""
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "kept:a", recover=True)
+        first = channel.position
+        last = await publish(tangram, "kept:a", 1, 2)
+        await numbers(channel, 2)
+        await settled(tangram)
+
+        assert channel.position == last
+        assert first != last
+
+
+async def test_a_member_that_does_not_ask_sees_no_difference(tangram: RunningTangram) -> None:
+    """Its reply has the id alone, and no position comes beside its messages."""
+    async with tangram.open_socket() as client, tangram.open_socket() as other:
+        channel = await join(tangram, client, "kept:a", recover=False)
+        await join(tangram, other, "kept:a", recover=True)
+        await publish(tangram, "kept:a", 1)
+        event = await channel.receive()
+        await publish(tangram, "kept:a", 2)
+
+        assert event.payload == {"n": 1}
+        assert (await channel.receive()).name == "n"
+        assert channel.position is None
+        assert channel.recovered is None
+
+
+async def test_a_topic_without_history_answers_as_ever(tangram: RunningTangram) -> None:
+    """A client that asks for positions there gets none."""
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "other", recover=True)
+        await publish(tangram, "other", 1)
+
+        assert await numbers(channel, 1) == [1]
+        assert channel.recovered is None
+        assert channel.position is None
+
+
+async def test_a_map_is_there_at_once(tangram: RunningTangram) -> None:
+    """With ``latest`` a first join gets the newest message of each event."""
+    state = tangram.server.tree.incarnation.require_state()  # type: ignore[union-attr]
+    for number, event in enumerate("aba"):
+        await state.publish(f"to:map:{event}", {"n": number})
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "map", recover=True)
+        events = [await channel.receive() for _ in range(2)]
+        await settled(tangram)
+        position = str(channel.position)
+    async with tangram.open_socket() as client:
+        again = await join(tangram, client, "map", recover=position)
+        await state.publish("to:map:c", {"n": 9})
+        newest = await again.receive()
+
+    assert [(event.name, event.payload["n"]) for event in events] == [("b", 1), ("a", 2)]
+    assert again.recovered
+    assert newest.name == "c"
+
+
+async def test_too_many_bytes_are_announced(tangram: RunningTangram) -> None:
+    """A replay above ``max_bytes`` is not sent, and the client is told why."""
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "small", recover=True)
+        first = str(channel.position)
+    state = tangram.server.tree.incarnation.require_state()  # type: ignore[union-attr]
+    await state.publish("to:small:n", {"n": "x" * 2000})
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "small", recover=first)
+
+        assert (channel.recovered, channel.reason) == (False, "too_much")
+
+
+async def test_a_restart_costs_a_client_nothing(tangram: RunningTangram) -> None:
+    """Messages of plain publishers during the restart come with the rejoin."""
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "kept:a", recover=True)
+        await publish(tangram, "kept:a", 1, plain=True)
+        await numbers(channel, 1)
+        await settled(tangram)
+
+        async def keep_publishing() -> None:
+            for number in range(2, 40):
+                await publish(tangram, "kept:a", number, plain=True)
+                await trio.sleep(0.005)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_publishing)
+            await trio.sleep(0.05)
+            await tangram.server.restart()
+        await settled(tangram)
+        seen = [1]
+        while seen[-1] != 39:
+            seen += await numbers(channel, 1)
+
+        assert channel.joins == 2
+        assert channel.recovered
+        assert sorted(set(seen)) == list(range(1, 40))
+
+
+async def test_a_lost_subscription_costs_a_client_nothing(tangram: RunningTangram) -> None:
+    """After an interruption of the feed members with positions join again and get the missed messages."""
+    async with tangram.open_socket() as client:
+        channel = await join(tangram, client, "kept:a", recover=True)
+        await publish(tangram, "kept:a", 1)
+        await numbers(channel, 1)
+        listener = tangram.server.tree.incarnation.bus._listener  # type: ignore[union-attr]
+        await listener._link.stream.aclose()  # type: ignore[union-attr]
+        await publish(tangram, "kept:a", 2, 3)
+        await settled(tangram)
+
+        assert await numbers(channel, 2) == [2, 3]
+        assert channel.recovered
+        assert channel.joins == 2
+
+
+async def test_joins_that_come_together_share_one_read(tangram: RunningTangram) -> None:
+    """Twenty clients with one position cause a few calls, and each gets every message."""
+    async with tangram.open_socket() as client:
+        position = str((await join(tangram, client, "kept:a", recover=True)).position)
+    await publish(tangram, "kept:a", *range(1, 6))
+    permission = await token(tangram, "kept:a")
+    got: list[list[int]] = []
+
+    async def one() -> None:
+        async with tangram.open_socket() as client:
+            channel = await client.join("kept:a", token=permission, recover=position)
+            got.append(await numbers(channel, 5))
+
+    recovery = tangram.server.tree.incarnation.channels._recovery  # type: ignore[union-attr]
+    before = recovery._reads  # type: ignore[union-attr]
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(one)
+
+    assert got == [[1, 2, 3, 4, 5]] * 20
+    assert recovery._reads - before <= 20  # type: ignore[union-attr]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(recover=JSON | st.from_regex(r"[0-9a-z]{0,20}\.[0-9]{0,20}", fullmatch=True))
+def test_a_position_of_any_shape_is_answered(recover: object) -> None:
+    """No value of ``recover`` makes an error or a malformed frame."""
+
+    async def run() -> Any:
+        async with open_tangram([Plugin(history=RULES)], fakes=True, memory_port=True, seed=1) as tangram:
+            await publish(tangram, "kept:a", 1)
+            permission = await token(tangram, "kept:a")
+            async with tangram.open_socket() as client:
+                channel = await client.join("kept:a", payload={"token": permission, "recover": recover})
+                return channel.id, tangram.server.tree.incarnation.channels.statistics()  # type: ignore[union-attr]
+
+    id_, statistics = trio.run(run, clock=MockClock(autojump_threshold=0))
+    assert id_
+    assert statistics.malformed == 0
