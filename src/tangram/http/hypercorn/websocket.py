@@ -99,7 +99,7 @@ class FrameGuard:
         if not isinstance(event, Body | Data) or not self._stream.handshake.accepted:
             await self._handle_piece(event)
             return
-        heavy, count = self._heavy, 0
+        heavy, count = self._heavy or len(event.data) >= PIECE, 0
         for piece in self._pieces.cut(event.data):
             if heavy or count:
                 await self._turns.wait()

@@ -216,15 +216,16 @@ class ChannelSocket:
     async def _take_all(self, data: bytes) -> bool:
         """Handle the bytes of one read; return whether to read on.
 
-        The first step is done at once, unless the last read was too much for one step; the others are done in
-        turns with other clients.
+        The first step is done at once, unless the read is full or the last one was too much for one step; the
+        others are done in turns with other clients.
         """
         session, assembler = self._session, self._assembler
-        if self._heavy:
+        full = len(data) == self._read_size
+        if full or self._heavy:
             await session.turns.wait()
         if not self._take(data):
             return False
-        self._heavy = len(data) == self._read_size or session.unfinished or assembler.more
+        self._heavy = full or session.unfinished or assembler.more
         while session.unfinished or assembler.more:
             if session.unfinished:
                 await self._finish_step()

@@ -287,10 +287,11 @@ class AppSocket:
         The next read of a client that sends so much waits for a turn, too.
         """
         size = COMPRESSED_READ if self._protocol.extensions else len(data)
-        if self._heavy:
+        full = len(data) == READ_SIZE
+        if full or self._heavy:
             await self._turns.wait()
         await self._take(data[:size])
-        self._heavy = len(data) > size or self._assembler.more or len(data) == READ_SIZE
+        self._heavy = full or len(data) > size or self._assembler.more
         for start in range(size, len(data), size):
             await self._turns.wait()
             await self._take(data[start : start + size])
