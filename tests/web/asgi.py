@@ -122,7 +122,7 @@ class FakeOperator:
     def moment(self) -> Moment:
         return moment()
 
-    async def restart_plugin(self, name: str) -> None:
+    async def restart_plugin(self, name: str, *, reload: bool = False) -> None:
         if name not in {one["name"] for one in self.listed}:
             raise NoSuchChild(name)
         if self.failure is not None:

@@ -26,9 +26,14 @@ async def serve_site(
         native = tree.config.server.effective_engine == "native"
         site = build_site(tree.site_parts(incarnation, cache=cache))
         incarnation.web_failures = dict(site.failures)
+        incarnation.site = site
         serve = partial(_serve_native if native else _serve_hypercorn, incarnation)
-        await nursery.start(serve, tree, site)
-        task_status.started(site)
+        try:
+            await nursery.start(serve, tree, site)
+            task_status.started(site)
+            await trio.sleep_forever()
+        finally:
+            incarnation.site = None
 
 
 async def _open_cache(tree: Tree, incarnation: Incarnation, nursery: trio.Nursery) -> CacheRoutes | None:

@@ -30,6 +30,7 @@ from tangram.supervision import Supervisor
 
 if TYPE_CHECKING:
     from tangram.compat.island import Island
+    from tangram.web.site import Site
 
 __all__ = ["Incarnation"]
 
@@ -50,6 +51,8 @@ class Incarnation:
     state: BackendState | None = None
     bus: Bus | None = None
     channels: Channels | None = None
+    site: Site | None = None
+    """The web's application."""
     island: Island | None = None
     """The asyncio loop that existing plugins share, if they share one."""
     start_gate: StartGate = attrs.Factory(StartGate)

@@ -29,6 +29,7 @@ from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_s
 from tangram.app.signals import SignalGuard, open_signals
 from tangram.app.status import ServerOperator
 from tangram.app.tree import Secrets, Tree
+from tangram.app.watching import watch
 from tangram.broker import EmbeddedBroker
 from tangram.config import BrokerConfig, Config, LoadedConfig
 from tangram.errors import (
@@ -69,6 +70,8 @@ class Boot:
     """The environment, for the state and cache folders."""
     plugins: LoadedPlugins | None = None
     """Plugins that are loaded already; ``None`` loads the plugins that the configuration names."""
+    watch: bool = False
+    """Whether to reload plugins and the configuration when their files change."""
     signals: bool = True
     """Whether to handle INT, TERM and HUP; only in the main thread of a process that runs only the server."""
     on_first_ready: Callable[[str], None] = lambda _url: None
@@ -213,6 +216,8 @@ class Server:
                 self._up.set()
                 self._report_ready()
                 task_status.started(self)
+                if self.boot.watch:
+                    await watch(self)
                 await trio.sleep_forever()
         except SupervisionError as error:
             self._handle_failure(error)
@@ -419,6 +424,16 @@ class Server:
         self._take_over(config, plugins, secrets)
         await self.tree.start_recorder(self.root)
         await self.restart()
+
+    async def reload_plugin(self, name: str) -> None:
+        """Import one plugin again and restart it.
+
+        Raises:
+            PluginError: its code cannot be imported; the plugin runs on as it is.
+            StartFailed: it does not start.
+        """
+        if self.tree is not None and self.tree.operator is not None and not self.stopping:
+            await self.tree.operator.restart_plugin(name, reload=True)
 
     def _take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets) -> None:
         assert self.root is not None

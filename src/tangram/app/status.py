@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import attrs
+import structlog
 import trio
 
 from tangram.app.event_log import EventLog
@@ -18,9 +19,13 @@ from tangram.errors import NoSuchChild
 from tangram.gateway.tails import Tails
 from tangram.metrics.moment import Moment
 from tangram.plugins.plugin import Plugin
+from tangram.plugins.registry import LoadedPlugin
+from tangram.plugins.reload import reload_plugin
 from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
 __all__ = ["ServerOperator"]
+
+log = structlog.get_logger("tangram.app")
 
 RESTART_WAIT: Final = 2.0
 """Seconds that a request waits for a plugin that restarts: as long as a person waits without doubt."""
@@ -37,6 +42,9 @@ class ServerView(Protocol):
     root: Supervisor | None
     watchdog: Watchdog | None
     stopping: bool
+
+    async def restart(self) -> None:
+        """Restart the incarnation cleanly."""
 
 
 class ServerOperator:
@@ -160,21 +168,45 @@ class ServerOperator:
         """Return all numbers of now, for the metrics."""
         return self._server.measuring.moment(self._tree, self._tree.config.metrics.topics)
 
-    async def restart_plugin(self, name: str) -> None:
+    async def restart_plugin(self, name: str, *, reload: bool = False) -> None:
         """Restart one plugin, also one in quarantine, with an empty window of restarts.
+
+        Args:
+            name: the plugin.
+            reload: import its code again first. Existing plugins then restart with the whole incarnation.
 
         Raises:
             NoSuchChild: no plugin has this name, or no incarnation runs at the moment.
+            PluginError: the code cannot be imported again; the plugin runs on as it is.
             StartFailed: the plugin did not start.
         """
         incarnation = self._incarnation
         wanted = normalise(name)
         for known, host in incarnation.hosts.items():
             if wanted in {normalise(known), host.loaded.key} and incarnation.supervisor is not None:
+                if reload and not await self._reload(host.loaded):
+                    return
                 self._tree.clear_quarantine(known)
                 await incarnation.supervisor.restart_child(PLUGIN + known)
                 return
         raise NoSuchChild(f"no plugin is called {name!r}")
+
+    async def _reload(self, loaded: LoadedPlugin) -> bool:
+        """Import a plugin again; return whether it still has to be restarted."""
+        tree = self._tree
+        new = reload_plugin(loaded, check=self._check_config)
+        log.info("plugin imported again", plugin=loaded.name)
+        if not loaded.plugin.island and not new.plugin.island:
+            tree.replace_plugin(new)
+            return True
+        # Its routes and its loop belong to the incarnation.
+        plugins = tree.plugins.plugins
+        plugins[plugins.index(loaded)] = new
+        await self._server.restart()
+        return False
+
+    def _check_config(self, new: LoadedPlugin) -> None:
+        new.plugin.structure_config(self._tree.config.plugins.get(new.key, {}), key=new.key)
 
     def topics(self) -> Sequence[Mapping[str, Any]] | None:
         """Return the numbers of each topic with members, or None while the channels restart."""

@@ -450,12 +450,7 @@ class Tree:
             incarnation.publish_all_nowait,
             origins=self.origins,
             operator_token=self.secrets.operator,
-            authorizers=[
-                authorizer
-                for one in self.plugins.plugins
-                if one.plugin.authorize is not None
-                for authorizer in Authorizer.of(one.name, one.plugin.authorize)
-            ],
+            authorizers=self._authorizers(),
             up=incarnation.has_redis,
             outer_nursery=self.outer_nursery,
             backpressure=lambda: incarnation.bus,
@@ -469,6 +464,39 @@ class Tree:
                 await channels.run(task_status=task_status)
             finally:
                 incarnation.channels = None
+
+    def _authorizers(self) -> list[Authorizer]:
+        return [
+            authorizer
+            for one in self.plugins.plugins
+            if one.plugin.authorize is not None
+            for authorizer in Authorizer.of(one.name, one.plugin.authorize)
+        ]
+
+    def replace_plugin(self, new: LoadedPlugin) -> None:
+        """Use another version of a native plugin, which its next start runs.
+
+        Routes and ``authorize`` are those of the new version at once.
+        """
+        incarnation, limits = self.incarnation, self.config.supervisor
+        assert incarnation.supervisor is not None
+        plugins = self.plugins.plugins
+        plugins[[one.name for one in plugins].index(new.name)] = new
+        host = incarnation.hosts[new.name]
+        host.loaded = new
+        child = self._plugin_child(host)
+        incarnation.supervisor.adjust(
+            {child.name: (child.start_timeout, child.stop_timeout)},
+            backoff=self.backoff(),
+            shutdown_timeout=limits.shutdown_timeout,
+        )
+        if incarnation.state is not None:
+            incarnation.state.loaded_plugins[new.dist_name] = new.plugin
+        if incarnation.channels is not None:
+            incarnation.channels.gate.authorizers = tuple(self._authorizers())
+        if incarnation.site is not None:
+            incarnation.site.replace_plugins(plugins)
+            incarnation.web_failures = dict(incarnation.site.failures)
 
     def site_parts(self, incarnation: Incarnation, **more: object) -> SiteParts:
         """Return the parts of an incarnation's site; ``more`` comes from the engine."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -23,6 +24,9 @@ from tangram.cli.operator_commands import add_operator_commands
 from tangram.cli.plugins import PluginGroup
 from tangram.cli.streams import complain, give_up_dead_streams
 from tangram.errors import OperatorError
+
+if TYPE_CHECKING:
+    from tangram.cli.logs import LogFormat
 
 __all__ = ["cli", "main"]
 
@@ -33,46 +37,73 @@ def cli() -> None:
     """A plugin server: services, HTTP routes and Phoenix channels under one supervision tree."""
 
 
+_SERVE_OPTIONS: Final = (
+    click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        help="Default: $TANGRAM_CONFIG, else ./tangram.toml, else the user's configuration folder.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["console", "json"]),
+        default="console",
+        show_default=True,
+        help="Lines for people, or a JSON object a line for programs.",
+    ),
+    click.option("--host", help="Addresses to listen on, in place of [server] host."),
+    click.option(
+        "--port", type=click.IntRange(0, 65535), help="The port, in place of [server] port; 0 is a free one."
+    ),
+    click.option("--log-level", help="The lowest level that is logged, in place of [log] level."),
+    click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        help="A plugin in place of [core] plugins: a name, a path or module:attribute. May be repeated.",
+    ),
+    click.option("--open", "open_page", is_flag=True, help="Open the page at / in a browser."),
+)
+
+
+def _serve_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_SERVE_OPTIONS):
+        function = option(function)
+    return function
+
+
 @cli.command()
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="Default: $TANGRAM_CONFIG, else ./tangram.toml, else the user's configuration folder.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(["console", "json"]),
-    default="console",
-    show_default=True,
-    help="Lines for people, or a JSON object a line for programs.",
-)
-@click.option("--host", help="Addresses to listen on, in place of [server] host.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), help="The port, in place of [server] port; 0 is a free one."
-)
-@click.option(
-    "--plugin",
-    "plugins",
-    multiple=True,
-    help="A plugin in place of [core] plugins: a name, a path or module:attribute. May be repeated.",
-)
-@click.option("--log-level", help="The lowest level that is logged, in place of [log] level.")
-@click.option("--open", "open_page", is_flag=True, help="Open the page at / in a browser.")
-def serve(
+@_serve_options
+@click.option("--reload", is_flag=True, help="Reload plugins and the configuration when their files change.")
+def serve(**options: Any) -> None:
+    """Serve the configured plugins until SIGINT or SIGTERM.
+
+    SIGHUP reads the configuration again and restarts cleanly. The options stay in force then.
+    """
+    _serve(**options)
+
+
+@cli.command()
+@_serve_options
+def dev(**options: Any) -> None:
+    """Serve, and reload plugins and the configuration when their files change.
+
+    The same as serve --reload.
+    """
+    _serve(reload=True, **options)
+
+
+def _serve(
     *,
     config_file: Path | None,
-    log_format: str,
+    log_format: LogFormat,
     host: str | None,
     port: int | None,
     log_level: str | None,
     plugins: tuple[str, ...],
     open_page: bool,
-) -> None:
-    """Serve the configured plugins until SIGINT or SIGTERM.
-
-    SIGHUP reads the configuration again and restarts cleanly. The options stay in force then.
-    """
+    reload: bool,
+) -> NoReturn:
     from tangram.cli.init_process import run_below_init
 
     run_below_init()
@@ -81,16 +112,16 @@ def serve(
     given = {
         "TANGRAM_SERVER__HOST": host,
         "TANGRAM_SERVER__PORT": None if port is None else str(port),
-        "TANGRAM_CORE__LOG_LEVEL": log_level,
         "TANGRAM_CORE__PLUGINS": json.dumps([_absolute(one) for one in plugins]) if plugins else None,
         "TANGRAM_LOG__LEVEL": log_level,
     }
     sys.exit(
         serve_until_stopped(
             config_file,
-            log_format="json" if log_format == "json" else "console",
+            log_format=log_format,
             overrides={name: value for name, value in given.items() if value is not None},
             open_page=open_page,
+            watch=reload,
         )
     )
 

@@ -178,9 +178,10 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def restart(server: ServerAddress, plugin: str, *, as_json: bool) -> int:
+def restart(server: ServerAddress, plugin: str, *, reload: bool, as_json: bool) -> int:
     """Restart one plugin, also one in quarantine, and wait until it runs."""
-    answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/restart", timeout=RESTART_TIMEOUT)
+    query = "?reload=true" if reload else ""
+    answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/restart{query}", timeout=RESTART_TIMEOUT)
     if is_terminal(as_json=as_json):
         write(f"{answer['plugin']} runs again\n")
     else:

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from tangram.config import (
     open_state_dir,
 )
 from tangram.descriptors import connection_limit, raise_descriptor_limit
-from tangram.errors import ConfigError
+from tangram.errors import ConfigError, OperatorError
 from tangram.plugins.registry import LoadedPlugins
 
 __all__ = ["serve_until_stopped"]
@@ -51,6 +52,7 @@ def serve_until_stopped(
     log_format: LogFormat = "console",
     overrides: Mapping[str, str] | None = None,
     open_page: bool = False,
+    watch: bool = False,
 ) -> int:
     """Serve until a signal requests the stop, or until the tree gives up.
 
@@ -60,6 +62,7 @@ def serve_until_stopped(
         overrides: settings of the command line, by the names of environment variables. They replace those of
             the file and the environment, also when SIGHUP reads the file again.
         open_page: open the page at ``/`` in a browser when the server is up.
+        watch: reload plugins and the configuration when their files change.
 
     Returns:
         The exit status: 0 after a requested stop, 70 after too many crashes.
@@ -68,6 +71,7 @@ def serve_until_stopped(
         ConfigError: the configuration has faults (all of them are in the error).
         OperatorError: an address is in use, or the broker cannot be started.
     """
+    _check_watching(watch)
     path = find_config_file(config_file, os.environ, current_folder())
     environ = {**os.environ, **(overrides or {})}
     loaded = load_config(path, environ)
@@ -76,12 +80,12 @@ def serve_until_stopped(
     _raise_descriptor_limit(loaded.config.server.max_connections)
     _keep_freed_memory()
     state_dir = _state_dir(loaded.config)
-    for last in last_exits(state_dir) if state_dir is not None else ():
-        (log.error if last.traced else log.warning)("last exit", **last.fields())
+    _log_last_exits(state_dir)
     record = ExitRecord(state_dir)
     force_exit = ForceExit(exit_process=record.force_exit)
     boot = Boot(
         loaded=loaded,
+        watch=watch,
         reload=lambda: _reload(path, environ, log_format),
         on_first_ready=partial(_on_first_ready, open_page),
         on_stopping=force_exit.arm,
@@ -101,6 +105,18 @@ def serve_until_stopped(
         record.close()
         force_exit.leave(status)
     return status
+
+
+def _check_watching(watch: bool) -> None:
+    if watch and find_spec("watchfiles") is None:
+        raise OperatorError(
+            "--reload needs watchfiles, which is not installed: pip install 'tangram-trio[dev]'"
+        )
+
+
+def _log_last_exits(state_dir: Path | None) -> None:
+    for last in last_exits(state_dir) if state_dir is not None else ():
+        (log.error if last.traced else log.warning)("last exit", **last.fields())
 
 
 def _state_dir(config: Config) -> Path | None:

@@ -28,7 +28,15 @@ from tangram.plugins.discovery import Candidate, find, scan
 from tangram.plugins.places import candidate_at, import_file, is_place
 from tangram.plugins.plugin import Plugin
 
-__all__ = ["LoadedPlugin", "LoadedPlugins", "PluginFailure", "cause_line", "importing_plugin", "load_plugins"]
+__all__ = [
+    "LoadedPlugin",
+    "LoadedPlugins",
+    "PluginFailure",
+    "cause_line",
+    "import_plugin",
+    "importing_plugin",
+    "load_plugins",
+]
 
 
 @attrs.frozen(eq=False)
@@ -50,6 +58,8 @@ class LoadedPlugin:
     """The root folder of its project, if the installation is editable."""
     native: bool = True
     """Its entry point is in the group ``tangram.plugins``."""
+    candidate: Candidate | None = None
+    """Its place, to import it again; None for a plugin that was given as an object."""
 
     @property
     def key(self) -> str:
@@ -82,6 +92,8 @@ class PluginFailure:
     """Its message is one line with exception type, message, and file and line in the plugin."""
     dist_name: str = ""
     """The ``Name`` of its distribution, if one was found."""
+    source: Path | None = None
+    """The file or the folder that could not be imported, if it is known."""
 
 
 @attrs.frozen(eq=False)
@@ -163,9 +175,9 @@ def load_plugins(
 
 def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
     try:
-        plugin = _import(candidate)
+        plugin = import_plugin(candidate)
     except PluginError as error:
-        loaded.failures.append(PluginFailure(candidate.name, error, candidate.dist_name))
+        loaded.failures.append(_failure(candidate, error))
         return
     if any(one.plugin is plugin for one in loaded.plugins):
         return
@@ -191,11 +203,17 @@ def _load_into(loaded: LoadedPlugins, candidate: Candidate) -> None:
             source=_source(candidate.module),
             project_root=_project_root(candidate.distribution),
             native=candidate.native,
+            candidate=candidate,
         )
     )
 
 
-def _import(candidate: Candidate) -> Plugin:
+def _failure(candidate: Candidate, error: PluginError) -> PluginFailure:
+    source = candidate.file or _source(candidate.module)
+    return PluginFailure(candidate.name, error, candidate.dist_name, source)
+
+
+def import_plugin(candidate: Candidate) -> Plugin:
     try:
         if candidate.file is not None:
             import_file(candidate.module, candidate.file)
@@ -224,7 +242,7 @@ def importing_plugin(frame: FrameType) -> str | None:
 
     While a plugin is imported `LoadedPlugins.owner_of` does not know its files yet.
     """
-    if frame.f_code is not _import.__code__:
+    if frame.f_code is not import_plugin.__code__:
         return None
     candidate: Candidate = frame.f_locals["candidate"]
     return candidate.name

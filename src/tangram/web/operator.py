@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from tangram.config.model import MetricsConfig
-from tangram.errors import NoSuchChild, StartFailed
+from tangram.errors import NoSuchChild, PluginError, StartFailed
 from tangram.metrics.moment import Moment
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
 from tangram.web.metrics import add_metrics_route
@@ -71,11 +71,12 @@ class ServerControl(TopicControl, Protocol):
         """Return all numbers of now, for the metrics."""
         ...
 
-    async def restart_plugin(self, name: str) -> None:
-        """Restart one plugin, also one in quarantine.
+    async def restart_plugin(self, name: str, *, reload: bool = False) -> None:
+        """Restart one plugin, also one in quarantine; ``reload`` imports its code again first.
 
         Raises:
             NoSuchChild: No plugin has this name.
+            PluginError: The code cannot be imported again.
             StartFailed: The plugin failed again.
         """
         ...
@@ -157,24 +158,31 @@ def operator_router(control: ServerControl, token: str, *, metrics: MetricsConfi
         responses={
             401: {"description": "The operator's token is needed"},
             404: {"description": "No plugin has this name"},
+            409: {"description": "The plugin's code cannot be imported again; it runs on as it is"},
             503: {"description": "The plugin did not start"},
         },
     )
-    async def restart(name: str, request: Request) -> JSONResponse:
-        """Restart one plugin, also one in quarantine. Needs the operator's token."""
+    async def restart(name: str, request: Request, *, reload: bool = False) -> JSONResponse:
+        """Restart one plugin, also one in quarantine. Needs the operator's token.
+
+        With ``reload`` its code is imported again first.
+        """
         access.require_token(request)
-        return await _restart(control, name)
+        return await _restart(control, name, reload=reload)
 
     add_metrics_route(router, control.moment, access, public=metrics is not None and metrics.public)
     add_topic_routes(router, control, access)
     return router
 
 
-async def _restart(control: ServerControl, name: str) -> JSONResponse:
+async def _restart(control: ServerControl, name: str, *, reload: bool) -> JSONResponse:
     try:
-        await control.restart_plugin(name)
+        await control.restart_plugin(name, reload=reload)
     except NoSuchChild:
         raise HTTPException(404, f"no plugin is called {name!r}: see /-/plugins") from None
+    except PluginError as error:
+        detail = f"plugin {name!r} cannot be imported again and runs on as it is"
+        return _uncached({"detail": detail, "cause": str(error)}, 409)
     except StartFailed as error:
         return _uncached({"detail": f"plugin {name!r} did not start", "cause": str(error)}, 503)
     return _uncached({"status": "restarted", "plugin": name})

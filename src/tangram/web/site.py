@@ -151,16 +151,27 @@ class Site:
     """The ASGI application for ``http``, ``websocket`` (blueprints) and an empty ``lifespan``."""
 
     def __init__(self, parts: SiteParts) -> None:
-        self._parts = parts
         self._control = parts.control
         self.addresses = Addresses.of(parts.config)
         self._root = parts.config.server.root_path
         self._known_hosts: dict[tuple[object, ...], _Host] = {}
         self._proxy_hint = ProxyHint()
-        self.frontends: Frontends = find_frontends(parts.plugins)
-        self.manifest = Manifest(parts.config, self.frontends)
+        # Looked up once: a process without descriptors could not look again.
         docs_files = docs.docs_folder()
         self._docs_page = docs.docs_page(docs_files)
+        self._docs = StaticFolder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
+        self._pages = StaticFolder(PAGES)
+        self._shell = shell_folder(parts.config.server.frontend)
+        self._use(parts)
+        self._allowed: Allowed = parts.allowed or self._policy().allows
+        self._outer = Cors(self._http, self._allowed)
+        self._observe = parts.request_times.observe
+
+    def _use(self, parts: SiteParts) -> None:
+        """Build everything that belongs to plugins."""
+        self._parts = parts
+        self.frontends: Frontends = find_frontends(parts.plugins)
+        self.manifest = Manifest(parts.config, self.frontends)
         self.table = RouteTable(
             self._mounts(), injectable=[BackendState], max_body=parts.config.server.max_body
         )
@@ -173,13 +184,14 @@ class Site:
             for cause in app.problems:
                 self.failures.setdefault(app.owner, cause)
         self._quart = self._build_quart()
-        self._pages = StaticFolder(PAGES)
-        self._shell = shell_folder(parts.config.server.frontend)
-        self._docs = StaticFolder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
         self._openapi: bytes | None = None
-        self._allowed: Allowed = parts.allowed or self._policy().allows
-        self._outer = Cors(self._http, self._allowed)
-        self._observe = parts.request_times.observe
+
+    def replace_plugins(self, plugins: Sequence[LoadedPlugin]) -> None:
+        """Serve other versions of the plugins from the next request on.
+
+        Requests in flight end as they began. ``failures`` is made anew.
+        """
+        self._use(attrs.evolve(self._parts, plugins=plugins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         noting = _noting(send)
