@@ -2,6 +2,7 @@
 
    clients PORT PATH TOPIC TOKEN COUNT WINDOW [hold]: connects COUNT clients, WINDOW at a time, joins each to TOPIC
    with TOKEN, prints the seconds that this took, and reads. PATH "-" is a plain socket: frames come without asking.
+   TOPIC "@FILE" has a line with topic and token for each client, and TOKEN is not used.
    With "hold" the clients connect, and join at the command "join"; each of the two prints its seconds.
 
    On its input: "join" joins all, WINDOW at a time; "reset" forgets what was counted; "report" prints it; "push
@@ -118,9 +119,27 @@ static void connected(struct client *it) {
     say(it, request, (size_t)length);
 }
 
+/* The lines of a file with topics and tokens. */
+static char **topics, **tokens;
+
+static void read_topics(const char *file) {
+    char line[4096], name[512], secret[2048];
+    FILE *in = fopen(file, "r");
+    if (!in) die(file);
+    topics = calloc((size_t)count, sizeof *topics);
+    tokens = calloc((size_t)count, sizeof *tokens);
+    for (int i = 0; i < count; i++) {
+        if (!fgets(line, sizeof line, in) || sscanf(line, "%511s %2047s", name, secret) != 2) die("too few topics");
+        topics[i] = strdup(name);
+        tokens[i] = strdup(secret);
+    }
+    fclose(in);
+}
+
 static void join(struct client *it) {
     char text[2048], out[2100];
-    int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"}]", topic, token);
+    int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"}]", topics ? topics[it - clients] : topic,
+                         tokens ? tokens[it - clients] : token);
     it->state = JOINING;
     say(it, out, frame(out, text, (size_t)length));
 }
@@ -284,7 +303,8 @@ static void push_due(void) {
         tried = 0;
         size_t size = 0;
         for (int i = 0; i < push_batch && push_sent < push_total; i++, push_sent++) {
-            int length = sprintf(text, "[\"1\",\"%lld\",\"%s\",\"push\",", (long long)push_sent + 10, topic);
+            int length = sprintf(text, "[\"1\",\"%lld\",\"%s\",\"push\",", (long long)push_sent + 10,
+                                 topics ? topics[it - clients] : topic);
             length += payload(text + length, (it - clients) * EACH + it->pushed++, now, 200);
             text[length++] = ']';
             size += frame(it->out + size, text, (size_t)length);
@@ -362,6 +382,7 @@ int main(int argc, char **argv) {
         clients[i].in = malloc(clients[i].room);
         clients[i].out = malloc(32768);
     }
+    if (topic[0] == '@') read_topics(topic + 1);
     epoll = epoll_create1(0);
     struct epoll_event input = {.events = EPOLLIN, .data.u32 = UINT32_MAX}, events[512];
     epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);

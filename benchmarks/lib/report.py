@@ -192,8 +192,9 @@ def write(name: str, text: str, plot: str, *, quick: bool) -> None:
     folder = RESULTS / "quick" if quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
-    (folder / f"{name}.svg").write_text(plot)
-    sys.stdout.write(f"\n{text}\nwritten to {folder.relative_to(ROOT)}/{name}.md and {name}.svg\n")
+    if plot:
+        (folder / f"{name}.svg").write_text(plot)
+    sys.stdout.write(f"\n{text}\nwritten to {folder.relative_to(ROOT)}/{name}.md\n")
 
 
 # Plots: bars on a logarithmic axis, because the values differ by powers of ten.
