@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import string
 from base64 import b64encode, urlsafe_b64encode
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -17,7 +19,7 @@ from tangram.channels.policy import Authorizer, ConnectInfo
 from tangram.channels.serializers import V1
 from tangram.channels.tokens import Claims, mint
 from tangram.gateway.admission import Admission, connect_info
-from tangram.gateway.channels import Channels
+from tangram.gateway.channels import Channels, _random_id
 from tangram.gateway.session import Session
 from tangram.redis_url import parse_redis_url
 from tests.bus.fakes import FakeRedis
@@ -490,3 +492,15 @@ async def test_ordinary_joins_list_all_agents() -> None:
 
     *_, last = bus.payloads("to:admin:channel.join")
     assert len(msgspec.json.decode(last)["agents"]) == 30
+
+
+@pytest.mark.parametrize("length", [4, 8, 64])
+def test_random_ids_are_even_over_letters_and_digits(length: int) -> None:
+    """Each of the 62 characters is about as frequent as the others, and ids seldom repeat."""
+    ids = [_random_id(length) for _ in range(100_000 // length)]
+    counts = Counter("".join(ids))
+
+    assert {len(one) for one in ids} == {length}
+    assert len(set(ids)) > 0.99 * len(ids)
+    assert set(counts) == set(string.ascii_letters + string.digits)
+    assert max(counts.values()) < 1.3 * min(counts.values())

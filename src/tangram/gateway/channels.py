@@ -64,6 +64,8 @@ DEFERRED_DRAIN_PAUSE: Final = 0.05
 DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
 _ALPHABET: Final = string.ascii_letters + string.digits
+_EVEN: Final = 256 - 256 % len(_ALPHABET)
+"""Bytes below it are evenly spread over the alphabet."""
 
 
 @attrs.frozen
@@ -487,4 +489,10 @@ class Channels:
 
 
 def _random_id(length: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+    """Return an id of random letters and digits, each as likely as the others."""
+    found = ""
+    while len(found) < length:
+        # One call for all: a call for each character is a tenth of the cost of a connection.
+        drawn = secrets.token_bytes(2 * length)
+        found += "".join([_ALPHABET[byte % len(_ALPHABET)] for byte in drawn if byte < _EVEN])
+    return found[:length]
