@@ -9,6 +9,7 @@ from pathlib import Path
 from tangram.testing import Home, open_process
 from tests.e2e.browser import Browser
 from tests.e2e.prepare import ROOT
+from tests.release.interpreters import install, uv
 
 VALUE = "Number(document.querySelector('output').textContent)"
 
@@ -21,11 +22,10 @@ def run(*command: str, cwd: Path) -> str:
 
 def install_wheel(folder: Path) -> Path:
     """Install a fresh wheel into a new environment, and return its folder of programs."""
-    uv = (sys.executable, "-m", "uv", "--quiet")
-    run(*uv, "build", "--wheel", "--out-dir", str(folder / "dist"), str(ROOT), cwd=folder)
-    run(*uv, "venv", "--python", sys.executable, str(folder / "env"), cwd=folder)
+    uv("build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), str(ROOT))
+    uv("venv", "--quiet", "--python", sys.executable, str(folder / "env"))
     (wheel,) = (folder / "dist").glob("*.whl")
-    run(*uv, "pip", "install", "--python", str(folder / "env/bin/python"), str(wheel), cwd=folder)
+    install(folder / "env/bin/python", str(wheel))
     return folder / "env" / "bin"
 
 
@@ -34,8 +34,7 @@ async def test_a_new_plugin_moves_a_value_in_a_browser(tmp_path: Path, browser: 
     programs = install_wheel(tmp_path)
     project = tmp_path / "tank-watch"
     run(str(programs / "tangram"), "new", "tank-watch", cwd=tmp_path)
-    uv = (sys.executable, "-m", "uv", "--quiet")
-    run(*uv, "pip", "install", "--python", str(programs / "python"), "--editable", ".", cwd=project)
+    install(programs / "python", "--editable", str(project))
     home = Home(tmp_path / "home")
     home.python, home.path = programs / "python", []
     arguments = ("--config", str(project / "tangram.toml"), "--port", str(home.port), "--log-format", "json")

@@ -57,13 +57,16 @@ def find() -> dict[tuple[int, int], Path]:
     return dict(sorted(found.items()))
 
 
-def uv(*words: str) -> None:
+def uv(*words: str, cwd: Path = ROOT) -> None:
     """Run uv, which installs into the environment of another interpreter.
+
+    Certificates are those of the system, as pip takes them.
 
     Raises:
         subprocess.CalledProcessError: uv failed; it has printed the reason.
     """
-    subprocess.run([sys.executable, "-m", "uv", *words], check=True, cwd=ROOT, timeout=900)
+    environment = {**os.environ, "UV_SYSTEM_CERTS": "1"}
+    subprocess.run([sys.executable, "-m", "uv", *words], check=True, cwd=cwd, timeout=900, env=environment)
 
 
 def make(name: str, python: Path) -> Path:
