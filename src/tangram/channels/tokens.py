@@ -118,7 +118,10 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
 
 
 def _verify_usual(token: str, secret: str) -> bytes | None:
-    """Return the payload of a token with a usual header and a good signature, or None."""
+    """Return the payload of a token with one of `_USUAL_HEADERS` and a good signature.
+
+    Return None for any other token: PyJWT decides about those.
+    """
     signed, _, signature = token.rpartition(".")
     header, _, payload = signed.partition(".")
     if header not in _USUAL_HEADERS or not token.isascii():

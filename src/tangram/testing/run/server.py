@@ -171,9 +171,6 @@ class RunningTangram:
 
         Raises:
             AssertionError: it did not come within ``seconds``; the message lists the events that did.
-
-        Raises:
-            AssertionError: it did not come within ``seconds``; the message lists the events that did.
         """
         with trio.move_on_after(seconds):
             while True:

@@ -91,7 +91,8 @@ class SwallowedCancelWatch(trio.abc.Instrument):
         clock = self._mock
         if clock is None:
             return
-        works = active_thread_count() > service_threads()
+        running = active_thread_count()
+        works = running > 0 and running > service_threads()
         if works and self._threshold is None and clock.autojump_threshold < THREAD_SECONDS:
             self._threshold, clock.autojump_threshold = clock.autojump_threshold, THREAD_SECONDS
         elif not works and self._threshold is not None:

@@ -7,6 +7,7 @@ subscriber, a transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -280,27 +281,12 @@ def _flush(server: Valkey, session: ClientState, words: Sequence[bytes], *, ever
     return OK
 
 
-def _flushall(server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
-    return _flush(server, session, words, everything=True)
-
-
-def _flushdb(server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
-    return _flush(server, session, words, everything=False)
-
-
 def _publish(server: Valkey, _session: ClientState, words: Sequence[bytes]) -> Reply:
     return server.publish(words[0], words[1])
 
 
-def _subscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
-    return _join(session, session.channels, b"subscribe", words)
-
-
-def _psubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
-    return _join(session, session.patterns, b"psubscribe", words)
-
-
-def _join(session: ClientState, names: dict[bytes, None], word: bytes, words: Sequence[bytes]) -> Reply:
+def _join(word: bytes, _server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
+    names = _names_of(session, word)
     replies = Several()
     for name in words:
         names[name] = None
@@ -308,21 +294,19 @@ def _join(session: ClientState, names: dict[bytes, None], word: bytes, words: Se
     return replies
 
 
-def _unsubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
-    return _part(session, session.channels, b"unsubscribe", words)
-
-
-def _punsubscribe(_server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
-    return _part(session, session.patterns, b"punsubscribe", words)
-
-
-def _part(session: ClientState, names: dict[bytes, None], word: bytes, words: Sequence[bytes]) -> Reply:
+def _part(word: bytes, _server: Valkey, session: ClientState, words: Sequence[bytes]) -> Reply:
+    names = _names_of(session, word)
     replies = Several()
     for name in words or list(names):
         names.pop(name, None)
         replies.append(Push([word, name, session.subscribed]))
     # Without a name and without a subscription there is still one answer.
     return replies or Several([Push([word, None, session.subscribed])])
+
+
+def _names_of(session: ClientState, word: bytes) -> dict[bytes, None]:
+    """Return the channels of a session, or its patterns for commands that begin with ``p``."""
+    return session.patterns if word.startswith(b"p") else session.channels
 
 
 def _pubsub(server: Valkey, _session: ClientState, words: Sequence[bytes]) -> Reply:
@@ -387,22 +371,22 @@ _SESSION: Final[dict[str, _OfSession]] = {
     "ECHO": _OfSession(_echo, 2),
     "EXEC": _OfSession(_exec, 1),
     "FCALL": _OfSession(call_function, -3, writes=True),
-    "FLUSHALL": _OfSession(_flushall, -1, writes=True),
-    "FLUSHDB": _OfSession(_flushdb, -1, writes=True),
+    "FLUSHALL": _OfSession(partial(_flush, everything=True), -1, writes=True),
+    "FLUSHDB": _OfSession(partial(_flush, everything=False), -1, writes=True),
     "FUNCTION": _OfSession(load_library, -2),
     "HELLO": _OfSession(_hello, -1),
     "INFO": _OfSession(_info, -1),
     "MULTI": _OfSession(_multi, 1),
     "PING": _OfSession(_ping, -1),
-    "PSUBSCRIBE": _OfSession(_psubscribe, -2),
+    "PSUBSCRIBE": _OfSession(partial(_join, b"psubscribe"), -2),
     "PUBLISH": _OfSession(_publish, 3),
     "PUBSUB": _OfSession(_pubsub, -2),
-    "PUNSUBSCRIBE": _OfSession(_punsubscribe, -1),
+    "PUNSUBSCRIBE": _OfSession(partial(_part, b"punsubscribe"), -1),
     "QUIT": _OfSession(_quit, -1),
     "RESET": _OfSession(_reset, 1),
     "SELECT": _OfSession(_select, 2),
-    "SUBSCRIBE": _OfSession(_subscribe, -2),
-    "UNSUBSCRIBE": _OfSession(_unsubscribe, -1),
+    "SUBSCRIBE": _OfSession(partial(_join, b"subscribe"), -2),
+    "UNSUBSCRIBE": _OfSession(partial(_part, b"unsubscribe"), -1),
     "UNWATCH": _OfSession(_unwatch, 1),
     "WATCH": _OfSession(_watch, -2),
 }
