@@ -188,6 +188,39 @@ async def test_a_truncated_binary_push_gets_an_error_reply(data: bytes) -> None:
     assert client.received() == [error("1", "2", "obs", "malformed frame")]
 
 
+class Congestion:
+    """A bus that asks for fewer messages until it is relieved."""
+
+    def __init__(self) -> None:
+        self.congested = False
+        self._relieved = trio.Event()
+
+    async def wait_uncongested(self) -> None:
+        await self._relieved.wait()
+
+    def relieve(self) -> None:
+        self.congested = False
+        self._relieved.set()
+
+
+async def test_steps_wait_while_the_bus_is_congested(nursery: trio.Nursery) -> None:
+    """The pushes of one read that wait for their turn are not refused by a bus that became full meanwhile."""
+    bus, congestion = FakeBus(), Congestion()
+    channels = make_channels(bus, backpressure=lambda: congestion)
+    client = Client(channels)
+    client.join("obs")
+    client.session.feed([(TEXT, f'["1","{n}","obs","wave",{n}]'.encode()) for n in range(1000)])
+    congestion.congested = True
+    first = len(bus.payloads("from:obs:wave"))
+    nursery.start_soon(client.session.finish)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(bus.payloads("from:obs:wave")) == first < 1000
+
+    congestion.relieve()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(bus.payloads("from:obs:wave")) == 1000
+
+
 async def test_many_frames_of_one_read_are_handled_in_steps() -> None:
     """Frames beyond the cost of one step wait for the next turn, and keep their order."""
     bus = FakeBus()

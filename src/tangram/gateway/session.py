@@ -189,10 +189,22 @@ class Session:
 
     async def prepare(self) -> None:
         """Wait for a turn, and check the first unfinished frame if it is large."""
-        await self.turns.wait()
+        await self.wait_turn()
         opcode, data = self._unfinished[0]
         if not self._ended and self._is_large(opcode, data):
             self._checked = await self._check_large(data)
+            if self.congested:
+                await self.wait_uncongested()
+
+    async def wait_turn(self) -> None:
+        """Wait for a turn in which the bus takes pushes.
+
+        No ``await`` may stand before the step that follows: a push that finds the bus full is refused.
+        """
+        await self.turns.wait()
+        while self.congested:
+            await self.wait_uncongested()
+            await self.turns.wait()
 
     def resume(self) -> None:
         """Handle the frames for which ``prepare`` has waited; some may be left for another turn."""

@@ -222,7 +222,7 @@ class ChannelSocket:
         session, assembler = self._session, self._assembler
         full = len(data) == self._read_size
         if full or self._heavy:
-            await session.turns.wait()
+            await session.wait_turn()
         if not self._take(data):
             return False
         self._heavy = full or session.unfinished or assembler.more
@@ -230,7 +230,7 @@ class ChannelSocket:
             if session.unfinished:
                 await self._finish_step()
                 continue
-            await session.turns.wait()
+            await session.wait_turn()
             if not self._take(b""):
                 return False
         return True
