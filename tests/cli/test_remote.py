@@ -187,3 +187,21 @@ def test_a_server_of_another_kind_is_told_apart(tmp_path: Path) -> None:
     server = HTTPServer(("127.0.0.1", 0), Page)
     with serving(server), pytest.raises(Unreachable, match="expected a tangram server"):
         find_server(f"http://127.0.0.1:{server.server_port}", environ=environ(tmp_path)).get("/-/topics")
+
+
+def test_faults_of_options_name_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong option of ``serve`` is reported once, under its own name."""
+    from tangram.cli.serving import serve_until_stopped
+
+    monkeypatch.setenv("TANGRAM_CONFIG", environ(tmp_path)["TANGRAM_CONFIG"])
+    given = {"TANGRAM_CORE__LOG_LEVEL": "loud", "TANGRAM_LOG__LEVEL": "loud", "TANGRAM_SERVER__HOST": "a b"}
+    with pytest.raises(ConfigError) as raised:
+        serve_until_stopped(None, overrides=given)
+
+    text = str(raised.value)
+    assert text.count("(from --log-level)") == 1
+    assert text.count("got 'a b'") == 1
+    assert "(from --host)" in text
+    assert "TANGRAM_" not in text

@@ -29,12 +29,21 @@ from tangram.config import (
     open_state_dir,
 )
 from tangram.descriptors import connection_limit, raise_descriptor_limit
-from tangram.errors import ConfigError, OperatorError
+from tangram.errors import ConfigError, Fault, OperatorError
 from tangram.plugins.registry import LoadedPlugins
 
 __all__ = ["serve_until_stopped"]
 
 log = structlog.get_logger("tangram.cli")
+
+OPTIONS: Final = {
+    "TANGRAM_SERVER__HOST": "--host",
+    "TANGRAM_SERVER__PORT": "--port",
+    "TANGRAM_CORE__LOG_LEVEL": "--log-level",
+    "TANGRAM_LOG__LEVEL": "--log-level",
+    "TANGRAM_CORE__PLUGINS": "--plugin",
+}
+"""The option of ``serve`` that replaces each of these variables."""
 
 M_TRIM_THRESHOLD: Final = -1
 """The number of a parameter of glibc's ``mallopt``."""
@@ -74,7 +83,7 @@ def serve_until_stopped(
     _check_watching(watch)
     path = find_config_file(config_file, os.environ, current_folder())
     environ = {**os.environ, **(overrides or {})}
-    loaded = load_config(path, environ)
+    loaded = _load(path, environ)
     _configure_logging(loaded.config, log_format)
     _log_warnings(loaded)
     _raise_descriptor_limit(loaded.config.server.max_connections)
@@ -181,8 +190,28 @@ def _open_page(url: str) -> None:
         log.warning("no browser to open", url=url)
 
 
+def _load(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
+    """Read the configuration; name options in its faults, not their variables.
+
+    Raises:
+        ConfigError: the configuration has faults.
+    """
+    try:
+        return load_config(path, environ)
+    except ConfigError as error:
+        found: dict[str, Fault] = {}
+        for fault in error.faults:
+            what = fault.what
+            for variable, option in OPTIONS.items():
+                if environ.get(variable) != os.environ.get(variable):
+                    what = what.replace(f"(from {variable})", f"(from {option})")
+            # An option may stand for two settings.
+            found.setdefault(what if "(from --" in what else str(fault), fault._replace(what=what))
+        raise ConfigError(list(found.values()), about=error.about) from None
+
+
 def _reload(path: Path | None, environ: Mapping[str, str], log_format: LogFormat) -> LoadedConfig:
-    loaded = load_config(path, environ)
+    loaded = _load(path, environ)
     _configure_logging(loaded.config, log_format)
     _log_warnings(loaded)
     return loaded

@@ -38,7 +38,11 @@ def listen_hosts(_instance: object, _attribute: "attrs.Attribute[Any]", value: s
     if value and not value.strip():
         msg = "expected some text; leave the key out for its default"
         raise ValueError(msg)
-    split_hosts(value)
+    try:
+        split_hosts(value)
+    except ValueError as error:
+        # The place in the configuration shows the whole value already.
+        raise ValueError(str(error).partition(", got ")[0]) from None
 
 
 def each(check: Callable[[str], None]) -> Check:
