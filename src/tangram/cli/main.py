@@ -113,6 +113,7 @@ def _serve(
         "TANGRAM_SERVER__HOST": host,
         "TANGRAM_SERVER__PORT": None if port is None else str(port),
         "TANGRAM_CORE__PLUGINS": json.dumps([_absolute(one) for one in plugins]) if plugins else None,
+        "TANGRAM_CORE__LOG_LEVEL": log_level,  # compiled plugins read it
         "TANGRAM_LOG__LEVEL": log_level,
     }
     sys.exit(
