@@ -67,17 +67,17 @@ def get(path: bytes) -> bytes:
 
 
 ROUTES = (
-    Route("path parameter, five fields", get(b"aircraft/31000"), 8_000),
+    Route("path parameter, five fields", get(b"aircraft/31000"), 4_000),
     Route(
         "JSON body, there and back",
         b"POST /bench/aircraft HTTP/1.1\r\n" + HEADERS + b"Content-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
-        8_000,
+        4_000,
     ),
-    Route("handler in a thread", get(b"thread"), 4_000),
-    Route("file of 1 MiB", get(b"megabyte"), 600),
-    Route("answer of 1 MiB", get(b"answer"), 1_500),
-    Route("stream of 50 pieces, 900 bytes each", get(b"stream"), 800),
+    Route("handler in a thread", get(b"thread"), 2_000),
+    Route("file of 1 MiB", get(b"megabyte"), 400),
+    Route("answer of 1 MiB", get(b"answer"), 1_000),
+    Route("stream of 50 pieces, 900 bytes each", get(b"stream"), 500),
 )
 
 

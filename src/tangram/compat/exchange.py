@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import trio
 
-from tangram.asgi import ASGIApp, Message, Receive, Scope, Send, headers_of
+from tangram.asgi import ASGIApp, Message, Receive, Scope, Send
 from tangram.compat.file_body import PATHSEND, FileBody
 from tangram.compat.island import Generators, Resident
 
@@ -61,6 +61,9 @@ MAX_DROPPED: Final = 10
 It is notified by ``receive`` meanwhile. Dropped messages yield to the loop; an error at once would end a
 generator at its ``yield``, where it misses its clean-up, instead of at its ``await``.
 """
+
+_NOT_SHORT: Final = (b"transfer-encoding", b"expect")
+"""Headers of requests whose body is not read before the application starts."""
 
 _AWAITED: Final = ("websocket.accept", "websocket.http", PATHSEND)
 """Messages that the application's ``send`` waits for until they are written."""
@@ -405,7 +408,10 @@ def _joined(messages: list[Message]) -> list[Message]:
 
 def _has_short_body(scope: Scope) -> bool:
     """Return whether a request has no body, or one that is read before the application starts."""
-    if headers_of(scope, b"transfer-encoding") or headers_of(scope, b"expect"):
-        return False
-    lengths = headers_of(scope, b"content-length")
-    return not lengths or (lengths[0].isdecimal() and int(lengths[0]) <= PREFETCH)
+    length = b""
+    for name, value in scope["headers"]:  # names are lower-case in ASGI
+        if name == b"content-length":
+            length = length or value
+        elif name in _NOT_SHORT:
+            return False
+    return not length or (length.isdigit() and int(length) <= PREFETCH)
