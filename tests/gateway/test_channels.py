@@ -497,10 +497,10 @@ async def test_ordinary_joins_list_all_agents() -> None:
 @pytest.mark.parametrize("length", [4, 8, 64])
 def test_random_ids_are_even_over_letters_and_digits(length: int) -> None:
     """Each of the 62 characters is about as frequent as the others, and ids seldom repeat."""
-    ids = [_random_id(length) for _ in range(100_000 // length)]
+    ids = [_random_id(length) for _ in range(20_000 // length)]
     counts = Counter("".join(ids))
 
     assert {len(one) for one in ids} == {length}
     assert len(set(ids)) > 0.99 * len(ids)
     assert set(counts) == set(string.ascii_letters + string.digits)
-    assert max(counts.values()) < 1.3 * min(counts.values())
+    assert max(counts.values()) < 2 * min(counts.values())
