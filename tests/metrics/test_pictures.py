@@ -63,6 +63,17 @@ def test_each_route_has_its_rate_and_duration() -> None:
     assert shown["series"]["requests"] == [8.0, 2.0]
 
 
+def test_the_operators_own_requests_are_not_drawn() -> None:
+    """An open page of the console is a request of an hour, which would hide the others."""
+    picture = Picture(1.0, 10)
+    picture.take(moment(0.0), 0.0)
+    picture.take(moment(1.0, requests=requests({"/a": 1, "/-/live/{page}": 5, "/longpoll": 5})), 1.0)
+
+    shown = picture.to_dict()
+    assert shown["series"]["requests"] == [1.0]
+    assert list(shown["routes"]) == ["GET /a"]
+
+
 def test_further_routes_share_one_series() -> None:
     """The number of series is bounded, however many routes there are."""
     picture = Picture(1.0, 10)

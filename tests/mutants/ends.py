@@ -160,7 +160,7 @@ BUDGETS = (
         "request-tries-again",
         "a request leaves a plugin in quarantine for the incarnations that follow",
         "app/status.py",
-        "                self._tree.clear_quarantine(known)\n",
+        "        self._tree.clear_quarantine(known)\n",
         "",
         (f"{SHOWN}test_a_plugin_in_quarantine_is_shown_and_may_try_again",),
     ),

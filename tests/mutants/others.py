@@ -9,6 +9,8 @@ __all__ = ["OTHERS"]
 POLICY = "channels/policy.py"
 POLICIES = "tests/channels/test_policy.py::"
 ENGINE = "http/engine.py"
+ACCESS = "console/access.py"
+CONSOLE = "tests/console/test_routes.py::"
 HTTP2 = "tests/http/test_http2.py::"
 BOUNDS = "tests/http/test_http_bounds.py::"
 PENDING = "tests/http/test_pending.py::"
@@ -16,6 +18,53 @@ START_STOP = "tests/supervision/test_twins_start_stop.py::"
 PROMISES = "tests/mutants/test_promises.py::"
 
 GATE = (
+    Mutant(
+        "gate",
+        "console-change-needs-the-key",
+        "a stolen cookie, or a page of another origin with it, changes something",
+        ACCESS,
+        '        if not self.sessions.may_change(cookie, request.headers.get(CHANGE_HEADER, "")):',
+        "        if False:",
+        (f"{CONSOLE}test_a_stolen_cookie_reads_and_changes_nothing",),
+    ),
+    Mutant(
+        "gate",
+        "console-change-from-its-own-page",
+        "a page of another origin changes something",
+        ACCESS,
+        "        require_own_page(request)\n",
+        "",
+        (f"{CONSOLE}test_a_page_of_another_origin_changes_nothing",),
+    ),
+    Mutant(
+        "gate",
+        "five-wrong-tokens",
+        "the operator's token can be searched for",
+        ACCESS,
+        "        if wait > 0:",
+        "        if False:",
+        (f"{CONSOLE}test_five_wrong_tokens_a_minute_from_one_address",),
+    ),
+    Mutant(
+        "gate",
+        "console-host-is-ours",
+        "a page that makes its own name point here reads the console",
+        "web/site.py",
+        "            known = _Host(self.addresses.answers(scope), self.addresses.is_named(scope))",
+        "            known = _Host(True, self.addresses.is_named(scope))",
+        (f"{CONSOLE}test_a_rebound_name_reads_nothing",),
+    ),
+    Mutant(
+        "gate",
+        "console-cookie-is-signed",
+        "a made-up cookie is a session",
+        "console/sessions.py",
+        "        if not self._key or not hmac.compare_digest(\n"
+        '            signature.encode(errors="replace"), self._sign("read", body).encode()\n'
+        "        ):\n            return False\n",
+        "",
+        ("tests/console/test_sessions.py::test_a_made_up_cookie_is_no_session",),
+    ),
     Mutant(
         "gate",
         "admin-needs-the-operator",
@@ -149,7 +198,7 @@ GATE = (
         "details",
         "details of crashes are shown without the operator's token",
         "web/operator.py",
-        "_uncached(tree if access.has_token(request) else without_details(tree))",
+        "_uncached(tree if access.may_read(request) else without_details(tree))",
         "_uncached(tree)",
         ("tests/web/test_operator.py::test_causes_are_shown_to_the_operator_only",),
     ),

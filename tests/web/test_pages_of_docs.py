@@ -34,7 +34,13 @@ def test_file_routes_have_a_heading(served: str) -> None:
 
 def test_every_heading_is_a_route() -> None:
     """A route that is gone leaves the page as well."""
-    files = {"GET /", "GET /static/{file}", "GET /plugins/{distribution}/{file}", "GET /docs/{file}"}
+    files = {
+        "GET /",
+        "GET /-/",
+        "GET /static/{file}",
+        "GET /plugins/{distribution}/{file}",
+        "GET /docs/{file}",
+    }
     routes = {
         f"{method} {endpoint.route.template.display}"
         for endpoint in site_of().table.endpoints

@@ -21,6 +21,7 @@ from tangram.app.start_gate import StartGate
 from tangram.bus import Bus
 from tangram.bus.scripts import FunctionCall
 from tangram.bus.topics import parse_from
+from tangram.console.live import LiveStreams
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
 from tangram.gateway.tails import Tails
@@ -57,6 +58,8 @@ class Incarnation:
     """The asyncio loop that existing plugins share, if they share one."""
     start_gate: StartGate = attrs.Factory(StartGate)
     """Lets the services of existing plugins start together."""
+    live_streams: LiveStreams = attrs.Factory(LiveStreams)
+    """The open pages of the console."""
     tails: Tails = attrs.Factory(Tails)
     """The topics that the operator follows."""
     topics: dict[str, dict[str, None]] = attrs.Factory(dict)
@@ -88,6 +91,11 @@ class Incarnation:
         if self.bus is None:
             raise BrokerUnavailable("the bus is restarting; try again")
         return self.bus
+
+    def close_streams(self) -> None:
+        """End the answers without an end, which would use up the grace of a stop."""
+        self.tails.close()
+        self.live_streams.close()
 
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """Hand messages from Redis to the channels; without channels they have no receiver."""

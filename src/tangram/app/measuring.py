@@ -40,6 +40,9 @@ PLUGIN_PREFIX: Final = "plugin:"
 MAX_NAMED_TOPICS: Final = 200
 """Topics with metrics of their own: a pattern may match more than the operator has thought of."""
 
+MAX_STARTED: Final = 4096
+"""Children whose last start is remembered."""
+
 REQUESTED: Final = "requested"
 """The cause of a restart that the operator or a reload asked for."""
 
@@ -75,6 +78,11 @@ class Measuring:
             lambda one: _channel_counters(one.statistics()), lambda one: not one.connection_count
         )
         self._buses: Carried[Bus] = Carried(lambda one: {"reconnects": one.statistics().reconnects})
+        self.redis_since: float | None = None
+        """Seconds since the epoch at which Redis came or went; None before it was connected first."""
+        self._redis_up: bool | None = None
+        self.started: dict[tuple[str, ...], float] = {}
+        """Seconds since the epoch of the last start of each child, by its path in the tree."""
         self._build = {"version": VERSION, "python": platform.python_version()}
 
     @contextmanager
@@ -112,8 +120,15 @@ class Measuring:
 
         return timed_deliver
 
+    def note_redis(self, *, up: bool) -> None:
+        """Note that Redis is connected or not."""
+        if up is not self._redis_up:
+            self._redis_up, self.redis_since = up, self._wall()
+
     def take_event(self, event: SupervisionEvent) -> None:
-        """Count a restart; this listens to the supervisors."""
+        """Note a start or count a restart; this listens to the supervisors."""
+        if event.kind == "started":
+            self._note_start(event.path)
         if event.kind not in {"restarting", "planned", "quarantined"} or not event.path:
             return
         cause = REQUESTED if event.crash is None else event.crash.exception
@@ -121,6 +136,11 @@ class Measuring:
         if event.kind != "quarantined":
             self._restarts[child, cause] += 1
         self.pictures.mark(Mark(self._wall(), child, event.cause or cause))
+
+    def _note_start(self, path: tuple[str, ...]) -> None:
+        if path not in self.started and len(self.started) >= MAX_STARTED:
+            self.started.clear()  # plugins that start children under new names again and again
+        self.started[path] = self._wall()
 
     async def run(
         self, tree: MeasuredTree, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

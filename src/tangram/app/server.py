@@ -21,6 +21,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.console_view import ConsoleView
 from tangram.app.engines import serve_site
 from tangram.app.event_log import EventLog, admin_message
 from tangram.app.gc_pause import ANSWER_TIME, CollectorPause
@@ -168,7 +169,7 @@ class Server:
         self.stopping = True
         if self.tree is not None:
             self.tree.stop_reason = "stop"
-            self.tree.incarnation.tails.close()  # an endless response would use up the grace
+            self.tree.incarnation.close_streams()
         self._notifier.stopping()
         self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=asked_for)
 
@@ -192,7 +193,8 @@ class Server:
 
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
-        tree.operator = ServerOperator(self)
+        tree.operator = operator = ServerOperator(self)
+        tree.console = ConsoleView(self, operator)
         self.event_log.listen(self._collector)
         self.event_log.listen(self._on_event)
         self.event_log.listen(self.measuring.take_event)
@@ -454,7 +456,7 @@ class Server:
         if self.root is None or self.tree is None:
             return
         self.tree.stop_reason = "restart"
-        self.tree.incarnation.tails.close()
+        self.tree.incarnation.close_streams()
         try:
             await self.root.restart_child("incarnation")
         except StartFailed as error:

@@ -180,15 +180,32 @@ class ServerOperator:
             PluginError: the code cannot be imported again; the plugin runs on as it is.
             StartFailed: the plugin did not start.
         """
+        known, supervisor = self._find_plugin(name)
+        if reload and not await self._reload(self._incarnation.hosts[known].loaded):
+            return
+        self._tree.clear_quarantine(known)
+        await supervisor.restart_child(PLUGIN + known)
+
+    async def stop_plugin(self, name: str) -> None:
+        """Stop one plugin, until it is restarted by hand or with everything else.
+
+        Raises:
+            NoSuchChild: no plugin has this name, or no incarnation runs at the moment.
+        """
+        known, supervisor = self._find_plugin(name)
+        await supervisor.stop_child(PLUGIN + known)
+
+    def _find_plugin(self, name: str) -> tuple[str, Supervisor]:
+        """Return a plugin's own name for any spelling of it, and its supervisor.
+
+        Raises:
+            NoSuchChild: no plugin has this name, or no incarnation runs at the moment.
+        """
         incarnation = self._incarnation
         wanted = normalise(name)
         for known, host in incarnation.hosts.items():
             if wanted in {normalise(known), host.loaded.key} and incarnation.supervisor is not None:
-                if reload and not await self._reload(host.loaded):
-                    return
-                self._tree.clear_quarantine(known)
-                await incarnation.supervisor.restart_child(PLUGIN + known)
-                return
+                return known, incarnation.supervisor
         raise NoSuchChild(f"no plugin is called {name!r}")
 
     async def _reload(self, loaded: LoadedPlugin) -> bool:

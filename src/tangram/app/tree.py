@@ -34,6 +34,9 @@ from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.config.listen import UNIX, first_name, split_hosts
+from tangram.console.access import OperatorAccess
+from tangram.console.control import ConsoleControl
+from tangram.console.routes import console_router
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.longpoll import longpoll_router
@@ -96,6 +99,12 @@ class Tree:
         measuring: the measurements of all incarnations.
     """
 
+    operator: ServerControl | None = None
+    console: ConsoleControl | None = None
+    booted = False
+    """Whether the first boot is over. From then on a plugin that cannot start is left out, also where
+    ``strict`` is set."""
+
     def __init__(
         self,
         config: Config,
@@ -116,13 +125,14 @@ class Tree:
         measuring: Measuring | None = None,
     ) -> None:
         self.measuring = measuring or Measuring()
+        self.access = OperatorAccess(secrets.operator)
+        """Checks the operator's requests; sessions and wrong tokens outlive an incarnation."""
         self.outer_nursery = outer_nursery
         self.config = config
         self.plugins = plugins
         self.held = held
         self.secrets = secrets
         self.environ = environ
-        self.operator: ServerControl | None = None
         self.stop_reason: StopReason = "crash"
         """The reason of the parts' next stop: a crash, unless a restart or a stop was requested."""
         self.url = ""
@@ -131,9 +141,6 @@ class Tree:
         self.broker: EmbeddedBroker | ExternalBroker | None = None
         self.incarnation = Incarnation()
         """The present incarnation, or the last one; without any part before the first start."""
-        self.booted = False
-        """Whether the first boot is over. From then on a plugin that cannot start is left out, also where
-        ``strict`` is set."""
         self.quarantined: dict[str, Crash] = {}
         """Plugins in quarantine, each with the cause, until the operator or a reload tries again. A crash of
         the broker makes a new incarnation with new children, which must know it."""
@@ -184,6 +191,7 @@ class Tree:
     def take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets, root: Supervisor) -> None:
         """Use another configuration: for the root at once, for the parts in the next incarnation."""
         self.config, self.plugins, self.secrets = config, plugins, secrets
+        self.access.renew(secrets.operator)
         self.rules = self._make_rules()
         limits = config.supervisor
         self.window.resize(limits.root_restarts, limits.root_window)
@@ -437,6 +445,7 @@ class Tree:
 
     def _on_bus(self, incarnation: Incarnation, up: bool) -> None:
         self.redis_outage.note(up)
+        self.measuring.note_redis(up=up)
         if incarnation.channels is not None:
             incarnation.channels.on_up(up)
         self._on_bus_change(up)
@@ -501,6 +510,7 @@ class Tree:
     def site_parts(self, incarnation: Incarnation, **more: object) -> SiteParts:
         """Return the parts of an incarnation's site; ``more`` comes from the engine."""
         assert self.operator is not None
+        assert self.console is not None
         return SiteParts(
             config=self.config.with_redis_url(self.url),
             control=self.operator,
@@ -510,7 +520,9 @@ class Tree:
             routers=[
                 token_router(lambda: incarnation.channels),
                 longpoll_router(lambda: incarnation.channels),
+                console_router(self.console, self.access, incarnation.live_streams),
             ],
+            access=self.access,
             apps=[
                 app
                 for host in incarnation.hosts.values()

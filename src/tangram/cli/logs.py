@@ -21,6 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from tangram.cli.plugin_output import find_plugin
 from tangram.cli.streams import write_line
+from tangram.console.records import keep
 from tangram.redis_url import redact_text
 
 __all__ = ["AccessFormat", "LogFormat", "configure_logging", "redact"]
@@ -225,7 +226,7 @@ def configure_logging(
         ),
     ]
     # A traceback is formatted before secrets are hidden, because an exception's message may quote one.
-    tail: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(style, access)]
+    tail: list[Processor] = [structlog.processors.format_exc_info, redact, keep, _renderer(style, access)]
     if style == "console":
         tail.insert(-1, _unfold_traceback)
     _threshold.set(number, {name: _number(one) for name, one in levels.items()})

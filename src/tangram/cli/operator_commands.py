@@ -189,6 +189,23 @@ def token(
 
 
 @click.command()
+@click.option("--no-browser", is_flag=True, help="Print the URL only; a pipe gets it without a browser, too.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="As for serve; names the server."
+)
+@click.option("--url", help="The server. Default: $TANGRAM_URL, else that of the configuration.")
+def console(*, no_browser: bool, url: str | None, config_file: Path | None) -> None:
+    """Open the console in a browser, logged in.
+
+    The printed URL logs in once, within a minute. It needs no typing of the operator's token, which is read
+    from the state folder.
+    """
+    from tangram.cli.console import open_console
+
+    sys.exit(open_console(_find(url, config_file), browse=not no_browser))
+
+
+@click.command()
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="As for serve.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on a terminal, too.")
 def check(*, config_file: Path | None, as_json: bool) -> None:
@@ -205,5 +222,5 @@ def check(*, config_file: Path | None, as_json: bool) -> None:
 
 def add_operator_commands(group: click.Group) -> None:
     """Add the commands of this module to the command line."""
-    for command in (check, status, top, topics, tail, push, publish, restart, token):
+    for command in (check, status, top, topics, tail, push, publish, restart, token, console):
         group.add_command(command)

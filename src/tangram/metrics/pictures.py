@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import attrs
 
 from tangram.metrics.histogram import HistogramValues
 from tangram.metrics.moment import Moment
-from tangram.metrics.requests import OTHER
+from tangram.metrics.requests import OTHER, RequestKey
 
 __all__ = ["MAX_MARKS", "MAX_ROUTES", "NAMES", "SPANS", "Mark", "Picture", "Pictures"]
 
@@ -29,6 +29,9 @@ SPANS: Final[Mapping[str, tuple[float, int]]] = {"15m": (2.0, 450), "24h": (60.0
 
 MAX_ROUTES: Final = 16
 """Routes with series of their own; the others share the series ``_OTHER``."""
+
+UNDRAWN: Final = ("/-/", "/longpoll")
+"""Beginnings of routes that are not drawn."""
 
 MAX_MARKS: Final = 256
 """Restarts that are kept."""
@@ -115,7 +118,7 @@ class Picture:
         for rates, durations in self._routes.values():
             rates[place], durations[place] = 0.0, NAN
         by_route: dict[str, HistogramValues] = {}
-        for key, values in moment.requests.items():
+        for key, values in _drawn(moment):
             then = earlier.requests.get(key)
             new = values if then is None else values.since(then)
             if new.count:
@@ -175,6 +178,17 @@ class Pictures:
         return sum(picture.size for picture in self.spans.values())
 
 
+def _drawn(moment: Moment) -> Iterator[tuple[RequestKey, HistogramValues]]:
+    """Yield the series of requests that are drawn.
+
+    Those of the operator are not, nor those that wait for messages. An open page of the console would be a
+    request of an hour.
+    """
+    for key, values in moment.requests.items():
+        if not key.route.startswith(UNDRAWN):
+            yield key, values
+
+
 def _point(earlier: Moment, now: Moment, elapsed: float) -> dict[str, float]:
     lag = now.delivery_lag.since(earlier.delivery_lag)
     requests = _all_requests(now, earlier)
@@ -197,7 +211,7 @@ def _point(earlier: Moment, now: Moment, elapsed: float) -> dict[str, float]:
 def _all_requests(now: Moment, earlier: Moment) -> HistogramValues | None:
     """Return the durations of all requests between two moments."""
     total: HistogramValues | None = None
-    for key, values in now.requests.items():
+    for key, values in _drawn(now):
         then = earlier.requests.get(key)
         new = values if then is None else values.since(then)
         if new.count:

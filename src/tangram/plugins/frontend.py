@@ -50,7 +50,19 @@ def resolve_frontend(loaded: LoadedPlugin) -> Path | None:
     wheel. Some projects keep the build inside the package in both cases, so both places are tried in that
     order. A missing folder is logged as a warning.
     """
-    wanted = loaded.plugin.frontend_path
+    return _find_folder(loaded, loaded.plugin.frontend_path)
+
+
+def resolve_console(loaded: LoadedPlugin) -> Path | None:
+    """Return the folder of the plugin's page in the console, or None if there is none.
+
+    It is found as that of the front end.
+    """
+    wanted = loaded.plugin.console
+    return None if wanted is None or wanted.startswith("/") else _find_folder(loaded, wanted)
+
+
+def _find_folder(loaded: LoadedPlugin, wanted: str | None) -> Path | None:
     if not wanted:
         return None
     bases = [base for base in (loaded.project_root, loaded.package_path) if base is not None]
@@ -63,7 +75,7 @@ def resolve_frontend(loaded: LoadedPlugin) -> Path | None:
     log.warning(
         "plugin front end missing",
         plugin=loaded.name,
-        frontend_path=wanted,
+        folder=wanted,
         looked_in=[str(base) for base in bases],
     )
     return None

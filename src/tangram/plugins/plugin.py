@@ -96,6 +96,12 @@ class Plugin:
     """
     get_typer: Callable[[], Any] | None = None
     """Returns the plugin's command-line application."""
+    console: str | None = None
+    """A page for the operator in the menu of the console: a folder, or the path of a route.
+
+    A folder is relative as that of ``frontend_path``, has an ``index.html``, and is served to operators who
+    are logged in. A path begins with a slash, as in ``/my-plugin/status``; its route decides about access.
+    """
 
     services: list[Service] = attrs.field(factory=list, init=False)
     """Sorted by (priority, name)."""

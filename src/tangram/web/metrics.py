@@ -9,9 +9,9 @@ from typing import Final
 
 import trio
 
+from tangram.console.access import OperatorAccess
 from tangram.metrics.moment import Moment
 from tangram.routing import APIRouter, Request, Response
-from tangram.web.topic_routes import Access
 
 __all__ = ["add_metrics_route"]
 
@@ -19,7 +19,7 @@ _EXPOSITION: Final = "tangram.metrics.exposition"
 
 
 def add_metrics_route(
-    router: APIRouter, moment: Callable[[], Moment], access: Access, *, public: bool
+    router: APIRouter, moment: Callable[[], Moment], access: OperatorAccess, *, public: bool
 ) -> None:
     """Add the route to the operator's router."""
 
@@ -34,10 +34,10 @@ def add_metrics_route(
     async def prometheus(request: Request) -> Response:
         """Return the metrics for Prometheus or OpenMetrics, as the request accepts.
 
-        Needs the operator's token unless ``[metrics] public`` is set.
+        Needs the operator's token, or a session of the console, unless ``[metrics] public`` is set.
         """
         if not public:
-            access.require_token(request)
+            access.require_read(request)
         return await _metrics_response(moment(), request.headers.get("accept", ""))
 
 

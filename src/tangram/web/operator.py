@@ -1,23 +1,23 @@
 """Routes of the operator below ``/-/``, for example health, plugins and topics.
 
 1. Numbers and states are public. Causes of crashes, with the last frames of their tracebacks, are shown to
-   requests with the operator's token.
+   requests with the operator's token, and to browsers that are logged in to the console.
 2. Routes that change something need the token too. Being on this machine replaces it nowhere: a proxy on this
    machine makes every client local, and any page in a browser here can send a request to loopback.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import trio
 
 from tangram.config.model import MetricsConfig
+from tangram.console.access import OperatorAccess
 from tangram.errors import NoSuchChild, PluginError, StartFailed
 from tangram.metrics.moment import Moment
-from tangram.routing import APIRouter, HTTPException, JSONResponse, Request
+from tangram.routing import APIRouter, HTTPException, JSONResponse, Request, Response
 from tangram.web.metrics import add_metrics_route
 from tangram.web.topic_routes import TopicControl, add_topic_routes
 
@@ -116,9 +116,10 @@ def _holds_text(value: Any) -> bool:
     return isinstance(value, str | bytes)
 
 
-def operator_router(control: ServerControl, token: str, *, metrics: MetricsConfig | None = None) -> APIRouter:
+def operator_router(
+    control: ServerControl, access: OperatorAccess, *, metrics: MetricsConfig | None = None
+) -> APIRouter:
     """Make the routes below ``/-``."""
-    access = _Access(token)
     router = APIRouter(prefix="/-", tags=["operator"])
 
     @router.get("/healthz", summary="Liveness", responses={503: {"description": "The server is stopping"}})
@@ -141,16 +142,18 @@ def operator_router(control: ServerControl, token: str, *, metrics: MetricsConfi
         )
 
     @router.get("/supervision", summary="The supervision tree")
-    async def supervision(request: Request) -> JSONResponse:
-        """Return state, incarnation and restarts of each part; crashes for the operator only."""
-        tree = control.supervision()
-        return _uncached(tree if access.has_token(request) else without_details(tree))
+    async def supervision(request: Request) -> Response:
+        """Return state, incarnation and restarts of each part; crashes for the operator only.
+
+        A browser that navigates here is led to the console.
+        """
+        return _to_console(request) or _supervision(control, access, request)
 
     @router.get("/plugins", summary="The plugins")
     async def plugins(request: Request) -> JSONResponse:
         """Return name and state of each plugin; for the operator also the causes of failures."""
         listed = list(control.plugins())
-        return _uncached(listed if access.has_token(request) else without_details(listed))
+        return _uncached(listed if access.may_read(request) else without_details(listed))
 
     @router.post(
         "/plugins/{name}/restart",
@@ -175,6 +178,29 @@ def operator_router(control: ServerControl, token: str, *, metrics: MetricsConfi
     return router
 
 
+def _is_navigation(request: Request) -> bool:
+    """Return whether a browser asks for a page, and not a program for data.
+
+    Browsers name HTML first in ``Accept``; programs that accept it, too, name JSON before it.
+    """
+    return request.headers.get("accept", "").lstrip().startswith("text/html")
+
+
+def _to_console(request: Request) -> Response | None:
+    """Return the redirect of a navigating browser, or None for a program."""
+    if not _is_navigation(request):
+        return None
+    root = request.scope.get("root_path", "")
+    return Response(b"", 303, {"location": f"{root}/-/#/tree", "vary": "Accept"})
+
+
+def _supervision(control: ServerControl, access: OperatorAccess, request: Request) -> Response:
+    tree = control.supervision()
+    response = _uncached(tree if access.may_read(request) else without_details(tree))
+    response.headers["vary"] = "Accept"
+    return response
+
+
 async def _restart(control: ServerControl, name: str, *, reload: bool) -> JSONResponse:
     try:
         await control.restart_plugin(name, reload=reload)
@@ -191,28 +217,3 @@ async def _restart(control: ServerControl, name: str, *, reload: bool) -> JSONRe
 def _uncached(content: Any, status: int = 200) -> JSONResponse:
     # The answer holds for this moment, so a proxy must not keep it.
     return JSONResponse(content, status, headers={"cache-control": "no-store"})
-
-
-class _Access:
-    """The check of requests for details and for changes."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-
-    def require_token(self, request: Request) -> None:
-        if not self.has_token(request):
-            raise HTTPException(
-                401,
-                "the operator's token is needed: Authorization: Bearer TOKEN",
-                {"www-authenticate": 'Bearer realm="tangram"'},
-            )
-
-    def has_token(self, request: Request) -> bool:
-        values = request.headers.getlist("authorization")
-        if len(values) != 1 or not self._token:
-            return False
-        scheme, _, given = values[0].partition(" ")
-        # A comparison in constant time does not reveal how many characters were right.
-        return (
-            hmac.compare_digest(given.strip().encode("latin-1"), self._token) and scheme.lower() == "bearer"
-        )

@@ -32,6 +32,7 @@ from tangram.asgi import (
 from tangram.channels.disconnects import ORIGIN, UNAVAILABLE, Party, Refusal
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
+from tangram.console.access import OperatorAccess
 from tangram.http.engine import ClientGone
 from tangram.metrics.requests import RequestTimes
 from tangram.plugin_exit import exit_as_crash
@@ -110,6 +111,8 @@ class SiteParts:
     """Further routes, each with an owner and a resolver."""
     cache: CacheRoutes | None = None
     """The routes of ``[[cache.entries]]``; their ``run`` must run beside the site."""
+    access: OperatorAccess | None = None
+    """The check of the operator's requests, over all incarnations; ``None`` makes one of the token."""
     request_times: RequestTimes = attrs.field(factory=RequestTimes)
     """Takes the duration of each request."""
     allowed: Allowed | None = None
@@ -435,7 +438,11 @@ class Site:
     def _mounts(self) -> list[Mount]:
         parts = self._parts
         routers = [
-            operator_router(parts.control, parts.operator_token, metrics=parts.config.metrics),
+            operator_router(
+                parts.control,
+                parts.access or OperatorAccess(parts.operator_token),
+                metrics=parts.config.metrics,
+            ),
             *parts.routers,
             self._core_router(),
         ]
