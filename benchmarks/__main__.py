@@ -22,7 +22,18 @@ from pathlib import Path
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import FIGURES, RESULTS, Promise, machine, promised
 
-NAMES = ("channels", "joins", "requests", "existing", "supervision", "startup", "hub", "bus", "routing")
+NAMES = (
+    "channels",
+    "joins",
+    "requests",
+    "existing",
+    "supervision",
+    "startup",
+    "hub",
+    "bus",
+    "routing",
+    "console",
+)
 """The benchmarks, those that need two idle processors first."""
 
 

@@ -70,7 +70,6 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "chaos/test_conformance.py": ({"EmbeddedBroker"}, "the real broker beside the one in memory"),
     "http/test_engine_start.py": ({"serve_native"}, ITSELF),
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
-    "e2e/test_metrics.py": ({"open_process"}, "Prometheus"),
     "e2e/test_proxies.py": ({"open_process"}, "nginx and HAProxy"),
     "e2e/test_deploy_proxies.py": ({"open_process"}, "nginx and HAProxy"),
     "e2e/test_metrics.py": ({"open_process"}, "prometheus"),
