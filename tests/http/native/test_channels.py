@@ -249,7 +249,7 @@ async def test_quiet_client_is_pinged(clock: Clock) -> None:
 @pytest.mark.slow
 async def test_ten_thousand_joins(clock: Clock) -> None:
     """Joins beyond the limit are refused one by one, and the connection lives on."""
-    async with serving_channels(Settings(max_joins=100)) as served:
+    async with serving_channels(Settings(max_joins=100, join_burst=20_000)) as served:
         client = await served.open()
         frames = b"".join(
             masked(json.dumps(["1", str(n), f"t{n}", "phx_join", {"token": "x"}]).encode())
