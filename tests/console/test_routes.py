@@ -181,6 +181,19 @@ async def test_a_page_of_another_origin_changes_nothing(
     assert console.control.done == []
 
 
+async def test_below_a_prefix_the_cookie_and_the_redirect_have_it() -> None:
+    """A browser behind a proxy with a prefix sends the cookie only to paths below it."""
+    control, access = FakeControl(), OperatorAccess(TOKEN, "/tangram")
+    site = site_of(access=access, routers=[console_router(control, access, LiveStreams())])
+    headers = {**JSON, **OWN}
+    body = json.dumps({"token": TOKEN}).encode()
+    login = await call(site, "POST", "/-/session", headers=headers, body=body)
+    led = await call(site, "GET", "/-/supervision", headers={"accept": "text/html"})
+
+    assert "Path=/tangram/-" in login.headers["set-cookie"].split("; ")
+    assert led.headers["location"] == "/tangram/-/#/tree"
+
+
 async def test_a_page_of_another_origin_cannot_log_in(console: Console) -> None:
     """Else it could put the operator into a session of its own."""
     answer = await console.login({"token": TOKEN}, headers={"origin": "https://attacker.example"})

@@ -125,7 +125,7 @@ class Tree:
         measuring: Measuring | None = None,
     ) -> None:
         self.measuring = measuring or Measuring()
-        self.access = OperatorAccess(secrets.operator)
+        self.access = OperatorAccess(secrets.operator, config.server.root_path)
         """Checks the operator's requests; sessions and wrong tokens outlive an incarnation."""
         self.outer_nursery = outer_nursery
         self.config = config
@@ -191,7 +191,7 @@ class Tree:
     def take_over(self, config: Config, plugins: LoadedPlugins, secrets: Secrets, root: Supervisor) -> None:
         """Use another configuration: for the root at once, for the parts in the next incarnation."""
         self.config, self.plugins, self.secrets = config, plugins, secrets
-        self.access.renew(secrets.operator)
+        self.access.renew(secrets.operator, config.server.root_path)
         self.rules = self._make_rules()
         limits = config.supervisor
         self.window.resize(limits.root_restarts, limits.root_window)

@@ -42,15 +42,18 @@ class OperatorAccess:
 
     Args:
         token: the operator's token; an empty one opens nothing.
+        root_path: the prefix below which browsers reach the server, as ``[server] root_path`` has it.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, root_path: str = "") -> None:
+        self.root_path = root_path
         self._token = token.encode()
         self.sessions = Sessions(token, clock=time.time, new_id=secrets.token_hex)
         self.attempts = Attempts(time.monotonic)
 
-    def renew(self, token: str) -> None:
-        """Use another token after a reload."""
+    def renew(self, token: str, root_path: str = "") -> None:
+        """Use another token and prefix after a reload."""
+        self.root_path = root_path
         self._token = token.encode()
         self.sessions.renew(token)
 
@@ -127,7 +130,7 @@ class OperatorAccess:
             self.sessions.cookie_name,
             session.cookie,
             max_age=session.seconds,
-            path=_cookie_path(request),
+            path=self._cookie_path,
             secure=request.scope.get("scheme") == "https",
             httponly=True,
             samesite="strict",
@@ -137,7 +140,11 @@ class OperatorAccess:
     def end_session(self, request: Request, response: Response) -> None:
         """End the session of a request and remove its cookie."""
         self.sessions.end(self._cookie(request))
-        response.delete_cookie(self.sessions.cookie_name, path=_cookie_path(request))
+        response.delete_cookie(self.sessions.cookie_name, path=self._cookie_path)
+
+    @property
+    def _cookie_path(self) -> str:
+        return f"{self.root_path}{COOKIE_PATH}"
 
     def _cookie(self, request: Request) -> str:
         return request.cookies.get(self.sessions.cookie_name, "")
@@ -157,10 +164,6 @@ def require_own_page(request: Request) -> None:
         own = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
     if not own:
         raise HTTPException(403, "a page of another origin may not change anything here")
-
-
-def _cookie_path(request: Request) -> str:
-    return f"{request.scope.get('root_path', '')}{COOKIE_PATH}"
 
 
 def _unauthorized() -> HTTPException:

@@ -147,7 +147,7 @@ def operator_router(
 
         A browser that navigates here is led to the console.
         """
-        return _to_console(request) or _supervision(control, access, request)
+        return _to_console(request, access.root_path) or _supervision(control, access, request)
 
     @router.get("/plugins", summary="The plugins")
     async def plugins(request: Request) -> JSONResponse:
@@ -186,11 +186,10 @@ def _is_navigation(request: Request) -> bool:
     return request.headers.get("accept", "").lstrip().startswith("text/html")
 
 
-def _to_console(request: Request) -> Response | None:
+def _to_console(request: Request, root: str) -> Response | None:
     """Return the redirect of a navigating browser, or None for a program."""
     if not _is_navigation(request):
         return None
-    root = request.scope.get("root_path", "")
     return Response(b"", 303, {"location": f"{root}/-/#/tree", "vary": "Accept"})
 
 

@@ -440,7 +440,7 @@ class Site:
         routers = [
             operator_router(
                 parts.control,
-                parts.access or OperatorAccess(parts.operator_token),
+                parts.access or OperatorAccess(parts.operator_token, parts.config.server.root_path),
                 metrics=parts.config.metrics,
             ),
             *parts.routers,
