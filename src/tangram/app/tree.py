@@ -209,8 +209,15 @@ class Tree:
             for one in self.config.channel.history
         ]
         return Rules.of(
-            operator, [one.plugin.history for one in self.plugins.plugins], new_epoch=self._new_epoch
+            operator,
+            [one.plugin.history for one in self.plugins.plugins],
+            new_epoch=self._new_epoch,
+            identity=self._identity,
         )
+
+    def _identity(self) -> str | None:
+        """Return a name of the broker's stored data; None if the start of Redis stands for it."""
+        return self.broker.identity if isinstance(self.broker, EmbeddedBroker) else None
 
     def _new_epoch(self) -> str:
         return f"{self._rng.getrandbits(48):012x}"
@@ -264,6 +271,8 @@ class Tree:
             self.broker.folder = broker_folder(self.config, self.environ)
         broker = self.broker
         assert broker is not None
+        if isinstance(broker, EmbeddedBroker):
+            broker.keeps = bool(self.rules)
         try:
             await broker.run(task_status=RelayedStatus(task_status, on_started=self._on_broker_url))
         finally:

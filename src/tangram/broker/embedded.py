@@ -1,4 +1,4 @@
-"""The embedded broker: valkey-server as a child process, local and in memory only.
+"""The embedded broker: valkey-server as a child process, local, in memory unless a topic has a history.
 
 1. The server that answers must be the child: INFO names its process id. A foreign Redis on the same port
    gets no other command.
@@ -27,6 +27,7 @@ import structlog
 import trio
 
 from tangram.broker.accounts import Accounts, port_url, socket_url
+from tangram.broker.persistence import Persistence
 from tangram.broker.ping import open_probe
 from tangram.broker.process import BrokerProcess, parse_log_line, start_server
 from tangram.config.model import BrokerConfig
@@ -109,24 +110,24 @@ def _candidates(search: str | None) -> Iterator[Path]:
             yield Path(found)
 
 
-def server_arguments(binary: Path, port: int) -> Sequence[str]:
-    """Return the command line of a server on loopback, in memory, with one thread.
+def server_arguments(binary: Path, port: int, kept: Sequence[str] = ("--appendonly", "no")) -> Sequence[str]:
+    """Return the command line of a server on loopback with one thread.
 
-    valkey, and redis from 6.2 on, know every option. Port 0 means no TCP.
+    valkey, and redis from 6.2 on, know every option. Port 0 means no TCP. ``kept`` are the options of the
+    append-only file; without them the data is in memory only.
     """
     settings = {
         "port": str(port),
         "bind": _HOST,
         "daemonize": "no",
         "save": "",
-        "appendonly": "no",
         "loglevel": "notice",
         "io-threads": "1",
         # Each slot of the event loop takes memory; compiled plugins open a few connections each.
         "maxclients": "2048",
         "databases": "16",
     }
-    return [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
+    return [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value)), *kept]
 
 
 @attrs.frozen
@@ -138,10 +139,10 @@ class _Address:
     path: Path | None
     accounts: Accounts
 
-    def arguments(self, binary: Path) -> list[str]:
+    def arguments(self, binary: Path, kept: Sequence[str]) -> list[str]:
         """Return the child's command line."""
         unix = ["--unixsocket", str(self.path), "--unixsocketperm", "600"] if self.path else []
-        return [*server_arguments(binary, self.port), *unix, *self.accounts.arguments()]
+        return [*server_arguments(binary, self.port, kept), *unix, *self.accounts.arguments()]
 
     @property
     def url(self) -> str:
@@ -172,12 +173,20 @@ class EmbeddedBroker:
     ) -> None:
         self.folder = folder
         """The child's working folder; None for ``/``."""
+        self.keeps = False
+        """Whether the next run keeps its data in an append-only file, because a topic has a history."""
+        self._persistence = Persistence(None)
+        self._unwritable = trio.Event()
         self._config = config
         self._rng = rng or Random()  # noqa: S311 - a port is no secret
         self._accounts = Accounts(ask_clients=config.private or config.password)
         self._address: _Address | None = None
         self._server: BrokerProcess | None = None
         self._up = False
+        self._answered = False
+        """Whether the child of this run has answered."""
+        self._server_lines: Sequence[str] = ()
+        """The last output of the child that has ended."""
         self._starts = 0
         self._version: str | None = None
         self._last_error: str | None = None
@@ -190,6 +199,11 @@ class EmbeddedBroker:
     def server_url(self) -> str:
         """The URL for the server itself, with every right; empty until the first start."""
         return "" if self._address is None else self._address.server_url
+
+    @property
+    def identity(self) -> str | None:
+        """A name of the stored data, which changes whenever some of it may be lost; None without a file."""
+        return self._persistence.identity
 
     def statistics(self) -> BrokerStatistics:
         """Return a record of this moment."""
@@ -213,6 +227,21 @@ class EmbeddedBroker:
             BrokerUnavailable: the child ended.
         """
         binary = find_server(self._config.binary)
+        persistence = self._persistence = Persistence(self.folder)
+        if self.keeps:
+            persistence.check()
+        else:
+            persistence.remove()
+        error = await self._run_at_address(binary, task_status)
+        while (
+            not self._answered and self._server_lines and await persistence.failed(binary, self._server_lines)
+        ):
+            error = await self._run_at_address(binary, task_status)
+        self._last_error = str(error)
+        raise error
+
+    async def _run_at_address(self, binary: Path, task_status: trio.TaskStatus[str]) -> Exception:
+        """Run the child at its address, or choose one, and return why it ended."""
         error: Exception
         if self._address is None and self._config.private:
             error = await self._run_child(binary, self._choose_socket(), task_status)
@@ -225,8 +254,7 @@ class EmbeddedBroker:
                 f"port {self._address.port} of the embedded broker was taken by another process in the "
                 "meantime: end that process, or set broker.port to a port that is free"
             )
-        self._last_error = str(error)
-        raise error
+        return error
 
     async def _run_on_free_port(self, binary: Path, task_status: trio.TaskStatus[str]) -> Exception:
         """Run the child on the first port that it gets, and return why it ended."""
@@ -277,9 +305,13 @@ class EmbeddedBroker:
     ) -> Exception:
         """Run the child until it ends, and return the error, so that no exception group wraps it."""
         self._accounts.renew()
+        self._answered, self._server_lines = False, ()
+        self._unwritable = trio.Event()
         folder = str(self.folder or "/")
         try:
-            server = await start_server(address.arguments(binary), self._on_line, cwd=folder)
+            server = await start_server(
+                address.arguments(binary, self._persistence.arguments()), self._on_line, cwd=folder
+            )
         except OSError as error:
             return BrokerStartError(f"cannot start {str(binary)!r}: {error}")
         self._server = server
@@ -290,6 +322,7 @@ class EmbeddedBroker:
                 return await self._watch(server, address, task_status)
             finally:
                 self._up = False
+                self._server_lines = [parse_log_line(line)[1] for line in server.last_lines]
                 if not await server.stop(self._config.stop_timeout):
                     log.warning("broker killed because it did not stop in time", pid=server.pid)
                 if address.path is not None:  # a broker that was killed leaves it
@@ -311,17 +344,28 @@ class EmbeddedBroker:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(await_end, nursery.cancel_scope)
+            nursery.start_soon(self._go_on_in_memory, address)
             with trio.move_on_after(self._config.start_timeout):
                 await self._await_answer(address, server.pid)
                 ready = True
             if not ready:
                 nursery.cancel_scope.cancel()
             else:
-                self._address, self._up = address, True
+                self._address, self._up, self._answered = address, True, True
                 shown = redact_url(address.url)
                 log.info("broker ready", url=shown, pid=server.pid, version=self._version)
                 task_status.started(address.url)
         return self._error_of(server, ended, ready=ready)
+
+    async def _go_on_in_memory(self, address: _Address) -> None:
+        """Turn the append-only file off once it cannot be written, so that publications go on."""
+        await self._unwritable.wait()
+        with trio.move_on_after(_ASK_TIMEOUT):
+            try:
+                async with open_probe(parse_redis_url(address.server_url)) as probe:
+                    await probe.ask("CONFIG", "SET", "appendonly", "no")
+            except BrokerUnavailable as error:
+                log.warning("append-only file not turned off", cause=str(error))
 
     def _error_of(self, server: BrokerProcess, ended: str | None, *, ready: bool) -> Exception:
         if ready:
@@ -355,6 +399,8 @@ class EmbeddedBroker:
 
     def _on_line(self, line: str) -> None:
         level, text = parse_log_line(line)
+        if self._persistence.heard(text):
+            self._unwritable.set()
         # During the start its output matters only after a failure, and then the error has it.
         getattr(log, level if self._up else "debug")("broker output", line=text)
 

@@ -1,0 +1,136 @@
+"""The append-only file of the embedded broker: kept, damaged, set aside, and done without."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from tangram.broker import EmbeddedBroker
+from tangram.broker.persistence import FOLDER, Persistence
+from tangram.bus import Bus
+from tangram.config.model import BrokerConfig
+from tangram.errors import BrokerUnavailable
+from tangram.history import History, Rules
+from tangram.history.replay import parse_replay, read_call
+from tangram.history.rules import Rule
+
+pytestmark = pytest.mark.slow
+
+
+async def run_once(folder: Path, publish: int, *, keeps: bool = True) -> tuple[int, str | None, str]:
+    """Run a broker, publish, and kill it; return the messages kept from before, identity and epoch."""
+    broker = EmbeddedBroker(BrokerConfig(port=0), folder=folder)
+    broker.keeps = keeps
+    rules = Rules([Rule("*", History())], identity=lambda: broker.identity)
+    async with trio.open_nursery() as nursery:
+
+        async def run(task_status: trio.TaskStatus[str]) -> None:
+            with pytest.raises(BrokerUnavailable, match="SIGKILL"):
+                await broker.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(run)
+        bus: Bus = await nursery.start(Bus(broker.server_url, history=rules).run)
+        history = rules.find("t")
+        assert history is not None
+        before = parse_replay(await bus.call(read_call(rules, "t", history, None)))
+        for number in range(publish):
+            await bus.publish("to:t:n", str(number))
+        identity = broker.identity
+        pid = broker.statistics().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await trio.sleep_forever()
+    return len(before.events), identity, before.position.epoch
+
+
+async def test_a_killed_broker_loses_nothing(tmp_path: Path) -> None:
+    """Every acknowledged message is there at the next start, in the same epoch."""
+    _, first, epoch = await run_once(tmp_path, 50)
+    kept, second, same = await run_once(tmp_path, 0)
+
+    assert kept == 50
+    assert first == second is not None
+    assert epoch == same
+
+
+async def test_without_history_the_old_file_is_removed(tmp_path: Path) -> None:
+    """A broker without histories keeps nothing on the disk."""
+    await run_once(tmp_path, 1)
+    kept, identity, _ = await run_once(tmp_path, 1, keeps=False)
+
+    assert kept == 0
+    assert identity is None
+    assert not (tmp_path / FOLDER).exists()
+
+
+def last_file(folder: Path) -> Path:
+    return max((folder / FOLDER).glob("*.incr.aof"))
+
+
+def cut(folder: Path) -> None:
+    file = last_file(folder)
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def spoil(folder: Path) -> None:
+    file = last_file(folder)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + b"garbage\r\n" + data[len(data) // 2 :])
+
+
+def spoil_list(folder: Path) -> None:
+    next((folder / FOLDER).glob("*.manifest")).write_text("nonsense\n")
+
+
+def replace_by_file(folder: Path) -> None:
+    (folder / FOLDER).rename(folder / "away")
+    (folder / FOLDER).write_text("a file")
+
+
+@pytest.mark.parametrize("damage", [cut, spoil, spoil_list, replace_by_file])
+async def test_a_damaged_file_never_prevents_a_start(
+    tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is repaired or set aside, the log says so, and no old epoch is continued."""
+    _, first, epoch = await run_once(tmp_path, 20)
+    damage(tmp_path)
+    capsys.readouterr()
+    _, second, other = await run_once(tmp_path, 1)
+    kept, third, same = await run_once(tmp_path, 0)
+
+    assert "append-only file" in capsys.readouterr().out
+    assert first != second
+    assert epoch != other
+    assert (kept, second, other) == (1, third, same)
+
+
+async def test_a_folder_that_cannot_be_written_is_done_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The broker then keeps everything in memory, and the log says so."""
+    kept, identity, _ = await run_once(tmp_path, 0)
+    persistence = Persistence(tmp_path / "missing")
+    persistence.check()
+
+    assert (kept, identity is None) == (0, False)
+    assert persistence.identity is None
+    assert persistence.arguments() == ["--appendonly", "no"]
+    assert "histories are kept in memory only" in capsys.readouterr().out
+
+
+def test_a_full_disk_turns_the_file_off(tmp_path: Path) -> None:
+    """A write error in the child's output ends the file, so that publications go on in memory."""
+    persistence = Persistence(tmp_path)
+    persistence.check()
+    before = persistence.identity
+
+    assert not persistence.heard("Background AOF rewrite finished")
+    assert persistence.heard("Error writing to the AOF file: No space left on device")
+    assert persistence.identity is None
+    assert Persistence(tmp_path).identity != before
