@@ -1,4 +1,4 @@
-"""The embedded broker: valkey-server as a child process, local, in memory unless a topic has a history.
+"""The embedded broker: valkey-server as a child process, local, mostly in memory.
 
 1. The server that answers must be the child: INFO names its process id. A foreign Redis on the same port
    gets no other command.
@@ -202,7 +202,7 @@ class EmbeddedBroker:
 
     @property
     def identity(self) -> str | None:
-        """A name of the stored data, which changes whenever some of it may be lost; None without a file."""
+        """A name of the stored data, which changes when some may be lost; None without any."""
         return self._persistence.identity
 
     def statistics(self) -> BrokerStatistics:

@@ -1,4 +1,4 @@
-"""The append-only file of the embedded broker, which is written only where a topic has a history.
+"""The append-only file of the embedded broker, written where a topic has a history.
 
 1. A damaged file never prevents a start. It is repaired; if that does not help, it is set aside under another
    name; if even that fails, the broker runs in memory. Each step is logged.
