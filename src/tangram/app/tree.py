@@ -40,6 +40,7 @@ from tangram.console.routes import console_router
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.longpoll import longpoll_router
+from tangram.gateway.sse import sse_router
 from tangram.gateway.tokens import token_router
 from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
@@ -530,6 +531,7 @@ class Tree:
                 token_router(lambda: incarnation.channels),
                 longpoll_router(lambda: incarnation.channels),
                 console_router(self.console, self.access, incarnation.live_streams),
+                sse_router(lambda: incarnation.channels),
             ],
             access=self.access,
             apps=[
