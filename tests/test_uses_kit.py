@@ -53,6 +53,7 @@ PROGRAM = "another program, which is no server of ours"
 EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "app/test_crash_matrix.py": ({"open_process"}, "a client that polls, in a process of its own"),
     "broker/test_accounts.py": ({"EmbeddedBroker"}, ITSELF),
+    "broker/test_persistence.py": ({"EmbeddedBroker"}, ITSELF),
     "broker/test_embedded.py": ({"EmbeddedBroker", "Popen", "run_process"}, ITSELF),
     "broker/test_process.py": ({"start_server"}, ITSELF),
     "cli/test_force_exit.py": ({"Popen"}, "a process that sleeps in the broker's place"),
@@ -70,6 +71,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "chaos/test_conformance.py": ({"EmbeddedBroker"}, "the real broker beside the one in memory"),
     "http/test_engine_start.py": ({"serve_native"}, ITSELF),
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
+    "history/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
     "e2e/test_proxies.py": ({"open_process"}, "nginx and HAProxy"),
     "e2e/test_deploy_proxies.py": ({"open_process"}, "nginx and HAProxy"),
     "e2e/test_metrics.py": ({"open_process"}, "prometheus"),
