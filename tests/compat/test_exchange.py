@@ -369,12 +369,14 @@ async def test_a_file_is_closed_when_its_client_leaves(resident: Resident, tmp_p
     path = tmp_path / "file"
     path.write_bytes(bytes(4 * CHUNK))
     received: list[Any] = []
+    over = trio.Event()
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send(START)
         await send(pathsend(path))
         received.append(await receive())
+        over.set()
 
     client = Client(resident).says(request())
     client.writable = trio.Event()
@@ -384,6 +386,8 @@ async def test_a_file_is_closed_when_its_client_leaves(resident: Resident, tmp_p
         await trio.sleep(0.5)
         client.gone = True
         client.writable.set()
+    # The application goes on without the connection.
+    await over.wait()
 
     assert received == [{"type": "http.disconnect"}]
     assert open_files() == opened
