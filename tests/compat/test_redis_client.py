@@ -10,6 +10,9 @@ from redis.asyncio.connection import ConnectionPool
 
 from tangram.compat.patches import patch_redis
 from tangram.compat.state import open_redis_client
+from tangram.history import History, Rules
+from tangram.history.library import library
+from tangram.history.rules import Rule
 from tangram.testing import open_broker
 
 pytestmark = pytest.mark.slow
@@ -67,3 +70,26 @@ def test_pools_of_a_plugin_replace_closed_connections(patched: None) -> None:
 
     with open_broker() as broker:
         assert asyncio.run(run()) == [True] * 5
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_publish_records_messages_of_topics_with_history(*, loaded: bool) -> None:
+    """The message is in the history in the same step; without the function it is published plainly."""
+
+    async def run() -> tuple[int, int, object]:
+        client = open_redis_client(broker.url, rules)
+        try:
+            if loaded:
+                await client.function_load(library(), replace=True)
+            kept = await client.publish("to:kept:n", "1")
+            other = await client.publish("to:other:n", b"2")
+            return kept, other, await client.xrange("tangram:{kept}:h")
+        finally:
+            await client.aclose()
+
+    rules = Rules([Rule("kept", History())])
+    with open_broker() as broker:
+        kept, other, entries = asyncio.run(run())
+
+    assert (kept, other) == (0, 0)
+    assert entries == ([(b"1-0", {b"n": b"1"})] if loaded else [])
