@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tests.fuzz.formats import check_config, check_cookies, check_forwarded, check_json_body, check_query
+from tests.fuzz.history import check_position, check_stamp
 from tests.fuzz.http import check_chunks, check_head
 from tests.fuzz.phoenix import (
     check_binary,
@@ -240,6 +241,25 @@ TARGETS: Final = (
             b"A" * 100,
         ),
         weight=3,
+    ),
+    Target(
+        "history_position",
+        check_position,
+        (b"", b"e1.3", b"e1.6", b"e1.0", b"e1.7", b"e2.3", b"*", b"e1.999999999999999"),
+        (b"e1", b".", b"0", b"3", b"-", b"*", b"9" * 20, b"\xff", b"\0", b"\n", b"\xd9\xa3"),
+    ),
+    Target(
+        "history_stamp",
+        check_stamp,
+        (
+            b'{"t":"t","e":"e1","o":7}',
+            b'{"t":"t","e":"e1","o":7,"m":"n"}',
+            b'{"f":1,"r":[["t","e1",7,1]]}',
+            b'{"l":2,"n":"node","b":1}',
+            b'{"h":"f.1"}',
+            b'{"s":"f.1","f":1,"k":0}',
+        ),
+        (b'"t"', b'"r"', b'"l"', b'"h"', b'"s"', b"[", b"]", b"{", b"}", b":", b",", b"-1", b"null", b"1e99"),
     ),
     Target(
         "token_header",
