@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -96,9 +97,14 @@ async def drive(server: Server, work: Callable[[Driven], T]) -> T:
     """Run ``work`` with a browser in a thread; the browser must have nothing to complain about."""
 
     def run() -> T:
-        with _open(server) as driven:
-            result = work(driven)
-            assert driven.complaints == [], driven.complaints
-            return result
+        # trio-asyncio, where another test has imported it, keeps a policy for each thread.
+        asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+        try:
+            with _open(server) as driven:
+                result = work(driven)
+                assert driven.complaints == [], driven.complaints
+                return result
+        finally:
+            asyncio.set_event_loop_policy(None)
 
     return await trio.to_thread.run_sync(run)

@@ -16,7 +16,7 @@ plugin = tangram.Plugin(routers=[router])
 
 @router.get("/", response_class=tangram.HTMLResponse)
 async def page() -> str:
-    return '<p>{text}</p><script type="module" src="/dev/page.js"></script>'
+    return '<link rel="icon" href="data:,"><p>{text}</p><script type="module" src="/dev/page.js"></script>'
 
 
 @router.get("/text")

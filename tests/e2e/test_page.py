@@ -71,7 +71,7 @@ async def test_the_page_shows_other_plugins(home: Home, browser: Browser) -> Non
     home.install("harbour", OWN)
     async with open_server(home, "harbour") as server:
         page = await browser.open_page(server.url)
-        await page.wait("document.querySelector('#plugin-list .name')")
+        await page.wait("document.querySelector('#plugin-list .name') !== null")
         text = await page.text("#plugin-list")
         await page.wait("document.querySelector('#demo').hidden")
 
@@ -86,7 +86,7 @@ async def test_the_page_greys_old_news(home: Home, browser: Browser) -> None:
     """Once the server has gone, no row looks as if it still ran, and the time of the last news is shown."""
     async with open_server(home, "tangram_demo") as server:
         page = await browser.open_page(server.url)
-        await page.wait("document.querySelector('#children .good')")
+        await page.wait("document.querySelector('#children .good') !== null")
         fresh = await page.run("return document.querySelector('#main').dataset.news")
     await page.wait("document.querySelector('#main').dataset.news === 'old'")
     news = await page.text("#news")

@@ -15,7 +15,7 @@ def test_a_missing_folder_is_a_warning(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
         assert resolve_frontend(plugin) is None
 
-    assert [(one["event"], one["frontend_path"]) for one in logs] == [("plugin front end missing", "dist")]
+    assert [(one["event"], one["folder"]) for one in logs] == [("plugin front end missing", "dist")]
     assert logs[0]["looked_in"] == [str(tmp_path), str(tmp_path / "package")]
 
 

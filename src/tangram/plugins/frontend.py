@@ -13,7 +13,7 @@ import structlog
 
 from tangram.plugins.registry import LoadedPlugin
 
-__all__ = ["FrontendMutable", "resolve_frontend"]
+__all__ = ["FrontendMutable", "resolve_console", "resolve_frontend"]
 
 log = structlog.get_logger("tangram.plugins")
 

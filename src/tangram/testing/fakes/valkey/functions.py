@@ -1,7 +1,7 @@
 """The functions of histories, in Python: the twin of ``tangram/history/functions.lua``.
 
 The broker in memory has no Lua. It takes this one library, by its exact text, and answers its calls as Redis
-would. ``check_broker`` runs the same calls over both.
+would. ``tests/history/test_twin.py`` runs the same calls over both.
 """
 
 from __future__ import annotations
