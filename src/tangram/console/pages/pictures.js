@@ -7,10 +7,10 @@ export const title = "Pictures";
 
 const PICTURES = [
   { title: "Deliveries a second", unit: count, lines: [["deliveries", "deliveries"]] },
-  { title: "From Redis to the sockets", unit: span, lines: [["lag_p50", "half of them"], ["lag_p99", "99 of 100"]] },
+  { title: "From Redis to the sockets", unit: span, lines: [["lag_p50", "p50"], ["lag_p99", "p99"]] },
   { title: "HTTP requests a second, without the operator's", unit: count, lines: [["requests", "requests"]], routes: "rate" },
-  { title: "Duration of requests", unit: span, lines: [["request_p50", "half of them"], ["request_p99", "99 of 100"]], routes: "p99" },
-  { title: "Lateness of the event loop", unit: span, lines: [["loop_lag_p99", "99 of 100"]] },
+  { title: "Duration of requests", unit: span, lines: [["request_p50", "p50"], ["request_p99", "p99"]], routes: "p99" },
+  { title: "Lateness of the event loop", unit: span, lines: [["loop_lag_p99", "p99"]] },
   { title: "Memory", unit: bytes, lines: [["memory", "resident"]] },
   { title: "Connections", unit: count, lines: [["connections", "connections"]] },
   { title: "Waiting for clients", unit: bytes, lines: [["backlog", "bytes"]] },
