@@ -14,7 +14,15 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
-from hyperframe.frame import Frame, PingFrame, PriorityFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import (
+    ContinuationFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
@@ -422,6 +430,31 @@ async def test_floods_of_control_frames_are_cut(kind: str, clock: Clock) -> None
     events = [line["event"] for line in lines if line["event"] != "client slowed down"]
     assert events == ["connection closed: too many HTTP/2 control frames"]
     assert {line["address"] for line in lines} == {"127.0.0.1"}
+
+
+async def test_a_header_block_without_an_end_is_bounded(clock: Clock) -> None:
+    """Its frames may have the bytes of a whole header block (CVE-2024-27316)."""
+    more = ContinuationFrame(1, b"\x00\x01a\x01b" * 2000).serialize()
+    async with (
+        serving("hypercorn", hello, max_header_bytes=65536, **tls()) as server,
+        open_watcher(server) as client,
+        trio.open_nursery() as nursery,
+    ):
+        await client.flush()
+        nursery.start_soon(client.watch)
+        await trio.sleep(0.5)  # no acknowledgement of SETTINGS may come between
+        await client.stream.send_all(HeadersFrame(1, b"\x82").serialize() + more * 6)
+        await trio.sleep(0.5)
+        alive = not client.closed
+        await client.stream.send_all(more)
+        with trio.move_on_after(5):
+            while not client.closed:  # noqa: ASYNC110 - its watcher has no event
+                await trio.sleep(0.1)
+        closed = client.closed
+        nursery.cancel_scope.cancel()
+
+    assert alive
+    assert closed
 
 
 async def test_a_large_download_may_update_its_windows(clock: Clock) -> None:

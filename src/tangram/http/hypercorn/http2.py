@@ -183,6 +183,24 @@ class _FrameGuard:
         connection.receive_data = self.receive_data
         connection._receive_frame = self.receive_frame  # noqa: SLF001 - no public hook
         connection.send_data = self.send_data
+        self._frames = connection.incoming_buffer
+        self._update_headers = self._frames._update_header_buffer  # noqa: SLF001 - no public hook
+        self._frames._update_header_buffer = self.update_headers  # noqa: SLF001 - no public hook
+        self._max_headers = protocol.config.h2_max_header_list_size
+
+    def update_headers(self, frame: Frame | None) -> Any:
+        """Keep the frames of an unfinished header block, up to the size that a whole one may have.
+
+        h2 alone keeps 64 frames of 16 KiB, also of a connection that lingers after its end.
+        """
+        known = self._update_headers(frame)
+        kept = self._frames._headers_buffer  # noqa: SLF001 - no public name
+        if kept and sum(len(one.data) for one in kept) > self._max_headers:
+            kept.clear()
+            raise h2.exceptions.DenialOfServiceError(
+                f"unfinished header block: expected at most {self._max_headers} bytes"
+            )
+        return known
 
     def receive_data(self, data: bytes) -> Any:
         """Handle received bytes; report those that break the protocol."""
