@@ -204,6 +204,7 @@ async def test_everything_works_through_the_proxy(
             docs = await client.get(f"{plain}/docs")
             pieces = await stream_in_pieces(client, plain)
             body = b"x" * UPLOAD
+            console = await console_through(client, secure, operator_token(home))
             digest = (await client.post(f"{secure}/through/upload", content=body)).json()
         for base, context in ((plain, None), (secure, insecure())):
             token = await fetch_token(base, "demo", ssl_context=context)
@@ -217,10 +218,25 @@ async def test_everything_works_through_the_proxy(
     assert [url.partition("://")[0] for url in urls] == ["http", "https"]
     assert all(url.endswith(f"maps.example{prefix}") for url in urls)
     assert (page.status_code, docs.status_code) == (200, 200)
+    assert console == [200, 200, 200, 401]
     assert b"first" in pieces[0]
     assert b"".join(pieces) == b"firstsecond"
     assert digest == hashlib.sha256(body).hexdigest()
     assert "a proxy does not send" not in server.log
+
+
+def operator_token(home: Home) -> str:
+    return (home.state / "operator-token").read_text().strip()
+
+
+async def console_through(client: httpx.AsyncClient, base: str, token: str) -> list[int]:
+    """Return the statuses of the console's page, a login, a read with its cookie, and one without."""
+    page = await client.get(f"{base}/-/")
+    opened = await client.post(f"{base}/-/session", json={"token": token})
+    read = await client.get(f"{base}/-/session")
+    client.cookies.clear()
+    refused = await client.get(f"{base}/-/session")
+    return [page.status_code, opened.status_code, read.status_code, refused.status_code]
 
 
 async def stream_in_pieces(client: httpx.AsyncClient, base: str) -> list[bytes]:
