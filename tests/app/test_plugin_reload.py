@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio
 
 import tangram as public
 from tangram.testing import RunningTangram, open_tangram
@@ -40,12 +40,8 @@ def source(*, price: int, path: str = "price", refusal: str | None = None, extra
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def forgotten(modules_are_forgotten: None) -> None:
     """Modules that a test imports are forgotten after it."""
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
 
 
 def write(path: Path, text: str) -> None:
@@ -151,6 +147,74 @@ async def test_modules_of_the_plugin_are_imported_again(autojump_clock: object, 
         assert sys.modules["json"] is json
 
 
+EXISTING = """
+import asyncio
+import fastapi
+import tangram_core
+
+router = fastapi.APIRouter(prefix="/old")
+plugin = tangram_core.Plugin(routers=[router])
+
+@router.get("/{path}")
+async def answer():
+    return {{"n": {number}}}
+
+@plugin.register_service()
+async def publish(state):
+    while True:
+        await state.redis_client.publish("to:old:n", '{{"n": {number}}}')
+        await asyncio.sleep(1)
+"""
+
+
+@pytest.mark.slow
+async def test_an_existing_plugin_is_reloaded_alone(tmp_path: Path) -> None:
+    """Its routes and services are new, and browsers stay joined, as with a native plugin."""
+    file = tmp_path / "old_rx.py"
+    write(file, EXISTING.format(path="value", number=1))
+    async with open_tangram([str(file)]) as tangram, tangram.open_socket() as socket:
+        channel = await socket.join("old", token=(await public.fetch_token(tangram.url, "old")).token)
+        assert (await channel.receive()).payload == {"n": 1}
+        before = incarnations(tangram)
+
+        write(file, EXISTING.format(path="other", number=2))
+        answer = await reload(tangram, "old_rx")
+        with trio.fail_after(10):
+            while (await channel.receive()).payload != {"n": 2}:
+                pass
+
+        after = incarnations(tangram)
+        assert (answer.status_code, answer.json()["status"]) == (200, "restarted")
+        assert (await tangram.http.get("/old/other")).json() == {"n": 2}
+        assert (await tangram.http.get("/old/value")).status_code == 404
+        assert {name for name in after if after[name] != before[name]} == {"plugin:old_rx"}
+
+
+async def test_a_plugin_cannot_move_between_the_worlds(autojump_clock: object, file: Path) -> None:
+    """A native plugin that has become an existing one is refused, and runs on."""
+    async with open_tangram([str(file)], fakes=True) as tangram:
+        write(file, EXISTING.format(path="value", number=1))
+        answer = await reload(tangram)
+
+        assert answer.status_code == 409
+        assert "restart the process" in answer.json()["cause"]
+        assert (await tangram.http.get("/shop/price")).json() == {"price": 1}
+
+
+async def test_new_code_that_does_not_start_is_told_as_that(autojump_clock: object, file: Path) -> None:
+    """The new code is in force and in quarantine; the next version starts."""
+    async with open_tangram([str(file)], fakes=True) as tangram:
+        write(
+            file, source(price=2).replace("    while True:", "    raise OSError('no lamp')\n    while True:")
+        )
+        answer = await reload(tangram)
+
+        assert answer.status_code in {200, 503}
+        write(file, source(price=3))
+        assert (await reload(tangram)).status_code == 200
+        assert (await tangram.http.get("/shop/price")).json() == {"price": 3}
+
+
 async def test_a_plugin_given_as_an_object_has_no_file(autojump_clock: object) -> None:
     """It cannot be imported again, and the answer says so."""
     async with open_tangram([public.Plugin()], fakes=True) as tangram:
@@ -164,8 +228,6 @@ async def test_a_plugin_given_as_an_object_has_no_file(autojump_clock: object) -
 async def test_many_reloads_leave_nothing_behind(autojump_clock: object, file: Path) -> None:
     """No module and no task is left, and the number of objects does not grow."""
     import gc
-
-    import trio
 
     async with open_tangram([str(file)], fakes=True) as tangram:
         for _ in range(20):

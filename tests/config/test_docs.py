@@ -2,10 +2,11 @@
 
 import ast
 import inspect
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -125,3 +126,23 @@ def test_the_example_is_a_configuration(tmp_path: Path) -> None:
 
     assert loaded.config.plugins["tangram_demo"] == {"interval": 1.0}
     assert loaded.warnings == ()
+
+
+def test_settings_that_pages_name_exist() -> None:
+    """Every ``[table] key`` in the documentation is a setting."""
+    tables = get_type_hints(model.Config)
+    pages = [
+        *Path("docs").rglob("*.md"),
+        *map(Path, ("README.md", "SECURITY.md", "CHANGES.md", "CONTRIBUTING.md")),
+    ]
+    named = {
+        (str(page), table, key)
+        for page in pages
+        for table, key in re.findall(r"`\[(\w+)\]\s+(\w+)", page.read_text())
+        if table != "plugins"  # its keys belong to plugins
+    }
+
+    assert len(named) > 80
+    assert [
+        one for one in named if one[1] not in tables or one[2] not in attrs.fields_dict(tables[one[1]])
+    ] == []

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -18,9 +18,8 @@ GOOD = "from tangram.plugins.plugin import Plugin\nplugin = Plugin()\nother = Pl
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules_are_forgotten: None) -> Write:
     """Return a function that writes modules; they are forgotten after the test."""
-    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(path: str, text: str = GOOD) -> Path:
@@ -29,9 +28,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         file.write_text(text)
         return file
 
-    yield write
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    return write
 
 
 def test_plugins_are_loaded_in_the_order_as_written(site: Write) -> None:

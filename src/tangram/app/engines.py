@@ -25,7 +25,6 @@ async def serve_site(
         cache = await _open_cache(tree, incarnation, nursery)
         native = tree.config.server.effective_engine == "native"
         site = build_site(tree.site_parts(incarnation, cache=cache))
-        incarnation.web_failures = dict(site.failures)
         incarnation.site = site
         serve = partial(_serve_native if native else _serve_hypercorn, incarnation)
         try:

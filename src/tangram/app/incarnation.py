@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from tangram.compat.island import Island
     from tangram.web.site import Site
 
-__all__ = ["Incarnation"]
+__all__ = ["PLUGIN", "Incarnation"]
 
 MAX_FRAMES: Final = 8
 """Frames between a plugin's code and this module: those of the state, and of generators."""
 
 log = structlog.get_logger("tangram.app")
+
+PLUGIN: Final = "plugin:"
+"""The prefix of plugins' child names, so that no plugin can be mistaken for a part of the server."""
 
 
 @attrs.define(eq=False)
@@ -64,8 +67,11 @@ class Incarnation:
     """The topics that the operator follows."""
     topics: dict[str, dict[str, None]] = attrs.Factory(dict)
     """The topics of which each plugin receives the clients' messages, in the order of the subscriptions."""
-    web_failures: Mapping[str, str] = attrs.Factory(dict)
-    """The plugins with a part of their HTTP side that cannot be served, each with the cause."""
+
+    @property
+    def web_failures(self) -> Mapping[str, str]:
+        """The plugins with a part of their HTTP side that is not served, each with the cause."""
+        return {} if self.site is None else self.site.failures
 
     @property
     def has_redis(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 import trio
 
-from tangram.app.incarnation import Incarnation
+from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.bus import Bus
 from tangram.gateway.channels import Channels, ChannelsStatistics
 from tangram.metrics.carried import Carried
@@ -30,12 +30,10 @@ from tangram.metrics.requests import RequestTimes
 from tangram.supervision import SupervisionEvent, SupervisorStatistics
 from tangram.version import VERSION
 
-__all__ = ["PLUGIN_PREFIX", "Measuring", "services_of"]
+__all__ = ["Measuring", "services_of"]
 
 LAG_INTERVAL: Final = 0.25
 """Seconds between two measurements of the event loop: each costs some 20 us."""
-
-PLUGIN_PREFIX: Final = "plugin:"
 
 MAX_NAMED_TOPICS: Final = 200
 """Topics with metrics of their own: a pattern may match more than the operator has thought of."""
@@ -243,14 +241,14 @@ def services_of(tree: SupervisorStatistics, incarnation: Incarnation) -> dict[tu
     states = {
         (child.name, service.name): service.state
         for child in tree.children
-        if child.name.startswith(PLUGIN_PREFIX) and child.state == "running"
+        if child.name.startswith(PLUGIN) and child.state == "running"
         for below in child.nested
         for service in below.children
     }
     found = {}
     for name, host in incarnation.hosts.items():
         for service in host.loaded.plugin.services:
-            state = states.get((PLUGIN_PREFIX + name, service.name))
+            state = states.get((PLUGIN + name, service.name))
             # A temporary service that has ended is no child any more.
             ended = state is None and service.restart == "temporary" and host.running
             found[name, service.name] = ended or state in {"running", "finished"}

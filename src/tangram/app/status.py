@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import attrs
@@ -15,7 +16,7 @@ from tangram.app.incarnation import Incarnation
 from tangram.app.measuring import Measuring
 from tangram.app.tree import PLUGIN, Tree
 from tangram.config import normalise
-from tangram.errors import NoSuchChild
+from tangram.errors import NoSuchChild, PluginError
 from tangram.gateway.tails import Tails
 from tangram.metrics.moment import Moment
 from tangram.plugins.plugin import Plugin
@@ -42,9 +43,6 @@ class ServerView(Protocol):
     root: Supervisor | None
     watchdog: Watchdog | None
     stopping: bool
-
-    async def restart(self) -> None:
-        """Restart the incarnation cleanly."""
 
 
 class ServerOperator:
@@ -173,7 +171,7 @@ class ServerOperator:
 
         Args:
             name: the plugin.
-            reload: import its code again first. Existing plugins then restart with the whole incarnation.
+            reload: import its code again first.
 
         Raises:
             NoSuchChild: no plugin has this name, or no incarnation runs at the moment.
@@ -181,8 +179,10 @@ class ServerOperator:
             StartFailed: the plugin did not start.
         """
         known, supervisor = self._find_plugin(name)
-        if reload and not await self._reload(self._incarnation.hosts[known].loaded):
-            return
+        if reload:
+            old = self._incarnation.hosts[known].loaded
+            self._tree.replace_plugin(reload_plugin(old, check=partial(self._check_replacement, old)))
+            log.info("plugin imported again", plugin=known)
         self._tree.clear_quarantine(known)
         await supervisor.restart_child(PLUGIN + known)
 
@@ -208,21 +208,13 @@ class ServerOperator:
                 return known, incarnation.supervisor
         raise NoSuchChild(f"no plugin is called {name!r}")
 
-    async def _reload(self, loaded: LoadedPlugin) -> bool:
-        """Import a plugin again; return whether it still has to be restarted."""
-        tree = self._tree
-        new = reload_plugin(loaded, check=self._check_config)
-        log.info("plugin imported again", plugin=loaded.name)
-        if not loaded.plugin.island and not new.plugin.island:
-            tree.replace_plugin(new)
-            return True
-        # Its routes and its loop belong to the incarnation.
-        plugins = tree.plugins.plugins
-        plugins[plugins.index(loaded)] = new
-        await self._server.restart()
-        return False
-
-    def _check_config(self, new: LoadedPlugin) -> None:
+    def _check_replacement(self, old: LoadedPlugin, new: LoadedPlugin) -> None:
+        """Raise PluginError if a plugin cannot take the place of its old version."""
+        if new.plugin.island != old.plugin.island:
+            raise PluginError(
+                f"plugin {new.name!r} has moved between tangram and tangram_core: restart the process",
+                plugin=new.name,
+            )
         new.plugin.structure_config(self._tree.config.plugins.get(new.key, {}), key=new.key)
 
     def topics(self) -> Sequence[Mapping[str, Any]] | None:

@@ -23,7 +23,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.app.incarnation import Incarnation
+from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.measuring import Measuring
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
@@ -52,14 +52,11 @@ from tangram.plugins.state import BackendState
 from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
 from tangram.task_status import RelayedStatus
 from tangram.web.operator import ServerControl
-from tangram.web.site import SiteParts
+from tangram.web.site import AppMount, SiteParts
 
 __all__ = ["CRASH_GRACE", "PLUGIN", "Secrets", "StopReason", "Tree"]
 
 log = structlog.get_logger("tangram.app")
-
-PLUGIN: Final = "plugin:"
-"""The prefix of plugins' child names, so that no plugin can be mistaken for a part of the server."""
 
 CRASH_GRACE: Final = 0.05
 """Seconds that requests in flight get after a crash: most answers take less, and clients should not wait
@@ -344,15 +341,21 @@ class Tree:
         ]
         return [self._wrap(child) for child in children]
 
+    def _plugin_times(self, host: PluginHost) -> tuple[float, float]:
+        """Return the seconds for a plugin's start and stop."""
+        limits, services = self.config.supervisor, host.loaded.plugin.services
+        # Its services have limits of their own; the rest is for the lifespan.
+        start = limits.start_timeout + sum(service.start_timeout for service in services)
+        return start, limits.stop_timeout + sum(service.stop_timeout for service in services)
+
     def _plugin_child(self, host: PluginHost) -> Child:
         limits = self.config.supervisor
-        services = host.loaded.plugin.services
+        start, stop = self._plugin_times(host)
         return Child(
             PLUGIN + host.name,
             partial(self.redis_outage.run, host),
-            # Its services have limits of their own; the rest is for the lifespan.
-            start_timeout=limits.start_timeout + sum(service.start_timeout for service in services),
-            stop_timeout=limits.stop_timeout + sum(service.stop_timeout for service in services),
+            start_timeout=start,
+            stop_timeout=stop,
             window=self._windows.setdefault(host.name, Window(limits.plugin_restarts, limits.plugin_window)),
             exhausted="escalate" if limits.exhausted == "exit" else "quarantine",
             start_failure="fail" if self.config.core.strict and not self.booted else "quarantine",
@@ -492,8 +495,12 @@ class Tree:
             for authorizer in Authorizer.of(one.name, one.plugin.authorize)
         ]
 
+    def _apps(self, incarnation: Incarnation) -> list[AppMount]:
+        made = [host.app(self.config.server.max_body) for host in incarnation.hosts.values()]
+        return [app for app in made if app is not None]
+
     def replace_plugin(self, new: LoadedPlugin) -> None:
-        """Use another version of a native plugin, which its next start runs.
+        """Use another version of a plugin, which its next start runs.
 
         Routes and ``authorize`` are those of the new version at once.
         """
@@ -502,10 +509,9 @@ class Tree:
         plugins = self.plugins.plugins
         plugins[[one.name for one in plugins].index(new.name)] = new
         host = incarnation.hosts[new.name]
-        host.loaded = new
-        child = self._plugin_child(host)
+        host.replace(new)
         incarnation.supervisor.adjust(
-            {child.name: (child.start_timeout, child.stop_timeout)},
+            {PLUGIN + new.name: self._plugin_times(host)},
             backoff=self.backoff(),
             shutdown_timeout=limits.shutdown_timeout,
         )
@@ -514,8 +520,7 @@ class Tree:
         if incarnation.channels is not None:
             incarnation.channels.gate.authorizers = tuple(self._authorizers())
         if incarnation.site is not None:
-            incarnation.site.replace_plugins(plugins)
-            incarnation.web_failures = dict(incarnation.site.failures)
+            incarnation.site.replace_plugins(plugins, self._apps(incarnation))
 
     def site_parts(self, incarnation: Incarnation, **more: object) -> SiteParts:
         """Return the parts of an incarnation's site; ``more`` comes from the engine."""
@@ -534,11 +539,7 @@ class Tree:
                 sse_router(lambda: incarnation.channels),
             ],
             access=self.access,
-            apps=[
-                app
-                for host in incarnation.hosts.values()
-                if (app := host.app(self.config.server.max_body)) is not None
-            ],
+            apps=self._apps(incarnation),
             allowed=self.origins.allows,
             request_times=self.measuring.request_times,
             **more,  # type: ignore[arg-type]  # the engine's keyword arguments are checked by SiteParts

@@ -118,15 +118,21 @@ async def _obey(server: Watched, changes: Changes) -> None:
         await _publish(server, None, None)
         return
     for name in changes.code:
-        error: str | None = None
-        try:
-            await server.reload_plugin(name)
-        except (PluginError, SupervisionError) as failure:
-            error = str(failure)
-            log.error("plugin not reloaded: it runs on as it is", plugin=name, cause=error)  # noqa: TRY400 - the author's mistake needs no traceback of ours
-        await _publish(server, name, error)
+        await _publish(server, name, await _reload(server, name))
     for name in changes.files:
         await _publish(server, name, None)
+
+
+async def _reload(server: Watched, plugin: str) -> str | None:
+    """Reload one plugin; return the reason if its new code does not run."""
+    try:
+        await server.reload_plugin(plugin)
+    except PluginError as error:
+        log.error("plugin not reloaded: it runs on as it is", plugin=plugin, cause=str(error))  # noqa: TRY400 - the author's mistake needs no traceback of ours
+        return str(error)
+    except SupervisionError as error:
+        return str(error)  # the supervisor has logged the crash of its start
+    return None
 
 
 async def _publish(server: Watched, plugin: str | None, error: str | None) -> None:

@@ -118,6 +118,11 @@ class IslandHost(PluginHost):
         self.resident: Resident | None = None
         self.state: BackendState | None = None
 
+    def replace(self, loaded: LoadedPlugin) -> None:
+        """Take another version of the plugin, with the routes that it declares."""
+        super().replace(loaded)
+        self._fast = self._fast_app()
+
     def _view(self) -> SharedState:
         assert self.state is not None
         # The native host uses attributes alone that this view passes on.

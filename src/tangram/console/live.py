@@ -1,6 +1,6 @@
 """The live stream of one page: Server-Sent Events, as long as the page is open.
 
-1. Each page gets what it shows, and nothing runs for a page that is not open.
+1. Each page gets its own data alone, and nothing runs for a page that is not open.
 2. An event is sent when something has changed, and at the interval of the page. Rates are computed in the
    browser, from two totals.
 3. A stream ends when its session does, and when the incarnation stops: `LiveStreams.close` is called before

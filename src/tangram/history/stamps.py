@@ -1,4 +1,4 @@
-"""Stamps: what the functions on Redis, and nodes, publish on ``to:phoenix:at``.
+"""Stamps: messages of the functions on Redis, and of nodes, on ``to:phoenix:at``.
 
 One message has one of these meanings:
 

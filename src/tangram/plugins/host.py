@@ -99,6 +99,10 @@ class PluginHost:
         self.websockets: set[trio.CancelScope] = set()
         """The scopes of the plugin's open WebSockets, which are cancelled when its services are stopped."""
 
+    def replace(self, loaded: LoadedPlugin) -> None:
+        """Take another version of the plugin, which the next ``run`` uses."""
+        self.loaded = loaded
+
     @property
     def name(self) -> str:
         """The plugin's name."""

@@ -189,12 +189,12 @@ class Site:
         self._quart = self._build_quart()
         self._openapi: bytes | None = None
 
-    def replace_plugins(self, plugins: Sequence[LoadedPlugin]) -> None:
+    def replace_plugins(self, plugins: Sequence[LoadedPlugin], apps: Sequence[AppMount]) -> None:
         """Serve other versions of the plugins from the next request on.
 
         Requests in flight end as they began. ``failures`` is made anew.
         """
-        self._use(attrs.evolve(self._parts, plugins=plugins))
+        self._use(attrs.evolve(self._parts, plugins=plugins, apps=apps))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         noting = _noting(send)

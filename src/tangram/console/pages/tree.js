@@ -1,4 +1,4 @@
-// The supervision tree: what is ill comes first, then the last crash, then every part.
+// The supervision tree: ill parts come first, then the last crash, then every part.
 
 import { change } from "./api.js";
 import { bytes, clock, h, show, span, sureButton } from "./dom.js";

@@ -3,7 +3,7 @@
 1. No I/O here: bytes in, the same bytes in pieces out.
 2. Hypercorn handles all frames of one read in one step. A frame takes it 20 to 300 µs whatever its size, and
    a read of 64 KiB may hold 10,000 of them.
-3. Only lengths are read here. Wrong frames are the protocol's to report: whatever the bytes are, no byte is
+3. Only lengths are read here. Wrong frames are the protocol's to report: of any bytes no byte is
    lost, and a piece never has more than ``frames`` headers.
 """
 

@@ -273,7 +273,7 @@ async function showTree() {
   if (all === null) return showOld();
   showNew();
   await showPlugins();
-  if (all.length === 0) return; // being restarted: what is shown is the newest known
+  if (all.length === 0) return; // being restarted: the page shows the newest known state
   const told = JSON.stringify(all);
   if (told === treeShown) return;
   treeShown = told;
