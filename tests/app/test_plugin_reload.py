@@ -190,15 +190,18 @@ async def test_an_existing_plugin_is_reloaded_alone(tmp_path: Path) -> None:
         assert {name for name in after if after[name] != before[name]} == {"plugin:old_rx"}
 
 
-async def test_a_plugin_cannot_move_between_the_worlds(autojump_clock: object, file: Path) -> None:
-    """A native plugin that has become an existing one is refused, and runs on."""
-    async with open_tangram([str(file)], fakes=True) as tangram:
-        write(file, EXISTING.format(path="value", number=1))
-        answer = await reload(tangram)
+@pytest.mark.slow
+async def test_a_plugin_cannot_move_between_the_worlds(tmp_path: Path) -> None:
+    """An existing plugin that has become a native one is refused, and runs on."""
+    file = tmp_path / "moved_rx.py"
+    write(file, EXISTING.format(path="value", number=1))
+    async with open_tangram([str(file)]) as tangram:
+        write(file, source(price=1))
+        answer = await reload(tangram, "moved_rx")
 
         assert answer.status_code == 409
         assert "restart the process" in answer.json()["cause"]
-        assert (await tangram.http.get("/shop/price")).json() == {"price": 1}
+        assert (await tangram.http.get("/old/value")).json() == {"n": 1}
 
 
 async def test_new_code_that_does_not_start_is_told_as_that(autojump_clock: object, file: Path) -> None:

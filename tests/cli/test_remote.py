@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,18 +102,21 @@ def test_a_free_port_needs_a_url(tmp_path: Path) -> None:
         find_server(environ=environ(tmp_path, "[server]\nport = 0"))
 
 
-def test_options_of_serve_replace_settings(tmp_path: Path) -> None:
+def test_options_of_serve_replace_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """``--host``, ``--port`` and ``--log-level`` are laid over file and environment."""
-    from unittest.mock import patch
-
     from click.testing import CliRunner
 
     from tangram.cli.main import cli
 
     words = ["serve", "--host", "::1", "--port", "7", "--log-level", "debug", "--open"]
-    with patch("tangram.cli.serving.serve_until_stopped", return_value=3) as serve:
-        result = CliRunner().invoke(cli, words)
-    given = serve.call_args.kwargs
+    given: dict[str, Any] = {}
+
+    def serve(_config_file: object, **options: Any) -> int:
+        given.update(options)
+        return 3
+
+    monkeypatch.setattr("tangram.cli.serving.serve_until_stopped", serve)
+    result = CliRunner().invoke(cli, words)
     config = load_config(None, given["overrides"]).config
 
     assert result.exit_code == 3

@@ -62,7 +62,11 @@ def say(*words: str) -> None:
 
 
 def pip(name: str, *words: str) -> None:
-    command = [sys.executable, "-m", "pip", "--python", str(python_of(name)), "--quiet"]
+    python = str(python_of(name))
+    # pip before 23.1 cannot install for a Python of 3.12 or newer, whose environment has its own.
+    has_own = (HOME / name / "bin" / "pip").exists()
+    start = [python, "-m", "pip"] if has_own else [sys.executable, "-m", "pip", "--python", python]
+    command = [*start, "--quiet"]
     subprocess.run([*command, "--disable-pip-version-check", "install", *words], check=True)
 
 
@@ -71,7 +75,7 @@ def make(name: str, python: str = sys.executable) -> None:
     if python == sys.executable:
         venv.create(HOME / name, clear=True, symlinks=True)
     else:
-        command = [python, "-m", "venv", "--clear", "--symlinks", "--without-pip", str(HOME / name)]
+        command = [python, "-m", "venv", "--clear", "--symlinks", str(HOME / name)]
         subprocess.run(command, check=True)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import attrs
 
 from tangram.app.incarnation import Incarnation
-from tangram.app.status import ServerOperator, ServerView
+from tangram.app.status import ServerOperator, ServerView, routes_of
 from tangram.app.tree import Tree
 from tangram.console.settings_view import settings_of, table_of
 from tangram.gateway.connections import ConnectionStatistics
@@ -115,7 +115,7 @@ class ConsoleView:
         return {
             "version": _version(loaded.dist_name),
             "settings": settings,
-            "routes": list(_routes(loaded)),
+            "routes": list(routes_of(loaded.plugin)),
             "service_details": [
                 {"name": one.name, "restart": one.restart, "threaded": one.threaded}
                 for one in loaded.plugin.services
@@ -195,13 +195,3 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except (PackageNotFoundError, ValueError):
         return ""
-
-
-def _routes(loaded: LoadedPlugin) -> Iterator[str]:
-    """Yield method and path of each route, of native routers and of FastAPI's."""
-    for router in loaded.plugin.routers:
-        for route in router.routes:
-            template = getattr(route, "template", None)
-            path = template.path if template is not None else getattr(route, "path", "")
-            methods = sorted(getattr(route, "methods", None) or ())
-            yield f"{','.join(methods)} {path}".strip()

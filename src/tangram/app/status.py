@@ -22,9 +22,10 @@ from tangram.metrics.moment import Moment
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.reload import reload_plugin
+from tangram.routing.router import Route
 from tangram.supervision import ChildStatistics, Supervisor, Watchdog, thread_statistics
 
-__all__ = ["ServerOperator"]
+__all__ = ["ServerOperator", "ServerView", "routes_of"]
 
 log = structlog.get_logger("tangram.app")
 
@@ -137,7 +138,7 @@ class ServerOperator:
             "distribution": loaded.dist_name,
             "state": self._state(name, child),
             "services": [service.name for service in loaded.plugin.services],
-            "routes": [] if loaded.plugin.island else list(_routes_of(loaded.plugin)),
+            "routes": list(routes_of(loaded.plugin)),
             "topics": list(self._topics_of(name, loaded.plugin)),
             "ghosts": [attrs.asdict(ghost) for ghost in host.statistics().ghosts],
         }
@@ -281,12 +282,17 @@ class ServerOperator:
         return {} if supervisor is None else {child.name: child for child in supervisor.statistics().children}
 
 
-def _routes_of(plugin: Plugin) -> Iterator[str]:
-    """Yield method and path of each route that the documentation shows."""
-    for router in plugin.routers:
+def routes_of(plugin: Plugin) -> Iterator[str]:
+    """Yield method and path of each documented route, those of FastAPI's routers included."""
+    routers: list[Any] = list(plugin.routers)
+    for router in routers:
         for route in router.routes:
-            if route.include_in_schema and not route.mounted:
-                yield from (f"{method} {route.template.display}" for method in sorted(route.methods))
+            if isinstance(route, Route):
+                shown, path = route.include_in_schema and not route.mounted, route.template.display
+            else:  # of FastAPI, which is imported only where a plugin needs it
+                shown, path = getattr(route, "include_in_schema", False), getattr(route, "path", "")
+            if shown:
+                yield from (f"{method} {path}" for method in sorted(route.methods or ()))
 
 
 def _state_of(child: ChildStatistics) -> str:

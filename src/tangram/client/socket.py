@@ -379,6 +379,16 @@ def _refused(group: BaseExceptionGroup[Any]) -> Refused:
     return Refused(body or f"status {rejected.status_code}")
 
 
+def _address(url: str, query: Mapping[str, str]) -> str:
+    """Return the address of the WebSocket of a server's URL."""
+    base = url.rstrip("/")
+    if base.startswith("http"):
+        base = "ws" + base.removeprefix("http")
+    return f"{base}/websocket?" + "&".join(
+        f"{quote(name)}={quote(value, safe='')}" for name, value in query.items()
+    )
+
+
 @asynccontextmanager
 async def open_socket(
     url: str,
@@ -410,19 +420,13 @@ async def open_socket(
         ChannelClosed: if the first connection fails otherwise.
     """
     query = {**({} if token is None else {"userToken": token}), **(params or {}), "vsn": "2.0.0"}
-    address = url.rstrip("/")
-    if address.startswith("http"):
-        address = "ws" + address.removeprefix("http")
-    address += "/websocket?" + "&".join(
-        f"{quote(name)}={quote(value, safe='')}" for name, value in query.items()
-    )
     settings: dict[str, Any] = {"subprotocols": list(subprotocols) or None, "message_queue_size": 1}
     settings["extra_headers"] = [(name.encode(), value.encode()) for name, value in headers]
     settings["max_message_size"] = 64 * 1024 * 1024
     error: Exception | None = None
     async with trio.open_nursery() as nursery:
         socket = ClientSocket(
-            address,
+            _address(url, query),
             nursery,
             reconnect=reconnect,
             heartbeat=heartbeat,

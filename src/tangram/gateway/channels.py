@@ -185,15 +185,17 @@ class Channels:
         self.ended = False
         """Whether the child has ended; frames of connections that are still open are then ignored."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
-        self._recovery: Recovery | None = None
-        if history and call is not None:
-            self._recovery = Recovery(history, call, self.hub, self.publish, new_name=secrets.token_hex)
-        self._accepted = 0
+        self._recovery = self._make_recovery(history, call)
         self._log_limit = LogLimit()
         self._closed: dict[Disconnect, int] = {}
         self.counters = SocketCounters()
         """Counters of all connections together."""
-        self._frames_of_ended = self._conflated_of_ended = 0
+        self._accepted = self._frames_of_ended = self._conflated_of_ended = 0
+
+    def _make_recovery(self, history: Rules | None, call: CallRedis | None) -> Recovery | None:
+        if not history or call is None:
+            return None
+        return Recovery(history, call, self.hub, self.publish, new_name=secrets.token_hex)
 
     # Called by transports.
 

@@ -61,9 +61,8 @@ async def serve_native(
         settings: bounds and timeouts.
         grace: returns the seconds that connections have to finish after the cancellation.
         close_code: returns the close code of WebSockets at the stop: 1012 for a restart, 1001 for good.
-        channels: serve the WebSockets of ``/websocket`` without asking the application. A function is called
-            at each upgrade; if it returns None, the answer is 503. Without channels the path is the
-            application's.
+        channels: serve ``/websocket`` in place of the application. A function is called at each upgrade; if
+            it returns None, the answer is 503.
         forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
             Used for channels and for the log: the application does this for its own scopes.
         root_path: ``[server] root_path``, for the path of the channels.
