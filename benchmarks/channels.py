@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,22 +32,19 @@ from benchmarks.lib.processes import (
     Process,
     build,
     cpu_seconds,
-    keep_off,
     memory_bytes,
     running,
     wait_quiet,
 )
+from benchmarks.lib.program import compare, parse_options
 from benchmarks.lib.report import (
     Results,
     Sample,
     Target,
-    conclude,
-    machine,
     plot,
     promised,
     results_table,
     svg,
-    write,
 )
 from benchmarks.lib.servers import Server, start_published, start_tangram
 
@@ -417,42 +413,21 @@ def text(results: Results, options: argparse.Namespace, where: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
-    parser.add_argument("--rounds", type=int, help="default: 3; quick: 1")
-    parser.add_argument("--only", nargs="*", default=[], help="workloads whose name contains one of these")
-    names = [NATIVE, C_LOOP, GATHERED, HYPERCORN, PUBLISHED]
-    parser.add_argument("--servers", nargs="*", default=names, choices=names)
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = 1.0 if options.quick else 3.0
-    options.wanted = lambda name: not options.only or any(word in name for word in options.only)
-    options.missing = []
-    keep_off()
-    where = machine()
-    try:
-        results = measure(options)
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"{error}\n{error.stderr!r}")
-    told = text(results, options, where)
-    promises = [target.promise() for target in targets(results)]
-    if options.no_write:
-        print("\n" + told)
-        conclude(promises)
+def picture(results: Results) -> str:
     fan_outs = [load.name for load in (*FAN_OUTS, *ALONE)]
     inbounds = [load.name for load in INBOUNDS]
-    picture = svg(
+    return svg(
         plot("CPU a delivery, microseconds", results, "cpu_us", "us", [*fan_outs, BURST]),
         plot("publish to client, p99, milliseconds", results, "p99_ms", "ms", [*fan_outs, BURST]),
         plot("CPU an inbound message, microseconds", results, "cpu_us", "us", inbounds),
         plot("memory a joined idle client, KiB", results, "kib_a_client", "KiB", [MEMORY]),
     )
-    write("channels", told, picture, quick=options.quick)
-    conclude(promises)
+
+
+def main() -> None:
+    options = parse_options(__doc__, rounds=3, servers=[NATIVE, C_LOOP, GATHERED, HYPERCORN, PUBLISHED])
+    options.seconds = 1.0 if options.quick else 3.0
+    compare("channels", options, measure=measure, targets=targets, text=text, picture=picture)
 
 
 if __name__ == "__main__":

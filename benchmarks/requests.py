@@ -11,7 +11,6 @@ the server's threads and children. Rounds are interleaved, and the table shows m
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,18 +22,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lib.loads import request
-from benchmarks.lib.processes import NotInstalled, cpu_seconds, keep_off
+from benchmarks.lib.processes import NotInstalled, cpu_seconds
+from benchmarks.lib.program import compare, parse_options
 from benchmarks.lib.report import (
     Results,
     Sample,
     Target,
-    conclude,
-    machine,
     plot,
     promised,
     results_table,
     svg,
-    write,
 )
 from benchmarks.lib.servers import (
     Server,
@@ -134,7 +131,7 @@ def measure(options: argparse.Namespace) -> Results:
             stack.callback(servers[name].end)
         for _ in range(options.rounds):
             for route in ROUTES:
-                if options.only and not any(word in route.name for word in options.only):
+                if not options.wanted(route.name):
                     continue
                 for name, server in servers.items():
                     if name in route.without:
@@ -210,36 +207,17 @@ def text(results: Results, options: argparse.Namespace, where: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
-    parser.add_argument("--rounds", type=int, help="default: 5; quick: 1")
-    parser.add_argument("--only", nargs="*", default=[], help="routes whose name contains one of these")
-    parser.add_argument("--servers", nargs="*", default=list(SERVERS), choices=list(SERVERS))
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 5)
-    options.missing = []
-    keep_off()
-    where = machine()
-    try:
-        results = measure(options)
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"{error}\n{error.stderr!r}")
-    told = text(results, options, where)
-    promises = [target.promise() for target in targets(results)]
-    if options.no_write:
-        print("\n" + told)
-        conclude(promises)
+def picture(results: Results) -> str:
     names = [route.name for route in ROUTES]
-    picture = svg(
+    return svg(
         plot("requests a second", results, "per_second", "/s", names),
         plot("CPU a request, microseconds", results, "cpu_us", "us", names),
     )
-    write("requests", told, picture, quick=options.quick)
-    conclude(promises)
+
+
+def main() -> None:
+    options = parse_options(__doc__, rounds=5, servers=list(SERVERS))
+    compare("requests", options, measure=measure, targets=targets, text=text, picture=picture)
 
 
 if __name__ == "__main__":

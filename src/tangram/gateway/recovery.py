@@ -5,7 +5,7 @@
    and messages after it are delivered to the member.
 2. Joins of one topic from one position that come together share one read, and the encoded messages.
 3. A topic with messages of plain ``PUBLISH`` is served once this node is in step with the recorder: before,
-   messages that nobody recorded could be missing unnoticed.
+   messages without a record could be missing unnoticed.
 4. A join without an answer after ``TIMEOUT`` seconds is refused as unavailable, and the client tries again.
 """
 

@@ -203,11 +203,11 @@ async function quarantined() {
   return found && (causeOf(found) || found.state);
 }
 
-function treeRow(child) {
+/** A row with a coloured dot and a name; `part` adds text of a kind to it. */
+function stateRow(state, name) {
   const row = document.createElement("li");
-  const tone = GOOD.has(child.state) ? "good" : BAD.has(child.state) ? "bad" : "";
+  const tone = GOOD.has(state) ? "good" : BAD.has(state) ? "bad" : "";
   if (tone) row.className = tone;
-  row.style.setProperty("--depth", child.depth);
   const part = (kind, text) => {
     const span = row.appendChild(document.createElement("span"));
     span.className = kind;
@@ -215,7 +215,13 @@ function treeRow(child) {
     return span;
   };
   part("dot", "").ariaHidden = "true";
-  part("name", child.name);
+  part("name", name);
+  return { row, tone, part };
+}
+
+function treeRow(child) {
+  const { row, tone, part } = stateRow(child.state, child.name);
+  row.style.setProperty("--depth", child.depth);
   const restarts = child.restarts > 0 ? ` · ${child.restarts} ${child.restarts === 1 ? "restart" : "restarts"}` : "";
   part("note", `${child.state ?? "unknown"}${restarts}`);
   const cause = tone === "good" ? "" : causeOf(child);
@@ -241,16 +247,7 @@ function showNew() {
 }
 
 function pluginRow({ name, state, services = [], routes = [], topics = [] }) {
-  const row = document.createElement("li");
-  row.className = GOOD.has(state) ? "good" : BAD.has(state) ? "bad" : "";
-  const part = (kind, text) => {
-    const span = row.appendChild(document.createElement("span"));
-    span.className = kind;
-    span.textContent = text;
-    return span;
-  };
-  part("dot", "").ariaHidden = "true";
-  part("name", name);
+  const { row, part } = stateRow(state, name);
   part("note", state);
   const lines = [["services", services], ["routes", routes], ["topics", topics]];
   for (const [what, list] of lines) if (list.length > 0) part("note more", `${what}: ${list.join(", ")}`);
