@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import Any, Final
 
@@ -206,16 +207,41 @@ async def test_a_plugin_cannot_move_between_the_worlds(tmp_path: Path) -> None:
 
 async def test_new_code_that_does_not_start_is_told_as_that(autojump_clock: object, file: Path) -> None:
     """The new code is in force and in quarantine; the next version starts."""
+    broken = """
+import contextlib
+
+@contextlib.asynccontextmanager
+async def broken(state):
+    raise OSError("no lamp")
+    yield
+"""
     async with open_tangram([str(file)], fakes=True) as tangram:
-        write(
-            file, source(price=2).replace("    while True:", "    raise OSError('no lamp')\n    while True:")
-        )
+        write(file, source(price=2, extra=broken).replace("routers=", "lifespan=broken, routers="))
         answer = await reload(tangram)
 
-        assert answer.status_code in {200, 503}
+        assert answer.status_code == 503
+        assert "no lamp" in answer.json()["cause"]
         write(file, source(price=3))
         assert (await reload(tangram)).status_code == 200
         assert (await tangram.http.get("/shop/price")).json() == {"price": 3}
+
+
+async def test_compiled_modules_are_not_imported_twice(autojump_clock: object, tmp_path: Path) -> None:
+    """A plugin with a compiled module is refused, and runs on with all of its modules."""
+    package = tmp_path / "fast_rx"
+    package.mkdir()
+    write(package / "__init__.py", source(price=1))
+    async with open_tangram([str(package)], fakes=True) as tangram:
+        compiled = types.ModuleType("fast_rx.native")
+        compiled.__file__ = str(package / "native.cpython-311-x86_64-linux-gnu.so")
+        sys.modules["fast_rx.native"] = compiled
+        write(package / "__init__.py", source(price=2))
+        answer = await reload(tangram, "fast_rx")
+
+        assert answer.status_code == 409
+        assert "'fast_rx.native'" in answer.json()["cause"]
+        assert sys.modules["fast_rx.native"] is compiled
+        assert (await tangram.http.get("/shop/price")).json() == {"price": 1}
 
 
 async def test_a_plugin_given_as_an_object_has_no_file(autojump_clock: object) -> None:

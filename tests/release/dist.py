@@ -86,6 +86,20 @@ def wait_for_url(child: subprocess.Popen[bytes], log: Path, deadline: float) -> 
     raise RuntimeError(f"the server is not ready:\n{log.read_text()}")
 
 
+def install_as_tool(wheel: Path, *, by: str) -> None:
+    """Install the wheel by uv or pipx, each as a tool with an environment of its own, and run its command."""
+    with tempfile.TemporaryDirectory(prefix="tangram-tool-") as folder:
+        bin_ = Path(folder) / "bin"
+        if by == "uv":
+            places = {"UV_TOOL_DIR": folder, "UV_TOOL_BIN_DIR": str(bin_)}
+            interpreters.uv("tool", "install", "--quiet", str(wheel), environ=places)
+        else:
+            places = {"PIPX_HOME": folder, "PIPX_BIN_DIR": str(bin_)}
+            interpreters.uv("tool", "run", "--quiet", "pipx", "install", str(wheel), environ=places)
+        told = subprocess.run([bin_ / "tangram", "--version"], capture_output=True, text=True, check=True)
+    say(f"{by} installs {told.stdout.strip()}")
+
+
 def main() -> int:
     """Return 1 if the wheel has files that do not belong there; everything else raises."""
     wheel, sdist = build()
@@ -96,6 +110,8 @@ def main() -> int:
     size = wheel.stat().st_size / 1024
     say(f"{wheel.name}: {size:.0f} KiB, {len(names)} files, no test or benchmark among them")
     say(f"{sdist.name}: {sdist.stat().st_size / 1024:.0f} KiB")
+    for by in ("uv", "pipx"):
+        install_as_tool(wheel, by=by)
     for version, path in interpreters.find().items():
         for what, kind in ((wheel, "wheel"), (sdist, "sdist")):
             name = "{}.{}".format(*version)

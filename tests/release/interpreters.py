@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +58,7 @@ def find() -> dict[tuple[int, int], Path]:
     return dict(sorted(found.items()))
 
 
-def uv(*words: str, cwd: Path = ROOT) -> None:
+def uv(*words: str, environ: Mapping[str, str] | None = None) -> None:
     """Run uv, which installs into the environment of another interpreter.
 
     Certificates are those of the system, as pip takes them.
@@ -65,8 +66,8 @@ def uv(*words: str, cwd: Path = ROOT) -> None:
     Raises:
         subprocess.CalledProcessError: uv failed; it has printed the reason.
     """
-    environment = {**os.environ, "UV_SYSTEM_CERTS": "1"}
-    subprocess.run([sys.executable, "-m", "uv", *words], check=True, cwd=cwd, timeout=900, env=environment)
+    environment = {**os.environ, "UV_SYSTEM_CERTS": "1", **(environ or {})}
+    subprocess.run([sys.executable, "-m", "uv", *words], check=True, cwd=ROOT, timeout=900, env=environment)
 
 
 def make(name: str, python: Path) -> Path:
