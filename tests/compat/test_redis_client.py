@@ -83,7 +83,7 @@ def test_publish_records_messages_of_topics_with_history(*, loaded: bool) -> Non
                 await client.function_load(library(), replace=True)
             kept = await client.publish("to:kept:n", "1")
             other = await client.publish("to:other:n", b"2")
-            return kept, other, await client.xrange("tangram:{kept}:h")
+            return kept, other, await client.xrange("{tangram}:topic:kept:h")
         finally:
             await client.aclose()
 

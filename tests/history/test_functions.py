@@ -185,7 +185,7 @@ async def test_one_node_records_and_the_next_fences_it(nursery: trio.Nursery, br
     await of.bus.call(FunctionCall("tangram_release", (LEASE,), ("a",)))
     assert await lease(of, "b", "1") == [1, b"2", 0]
 
-    keys = (GUARD, "tangram:{stream}:h", "tangram:{stream}:m")
+    keys = (GUARD, "{tangram}:topic:stream:h", "{tangram}:topic:stream:m")
     words = ("1", "stream", "cand", "stream", "5", "60000", "1", "n", "payload")
     assert await of.bus.call(FunctionCall("tangram_record", keys, ("1", *words))) == 0
     assert await of.bus.call(FunctionCall("tangram_record", keys, ("2", *words))) == 1
@@ -199,7 +199,7 @@ async def test_a_time_without_recorder_ends_the_epochs_of_plain_messages_alone(
     of = await open_histories(nursery, broker.url)
     await lease(of, "a")
     native = await publish(of, "stream", 2)
-    keys = (GUARD, "tangram:{small}:h", "tangram:{small}:m")
+    keys = (GUARD, "{tangram}:topic:small:h", "{tangram}:topic:small:m")
     words = ("1", "1", "small", "cand", "stream", "5", "60000", "1", "n", "payload")
     await of.bus.call(FunctionCall("tangram_record", keys, words))
     plain = str((await read(of, "small", "")).position)

@@ -8,6 +8,8 @@ Rules of this file:
    colon cannot be distinguished from a longer topic. Servers and browsers split at the last colon. Events
    with a colon are refused, because a browser could otherwise publish for a topic that it has not joined.
 4. A name from outside is never used as a pattern: ``escape_glob`` makes the pattern for ``PSUBSCRIBE``.
+5. All keys of the server itself begin with ``{tangram}``. A Redis Cluster puts keys with the same text in
+   braces into one slot, and a function may only touch keys of one slot.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["TO_ALL", "escape_glob", "from_channel", "parse_from", "parse_to", "to_channel"]
+__all__ = ["TO_ALL", "escape_glob", "from_channel", "own_key", "parse_from", "parse_to", "to_channel"]
 
 TO_ALL: Final = b"to:*"
 """The pattern of all messages for browsers; the exact dispatch by topic and event happens in this process."""
@@ -69,6 +71,11 @@ def from_channel(topic: str, event: str) -> str:
         ValueError: the event holds a colon.
     """
     return f"from:{topic}:{_event(event)}"
+
+
+def own_key(*names: str) -> str:
+    """Return a key of the server itself, for example ``own_key("topic", "demo", "h")``."""
+    return ":".join(("{tangram}", *names))
 
 
 def _event(event: str) -> str:

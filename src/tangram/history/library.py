@@ -17,6 +17,7 @@ import structlog
 
 from tangram.bus.resp import Link, pack
 from tangram.bus.scripts import Prefixes
+from tangram.bus.topics import own_key
 from tangram.errors import BrokerUnavailable
 
 __all__ = [
@@ -33,9 +34,9 @@ __all__ = [
 
 log = structlog.get_logger("tangram.history")
 
-GUARD: Final = "tangram:history"
+GUARD: Final = own_key("history")
 """The key of the guard, which decides whether old epochs can be continued."""
-LEASE: Final = "tangram:recorder"
+LEASE: Final = own_key("recorder")
 """The key of the lease of the node that records messages of plain ``PUBLISH``."""
 NAMES: Final = ("publish", "read", "record", "lease", "release", "begin")
 _REGISTRATION: Final = re.compile(r"^redis\.register_function.*\n", re.MULTILINE)
@@ -43,12 +44,12 @@ _REGISTRATION: Final = re.compile(r"^redis\.register_function.*\n", re.MULTILINE
 
 def data_key(topic: str, mode: str) -> str:
     """Return the key of a topic's messages."""
-    return f"tangram:{{{topic}}}:{'l' if mode == 'latest' else 'h'}"
+    return own_key("topic", topic, "l" if mode == "latest" else "h")
 
 
 def state_key(topic: str) -> str:
     """Return the key of a topic's state."""
-    return f"tangram:{{{topic}}}:m"
+    return own_key("topic", topic, "m")
 
 
 def new_epoch() -> str:
