@@ -142,3 +142,14 @@ def test_each_noqa_has_a_reason() -> None:
         for comment in comments(path)
         if re.search(r"#\s*noqa", comment) and not good.search(comment)
     ]
+
+
+def test_works_of_others_in_the_wheel_are_listed() -> None:
+    """Each shipped file with the copyright of others is named in THIRD_PARTY.md, and so is its licence."""
+    page = (ROOT / "THIRD_PARTY.md").read_text()
+    notice = re.compile(rb"copyright|licensed? under|@license", re.IGNORECASE)
+    shipped = [path for path in tracked() if path.is_relative_to(ROOT / "src") and path.suffix != ".py"]
+    foreign = {path.name for path in shipped if notice.search(path.read_bytes())}
+
+    assert foreign == {"uplot.js", "uplot-LICENSE.txt"}
+    assert [name for name in foreign if name not in page] == []

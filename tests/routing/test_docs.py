@@ -27,7 +27,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> RouteTable:
 async def test_requests_on_the_page_get_the_printed_answers(table: RouteTable) -> None:
     """Each request on the page gets the answer that is printed below it."""
     assert table.problems == []
-    examples = re.findall(r"^(GET|POST) (\S+)(?: (.*))?\n(\d{3}) (.*)$", PAGE, re.MULTILINE)
+    text = "\n".join(re.findall(r"```http\n(.*?)```", PAGE, re.DOTALL))
+    examples = re.findall(r"^(GET|POST) (\S+)(?: (.*))?\n(\d{3}) (.*)$", text, re.MULTILINE)
 
     assert len(examples) >= 8
     for method, target, body, status, expected in examples:
