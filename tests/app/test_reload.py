@@ -37,6 +37,7 @@ NEXT_INCARNATION = {
     "cache": "entries",
     "compat": "islands max_body",
     "metrics": "public topics",
+    "cluster": "presence_grace",
     "supervisor": "strategy plugin_restarts plugin_window exhausted",
 }
 """Settings that every incarnation reads again; the reader of the file reads the log's level."""
@@ -67,6 +68,9 @@ OTHERS: Mapping[str, object] = {
     "broker.private": True,
     "broker.password": True,
     "broker.binary": Path("/elsewhere/valkey-server"),
+    "cluster.node": "other",
+    "cluster.listen": "127.0.0.1:9",
+    "cluster.lease_ttl": 9.0,
 }
 
 

@@ -30,9 +30,12 @@ BOUND: Final = (
     "broker.private",
     "broker.password",
     "broker.binary",
+    "cluster.node",
+    "cluster.listen",
+    "cluster.lease_ttl",
 )
-"""Settings that only a new process can change: held sockets, a broker whose URL plugins keep, and the folder
-of the secrets."""
+"""Settings that only a new process can change: held sockets, a broker whose URL plugins keep, the folder
+of the secrets, and the node's name, address and leases."""
 
 
 def bound_changes(old: Config, new: Config) -> Iterator[tuple[str, object, object]]:

@@ -25,6 +25,7 @@ import trio
 
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.measuring import Measuring
+from tangram.app.node_parts import open_nodes
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker
@@ -32,6 +33,7 @@ from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
+from tangram.cluster import Nodes, Placement
 from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.console.access import OperatorAccess
@@ -102,6 +104,10 @@ class Tree:
     booted = False
     """Whether the first boot is over. From then on a plugin that cannot start is left out, also where
     ``strict`` is set."""
+    nodes: Nodes | None = None
+    """This node and those that it knows; None on a server that is not one of several."""
+    _records = False
+    """Whether the recorder is a child of the root."""
 
     def __init__(
         self,
@@ -142,6 +148,8 @@ class Tree:
         self.quarantined: dict[str, Crash] = {}
         """Plugins in quarantine, each with the cause, until the operator or a reload tries again. A crash of
         the broker makes a new incarnation with new children, which must know it."""
+        self.placement = Placement(lambda: self.nodes, tuple)
+        """Which node runs a plugin."""
         self._windows: dict[str, Window] = {}
         self._started: dict[str, set[str]] = {}
         """The temporary services of each plugin that have had their only start, for the same reason."""
@@ -156,8 +164,6 @@ class Tree:
         self._timer = timer
         self.rules = self._make_rules()
         """Which topics have a history."""
-        self._records = False
-        """Whether the recorder is a child of the root."""
         self._recorded_rules = self.rules
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
@@ -174,6 +180,7 @@ class Tree:
         return [
             self._wrap(broker),
             *self._recorder_children(),
+            *self._node_children(),
             Child(
                 "incarnation",
                 self._run_incarnation,
@@ -223,12 +230,18 @@ class Tree:
     def _root_times(self) -> dict[str, tuple[float, float]]:
         """Return the seconds for the start and the stop of each of the root's children."""
         limits = self.config.supervisor
-        recorder = {"recorder": (limits.start_timeout, limits.stop_timeout)} if self._records else {}
-        return recorder | {
-            "broker": (limits.start_timeout, limits.stop_timeout),
-            # Each of the incarnation's own children has a limit.
-            "incarnation": (float("inf"), limits.shutdown_timeout),
-        }
+        times = (limits.start_timeout, limits.stop_timeout)
+        recorder = {"recorder": times} if self._records else {}
+        nodes = {"nodes": times} if self.config.clustered else {}
+        return (
+            recorder
+            | nodes
+            | {
+                "broker": (limits.start_timeout, limits.stop_timeout),
+                # Each of the incarnation's own children has a limit.
+                "incarnation": (float("inf"), limits.shutdown_timeout),
+            }
+        )
 
     def backoff(self) -> Backoff:
         """Return the delays before restarts, as configured."""
@@ -242,6 +255,21 @@ class Tree:
             return []
         start, stop = self._root_times()["recorder"]
         return [self._wrap(Child("recorder", self._run_recorder, start_timeout=start, stop_timeout=stop))]
+
+    def _node_children(self) -> list[Child]:
+        """Return the child that keeps this node's record; none if there are no other nodes."""
+        if not self.config.clustered:
+            return []
+        start, stop = self._root_times()["nodes"]
+        return [self._wrap(Child("nodes", self._run_nodes, start_timeout=start, stop_timeout=stop))]
+
+    async def _run_nodes(self, *, task_status: trio.TaskStatus[Nodes]) -> None:
+        assert self.broker is not None
+        self.nodes = open_nodes(self, self.broker.server_url)
+        try:
+            await self.nodes.run(task_status=task_status)
+        finally:
+            self.nodes = None
 
     async def start_recorder(self, root: Supervisor) -> None:
         """Start, restart or stop the recorder after a reload that has changed the rules."""

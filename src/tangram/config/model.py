@@ -30,6 +30,7 @@ __all__ = [
     "CacheConfig",
     "CacheEntry",
     "ChannelConfig",
+    "ClusterConfig",
     "CompatConfig",
     "Config",
     "CoreConfig",
@@ -462,6 +463,23 @@ class MetricsConfig:
 
 
 @attrs.frozen(kw_only=True)
+class ClusterConfig:
+    """``[cluster]``: several servers on one Redis, which then are the nodes of one cluster."""
+
+    node: str | None = attrs.field(default=None, validator=v.optional(validators.node_name))
+    """The name of this node, unlike that of every other. Unset: the host's name and a random part, which are
+    new at each start."""
+    listen: str | None = attrs.field(default=None, validator=v.optional(validators.host_and_port))
+    """Address and port for the requests of other nodes, for example ``10.0.0.5:2350``; it must be reachable
+    from them, and from nowhere else. Unset: other nodes cannot forward requests to this one."""
+    lease_ttl: float = attrs.field(default=6.0, validator=validators.between(2.0, 60.0))
+    """Seconds after which another node takes over the plugins of a node that has died. A third of them
+    passes between two renewals, and three tenths are for the stop of a plugin that has lost its lease."""
+    presence_grace: float = attrs.field(default=5.0, validator=v.ge(0))
+    """Seconds for which the members of a node that stops stay present, because they join again elsewhere."""
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """The whole configuration, from ``tangram.toml`` and the environment."""
 
@@ -478,6 +496,7 @@ class Config:
     broker: BrokerConfig = attrs.field(factory=BrokerConfig)
     compat: CompatConfig = attrs.field(factory=CompatConfig)
     metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
+    cluster: ClusterConfig = attrs.field(factory=ClusterConfig)
     source: Path | None = None
     """The file that was read; its paths are relative to its folder."""
 
@@ -486,6 +505,17 @@ class Config:
         """The lowest level of the server's log."""
         return self.log.level or self.core.log_level
 
+    known_clustered: bool | None = attrs.field(default=None, repr=False, eq=False)
+    """``clustered`` of a copy with the broker's URL; None: the settings decide."""
+
+    @property
+    def clustered(self) -> bool:
+        """Whether other nodes may be on the same Redis."""
+        if self.known_clustered is not None:
+            return self.known_clustered
+        return self.core.redis_url is not None
+
     def with_redis_url(self, url: str) -> "Config":
         """Return a copy with the broker's URL, which plugins read in ``config.core.redis_url``."""
-        return attrs.evolve(self, core=attrs.evolve(self.core, redis_url=url))
+        core = attrs.evolve(self.core, redis_url=url)
+        return attrs.evolve(self, core=core, known_clustered=self.clustered)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -11,6 +11,7 @@ from attrs import validators as v
 from tangram.config.listen import split_hosts
 from tangram.redis_url import read_redis_url, redact_url
 
+_NODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -145,6 +146,20 @@ def topic_pattern(value: str) -> None:
 def route(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
     if not value.startswith("/"):
         msg = "expected a path that begins with '/', as in '/fonts/{fontstack}/{range}.pbf'"
+        raise ValueError(msg)
+
+
+def node_name(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if not _NODE.fullmatch(value):
+        msg = "expected a name of at most 64 letters, digits, '.', '_' and '-'"
+        raise ValueError(msg)
+
+
+def host_and_port(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    host, colon, number = value.rpartition(":")
+    valid = host.startswith("[") == host.endswith("]") and (":" not in host or host.startswith("["))
+    if not (host and colon and valid and number.isascii() and number.isdigit() and int(number) < 65536):
+        msg = "expected an address and a port, as in '10.0.0.5:2350' or '[fd00::5]:2350'"
         raise ValueError(msg)
 
 

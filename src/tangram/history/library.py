@@ -1,24 +1,18 @@
-"""The functions on Redis, for the caller: load them on a connection, and name their words.
-
-``FUNCTION LOAD`` needs Redis 7 or Valkey. Where it is unknown or not allowed, the same text is loaded as one
-script for each function (``SCRIPT LOAD``, ``EVALSHA``), which Redis 6.2 knows.
-"""
+"""The functions of histories on Redis, for the caller: load them, and name their words."""
 
 from __future__ import annotations
 
-import re
 import secrets
-from functools import cache
-from importlib.resources import files
-from typing import Any, Final
+from typing import Final
 
 import hiredis
 import structlog
 
-from tangram.bus.resp import Link, pack
+from tangram.bus.library import Library, ask, load_library
+from tangram.bus.resp import Link
 from tangram.bus.scripts import Prefixes
 from tangram.bus.topics import own_key
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused
 
 __all__ = [
     "GUARD",
@@ -39,7 +33,7 @@ GUARD: Final = own_key("history")
 LEASE: Final = own_key("recorder")
 """The key of the lease of the node that records messages of plain ``PUBLISH``."""
 NAMES: Final = ("publish", "read", "record", "lease", "release", "begin")
-_REGISTRATION: Final = re.compile(r"^redis\.register_function.*\n", re.MULTILINE)
+LIBRARY: Final = Library("tangram.history", NAMES)
 
 
 def data_key(topic: str, mode: str) -> str:
@@ -57,18 +51,14 @@ def new_epoch() -> str:
     return secrets.token_hex(6)
 
 
-@cache
 def library() -> str:
     """Return the text of the library for ``FUNCTION LOAD``."""
-    return files("tangram.history").joinpath("functions.lua").read_text(encoding="utf-8")
+    return LIBRARY.text
 
 
-@cache
 def script(name: str) -> str:
     """Return one function as a script for ``SCRIPT LOAD``."""
-    _, _, rest = library().partition("\n")
-    # Before Redis 7, a script that reads the time must ask for the replication of its effects.
-    return f"redis.replicate_commands()\n{_REGISTRATION.sub('', rest)}\nreturn {name}(KEYS, ARGV)"
+    return LIBRARY.script(name)
 
 
 async def load_functions(link: Link, identity: str | None, settings: str) -> Prefixes:
@@ -82,22 +72,14 @@ async def load_functions(link: Link, identity: str | None, settings: str) -> Pre
     Returns:
         The first words by the name of the function; empty if Redis allows neither functions nor scripts.
     """
-    answer = await _ask(link, "FUNCTION", "LOAD", "REPLACE", library())
-    if not isinstance(answer, hiredis.ReplyError):
-        prefixes: dict[str, tuple[str | bytes, ...]] = {
-            f"tangram_{name}": ("FCALL", f"tangram_{name}") for name in NAMES
-        }
-    else:
-        prefixes = {}
-        for name in NAMES:
-            sha = await _ask(link, "SCRIPT", "LOAD", script(name))
-            if isinstance(sha, hiredis.ReplyError):
-                log.error("history is off: redis allows neither functions nor scripts", cause=str(sha))
-                return {}
-            prefixes[f"tangram_{name}"] = ("EVALSHA", sha)
-    identity = identity or _run_id(await _ask(link, "INFO", "server"))
+    try:
+        prefixes = await load_library(link, LIBRARY)
+    except BrokerRefused as error:
+        log.error("history is off: redis allows neither functions nor scripts", cause=str(error))  # noqa: TRY400 - Redis' answer needs no traceback
+        return {}
+    identity = identity or _run_id(await ask(link, "INFO", "server"))
     words = (*prefixes["tangram_begin"], "2", LEASE, GUARD, f"{identity} {settings}")
-    begun = await _ask(link, *words)
+    begun = await ask(link, *words)
     if isinstance(begun, hiredis.ReplyError):
         log.error("history is off: redis refuses the functions", cause=str(begun))
         return {}
@@ -110,13 +92,3 @@ def _run_id(info: object) -> str:
         if name == "run_id":
             return value.strip()
     return "unknown"
-
-
-async def _ask(link: Link, *words: str | bytes) -> Any:
-    """Send one command and return its answer, an error included."""
-    await link.stream.send_all(pack(words))
-    while (reply := link.reader.gets()) is False:
-        await link.receive()
-    if isinstance(reply, hiredis.ReplyError) and str(reply).partition(" ")[0] in {"LOADING", "BUSY"}:
-        raise BrokerUnavailable(f"redis is not ready: {reply}")
-    return reply

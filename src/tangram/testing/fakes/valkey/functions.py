@@ -1,19 +1,22 @@
 """The functions of histories, in Python: the twin of ``tangram/history/functions.lua``.
 
-The broker in memory has no Lua. It takes this one library, by its exact text, and answers its calls as Redis
-would. ``tests/history/test_twin.py`` runs the same calls over both.
+The broker in memory has no Lua. It takes the server's own libraries, by their exact texts, and answers their
+calls as Redis would. ``tests/history/test_twin.py`` runs the same calls over both.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import attrs
 
-from tangram.history.library import library
+from tangram.bus.library import Library
+from tangram.cluster.library import LIBRARY as NODES
+from tangram.history.library import LIBRARY as HISTORIES
 from tangram.testing.fakes.valkey.keyspace import Hash, Keyspace, Stream
+from tangram.testing.fakes.valkey.node_functions import NODE_FUNCTIONS
 from tangram.testing.fakes.valkey.session import ClientState
 from tangram.testing.fakes.valkey.wire import Reply, ReplyError
 
@@ -28,7 +31,7 @@ UNUSED: Final = 3_600_000
 class _Server(Protocol):
     """The part of the broker that the functions use."""
 
-    has_functions: bool
+    libraries: set[bytes]
     publish: Callable[[bytes, bytes], int]
 
     def space(self, session: ClientState) -> Keyspace: ...
@@ -248,19 +251,28 @@ _FUNCTIONS: Final[dict[bytes, Callable[[_Run, Sequence[bytes], Sequence[bytes]],
 }
 
 
+_Table = Mapping[bytes, Callable[[_Run, Sequence[bytes], Sequence[bytes]], Reply]]
+_LIBRARIES: Final[Mapping[bytes, tuple[Library, _Table]]] = {
+    b"tangram": (HISTORIES, _FUNCTIONS),
+    b"tangram_cluster": (NODES, NODE_FUNCTIONS),
+}
+
+
 def load_library(server: _Server, _session: ClientState, words: Sequence[bytes]) -> Reply:
-    """Take the library of histories, and no other."""
+    """Take a library of the server, and no other."""
     if [word.upper() for word in words[:2]] != [b"LOAD", b"REPLACE"] or len(words) != 3:
         raise ReplyError("ERR the broker in memory takes FUNCTION LOAD REPLACE alone")
-    if words[2] != library().encode():
-        raise ReplyError("ERR the broker in memory takes no other library than tangram's")
-    server.has_functions = True
-    return b"tangram"
+    for name, (library, _) in _LIBRARIES.items():
+        if words[2] == library.text.encode():
+            server.libraries.add(name)
+            return name
+    raise ReplyError("ERR the broker in memory takes no other libraries than tangram's")
 
 
 def call_function(server: _Server, session: ClientState, words: Sequence[bytes]) -> Reply:
-    """Call one function of the library."""
-    function = _FUNCTIONS.get(words[0]) if server.has_functions else None
+    """Call one function of a library that was loaded."""
+    loaded = (_LIBRARIES[name][1] for name in server.libraries)
+    function = next((table[words[0]] for table in loaded if words[0] in table), None)
     if function is None:
         raise ReplyError("ERR Function not found")
     count = int(words[1])

@@ -66,7 +66,7 @@ class Valkey:
     ) -> None:
         self.readonly = False
         """Whether writes are refused, as by a replica."""
-        self.has_functions = False
+        self.libraries: set[bytes] = set()
         """Whether the library of histories is loaded."""
         self.run_id = b"%040x" % next(_starts)
         """A name of this incarnation."""

@@ -1,0 +1,10 @@
+"""Many nodes on one Redis: their registry, and the node on which a plugin runs.
+
+See docs/nodes.md. The functions on Redis are in ``functions.lua``.
+"""
+
+from tangram.cluster.nodes import Nodes, new_node_id
+from tangram.cluster.placement import Placement
+from tangram.cluster.registry import NodeRecord
+
+__all__ = ["NodeRecord", "Nodes", "Placement", "new_node_id"]
