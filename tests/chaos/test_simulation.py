@@ -20,6 +20,7 @@ from tangram.channels.disconnects import RESTART
 from tangram.channels.hub import Hub
 from tangram.channels.outbox import Outbox
 from tangram.chaos import observers
+from tangram.chaos.observers import KEPT, recover_and_restart
 from tangram.chaos.simulation import (
     SIMULATED,
     main,
@@ -33,7 +34,7 @@ from tangram.chaos.simulation import (
 from tangram.errors import Refused
 from tangram.gateway import channels as gateway
 from tangram.supervision import SupervisionEvent
-from tangram.testing import FAULTS, Chaos, InvariantBroken
+from tangram.testing import FAULTS, Chaos, InvariantBroken, StepFailed, run_every_step
 from tangram.testing.faults.catalogue import InjectableFault
 from tangram.testing.run.workers import cores
 from tests.app.helpers import Journal, make_plugin
@@ -193,6 +194,27 @@ def test_a_server_that_gives_up_ends_a_script() -> None:
     events = play(script, plugins=[make_plugin(Journal())], seed=1, limited=True)
 
     assert [one for one in events if one.kind == "gave_up" and not one.path]
+
+
+def test_a_broker_that_refuses_writes_for_a_moment_does_not_end_recording() -> None:
+    """Redis refuses the recorder's step, and the end of its lease: a new lease is taken later."""
+    play(script_from("0.7 broker_readonly"), history=True)
+
+
+@pytest.mark.slow
+def test_clients_recover_at_every_step() -> None:
+    """No injection at any step makes a client miss a message unnoticed."""
+    config = {"channel": {"history": [{"topics": KEPT}]}}
+    report = run_every_step(recover_and_restart, config=config, most=6)
+
+    assert report.steps > 300
+    assert {one.partition(": ")[2] for one in report.outcomes} >= {"up", "stopped"}
+
+
+def test_a_scenario_of_recovery_needs_a_history() -> None:
+    """Without one nothing would be checked."""
+    with pytest.raises(StepFailed, match="no topic 'tangram-chaos-kept-"):
+        run_every_step(recover_and_restart, most=1)
 
 
 def test_a_simulation_without_any_message_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,16 @@ import pytest
 from trio.testing import MockClock
 
 from tangram.supervision import SupervisionEvent
-from tangram.testing import FAULTS, INVARIANTS, Chaos, Evidence, InvariantBroken, check, open_tangram
+from tangram.testing import (
+    FAULTS,
+    INVARIANTS,
+    Chaos,
+    Evidence,
+    InvariantBroken,
+    KeptMessage,
+    check,
+    open_tangram,
+)
 from tests.app.helpers import Journal, make_plugin
 from tests.testing.test_catalogue import SHORT, make_quick_plugin
 
@@ -79,8 +88,9 @@ def event(kind: Any, child: str, **more: Any) -> SupervisionEvent:
 @pytest.mark.parametrize("name", INVARIANTS)
 async def test_the_example_of_an_invariant_breaks_it(name: str) -> None:
     """The line on the page breaks its invariant."""
+    names = {"check": check, "Evidence": Evidence, "KeptMessage": KeptMessage, "event": event}
     with pytest.raises(InvariantBroken, match=name):
-        await run(EXAMPLES[name], {"check": check, "Evidence": Evidence, "event": event})
+        await run(EXAMPLES[name], names)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from tangram.channels import disconnects
 from tangram.supervision import SupervisionEvent
-from tangram.testing import INVARIANTS, Evidence, InvariantBroken, check
+from tangram.testing import INVARIANTS, Evidence, InvariantBroken, KeptMessage, check
 from tangram.testing.checks.invariants import DOCUMENTED_CODES, broken
 
 
@@ -52,6 +52,12 @@ PLANTED: dict[str, list[Evidence]] = {
         Evidence(messages=[(1, 1), (3, 1)]),
         Evidence(messages=[(2, 1), (1, 1)]),
         Evidence(messages=[(1, 1), (1, 2)]),
+    ],
+    "nothing_missed": [
+        Evidence(kept={"t": [KeptMessage(1, 1, 0), KeptMessage(3, 1, 0)]}),
+        Evidence(kept={"t": [KeptMessage(1, 1, 0), KeptMessage(3, 2, 0)]}),
+        Evidence(kept={"t": [KeptMessage(2, 1, 0), KeptMessage(2, 1, 0)]}),
+        Evidence(kept={"t": [KeptMessage(2, 1, 0), KeptMessage(1, 1, 0)]}),
     ],
     "close_codes_documented": [Evidence(close_codes=[1000]), Evidence(close_codes=[1006])],
     "each_crash_logged_once": [

@@ -12,8 +12,9 @@ from typing import Any, Final
 import attrs
 import trio
 
-from tangram.chaos.observers import OBSERVED_INVARIANTS, Observations, open_observers
+from tangram.chaos.observers import KEPT, OBSERVED_INVARIANTS, Observations, open_observers
 from tangram.config import LoadedConfig
+from tangram.config.model import HistoryEntry
 from tangram.errors import PluginError
 from tangram.supervision import SupervisionEvent
 from tangram.testing.checks.invariants import INVARIANTS, Broken, InvariantBroken, broken
@@ -104,8 +105,8 @@ class Campaign:
 def own_config(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
     """Return the configuration with addresses, state and broker of the campaign's own.
 
-    The observers know no certificate, so there is no TLS. Budgets are lifted and back-off is short, so
-    that many faults fit into little time.
+    The observers know no certificate, so there is no TLS, and two topics of theirs have a history.
+    Budgets are lifted and back-off is short, so that many faults fit into little time.
 
     Args:
         loaded: the operator's configuration; everything else of it stays.
@@ -125,7 +126,13 @@ def own_config(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
             tls_cert=None,
             tls_key=None,
         ),
-        channel=attrs.evolve(config.channel, host=None, port=None, public_url=None),
+        channel=attrs.evolve(
+            config.channel,
+            host=None,
+            port=None,
+            public_url=None,
+            history=(HistoryEntry(topics=KEPT), *config.channel.history),
+        ),
         broker=attrs.evolve(config.broker, port=0),
         supervisor=attrs.evolve(
             limits,

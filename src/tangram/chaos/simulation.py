@@ -23,7 +23,7 @@ import trio
 import trio.testing
 
 from tangram.chaos.campaign import UNLIMITED
-from tangram.chaos.observers import OBSERVED_INVARIANTS, Observations, open_observers
+from tangram.chaos.observers import KEPT, OBSERVED_INVARIANTS, Observations, open_observers
 from tangram.plugins import Plugin
 from tangram.supervision import SupervisionEvent
 from tangram.supervision.spec import Strategy
@@ -90,6 +90,8 @@ EXPECTED: Final[tuple[str, ...]] = (
     "two faults at once",
     "a browser got messages",
     "a client that does not read was closed",
+    "a client recovered",
+    "a client was told of a gap",
     *(f"fault: {name}" for name in SIMULATED),
 )
 """Names that 500 seeds have to reach."""
@@ -150,12 +152,18 @@ class Setting:
     strategy: Strategy = "one_for_all"
     limited: bool = False
     """Whether the usual budgets hold, so that plugins are quarantined and the root gives up."""
+    history: bool = False
+    """Whether topics have a history, and clients recover."""
 
 
 def setting_of(seed: int) -> Setting:
-    """Return the setting of a seed: each strategy in turn, a third with the usual budgets."""
+    """Return the setting of a seed.
+
+    Each strategy has its turn, a third of the seeds has the usual budgets, and a quarter has histories.
+    """
     strategies = get_args(Strategy)
-    return Setting(strategies[seed % len(strategies)], limited=seed // len(strategies) % 3 == 2)
+    turn = seed // len(strategies)
+    return Setting(strategies[seed % len(strategies)], limited=turn % 3 == 2, history=turn // 3 % 4 == 1)
 
 
 def play(
@@ -165,6 +173,7 @@ def play(
     seed: int = 0,
     strategy: str = "one_for_all",
     limited: bool = False,
+    history: bool = False,
 ) -> list[SupervisionEvent]:
     """Play one script and return the events; every broken promise is raised.
 
@@ -174,7 +183,9 @@ def play(
         seed: of the order of tasks, and of all jitter.
         strategy: of ``[supervisor]``.
         limited: keep the usual restart budgets.
+        history: keep the messages of two topics, which clients that recover read.
     """
+    kept = [{"topics": KEPT}] if history else []
     limits: dict[str, Any] = {"strategy": strategy}
     if not limited:
         limits |= {"root_restarts": UNLIMITED, "plugin_restarts": UNLIMITED}
@@ -182,7 +193,12 @@ def play(
 
     async def live() -> None:
         async with open_tangram(
-            plugins, {"supervisor": limits}, fakes=True, memory_port=True, seed=seed, checks=CHECKS
+            plugins,
+            {"supervisor": limits, "channel": {"history": kept}},
+            fakes=True,
+            memory_port=True,
+            seed=seed,
+            checks=CHECKS,
         ) as running:
             nonlocal events
             events = running.events
@@ -193,6 +209,8 @@ def play(
             check(seen.evidence(running), OBSERVED_INVARIANTS)
             sometimes("a client that does not read was closed", seen.sent_away > 0)
             sometimes("a browser got messages", len(seen.messages) > 0)
+            sometimes("a client recovered", any(log.recovered for log in seen.kept.values()))
+            sometimes("a client was told of a gap", any(log.told for log in seen.kept.values()))
 
     with scheduled_from(seed):
         try:

@@ -189,6 +189,10 @@ class Recording:
             if not await self._was_free():
                 return
         held = recorder.number is not None
+        if not held:
+            # Redis may have refused the end of an old lease of this node, for example as a replica or with a
+            # full disk. Its renewal would have no marker, and this node would never record again.
+            await self._publisher.call(recorder.release_call())
         answer = await self._publisher.call(recorder.lease_call(force=self._alone))
         self._alone = False
         if answer[0] == 1 and not held:

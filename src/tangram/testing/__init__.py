@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tangram.testing.checks.invariants import INVARIANTS, Evidence, InvariantBroken, check
+    from tangram.testing.checks.message_log import KeptMessage
     from tangram.testing.checks.sometimes import SUPERVISION, Reached, collecting, sometimes
     from tangram.testing.conformance import check_plugin
     from tangram.testing.fakes.memory_broker import MemoryBroker
@@ -49,6 +50,7 @@ __all__ = [
     "Home",
     "InjectedFault",
     "InvariantBroken",
+    "KeptMessage",
     "MemoryBroker",
     "NothingToStrike",
     "Proxy",
@@ -87,6 +89,7 @@ _MODULES: Final = {
     "conformance": ("check_plugin",),
     "faults.proxy": ("Proxy", "open_proxy"),
     "checks.invariants": ("INVARIANTS", "Evidence", "InvariantBroken", "check"),
+    "checks.message_log": ("KeptMessage",),
     "fakes.memory_broker": ("MemoryBroker",),
     "fakes.ports": ("free_port",),
     "run.process": ("Home", "RunningProcess", "open_process", "run_process"),

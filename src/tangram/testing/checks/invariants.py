@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
 import attrs
@@ -15,6 +16,7 @@ import attrs
 from tangram import defaults
 from tangram.supervision import SupervisionEvent
 from tangram.testing.checks.log_records import LogRecords
+from tangram.testing.checks.message_log import KeptMessage
 
 __all__ = ["INVARIANTS", "Broken", "Evidence", "InvariantBroken", "broken", "check"]
 
@@ -78,6 +80,8 @@ class Evidence:
     Each has its number, and how many gaps had been announced by then: joins, and errors that ask for
     one.
     """
+    kept: Mapping[str, Sequence[KeptMessage]] | None = None
+    """Numbered messages of topics with a history, as a client that recovers received them, by topic."""
     backlogs: Sequence[int] = ()
     """Bytes that waited for one slow client, at several moments."""
     backlog_bound: int = 262_144
@@ -369,6 +373,21 @@ def messages_in_order(evidence: Evidence) -> Iterator[str]:
             elif number != last + 1 and joined == membership:
                 yield f"messages {last + 1} to {number - 1} are missing and no gap was announced"
         last, membership = number, joined
+
+
+@_invariant
+def nothing_missed(evidence: Evidence) -> Iterator[str]:
+    """A member that recovers gets every message in order.
+
+    Otherwise a join tells it that it has missed some. A join may repeat messages that it has seen.
+    """
+    for topic, messages in (evidence.kept or {}).items():
+        for last, one in pairwise(messages):
+            if one.told == last.told and one.number > last.number + 1:
+                missing = f"messages {last.number + 1} to {one.number - 1} of {topic!r}"
+                yield f"{missing} are missing, and no join said so"
+            elif one.number <= last.number and one.join == last.join:
+                yield f"message {one.number} of {topic!r} came after {last.number}, without a join in between"
 
 
 @_invariant

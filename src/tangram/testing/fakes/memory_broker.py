@@ -115,13 +115,23 @@ class MemoryBroker(EmbeddedBroker):
         self._nursery: trio.Nursery | None = None
         self._begin()
 
-    def _begin(self) -> None:
-        """Set the state of a process that has just started: empty, running and writable."""
+    def _begin(self, before: Valkey | None = None) -> None:
+        """Set the state of a process that has just started: running and writable.
+
+        It is empty, unless it reads the append-only file of the process before.
+        """
         self._valkey = Valkey(trio.current_time, self.publish)
+        if before is not None:
+            self._valkey.take_data(before)
         self._killed = trio.Event()
         self._freezer = _Freezer()
 
     # -- for the tree ---------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> str | None:
+        """A name of the stored data: it survives a kill where a topic has a history."""
+        return "memory" if self.keeps else None
 
     @property
     def server_url(self) -> str:
@@ -141,7 +151,7 @@ class MemoryBroker(EmbeddedBroker):
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Run one incarnation: ``started(url)`` at once, `BrokerUnavailable` when it is killed."""
-        self._begin()
+        self._begin(self._valkey if self.keeps else None)
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((HOST, self._port or self._config.port or free_port()))

@@ -130,6 +130,10 @@ class Valkey:
         for space in self._spaces:
             space.clear()
 
+    def take_data(self, before: Valkey) -> None:
+        """Go on with the data of an incarnation that has ended."""
+        self._spaces = before._spaces
+
     def changes(self, database: int, key: bytes) -> int:
         """Return how often a key has changed."""
         return self._spaces[database].changes(key)
