@@ -64,6 +64,26 @@ def test_a_unix_url_gives_the_path_and_a_tls_url_its_options() -> None:
     assert secured.options == {"ssl_ca_certs": "/ca.pem"}
 
 
+def test_a_url_with_sentinels_gives_all_of_them_and_two_accounts() -> None:
+    """The account before the hosts is that of Redis; equal hosts count once."""
+    address = parse_redis_url(
+        "rediss+sentinel://u:p%40@h1,[::1]:5,h1:26379/2?master=my%20one&sentinel_username=s"
+        "&sentinel_password=w&ssl_ca_certs=/ca.pem"
+    )
+
+    assert (address.kind, address.master, address.tls, address.db) == ("sentinel", "my one", True, 2)
+    assert address.guides == (("h1", 26379), ("::1", 5))
+    assert (address.username, address.password) == ("u", "p@")
+    asked = address.guide(("h9", 1))
+    assert (asked.endpoint, asked.username, asked.password, asked.db) == (("h9", 1), "s", "w", 0)
+    found = address.primary(("h8", 2))
+    assert (found.endpoint, found.username, found.password, found.db) == (("h8", 2), "u", "p@", 2)
+    assert (found.kind, found.options) == ("single", {"ssl_ca_certs": "/ca.pem"})
+    cluster = parse_redis_url("redis+cluster://u:p@h1,h2:1/0")
+    assert (cluster.kind, cluster.guides) == ("cluster", (("h1", 6379), ("h2", 1)))
+    assert cluster.guide(("h2", 1)).password == "p"
+
+
 def test_a_user_name_without_a_password_is_no_account() -> None:
     """Some providers write user names that mean nothing; the connection does not log in then."""
     assert parse_redis_url("redis://user@host").password is None
@@ -97,6 +117,16 @@ def test_a_user_name_without_a_password_is_no_account() -> None:
         ("redis://h?ssl_ca_certs=/ca.pem", "rediss://"),
         ("rediss://h?ssl_cert_reqs=some", "none, optional or required"),
         ("unix:///run/x?socket_keepalive=true", "known options"),
+        ("redis+sentinel://h1,h2", "the option 'master'"),
+        ("redis+sentinel://h1,?master=m", "expected a host"),
+        ("redis+sentinel://h1:1,h2:x/?master=m", "expected a port"),
+        ("redis+sentinel://h1:1,h2:0/?master=m", "expected a port"),
+        ("redis+sentinel://h1?master=m&ssl_ca_certs=/ca.pem", "rediss"),
+        ("redis://h?master=m", "redis+sentinel://"),
+        ("redis://h1,h2:1,h3", "expected a port"),
+        ("redis+cluster://h1,h2/1", "only database 0"),
+        ("redis+cluster://h1?db=1", "only database 0"),
+        ("unix+sentinel:///run/x?master=m", "begins with redis://"),
     ],
 )
 def test_a_malformed_url_is_refused_with_the_expectation(url: str, what: str) -> None:
@@ -157,6 +187,14 @@ def test_every_accepted_option_is_one_that_redis_py_takes(scheme: str) -> None:
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("redis://[::1]:6379", "redis://[::1]:6379"),
         ("rediss://h?ssl_ca_certs=/ca.pem", "rediss://h?ssl_ca_certs=/ca.pem"),
+        ("redis+sentinel://h1:1,[::1]:2,h3/?master=m", "redis+sentinel://h1:1,[::1]:2,h3/?master=m"),
+        ("redis+sentinel://u:hunter2@h1:1,h2/?master=m", "redis+sentinel://u:***@h1:1,h2/?master=m"),
+        (
+            "redis+sentinel://h1,h2/?master=m&sentinel_password=hunter2",
+            "redis+sentinel://h1,h2/?master=m&sentinel_password=***",
+        ),
+        ("redis+cluster://h1:1,h2:hunter2", "redis+cluster://h1:1,***"),
+        ("rediss+cluster://h:hunter2", "rediss+cluster://h:***"),
         ("localhost:6379", "localhost:6379"),
         ("", ""),
     ],
@@ -233,6 +271,10 @@ FORMS = [
     "redis://h/0?db=1&password={}",
     "unix:///run/x.sock?password={}",
     "unix://:{}@/run/x.sock",
+    "redis+sentinel://u:{}@h1:1,h2/?master=m",
+    "redis+sentinel://h1,h2:{}/?master=m",
+    "redis+sentinel://h1,h2?master=m&sentinel_password={}",
+    "redis+cluster://:{}@h1,h2",
     "http://u:{}@h",
     "u:{}@h",
 ]

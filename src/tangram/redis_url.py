@@ -3,6 +3,9 @@
     redis://[user[:password]@]host[:port][/database][?option=value&...]
     rediss://...                                      the same over TLS
     unix://[user[:password]@]/path/to/socket[?db=database&option=value&...]
+    redis+sentinel://[user[:password]@]host[:port][,host[:port]...][/database]?master=NAME[&option=value&...]
+    redis+cluster://[user[:password]@]host[:port][,host[:port]...][?option=value&...]
+    rediss+sentinel://... and rediss+cluster://...    the same over TLS
 
 The options have redis-py's names (see ``OPTIONS``), so that one URL serves the bus, ``redis_client``, and
 the clients that plugins open themselves. Every entrance (the configuration, ``tangram.Subscriber``, the
@@ -20,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
 import attrs
@@ -29,6 +32,7 @@ from tangram import defaults
 from tangram.errors import ConfigError, Fault
 
 __all__ = [
+    "Endpoint",
     "RedisAddress",
     "is_false",
     "local_redis_url",
@@ -38,7 +42,20 @@ __all__ = [
     "redact_url",
 ]
 
-_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+Endpoint = tuple[str, int]
+"""A host and a port."""
+
+_SCHEMES: Final = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    "redis+sentinel://",
+    "rediss+sentinel://",
+    "redis+cluster://",
+    "rediss+cluster://",
+)
+
+SENTINEL_PORT: Final = 26379
 
 _FALSE: Final = frozenset({"0", "f", "false", "n", "no"})
 _TRUE: Final = frozenset({"1", "t", "true", "y", "yes"})
@@ -62,11 +79,38 @@ class RedisAddress:
     """The number of the database."""
     options: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """The other options of the URL, for example the paths of certificates."""
+    kind: Literal["single", "sentinel", "cluster"] = "single"
+    """How the primary is found: it is the address itself, or sentinels or nodes of a cluster name it."""
+    guides: tuple[Endpoint, ...] = ()
+    """The sentinels, or nodes of the cluster, that the URL lists. ``host`` and ``port`` are the first one."""
+    master: str = ""
+    """The name by which the sentinels know the primary."""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = attrs.field(default=None, repr=False)
 
     @property
     def shown(self) -> str:
         """The URL without its password, for logs, pages and error messages."""
         return redact_url(self.url)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Host and port."""
+        return self.host, self.port
+
+    def guide(self, endpoint: Endpoint) -> RedisAddress:
+        """Return the address of one sentinel or node of the cluster, with its account."""
+        place = attrs.evolve(
+            self, host=endpoint[0], port=endpoint[1], kind="single", guides=(), master="", db=0
+        )
+        if self.kind == "sentinel":
+            return attrs.evolve(place, username=self.sentinel_username, password=self.sentinel_password)
+        return place
+
+    def primary(self, endpoint: Endpoint) -> RedisAddress:
+        """Return the address of the primary that was found, with the account and the database."""
+        host, port = endpoint
+        return attrs.evolve(self, host=host, port=port, kind="single", guides=(), master="")
 
 
 def local_redis_url(port: int) -> str:
@@ -110,34 +154,77 @@ class _MalformedUrlError(ValueError):
 
 def _read(url: str) -> RedisAddress:
     if not url.startswith(_SCHEMES):
-        raise _MalformedUrlError("expected a URL that begins with redis://, rediss:// or unix://")
+        raise _MalformedUrlError(
+            f"expected a URL that begins with {', '.join(_SCHEMES[:-1])} or {_SCHEMES[-1]}"
+        )
     # urlsplit drops tabs and line breaks without a word, and with them a part of the password.
     if any(character < " " or character == "\x7f" for character in url):
         raise _MalformedUrlError("expected a URL without line breaks, tabs and other control characters")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = None, None
-    if parts is None or port == 0:
-        raise _MalformedUrlError("expected a port between 1 and 65535 after the host")
+    kind = _kind(url)
+    parts, hosts = _split(url, several=kind != "single")
     if parts.fragment or url.endswith("#"):
         raise _MalformedUrlError("expected no '#' in a redis url")
-    options = _options(parts)
+    options = _options(parts, kind)
     username = unquote(parts.username) if parts.username else options.pop("username", None)
     password = unquote(parts.password) if parts.password else options.pop("password", None)
     unix = parts.scheme == "unix"
+    default_port = SENTINEL_PORT if kind == "sentinel" else defaults.REDIS_PORT
+    guides = [(_host(one), one.port or default_port) for one in hosts]
     return RedisAddress(
         url=url,
-        host="" if unix else _host(parts),
-        port=port or defaults.REDIS_PORT,
+        host="" if unix else guides[0][0],
+        port=defaults.REDIS_PORT if unix else guides[0][1],
         path=_socket_path(parts) if unix else "",
-        tls=parts.scheme == "rediss",
+        tls=parts.scheme.startswith("rediss"),
         username=username,
         password=password,
-        db=_database(parts, options),
+        db=_database(parts, options, kind),
+        kind=kind,
+        guides=tuple(dict.fromkeys(guides)) if kind != "single" else (),
+        master=_master(options) if kind == "sentinel" else "",
+        sentinel_username=options.pop("sentinel_username", None),
+        sentinel_password=options.pop("sentinel_password", None),
         options=options,
     )
+
+
+def _kind(url: str) -> Literal["single", "sentinel", "cluster"]:
+    scheme = url.partition(":")[0]
+    if scheme.endswith("+sentinel"):
+        return "sentinel"
+    return "cluster" if scheme.endswith("+cluster") else "single"
+
+
+_NO_PORT: Final = "expected a port between 1 and 65535 after the host"
+
+
+def _split(url: str, *, several: bool) -> tuple[SplitResult, list[SplitResult]]:
+    """Return the parts of a URL, and the parts of each of its hosts."""
+    try:
+        parts = urlsplit(url)
+        if not several:
+            hosts = [] if parts.scheme == "unix" else [parts]
+            ports = [parts.port]
+        else:
+            account, at, names = parts.netloc.rpartition("@")
+            hosts = [urlsplit(f"//{name}") for name in names.split(",")]
+            parts = parts._replace(netloc=f"{account}{at}{names.partition(',')[0]}")
+            ports = [one.port for one in hosts]
+    except ValueError:
+        raise _MalformedUrlError(_NO_PORT) from None
+    if 0 in ports:
+        raise _MalformedUrlError(_NO_PORT)
+    return parts, hosts
+
+
+def _master(options: dict[str, str]) -> str:
+    name = options.pop("master", "")
+    if not name:
+        raise _MalformedUrlError(
+            "expected the option 'master' with the name of the primary, as in "
+            "redis+sentinel://127.0.0.1:26379/?master=mymaster"
+        )
+    return name
 
 
 def _host(parts: SplitResult) -> str:
@@ -165,13 +252,16 @@ def _socket_path(parts: SplitResult) -> str:
     return unquote(parts.path)
 
 
-def _database(parts: SplitResult, options: dict[str, str]) -> int:
+def _database(parts: SplitResult, options: dict[str, str], kind: str) -> int:
     in_path = "" if parts.scheme == "unix" else parts.path.strip("/")
     if in_path and not _is_number(in_path):
         raise _MalformedUrlError(
             "expected nothing or the number of a database after the host, as in redis://127.0.0.1:6379/0"
         )
-    return int(options.pop("db", in_path) or 0)
+    number = int(options.pop("db", in_path) or 0)
+    if number and kind == "cluster":
+        raise _MalformedUrlError("expected no number of a database: a Redis Cluster has only database 0")
+    return number
 
 
 # --- options
@@ -241,14 +331,23 @@ TLS_OPTIONS: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
 }
 """The options of ``rediss://`` URLs beside the others."""
 
+SENTINEL_OPTIONS: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
+    "master": _TEXT,
+    "sentinel_password": _TEXT,
+    "sentinel_username": _TEXT,
+}
+"""The options of URLs with sentinels beside the others; redis-py does not know them."""
+
 
 def is_false(value: str) -> bool:
     """Return whether the value of a flag in a URL means false, as redis-py reads it."""
     return value.lower() in _FALSE
 
 
-def _options(parts: SplitResult) -> dict[str, str]:
-    known = {**OPTIONS, **TLS_OPTIONS} if parts.scheme == "rediss" else dict(OPTIONS)
+def _options(parts: SplitResult, kind: str) -> dict[str, str]:
+    known = {**OPTIONS, **TLS_OPTIONS} if parts.scheme.startswith("rediss") else dict(OPTIONS)
+    if kind == "sentinel":
+        known |= SENTINEL_OPTIONS
     if parts.scheme == "unix":
         del known["socket_keepalive"]
     found = dict[str, str]()
@@ -265,6 +364,8 @@ def _options(parts: SplitResult) -> dict[str, str]:
 
 
 def _unknown_option(name: str, known: Mapping[str, object]) -> str:
+    if name in SENTINEL_OPTIONS:
+        return f"expected redis+sentinel:// before a URL with the option {name!r}"
     if name in TLS_OPTIONS:
         return f"expected rediss:// before a URL with the option {name!r}"
     # The name itself is not shown: it may be the rest of a password with a raw '?' or '&'.
@@ -286,10 +387,13 @@ _USER_IN_TEXT: Final = re.compile(r"://[^:@\s'\"]*:")
 _AFTER_HOST: Final = re.compile(r"(://(?:\[[^\]@]*\]|[^:@/?#\[]*)):([^@]*)$", re.DOTALL)
 """A port, or a password whose '@' was forgotten."""
 _PORT: Final = re.compile(r"\d{1,5}(?=[/?#]|$)")
+_SEVERAL: Final = re.compile(r"rediss?\+(?:sentinel|cluster)://(?=[^/?#]*,)")
+"""The beginning of a URL with several hosts."""
+_HOST_OF_SEVERAL: Final = re.compile(r"(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?")
 _OPTION: Final = re.compile(r"([?&;])([^=&;?#]*)=")
 
 _AFTER_HOST_IN_TEXT: Final = re.compile(
-    r"(redis|rediss)(://(?:\[[^\]@\s]*\]|[^:@/?#\s\[]*)):(?!\d{1,5}(?:\D|$))[^@\s]*"
+    r"(rediss?(?:\+sentinel|\+cluster)?)(://(?:\[[^\]@\s]*\]|[^:@/?#\s\[]*)):(?!\d{1,5}(?:\D|$))[^@\s]*"
 )
 _OPTION_IN_TEXT: Final = re.compile(
     r"((?:passw(?:or)?d|secret|token|[?&](?:api_?key|key|pass|pwd|sig|signature))=)[^&\s'\"]+", re.IGNORECASE
@@ -309,7 +413,21 @@ def redact_url(url: str) -> str:
     if "@" in url:
         # A name alone is no password, unless the scheme is a part of the account: "user://secret@host".
         return _hide_password(url, _USER if url.startswith(_KNOWN_SCHEMES) else _ANY_USER)
+    if several := _SEVERAL.match(url):
+        return _hide_after_hosts(url, several.end())
     return _AFTER_HOST.sub(_hide_after_host, url)
+
+
+def _hide_after_hosts(url: str, start: int) -> str:
+    """Hide the rest of a list of hosts from the first one that is no host with a port."""
+    end = re.search(r"[/?#]|$", url[start:])
+    assert end is not None
+    at = start
+    for host in url[start : start + end.start()].split(","):
+        if not _HOST_OF_SEVERAL.fullmatch(host):
+            return f"{url[:at]}***"
+        at += len(host) + 1
+    return url
 
 
 def _hide_password(text: str, user: re.Pattern[str]) -> str:

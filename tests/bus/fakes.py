@@ -35,9 +35,16 @@ class Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.patterns: list[bytes] = []
+        self.channels: set[bytes] = set()
         self.commands: list[list[bytes]] = []
+        self.turn = trio.Lock()
         self.writes = 0
         """Calls of `send_all` on the client's side."""
+
+    async def send(self, data: bytes) -> None:
+        """Send to the client, after the messages that are being sent."""
+        async with self.turn:
+            await self.stream.send_all(data)
 
     async def close(self) -> None:
         await trio.aclose_forcefully(self.stream)
@@ -58,9 +65,13 @@ class FakeRedis:
         """Commands that get no answer; b"*" is all of them."""
         self.errors: dict[bytes, str] = {}
         """Commands, or "COMMAND argument", that are answered by this error."""
+        self.lost: set[bytes] = set()
+        """Messages on channels that begin like this reach no subscriber."""
         self.deaf = False
         """The server reads nothing that clients send."""
         self.on_command: Callable[[Connection, list[bytes]], None] = lambda _connection, _words: None
+        self.role = [b"master"]
+        """The answer to ROLE."""
         self.published: list[tuple[bytes, bytes]] = []
 
     async def dial(self, address: RedisAddress) -> trio.abc.Stream:
@@ -103,16 +114,19 @@ class FakeRedis:
     async def push(self, channel: bytes, payload: bytes) -> int:
         """Deliver a message to each matching pattern of each subscriber."""
         receivers = 0
+        if channel.startswith(tuple(self.lost)):
+            return 0
         for connection in self.connections:
+            if channel in connection.channels:
+                receivers += 1
+                await connection.send(bulk(b"message", channel, payload))
             matches = [
                 one for one in connection.patterns if fnmatchcase(channel.decode("latin-1"), one.decode())
             ]
             if matches:
                 receivers += 1
                 try:
-                    await connection.stream.send_all(
-                        b"".join(pmessage(one, channel, payload) for one in matches)
-                    )
+                    await connection.send(b"".join(pmessage(one, channel, payload) for one in matches))
                 except trio.BrokenResourceError:
                     connection.patterns.clear()
         return receivers
@@ -132,6 +146,7 @@ class FakeRedis:
             pass
         finally:
             connection.patterns.clear()
+            connection.channels.clear()
 
     async def _answer(self, connection: Connection, words: list[bytes]) -> None:
         connection.commands.append(words)
@@ -140,9 +155,7 @@ class FakeRedis:
         if name in self.mute or b"*" in self.mute:
             return
         error = self.errors.get(name) or self.errors.get(b" ".join(words[:2]))
-        await connection.stream.send_all(
-            f"-{error}\r\n".encode() if error else await self._reply(connection, words)
-        )
+        await connection.send(f"-{error}\r\n".encode() if error else await self._reply(connection, words))
 
     async def _reply(self, connection: Connection, words: list[bytes]) -> bytes:
         match words:
@@ -162,8 +175,11 @@ class FakeRedis:
                     pattern,
                     len(connection.patterns),
                 )
+            case [b"SUBSCRIBE", channel]:
+                connection.channels.add(channel)
+                return b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(channel), channel)
             case [b"PUBLISH", channel, payload]:
                 self.published.append((channel, payload))
                 return b":%d\r\n" % await self.push(channel, payload)
             case _:
-                return b"+OK\r\n"
+                return bulk(*self.role) if words == [b"ROLE"] else b"+OK\r\n"

@@ -7,8 +7,9 @@ import trio
 
 from tangram.bus.publisher import BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
 from tangram.errors import BrokerRefused, BrokerUnavailable
-from tangram.redis_url import parse_redis_url
+from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, Connection, FakeRedis
+from tests.primary.fakes import FakeSentinels
 
 Clock = trio.testing.MockClock
 
@@ -497,3 +498,55 @@ async def test_the_cache_of_channel_names_is_bounded(autojump_clock: Clock, fake
     publisher.publish_all_nowait([(f"from:a:{number}", b"") for number in range(3 * MAX_HEADS + 1)])
 
     assert 0 < len(publisher._heads) <= MAX_HEADS
+
+
+@pytest.mark.parametrize("answer", ["MOVED 15197 h:1", "READONLY You can't write"])
+async def test_a_primary_that_was_replaced_is_left(
+    autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery, answers: Answers, answer: str
+) -> None:
+    """The message fails, and the next ones go to the Redis that the sentinels name then."""
+    sentinels = FakeSentinels(nursery)
+    sentinels.views = {("a", 1): (("one", 6379), 1)}
+    dialled: list[str] = []
+
+    async def dial(address: RedisAddress) -> trio.abc.Stream:
+        if address.endpoint in sentinels.views:
+            return await sentinels.connect(address)
+        dialled.append(address.host)
+        return await fake.dial(address)
+
+    made = Publisher(parse_redis_url("redis+sentinel://a:1/?master=m"), dial=dial, rng=random.Random(1))
+    nursery.start_soon(made.run)
+    fake.errors = {b"PUBLISH": answer}
+    with pytest.raises(BrokerUnavailable, match=answer):
+        await made.publish("to:a:b", "1")
+    fake.errors = {}
+    sentinels.views = {("a", 1): (("two", 6379), 2)}
+
+    await trio.sleep(2)
+    assert await made.publish("to:a:b", "2") == 0
+    assert (dialled[0], dialled[-1]) == ("one", "two")
+
+
+async def test_a_replica_is_not_used_as_the_primary(
+    autojump_clock: Clock, fake: FakeRedis, nursery: trio.Nursery
+) -> None:
+    """A sentinel may name a primary that has just become a replica."""
+    sentinels = FakeSentinels(nursery)
+    sentinels.views = {("a", 1): (("one", 6379), 1)}
+    role = [b"slave"]
+
+    async def dial(address: RedisAddress) -> trio.abc.Stream:
+        known = address.endpoint in sentinels.views
+        return await sentinels.connect(address) if known else await fake.dial(address)
+
+    fake.role = role
+    made = Publisher(parse_redis_url("redis+sentinel://a:1/?master=m"), dial=dial, rng=random.Random(1))
+    nursery.start_soon(made.run)
+    await trio.sleep(3)
+    assert not made.up
+    assert "'slave'" in made.connection.cause
+
+    role[0] = b"master"
+    await trio.sleep(3)
+    assert made.up

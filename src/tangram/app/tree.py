@@ -458,6 +458,7 @@ class Tree:
             history=HistoryStore(self.rules, incarnation.call),
             loaded_plugins={one.dist_name: one.plugin for one in self.plugins.plugins},
             base_url=self.base_url,
+            client_url=self.broker.cluster_url if isinstance(self.broker, ExternalBroker) else None,
         )
         incarnation.state = state
         try:

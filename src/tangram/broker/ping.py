@@ -12,9 +12,11 @@ import trio
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerUnavailable
 from tangram.groups import first_leaf
+from tangram.primary.answers import require_primary
+from tangram.primary.locator import Locator
 from tangram.redis_url import RedisAddress, read_redis_url, redact_url
 
-__all__ = ["Probe", "open_probe", "ping"]
+__all__ = ["Probe", "connect", "open_probe", "ping"]
 
 _CHUNK: Final = 16384
 
@@ -33,7 +35,9 @@ class _Refused(BrokerUnavailable):
 class Probe:
     """One connection to a Redis, for one command at a time."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, address: RedisAddress) -> None:
+        self.address = address
+        """The address of the Redis at the other end."""
         self._stream = stream
         self._reader = hiredis.Reader()
 
@@ -65,6 +69,14 @@ class Probe:
         if answer != b"PONG":
             raise BrokerUnavailable(f"expected PONG, got {answer!r}")
 
+    async def require_primary(self) -> None:
+        """Check that the other end is a primary, as far as the account may ask for it.
+
+        Raises:
+            BrokerUnavailable: it is a replica.
+        """
+        require_primary(await self._ask_or(None, "ROLE"))
+
     async def info(self) -> dict[str, str]:
         """Return the section ``server`` of INFO; empty if Redis refuses the command.
 
@@ -95,18 +107,26 @@ class Probe:
 
 
 @asynccontextmanager
-async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
+async def open_probe(address: RedisAddress, locator: Locator | None = None) -> AsyncIterator[Probe]:
     """Connect, and log in if the address has a password; close at the end of the block.
+
+    Args:
+        address: the address of Redis.
+        locator: finds the primary of the address; one that is kept remembers further sentinels.
 
     Raises:
         BrokerUnavailable: the network or Redis refused.
     """
     stream: trio.abc.Stream | None = None
+    locator = locator or Locator(address)
     try:
-        stream = await _connect(address)
-        probe = Probe(stream)
-        if address.password is not None:
-            await probe.ask("AUTH", *([address.username] if address.username else []), address.password)
+        place = await locator.locate(connect) if locator.moves else address
+        stream = await connect(place)
+        probe = Probe(stream, place)
+        if place.password is not None:
+            await probe.ask("AUTH", *([place.username] if place.username else []), place.password)
+        if locator.moves:
+            await probe.require_primary()
         yield probe
     except (OSError, UnicodeError, trio.BrokenResourceError, hiredis.ProtocolError) as error:
         # UnicodeError: a host name with an empty or overlong label.
@@ -117,7 +137,8 @@ async def open_probe(address: RedisAddress) -> AsyncIterator[Probe]:
             await trio.aclose_forcefully(stream)
 
 
-async def _connect(address: RedisAddress) -> trio.abc.Stream:
+async def connect(address: RedisAddress) -> trio.abc.Stream:
+    """Return a connected stream to one Redis or sentinel, with TLS if the address asks for it."""
     if address.path:
         return await trio.open_unix_socket(address.path)
     # Before the connection is opened, because a named file may be missing.

@@ -112,6 +112,7 @@ class Bus:
             rng=rng,
             name="subscriber",
             timer=timer,
+            probe=self._probe,
         )
         self._publisher = Publisher(
             address,
@@ -299,6 +300,9 @@ class Bus:
             log.exception("bus part ended, the next use starts it again", part=str(key), cause=repr(exc))
         finally:
             self._lazy_parts.pop(key, None)
+
+    async def _probe(self, channel: str) -> None:
+        await self._publisher.probe(channel)
 
     def _on_up(self, up: bool) -> None:
         if up:

@@ -17,6 +17,7 @@ import hiredis
 from tangram.bus.resp import Link, pack
 from tangram.bus.scripts import Prefixes
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.primary.answers import is_moved
 
 __all__ = ["Library", "ask", "load_library"]
 
@@ -80,6 +81,7 @@ async def ask(link: Link, *words: str | bytes) -> Any:
     await link.stream.send_all(pack(words))
     while (reply := link.reader.gets()) is False:
         await link.receive()
-    if isinstance(reply, hiredis.ReplyError) and str(reply).partition(" ")[0] in {"LOADING", "BUSY"}:
+    away = isinstance(reply, hiredis.ReplyError) and str(reply).partition(" ")[0] in {"LOADING", "BUSY"}
+    if away or (link.located and is_moved(reply)):
         raise BrokerUnavailable(f"redis is not ready: {reply}")
     return reply

@@ -12,6 +12,7 @@ a pattern is not mistaken for that of a first one that was cancelled in between.
 from __future__ import annotations
 
 import random
+import secrets
 import time
 import weakref
 from collections import deque
@@ -22,7 +23,9 @@ import hiredis
 import structlog
 import trio
 
+from tangram.bus.echo import Echo
 from tangram.bus.gathering import Gathering
+from tangram.bus.quiet import Publish, watch_quiet
 from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.subscriptions import Message, Subscription
@@ -68,6 +71,7 @@ class Listener:
         rng: the source of the back-off's jitter.
         name: the name of the connection in log lines.
         timer: returns CPU seconds, which give the cost of a delivery.
+        probe: publishes a probe while the connection is quiet (``echo``); without it there are none.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Listener:
         rng: random.Random | None = None,
         name: str = "subscriber",
         timer: Callable[[], float] = time.thread_time,
+        probe: Publish | None = None,
     ) -> None:
         self.connection = Reconnector(address, name=name, dial=dial, rng=rng)
         self.received = 0
@@ -93,12 +98,16 @@ class Listener:
         self._sink = sink
         self._timer = timer
         self._gathering = Gathering()
+        self._probe = probe
+        self._echo = Echo(secrets.token_hex(8))
+        self._others = 0
+        """Messages of other patterns than the pinned one, and probes, so far."""
         self._on_up = on_up
         self._patterns: dict[bytes, _Pattern] = {}
         if pinned is not None:
             self._patterns[pinned] = _Pattern(pinned)
         self._link: Link | None = None
-        self._expected: deque[_Pattern | None] = deque()
+        self._expected: deque[_Pattern | Echo | None] = deque()
         self._out: list[bytes] = []
         self._writable = trio.lowlevel.ParkingLot()
         self._up = trio.Event()
@@ -190,7 +199,12 @@ class Listener:
             for pattern in list(self._patterns.values()):
                 if not self._unsubscribe_if_unused(pattern):
                     self._send_subscribe(pattern)
-            await link.share(self._read, self._write, self._require_confirmation, self._watch)
+            self._echo.connected()
+            if self._probe is not None:
+                self._command(self._echo, "SUBSCRIBE", self._echo.channel)
+            await link.share(
+                self._read, self._write, self._require_confirmation, self._watch, self._watch_quiet
+            )
         finally:
             self._link = None
             self._mark_lost()
@@ -224,6 +238,12 @@ class Listener:
     async def _watch(self, link: Link) -> None:
         await link.watch(lambda: self._command(None, "PING"))
 
+    async def _watch_quiet(self, _link: Link) -> None:
+        if self._probe is None:
+            await trio.sleep_forever()
+        else:
+            await watch_quiet(self._echo, lambda: self.received + self._others, self._probe)
+
     async def _require_confirmation(self, _link: Link) -> None:
         """End the session if Redis does not confirm the patterns in time."""
         with trio.move_on_after(CONNECT_TIMEOUT):
@@ -232,7 +252,7 @@ class Listener:
             raise BrokerUnavailable(f"redis did not confirm the subscriptions within {CONNECT_TIMEOUT:g} s")
         await trio.sleep_forever()
 
-    def _command(self, pattern: _Pattern | None, *words: str | bytes) -> None:
+    def _command(self, pattern: _Pattern | Echo | None, *words: str | bytes) -> None:
         self._expected.append(pattern)
         self._out.append(pack(words))
         self._writable.unpark()
@@ -274,6 +294,7 @@ class Listener:
         return batch
 
     def _dispatch(self, name: bytes, channel: bytes, payload: bytes) -> None:
+        self._others += 1
         try:
             pattern = self._patterns.get(name)
             if pattern is None:
@@ -294,10 +315,18 @@ class Listener:
             self._unsubscribe_if_unused(pattern)
 
     def _take_answer(self, reply: object) -> None:
+        if type(reply) is list and reply and reply[0] == b"message":
+            self._others += 1  # a probe: the only channel that is subscribed by its name
+            return
         if not self._expected:
             raise BrokerUnavailable(f"redis sent {reply!r}, which answers no command")
         pattern = self._expected.popleft()
         if pattern is None:
+            return
+        if isinstance(pattern, Echo):
+            pattern.allowed = isinstance(reply, list)
+            if not pattern.allowed:
+                log.info("quiet connections are not probed", cause=str(reply))
             return
         if isinstance(reply, hiredis.ReplyError):
             error = refusal(f"the subscription to {pattern.text!r}", reply)

@@ -30,6 +30,7 @@ from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, Dial, Link, dial, pack, refusal
 from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, pack_head
 from tangram.errors import BrokerUnavailable
+from tangram.primary.answers import is_moved
 from tangram.redis_url import RedisAddress
 
 __all__ = ["Done", "DoneAll", "Publisher"]
@@ -139,6 +140,8 @@ class Publisher:
         self._down = trio.Event()
         self._retried = trio.Event()
         self._away = ""
+        self._moved = ""
+        """The answer with which Redis said that another one is the primary."""
         self._closed = False
 
     @property
@@ -199,6 +202,16 @@ class Publisher:
         """
         result: int = await self._wait_answer(_Call(pack((b"PUBLISH", channel, payload))), timeout)
         return result
+
+    async def probe(self, channel: str) -> None:
+        """Send an empty message that is not counted, as a probe of a subscriber connection.
+
+        Raises:
+            BrokerUnavailable: Redis is away, or does not answer in time.
+            BrokerRefused: Redis refuses the command.
+        """
+        await self.publish(channel, b"")
+        self.published -= 1
 
     async def call(self, function: FunctionCall, *, timeout: float = PUBLISH_TIMEOUT) -> Any:
         """Call a function on Redis, in order with all messages, and return its answer.
@@ -314,6 +327,7 @@ class Publisher:
             await self._retried.wait()
 
     async def _session(self, link: Link) -> None:
+        self._moved = ""
         if self._load is not None:
             with trio.move_on_after(CONNECT_TIMEOUT) as limit:
                 self._prefixes = await self._load(link)
@@ -369,6 +383,8 @@ class Publisher:
                     self._finish(call)
                     if call.function is not None:
                         _require_functions(reply)
+                    if self._moved and link.located:
+                        raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
             if self._drained:
                 self._drained.unpark_all()
 
@@ -444,6 +460,7 @@ class Publisher:
             self._finish(self._unsent.popleft(), why)
 
     def _fail(self, call: _Call, failures: Mapping[int, BrokerUnavailable]) -> None:
+        self._moved = next((str(one) for one in call.answers if is_moved(one)), self._moved)
         self.failed += len(failures)
         if call.done_all is not None:
             self._report(call.done_all, failures)

@@ -20,6 +20,8 @@ import structlog
 import trio
 
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, Dial, Link, describe, open_link
+from tangram.errors import BrokerUnavailable
+from tangram.primary.locator import Locator
 from tangram.redis_url import RedisAddress
 
 __all__ = ["Reconnector"]
@@ -69,6 +71,8 @@ class Reconnector:
         self.up = False
         """Whether the session has reported that the connection works."""
         self._dial = dial
+        self._locator = Locator(address)
+        self._primary = ""
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._tries = 0
         self._away_since: float | None = None
@@ -94,7 +98,13 @@ class Reconnector:
         if self.cause:
             self.reconnects += 1
             away = round(now - self._away_since, 3) if self._away_since is not None else 0.0
-            log.info("redis connection restored", connection=self.name, url=self.address.shown, away=away)
+            log.info(
+                "redis connection restored",
+                connection=self.name,
+                url=self.address.shown,
+                away=away,
+                **({"primary": self._primary} if self._primary else {}),
+            )
         self.up, self._up_since, self._away_since = True, now, None
 
     def retry_now(self) -> None:
@@ -105,11 +115,25 @@ class Reconnector:
     async def _run_session(self, session: Callable[[Link], Awaitable[None]]) -> str:
         """Dial, run one session, and return why it ended."""
         try:
-            async with open_link(self.address, dial=self._dial, timeout=CONNECT_TIMEOUT) as link:
-                await session(link)
+            async with open_link(
+                self.address, dial=self._dial, timeout=CONNECT_TIMEOUT, locator=self._locator
+            ) as link:
+                if self._locator.moves:
+                    self._primary = f"{link.address.host}:{link.address.port}"
+                    await link.share(session, self._follow)
+                else:
+                    await session(link)
                 return link.cause or "the connection ended"
         except LOST as exc:
             return describe(exc)
+
+    async def _follow(self, link: Link) -> NoReturn:
+        """End the connection when another Redis is the primary.
+
+        A primary that was cut off keeps its connections and answers pings.
+        """
+        host, port = await self._locator.wait_moved(link.address, self._dial)
+        raise BrokerUnavailable(f"the primary is now {host}:{port}")
 
     def _record_loss(self, cause: str) -> None:
         now = trio.current_time()

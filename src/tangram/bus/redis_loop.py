@@ -123,10 +123,13 @@ class RedisLoop:
             await trio_asyncio.run_aio_future(
                 asyncio.ensure_future(_wait_for(set(self._tasks)), loop=self.loop)
             )
-        closing = self.loop.create_task(
-            _call_and_await(lambda redis: redis.aclose(close_connection_pool=True), self.redis)
-        )
+        closing = self.loop.create_task(_call_and_await(_close_client, self.redis))
         await trio_asyncio.run_aio_future(closing)
+
+
+def _close_client(redis: Redis) -> Any:
+    pool = getattr(redis, "connection_pool", None)  # the client of a cluster has none
+    return redis.aclose() if pool is None else redis.aclose(close_connection_pool=True)
 
 
 CLOSED: Final = "the bus was stopped; its redis client is closed"
@@ -151,11 +154,12 @@ def _log_failed_task(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
 
 
 def _open_client(url: str) -> Redis:
-    from redis.asyncio import Redis as AsyncRedis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    client = AsyncRedis.from_url(
+    from tangram.bus.redis_py import open_client
+
+    client = open_client(
         url,
         protocol=2,
         socket_connect_timeout=CONNECT_TIMEOUT,
@@ -164,7 +168,7 @@ def _open_client(url: str) -> Redis:
         # A command without an answer may have been carried out; only its caller knows whether to repeat it.
         retry=Retry(NoBackoff(), 0),
     )
-    if parse_redis_url(url).password is None:
+    if parse_redis_url(url).password is None and hasattr(client, "connection_pool"):
         # redis-py would log in with the name and an empty password, which Redis refuses.
         client.connection_pool.connection_kwargs.pop("username", None)
     return client

@@ -20,6 +20,8 @@ from tangram.bus.sockets import PlainStream
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.groups import first_leaf
+from tangram.primary.answers import MOVED, require_primary
+from tangram.primary.locator import Locator
 from tangram.redis_url import RedisAddress
 
 __all__ = [
@@ -80,9 +82,7 @@ PING_TIMEOUT: Final = 3.0
 pack = cast("Callable[[tuple[str | bytes, ...]], bytes]", hiredis.pack_command)
 
 
-PASSING: Final = frozenset(
-    {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "OOM", "READONLY", "TRYAGAIN"}
-)
+PASSING: Final = MOVED | {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "OOM", "TRYAGAIN"}
 """The first words of Redis's temporary errors: a repetition may succeed."""
 
 
@@ -178,8 +178,14 @@ async def _close_all(streams: Sequence[trio.abc.Stream]) -> None:
 class Link:
     """An open connection that has been greeted."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, address: RedisAddress | None = None, *, located: bool = False
+    ) -> None:
         self.stream = stream
+        self.address = address or RedisAddress("")
+        """The address of the Redis at the other end."""
+        self.located = located
+        """Whether sentinels or a cluster named it as the primary, so that another one may be named later."""
         self.reader = hiredis.Reader()
         self.reader.setmaxbuf(READER_BUFFER)
         self.chunks = 0
@@ -237,13 +243,16 @@ class Link:
                 raise BrokerUnavailable(f"redis did not answer a ping within {PING_TIMEOUT:g} s")
 
 
-async def _greet(link: Link, address: RedisAddress) -> None:
-    """Log in, select the database, and wait for the answer to a ping."""
+async def _greet(link: Link) -> None:
+    """Log in, select the database, check the role, and wait for the answer to a ping."""
+    address = link.address
     commands: list[tuple[str, ...]] = []
     if address.password is not None:
         commands.append(("AUTH", *([address.username] if address.username else []), address.password))
     if address.db:
         commands.append(("SELECT", str(address.db)))
+    if link.located:
+        commands.append(("ROLE",))
     commands.append(("PING",))
     await link.stream.send_all(b"".join(map(pack, commands)))
     for name, *_ in commands:
@@ -251,13 +260,19 @@ async def _greet(link: Link, address: RedisAddress) -> None:
             await link.receive()
         # An account may lack the right to ping; the refusal shows as well that Redis is alive.
         refused = isinstance(reply, hiredis.ReplyError)
-        if refused and not (name == "PING" and str(reply).startswith("NOPERM")):
+        if refused and not (name in {"PING", "ROLE"} and str(reply).startswith("NOPERM")):
             raise refusal(name, reply)
+        if name == "ROLE":
+            require_primary(reply)
 
 
 @asynccontextmanager
 async def open_link(
-    address: RedisAddress, *, dial: Dial = dial, timeout: float = CONNECT_TIMEOUT
+    address: RedisAddress,
+    *,
+    dial: Dial = dial,
+    timeout: float = CONNECT_TIMEOUT,
+    locator: Locator | None = None,
 ) -> AsyncGenerator[Link, None]:
     """Open a connection, log in, and close it at the end of the block.
 
@@ -265,16 +280,19 @@ async def open_link(
         address: the address of Redis.
         dial: opens the stream.
         timeout: seconds for the dial and the greeting.
+        locator: finds the primary of the address; one that is kept remembers further sentinels.
 
     Raises:
         BrokerUnavailable: Redis did not answer within ``timeout`` seconds, or refused the account.
         OSError: the operating system refused.
     """
     link: Link | None = None
+    locator = locator or Locator(address)
     try:
         with trio.move_on_after(timeout) as scope:
-            link = Link(await _dial_staggered(address, dial))
-            await _greet(link, address)
+            place = await locator.locate(dial) if locator.moves else address
+            link = Link(await _dial_staggered(place, dial), place, located=locator.moves)
+            await _greet(link)
         if link is None or scope.cancelled_caught:
             raise BrokerUnavailable(f"redis did not answer within {timeout:g} s")
         yield link

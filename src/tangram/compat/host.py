@@ -152,7 +152,7 @@ class IslandHost(PluginHost):
             lambda: shared,
             config=config,
             make={
-                "redis_client": lambda: open_redis_client(url, shared.history_rules),
+                "redis_client": lambda: open_redis_client(shared.client_url, shared.history_rules),
                 "http_client": open_http_client,
             },
         )

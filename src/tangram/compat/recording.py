@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from tangram.history import Rules
 
-__all__ = ["recording_client"]
+__all__ = ["recording_client", "recording_cluster"]
 
 
 def recording_client(rules: Rules) -> type[Redis]:
@@ -21,21 +22,37 @@ def recording_client(rules: Rules) -> type[Redis]:
 
     class RecordingRedis(Redis):
         async def publish(self, channel: Any, message: Any, **kwargs: Any) -> Any:
-            plain = isinstance(channel, bytes | str) and isinstance(message, bytes | str)
-            call = rules.publishing(channel, message) if plain else None
-            if call is not None:
-                words = (len(call.keys), *call.keys, *call.arguments)
-                try:
-                    run: Any = self.execute_command
-                    answer = await run("FCALL", call.function, *words)
-                except ResponseError as error:
-                    if not _lacks_function(str(error)):
-                        raise
-                else:
-                    return int(rules.published(answer))
-            return await super().publish(channel, message, **kwargs)
+            receivers = await _publish_recorded(self, rules, channel, message)
+            return await super().publish(channel, message, **kwargs) if receivers is None else receivers
 
     return RecordingRedis
+
+
+def recording_cluster(rules: Rules) -> type[RedisCluster]:
+    """Return the same for clients of a Redis Cluster."""
+
+    class RecordingCluster(RedisCluster):
+        async def publish(self, channel: Any, message: Any, **kwargs: Any) -> Any:
+            receivers = await _publish_recorded(self, rules, channel, message)
+            return await super().publish(channel, message, **kwargs) if receivers is None else receivers
+
+    return RecordingCluster
+
+
+async def _publish_recorded(client: Any, rules: Rules, channel: Any, message: Any) -> int | None:
+    """Publish and record in one step; return None if the message is to be published plainly."""
+    plain = isinstance(channel, bytes | str) and isinstance(message, bytes | str)
+    call = rules.publishing(channel, message) if plain else None
+    if call is None:
+        return None
+    words = (len(call.keys), *call.keys, *call.arguments)
+    try:
+        answer = await client.execute_command("FCALL", call.function, *words)
+    except ResponseError as error:
+        if not _lacks_function(str(error)):
+            raise
+        return None
+    return int(rules.published(answer))
 
 
 def _lacks_function(error: str) -> bool:

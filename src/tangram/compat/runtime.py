@@ -151,7 +151,7 @@ def _view(hosted: StartableServer) -> BackendState:
     """Return the program's view of the state, which follows the server over its incarnations."""
     shared = hosted.shared()
     config, rules = shared.config, shared.history_rules
-    url = str(config.core.redis_url)
+    url = shared.client_url
     return BackendState(
         hosted.shared,
         config=copy_of(config),

@@ -104,7 +104,8 @@ def open_redis_client(url: str, rules: Rules | None = None) -> Redis:
     a cluster, so the first commands after a restart of Redis would fail. They are therefore off.
     """
     from redis.asyncio import ConnectionPool
-    from redis.asyncio import Redis as AsyncRedis
+
+    from tangram.bus.redis_py import open_client
 
     options: dict[str, Any] = {}
     if "maint_notifications_config" in inspect.signature(ConnectionPool.__init__).parameters:
@@ -112,10 +113,10 @@ def open_redis_client(url: str, rules: Rules | None = None) -> Redis:
 
         options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     if not rules:
-        return AsyncRedis.from_url(url, **options)
-    from tangram.compat.recording import recording_client
+        return open_client(url, **options)
+    from tangram.compat.recording import recording_client, recording_cluster
 
-    return recording_client(rules).from_url(url, **options)
+    return open_client(url, single=recording_client(rules), cluster=recording_cluster(rules), **options)
 
 
 def open_http_client() -> httpx.AsyncClient:

@@ -12,7 +12,9 @@ import hiredis
 import structlog
 import trio
 
+from tangram.bus.echo import Echo
 from tangram.bus.publisher import Publisher
+from tangram.bus.quiet import watch_quiet
 from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, Link, dial, pack, refusal
 from tangram.bus.scripts import FunctionCall
@@ -64,6 +66,9 @@ class Recording:
         self._alone = alone
         self._feed = Reconnector(address, name="recorder feed", dial=dial)
         self._publisher = Publisher(address, name="recorder", load=rules.load)
+        self._echo = Echo(node)
+        self._received = 0
+        """Messages of the feed, and probes, so far."""
         self._changed = trio.Event()
         self._listening = False
         self._looked = False
@@ -111,22 +116,28 @@ class Recording:
             self._publisher.retry_now()
             self._listening = True
             self._changed.set()
-            await link.share(self._read, self._watch)
+            await link.share(self._read, self._watch, self._watch_quiet)
         finally:
             self._listening = False
             self.recorder.interrupted()
 
     async def _subscribe(self, link: Link) -> None:
         patterns = self._rules.redis_patterns()
-        await link.stream.send_all(pack(("PSUBSCRIBE", *patterns)))
-        confirmed = 0
-        while confirmed < len(patterns):
+        self._echo.connected()
+        echo = pack(("SUBSCRIBE", self._echo.channel))
+        await link.stream.send_all(pack(("PSUBSCRIBE", *patterns)) + echo)
+        answered = 0
+        while answered <= len(patterns):
             while (reply := link.reader.gets()) is not False:
-                if isinstance(reply, list) and len(reply) == 3:
-                    confirmed += 1
+                if answered == len(patterns) and isinstance(reply, hiredis.ReplyError):
+                    log.info("quiet connections are not probed", cause=str(reply))
+                    answered += 1
+                elif isinstance(reply, list) and len(reply) == 3:
+                    self._echo.allowed = answered == len(patterns)
+                    answered += 1
                 else:
                     self._take(reply)
-            if confirmed < len(patterns):
+            if answered <= len(patterns):
                 await link.receive()
 
     async def _read(self, link: Link) -> None:
@@ -141,7 +152,13 @@ class Recording:
         if isinstance(reply, hiredis.ReplyError):
             raise refusal("the feed of the recorder", reply)
         if isinstance(reply, list) and len(reply) == 4:
+            self._received += 1
             self.recorder.take(*reply[1:])
+        elif isinstance(reply, list) and len(reply) == 3:
+            self._received += 1  # a probe
+
+    async def _watch_quiet(self, _link: Link) -> None:
+        await watch_quiet(self._echo, lambda: self._received, self._publisher.probe)
 
     async def _watch(self, link: Link) -> None:
         def ping() -> None:

@@ -101,6 +101,7 @@ class BackendState:
         history: HistoryStore | None = None,
         loaded_plugins: Mapping[str, PluginInfo] | None = None,
         base_url: str = "",
+        client_url: str | None = None,
     ) -> None:
         self.config = config
         self.redis_client = redis_client
@@ -111,6 +112,7 @@ class BackendState:
         self._history = history or HistoryStore.none()
         self._http_client: httpx.AsyncClient | None = None
         self._plugin_configs: dict[str, tuple[type[Any] | None, Any]] = {}
+        self._client_url = client_url
         self._closed = False
         self._warned: set[str] = set()
 
@@ -158,6 +160,11 @@ class BackendState:
             LookupError: the topic has no history.
         """
         return await self._history.history(topic, since, limit)
+
+    @property
+    def client_url(self) -> str:
+        """The URL of a client that reaches the keys on all nodes of a Redis Cluster."""
+        return self._client_url or str(self.config.core.redis_url)
 
     @property
     def history_rules(self) -> Rules:

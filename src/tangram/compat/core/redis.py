@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tangram.bus.redis_py import open_single
 from tangram.redis_url import parse_redis_url
 
 __all__ = ["Subscriber"]
@@ -72,7 +73,7 @@ class Subscriber(ABC, Generic[StateT]):
             log.warning("subscriber started twice", subscriber=self.name)
             return
         parse_redis_url(self.redis_url, where=f"redis_url of subscriber {self.name}")
-        self.redis = Redis.from_url(self.redis_url)
+        self.redis = open_single(self.redis_url)
         try:
             self.pubsub = await self._open()
         except BaseException:

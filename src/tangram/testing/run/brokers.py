@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 from urllib.parse import quote
@@ -33,14 +33,28 @@ END_SECONDS: Final = 5.0
 
 
 class RealBroker:
-    """A valkey-server on a port of its own, started many times; made by `open_broker`."""
+    """A valkey-server on a port of its own, started many times; made by `open_broker`.
 
-    def __init__(self, *options: str, port: int | None = None, password: str | None = None) -> None:
+    Args:
+        options: further words of its command line.
+        port: where it listens; a free port unless given.
+        password: asked of clients.
+        command: returns the first words of the command line for a port; by default those of a broker.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        port: int | None = None,
+        password: str | None = None,
+        command: Callable[[int], Sequence[str]] | None = None,
+    ) -> None:
         self.port = port if port is not None else free_port()
         """Chosen once: clients that know the URL find the next start of it."""
         self.password = password
         """Password that the next `start` asks of clients; None for none."""
         self.options = options
+        self._command = command or (lambda port: server_arguments(find_server(), port))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +74,7 @@ class RealBroker:
             raise RuntimeError(f"the broker at port {self.port} runs already; kill it first")
         login = ["--requirepass", self.password] if self.password else []
         self._process = subprocess.Popen(  # noqa: S603 - the broker's own binary, on words of the test
-            guarded([*server_arguments(find_server(), self.port), *login, *self.options]),
+            guarded([*self._command(self.port), *login, *self.options]),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
