@@ -161,7 +161,8 @@ def _start_published(folder: Path, python: Path, plugin: str | None = None) -> S
         f"[server]\nport = {port}\n"
         f'[channel]\nport = {channel}\njwt_secret = "a secret of the benchmark, long enough"\n'
     )
-    command = [str(python.parent / "tangram"), "serve", "--config", str(config)]
+    # By its Python, because the first line of the command names the place where the environment was made.
+    command = [str(python), str(python.parent / "tangram"), "serve", "--config", str(config)]
     path = os.pathsep.join(map(str, (folder, PLUGIN)))
     process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
     used = channel if plugin is None else port

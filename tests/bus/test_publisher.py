@@ -5,7 +5,7 @@ import random
 import pytest
 import trio
 
-from tangram.bus.publisher import BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
+from tangram.bus.publisher import ANSWER_PAUSE, BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, Connection, FakeRedis
@@ -22,6 +22,12 @@ class Answers:
 
     def of(self, number: int):  # type: ignore[no-untyped-def]
         return lambda result: self.told.append((number, result if isinstance(result, int) else str(result)))
+
+
+@pytest.fixture
+def still_clock() -> Clock:
+    """Return a clock that only the test moves."""
+    return Clock()
 
 
 @pytest.fixture
@@ -55,6 +61,32 @@ async def test_messages_of_one_scheduler_pass_are_one_write(
 async def test_publish_returns_the_number_of_receivers(autojump_clock: Clock, publisher: Publisher) -> None:
     """The awaitable form returns Redis's answer."""
     assert await publisher.publish("to:a:b", "text") == 0
+
+
+async def test_answers_to_batches_gather_at_a_high_rate(
+    still_clock: Clock, publisher: Publisher, fake: FakeRedis
+) -> None:
+    """They wait for at most a pause, and a caller that waits for its own answer ends it."""
+    done: list[int] = []
+
+    async def publish_batch(number: int) -> None:
+        publisher.publish_all_nowait([("to:a:b", b"%d" % number)], lambda _failures: done.append(number))
+        await trio.testing.wait_all_tasks_blocked()
+
+    for number in range(13):
+        await publish_batch(number)
+    still_clock.jump(0.016)
+    await publish_batch(13)
+    await publish_batch(14)
+    assert done == list(range(14))
+    still_clock.jump(ANSWER_PAUSE)
+    await trio.testing.wait_all_tasks_blocked()
+    assert done == list(range(15))
+    await publish_batch(15)
+    assert done == list(range(15))
+
+    assert await publisher.publish("to:a:b", b"last") == 0
+    assert done == list(range(16))
 
 
 async def test_a_cancelled_caller_shifts_no_answer(

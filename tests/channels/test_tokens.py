@@ -74,6 +74,16 @@ def test_claims_are_checked_as_clients_expect(claims: dict[str, Any], verdict: C
     assert verify(by_referee(claims), SECRET, NOW) == verdict
 
 
+def test_a_known_token_is_checked_as_a_new_one() -> None:
+    """Its signature is remembered; its time is not, and neither is it known under another secret."""
+    token = mint(Claims("bob", "obs", NOW + 10), SECRET)
+    assert verify(token, SECRET, NOW) == verify(token, SECRET, NOW) == Claims("bob", "obs", NOW + 10)
+
+    assert verify(token, SECRET, NOW + 1000) is TOKEN_EXPIRED
+    assert verify(token, SECRET + "2", NOW) is UNAUTHORIZED
+    assert verify(token[:-4] + "AAAA", SECRET, NOW) is UNAUTHORIZED
+
+
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
 def test_pyjwt_would_refuse_tokens_that_are_not_valid_yet(claim: str) -> None:
     """PyJWT's full decode refuses such a token, so that accepting it is our decision."""

@@ -13,6 +13,8 @@ Its guarantees:
 5. Open messages, written or not, take at most ``max_buffer`` bytes; a single one of any size is accepted.
    ``publish`` waits for room, in order of the calls. ``publish_nowait`` fails without room. A caller that can
    slow down its clients looks at ``congested`` first.
+6. Answers to batches alone are read with pauses of ``ANSWER_PAUSE`` at high rates: their replies to clients
+   may wait. A caller that waits for its own answer ends the pause.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ import structlog
 import trio
 
 from tangram.bus.reconnect import Reconnector
-from tangram.bus.resp import CONNECT_TIMEOUT, Dial, Link, dial, pack, refusal
+from tangram.bus.resp import CONNECT_TIMEOUT, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, pack_head
 from tangram.errors import BrokerUnavailable
+from tangram.pauses import RatePause
 from tangram.primary.answers import is_moved
 from tangram.redis_url import RedisAddress
 
@@ -63,6 +66,9 @@ PUBLISH_TIMEOUT: Final = 5.0
 MAX_HEADS: Final = 1024
 """Channels whose encoded part of the command is cached; the cache is cleared when it is full."""
 
+ANSWER_PAUSE: Final = 0.004
+"""Seconds in which answers gather, if several would come in that time."""
+
 FLUSH_TIMEOUT: Final = 0.5
 """Seconds at a stop for open messages to be answered, for example the last messages of plugins."""
 
@@ -70,7 +76,7 @@ FLUSH_TIMEOUT: Final = 0.5
 class _Call:
     """The messages of one call: their bytes, and the answers so far."""
 
-    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "size")
+    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "size", "urgent")
 
     def __init__(
         self,
@@ -85,6 +91,8 @@ class _Call:
         """Set for a call of a function on Redis; ``data`` is then the end of the command."""
         self.size = len(data)
         self.count = count
+        self.urgent = done is not None or function is not None
+        """Whether a caller waits for this answer."""
         self.answers: list[Any] = []
         self.done = done
         self.done_all = done_all
@@ -131,6 +139,10 @@ class Publisher:
         self._unsent: deque[_Call] = deque()
         self._sent: deque[_Call] = deque()
         self._heads: dict[str, bytes] = {}
+        self._urgent = 0
+        """Open calls for whose answers a caller waits."""
+        self._hurry = trio.lowlevel.ParkingLot()
+        self._answer_pause = RatePause(ANSWER_PAUSE)
         self._writable = trio.lowlevel.ParkingLot()
         self._uncongested = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
@@ -183,8 +195,14 @@ class Publisher:
         if self._away or self._closed or not self._fits(call):
             self._refuse(call)
             return
+        self._add(call)
+
+    def _add(self, call: _Call) -> None:
         self.open_bytes += call.size
         self._unsent.append(call)
+        if call.urgent:
+            self._urgent += 1
+            self._hurry.unpark_all()
         if self._writable:
             self._writable.unpark()
 
@@ -231,6 +249,7 @@ class Publisher:
             answered.set()
 
         call.done = done
+        call.urgent = True
         queued = False
         with trio.move_on_after(timeout):
             await self._enqueue_in_turn(call)
@@ -372,7 +391,8 @@ class Publisher:
         gets = link.reader.gets
         sent = self._sent
         while True:
-            await link.receive()
+            size = await link.receive()
+            answered = 0
             while (reply := gets()) is not False:
                 if not sent:
                     raise BrokerUnavailable(f"redis sent {reply!r}, which answers no command")
@@ -380,6 +400,7 @@ class Publisher:
                 call.answers.append(reply)
                 if len(call.answers) == call.count:
                     sent.popleft()
+                    answered += 1
                     self._finish(call)
                     if call.function is not None:
                         _require_functions(reply)
@@ -387,6 +408,10 @@ class Publisher:
                         raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
             if self._drained:
                 self._drained.unpark_all()
+            self._answer_pause.count(answered, trio.current_time())
+            if self._answer_pause.pays and not self._urgent and size < RECEIVE_SIZE:
+                with trio.move_on_after(ANSWER_PAUSE):
+                    await self._hurry.park()
 
     async def _watch(self, link: Link) -> None:
         await link.watch(self._ping)
@@ -394,10 +419,7 @@ class Publisher:
     def _ping(self) -> None:
         # The answers of open messages show as well that Redis is alive, and a ping would wait behind them.
         if not self._sent and not self._unsent:
-            call = _Call(pack((b"PING",)), 1, _pong)
-            self.open_bytes += call.size
-            self._unsent.append(call)
-            self._writable.unpark()
+            self._add(_Call(pack((b"PING",)), 1, _pong))
 
     def _finish(self, call: _Call, unanswered: str = "") -> None:
         """Report the results of a call.
@@ -407,6 +429,7 @@ class Publisher:
             unanswered: why its messages without an answer failed.
         """
         self.open_bytes -= call.size
+        self._urgent -= call.urgent
         if self._uncongested and not self.congested:
             self._uncongested.unpark_all()
         if self._answered:

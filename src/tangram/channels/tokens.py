@@ -15,6 +15,7 @@ from __future__ import annotations
 import hmac
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -31,6 +32,9 @@ LEEWAY: Final = 60
 """Seconds for which a token is still accepted after its expiry, because clocks differ."""
 MAX_TOKEN: Final = 8192
 """Characters of a token. A longer one was not minted here, and is refused without hashing it."""
+MAX_KNOWN: Final = 1024
+"""Tokens whose signature is not checked again: clients join several topics, and come back, with the same
+one. Each takes half a kilobyte."""
 _BEARER: Final = "base64url.bearer.phx."
 
 _USUAL_HEADERS: Final = frozenset(
@@ -104,10 +108,7 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
     from jwt import PyJWTError
 
     try:
-        payload = _verify_usual(token, secret)
-        if payload is None:
-            payload = warm_up().decode(token, secret.encode(), ["HS256"])
-        body = _decode_body(payload)
+        body = _read(token, secret)
     except (PyJWTError, ValueError, RecursionError):
         return UNAUTHORIZED
     if body.aud is not None:
@@ -115,6 +116,20 @@ def verify(token: str, secret: str, now: float) -> Claims | Refusal:
     if body.exp + LEEWAY <= now:
         return TOKEN_EXPIRED
     return Claims(body.id, body.channel, body.exp)
+
+
+@lru_cache(MAX_KNOWN)
+def _read(token: str, secret: str) -> _Body:
+    """Check the signature of a token, and return its body; its time is checked at each use.
+
+    Raises:
+        PyJWTError: the token is malformed, or its signature is wrong.
+        ValueError: the body is.
+    """
+    payload = _verify_usual(token, secret)
+    if payload is None:
+        payload = warm_up().decode(token, secret.encode(), ["HS256"])
+    return _decode_body(payload)
 
 
 def _verify_usual(token: str, secret: str) -> bytes | None:

@@ -2,13 +2,14 @@
 
 The socket feeds the session, and the pump empties the session's outbox.
 
-One task reads, and no other task runs for a client that keeps up with its messages. The frames of one read
-are handled as a batch, and the answers to them are sent in one write.
+One task reads from all sockets (``readiness``). A connection's own task wakes up for reads that are too much
+for one step, and for the end. The frames of one read are handled as a batch, and the answers to them are sent
+in one write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -40,6 +41,7 @@ from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RejectedRequest, RequestHead
 from tangram.http.native.message_assembly import COMPRESSED_READ, MessageAssembler
+from tangram.http.native.readiness import Readiness
 from tangram.http.native.stream import READ_SIZE, ClientStream
 from tangram.http.pending import PendingBytes
 
@@ -48,8 +50,6 @@ __all__ = ["ChannelSocket", "channels_getter", "serve_channel"]
 log = structlog.get_logger("tangram.http")
 
 _RETRY: Final = b"retry-after: 1\r\n"
-
-_wait_readable = trio.lowlevel.wait_readable
 
 
 async def serve_channel(
@@ -89,8 +89,15 @@ async def serve_channel(
         raise RejectedRequest(500, CRASH.reason) from None
     session.transport = stream.sock
     assembler = MessageAssembler(upgrade.protocol, session.max_message)
+    stream.readiness = host.readiness
     socket = ChannelSocket(
-        stream, assembler, session, pump, pending=host.engine.pending, ping_interval=ping_interval
+        stream,
+        assembler,
+        session,
+        pump,
+        pending=host.engine.pending,
+        readiness=host.readiness,
+        ping_interval=ping_interval,
     )
     connection.upgraded = socket
     try:
@@ -132,6 +139,7 @@ class ChannelSocket:
         "_protocol",
         "_pump",
         "_read_size",
+        "_readiness",
         "_session",
         "_stream",
     )
@@ -144,6 +152,7 @@ class ChannelSocket:
         pump: Pump,
         *,
         pending: PendingBytes,
+        readiness: Readiness,
         ping_interval: float,
     ) -> None:
         self._stream = stream
@@ -154,6 +163,7 @@ class ChannelSocket:
         self._heavy = False
         """Whether the last read was too much for one step."""
         self._read_size = COMPRESSED_READ if assembler.protocol.extensions else READ_SIZE
+        self._readiness = readiness
         self._session = session
         self._pump = pump
         self._pending = pending.item(lambda: session.info.address, self._drop_message)
@@ -191,27 +201,40 @@ class ChannelSocket:
         self._pump.attach(self._session.outbox)
         data, stream.buffer = stream.buffer, b""
         try:
-            while True:
-                if data and not await self._take_all(data):
-                    break
-                if stream.closed:
-                    return
-                await _wait_readable(stream.sock)
-                if self._session.congested:
-                    await self._session.wait_uncongested()
-                    self._pending.restart()
-                try:
-                    data = stream.sock.recv(self._read_size)
-                except BlockingIOError:
-                    data = b""
-                    continue
-                if not data:
-                    return
+            go_on = not data or await self._take_all(data)
+            while go_on and not stream.closed:
+                follow = await self._readiness.serve(stream.sock, self._read)
+                go_on = await follow()
         except (OSError, trio.ClosedResourceError):
             return
         if self._protocol.parser_exc is not None and not stream.closed:
             # Our close frame is on its way while the client still sends: a reset would drop the frame.
             await stream.linger()
+
+    def _read(self) -> Callable[[], Awaitable[bool]] | None:
+        """Read once, and handle the bytes in one step; called when the socket has bytes.
+
+        Returns:
+            None if the next read may follow, else what the connection's task has to do before it: it returns
+            whether to read on.
+        """
+        session = self._session
+        if session.congested:
+            return self._wait_uncongested
+        try:
+            data = self._stream.sock.recv(self._read_size)
+        except BlockingIOError:
+            return None
+        if self._heavy or len(data) == self._read_size:
+            return partial(self._take_all, data)
+        if not data or not self._take(data):
+            return _end
+        return self._take_rest if session.unfinished or self._assembler.more else None
+
+    async def _wait_uncongested(self) -> bool:
+        await self._session.wait_uncongested()
+        self._pending.restart()
+        return True
 
     async def _take_all(self, data: bytes) -> bool:
         """Handle the bytes of one read; return whether to read on.
@@ -219,13 +242,19 @@ class ChannelSocket:
         The first step is done at once, unless the read is full or the last one was too much for one step; the
         others are done in turns with other clients.
         """
-        session, assembler = self._session, self._assembler
         full = len(data) == self._read_size
         if full or self._heavy:
-            await session.wait_turn()
-        if not self._take(data):
+            await self._session.wait_turn()
+        if not data or not self._take(data):
             return False
-        self._heavy = full or session.unfinished or assembler.more
+        self._heavy = full
+        return await self._take_rest()
+
+    async def _take_rest(self) -> bool:
+        """Handle the rest of a read in turns with other clients; return whether to read on."""
+        session, assembler = self._session, self._assembler
+        if session.unfinished or assembler.more:
+            self._heavy = True
         while session.unfinished or assembler.more:
             if session.unfinished:
                 await self._finish_step()
@@ -303,6 +332,11 @@ class ChannelSocket:
             session.outbox.close(GONE)
         pump.flush()
         return protocol.state is OPEN or (protocol.close_rcvd is None and protocol.parser_exc is None)
+
+
+async def _end() -> bool:
+    """Read no more, because one side has ended the connection."""
+    return False
 
 
 def channels_getter(

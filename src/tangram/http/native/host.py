@@ -8,6 +8,7 @@ from typing import Protocol
 from tangram.asgi import ASGIApp
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.engine import Engine, EngineSettings
+from tangram.http.native.readiness import Readiness
 
 __all__ = ["Host", "Upgraded"]
 
@@ -30,6 +31,10 @@ class Host(Protocol):
     @property
     def pumps(self) -> PumpStatistics:
         """The counters of all channel WebSockets' writes."""
+
+    @property
+    def readiness(self) -> Readiness:
+        """The task that reads from the WebSockets of all channels."""
 
     def spawn(self, run: Callable[[], Awaitable[None]]) -> None:
         """Start a task that may outlive the incarnation, as adopted connections do."""

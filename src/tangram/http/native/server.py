@@ -24,6 +24,7 @@ from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RejectedRequest, RequestHead
+from tangram.http.native.readiness import Readiness
 from tangram.http.native.stream import ClientStream
 from tangram.http.native.websocket import AppSocket
 
@@ -119,6 +120,7 @@ class NativeServer:
         self.ping_interval = ping_interval
         self.max_message = max_message
         self.pumps = PumpStatistics()
+        self.readiness = Readiness(self.spawn)
         self.engine = Engine(settings, self.handle, tick=self.tick)
 
     async def handle(

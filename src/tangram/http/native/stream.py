@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from tangram.http.engine import ClientGone, PeerAddress
+from tangram.http.native.readiness import Readiness
 
 __all__ = ["NEVER", "READ_SIZE", "ClientStream"]
 
@@ -45,6 +46,7 @@ class ClientStream:
         "closed",
         "eof",
         "read_deadline",
+        "readiness",
         "reading",
         "server_address",
         "sock",
@@ -77,6 +79,8 @@ class ClientStream:
         """Whether the client sends no more."""
         self.reading = False
         """Whether a task waits in ``read``."""
+        self.readiness: Readiness | None = None
+        """Serves the socket, once it is that of a channel's WebSocket."""
         self.writing: trio.Event | None = None
         """Set when the write that waits for the client has ended; None if none waits."""
 
@@ -90,6 +94,8 @@ class ClientStream:
         """Close the socket; a task that waits for it gets an error."""
         if not self.closed:
             self.closed = True
+            if self.readiness is not None:
+                self.readiness.forget(self.sock)
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 
