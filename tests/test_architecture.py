@@ -148,6 +148,10 @@ def a_plugin() -> tangram.Plugin:
             async for _ in messages:
                 pass
 
+    @plugin.channel("{name}").receives("mark", dict)
+    async def mark(message: dict[str, int]) -> dict[str, int]:
+        return {"marked": message["id"]}
+
     return plugin
 
 
@@ -168,6 +172,10 @@ async def push(_running: RunningTangram, channel: Channel) -> None:
     assert await channel.push("select", {"id": 1}) is not None
 
 
+async def declared_push(_running: RunningTangram, channel: Channel) -> None:
+    assert await channel.push("mark", {"id": 1}) == {"marked": 1}
+
+
 async def request(running: RunningTangram, _channel: Channel) -> None:
     assert (await running.http.get("/greet/you")).json() == {"hello": "you"}
 
@@ -180,10 +188,10 @@ async def crash(running: RunningTangram, _channel: Channel) -> None:
 Scenario = Callable[[RunningTangram, Channel], Awaitable[None]]
 
 
-@pytest.mark.parametrize("scenario", [message, push, request, crash])
+@pytest.mark.parametrize("scenario", [message, push, declared_push, request, crash])
 async def test_the_way_on_the_page_is_the_way_through_the_code(scenario: Scenario) -> None:
     """A real server calls the functions of the list in that order."""
-    way = steps(f"The way of a {scenario.__name__}")
+    way = steps(f"The way of a {scenario.__name__.replace('_', ' ')}")
 
     async with open_tangram([a_plugin()], fakes=True) as running, joined(running) as channel:
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -209,7 +217,7 @@ async def test_the_way_of_a_setting_is_the_way_through_the_code() -> None:
 
 def test_every_step_is_a_function_that_exists() -> None:
     """A renamed function is missed by its name here, before a scenario misses it."""
-    ways = ["message", "push", "request", "crash", "setting"]
+    ways = ["message", "push", "declared push", "request", "crash", "setting"]
     named = [step for way in ways for step in steps(f"The way of a {way}")]
 
     for step in named:

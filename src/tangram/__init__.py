@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tangram.channels import ConnectInfo as ConnectInfo
     from tangram.client import fetch_token as fetch_token
     from tangram.client import open_socket as open_socket
+    from tangram.declared import DeclaredChannel as DeclaredChannel
+    from tangram.declared import Outgoing as Outgoing
+    from tangram.declared import Sender as Sender
     from tangram.errors import BadMessage as BadMessage
     from tangram.errors import BrokerUnavailable as BrokerUnavailable
     from tangram.errors import ChannelClosed as ChannelClosed
@@ -52,6 +55,7 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tangram.bus": ("Message", "Subscriber"),
     "tangram.channels": ("ConnectInfo",),
     "tangram.client": ("fetch_token", "open_socket"),
+    "tangram.declared": ("DeclaredChannel", "Outgoing", "Sender"),
     "tangram.errors": ("BadMessage", "BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
     "tangram.history": ("History", "Published"),
     "tangram.plugins": ("BackendState", "Plugin"),

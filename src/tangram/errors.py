@@ -197,8 +197,10 @@ class Refused(RequestError):
     An ``authorize`` function raises it, or the channels' policy does.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, response: object = None) -> None:
         self.reason = reason
+        self.response = response
+        """The whole response of an error reply, where the client library raises this."""
         super().__init__(reason)
 
 

@@ -170,10 +170,10 @@ def test_a_push_is_answered_once_redis_has_it() -> None:
     client = Client()
     client.join()
     client.received()
-    effects = client.socket.receive(
-        codec.decode_text(b'["1","9","obs","hello",{"message":"hi", "user":1.10}]')
-    )
-    assert effects == [Publish("from:obs:hello", b'{"message":"hi", "user":1.10}', ReplyTo("1", "9", "obs"))]
+    push = codec.decode_text(b'["1","9","obs","hello",{"message":"hi", "user":1.10}]')
+    effects = client.socket.receive(push)
+    assert effects == [Publish("from:obs:hello", push.payload, ReplyTo("1", "9", "obs"), push)]
+    assert push.payload == b'{"message":"hi", "user":1.10}'
     assert client.received() == []
 
     client.socket.published([ReplyTo("1", "9", "obs"), None, ReplyTo("1", None, "obs")])
@@ -199,7 +199,7 @@ def test_push_decides_as_the_table_does() -> None:
                 channel = client.socket.push(message)
                 if channel is not None:
                     short.append((topic, event))
-                    expected = [Publish(channel, b"{}", ReplyTo(join_ref, "9", topic))]
+                    expected = [Publish(channel, b"{}", ReplyTo(join_ref, "9", topic), message)]
                     assert client.socket.receive(message) == expected
 
     assert short == [("obs", "hello"), ("obs", "é" * 63)]
@@ -393,9 +393,10 @@ def test_binary_pushes_are_published_unchanged() -> None:
     """Raw bytes, also none, are published unchanged."""
     client = Client()
     client.join()
-    (effect,) = client.socket.receive(codec.decode_binary(b"\x00\x01\x01\x03\x0312obsbin"))
+    push = codec.decode_binary(b"\x00\x01\x01\x03\x0312obsbin")
+    (effect,) = client.socket.receive(push)
 
-    assert effect == Publish("from:obs:bin", b"", ReplyTo("1", "2", "obs"))
+    assert effect == Publish("from:obs:bin", b"", ReplyTo("1", "2", "obs"), push)
 
 
 def test_malformed_frames_are_forgiven_until_abuse() -> None:

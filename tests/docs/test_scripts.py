@@ -1,4 +1,4 @@
-"""The scripts of docs/getting-started.md, docs/browser.md and docs/history.md run as they are printed.
+"""The scripts of the pages for browsers, of channels and of history run as they are printed.
 
 They run in Node with the unmodified npm package ``phoenix``; each page's "js" blocks are one script.
 """
@@ -101,9 +101,11 @@ async def read_lines(process: trio.Process, wanted: set[str]) -> set[str]:
 
 
 @asynccontextmanager
-async def open_page_server(tmp_path: Path, extra: str = "") -> AsyncIterator[RunningProcess]:
+async def open_page_server(
+    tmp_path: Path, extra: str = "", plugin: str = PLUGIN
+) -> AsyncIterator[RunningProcess]:
     home = Home(tmp_path)
-    home.install("pages", PLUGIN)
+    home.install("pages", plugin)
     home.configure(["pages"], extra=extra)
     async with open_process(home) as server:
         await server.wait_ready()
@@ -121,6 +123,17 @@ async def test_the_script_of_getting_started(tmp_path: Path) -> None:
         open_script(tmp_path, server, script_of("docs/getting-started.md")) as process,
     ):
         await read_lines(process, {"taken by the broker", "hello me"})
+
+
+async def test_the_script_of_channels(tmp_path: Path) -> None:
+    """It pushes to the plugin of the page, and shows the handler's reply, a message and a fault."""
+    page = "docs/channels.md"
+    plugin = next(block.text for block in blocks("python", page))
+    async with (
+        open_page_server(tmp_path, plugin=plugin) as server,
+        open_script(tmp_path, server, script_of(page)) as process,
+    ):
+        await read_lines(process, {"3944ef 43.6", "1 selected it", "invalid payload payload.icao"})
 
 
 async def test_the_script_for_browsers(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tangram.bus import Bus
 from tangram.bus.scripts import FunctionCall
 from tangram.bus.topics import parse_from
 from tangram.console.live import LiveStreams
+from tangram.declared.pool import PushPool
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
 from tangram.gateway.tails import Tails
@@ -97,6 +98,11 @@ class Incarnation:
         if self.bus is None:
             raise BrokerUnavailable("the bus is restarting; try again")
         return self.bus
+
+    def push_pool(self, plugin: str) -> PushPool | None:
+        """Return the running handlers of a plugin's pushes, or None."""
+        host = self.hosts.get(plugin)
+        return None if host is None else host.pushes
 
     def close_streams(self) -> None:
         """End the answers without an end, which would use up the grace of a stop."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,15 +40,18 @@ from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.console.access import OperatorAccess
 from tangram.console.control import ConsoleControl
 from tangram.console.routes import console_router
+from tangram.declared.table import DeclaredTable
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
 from tangram.gateway.longpoll import longpoll_router
+from tangram.gateway.pushes import DeclaredPushes
 from tangram.gateway.sse import sse_router
 from tangram.gateway.tokens import token_router
 from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
 from tangram.history.store import HistoryStore
 from tangram.http.listeners import HeldSocket
+from tangram.plugins.authorizers import authorizers_of
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.plugins.state import BackendState
@@ -151,6 +155,7 @@ class Tree:
         self.placement = Placement(lambda: self.nodes, tuple)
         """Which node runs a plugin."""
         self._windows: dict[str, Window] = {}
+        self.push_results: dict[str, Counter[str]] = {}  # by plugin, over all incarnations
         self._started: dict[str, set[str]] = {}
         """The temporary services of each plugin that have had their only start, for the same reason."""
         self.redis_outage = RedisOutage(lambda: self.incarnation.has_redis)
@@ -167,7 +172,7 @@ class Tree:
         self._recorded_rules = self.rules
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
-        """The budget of the root: restarts of the broker and of the incarnation's own parts together."""
+        """The budget of restarts of the broker and of the incarnation's own parts together."""
 
     # -- the root --------------------------------------------------------------------------------------------
 
@@ -420,7 +425,12 @@ class Tree:
         started = self._started.setdefault(loaded.name, set())
         if not loaded.plugin.island:
             return PluginHost(
-                loaded, state=incarnation.require_state, config=config, supervisor=events, started=started
+                loaded,
+                state=incarnation.require_state,
+                config=config,
+                supervisor=events,
+                started=started,
+                push_results=self.push_results.setdefault(loaded.name, Counter()),
             )
         # asyncio and its libraries are imported only where a plugin needs them.
         from tangram.compat.host import IslandHost
@@ -508,6 +518,7 @@ class Tree:
             streaming_grace=self.config.channel.streaming_grace,
             history=self.rules,
             call=incarnation.call,
+            declared=self._declared(incarnation),
         )
         incarnation.channels = channels
         with self.measuring.counting_channels(channels):
@@ -518,11 +529,13 @@ class Tree:
 
     def _authorizers(self) -> list[Authorizer]:
         return [
-            authorizer
-            for one in self.plugins.plugins
-            if one.plugin.authorize is not None
-            for authorizer in Authorizer.of(one.name, one.plugin.authorize)
+            authorizer for one in self.plugins.plugins for authorizer in authorizers_of(one.name, one.plugin)
         ]
+
+    def _declared(self, incarnation: Incarnation) -> DeclaredPushes | None:
+        """Return the handlers of declared pushes; None if there are none, and pushes cost no more."""
+        table = DeclaredTable((one.name, one.plugin.channels) for one in self.plugins.plugins)
+        return DeclaredPushes(table, incarnation.push_pool) if table else None
 
     def _apps(self, incarnation: Incarnation) -> list[AppMount]:
         made = [host.app(self.config.server.max_body) for host in incarnation.hosts.values()]
@@ -548,6 +561,7 @@ class Tree:
             incarnation.state.loaded_plugins[new.dist_name] = new.plugin
         if incarnation.channels is not None:
             incarnation.channels.gate.authorizers = tuple(self._authorizers())
+            incarnation.channels.declared = self._declared(incarnation)
         if incarnation.site is not None:
             incarnation.site.replace_plugins(plugins, self._apps(incarnation))
 

@@ -22,8 +22,11 @@ __all__ = [
     "EVENT_TOO_LONG",
     "FLOOD",
     "GONE",
+    "HANDLER_FAILED",
+    "HANDLER_TIMEOUT",
     "IDLE",
     "ID_TOO_LONG",
+    "INVALID",
     "LIMITED",
     "MALFORMED",
     "MEMORY",
@@ -34,6 +37,7 @@ __all__ = [
     "OVERLOAD",
     "REF_TOO_LONG",
     "RESTART",
+    "RESTARTING",
     "SHUTDOWN",
     "SLOW_MESSAGE",
     "TOKEN_EXPIRED",
@@ -130,6 +134,13 @@ EVENT_TOO_LONG: Final = Refusal("event too long", 400, Party.CLIENT, retry=False
 BAD_EVENT: Final = Refusal("reserved event", 400, Party.CLIENT, retry=False)
 COLON_IN_EVENT: Final = Refusal("colon in event", 400, Party.CLIENT, retry=False)
 """On Redis it would be an event of another topic, for which the client may have no token."""
+
+INVALID: Final = Refusal("invalid payload", 422, Party.CLIENT, retry=False)
+"""The payload of a push does not fit the declared type; the reply lists every fault."""
+HANDLER_FAILED: Final = Refusal("handler failed", 500, Party.SERVER, retry=True)
+HANDLER_TIMEOUT: Final = Refusal("timeout", 504, Party.SERVER, retry=True)
+RESTARTING: Final = Refusal("restarting", 503, Party.SERVER, retry=True)
+"""The plugin of a push's handler is being restarted, or does not run."""
 
 
 def refused_by(reason: str) -> Refusal:

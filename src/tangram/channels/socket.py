@@ -70,6 +70,8 @@ class Publish(NamedTuple):
     channel: str
     payload: bytes
     reply: ReplyTo | None = None
+    push: SocketMessage | None = None
+    """The push of the client that is published; None for what the server announces."""
 
 
 class Authorize(NamedTuple):
@@ -283,8 +285,18 @@ class Socket:
     def membership(self, request: Authorize, id_: str) -> Membership:
         """Return the membership that a join asks for."""
         return Membership(
-            self.conn, request.topic, request.join_ref, id_, self.outbox, allowance=self.allowance
+            self.conn,
+            request.topic,
+            request.join_ref,
+            id_,
+            self.outbox,
+            allowance=self.allowance,
+            token=request.token,
         )
+
+    def joined_as(self, topic: str) -> Membership:
+        """Return the membership of a topic that is joined."""
+        return self._joined[topic]
 
     def authorized(
         self, request: Authorize, verdict: str | Refusal, catchup: Catchup | None = None
@@ -395,7 +407,7 @@ class Socket:
         self.counters.controls -= 1
         wanted = self.push_replies and message.ref is not None
         reply = ReplyTo(message.join_ref, message.ref, message.topic) if wanted else None
-        return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply)]
+        return [Publish(f"from:{message.topic}:{message.event}", message.payload, reply, message)]
 
     def _unmatched(self, message: SocketMessage) -> list[Effect]:
         return self._refuse(message, UNMATCHED_TOPIC)

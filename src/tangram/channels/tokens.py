@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hmac
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgspec
@@ -26,7 +26,16 @@ from tangram.channels.disconnects import TOKEN_EXPIRED, UNAUTHORIZED, Refusal
 if TYPE_CHECKING:
     from jwt.api_jws import PyJWS
 
-__all__ = ["LEEWAY", "MAX_TOKEN", "Claims", "bearer", "mint", "verify", "warm_up"]
+__all__ = [
+    "LEEWAY",
+    "MAX_TOKEN",
+    "Claims",
+    "bearer",
+    "mint",
+    "private_claims",
+    "verify",
+    "warm_up",
+]
 
 LEEWAY: Final = 60
 """Seconds for which a token is still accepted after its expiry, because clocks differ."""
@@ -43,6 +52,8 @@ _USUAL_HEADERS: Final = frozenset(
         "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9",  # {"typ":"JWT","alg":"HS256"}, of the published server
     }
 )
+
+_CHECKED: Final = frozenset({"id", "channel", "exp"})
 
 _library: PyJWS | None = None
 
@@ -92,9 +103,17 @@ def _make_library() -> PyJWS:
     return library
 
 
-def mint(claims: Claims, secret: str) -> str:
-    """Return a signed token for ``claims``."""
-    body = msgspec.json.encode({"id": claims.id, "channel": claims.channel, "exp": claims.exp})
+def mint(claims: Claims, secret: str, private: Mapping[str, Any] | None = None) -> str:
+    """Return a signed token for ``claims``.
+
+    Args:
+        claims: the claims that are checked.
+        secret: the key.
+        private: further claims, which handlers of pushes see as ``Sender.metadata``.
+    """
+    body = msgspec.json.encode(
+        {**(private or {}), "id": claims.id, "channel": claims.channel, "exp": claims.exp}
+    )
     return warm_up().encode(body, secret.encode(), "HS256")
 
 
@@ -130,6 +149,13 @@ def _read(token: str, secret: str) -> _Body:
     if payload is None:
         payload = warm_up().decode(token, secret.encode(), ["HS256"])
     return _decode_body(payload)
+
+
+def private_claims(token: str) -> dict[str, Any]:
+    """Return the further claims of a token that ``verify`` has accepted."""
+    payload = token.split(".")[1]
+    claims: dict[str, Any] = msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return {name: value for name, value in claims.items() if name not in _CHECKED}
 
 
 def _verify_usual(token: str, secret: str) -> bytes | None:

@@ -287,4 +287,4 @@ def _response(reply: Mapping[str, Any]) -> Any:
     if reply.get("status") == "ok":
         return response
     reason = response.get("reason") if isinstance(response, dict) else None
-    raise Refused(str(reason or response))
+    raise Refused(str(reason or response), response)

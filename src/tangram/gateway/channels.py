@@ -41,6 +41,7 @@ from tangram.gateway.admission import Admission, read_upgrade
 from tangram.gateway.connections import ConnectionStatistics, statistics_of
 from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
+from tangram.gateway.pushes import DeclaredPushes
 from tangram.gateway.recovery import CallRedis, Recovery
 from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings
@@ -129,6 +130,7 @@ class Channels:
         backpressure: returns the bus, which is asked before more is read from a connection.
         history: which topics have a history.
         call: calls a function on Redis.
+        declared: the handlers of pushes that plugins have declared.
     """
 
     def __init__(
@@ -149,8 +151,11 @@ class Channels:
         backpressure: Callable[[], Backpressure | None] = lambda: None,
         history: Rules | None = None,
         call: CallRedis | None = None,
+        declared: DeclaredPushes | None = None,
     ) -> None:
         self.settings = settings
+        self.declared = declared
+        """The handlers of pushes; None if no plugin has declared any."""
         self.new_id = new_id or partial(_random_id, settings.id_length)
         self.hub = Hub(
             presence=settings.presence,

@@ -15,7 +15,7 @@ import trio
 
 from tangram.channels.codec import MAX_AT_ONCE, cut_payload, decode_header
 from tangram.channels.disconnects import TOO_BIG
-from tangram.channels.frames import TEXT, FrameError, ReplyTo
+from tangram.channels.frames import TEXT, FrameError, ReplyTo, SocketMessage
 from tangram.channels.hub import Hub
 from tangram.channels.json_text import check_slices
 from tangram.channels.outbox import Outbox
@@ -23,6 +23,7 @@ from tangram.channels.policy import ConnectInfo
 from tangram.channels.serializers import V1
 from tangram.channels.socket import Authorize, Effect, Publish, Socket, SocketCounters
 from tangram.gateway.publishing import Batch
+from tangram.gateway.pushes import DeclaredPushes, SessionPushes
 from tangram.gateway.settings import ChannelSettings
 from tangram.turns import ClientTurns, Turns
 
@@ -55,6 +56,8 @@ class SessionOwner(Protocol):
     ended: bool
     turns: Turns
     """The turns for frames that cost more than one step."""
+    declared: DeclaredPushes | None
+    """The handlers of pushes; None if no plugin has declared any."""
     counters: SocketCounters
 
     @property
@@ -81,6 +84,7 @@ class Session:
         "info",
         "last_seen",
         "outbox",
+        "pushes",
         "socket",
         "transport",
         "turns",
@@ -100,6 +104,8 @@ class Session:
         self.began = self.last_seen = trio.current_time()
         self.transport: TransportSocket | None = None
         """The TCP socket under the connection, if there is one: it knows the round-trip time."""
+        self.pushes: SessionPushes | None = None
+        """The pushes that wait for handlers, once there was one."""
         self._unfinished: Sequence[tuple[int, bytes | str]] = ()
         self._checked: Callable[[], Sequence[Effect]] | None = None
         """Handles the first unfinished frame, if it is large and ``prepare`` has checked it."""
@@ -127,7 +133,7 @@ class Session:
         now = self.last_seen = trio.current_time()
         owner, outbox, machine = self._owner, self.outbox, self.socket
         push, replying, decode = machine.push, machine.push_replies, outbox.serializer.decode
-        cheap = self._cheap
+        cheap, declared = self._cheap, owner.declared
         batch = Batch(machine)
         limit = STEP_FRAMES
         try:
@@ -157,8 +163,12 @@ class Session:
                     limit -= OTHER_COST
                     machine.allowance.earn(len(data))
                     batch = self._carry_out(machine.receive(message), batch)
+                    continue
+                batch.messages.append((channel, message.payload))
+                if declared is not None and (found := declared.find(message.topic, message.event)):
+                    batch.replies.append(None)
+                    declared.accept(self, found, message)
                 else:
-                    batch.messages.append((channel, message.payload))
                     batch.replies.append(message if replying else None)
         finally:
             owner.publish_batch(batch)
@@ -255,7 +265,7 @@ class Session:
         for effect in effects:
             if isinstance(effect, Publish):
                 batch.messages.append((effect.channel, effect.payload))
-                batch.replies.append(effect.reply)
+                batch.replies.append(None if self._is_handled(effect.push) else effect.reply)
             elif isinstance(effect, Authorize):
                 self._owner.publish_batch(batch)
                 batch = Batch(self.socket)
@@ -264,17 +274,29 @@ class Session:
                 self.outbox.close(effect)
         return batch
 
+    def _is_handled(self, push: SocketMessage | None) -> bool:
+        """Hand a push to the handler that is declared for it; return False if there is none."""
+        declared = self._owner.declared
+        if push is None or declared is None:
+            return False
+        found = declared.find(push.topic, push.event)
+        if found is not None:
+            declared.accept(self, found, push)
+        return found is not None
+
     @property
     def congested(self) -> bool:
         """Whether a transport should ``wait_uncongested`` before it reads more."""
-        return self._owner.congested
+        return self._owner.congested or (self.pushes is not None and self.pushes.full)
 
     async def wait_uncongested(self) -> None:
-        """Return when the bus takes pushes again.
+        """Return when the bus and the handlers of this client's pushes take more.
 
         Meanwhile nothing is read, so that the client's own buffers fill and it slows down.
         """
         await self._owner.wait_uncongested()
+        if self.pushes is not None:
+            await self.pushes.wait_room()
 
     def gone(self) -> None:
         """Leave all topics after the end of the connection; a second call does nothing."""

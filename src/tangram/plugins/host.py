@@ -10,6 +10,7 @@ lifespan. The lifespan's clean-up is shielded from the cancellation, with a dead
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -20,6 +21,7 @@ import trio
 
 from tangram.asyncio_hint import asyncio_hint
 from tangram.bus.subscriber import service_nursery
+from tangram.declared.pool import PushPool
 from tangram.errors import BadMessage, PluginError
 from tangram.groups import all_leaves_are, first_leaf, unwrap_single
 from tangram.plugin_exit import exits_are_crashes
@@ -40,6 +42,9 @@ from tangram.task_status import RelayedStatus
 __all__ = ["LIFESPAN_EXIT_SECONDS", "HostStatistics", "PluginHost"]
 
 log = structlog.get_logger("tangram.plugins")
+
+HANDLERS: Final = "push handlers"
+"""The name of the child that handles declared pushes: no function has such a name."""
 
 LIFESPAN_EXIT_SECONDS: Final = 5.0
 """Seconds for a lifespan to clean up, the default ``stop_timeout`` of a service.
@@ -77,6 +82,7 @@ class PluginHost:
         supervisor: Mapping[str, Any] | None = None,
         lifespan_timeout: float = LIFESPAN_EXIT_SECONDS,
         started: set[str] | None = None,
+        push_results: Counter[str] | None = None,
     ) -> None:
         """Create the host of a loaded plugin.
 
@@ -88,6 +94,7 @@ class PluginHost:
             lifespan_timeout: seconds for the lifespan's clean-up.
             started: the names of temporary services that have run already. A caller that creates several
                 hosts of one plugin passes the same set.
+            push_results: the answers to pushes by result, counted on for the same reason.
         """
         self.loaded = loaded
         self._state = state
@@ -96,6 +103,9 @@ class PluginHost:
         self._lifespan_timeout = lifespan_timeout
         self._temporary_started: set[str] = set() if started is None else started
         self._running = False
+        self.push_results: Counter[str] = Counter() if push_results is None else push_results
+        self.pushes: PushPool | None = None
+        """The handlers of declared pushes, while the plugin runs and has any."""
         self.websockets: set[trio.CancelScope] = set()
         """The scopes of the plugin's open WebSockets, which are cancelled when its services are stopped."""
 
@@ -157,6 +167,7 @@ class PluginHost:
         """
         state = self._state()
         state.set_plugin_config(self.loaded.dist_name, self.loaded.plugin.config_class, self.check_config())
+        self.loaded.plugin.link.state = state
         crash: Exception | None = None
         with trio.CancelScope() as guard:
             async with self.lifespan(state):
@@ -192,9 +203,26 @@ class PluginHost:
         left = self._lifespan_timeout if life is None else life.stop_due - now
         return now + min(self._lifespan_timeout, max(left, LIFESPAN_LEAST_SECONDS))
 
+    def _push_children(self, state: BackendState) -> list[Child]:
+        """Return the child that handles declared pushes: the last one to start."""
+        channels = self.loaded.plugin.channels
+        if not any(channel.incoming for channel in channels):
+            return []
+        pool = PushPool(self.name, channels, state, results=self.push_results)
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            self.pushes = pool
+            try:
+                await pool.run(task_status=task_status)
+            finally:
+                self.pushes = None
+
+        return [Child(HANDLERS, run)]
+
     async def _serve(self, state: BackendState, task_status: trio.TaskStatus[Supervisor]) -> None:
+        services = [self._child(service, state) for service in self._to_start()]
         async with open_supervisor(
-            [self._child(service, state) for service in self._to_start()],
+            services + self._push_children(state),
             name=self.name,
             strategy="one_for_all",
             restarts=0,

@@ -13,6 +13,7 @@ import attrs
 
 from tangram import defaults
 from tangram.config.structure import structure_plugin_config
+from tangram.declared.channel import DeclaredChannel, PluginLink, declare_channel
 from tangram.errors import PluginError
 from tangram.plugins.service import (
     RESTART_TYPES,
@@ -105,6 +106,10 @@ class Plugin:
 
     services: list[Service] = attrs.field(factory=list, init=False)
     """Sorted by (priority, name)."""
+    channels: list[DeclaredChannel] = attrs.field(factory=list, init=False)
+    """The channels that ``channel`` has declared."""
+    link: PluginLink = attrs.field(factory=PluginLink, init=False)
+    """Connects the declared channels with the server that runs the plugin."""
     dist_name: str = attrs.field(default="", init=False)
     """The ``Name`` of the distribution that installed the plugin."""
     name: str = attrs.field(default="", init=False)
@@ -113,6 +118,27 @@ class Plugin:
     def __repr__(self) -> str:
         services = [service.name for service in self.services]
         return f"<Plugin {self.name or '(not loaded)'!r}, services {services}>"
+
+    def channel(self, topic: str, *, description: str = "") -> DeclaredChannel:
+        """Declare the topics of one form, for typed messages and for pushes with checked payloads.
+
+        Example::
+
+            flights = plugin.channel("flights:{area}")
+            position = flights.sends("position", Position)
+
+        Args:
+            topic: the name; ``{area}`` stands for any text without a colon.
+            description: for the documentation.
+
+        Raises:
+            PluginError: the name is malformed, or declared already.
+        """
+        made = declare_channel(topic, self.link, description)
+        if any(known.template == made.template for known in self.channels):
+            raise PluginError(f"the channel {topic!r} is declared already")
+        self.channels.append(made)
+        return made
 
     def structure_config(self, raw: Mapping[str, Any], *, key: str) -> Any:
         """Return ``[plugins.KEY]`` structured into ``config_class``, or unchanged without one.

@@ -23,7 +23,16 @@ from tangram.routing.request import Request
 from tangram.routing.responses import Response
 from tangram.routing.router import Route
 
-__all__ = ["Dependency", "Overrides", "Param", "Plan", "compile_plan", "compile_route"]
+__all__ = [
+    "Dependency",
+    "Overrides",
+    "Param",
+    "Plan",
+    "call_kind",
+    "compile_plan",
+    "compile_route",
+    "hints_of",
+]
 
 _BODILESS: Final = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 """Methods whose requests have no body by themselves."""
@@ -173,7 +182,7 @@ def _compile(call: Callable[..., Any], context: _Context) -> Plan:
     if call in context.underway:
         raise RouteError(f"the dependency {_name(call)} depends on itself")
     context.underway.append(call)
-    hints = _hints(call)
+    hints = hints_of(call)
     groups: dict[str, list[Any]] = {"param": [], "body": [], "special": [], "dependency": []}
     for parameter in _parameters(call):
         hint = hints.get(parameter.name, Any)
@@ -182,7 +191,7 @@ def _compile(call: Callable[..., Any], context: _Context) -> Plan:
     context.underway.pop()
     plan = Plan(
         call=call,
-        how=_how(call),
+        how=call_kind(call),
         params=tuple(groups["param"]),
         body=tuple(groups["body"]),
         special=tuple(groups["special"]),
@@ -210,7 +219,12 @@ def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
     return found
 
 
-def _hints(call: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(call: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function, or of a class or object that is called.
+
+    Raises:
+        RouteError: an annotation cannot be resolved.
+    """
     target: Any = call
     while hasattr(target, "func") and not inspect.isroutine(target):  # functools.partial
         target = target.func
@@ -233,7 +247,8 @@ def _hints(call: Callable[..., Any]) -> dict[str, Any]:
     return {name.lstrip("_"): hint for name, hint in hints.items()} if private else hints
 
 
-def _how(call: Callable[..., Any]) -> CallKind:
+def call_kind(call: Callable[..., Any]) -> CallKind:
+    """Return how a handler or dependency is called."""
     target: Any = call
     while hasattr(target, "func") and not inspect.isroutine(target):
         target = target.func

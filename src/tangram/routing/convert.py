@@ -35,6 +35,7 @@ from tangram.routing.containers import COLLECTIONS, MAPPINGS
 from tangram.routing.exceptions import Loc, Problem
 from tangram.routing.plain_types import is_plain_type
 from tangram.routing.scalars import scalar, show
+from tangram.routing.structs import is_struct, struct_hook
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -76,12 +77,15 @@ def is_typeddict(kind: object) -> bool:
 
 
 def is_class_like(kind: object) -> bool:
-    """Return whether this is an attrs class, a dataclass or a TypedDict, generic or not."""
+    """Return whether this is an attrs class, a dataclass, a TypedDict or a struct."""
     origin = origin_of(kind)
     if not isinstance(origin, type):
         return False
     return (
-        hasattr(origin, "__attrs_attrs__") or hasattr(origin, "__dataclass_fields__") or is_typeddict(origin)
+        hasattr(origin, "__attrs_attrs__")
+        or hasattr(origin, "__dataclass_fields__")
+        or is_typeddict(origin)
+        or is_struct(origin)
     )
 
 
@@ -180,6 +184,8 @@ def _class_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:
     origin = origin_of(kind)
     if is_typeddict(origin):
         return _typeddict_hook(origin, made)
+    if is_struct(origin):
+        return struct_hook(kind, made, NestedFaults)
     overrides = _validator_overrides(origin, made) | _annotated_overrides(origin, made)
     inner = make_dict_structure_fn(kind, made, **overrides)
 
@@ -385,6 +391,8 @@ def _member(kind: Any, made: Converter) -> _Member:
     if is_class_like(base):
         origin: Any = origin_of(base)
         names = [a.name for a in origin.__attrs_attrs__] if hasattr(origin, "__attrs_attrs__") else None
+        if is_struct(origin):
+            names = list(origin.__struct_encode_fields__)
         fields = frozenset(names or getattr(origin, "__dataclass_fields__", None) or typeddict_fields(origin))
     exact = base if isinstance(base, type) and scalar(base) is not None else None
     return _Member(kind, made.get_structure_hook(kind), exact, fields, getattr(base, "__name__", str(base)))

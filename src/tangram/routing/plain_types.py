@@ -2,7 +2,8 @@
 
 1. A conversion by msgspec is strict, and ours is lax where nothing is lost ("3" is an integer). So a value
    that msgspec refuses is given to the other converter, which finds the fault or accepts the value.
-2. msgspec makes an object of a class without calling ``__init__``. Only classes whose ``__init__`` attrs or
+2. The struct of msgspec is its own: its fields may have constraints (``msgspec.Meta``) and texts of choices.
+3. msgspec makes an object of a class without calling ``__init__``. Only classes whose ``__init__`` attrs or
    dataclasses generated are therefore plain, and of these only classes without validators, converters and
    further steps.
 """
@@ -10,9 +11,12 @@
 from __future__ import annotations
 
 from types import FunctionType, NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attr
+from msgspec import Meta
+
+from tangram.routing.structs import is_struct
 
 __all__ = ["is_plain_type"]
 
@@ -44,7 +48,26 @@ def _is_plain(kind: Any, around: tuple[Any, ...]) -> bool:
         # With several members besides None the order of the trials matters.
         optional = len(arguments) == 2 and NoneType in arguments
         return optional and all(_is_plain(one, around) for one in arguments)
+    if is_struct(kind):
+        return origin is None and _is_plain_struct(kind, around)
     return origin is None and isinstance(kind, type) and _is_plain_class(kind, around)
+
+
+def _is_plain_struct(kind: Any, around: tuple[Any, ...]) -> bool:
+    if kind in around or getattr(kind, "__parameters__", None):
+        return False
+    hints = get_type_hints(kind, include_extras=True)
+    return all(_is_plain_member(hints[name], (*around, kind)) for name in kind.__struct_fields__)
+
+
+def _is_plain_member(kind: Any, around: tuple[Any, ...]) -> bool:
+    """Return whether the field of a struct is plain, beside its own constraints."""
+    if get_origin(kind) is Annotated:
+        base, *metadata = get_args(kind)
+        return all(isinstance(one, Meta) for one in metadata) and _is_plain_member(base, around)
+    if get_origin(kind) is Literal:
+        return all(type(one) is str for one in get_args(kind))
+    return _is_plain(kind, around)
 
 
 def _is_plain_class(kind: type, around: tuple[Any, ...]) -> bool:

@@ -34,6 +34,7 @@ from tangram.routing.constraints import Constraint, from_metadata, from_validato
 from tangram.routing.containers import COLLECTIONS, MAPPINGS
 from tangram.routing.convert import is_class_like, origin_of, typeddict_fields
 from tangram.routing.params import MISSING
+from tangram.routing.structs import is_struct
 
 __all__ = ["SchemaWriter", "json_schema", "title_of"]
 
@@ -87,7 +88,7 @@ def title_of(name: str) -> str:
 
 
 class Field(NamedTuple):
-    """A field of an attrs class, a dataclass or a TypedDict."""
+    """A field of an attrs class, a dataclass, a TypedDict or a struct."""
 
     name: str
     kind: Any
@@ -322,6 +323,8 @@ def fields_of(kind: Any) -> Iterable[Field]:
         found = _attrs_fields(origin, hints)
     elif hasattr(origin, "__dataclass_fields__"):
         found = _dataclass_fields(origin, hints)
+    elif is_struct(origin):
+        found = _struct_fields(origin, hints)
     else:
         pairs = typeddict_fields(origin).items()
         found = [Field(name, hint, required, MISSING, (), {}) for name, (hint, required) in pairs]
@@ -367,6 +370,21 @@ def _dataclass_fields(kind: Any, hints: dict[str, Any]) -> list[Field]:
             default = f.default_factory()
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         found.append(Field(f.name, hints.get(f.name, Any), required, default, (), _extra(f.metadata)))
+    return found
+
+
+def _struct_fields(kind: Any, hints: dict[str, Any]) -> list[Field]:
+    import msgspec
+
+    config = kind.__struct_config__
+    found = []
+    if config.tag_field is not None:
+        found.append(Field(config.tag_field, Literal[config.tag], True, MISSING, (), {}))
+    for one in msgspec.structs.fields(kind):
+        default: object = MISSING if one.default is msgspec.NODEFAULT else one.default
+        if one.default_factory is not msgspec.NODEFAULT:
+            default = one.default_factory()
+        found.append(Field(one.encode_name, hints[one.name], one.required, default, (), {}))
     return found
 
 

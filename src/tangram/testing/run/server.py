@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ from tangram.testing.run.setup import configure, load_given
 if TYPE_CHECKING:
     import httpx
 
-    from tangram.client import ClientSocket
+    from tangram.client import Channel, ClientSocket
+    from tangram.plugins import BackendState
 
 __all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
 
@@ -49,6 +51,9 @@ SLOWEST_LOOK: Final = 0.16
 
 DELIVERY_COST: Final = 0.0005
 """Seconds of CPU, where a seed draws them: sometimes enough for the bus to gather messages."""
+
+TOKEN_SECONDS: Final = 3600
+"""Seconds for which a token with metadata is valid."""
 
 STEADY_LOOKS: Final = 3
 """Consecutive polls in which the tree must be complete: a crash is reported one scheduling later."""
@@ -297,6 +302,61 @@ class RunningTangram:
         async with open_socket(self.url, **settings) as client:
             self.clients.append(client)
             yield client
+
+    @asynccontextmanager
+    async def join(
+        self,
+        topic: str,
+        *,
+        id: str | None = None,  # noqa: A002 - the protocol's word
+        metadata: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[Channel]:
+        """Join a topic as a browser does, with a connection and a token of its own.
+
+        Example::
+
+            async with tangram.join("flights:eu", id="ann") as channel:
+                reply = await channel.push("select", {"icao": "3944ef"})
+
+        Args:
+            topic: the topic.
+            id: the id of the token; a new one by default.
+            metadata: further claims of the token: ``Sender.metadata`` of handlers.
+
+        Raises:
+            Refused: with the reason of the server.
+        """
+        from tangram.channels import tokens
+        from tangram.client import fetch_token
+
+        minted = await fetch_token(self.url, topic, id)
+        token = minted.token
+        if metadata is not None:
+            assert self.server.tree is not None
+            claims = tokens.Claims(minted.id, topic, int(time.time()) + TOKEN_SECONDS)
+            token = tokens.mint(claims, self.server.tree.secrets.jwt, metadata)
+        async with self.open_socket() as client:
+            yield await client.join(topic, token=token)
+
+    @property
+    def state(self) -> BackendState:
+        """The state that the plugins share, for example to publish and to subscribe in a test."""
+        assert self.server.tree is not None
+        return self.server.tree.incarnation.require_state()
+
+    def push_results(self, plugin: str) -> dict[str, int]:
+        """Return how often the declared pushes of a plugin were answered, by result.
+
+        Results are ``ok``, ``invalid``, ``refused``, ``failed``, ``timeout`` and ``interrupted``.
+        """
+        assert self.server.tree is not None
+        return {name: count for name, count in self.server.tree.push_results[plugin].items() if count}
+
+    def pushes_waiting(self, plugin: str) -> int:
+        """Return the number of declared pushes of a plugin that wait for their handler."""
+        assert self.server.tree is not None
+        pool = self.server.tree.incarnation.push_pool(plugin)
+        return 0 if pool is None else pool.statistics().waiting
 
     def evidence(self, **more: Any) -> Evidence:
         """Return the evidence about this server so far, for `check`.
