@@ -7,8 +7,10 @@ import trio
 
 from tangram.bus.reconnect import BACKOFF_MAX, BACKOFF_REFUSED, Reconnector
 from tangram.bus.resp import STAGGER, Link
-from tangram.redis_url import parse_redis_url
+from tangram.primary.locator import FOLLOW_EVERY
+from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, FakeRedis, until
+from tests.primary.fakes import FakeSentinels
 
 
 def keeper_of(fake: FakeRedis, url: str = URL, seed: int = 1) -> Reconnector:
@@ -192,3 +194,28 @@ async def test_a_refused_ping_counts_as_an_answer(
     await trio.testing.wait_all_tasks_blocked()
 
     assert keeper.up
+
+
+async def test_a_connection_to_a_primary_that_was_replaced_is_ended(
+    autojump_clock: trio.testing.MockClock, fake: FakeRedis, nursery: trio.Nursery
+) -> None:
+    """The old primary keeps the connection and answers; only the sentinels know that it has been replaced."""
+    sentinels = FakeSentinels(nursery)
+    guide = ("a", 1)
+    sentinels.views = {guide: (("one", 6379), 1)}
+
+    async def dial(address: RedisAddress) -> trio.abc.Stream:
+        known = address.endpoint == guide
+        return await sentinels.connect(address) if known else await fake.dial(address)
+
+    address = parse_redis_url("redis+sentinel://a:1/?master=m")
+    keeper = Reconnector(address, name="test", dial=dial, rng=random.Random(1))
+    session = Session(keeper)
+    nursery.start_soon(keeper.run, session)
+    await trio.sleep(10 * FOLLOW_EVERY)
+    assert [link.address.host for link in session.links] == ["one"]
+
+    sentinels.views = {guide: (("two", 6379), 2)}
+    await trio.sleep(2 * FOLLOW_EVERY)
+    assert [link.address.host for link in session.links] == ["one", "two"]
+    assert session.links[0].cause == "the primary is now two:6379"

@@ -127,9 +127,13 @@ class RedisLoop:
         await trio_asyncio.run_aio_future(closing)
 
 
-def _close_client(redis: Redis) -> Any:
+async def _close_client(redis: Redis) -> None:
+    """Close a client, and the connections to sentinels that it opened; runs on asyncio."""
     pool = getattr(redis, "connection_pool", None)  # the client of a cluster has none
-    return redis.aclose() if pool is None else redis.aclose(close_connection_pool=True)
+    manager = getattr(pool, "sentinel_manager", None)
+    for sentinel in [] if manager is None else manager.sentinels:
+        await sentinel.aclose()
+    await (redis.aclose() if pool is None else redis.aclose(close_connection_pool=True))
 
 
 CLOSED: Final = "the bus was stopped; its redis client is closed"

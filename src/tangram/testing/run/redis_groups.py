@@ -145,11 +145,15 @@ class RealCluster:
 
     def move(self, slot: int, to: RealBroker) -> None:
         """Give a slot to another node, without its keys."""
-        name = ask(to.port, "CLUSTER", "MYID").decode()
-        ask(self.owner(slot).port, "FLUSHALL")
-        for node in (to, *self.nodes):
-            ask(node.port, "CLUSTER", "SETSLOT", str(slot), "NODE", name)
-        _await("the cluster does not know the move", lambda: all(map(_is_whole, self.nodes)))
+        old = self.owner(slot)
+        mine, theirs = (ask(node.port, "CLUSTER", "MYID").decode() for node in (to, old))
+        # Without the first step the new owner gets no newer epoch, and the old one claims the slot back.
+        ask(to.port, "CLUSTER", "SETSLOT", str(slot), "IMPORTING", theirs)
+        ask(old.port, "CLUSTER", "SETSLOT", str(slot), "MIGRATING", mine)
+        ask(old.port, "FLUSHALL")
+        for node in (to, old):
+            ask(node.port, "CLUSTER", "SETSLOT", str(slot), "NODE", mine)
+        _await("the cluster does not know the move", lambda: self.owner(slot) is to)
 
 
 @contextmanager

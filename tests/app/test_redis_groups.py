@@ -1,0 +1,253 @@
+"""Servers on sentinels, on a cluster, and with an account of few rights over TLS and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import trio
+
+import tangram
+from tangram.client import fetch_token
+from tangram.compat.core.redis import Subscriber
+from tangram.compat.plugin import Plugin as ExistingPlugin
+from tangram.compat.state import BackendState as ExistingState
+from tangram.errors import BrokerUnavailable
+from tangram.primary.answers import SLOT
+from tangram.testing import RealBroker, RunningTangram, open_broker, open_tangram
+from tangram.testing.run.redis_groups import RealCluster, ask, open_cluster, open_sentinels
+from tests.broker.fakes import CERT, server_context
+
+pytestmark = pytest.mark.slow
+
+DOCS = Path(__file__).parents[2] / "docs"
+HISTORY = [{"topics": "kept:*", "size": 500, "ttl": 60}]
+
+
+class Traffic:
+    """Plugins of both kinds that publish without a pause, and the messages that arrive."""
+
+    def __init__(self) -> None:
+        self.native = tangram.Plugin()
+        self.native.name = "native"
+        self.existing = ExistingPlugin()
+        self.existing.name = "existing"
+        self.received: set[str] = set()
+        self.lost = 0
+        self.native.register_service()(self.publish)
+        self.existing.register_service()(self.listen)
+        self.existing.register_service()(self.publish_existing)
+
+    async def publish(self, state: tangram.BackendState) -> None:
+        """Publish to browsers and write keys, natively."""
+        number = 0
+        while True:
+            number += 1
+            try:
+                await state.publish("to:kept:map:beat", number)
+                await state.redis_client.set(f"key-{number % 50}", number)
+                await state.publish("from:flow:native", "native")
+            except BrokerUnavailable:
+                self.lost += 1
+            await trio.sleep(0.01)
+
+    async def listen(self, state: ExistingState) -> None:
+        """Subscribe as existing plugins do, with the URL that they find."""
+        received = self.received
+
+        class Hearing(Subscriber[None]):
+            async def message_handler(self, event: str, payload: str, pattern: str, state: Any) -> None:
+                received.add(payload)
+
+        subscriber = Hearing("hearing", state.config.core.redis_url, ["from:flow:*"], None)
+        await subscriber.subscribe()
+        try:
+            await asyncio.Future()
+        finally:
+            await subscriber.cleanup()
+
+    async def publish_existing(self, state: ExistingState) -> None:
+        """Publish and write keys through the existing plugins' client."""
+        while True:
+            await state.redis_client.set("existing", "1")
+            await state.redis_client.publish("from:flow:existing", "existing")
+            await asyncio.sleep(0.01)
+
+    async def flows(self, server: RunningTangram, channel: Any, *, within: float) -> None:
+        """Wait until messages of both kinds of plugins, and browsers' messages, arrive anew."""
+        with trio.fail_after(within):
+            self.received.clear()
+            async for event in channel:
+                if event.name == "beat" and self.received >= {"native", "existing"}:
+                    break
+            client = redis.Redis.from_url(server.redis_url)
+            assert await trio.to_thread.run_sync(client.ping)
+            await trio.to_thread.run_sync(client.close)
+
+
+async def test_sentinels_fail_over_under_load(tmp_path: Path) -> None:
+    """Every connection follows; messages flow within 10 s, the log names the loss, no plugin has crashed."""
+    traffic = Traffic()
+    with open_sentinels(tmp_path) as group:
+        config = {"core": {"redis_url": group.url}, "channel": {"history": HISTORY}}
+        async with (
+            open_tangram([traffic.native, traffic.existing], config) as server,
+            server.open_socket() as browser,
+        ):
+            channel = await join(server, browser)
+            await traffic.flows(server, channel, within=20)
+            old = group.primary()
+            url = server.redis_url
+            old.kill()
+            await traffic.flows(server, channel, within=10)
+
+            assert group.primary() is not old
+            assert server.redis_url == url, "the URL of plugins stays"
+            assert traffic.lost > 0
+            events = [str(record.get("event")) for record in server.logs]
+            assert {"redis connection lost", "redis connection restored", "redis lost"} <= set(events)
+            assert not [one for one in server.events if one.kind == "quarantined"]
+
+
+async def test_a_cluster_carries_messages_histories_and_keys(tmp_path: Path) -> None:
+    """Keys of every slot are reached, and the server follows its own slot to another node."""
+    traffic = Traffic()
+    with open_cluster(tmp_path) as cluster:
+        assert ask(cluster.nodes[0].port, "CLUSTER", "KEYSLOT", "{tangram}:history") == SLOT
+        config = {"core": {"redis_url": cluster.url}, "channel": {"history": HISTORY}}
+        async with (
+            open_tangram([traffic.native, traffic.existing], config) as server,
+            server.open_socket() as browser,
+        ):
+            channel = await join(server, browser)
+            await traffic.flows(server, channel, within=20)
+            await in_every_slot(cluster)
+            state = server.server.tree.incarnation.require_state()  # type: ignore[union-attr]
+            assert (await state.history("kept:map", limit=1)).events
+            await messages_of_every_node(cluster, traffic)
+
+            old = cluster.owner(SLOT)
+            other = next(node for node in cluster.nodes if node is not old)
+            await trio.to_thread.run_sync(cluster.move, SLOT, other)
+            await traffic.flows(server, channel, within=20)
+            assert (await state.history("kept:map", limit=1)).events
+            assert ask(other.port, "EXISTS", "{tangram}:history") == 1
+
+
+async def in_every_slot(cluster: RealCluster) -> None:
+    """Check that the plugins' keys are on all nodes."""
+    with trio.fail_after(10):
+        while not all(ask(node.port, "DBSIZE") for node in cluster.nodes):  # noqa: ASYNC110 - Redis tells of no event
+            await trio.sleep(0.05)
+
+
+async def messages_of_every_node(cluster: RealCluster, traffic: Traffic) -> None:
+    """Check that messages arrive that other programs publish at any node."""
+    with trio.fail_after(10):
+        for node in cluster.nodes:
+            ask(node.port, "PUBLISH", "from:flow:x", str(node.port))
+        while not traffic.received >= {str(node.port) for node in cluster.nodes}:  # noqa: ASYNC110 - a set
+            await trio.sleep(0.05)
+
+
+def documented_rights() -> list[str]:
+    """Return the rights of the account in the page, with the topics of this test."""
+    page = (DOCS / "nodes.md").read_text(encoding="utf-8")
+    found = re.search(r"^user tangram on >secret (.+?)^```", page, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1].replace("\\\n", " ").replace("flights:*", "kept:*").split()
+
+
+async def join(server: RunningTangram, browser: Any) -> Any:
+    """Join the topic of the test, which has a history."""
+    token = await fetch_token(server.url, "kept:map")
+    return await browser.join("kept:map", token=token.token, recover=True)
+
+
+async def works_with(url: str) -> None:
+    """Check messages with a history and plain ones, keys of plugins, and that Redis refused nothing."""
+    config = {"core": {"redis_url": url}, "channel": {"history": HISTORY}, "cluster": {"node": "one"}}
+    async with open_tangram([], config) as server, server.open_socket() as browser:
+        tree = server.server.tree
+        assert tree is not None
+        state = tree.incarnation.require_state()
+        channel = await join(server, browser)
+        with trio.fail_after(20):
+            assert (await state.publish("to:kept:map:one", 1)).position
+            await state.redis_client.set("app:key", "1")
+            assert await state.redis_client.get("app:key") == b"1"
+            client = redis.Redis.from_url(server.redis_url)
+            await trio.to_thread.run_sync(client.publish, "to:kept:map:two", "2")
+            await trio.to_thread.run_sync(client.close)
+            names: list[str] = []
+            async for event in channel:
+                names.append(event.name)
+                if len(names) == 2:
+                    break
+            while len((await state.history("kept:map")).events) < 2:  # noqa: ASYNC110 - the recorder is another client
+                await trio.sleep(0.05)
+        assert names == ["one", "two"]
+        refused = [one for one in server.logs if "NOPERM" in str(one) or "not probed" in str(one)]
+        assert refused == []
+
+
+@contextmanager
+def open_account(folder: Path) -> Iterator[RealBroker]:
+    """Run a Redis with the documented account alone, on a port and a Unix socket."""
+    with open_broker("--unixsocket", str(folder / "redis.sock")) as broker:
+        ask(
+            broker.port,
+            "ACL",
+            "SETUSER",
+            "tangram",
+            "on",
+            ">secret",
+            *documented_rights(),
+            "~app:*",
+            "+get",
+            "+set",
+        )
+        ask(broker.port, "ACL", "SETUSER", "default", "off")
+        yield broker
+
+
+async def test_the_documented_rights_are_enough_over_a_socket_and_over_tls(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """The account serves histories and all else; over TLS both sides show certificates."""
+    with open_account(tmp_path) as broker:
+        await works_with(f"unix://tangram:secret@{tmp_path}/redis.sock")
+
+        async def serve(client: trio.SocketStream) -> None:
+            secured = trio.SSLStream(client, server_context(of_clients=True), server_side=True)
+            await pass_on(secured, await trio.open_tcp_stream("127.0.0.1", broker.port))
+
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        files = f"ssl_ca_certs={CERT}&ssl_certfile={CERT}&ssl_keyfile={CERT.with_name('key.pem')}"
+        await works_with(f"rediss://tangram:secret@127.0.0.1:{port}?{files}&protocol=3")
+        nursery.cancel_scope.cancel()
+
+
+async def pass_on(one: trio.abc.Stream, other: trio.abc.Stream) -> None:
+    """Pass bytes between two streams until one closes."""
+    async with trio.open_nursery() as nursery:
+
+        async def copy(source: trio.abc.Stream, target: trio.abc.Stream) -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while data := await source.receive_some(65536):
+                    await target.send_all(data)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(copy, one, other)
+        nursery.start_soon(copy, other, one)
+    with trio.move_on_after(1, shield=True):
+        await trio.aclose_forcefully(one)
+        await trio.aclose_forcefully(other)
