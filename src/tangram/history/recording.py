@@ -71,6 +71,8 @@ class Recording:
         """Messages of the feed, and probes, so far."""
         self._changed = trio.Event()
         self._listening = False
+        self._may_hold = True
+        """Whether Redis may have a lease of this node, also one of which this node does not know."""
         self._looked = False
         """Whether the lease was free at the last look, to give nodes that are in step the first chance."""
         self._renewing = 0.0
@@ -206,11 +208,14 @@ class Recording:
             if not await self._was_free():
                 return
         held = recorder.number is not None
-        if not held:
+        if not held and self._may_hold:
             # Redis may have refused the end of an old lease of this node, for example as a replica or with a
             # full disk. Its renewal would have no marker, and this node would never record again.
             await self._publisher.call(recorder.release_call())
+        # Until the answer it is unknown; a node that knows that it does not hold the lease gives none away.
+        self._may_hold = True
         answer = await self._publisher.call(recorder.lease_call(force=self._alone))
+        self._may_hold = answer[0] == 1
         self._alone = False
         if answer[0] == 1 and not held:
             self._renewing = trio.current_time() + CONNECT_TIMEOUT
