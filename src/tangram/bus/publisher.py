@@ -404,10 +404,10 @@ class Publisher:
                     self._finish(call)
                     if call.function is not None:
                         _require_functions(reply)
-                    if self._moved and link.located:
-                        raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
             if self._drained:
                 self._drained.unpark_all()
+            if self._moved and link.located:
+                raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
             self._answer_pause.count(answered, trio.current_time())
             if self._answer_pause.pays and not self._urgent and size < RECEIVE_SIZE:
                 with trio.move_on_after(ANSWER_PAUSE):
