@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from tangram.app.forwarding import open_forwarder, serve_internal
 from tangram.app.incarnation import Incarnation
 from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
@@ -21,14 +22,16 @@ async def serve_site(
 
     After the cancellation requests in flight get the seconds that `Tree.grace` allows.
     """
-    async with trio.open_nursery() as nursery:
+    async with open_forwarder(tree) as elsewhere, trio.open_nursery() as nursery:
         cache = await _open_cache(tree, incarnation, nursery)
         native = tree.config.server.effective_engine == "native"
-        site = build_site(tree.site_parts(incarnation, cache=cache))
+        site = build_site(tree.site_parts(incarnation, cache=cache, elsewhere=elsewhere))
         incarnation.site = site
         serve = partial(_serve_native if native else _serve_hypercorn, incarnation)
         try:
             await nursery.start(serve, tree, site)
+            if tree.internal:
+                await nursery.start(serve_internal, tree, site)
             task_status.started(site)
             await trio.sleep_forever()
         finally:

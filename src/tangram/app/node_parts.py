@@ -22,14 +22,14 @@ class TreeView(Protocol):
     incarnation: Incarnation
 
 
-def open_nodes(tree: TreeView, url: str) -> Nodes:
+def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
     """Return the part that keeps this node's record on Redis and follows the other nodes."""
     settings = tree.config.cluster
     record = NodeRecord(
         id=settings.node or new_node_id(),
         started=time.time(),
         version=VERSION,
-        address=settings.listen,
+        address=address,
         workers=1,
         members=0,
         plugins=(),

@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from tangram.app.incarnation import PLUGIN, Incarnation
+from tangram.app.internal_listener import address_of, open_internal
 from tangram.app.measuring import Measuring
 from tangram.app.node_parts import open_nodes
 from tangram.app.redis_outage import RedisOutage
@@ -50,7 +51,7 @@ from tangram.gateway.tokens import token_router
 from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
 from tangram.history.store import HistoryStore
-from tangram.http.listeners import HeldSocket
+from tangram.http.listeners import HeldSocket, close_listeners
 from tangram.plugins.authorizers import authorizers_of
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
@@ -110,6 +111,8 @@ class Tree:
     ``strict`` is set."""
     nodes: Nodes | None = None
     """This node and those that it knows; None on a server that is not one of several."""
+    internal: Sequence[HeldSocket] = ()
+    """The sockets on which other nodes reach this one."""
     _records = False
     """Whether the recorder is a child of the root."""
 
@@ -270,11 +273,14 @@ class Tree:
 
     async def _run_nodes(self, *, task_status: trio.TaskStatus[Nodes]) -> None:
         assert self.broker is not None
-        self.nodes = open_nodes(self, self.broker.server_url)
+        self.internal = open_internal(self.config, self.broker.server_url)
+        self.nodes = open_nodes(self, self.broker.server_url, address_of(self.internal))
         try:
             await self.nodes.run(task_status=task_status)
         finally:
             self.nodes = None
+            close_listeners(self.internal)
+            self.internal = ()
 
     async def start_recorder(self, root: Supervisor) -> None:
         """Start, restart or stop the recorder after a reload that has changed the rules."""

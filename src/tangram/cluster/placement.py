@@ -24,6 +24,10 @@ class Placement:
         self._nodes = nodes
         self._placed = placed
 
+    def is_placed(self, plugin: str) -> bool:
+        """Return whether a plugin runs on one node at a time, and there may be others."""
+        return self._nodes() is not None and plugin in self._placed()
+
     def is_mine(self, plugin: str) -> bool:
         """Return whether this node answers for a plugin: it holds it, or every node runs it."""
         nodes = self._nodes()

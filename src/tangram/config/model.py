@@ -471,7 +471,8 @@ class ClusterConfig:
     new at each start."""
     listen: str | None = attrs.field(default=None, validator=v.optional(validators.host_and_port))
     """Address and port for the requests of other nodes, for example ``10.0.0.5:2350``; it must be reachable
-    from them, and from nowhere else. Unset: other nodes cannot forward requests to this one."""
+    from them, and from nowhere else. Unset: a free port on loopback, if Redis is on this
+    machine, else no listener."""
     lease_ttl: float = attrs.field(default=6.0, validator=validators.between(2.0, 60.0))
     """Seconds after which another node takes over the plugins of a node that has died. A third of them
     passes between two renewals, and three tenths are for the stop of a plugin that has lost its lease."""

@@ -161,6 +161,9 @@ def host_and_port(_instance: object, _attribute: "attrs.Attribute[Any]", value: 
     if not (host and colon and valid and number.isascii() and number.isdigit() and int(number) < 65536):
         msg = "expected an address and a port, as in '10.0.0.5:2350' or '[fd00::5]:2350'"
         raise ValueError(msg)
+    if host in {"0.0.0.0", "[::]", "*"}:  # noqa: S104 - compared, not bound
+        msg = "expected the address at which the other nodes reach this one, not all addresses"
+        raise ValueError(msg)
 
 
 def without_slash(url: str | None) -> str | None:

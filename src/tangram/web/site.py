@@ -115,6 +115,9 @@ class SiteParts:
     """The check of the operator's requests, over all incarnations; ``None`` makes one of the token."""
     request_times: RequestTimes = attrs.field(factory=RequestTimes)
     """Takes the duration of each request."""
+    elsewhere: Elsewhere | None = None
+    """Sends requests for plugins that run on another node there; None on a server that is not one of several.
+    """
     allowed: Allowed | None = None
     """Whether pages of an origin may read answers and open WebSockets.
 
@@ -143,6 +146,20 @@ class AppMount(Protocol):
         """Return the OpenAPI document of the application's routes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Elsewhere(Protocol):
+    """The way to plugins that run on one node at a time."""
+
+    def placed(self, plugin: str) -> bool:
+        """Return whether a plugin runs on one node at a time."""
+
+    async def forward(self, plugin: str, scope: Scope, receive: Receive, send: Send) -> Receive | None:
+        """Answer a request for a plugin that does not run here, by the node that runs it.
+
+        Returns:
+            None if it was answered; else the ``receive`` with which it is to be served here after all.
+        """
 
 
 def build_site(parts: SiteParts) -> Site:
@@ -232,6 +249,27 @@ class Site:
             # The engine answers with 500 for an application that has sent nothing.
             self._observe(scope["method"], _route_of(scope), send.status or 500, scope["scheme"], seconds)
 
+    async def serve_forwarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request or WebSocket that another node has forwarded.
+
+        That node has checked host and origin, and adds the fields for other origins.
+        """
+        noting = _noting(send)
+        began = perf_counter()
+        enter_root(scope, self._root)
+        try:
+            if scope["type"] == "websocket":
+                await self._websocket(scope, receive, send)
+            else:
+                await self._http(scope, receive, noting, PLAIN)
+        except (SystemExit, BaseExceptionGroup) as error:
+            crash = exit_as_crash(error)
+            if crash is error:
+                raise
+            raise crash from error
+        finally:
+            self._note(scope, noting, perf_counter() - began)
+
     def body_limit(self, scope: Scope) -> int:
         """Return the largest body in bytes that a request may have; 0 is no limit.
 
@@ -312,8 +350,11 @@ class Site:
             return
         down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
-        if down and await self._refuse_unavailable(down, app, scope, sending(send, fields)):
-            return
+        if down:
+            served = await self._wait_owner(down, app, scope, receive, sending(send, fields))
+            if served is None:
+                return
+            receive = served
         if app is None and await self.table.handle(scope, receive, send, fields):
             return
         await self._beside_routes(app, scope, receive, sending(send, fields))
@@ -365,20 +406,30 @@ class Site:
             return next((app for app in self._apps if app.match(toggled)), None)
         return None
 
-    async def _refuse_unavailable(
-        self, down: Mapping[str, str], app: AppMount | None, scope: Scope, send: Send
-    ) -> bool:
-        """Answer 503 with ``Retry-After`` if the route belongs to a plugin that cannot answer now."""
+    async def _wait_owner(
+        self, down: Mapping[str, str], app: AppMount | None, scope: Scope, receive: Receive, send: Send
+    ) -> Receive | None:
+        """Wait for the plugin that owns the route, or let the node answer that runs it.
+
+        Returns:
+            The ``receive`` with which the request is to be served; None if it was answered: by another node,
+            or by 503 with ``Retry-After``.
+        """
         if app is not None:
             owner = app.owner
         else:
             found = self.table.locate(scope)
             owner = found.value.owner if found is not None and found.value is not None else ""
-        reason = await self._control.wait_available(owner) if owner in down else None
+        if owner not in down:
+            return receive
+        elsewhere = self._parts.elsewhere
+        if elsewhere is not None and elsewhere.placed(owner):
+            return await elsewhere.forward(owner, scope, receive, send)
+        reason = await self._control.wait_available(owner)
         if reason is None:
-            return False
+            return receive
         await send_json(scope, send, 503, {"detail": reason}, headers=[(b"retry-after", b"1")])
-        return True
+        return None
 
     async def _file(self, scope: Scope, receive: Receive, send: Send) -> bool:
         path: str = scope["path"]
@@ -402,8 +453,9 @@ class Site:
             return
         found = self.table.locate_websocket(scope)
         if found is not None and found.value is not None:
-            if await self._may_serve(found.value.owner, scope, send):
-                await serve_plugin_socket(self._native_websocket, scope, receive, send)
+            served = await self._may_serve(found.value.owner, scope, receive, send)
+            if served is not None:
+                await serve_plugin_socket(self._native_websocket, scope, served, send)
             return
         if self._quart is _not_found:
             # Before the handshake is accepted, ASGI makes this an answer of 403.
@@ -422,18 +474,28 @@ class Site:
 
     async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a WebSocket to a plugin's application, unless refused by origin or state."""
-        if await self._may_serve(app.owner, scope, send):
-            await app(full_scope(scope), receive, send)
+        served = await self._may_serve(app.owner, scope, receive, send)
+        if served is not None:
+            await app(full_scope(scope), served, send)
 
-    async def _may_serve(self, owner: str, scope: Scope, send: Send) -> bool:
-        """Refuse a WebSocket of a foreign origin or of a plugin that is down; else return True."""
+    async def _may_serve(self, owner: str, scope: Scope, receive: Receive, send: Send) -> Receive | None:
+        """Check the origin of a WebSocket, and wait for its plugin or let another node serve it.
+
+        Returns:
+            The ``receive`` with which it is to be served here, else None.
+        """
+        elsewhere = self._parts.elsewhere
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
-        elif owner in self._control.unavailable() and await self._control.wait_available(owner):
+        elif owner not in self._control.unavailable():
+            return receive
+        elif elsewhere is not None and elsewhere.placed(owner):
+            return await elsewhere.forward(owner, scope, receive, send)
+        elif await self._control.wait_available(owner):
             await refuse_websocket(send, UNAVAILABLE)
         else:
-            return True
-        return False
+            return receive
+        return None
 
     def _mounts(self) -> list[Mount]:
         parts = self._parts
