@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tangram.testing import Home, RunningProcess, open_process
-from tests.docs.blocks import blocks
+from tests.docs.blocks import ROOT, blocks
 from tests.e2e.prepare import find_node, find_phoenix
 
 pytestmark = pytest.mark.slow
@@ -112,8 +112,9 @@ async def open_page_server(
         yield server
 
 
-def script_of(page: str) -> str:
-    return "\n".join(block.text for block in blocks("js", page))
+def script_of(page: str, first: int = 0, last: int | None = None) -> str:
+    """Return some "js" blocks of a page as one script."""
+    return "\n".join(block.text for block in blocks("js", page)[first:last])
 
 
 async def test_the_script_of_getting_started(tmp_path: Path) -> None:
@@ -141,11 +142,50 @@ async def test_the_script_for_browsers(tmp_path: Path) -> None:
     end = "presence.onSync(() => console.log('present', presence.list((id) => id).length));"
     async with (
         open_page_server(tmp_path) as server,
-        open_script(tmp_path, server, script_of("docs/browser.md"), end) as process,
+        open_script(tmp_path, server, script_of("docs/browser.md", 2), end) as process,
     ):
         lines = await read_lines(process, {"published", "48.5 7", "present 1"})
 
         assert any(line.startswith("joined as ") for line in lines)
+
+
+REACT = """
+const show = (value) => console.log("set", JSON.stringify(value));
+export const useState = (first) => [typeof first === "function" ? first() : first, show];
+export const useEffect = (effect) => effect();
+export const useSyncExternalStore = (subscribe, read) => {
+  subscribe(() => console.log("state", read().name));
+  return read();
+};
+"""
+"""Stands for React: a component is rendered once, and each change is printed."""
+
+
+async def test_the_script_of_the_channel_client(tmp_path: Path) -> None:
+    """It joins, receives, pushes, and knows the members; the hook for React joins and receives."""
+    react = tmp_path / "react.mjs"
+    react.write_text(REACT)
+    names = {
+        '"/static/tangram.js"': json.dumps(str(ROOT / "src" / "tangram" / "web" / "pages" / "tangram.js")),
+        "connect();": "connect({ url: location.origin });",
+        "export function": "function",
+        '"react"': json.dumps(str(react)),
+    }
+    text = script_of("docs/browser.md", 0, 2)
+    for printed, here in names.items():
+        assert printed in text
+        text = text.replace(printed, here)
+    end = """
+    const { push } = useChannel(client, "fleet", "position");
+    await client.channel("fleet").join();
+    console.log("replied", JSON.stringify(await push("select", { vehicle: 7 })));
+    """
+    async with (
+        open_page_server(tmp_path) as server,
+        open_script(tmp_path, server, text, end) as process,
+    ):
+        position = 'set {"lat":48.5,"lon":7}'
+        await read_lines(process, {"connected ", "present: 1", "state joined", "replied {}", position})
 
 
 async def test_the_script_of_history(tmp_path: Path) -> None:

@@ -30,15 +30,13 @@ async def script() -> tangram.Response:
 
 
 SCRIPT = '''
-import {{ Socket }} from "/static/channel.js";
-const socket = new Socket(location.origin);
-const changes = socket.channel("tangram:dev");
-changes.onstatus = ({{ state }}) => {{ document.title = state; }};
+import {{ connect }} from "/static/tangram.js";
+const changes = connect().channel("tangram:dev");
+changes.state.subscribe(({{ name }}) => {{ document.title = name; }});
 changes.on("reload", ({{ error }}) => {{
   if (error) document.querySelector("p").textContent = error;
   else location.reload();
 }});
-socket.connect();
 changes.join();
 '''
 """

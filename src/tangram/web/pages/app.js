@@ -1,6 +1,6 @@
 // The page at /: joins the topic of the demo plugin, draws what comes, and pushes commands.
 
-import { Socket } from "./channel.js";
+import { connect as connectTo } from "./tangram.js";
 
 const KEPT = 60; // samples in a sparkline: one minute
 const TREE_EVERY = 5_000; // ms between two looks at the supervision tree
@@ -124,30 +124,30 @@ async function greet() {
 }
 
 async function connect() {
-  const socket = new Socket(await channelBase());
-  const room = socket.channel("demo");
+  const client = connectTo({ url: await channelBase() });
+  const room = client.channel("demo");
 
-  socket.onstatus = ({ state, reason }) => {
-    if (state === "connecting") showStatus("connecting", "Connecting");
-    if (state === "reconnecting") showOld();
-    if (state === "reconnecting") showStatus("reconnecting", reason ? `Reconnecting: ${reason}` : "Reconnecting");
-    if (state !== "connected") return;
+  client.state.subscribe(({ name, reason }) => {
+    if (name === "connecting") showStatus("connecting", "Connecting");
+    if (name === "reconnecting") showOld();
+    if (name === "reconnecting") showStatus("reconnecting", reason ? `Reconnecting: ${reason}` : "Reconnecting");
+    if (name !== "connected") return;
     greet();
     showTree();
-  };
+  });
 
-  room.onstatus = ({ state, reason }) => {
-    if (state === "joined") showStatus("connected", "Connected");
-    if (state === "waiting" && socket.state === "connected") showStatus("reconnecting", `Waiting: ${reason}`);
-    if (state !== "refused") return;
+  room.state.subscribe(({ name, reason }) => {
+    if (name === "joined") showStatus("connected", "Connected");
+    if (name === "waiting" && client.state.value.name === "connected") showStatus("reconnecting", `Waiting: ${reason}`);
+    if (name !== "refused") return;
     showStatus("refused", `Refused: ${reason}`);
     showNotice("The server refused this page", `Its reason: ${reason}.`, {
       retry: () => {
         showNotice("", "");
-        room.join();
+        room.join().catch(() => {}); // the state shows a refusal
       },
     });
-  };
+  });
 
   room.on("metrics", (sample) => {
     take(sample);
@@ -165,8 +165,7 @@ async function connect() {
     }
   });
 
-  socket.connect();
-  room.join();
+  room.join().catch(() => {}); // the state shows a refusal
 }
 
 function showCount(count) {
