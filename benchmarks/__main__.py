@@ -24,6 +24,7 @@ from benchmarks.lib.report import FIGURES, RESULTS, Promise, machine, promised
 
 NAMES = (
     "channels",
+    "declared",
     "joins",
     "requests",
     "existing",

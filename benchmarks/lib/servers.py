@@ -73,17 +73,23 @@ UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\n"
 
 
 def start_tangram(
-    folder: Path, engine: str = "native", *, routes: bool = False, channel: str = UNLIMITED
+    folder: Path,
+    engine: str = "native",
+    *,
+    routes: bool = False,
+    plugin: str = "",
+    channel: str = UNLIMITED,
 ) -> Server:
     """Start ``python -m tangram serve`` with an external broker and no access log.
 
-    ``channel`` holds lines of TOML for ``[channel]``.
+    ``channel`` holds lines of TOML for ``[channel]``, ``plugin`` names a module of ``benchmarks/plugin``.
     """
+    plugin = plugin or ("tangram_bench" if routes else "")
     folder = folder / f"tangram-{engine}"
     folder.mkdir(parents=True, exist_ok=True)
-    if routes:
-        _install_plugin(folder, "tangram", "tangram_bench")
-    plugins = ["tangram_bench"] if routes else []
+    if plugin:
+        _install_plugin(folder, "tangram", plugin)
+    plugins = [plugin] if plugin else []
     return _start_ours(folder, Path(sys.executable), engine, plugins, channel)
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from tangram.channels.frames import SocketMessage
 from tangram.declared.binding import Handler
 
-__all__ = ["MAX_UNANSWERED", "MAX_WAITING", "TURN", "Answer", "Lane", "Lanes", "Unanswered", "WaitingPush"]
+__all__ = ["MAX_UNANSWERED", "MAX_WAITING", "TURN", "Answers", "Lane", "Lanes", "Unanswered", "WaitingPush"]
 
 MAX_UNANSWERED: Final = 64
 """Pushes of one connection that are not answered; the rest of a read comes on top of it."""
@@ -27,8 +27,15 @@ MAX_WAITING: Final = 20_000
 TURN: Final = 50
 """Pushes of a lane that are handled before the next lane has its turn: less than a millisecond of checks."""
 
-Answer = Callable[[SocketMessage, str, bytes], None]
-"""``answer(push, status, response)`` puts the reply into the outbox of the connection."""
+
+class Answers(Protocol):
+    """The replies to the pushes of one connection."""
+
+    def add(self, push: SocketMessage, status: str, response: bytes) -> None:
+        """Add a reply, which ``flush`` sends."""
+
+    def flush(self) -> None:
+        """Put all replies into the outbox, so that they go out in one write."""
 
 
 class WaitingPush(NamedTuple):
@@ -72,10 +79,10 @@ class Unanswered:
 class Lane:
     """The pushes of one connection for one plugin."""
 
-    __slots__ = ("answer", "current", "known", "pushes", "scheduled", "unanswered")
+    __slots__ = ("answers", "current", "known", "pushes", "scheduled", "unanswered")
 
-    def __init__(self, answer: Answer, unanswered: Unanswered) -> None:
-        self.answer = answer
+    def __init__(self, answers: Answers, unanswered: Unanswered) -> None:
+        self.answers = answers
         self.unanswered = unanswered
         self.pushes: deque[WaitingPush] = deque()
         self.current: WaitingPush | None = None
@@ -86,8 +93,8 @@ class Lane:
         """The arguments by topic and event, with the membership that they were made for."""
 
     def reply(self, push: WaitingPush, status: str, response: bytes) -> None:
-        """Answer a push."""
-        self.answer(push.message, status, response)
+        """Answer a push, with the next ``answers.flush``."""
+        self.answers.add(push.message, status, response)
         self.unanswered.answered()
 
 

@@ -94,6 +94,9 @@ class PushPool:
         self._called = False
         """Whether a task has been called that has not looked at the line yet."""
         self._nursery: trio.Nursery | None = None
+        self._unsent: list[Lane] = []
+        """Lanes with replies that are not sent yet."""
+        self._sender = trio.lowlevel.ParkingLot()
         self._threads = trio.CapacityLimiter(THREADS)
         self._log_limit = LogLimit()
 
@@ -109,6 +112,25 @@ class PushPool:
         elif self._lanes.put(lane, push):
             self._call_task()
 
+    def _reply(self, lane: Lane, push: WaitingPush, status: str, response: bytes) -> None:
+        """Answer a push; replies of one turn go out together, or at once if a handler waits."""
+        if not self._unsent:
+            self._sender.unpark()
+        if not self._unsent or self._unsent[-1] is not lane:
+            self._unsent.append(lane)
+        lane.reply(push, status, response)
+
+    def _send_replies(self) -> None:
+        lanes, self._unsent = self._unsent, []
+        for lane in lanes:
+            lane.answers.flush()
+
+    async def _send(self) -> None:
+        """Send replies in the pass of the event loop after the one in which they were made."""
+        while True:
+            await self._sender.park()
+            self._send_replies()
+
     def statistics(self) -> PushStatistics:
         """Return the numbers of the pool."""
         return PushStatistics(self._lanes.waiting, {name: self.results[name] for name in RESULTS})
@@ -118,12 +140,14 @@ class PushPool:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._send)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
             self._nursery = None
             for lane, push in self._lanes.take_all():
                 self._refuse(lane, push, RESTARTING, "interrupted")
+            self._send_replies()
 
     def _call_task(self) -> None:
         """Let an idle task, or a new one, look at the line."""
@@ -202,7 +226,7 @@ class PushPool:
             raise rest from None
         lane.current = None
         self.results["ok"] += 1
-        lane.reply(push, "ok", response)
+        self._reply(lane, push, "ok", response)
 
     @staticmethod
     def _binary(handler: Handler, payload: bytes) -> bytes:
@@ -267,7 +291,7 @@ class PushPool:
         if lane.current is push:
             lane.current = None
         self.results[result] += 1
-        lane.reply(push, "error", _encode_error(response))
+        self._reply(lane, push, "error", _encode_error(response))
 
 
 def refused(refusal: Refusal, error: InvalidRequest | None = None) -> dict[str, object]:

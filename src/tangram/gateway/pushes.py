@@ -7,14 +7,13 @@ is the handler's, not that of Redis.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
 import trio
 
 from tangram.channels.disconnects import INVALID, RESTARTING, Refusal
-from tangram.channels.frames import REPLY, SocketMessage
+from tangram.channels.frames import REPLY, Run, SocketMessage
 from tangram.channels.membership import Membership
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
@@ -27,7 +26,7 @@ from tangram.declared.sender import Sender
 from tangram.declared.table import Declaration, DeclaredTable
 from tangram.routing.exceptions import InvalidRequest
 
-__all__ = ["DeclaredPushes", "PushingSession", "SessionPushes", "answer"]
+__all__ = ["DeclaredPushes", "OutboxReplies", "PushingSession", "SessionPushes"]
 
 MAX_KNOWN: Final = 1_000
 """Pairs of topic and event whose arguments a connection keeps for one plugin."""
@@ -110,26 +109,42 @@ class DeclaredPushes:
         pool.put(lane, WaitingPush(handler, arguments, message, session.last_seen + handler.timeout))
 
 
-def answer(outbox: Outbox, message: SocketMessage, status: str, response: bytes) -> None:
-    """Reply to a push, if it has a ``ref``; without one no client waits for a reply."""
-    if message.ref is not None:
-        payload = b'{"status":"%b","response":%b}' % (status.encode(), response)
-        outbox.put(
-            outbox.serializer.encode_text(message.join_ref, message.ref, message.topic, REPLY, payload)
-        )
+class OutboxReplies:
+    """The replies to the pushes of one connection, put into its outbox together."""
+
+    __slots__ = ("_outbox", "_texts")
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._texts: list[bytes] = []
+
+    def add(self, push: SocketMessage, status: str, response: bytes) -> None:
+        """Add a reply, if the push has a ``ref``; without one no client waits for a reply."""
+        if push.ref is not None:
+            payload = b'{"status":"%b","response":%b}' % (status.encode(), response)
+            encode = self._outbox.serializer.encode_text
+            self._texts.append(encode(push.join_ref, push.ref, push.topic, REPLY, payload).data)
+
+    def flush(self) -> None:
+        """Put all replies into the outbox."""
+        if self._texts:
+            texts, self._texts = self._texts, []
+            self._outbox.put_run(Run(texts=texts))
 
 
 def _refuse(
     outbox: Outbox, message: SocketMessage, refusal: Refusal, error: InvalidRequest | None = None
 ) -> None:
-    answer(outbox, message, "error", msgspec.json.encode(refused(refusal, error)))
+    answers = OutboxReplies(outbox)
+    answers.add(message, "error", msgspec.json.encode(refused(refusal, error)))
+    answers.flush()
 
 
 def _add_lane(pushes: SessionPushes, pool: PushPool, outbox: Outbox) -> Lane:
     # Lanes of pools that have ended are of no use; there are few.
     for ended in [one for one in pushes.lanes if one.plugin == pool.plugin]:
         del pushes.lanes[ended]
-    lane = pushes.lanes[pool] = Lane(partial(answer, outbox), pushes.unanswered)
+    lane = pushes.lanes[pool] = Lane(OutboxReplies(outbox), pushes.unanswered)
     return lane
 
 
