@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import trio
+from click.testing import CliRunner
 
+from tangram.cli.main import cli
 from tangram.cluster import NodeRecord
+from tangram.compat.names import answer_imports
 from tangram.plugins.plugin import Plugin
 from tangram.routing import APIRouter, Request, StreamingResponse, WebSocket
 from tangram.testing import MemoryBroker, RunningTangram, open_tangram
@@ -63,8 +69,49 @@ class Placement:
         return self.where
 
 
+def existing_plugin(node: str) -> Plugin:
+    """Return a plugin for ``tangram_core``, which runs on an asyncio loop of its own."""
+    answer_imports()
+    core = import_module("tangram_core")
+    router = APIRouter(prefix="/placed")
+
+    @router.get("/who/{word}")
+    async def who(word: str) -> dict[str, Any]:
+        return {"node": node, "word": word}
+
+    @router.websocket("/echo")
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(f"{node} {await websocket.receive_text()}")
+
+    plugin: Plugin = core.Plugin(routers=[router])
+    plugin.name = NAME
+    return plugin
+
+
+def blueprint_plugin(node: str) -> Plugin:
+    """Return a plugin with a blueprint of Quart."""
+    from quart import Blueprint, websocket
+
+    blueprint = Blueprint("placed", __name__, url_prefix="/placed")
+
+    @blueprint.get("/who/<word>")
+    async def who(word: str) -> dict[str, Any]:
+        return {"node": node, "word": word}
+
+    @blueprint.websocket("/echo")
+    async def echo() -> None:
+        await websocket.send(" ".join([node, str(await websocket.receive())]))
+
+    plugin = Plugin(blueprints=[blueprint])
+    plugin.name = NAME
+    return plugin
+
+
 @asynccontextmanager
-async def open_node(broker: MemoryBroker, node: str, **server: Any) -> AsyncIterator[RunningTangram]:
+async def open_node(
+    broker: MemoryBroker, node: str, make: Callable[[str], Plugin], **server: Any
+) -> AsyncIterator[RunningTangram]:
     config = {
         "core": {"redis_url": f"redis://127.0.0.1:{broker._port}"},
         "cluster": {"node": node},
@@ -76,17 +123,19 @@ async def open_node(broker: MemoryBroker, node: str, **server: Any) -> AsyncIter
         running.planned = True
 
     # The census of one server would count the other one.
-    async with open_tangram([placed_plugin(node)], config, on_server=place, checks=()) as running:
+    async with open_tangram([make(node)], config, on_server=place, checks=()) as running:
         yield running
 
 
 @asynccontextmanager
-async def two_servers(**first: Any) -> AsyncIterator[tuple[RunningTangram, RunningTangram]]:
+async def two_servers(
+    make: Callable[[str], Plugin] = placed_plugin, **first: Any
+) -> AsyncIterator[tuple[RunningTangram, RunningTangram]]:
     """Run two nodes, of which the second one holds the plugin."""
     broker = MemoryBroker()
     async with trio.open_nursery() as nursery:
         await nursery.start(broker.run)
-        async with open_node(broker, "a", **first) as a, open_node(broker, "b") as b:
+        async with open_node(broker, "a", make, **first) as a, open_node(broker, "b", make) as b:
             tree = a.server.tree
             assert tree is not None
             assert tree.nodes is not None
@@ -123,6 +172,21 @@ async def test_a_placed_plugin_answers_from_every_node(engine: str) -> None:
             assert await client.get_message() == "b hello"
 
 
+@pytest.mark.parametrize("make", [existing_plugin, blueprint_plugin])
+async def test_other_kinds_of_plugins_answer_from_every_node(make: Callable[[str], Plugin]) -> None:
+    """Existing plugins and blueprints, by HTTP and WebSockets."""
+    async with two_servers(make) as (a, b):
+        await hold(a, b)
+        assert (await a.http.get("/placed/who/me")).json() == {"node": "b", "word": "me"}
+        assert (await b.http.get("/placed/who/me")).json() == {"node": "b", "word": "me"}
+        assert (await a.http.get("/placed/nowhere")).status_code == 404
+        if make is existing_plugin:
+            return  # its WebSockets need FastAPI
+        async with open_raw(a.url + "/placed/echo") as client:
+            await client.send_message("hello")
+            assert await client.get_message() == "b hello"
+
+
 async def hold(a: RunningTangram, b: RunningTangram) -> Placement:
     """Let ``b`` hold the plugin, and put it into standby on ``a``."""
     placement = Placement()
@@ -137,3 +201,103 @@ async def hold(a: RunningTangram, b: RunningTangram) -> Placement:
     assert a.server.tree.operator is not None
     await a.server.tree.operator.stop_plugin(NAME)  # type: ignore[attr-defined]
     return placement
+
+
+async def test_a_read_of_the_operator_is_answered_by_the_node_it_names() -> None:
+    """``?node=ID`` gives the answer of that node, ``?node=all`` those of all by their ids."""
+    async with two_servers() as (a, b):
+        own = (await b.http.get("/-/plugins", headers=b.operator)).json()
+        asked = await a.http.get("/-/plugins", params={"node": "b"}, headers=a.operator)
+        assert asked.json() == own
+        assert asked.headers["server-timing"] == 'node;desc="b"'
+        assert (await a.http.get("/-/plugins", params={"node": "a"})).headers.get("server-timing") is None
+
+        everything = (await a.http.get("/-/plugins", params={"node": "all"}, headers=a.operator)).json()
+        assert list(everything) == ["a", "b"]
+        assert everything["b"] == own
+        health = (await a.http.get("/-/healthz", params={"node": "all"})).json()
+        assert health == {"a": {"status": "ok"}, "b": {"status": "ok"}}
+
+        unknown = await a.http.get("/-/plugins", params={"node": "c"})
+        assert (unknown.status_code, "'c'" in unknown.text) == (404, True)
+
+
+async def test_the_token_is_checked_on_the_first_node_alone() -> None:
+    """The operator's tokens differ: that of the asked node counts, and no node learns another one's."""
+    async with two_servers() as (a, b):
+        query = {"node": "b"}
+        assert a.operator != b.operator
+        assert (await a.http.get("/-/topics", params=query, headers=a.operator)).status_code == 200
+        assert (await a.http.get("/-/topics", params=query)).status_code == 401
+        assert (await a.http.get("/-/topics", params=query, headers=b.operator)).status_code == 401
+        public = (await a.http.get("/-/plugins", params=query)).json()
+        assert "last_crash" not in public[0]
+        all_topics = (await a.http.get("/-/topics", params={"node": "all"}, headers=a.operator)).json()
+        assert all_topics == {"a": [], "b": []}
+        refused = (await a.http.get("/-/topics", params={"node": "all"})).json()
+        assert [set(one) for one in refused.values()] == [{"detail"}, {"detail"}]
+
+
+async def test_a_stream_of_another_node_is_followed() -> None:
+    """``/-/tail?node=ID`` is that node's stream; of all nodes there is none, and the others answer."""
+    async with two_servers() as (a, b):
+        authorization = a.operator["authorization"].encode()
+        stream = await trio.open_tcp_stream("127.0.0.1", int(a.url.rpartition(":")[2]))
+        async with stream:
+            await stream.send_all(
+                b"GET /-/tail?node=b&topic=t HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: %b\r\n\r\n"
+                % authorization
+            )
+            received = b""
+            with trio.fail_after(10):
+                while b"\r\n\r\n" not in received:
+                    received += bytes(await stream.receive_some(65536))
+                message = {"topic": "t", "event": "e", "payload": {"n": 1}}
+                await b.http.post("/-/publish", json=message, headers=b.operator)
+                while b'"n":1' not in received:
+                    received += bytes(await stream.receive_some(65536))
+
+
+@pytest.mark.slow
+async def test_a_node_that_does_not_answer_is_told_in_its_place() -> None:
+    """The other nodes' answers are there after two seconds."""
+    async with two_servers() as (a, b):
+        query = {"node": "all", "topic": "t"}
+        answer = (await a.http.get("/-/tail", params=query, headers=a.operator)).json()
+        assert [set(one) for one in answer.values()] == [{"error"}, {"error"}]
+        assert "name one node" in answer["b"]["error"]
+
+        assert b.server.tree is not None
+        for held in b.server.tree.internal:
+            held.listener.shutdown(2)
+        assert a.server.tree is not None
+        assert a.server.tree.incarnation.site is not None
+        a.server.tree.incarnation.site._parts.elsewhere.pool.drop("b")  # type: ignore[union-attr]
+        answer = (await a.http.get("/-/healthz", params={"node": "all"})).json()
+        assert answer["a"] == {"status": "ok"}
+        assert "cannot be reached" in answer["b"]["error"]
+
+
+async def test_the_command_shows_the_status_of_other_nodes(tmp_path: Path) -> None:
+    """``tangram status --node`` prints one node, or each with its name."""
+    (tmp_path / "tangram.toml").touch()
+    async with two_servers() as (a, _):
+        environ = {
+            "TANGRAM_CONFIG": str(tmp_path / "tangram.toml"),
+            "TANGRAM_URL": a.url,
+            "TANGRAM_OPERATOR_TOKEN": a.operator["authorization"].removeprefix("Bearer "),
+        }
+
+        async def status(node: str) -> tuple[int, list[dict[str, Any]]]:
+            def invoke() -> Any:
+                return CliRunner(env=environ).invoke(cli, ["status", "--node", node])
+
+            result = await trio.to_thread.run_sync(invoke)
+            return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
+
+        code, rows = await status("all")
+        assert (code, [row["node"] for row in rows if row["kind"] == "node"]) == (0, ["a", "b"])
+        assert len([row for row in rows if row["kind"] == "server"]) == 2
+        code, rows = await status("b")
+        assert (code, rows[0]["kind"], rows[0]["status"]) == (0, "server", "ready")
+        assert (await status("c"))[0] != 0

@@ -47,6 +47,7 @@ async def open_forwarder(tree: Tree) -> AsyncIterator[Forwarder | None]:
             pool,
             running=lambda plugin: plugin not in unavailable(),
             placed=tree.placement.is_placed,
+            alive=nodes.alive,
         )
     finally:
         end()

@@ -18,10 +18,40 @@ RECONNECT_SECONDS: Final = 1.0
 """Seconds between two attempts of ``tail`` to reach a server that restarts."""
 
 
-def show_status(server: ServerAddress, *, as_json: bool) -> int:
-    """Print readiness and the supervision tree; return 0 if the server is ready, else 1."""
-    _, health = server.request("GET", "/-/readyz")
-    seen = server.get("/-/supervision")
+def show_status(server: ServerAddress, *, as_json: bool, node: str | None = None) -> int:
+    """Print readiness and the supervision tree; return 0 if the server is ready, else 1.
+
+    Args:
+        server: the server that is asked.
+        as_json: print JSON on a terminal, too.
+        node: another node, or ``all``; 1 is returned if one of them is not ready.
+    """
+    query = "" if node is None else f"?node={quote(node, safe='')}"
+    _, health = server.request("GET", f"/-/readyz{query}")
+    seen = server.get(f"/-/supervision{query}")
+    if node == "all" and "status" not in health:  # a server that is alone answers for itself
+        statuses = [_show_node(server, one, health[one], seen.get(one), as_json=as_json) for one in health]
+        return max(statuses)
+    return _show(server, health, seen, as_json=as_json)
+
+
+def _show_node(server: ServerAddress, node: str, health: Any, seen: Any, *, as_json: bool) -> int:
+    """Print the status of one of several nodes."""
+    for answer in (health, seen or {"error": "it has left"}):
+        if "error" in answer:
+            if is_terminal(as_json=as_json):
+                write(f"{node}  {answer['error']}\n\n")
+            else:
+                print_json([{"kind": "node", "node": node, "error": answer["error"]}])
+            return 1
+    if is_terminal(as_json=as_json):
+        write(f"{node}\n")
+    else:
+        print_json([{"kind": "node", "node": node}])
+    return _show(server, health, seen, as_json=as_json)
+
+
+def _show(server: ServerAddress, health: Any, seen: Any, *, as_json: bool) -> int:
     ready = health["status"] == "ready"
     rows = list(walk(seen["tree"]))
     if not is_terminal(as_json=as_json):

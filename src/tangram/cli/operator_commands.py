@@ -63,15 +63,16 @@ def _json_of(text: str) -> Any:
 
 
 @click.command()
+@click.option("--node", metavar="ID", help="Another node of the cluster, or all.")
 @_server_options
-def status(*, url: str | None, config_file: Path | None, as_json: bool) -> None:
+def status(*, url: str | None, config_file: Path | None, as_json: bool, node: str | None) -> None:
     """Show readiness and the supervision tree.
 
     The exit status is 0 if the server is ready, and 1 if it is not.
     """
     from tangram.cli.operate import show_status
 
-    sys.exit(show_status(_find(url, config_file), as_json=as_json))
+    sys.exit(show_status(_find(url, config_file), as_json=as_json, node=node))
 
 
 @click.command()

@@ -22,6 +22,8 @@ import structlog
 from tangram.console.attempts import Attempts
 from tangram.console.sessions import OpenedSession, Sessions
 from tangram.http.engine import network_of
+from tangram.http.forward.heads import Envelope
+from tangram.http.forward.receiver import FORWARDED
 from tangram.routing import HTTPException, Request, Response
 
 __all__ = ["CHANGE_HEADER", "COOKIE_PATH", "OperatorAccess"]
@@ -63,6 +65,9 @@ class OperatorAccess:
         Raises:
             HTTPException: 429, the address has shown too many wrong tokens.
         """
+        forwarded: Envelope | None = request.scope.get(FORWARDED)
+        if forwarded is not None:
+            return forwarded.right != ""
         return self.has_token(request) or self.sessions.is_valid(self._cookie(request))
 
     def require_read(self, request: Request) -> None:
@@ -99,6 +104,9 @@ class OperatorAccess:
         Raises:
             HTTPException: 429, the address has shown too many wrong tokens.
         """
+        forwarded: Envelope | None = request.scope.get(FORWARDED)
+        if forwarded is not None:
+            return forwarded.right == "token"  # the node that the client has asked has checked it
         values = request.headers.getlist("authorization")
         scheme, _, given = (values[0] if len(values) == 1 else "").partition(" ")
         # Another scheme is for a proxy that asks for a password of its own, and is not counted.

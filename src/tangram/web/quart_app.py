@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -18,8 +19,9 @@ from quart.wrappers import Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RoutingException
 
-from tangram.asgi import ASGIApp
+from tangram.asgi import ASGIApp, Scope
 from tangram.channels.disconnects import CRASH
 from tangram.descriptors import is_exhaustion
 from tangram.http.engine import ClientGone
@@ -35,7 +37,7 @@ log = structlog.get_logger("tangram.web")
 
 def build_quart(
     plugins: Iterable[LoadedPlugin], control: ServerControl, max_body: int
-) -> tuple[ASGIApp, dict[str, str]]:
+) -> tuple[ASGIApp, dict[str, str], Callable[[Scope], str]]:
     """Make the Quart application with the blueprints of ``plugins``.
 
     Args:
@@ -44,7 +46,8 @@ def build_quart(
         max_body: Bytes of a request body; 0 means no limit.
 
     Returns:
-        The application, and causes by name of the plugins whose blueprints cannot be registered.
+        The application, causes by name of the plugins whose blueprints cannot be registered, and a function
+        that returns the owner of a request's route, or an empty text.
     """
     app = _new_app(max_body)
     failures: dict[str, str] = {}
@@ -54,7 +57,18 @@ def build_quart(
         if cause is not None:
             failures[loaded.name] = cause
     _refuse_unavailable(app, owners, control)
-    return cast("ASGIApp", app), failures
+    return cast("ASGIApp", app), failures, partial(_owner_of, app, owners)
+
+
+def _owner_of(app: Quart, owners: Mapping[str, str], scope: Scope) -> str:
+    is_websocket = scope["type"] == "websocket"
+    try:
+        endpoint, _ = app.url_map.bind("").match(
+            scope["path"], scope.get("method", "GET"), websocket=is_websocket
+        )
+    except (HTTPException, RoutingException):
+        return ""  # a redirect or a refusal, which needs no plugin
+    return next((owner for name, owner in owners.items() if str(endpoint).startswith(f"{name}.")), "")
 
 
 def _register(app: Quart, loaded: LoadedPlugin, owners: dict[str, str]) -> str | None:

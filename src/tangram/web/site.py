@@ -10,6 +10,7 @@ have no header that concerns addresses or CORS: one look at the names lets them 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -49,6 +50,7 @@ from tangram.web.cors import METHODS, PLAIN, PREFLIGHT, Allowed, Cors, may_open,
 from tangram.web.files import StaticFolder
 from tangram.web.frontends import PREFIX, Frontends, find_frontends
 from tangram.web.manifest import Manifest
+from tangram.web.node_reads import NodeReads, OtherNodes
 from tangram.web.openapi_merge import merge_openapi
 from tangram.web.operator import ServerControl, operator_router
 from tangram.web.plugin_sockets import bind_to_plugin, serve_plugin_socket
@@ -148,8 +150,8 @@ class AppMount(Protocol):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
-class Elsewhere(Protocol):
-    """The way to plugins that run on one node at a time."""
+class Elsewhere(OtherNodes, Protocol):
+    """The way to the other nodes, and to plugins that run on one node at a time."""
 
     def placed(self, plugin: str) -> bool:
         """Return whether a plugin runs on one node at a time."""
@@ -182,10 +184,16 @@ class Site:
         self._docs = StaticFolder(docs_files, only=docs.DOCS_FILES) if docs_files is not None else None
         self._pages = StaticFolder(PAGES)
         self._shell = shell_folder(parts.config.server.frontend)
+        self._access = parts.access or OperatorAccess(parts.operator_token, self._root)
         self._use(parts)
         self._allowed: Allowed = parts.allowed or self._policy().allows
         self._outer = Cors(self._http, self._allowed)
         self._observe = parts.request_times.observe
+        self._node_reads = (
+            None
+            if parts.elsewhere is None
+            else NodeReads(parts.elsewhere, self._access, partial(self._search, fields=PLAIN))
+        )
 
     def _use(self, parts: SiteParts) -> None:
         """Build everything that belongs to plugins."""
@@ -203,6 +211,7 @@ class Site:
         for app in self._apps:
             for cause in app.problems:
                 self.failures.setdefault(app.owner, cause)
+        self._blueprint_owner: Callable[[Scope], str] = lambda _: ""
         self._quart = self._build_quart()
         self._openapi: bytes | None = None
 
@@ -330,6 +339,10 @@ class Site:
 
     def _http(self, scope: Scope, receive: Receive, send: Send, fields: Fields) -> Awaitable[None]:
         """Answer a request for this server; ``fields`` are added to the answer."""
+        if self._node_reads is not None and scope["query_string"]:
+            node = self._node_reads.wanted(scope)
+            if node is not None:
+                return self._node_reads.answer(node, scope, receive, sending(send, fields))
         if not self._apps and scope["path"] not in {"", "*"} and not self._control.unavailable():
             found = self.table.locate(scope)
             if found is not None and found.value is not None:
@@ -369,7 +382,18 @@ class Site:
             return
         if await self._file(scope, receive, send):
             return
-        await self._quart(full_scope(scope), receive, send)
+        served = await self._wait_blueprint(scope, receive, send)
+        if served is not None:
+            await self._quart(full_scope(scope), served, send)
+
+    async def _wait_blueprint(self, scope: Scope, receive: Receive, send: Send) -> Receive | None:
+        """Let another node answer a blueprint's route; the others wait in Quart for their plugin."""
+        elsewhere = self._parts.elsewhere
+        if elsewhere is not None and self._quart is not _not_found:
+            owner = self._blueprint_owner(scope)
+            if owner in self._control.unavailable() and elsewhere.placed(owner):
+                return await elsewhere.forward(owner, scope, receive, send)
+        return receive
 
     def _app_for(self, scope: Scope) -> AppMount | None:
         """Return the plugin's application that answers this request, or ``None``.
@@ -464,7 +488,9 @@ class Site:
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
             return
-        await serve_plugin_socket(self._quart, full_scope(scope), receive, send)
+        served = await self._wait_blueprint(scope, receive, send)
+        if served is not None:
+            await serve_plugin_socket(self._quart, full_scope(scope), served, send)
 
     async def _native_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self.table.locate_websocket(scope)
@@ -502,7 +528,7 @@ class Site:
         routers = [
             operator_router(
                 parts.control,
-                parts.access or OperatorAccess(parts.operator_token, parts.config.server.root_path),
+                self._access,
                 metrics=parts.config.metrics,
             ),
             *parts.routers,
@@ -576,7 +602,9 @@ class Site:
             return _not_found
         from tangram.web.quart_app import build_quart
 
-        app, failures = build_quart(parts.plugins, self._control, parts.config.server.max_body)
+        app, failures, self._blueprint_owner = build_quart(
+            parts.plugins, self._control, parts.config.server.max_body
+        )
         self.failures.update(failures)
         return app
 

@@ -199,7 +199,7 @@ def test_the_name_of_a_node_cannot_break_the_field() -> None:
         node=st.text(max_size=5),
         plugin=st.text(max_size=5),
         client=st.none() | st.tuples(st.text(max_size=5), st.integers(0, 65535)),
-        operator=st.booleans(),
+        right=st.sampled_from(["", "read", "token"]),
     )
 )
 def test_an_envelope_is_read_as_it_was_written(envelope: Envelope) -> None:

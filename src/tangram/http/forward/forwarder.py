@@ -6,7 +6,7 @@ for a plugin that restarts, and then gets 503: in a planned move the plugin is b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import structlog
@@ -51,6 +51,10 @@ MAX_ATTEMPTS: Final = 200
 """Attempts to send one request: a bound for two nodes that disagree about the holder."""
 
 
+ASK_ATTEMPTS: Final = 2
+"""Attempts to send a read to a node: its session may be unknown there after a restart."""
+
+
 class Placing(Protocol):
     """The part of the placement that is read here."""
 
@@ -67,6 +71,7 @@ class Forwarder:
         pool: the connections to the other nodes.
         running: returns whether a plugin runs here and takes requests.
         placed: returns whether a plugin runs on one node at a time.
+        alive: returns the nodes that are alive by their ids.
     """
 
     def __init__(
@@ -77,10 +82,12 @@ class Forwarder:
         *,
         running: Callable[[str], bool],
         placed: Callable[[str], bool],
+        alive: Callable[[], Mapping[str, Peer]] = dict,
     ) -> None:
         self.me = me
         self.pool = pool
         self.placed = placed
+        self.alive = alive
         self._placement = placement
         self._running = running
         self._log_limit = LogLimit()
@@ -98,12 +105,41 @@ class Forwarder:
         """
         return await _Way(self, plugin, scope, receive, send).go()
 
-    def request_to(
-        self, node: str, scope: Scope, receive: Receive, send: Send, *, operator: bool
-    ) -> ForwardedRequest:
-        """Return a request for a node itself, for its operator's routes."""
-        head, more = self.head_of(scope, Envelope(node=self.me, operator=operator), node)
-        return ForwardedRequest(self.pool, scope, receive, send, head=head, more=more)
+    async def ask(
+        self,
+        node: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        right: Literal["", "read", "token"],
+    ) -> str | None:
+        """Let a node answer a request for itself, as its operator's routes have them.
+
+        Args:
+            node: the id of the node.
+            scope: a request without a body.
+            receive: returns the client's events.
+            send: sends to the client.
+            right: the right of the operator that this node has found.
+
+        Returns:
+            None if it has answered, else the cause.
+        """
+        peer = self.alive().get(node)
+        if peer is None:
+            return f"node {node!r} has left"
+        head, more = self.head_of(scope, Envelope(node=self.me, right=right), node)
+        request = ForwardedRequest(self.pool, scope, receive, send, head=head, more=more)
+        failure: SendFailure | None = SendFailure.NOT_SENT
+        try:
+            for _ in range(ASK_ATTEMPTS):
+                failure = await request.attempt(peer)
+                if failure is None:
+                    return None
+        except BadHead as error:
+            return str(error)
+        return request.refused_by or f"node {node!r} does not answer"
 
     def head_of(
         self, scope: Scope, envelope: Envelope, node: str
@@ -115,7 +151,7 @@ class Forwarder:
         full = Envelope(
             node=envelope.node,
             plugin=envelope.plugin,
-            operator=envelope.operator,
+            right=envelope.right,
             scheme=scope.get("scheme", "http"),
             version=scope.get("http_version", "1.1"),
             client=pair(scope.get("client")),

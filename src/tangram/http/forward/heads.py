@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -110,8 +110,8 @@ class Envelope(msgspec.Struct, omit_defaults=True, frozen=True):
     server: tuple[str, int | None] | None = None
     root: str = ""
     """``[server] root_path`` of the first node."""
-    operator: bool = False
-    """The first node has checked the operator's token or session."""
+    right: Literal["", "read", "token"] = ""
+    """The right of the operator that the first node has found: by a session, or by the token."""
     hostless: bool = False
     """The request had no ``Host``."""
 
