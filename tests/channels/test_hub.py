@@ -517,3 +517,23 @@ def refs(entry: dict[str, list[dict[str, str]]]) -> set[str]:
 
 TestHubAgainstAModel = pytest.mark.slow(HubAgainstAModel.TestCase)
 TestHubAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_batch_ends_before_the_first_message_of_a_history() -> None:
+    """Messages before it go the usual way; it and all behind it are left for the feed."""
+    hub = Hub(presence=False)
+    hub.is_kept = lambda channel: channel == b"to:kept:n"
+    member = joined(hub, "a", "room")
+    joined(hub, "b", "kept")
+    batch = [(b"to:room:n", b"{}"), (b"to:kept:n", b"{}"), (b"to:nowhere:n", b"{}"), (b"to:room:n", b"{}")]
+
+    hub.deliver(batch, until_kept=True)
+
+    assert [*hub.rest] == batch[1:]
+    assert len(drained(member.outbox)) == 1
+    hub.deliver(batch[:1], until_kept=True)
+    assert not hub.rest
+    hub.deliver(batch[1:])
+    assert not hub.rest
+    assert len(drained(member.outbox)) == 2
+    assert hub.statistics().undelivered == 1

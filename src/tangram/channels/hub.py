@@ -17,20 +17,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import translate
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import attrs
 import msgspec
 
 from tangram.channels import codec
 from tangram.channels.catchup import REPLY_ROOM, Catchup, Form, encode_position
+from tangram.channels.destinations import COMMAND, NO_MEMBERS, POSITIONS, Destination, Pending, Topic
 from tangram.channels.disconnects import DISCONNECTED
 from tangram.channels.frames import (
     CLOSE,
     ERROR,
-    MAX_FIELD,
     PHOENIX,
     PRESENCE_DIFF,
     PRESENCE_STATE,
@@ -45,7 +45,6 @@ from tangram.channels.json_text import is_document
 from tangram.channels.membership import LIST_CREDIT, LIST_FACTOR, ListAllowance, Membership, may_list
 from tangram.channels.outbox import Outbox, put_run_all
 from tangram.channels.presence import Presence
-from tangram.channels.serializers import BroadcastHeader
 
 __all__ = [
     "ADMIN",
@@ -74,8 +73,6 @@ SEND_COST: Final = 8192
 """Bytes that a message of presence counts for beside its own: the time of a write that holds nothing."""
 _MAX_OWN: Final = 1000
 """Differences that are on their way through Redis at once; there are 20 a second for each topic."""
-_MAX_HEADERS: Final = 4096
-"""Forms remembered for a Redis channel; there is one for each ``join_ref`` if broadcasts must have it."""
 _MAX_DESTINATIONS: Final = 8192
 """Redis channel names whose frame headers are remembered; all are forgotten at once when there are more."""
 
@@ -92,53 +89,6 @@ class Publication(NamedTuple):
     payload: bytes
 
 
-_Pending: TypeAlias = "tuple[_Destination, bytes, bool]"
-"""A message from Redis: its destination, its payload, and whether that is a JSON object or array."""
-
-
-@attrs.define(eq=False)
-class _Topic:
-    name: str
-    followers: int = 0
-    """Members that asked for positions."""
-    members: dict[str, Membership] = attrs.Factory(dict)
-    groups: dict[Form, list[Outbox]] | None = None
-    """The outboxes of the members by form; None after a change."""
-    messages: int = 0
-    deliveries: int = 0
-    sent_bytes: int = 0
-
-
-class _Destination:
-    """The topic of a Redis channel, and the headers of its messages for each form."""
-
-    __slots__ = ("alone", "binary", "event", "headers", "key", "reserved", "topic")
-
-    def __init__(self, topic: _Topic | None, event: str = "", key: str | None = None) -> None:
-        self.topic = topic
-        self.event = event
-        self.key = key
-        self.alone = key is not None or event == PRESENCE_DIFF
-        """Whether its messages are put one by one, and not as a run."""
-        self.reserved = event.startswith("phx_")
-        self.binary = len(event.encode()) <= MAX_FIELD
-        """Whether the event fits into a binary frame."""
-        self.headers: dict[Form, BroadcastHeader] = {}
-
-    def header(self, form: Form) -> BroadcastHeader:
-        """Return the header for a form, and remember it."""
-        assert self.topic is not None
-        if len(self.headers) >= _MAX_HEADERS:
-            self.headers.clear()
-        serializer, join_ref, _ = form
-        header = serializer.broadcast_header(self.topic.name, self.event, join_ref)
-        self.headers[form] = header
-        return header
-
-
-_NO_MEMBERS: Final = _Destination(None)
-_COMMAND: Final = _Destination(None)
-_POSITION: Final = _Destination(None)
 _STAMPS: Final = b"to:phoenix:at"
 """The channel of the stamps of histories, which are not for members."""
 _COMMANDS: Final = frozenset({b"to:phoenix:disconnect", b"to:phoenix:close", b"to:phoenix:reset"})
@@ -209,10 +159,14 @@ class Hub:
         self._broadcast_join_ref = broadcast_join_ref
         self.available = True
         """Whether Redis is available. While it is not, joins and pushes are refused."""
+        self.is_kept: Callable[[bytes], bool] = lambda _channel: False
+        """Whether the messages of a Redis channel are for the feed of histories."""
+        self.rest: Sequence[tuple[bytes, bytes]] = ()
+        """The messages that the last ``deliver`` has left."""
         self._presence: Presence[Membership] | None = Presence() if presence else None
         self._conflate = [re.compile(translate(pattern)) for pattern in conflate]
-        self._topics: dict[str, _Topic] = {}
-        self._destinations: dict[bytes, _Destination] = {}
+        self._topics: dict[str, Topic] = {}
+        self._destinations: dict[bytes, Destination] = {}
         self._own_differences: dict[bytes, None] = {}
         """The differences of this hub that Redis has not sent back yet, the oldest first."""
         self._messages = self._deliveries = self._undelivered = self._dropped = self._interruptions = 0
@@ -222,30 +176,41 @@ class Hub:
 
     # Messages from Redis, into the outboxes.
 
-    def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> Sequence[Publication]:
+    def deliver(
+        self, batch: Sequence[tuple[bytes, bytes]], *, until_kept: bool = False
+    ) -> Sequence[Publication]:
         """Put a batch of (Redis channel, payload) into the outboxes of the members, in order.
 
         Consecutive messages for one topic are put as one run, which is framed once for all members.
+
+        Args:
+            batch: pairs of channel and payload.
+            until_kept: end before the first message of a channel for which ``is_kept`` is true; ``rest`` has
+                the messages from there on.
 
         Returns:
             The publications that announce the memberships which commands in the batch have ended.
         """
         publications: list[Publication] = []
         destinations = self._destinations
-        current: _Topic | None = None
-        run: list[_Pending] = []
-        for channel, payload in batch:
+        current: Topic | None = None
+        run: list[Pending] = []
+        messages = iter(batch)
+        self.rest = ()
+        for channel, payload in messages:
             destination = destinations.get(channel)
             if destination is None:
                 destination = self._remember(channel)
             topic = destination.topic
             if topic is None:
-                if destination is _NO_MEMBERS:
-                    self._undelivered += 1
-                else:
-                    publications += self._take_command(destination, channel, payload, current, run)
-                    run = []
-                continue
+                if until_kept and destination.kept is not None:
+                    self.rest = ((channel, payload), *messages)
+                    break
+                destination = destination.kept or destination
+                topic = destination.topic
+                if topic is None:
+                    publications += self._take_other(destination, channel, payload, current, run)
+                    continue
             document = is_document(payload)
             if not payload or destination.reserved or not (document or destination.binary):
                 self._dropped += 1
@@ -262,23 +227,28 @@ class Hub:
             self._put_run(current, run)
         return publications
 
-    def _take_command(
+    def _take_other(
         self,
-        destination: _Destination,
+        destination: Destination,
         channel: bytes,
         payload: bytes,
-        current: _Topic | None,
-        run: list[_Pending],
+        current: Topic | None,
+        run: list[Pending],
     ) -> Sequence[Publication]:
-        """Put the run before a command or a position, and carry that out."""
-        if destination is _POSITION:
-            self._put_position(current, run, payload)
-            return []
-        if run:
-            self._put_run(current, run)
+        """Take a message without members; before a command or a position put the run, and empty it."""
+        if destination is NO_MEMBERS:
+            self._undelivered += 1
+            return ()
+        pending = run[:]
+        run.clear()
+        if destination is POSITIONS:
+            self._put_position(current, pending, payload)
+            return ()
+        if pending:
+            self._put_run(current, pending)
         return self._execute(channel, payload)
 
-    def _put_position(self, current: _Topic | None, run: list[_Pending], payload: bytes) -> None:
+    def _put_position(self, current: Topic | None, run: list[Pending], payload: bytes) -> None:
         """Put a run and a position, in one write if they are of the same topic."""
         name, _, position = payload.partition(b"\0")
         topic = self._topics.get(name.decode())
@@ -304,8 +274,8 @@ class Hub:
 
     def _put_run(
         self,
-        topic: _Topic | None,
-        pending: list[_Pending],
+        topic: Topic | None,
+        pending: list[Pending],
         groups: Mapping[Form, list[Outbox]] | None = None,
         position: bytes = b"",
     ) -> None:
@@ -334,7 +304,7 @@ class Hub:
         topic.messages += len(pending)
         self._messages += len(pending)
 
-    def _put_one(self, topic: _Topic, pending: _Pending) -> None:
+    def _put_one(self, topic: Topic, pending: Pending) -> None:
         """Put a message that may be replaced by a newer one, or a difference of presence."""
         destination, payload, document = pending
         if destination.key is None:
@@ -352,7 +322,7 @@ class Hub:
         topic.messages += 1
         self._messages += 1
 
-    def _put_difference(self, topic: _Topic, pending: _Pending) -> None:
+    def _put_difference(self, topic: Topic, pending: Pending) -> None:
         """Put a difference of presence into the outboxes of the members that need it.
 
         Newcomers that wait for the state need none of this hub's own: the state will contain it.
@@ -374,7 +344,7 @@ class Hub:
         self._presence_sends += receivers
         self._presence_bytes += receivers * size
 
-    def _group(self, topic: _Topic) -> dict[Form, list[Outbox]]:
+    def _group(self, topic: Topic) -> dict[Form, list[Outbox]]:
         """Group the outboxes of a topic by the form that they need."""
         topic.groups = groups = self._grouped(topic.members.values())
         return groups
@@ -402,32 +372,34 @@ class Hub:
             else:
                 member.outbox.put(item)
 
-    def _remember(self, channel: bytes) -> _Destination:
+    def _remember(self, channel: bytes) -> Destination:
         destination = self._find_destination(channel)
+        if self.is_kept(channel):
+            destination = Destination(None, kept=destination)
         if len(self._destinations) >= _MAX_DESTINATIONS:
             self._destinations.clear()
         self._destinations[channel] = destination
         return destination
 
-    def _find_destination(self, channel: bytes) -> _Destination:
+    def _find_destination(self, channel: bytes) -> Destination:
         if channel in _COMMANDS:
-            return _COMMAND
+            return COMMAND
         if channel == POSITION:
-            return _POSITION
+            return POSITIONS
         if channel == _STAMPS:
-            return _NO_MEMBERS
+            return NO_MEMBERS
         prefix, _, rest = channel.partition(b":")
         name, colon, event_bytes = rest.rpartition(b":")
         try:
             topic_name, event = name.decode(), event_bytes.decode()
         except UnicodeDecodeError:
-            return _NO_MEMBERS
+            return NO_MEMBERS
         topic = self._topics.get(topic_name)
         if prefix != b"to" or not colon or topic is None:
-            return _NO_MEMBERS
+            return NO_MEMBERS
         full = f"{topic_name}:{event}"
         key = full if any(pattern.match(full) for pattern in self._conflate) else None
-        return _Destination(topic, event, key)
+        return Destination(topic, event, key)
 
     # Memberships.
 
@@ -448,7 +420,7 @@ class Hub:
         special = name in SPECIAL
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = _Topic(name)
+            topic = self._topics[name] = Topic(name)
             self._destinations.clear()
         topic.members[membership.conn] = membership
         membership.follows = catchup is not None
@@ -627,7 +599,7 @@ class Hub:
             encoded = codec.encode_json(payload)
             outbox.put(outbox.serializer.encode_text(None, None, ADMIN, "channel.list", encoded))
 
-    def _agents(self, topic: _Topic, membership: Membership, *, present: bool) -> dict[str, object]:
+    def _agents(self, topic: Topic, membership: Membership, *, present: bool) -> dict[str, object]:
         agent = membership.agent
         about: dict[str, object] = {"agent": agent, "channel": topic.name}
         if len(topic.members) <= MAX_AGENTS:

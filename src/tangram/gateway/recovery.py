@@ -113,6 +113,7 @@ class Recovery:
         self._rules = rules
         self._call = call
         self._hub = hub
+        hub.is_kept = self._is_kept
         self._publish = publish
         self._name = new_name()
         self._reads = 0
@@ -133,9 +134,15 @@ class Recovery:
 
     # The feed.
 
+    def _is_kept(self, channel: bytes) -> bool:
+        return channel == STAMPS or self._rules.place(channel) is not None
+
     def deliver(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         """Deliver a batch of the bus; members go live at their places in it."""
-        for step in self._feed.take(batch):
+        self._publish(self._hub.deliver(batch, until_kept=True))
+        if not self._hub.rest:
+            return
+        for step in self._feed.take(self._hub.rest):
             if isinstance(step, Delivery):
                 if self._open:
                     self._keep_tails(step.batch)
