@@ -158,6 +158,52 @@ async def test_too_many_bytes_are_announced(tangram: RunningTangram) -> None:
         assert (channel.recovered, channel.reason) == (False, "too_much")
 
 
+async def test_each_result_of_a_join_is_counted(tangram: RunningTangram) -> None:
+    """The metric counts joins that ask for positions, also over restarts of the channels."""
+    await publish(tangram, "kept:a", 1)
+    async with tangram.open_socket() as client:
+        await join(tangram, client, "kept:a", recover=False)
+        first = await join(tangram, client, "kept:a", recover=True)
+        position = str(first.position)
+        await join(tangram, client, "kept:a", recover=position)
+        await join(tangram, client, "kept:a", recover="no.1")
+        tangram.crash("channels")
+        await tangram.wait_steady()
+        scrape = await tangram.http.get("/-/metrics", headers=tangram.operator)
+
+    def count(result: str) -> float:
+        line = f'tangram_recoveries_total{{result="{result}"}} '
+        return next(float(one[len(line) :]) for one in scrape.text.splitlines() if one.startswith(line))
+
+    assert (count("first"), count("epoch"), count("too_old")) == (1, 1, 0)
+    assert count("recovered") >= 1
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    epoch=st.sampled_from(["own", "0", "k3f9"]),
+    offset=st.integers(-2, 12) | st.integers(13, 2**70),
+    missed=st.integers(0, 9),
+)
+def test_no_drawn_position_is_recovered_falsely(epoch: str, offset: int, missed: int) -> None:
+    """A position of this epoch that is not of the future recovers, and no other does."""
+
+    async def run() -> tuple[bool | None, list[int], int]:
+        async with open_tangram([Plugin(history=RULES)], fakes=True, memory_port=True, seed=1) as tangram:
+            at = parse_position(str(await publish(tangram, "kept:a", *range(1, missed + 2))))
+            assert at is not None
+            name = at.epoch if epoch == "own" else epoch
+            async with tangram.open_socket() as client:
+                channel = await join(tangram, client, "kept:a", recover=f"{name}.{offset}")
+                await publish(tangram, "kept:a", 99)
+                count = at.offset - offset + 1 if channel.recovered else 1
+                return channel.recovered, await numbers(channel, count), at.offset
+
+    recovered, got, top = trio.run(run, clock=MockClock(autojump_threshold=0))
+    assert recovered is (epoch == "own" and 0 <= offset <= top)
+    assert got == ([*range(offset + 1, top + 1), 99] if recovered else [99])
+
+
 async def test_a_restart_costs_a_client_nothing(tangram: RunningTangram) -> None:
     """Messages of plain publishers during the restart come with the rejoin."""
     async with tangram.open_socket() as client:

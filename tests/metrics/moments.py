@@ -31,6 +31,7 @@ def moment(at: float = 0.0, **given: Any) -> Moment:
         "conflated": 0,
         "pushes": {"ok": 0, "failed": 0, "refused": 0},
         "joins": {"ok": 0, "refused": 0},
+        "recoveries": dict.fromkeys(("recovered", "first", "epoch", "too_old", "too_much", "unavailable"), 0),
         "delivery_lag": Histogram(DELIVERY_BOUNDS).values(),
         "services": {},
         "restarts": {},

@@ -21,6 +21,7 @@ import trio
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.bus import Bus
 from tangram.gateway.channels import Channels, ChannelsStatistics
+from tangram.gateway.recovery import RESULTS
 from tangram.metrics.carried import Carried
 from tangram.metrics.histogram import DELIVERY_BOUNDS, LOOP_BOUNDS, Histogram
 from tangram.metrics.moment import Moment, TopicNumbers
@@ -184,6 +185,7 @@ class Measuring:
             conflated=totals["conflated"],
             pushes=_results(totals, "pushes", ("ok", "failed", "refused")),
             joins=_results(totals, "joins", ("ok", "refused")),
+            recoveries=_results(totals, "recoveries", RESULTS),
             delivery_lag=self._lag.values(),
             services={} if supervisor is None else services_of(supervisor.statistics(), incarnation),
             restarts=dict(self._restarts),
@@ -223,6 +225,7 @@ def _channel_counters(found: ChannelsStatistics) -> dict[Hashable, int]:
     counters |= {("disconnect", one.code, one.reason): one.count for one in found.disconnects}
     counters |= {("pushes", result): count for result, count in found.pushes.items()}
     counters |= {("joins", result): count for result, count in found.joins.items()}
+    counters |= {("recoveries", result): count for result, count in found.recoveries.items()}
     return counters
 
 

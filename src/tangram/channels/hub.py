@@ -235,7 +235,7 @@ class Hub:
         current: Topic | None,
         run: list[Pending],
     ) -> Sequence[Publication]:
-        """Take a message without members; before a command or a position put the run, and empty it."""
+        """Take a message without members; put the run before a command or a position."""
         if destination is NO_MEMBERS:
             self._undelivered += 1
             return ()

@@ -107,6 +107,8 @@ class ChannelsStatistics:
     """Pushes by result: ``ok``, ``failed`` (Redis has not taken them), ``refused``."""
     joins: Mapping[str, int]
     """Joins by result: ``ok``, ``refused``."""
+    recoveries: Mapping[str, int]
+    """Joins that asked for positions by result; empty if no topic has a history."""
 
 
 class Channels:
@@ -468,6 +470,7 @@ class Channels:
                 "refused": counters.refused - counters.refused_joins,
             },
             joins={"ok": counters.joins, "refused": counters.refused_joins},
+            recoveries={} if self._recovery is None else dict(self._recovery.results),
         )
 
     @property

@@ -30,7 +30,10 @@ from tangram.history.replay import Replay, parse_replay, read_call
 from tangram.history.rules import STAMPS, History, Rules
 from tangram.history.stamps import hello
 
-__all__ = ["CallRedis", "Recovery"]
+__all__ = ["RESULTS", "CallRedis", "Recovery"]
+
+RESULTS: Final = ("recovered", "first", "epoch", "too_old", "too_much", "unavailable")
+"""Results of joins that ask for positions: nothing was missed, a first join, three reasons, no answer."""
 
 log = structlog.get_logger("tangram.channels")
 
@@ -115,6 +118,8 @@ class Recovery:
         self._hub = hub
         hub.is_kept = self._is_kept
         self._publish = publish
+        self.results = dict.fromkeys(RESULTS, 0)
+        """Joins that asked for positions, by result."""
         self._name = new_name()
         self._reads = 0
         self._feed = Feed(rules, self._name)
@@ -231,6 +236,7 @@ class Recovery:
                 elif not join.answered:
                     await trio.sleep(RETRY)
         if not join.answered and session.socket.waits(request):
+            self.results["unavailable"] += 1
             session.carry_out(session.socket.authorized(request, UNAVAILABLE))
 
     async def _wait_in_step(self) -> None:
@@ -311,6 +317,8 @@ class Recovery:
             response = {"position": catchup.position, "recovered": False, "reason": "too_much"}
             catchup = Catchup(response, [], catchup.position)
         join.answered = True
+        reason = catchup.response.get("reason", "first")
+        self.results["recovered" if catchup.response["recovered"] else str(reason)] += 1
         join.session.carry_out(socket.authorized(join.request, join.id, catchup))
 
 

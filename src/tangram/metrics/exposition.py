@@ -120,6 +120,10 @@ def _channels(moment: Moment) -> Iterator[Metric]:
         CounterMetricFamily("tangram_joins", "Joins of clients.", labels=("result",)),
         (((result,), count) for result, count in moment.joins.items()),
     )
+    yield _labelled(
+        CounterMetricFamily("tangram_recoveries", "Joins that asked for positions.", labels=("result",)),
+        (((result,), count) for result, count in moment.recoveries.items()),
+    )
 
 
 def _supervision(moment: Moment) -> Iterator[Metric]:

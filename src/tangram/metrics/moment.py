@@ -63,6 +63,8 @@ class Moment:
     """By result: ``ok``, ``failed``, ``refused``."""
     joins: Mapping[str, int]
     """By result: ``ok``, ``refused``."""
+    recoveries: Mapping[str, int]
+    """Joins that asked for positions, by result."""
     delivery_lag: HistogramValues
     services: Mapping[tuple[str, str], bool]
     """Whether a plugin's service runs or has returned."""
