@@ -128,24 +128,6 @@ async def test_the_start_does_not_wait_for_a_redis_that_is_away(
     assert node.alive == ["a"]
 
 
-async def test_the_holder_of_a_plugin_is_the_node_whose_record_names_it(
-    autojump_clock: MockClock, nursery: trio.Nursery, memory: MemoryBroker
-) -> None:
-    """A node waits for the holder of a placed plugin, and answers itself for every other plugin."""
-    first = await open_node(nursery, memory, "a")
-    placement = Placement(lambda: first.nodes, lambda: ["globe"])
-
-    assert placement.is_mine("system")
-    assert not placement.is_mine("globe")
-    assert placement.holder("globe") is None
-    assert await placement.wait_for_holder("globe", 1.0) is None
-    await open_node(nursery, memory, "b", "globe")
-    holder = await placement.wait_for_holder("globe", 1.0)
-    assert holder is not None
-    assert holder.id == "b"
-    assert not placement.is_mine("globe")
-
-
 def test_a_server_alone_answers_for_everything() -> None:
     """Without nodes every plugin is this server's own, and no node holds one."""
     placement = Placement(lambda: None, lambda: ["globe"])

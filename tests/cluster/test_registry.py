@@ -6,7 +6,9 @@ import attrs
 
 from tangram.cluster.registry import NodeRecord, Registry
 
-RECORD = NodeRecord("a", 1.5, "0.1.0", "10.0.0.5:2350", 2, 7, ("globe", "system"), "run", ("globe",), "ab")
+RECORD = NodeRecord(
+    "a", 1.5, "0.1.0", "10.0.0.5:2350", 2, 7, ("globe", "system"), "run", ("globe",), ("map",), "ab"
+)
 
 
 def fields(*ids: str) -> dict[str, dict[str, str]]:

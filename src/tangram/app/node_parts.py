@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from tangram.app.incarnation import Incarnation
 from tangram.cluster import NodeRecord, Nodes, new_node_id
 from tangram.config import Config
+from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.version import VERSION
 
-__all__ = ["open_nodes"]
+__all__ = ["open_nodes", "placed_names"]
+
+
+class SecretsView(Protocol):
+    """The attribute of `Secrets` that is read here."""
+
+    @property
+    def jwt(self) -> str: ...
 
 
 class TreeView(Protocol):
@@ -20,6 +30,34 @@ class TreeView(Protocol):
 
     config: Config
     incarnation: Incarnation
+    plugins: LoadedPlugins
+
+    @property
+    def secrets(self) -> SecretsView: ...
+
+
+def placed_names(plugins: Iterable[LoadedPlugin], tables: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """Return the plugins that run on one node, and the services as ``PLUGIN/SERVICE``.
+
+    Args:
+        plugins: the loaded plugins.
+        tables: ``[plugins.NAME]`` by the normalised name.
+    """
+    return frozenset(name for one in plugins for name in _placed(one, tables.get(one.key, {})))
+
+
+def _placed(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> Iterator[str]:
+    if loaded.plugin.instances_with(raw, key=loaded.key) == "one":
+        yield loaded.name
+    else:
+        for service in loaded.plugin.services:
+            if service.instances == "one":
+                yield f"{loaded.name}/{service.name}"
+
+
+def digest(secret: str) -> str:
+    """Return a digest by which two nodes compare a secret."""
+    return hmac.new(secret.encode(), b"tangram: is it the same secret?", hashlib.sha256).hexdigest()[:16]
 
 
 def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
@@ -38,6 +76,10 @@ def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
 
     def describe() -> Mapping[str, Any]:
         channels = tree.incarnation.channels
-        return {"members": 0 if channels is None else channels.hub.statistics().members}
+        return {
+            "members": 0 if channels is None else channels.hub.statistics().members,
+            "declared": tuple(sorted(one.name for one in tree.plugins.plugins)),
+            "secret": digest(tree.secrets.jwt),
+        }
 
-    return Nodes(url, record, describe=describe)
+    return Nodes(url, record, describe=describe, lease_ttl=settings.lease_ttl)

@@ -27,7 +27,7 @@ import trio
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.internal_listener import address_of, open_internal
 from tangram.app.measuring import Measuring
-from tangram.app.node_parts import open_nodes
+from tangram.app.node_parts import open_nodes, placed_names
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker
@@ -113,6 +113,8 @@ class Tree:
     """This node and those that it knows; None on a server that is not one of several."""
     internal: Sequence[HeldSocket] = ()
     """The sockets on which other nodes reach this one."""
+    placed: frozenset[str] = frozenset()
+    """The plugins that run on one node at a time, and the services as ``PLUGIN/SERVICE``."""
     _records = False
     """Whether the recorder is a child of the root."""
 
@@ -155,7 +157,7 @@ class Tree:
         self.quarantined: dict[str, Crash] = {}
         """Plugins in quarantine, each with the cause, until the operator or a reload tries again. A crash of
         the broker makes a new incarnation with new children, which must know it."""
-        self.placement = Placement(lambda: self.nodes, tuple)
+        self.placement = Placement(lambda: self.nodes, lambda: self.placed, self._stops)
         """Which node runs a plugin."""
         self._windows: dict[str, Window] = {}
         self.push_results: dict[str, Counter[str]] = {}  # by plugin, over all incarnations
@@ -275,12 +277,18 @@ class Tree:
         assert self.broker is not None
         self.internal = open_internal(self.config, self.broker.server_url)
         self.nodes = open_nodes(self, self.broker.server_url, address_of(self.internal))
+        self.placement.attach(self.nodes)
         try:
             await self.nodes.run(task_status=task_status)
         finally:
             self.nodes = None
             close_listeners(self.internal)
             self.internal = ()
+
+    def _stops(self, lease: str) -> bool:
+        """Return whether a plugin ends because it, or this node, was told to stop."""
+        name = lease.partition("/")[0]
+        return self.stop_reason != "crash" or name in self.placement.stopped or name in self.quarantined
 
     async def start_recorder(self, root: Supervisor) -> None:
         """Start, restart or stop the recorder after a reload that has changed the rules."""
@@ -348,6 +356,10 @@ class Tree:
     async def _run_one_incarnation(self, *, task_status: trio.TaskStatus[Supervisor]) -> None:
         limits = self.config.supervisor
         incarnation = self.incarnation = Incarnation(start_gate=StartGate(self._starting_together()))
+        self.placed = placed_names(self.plugins.plugins, self.config.plugins)
+        self.placement.stopped.clear()
+        if self.nodes is not None:
+            self.nodes.book.watch(self.placed)
         incarnation.hosts.update((one.name, self._host(one, incarnation)) for one in self.plugins.plugins)
         async with open_supervisor(
             self._parts(incarnation),
@@ -374,7 +386,7 @@ class Tree:
             part("state", partial(self._run_state, incarnation)),
             part("bus", partial(self._run_bus, incarnation)),
             *self._island_children(incarnation),
-            *(self._plugin_child(host) for host in incarnation.hosts.values()),
+            *(self._plugin_child(incarnation, host) for host in incarnation.hosts.values()),
             part("channels", partial(self._run_channels, incarnation)),
             part("web", partial(self._serve_web, self, incarnation), stop_timeout=web_stop),
         ]
@@ -387,12 +399,27 @@ class Tree:
         start = limits.start_timeout + sum(service.start_timeout for service in services)
         return start, limits.stop_timeout + sum(service.stop_timeout for service in services)
 
-    def _plugin_child(self, host: PluginHost) -> Child:
+    async def _run_plugin(
+        self, incarnation: Incarnation, host: PluginHost, *, task_status: trio.TaskStatus[object]
+    ) -> None:
+        run = partial(self.redis_outage.run, host)
+        if host.name not in self.placed:
+            await run(task_status=task_status)
+            return
+        await self.placement.run(
+            host.name,
+            run,
+            task_status=task_status,
+            start_timeout=self._plugin_times(host)[0],
+            on_standby=partial(incarnation.start_gate.give_up, host.name),
+        )
+
+    def _plugin_child(self, incarnation: Incarnation, host: PluginHost) -> Child:
         limits = self.config.supervisor
         start, stop = self._plugin_times(host)
         return Child(
             PLUGIN + host.name,
-            partial(self.redis_outage.run, host),
+            partial(self._run_plugin, incarnation, host),
             start_timeout=start,
             stop_timeout=stop,
             window=self._windows.setdefault(host.name, Window(limits.plugin_restarts, limits.plugin_window)),
@@ -413,6 +440,7 @@ class Tree:
             case ("incarnation", str(child)) if child.startswith(PLUGIN) and event.crash is not None:
                 self.quarantined[child.removeprefix(PLUGIN)] = event.crash
                 self.incarnation.start_gate.give_up(child.removeprefix(PLUGIN))
+                self.placement.give_up(child.removeprefix(PLUGIN))
 
     def clear_quarantine(self, plugin: str | None = None) -> None:
         """Let one plugin, or all, start again with an empty window of restarts."""
@@ -437,6 +465,7 @@ class Tree:
                 supervisor=events,
                 started=started,
                 push_results=self.push_results.setdefault(loaded.name, Counter()),
+                place=self.placement.run,
             )
         # asyncio and its libraries are imported only where a plugin needs them.
         from tangram.compat.host import IslandHost
@@ -450,6 +479,7 @@ class Tree:
             config=config,
             supervisor=events,
             started=started,
+            place=self.placement.run,
         )
 
     def _island_children(self, incarnation: Incarnation) -> list[Child]:

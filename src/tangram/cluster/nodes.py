@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import attrs
@@ -21,7 +22,18 @@ from tangram.bus.listener import Listener
 from tangram.bus.publisher import Publisher
 from tangram.bus.resp import Link
 from tangram.bus.scripts import FunctionCall, Prefixes
-from tangram.cluster.library import CHANGES, LIBRARY, beat_call, leave_call, parse_beat
+from tangram.cluster.book import LeaseBook
+from tangram.cluster.lease import Lease
+from tangram.cluster.library import (
+    CHANGES,
+    LIBRARY,
+    beat_call,
+    give_call,
+    leave_call,
+    parse_beat,
+    parse_take,
+    take_call,
+)
 from tangram.cluster.registry import NodeRecord, Registry
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.redis_url import parse_redis_url
@@ -42,6 +54,7 @@ LEAVE_TIMEOUT: Final = 0.5
 """Seconds at a stop to remove the node's record."""
 
 OnGone = Callable[[NodeRecord], None]
+OnChange = Callable[[Mapping[str, str]], None]
 
 
 def new_node_id() -> str:
@@ -57,7 +70,8 @@ class Nodes:
         url: the URL of Redis.
         record: the record of this node.
         describe: returns the values of the record that change, by name, for example ``members``.
-        interval: seconds between two beats.
+        lease_ttl: seconds for which a lease lasts.
+        spread: whether other nodes start at the same time.
     """
 
     def __init__(
@@ -66,16 +80,21 @@ class Nodes:
         record: NodeRecord,
         *,
         describe: Callable[[], Mapping[str, Any]] = dict,
-        interval: float = RENEW_EVERY,
+        lease_ttl: float = 6.0,
+        spread: bool = False,
     ) -> None:
         address = parse_redis_url(url)
+        self.book = LeaseBook(record.id, lease_ttl, partial(secrets.token_hex, 6), spread=spread)
+        """The leases of this node."""
         self.me = record.id
         """The id of this node."""
         self._record = record
         self._describe = describe
-        self._interval = interval
+        self._interval = min(RENEW_EVERY, lease_ttl / 3)
         self._registry = Registry(record.id, NODE_TTL)
         self._gone: list[OnGone] = []
+        self._changed: list[Callable[[], None]] = []
+        self._changes: list[OnChange] = []
         self._publisher = Publisher(address, name="nodes", load=self._load, on_up=self._on_connected)
         self._listener = Listener(
             address,
@@ -101,6 +120,19 @@ class Nodes:
         self._gone.append(callback)
         return lambda: self._gone.remove(callback)
 
+    def on_leases(self, callback: Callable[[], None]) -> None:
+        """Call a function whenever a lease may have changed."""
+        self._changed.append(callback)
+
+    def on_change(self, callback: OnChange) -> Callable[[], None]:
+        """Call a function with each change that a node has published.
+
+        Returns:
+            A function that ends the calls.
+        """
+        self._changes.append(callback)
+        return lambda: self._changes.remove(callback)
+
     def renew_now(self) -> None:
         """Write the record at once, because a value of it has changed."""
         self._wake.set()
@@ -108,6 +140,60 @@ class Nodes:
     async def wait_change(self) -> None:
         """Return after the next answer or change that this node receives."""
         await self._answered.wait()
+
+    async def publish_change(self, change: Mapping[str, str]) -> None:
+        """Publish a change to all nodes, this one included.
+
+        Raises:
+            BrokerUnavailable: Redis is away, or does not answer in time.
+        """
+        await self._publisher.publish(CHANGES, msgspec.json.encode(change), timeout=self._interval)
+
+    async def take(self, lease: Lease) -> None:
+        """Try to take a lease.
+
+        Raises:
+            BrokerUnavailable: Redis is away, or does not answer in time; the lease may be taken or not.
+        """
+        sent, value = trio.current_time(), lease.value
+        # The holder takes it again from any storage, because it knows that no other node has it.
+        storage = "" if lease.held else self.book.storage
+        call = take_call(lease.name, value, lease.ttl, storage)
+        try:
+            answer = parse_take(await self.call(call, timeout=self._interval))
+        except trio.Cancelled:
+            if not lease.held:
+                # Redis may have taken the call.
+                self.book.to_release[lease.name] = value
+            raise
+        unwanted = lease.take_answered(sent, trio.current_time(), answer, value)
+        if unwanted:
+            self.book.to_release[lease.name] = unwanted
+        self._notify()
+        if unwanted:
+            await self.release_all()
+
+    async def release(self, name: str, to: str = "", *, shun: bool = False) -> None:
+        """Release a lease, if this node holds it, and notify the other nodes.
+
+        Args:
+            name: the name of the lease.
+            to: the node that shall take it.
+            shun: leave it to other nodes for a while.
+        """
+        self.book.release(name, trio.current_time(), shun=shun)
+        self._notify()
+        await self.release_all(to)
+        self._wake.set()
+
+    async def release_all(self, to: str = "") -> None:
+        """Release what is left to release; what Redis does not answer expires by itself."""
+        while self.book.to_release:
+            name, value = self.book.to_release.popitem()
+            try:
+                await self.call(give_call(name, value, to), timeout=self._interval)
+            except BrokerUnavailable as error:
+                log.debug("lease not released", lease=name, cause=str(error))
 
     async def call(self, function: FunctionCall, *, timeout: float) -> Any:
         """Call a function of `LIBRARY` on Redis, and return its answer.
@@ -154,6 +240,7 @@ class Nodes:
     def _on_connected(self) -> None:
         if self._was_connected:
             self._registry.reconnected(trio.current_time())
+            self.book.distrust(trio.current_time())
         self._was_connected = True
         self._wake.set()
 
@@ -176,13 +263,24 @@ class Nodes:
             await trio.lowlevel.checkpoint()
 
     async def _beat(self) -> None:
-        record = attrs.evolve(self._record, **self._describe())
-        candidate = secrets.token_hex(6)
-        call = beat_call(self.me, record.fields(), NODE_TTL, candidate, ())
+        book, sent = self.book, trio.current_time()
+        for name in book.release_abandoned(sent):
+            log.warning("lease given up: its plugin has not run for a long time", lease=name)
+        await self.release_all()
+        # A release waits for its answer, and renewals count from here.
+        sent, asked = trio.current_time(), book.asked()
+        held = [name for name in book.held if "/" not in name]
+        values = {"plugins": tuple(held), "standby": tuple(book.standby), **self._describe()}
+        record = attrs.evolve(self._record, **values)
+        call = beat_call(self.me, record.fields(), NODE_TTL, secrets.token_hex(6), asked)
         beat = parse_beat(await self.call(call, timeout=self._interval))
+        again = book.answered(sent, trio.current_time(), asked, beat.leases, beat.storage)
         for gone in self._registry.answered(trio.current_time(), beat.nodes):
             self._report_gone(gone, "its record has expired")
         self._notify()
+        for name in again:
+            log.warning("redis has lost a lease, it is taken again", lease=name)
+            await self.take(book.lease(name))
 
     def _report_gone(self, record: NodeRecord, cause: str) -> None:
         log.warning("node gone", node=record.id, cause=cause)
@@ -208,8 +306,13 @@ class Nodes:
         elif change.get("what") == "joined" and node != self.me:
             log.info("node joined", node=node)
             self._wake.set()
+        self.book.heard(trio.current_time(), change)
+        for callback in list(self._changes):
+            callback(change)
 
     def _notify(self) -> None:
+        for callback in self._changed:
+            callback()
         self._answered.set()
         self._answered = trio.Event()
 

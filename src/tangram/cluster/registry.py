@@ -38,6 +38,8 @@ class NodeRecord:
     """A random name of this start of the node."""
     declared: tuple[str, ...] = ()
     """The names of all plugins that its configuration names."""
+    standby: tuple[str, ...] = ()
+    """Placed plugins for which it waits."""
     secret: str = ""
     """A digest of ``jwt_secret``, from which the secret cannot be computed."""
 
@@ -55,6 +57,7 @@ class NodeRecord:
                 plugins=_names(fields["plugins"]),
                 run=fields["run"],
                 declared=_names(fields.get("declared", "")),
+                standby=_names(fields.get("standby", "")),
                 secret=fields.get("secret", ""),
             )
         except (KeyError, ValueError):
@@ -71,6 +74,7 @@ class NodeRecord:
             "plugins": ",".join(self.plugins),
             "run": self.run,
             "declared": ",".join(self.declared),
+            "standby": ",".join(self.standby),
             "secret": self.secret,
         }
 

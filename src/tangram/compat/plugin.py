@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tangram import defaults
 from tangram.errors import Fault, PluginConfigError
+from tangram.plugins.instances import Instances, has_setting, split_instances
 from tangram.plugins.plugin import Plugin as NativePlugin
 from tangram.plugins.plugin import ServiceFunction
 from tangram.plugins.service import RESTART_TYPES, RestartType
@@ -59,6 +60,7 @@ class Plugin(NativePlugin):
         name: str | None = None,
         start_timeout: float = defaults.START_TIMEOUT,
         stop_timeout: float = defaults.STOP_TIMEOUT,
+        instances: Instances = "each",
     ) -> Callable[[F], F]:
         """Return a decorator that registers a service, which runs as long as the plugin does.
 
@@ -74,7 +76,12 @@ class Plugin(NativePlugin):
                 one for one in (wanted, *(f"{wanted}_{n}" for n in range(2, 1000))) if one not in taken
             )
             return declare(
-                priority, restart=restart, name=unique, start_timeout=start_timeout, stop_timeout=stop_timeout
+                priority,
+                restart=restart,
+                name=unique,
+                start_timeout=start_timeout,
+                stop_timeout=stop_timeout,
+                instances=instances,
             )(function)
 
         if callable(priority):
@@ -104,15 +111,17 @@ class Plugin(NativePlugin):
     def split_config(
         self, raw: Mapping[str, Any], *, key: str
     ) -> tuple[Mapping[str, Any], RestartType | None]:
-        """Separate ``restart`` from ``[plugins.KEY]``, unless it is the plugin's own setting.
+        """Separate ``restart`` and ``instances`` from ``[plugins.KEY]``.
 
         Returns:
-            The table without it, and the restart type of all services, if it is set.
+            The table without them, unless they are the plugin's own settings, and the restart type of all
+            services, if it is set.
 
         Raises:
             PluginConfigError: The value is no restart type.
         """
-        if "restart" not in raw or self._has_setting("restart"):
+        raw, _ = split_instances(self.config_class, raw, key=key)
+        if "restart" not in raw or has_setting(self.config_class, "restart"):
             return raw, None
         restart = raw["restart"]
         if restart not in RESTART_TYPES:
@@ -120,12 +129,6 @@ class Plugin(NativePlugin):
             fault = Fault(f"expected one of {expected}, got {restart!r}", f"plugins.{key}.restart", "value")
             raise PluginConfigError([fault], plugin=key)
         return {name: value for name, value in raw.items() if name != "restart"}, restart
-
-    def _has_setting(self, name: str) -> bool:
-        names: set[str] = set()
-        for cls in getattr(self.config_class, "__mro__", ()):
-            names.update(vars(cls).get("__annotations__", ()))
-        return name in names
 
     def structure_config(self, raw: Mapping[str, Any], *, key: str) -> Any:
         raw, _ = self.split_config(raw, key=key)

@@ -11,7 +11,7 @@ lifespan. The lifespan's clean-up is shielded from the cancellation, with a dead
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
@@ -83,6 +83,7 @@ class PluginHost:
         lifespan_timeout: float = LIFESPAN_EXIT_SECONDS,
         started: set[str] | None = None,
         push_results: Counter[str] | None = None,
+        place: Callable[..., Awaitable[None]] | None = None,
     ) -> None:
         """Create the host of a loaded plugin.
 
@@ -95,6 +96,7 @@ class PluginHost:
             started: the names of temporary services that have run already. A caller that creates several
                 hosts of one plugin passes the same set.
             push_results: the answers to pushes by result, counted on for the same reason.
+            place: runs a service on one of several nodes; see ``Placement.run``.
         """
         self.loaded = loaded
         self._state = state
@@ -102,6 +104,7 @@ class PluginHost:
         self._settings = dict(supervisor or {})
         self._lifespan_timeout = lifespan_timeout
         self._temporary_started: set[str] = set() if started is None else started
+        self._place = place
         self._running = False
         self.push_results: Counter[str] = Counter() if push_results is None else push_results
         self.pushes: PushPool | None = None
@@ -255,9 +258,14 @@ class PluginHost:
                 while await self._is_ended_by_message(service, state, status):
                     await trio.lowlevel.checkpoint()
 
+        async def run_on_one(*, task_status: trio.TaskStatus[None]) -> None:
+            assert self._place is not None
+            lease = f"{self.name}/{service.name}"
+            await self._place(lease, run, task_status=task_status, start_timeout=service.start_timeout)
+
         return Child(
             service.name,
-            run,
+            run if service.instances == "each" or self._place is None else run_on_one,
             restart=service.restart,
             start_timeout=service.start_timeout,
             stop_timeout=service.stop_timeout,

@@ -15,6 +15,7 @@ from tangram import defaults
 from tangram.config.structure import structure_plugin_config
 from tangram.declared.channel import DeclaredChannel, PluginLink, declare_channel
 from tangram.errors import PluginError
+from tangram.plugins.instances import Instances, check_instances, split_instances
 from tangram.plugins.service import (
     RESTART_TYPES,
     RestartType,
@@ -104,6 +105,14 @@ class Plugin:
     are logged in. A path begins with a slash, as in ``/my-plugin/status``; its route decides about access.
     """
 
+    instances: Instances | None = attrs.field(default=None, kw_only=True)
+    """On how many nodes of a cluster the plugin runs: ``"each"`` (the default) or ``"one"`` at a time.
+
+    With ``"one"`` its services, its lifespan and its routes are on that node; the others forward requests to
+    it.
+    The operator's ``[plugins.NAME] instances`` comes first.
+    """
+
     services: list[Service] = attrs.field(factory=list, init=False)
     """Sorted by (priority, name)."""
     channels: list[DeclaredChannel] = attrs.field(factory=list, init=False)
@@ -114,6 +123,10 @@ class Plugin:
     """The ``Name`` of the distribution that installed the plugin."""
     name: str = attrs.field(default="", init=False)
     """The name of its entry point, as ``/-/plugins`` and the log show it."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.instances is not None:
+            check_instances(self.instances)
 
     def __repr__(self) -> str:
         services = [service.name for service in self.services]
@@ -146,9 +159,19 @@ class Plugin:
         Raises:
             PluginConfigError: the table does not fit the class; it lists every fault.
         """
+        raw, _ = split_instances(self.config_class, raw, key=key)
         if self.config_class is None:
             return raw
         return structure_plugin_config(self.config_class, raw, plugin=key)
+
+    def instances_with(self, raw: Mapping[str, Any], *, key: str) -> Instances:
+        """Return on how many nodes the plugin runs with the table ``[plugins.KEY]``.
+
+        Raises:
+            PluginConfigError: the table has a wrong value.
+        """
+        _, wanted = split_instances(self.config_class, raw, key=key)
+        return wanted or self.instances or ("one" if self.island else "each")
 
     def frontend_entry(self, shown: Any) -> dict[str, Any]:
         """Return ``config`` and ``config_json_schema`` of the plugin's entry in the manifest.
@@ -185,6 +208,7 @@ class Plugin:
         name: str | None = None,
         start_timeout: float = defaults.START_TIMEOUT,
         stop_timeout: float = defaults.STOP_TIMEOUT,
+        instances: Instances = "each",
     ) -> Callable[[F], F]:
         """Decorate a function to run as a service for as long as the plugin runs.
 
@@ -199,6 +223,8 @@ class Plugin:
             start_timeout: seconds until the function must call ``task_status.started()``, if it takes
                 ``task_status``.
             stop_timeout: seconds that the function may take to end after it was cancelled.
+            instances: on how many nodes of a cluster the function runs: ``"each"`` node of the plugin, or
+                ``"one"`` of them at a time. On the others the service waits.
 
         Raises:
             PluginError: the declaration cannot work. It is raised when the plugin is imported.
@@ -210,6 +236,7 @@ class Plugin:
             )
         if restart not in RESTART_TYPES:
             raise PluginError(f"restart={restart!r} is not one of {', '.join(map(repr, RESTART_TYPES))}")
+        check_instances(instances)
         if start_timeout <= 0 or stop_timeout <= 0:
             raise PluginError(
                 f"start_timeout={start_timeout!r} and stop_timeout={stop_timeout!r} must be seconds above 0"
@@ -225,6 +252,7 @@ class Plugin:
                 stop_timeout=stop_timeout,
                 threaded=not is_async(function),
                 reports_start=takes_task_status(function),
+                instances=instances,
             )
             self._add(service)
             return function

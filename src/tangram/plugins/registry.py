@@ -25,6 +25,7 @@ from tangram.config.structure import unknown_plugin_keys
 from tangram.errors import NotAPlugin, PluginError, PluginImportFailed
 from tangram.groups import first_leaf
 from tangram.plugins.discovery import Candidate, find, scan
+from tangram.plugins.instances import split_instances
 from tangram.plugins.places import candidate_at, import_file, is_place
 from tangram.plugins.plugin import Plugin
 
@@ -112,7 +113,7 @@ class LoadedPlugins:
         found: list[str] = []
         for one in self.plugins:
             if one.plugin.config_class is not None:
-                raw = tables.get(one.key, {})
+                raw, _ = split_instances(one.plugin.config_class, tables.get(one.key, {}), key=one.key)
                 found += unknown_plugin_keys(one.plugin.config_class, raw, plugin=one.key)
         known = [one.key for one in self.plugins]
         failed = {normalise(name) for one in self.failures for name in (one.name, one.dist_name)}

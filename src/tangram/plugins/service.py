@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 
 from tangram import defaults
+from tangram.plugins.instances import Instances
 
 __all__ = [
     "RESTART_TYPES",
@@ -51,6 +52,8 @@ class Service:
     """The function is not async and runs in a thread."""
     reports_start: bool = False
     """The function takes ``task_status`` and reports its start itself."""
+    instances: Instances = "each"
+    """On how many nodes it runs: see ``Plugin.register_service``."""
 
 
 def name_of(function: object) -> str:

@@ -58,10 +58,17 @@ class ChildTask:
     is_up: bool = False
     value: object = None
     """The value that the child reported with ``task_status.started(value)``."""
-    stop_due: float = math.inf
-    """The time on the supervisor's clock at which a stop that is under way should be over."""
+    due: float = math.inf
+    """The time on the supervisor's clock at which a stop by the supervisor should be over."""
+    limit: Callable[[], float] = attrs.field(default=lambda: math.inf)
+    """Returns a time at which everything inside must have ended, for example because a lease was lost."""
     nested: list[SupervisorChain] = attrs.Factory(list)
     """Supervisors that were opened inside this task."""
+
+    @property
+    def stop_due(self) -> float:
+        """The time on the supervisor's clock at which a stop that is under way should be over."""
+        return min(self.due, self.limit())
 
 
 CURRENT_CHILD_TASK: Final[ContextVar[ChildTask | None]] = ContextVar(

@@ -291,7 +291,7 @@ class Supervisor:
             self._start(effect)
         elif isinstance(effect, Cancel):
             task = self._tasks[effect.child]
-            task.stop_due = self._clock() + effect.limit
+            task.due = self._clock() + effect.limit
             task.scope.cancel()
         else:
             self._publish(effect.event)
