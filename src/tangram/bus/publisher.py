@@ -76,7 +76,7 @@ FLUSH_TIMEOUT: Final = 0.5
 class _Call:
     """The messages of one call: their bytes, and the answers so far."""
 
-    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "size", "urgent")
+    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "size")
 
     def __init__(
         self,
@@ -91,8 +91,6 @@ class _Call:
         """Set for a call of a function on Redis; ``data`` is then the end of the command."""
         self.size = len(data)
         self.count = count
-        self.urgent = done is not None or function is not None
-        """Whether a caller waits for this answer."""
         self.answers: list[Any] = []
         self.done = done
         self.done_all = done_all
@@ -139,8 +137,9 @@ class Publisher:
         self._unsent: deque[_Call] = deque()
         self._sent: deque[_Call] = deque()
         self._heads: dict[str, bytes] = {}
-        self._urgent = 0
-        """Open calls for whose answers a caller waits."""
+        self._awaited = 0
+        """Open calls of one message or function, whose callers wait for the answer."""
+        self._pausing = False
         self._hurry = trio.lowlevel.ParkingLot()
         self._answer_pause = RatePause(ANSWER_PAUSE)
         self._writable = trio.lowlevel.ParkingLot()
@@ -195,14 +194,12 @@ class Publisher:
         if self._away or self._closed or not self._fits(call):
             self._refuse(call)
             return
-        self._add(call)
-
-    def _add(self, call: _Call) -> None:
         self.open_bytes += call.size
         self._unsent.append(call)
-        if call.urgent:
-            self._urgent += 1
-            self._hurry.unpark_all()
+        if call.done is not None:
+            self._awaited += 1
+            if self._pausing:
+                self._hurry.unpark_all()
         if self._writable:
             self._writable.unpark()
 
@@ -249,7 +246,6 @@ class Publisher:
             answered.set()
 
         call.done = done
-        call.urgent = True
         queued = False
         with trio.move_on_after(timeout):
             await self._enqueue_in_turn(call)
@@ -409,9 +405,17 @@ class Publisher:
             if self._moved and link.located:
                 raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
             self._answer_pause.count(answered, trio.current_time())
-            if self._answer_pause.pays and not self._urgent and size < RECEIVE_SIZE:
-                with trio.move_on_after(ANSWER_PAUSE):
-                    await self._hurry.park()
+            if self._answer_pause.pays and not self._awaited and size < RECEIVE_SIZE:
+                await self._wait_answers()
+
+    async def _wait_answers(self) -> None:
+        """Let answers to batches gather, until a caller waits for its own."""
+        self._pausing = True
+        try:
+            with trio.move_on_after(ANSWER_PAUSE):
+                await self._hurry.park()
+        finally:
+            self._pausing = False
 
     async def _watch(self, link: Link) -> None:
         await link.watch(self._ping)
@@ -419,7 +423,11 @@ class Publisher:
     def _ping(self) -> None:
         # The answers of open messages show as well that Redis is alive, and a ping would wait behind them.
         if not self._sent and not self._unsent:
-            self._add(_Call(pack((b"PING",)), 1, _pong))
+            call = _Call(pack((b"PING",)), 1, _pong)
+            self.open_bytes += call.size
+            self._awaited += 1
+            self._unsent.append(call)
+            self._writable.unpark()
 
     def _finish(self, call: _Call, unanswered: str = "") -> None:
         """Report the results of a call.
@@ -429,7 +437,8 @@ class Publisher:
             unanswered: why its messages without an answer failed.
         """
         self.open_bytes -= call.size
-        self._urgent -= call.urgent
+        if call.done is not None:
+            self._awaited -= 1
         if self._uncongested and not self.congested:
             self._uncongested.unpark_all()
         if self._answered:
