@@ -25,6 +25,7 @@ from benchmarks.lib.report import FIGURES, RESULTS, Promise, machine, promised
 NAMES = (
     "channels",
     "declared",
+    "singles",
     "joins",
     "requests",
     "existing",

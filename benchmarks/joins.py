@@ -3,28 +3,37 @@
     python benchmarks/joins.py [--quick] [--rounds N]
 
 All clients connect first. Then they join at once, in another process, and each has its reply; later each gets
-the list of members, once. Bytes of presence are counted by the clients. There is no peer: the published
-server refuses connections long before 5,000.
+the list of members, once. Bytes of presence are counted by the clients. The published server refuses
+connections long before 5,000. ``ws`` with ``ioredis`` and NATS join beside it, without presence and tokens.
+Then 2,000 clients are closed by a restart (SIGHUP), and come back 10 ms later, as phoenix.js does.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lib.loads import TOPIC, Clients
-from benchmarks.lib.processes import cpu_seconds, keep_off
+from benchmarks.lib.peers import Peer, start_nats, start_ws
+from benchmarks.lib.processes import NotInstalled, cpu_seconds, keep_off
 from benchmarks.lib.report import Results, Sample, Target, conclude, machine, promised, results_table, write
 from benchmarks.lib.servers import Server, start_tangram
 
 TARGETS = {5000: (1.0, 4.0), 9900: (2.0, 10.0)}
 """Clients, and the seconds until the last reply and until the last byte of presence."""
+BACK, BACK_SECONDS = 2000, 1.5
+"""Clients that come back after a restart, and the seconds in which all have joined again."""
+PEERS: dict[str, Callable[[Path], Peer]] = {"ws + ioredis": start_ws, "NATS": start_nats}
+"""Servers without presence."""
 ENTRY = 64
 """Bytes of presence that each pair of clients may cost: an entry of a list, and a share of differences."""
 QUIET = 1.0
@@ -39,7 +48,7 @@ COLUMNS = {
     "cpu_s": "CPU s of all",
     "megabytes": "MB of presence",
     "states": "lists",
-    "lost": "lists missing",
+    "missing": "lists missing",
     "closed": "closed",
 }
 
@@ -56,8 +65,19 @@ def wait_quiet(clients: Clients) -> dict[str, Any]:
     return report
 
 
-def joins(server: Server, count: int) -> Sample:
-    clients = Clients(server.port, server.token(TOPIC), count, window=500, hold=True)
+def held(server: Server, count: int, folder: Path) -> Clients:
+    """Return clients that have connected and wait for the command to join the topic."""
+    if not isinstance(server, Peer) or server.valkey is not None:
+        return Clients(server.port, server.token(TOPIC), count, window=500, hold=True)
+    file = folder / "greetings"
+    file.write_text(f"{TOPIC} {server.token(TOPIC)}\n" * count)
+    return Clients(
+        server.port, server.greeting, count, window=500, path=server.path, topic=f"@{file}", hold=True
+    )
+
+
+def joins(server: Server, count: int, folder: Path) -> Sample:
+    clients = held(server, count, folder)
     try:
         before = cpu_seconds(server.pid)
         # All at once: the window bounds how many wait for a reply at the same time.
@@ -67,21 +87,49 @@ def joins(server: Server, count: int) -> Sample:
         spent = cpu_seconds(server.pid) - before
     finally:
         clients.end()
-    return {
+    sample = {
         "connect_s": clients.joined["seconds"],
         "join_s": joined["seconds"],
         "reply_us": (replied - before) / count * 1e6,
+        "closed": report["closed"],
+    }
+    if isinstance(server, Peer):
+        return sample
+    return sample | {
         "quiet_s": report["presence_seconds"],
         "cpu_s": spent,
         "megabytes": report["presence_bytes"] / 1e6,
         "states": report["states"],
-        "lost": count - report["states"],
-        "closed": report["closed"],
+        "missing": count - report["states"],
     }
+
+
+def coming_back(server: Server, count: int) -> Sample:
+    """Restart the server under joined clients, until all have joined again."""
+    clients = Clients(server.port, server.token(TOPIC), count, window=100)
+    try:
+        wait_quiet(clients)
+        cpu = cpu_seconds(server.pid)
+        clients.tell("return")
+        os.kill(server.pid, signal.SIGHUP)
+        back = clients.process.read_json()
+        cpu = cpu_seconds(server.pid) - cpu
+    finally:
+        clients.end()
+    return {"back_s": back["seconds"], "cpu_s": cpu, "refused": back["refused"], "p50_ms": back["p50_ms"]}
 
 
 def name(count: int) -> str:
     return f"{count:,} clients"
+
+
+RETURN = f"{name(BACK)} after a restart"
+RETURN_COLUMNS = {
+    "back_s": "all joined again s",
+    "p50_ms": "attempt to reply p50 ms",
+    "cpu_s": "CPU s",
+    "refused": "refused",
+}
 
 
 def targets(results: Results) -> list[Target]:
@@ -99,8 +147,15 @@ def targets(results: Results) -> list[Target]:
                 count**2 * ENTRY / 1e6,
                 "MB",
             ),
-            Target(f"lists missing, {workload}", results.value(workload, "tangram", "lost"), 0),
+            Target(f"lists missing, {workload}", results.value(workload, "tangram", "missing"), 0),
         ]
+    back = name(BACK)
+    found += [
+        Target(
+            f"back after a restart, {back}", results.value(RETURN, "tangram", "back_s"), BACK_SECONDS, "s"
+        ),
+        Target(f"refused after a restart, {back}", results.value(RETURN, "tangram", "refused"), 0),
+    ]
     return found
 
 
@@ -111,8 +166,35 @@ HEAD = """# Joins
 Medians of {rounds} rounds. All clients have connected before they join one topic at once. CPU is what the
 operating system says that the server's threads used, the broker left out. Every client gets the list of
 members once, and the differences after it: the bytes grow with the square of the clients, because each client
-learns of each. `[channel] presence_rate` bounds them for each second.
+learns of each. `[channel] presence_rate` bounds them for each second. *ws + ioredis* and *NATS* have no
+presence and check no token. After a restart the server closes 50 clients every 20 ms, and each comes back
+10 ms later.
 """
+
+
+def measure(results: Results, folder: Path, counts: tuple[int, ...]) -> None:
+    """Measure one round, each time with a server that has just started."""
+    starts: dict[str, Callable[[Path], Server]] = {"tangram": start_tangram, **PEERS}
+    for count in counts:
+        for contender, start in starts.items():
+            place = folder / f"{count}-{contender}"
+            place.mkdir(parents=True)
+            try:
+                server = start(place)
+            except NotInstalled as error:
+                print(error, flush=True)
+                continue
+            try:
+                results.add(name(count), contender, joins(server, count, place))
+            finally:
+                server.end()
+    place = folder / "return"
+    place.mkdir()
+    server = start_tangram(place)
+    try:
+        results.add(RETURN, "tangram", coming_back(server, BACK))
+    finally:
+        server.end()
 
 
 def main() -> None:
@@ -128,18 +210,12 @@ def main() -> None:
     results = Results()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            for count in (2000,) if options.quick else TARGETS:
-                place = Path(folder) / f"{number}-{count}"
-                place.mkdir()
-                server = start_tangram(place)
-                try:
-                    results.add(name(count), "tangram", joins(server, count))
-                finally:
-                    server.end()
+            measure(results, Path(folder) / str(number), (2000,) if options.quick else tuple(TARGETS))
     promises = [target.promise() for target in targets(results)]
     text = HEAD.format(machine=where, rounds=rounds)
     text += "\n## Promised\n\n" + promised(promises) + "\n## Measured\n\n"
-    text += results_table(results, COLUMNS, list(results.samples))
+    text += results_table(results, COLUMNS, [workload for workload in results.samples if workload != RETURN])
+    text += "\n" + results_table(results, RETURN_COLUMNS, [RETURN])
     write("joins", text, "", quick=options.quick)
     conclude(promises)
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from benchmarks import __main__ as bench
-from benchmarks.lib.loads import EACH, count_disordered
-from benchmarks.lib.processes import cpu_seconds
+from benchmarks.lib.loads import EACH, Clients, count_disordered
+from benchmarks.lib.peers import Mosquitto, Nats, Nchan
+from benchmarks.lib.processes import Process, cpu_seconds, running
 from benchmarks.lib.report import FIGURES, Promise, Results, Target, conclude
+from benchmarks.singles import aircraft
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,3 +139,63 @@ def test_processor_time_is_counted_finely() -> None:
     assert spent > own + 0.012
     first = cpu_seconds(os.getpid())
     assert cpu_seconds(os.getpid()) > first
+
+
+def test_peers_get_messages_in_their_own_protocols() -> None:
+    """NATS gets text, MQTT a packet whose length has groups of seven bits, nchan a request."""
+    process = Process([sys.executable, "-c", ""])
+    try:
+        nats, mqtt, nchan = (kind("peer", process, 1, 2) for kind in (Nats, Mosquitto, Nchan))
+        assert nats.encode("t7", b"{}") == b"PUB t7 2\r\n{}\r\n"
+        assert mqtt.encode("t7", b"x" * 300) == b"\x30" + b"\xb0\x02" + b"\x00\x02t7" + b"x" * 300
+        assert nchan.encode("t7", b"{}").startswith(b"POST /pub/t7 HTTP/1.1\r\n")
+        assert bytes.fromhex(nats.lines(2).split()[3]).splitlines()[1] == b"SUB t1 1"
+    finally:
+        process.end()
+
+
+def test_aircraft_are_the_same_in_each_run() -> None:
+    """The document has about the size that was asked for, and every run measures the same one."""
+    document = aircraft(20_000)
+
+    assert document == aircraft(20_000)
+    assert 20_000 <= len(document) < 20_400
+    assert len(json.loads(document)["z"]) > 80
+
+
+CLIENTS = r"""
+import hashlib, base64, socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+for number in range(3):
+    client, _ = server.accept()
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += client.recv(4096)
+    if number == 1:
+        client.sendall(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        client.close()
+        continue
+    client.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+    assert client.recv(4096)
+    reply = b'["1","1","t","phx_reply",{"status":"ok","response":{}}]'
+    client.sendall(bytes([0x81, len(reply)]) + reply)
+    if number == 0:
+        sys.stdin.readline()
+        client.close()
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_clients_come_back_until_they_have_joined_again() -> None:
+    """A client returns after its end, also after a refusal, which is counted."""
+    with running(Process([sys.executable, "-c", CLIENTS], pipes=True)) as server:
+        clients = Clients(int(server.read_line()), "token", 1, topic="t")
+        clients.tell("return")
+        server.write_line("end")
+        back = clients.process.read_json()
+        clients.end()
+
+    assert back["refused"] == 1
+    assert 0.02 <= back["seconds"] < 20

@@ -3,24 +3,32 @@
    clients PORT PATH TOPIC TOKEN COUNT WINDOW [hold]: connects COUNT clients, WINDOW at a time, joins each to TOPIC
    with TOKEN, prints the seconds that this took, and reads. PATH "-" is a plain socket: frames come without asking.
    TOPIC "@FILE" has a line with topic and token for each client, and TOKEN is not used.
+   For other servers than those of Phoenix TOKEN is "SUBPROTOCOL=REPLY", each may be empty: each client offers the
+   subprotocol, sends the token of its line, which is hexadecimal, as one binary frame, and has joined once a frame
+   has REPLY (hexadecimal, too). Token "-" sends nothing: the upgrade is the join.
    With "hold" the clients connect, and join at the command "join"; each of the two prints its seconds.
 
    On its input: "join" joins all, WINDOW at a time; "reset" forgets what was counted; "report" prints it; "push
-   MESSAGES RATE BATCH" has the clients push MESSAGES in all, RATE a second, BATCH in one write; "leave" closes all. */
+   MESSAGES RATE BATCH" has the clients push MESSAGES in all, RATE a second, BATCH in one write; "return" waits until
+   the server has closed all clients and they have joined again, 10 ms after the end of each connection and of each
+   attempt; "leave" closes all. */
 #include "common.h"
 
 /* A push carries its client's number times this, plus how many that client had pushed before. */
 #define EACH 10000000
 
-enum { CONNECTING, UPGRADING, HELD, JOINING, JOINED, GONE };
+enum { CONNECTING, UPGRADING, HELD, JOINING, JOINED, AWAY, GONE };
 
 struct client {
     int fd, state;
     char *in, *out;
     size_t have, room, out_size, out_done;
     size_t large, left; /* of a frame that is not kept: its bytes, and those that are still to come */
-    int64_t messages, last, began, pushed;
+    int64_t messages, last, began, pushed, again;
+    int back;
 };
+
+#define RETRY_NS 10000000
 
 /* Bytes of a payload that are looked at, and of a frame that is kept whole: 10,000 lists of presence fill memory. */
 #define LOOK 160
@@ -36,6 +44,16 @@ static int64_t begun;
 static int64_t push_total, push_sent, push_begun, push_batch;
 static double push_gap;
 static int next_pusher;
+static int returning, returned;
+static int64_t attempts_refused;
+/* Of a server that does not speak Phoenix: the reply to a greeting, and the subprotocol. */
+static int greeting;
+static const char *subprotocol = "";
+static char greeted[64];
+static size_t greeted_size;
+
+/* The lines of a file with topics and tokens. */
+static char **topics, **tokens;
 
 static void want(struct client *it, uint32_t events) {
     struct epoll_event event = {.events = events, .data.u32 = (uint32_t)(it - clients)};
@@ -43,10 +61,19 @@ static void want(struct client *it, uint32_t events) {
 }
 
 static void end(struct client *it) {
-    if (it->state == GONE) return;
+    if (it->state == GONE || it->state == AWAY) return;
+    close(it->fd);
+    if (returning) {
+        attempts_refused += it->state != JOINED;
+        returned -= it->back;
+        it->back = 0;
+        it->state = AWAY;
+        it->again = now_ns() + RETRY_NS;
+        it->have = it->left = it->out_size = it->out_done = 0;
+        return;
+    }
     it->state = GONE;
     gone++;
-    close(it->fd);
 }
 
 static void flush_out(struct client *it) {
@@ -85,6 +112,7 @@ static size_t frame(char *to, const char *text, size_t length) {
 
 static void start(struct client *it) {
     struct sockaddr_in address = loopback(port);
+    it->state = CONNECTING;
     it->fd = socket(AF_INET, SOCK_STREAM, 0);
     if (it->fd < 0) die("socket");
     never_block(it->fd);
@@ -111,16 +139,15 @@ static void connected(struct client *it) {
         want(it, EPOLLIN);
         return;
     }
+    char offer[128] = "";
+    if (*subprotocol) sprintf(offer, "Sec-WebSocket-Protocol: %s\r\n", subprotocol);
     int length = sprintf(request,
                          "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                         path, port);
+                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
+                         topics && strchr(path, '%') ? topics[it - clients] : path, port, offer);
     it->state = UPGRADING;
     say(it, request, (size_t)length);
 }
-
-/* The lines of a file with topics and tokens. */
-static char **topics, **tokens;
 
 static void read_topics(const char *file) {
     char line[4096], name[512], secret[2048];
@@ -136,8 +163,27 @@ static void read_topics(const char *file) {
     fclose(in);
 }
 
+static size_t unhex(char *to, const char *hex) {
+    size_t size = 0;
+    for (unsigned byte; sscanf(hex + 2 * size, "%2x", &byte) == 1; size++) to[size] = (char)byte;
+    return size;
+}
+
 static void join(struct client *it) {
     char text[2048], out[2100];
+    if (greeting) {
+        it->state = JOINING;
+        if (!strcmp(tokens[it - clients], "-")) {
+            it->state = JOINED;
+            joined++;
+            count_latency(now_ns() - it->began);
+            return;
+        }
+        size_t size = frame(out, text, unhex(text, tokens[it - clients]));
+        out[0] = (char)0x82;
+        say(it, out, size);
+        return;
+    }
     int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"}]", topics ? topics[it - clients] : topic,
                          tokens ? tokens[it - clients] : token);
     it->state = JOINING;
@@ -166,6 +212,14 @@ static int presence(const char *text, size_t size) {
 }
 
 static void heard(struct client *it, const char *text, size_t size) {
+    if (it->state == JOINING && greeting) {
+        if (memmem(text, size, greeted, greeted_size)) {
+            it->state = JOINED;
+            joined++;
+            count_latency(now_ns() - it->began);
+        }
+        return;
+    }
     if (it->state == JOINING) {
         if (memmem(text, size, "phx_reply", 9)) {
             if (!memmem(text, size, "\"ok\"", 4)) {
@@ -174,6 +228,7 @@ static void heard(struct client *it, const char *text, size_t size) {
             }
             it->state = JOINED;
             joined++;
+            if (returning) it->back = 1, returned++;
             count_latency(now_ns() - it->began);
         }
         return;
@@ -195,6 +250,8 @@ static void heard(struct client *it, const char *text, size_t size) {
     if (n <= it->last) disordered++;
     it->last = n;
     count_latency(now_ns() - at);
+    /* Other servers put several messages into one frame. */
+    if (greeting && size > look) heard(it, stamp, size - (size_t)(stamp - text));
 }
 
 /* Whole frames from the front of the buffer; answers the bytes that they were. */
@@ -228,7 +285,7 @@ static size_t take_frames(struct client *it) {
             break;
         }
         if ((head[0] & 15) == 8) {
-            if (!gone) fprintf(stderr, "closed with %d: %.*s\n", size >= 2 ? head[skip] << 8 | head[skip + 1] : 0,
+            if (!gone && !returning) fprintf(stderr, "closed with %d: %.*s\n", size >= 2 ? head[skip] << 8 | head[skip + 1] : 0,
                     size > 2 ? (int)size - 2 : 0, size > 2 ? (char *)head + skip + 2 : "");
             end(it);
             return 0;
@@ -257,7 +314,7 @@ static void readable(struct client *it) {
     ssize_t got = large ? read_large(it) : recv(it->fd, it->in + it->have, it->room - it->have, MSG_DONTWAIT);
     if (got < 0 && errno == EAGAIN) return;
     if (got <= 0) {
-        if (it->state == UPGRADING) {
+        if (it->state == UPGRADING && !returning) {
             fprintf(stderr, "closed while it upgraded\n");
             exit(1);
         }
@@ -272,6 +329,10 @@ static void readable(struct client *it) {
     if (it->state == UPGRADING) {
         char *stop = memmem(it->in, it->have, "\r\n\r\n", 4);
         if (!stop) return;
+        if (memcmp(it->in + 9, "101", 3) && returning) {
+            end(it);
+            return;
+        }
         if (memcmp(it->in + 9, "101", 3)) {
             fprintf(stderr, "not upgraded: %.*s\n", (int)it->have, it->in);
             exit(1);
@@ -282,7 +343,7 @@ static void readable(struct client *it) {
         upgraded(it);
     }
     used = take_frames(it);
-    if (it->state == GONE) return;
+    if (it->state == GONE || it->state == AWAY) return;
     memmove(it->in, it->in + used, it->have - used);
     it->have -= used;
 }
@@ -351,6 +412,13 @@ static int command(void) {
         hold = 0;
         clear_latencies();
         begun = now_ns();
+    } else if (!strncmp(line, "return", 6)) {
+        returning = 1;
+        returned = 0;
+        attempts_refused = 0;
+        for (int i = 0; i < count; i++) clients[i].back = 0;
+        clear_latencies();
+        begun = now_ns();
     } else if (!strncmp(line, "push", 4)) {
         long long total, rate, batch;
         if (sscanf(line, "push %lld %lld %lld", &total, &rate, &batch) != 3) return 0;
@@ -383,6 +451,11 @@ int main(int argc, char **argv) {
         clients[i].out = malloc(32768);
     }
     if (topic[0] == '@') read_topics(topic + 1);
+    if (strchr(token, '=')) {
+        greeting = 1;
+        subprotocol = strndup(token, (size_t)(strchr(token, '=') - token));
+        greeted_size = unhex(greeted, strchr(token, '=') + 1);
+    }
     epoll = epoll_create1(0);
     struct epoll_event input = {.events = EPOLLIN, .data.u32 = UINT32_MAX}, events[512];
     epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);
@@ -390,7 +463,7 @@ int main(int argc, char **argv) {
     int told = 0;
     for (;;) {
         while (started < count && started - (hold ? upgrades : joined) - gone < window) start(&clients[started++]);
-        while (!hold && asked < upgrades && asked - joined - gone < window) {
+        while (!hold && asked < upgrades && asked < count && asked - joined - gone < window) {
             struct client *it = &clients[asked++];
             if (it->state != HELD) continue;
             it->began = now_ns();
@@ -403,17 +476,27 @@ int main(int argc, char **argv) {
             printf("}\n");
             fflush(stdout);
         }
-        int ready = epoll_wait(epoll, events, 512, push_sent < push_total ? 1 : -1);
+        if (returning && returned == count) {
+            returning = 0;
+            printf("{\"seconds\": %.6f, \"refused\": %lld, ", (double)(now_ns() - begun) / 1e9,
+                   (long long)attempts_refused);
+            print_percentiles();
+            printf("}\n");
+            fflush(stdout);
+        }
+        for (int i = 0; returning && i < count; i++)
+            if (clients[i].state == AWAY && clients[i].again <= now_ns()) start(&clients[i]);
+        int ready = epoll_wait(epoll, events, 512, push_sent < push_total || returning ? 1 : -1);
         for (int i = 0; i < ready; i++) {
             if (events[i].data.u32 == UINT32_MAX) {
                 if (!command()) return 0;
                 continue;
             }
             struct client *it = &clients[events[i].data.u32];
-            if (it->state == GONE) continue;
+            if (it->state == GONE || it->state == AWAY) continue;
             if (it->state == CONNECTING && events[i].events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) connected(it);
             else if (events[i].events & EPOLLOUT) flush_out(it);
-            if (it->state != GONE && events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) readable(it);
+            if (it->state != GONE && it->state != AWAY && events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) readable(it);
         }
         if (push_sent < push_total) push_due();
     }

@@ -68,7 +68,7 @@ def _environ(folder: Path, **more: str) -> Mapping[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(folder), **own, **more}
 
 
-UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\n"
+UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\ntoken_burst = 100000\n"
 """Settings of ``[channel]`` for more clients on one address than the limits allow."""
 
 
