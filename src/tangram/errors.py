@@ -25,6 +25,7 @@
     |  |- RestartsExhausted           more restarts than the window allows; the last crashes are attached
     |  |- ChildReturned               a permanent child returned, which counts as a crash
     |  |- ChildStubborn               a child does not end although it was cancelled
+    |  |- WorkerEnded                 a worker process ended by itself, or was killed
     |  `- NoSuchChild                 the supervisor has no child of that name
     `- ChannelClosed                  the client library: the channel or its socket is closed
 
@@ -67,6 +68,7 @@ __all__ = [
     "StartTimeout",
     "SupervisionError",
     "TangramError",
+    "WorkerEnded",
 ]
 
 
@@ -246,6 +248,10 @@ class ChildReturned(SupervisionError):
 
 class ChildStubborn(SupervisionError):
     """A child does not end although it was cancelled; it is not started a second time."""
+
+
+class WorkerEnded(SupervisionError):
+    """A worker process ended although it was not asked to."""
 
 
 class NoSuchChild(SupervisionError):

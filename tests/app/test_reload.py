@@ -62,6 +62,7 @@ OTHERS: Mapping[str, object] = {
     "server.host": "::1",
     "server.port": 1,
     "server.state_dir": Path("/elsewhere"),
+    "server.workers": 2,
     "channel.host": "::1",
     "channel.port": 2,
     "broker.port": 3,

@@ -67,6 +67,7 @@ async def _serve_native(
         tree.config.server,
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
+        last_request_time=tree.last_request_time,
         # Requests that the engine hands to the channels itself have not passed the site.
         forwarded=site.addresses.forwarded,
         channels=lambda: incarnation.channels,
@@ -101,6 +102,7 @@ async def _serve_hypercorn(
         server,
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
+        last_request_time=tree.last_request_time,
         certfile=str(server.tls_cert) if server.tls_cert else None,
         keyfile=str(server.tls_key) if server.tls_key else None,
         max_message=tree.config.channel.max_message,

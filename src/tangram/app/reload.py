@@ -1,66 +1,22 @@
 """Comparison of a reloaded configuration with the old one.
 
-A reload cannot change the settings in `BOUND`, which hold for the whole process; it logs them instead. Every
+A reload cannot change the settings in ``config.bound``, which hold for the whole process; it logs them. Every
 other setting is read by the next incarnation, or handed by the server to the objects above it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Mapping
 
-import attrs
 import structlog
 
 from tangram.app.tree import Secrets
 from tangram.config import OPERATOR_TOKEN, SECRET_LEAST, Config, ensure_secret, open_state_dir
+from tangram.config.bound import BOUND, bound_changes, with_bound
 
 __all__ = ["BOUND", "bound_changes", "changed_secrets", "check_tls", "read_secrets", "with_bound"]
 
 log = structlog.get_logger("tangram.app")
-
-BOUND: Final = (
-    "core.redis_url",
-    "server.host",
-    "server.port",
-    "server.state_dir",
-    "channel.host",
-    "channel.port",
-    "broker.port",
-    "broker.private",
-    "broker.password",
-    "broker.binary",
-    "cluster.node",
-    "cluster.listen",
-    "cluster.lease_ttl",
-)
-"""Settings that only a new process can change: held sockets, a broker whose URL plugins keep, the folder
-of the secrets, and the node's name, address and leases."""
-
-
-def bound_changes(old: Config, new: Config) -> Iterator[tuple[str, object, object]]:
-    """Yield each setting of `BOUND` that differs: path, value in force, value wanted."""
-    for path in BOUND:
-        now, wanted = _value(old, path), _value(new, path)
-        if now == wanted:
-            continue
-        if path == "core.redis_url":  # it may hold a password, and the two may differ in that alone
-            now, wanted = now and "(set)", wanted and ("(another)" if now else "(set)")
-        yield path, now, wanted
-
-
-def with_bound(old: Config, new: Config) -> Config:
-    """Return the new configuration with the old values of the settings in `BOUND`."""
-    for path in BOUND:
-        table, _, key = path.partition(".")
-        kept = attrs.evolve(getattr(new, table), **{key: _value(old, path)})
-        new = attrs.evolve(new, **{table: kept})
-    return new
-
-
-def _value(config: Config, path: str) -> object:
-    table, _, key = path.partition(".")
-    return getattr(getattr(config, table), key)
 
 
 def read_secrets(config: Config, environ: Mapping[str, str]) -> Secrets:

@@ -29,9 +29,9 @@ from tangram.app.measuring import Measuring
 from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
 from tangram.app.signals import SignalGuard, open_signals
 from tangram.app.status import ServerOperator
-from tangram.app.tree import Secrets, Tree
+from tangram.app.tree import Secrets, StopReason, Tree
 from tangram.app.watching import watch
-from tangram.broker import EmbeddedBroker
+from tangram.broker import EmbeddedBroker, SharedBroker
 from tangram.config import BrokerConfig, Config, LoadedConfig
 from tangram.errors import (
     ConfigError,
@@ -43,7 +43,7 @@ from tangram.errors import (
     SupervisionError,
 )
 from tangram.groups import unwrap_single
-from tangram.http.listeners import HeldSocket, close_listeners, inherited_listeners, open_listeners
+from tangram.http.listeners import HeldSocket, close_listeners, open_configured
 from tangram.plugins.registry import LoadedPlugins, load_plugins
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 
@@ -92,6 +92,8 @@ class Boot:
     """Applied to each child of the tree; tests inject faults there."""
     embedded: Callable[[BrokerConfig], EmbeddedBroker] = EmbeddedBroker
     """Makes the embedded broker; tests use one in memory."""
+    shared_broker: SharedBroker | None = None
+    """The broker of the parent process, in place of an embedded one."""
     listen: Callable[[Config], list[HeldSocket]] = attrs.field(factory=lambda: _open_sockets)
     """Opens the sockets; tests use sockets in memory."""
     rng: random.Random = attrs.field(factory=random.Random)
@@ -158,17 +160,26 @@ class Server:
         assert self.tree is not None
         return self.tree.base_url
 
-    def stop(self) -> None:
-        """Begin the stop, in any state of the tree, and return at once."""
+    @property
+    def has_histories(self) -> bool:
+        """Whether a topic has a history."""
+        return self.tree is not None and bool(self.tree.rules)
+
+    def stop(self, *, replaced: bool = False) -> None:
+        """Begin the stop, in any state of the tree, and return at once.
+
+        Args:
+            replaced: whether another process serves the same sockets, to which the clients come back.
+        """
         if self.stopping:
             return
-        self._begin_stop(asked_for=True)
+        self._begin_stop(asked_for=True, reason="replaced" if replaced else "stop")
         self._scope.cancel()
 
-    def _begin_stop(self, *, asked_for: bool) -> None:
+    def _begin_stop(self, *, asked_for: bool, reason: StopReason = "stop") -> None:
         self.stopping = True
         if self.tree is not None:
-            self.tree.stop_reason = "stop"
+            self.tree.stop_reason = reason
             self.tree.incarnation.close_streams()
         self._notifier.stopping()
         self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=asked_for)
@@ -193,6 +204,7 @@ class Server:
 
     async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[Server]) -> None:
         tree = self.tree = self._make_tree(nursery)
+        tree.shared_broker = self.boot.shared_broker
         tree.operator = operator = ServerOperator(self)
         tree.console = ConsoleView(self, operator)
         self.event_log.listen(self._collector)
@@ -325,7 +337,8 @@ class Server:
         if event.kind == "quarantined":
             tree.keep_quarantine(event)
         if event.kind == "ready" and ours and event.path:
-            tree.stop_reason = "stop" if self.stopping else "crash"
+            if not self.stopping:
+                tree.stop_reason = "crash"
             if self.ready_count:
                 self._report_ready()
         tree.incarnation.publish_event(*admin_message(event))
@@ -480,19 +493,7 @@ async def _call_later(call: Callable[[], None]) -> None:
 
 
 def _open_sockets(config: Config) -> list[HeldSocket]:
-    held = inherited_listeners(os.environ)
-    if held:
-        log.info("listening on sockets of systemd", sockets=[one.host for one in held])
-        return held
-    held = open_listeners(config.server.host, config.server.port)
-    if config.channel.port is not None:
-        try:
-            host = config.channel.host or config.server.host
-            held += open_listeners(host, config.channel.port, section="channel")
-        except OperatorError:
-            close_listeners(held)
-            raise
-    return held
+    return open_configured(config, os.environ)
 
 
 def _crashes_behind(error: BaseException | None) -> Sequence[str]:

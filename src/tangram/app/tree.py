@@ -30,7 +30,7 @@ from tangram.app.measuring import Measuring
 from tangram.app.node_parts import open_nodes, placed_names
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
-from tangram.broker import EmbeddedBroker, ExternalBroker
+from tangram.broker import EmbeddedBroker, ExternalBroker, SharedBroker
 from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
@@ -51,6 +51,7 @@ from tangram.gateway.tokens import token_router
 from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
 from tangram.history.store import HistoryStore
+from tangram.http.engine import LAST_REQUEST_TIME
 from tangram.http.listeners import HeldSocket, close_listeners
 from tangram.plugins.authorizers import authorizers_of
 from tangram.plugins.host import PluginHost
@@ -69,10 +70,15 @@ CRASH_GRACE: Final = 0.05
 """Seconds that requests in flight get after a crash: most answers take less, and clients should not wait
 longer for the server to be back (the longest gap that is promised is 250 ms)."""
 
+REPLACED_TIME: Final = 1.0
+"""The same for a process whose clients another one serves already: it can wait until each kept connection has
+had a request, whose answer closes it. A client then never meets a connection that is being closed."""
+
 WEB_MARGIN: Final = 1.0
 """Seconds of the web's stop time after its grace: to close the remaining connections by force."""
 
-StopReason = Literal["crash", "restart", "stop"]
+StopReason = Literal["crash", "restart", "replaced", "stop"]
+"""``replaced``: the process ends, and another one serves its sockets."""
 
 
 @attrs.frozen
@@ -106,6 +112,8 @@ class Tree:
 
     operator: ServerControl | None = None
     console: ConsoleControl | None = None
+    shared_broker: SharedBroker | None = None
+    """The broker of the parent process, in place of an embedded one."""
     booted = False
     """Whether the first boot is over. From then on a plugin that cannot start is left out, also where
     ``strict`` is set."""
@@ -151,7 +159,7 @@ class Tree:
         self.url = ""
         """The URL of Redis for plugins, as the broker reported it. The bus may have rights of its own: see
         ``server_url`` of the broker."""
-        self.broker: EmbeddedBroker | ExternalBroker | None = None
+        self.broker: EmbeddedBroker | ExternalBroker | SharedBroker | None = None
         self.incarnation = Incarnation()
         """The present incarnation, or the last one; without any part before the first start."""
         self.quarantined: dict[str, Crash] = {}
@@ -232,7 +240,7 @@ class Tree:
 
     def _identity(self) -> str | None:
         """Return a name of the broker's stored data; None if the start of Redis stands for it."""
-        return self.broker.identity if isinstance(self.broker, EmbeddedBroker) else None
+        return None if isinstance(self.broker, ExternalBroker | None) else self.broker.identity
 
     def _new_epoch(self) -> str:
         return f"{self._rng.getrandbits(48):012x}"
@@ -311,6 +319,8 @@ class Tree:
         url = self.config.core.redis_url
         if url is not None:
             self.broker = ExternalBroker(url, on_change=self._on_external)
+        elif self.shared_broker is not None:
+            self.broker = self.shared_broker
         elif not isinstance(self.broker, EmbeddedBroker):
             self.broker = self._embedded(self.config.broker)
             self.broker.folder = broker_folder(self.config, self.environ)
@@ -645,9 +655,13 @@ class Tree:
             return min(CRASH_GRACE, config.server.drain_grace)
         return min(config.server.drain_grace, config.supervisor.shutdown_timeout / 2)
 
+    def last_request_time(self) -> float:
+        """Return the seconds in which a kept connection may begin its last request."""
+        return REPLACED_TIME if self.stop_reason == "replaced" else LAST_REQUEST_TIME
+
     def keep_adopted(self) -> bool:
         """Return whether WebSockets are closed while the next incarnation starts already."""
-        return self.stop_reason != "stop"
+        return self.stop_reason not in {"stop", "replaced"}
 
     def close_reason(self) -> Disconnect:
         """Return the close code for WebSockets when the web is stopped now."""

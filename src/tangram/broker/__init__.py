@@ -3,5 +3,6 @@
 from tangram.broker.embedded import BrokerStatistics, EmbeddedBroker
 from tangram.broker.external import ExternalBroker
 from tangram.broker.ping import ping
+from tangram.broker.shared import SharedBroker
 
-__all__ = ["BrokerStatistics", "EmbeddedBroker", "ExternalBroker", "ping"]
+__all__ = ["BrokerStatistics", "EmbeddedBroker", "ExternalBroker", "SharedBroker", "ping"]

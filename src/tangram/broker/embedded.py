@@ -195,6 +195,11 @@ class EmbeddedBroker:
         """Use other time limits from now on; another address or binary needs a new object."""
         self._config = config
 
+    def stop_keeping(self) -> None:
+        """Turn the append-only file off, because no topic has a history."""
+        self.keeps = False
+        self._unwritable.set()
+
     @property
     def server_url(self) -> str:
         """The URL for the server itself, with every right; empty until the first start."""

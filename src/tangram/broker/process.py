@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-__all__ = ["BrokerProcess", "guarded", "parse_log_line", "start_server"]
+__all__ = ["BrokerProcess", "describe_end", "guarded", "parse_log_line", "start_server", "stop_guarded"]
 
 _GUARD: Final = """
 exec 3<&0 </dev/null
@@ -115,35 +115,49 @@ class BrokerProcess:
 
         It may be called under cancellation, and twice.
         """
-        gentle = False
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + timeout + _KILL_TIMEOUT):
-            gentle = await self._end(timeout)
-            await self._dismiss_guard()
+        gentle = await stop_guarded(self._process, timeout)
         self._output_scope.deadline = trio.current_time() + _DRAIN_TIMEOUT
         return gentle
 
-    async def _end(self, timeout: float) -> bool:
-        self._process.terminate()
-        with trio.move_on_after(timeout):
-            await self._process.wait()
-            return True
-        self._process.kill()
-        await self._process.wait()
-        return False
 
-    async def _dismiss_guard(self) -> None:
-        """End the guard with a line, so that it does not kill a process that has got the same id."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        if not self.running:
-            # Broken: the guard has ended; closed: this is the second stop.
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await stdin.send_all(b"done\n")
-        await stdin.aclose()
-        # As process 1 of a container this process inherits the guard, which is in the server's process group.
-        with suppress(ChildProcessError):
-            while os.waitpid(-self.pid, os.WNOHANG)[0] == 0:  # noqa: ASYNC110, ASYNC222 - WNOHANG does not block
-                await trio.sleep(_REAP_POLL)
+async def stop_guarded(process: trio.Process, timeout: float) -> bool:
+    """End a process that runs under a guard: SIGTERM, and SIGKILL after ``timeout`` seconds.
+
+    It may be called under cancellation, and twice.
+
+    Returns:
+        Whether SIGTERM was enough.
+    """
+    gentle = False
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + timeout + _KILL_TIMEOUT):
+        gentle = await _end(process, timeout)
+        await _dismiss_guard(process)
+    return gentle
+
+
+async def _end(process: trio.Process, timeout: float) -> bool:
+    process.terminate()
+    with trio.move_on_after(timeout):
+        await process.wait()
+        return True
+    process.kill()
+    await process.wait()
+    return False
+
+
+async def _dismiss_guard(process: trio.Process) -> None:
+    """End the guard with a line, so that it does not kill a process that has got the same id."""
+    stdin = process.stdin
+    assert stdin is not None
+    if process.poll() is not None:
+        # Broken: the guard has ended; closed: this is the second stop.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stdin.send_all(b"done\n")
+    await stdin.aclose()
+    # As process 1 of a container this process inherits the guard, which is in the server's process group.
+    with suppress(ChildProcessError):
+        while os.waitpid(-process.pid, os.WNOHANG)[0] == 0:  # noqa: ASYNC110, ASYNC222 - WNOHANG does not block
+            await trio.sleep(_REAP_POLL)
 
 
 def describe_end(status: int) -> str:
@@ -158,12 +172,13 @@ def describe_end(status: int) -> str:
         return f"signal {-status}"
 
 
-def guarded(argv: Sequence[str]) -> list[str]:
+def guarded(argv: Sequence[str], *, name: str = "tangram-broker-guard") -> list[str]:
     """Return the command that runs ``argv`` under a guard.
 
     Its standard input must be a pipe. The guard kills the server if the pipe ends before a line was written.
+    ``name`` is the guard's in a list of processes.
     """
-    return ["/bin/sh", "-c", _GUARD, "tangram-broker-guard", *argv]
+    return ["/bin/sh", "-c", _GUARD, name, *argv]
 
 
 async def start_server(

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -129,6 +130,12 @@ def _add_name(logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
     return event
 
 
+def _add_worker(worker: str, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # Records of the parent about a worker name it themselves.
+    event.setdefault("worker", worker)
+    return event
+
+
 def _is_terminal() -> bool:
     try:
         return sys.stderr is not None and sys.stderr.isatty()
@@ -179,9 +186,9 @@ def _unfold_traceback(_logger: WrappedLogger, _method: str, event: EventDict) ->
     return event
 
 
-def _renderer(style: LogFormat, access: AccessFormat | None) -> Processor:
+def _renderer(style: LogFormat, access: AccessFormat | None, *, colours: bool) -> Processor:
     as_json = structlog.processors.JSONRenderer(default=repr)
-    usual: Any = as_json if style == "json" else _console_renderer()
+    usual: Any = as_json if style == "json" else _console_renderer(colours)
     chosen = access or ("json" if style == "json" else "common")
 
     def render(logger: WrappedLogger, method: str, event: EventDict) -> str | bytes:
@@ -192,9 +199,9 @@ def _renderer(style: LogFormat, access: AccessFormat | None) -> Processor:
     return render
 
 
-def _console_renderer() -> Processor:
+def _console_renderer(colours: bool) -> Processor:
     return structlog.dev.ConsoleRenderer(
-        colors=_is_terminal(),
+        colors=colours,
         exception_formatter=structlog.dev.plain_traceback,
         sort_keys=False,
         pad_event_to=36,
@@ -207,6 +214,8 @@ def configure_logging(
     *,
     levels: Mapping[str, str] = MappingProxyType({}),
     access: AccessFormat | None = None,
+    worker: str | None = None,
+    colours: bool | None = None,
 ) -> None:
     """Send every record at ``level`` or above to standard error.
 
@@ -216,6 +225,8 @@ def configure_logging(
         levels: levels of loggers by name, which hold for the loggers below them, and of plugins, by
             ``plugin.NAME``.
         access: the format of the access log; that of ``style`` by default.
+        worker: the name of this worker, which each record gets.
+        colours: whether lines for people have colours; by default if standard error is a terminal.
     """
     number = _number(level)
     shared: list[Processor] = [
@@ -226,7 +237,14 @@ def configure_logging(
         ),
     ]
     # A traceback is formatted before secrets are hidden, because an exception's message may quote one.
-    tail: list[Processor] = [structlog.processors.format_exc_info, redact, keep, _renderer(style, access)]
+    named: list[Processor] = [] if worker is None else [partial(_add_worker, worker)]
+    tail: list[Processor] = [
+        *named,
+        structlog.processors.format_exc_info,
+        redact,
+        keep,
+        _renderer(style, access, colours=_is_terminal() if colours is None else colours),
+    ]
     if style == "console":
         tail.insert(-1, _unfold_traceback)
     _threshold.set(number, {name: _number(one) for name, one in levels.items()})

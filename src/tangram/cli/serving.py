@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,22 +14,21 @@ from typing import Final
 import structlog
 import trio
 
-from tangram.app import Boot, run_server
-from tangram.cli.exit_record import ExitRecord, last_exits
+from tangram.cli.exit_record import ExitRecord
 from tangram.cli.force_exit import ForceExit
-from tangram.cli.logs import LogFormat, configure_logging
-from tangram.cli.plugin_output import plugin_finder, tagged_output
-from tangram.config import (
-    Config,
-    LoadedConfig,
-    current_folder,
-    find_config_file,
-    load_config,
-    open_state_dir,
+from tangram.cli.logs import LogFormat
+from tangram.cli.plugin_output import tagged_output
+from tangram.cli.process_setup import (
+    find_state_dir,
+    keep_freed_memory,
+    note_import,
+    note_last_exits,
+    note_plugins,
+    raise_limits,
+    set_up_log,
 )
-from tangram.descriptors import connection_limit, raise_descriptor_limit
+from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError
-from tangram.plugins.registry import LoadedPlugins
 
 __all__ = ["serve_until_stopped"]
 
@@ -44,15 +42,6 @@ OPTIONS: Final = {
     "TANGRAM_CORE__PLUGINS": "--plugin",
 }
 """The option of ``serve`` that replaces each of these variables."""
-
-M_TRIM_THRESHOLD: Final = -1
-"""The number of a parameter of glibc's ``mallopt``."""
-M_MMAP_THRESHOLD: Final = -3
-"""The number of a parameter of glibc's ``mallopt``."""
-MAX_KEPT_BLOCK: Final = 4 * 1024 * 1024
-"""Bytes of the largest block whose memory is kept: a message to browsers seldom has more."""
-MAX_KEPT: Final = 4 * MAX_KEPT_BLOCK
-"""Bytes of free memory that are kept at the end of the heap."""
 
 
 def serve_until_stopped(
@@ -84,23 +73,55 @@ def serve_until_stopped(
     path = find_config_file(config_file, os.environ, current_folder())
     environ = {**os.environ, **(overrides or {})}
     loaded = _load(path, environ)
-    _configure_logging(loaded.config, log_format)
+    set_up_log(loaded.config, log_format)
     _log_warnings(loaded)
-    _raise_descriptor_limit(loaded.config.server.max_connections)
-    _keep_freed_memory()
-    state_dir = _state_dir(loaded.config)
-    _log_last_exits(state_dir)
+    state_dir = find_state_dir(loaded.config)
+    note_last_exits(state_dir)
+    if loaded.config.server.workers != 1 and not watch:
+        from tangram.cli.parent import serve_with_workers
+
+        return serve_with_workers(
+            loaded,
+            overrides or {},
+            log_format=log_format,
+            reload=lambda text: _reload(path, environ, log_format, text),
+            on_first_ready=partial(_on_first_ready, open_page),
+        )
+    if loaded.config.server.workers != 1:
+        log.warning("one process serves, because files are watched", workers=loaded.config.server.workers)
+    return _serve_alone(
+        loaded,
+        state_dir,
+        watch=watch,
+        reload=lambda: _reload(path, environ, log_format),
+        on_first_ready=partial(_on_first_ready, open_page),
+    )
+
+
+def _serve_alone(
+    loaded: LoadedConfig,
+    state_dir: Path | None,
+    *,
+    watch: bool,
+    reload: Callable[[], LoadedConfig],
+    on_first_ready: Callable[[str], None],
+) -> int:
+    # The parent of several workers does not need the server's code.
+    from tangram.app import Boot, run_server
+
+    raise_limits(loaded.config.server.max_connections)
+    keep_freed_memory()
     record = ExitRecord(state_dir)
     force_exit = ForceExit(exit_process=record.force_exit)
     boot = Boot(
         loaded=loaded,
         watch=watch,
-        reload=lambda: _reload(path, environ, log_format),
-        on_first_ready=partial(_on_first_ready, open_page),
+        reload=reload,
+        on_first_ready=on_first_ready,
         on_stopping=force_exit.arm,
         on_repeat=force_exit.force,
-        on_import=partial(_note_import, record),
-        on_plugins=partial(_note_plugins, record),
+        on_import=partial(note_import, record),
+        on_plugins=partial(note_plugins, record),
         on_broker=force_exit.watch_broker,
     )
     status = 1
@@ -123,59 +144,6 @@ def _check_watching(watch: bool) -> None:
         )
 
 
-def _log_last_exits(state_dir: Path | None) -> None:
-    for last in last_exits(state_dir) if state_dir is not None else ():
-        (log.error if last.traced else log.warning)("last exit", **last.fields())
-
-
-def _state_dir(config: Config) -> Path | None:
-    """Return the state folder, or None if it cannot be used: the secrets may be configured."""
-    try:
-        return open_state_dir(config, os.environ)
-    except ConfigError:
-        return None
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of a large message for the next one.
-
-    By default it returns each large block to the kernel. The pages of the next block are then cleared and
-    mapped anew, which is a third of the cost of a message of 500 KB.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MAX_KEPT_BLOCK)
-        mallopt(M_TRIM_THRESHOLD, MAX_KEPT)
-
-
-def _raise_descriptor_limit(max_connections: int) -> None:
-    """Raise the soft limit on open files, and log if ``max_connections`` does not fit it."""
-    limit = raise_descriptor_limit()
-    fitting = connection_limit(max_connections)
-    if fitting < max_connections:
-        log.warning(
-            "max_connections does not fit the limit on open files",
-            max_connections=max_connections,
-            limit=limit,
-            effective=fitting,
-            hint="raise ulimit -n, or LimitNOFILE of the systemd unit",
-        )
-
-
-def _configure_logging(config: Config, log_format: LogFormat) -> None:
-    configure_logging(config.log_level, log_format, levels=config.log.levels, access=config.log.access_format)
-
-
-def _note_import(record: ExitRecord, plugin: str) -> None:
-    record.note_import(plugin)
-    plugin_finder.note_import(plugin)
-
-
-def _note_plugins(record: ExitRecord, plugins: LoadedPlugins) -> None:
-    record.note_plugins({one.name: one.source for one in plugins.plugins})
-    plugin_finder.use(plugins.owner_of)
-
-
 def _on_first_ready(open_page: bool, url: str) -> None:
     gc.freeze()  # the objects of the start stay, so the collector need not visit them
     if open_page:
@@ -190,14 +158,14 @@ def _open_page(url: str) -> None:
         log.warning("no browser to open", url=url)
 
 
-def _load(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
+def _load(path: Path | None, environ: Mapping[str, str], text: bytes | None = None) -> LoadedConfig:
     """Read the configuration; name options in its faults, not their variables.
 
     Raises:
         ConfigError: the configuration has faults.
     """
     try:
-        return load_config(path, environ)
+        return load_config(path, environ, text=text)
     except ConfigError as error:
         found: dict[str, Fault] = {}
         for fault in error.faults:
@@ -210,9 +178,11 @@ def _load(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
         raise ConfigError(list(found.values()), about=error.about) from None
 
 
-def _reload(path: Path | None, environ: Mapping[str, str], log_format: LogFormat) -> LoadedConfig:
-    loaded = _load(path, environ)
-    _configure_logging(loaded.config, log_format)
+def _reload(
+    path: Path | None, environ: Mapping[str, str], log_format: LogFormat, text: bytes | None = None
+) -> LoadedConfig:
+    loaded = _load(path, environ, text)
+    set_up_log(loaded.config, log_format)
     _log_warnings(loaded)
     return loaded
 

@@ -12,6 +12,8 @@ __all__ = ["cross_faults", "cross_warnings"]
 
 _STRONG_SECRET: Final = 32
 """Bytes below which a signing secret is weak: as many as the hash has (RFC 7518, 3.2)."""
+_WORKER_NODE: Final = 48
+"""Characters of a node's name from which the names of its workers are made."""
 _STRONG_TOKEN: Final = 16
 """Bytes below which the operator's token is weak."""
 
@@ -37,6 +39,10 @@ def cross_faults(config: Config) -> Iterator[Fault]:
         first, longest = config.supervisor.backoff_initial, config.supervisor.backoff_max
         what = f"expected at most backoff_max ({longest!r}), got {first!r}"
         yield Fault(what, "supervisor.backoff_initial")
+    node = config.cluster.node
+    if node is not None and server.workers != 1 and len(node) > _WORKER_NODE:
+        what = f"expected at most {_WORKER_NODE} characters, because each worker gets a part of its own"
+        yield Fault(f"{what}, got {node!r}", "cluster.node")
     yield from _cache_faults(config)
 
 

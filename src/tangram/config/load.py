@@ -75,18 +75,19 @@ def find_config_file(explicit: str | Path | None, environ: Mapping[str, str], cw
     return next((path for path in candidates if _is_file(path)), None)
 
 
-def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
+def load_config(path: Path | None, environ: Mapping[str, str], *, text: bytes | None = None) -> LoadedConfig:
     """Read the configuration from a file and the environment.
 
     Args:
         path: the file; None for the defaults.
         environ: the environment, whose ``TANGRAM_SECTION__KEY`` variables replace values of the file.
+        text: the content of the file if it was read before.
 
     Raises:
         ConfigError: something is wrong; the error lists every fault.
     """
     about = f"configuration {path}" if path else "configuration from the environment"
-    written = _read(path) if path else {}
+    written = _parse(_read(path) if text is None else text, path) if path else {}
     settings = list(_settings(environ))
     for setting in settings:
         _apply(written, setting)
@@ -110,15 +111,16 @@ def load_tables(tables: Mapping[str, Any]) -> LoadedConfig:
         raise ConfigError(error.faults, about="configuration of the program") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    about = f"configuration {path}"
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            [Fault(f"cannot be read: {reason}", str(path), "unreadable")], about=about
-        ) from None
+        fault = Fault(f"cannot be read: {reason}", str(path), "unreadable")
+        raise ConfigError([fault], about=f"configuration {path}") from None
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -129,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
         fault = Fault("nested too deeply", str(path), "toml_syntax")
     except ValueError as error:
         fault = _syntax_fault(error, data, path)
-    raise ConfigError([fault], about=about)
+    raise ConfigError([fault], about=f"configuration {path}")
 
 
 def _syntax_fault(error: ValueError, data: bytes, path: Path) -> Fault:

@@ -162,6 +162,9 @@ class ServerConfig:
     )
     """Proxies whose ``Forwarded`` and ``X-Forwarded-*`` headers are trusted: addresses, networks, or ``*``;
     also one string with commas. The default is a proxy on this machine."""
+    workers: int | Literal["auto"] = attrs.field(default=1, validator=validators.workers)
+    """Processes that serve, each with one processor core; ``auto`` is one for each core. More than one need
+    plugins that may run several times."""
     engine: Literal["native", "hypercorn"] | None = None
     """The HTTP engine. Unset: ``native``, or ``hypercorn`` if TLS is configured, which ``native`` does not
     support."""
@@ -514,7 +517,7 @@ class Config:
         """Whether other nodes may be on the same Redis."""
         if self.known_clustered is not None:
             return self.known_clustered
-        return self.core.redis_url is not None
+        return self.core.redis_url is not None or self.server.workers != 1
 
     def with_redis_url(self, url: str) -> "Config":
         """Return a copy with the broker's URL, which plugins read in ``config.core.redis_url``."""

@@ -220,6 +220,12 @@ def _theme(converter: "BaseConverter", value: Any, _type: Any) -> str | model.Ad
     return converter.structure(value, model.AdaptiveTheme)
 
 
+def _count(value: Any, _type: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    return int(_strict(int, "an integer or 'auto'", value, int))
+
+
 def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
     """Return one of the server's tables as its class, and collect the faults of all fields."""
     if not isinstance(value, Mapping):
@@ -285,6 +291,7 @@ def _strict_converter() -> "BaseConverter":
     converter.register_structure_hook(float, _strict_float)
     converter.register_structure_hook(Path, _path)
     hook(_is_literal, _literal)
+    hook(lambda t: t == int | Literal["auto"], _count)
     hook(_is_array, partial(_array, converter))
     hook(lambda t: t == Mapping[str, bool], _flags)
     hook(lambda t: t == model.MapStyle, _style)

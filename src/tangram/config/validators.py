@@ -11,6 +11,9 @@ from attrs import validators as v
 from tangram.config.listen import split_hosts
 from tangram.redis_url import read_redis_url, redact_url
 
+MOST_WORKERS: Final = 128
+"""Processes of one server: one for each core of a large machine."""
+
 _NODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -26,6 +29,12 @@ def between(low: float, high: float) -> Check:
 def port(_instance: object, _attribute: "attrs.Attribute[Any]", value: int) -> None:
     if not 0 <= value <= 65535:
         msg = "expected a port between 0 (any free one) and 65535"
+        raise ValueError(msg)
+
+
+def workers(_instance: object, _attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if value != "auto" and not (isinstance(value, int) and 1 <= value <= MOST_WORKERS):
+        msg = f"expected a number of processes between 1 and {MOST_WORKERS}, or 'auto'"
         raise ValueError(msg)
 
 

@@ -57,6 +57,9 @@ ACCEPT_BATCH: Final = 8
 millisecond or more in the next pass of the loop.
 """
 
+SHARED_BATCH: Final = 1
+"""The same where several processes accept on one socket: the next connection may be for another one."""
+
 TICK: Final = 0.5
 """Seconds between two checks of all connections' deadlines: a deadline may be this late."""
 
@@ -222,6 +225,8 @@ class Engine:
     """
     close_code: Callable[[], int] = lambda: 1012
     """Returns the code with which WebSockets are closed at a stop: 1012 for a restart, 1001 for good."""
+    last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME
+    """Returns the seconds in which a kept connection may begin its last request after a stop has begun."""
     tick: Callable[[], None] | None = None
     """Called every ``TICK`` seconds to check deadlines: one check for all connections is cheaper than a
     timer for each.
@@ -412,9 +417,13 @@ class Engine:
         """Let all connections but those in ``kept`` finish their requests and close."""
         for connection in list(self.connections):
             connection.drain()
-        if len(self.connections) > len(kept) and seconds > LAST_REQUEST_TIME:
+        patience = self.last_request_time()
+        if len(self.connections) > len(kept) and seconds > patience:
             # A request may be on its way on a connection that is still open: it is answered, not cut.
-            await trio.sleep(LAST_REQUEST_TIME)
+            with trio.move_on_after(patience):
+                while self._open > self.websockets:
+                    self._closed_one = trio.Event()
+                    await self._closed_one.wait()
         for connection in list(self.connections):
             connection.close_idle()
         await self._close_websockets(kept)
@@ -437,7 +446,9 @@ class Engine:
         try:
             while True:
                 await trio.lowlevel.wait_readable(listener)
-                for _ in range(ACCEPT_BATCH):
+                if held.share is not None and (pause := held.share.pause(self._open)):
+                    await trio.sleep(pause)
+                for _ in range(ACCEPT_BATCH if held.share is None else SHARED_BATCH):
                     try:
                         client, address = listener.accept()
                     except BlockingIOError:
@@ -452,6 +463,8 @@ class Engine:
                         break
                     self._admit(client, address or UNIX_PEER, nursery)
         finally:
+            if held.share is not None:
+                held.share.leave()
             trio.lowlevel.notify_closing(listener)
             listener.close()
 

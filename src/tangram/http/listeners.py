@@ -17,14 +17,25 @@ from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from socket import AddressFamily
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
+import structlog
 
 from tangram.config.listen import ALL, UNIX, split_hosts
-from tangram.errors import AddressError
+from tangram.config.model import Config
+from tangram.errors import AddressError, OperatorError
 
-__all__ = ["HeldSocket", "close_listeners", "inherited_listeners", "open_listeners"]
+__all__ = [
+    "FairShare",
+    "HeldSocket",
+    "close_listeners",
+    "inherited_listeners",
+    "open_configured",
+    "open_listeners",
+]
+
+log = structlog.get_logger("tangram.app")
 
 SOMAXCONN_FILE: Final = Path("/proc/sys/net/core/somaxconn")
 """Contains the largest backlog that Linux allows."""
@@ -52,6 +63,16 @@ _WHY: Final = {
 }
 
 
+class FairShare(Protocol):
+    """The share of one of several processes that accept on the same sockets."""
+
+    def pause(self, connections: int) -> float:
+        """Publish the number of connections; return the seconds to wait before an accept."""
+
+    def leave(self) -> None:
+        """Note that this process accepts no more connections."""
+
+
 @attrs.frozen
 class HeldSocket:
     """One listening socket."""
@@ -63,6 +84,8 @@ class HeldSocket:
     """The port to which it is bound, also if port 0 was requested; 0 for a Unix socket."""
     path: Path | None = None
     """The file of a Unix socket that is deleted at the end."""
+    share: FairShare | None = None
+    """The share of this process, if others accept on the same socket."""
 
     def dup(self) -> socket.socket:
         """Return a non-blocking, not inheritable duplicate for one incarnation to close."""
@@ -76,6 +99,27 @@ class HeldSocket:
             self.listener.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def open_configured(config: Config, environ: MutableMapping[str, str]) -> list[HeldSocket]:
+    """Return the sockets of systemd, or listen on the configured addresses.
+
+    Raises:
+        AddressError: as for `open_listeners` and `inherited_listeners`.
+    """
+    held = inherited_listeners(environ)
+    if held:
+        log.info("listening on sockets of systemd", sockets=[one.host for one in held])
+        return held
+    held = open_listeners(config.server.host, config.server.port)
+    if config.channel.port is not None:
+        try:
+            host = config.channel.host or config.server.host
+            held += open_listeners(host, config.channel.port, section="channel")
+        except OperatorError:
+            close_listeners(held)
+            raise
+    return held
 
 
 def open_listeners(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 import structlog
@@ -55,6 +56,13 @@ class Notifier:
     def ready(self, status: str = "") -> bool:
         """Notify that the server answers requests."""
         return self.notify("READY=1", *_status(status))
+
+    def reloading(self) -> bool:
+        """Notify that the configuration is read again; `ready` ends this."""
+        # CLOCK_MONOTONIC, which systemd compares with the time of its request.
+        return self.notify(
+            "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+        )
 
     def stopping(self, status: str = "") -> bool:
         """Notify that the stop has begun."""

@@ -26,7 +26,7 @@ from tangram import defaults
 from tangram.asgi import ASGIApp, Message, RawHeaders, Scope
 from tangram.errors import ConfigError, Fault
 from tangram.http.access_log import log_access
-from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
+from tangram.http.engine import LAST_REQUEST_TIME, Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.hypercorn.connection import HypercornConnection
 from tangram.http.listeners import HeldSocket
 
@@ -44,6 +44,7 @@ async def serve_hypercorn(
     *,
     grace: Callable[[], float],
     close_code: Callable[[], int] = lambda: 1012,
+    last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME,
     certfile: str | os.PathLike[str] | None = None,
     keyfile: str | os.PathLike[str] | None = None,
     max_message: int = defaults.MAX_MESSAGE,
@@ -62,6 +63,7 @@ async def serve_hypercorn(
         settings: The settings of ``[server]``.
         grace: Returns the seconds of the drain; called at the stop.
         close_code: Returns the close code for WebSockets; called at the stop.
+        last_request_time: Returns the seconds in which a kept connection may begin its last request.
         certfile: The certificate chain (PEM). It turns TLS on, with HTTP/2 by ALPN.
         keyfile: The private key (PEM), if it is not in ``certfile``.
         max_message: Bytes of a WebSocket message.
@@ -78,6 +80,7 @@ async def serve_hypercorn(
     tls = make_ssl_context(certfile, keyfile) if certfile else None
     engine = HypercornServer(app, settings, tls, max_message, ping_interval).engine
     engine.close_code = close_code
+    engine.last_request_time = last_request_time
     engine.body_limit = body_limit
     engine.error_headers = error_headers
     engine.is_proxy = is_proxy

@@ -18,7 +18,7 @@ from tangram.asgi import ASGIApp, RawHeaders, Scope, enter_root
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.access_log import log_access
-from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
+from tangram.http.engine import LAST_REQUEST_TIME, Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.listeners import HeldSocket
 from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
@@ -41,6 +41,7 @@ async def serve_native(
     *,
     grace: Callable[[], float],
     close_code: Callable[[], int] = lambda: 1012,
+    last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME,
     channels: Callable[[], Channels | None] | Channels | None = None,
     forwarded: Callable[[Scope], Scope] | None = None,
     root_path: str = "",
@@ -62,6 +63,7 @@ async def serve_native(
         settings: bounds and timeouts.
         grace: returns the seconds that connections have to finish after the cancellation.
         close_code: returns the close code of WebSockets at the stop: 1012 for a restart, 1001 for good.
+        last_request_time: returns the seconds in which a kept connection may begin its last request.
         channels: serve ``/websocket`` in place of the application. A function is called at each upgrade; if
             it returns None, the answer is 503.
         forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
@@ -87,13 +89,11 @@ async def serve_native(
         ping_interval=ping_interval,
         max_message=max_message,
     )
-    server.engine.close_code = close_code
-    server.engine.body_limit = body_limit
-    server.engine.error_headers = error_headers
-    server.engine.forwarded = forwarded
-    server.engine.is_proxy = is_proxy
-    server.engine.keep_adopted = keep_adopted
-    await server.engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
+    engine = server.engine
+    engine.close_code, engine.last_request_time = close_code, last_request_time
+    engine.body_limit, engine.error_headers = body_limit, error_headers
+    engine.forwarded, engine.is_proxy, engine.keep_adopted = forwarded, is_proxy, keep_adopted
+    await engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
 
 
 class NativeServer:
