@@ -29,6 +29,7 @@ NAMES = (
     "joins",
     "requests",
     "existing",
+    "workers",
     "supervision",
     "startup",
     "hub",

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.lib.processes import (
+    CPUS,
     GIVE_UP,
     ROOT,
+    SERVER_CPU,
     Process,
     Valkey,
     free_port,
@@ -79,18 +81,20 @@ def start_tangram(
     routes: bool = False,
     plugin: str = "",
     channel: str = UNLIMITED,
+    workers: int = 1,
 ) -> Server:
     """Start ``python -m tangram serve`` with an external broker and no access log.
 
     ``channel`` holds lines of TOML for ``[channel]``, ``plugin`` names a module of ``benchmarks/plugin``.
+    More than one worker may use all processors.
     """
     plugin = plugin or ("tangram_bench" if routes else "")
-    folder = folder / f"tangram-{engine}"
+    folder = folder / (f"tangram-{engine}" if workers == 1 else f"tangram-{workers}-workers")
     folder.mkdir(parents=True, exist_ok=True)
     if plugin:
         _install_plugin(folder, "tangram", plugin)
     plugins = [plugin] if plugin else []
-    return _start_ours(folder, Path(sys.executable), engine, plugins, channel)
+    return _start_ours(folder, Path(sys.executable), engine, plugins, channel, workers=workers)
 
 
 def start_existing(folder: Path, engine: str = "native") -> Server:
@@ -112,17 +116,24 @@ def _install_plugin(folder: Path, group: str, module: str) -> None:
 
 
 def _start_ours(
-    folder: Path, python: Path, engine: str, plugins: list[str], channel: str = UNLIMITED
+    folder: Path,
+    python: Path,
+    engine: str,
+    plugins: list[str],
+    channel: str = UNLIMITED,
+    *,
+    workers: int = 1,
 ) -> Server:
     valkey, port = Valkey(folder), free_port()
     config = folder / "tangram.toml"
     config.write_text(
         f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{valkey.url}"\n[server]\nport = {port}\n'
-        f'engine = "{engine}"\nmax_connections_per_address = 0\n[channel]\n{channel}'
+        f'workers = {workers}\nengine = "{engine}"\nmax_connections_per_address = 0\n[channel]\n{channel}'
     )
     path = os.pathsep.join(map(str, (folder, PLUGIN, ROOT / "src")))
     command = [str(python), "-m", "tangram", "serve", "--config", str(config)]
-    process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
+    cpus = SERVER_CPU if workers == 1 else ",".join(map(str, CPUS))
+    process = Process(command, cpus=cpus, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
     wait_for_port(port, process)
     _wait_ready(port)
     return Server(folder.name, process, port, valkey)
