@@ -23,6 +23,7 @@ RUN_BY: Final = {
     ("docs/getting-started.md", "python"): "tests/e2e/test_docs.py",
     ("docs/channels.md", "python"): "tests/declared/test_page_of_docs.py",
     ("docs/channels.md", "js"): "tests/docs/test_scripts.py",
+    ("docs/channels.md", "ts"): "tests/declared/test_documents.py",
     ("docs/compat.md", "python"): "tests/compat/test_page_of_docs.py",
     ("docs/plugins.md", "python"): "tests/plugins/test_page_of_docs.py",
     ("docs/routing.md", "python"): "tests/routing/test_docs.py",

@@ -28,6 +28,13 @@ WS = "8.18.3"
 
 REALTIME = "2.119.1"
 """npm's ``@supabase/realtime-js``, a client of the same protocol."""
+CHECKERS = {
+    "@asyncapi/parser": "3.6.6",
+    "@types/phoenix": "1.6.7",
+    "pyright": "1.1.414",
+    "typescript": "5.9.3",
+}
+"""Packages that check documents and types."""
 
 
 def say(*words: str) -> None:
@@ -74,10 +81,11 @@ def find_node() -> tuple[str, Path]:
     path = CACHE / "node_modules"
     if not (path / "ws" / "package.json").exists():
         raise NotPreparedError(f"npm's ws {WS} is not in {path}: run `make test`, or {Path(__file__).name}")
-    if not (path / "@supabase" / "realtime-js" / "package.json").exists():
-        raise NotPreparedError(
-            f"npm's realtime-js is not in {path}: run `make test`, or {Path(__file__).name}"
-        )
+    for name in ("@supabase/realtime-js", *CHECKERS):
+        if not (path / name / "package.json").exists():
+            raise NotPreparedError(
+                f"npm's {name} is not in {path}: run `make test`, or {Path(__file__).name}"
+            )
     return node, path
 
 
@@ -147,7 +155,7 @@ def ensure_phoenix() -> None:
     except NotPreparedError:
         if shutil.which("npm") is None:
             apt_install("nodejs", "npm")
-        say("fetching npm's phoenix", *PHOENIX, "and ws", WS, "and realtime-js", REALTIME)
+        say("fetching npm's phoenix", *PHOENIX, "and ws", WS, "and realtime-js", REALTIME, "and", *CHECKERS)
         CACHE.mkdir(parents=True, exist_ok=True)
         options = [
             "--no-save",
@@ -171,6 +179,7 @@ def ensure_phoenix() -> None:
                 *names,
                 f"ws@{WS}",
                 f"@supabase/realtime-js@{REALTIME}",
+                *(f"{name}@{version}" for name, version in CHECKERS.items()),
             ],
             check=True,
             cwd=CACHE,

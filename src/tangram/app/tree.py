@@ -59,6 +59,7 @@ from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.plugins.state import BackendState
 from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
 from tangram.task_status import RelayedStatus
+from tangram.web.channel_docs import channel_docs_router
 from tangram.web.operator import ServerControl
 from tangram.web.site import AppMount, SiteParts
 
@@ -626,6 +627,9 @@ class Tree:
                 longpoll_router(lambda: incarnation.channels),
                 console_router(self.console, self.access, incarnation.live_streams),
                 sse_router(lambda: incarnation.channels),
+                channel_docs_router(
+                    lambda: [(one.name, one.plugin.channels) for one in self.plugins.plugins]
+                ),
             ],
             access=self.access,
             apps=self._apps(incarnation),

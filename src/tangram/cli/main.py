@@ -179,6 +179,20 @@ def plugin_test(path: Path) -> None:
 
 
 @cli.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="As for serve.")
+@click.option(
+    "--plugin", "plugins", multiple=True, help="A plugin in place of [core] plugins. May be repeated."
+)
+@click.option("--asyncapi", "as_asyncapi", is_flag=True, help="The AsyncAPI document instead.")
+def types(*, config_file: Path | None, plugins: tuple[str, ...], as_asyncapi: bool) -> None:
+    """Print TypeScript declarations of the channels that the configured plugins have declared."""
+    from tangram.cli.types import print_types
+
+    named = tuple(_absolute(one) for one in plugins)
+    sys.exit(print_types(config_file, plugins=named, as_asyncapi=as_asyncapi))
+
+
+@cli.command()
 @click.argument("name")
 @click.option("--path", type=click.Path(path_type=Path), help="The folder to write into; ./NAME by default.")
 @click.option("--front/--no-front", default=True, show_default=True, help="With a page for the browser.")

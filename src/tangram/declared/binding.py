@@ -20,7 +20,7 @@ from tangram.routing.binding import call_kind, hints_of
 from tangram.routing.convert import problems_of, structurer
 from tangram.routing.exceptions import InvalidRequest, Problem
 
-__all__ = ["Handler", "Named", "compile_authorizer", "compile_handler"]
+__all__ = ["Handler", "Named", "compile_authorizer", "compile_handler", "return_type"]
 
 SENDER: Final = "sender"
 STATE: Final = "state"
@@ -92,6 +92,14 @@ def compile_handler(incoming: Incoming, state: type[Any]) -> Handler:
         raise PluginError(f"{what}: payloads cannot be read as {incoming.kind!r}: {error}") from error
     is_async = _is_async(incoming.handler, what)
     return Handler(incoming, incoming.handler, reader, named, is_async, incoming.reply_timeout)
+
+
+def return_type(incoming: Incoming) -> Any:
+    """Return the annotation of what a handler returns; ``Any`` without a readable one."""
+    try:
+        return hints_of(incoming.handler).get("return", Any)
+    except RouteError:
+        return Any
 
 
 def compile_authorizer(
