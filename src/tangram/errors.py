@@ -36,7 +36,7 @@ the wrong value with ``!r``, name the expectation, and say how to proceed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "AddressError",
@@ -199,7 +199,7 @@ class Refused(RequestError):
     An ``authorize`` function raises it, or the channels' policy does.
     """
 
-    def __init__(self, reason: str, response: object = None) -> None:
+    def __init__(self, reason: str, response: Any = None) -> None:
         self.reason = reason
         self.response = response
         """The whole response of an error reply, where the client library raises this."""

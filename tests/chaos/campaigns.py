@@ -25,6 +25,7 @@ from tangram.testing.run.workers import cores, in_processes
 EXAMPLES: Final = (
     "tangram_example_commands",
     "tangram_example_endpoint",
+    "tangram_example_fleet",
     "tangram_example_periodic",
     "tangram_example_publish",
     "tangram_demo",

@@ -19,6 +19,7 @@ EXAMPLES = [
     "tangram_demo",
     "tangram_example_commands",
     "tangram_example_endpoint",
+    "tangram_example_fleet",
     "tangram_example_periodic",
     "tangram_example_publish",
 ]
