@@ -24,6 +24,7 @@ WORDS: dict[Any, str] = {
     Mapping[str, bool]: "table of booleans",
     Mapping[str, str]: "table of strings",
     model.AdaptiveTheme: "table",
+    bool | tuple[model.PresenceEntry, ...]: "boolean or array of tables",
     tuple[model.MapStyle, ...]: "array of strings or tables",
 }
 
@@ -68,6 +69,7 @@ def tables() -> dict[str, type]:
         "core.themes[]": model.ThemeDefinition,
         "cache.entries[]": model.CacheEntry,
         "channel.history[]": model.HistoryEntry,
+        "channel.presence[]": model.PresenceEntry,
     }
     return found
 

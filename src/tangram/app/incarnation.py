@@ -124,6 +124,21 @@ class Incarnation:
         """Call a function on Redis as `Bus.call` does."""
         return await self.require_bus().call(function)
 
+    def call_nowait(self, function: FunctionCall, done: Callable[[Any], None]) -> None:
+        """Call a function on Redis as `Bus.call_nowait` does."""
+        self.require_bus().call_nowait(function, done)
+
+    async def presence(self, topic: str) -> Mapping[str, str]:
+        """Return the external ids of a topic's members, by agent.
+
+        Raises:
+            BrokerUnavailable: the channels restart, or Redis is away.
+            LookupError: the topic has no presence.
+        """
+        if self.channels is None:
+            raise BrokerUnavailable("the channels are restarting; try again")
+        return await self.channels.presence(topic)
+
     def publish_all_nowait(
         self,
         messages: Sequence[tuple[str, bytes]],

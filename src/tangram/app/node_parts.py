@@ -6,16 +6,18 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from tangram.app.incarnation import Incarnation
 from tangram.cluster import NodeRecord, Nodes, new_node_id
 from tangram.config import Config
+from tangram.errors import BrokerUnavailable
+from tangram.gateway.node_presence import CallNowait, NodeParts
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.version import VERSION
 
-__all__ = ["open_nodes", "placed_names"]
+__all__ = ["node_parts", "open_nodes", "placed_names"]
 
 
 class SecretsView(Protocol):
@@ -30,6 +32,7 @@ class TreeView(Protocol):
 
     config: Config
     incarnation: Incarnation
+    nodes: Nodes | None
     plugins: LoadedPlugins
 
     @property
@@ -83,3 +86,18 @@ def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
         }
 
     return Nodes(url, record, describe=describe, lease_ttl=settings.lease_ttl)
+
+
+def node_parts(tree: TreeView, call_nowait: CallNowait) -> NodeParts | None:
+    """Return the other nodes as presence needs them; None if there can be none."""
+    if tree.nodes is None:
+        return None
+    me = tree.nodes.me
+
+    def alive() -> Collection[str]:
+        known = () if tree.nodes is None else tree.nodes.alive()
+        if me not in known:
+            raise BrokerUnavailable("the other nodes are not known yet")
+        return known
+
+    return NodeParts(me, alive, call_nowait, tree.config.cluster.presence_grace)

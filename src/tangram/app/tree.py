@@ -27,7 +27,7 @@ import trio
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.internal_listener import address_of, open_internal
 from tangram.app.measuring import Measuring
-from tangram.app.node_parts import open_nodes, placed_names
+from tangram.app.node_parts import node_parts, open_nodes, placed_names
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker, SharedBroker
@@ -35,7 +35,7 @@ from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.cluster import Nodes, Placement
+from tangram.cluster import NodeRecord, Nodes, Placement
 from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.console.access import OperatorAccess
@@ -57,6 +57,7 @@ from tangram.plugins.authorizers import authorizers_of
 from tangram.plugins.host import PluginHost
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.plugins.state import BackendState
+from tangram.presence.keeper import load_presence
 from tangram.supervision import Backoff, Child, Crash, SupervisionEvent, Supervisor, Window, open_supervisor
 from tangram.task_status import RelayedStatus
 from tangram.web.channel_docs import channel_docs_router
@@ -287,6 +288,7 @@ class Tree:
         self.internal = open_internal(self.config, self.broker.server_url)
         self.nodes = open_nodes(self, self.broker.server_url, address_of(self.internal))
         self.placement.attach(self.nodes)
+        self.nodes.on_gone(self._on_node_gone)
         try:
             await self.nodes.run(task_status=task_status)
         finally:
@@ -298,6 +300,10 @@ class Tree:
         """Return whether a plugin ends because it, or this node, was told to stop."""
         name = lease.partition("/")[0]
         return self.stop_reason != "crash" or name in self.placement.stopped or name in self.quarantined
+
+    def _on_node_gone(self, _node: NodeRecord) -> None:
+        if self.incarnation.channels is not None:
+            self.incarnation.channels.node_gone()
 
     async def start_recorder(self, root: Supervisor) -> None:
         """Start, restart or stop the recorder after a reload that has changed the rules."""
@@ -513,6 +519,7 @@ class Tree:
             publish=incarnation.publish,
             subscribe=incarnation.subscribe,
             history=HistoryStore(self.rules, incarnation.call),
+            presence=incarnation.presence,
             loaded_plugins={one.dist_name: one.plugin for one in self.plugins.plugins},
             base_url=self.base_url,
             client_url=self.broker.cluster_url if isinstance(self.broker, ExternalBroker) else None,
@@ -534,6 +541,7 @@ class Tree:
             rng=self._rng,
             timer=self._timer,
             history=self.rules or None,
+            loads=(load_presence,) if self.config.clustered else (),
         )
         incarnation.bus = bus
         with self.measuring.counting_bus(bus):
@@ -566,6 +574,7 @@ class Tree:
             history=self.rules,
             call=incarnation.call,
             declared=self._declared(incarnation),
+            nodes=node_parts(self, incarnation.call_nowait),
         )
         incarnation.channels = channels
         with self.measuring.counting_channels(channels):

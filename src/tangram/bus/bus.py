@@ -18,7 +18,7 @@ import trio
 from tangram.bus.listener import Listener, Sink
 from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
-from tangram.bus.scripts import FunctionCall, MessageHistory
+from tangram.bus.scripts import FunctionCall, LoadFunctions, MessageHistory, load_all
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.errors import BrokerUnavailable
@@ -80,6 +80,7 @@ class Bus:
         bridge: seconds of an outage for which messages wait instead of failing.
         timer: returns CPU seconds; two readings give the cost of a delivery.
         history: publishes messages of topics with a history.
+        loads: each loads further functions for ``call`` on a new connection.
 
     Raises:
         ConfigError: the URL is malformed.
@@ -97,6 +98,7 @@ class Bus:
         bridge: float = BRIDGE,
         timer: Callable[[], float] = time.thread_time,
         history: MessageHistory | None = None,
+        loads: Sequence[LoadFunctions] = (),
     ) -> None:
         self.url = url
         self._history = history
@@ -121,7 +123,7 @@ class Bus:
             rng=rng,
             max_buffer=max_buffer,
             bridge=bridge,
-            load=None if history is None else history.load,
+            load=load_all(loads if history is None else (history.load, *loads)),
         )
         self._nursery: trio.Nursery | None = None
         self._ran = False
@@ -178,6 +180,18 @@ class Bus:
             BrokerRefused: Redis refuses the call.
         """
         return await self._publisher.call(function, timeout=timeout)
+
+    def call_nowait(self, function: FunctionCall, done: Done) -> None:
+        """Call a function on Redis without waiting, in order with all messages.
+
+        Args:
+            function: the call.
+            done: called with Redis' answer, or with a ``BrokerUnavailable``; as for ``publish_nowait``.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        self._publisher.call_nowait(function, done)
 
     def publish_nowait(self, channel: str | bytes, payload: bytes | str, done: Done | None = None) -> None:
         """Publish one message without waiting, in order with all others.

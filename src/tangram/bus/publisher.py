@@ -182,6 +182,14 @@ class Publisher:
         if parts:
             self._enqueue(_Call(b"".join(parts), len(parts), None, done))
 
+    def call_nowait(self, function: FunctionCall, done: Done) -> None:
+        """Call a function on Redis without waiting; see ``Bus.call_nowait``.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        self._enqueue(_Call(function.pack_tail(), 1, done, function=function))
+
     def _command_head(self, channel: str) -> bytes:
         """Return the bytes of a PUBLISH up to the payload's length, and cache them."""
         if len(self._heads) >= MAX_HEADS:

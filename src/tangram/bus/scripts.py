@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tangram.bus.resp import Link, pack
 
-__all__ = ["FunctionCall", "LoadFunctions", "MessageHistory", "Prefixes", "Words"]
+__all__ = ["FunctionCall", "LoadFunctions", "MessageHistory", "Prefixes", "Words", "load_all"]
 
 Words = tuple[str | bytes, ...]
 Prefixes = Mapping[str, Words]
@@ -43,6 +43,20 @@ def pack_head(first: Words, count: int) -> bytes:
     """Return the bytes of a call up to its tail."""
     words = pack(first).partition(b"\r\n")[2]
     return b"*%d\r\n%b" % (len(first) + count, words)
+
+
+def load_all(loads: Sequence[LoadFunctions]) -> LoadFunctions | None:
+    """Return the function that calls all of these one after the other; None if there are none."""
+    if not loads:
+        return None
+
+    async def load(link: Link) -> Prefixes:
+        prefixes: dict[str, Words] = {}
+        for one in loads:
+            prefixes.update(await one(link))
+        return prefixes
+
+    return load
 
 
 class MessageHistory(Protocol):

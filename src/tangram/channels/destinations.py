@@ -17,7 +17,7 @@ from tangram.channels.membership import Membership
 from tangram.channels.outbox import Outbox
 from tangram.channels.serializers import BroadcastHeader
 
-__all__ = ["COMMAND", "NO_MEMBERS", "POSITIONS", "Destination", "Pending", "Topic"]
+__all__ = ["COMMAND", "NO_MEMBERS", "POSITIONS", "WHO", "Destination", "Pending", "Topic"]
 
 _MAX_HEADERS: Final = 4096
 """Forms remembered for a Redis channel; there is one for each ``join_ref`` if broadcasts must have it."""
@@ -78,3 +78,5 @@ COMMAND: Final = Destination(None)
 """Of channels with commands."""
 POSITIONS: Final = Destination(None)
 """Of positions, which the feed of histories puts into a batch."""
+WHO: Final = Destination(None)
+"""Of stamps of presence on several nodes."""

@@ -30,6 +30,7 @@ __all__ = [
     "LIMITED",
     "MALFORMED",
     "MEMORY",
+    "MOVING",
     "NOT_OPERATOR",
     "NOT_YOUR_ID",
     "NOT_YOUR_STREAM",
@@ -104,6 +105,8 @@ SLOW_MESSAGE: Final = Disconnect(1008, "message took too long", Party.CLIENT, re
 MEMORY: Final = Disconnect(1013, "too many unfinished messages", Party.SERVER, retry=True)
 """All clients together have passed ``[server] max_pending_bytes``."""
 TOO_BIG: Final = Disconnect(1009, "message too big", Party.CLIENT, retry=False)
+MOVING: Final = frozenset({RESTART, SHUTDOWN})
+"""After these clients connect again at once, perhaps to another node."""
 GONE: Final = Disconnect(1001, "gone", Party.NETWORK, retry=True)
 """The peer closed the connection, so that nothing can be sent. Used in statistics only."""
 

@@ -20,6 +20,7 @@ __all__ = [
     "LEAVE",
     "MAX_FIELD",
     "PHOENIX",
+    "PRESENCE_COUNT",
     "PRESENCE_DIFF",
     "PRESENCE_STATE",
     "REPLY",
@@ -47,6 +48,7 @@ CLOSE: Final = "phx_close"
 HEARTBEAT: Final = "heartbeat"
 PRESENCE_STATE: Final = "presence_state"
 PRESENCE_DIFF: Final = "presence_diff"
+PRESENCE_COUNT: Final = "presence_count"
 PHOENIX: Final = "phoenix"
 """The topic of heartbeats."""
 

@@ -12,6 +12,8 @@
    ``{"topic": TOPIC}`` end the memberships of a topic, for good or so that the members join again.
 8. Members that asked for positions get them in the same write as the messages that they cover, and must
    join again after a gap, from the last position that they saw. Other members see no difference.
+9. On several nodes the presence is shared: differences are published by functions on Redis, and pass through
+   the roll before members get them.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import translate
 from typing import Final, NamedTuple
 
-import attrs
 import msgspec
 
 from tangram.channels import codec
 from tangram.channels.catchup import REPLY_ROOM, Catchup, Form, encode_position
-from tangram.channels.destinations import COMMAND, NO_MEMBERS, POSITIONS, Destination, Pending, Topic
-from tangram.channels.disconnects import DISCONNECTED
+from tangram.channels.destinations import COMMAND, NO_MEMBERS, POSITIONS, WHO, Destination, Pending, Topic
+from tangram.channels.disconnects import DISCONNECTED, MOVING
 from tangram.channels.frames import (
     CLOSE,
     ERROR,
     PHOENIX,
+    PRESENCE_COUNT,
     PRESENCE_DIFF,
     PRESENCE_STATE,
     REPLY,
@@ -41,10 +43,12 @@ from tangram.channels.frames import (
     Run,
     SocketMessage,
 )
+from tangram.channels.hub_statistics import HubStatistics, TopicStatistics
 from tangram.channels.json_text import is_document
 from tangram.channels.membership import LIST_CREDIT, LIST_FACTOR, ListAllowance, Membership, may_list
 from tangram.channels.outbox import Outbox, put_run_all
-from tangram.channels.presence import Presence
+from tangram.channels.presence import Presence, PresenceTracker, SharedPresence
+from tangram.channels.presence_rules import PresenceRules
 
 __all__ = [
     "ADMIN",
@@ -89,9 +93,15 @@ class Publication(NamedTuple):
     payload: bytes
 
 
-_STAMPS: Final = b"to:phoenix:at"
-"""The channel of the stamps of histories, which are not for members."""
-_COMMANDS: Final = frozenset({b"to:phoenix:disconnect", b"to:phoenix:close", b"to:phoenix:reset"})
+_CHANNELS: Final[Mapping[bytes, Destination]] = {
+    POSITION: POSITIONS,
+    b"to:phoenix:at": NO_MEMBERS,  # the stamps of histories
+    b"to:phoenix:who": WHO,
+    b"to:phoenix:disconnect": COMMAND,
+    b"to:phoenix:close": COMMAND,
+    b"to:phoenix:reset": COMMAND,
+}
+"""Channels that are not for members."""
 
 
 class _Command(msgspec.Struct):
@@ -102,57 +112,24 @@ class _Command(msgspec.Struct):
 _decode_command: Final = msgspec.json.Decoder(_Command).decode
 
 
-@attrs.frozen
-class HubStatistics:
-    """Numbers of a hub, since it was made unless they say "now"."""
-
-    topics: int
-    """Topics with members now."""
-    members: int
-    """Memberships now."""
-    messages: int
-    """Messages from Redis for topics with members."""
-    deliveries: int
-    """Messages times members."""
-    undelivered: int
-    """Messages from Redis for topics without members."""
-    sent_bytes: int
-    """Bytes of the frames that went into the members' outboxes."""
-    dropped: int
-    """Messages that were empty, reserved (``phx_*``) or could not be encoded."""
-    interruptions: int
-    """How often the subscription to Redis was interrupted and members had to join again."""
-    presence_bytes: int
-    """Bytes of presence that members were sent: states and differences."""
-
-
-@attrs.frozen
-class TopicStatistics:
-    """Numbers of one topic, since its first member joined unless they say "now"."""
-
-    topic: str
-    members: int
-    """Memberships now."""
-    messages: int
-    """Messages from Redis."""
-    deliveries: int
-    """Messages times members."""
-    sent_bytes: int
-    """Bytes of the frames that went into the members' outboxes."""
-    backlog: int
-    """Bytes that wait in the outboxes of the members now, those of other topics included."""
-
-
 class Hub:
     """The topics of one incarnation, with their members."""
 
     def __init__(
-        self, *, presence: bool = True, conflate: Iterable[str] = (), broadcast_join_ref: bool = False
+        self,
+        *,
+        presence: bool = True,
+        presence_rules: PresenceRules | None = None,
+        shared: SharedPresence[Membership] | None = None,
+        conflate: Iterable[str] = (),
+        broadcast_join_ref: bool = False,
     ) -> None:
         """Make a hub.
 
         Args:
             presence: whether presence is tracked and published.
+            presence_rules: how the members of each topic are shown.
+            shared: the presence of all nodes, if there may be several.
             conflate: patterns over ``topic:event``; of such events only the newest waits for a slow client.
             broadcast_join_ref: whether broadcasts have the ``join_ref`` of their receiver.
         """
@@ -163,7 +140,9 @@ class Hub:
         """Whether the messages of a Redis channel are for the feed of histories."""
         self.rest: Sequence[tuple[bytes, bytes]] = ()
         """The messages that the last ``deliver`` has left."""
-        self._presence: Presence[Membership] | None = Presence() if presence else None
+        self._shared = shared if presence else None
+        self._local = Presence[Membership](presence_rules) if presence and shared is None else None
+        self._presence: PresenceTracker[Membership] | None = self._shared or self._local
         self._conflate = [re.compile(translate(pattern)) for pattern in conflate]
         self._topics: dict[str, Topic] = {}
         self._destinations: dict[bytes, Destination] = {}
@@ -246,6 +225,11 @@ class Hub:
             return ()
         if pending:
             self._put_run(current, pending)
+        if destination is WHO:
+            if self._shared is not None:
+                self._shared.take_stamp(payload)
+                self.put_corrections()
+            return ()
         return self._execute(channel, payload)
 
     def _put_position(self, current: Topic | None, run: list[Pending], payload: bytes) -> None:
@@ -329,9 +313,14 @@ class Hub:
         """
         payload = pending[1]
         presence = self._presence
-        own = payload in self._own_differences
-        self._own_differences.pop(payload, None)
-        waiting = presence.newcomers(topic.name) if presence is not None and own else ()
+        if self._shared is not None:
+            if not self._shared.take_difference(topic.name, payload):
+                return
+            waiting = self._shared.newcomers(topic.name)
+        else:
+            own = payload in self._own_differences
+            self._own_differences.pop(payload, None)
+            waiting = presence.newcomers(topic.name) if presence is not None and own else ()
         if waiting:
             members = [member for member in topic.members.values() if member not in waiting]
             if members:
@@ -339,6 +328,14 @@ class Hub:
         else:
             self._put_run(topic, [pending])
         self._count_presence(len(topic.members) - len(waiting), len(payload))
+
+    def put_corrections(self) -> None:
+        """Send the differences of presence that members have missed."""
+        for name, payload in self._shared.take_corrections() if self._shared is not None else ():
+            waiting = self._shared.newcomers(name) if self._shared is not None else ()
+            members = [member for member in self.members(name).values() if member not in waiting]
+            self._put_event(name, members, PRESENCE_DIFF, payload)
+            self._count_presence(len(members), len(payload))
 
     def _count_presence(self, receivers: int, size: int) -> None:
         self._presence_sends += receivers
@@ -382,12 +379,9 @@ class Hub:
         return destination
 
     def _find_destination(self, channel: bytes) -> Destination:
-        if channel in _COMMANDS:
-            return COMMAND
-        if channel == POSITION:
-            return POSITIONS
-        if channel == _STAMPS:
-            return NO_MEMBERS
+        special = _CHANNELS.get(channel)
+        if special is not None:
+            return special
         prefix, _, rest = channel.partition(b":")
         name, colon, event_bytes = rest.rpartition(b":")
         try:
@@ -457,8 +451,11 @@ class Hub:
         del topic.members[membership.conn]
         topic.groups = None
         topic.followers -= membership.follows
-        if self._presence is not None:
-            self._presence.leave(name, membership.id, membership.agent, membership)
+        if self._local is not None:
+            self._local.leave(name, membership.id, membership.agent, membership)
+        elif self._shared is not None:
+            moving = membership.outbox.disconnect in MOVING
+            self._shared.leave(name, membership.id, membership.agent, membership, moving=moving)
         publications = [self._admin("leave", self._agents(topic, membership, present=False))]
         if not topic.members:
             del self._topics[name]
@@ -540,7 +537,7 @@ class Hub:
     @property
     def dirty(self) -> bool:
         """Whether there is presence to flush."""
-        return self._presence is not None and self._presence.dirty
+        return self._local is not None and self._local.dirty
 
     @property
     def states_due(self) -> bool:
@@ -556,7 +553,7 @@ class Hub:
         """Return the differences of presence to publish."""
         publications: list[Publication] = []
         own = self._own_differences
-        for change in self._presence.flush() if self._presence is not None else ():
+        for change in self._local.flush() if self._local is not None else ():
             payload = codec.encode_json({"joins": change.joins, "leaves": change.leaves})
             publications.append(Publication(f"to:{change.topic}:{PRESENCE_DIFF}", payload))
             own[payload] = None
@@ -572,19 +569,27 @@ class Hub:
         presence = self._presence
         while presence is not None and presence.waiting and budget > 0:
             topic = next(iter(presence.waiting))
-            state = presence.state(topic)
+            number = presence.number(topic)
+            state = presence.state(topic) if number is None else _encode_number(number)
             members = presence.take_newcomers(topic, max(1, budget // (len(state) + SEND_COST)))
-            self._put_event(topic, members, PRESENCE_STATE, state)
+            self._put_event(topic, members, PRESENCE_STATE if number is None else PRESENCE_COUNT, state)
             self._count_presence(len(members), len(state))
             budget -= len(members) * (len(state) + SEND_COST)
+
+    def send_numbers(self) -> None:
+        """Send members of topics above their limits the number of members, where it changed."""
+        for topic, number in self._presence.take_numbers() if self._presence is not None else ():
+            payload, members = _encode_number(number), self.members(topic).values()
+            self._put_event(topic, members, PRESENCE_COUNT, payload)
+            self._count_presence(len(members), len(payload))
 
     def restore(self, difference: Publication) -> None:
         """Repeat a difference of ``flush`` that may not have been published, with the next flush."""
         self._own_differences.pop(difference.payload, None)
-        if self._presence is not None:
+        if self._local is not None:
             listed = msgspec.json.decode(difference.payload)
             topic = difference.channel.removeprefix("to:").removesuffix(f":{PRESENCE_DIFF}")
-            self._presence.restore(topic, listed["joins"], listed["leaves"])
+            self._local.restore(topic, listed["joins"], listed["leaves"])
 
     def _list_topics(self, outbox: Outbox) -> None:
         # Directly to the newcomer, and at most half of its outbox: a full outbox would end the connection.
@@ -660,6 +665,7 @@ class Hub:
             TopicStatistics(
                 topic=topic.name,
                 members=len(topic.members),
+                present=self._count_present(topic),
                 messages=topic.messages,
                 deliveries=topic.deliveries,
                 sent_bytes=topic.sent_bytes,
@@ -667,3 +673,11 @@ class Hub:
             )
             for topic in self._topics.values()
         ]
+
+    def _count_present(self, topic: Topic) -> int:
+        present = None if self._presence is None else self._presence.present(topic.name)
+        return len(topic.members) if present is None else present
+
+
+def _encode_number(number: int) -> bytes:
+    return b'{"count":%d}' % number

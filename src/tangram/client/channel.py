@@ -15,6 +15,7 @@ from tangram.channels.frames import (
     ERROR,
     JOIN,
     LEAVE,
+    PRESENCE_COUNT,
     PRESENCE_DIFF,
     PRESENCE_STATE,
     REPLY,
@@ -75,7 +76,9 @@ class Channel:
         self.id: str | None = None
         """The agent id of the last join, from the server."""
         self.presence: dict[str, list[Mapping[str, Any]]] = {}
-        """External ids of the members, with their metas."""
+        """External ids of the members, with their metas; empty while the server sends their number instead.
+        """
+        self._present: int | None = None
         self.missed = 0
         """The number of events that were dropped because they were not read in time."""
         self.joins = 0
@@ -185,6 +188,20 @@ class Channel:
                 raise self._closed
             await self._changed.wait()
 
+    @property
+    def present(self) -> int:
+        """The number of members, also of a topic whose members the server does not list."""
+        if self._present is not None:
+            return self._present
+        return sum(map(len, self.presence.values()))
+
+    async def wait_present(self, condition: Callable[[int], bool]) -> None:
+        """Wait until ``condition(present)`` is true."""
+        while not condition(self.present):
+            if self._closed is not None:
+                raise self._closed
+            await self._changed.wait()
+
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -242,6 +259,8 @@ class Channel:
             self._sync(msgspec.json.decode(message.payload))
         elif message.event == PRESENCE_DIFF:
             self._differ(msgspec.json.decode(message.payload))
+        elif message.event == PRESENCE_COUNT:
+            self._count(msgspec.json.decode(message.payload))
         elif message.event == POSITION and self._asks:
             self.position = self._moved = msgspec.json.decode(message.payload)["at"]
         elif message.event != REPLY:
@@ -253,10 +272,16 @@ class Channel:
             self._notify()
 
     def _sync(self, state: Mapping[str, Any]) -> None:
+        self._present = None
         self.presence = {id_: list(entry["metas"]) for id_, entry in state.items()}
         early, self._early_diffs = self._early_diffs or [], None
         for diff in early:
             self._differ(diff)
+        self._notify()
+
+    def _count(self, payload: Mapping[str, Any]) -> None:
+        self.presence, self._early_diffs = {}, []
+        self._present = payload["count"]
         self._notify()
 
     def _differ(self, diff: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "MapConfig",
     "MapStyle",
     "MetricsConfig",
+    "PresenceEntry",
     "ServerConfig",
     "SupervisorConfig",
     "ThemeDefinition",
@@ -248,6 +249,19 @@ class HistoryEntry:
 
 
 @attrs.frozen(kw_only=True)
+class PresenceEntry:
+    """``[[channel.presence]]``: how the members of some topics are shown to each other."""
+
+    topics: str = attrs.field(validator=validators.topics)
+    """Pattern of topics; ``*`` stands for any characters, colons included."""
+    mode: Literal["full", "count", "none"] = "full"
+    """``full`` sends members the list of all, ``count`` their number, ``none`` nothing."""
+    limit: int = attrs.field(default=1000, validator=v.ge(1))
+    """With ``full``, members above which a topic sends their number instead: the bytes of lists grow with the
+    square of the members."""
+
+
+@attrs.frozen(kw_only=True)
 class ChannelConfig:
     """``[channel]``: WebSockets, tokens, and limits on one client."""
 
@@ -275,8 +289,8 @@ class ChannelConfig:
     ids: Literal["auto", "proven", "open"] = "auto"
     """Which ids need the proof that came with their first token. ``auto``: those of clients that keep it,
     that is pages of this server's own origin, and programs that ask."""
-    presence: bool = True
-    """Send the members of a topic the list of its other members."""
+    presence: bool | tuple[PresenceEntry, ...] = True
+    """Send the members of a topic the list of its other members. As an array of tables: how, by topic."""
     presence_rate: float = attrs.field(default=536870912.0, validator=v.gt(0))
     """Bytes of presence a second to all clients together: at this rate it takes a third of a processor.
     Replies to joins do not wait for it."""

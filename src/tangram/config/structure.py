@@ -226,6 +226,14 @@ def _count(value: Any, _type: Any) -> int | Literal["auto"]:
     return int(_strict(int, "an integer or 'auto'", value, int))
 
 
+def _presence(converter: "BaseConverter", value: Any, _type: Any) -> bool | tuple[model.PresenceEntry, ...]:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise _WrongError("true, false or an array of tables")
+    return _array(converter, value, tuple[model.PresenceEntry, ...])
+
+
 def _section(converter: "BaseConverter", value: Any, cls: type[T]) -> T:
     """Return one of the server's tables as its class, and collect the faults of all fields."""
     if not isinstance(value, Mapping):
@@ -296,6 +304,7 @@ def _strict_converter() -> "BaseConverter":
     hook(lambda t: t == Mapping[str, bool], _flags)
     hook(lambda t: t == model.MapStyle, _style)
     hook(lambda t: t == str | model.AdaptiveTheme, partial(_theme, converter))
+    hook(lambda t: t == bool | tuple[model.PresenceEntry, ...], partial(_presence, converter))
     hook(lambda t: isinstance(t, type) and attrs.has(t), partial(_section, converter))
     return converter
 

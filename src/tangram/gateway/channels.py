@@ -39,12 +39,13 @@ from tangram.channels.streaming import StreamWatch
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.admission import Admission, read_upgrade
 from tangram.gateway.connections import ConnectionStatistics, statistics_of
+from tangram.gateway.node_presence import NodeParts, NodePresence
 from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
 from tangram.gateway.pushes import DeclaredPushes
 from tangram.gateway.recovery import CallRedis, Recovery
 from tangram.gateway.session import Session
-from tangram.gateway.settings import ChannelSettings
+from tangram.gateway.settings import ChannelSettings, presence_rules
 from tangram.history.rules import Rules
 from tangram.log_limit import LogLimit
 from tangram.turns import Turns
@@ -133,6 +134,7 @@ class Channels:
         history: which topics have a history.
         call: calls a function on Redis.
         declared: the handlers of pushes that plugins have declared.
+        nodes: the other nodes, if there may be any.
     """
 
     def __init__(
@@ -154,13 +156,18 @@ class Channels:
         history: Rules | None = None,
         call: CallRedis | None = None,
         declared: DeclaredPushes | None = None,
+        nodes: NodeParts | None = None,
     ) -> None:
         self.settings = settings
         self.declared = declared
         """The handlers of pushes; None if no plugin has declared any."""
         self.new_id = new_id or partial(_random_id, settings.id_length)
+        self._rules = presence_rules(settings.presence)
+        self._nodes = self._make_node_presence(nodes, call)
         self.hub = Hub(
-            presence=settings.presence,
+            presence=self._rules is not None,
+            presence_rules=self._rules,
+            shared=None if self._nodes is None else self._nodes.roll,
             conflate=settings.conflate,
             broadcast_join_ref=settings.broadcast_join_ref,
         )
@@ -181,7 +188,9 @@ class Channels:
         self._publish_all = publish_all
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
-        self._presence = PresenceSender(self.hub, settings.presence_rate, self.publish, self.wait_uncongested)
+        self._presence = PresenceSender(
+            self.hub, settings.presence_rate, self.publish, self.wait_uncongested, self._nodes
+        )
         self._empty = trio.Event()
         self._draining = False
         self._drain_timeout = drain_timeout
@@ -198,6 +207,11 @@ class Channels:
         self.counters = SocketCounters()
         """Counters of all connections together."""
         self._accepted = self._frames_of_ended = self._conflated_of_ended = 0
+
+    def _make_node_presence(self, nodes: NodeParts | None, call: CallRedis | None) -> NodePresence | None:
+        if nodes is None or call is None or self._rules is None:
+            return None
+        return NodePresence(nodes, call, self._rules)
 
     def _make_recovery(self, history: Rules | None, call: CallRedis | None) -> Recovery | None:
         if not history or call is None:
@@ -361,6 +375,27 @@ class Channels:
             self._announce_gap()
         if self._recovery is not None:
             self._recovery.restored()
+        if self._nodes is not None:
+            self._nodes.restored()
+
+    def node_gone(self) -> None:
+        """Remove the members of a node that is gone, if no other node does."""
+        if self._nodes is not None:
+            self._nodes.keeper.look_now()
+
+    async def presence(self, topic: str) -> Mapping[str, str]:
+        """Return the external ids of a topic's members on all nodes, by agent.
+
+        Raises:
+            BrokerUnavailable: Redis is away.
+            LookupError: the topic has no presence.
+        """
+        if self._rules is None or not self._rules.tracks(topic):
+            raise LookupError(f"topic {topic!r} has no presence: [channel] presence excludes it")
+        if self._nodes is not None:
+            return await self._nodes.members(topic)
+        await trio.lowlevel.checkpoint()
+        return {member.agent: member.id for member in self.hub.members(topic).values()}
 
     def _announce_gap(self) -> None:
         """Make every member join again, before the first message after an outage.
@@ -385,9 +420,13 @@ class Channels:
                 nursery.start_soon(self._sweep)
                 if self._recovery is not None:
                     nursery.start_soon(self._recovery.run)
+                if self._nodes is not None:
+                    nursery.start_soon(self._nodes.run)
                 task_status.started(self)
         finally:
             self._nursery = None
+            if self._nodes is not None:
+                self._nodes.end()
             if self._outer_nursery is None:
                 with trio.CancelScope(shield=True):  # bounded: by drain_timeout
                     await self.drain(self.close_reason, within=self._drain_timeout)
@@ -409,7 +448,7 @@ class Channels:
             for session in list(self._sessions.values()):
                 if session.last_seen < oldest:
                     session.outbox.close(IDLE)
-            self.presence_changed()
+            self._presence.tick()
             if self._streams is not None:
                 self.publish(self._streams.compare(self.hub.topics, now))
 

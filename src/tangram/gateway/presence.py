@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from tangram.channels.hub import Hub, Publication
+from tangram.gateway.node_presence import NodePresence
 from tangram.gateway.publishing import Done
 
 __all__ = ["PresenceSender"]
@@ -33,6 +34,7 @@ class PresenceSender:
         rate: bytes a second (``[channel] presence_rate``), with ``SEND_COST`` for each message.
         publish: hands publications to the bus.
         wait_uncongested: returns when the bus takes messages.
+        nodes: the presence of all nodes, if there may be several.
     """
 
     def __init__(
@@ -41,11 +43,16 @@ class PresenceSender:
         rate: float,
         publish: Callable[[Sequence[Publication], Done], None],
         wait_uncongested: Callable[[], Awaitable[None]],
+        nodes: NodePresence | None = None,
     ) -> None:
         self._hub = hub
         self._rate = rate
         self._publish = publish
         self._wait_uncongested = wait_uncongested
+        self._nodes = nodes
+        if nodes is not None:
+            nodes.roll.wake = self._wake
+            nodes.on_answer = self._take_answer
         self._dirty = trio.Event()
         self._states_due = trio.Event()
         self._counted = 0
@@ -55,8 +62,26 @@ class PresenceSender:
 
     def changed(self) -> None:
         """Schedule a flush, if there is anything to flush."""
-        if self._hub.dirty:
+        if self._hub.dirty or (self._nodes is not None and self._nodes.roll.dirty):
             self._dirty.set()
+
+    def _wake(self) -> None:
+        """Go on, because the roll of all nodes has changed."""
+        self.changed()
+        if self._hub.states_due:
+            self._states_due.set()
+
+    def _take_answer(self) -> None:
+        """Go on, because Redis has answered."""
+        self._hub.put_corrections()
+        self._wake()
+
+    def tick(self) -> None:
+        """Send the numbers of members that have changed; to be called once a second."""
+        if self._nodes is not None:
+            self._nodes.tick()
+        self.changed()
+        self._hub.send_numbers()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -75,6 +100,9 @@ class PresenceSender:
             self._send_some_states()
             if self._hub.states_due:
                 self._states_due.set()
+            if self._nodes is not None:
+                self._nodes.flush()
+                continue
             differences = self._hub.flush()
             self._publish(differences, partial(self._restore_failed, differences))
 

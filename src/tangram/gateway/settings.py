@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tangram.channels.policy import GateSettings
+from tangram.channels.presence_rules import Mode, PresenceRule, PresenceRules
 
-__all__ = ["ChannelSettings"]
+__all__ = ["ChannelSettings", "PresenceSetting", "presence_rules"]
+
+
+class PresenceSetting(Protocol):
+    """One ``[[channel.presence]]``."""
+
+    @property
+    def topics(self) -> str: ...
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def limit(self) -> int: ...
 
 
 class ChannelSettings(GateSettings, Protocol):
@@ -28,10 +40,18 @@ class ChannelSettings(GateSettings, Protocol):
     @property
     def idle_timeout(self) -> float: ...
     @property
-    def presence(self) -> bool: ...
+    def presence(self) -> bool | Sequence[PresenceSetting]: ...
     @property
     def presence_rate(self) -> float: ...
     @property
     def broadcast_join_ref(self) -> bool: ...
     @property
     def push_replies(self) -> bool: ...
+
+
+def presence_rules(setting: bool | Sequence[PresenceSetting]) -> PresenceRules | None:
+    """Return the rules of presence; None if no topic has any."""
+    if setting is False:
+        return None
+    entries = () if setting is True else setting
+    return PresenceRules(PresenceRule(one.topics, one.mode, one.limit) for one in entries)

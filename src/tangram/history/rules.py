@@ -19,7 +19,7 @@ from attrs import validators as v
 from tangram.bus.resp import Link
 from tangram.bus.scripts import FunctionCall, Prefixes
 from tangram.bus.topics import escape_glob, parse_to
-from tangram.channels.frames import PHOENIX, PRESENCE_DIFF, PRESENCE_STATE
+from tangram.channels.frames import PHOENIX, PRESENCE_COUNT, PRESENCE_DIFF, PRESENCE_STATE
 from tangram.channels.hub import ADMIN
 from tangram.history.library import GUARD, data_key, load_functions, new_epoch, state_key
 from tangram.history.position import Position, Published
@@ -30,6 +30,7 @@ Mode = Literal["stream", "latest"]
 
 STAMPS: Final = b"to:phoenix:at"
 """The channel on which the functions on Redis publish the positions of messages."""
+_PRESENCE: Final = frozenset({PRESENCE_COUNT, PRESENCE_DIFF, PRESENCE_STATE})
 _MAX_PLACES: Final = 8192
 """Redis channels whose topic and rule are remembered; all are forgotten at once when there are more."""
 
@@ -197,7 +198,7 @@ class Rules:
 
 def is_kept(event: str) -> bool:
     """Return whether messages of an event are kept."""
-    return not event.startswith("phx_") and event not in (PRESENCE_DIFF, PRESENCE_STATE)
+    return not event.startswith("phx_") and event not in _PRESENCE
 
 
 def limits(history: History) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 import structlog
 import trio
 
+from tangram.channels.presence import Metas, to_metas
 from tangram.config.listen import first_name
 from tangram.config.model import Config
 from tangram.config.names import normalise
@@ -99,6 +100,7 @@ class BackendState:
         publish: Callable[[str, bytes | str], Awaitable[int]],
         subscribe: Callable[..., Any],
         history: HistoryStore | None = None,
+        presence: Callable[[str], Awaitable[Mapping[str, str]]] | None = None,
         loaded_plugins: Mapping[str, PluginInfo] | None = None,
         base_url: str = "",
         client_url: str | None = None,
@@ -110,6 +112,7 @@ class BackendState:
         self._publish = publish
         self._subscribe = subscribe
         self._history = history or HistoryStore.none()
+        self._presence = presence
         self._http_client: httpx.AsyncClient | None = None
         self._plugin_configs: dict[str, tuple[type[Any] | None, Any]] = {}
         self._client_url = client_url
@@ -165,6 +168,25 @@ class BackendState:
     def client_url(self) -> str:
         """The URL of a client that reaches the keys on all nodes of a Redis Cluster."""
         return self._client_url or str(self.config.core.redis_url)
+
+    async def presence(self, topic: str) -> Metas:
+        """Return the members of a topic on all nodes: external ids with their metas.
+
+        Example::
+
+            members = await state.presence("map")
+            log.info("watched", ids=list(members))
+
+        Args:
+            topic: the topic.
+
+        Raises:
+            BrokerUnavailable: there is no connection to Redis, or the channels restart.
+            LookupError: the topic has no presence.
+        """
+        if self._presence is None:
+            raise LookupError("this state belongs to no server with channels")
+        return to_metas(await self._presence(topic))
 
     @property
     def history_rules(self) -> Rules:

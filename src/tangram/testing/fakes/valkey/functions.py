@@ -15,8 +15,10 @@ import attrs
 from tangram.bus.library import Library
 from tangram.cluster.library import LIBRARY as NODES
 from tangram.history.library import LIBRARY as HISTORIES
+from tangram.presence.library import LIBRARY as PRESENCE
 from tangram.testing.fakes.valkey.keyspace import Hash, Keyspace, Stream
 from tangram.testing.fakes.valkey.node_functions import NODE_FUNCTIONS
+from tangram.testing.fakes.valkey.presence_functions import PRESENCE_FUNCTIONS
 from tangram.testing.fakes.valkey.session import ClientState
 from tangram.testing.fakes.valkey.wire import Reply, ReplyError
 
@@ -255,6 +257,7 @@ _Table = Mapping[bytes, Callable[[_Run, Sequence[bytes], Sequence[bytes]], Reply
 _LIBRARIES: Final[Mapping[bytes, tuple[Library, _Table]]] = {
     b"tangram": (HISTORIES, _FUNCTIONS),
     b"tangram_cluster": (NODES, NODE_FUNCTIONS),
+    b"tangram_presence": (PRESENCE, PRESENCE_FUNCTIONS),
 }
 
 
