@@ -210,7 +210,8 @@ async def test_a_read_of_the_operator_is_answered_by_the_node_it_names() -> None
         asked = await a.http.get("/-/plugins", params={"node": "b"}, headers=a.operator)
         assert asked.json() == own
         assert asked.headers["server-timing"] == 'node;desc="b"'
-        assert (await a.http.get("/-/plugins", params={"node": "a"})).headers.get("server-timing") is None
+        for query in ({"node": "a"}, {}):
+            assert (await a.http.get("/-/plugins", params=query)).headers["server-timing"] == 'node;desc="a"'
 
         everything = (await a.http.get("/-/plugins", params={"node": "all"}, headers=a.operator)).json()
         assert list(everything) == ["a", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections import Counter
 
@@ -46,6 +47,8 @@ async def test_two_workers_serve_survive_and_are_replaced(home: Home) -> None:
         await wait_event(server, "all workers ready")
         first = await pids(server)
         assert first == {one.pid for one in workers_of(server)}
+        answer = await server.request("GET", "/-/metrics")
+        assert re.search(r'node;desc="[^"]+\.[12]"', answer.headers["server-timing"])
 
         victim = min(first)
         psutil.Process(victim).kill()
@@ -116,3 +119,39 @@ async def test_a_message_reaches_the_browsers_of_all_workers(home: Home) -> None
 
         await wait_until(all_back)
         assert len(await pids(server)) == 2
+
+
+STUBBORN = """
+import trio
+import tangram
+
+plugin = tangram.Plugin()
+
+
+@plugin.register_service()
+async def stay(state: tangram.BackendState) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(60)
+"""
+
+
+async def test_a_second_sigint_ends_all_workers_at_once(home: Home) -> None:
+    """Each reports the task that goes on, and the status is 130."""
+    home.install("stubborn", STUBBORN)
+    home.configure(["stubborn"])
+    home.config.write_text(home.config.read_text().replace("[server]\n", "[server]\nworkers = 2\n"))
+    async with open_process(home) as server:
+        await wait_event(server, "all workers ready")
+        below = server.children()
+        server.process.send_signal(signal.SIGINT)
+        await wait_event(server, "stop requested", times=3)
+        await trio.sleep(0.7)  # a repetition sooner than half a second counts as the first
+        server.process.send_signal(signal.SIGINT)
+        status = await server.wait_end(within=6)
+        await wait_gone(below)
+
+        assert status == 130
+        assert server.log.count("the stop was cut short by a second SIGINT") == 2

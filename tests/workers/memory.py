@@ -106,6 +106,7 @@ class Machine:
         self.started: list[MemoryWorker] = []
         self.broken_starts = 0
         self.hangs = False
+        self.environ: dict[str, str] = {}
         self.rng = random.Random(seed)
         self.url: str | None = None
         self.statuses: list[int] = []
@@ -159,7 +160,7 @@ class Machine:
             snapshot=snapshot,
             reload=self.read,
             signals=False,
-            environ={},
+            environ=self.environ,
             listen=self._listen,
             process=self._process,
             rng=self.rng,

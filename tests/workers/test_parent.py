@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -208,18 +210,33 @@ async def test_a_worker_killed_during_its_replacement_is_no_crash(
         assert machine.ready == ["1-2", "2-2"]
 
 
-async def test_a_silent_worker_is_ended_as_systemd_would(
-    autojump_clock: Clock, machine: Machine, tmp_path: Path
-) -> None:
+async def test_a_silent_worker_is_ended_as_systemd_would(autojump_clock: Clock, machine: Machine) -> None:
     """It is aborted, so that it leaves a record, and started again."""
-    parent = machine.parent()
-    parent.boot.environ.update(NOTIFY_SOCKET=str(tmp_path / "none"), WATCHDOG_USEC="4000000")
-    async with machine.run() as watched:
-        assert watched.supervisor is not None
-        with trio.move_on_after(20):
-            await watched._check_beats(2.0)
+    machine.environ = {"WATCHDOG_USEC": "4000000"}
+    async with machine.run():
+        await trio.sleep(6)
 
         assert signal.SIGABRT in machine.find("1").signals
+        assert len(machine.started) > 2
+
+
+async def test_systemd_learns_of_each_phase(autojump_clock: Clock, machine: Machine) -> None:
+    """READY when all workers are ready, RELOADING around a rolling restart, STOPPING at the end."""
+    path = machine.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.setblocking(False)
+        machine.environ = {"NOTIFY_SOCKET": str(path)}
+        async with machine.run() as parent:
+            parent.request_reload()
+            await trio.sleep(10)
+        received = []
+        with suppress(BlockingIOError):
+            while True:
+                received.append(systemd.recv(1024).decode().splitlines())
+
+    assert [lines[0] for lines in received] == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+    assert received[1][1].startswith("MONOTONIC_USEC=")
 
 
 class _Broker:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 import trio
 
-from tangram.asgi import Message, Receive, Scope, Send, send_json
+from tangram.asgi import Fields, Message, Receive, Scope, Send, send_json
 from tangram.console.access import OperatorAccess
+from tangram.http.forward.heads import timing_field
 from tangram.http.forward.receiver import FORWARDED
 from tangram.routing import HTTPException, Request
 
@@ -62,6 +63,7 @@ class NodeReads:
         self._nodes = nodes
         self._access = access
         self._serve = serve
+        self._field = timing_field(nodes.me)
 
     def wanted(self, scope: Scope) -> str | None:
         """Return the node that a request names, or None if it is for this node."""
@@ -72,6 +74,10 @@ class NodeReads:
             return None
         node = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("node")
         return None if node == self._nodes.me else node
+
+    def named(self, scope: Scope, fields: Fields) -> Fields:
+        """Return the fields of this node's own answer, with its name."""
+        return fields if FORWARDED in scope else (*fields, self._field)
 
     async def answer(self, node: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a read with the answer of a node, or of all."""

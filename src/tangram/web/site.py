@@ -339,10 +339,11 @@ class Site:
 
     def _http(self, scope: Scope, receive: Receive, send: Send, fields: Fields) -> Awaitable[None]:
         """Answer a request for this server; ``fields`` are added to the answer."""
-        if self._node_reads is not None and scope["query_string"]:
+        if self._node_reads is not None and scope["path"].startswith("/-/"):
             node = self._node_reads.wanted(scope)
             if node is not None:
                 return self._node_reads.answer(node, scope, receive, sending(send, fields))
+            fields = self._node_reads.named(scope, fields)
         if not self._apps and scope["path"] not in {"", "*"} and not self._control.unavailable():
             found = self.table.locate(scope)
             if found is not None and found.value is not None:
