@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tangram.history import Published as Published
     from tangram.plugins import BackendState as BackendState
     from tangram.plugins import Plugin as Plugin
+    from tangram.plugins import StateKey as StateKey
     from tangram.routing import APIRouter as APIRouter
     from tangram.routing import Body as Body
     from tangram.routing import Cookie as Cookie
@@ -58,7 +59,7 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "tangram.declared": ("DeclaredChannel", "Outgoing", "Sender"),
     "tangram.errors": ("BadMessage", "BrokerUnavailable", "ChannelClosed", "Refused", "TangramError"),
     "tangram.history": ("History", "Published"),
-    "tangram.plugins": ("BackendState", "Plugin"),
+    "tangram.plugins": ("BackendState", "Plugin", "StateKey"),
     "tangram.routing": (
         "APIRouter",
         "Body",

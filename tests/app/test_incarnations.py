@@ -63,7 +63,7 @@ async def test_state_and_attributes_are_fresh_in_each_incarnation() -> None:
     @asynccontextmanager
     async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
         seen.append(hasattr(state, "mine"))
-        state.mine = "mine"
+        setattr(state, "mine", "mine")  # noqa: B010 - code without type checks
         yield
 
     async with open_tangram([tangram.Plugin(lifespan=lifespan)], FREELY) as running:

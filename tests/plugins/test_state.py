@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from tangram.config.model import Config, ServerConfig
 from tangram.errors import PluginError
 from tangram.plugins.plugin import Plugin
-from tangram.plugins.state import MAX_WARNED
+from tangram.plugins.state import MAX_WARNED, StateKey
 from tests.plugins.fakes import FakeBus, make_state
 
 
@@ -29,7 +29,8 @@ async def test_publish_and_subscribe_go_to_the_bus() -> None:
 
     assert await state.publish("to:system:x", b"1") == 1
     assert bus.published == [("to:system:x", b"1")]
-    assert state.subscribe("from:*", "to:*") == ("from:*", "to:*")
+    subscribed: object = state.subscribe("from:*", "to:*")
+    assert subscribed == ("from:*", "to:*")
 
 
 @attrs.define
@@ -100,9 +101,28 @@ async def test_the_warned_channels_are_bounded() -> None:
 def test_plugins_may_hang_attributes_on_it() -> None:
     """Attributes that a plugin sets can be read by other plugins and routes."""
     state = make_state()
-    state.weather = "fine"
+    setattr(state, "weather", "fine")  # noqa: B010 - code without type checks
 
-    assert state.weather == "fine"
+    assert getattr(state, "weather") == "fine"  # noqa: B009 - code without type checks
+
+
+def test_objects_are_kept_by_class_and_by_key() -> None:
+    """``get`` finds the object of a class, a key its value, and an absent one says how to put it there."""
+    limit, other = StateKey[int]("limit"), StateKey[int]("limit")
+    state = make_state()
+    settings = state.put(Settings(5))
+    state.put(7, of=object)
+    state[limit] = 3
+
+    assert state.get(Settings) is settings
+    assert state.get(object) == 7
+    assert (state[limit], limit in state, other in state, str in state) == (3, True, False, False)
+    del state[limit]
+    for call in (lambda: state[limit], lambda: state.__delitem__(limit)):
+        with pytest.raises(PluginError, match=r"write state\[limit\] = \.\.\. in a lifespan"):
+            call()
+    with pytest.raises(PluginError, match=r"write state\.put\(str\(\.\.\.\)\)"):
+        state.get(str)
 
 
 def test_a_configuration_is_found_by_plugin_name_and_class() -> None:

@@ -6,8 +6,9 @@ Each incarnation has one, shared by all plugins.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
+import attrs
 import structlog
 import trio
 
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     import httpx
 
     from tangram.bus.client import RedisClient
+    from tangram.bus.subscriptions import Subscription
     from tangram.plugins.service import Service
     from tangram.routing import APIRouter
 
-__all__ = ["HTTP_CLOSE_SECONDS", "BackendState", "PluginInfo"]
+__all__ = ["HTTP_CLOSE_SECONDS", "BackendState", "PluginInfo", "StateKey"]
 
 T = TypeVar("T")
 
@@ -38,6 +40,24 @@ HTTP_CLOSE_SECONDS: Final = 2.0
 
 MAX_WARNED: Final = 50
 """Channels of each incarnation that are reported as having no receivers."""
+
+
+@attrs.frozen(eq=False)
+class StateKey(Generic[T]):
+    """A typed key of ``BackendState``.
+
+    It is for values of plain types, and for several objects of one class.
+
+    Example::
+
+        LIMIT: Final = tangram.StateKey[int]("limit")
+
+        state[LIMIT] = 3
+        half = state[LIMIT] // 2
+    """
+
+    name: str
+    """For error messages."""
 
 
 class PluginInfo(Protocol):
@@ -74,7 +94,8 @@ class PluginInfo(Protocol):
 class BackendState:
     """The configuration, Redis, HTTP client and other plugins, for a plugin to use.
 
-    Plugins may set attributes of their own on it. They last for one incarnation.
+    Plugins keep objects of their own in it: ``state.put(Table())`` and ``state.get(Table)``, or a `StateKey`.
+    They last for one incarnation. Attributes that code without type checks sets on it work as well.
     """
 
     config: Config
@@ -85,12 +106,6 @@ class BackendState:
     """The loaded plugins by the name of their distribution."""
     base_url: str
     """The URL of this server for a program on the same machine, without a trailing slash."""
-
-    if TYPE_CHECKING:
-        # Plugins set attributes of their own, which a type checker cannot know.
-        def __getattr__(self, name: str) -> Any: ...
-        def __setattr__(self, name: str, value: Any) -> None: ...
-        def __delattr__(self, name: str) -> None: ...
 
     def __init__(
         self,
@@ -118,6 +133,54 @@ class BackendState:
         self._client_url = client_url
         self._closed = False
         self._warned: set[str] = set()
+        self._objects: dict[object, Any] = {}
+        """The objects of plugins, by class or by `StateKey`."""
+
+    def put(self, thing: T, *, of: type[T] | None = None) -> T:
+        """Keep an object for services, handlers, routes and other plugins, and return it.
+
+        Example::
+
+            table = state.put(Table())  # in a lifespan, for example
+
+        Args:
+            thing: the object; another one of its class is replaced.
+            of: the class by which ``get`` finds it; that of the object by default.
+        """
+        self._objects[of or type(thing)] = thing
+        return thing
+
+    def get(self, kind: type[T]) -> T:
+        """Return the object of a class that was ``put`` in this incarnation.
+
+        Raises:
+            PluginError: there is none.
+        """
+        found: T = self._find(kind, f"state.put({kind.__name__}(...))")
+        return found
+
+    def __getitem__(self, key: StateKey[T]) -> T:
+        found: T = self._find(key, f"state[{key.name}] = ...")
+        return found
+
+    def __setitem__(self, key: StateKey[T], value: T) -> None:
+        self._objects[key] = value
+
+    def __delitem__(self, key: StateKey[Any]) -> None:
+        self._find(key, f"state[{key.name}] = ...")
+        del self._objects[key]
+
+    def __contains__(self, key: StateKey[Any] | type[Any]) -> bool:
+        return key in self._objects
+
+    def _find(self, key: object, remedy: str) -> Any:
+        try:
+            return self._objects[key]
+        except KeyError:
+            raise PluginError(
+                f"the state has nothing for {key!r}: write {remedy} in a lifespan, or in a service that "
+                "starts before"
+            ) from None
 
     async def publish(self, channel: str, payload: object) -> Published:
         """Publish on a Redis channel; return the number of Redis clients that received it.
@@ -219,8 +282,8 @@ class BackendState:
             hint="browsers receive to:<topic>:<event>, and plugins the channels that they subscribe to",
         )
 
-    def subscribe(self, *patterns: str) -> Any:
-        """Iterate over messages of Redis channels.
+    def subscribe(self, *patterns: str) -> Subscription:
+        """Iterate over messages of Redis channels, each a `Message`.
 
         The result is also an async context manager, which has subscribed once it is entered.
 
@@ -234,7 +297,8 @@ class BackendState:
         Raises:
             BrokerRefused: Redis refused the subscription.
         """
-        return self._subscribe(*patterns)
+        made: Subscription = self._subscribe(*patterns)
+        return made
 
     @property
     def http_client(self) -> httpx.AsyncClient:

@@ -51,7 +51,7 @@ router = tangram.APIRouter(prefix="/demo", tags=["demo"])
 @router.get("/info")
 async def info(state: tangram.BackendState) -> Info:
     """Describe the machine that this server runs on."""
-    demo: Demo = state.demo
+    demo = state.get(Demo)
     return demo.info
 
 
@@ -61,7 +61,7 @@ async def history(
     limit: Annotated[int, tangram.Query(ge=1, le=KEPT)] = 60,
 ) -> list[Sample]:
     """List the newest samples, the oldest first."""
-    demo: Demo = state.demo
+    demo = state.get(Demo)
     return list(demo.samples)[-limit:]
 
 
@@ -72,22 +72,21 @@ async def history_of(
     limit: Annotated[int, tangram.Query(ge=1, le=KEPT)] = 60,
 ) -> list[float]:
     """List the newest values of one metric, the oldest first."""
-    demo: Demo = state.demo
+    demo = state.get(Demo)
     return [getattr(sample, metric.value) for sample in list(demo.samples)[-limit:]]
 
 
 @router.get("/count")
 async def count(state: tangram.BackendState) -> dict[str, int]:
     """Return the number of commands since the start of the plugin."""
-    demo: Demo = state.demo
+    demo = state.get(Demo)
     return {"count": demo.commands.count}
 
 
 @asynccontextmanager
 async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
-    state.demo = Demo(commands=CommandCount(state.redis_client))
+    state.put(Demo(commands=CommandCount(state.redis_client)))
     yield
-    del state.demo
 
 
 plugin = tangram.Plugin(routers=[router], lifespan=lifespan)
@@ -96,7 +95,7 @@ plugin = tangram.Plugin(routers=[router], lifespan=lifespan)
 @plugin.register_service()
 async def publish_metrics(state: tangram.BackendState) -> None:
     """Measure once a second, keep the sample for the routes, and publish it."""
-    demo: Demo = state.demo
+    demo = state.get(Demo)
     meter = Meter()
     due = trio.current_time()
     while True:
@@ -114,7 +113,7 @@ async def publish_metrics(state: tangram.BackendState) -> None:
 @plugin.register_service()
 async def count_commands(state: tangram.BackendState) -> None:
     """Count the commands of browsers, until cancelled."""
-    demo: Demo = state.demo
+    demo = state.get(Demo)
     counter = CommandCounter(
         name="DemoCommands",
         redis_url=state.config.core.redis_url,

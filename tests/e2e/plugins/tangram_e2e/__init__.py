@@ -47,7 +47,7 @@ class E2E:
 async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
     global born  # noqa: PLW0603 - counted over incarnations
     born += 1
-    state.e2e = E2E(born, Heard(state.redis_client), *trio.open_memory_channel[str](10))
+    state.put(E2E(born, Heard(state.redis_client), *trio.open_memory_channel[str](10)))
     yield
 
 
@@ -63,7 +63,7 @@ plugin = tangram.Plugin(routers=[router], lifespan=lifespan)
 
 @router.get("/ping")
 async def ping(state: tangram.BackendState) -> dict[str, int]:
-    return {"born": state.e2e.number, "pid": os.getpid()}
+    return {"born": state.get(E2E).number, "pid": os.getpid()}
 
 
 @router.get("/slow")
@@ -75,7 +75,7 @@ async def slow(seconds: float) -> dict[str, float]:
 
 @router.get("/heard")
 async def heard(state: tangram.BackendState) -> list[dict[str, str]]:
-    events: list[dict[str, str]] = state.e2e.heard.events
+    events: list[dict[str, str]] = state.get(E2E).heard.events
     return events
 
 
@@ -115,7 +115,7 @@ async def fail() -> None:
 @router.post("/crash")
 async def crash(task: str, state: tangram.BackendState) -> dict[str, str]:
     """Crash the service ``victim``, or the task of that name, once this is answered."""
-    await state.e2e.wounds.send(task)
+    await state.get(E2E).wounds.send(task)
     return {"task": task}
 
 
@@ -141,7 +141,7 @@ async def beat(state: tangram.BackendState) -> None:
     while True:
         n += 1
         with suppress(tangram.BrokerUnavailable):
-            message = json.dumps({"n": n, "born": state.e2e.number})
+            message = json.dumps({"n": n, "born": state.get(E2E).number})
             await state.redis_client.publish("to:e2e:beat", message)
             await state.redis_client.publish("to:e2e:bytes", b"\x00\x01\xff")
         await trio.sleep(0.05)
@@ -149,7 +149,7 @@ async def beat(state: tangram.BackendState) -> None:
 
 @plugin.register_service(priority=2)
 async def listen(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
-    ear = Ear("Ear", state.config.core.redis_url, ["from:e2e:*"], state.e2e.heard)
+    ear = Ear("Ear", state.config.core.redis_url, ["from:e2e:*"], state.get(E2E).heard)
     await ear.subscribe()
     task_status.started()
     try:
@@ -161,7 +161,7 @@ async def listen(state: tangram.BackendState, *, task_status: trio.TaskStatus[No
 @plugin.register_service(priority=3)
 async def victim(state: tangram.BackendState) -> None:
     """Wait for ``/e2e/crash``, then raise, or make another task raise."""
-    async for task in state.e2e.orders:
+    async for task in state.get(E2E).orders:
         await trio.sleep(0.05)  # the answer is out by then
         if task == "victim":
             raise RuntimeError("planted in a service")
