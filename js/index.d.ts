@@ -1,17 +1,50 @@
 /** Payloads of the events that a topic sends, by event. */
 export type Events = Record<string, any>;
 
-/** Payloads and replies of the events that may be pushed to a topic, by event. */
-export type Pushes = Record<string, { payload: any; reply: any }>;
+/** Messages and replies of the events that may be pushed to a topic, by event. */
+export type Pushes = Record<string, { message: any; reply: any }>;
 
-/** One topic. `tangram types` writes an interface with such an entry for each declared channel. */
+/** One topic; `tangram types` writes one for each declared channel into the interface `Channels`. */
 export interface Topic {
+  events: object;
+  pushes: object;
+}
+
+/** A topic without declarations: every event and every payload is allowed. */
+export interface AnyTopic {
   events: Events;
   pushes: Pushes;
 }
 
-/** Topics without declarations: every event and every payload is allowed. */
-export type AnyTopics = Record<string, Topic>;
+/** Topics without declarations. */
+export type AnyTopics = Record<string, AnyTopic>;
+
+/** The topics of a declared channel: `flights:{area}` stands for all that begin with `flights:`. */
+export type Pattern<Key> = Key extends `${infer Before}{${string}}${infer After}`
+  ? `${Before}${string}${Pattern<After>}`
+  : Key;
+
+/** The names of all topics. */
+export type TopicName<Topics> = { [Key in keyof Topics]: Pattern<Key> }[keyof Topics] & string;
+
+/** The entry of a topic; a name without parameters comes first. */
+export type TopicOf<Topics, Name extends string> = Extract<
+  Name extends keyof Topics
+    ? Topics[Name]
+    : { [Key in keyof Topics]: Name extends Pattern<Key> ? Topics[Key] : never }[keyof Topics],
+  Topic
+>;
+
+/** The message of a push. */
+export type MessageOf<Push> = Push extends { message: infer Message } ? Message : never;
+
+/** The reply of a push. */
+export type ReplyOf<Push> = Push extends { reply: infer Reply } ? Reply : never;
+
+/** Options of a push: milliseconds to wait for the reply. */
+export interface PushOptions {
+  timeout?: number;
+}
 
 /** A value that changes. */
 export declare class Observable<T> {
@@ -91,13 +124,10 @@ export declare class Client<Topics extends object = AnyTopics> {
   readonly id: string | null;
   connect(): this;
   close(): void;
-  channel<Name extends keyof Topics & string>(topic: Name, options?: ChannelOptions): Channel<TopicOf<Topics, Name>>;
+  channel<Name extends TopicName<Topics>>(topic: Name, options?: ChannelOptions): Channel<TopicOf<Topics, Name>>;
 }
 
-/** The entry of a topic. */
-export type TopicOf<Topics, Name extends keyof Topics> = Topics[Name] extends Topic ? Topics[Name] : never;
-
-export declare class Channel<T extends Topic = Topic> {
+export declare class Channel<T extends Topic = AnyTopic> {
   readonly topic: string;
   readonly state: Observable<ChannelState>;
   /** The members by id, each with the metadata of its connections. */
@@ -113,9 +143,11 @@ export declare class Channel<T extends Topic = Topic> {
   join(): Promise<this>;
   push<Event extends keyof T["pushes"] & string>(
     event: Event,
-    payload?: T["pushes"][Event]["payload"],
-    options?: { timeout?: number },
-  ): Promise<T["pushes"][Event]["reply"]>;
+    // The message may be left out if all of its fields may.
+    ...rest: {} extends MessageOf<T["pushes"][Event]>
+      ? [message?: MessageOf<T["pushes"][Event]>, options?: PushOptions]
+      : [message: MessageOf<T["pushes"][Event]>, options?: PushOptions]
+  ): Promise<ReplyOf<T["pushes"][Event]>>;
   leave(): void;
 }
 

@@ -32,6 +32,7 @@ RUN_BY: Final = {
     ("docs/testing.md", "python"): "tests/testing/test_docs.py",
     ("docs/history.md", "python"): "tests/docs/test_code_blocks.py",
     ("docs/browser.md", "js"): "tests/docs/test_scripts.py",
+    ("docs/browser.md", "ts"): "tests/declared/test_channel_types.py",
     ("docs/getting-started.md", "js"): "tests/docs/test_scripts.py",
     ("docs/history.md", "js"): "tests/docs/test_scripts.py",
 }

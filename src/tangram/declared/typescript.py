@@ -80,7 +80,7 @@ _SCALARS: Final = {
     "null": "null",
 }
 _RESERVED: Final = frozenset(
-    {"PushError", "TypedPush", "TypedChannel", "TypedSocket", "UndeclaredChannel", "ChannelOf"}
+    {"PushError", "TypedPush", "TypedChannel", "TypedSocket", "UndeclaredChannel", "ChannelOf", "Channels"}
 )
 
 
@@ -102,7 +102,7 @@ def typescript(channels: Iterable[tuple[str, Iterable[DeclaredChannel]]]) -> str
             word = inputs.get(name, name)
             interfaces.append(_declare(word, schema, _Form(sent=False, names=inputs)))
     parts = [one.declare(inputs) for one in described]
-    return "\n".join([HEAD, *interfaces, *parts, _choice(described)])
+    return "\n".join([HEAD, *interfaces, *parts, _choice(described), _channels(described)])
 
 
 @attrs.frozen
@@ -185,6 +185,16 @@ def _choice(described: list[_Described]) -> str:
         pattern = "${string}".join(re.sub(r"([\\`$])", r"\\\1", part) for part in parts)
         lines.append(f"  Topic extends `{pattern}` ? {one.word}Channel :")
     return "\n".join([*lines, "  UndeclaredChannel;", ""])
+
+
+def _channels(described: list[_Described]) -> str:
+    """Return the interface of all channels by the texts of their topics, for tangram-channels."""
+    lines = [
+        f"  {_key(one.channel.template.text)}: {{ events: {one.word}Events; pushes: {one.word}Pushes }};"
+        for one in described
+    ]
+    about = "/** All declared channels, for `connect<Channels>()` of tangram-channels. */"
+    return "\n".join([about, *_block("export interface Channels", lines), ""])
 
 
 def _avoid_reserved(definitions: Mapping[str, Schema]) -> dict[str, Schema]:
