@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import __main__ as bench
+from benchmarks import reload
 from benchmarks.lib.loads import EACH, Clients, count_disordered
 from benchmarks.lib.peers import Mosquitto, Nats, Nchan
 from benchmarks.lib.processes import Process, cpu_seconds, running
@@ -199,3 +200,15 @@ def test_clients_come_back_until_they_have_joined_again() -> None:
 
     assert back["refused"] == 1
     assert 0.02 <= back["seconds"] < 20
+
+
+@pytest.mark.slow
+async def test_each_kind_of_save_is_seen_by_browsers_that_stay_joined() -> None:
+    """``tangram dev`` applies each kind of change; reloads leave no thread and no descriptor."""
+    times, lost = await reload.measure_saves(clients=5, rounds=1)
+    before, after, _median, lost_too = await reload.measure_reloads(clients=5, reloads=5, warm=5, idle=0.5)
+
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys(reload.KINDS, 1)
+    assert (lost, lost_too) == (0, 0)
+    assert after.descriptors <= before.descriptors
+    assert after.threads <= before.threads

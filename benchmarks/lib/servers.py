@@ -64,7 +64,7 @@ class Server:
             self.valkey.end()
 
 
-def _environ(folder: Path, **more: str) -> Mapping[str, str]:
+def environ_of(folder: Path, **more: str) -> Mapping[str, str]:
     names = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     own = {name: str(folder / name.lower()) for name in names}
     return {"PATH": os.environ["PATH"], "HOME": str(folder), **own, **more}
@@ -133,7 +133,7 @@ def _start_ours(
     path = os.pathsep.join(map(str, (folder, PLUGIN, ROOT / "src")))
     command = [str(python), "-m", "tangram", "serve", "--config", str(config)]
     cpus = SERVER_CPU if workers == 1 else ",".join(map(str, CPUS))
-    process = Process(command, cpus=cpus, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
+    process = Process(command, cpus=cpus, environ=environ_of(folder, PYTHONPATH=path), log=folder / "log")
     wait_for_port(port, process)
     _wait_ready(port)
     return Server(folder.name, process, port, valkey)
@@ -181,7 +181,7 @@ def _start_published(folder: Path, python: Path, plugin: str | None = None) -> S
     # By its Python, because the first line of the command names the place where the environment was made.
     command = [str(python), str(python.parent / "tangram"), "serve", "--config", str(config)]
     path = os.pathsep.join(map(str, (folder, PLUGIN)))
-    process = Process(command, environ=_environ(folder, PYTHONPATH=path), log=folder / "log")
+    process = Process(command, environ=environ_of(folder, PYTHONPATH=path), log=folder / "log")
     used = channel if plugin is None else port
     wait_for_port(used, process)
     return Server(folder.name, process, used, valkey)
@@ -232,6 +232,6 @@ def _uvicorn(python: Path, app: str, port: int, loop: str, parser: str) -> list[
 def _start_peer(folder: Path, name: str, command: Sequence[str], port: int) -> Server:
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    process = Process(command, environ=_environ(folder), log=folder / "log")
+    process = Process(command, environ=environ_of(folder), log=folder / "log")
     wait_for_port(port, process)
     return Server(name, process, port)
