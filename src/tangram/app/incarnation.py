@@ -21,6 +21,8 @@ from tangram.app.start_gate import StartGate
 from tangram.bus import Bus
 from tangram.bus.scripts import FunctionCall
 from tangram.bus.topics import parse_from
+from tangram.cluster import Fencing
+from tangram.cluster.placement import HELD_LEASE
 from tangram.console.live import LiveStreams
 from tangram.declared.pool import PushPool
 from tangram.errors import BrokerUnavailable
@@ -55,6 +57,8 @@ class Incarnation:
     """The supervisor of the parts; None before their start and after their end."""
     state: BackendState | None = None
     bus: Bus | None = None
+    fencing: Fencing | None = None
+    """Guards the publications of placed plugins; None on a server that is not one of several."""
     channels: Channels | None = None
     site: Site | None = None
     """The web's application."""
@@ -117,7 +121,9 @@ class Incarnation:
             self.channels.deliver(batch)
 
     async def publish(self, channel: str, payload: bytes | str) -> int:
-        """Publish a message as `Bus.publish` does."""
+        """Publish a message as `Bus.publish` does, with the token of a placed plugin."""
+        if self.fencing is not None and (lease := HELD_LEASE.get()) is not None:
+            return await self.fencing.publish(self.require_bus(), lease, channel, payload)
         return await self.require_bus().publish(channel, payload)
 
     async def call(self, function: FunctionCall) -> Any:

@@ -35,7 +35,7 @@ from tangram.bus import Bus, RedisClient
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
-from tangram.cluster import NodeRecord, Nodes, Placement
+from tangram.cluster import Fencing, NodeRecord, Nodes, Placement, load_functions
 from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.console.access import OperatorAccess
@@ -541,9 +541,10 @@ class Tree:
             rng=self._rng,
             timer=self._timer,
             history=self.rules or None,
-            loads=(load_presence,) if self.config.clustered else (),
+            loads=(load_presence, load_functions) if self.config.clustered else (),
         )
         incarnation.bus = bus
+        incarnation.fencing = None if self.nodes is None else Fencing(self.nodes)
         with self.measuring.counting_bus(bus):
             try:
                 await bus.run(task_status=task_status)

@@ -18,7 +18,7 @@ import trio
 from tangram.bus.listener import Listener, Sink
 from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
-from tangram.bus.scripts import FunctionCall, LoadFunctions, MessageHistory, load_all
+from tangram.bus.scripts import Fence, FunctionCall, LoadFunctions, MessageHistory, load_all
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.errors import BrokerUnavailable
@@ -80,7 +80,7 @@ class Bus:
         bridge: seconds of an outage for which messages wait instead of failing.
         timer: returns CPU seconds; two readings give the cost of a delivery.
         history: publishes messages of topics with a history.
-        loads: each loads further functions for ``call`` on a new connection.
+        loads: each loads further functions, for ``call`` and for fences, on a new connection.
 
     Raises:
         ConfigError: the URL is malformed.
@@ -150,7 +150,12 @@ class Bus:
             self._nursery = None
 
     async def publish(
-        self, channel: str | bytes, payload: bytes | str, *, timeout: float = PUBLISH_TIMEOUT
+        self,
+        channel: str | bytes,
+        payload: bytes | str,
+        *,
+        timeout: float = PUBLISH_TIMEOUT,
+        fence: Fence | None = None,
     ) -> int:
         """Publish one message, and return the number of Redis clients that received it.
 
@@ -161,16 +166,30 @@ class Bus:
             channel: for example ``to:system:clock``; see ``tangram.bus.topics.to_channel``.
             payload: bytes, or text that is encoded as UTF-8.
             timeout: seconds for all of it.
+            fence: the right to publish, of a plugin that runs on one of several nodes.
 
         Raises:
             BrokerUnavailable: Redis is away, or does not answer within ``timeout`` seconds.
-            BrokerRefused: Redis refuses the command, for example to this account.
+            BrokerRefused: Redis refuses the command, for example to this account, or the fence is too old.
         """
+        if fence is not None:
+            return await self._publish_fenced(channel, payload, fence, timeout)
         if self._history is not None:
             function = self._history.publishing(channel, payload)
             if function is not None:
                 return self._history.published(await self._publisher.call(function, timeout=timeout))
         return await self._publisher.publish(channel, payload, timeout=timeout)
+
+    async def _publish_fenced(
+        self, channel: str | bytes, payload: bytes | str, fence: Fence, timeout: float
+    ) -> int:
+        history = self._history
+        recording = None if history is None else history.publishing(channel, payload)
+        call = fence.guard(channel, payload, recording)
+        answer = await self._publisher.call(call, timeout=timeout)
+        if history is None or recording is None:
+            return int(answer)
+        return history.published(answer)
 
     async def call(self, function: FunctionCall, *, timeout: float = PUBLISH_TIMEOUT) -> Any:
         """Call a function on Redis, in order with all messages, and return its answer.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tangram.bus.resp import Link, pack
 
-__all__ = ["FunctionCall", "LoadFunctions", "MessageHistory", "Prefixes", "Words", "load_all"]
+__all__ = ["Fence", "FunctionCall", "LoadFunctions", "MessageHistory", "Prefixes", "Words", "load_all"]
 
 Words = tuple[str | bytes, ...]
 Prefixes = Mapping[str, Words]
@@ -57,6 +57,31 @@ def load_all(loads: Sequence[LoadFunctions]) -> LoadFunctions | None:
         return prefixes
 
     return load
+
+
+class Fence(NamedTuple):
+    """The right of a placed plugin to publish, which ends when another node runs it."""
+
+    key: str
+    """The key of the newest token on Redis."""
+    token: str
+    """The token of this node."""
+
+    def guard(
+        self, channel: str | bytes, payload: bytes | str, recording: FunctionCall | None
+    ) -> FunctionCall:
+        """Return the call that publishes unless the token is too old.
+
+        Args:
+            channel: the channel.
+            payload: the payload.
+            recording: the call that would publish and record; None for a channel without history.
+        """
+        if recording is None:
+            return FunctionCall("tangram_fenced", (self.key,), (self.token, channel, payload))
+        return recording._replace(
+            keys=(*recording.keys, self.key), arguments=(*recording.arguments, self.token), instead=None
+        )
 
 
 class MessageHistory(Protocol):

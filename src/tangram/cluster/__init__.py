@@ -3,8 +3,9 @@
 See docs/nodes.md. The functions on Redis are in ``functions.lua``.
 """
 
-from tangram.cluster.nodes import Nodes, new_node_id
+from tangram.cluster.fencing import Fencing
+from tangram.cluster.nodes import Nodes, load_functions, new_node_id
 from tangram.cluster.placement import Placement
 from tangram.cluster.registry import NodeRecord
 
-__all__ = ["NodeRecord", "Nodes", "Placement", "new_node_id"]
+__all__ = ["Fencing", "NodeRecord", "Nodes", "Placement", "load_functions", "new_node_id"]

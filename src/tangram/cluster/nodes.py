@@ -38,7 +38,7 @@ from tangram.cluster.registry import NodeRecord, Registry
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.redis_url import parse_redis_url
 
-__all__ = ["NODE_TTL", "RENEW_EVERY", "Nodes", "new_node_id"]
+__all__ = ["NODE_TTL", "RENEW_EVERY", "Nodes", "load_functions", "new_node_id"]
 
 log = structlog.get_logger("tangram.cluster")
 
@@ -61,6 +61,15 @@ def new_node_id() -> str:
     """Return an id for a node without a configured one: the host's name and a random part."""
     host = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in socket.gethostname())
     return f"{host[:48] or 'node'}-{secrets.token_hex(3)}"
+
+
+async def load_functions(link: Link) -> Prefixes:
+    """Load the functions of nodes on a new connection; without any if Redis refuses them."""
+    try:
+        return await load_library(link, LIBRARY)
+    except BrokerRefused as error:
+        log.error("nodes are off: redis refuses the functions", cause=str(error))  # noqa: TRY400 - Redis' answer needs no traceback
+        return {}
 
 
 class Nodes:
@@ -95,7 +104,7 @@ class Nodes:
         self._gone: list[OnGone] = []
         self._changed: list[Callable[[], None]] = []
         self._changes: list[OnChange] = []
-        self._publisher = Publisher(address, name="nodes", load=self._load, on_up=self._on_connected)
+        self._publisher = Publisher(address, name="nodes", load=load_functions, on_up=self._on_connected)
         self._listener = Listener(
             address,
             pinned=CHANGES,
@@ -229,13 +238,6 @@ class Nodes:
     async def _send(self, scope: trio.CancelScope) -> None:
         with scope:
             await self._publisher.run()
-
-    async def _load(self, link: Link) -> Prefixes:
-        try:
-            return await load_library(link, LIBRARY)
-        except BrokerRefused as error:
-            log.error("nodes are off: redis refuses the functions", cause=str(error))  # noqa: TRY400 - Redis' answer needs no traceback
-            return {}
 
     def _on_connected(self) -> None:
         if self._was_connected:

@@ -79,7 +79,17 @@ local function settle(messages, meta, top, ttl, field)
 end
 
 -- KEYS messages, state, guard; ARGV topic, event, payload, candidate for an epoch, mode, size, ttl in ms
+-- A placed plugin adds the key of its fence, and its token: see cluster/functions.lua.
 local function publish(keys, args)
+  if keys[4] then
+    local newest = redis.call('GET', keys[4])
+    if not newest then
+      return redis.error_reply('UNFENCED redis does not know the lease any more')
+    end
+    if tonumber(newest) > tonumber(args[8]) then
+      return redis.error_reply('FENCED another node holds the lease')
+    end
+  end
   local topic = open_topic(keys[1], keys[2], keys[3], args[4], args[5])
   local top = topic.top + 1
   store(keys[1], args[5], top, args[2], args[3], tonumber(args[6]))

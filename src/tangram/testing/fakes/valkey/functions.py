@@ -17,7 +17,7 @@ from tangram.cluster.library import LIBRARY as NODES
 from tangram.history.library import LIBRARY as HISTORIES
 from tangram.presence.library import LIBRARY as PRESENCE
 from tangram.testing.fakes.valkey.keyspace import Hash, Keyspace, Stream
-from tangram.testing.fakes.valkey.node_functions import NODE_FUNCTIONS
+from tangram.testing.fakes.valkey.node_functions import NODE_FUNCTIONS, check_fence
 from tangram.testing.fakes.valkey.presence_functions import PRESENCE_FUNCTIONS
 from tangram.testing.fakes.valkey.session import ClientState
 from tangram.testing.fakes.valkey.wire import Reply, ReplyError
@@ -115,7 +115,9 @@ class _Run:
 
 
 def _publish(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
-    name, event, payload, candidate, mode, size, ttl = args
+    name, event, payload, candidate, mode, size, ttl = args[:7]
+    if len(keys) > 3:
+        check_fence(run.space, keys[3], args[7])
     topic = run.open(keys[0], keys[1], keys[2], candidate, mode)
     top = topic.top + 1
     run.store(keys[0], mode, top, (event, payload), int(size))

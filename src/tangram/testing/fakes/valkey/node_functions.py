@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from tangram.testing.fakes.valkey.keyspace import Hash, Keyspace, Set
 from tangram.testing.fakes.valkey.wire import Reply, ReplyError
 
-__all__ = ["NODE_FUNCTIONS"]
+__all__ = ["NODE_FUNCTIONS", "check_fence"]
 
 CHANGES: Final = b"tangram:cluster"
 
@@ -127,13 +127,22 @@ def _give(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
     return 1
 
 
-def _fenced(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
-    token, channel, payload = args
-    newest = run.space.get(bytes, keys[0])
+def check_fence(space: Keyspace, fence: bytes, token: bytes) -> None:
+    """Refuse the token of a node that does not hold its lease any more.
+
+    Raises:
+        ReplyError: as Redis answers.
+    """
+    newest = space.get(bytes, fence)
     if newest is None:
         raise ReplyError("UNFENCED redis does not know the lease any more")
     if int(newest) > int(token):
         raise ReplyError("FENCED another node holds the lease")
+
+
+def _fenced(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
+    token, channel, payload = args
+    check_fence(run.space, keys[0], token)
     return run.publish(channel, payload)
 
 
