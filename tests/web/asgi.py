@@ -100,6 +100,12 @@ class FakeOperator:
     redis_away: bool = False
     websockets: dict[str, set[trio.CancelScope]] = attrs.field(factory=dict)
 
+    def nodes(self) -> list[dict[str, Any]]:
+        return []
+
+    async def move_plugin(self, name: str, to: str) -> dict[str, Any]:
+        raise NoSuchChild(f"no plugin called {name!r}, to {to!r}")
+
     def websockets_of(self, plugin: str) -> set[trio.CancelScope]:
         return self.websockets.setdefault(plugin, set())
 

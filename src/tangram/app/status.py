@@ -14,6 +14,7 @@ import trio
 from tangram.app.event_log import EventLog
 from tangram.app.incarnation import Incarnation
 from tangram.app.measuring import Measuring
+from tangram.app.node_view import move_plugin, shown_nodes
 from tangram.app.tree import PLUGIN, Tree
 from tangram.config import normalise
 from tangram.errors import NoSuchChild, PluginError
@@ -111,7 +112,7 @@ class ServerOperator:
             "uptime": trio.current_time() - self._began,
             "ready": self.readiness()[0],
             "counts": server.event_log.counts,
-            "tree": None if server.root is None else server.root.statistics().to_dict(),
+            "tree": None if server.root is None else self._tree_shown(server.root),
             "watchdog": None if watchdog is None else attrs.asdict(watchdog.statistics()),
             "threads": attrs.asdict(thread_statistics()),
             "bus": None if bus is None else attrs.asdict(bus.statistics()),
@@ -119,6 +120,17 @@ class ServerOperator:
             "channels": None if channels is None else _plain(channels.statistics()),
             "events": [event.to_dict() for event in server.event_log.events],
         }
+
+    def _tree_shown(self, root: Supervisor) -> Mapping[str, Any]:
+        """Return the tree as plain values, with the state of plugins that stand by."""
+        tree = root.statistics().to_dict()
+        waiting = self._tree.placement.waiting
+        for part in tree["children"] if waiting else ():
+            for nested in part.get("nested") or ():
+                for child in nested["children"]:
+                    if child["state"] == "running" and child["name"].removeprefix(PLUGIN) in waiting:
+                        child["state"] = "standby"
+        return tree
 
     def plugins(self) -> Sequence[Mapping[str, Any]]:
         """Return every plugin that the configuration names, also those that could not be loaded."""
@@ -161,6 +173,8 @@ class ServerOperator:
     def _state(self, name: str, child: ChildStatistics | None) -> str:
         if name in self._tree.redis_outage.waiting:
             return "waiting for redis"
+        if name in self._tree.placement.waiting:
+            return "standby"
         return "stopped" if child is None else _state_of(child)
 
     def moment(self) -> Moment:
@@ -185,6 +199,7 @@ class ServerOperator:
             self._tree.replace_plugin(reload_plugin(old, check=partial(self._check_replacement, old)))
             log.info("plugin imported again", plugin=known)
         self._tree.clear_quarantine(known)
+        self._tree.placement.stopped.discard(known)
         await supervisor.restart_child(PLUGIN + known)
 
     async def stop_plugin(self, name: str) -> None:
@@ -194,6 +209,7 @@ class ServerOperator:
             NoSuchChild: no plugin has this name, or no incarnation runs at the moment.
         """
         known, supervisor = self._find_plugin(name)
+        self._tree.placement.stopped.add(known)
         await supervisor.stop_child(PLUGIN + known)
 
     def _find_plugin(self, name: str) -> tuple[str, Supervisor]:
@@ -217,6 +233,14 @@ class ServerOperator:
                 plugin=new.name,
             )
         new.plugin.structure_config(self._tree.config.plugins.get(new.key, {}), key=new.key)
+
+    def nodes(self) -> Sequence[Mapping[str, Any]]:
+        """Return each node that is alive; none on a server that is alone."""
+        return shown_nodes(self._tree)
+
+    async def move_plugin(self, name: str, to: str) -> Mapping[str, Any]:
+        """Move a placed plugin to another node; see `move_plugin`."""
+        return await move_plugin(self._tree, name, to)
 
     def topics(self) -> Sequence[Mapping[str, Any]] | None:
         """Return the numbers of each topic with members, or None while the channels restart."""
@@ -244,8 +268,13 @@ class ServerOperator:
         down = [name for name, host in self._incarnation.hosts.items() if not host.running]
         if not down:
             return _NOTHING
-        states = self._children()
-        return {name: _why_down(name, states.get(PLUGIN + name)) for name in down}
+        states, waiting = self._children(), self._tree.placement.waiting
+        return {
+            name: f"plugin {name!r} runs on another node"
+            if name in waiting
+            else _why_down(name, states.get(PLUGIN + name))
+            for name in down
+        }
 
     def websockets_of(self, plugin: str) -> set[trio.CancelScope]:
         """Return the scopes of the plugin's WebSockets, which are cancelled when it ends."""

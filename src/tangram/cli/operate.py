@@ -12,7 +12,7 @@ from tangram.cli.output import bytes_text, duration, is_terminal, print_json, pr
 from tangram.cli.remote import RESTART_TIMEOUT, RequestFailed, ServerAddress, Unreachable
 from tangram.cli.streams import write_line
 
-__all__ = ["publish", "restart", "show_status", "show_topics", "tail", "token", "walk"]
+__all__ = ["move", "publish", "restart", "show_nodes", "show_status", "show_topics", "tail", "token", "walk"]
 
 RECONNECT_SECONDS: Final = 1.0
 """Seconds between two attempts of ``tail`` to reach a server that restarts."""
@@ -214,6 +214,44 @@ def restart(server: ServerAddress, plugin: str, *, reload: bool, as_json: bool) 
     answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/restart{query}", timeout=RESTART_TIMEOUT)
     if is_terminal(as_json=as_json):
         write(f"{answer['plugin']} runs again\n")
+    else:
+        print_json([answer])
+    return 0
+
+
+def show_nodes(server: ServerAddress, *, as_json: bool) -> int:
+    """Print the nodes of the cluster with the plugins that each holds."""
+    nodes = server.get("/-/nodes")
+    if not is_terminal(as_json=as_json):
+        print_json(nodes)
+        return 0
+    if not nodes:
+        write("the server is alone: core.redis_url is not set\n")
+        return 0
+    columns = {"node": "left", "up": "right", "version": "left", "members": "right", "plugins": "left"}
+    now = time.time()
+    print_table(
+        columns,
+        (
+            [
+                f"{one['id']} *" if one["me"] else one["id"],
+                duration(max(0.0, now - one["started"])),
+                one["version"],
+                one["members"],
+                ", ".join(one["plugins"]),
+            ]
+            for one in nodes
+        ),
+    )
+    return 0
+
+
+def move(server: ServerAddress, plugin: str, to: str | None, *, as_json: bool) -> int:
+    """Move a plugin to another node, and wait until it is there."""
+    query = "" if to is None else "?" + urlencode({"to": to})
+    answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/move{query}", timeout=RESTART_TIMEOUT)
+    if is_terminal(as_json=as_json):
+        write(f"{answer['plugin']} has moved from {answer['from'] or 'no node'} to {answer['to']}\n")
     else:
         print_json([answer])
     return 0

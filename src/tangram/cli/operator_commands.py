@@ -174,6 +174,29 @@ def restart(*, url: str | None, config_file: Path | None, as_json: bool, plugin:
 
 
 @click.command()
+@_server_options
+def nodes(*, url: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Print the nodes with the plugins that each of them holds."""
+    from tangram.cli.operate import show_nodes
+
+    sys.exit(show_nodes(_find(url, config_file), as_json=as_json))
+
+
+@click.command()
+@click.argument("plugin", shell_complete=_complete_plugin)
+@click.option("--to", help="The node. Default: any other that waits for the plugin.")
+@_server_options
+def move(*, url: str | None, config_file: Path | None, as_json: bool, plugin: str, to: str | None) -> None:
+    """Move PLUGIN to another node, and wait until it is there.
+
+    It must be one that runs on one node at a time.
+    """
+    from tangram.cli.operate import move as move_plugin
+
+    sys.exit(move_plugin(_find(url, config_file), plugin, to, as_json=as_json))
+
+
+@click.command()
 @click.argument("topic", shell_complete=_complete_topic)
 @click.option("--id", "external_id", help="The id for presence. Default: a new one.")
 @_server_options
@@ -223,5 +246,5 @@ def check(*, config_file: Path | None, as_json: bool) -> None:
 
 def add_operator_commands(group: click.Group) -> None:
     """Add the commands of this module to the command line."""
-    for command in (check, status, top, topics, tail, push, publish, restart, token, console):
+    for command in (check, status, top, topics, tail, push, publish, restart, nodes, move, token, console):
         group.add_command(command)

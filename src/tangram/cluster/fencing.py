@@ -1,4 +1,4 @@
-"""Publications of placed plugins: each carries a token, and Redis refuses the token of an older holder.
+"""Publications of placed plugins: Redis refuses the token of an older holder.
 
 A process that was stopped and goes on does not know yet that another node runs its plugin. Redis knows.
 """

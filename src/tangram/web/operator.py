@@ -19,6 +19,7 @@ from tangram.errors import NoSuchChild, PluginError, StartFailed
 from tangram.metrics.moment import Moment
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request, Response
 from tangram.web.metrics import add_metrics_route
+from tangram.web.node_routes import NodeControl, add_node_routes
 from tangram.web.topic_routes import TopicControl, add_topic_routes
 
 __all__ = ["DETAIL_KEYS", "ServerControl", "operator_router", "without_details"]
@@ -45,7 +46,7 @@ PUBLIC_TEXT_KEYS: Final = frozenset(
 """Keys whose text is public. Any other text may contain a path, an address or a value of a plugin."""
 
 
-class ServerControl(TopicControl, Protocol):
+class ServerControl(TopicControl, NodeControl, Protocol):
     """The running server, as the operator's routes see it."""
 
     def health(self) -> bool:
@@ -175,6 +176,7 @@ def operator_router(
 
     add_metrics_route(router, control.moment, access, public=metrics is not None and metrics.public)
     add_topic_routes(router, control, access)
+    add_node_routes(router, control, access)
     return router
 
 
