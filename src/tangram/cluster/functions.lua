@@ -96,7 +96,7 @@ end
 -- Return 1 and the token, or 0 and the holder's value ('' if the storage is another one); then the
 -- milliseconds that the lease lasts, and the storage.
 local function take(keys, args)
-  local born = storage(keys[3], args[4] ~= '' and args[4] or args[2])
+  local born = storage(keys[3], args[2])
   local holder = redis.call('GET', keys[1])
   if holder and holder ~= args[2] then
     return {0, holder, redis.call('PTTL', keys[1]), born}

@@ -165,16 +165,20 @@ class Lease:
             if current:
                 self._refused(now, answer)
             return ""
-        if not current or self.expire(now):
+        if self.expire(now) or (self.state is LeaseState.LOST and value == self.value):
+            # The plugin has still to end: a release would let another node start it beside this one.
+            return ""
+        if not current:
             return value
-        deadline = self._deadline(sent)
+        # The answers to two takes may come in any order: the later deadline and the newer token count.
+        deadline = max(self._deadline(sent), self.deadline)
         if now >= deadline:
             # The answer was too late to begin with the plugin.
             self.value = self._new_value()
             self.state = LeaseState.STANDBY
             return value
-        self.state, self.token, self.holder = LeaseState.HELD, answer.token, self._node
-        self.deadline = max(deadline, self.deadline)
+        self.state, self.holder = LeaseState.HELD, self._node
+        self.token, self.deadline = max(answer.token, self.token), deadline
         self.stop_by = math.inf
         return ""
 

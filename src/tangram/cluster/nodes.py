@@ -175,6 +175,7 @@ class Nodes:
                 # Redis may have taken the call.
                 self.book.to_release[lease.name] = value
             raise
+        self.book.storage = self.book.storage or answer.storage
         unwanted = lease.take_answered(sent, trio.current_time(), answer, value)
         if unwanted:
             self.book.to_release[lease.name] = unwanted

@@ -105,7 +105,7 @@ def _leave(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
 def _take(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
     lease, fence, storage = keys
     name, value, ms, known = args
-    born = _storage(run, storage, known or value)
+    born = _storage(run, storage, value)
     holder = run.space.get(bytes, lease)
     if holder is not None and holder != value:
         return [0, holder, _left(run, lease), born]
