@@ -1,8 +1,8 @@
-# make serve | test | test-downstream | test-pythons | test-lowest | dist | docs | flaky | fuzz | lint | bench | chaos | chaos-campaigns | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
+# make serve | test | test-downstream | test-pythons | test-lowest | dist | docs | flaky | fuzz | lint | bench | chaos | chaos-campaigns | simulate-nodes | hostile | clean. Each does its own set-up, and needs Python 3.11 or newer with pip.
 # make test ARGS="tests/bus -k resubscribe", make bench ARGS=--quick, PYTHON=python3.12 make serve
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-downstream test-pythons test-lowest dist docs flaky fuzz lint bench chaos chaos-campaigns hostile clean
+.PHONY: help serve test test-downstream test-pythons test-lowest dist docs flaky fuzz lint bench chaos chaos-campaigns simulate-nodes hostile clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,7 @@ help:
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make bench   what is claimed about speed, measured here"
 	@echo "make chaos   10,000 scripts of faults on a whole server with fakes, then real campaigns; ARGS=\"--seed N\" plays one"
+	@echo "make simulate-nodes   10,000 seeds of faults on three simulated nodes with one placed plugin; ARGS=N runs N"
 	@echo "make chaos-campaigns   the second part of make chaos alone: every fault over each example plugin, three seeds each"
 	@echo "make hostile   thirty attacks on servers beside good clients, and a table; ARGS=--short is the version of CI"
 	@echo "make clean   remove what the others made"
@@ -87,6 +88,9 @@ chaos: $(VENV)/.dev
 
 hostile: $(VENV)/.dev
 	$(BIN)/python -m tests.hostile $(ARGS)
+
+simulate-nodes: $(VENV)/.dev
+	$(BIN)/python -m tangram.chaos.nodes_simulation $(or $(ARGS),10000)
 
 chaos-campaigns: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos.campaigns $(ARGS)

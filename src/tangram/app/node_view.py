@@ -21,7 +21,7 @@ LOOK_EVERY: Final = 0.1
 """Seconds between two looks at the records meanwhile."""
 
 
-class TreeView(Protocol):
+class PlacedTree(Protocol):
     """The attributes of `Tree` that are read here."""
 
     nodes: Nodes | None
@@ -29,7 +29,7 @@ class TreeView(Protocol):
     placed: frozenset[str]
 
 
-def shown_nodes(tree: TreeView) -> Sequence[Mapping[str, Any]]:
+def shown_nodes(tree: PlacedTree) -> Sequence[Mapping[str, Any]]:
     """Return each node that is alive as plain values."""
     nodes = tree.nodes
     return [] if nodes is None else [_shown(one, nodes.me) for one in nodes.alive().values()]
@@ -49,7 +49,7 @@ def _shown(record: NodeRecord, me: str) -> Mapping[str, Any]:
     }
 
 
-async def move_plugin(tree: TreeView, name: str, to: str) -> Mapping[str, Any]:
+async def move_plugin(tree: PlacedTree, name: str, to: str) -> Mapping[str, Any]:
     """Move a placed plugin to another node, and wait until that node has taken it.
 
     Args:

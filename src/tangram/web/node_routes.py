@@ -30,8 +30,8 @@ class NodeControl(Protocol):
         ...
 
 
-def add_node_routes(router: APIRouter, control: NodeControl, access: OperatorAccess) -> None:
-    """Add the routes to the operator's router."""
+def add_node_routes(router: APIRouter, control: NodeControl, access: OperatorAccess) -> APIRouter:
+    """Add the routes to the operator's router, and return it."""
 
     @router.get("/nodes", summary="The nodes", responses={401: {"description": "The token is needed"}})
     async def nodes(request: Request) -> JSONResponse:
@@ -61,3 +61,5 @@ def add_node_routes(router: APIRouter, control: NodeControl, access: OperatorAcc
         except BrokerUnavailable as error:
             raise HTTPException(503, str(error), {"retry-after": "1"}) from None
         return JSONResponse(dict(moved), headers={"cache-control": "no-store"})
+
+    return router

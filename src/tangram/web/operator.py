@@ -176,8 +176,7 @@ def operator_router(
 
     add_metrics_route(router, control.moment, access, public=metrics is not None and metrics.public)
     add_topic_routes(router, control, access)
-    add_node_routes(router, control, access)
-    return router
+    return add_node_routes(router, control, access)
 
 
 def _is_navigation(request: Request) -> bool:
