@@ -42,3 +42,5 @@ BACKOFF_RESET: Final = 60.0
 """Seconds without a crash after which the waits begin anew."""
 STALL_AFTER: Final = 1.0
 """Seconds for which the event loop may be blocked before this is reported."""
+LEASE_TTL: Final = 6.0
+"""Seconds after which another node takes over the plugins of a node that has died."""

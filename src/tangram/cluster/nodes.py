@@ -35,6 +35,7 @@ from tangram.cluster.library import (
     take_call,
 )
 from tangram.cluster.registry import NodeRecord, Registry
+from tangram.defaults import LEASE_TTL
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.redis_url import parse_redis_url
 
@@ -89,7 +90,7 @@ class Nodes:
         record: NodeRecord,
         *,
         describe: Callable[[], Mapping[str, Any]] = dict,
-        lease_ttl: float = 6.0,
+        lease_ttl: float = LEASE_TTL,
         spread: bool = False,
     ) -> None:
         address = parse_redis_url(url)

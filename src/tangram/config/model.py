@@ -490,7 +490,7 @@ class ClusterConfig:
     """Address and port for the requests of other nodes, for example ``10.0.0.5:2350``; it must be reachable
     from them, and from nowhere else. Unset: a free port on loopback, if Redis is on this
     machine, else no listener."""
-    lease_ttl: float = attrs.field(default=6.0, validator=validators.between(2.0, 60.0))
+    lease_ttl: float = attrs.field(default=defaults.LEASE_TTL, validator=validators.between(2.0, 60.0))
     """Seconds after which another node takes over the plugins of a node that has died. A third of them
     passes between two renewals, and three tenths are for the stop of a plugin that has lost its lease."""
     presence_grace: float = attrs.field(default=5.0, validator=v.ge(0))
