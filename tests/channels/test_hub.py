@@ -459,7 +459,7 @@ class HubAgainstAModel(RuleBasedStateMachine):
     def flush(self) -> None:
         self.publish(self.hub.flush())
 
-    @rule(budget=st.integers(1, 100_000))
+    @rule(budget=st.sampled_from([1, 100, 500]) | st.integers(1, 100_000))
     def send_states(self, budget: int) -> None:
         self.hub.send_states(budget)
 

@@ -51,6 +51,19 @@ def test_join_and_leave_in_one_window_cancel_out() -> None:
     assert presence.flush() == []
 
 
+def test_a_leave_is_reported_if_a_state_has_shown_the_member() -> None:
+    """A client that got the state between a join and a leave of one window must learn of the leave."""
+    presence: Presence[str] = Presence()
+    presence.join("obs", "ann", "1", "first")
+    presence.join("obs", "bob", "2", "second")
+    presence.take_newcomers("obs", 1)
+    presence.leave("obs", "bob", "2", "second")
+    (change,) = presence.flush()
+
+    assert change.leaves == {"bob": {"metas": [{"phx_ref": "2"}]}}
+    assert list(change.joins) == ["ann"]
+
+
 def test_leave_and_join_again_in_one_window() -> None:
     """With a new ref both are published; with the same ref only a newcomer waits for the state."""
     presence: Presence[str] = Presence()

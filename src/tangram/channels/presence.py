@@ -3,7 +3,7 @@
 1. Nothing here knows the time. The caller flushes every 50 ms at most: if 1,000 members rejoin at once, one
    difference for each would cost the square of their number; with flushes a topic has one for all of them.
 2. A member is a pair (external id, ``phx_ref``). A join and a leave within one window cancel each other, in
-   either order, because no client has seen the member.
+   either order, because no client has seen the member; but not if a state was sent between them.
 3. A newcomer waits for the state of its topic, which is sent once and is the newest when it is sent. Until
    then it needs no difference of this process, because the state contains it. The caller paces the states:
    all clients of a topic that come at once get the square of their number in entries.
@@ -330,6 +330,10 @@ class Presence(Generic[MemberT]):
         entry = self._topics[topic]
         newcomers = entry.newcomers
         taken = list(islice(newcomers, count))
+        if entry.changes:
+            # The state shows them, so the next difference has them even if they are undone before it.
+            entry.unconfirmed.update(entry.changes)
+            entry.changes.clear()
         if entry.counting and entry.number != entry.members.count:
             entry.number = -1  # these have another number than the others
             self._counted[topic] = None
