@@ -1,15 +1,14 @@
 """The plugin of the page at ``/``: metrics of the machine, and a counter of commands.
 
 =====================  ================================================================================
-``to:demo:metrics``    once a second: a ``Sample`` and the number of commands, as JSON
-``to:demo:count``      ``{"count": n}``, after each command
+``to:demo:metrics``    once a second: a ``Metrics``
+``to:demo:count``      a ``Count``, after each command
 ``from:demo:command``  a push of a browser, which is counted
 =====================  ================================================================================
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +19,7 @@ from typing import Annotated, Final
 import trio
 
 import tangram
-from tangram_demo.commands import CommandCount, CommandCounter
+from tangram_demo.commands import CommandCount, CommandCounter, Count
 from tangram_demo.host import Info, Meter, Sample, read_info
 
 PERIOD: Final = 1.0
@@ -37,6 +36,13 @@ class Demo:
     commands: CommandCount
     info: Info = field(default_factory=read_info)
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics(Sample):
+    """A sample and the number of commands, as browsers receive them."""
+
+    count: int
 
 
 class Metric(Enum):
@@ -85,11 +91,14 @@ async def count(state: tangram.BackendState) -> dict[str, int]:
 
 @asynccontextmanager
 async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
-    state.put(Demo(commands=CommandCount(state.redis_client)))
+    state.put(Demo(commands=CommandCount(counted.publish)))
     yield
 
 
 plugin = tangram.Plugin(routers=[router], lifespan=lifespan)
+channel = plugin.channel("demo", description="The load of the machine")
+metrics = channel.sends("metrics", Metrics)
+counted = channel.sends("count", Count)
 
 
 @plugin.register_service()
@@ -104,10 +113,10 @@ async def publish_metrics(state: tangram.BackendState) -> None:
         await trio.sleep_until(due)
         sample = meter.read()
         demo.samples.append(sample)
-        message = json.dumps({**asdict(sample), "count": demo.commands.count})
+        message = Metrics(**asdict(sample), count=demo.commands.count)
         # Without Redis this sample is lost; the next one replaces it, so the plugin need not crash.
         with suppress(tangram.BrokerUnavailable):
-            await state.redis_client.publish("to:demo:metrics", message)
+            await metrics.publish(message)
 
 
 @plugin.register_service()

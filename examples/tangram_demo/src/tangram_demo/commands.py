@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import tangram
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The number of commands, as browsers receive it."""
+
+    count: int
+
+
 @dataclass
 class CommandCount:
-    """The number of commands since the start of the plugin, and the client to publish it with."""
+    """The number of commands since the start of the plugin, and the function that publishes it."""
 
-    redis_client: Any
+    publish: Callable[[Count], Awaitable[object]]
     count: int = 0
 
 
 class CommandCounter(tangram.Subscriber[CommandCount]):
-    """Counts messages."""
+    """Counts messages.
+
+    A subscriber receives the pushes to all servers on one Redis; the handler of a declared push would count
+    those to its own server.
+    """
 
     async def message_handler(
         self,
@@ -28,4 +38,4 @@ class CommandCounter(tangram.Subscriber[CommandCount]):
         state: CommandCount,
     ) -> None:
         state.count += 1
-        await state.redis_client.publish("to:demo:count", json.dumps({"count": state.count}))
+        await state.publish(Count(state.count))
