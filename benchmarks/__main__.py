@@ -31,6 +31,7 @@ NAMES = (
     "existing",
     "workers",
     "supervision",
+    "history",
     "startup",
     "reload",
     "hub",

@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 from benchmarks import __main__ as bench
 from benchmarks import reload
+from benchmarks.figures import recoveries
+from benchmarks.figures.judging import Watched
 from benchmarks.lib.loads import EACH, Clients, count_disordered
 from benchmarks.lib.peers import Mosquitto, Nats, Nchan
 from benchmarks.lib.processes import Process, cpu_seconds, running
@@ -66,6 +69,43 @@ def test_a_subscriber_notices_duplicates_and_late_messages() -> None:
     assert count_disordered(received(0, two, 1, two + 1, 5, two + 2)) == 0
     assert count_disordered(received(0, 1, 1, 2)) == 1
     assert count_disordered(received(0, 2, 1, two, 3)) == 1
+
+
+def watched(*said: dict[str, object], sent: list[int] | None = None) -> Watched:
+    page = Watched(sent)
+    for one in said:
+        page.take(one)
+    return page
+
+
+JOINED: dict[str, object] = {"recovered": True}
+GAP: dict[str, object] = {"recovered": False, "reason": "epoch"}
+
+
+def test_a_page_of_the_recoveries_notices_what_is_lost() -> None:
+    """A missing number is lost unless a join says so, or Redis may not have taken it."""
+    assert watched(JOINED, {"n": 1}, {"n": 4}).lost == 2
+    assert watched(JOINED, {"n": 1}, JOINED, {"n": 3}).lost == 1
+    assert watched(JOINED, {"n": 1}, {"n": 4}, sent=[1, 3, 4]).lost == 1
+    told = watched(JOINED, {"n": 1}, GAP, {"n": 4})
+    assert (told.lost, told.told) == (0, 1)
+
+
+def test_a_page_of_the_recoveries_knows_the_repeats_of_the_last_write() -> None:
+    """Messages behind the last position may come again after a join; no others may, and none without one."""
+    allowed = watched(JOINED, {"n": 1}, {"at": "e.1"}, {"n": 2}, JOINED, {"n": 2}, {"n": 3})
+    assert (allowed.repeated, allowed.excessive, allowed.disordered) == (1, 0, 0)
+    assert watched(JOINED, {"n": 1}, {"at": "e.1"}, JOINED, {"n": 1}).excessive == 1
+    assert watched(JOINED, {"n": 2}, {"n": 1}).disordered == 1
+
+
+@pytest.mark.slow
+def test_phoenix_recovers_through_ten_kinds_of_fault() -> None:
+    """A short run of the benchmark: nothing is lost, out of order, or repeated beyond the last write."""
+    figures = trio.run(recoveries.measure, 1, 4)
+
+    assert [str(one) for one in figures if one.ok is False] == []
+    assert len(recoveries.FAULTS) == 10
 
 
 SCRIPT = """

@@ -63,9 +63,9 @@ async def crash_bus(running: RunningTangram) -> None:
 
 async def reset_browsers(running: RunningTangram) -> None:
     """Keep all clients away for some messages, again and again."""
-    for _ in range(6):
+    for pause in range(4):
         await keep_away(running, 0.4)
-        await trio.sleep(0.7)
+        await trio.sleep(2 + pause * 0.33)
 
 
 async def keep_away(running: RunningTangram, seconds: float) -> None:

@@ -29,8 +29,11 @@ __all__ = ["RecorderStatistics", "Recording"]
 
 log = structlog.get_logger("tangram.history")
 
-GATHER: Final = 0.005
-"""Seconds between two reads of the feed, in which messages gather: at most 200 steps a second."""
+GATHER: Final = 0.02
+"""Seconds between two reads of the feed, in which messages gather: at most 50 steps a second.
+
+With 5 ms each message of a quiet topic was a step of its own, which made a delivery a quarter dearer.
+"""
 TICK: Final = 0.5
 """Seconds between two renewals of the lease: six fit into its time."""
 STOP_TIMEOUT: Final = 0.5

@@ -1,0 +1,191 @@
+"""Measure histories and recovery beside their targets; exit with 1 if one is missed.
+
+    python benchmarks/history.py [--quick] [FIGURE ...]
+
+The figures: ``live`` is the cost of a delivery with a history, without one beside topics with one, and
+without any; ``storm`` has 1,000 clients recover 100 messages each at once beside others; ``recoveries``
+strikes ten kinds of fault while pages of unmodified phoenix.js count. CPU is the operating system's figure
+for the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import recoveries
+from benchmarks.figures.common import Figure, none_of, tell
+from benchmarks.lib.loads import TOPIC, Clients, publish, wait_delivered
+from benchmarks.lib.processes import LOAD_CPUS, build, cpu_seconds, keep_off, pinned, wait_quiet
+from benchmarks.lib.report import Promise, conclude
+from benchmarks.lib.servers import UNLIMITED, Server, start_tangram
+
+HERE = "history = [{topics = 'bench*', size = 200}]\n"
+ELSEWHERE = "history = [{topics = 'other*'}]\n"
+CASES = {"none": UNLIMITED, "off": UNLIMITED + ELSEWHERE, "on": UNLIMITED + HERE}
+MISSED = 100
+"""Messages that each client of the storm has missed."""
+
+
+def deliver(server: Server, clients: Clients, rate: int, seconds: float) -> float:
+    """Return the microseconds of CPU for each delivery, the broker left out."""
+    messages = int(rate * seconds)
+    clients.ask("reset")
+    before = cpu_seconds(server.pid)
+    publish(server.redis_port, messages, rate, 200)
+    report = wait_delivered(clients, server.pid, messages * clients.count)
+    wait_quiet(server.pid)
+    if report["messages"] != messages * clients.count or report["disordered"]:
+        sys.exit(f"a live message was lost or came in disorder: {report}")
+    spent: float = cpu_seconds(server.pid) - before
+    return spent / float(report["messages"]) * 1e6
+
+
+def live(rounds: int, seconds: float) -> list[Figure]:
+    """Compare three servers side by side, in each round one after another."""
+    found: dict[str, list[float]] = {name: [] for name in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        servers = {}
+        for name, channel in CASES.items():
+            (Path(folder) / name).mkdir()
+            servers[name] = start_tangram(Path(folder) / name, channel=channel)
+        loads = {name: Clients(one.port, one.token(TOPIC), 100) for name, one in servers.items()}
+        try:
+            for number in range(rounds + 1):
+                # In turns, so that no server always follows the same one.
+                for name in list(CASES)[:: 1 if number % 2 else -1]:
+                    cost = deliver(servers[name], loads[name], 200, seconds)
+                    if number:  # the first round warms up
+                        found[name].append(cost)
+        finally:
+            for load in loads.values():
+                load.end()
+            for server in servers.values():
+                server.end()
+    costs = {name: statistics.median(values) for name, values in found.items()}
+    tell(f"  us a delivery: {costs}")
+    # 100 clients, and messages of plain PUBLISH, so that the recorder's work is in it.
+    return [
+        ratio("a delivery with a history", found["on"], found["none"], 1.10),
+        ratio("a delivery without one, beside topics with one", found["off"], found["none"], 1.02),
+    ]
+
+
+def ratio(what: str, ours: list[float], base: list[float], limit: float) -> Figure:
+    """Compare the median of the ratios within each round with its limit."""
+    got = statistics.median(one / other for one, other in zip(ours, base, strict=True))
+    return Figure(f"{what}, CPU", f"{(got - 1) * 100:+.1f} %", f"<= {(limit - 1) * 100:+.0f} %", got <= limit)
+
+
+def storm(count: int) -> list[Figure]:
+    """Let clients recover at once, beside 50 others that get live messages on another topic."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = start_tangram(Path(folder), channel=UNLIMITED + HERE)
+        others = Clients(server.port, server.token("else"), 50, topic="else")
+        try:
+            position = first_position(server)
+            publish(server.redis_port, MISSED, 500, 200)
+            wait_quiet(server.pid)
+            quiet = beside(server, others, lambda: None)
+            # The token stands last in the join's payload, so that the position can follow it there.
+            token = f'{server.token(TOPIC)}","recover":"{position}'
+            clients = Clients(server.port, token, count, window=count, hold=True)
+            took: list[float] = []
+            busy = beside(server, others, lambda: took.append(recover_all(clients)))
+            report = clients.ask("report")
+            clients.end()
+        finally:
+            others.end()
+            server.end()
+    later = busy - quiet
+    missing = count * MISSED - report["messages"]
+    return [
+        none_of(f"messages missing of {count:,} clients that recover {MISSED} each at once", missing),
+        none_of("  in disorder", report["disordered"]),
+        Figure("  until the last of them", f"{took[0]:.2f} s", "<= 2 s", took[0] <= 2),
+        Figure("  p99 of other clients beside it", f"{later:+.1f} ms", "<= +20 ms", later <= 20),
+    ]
+
+
+def first_position(server: Server) -> str:
+    """Return the position of a first join."""
+
+    async def ask() -> str:
+        from tangram.client import open_socket
+
+        async with open_socket(f"http://127.0.0.1:{server.port}") as client:
+            channel = await client.join(TOPIC, token=server.token(TOPIC), recover=True)
+            return str(channel.position)
+
+    return trio.run(ask)
+
+
+def recover_all(clients: Clients) -> float:
+    """Join all clients at once, and return the seconds until the last missed message."""
+    began = time.monotonic()
+    clients.join()
+    while clients.ask("report")["messages"] < clients.count * MISSED and time.monotonic() < began + 20:
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def beside(server: Server, others: Clients, work: Callable[[], None]) -> float:
+    """Return the p99 latency in ms of the other clients while the work is done, and for two seconds."""
+    others.ask("reset")
+    command = [str(build("publish")), str(server.redis_port), "to:else:tick", "400", "100", "200", "1"]
+    with subprocess.Popen(pinned(command, LOAD_CPUS), stdout=subprocess.DEVNULL):
+        work()
+    time.sleep(0.3)
+    p99: float = others.ask("report")["p99_ms"]
+    return p99
+
+
+FULL: dict[str, Callable[[], list[Figure]]] = {
+    "live": lambda: live(9, 3.0),
+    "storm": lambda: storm(1000),
+    "recoveries": lambda: trio.run(recoveries.measure, 3, 20),
+}
+QUICK: dict[str, Callable[[], list[Figure]]] = {
+    "live": lambda: live(3, 0.5),
+    "storm": lambda: storm(200),
+    "recoveries": lambda: trio.run(recoveries.measure, 1, 4),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute and a half in all")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=" ".join(FULL))
+    options = parser.parse_args()
+    unknown = sorted(set(options.figures) - set(FULL))
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}; expected some of {' '.join(FULL)}")
+    keep_off()
+    wanted = QUICK if options.quick else FULL
+    promises: list[Promise] = []
+    for name in options.figures or wanted:
+        began = time.monotonic()
+        for figure in wanted[name]():
+            print(figure, flush=True)
+            if figure.ok is not None:
+                promises.append(Promise(figure.what.strip(), figure.measured, figure.target, figure.ok))
+        tell(f"  {name}: {time.monotonic() - began:.0f} s")
+    tell(json.dumps({"promises": len(promises)}))
+    conclude(promises)
+
+
+if __name__ == "__main__":
+    main()
