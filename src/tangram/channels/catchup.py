@@ -38,6 +38,8 @@ class Catchup:
     """Events and payloads, sent behind the reply."""
     position: str
     """The position behind the events."""
+    follows: bool = True
+    """Whether further positions come."""
     _runs: dict[Form, Run] = attrs.Factory(dict)
 
     def encode(self, topic: str, form: Form) -> Run:

@@ -417,7 +417,7 @@ class Hub:
             topic = self._topics[name] = Topic(name)
             self._destinations.clear()
         topic.members[membership.conn] = membership
-        membership.follows = catchup is not None
+        membership.follows = catchup is not None and catchup.follows
         topic.followers += membership.follows
         if catchup is not None:
             membership.outbox.put_run(catchup.encode(name, self._form(membership)))

@@ -43,7 +43,7 @@ from tangram.gateway.node_presence import NodeParts, NodePresence
 from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
 from tangram.gateway.pushes import DeclaredPushes
-from tangram.gateway.recovery import CallRedis, Recovery
+from tangram.gateway.recovery import CallRedis, Recovery, answer_without_history
 from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings, presence_rules
 from tangram.history.rules import Rules
@@ -312,7 +312,7 @@ class Channels:
         verdict = self.gate.check_join(request.topic, request.token, session.user_token, session.info)
         direct = not self.gate.authorizers and not self._recovers(request)
         if isinstance(verdict, Refusal) or direct:
-            session.carry_out(session.socket.authorized(request, verdict))
+            session.carry_out(session.socket.authorized(request, verdict, answer_without_history(request)))
         elif self._nursery is None:
             session.carry_out(session.socket.authorized(request, UNAVAILABLE))
         else:
@@ -324,7 +324,7 @@ class Channels:
         if self._recovery is not None and refusal is None and self._recovers(request):
             await self._recovery.enter(session, request, id_)
         else:
-            session.carry_out(session.socket.authorized(request, verdict))
+            session.carry_out(session.socket.authorized(request, verdict, answer_without_history(request)))
 
     def _recovers(self, request: Authorize) -> bool:
         """Return whether a join asks for positions, and its topic has them."""

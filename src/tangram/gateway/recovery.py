@@ -30,7 +30,7 @@ from tangram.history.replay import Replay, parse_replay, read_call
 from tangram.history.rules import STAMPS, History, Rules
 from tangram.history.stamps import hello
 
-__all__ = ["RESULTS", "CallRedis", "Recovery"]
+__all__ = ["NO_POSITION", "RESULTS", "CallRedis", "Recovery", "answer_without_history"]
 
 RESULTS: Final = ("recovered", "first", "epoch", "too_old", "too_much", "unavailable")
 """Results of joins that ask for positions: nothing was missed, a first join, three reasons, no answer."""
@@ -51,6 +51,9 @@ GROUP: Final = 50
 """Members that share one read: their messages are written in one step of this process."""
 READS: Final = 8
 """Reads at once; meanwhile further joins gather into groups."""
+
+NO_POSITION: Final = "none"
+"""A position of no epoch: the next join with it is told that it may have missed messages."""
 
 CallRedis = Callable[[FunctionCall], Awaitable[Any]]
 
@@ -320,6 +323,17 @@ class Recovery:
         reason = catchup.response.get("reason", "first")
         self.results["recovered" if catchup.response["recovered"] else str(reason)] += 1
         join.session.carry_out(socket.authorized(join.request, join.id, catchup))
+
+
+def answer_without_history(request: Authorize) -> Catchup | None:
+    """Return the reply's fields for a join with a position on a topic that has no history.
+
+    The topic had one, perhaps before a reload. None for a join without a position.
+    """
+    if not request.recover:
+        return None
+    response = {"position": NO_POSITION, "recovered": False, "reason": "epoch"}
+    return Catchup(response, [], NO_POSITION, follows=False)
 
 
 def _catchup(group: _Group, replay: Replay, live: Live) -> Catchup:
