@@ -82,7 +82,7 @@ JOINED: dict[str, object] = {"recovered": True}
 GAP: dict[str, object] = {"recovered": False, "reason": "epoch"}
 
 
-def test_a_page_of_the_recoveries_notices_what_is_lost() -> None:
+def test_a_page_of_the_recoveries_notices_lost_messages() -> None:
     """A missing number is lost unless a join says so, or Redis may not have taken it."""
     assert watched(JOINED, {"n": 1}, {"n": 4}).lost == 2
     assert watched(JOINED, {"n": 1}, JOINED, {"n": 3}).lost == 1

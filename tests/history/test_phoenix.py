@@ -8,12 +8,14 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import trio
+from benchmarks.lib.processes import build
 
 from tangram.testing import Home, RunningProcess, open_process
 from tangram.testing.fakes.ports import free_port
@@ -155,24 +157,16 @@ async def test_a_page_misses_no_number_through_five_kinds_of_crash(tmp_path: Pat
 
 
 async def test_a_page_misses_no_number_of_a_program_that_only_knows_publish(tmp_path: Path) -> None:
-    """``PUBLISH`` of another program, through a cut connection and a reload of the server."""
+    """``PUBLISH`` of a program in C, through a cut connection and a reload of the server."""
     home = Home(tmp_path)
     port = free_port()
     configure(home, port=port)
     async with open_process(home) as server, trio.open_nursery() as nursery:
         await server.wait_ready()
-        client = redis.Redis(port=port)
-
-        async def publish() -> None:
-            number = 0
-            while True:
-                number += 1
-                message = json.dumps({"n": number})
-                await trio.to_thread.run_sync(client.publish, "to:numbers:theirs:n", message)
-                await trio.sleep(0.01)
-
+        # 100 numbers a second of 100 bytes, for more than any deadline of this test.
+        program = [str(build("publish")), str(port), "to:numbers:theirs:n", "20000", "100", "100", "1"]
         async with open_page(PHOENIX[-1], home.url, "numbers:theirs") as page:
-            nursery.start_soon(publish)
+            nursery.start_soon(partial(trio.run_process, program, capture_stdout=True))
             await page.wait_more()
             await page.cut()
             await page.wait_more()
@@ -185,4 +179,3 @@ async def test_a_page_misses_no_number_of_a_program_that_only_knows_publish(tmp_
             assert all(reply["recovered"] for reply in page.replies[1:]), page.replies
             assert len(page.replies) >= 3
         nursery.cancel_scope.cancel()
-        await trio.to_thread.run_sync(client.close)
