@@ -9,13 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from click.testing import CliRunner
 
 from tangram.cli.main import cli
-from tangram.cluster import NodeRecord
 from tangram.compat.names import answer_imports
 from tangram.plugins.plugin import Plugin
 from tangram.routing import APIRouter, Request, StreamingResponse, WebSocket
@@ -39,6 +37,11 @@ def placed_plugin(node: str) -> Plugin:
     async def upload(request: Request) -> dict[str, Any]:
         return {"node": node, "bytes": len(await request.body())}
 
+    @router.get("/slow")
+    async def slow() -> dict[str, Any]:
+        await trio.sleep(0.3)
+        return {"node": node}
+
     @router.get("/stream")
     async def stream() -> StreamingResponse:
         async def pieces() -> AsyncIterator[bytes]:
@@ -53,20 +56,9 @@ def placed_plugin(node: str) -> Plugin:
         await websocket.accept()
         await websocket.send_text(f"{node} {await websocket.receive_text()}")
 
-    plugin = Plugin(routers=[router])
+    plugin = Plugin(routers=[router], instances="one")
     plugin.name = NAME
     return plugin
-
-
-@attrs.define
-class Placement:
-    """A placement that the test decides."""
-
-    where: NodeRecord | None = None
-
-    def holder(self, plugin: str) -> NodeRecord | None:
-        assert plugin == NAME
-        return self.where
 
 
 def existing_plugin(node: str) -> Plugin:
@@ -103,7 +95,7 @@ def blueprint_plugin(node: str) -> Plugin:
     async def echo() -> None:
         await websocket.send(" ".join([node, str(await websocket.receive())]))
 
-    plugin = Plugin(blueprints=[blueprint])
+    plugin = Plugin(blueprints=[blueprint], instances="one")
     plugin.name = NAME
     return plugin
 
@@ -135,12 +127,14 @@ async def two_servers(
     broker = MemoryBroker()
     async with trio.open_nursery() as nursery:
         await nursery.start(broker.run)
-        async with open_node(broker, "a", make, **first) as a, open_node(broker, "b", make) as b:
+        # The node that starts first takes the lease.
+        async with open_node(broker, "b", make) as b, open_node(broker, "a", make, **first) as a:
             tree = a.server.tree
             assert tree is not None
             assert tree.nodes is not None
-            while "b" not in tree.nodes.alive():
-                await tree.nodes.wait_change()
+            with trio.fail_after(10):
+                while (holder := tree.placement.holder(NAME)) is None or holder.id != "b":
+                    await tree.nodes.wait_change()
             yield a, b
         nursery.cancel_scope.cancel()
 
@@ -149,7 +143,6 @@ async def two_servers(
 async def test_a_placed_plugin_answers_from_every_node(engine: str) -> None:
     """Routes, bodies, streams and WebSockets are those of the node that holds the plugin."""
     async with two_servers(engine=engine) as (a, b):
-        await hold(a, b)
         answer = await a.http.get("/placed/who/me", headers={"origin": a.url})
         assert answer.json() == {
             "node": "b",
@@ -176,7 +169,6 @@ async def test_a_placed_plugin_answers_from_every_node(engine: str) -> None:
 async def test_other_kinds_of_plugins_answer_from_every_node(make: Callable[[str], Plugin]) -> None:
     """Existing plugins and blueprints, by HTTP and WebSockets."""
     async with two_servers(make) as (a, b):
-        await hold(a, b)
         assert (await a.http.get("/placed/who/me")).json() == {"node": "b", "word": "me"}
         assert (await b.http.get("/placed/who/me")).json() == {"node": "b", "word": "me"}
         assert (await a.http.get("/placed/nowhere")).status_code == 404
@@ -185,22 +177,6 @@ async def test_other_kinds_of_plugins_answer_from_every_node(make: Callable[[str
         async with open_raw(a.url + "/placed/echo") as client:
             await client.send_message("hello")
             assert await client.get_message() == "b hello"
-
-
-async def hold(a: RunningTangram, b: RunningTangram) -> Placement:
-    """Let ``b`` hold the plugin, and put it into standby on ``a``."""
-    placement = Placement()
-    for running in (a, b):
-        tree = running.server.tree
-        assert tree is not None
-        assert tree.nodes is not None
-        tree.placement.holder = placement.holder  # type: ignore[method-assign]
-        tree.placement._placed = lambda: (NAME,)
-        placement.where = tree.nodes.alive()["b"]
-    assert a.server.tree is not None
-    assert a.server.tree.operator is not None
-    await a.server.tree.operator.stop_plugin(NAME)  # type: ignore[attr-defined]
-    return placement
 
 
 async def test_a_read_of_the_operator_is_answered_by_the_node_it_names() -> None:
@@ -302,3 +278,66 @@ async def test_the_command_shows_the_status_of_other_nodes(tmp_path: Path) -> No
         code, rows = await status("b")
         assert (code, rows[0]["kind"], rows[0]["status"]) == (0, "server", "ready")
         assert (await status("c"))[0] != 0
+
+
+async def move(a: RunningTangram, b: RunningTangram) -> RunningTangram:
+    """Move the plugin to the node that does not hold it, and return that node."""
+    for holder, other in ((a, b), (b, a)):
+        tree = holder.server.tree
+        assert tree is not None
+        if tree.placement.is_mine(NAME):
+            tree.placement.move(NAME)
+            return other
+    raise AssertionError("no node holds the plugin")
+
+
+async def test_a_planned_move_costs_no_request() -> None:
+    """Requests to both nodes are answered while the plugin moves between them again and again."""
+    async with two_servers() as (a, b):
+        nodes: set[str] = set()
+        done = False
+
+        async def ask(running: RunningTangram, number: int) -> None:
+            while not done:
+                if number % 2:
+                    answer = await running.http.post("/placed/upload", content=b"x" * 100)
+                else:
+                    answer = await running.http.get("/placed/who/me")
+                assert answer.status_code == 200, answer.text
+                nodes.add(answer.json()["node"])
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(ask, a, number)
+                    nursery.start_soon(ask, b, number)
+                for _ in range(3):
+                    nodes.clear()
+                    new = await move(a, b)
+                    tree = new.server.tree
+                    assert tree is not None
+                    assert tree.nodes is not None
+                    while tree.nodes.me not in nodes:  # noqa: ASYNC110 - answers have no event
+                        await trio.sleep(0.01)
+                done = True
+
+
+async def test_a_request_in_hand_is_answered_before_its_plugin_moves() -> None:
+    """The old node answers it, and the new node starts the plugin after that."""
+    async with two_servers() as (a, b):
+        answers: list[str] = []
+
+        async def slow() -> None:
+            answers.append((await a.http.get("/placed/slow")).json()["node"])
+
+        assert b.server.tree is not None
+        in_flight = b.server.tree.in_flight
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(slow)
+                while not in_flight.count(NAME):  # noqa: ASYNC110 - counts have no event
+                    await trio.sleep(0.01)
+                b.server.tree.placement.move(NAME)
+                assert (await a.http.get("/placed/who/me")).json()["node"] == "a"
+
+        assert answers == ["b"]

@@ -6,7 +6,7 @@ from functools import partial
 
 import trio
 
-from tangram.app.forwarding import open_forwarder, serve_internal
+from tangram.app.forwarding import open_forwarder
 from tangram.app.incarnation import Incarnation
 from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
@@ -30,8 +30,6 @@ async def serve_site(
         serve = partial(_serve_native if native else _serve_hypercorn, incarnation)
         try:
             await nursery.start(serve, tree, site)
-            if tree.internal:
-                await nursery.start(serve_internal, tree, site)
             task_status.started(site)
             await trio.sleep_forever()
         finally:

@@ -5,22 +5,29 @@ The engine is the native one in every case. A server that is not one of several 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import trio
 
-from tangram.app.tree import Tree
+from tangram.app.incarnation import Incarnation
+from tangram.asgi import Receive, Scope, Send
+from tangram.channels.disconnects import Disconnect
+from tangram.cluster import Nodes, Placement
+from tangram.config import Config
+from tangram.http.forward.in_flight import InFlight
 from tangram.http.forward.pool import Pool
+from tangram.http.listeners import HeldSocket
+from tangram.supervision import Child
+from tangram.web.operator import ServerControl
 
 if TYPE_CHECKING:
     from tangram.http.forward.forwarder import Forwarder
-    from tangram.web.site import Site
 
-__all__ = ["open_forwarder", "serve_internal"]
+__all__ = ["internal_children", "open_forwarder"]
 
 HEAD_ROOM: Final = 8192
 """Bytes by which a forwarded head may be larger than a client's."""
@@ -28,8 +35,31 @@ FIELD_ROOM: Final = 16
 """Fields that a forwarded head may have in addition."""
 
 
+class SecretsView(Protocol):
+    """The attribute of `Secrets` that is read here."""
+
+    @property
+    def jwt(self) -> str: ...
+
+
+class TreeView(Protocol):
+    """The attributes of `Tree` that are read here."""
+
+    config: Config
+    nodes: Nodes | None
+    placement: Placement
+    in_flight: InFlight
+    internal: Sequence[HeldSocket]
+    operator: ServerControl | None
+
+    @property
+    def secrets(self) -> SecretsView: ...
+    def grace(self, config: Config) -> float: ...
+    def close_reason(self) -> Disconnect: ...
+
+
 @asynccontextmanager
-async def open_forwarder(tree: Tree) -> AsyncIterator[Forwarder | None]:
+async def open_forwarder(tree: TreeView) -> AsyncIterator[Forwarder | None]:
     """Connect an incarnation's site to the other nodes; close the connections at the end."""
     nodes = tree.nodes
     if nodes is None or tree.operator is None:
@@ -48,20 +78,43 @@ async def open_forwarder(tree: Tree) -> AsyncIterator[Forwarder | None]:
             running=lambda plugin: plugin not in unavailable(),
             placed=tree.placement.is_placed,
             alive=nodes.alive,
+            in_flight=tree.in_flight,
         )
     finally:
         end()
         pool.close()
 
 
-async def serve_internal(tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]) -> None:
-    """Answer requests of other nodes until cancelled; then drain as the web does."""
-    from tangram.http.forward.receiver import Receiver
+def internal_children(tree: TreeView, incarnation: Incarnation, *, stop_timeout: float) -> list[Child]:
+    """Return the child that answers requests of other nodes, where there may be any."""
+    if not tree.internal:
+        return []
+    start = tree.config.supervisor.start_timeout
+    run = partial(serve_internal, tree, incarnation)
+    return [Child("internal", run, start_timeout=start, stop_timeout=stop_timeout)]
+
+
+async def serve_internal(
+    tree: TreeView, incarnation: Incarnation, *, task_status: trio.TaskStatus[object]
+) -> None:
+    """Answer requests of other nodes until cancelled; then drain as the web does.
+
+    This child starts before the plugins and ends after them: while the web is not up, other nodes learn at
+    once that they have to look elsewhere, and no request waits in a socket that nothing accepts on.
+    """
+    from tangram.http.forward.receiver import Receiver, refuse_moved
     from tangram.http.native import serve_native
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        site = incarnation.site
+        if site is None:
+            await refuse_moved(scope)
+        else:
+            await site.serve_forwarded(scope, receive, send)
 
     assert tree.nodes is not None
     config = tree.config
-    receiver = Receiver(tree.nodes.me, tree.secrets.jwt, site.serve_forwarded)
+    receiver = Receiver(tree.nodes.me, tree.secrets.jwt, serve)
     settings = attrs.evolve(
         config.server,
         max_header_bytes=config.server.max_header_bytes + HEAD_ROOM,

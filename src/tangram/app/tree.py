@@ -24,6 +24,8 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.draining import drained, move_grace
+from tangram.app.forwarding import internal_children
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.internal_listener import address_of, open_internal
 from tangram.app.measuring import Measuring
@@ -52,6 +54,7 @@ from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
 from tangram.history.store import HistoryStore
 from tangram.http.engine import LAST_REQUEST_TIME
+from tangram.http.forward.in_flight import InFlight
 from tangram.http.listeners import HeldSocket, close_listeners
 from tangram.plugins.authorizers import authorizers_of
 from tangram.plugins.host import PluginHost
@@ -169,6 +172,7 @@ class Tree:
         the broker makes a new incarnation with new children, which must know it."""
         self.placement = Placement(lambda: self.nodes, lambda: self.placed, self._stops)
         """Which node runs a plugin."""
+        self.in_flight = InFlight()  # of placed plugins
         self._windows: dict[str, Window] = {}
         self.push_results: dict[str, Counter[str]] = {}  # by plugin, over all incarnations
         self._started: dict[str, set[str]] = {}
@@ -402,6 +406,7 @@ class Tree:
         children = [
             part("state", partial(self._run_state, incarnation)),
             part("bus", partial(self._run_bus, incarnation)),
+            *internal_children(self, incarnation, stop_timeout=web_stop),
             *self._island_children(incarnation),
             *(self._plugin_child(incarnation, host) for host in incarnation.hosts.values()),
             part("channels", partial(self._run_channels, incarnation)),
@@ -425,7 +430,13 @@ class Tree:
             return
         await self.placement.run(
             host.name,
-            run,
+            drained(
+                run,
+                host.name,
+                self.in_flight,
+                planned=lambda: self.placement.is_moving(host.name) or self._stops(host.name),
+                seconds=move_grace(self.config),
+            ),
             task_status=task_status,
             start_timeout=self._plugin_times(host)[0],
             on_standby=partial(incarnation.start_gate.give_up, host.name),

@@ -248,6 +248,10 @@ class Placement:
             nodes.book.release(plugin, trio.current_time())
             nodes.renew_now()
 
+    def is_moving(self, name: str) -> bool:
+        """Return whether a plugin ends because it was told to move."""
+        return name in self._moves
+
     def move(self, name: str, to: str = "") -> None:
         """Stop a plugin that runs here, and give its lease away.
 

@@ -10,6 +10,7 @@ have no header that concerns addresses or CORS: one look at the names lets them 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol
@@ -20,7 +21,6 @@ import structlog
 from tangram.asgi import (
     ASGIApp,
     Fields,
-    Message,
     RawHeaders,
     Receive,
     Scope,
@@ -34,7 +34,6 @@ from tangram.channels.disconnects import ORIGIN, UNAVAILABLE, Party, Refusal
 from tangram.channels.origins import OriginPolicy
 from tangram.config.model import Config
 from tangram.console.access import OperatorAccess
-from tangram.http.engine import ClientGone
 from tangram.metrics.requests import RequestTimes
 from tangram.plugin_exit import exit_as_crash
 from tangram.plugins.registry import LoadedPlugin
@@ -55,6 +54,7 @@ from tangram.web.openapi_merge import merge_openapi
 from tangram.web.operator import ServerControl, operator_router
 from tangram.web.plugin_sockets import bind_to_plugin, serve_plugin_socket
 from tangram.web.proxies import SIGNS, ProxyHint
+from tangram.web.sends import StatusSend, with_status, without_body
 from tangram.web.settings_validation import validate_settings
 from tangram.web.shell import PAGES, shell_folder
 
@@ -156,6 +156,12 @@ class Elsewhere(OtherNodes, Protocol):
     def placed(self, plugin: str) -> bool:
         """Return whether a plugin runs on one node at a time."""
 
+    def runs_here(self, plugin: str) -> bool:
+        """Return whether a placed plugin runs here and takes requests."""
+
+    def answering(self, plugin: str) -> AbstractContextManager[None]:
+        """Return a block in which a request of a placed plugin is answered here."""
+
     async def forward(self, plugin: str, scope: Scope, receive: Receive, send: Send) -> Receive | None:
         """Answer a request for a plugin that does not run here, by the node that runs it.
 
@@ -223,7 +229,7 @@ class Site:
         self._use(attrs.evolve(self._parts, plugins=plugins, apps=apps))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        noting = _noting(send)
+        noting = with_status(send)
         began = perf_counter()
         if self._root and scope["type"] in {"http", "websocket"}:
             enter_root(scope, self._root)
@@ -252,7 +258,7 @@ class Site:
         finally:
             self._note(scope, noting, perf_counter() - began)
 
-    def _note(self, scope: Scope, send: _StatusSend, seconds: float) -> None:
+    def _note(self, scope: Scope, send: StatusSend, seconds: float) -> None:
         """Count a request that was answered."""
         if scope["type"] == "http":
             # The engine answers with 500 for an application that has sent nothing.
@@ -263,7 +269,7 @@ class Site:
 
         That node has checked host and origin, and adds the fields for other origins.
         """
-        noting = _noting(send)
+        noting = with_status(send)
         began = perf_counter()
         enter_root(scope, self._root)
         try:
@@ -346,7 +352,7 @@ class Site:
             fields = self._node_reads.named(scope, fields)
         if not self._apps and scope["path"] not in {"", "*"} and not self._control.unavailable():
             found = self.table.locate(scope)
-            if found is not None and found.value is not None:
+            if found is not None and found.value is not None and not self._is_placed(found.value.owner):
                 # The most frequent case of all costs no coroutine of the site's.
                 return self.table.run(found.value, found.values, scope, receive, send, fields)
         return self._search(scope, receive, send, fields)
@@ -364,37 +370,66 @@ class Site:
             return
         down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
-        if down:
-            served = await self._wait_owner(down, app, scope, receive, sending(send, fields))
+        owner = self._owner_of(app, scope) if down or self._parts.elsewhere is not None else ""
+        if owner:
+            served = await self._wait_owner(owner, down, scope, receive, sending(send, fields))
             if served is None:
                 return
             receive = served
+        if owner and self._is_placed(owner):
+            assert self._parts.elsewhere is not None
+            with self._parts.elsewhere.answering(owner):
+                await self._answer_found(app, scope, receive, send, fields)
+        else:
+            await self._answer_found(app, scope, receive, send, fields)
+
+    async def _answer_found(
+        self, app: AppMount | None, scope: Scope, receive: Receive, send: Send, fields: Fields
+    ) -> None:
+        """Answer by a native route, a plugin's application, a file or Quart."""
         if app is None and await self.table.handle(scope, receive, send, fields):
             return
         await self._beside_routes(app, scope, receive, sending(send, fields))
+
+    def _is_placed(self, owner: str) -> bool:
+        return self._parts.elsewhere is not None and self._parts.elsewhere.placed(owner)
+
+    def _owner_of(self, app: AppMount | None, scope: Scope) -> str:
+        """Return the owner of the route of a request; empty for none, and for blueprints."""
+        if app is not None:
+            return app.owner
+        found = self.table.locate(scope)
+        return found.value.owner if found is not None and found.value is not None else ""
 
     async def _beside_routes(self, app: AppMount | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by a plugin's application, a file or Quart."""
         if app is not None:
             if scope["method"] == "HEAD" and not app.match(scope):
                 # FastAPI's routes for GET do not answer HEAD by themselves.
-                scope, send = {**scope, "method": "GET"}, _without_body(send)
+                scope, send = {**scope, "method": "GET"}, without_body(send)
             await app(full_scope(scope), receive, send)
             return
         if await self._file(scope, receive, send):
             return
-        served = await self._wait_blueprint(scope, receive, send)
-        if served is not None:
-            await self._quart(full_scope(scope), served, send)
+        await self._blueprint(self._quart, full_scope(scope), scope, receive, send)
 
-    async def _wait_blueprint(self, scope: Scope, receive: Receive, send: Send) -> Receive | None:
-        """Let another node answer a blueprint's route; the others wait in Quart for their plugin."""
+    async def _blueprint(self, app: ASGIApp, full: Scope, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by Quart, where plugins wait for themselves, or let another node answer."""
         elsewhere = self._parts.elsewhere
-        if elsewhere is not None and self._quart is not _not_found:
-            owner = self._blueprint_owner(scope)
-            if owner in self._control.unavailable() and elsewhere.placed(owner):
-                return await elsewhere.forward(owner, scope, receive, send)
-        return receive
+        owner = "" if elsewhere is None else self._blueprint_owner(scope)
+        if elsewhere is None or not elsewhere.placed(owner):
+            await app(full, receive, send)
+            return
+        served: Receive | None = receive
+        if not elsewhere.runs_here(owner):
+            served = await elsewhere.forward(owner, scope, receive, send)
+        if served is None:
+            return
+        if scope["type"] == "websocket":
+            await app(full, served, send)
+            return
+        with elsewhere.answering(owner):
+            await app(full, served, send)
 
     def _app_for(self, scope: Scope) -> AppMount | None:
         """Return the plugin's application that answers this request, or ``None``.
@@ -432,7 +467,7 @@ class Site:
         return None
 
     async def _wait_owner(
-        self, down: Mapping[str, str], app: AppMount | None, scope: Scope, receive: Receive, send: Send
+        self, owner: str, down: Mapping[str, str], scope: Scope, receive: Receive, send: Send
     ) -> Receive | None:
         """Wait for the plugin that owns the route, or let the node answer that runs it.
 
@@ -440,16 +475,13 @@ class Site:
             The ``receive`` with which the request is to be served; None if it was answered: by another node,
             or by 503 with ``Retry-After``.
         """
-        if app is not None:
-            owner = app.owner
-        else:
-            found = self.table.locate(scope)
-            owner = found.value.owner if found is not None and found.value is not None else ""
-        if owner not in down:
-            return receive
         elsewhere = self._parts.elsewhere
         if elsewhere is not None and elsewhere.placed(owner):
+            if elsewhere.runs_here(owner):
+                return receive
             return await elsewhere.forward(owner, scope, receive, send)
+        if owner not in down:
+            return receive
         reason = await self._control.wait_available(owner)
         if reason is None:
             return receive
@@ -489,9 +521,8 @@ class Site:
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
             return
-        served = await self._wait_blueprint(scope, receive, send)
-        if served is not None:
-            await serve_plugin_socket(self._quart, full_scope(scope), served, send)
+        serve = partial(serve_plugin_socket, self._quart)
+        await self._blueprint(serve, full_scope(scope), scope, receive, send)
 
     async def _native_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self.table.locate_websocket(scope)
@@ -514,10 +545,10 @@ class Site:
         elsewhere = self._parts.elsewhere
         if not may_open(scope, self._allowed):
             await refuse_websocket(send, ORIGIN)
+        elif elsewhere is not None and elsewhere.placed(owner) and not elsewhere.runs_here(owner):
+            return await elsewhere.forward(owner, scope, receive, send)
         elif owner not in self._control.unavailable():
             return receive
-        elif elsewhere is not None and elsewhere.placed(owner):
-            return await elsewhere.forward(owner, scope, receive, send)
         elif await self._control.wait_available(owner):
             await refuse_websocket(send, UNAVAILABLE)
         else:
@@ -610,32 +641,6 @@ class Site:
         return app
 
 
-class _StatusSend(Protocol):
-    """A ``send`` that knows the status of the answer, 0 before its start."""
-
-    @property
-    def status(self) -> int: ...
-    def __call__(self, message: Message, /) -> Awaitable[None]: ...
-
-
-def _noting(send: Send) -> _StatusSend:
-    """Return the ``send`` itself if its engine tells the status, else one that notes it."""
-    return send if hasattr(send, "status") else _NotingSend(send)
-
-
-class _NotingSend:
-    """A ``send`` that notes the status, around one of an engine that does not."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self._send(message)
-
-
 def _route_of(scope: Scope) -> str:
     """Return the template of the path of an answered request; empty if there is none."""
     matches = scope.get(MATCHES)
@@ -644,26 +649,6 @@ def _route_of(scope: Scope) -> str:
         return "" if value is None else str(value.route.template.path)
     path: str = scope["path"]
     return next((template for prefix, template in _FILES if path.startswith(prefix)), "")
-
-
-def _without_body(send: Send) -> Send:
-    """Return a ``send`` for a handler of GET that answers HEAD: headers only.
-
-    The response ends with the first part of its body. Further parts raise ``ClientGone``, so that a handler
-    that streams without end stops.
-    """
-    ended = False
-
-    async def send_head(message: Message) -> None:
-        nonlocal ended
-        if ended:
-            raise ClientGone("a response to HEAD has no body")
-        if message["type"] == "http.response.body":
-            ended = True
-            message = {"type": "http.response.body", "body": b""}
-        await send(message)
-
-    return send_head
 
 
 async def _refuse_host(scope: Scope, send: Send) -> None:

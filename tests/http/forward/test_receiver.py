@@ -129,7 +129,7 @@ async def test_a_forwarded_request_for_a_plugin_that_moved_goes_back() -> None:
         nonlocal moved
         if not moved:
             moved = True
-            await refuse_moved(scope, send)
+            await refuse_moved(scope)
             return
         await echo(scope, receive, send)
 

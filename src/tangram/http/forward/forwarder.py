@@ -23,6 +23,7 @@ from tangram.http.forward.heads import (
     target_of,
     timing_field,
 )
+from tangram.http.forward.in_flight import InFlight
 from tangram.http.forward.pool import Peer, Pool
 from tangram.http.forward.receiver import FORWARDED, refuse_moved
 from tangram.http.forward.rules import (
@@ -72,6 +73,7 @@ class Forwarder:
         running: returns whether a plugin runs here and takes requests.
         placed: returns whether a plugin runs on one node at a time.
         alive: returns the nodes that are alive by their ids.
+        in_flight: counts the requests that plugins answer here.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Forwarder:
         running: Callable[[str], bool],
         placed: Callable[[str], bool],
         alive: Callable[[], Mapping[str, Peer]] = dict,
+        in_flight: InFlight | None = None,
     ) -> None:
         self.me = me
         self.pool = pool
@@ -90,11 +93,17 @@ class Forwarder:
         self.alive = alive
         self._placement = placement
         self._running = running
+        self._in_flight = in_flight or InFlight()
+        self.answering = self._in_flight.answering
         self._log_limit = LogLimit()
         self.forwarded = 0
         """Requests and WebSockets that other nodes have answered."""
         self.failed = 0
         """Requests that were answered with 502 or 503 here."""
+
+    def runs_here(self, plugin: str) -> bool:
+        """Return whether a plugin runs here and takes requests."""
+        return self._running(plugin) and self._in_flight.takes(plugin)
 
     async def forward(self, plugin: str, scope: Scope, receive: Receive, send: Send) -> Receive | None:
         """Answer a request, or serve a WebSocket, of a placed plugin that does not run here.
@@ -171,7 +180,7 @@ class Forwarder:
         if peer is not None:
             where = "here" if peer.id == self.me else "elsewhere"
         return Facts(
-            running=self._running(plugin),
+            running=self.runs_here(plugin),
             holder=where,
             reachable=peer is not None and peer.address is not None and peer.id != avoid,
             forwarded=forwarded,
@@ -211,7 +220,7 @@ class _Way:
                 case Step.SERVE:
                     return self._receive if self._request is None else self._request.receive_again()
                 case Step.REFUSE:
-                    await refuse_moved(self._scope, self._send)
+                    await refuse_moved(self._scope)
                     return None
                 case Step.GIVE_UP:
                     self._forwarder.failed += 1

@@ -40,6 +40,10 @@ FORWARDED: Final = "tangram.forwarded"
 """Key of the scope for the `Envelope` of a request that another node has forwarded."""
 
 
+_REFUSE: Final = "tangram.refuse"
+"""Key of the scope for the engine's own ``send``."""
+
+
 class Receiver:
     """Checks requests of other nodes, and hands them to the site.
 
@@ -87,6 +91,8 @@ class Receiver:
         except BadHead as error:
             await self._forbid(scope, send, str(error))
             return
+        # For a refusal, which the layers between the site and this class must not change.
+        inner[_REFUSE] = send
         await self._serve(inner, receive, _cleaned(send))
 
     def client_of(self, scope: Scope) -> Scope:
@@ -135,14 +141,13 @@ def restored(scope: Scope, envelope: Envelope) -> Scope:
     return found
 
 
-async def refuse_moved(scope: Scope, send: Send) -> None:
+async def refuse_moved(scope: Scope) -> None:
     """Report to the node that has forwarded a request that the plugin is not here."""
-    await _refuse(scope, send, b"moved")
+    await _refuse(scope, scope[_REFUSE], b"moved")
 
 
 async def _refuse(scope: Scope, send: Send, why: bytes) -> None:
-    inner = send.send if isinstance(send, _cleaned) else send
-    await _answer(scope, inner, 421, [(REFUSED, why)])
+    await _answer(scope, send, 421, [(REFUSED, why)])
 
 
 async def _answer(scope: Scope, send: Send, status: int, headers: RawHeaders) -> None:
