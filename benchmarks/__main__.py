@@ -38,6 +38,7 @@ NAMES = (
     "bus",
     "routing",
     "console",
+    "forward",
 )
 """The benchmarks, those that need two idle processors first."""
 

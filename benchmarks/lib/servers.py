@@ -107,6 +107,17 @@ def start_existing(folder: Path, engine: str = "native") -> Server:
     return _start_ours(folder, python, engine, ["existing_bench"])
 
 
+def start_node(folder: Path, valkey: Valkey, node: str) -> Server:
+    """Start one of several nodes on a Redis; the plugin of the routes runs on one of them at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _install_plugin(folder, "tangram", "tangram_bench")
+    more = (
+        f'jwt_secret = "the same secret on every node of the benchmark"\n[cluster]\nnode = "{node}"\n'
+        '[plugins.tangram_bench]\ninstances = "one"\n'
+    )
+    return _start_ours(folder, Path(sys.executable), "native", ["tangram_bench"], more, valkey=valkey)
+
+
 def _install_plugin(folder: Path, group: str, module: str) -> None:
     """Write the metadata by which a server finds the plugin of ``benchmarks/plugin/MODULE.py``."""
     metadata = folder / f"{module}-0.1.0.dist-info"
@@ -123,8 +134,10 @@ def _start_ours(
     channel: str = UNLIMITED,
     *,
     workers: int = 1,
+    valkey: Valkey | None = None,
 ) -> Server:
-    valkey, port = Valkey(folder), free_port()
+    """Start a server, on a Redis of its own unless one is given."""
+    valkey, port = valkey or Valkey(folder), free_port()
     config = folder / "tangram.toml"
     config.write_text(
         f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{valkey.url}"\n[server]\nport = {port}\n'

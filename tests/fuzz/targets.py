@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tests.fuzz.formats import check_config, check_cookies, check_forwarded, check_json_body, check_query
+from tests.fuzz.forward import check_answer_head, check_envelope, check_node_proof, check_signed_head
 from tests.fuzz.history import check_position, check_stamp
 from tests.fuzz.http import check_chunks, check_head
 from tests.fuzz.phoenix import (
@@ -120,6 +121,40 @@ TARGETS: Final = (
         ),
         HTTP_WORDS,
         weight=4,
+    ),
+    Target(
+        "node_request",
+        check_envelope,
+        (
+            b'{"node":"a"}',
+            b'{"node":"a","plugin":"p","scheme":"https","version":"2","client":["192.0.2.1",7],"right":"token"}',
+            b'{"node":"a","server":["127.0.0.1",null],"root":"/x","hostless":true,"peer":["::1",0]}',
+        ),
+        (*JSON_WORDS, b'"node":"a"', b'"client":', b'"right":"read"', b'["a",1]'),
+    ),
+    Target(
+        "node_proof",
+        check_node_proof,
+        (b"00 1 " + b"0" * 64, b"11 7 " + b"f" * 64, b"a " + b"00" * 16 + b" " + b"0" * 64),
+        (b" ", b"00", b"11", b"0", b"-1", b"9" * 20, b"\xb2", b"\xff", b"a"),
+    ),
+    Target(
+        "node_head",
+        check_signed_head,
+        (b"GET\n/a?b=c\nhost:a\n", b'POST\n/\nhost:a\ncontent-length:3\ntangram-request:{"node":"a"}\n'),
+        (*HTTP_WORDS, b"\nx:y\n", b"\n/", b"GET\n", b"host:a\n", b": "),
+        weight=2,
+    ),
+    Target(
+        "node_answer",
+        check_answer_head,
+        (
+            b"content-length: 3\r\n\r\n",
+            b"transfer-encoding: chunked\r\nServer-Timing: a\r\n\r\n",
+            b"content-length: 0\r\ntangram-refused: moved\r\nconnection: close\r\n\r\n",
+        ),
+        HTTP_WORDS,
+        weight=2,
     ),
     Target(
         "chunked_body",
