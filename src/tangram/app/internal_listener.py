@@ -37,7 +37,10 @@ def open_internal(config: Config, redis_url: str) -> Sequence[HeldSocket]:
                 "other nodes cannot forward requests to this one: cluster.listen is not set",
                 hint="set it to an address that only the nodes can reach, for example 10.0.0.5:2350",
             )
-            return []
+            # Workers of this machine reach each other all the same. A node elsewhere that dials this address
+            # on its own machine finds no node of this name.
+            if config.server.workers == 1:
+                return []
         listen = LOOPBACK
     network = current_network.get()
     if network is not None:

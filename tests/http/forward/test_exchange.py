@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import trio
 
-from tangram.asgi import Receive, Scope, Send, send_json
+from tangram.asgi import Message, Receive, Scope, Send, send_json
 from tangram.http.forward.exchange import REPLAY_BYTES
 from tangram.http.forward.pool import NodeConnection
 from tests.http.forward.two_nodes import PLUGIN, Node, echo, two_nodes
@@ -315,3 +317,71 @@ async def test_without_a_holder_the_answer_is_503() -> None:
 
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert PLUGIN in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("parts", [[b""], [b"small"], [b"x" * 70_000, b"y" * 70_000], [b"a", b"", b"b"]])
+async def test_a_body_without_a_length_is_passed_on(parts: list[bytes]) -> None:
+    """A request of HTTP/2 need not declare a length, and may have a body all the same."""
+    events = [
+        {"type": "http.request", "body": part, "more_body": number < len(parts) - 1}
+        for number, part in enumerate(parts)
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if events:
+            return events.pop(0)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "2",
+        "method": "POST",
+        "scheme": "https",
+        "path": "/up",
+        "raw_path": b"/up",
+        "query_string": b"",
+        "headers": [(b"host", b"test"), (b"x-a", b"b ")],
+        "client": ("192.0.2.1", 7),
+        "server": ("192.0.2.2", 443),
+    }
+    async with two_nodes(echo) as nodes:
+        assert await nodes.forwarder.forward(PLUGIN, scope, receive, send) is None
+
+    seen = json.loads(b"".join(message.get("body", b"") for message in sent))
+    assert seen["length"] == sum(map(len, parts))
+    assert (seen["version"], seen["scheme"], seen["client"]) == ("2", "https", ["192.0.2.1", 7])
+    assert ["x-a", "b"] in seen["headers"]
+
+
+async def test_a_request_of_http2_that_splits_its_head_is_refused() -> None:
+    """Its fields did not pass the parser for HTTP/1.1: the answer is 400, and the holder gets nothing."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "2",
+        "method": "GET",
+        "scheme": "https",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "headers": [(b"host", b"test"), (b"x", b"a\r\ntangram-proof: forged")],
+        "client": None,
+        "server": None,
+    }
+    async with two_nodes(echo) as nodes:
+        assert await nodes.forwarder.forward(PLUGIN, scope, receive, send) is None
+        assert nodes.holder.engine.statistics().requests == 1  # the greeting
+
+    assert sent[0]["status"] == 400
