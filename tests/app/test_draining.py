@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tangram.app.draining import drained
+from tangram.app.draining import with_drain
 from tangram.http.forward.in_flight import InFlight
 
 
@@ -17,7 +17,7 @@ async def plugin(*, task_status: trio.TaskStatus[None]) -> None:
 
 async def stop(in_flight: InFlight, *, planned: bool, request: float) -> float:
     """Stop a plugin while one request is answered; return the seconds that took."""
-    run = drained(plugin, "p", in_flight, planned=lambda: planned, seconds=2.0)
+    run = with_drain(plugin, "p", in_flight, planned=lambda: planned, seconds=2.0)
     async with trio.open_nursery() as outer:
 
         async def answer() -> None:
@@ -53,7 +53,7 @@ async def test_a_draining_plugin_takes_no_request_until_it_starts_again(autojump
     assert in_flight.takes("another")
 
     async with trio.open_nursery() as nursery:
-        run = drained(plugin, "p", in_flight, planned=lambda: False, seconds=2.0)
+        run = with_drain(plugin, "p", in_flight, planned=lambda: False, seconds=2.0)
         await nursery.start(lambda task_status: run(task_status=task_status))
         assert in_flight.takes("p")
         nursery.cancel_scope.cancel()
@@ -68,6 +68,6 @@ async def test_a_crash_is_raised_at_once_and_alone() -> None:
         raise ValueError("crash")
 
     in_flight = InFlight()
-    run = drained(crashing, "p", in_flight, planned=lambda: True, seconds=2.0)
+    run = with_drain(crashing, "p", in_flight, planned=lambda: True, seconds=2.0)
     with in_flight.answering("p"), pytest.raises(ValueError, match="crash"):
         await run(task_status=trio.TASK_STATUS_IGNORED)

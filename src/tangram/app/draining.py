@@ -10,11 +10,12 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from tangram.cluster import Placement
 from tangram.config import Config
 from tangram.groups import unwrap_single
 from tangram.http.forward.in_flight import InFlight
 
-__all__ = ["drained", "move_grace"]
+__all__ = ["drained", "move_grace", "with_drain"]
 
 MOVE_GRACE: Final = 2.0
 """Seconds that requests in hand get before their plugin is moved, much less than a lease."""
@@ -31,7 +32,28 @@ def move_grace(config: Config) -> float:
     return min(MOVE_GRACE, config.server.drain_grace, config.supervisor.stop_timeout / 2)
 
 
-def drained(
+class TreeView(Protocol):
+    """The attributes of `Tree` that are read here."""
+
+    config: Config
+    in_flight: InFlight
+    placement: Placement
+
+    def stops(self, lease: str) -> bool: ...
+
+
+def drained(run: Run, plugin: str, tree: TreeView) -> Run:
+    """Return ``run`` with a drain before a move, and before a stop that was asked for."""
+    return with_drain(
+        run,
+        plugin,
+        tree.in_flight,
+        planned=lambda: tree.placement.is_moving(plugin) or tree.stops(plugin),
+        seconds=move_grace(tree.config),
+    )
+
+
+def with_drain(
     run: Run, plugin: str, in_flight: InFlight, *, planned: Callable[[], bool], seconds: float
 ) -> Run:
     """Return ``run`` with a drain before a planned stop.

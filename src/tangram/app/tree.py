@@ -24,7 +24,7 @@ import attrs
 import structlog
 import trio
 
-from tangram.app.draining import drained, move_grace
+from tangram.app.draining import drained
 from tangram.app.forwarding import internal_children
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.internal_listener import address_of, open_internal
@@ -124,8 +124,7 @@ class Tree:
     ``strict`` is set."""
     nodes: Nodes | None = None
     """This node and those that it knows; None on a server that is not one of several."""
-    internal: Sequence[HeldSocket] = ()
-    """The sockets on which other nodes reach this one."""
+    internal: Sequence[HeldSocket] = ()  # on which other nodes reach this one
     placed: frozenset[str] = frozenset()
     """The plugins that run on one node at a time, and the services as ``PLUGIN/SERVICE``."""
     _records = False
@@ -170,7 +169,7 @@ class Tree:
         self.quarantined: dict[str, Crash] = {}
         """Plugins in quarantine, each with the cause, until the operator or a reload tries again. A crash of
         the broker makes a new incarnation with new children, which must know it."""
-        self.placement = Placement(lambda: self.nodes, lambda: self.placed, self._stops)
+        self.placement = Placement(lambda: self.nodes, lambda: self.placed, self.stops)
         """Which node runs a plugin."""
         self.in_flight = InFlight()  # of placed plugins
         self._windows: dict[str, Window] = {}
@@ -296,11 +295,10 @@ class Tree:
         try:
             await self.nodes.run(task_status=task_status)
         finally:
-            self.nodes = None
             close_listeners(self.internal)
-            self.internal = ()
+            self.nodes, self.internal = None, ()
 
-    def _stops(self, lease: str) -> bool:
+    def stops(self, lease: str) -> bool:
         """Return whether a plugin ends because it, or this node, was told to stop."""
         name = lease.partition("/")[0]
         return self.stop_reason != "crash" or name in self.placement.stopped or name in self.quarantined
@@ -430,13 +428,7 @@ class Tree:
             return
         await self.placement.run(
             host.name,
-            drained(
-                run,
-                host.name,
-                self.in_flight,
-                planned=lambda: self.placement.is_moving(host.name) or self._stops(host.name),
-                seconds=move_grace(self.config),
-            ),
+            drained(run, host.name, self),
             task_status=task_status,
             start_timeout=self._plugin_times(host)[0],
             on_standby=partial(incarnation.start_gate.give_up, host.name),
