@@ -21,7 +21,7 @@ MOVE_GRACE: Final = 2.0
 """Seconds that requests in hand get before their plugin is moved, much less than a lease."""
 
 
-class Run(Protocol):
+class PluginRun(Protocol):
     """A plugin as a child of the tree."""
 
     def __call__(self, *, task_status: trio.TaskStatus[Any]) -> Awaitable[object]: ...
@@ -32,7 +32,7 @@ def move_grace(config: Config) -> float:
     return min(MOVE_GRACE, config.server.drain_grace, config.supervisor.stop_timeout / 2)
 
 
-class TreeView(Protocol):
+class DrainingTree(Protocol):
     """The attributes of `Tree` that are read here."""
 
     config: Config
@@ -42,7 +42,7 @@ class TreeView(Protocol):
     def stops(self, lease: str) -> bool: ...
 
 
-def drained(run: Run, plugin: str, tree: TreeView) -> Run:
+def drained(run: PluginRun, plugin: str, tree: DrainingTree) -> PluginRun:
     """Return ``run`` with a drain before a move, and before a stop that was asked for."""
     return with_drain(
         run,
@@ -54,8 +54,8 @@ def drained(run: Run, plugin: str, tree: TreeView) -> Run:
 
 
 def with_drain(
-    run: Run, plugin: str, in_flight: InFlight, *, planned: Callable[[], bool], seconds: float
-) -> Run:
+    run: PluginRun, plugin: str, in_flight: InFlight, *, planned: Callable[[], bool], seconds: float
+) -> PluginRun:
     """Return ``run`` with a drain before a planned stop.
 
     Args:

@@ -35,14 +35,14 @@ FIELD_ROOM: Final = 16
 """Fields that a forwarded head may have in addition."""
 
 
-class SecretsView(Protocol):
+class SharedSecret(Protocol):
     """The attribute of `Secrets` that is read here."""
 
     @property
     def jwt(self) -> str: ...
 
 
-class TreeView(Protocol):
+class ForwardingTree(Protocol):
     """The attributes of `Tree` that are read here."""
 
     config: Config
@@ -53,13 +53,13 @@ class TreeView(Protocol):
     operator: ServerControl | None
 
     @property
-    def secrets(self) -> SecretsView: ...
+    def secrets(self) -> SharedSecret: ...
     def grace(self, config: Config) -> float: ...
     def close_reason(self) -> Disconnect: ...
 
 
 @asynccontextmanager
-async def open_forwarder(tree: TreeView) -> AsyncIterator[Forwarder | None]:
+async def open_forwarder(tree: ForwardingTree) -> AsyncIterator[Forwarder | None]:
     """Connect an incarnation's site to the other nodes; close the connections at the end."""
     nodes = tree.nodes
     if nodes is None or tree.operator is None:
@@ -85,7 +85,7 @@ async def open_forwarder(tree: TreeView) -> AsyncIterator[Forwarder | None]:
         pool.close()
 
 
-def internal_children(tree: TreeView, incarnation: Incarnation, *, stop_timeout: float) -> list[Child]:
+def internal_children(tree: ForwardingTree, incarnation: Incarnation, *, stop_timeout: float) -> list[Child]:
     """Return the child that answers requests of other nodes, where there may be any."""
     if not tree.internal:
         return []
@@ -95,7 +95,7 @@ def internal_children(tree: TreeView, incarnation: Incarnation, *, stop_timeout:
 
 
 async def serve_internal(
-    tree: TreeView, incarnation: Incarnation, *, task_status: trio.TaskStatus[object]
+    tree: ForwardingTree, incarnation: Incarnation, *, task_status: trio.TaskStatus[object]
 ) -> None:
     """Answer requests of other nodes until cancelled; then drain as the web does.
 

@@ -125,6 +125,7 @@ class Tree:
     nodes: Nodes | None = None
     """This node and those that it knows; None on a server that is not one of several."""
     internal: Sequence[HeldSocket] = ()  # on which other nodes reach this one
+    in_flight: InFlight  # of placed plugins
     placed: frozenset[str] = frozenset()
     """The plugins that run on one node at a time, and the services as ``PLUGIN/SERVICE``."""
     _records = False
@@ -171,7 +172,6 @@ class Tree:
         the broker makes a new incarnation with new children, which must know it."""
         self.placement = Placement(lambda: self.nodes, lambda: self.placed, self.stops)
         """Which node runs a plugin."""
-        self.in_flight = InFlight()  # of placed plugins
         self._windows: dict[str, Window] = {}
         self.push_results: dict[str, Counter[str]] = {}  # by plugin, over all incarnations
         self._started: dict[str, set[str]] = {}
@@ -288,7 +288,7 @@ class Tree:
 
     async def _run_nodes(self, *, task_status: trio.TaskStatus[Nodes]) -> None:
         assert self.broker is not None
-        self.internal = open_internal(self.config, self.broker.server_url)
+        self.internal, self.in_flight = open_internal(self.config, self.broker.server_url), InFlight()
         self.nodes = open_nodes(self, self.broker.server_url, address_of(self.internal))
         self.placement.attach(self.nodes)
         self.nodes.on_gone(self._on_node_gone)

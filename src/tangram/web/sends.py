@@ -1,4 +1,4 @@
-"""ASGI's ``send``, wrapped: one that knows the status of the answer, and one that answers HEAD."""
+"""Wrappers of ASGI's ``send``: one knows the status, the other one answers HEAD."""
 
 from __future__ import annotations
 

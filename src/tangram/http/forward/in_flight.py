@@ -1,4 +1,4 @@
-"""The requests of placed plugins that are being answered here, and their end before a planned stop.
+"""The requests of placed plugins that are answered here, and their planned end.
 
 A plugin that is moved to another node answers the requests that it has begun; new ones wait for the other
 node meanwhile. WebSockets are not waited for: they are closed with the plugin, and come back elsewhere.
@@ -44,7 +44,7 @@ class InFlight:
                 self._ended.set()
 
     async def drain(self, plugin: str, seconds: float) -> bool:
-        """Take no new requests for a plugin, and wait for those in hand; return whether all have ended."""
+        """Take no new requests for a plugin; return whether those in hand have ended."""
         self._draining.add(plugin)
         with trio.move_on_after(seconds):
             while self._counts[plugin]:
