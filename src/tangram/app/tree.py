@@ -18,12 +18,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import urlsplit
 
 import attrs
 import structlog
 import trio
 
+from tangram.app.addresses import base_url, origin_policy
 from tangram.app.draining import drained
 from tangram.app.forwarding import internal_children
 from tangram.app.incarnation import PLUGIN, Incarnation
@@ -39,7 +39,6 @@ from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
 from tangram.cluster import Fencing, NodeRecord, Nodes, Placement, load_functions
 from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
-from tangram.config.listen import UNIX, first_name, split_hosts
 from tangram.console.access import OperatorAccess
 from tangram.console.control import ConsoleControl
 from tangram.console.routes import console_router
@@ -654,10 +653,7 @@ class Tree:
     @property
     def origins(self) -> OriginPolicy:
         """The origins whose pages may use this server, the same for HTTP, tokens and WebSockets."""
-        server, channel = self.config.server, self.config.channel
-        public = urlsplit(channel.public_url).hostname if channel.public_url else None
-        named = (*split_hosts(server.host), *server.hosts, *split_hosts(channel.host or server.host), public)
-        return OriginPolicy(server.allowed_origins, [host for host in named if host])
+        return origin_policy(self.config)
 
     # -- stops -----------------------------------------------------------------------------------------------
 
@@ -687,13 +683,7 @@ class Tree:
     @property
     def base_url(self) -> str:
         """The URL of this server for a program on the same machine."""
-        server = self.config.server
-        host, port = self.held[0].host, self.held[0].port
-        if host.startswith(UNIX):
-            host, port = first_name(server.host), server.port
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-        scheme = "https" if server.tls_cert else "http"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return base_url(self.config, self.held[0])
 
     @property
     def cache_folder(self) -> Path:
