@@ -138,16 +138,18 @@ class Bus:
         if self._ran:
             raise RuntimeError("a bus runs once; build a new one for the next run")
         self._ran = True
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 nursery.start_soon(self._publisher.run)
                 nursery.start_soon(self._listener.run)
                 with trio.move_on_after(START_TIMEOUT):
                     await self._listener.wait_up()
                 task_status.started(self)
-        finally:
-            self._nursery = None
+                await trio.sleep_forever()
+            finally:
+                # A nursery takes no tasks once its last one has ended, a pass before its block does.
+                self._nursery = None
 
     async def publish(
         self,

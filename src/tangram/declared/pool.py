@@ -142,9 +142,12 @@ class PushPool:
                 self._nursery = nursery
                 nursery.start_soon(self._send)
                 task_status.started()
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    # A nursery takes no tasks once its last one has ended, a pass before its block does.
+                    self._nursery = None
         finally:
-            self._nursery = None
             for lane, push in self._lanes.take_all():
                 self._refuse(lane, push, RESTARTING, "interrupted")
             self._send_replies()

@@ -423,8 +423,12 @@ class Channels:
                 if self._nodes is not None:
                     nursery.start_soon(self._nodes.run)
                 task_status.started(self)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    # A nursery takes no tasks once its last one has ended, a pass before its block does.
+                    self._nursery = None
         finally:
-            self._nursery = None
             if self._nodes is not None:
                 self._nodes.end()
             if self._outer_nursery is None:

@@ -318,6 +318,47 @@ async def test_stop_does_not_wait_for_a_client_that_does_not_answer(clock: Clock
         assert await server.stop() < 3.5
 
 
+class ClosesBetweenSteps(trio.abc.Instrument):
+    """Closes every WebSocket after each step of another task, as a stop of the server may at any time."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.steps = 0
+        self.errors: list[Exception] = []
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        nursery = task.parent_nursery
+        if task.coro.__name__ == "_close" and nursery is not None and nursery.child_tasks:
+            return  # else each close would start several
+        for connection in list(self.server.engine.connections):
+            self.steps += 1
+            try:
+                connection.start_close(1001)
+            except RuntimeError as error:
+                self.errors.append(error)
+
+
+async def test_stop_while_a_connection_ends(clock: Clock) -> None:
+    """A stop may come at any moment of a connection's end."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        await send({"type": "websocket.close", "code": 4000})
+        trio.lowlevel.add_instrument(closes)
+
+    async with open_client(app) as (server, client):
+        closes = ClosesBetweenSteps(server)
+        await client.send("end")
+        assert await client.closed() == 4000
+        await server.wait_closed()
+        trio.lowlevel.remove_instrument(closes)
+
+    assert closes.steps > 2
+    assert closes.errors == []
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [

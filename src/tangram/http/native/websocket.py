@@ -177,12 +177,15 @@ class AppSocket:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._read)
-                await self._call()
-                await self._finish()
+                try:
+                    await self._call()
+                    await self._finish()
+                finally:
+                    # A nursery takes no tasks once its last one has ended, a pass before its block does.
+                    self._nursery = None
                 nursery.cancel_scope.cancel()
         finally:
             engine.websockets -= 1
-            self._nursery = None
             self._pending.update(0)
 
     async def _call(self) -> None:
