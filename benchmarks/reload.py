@@ -237,7 +237,8 @@ async def save_service(bench: Bench, number: int) -> float:
         return bench.browsers.last["service"] == {"service": number}
 
     taken = await bench.time(lambda: bench.sources.save(service=number), look, event="service")
-    await bench.browsers.wait("reload", due)
+    with trio.fail_after(GIVE_UP):
+        await bench.browsers.wait("reload", due)
     return taken
 
 
