@@ -5,9 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from tangram.routing import Mount, RouteTable
+from tangram.web.channel_docs import channel_docs_router
 from tests.web.asgi import site_of
 
 HTTP = Path(__file__).parents[2] / "docs" / "http.md"
+
+
+def routes() -> set[str]:
+    """The built-in routes: those of every site, and those of the declared channels."""
+    channels = RouteTable([Mount(channel_docs_router(list), "core")])
+    return {
+        f"{method} {endpoint.route.template.display}"
+        for table in (site_of().table, channels)
+        for endpoint in table.endpoints
+        for method in endpoint.route.methods
+    }
 
 
 def headings() -> set[str]:
@@ -16,13 +29,7 @@ def headings() -> set[str]:
 
 def test_every_built_in_route_has_a_heading() -> None:
     """Every built-in route has a heading in docs/http.md."""
-    routes = {
-        f"{method} {endpoint.route.template.display}"
-        for endpoint in site_of().table.endpoints
-        for method in endpoint.route.methods
-    }
-    assert len(routes) >= 8
-    missing = {route for route in routes if route not in headings() and not route.startswith("GET /docs/")}
+    missing = {route for route in routes() if route not in headings() and not route.startswith("GET /docs/")}
     assert missing == set()
 
 
@@ -41,9 +48,5 @@ def test_every_heading_is_a_route() -> None:
         "GET /plugins/{distribution}/{file}",
         "GET /docs/{file}",
     }
-    routes = {
-        f"{method} {endpoint.route.template.display}"
-        for endpoint in site_of().table.endpoints
-        for method in endpoint.route.methods
-    }
-    assert headings() - routes - files == set()
+    assert len(routes()) >= 8
+    assert headings() - routes() - files == set()
