@@ -124,7 +124,8 @@ class Tree:
     nodes: Nodes | None = None
     """This node and those that it knows; None on a server that is not one of several."""
     internal: Sequence[HeldSocket] = ()  # on which other nodes reach this one
-    in_flight: InFlight  # of placed plugins
+    in_flight: InFlight
+    """The requests of placed plugins that are answered here."""
     placed: frozenset[str] = frozenset()
     """The plugins that run on one node at a time, and the services as ``PLUGIN/SERVICE``."""
     _records = False
@@ -175,7 +176,7 @@ class Tree:
         self.push_results: dict[str, Counter[str]] = {}  # by plugin, over all incarnations
         self._started: dict[str, set[str]] = {}
         """The temporary services of each plugin that have had their only start, for the same reason."""
-        self.redis_outage = RedisOutage(lambda: self.incarnation.has_redis)
+        self.in_flight, self.redis_outage = InFlight(), RedisOutage(lambda: self.incarnation.has_redis)
         self._on_event = on_event
         self._on_broker = on_broker
         self._wrap = wrap
