@@ -215,6 +215,34 @@ async def test_the_token_is_checked_on_the_first_node_alone() -> None:
         assert [set(one) for one in refused.values()] == [{"detail"}, {"detail"}]
 
 
+async def restarts_of(server: RunningTangram) -> int:
+    """Return how often the plugin was started again on a node."""
+    listed = (await server.http.get("/-/plugins", headers=server.operator)).json()
+    return int(next(one["incarnation"] for one in listed if one["name"] == NAME)) - 1
+
+
+async def test_a_restart_reaches_the_node_that_runs_the_plugin() -> None:
+    """Without a name the holder restarts it; a named node, or all, restart their own; the token is needed."""
+    path = f"/-/plugins/{NAME}/restart"
+    async with two_servers() as (a, b):
+        answer = await a.http.post(path, headers=a.operator)
+        assert (answer.status_code, answer.headers["server-timing"]) == (200, 'node;desc="b"')
+        assert (await restarts_of(a), await restarts_of(b)) == (0, 1)
+        answer = await b.http.post(path, params={"node": "a"}, headers=b.operator)
+        assert answer.json() == {"status": "restarted", "plugin": NAME}
+        assert (await restarts_of(a), await restarts_of(b)) == (1, 1)
+        answer = await a.http.post(path, params={"node": "all"}, headers=a.operator)
+        assert {node: one["status"] for node, one in answer.json().items()} == {
+            "a": "restarted",
+            "b": "restarted",
+        }
+        assert (await restarts_of(a), await restarts_of(b)) == (2, 2)
+
+        assert (await a.http.post(path)).status_code == 401
+        assert (await a.http.post(path, params={"node": "c"}, headers=a.operator)).status_code == 404
+        assert (await restarts_of(a), await restarts_of(b)) == (2, 2)
+
+
 async def test_a_stream_of_another_node_is_followed() -> None:
     """``/-/tail?node=ID`` is that node's stream; of all nodes there is none, and the others answer."""
     async with two_servers() as (a, b):

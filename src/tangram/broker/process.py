@@ -22,6 +22,8 @@ from typing import Final
 
 import trio
 
+from tangram.errors import OperatorError
+
 __all__ = ["BrokerProcess", "describe_end", "guarded", "parse_log_line", "start_server", "stop_guarded"]
 
 _GUARD: Final = """
@@ -30,6 +32,8 @@ exec 3<&0 </dev/null
 exec 3<&-
 exec "$@"
 """
+_GUARDS_OWN: Final = range(3, 10)
+"""Descriptors of which the guard needs one: not every shell knows larger ones."""
 _CHUNK: Final = 16384
 _LONGEST_LINE: Final = 4096
 """Bytes after which a line is cut; crash reports have lines of some hundred characters."""
@@ -172,13 +176,26 @@ def describe_end(status: int) -> str:
         return f"signal {-status}"
 
 
-def guarded(argv: Sequence[str], *, name: str = "tangram-broker-guard") -> list[str]:
+def guarded(
+    argv: Sequence[str], *, name: str = "tangram-broker-guard", keep: Sequence[int] = ()
+) -> list[str]:
     """Return the command that runs ``argv`` under a guard.
 
     Its standard input must be a pipe. The guard kills the server if the pipe ends before a line was written.
-    ``name`` is the guard's in a list of processes.
+
+    Args:
+        argv: the command line.
+        name: the guard's in a list of processes.
+        keep: descriptors that ``argv`` inherits. Sockets of systemd begin at 3.
+
+    Raises:
+        OperatorError: they leave none for the guard.
     """
-    return ["/bin/sh", "-c", _GUARD, name, *argv]
+    own = next((one for one in _GUARDS_OWN if one not in keep), None)
+    if own is None:
+        raise OperatorError(f"{len(keep)} descriptors are inherited: use at most 6 sockets of systemd")
+    script = _GUARD.replace("exec 3<", f"exec {own}<").replace("<&3", f"<&{own}")
+    return ["/bin/sh", "-c", script, name, *argv]
 
 
 async def start_server(

@@ -208,15 +208,39 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def restart(server: ServerAddress, plugin: str, *, reload: bool, as_json: bool) -> int:
-    """Restart one plugin, also one in quarantine, and wait until it runs."""
-    query = "?reload=true" if reload else ""
+def restart(
+    server: ServerAddress, plugin: str, *, reload: bool, as_json: bool, node: str | None = None
+) -> int:
+    """Restart one plugin, also one in quarantine, and wait until it runs.
+
+    Args:
+        server: the server that is asked.
+        plugin: the name of the plugin.
+        reload: import its code again first.
+        as_json: print JSON on a terminal, too.
+        node: another node, or ``all``; 1 is returned if it does not run again on one of them.
+    """
+    wanted = {**({"reload": "true"} if reload else {}), **({} if node is None else {"node": node})}
+    query = f"?{urlencode(wanted)}" if wanted else ""
     answer = server.post(f"/-/plugins/{quote(plugin, safe='')}/restart{query}", timeout=RESTART_TIMEOUT)
-    if is_terminal(as_json=as_json):
-        write(f"{answer['plugin']} runs again\n")
+    if node != "all" or "status" in answer:  # a server that is alone answers for itself
+        answers = [answer]
     else:
-        print_json([answer])
-    return 0
+        answers = [{"node": one, **told} for one, told in answer.items()]
+    if not is_terminal(as_json=as_json):
+        print_json(answers)
+    else:
+        for told in answers:
+            write(_restarted(plugin, told))
+    return 0 if all(told.get("status") == "restarted" for told in answers) else 1
+
+
+def _restarted(plugin: str, told: Any) -> str:
+    where = f"{told['node']}  " if "node" in told else ""
+    if told.get("status") == "restarted":
+        return f"{where}{plugin} runs again\n"
+    causes = (str(told[key]) for key in ("detail", "error", "cause") if key in told)
+    return f"{where}{': '.join(causes)}\n"
 
 
 def show_nodes(server: ServerAddress, *, as_json: bool) -> int:

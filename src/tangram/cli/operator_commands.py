@@ -162,15 +162,27 @@ def push(
 @click.command()
 @click.argument("plugin", shell_complete=_complete_plugin)
 @click.option("--reload", is_flag=True, help="Import the plugin's code again first.")
+@click.option("--node", metavar="ID", help="On another node of the cluster, or on all.")
 @_server_options
-def restart(*, url: str | None, config_file: Path | None, as_json: bool, plugin: str, reload: bool) -> None:
+def restart(
+    *,
+    url: str | None,
+    config_file: Path | None,
+    as_json: bool,
+    plugin: str,
+    reload: bool,
+    node: str | None,
+) -> None:
     """Restart PLUGIN, and wait until it runs.
+
+    Without --node a plugin that runs on one node at a time is restarted there, another one on the node that
+    answers.
 
     A plugin in quarantine is restarted, too. The exit status is 1 if it does not start.
     """
     from tangram.cli.operate import restart as restart_plugin
 
-    sys.exit(restart_plugin(_find(url, config_file), plugin, reload=reload, as_json=as_json))
+    sys.exit(restart_plugin(_find(url, config_file), plugin, reload=reload, as_json=as_json, node=node))
 
 
 @click.command()

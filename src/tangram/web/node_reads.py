@@ -1,11 +1,15 @@
-"""``?node=ID`` and ``?node=all``: reads of the operator that other nodes answer.
+"""``?node=ID`` and ``?node=all``: requests of the operator that other nodes answer.
+
+These are reads, and restarts of plugins.
 
 1. Token and session are checked on the first node, which tells the others the result; it shows them no token.
 2. A node that does not answer within `ANSWER_TIME` is reported in its place. Of streams one node is named.
+3. A restart that names no node is for the node that runs the plugin, if it runs on one node at a time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, Protocol
 from urllib.parse import parse_qsl, urlencode
@@ -24,19 +28,35 @@ __all__ = ["NodeReads", "OtherNodes"]
 ANSWER_TIME: Final = 2.0
 """Seconds for a node to begin its answer, and to end it where all nodes are asked."""
 
+RESTART_TIME: Final = 110.0
+"""Seconds for the restart of a plugin, less than ``tangram restart`` waits."""
+
 MAX_ANSWER: Final = 16 * 1024 * 1024
 """Bytes of the answer of one node where all are asked."""
 
 _LOCAL: Final = frozenset({"/-/", "/-/session"})
 """The console's page and its login: they belong to the connection of the browser."""
 
+_RESTART: Final = re.compile(r"/-/plugins/([^/]+)/restart")
+
 Right = Literal["", "read", "token"]
+
+
+class NodeId(Protocol):
+    """A node."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
 
 
 class OtherNodes(Protocol):
     """The nodes of the cluster."""
 
     me: str
+
+    def holder(self, plugin: str) -> NodeId | None:
+        """Return the node that runs a plugin of which one runs at a time; None for others."""
 
     def alive(self) -> Mapping[str, object]:
         """Return the nodes that are alive by their ids, this one included."""
@@ -46,7 +66,7 @@ class OtherNodes(Protocol):
 
 
 class NodeReads:
-    """Sends reads of the operator to other nodes.
+    """Sends reads of the operator, and restarts of plugins, to other nodes.
 
     Args:
         nodes: the nodes.
@@ -70,9 +90,17 @@ class NodeReads:
         path: str = scope["path"]
         if not path.startswith("/-/") or path in _LOCAL or path.startswith("/-/static/"):
             return None
-        if scope["method"] not in {"GET", "HEAD"} or FORWARDED in scope:
+        if FORWARDED in scope:
             return None
         node = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("node")
+        if scope["method"] == "POST":
+            restart = _RESTART.fullmatch(path)
+            if restart is None:
+                return None
+            if node is None and (holder := self._nodes.holder(restart[1])) is not None:
+                node = holder.id
+        elif scope["method"] not in {"GET", "HEAD"}:
+            return None
         return None if node == self._nodes.me else node
 
     def named(self, scope: Scope, fields: Fields) -> Fields:
@@ -80,7 +108,7 @@ class NodeReads:
         return fields if FORWARDED in scope else (*fields, self._field)
 
     async def answer(self, node: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a read with the answer of a node, or of all."""
+        """Answer a read or a restart with the answer of a node, or of all."""
         try:
             right = self._right(Request(scope, receive, path_params={}, max_body=0))
         except HTTPException as error:
@@ -104,8 +132,9 @@ class NodeReads:
         return "read" if self._access.may_read(request) else ""
 
     async def _answer_one(self, node: str, scope: Scope, receive: Receive, send: Send, right: Right) -> None:
-        cause: str | None = f"node {node!r} has not answered within {ANSWER_TIME:g} s"
-        with trio.move_on_after(ANSWER_TIME) as wait:
+        within = _answer_time(scope)
+        cause: str | None = f"node {node!r} has not answered within {within:g} s"
+        with trio.move_on_after(within) as wait:
 
             async def begun(message: Message) -> None:
                 wait.deadline = float("inf")  # a stream has no end
@@ -117,10 +146,10 @@ class NodeReads:
 
     async def _answer_all(self, scope: Scope, inner: Scope, send: Send, right: Right) -> None:
         found: dict[str, object] = dict.fromkeys(self._nodes.alive())
-        inner = {**inner, "method": "GET"}
+        own, inner = ({**one, "method": _with_content(one)} for one in (scope, inner))
 
         async def ask(node: str) -> None:
-            found[node] = await self._collect(node, scope, inner, right)
+            found[node] = await self._collect(node, own, inner, right)
 
         async with trio.open_nursery() as nursery:
             for node in found:
@@ -130,11 +159,12 @@ class NodeReads:
     async def _collect(self, node: str, scope: Scope, inner: Scope, right: Right) -> object:
         """Return the content of one node's answer, or an object that says why there is none."""
         content = _Collected()
-        cause: str | None = f"no answer within {ANSWER_TIME:g} s"
-        with trio.move_on_after(ANSWER_TIME):
+        within = _answer_time(scope)
+        cause: str | None = f"no answer within {within:g} s"
+        with trio.move_on_after(within):
             if node == self._nodes.me:
                 # With the client's own fields, so that its rights are checked again.
-                own = {**scope, "method": "GET", "query_string": inner["query_string"]}
+                own = {**scope, "query_string": inner["query_string"]}
                 cause = None
                 await self._serve(own, _forever, content.take)
             else:
@@ -176,6 +206,15 @@ class _Collected:
         if self._type.startswith(b"application/json"):
             return msgspec.Raw(self._body)
         return self._body.decode(errors="replace")
+
+
+def _answer_time(scope: Scope) -> float:
+    return RESTART_TIME if scope["method"] == "POST" else ANSWER_TIME
+
+
+def _with_content(scope: Scope) -> str:
+    """Return the method with which each of all nodes is asked: answers to HEAD would be empty."""
+    return "POST" if scope["method"] == "POST" else "GET"
 
 
 def _without_node(query: bytes) -> bytes:

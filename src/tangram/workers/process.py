@@ -183,11 +183,12 @@ class WorkerProcess:
         source = str(Path(__file__).parents[2])
         code = f"import sys; sys.path.insert(0, {source!r}); from tangram.cli.worker import main; main()"
         command = [sys.executable, "-P", "-c", code, str(connection.fileno())]
+        descriptors = [*self._descriptors, connection.fileno()]
         return await trio.lowlevel.open_process(
-            guarded(command, name="tangram-worker-guard"),
+            guarded(command, name="tangram-worker-guard", keep=descriptors),
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[*self._descriptors, connection.fileno()],
+            pass_fds=descriptors,
             env={name: value for name, value in os.environ.items() if name not in _PRIVATE},
             start_new_session=True,
         )
