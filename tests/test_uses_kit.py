@@ -76,6 +76,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "docs/test_scripts.py": ({"run_process"}, "node, for the scripts of the pages"),
     "e2e/test_proxies.py": ({"open_process"}, "nginx and HAProxy"),
     "e2e/test_deploy_proxies.py": ({"open_process"}, "nginx and HAProxy"),
+    "e2e/test_workers_clients.py": ({"open_process"}, "a program that hands over a socket, as systemd does"),
     "e2e/test_metrics.py": ({"open_process"}, "prometheus"),
     "release/dist.py": ({"Popen"}, "a server of an environment without the kit's own requirements"),
     "gateway/test_other_clients.py": ({"run_process"}, "clients of other authors"),

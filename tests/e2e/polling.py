@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.e2e.harness import Server
+from tests.e2e.harness import Home, Server
 
 EVERY = 0.010  # seconds
 ANSWER_WITHIN = 5.0  # seconds
@@ -66,13 +66,12 @@ async def _poll(polls: Polls, port: int, request: bytes) -> None:
 
 
 @asynccontextmanager
-async def polling(server: Server, path: str) -> AsyncIterator[Polls]:
+async def polling(server: Server | Home, path: str) -> AsyncIterator[Polls]:
     """Poll for the duration of the block, and until the last request is answered."""
     polls = Polls()
-    request = (
-        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.home.port}\r\nConnection: close\r\n\r\n".encode()
-    )
+    port = (server if isinstance(server, Home) else server.home).port
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_poll, polls, server.home.port, request)
+        nursery.start_soon(_poll, polls, port, request)
         yield polls
         nursery.cancel_scope.cancel()

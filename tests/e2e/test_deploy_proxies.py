@@ -15,8 +15,10 @@ import pytest
 import trio
 
 from tangram.client import fetch_token, open_socket
-from tangram.testing import free_port
+from tangram.testing import free_port, open_broker
+from tests.docs.blocks import blocks
 from tests.e2e.harness import Home, open_server, wait_until
+from tests.e2e.polling import polling
 from tests.e2e.prepare import ROOT, find_proxy
 from tests.e2e.test_proxies import BROWSER, CLIENT, answers
 
@@ -137,15 +139,35 @@ PROXIES: Final[dict[str, Callable[[Path, Ports, str], tuple[str, list[str]]]]] =
 }
 
 
+def for_nodes(name: str, config: str, nodes: list[int], upstream: int) -> str:
+    """Return a configuration with the part for three nodes of docs/nodes.md."""
+    (block,) = blocks(name, "docs/nodes.md")
+    text = block.text
+    for number, port in enumerate(nodes, 1):
+        text = replaced(text, (f"10.0.0.{number}:2346", f"127.0.0.1:{port}"))
+    if name == "haproxy":
+        return config[: config.index("\nbackend tangram\n") + 1] + text
+    start = config.index("upstream tangram {")
+    assert str(upstream) in config[start : config.index("}", start)]
+    return config[:start] + text + config[config.index("}", start) + 1 :]
+
+
 @asynccontextmanager
-async def open_proxy(name: str, upstream: int, folder: Path, prefix: str) -> AsyncIterator[Ports]:
-    """Run a proxy with its configuration of ``deploy/`` for the block."""
+async def open_proxy(
+    name: str, upstream: int, folder: Path, prefix: str, nodes: list[int] | None = None
+) -> AsyncIterator[Ports]:
+    """Run a proxy with its configuration of ``deploy/`` for the block.
+
+    Before ``nodes`` it has the part of docs/nodes.md.
+    """
     program = find_proxy(name)
     if program is None:
         pytest.skip(f"{name} is not installed and could not be: see tests/e2e/prepare.py")
     ports = Ports(free_port(), free_port(), upstream)
     folder.mkdir()  # noqa: ASYNC240 - a temporary folder
     config, arguments = PROXIES[name](folder, ports, prefix)
+    if nodes is not None:
+        config = for_nodes(name, config, nodes, upstream)
     file = folder / "proxy.conf"
     file.write_text(config)
     process = await trio.lowlevel.open_process(
@@ -248,3 +270,114 @@ async def stream_in_pieces(client: httpx.AsyncClient, base: str) -> list[bytes]:
             if len(pieces) == 1:
                 await client.post(f"{base}/through/release")
     return pieces
+
+
+NODES: Final = """
+[channel]
+jwt_secret = "the same on each node, and long enough"
+[[channel.history]]
+topics = "numbers:*"
+size = 5000
+"""
+
+COUNTER: Final = """
+import json
+import tangram, trio
+
+plugin = tangram.Plugin(instances="one")
+
+
+@plugin.register_service()
+async def count(state):
+    page = await state.history("numbers:ours", limit=1)
+    number = json.loads(page.events[-1][1])["n"] if page.events else 0
+    while True:
+        number += 1
+        await state.publish("to:numbers:ours:n", {"n": number})
+        await trio.sleep(0.01)
+"""
+
+
+@asynccontextmanager
+async def open_listeners(url: str, count: int) -> AsyncIterator[list[list[int]]]:
+    """Join clients that recover; yield the numbers of each."""
+    heard: list[list[int]] = [[] for _ in range(count)]
+
+    async def listen(numbers: list[int]) -> None:
+        token = await fetch_token(url, "numbers:ours")
+        async with open_socket(url) as socket:
+            channel = await socket.join("numbers:ours", token=token.token, recover=True)
+            while True:
+                numbers.append((await channel.receive()).payload["n"])
+
+    async with trio.open_nursery() as nursery:
+        for numbers in heard:
+            nursery.start_soon(listen, numbers)
+        yield heard
+        nursery.cancel_scope.cancel()
+
+
+class Nodes:
+    """Three nodes on one Redis."""
+
+    def __init__(self, folder: Path, nursery: trio.Nursery, redis_url: str) -> None:
+        self.homes = [Home(folder / f"node{number}") for number in range(3)]
+        self._nursery = nursery
+        self._core = f'redis_url = "{redis_url}"'
+        self._stops: dict[int, trio.Event] = {}
+        self._ended: dict[int, trio.Event] = {}
+
+    async def start(self, number: int) -> None:
+        """Start one, and wait until it is ready."""
+        self._stops[number], self._ended[number] = trio.Event(), trio.Event()
+        await self._nursery.start(self._run, number)
+
+    async def stop(self, number: int) -> None:
+        """Stop one, and wait for its end."""
+        self._stops[number].set()
+        await self._ended[number].wait()
+
+    async def _run(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
+        home = self.homes[number]
+        home.install("counter", COUNTER)
+        environ = {"TANGRAM_SERVER__HOSTS": "['maps.example', '127.0.0.1', 'localhost']"}
+        async with open_server(home, "counter", core=self._core, extra=NODES, environ=environ):
+            task_status.started()
+            await self._stops[number].wait()
+        self._ended[number].set()
+
+
+@pytest.mark.parametrize("name", ["nginx", "haproxy"])
+async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path: Path, name: str) -> None:
+    """One after the other restarts: each request is answered, each client comes back and misses nothing."""
+    with open_broker() as broker:
+        async with trio.open_nursery() as nursery:
+            nodes = Nodes(tmp_path, nursery, broker.url)
+            for number in range(3):
+                await nodes.start(number)
+            at = [home.port for home in nodes.homes]
+            async with (
+                open_proxy(name, at[0], tmp_path / "proxy", "", at) as ports,
+                open_listeners(f"http://127.0.0.1:{ports.plain}", 6) as heard,
+            ):
+
+                async def wait_numbers(behind: int) -> None:
+                    await wait_until(lambda: all_hear(heard, behind), within=20)
+
+                await wait_numbers(20)
+                async with polling(Home(tmp_path / "front", ports.plain), "/-/healthz") as polls:
+                    for number in range(3):
+                        await nodes.stop(number)
+                        await nodes.start(number)
+                    await wait_numbers(20 + max(numbers[-1] for numbers in heard))
+            for number in range(3):
+                await nodes.stop(number)
+
+    assert polls.good
+    assert (polls.refused, polls.reset, polls.other) == (0, 0, [])
+    for numbers in heard:
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+async def all_hear(heard: list[list[int]], behind: int) -> bool:
+    return all(numbers and numbers[-1] > behind for numbers in heard)
