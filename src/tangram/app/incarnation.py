@@ -141,9 +141,21 @@ class Incarnation:
             BrokerUnavailable: the channels restart, or Redis is away.
             LookupError: the topic has no presence.
         """
+        return await self._require_channels().presence(topic)
+
+    def presence_nowait(self, topic: str) -> Mapping[str, str] | None:
+        """Return a topic's external ids by agent, or None if Redis has them.
+
+        Raises:
+            BrokerUnavailable: the channels restart.
+            LookupError: the topic has no presence.
+        """
+        return self._require_channels().presence_nowait(topic)
+
+    def _require_channels(self) -> Channels:
         if self.channels is None:
             raise BrokerUnavailable("the channels are restarting; try again")
-        return await self.channels.presence(topic)
+        return self.channels
 
     def publish_all_nowait(
         self,

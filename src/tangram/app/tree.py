@@ -523,6 +523,7 @@ class Tree:
             subscribe=incarnation.subscribe,
             history=HistoryStore(self.rules, incarnation.call),
             presence=incarnation.presence,
+            presence_nowait=incarnation.presence_nowait,
             loaded_plugins={one.dist_name: one.plugin for one in self.plugins.plugins},
             base_url=self.base_url,
             client_url=self.broker.cluster_url if isinstance(self.broker, ExternalBroker) else None,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from tangram.channels.presence import Metas, to_metas
 from tangram.plugins.state import BackendState as SharedState
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["STATE", "BackendState", "open_http_client", "open_redis_client"]
 STATE: Final = "backend_state"
 """The attribute of a plugin's application with the state: ``request.app.state.backend_state``."""
 
-_HIDDEN: Final = frozenset({"subscribe", "aclose"})
+_HIDDEN: Final = frozenset({"subscribe", "history", "position", "aclose"})
 """Attributes of the shared state that await on Trio, and would fail on an asyncio loop."""
 
 
@@ -69,9 +70,15 @@ class BackendState:
         if name in own.get("_make", ()):
             value = own[name] = own["_make"][name]()
             return value
-        if name.startswith("__") or name in _HIDDEN or "_shared" not in own:
+        if name.startswith("__") or "_shared" not in own:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(own["_shared"](), name)
+        shared = own["_shared"]()
+        if name not in vars(shared):  # an existing plugin may have set an attribute of its own
+            if name == "presence":
+                return self._read_presence
+            if name in _HIDDEN:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(shared, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._OWN:
@@ -88,6 +95,24 @@ class BackendState:
     async def publish(self, channel: str, payload: bytes | str) -> int:
         """Publish *payload* on *channel*, awaited on asyncio, and return the number of receivers."""
         return int(await self.redis_client.publish(channel, payload))
+
+    async def _read_presence(self, topic: str) -> Metas:
+        """Return the members of a topic on all nodes, awaited on asyncio.
+
+        Raises:
+            redis.RedisError: there is no connection to Redis.
+            BrokerUnavailable: the channels restart.
+            LookupError: the topic has no presence.
+        """
+        from tangram.presence.library import parse_members, read_call
+
+        members = vars(self)["_shared"]().presence_nowait(topic)
+        if members is None:
+            (key,) = read_call(topic).keys
+            fields: dict[Any, Any] = await self.redis_client.hgetall(key)
+            found = parse_members([word for pair in fields.items() for word in pair])
+            members = {agent: member.id for agent, member in found.items()}
+        return to_metas(members)
 
     def opened_clients(self) -> list[Any]:
         """Return the clients that were used, which have to be closed."""

@@ -390,12 +390,25 @@ class Channels:
             BrokerUnavailable: Redis is away.
             LookupError: the topic has no presence.
         """
+        known = self.presence_nowait(topic)
+        if known is None and self._nodes is not None:
+            return await self._nodes.members(topic)
+        await trio.lowlevel.checkpoint()
+        return known or {}
+
+    def presence_nowait(self, topic: str) -> Mapping[str, str] | None:
+        """Return a topic's external ids by agent, or None if there may be other nodes.
+
+        Another thread may call it: a program that runs the server beside its own loop.
+
+        Raises:
+            LookupError: the topic has no presence.
+        """
         if self._rules is None or not self._rules.tracks(topic):
             raise LookupError(f"topic {topic!r} has no presence: [channel] presence excludes it")
         if self._nodes is not None:
-            return await self._nodes.members(topic)
-        await trio.lowlevel.checkpoint()
-        return {member.agent: member.id for member in self.hub.members(topic).values()}
+            return None
+        return {member.agent: member.id for member in tuple(self.hub.members(topic).values())}
 
     def _announce_gap(self) -> None:
         """Make every member join again, before the first message after an outage.

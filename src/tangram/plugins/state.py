@@ -38,6 +38,8 @@ log = structlog.get_logger("tangram.plugins")
 HTTP_CLOSE_SECONDS: Final = 2.0
 """Seconds to close idle HTTP connections: a peer that ignores a TLS close must not delay a restart."""
 
+NO_CHANNELS: Final = "this state belongs to no server with channels"
+
 MAX_WARNED: Final = 50
 """Channels of each incarnation that are reported as having no receivers."""
 
@@ -116,6 +118,7 @@ class BackendState:
         subscribe: Callable[..., Any],
         history: HistoryStore | None = None,
         presence: Callable[[str], Awaitable[Mapping[str, str]]] | None = None,
+        presence_nowait: Callable[[str], Mapping[str, str] | None] | None = None,
         loaded_plugins: Mapping[str, PluginInfo] | None = None,
         base_url: str = "",
         client_url: str | None = None,
@@ -128,6 +131,7 @@ class BackendState:
         self._subscribe = subscribe
         self._history = history or HistoryStore.none()
         self._presence = presence
+        self._presence_nowait = presence_nowait
         self._http_client: httpx.AsyncClient | None = None
         self._plugin_configs: dict[str, tuple[type[Any] | None, Any]] = {}
         self._client_url = client_url
@@ -248,8 +252,19 @@ class BackendState:
             LookupError: the topic has no presence.
         """
         if self._presence is None:
-            raise LookupError("this state belongs to no server with channels")
+            raise LookupError(NO_CHANNELS)
         return to_metas(await self._presence(topic))
+
+    def presence_nowait(self, topic: str) -> Mapping[str, str] | None:
+        """Return a topic's external ids by agent, or None if Redis has them.
+
+        Raises:
+            BrokerUnavailable: the channels restart.
+            LookupError: the topic has no presence.
+        """
+        if self._presence_nowait is None:
+            raise LookupError(NO_CHANNELS)
+        return self._presence_nowait(topic)
 
     @property
     def history_rules(self) -> Rules:
