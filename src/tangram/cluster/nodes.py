@@ -45,8 +45,12 @@ log = structlog.get_logger("tangram.cluster")
 
 NODE_TTL: Final = 6.0
 """Seconds for which a node's record lasts."""
-RENEW_EVERY: Final = 2.0
-"""Seconds between two beats: two of them may be lost."""
+RENEW_EVERY: Final = 1.8
+"""Seconds between two beats: two of them may be lost.
+
+A node that dies is noticed at most ``NODE_TTL`` and one beat later, within the eight seconds that presence
+promises.
+"""
 RETRY_AFTER: Final = 0.25
 """Seconds until a beat that failed is tried again."""
 START_TIMEOUT: Final = 2.0
