@@ -27,6 +27,7 @@ NAMES = (
     "declared",
     "singles",
     "joins",
+    "presence",
     "requests",
     "existing",
     "workers",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 from benchmarks import __main__ as bench
-from benchmarks import reload
+from benchmarks import presence, reload
 from benchmarks.figures import recoveries
 from benchmarks.figures.judging import Watched
 from benchmarks.lib.loads import EACH, Clients, count_disordered
@@ -252,3 +252,19 @@ async def test_each_kind_of_save_is_seen_by_browsers_that_stay_joined() -> None:
     assert (lost, lost_too) == (0, 0)
     assert after.descriptors <= before.descriptors
     assert after.threads <= before.threads
+
+
+@pytest.mark.slow
+async def test_presence_of_two_nodes_is_measured(tmp_path: Path) -> None:
+    """Both nodes see each other's members, and numbers cost a small part of lists."""
+    with presence.open_nodes(tmp_path / "lists") as (valkey, nodes):
+        (change,) = await presence.watch_changes(nodes, 1)
+        lists = presence.storm(nodes, 40)
+        assert presence.count_commands(valkey.port, 2.5) > 0
+    with presence.open_nodes(tmp_path / "numbers", presence.COUNTED) as (_, nodes):
+        numbers = presence.storm(nodes, 40)
+
+    assert 0 < change < 20_000
+    assert lists["closed"] == numbers["closed"] == 0
+    assert 0 < numbers["megabytes"] < presence.counted_bound(40, numbers)
+    assert lists["megabytes"] > 40 * 40 * 20 / 1e6

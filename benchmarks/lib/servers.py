@@ -97,6 +97,16 @@ def start_tangram(
     return _start_ours(folder, Path(sys.executable), engine, plugins, channel, workers=workers)
 
 
+def start_bare_node(folder: Path, name: str, valkey: Valkey, rules: str = "") -> Server:
+    """Start one of several nodes on a Redis, without plugins; ``rules`` holds ``[[channel.presence]]``."""
+    folder = folder / f"node-{name}"
+    folder.mkdir()
+    channel = f'{UNLIMITED}jwt_secret = "one for all nodes, long enough"\n{rules}[cluster]\nnode = "{name}"\n'
+    server = _start_ours(folder, Path(sys.executable), "native", [], channel, valkey=valkey)
+    server.valkey = None  # it outlives its nodes
+    return server
+
+
 def start_existing(folder: Path, engine: str = "native") -> Server:
     """Start this server with a plugin for tangram-core, in an environment that has FastAPI."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
