@@ -6,7 +6,7 @@ from functools import partial
 
 import trio
 
-from tangram.app.forwarding import open_forwarder
+from tangram.app.forwarding import open_forwarder, start_relays
 from tangram.app.incarnation import Incarnation
 from tangram.app.tree import Tree
 from tangram.web.cache import CacheRoutes
@@ -27,6 +27,7 @@ async def serve_site(
         native = tree.config.server.effective_engine == "native"
         site = build_site(tree.site_parts(incarnation, cache=cache, elsewhere=elsewhere))
         incarnation.site = site
+        await start_relays(tree, incarnation, elsewhere, nursery)
         serve = partial(_serve_native if native else _serve_hypercorn, incarnation)
         try:
             await nursery.start(serve, tree, site)
@@ -34,6 +35,7 @@ async def serve_site(
             await trio.sleep_forever()
         finally:
             incarnation.site = None
+            incarnation.relays = {}
 
 
 async def _open_cache(tree: Tree, incarnation: Incarnation, nursery: trio.Nursery) -> CacheRoutes | None:

@@ -18,6 +18,7 @@ from tangram.asgi import Receive, Scope, Send
 from tangram.channels.disconnects import Disconnect
 from tangram.cluster import Nodes, Placement
 from tangram.config import Config
+from tangram.declared.relay import RelayedPush, RelayPool, Reply, handle_relayed
 from tangram.http.forward.in_flight import InFlight
 from tangram.http.forward.pool import Pool
 from tangram.http.listeners import HeldSocket
@@ -27,12 +28,14 @@ from tangram.web.operator import ServerControl
 if TYPE_CHECKING:
     from tangram.http.forward.forwarder import Forwarder
 
-__all__ = ["internal_children", "open_forwarder"]
+__all__ = ["internal_children", "open_forwarder", "start_relays"]
 
 HEAD_ROOM: Final = 8192
 """Bytes by which a forwarded head may be larger than a client's."""
 FIELD_ROOM: Final = 16
 """Fields that a forwarded head may have in addition."""
+SENDER_ROOM: Final = 1024 * 1024
+"""Bytes by which a forwarded push may be larger than two messages, one of which has the sender's token."""
 
 
 class SharedSecret(Protocol):
@@ -85,6 +88,33 @@ async def open_forwarder(tree: ForwardingTree) -> AsyncIterator[Forwarder | None
         pool.close()
 
 
+async def start_relays(
+    tree: ForwardingTree, incarnation: Incarnation, forwarder: Forwarder | None, nursery: trio.Nursery
+) -> None:
+    """Start a way to the other nodes for the declared pushes of each plugin."""
+    if forwarder is None:
+        return
+    from tangram.http.forward.pushes import PushForwarder
+
+    incarnation.is_mine = tree.placement.is_mine
+    sender = PushForwarder(forwarder, partial(_handle_push, tree, incarnation))
+    for plugin in incarnation.hosts:
+        relay = RelayPool(plugin, sender.send)
+        await nursery.start(relay.run)
+        incarnation.relays[plugin] = relay
+
+
+async def _handle_push(tree: ForwardingTree, incarnation: Incarnation, push: RelayedPush) -> Reply | None:
+    """Let the handlers of this node answer a push; a plugin that is moved away takes no more."""
+    if not tree.in_flight.takes(push.plugin):
+        return None
+    channels = incarnation.channels
+    declared = None if channels is None else channels.declared
+    found = None if declared is None else declared.find(push.topic, push.event)
+    with tree.in_flight.answering(push.plugin):
+        return await handle_relayed(incarnation.push_pool(push.plugin), found, push)
+
+
 def internal_children(tree: ForwardingTree, incarnation: Incarnation, *, stop_timeout: float) -> list[Child]:
     """Return the child that answers requests of other nodes, where there may be any."""
     if not tree.internal:
@@ -102,6 +132,7 @@ async def serve_internal(
     This child starts before the plugins and ends after them: while the web is not up, other nodes learn at
     once that they have to look elsewhere, and no request waits in a socket that nothing accepts on.
     """
+    from tangram.http.forward.pushes import PushReceiver
     from tangram.http.forward.receiver import Receiver, refuse_moved
     from tangram.http.native import serve_native
 
@@ -114,7 +145,9 @@ async def serve_internal(
 
     assert tree.nodes is not None
     config = tree.config
-    receiver = Receiver(tree.nodes.me, tree.secrets.jwt, serve)
+    handle = partial(_handle_push, tree, incarnation)
+    max_body = 2 * config.channel.max_message + SENDER_ROOM
+    receiver = Receiver(tree.nodes.me, tree.secrets.jwt, PushReceiver(handle, serve, max_body=max_body))
     settings = attrs.evolve(
         config.server,
         max_header_bytes=config.server.max_header_bytes + HEAD_ROOM,

@@ -70,6 +70,10 @@ class Incarnation:
     """The open pages of the console."""
     tails: Tails = attrs.Factory(Tails)
     """The topics that the operator follows."""
+    relays: dict[str, PushPool] = attrs.Factory(dict)
+    """By plugin: the ways of declared pushes to other nodes, while the web runs on one of several nodes."""
+    is_mine: Callable[[str], bool] = lambda _plugin: True
+    """Returns whether this node answers for a plugin; see `Placement.is_mine`."""
     topics: dict[str, dict[str, None]] = attrs.Factory(dict)
     """The topics of which each plugin receives the clients' messages, in the order of the subscriptions."""
 
@@ -107,6 +111,10 @@ class Incarnation:
         """Return the running handlers of a plugin's pushes, or None."""
         host = self.hosts.get(plugin)
         return None if host is None else host.pushes
+
+    def push_relay(self, plugin: str) -> PushPool | None:
+        """Return the way to the handlers of a plugin that runs on another node, or None."""
+        return None if self.is_mine(plugin) else self.relays.get(plugin)
 
     def close_streams(self) -> None:
         """End the answers without an end, which would use up the grace of a stop."""

@@ -596,7 +596,7 @@ class Tree:
     def _declared(self, incarnation: Incarnation) -> DeclaredPushes | None:
         """Return the handlers of declared pushes; None if there are none, and pushes cost no more."""
         table = DeclaredTable((one.name, one.plugin.channels) for one in self.plugins.plugins)
-        return DeclaredPushes(table, incarnation.push_pool) if table else None
+        return DeclaredPushes(table, incarnation.push_pool, incarnation.push_relay) if table else None
 
     def _apps(self, incarnation: Incarnation) -> list[AppMount]:
         made = [host.app(self.config.server.max_body) for host in incarnation.hosts.values()]

@@ -31,10 +31,11 @@ from tangram.channels.disconnects import (
     UNAVAILABLE,
     Refusal,
 )
-from tangram.declared.binding import Handler, compile_handler
+from tangram.declared.binding import SENDER, STATE, Handler, compile_handler
 from tangram.declared.channel import DeclaredChannel, Incoming
 from tangram.declared.lanes import TURN, Lane, Lanes, WaitingPush
 from tangram.declared.payload import BINARY_FAULT, encode_message
+from tangram.declared.sender import Sender
 from tangram.errors import BrokerUnavailable
 from tangram.groups import unwrap_single
 from tangram.log_limit import LogLimit
@@ -103,6 +104,14 @@ class PushPool:
     def handler(self, incoming: Incoming) -> Handler | None:
         """Return the handler of a declaration, or None if this version of it does not run."""
         return None if self._nursery is None else self._handlers.get(incoming)
+
+    def bind(self, handler: Handler, sender: Sender, parameters: dict[str, str]) -> dict[str, Any]:
+        """Return the arguments of a handler beside the message.
+
+        Raises:
+            InvalidRequest: a part of the topic does not fit its annotation.
+        """
+        return handler.named.arguments({SENDER: sender, STATE: self.state}, parameters)
 
     def put(self, lane: Lane, push: WaitingPush) -> None:
         """Add a push to the lane of its sender; it is refused if too many wait."""

@@ -19,7 +19,7 @@ from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
 from tangram.channels.socket import Socket
 from tangram.channels.tokens import private_claims
-from tangram.declared.binding import SENDER, STATE, Handler
+from tangram.declared.binding import Handler
 from tangram.declared.lanes import Lane, Unanswered, WaitingPush
 from tangram.declared.pool import PushPool, refused
 from tangram.declared.sender import Sender
@@ -76,23 +76,32 @@ class DeclaredPushes:
     Args:
         table: the declarations.
         pools: returns the running handlers of a plugin, or None.
+        relays: returns the way to the handlers of a plugin that runs on another node, or None.
     """
 
-    def __init__(self, table: DeclaredTable, pools: Callable[[str], PushPool | None]) -> None:
+    def __init__(
+        self,
+        table: DeclaredTable,
+        pools: Callable[[str], PushPool | None],
+        relays: Callable[[str], PushPool | None] = lambda _: None,
+    ) -> None:
         self.find: Callable[[str, str], Declaration | None] = table.find
         """Returns the declaration of a push by topic and event."""
         self._pools = pools
+        self._relays = relays
 
     def accept(self, session: PushingSession, found: Declaration, message: SocketMessage) -> None:
         """Hand a push of a joined topic to its handler, or refuse it."""
-        pool = self._pools(found.plugin)
+        pool = self._pools(found.plugin) or self._relays(found.plugin)
+        pushes = session.pushes
+        if pushes is None:
+            pushes = session.pushes = SessionPushes()
+        if pool not in pushes.lanes:
+            pool = _unfinished(pushes, found.plugin) or pool
         handler = None if pool is None else pool.handler(found.incoming)
         if pool is None or handler is None:
             _refuse(session.outbox, message, RESTARTING)
             return
-        pushes = session.pushes
-        if pushes is None:
-            pushes = session.pushes = SessionPushes()
         lane = pushes.lanes.get(pool)
         if lane is None:
             lane = _add_lane(pushes, pool, session.outbox)
@@ -140,6 +149,15 @@ def _refuse(
     answers.flush()
 
 
+def _unfinished(pushes: SessionPushes, plugin: str) -> PushPool | None:
+    """Return another pool of a plugin that has pushes of this connection.
+
+    A plugin that has moved to this node, or away from it, has two pools for a moment. Further pushes come
+    after those of the first one.
+    """
+    return next((one for one, lane in pushes.lanes.items() if one.plugin == plugin and lane.scheduled), None)
+
+
 def _add_lane(pushes: SessionPushes, pool: PushPool, outbox: Outbox) -> Lane:
     # Lanes of pools that have ended are of no use; there are few.
     for ended in [one for one in pushes.lanes if one.plugin == pool.plugin]:
@@ -158,8 +176,7 @@ def _bind(  # noqa: PLR0917 - the parts of a push
 ) -> dict[str, Any]:
     """Return the arguments for one membership, and keep them; raises InvalidRequest."""
     membership = session.socket.joined_as(message.topic)
-    values = {SENDER: _sender(session, membership), STATE: pool.state}
-    arguments = handler.named.arguments(values, found.parameters)
+    arguments = pool.bind(handler, _sender(session, membership), found.parameters)
     if len(lane.known) >= MAX_KNOWN:
         lane.known.clear()
     lane.known[message.topic, message.event] = membership, arguments

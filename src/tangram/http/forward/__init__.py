@@ -7,5 +7,6 @@
 - ``exchange``: one forwarded request
 - ``websocket``: one forwarded WebSocket
 - ``forwarder``: the way of a request for a placed plugin
+- ``pushes``: declared pushes
 - ``receiver``: the application of the internal listener
 """

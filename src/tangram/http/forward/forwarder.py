@@ -38,7 +38,7 @@ from tangram.http.forward.rules import (
 from tangram.http.forward.websocket import ForwardedWebSocket
 from tangram.log_limit import LogLimit
 
-__all__ = ["WAIT", "Forwarder", "Placing"]
+__all__ = ["PUSH", "WAIT", "Forwarder", "Placing"]
 
 log = structlog.get_logger("tangram.http")
 
@@ -51,6 +51,9 @@ LOOK_EVERY: Final = 0.02
 MAX_ATTEMPTS: Final = 200
 """Attempts to send one request: a bound for two nodes that disagree about the holder."""
 
+
+PUSH: Final = "tangram.push"
+"""Key of the scope for the digest of a declared push."""
 
 ASK_ATTEMPTS: Final = 2
 """Attempts to send a read to a node: its session may be unknown there after a restart."""
@@ -168,6 +171,7 @@ class Forwarder:
             server=scope.get("server"),
             root=scope.get(ROOT, ""),
             hostless=not has_host,
+            push=envelope.push,
         )
         fields.append(encode_envelope(full))
         method = scope.get("method", "GET").encode()
@@ -299,7 +303,7 @@ class _Way:
 
     def _make_request(self, peer: Peer) -> ForwardedRequest | ForwardedWebSocket:
         forwarder = self._forwarder
-        envelope = Envelope(node=forwarder.me, plugin=self._plugin)
+        envelope = Envelope(node=forwarder.me, plugin=self._plugin, push=self._scope.get(PUSH, ""))
         head, more = forwarder.head_of(self._scope, envelope, peer.id)
         kind = ForwardedWebSocket if self._scope["type"] == "websocket" else ForwardedRequest
         return kind(forwarder.pool, self._scope, self._receive, self._send, head=head, more=more)

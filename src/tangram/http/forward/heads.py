@@ -114,6 +114,8 @@ class Envelope(msgspec.Struct, omit_defaults=True, frozen=True):
     """The right of the operator that the first node has found: by a session, or by the token."""
     hostless: bool = False
     """The request had no ``Host``."""
+    push: str = ""
+    """The SHA-256 digest of the body, if the request is a declared push."""
 
 
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
