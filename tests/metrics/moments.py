@@ -30,6 +30,7 @@ def moment(at: float = 0.0, **given: Any) -> Moment:
         "backlog_bytes": 0,
         "conflated": 0,
         "pushes": {"ok": 0, "failed": 0, "refused": 0},
+        "declared_pushes": {("demo", "ok"): 2, ("demo", "timeout"): 0},
         "joins": {"ok": 0, "refused": 0},
         "recoveries": dict.fromkeys(("recovered", "first", "epoch", "too_old", "too_much", "unavailable"), 0),
         "delivery_lag": Histogram(DELIVERY_BOUNDS).values(),

@@ -20,6 +20,7 @@ import trio
 
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.bus import Bus
+from tangram.declared.pool import RESULTS as PUSH_RESULTS
 from tangram.gateway.channels import Channels, ChannelsStatistics
 from tangram.gateway.recovery import RESULTS
 from tangram.metrics.carried import Carried
@@ -184,6 +185,7 @@ class Measuring:
             backlog_bytes=0 if now is None else now.pending,
             conflated=totals["conflated"],
             pushes=_results(totals, "pushes", ("ok", "failed", "refused")),
+            declared_pushes=_declared_pushes(incarnation),
             joins=_results(totals, "joins", ("ok", "refused")),
             recoveries=_results(totals, "recoveries", RESULTS),
             delivery_lag=self._lag.values(),
@@ -237,6 +239,16 @@ def _by(totals: Counter[Hashable], kind: str) -> dict[tuple[int, str], int]:
 
 def _results(totals: Counter[Hashable], kind: str, results: Sequence[str]) -> dict[str, int]:
     return {result: totals[kind, result] for result in results}
+
+
+def _declared_pushes(incarnation: Incarnation) -> dict[tuple[str, str], int]:
+    """Return the answered pushes of each plugin that has handlers, by result."""
+    return {
+        (name, result): host.push_results[result]
+        for name, host in incarnation.hosts.items()
+        if host.handles_pushes
+        for result in PUSH_RESULTS
+    }
 
 
 def services_of(tree: SupervisorStatistics, incarnation: Incarnation) -> dict[tuple[str, str], bool]:

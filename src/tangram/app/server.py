@@ -33,6 +33,7 @@ from tangram.app.tree import Secrets, StopReason, Tree
 from tangram.app.watching import watch
 from tangram.broker import EmbeddedBroker, SharedBroker
 from tangram.config import BrokerConfig, Config, LoadedConfig
+from tangram.declared.problems import declared_twice
 from tangram.errors import (
     ConfigError,
     Fault,
@@ -298,6 +299,8 @@ class Server:
             raise ConfigError(faults, about=f"configuration {config.source or 'of plugins'}")
         for warning in plugins.config_warnings(config.plugins):
             log.warning("configuration is not read", cause=warning)
+        for twice in declared_twice((one.name, one.plugin.channels) for one in plugins.plugins):
+            log.warning("push has two handlers", cause=twice)
         return plugins
 
     def _handle_failure(self, error: SupervisionError) -> None:

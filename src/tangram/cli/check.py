@@ -9,9 +9,11 @@ from typing import Any
 
 from tangram.app.reload import check_tls
 from tangram.app.server import answer_old_names
+from tangram.channels.policy import ConnectInfo
 from tangram.cli.kit import keep_log
 from tangram.cli.output import is_terminal, print_json, print_table, write
 from tangram.config import Config, current_folder, find_config_file, load_config
+from tangram.declared.problems import declared_twice, signature_faults
 from tangram.errors import ConfigError, Fault, PluginConfigError
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins, load_plugins
 from tangram.plugins.state import BackendState
@@ -24,7 +26,7 @@ def run_check(config_file: Path | None, *, as_json: bool) -> int:
     """Load configuration and plugins, and print a line for each plugin and each warning.
 
     Returns:
-        The exit status: 0, or 1 if a plugin cannot be loaded or one of its routes cannot be served.
+        The exit status: 0, or 1 if a plugin cannot be loaded or one of its routes or pushes cannot be served.
 
     Raises:
         ConfigError: the configuration has faults, those of the plugins' tables included.
@@ -40,9 +42,10 @@ def run_check(config_file: Path | None, *, as_json: bool) -> int:
     faults = list(_config_faults(plugins, config))
     if faults:
         raise ConfigError(faults, about=f"configuration {path or 'of plugins'}")
-    problems = _route_problems(plugins)
+    problems = _route_problems(plugins) | _channel_problems(plugins)
     records = [*_failures(plugins), *(_describe(one, problems) for one in plugins.plugins)]
     warnings = [*loaded.warnings, *plugins.config_warnings(config.plugins)]
+    warnings += declared_twice((one.name, one.plugin.channels) for one in plugins.plugins)
     _print(path, records, warnings, as_json=as_json)
     return 1 if any(record["state"] != "ok" for record in records) else 0
 
@@ -95,6 +98,15 @@ def _route_problems(plugins: LoadedPlugins) -> dict[str, str]:
     for problem in RouteTable(mounts, injectable=[BackendState]).problems:
         found.setdefault(problem.plugin, str(problem))
     return found
+
+
+def _channel_problems(plugins: LoadedPlugins) -> dict[str, str]:
+    """Return the faults in the declared channels of each plugin that has some."""
+    found = {
+        one.name: "; ".join(signature_faults(one.plugin.channels, BackendState, ConnectInfo))
+        for one in plugins.plugins
+    }
+    return {name: faults for name, faults in found.items() if faults}
 
 
 def _print(

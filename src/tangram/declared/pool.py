@@ -42,7 +42,7 @@ from tangram.log_limit import LogLimit
 from tangram.routing.exceptions import InvalidRequest
 from tangram.routing.shortage import refusal_of
 
-__all__ = ["MAX_TASKS", "PushPool", "PushStatistics"]
+__all__ = ["MAX_TASKS", "RESULTS", "PushPool", "PushStatistics"]
 
 log = structlog.get_logger("tangram.plugins")
 

@@ -117,6 +117,12 @@ def _channels(moment: Moment) -> Iterator[Metric]:
         (((result,), count) for result, count in moment.pushes.items()),
     )
     yield _labelled(
+        CounterMetricFamily(
+            "tangram_declared_pushes", "Answered pushes of declared channels.", labels=("plugin", "result")
+        ),
+        moment.declared_pushes.items(),
+    )
+    yield _labelled(
         CounterMetricFamily("tangram_joins", "Joins of clients.", labels=("result",)),
         (((result,), count) for result, count in moment.joins.items()),
     )

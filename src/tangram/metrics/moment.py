@@ -61,6 +61,8 @@ class Moment:
     conflated: int
     pushes: Mapping[str, int]
     """By result: ``ok``, ``failed``, ``refused``."""
+    declared_pushes: Mapping[tuple[str, str], int]
+    """Answered pushes of declared channels by plugin and result."""
     joins: Mapping[str, int]
     """By result: ``ok``, ``refused``."""
     recoveries: Mapping[str, int]

@@ -122,6 +122,11 @@ class PluginHost:
         return self.loaded.name
 
     @property
+    def handles_pushes(self) -> bool:
+        """Whether the plugin declares handlers of pushes."""
+        return any(channel.incoming for channel in self.loaded.plugin.channels)
+
+    @property
     def start_timeout(self) -> float:
         """Seconds that a start may take: the lifespan's, then those of each service."""
         return LIFESPAN_ENTER_SECONDS + sum(
@@ -208,10 +213,9 @@ class PluginHost:
 
     def _push_children(self, state: BackendState) -> list[Child]:
         """Return the child that handles declared pushes: the last one to start."""
-        channels = self.loaded.plugin.channels
-        if not any(channel.incoming for channel in channels):
+        if not self.handles_pushes:
             return []
-        pool = PushPool(self.name, channels, state, results=self.push_results)
+        pool = PushPool(self.name, self.loaded.plugin.channels, state, results=self.push_results)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             self.pushes = pool
