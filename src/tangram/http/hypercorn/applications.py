@@ -17,7 +17,7 @@ from tangram.asgi import ASGIApp, Message, Scope
 from tangram.channels.disconnects import FLOOD, MEMORY, SLOW_MESSAGE, TOO_BIG, Disconnect
 from tangram.http.engine import Engine
 from tangram.http.hypercorn.exchange import ConnectionControl, HypercornExchange, HypercornSend, RequestEvents
-from tangram.http.hypercorn.websocket import BoundedMessage, FrameGuard, close_websocket
+from tangram.http.hypercorn.websocket import BoundedMessage, FrameGuard, close_websocket, watch_close
 
 if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
@@ -84,6 +84,7 @@ class Applications(TaskGroup):
             # Hypercorn would agree to permessage-deflate, and inflates messages without a bound.
             stream.handshake.extensions = None
             self._bound_message(stream, scope)
+            watch_close(stream, events.note_close)
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, events, send)
         return events.put
 

@@ -45,6 +45,7 @@ class RequestEvents:
         self._events: deque[Message] = deque()
         self._bytes = 0
         self._disconnect: Message | None = None
+        self._client_close: Message = {}
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
@@ -66,9 +67,13 @@ class RequestEvents:
     def disconnect(self, event: Message) -> None:
         """Record that the client has gone; only the first event counts."""
         if self._disconnect is None:
-            self._disconnect = event
+            self._disconnect = event | self._client_close
         self._readers.unpark_all()
         self._writers.unpark_all()
+
+    def note_close(self, code: int, reason: str) -> None:
+        """Remember the client's close frame, for the disconnect that follows."""
+        self._client_close = {"code": code, "reason": reason}
 
     async def get(self) -> Message:
         """Return the next event; after the last one the disconnect, at each call."""

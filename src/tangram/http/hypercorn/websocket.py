@@ -10,14 +10,22 @@ from hypercorn.protocol.events import Body, Data, Event
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
-from wsproto.events import Ping
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Ping
 
 from tangram.http.flood import ControlBudget
 from tangram.http.hypercorn.pieces import FramePieces, WebSocketFrames
 from tangram.http.pending import PendingItem
 from tangram.turns import ClientTurns
 
-__all__ = ["BoundedMessage", "FrameGuard", "close_websocket", "connected_websockets", "ping_websocket"]
+__all__ = [
+    "BoundedMessage",
+    "FrameGuard",
+    "close_websocket",
+    "connected_websockets",
+    "ping_websocket",
+    "watch_close",
+]
 
 STEP_FRAMES: Final = 32
 """Frames that are handled in one step: each takes Hypercorn 20 to 50 µs."""
@@ -115,6 +123,21 @@ class FrameGuard:
             self._on_flood()
             return
         await self._handle_piece(piece)
+
+
+def watch_close(stream: WSStream, on_close: Callable[[int, str], None]) -> None:
+    """Call ``on_close`` with the client's code and reason; Hypercorn reports 1006 for each of them.
+
+    Hypercorn answers a close frame with the same code and reason at once.
+    """
+    send_event = stream._send_wsproto_event  # noqa: SLF001 - Hypercorn has no public method
+
+    async def send(event: Any) -> None:
+        if isinstance(event, CloseConnection) and stream.connection.state is ConnectionState.REMOTE_CLOSING:
+            on_close(int(event.code), event.reason or "")
+        await send_event(event)
+
+    cast("Any", stream)._send_wsproto_event = send
 
 
 def connected_websockets(protocol: object) -> list[WSStream]:
