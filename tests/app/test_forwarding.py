@@ -163,6 +163,14 @@ async def test_a_placed_plugin_answers_from_every_node(engine: str) -> None:
         async with open_raw(a.url + "/placed/echo") as client:
             await client.send_message("hello")
             assert await client.get_message() == "b hello"
+        assert [await count_answered(node) for node in (a, b)] == [4, 0]
+
+
+async def count_answered(node: RunningTangram) -> int:
+    """Return the requests that other nodes have answered for this one, by its metrics."""
+    metrics = (await node.http.get("/-/metrics", headers=node.operator)).text
+    line = 'tangram_forwarded_requests_total{result="answered"} '
+    return int(float(metrics.partition(line)[2].partition("\n")[0]))
 
 
 @pytest.mark.parametrize("make", [existing_plugin, blueprint_plugin])

@@ -41,6 +41,7 @@ def moment(at: float = 0.0, **given: Any) -> Moment:
         "bus_up": True,
         "bus_reconnects": 0,
         "requests": {},
+        "forwards": {"answered": 0, "failed": 0, "unavailable": 0},
         "process": PROCESS,
         "build": {"version": "0.1.0", "python": "3.11"},
     }

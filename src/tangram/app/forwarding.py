@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from tangram.app.incarnation import Incarnation
+from tangram.app.measuring import Measuring
 from tangram.asgi import Receive, Scope, Send
 from tangram.channels.disconnects import Disconnect
 from tangram.cluster import Nodes, Placement
@@ -53,6 +54,7 @@ class ForwardingTree(Protocol):
     placement: Placement
     in_flight: InFlight
     internal: Sequence[HeldSocket]
+    measuring: Measuring
     operator: ServerControl | None
 
     @property
@@ -82,6 +84,7 @@ async def open_forwarder(tree: ForwardingTree) -> AsyncIterator[Forwarder | None
             placed=tree.placement.is_placed,
             alive=nodes.alive,
             in_flight=tree.in_flight,
+            results=tree.measuring.forwards,
         )
     finally:
         end()

@@ -37,6 +37,9 @@ __all__ = ["Measuring", "services_of"]
 LAG_INTERVAL: Final = 0.25
 """Seconds between two measurements of the event loop: each costs some 20 us."""
 
+FORWARD_RESULTS: Final = ("answered", "failed", "unavailable")
+"""The results of requests for plugins on other nodes."""
+
 MAX_NAMED_TOPICS: Final = 200
 """Topics with metrics of their own: a pattern may match more than the operator has thought of."""
 
@@ -70,6 +73,8 @@ class Measuring:
         self._monotonic = monotonic
         self._wall = wall
         self.request_times = RequestTimes()
+        self.forwards: Counter[str] = Counter()
+        """Requests for plugins on other nodes, by result."""
         self.pictures = Pictures()
         self._lag = Histogram(DELIVERY_BOUNDS)
         self._loop_lag = Histogram(LOOP_BOUNDS)
@@ -196,6 +201,7 @@ class Measuring:
             bus_up=incarnation.has_redis,
             bus_reconnects=self._buses.totals()["reconnects"],
             requests=self.request_times.values(),
+            forwards={result: self.forwards[result] for result in FORWARD_RESULTS},
             process=read_process(),
             named_topics=() if channels is None or not named else _named_topics(channels, named),
             build=self._build,

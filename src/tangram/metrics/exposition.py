@@ -64,6 +64,7 @@ class MomentCollector(Collector):
         yield from _supervision(moment)
         yield from _named_topics(moment.named_topics)
         yield _requests(moment)
+        yield _forwards(moment)
         yield from _process(moment.process)
 
 
@@ -178,6 +179,15 @@ def _requests(moment: Moment) -> Metric:
         labels = [key.method, key.route, str(key.status), key.scheme]
         family.add_metric(labels, _buckets(values), values.total)
     return family
+
+
+def _forwards(moment: Moment) -> Metric:
+    return _labelled(
+        CounterMetricFamily(
+            "tangram_forwarded_requests", "Requests for plugins on other nodes.", labels=("result",)
+        ),
+        (((result,), count) for result, count in moment.forwards.items()),
+    )
 
 
 def _process(numbers: ProcessNumbers) -> Iterator[Metric]:

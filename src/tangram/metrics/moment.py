@@ -76,6 +76,8 @@ class Moment:
     loop_lag: HistogramValues
     bus_up: bool
     bus_reconnects: int
+    forwards: Mapping[str, int]
+    """Requests for plugins on other nodes, by result."""
     requests: Mapping[RequestKey, HistogramValues]
     process: ProcessNumbers
     named_topics: Sequence[TopicNumbers] = ()

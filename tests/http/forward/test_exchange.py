@@ -225,6 +225,7 @@ async def test_a_request_whose_holder_dies_is_repeated_if_that_is_harmless(metho
     async with two_nodes(app) as nodes, await nodes.connect() as client:
         answer = await (client.get("/") if method == "GET" else client.post("/", b"once"))
         assert answer.status == status
+        assert nodes.forwarder.results == {"answered" if status == 200 else "failed": 1}
 
     assert calls == [method] * (2 if method == "GET" else 1)
 
@@ -317,6 +318,7 @@ async def test_without_a_holder_the_answer_is_503() -> None:
 
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert PLUGIN in answer.json()["detail"]
+        assert nodes.forwarder.results == {"unavailable": 1}
 
 
 @pytest.mark.parametrize("parts", [[b""], [b"small"], [b"x" * 70_000, b"y" * 70_000], [b"a", b"", b"b"]])

@@ -59,6 +59,7 @@ class ForwardedRequest:
         send: sends to the client.
         head: method, target and the fields to pass on, the envelope among them.
         more: fields of the answer in addition to those of the node.
+        on_answer: called when the node's answer begins.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ForwardedRequest:
         *,
         head: tuple[bytes, bytes, RawHeaders],
         more: RawHeaders,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._pool = pool
         self.scope = scope
@@ -77,6 +79,7 @@ class ForwardedRequest:
         self.send = send
         self._head = head
         self.more = more
+        self.on_answer = on_answer
         self._session: NodeSession | None = None
         self._number = 0
         self._signed = b""
@@ -263,6 +266,7 @@ class _Attempt:
             "headers": [*answer_fields(answer), *self.request.more],
         }
         self._begun = True
+        self.request.on_answer()
         await send(start)
         if body.done:
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -6,6 +6,7 @@ for a plugin that restarts, and then gets 503: in a planned move the plugin is b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
@@ -77,6 +78,8 @@ class Forwarder:
         placed: returns whether a plugin runs on one node at a time.
         alive: returns the nodes that are alive by their ids.
         in_flight: counts the requests that plugins answer here.
+        results: counts requests and WebSockets by result: ``answered`` by another node, ``failed`` with 502,
+            ``unavailable`` with 503.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Forwarder:
         placed: Callable[[str], bool],
         alive: Callable[[], Mapping[str, Peer]] = dict,
         in_flight: InFlight | None = None,
+        results: Counter[str] | None = None,
     ) -> None:
         self.me = me
         self.pool = pool
@@ -99,10 +103,7 @@ class Forwarder:
         self._in_flight = in_flight or InFlight()
         self.answering = self._in_flight.answering
         self._log_limit = LogLimit()
-        self.forwarded = 0
-        """Requests and WebSockets that other nodes have answered."""
-        self.failed = 0
-        """Requests that were answered with 502 or 503 here."""
+        self.results: Counter[str] = Counter() if results is None else results
 
     def runs_here(self, plugin: str) -> bool:
         """Return whether a plugin runs here and takes requests."""
@@ -227,7 +228,7 @@ class _Way:
                     await refuse_moved(self._scope)
                     return None
                 case Step.GIVE_UP:
-                    self._forwarder.failed += 1
+                    self._forwarder.results["unavailable"] += 1
                     await self._answer(503, f"plugin {self._plugin!r} runs on no node that answers")
                     return None
                 case Step.WAIT:
@@ -268,15 +269,17 @@ class _Way:
                         self._note_retry(peer, failure, request)
                         return False
                     case Retry.NEVER:
-                        forwarder.failed += 1
+                        forwarder.results["failed"] += 1
                         forwarder.note_failure(self._plugin, peer.id, request.refused_by)
                         await self._answer(502, f"node {peer.id!r} ended before it answered")
                         return True
         except BadHead as error:
             await self._answer(400, str(error))
             return True
-        forwarder.forwarded += 1
         return True
+
+    def _count_answered(self) -> None:
+        self._forwarder.results["answered"] += 1
 
     def _decide(self, failure: SendFailure, request: ForwardedRequest | ForwardedWebSocket) -> Retry:
         is_websocket = self._scope["type"] == "websocket"
@@ -305,8 +308,10 @@ class _Way:
         forwarder = self._forwarder
         envelope = Envelope(node=forwarder.me, plugin=self._plugin, push=self._scope.get(PUSH, ""))
         head, more = forwarder.head_of(self._scope, envelope, peer.id)
-        kind = ForwardedWebSocket if self._scope["type"] == "websocket" else ForwardedRequest
-        return kind(forwarder.pool, self._scope, self._receive, self._send, head=head, more=more)
+        parts = (forwarder.pool, self._scope, self._receive, self._send)
+        if self._scope["type"] == "websocket":
+            return ForwardedWebSocket(*parts, head=head, more=more, on_answer=self._count_answered)
+        return ForwardedRequest(*parts, head=head, more=more, on_answer=self._count_answered)
 
     async def _answer(self, status: int, detail: str) -> None:
         scope, send = self._scope, self._send

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -64,6 +65,8 @@ class ForwardedWebSocket:
     """Fields of the answer in addition to those of the node."""
     refused_by: str = ""
     at_hand: bool = True
+    on_answer: Callable[[], None] = lambda: None
+    """Called when the node has accepted or refused the handshake."""
     _client_left: bool = False
     _connected: bool = False
 
@@ -130,6 +133,7 @@ class ForwardedWebSocket:
         refusal = _REFUSALS.get(refusal_of(answer) or b"")
         if refusal is not None:
             return refusal
+        self.on_answer()
         if answer.status != 101:
             await self._refuse(connection, answer)
             return None

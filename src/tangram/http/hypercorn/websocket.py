@@ -126,9 +126,9 @@ class FrameGuard:
 
 
 def watch_close(stream: WSStream, on_close: Callable[[int, str], None]) -> None:
-    """Call ``on_close`` with the client's code and reason; Hypercorn reports 1006 for each of them.
+    """Call ``on_close`` with the code and the reason of the client's close frame.
 
-    Hypercorn answers a close frame with the same code and reason at once.
+    Hypercorn answers the frame with the same ones at once, and reports 1006 to the application.
     """
     send_event = stream._send_wsproto_event  # noqa: SLF001 - Hypercorn has no public method
 
@@ -137,7 +137,7 @@ def watch_close(stream: WSStream, on_close: Callable[[int, str], None]) -> None:
             on_close(int(event.code), event.reason or "")
         await send_event(event)
 
-    cast("Any", stream)._send_wsproto_event = send
+    cast("Any", stream)._send_wsproto_event = send  # noqa: SLF001 - as above
 
 
 def connected_websockets(protocol: object) -> list[WSStream]:
