@@ -31,6 +31,7 @@ NAMES = (
     "requests",
     "existing",
     "workers",
+    "nodes",
     "supervision",
     "history",
     "startup",
