@@ -6,9 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tangram.app.incarnation import Incarnation
 from tangram.bus import Bus
 from tangram.cluster import Fencing, load_functions
 from tangram.cluster.library import fence_key
+from tangram.cluster.placement import HELD_LEASE, under_lease
 from tangram.errors import BrokerRefused
 from tangram.history import History, Rules
 from tangram.history.rules import Rule
@@ -49,6 +51,7 @@ async def test_a_holder_publishes_and_an_older_one_does_not(
 
     with pytest.raises(BrokerRefused, match="FENCED another node"):
         await Fencing(first.nodes).publish(bus, "globe", channel, "3")
+    assert not lease.held
     assert await Fencing(second.nodes).publish(bus, "globe", channel, "4") == 1
     assert [payload for where, payload in memory.published if where == channel.encode()] == [b"1", b"4"]
 
@@ -72,3 +75,34 @@ async def test_a_holder_whose_token_is_lost_takes_the_lease_again_and_repeats(
     assert first.nodes.book.lease("globe").token > before
     assert [where for where, _ in memory.published].count(b"to:plain:x") == 1
     assert cluster.stage.starts == [("globe", "a")]
+
+
+async def test_every_way_to_publish_carries_the_token(
+    autojump_clock: MockClock, nursery: trio.Nursery, memory: MemoryBroker, cluster: Cluster
+) -> None:
+    """``redis_client.publish``, a raw command, a pipeline, and the handler of a route."""
+    server = await cluster.open("a")
+    incarnation = Incarnation(bus=await open_bus(nursery, memory), fencing=Fencing(server.nodes))
+    client = incarnation.make_redis_client()
+
+    async def publish_both() -> list[int]:
+        raw = await client.execute_command("publish", "to:plain:x", "2")  # type: ignore[no-untyped-call]
+        return [await client.publish("to:plain:x", "1"), raw]
+
+    assert await under_lease("globe", publish_both) == [1, 1]
+    pipe = client.pipeline()
+    plain = client.pipeline().publish("to:plain:x", "3")
+    held = HELD_LEASE.set("globe")
+    pipe.publish("to:plain:x", "3").execute_command("PUBLISH", b"to:plain:x", 4)
+    HELD_LEASE.reset(held)
+    token = str(server.nodes.book.lease("globe").token)
+    words = ("FCALL", "tangram_fenced", "1", fence_key("globe"), token)
+    assert [args for _, args, _ in pipe._commands] == [
+        (*words, "to:plain:x", "3"),
+        (*words, b"to:plain:x", "4"),
+    ]
+    assert [name for name, _, _ in plain._commands] == ["publish"]
+    server.nodes.book.lease("globe").deadline = 0.0
+    with pytest.raises(BrokerRefused, match="fenced"):
+        await under_lease("globe", publish_both)
+    assert await under_lease(None, publish_both) == [1, 1]

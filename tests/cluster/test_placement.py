@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tangram.cluster import NodeRecord, Nodes, Placement
-from tangram.errors import BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.testing.fakes.memory_broker import MemoryBroker
 from tests.cluster.test_nodes import url
 
@@ -360,3 +360,25 @@ async def test_a_server_alone_runs_its_plugins_without_redis(autojump_clock: Moc
     assert started == [trio.TASK_STATUS_IGNORED]
     placement.move("globe")
     placement.give_up("globe")
+
+
+async def test_a_failure_after_the_lease_is_lost_is_no_crash(
+    autojump_clock: MockClock, nursery: trio.Nursery, cluster: Cluster
+) -> None:
+    """A plugin whose publication is refused stands by again; with its lease held, it crashes."""
+    server = await cluster.open("a", "map")
+    book = server.nodes.book
+    starts: list[float] = []
+
+    async def refused(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        starts.append(trio.current_time())
+        if len(starts) == 1:
+            book.lease("globe").deadline = trio.current_time()
+        raise BrokerRefused("FENCED another node holds the lease")
+
+    with pytest.raises(BrokerRefused):
+        await server.placement.run("globe", refused, task_status=trio.TASK_STATUS_IGNORED)
+
+    assert len(starts) == 2
+    assert server.placement._scopes.keys() == {"map"}

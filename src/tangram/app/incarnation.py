@@ -18,8 +18,8 @@ import attrs
 import structlog
 
 from tangram.app.start_gate import StartGate
-from tangram.bus import Bus
-from tangram.bus.scripts import FunctionCall
+from tangram.bus import Bus, RedisClient
+from tangram.bus.scripts import FunctionCall, Words
 from tangram.bus.topics import parse_from
 from tangram.cluster import Fencing
 from tangram.cluster.placement import HELD_LEASE
@@ -128,11 +128,44 @@ class Incarnation:
         if self.channels is not None:
             self.channels.deliver(batch)
 
-    async def publish(self, channel: str, payload: bytes | str) -> int:
+    async def publish(self, channel: str | bytes, payload: bytes | str) -> int:
         """Publish a message as `Bus.publish` does, with the token of a placed plugin."""
         if self.fencing is not None and (lease := HELD_LEASE.get()) is not None:
             return await self.fencing.publish(self.require_bus(), lease, channel, payload)
         return await self.require_bus().publish(channel, payload)
+
+    def make_redis_client(self) -> RedisClient:
+        """Return the client of Redis for native plugins."""
+        return RedisClient(lambda: self.bus, publish=self.publish, guard=self._guard)
+
+    def _guard(self, channel: str | bytes, payload: str | bytes) -> Words | None:
+        lease = HELD_LEASE.get()
+        return None if lease is None or self.fencing is None else self.fenced_words(lease, channel, payload)
+
+    def fenced_words(
+        self, lease: str, channel: str | bytes, payload: str | bytes, recording: FunctionCall | None = None
+    ) -> Words:
+        """Return the command by which a plugin's own client publishes under a lease.
+
+        Raises:
+            BrokerRefused: this node does not hold the lease any more.
+            BrokerUnavailable: Redis has not been reached yet.
+        """
+        fence = self._require_fencing().fence(lease)
+        return self.require_bus().words(fence.guard(channel, payload, recording))
+
+    async def take_again(self, lease: str) -> None:
+        """Take a lease again, of which Redis has lost the token."""
+        await self._require_fencing().take_again(lease)
+
+    def lose(self, lease: str) -> None:
+        """Note that another node holds a lease."""
+        self._require_fencing().lose(lease)
+
+    def _require_fencing(self) -> Fencing:
+        if self.fencing is None:
+            raise BrokerUnavailable("the bus has not been started yet")
+        return self.fencing
 
     async def call(self, function: FunctionCall) -> Any:
         """Call a function on Redis as `Bus.call` does."""

@@ -33,7 +33,7 @@ from tangram.app.node_parts import node_parts, open_nodes, placed_names
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker, SharedBroker
-from tangram.bus import Bus, RedisClient
+from tangram.bus import Bus
 from tangram.channels.disconnects import RESTART, SHUTDOWN, Disconnect
 from tangram.channels.origins import OriginPolicy
 from tangram.channels.policy import Authorizer
@@ -496,6 +496,7 @@ class Tree:
             shared=lambda: incarnation.island,
             gate=incarnation.start_gate,
             outage=self.redis_outage,
+            fenced=lambda: None if self.nodes is None else incarnation,
             config=config,
             supervisor=events,
             started=started,
@@ -518,7 +519,7 @@ class Tree:
     ) -> None:
         state = BackendState(
             self.config.with_redis_url(self.url),
-            redis_client=RedisClient(lambda: incarnation.bus),
+            redis_client=incarnation.make_redis_client(),
             publish=incarnation.publish,
             subscribe=incarnation.subscribe,
             history=HistoryStore(self.rules, incarnation.call),

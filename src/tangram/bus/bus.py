@@ -18,7 +18,7 @@ import trio
 from tangram.bus.listener import Listener, Sink
 from tangram.bus.publisher import BRIDGE, MAX_BUFFER, PUBLISH_TIMEOUT, Done, DoneAll, Publisher
 from tangram.bus.resp import Dial, dial
-from tangram.bus.scripts import Fence, FunctionCall, LoadFunctions, MessageHistory, load_all
+from tangram.bus.scripts import Fence, FunctionCall, LoadFunctions, MessageHistory, Words, load_all
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.errors import BrokerUnavailable
@@ -192,6 +192,14 @@ class Bus:
         if history is None or recording is None:
             return int(answer)
         return history.published(answer)
+
+    def words(self, function: FunctionCall) -> Words:
+        """Return the command that calls a function, for a client with another connection.
+
+        Raises:
+            BrokerUnavailable: no Redis has been reached yet that has the function.
+        """
+        return self._publisher.words(function)
 
     async def call(self, function: FunctionCall, *, timeout: float = PUBLISH_TIMEOUT) -> Any:
         """Call a function on Redis, in order with all messages, and return its answer.

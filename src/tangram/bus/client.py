@@ -31,6 +31,7 @@ import structlog
 import trio
 
 from tangram.bus.redis_loop import COMMAND_TIMEOUT, RedisLoop, within
+from tangram.bus.scripts import Words, is_publication
 from tangram.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -91,10 +92,20 @@ class RedisClient(Facade):
 
     Args:
         bus: returns the running bus, or None between two of them. So a client outlives a restart of the bus.
+        publish: publishes instead of the bus, for example with the token of a placed plugin.
+        guard: returns the command that a pipeline sends instead of a publication; None for the publication.
     """
 
-    def __init__(self, bus: Callable[[], RunningBus | None]) -> None:
+    def __init__(
+        self,
+        bus: Callable[[], RunningBus | None],
+        *,
+        publish: Callable[[str | bytes, str | bytes], Awaitable[int]] | None = None,
+        guard: Callable[[str | bytes, str | bytes], Words | None] = lambda _channel, _payload: None,
+    ) -> None:
         self._bus = bus
+        self._publish = publish
+        self._guard = guard
 
     def __repr__(self) -> str:
         return "<tangram RedisClient>"
@@ -123,7 +134,8 @@ class RedisClient(Facade):
         Raises:
             BrokerUnavailable: Redis is away, refuses, or does not answer in time.
         """
-        return await self._current_bus().publish(_encoded(channel), _encoded(message))
+        publish = self._publish or self._current_bus().publish
+        return await publish(_encoded(channel), _encoded(message))
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:  # noqa: ARG002 - the signature of the replaced method
         """Return a pipeline, whose commands are sent together.
@@ -137,7 +149,11 @@ class RedisClient(Facade):
         """
         from tangram.bus.remote import Pipeline
 
-        return Pipeline(self._redis_loop, _pipelined, transaction=transaction)
+        return Pipeline(self._redis_loop, _pipelined, transaction=transaction, guard=self._guarded)
+
+    def _guarded(self, words: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Return the command that is sent instead of a publication, or None."""
+        return self._guard(_encoded(words[1]), _encoded(words[2])) if is_publication(words) else None
 
     def pubsub(self, **kwargs: Any) -> Any:
         """Return redis-py's PubSub, on a connection of its own.
@@ -155,6 +171,8 @@ class RedisClient(Facade):
 
     async def _command(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one command within its deadline."""
+        if name == "execute_command" and is_publication(args):
+            return await self.publish(args[1], args[2])
         word = str(args[0]).partition(" ")[0].lower() if name == "execute_command" and args else name
 
         def call(redis: Redis) -> Any:

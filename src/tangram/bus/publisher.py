@@ -30,7 +30,7 @@ import trio
 
 from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
-from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, pack_head
+from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, Words, pack_head
 from tangram.errors import BrokerUnavailable
 from tangram.pauses import RatePause
 from tangram.primary.answers import is_moved
@@ -382,6 +382,17 @@ class Publisher:
                 batch.append(call.data if call.function is None else self._command(call.function, call.data))
                 size += call.size
             await link.stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
+
+    def words(self, function: FunctionCall) -> Words:
+        """Return the command that calls a function, for a client with another connection.
+
+        Raises:
+            BrokerUnavailable: no Redis has been reached yet that has the function.
+        """
+        first = self._prefixes.get(function.function)
+        if first is None:
+            raise BrokerUnavailable(f"redis has no function {function.function!r} yet")
+        return (*first, str(len(function.keys)), *function.keys, *function.arguments)
 
     def _command(self, function: FunctionCall, tail: bytes) -> bytes:
         """Return the command that calls a function on the Redis of this connection."""

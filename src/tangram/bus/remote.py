@@ -176,10 +176,18 @@ class Pipeline:
     and return awaitables until ``multi`` collects again, as in redis-py.
     """
 
-    def __init__(self, redis_loop: LoopGetter, knows: Callable[[str], bool], *, transaction: bool) -> None:
+    def __init__(
+        self,
+        redis_loop: LoopGetter,
+        knows: Callable[[str], bool],
+        *,
+        transaction: bool,
+        guard: Callable[[tuple[Any, ...]], tuple[Any, ...] | None] = lambda _words: None,
+    ) -> None:
         self._redis_loop = redis_loop
         self._knows = knows
         self._transaction = transaction
+        self._guard = guard
         self._commands: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self._watching: Remote | None = None
         self._collecting = True
@@ -207,9 +215,13 @@ class Pipeline:
             )
 
         def command(*args: Any, **kwargs: Any) -> Any:
+            call = (name, args, kwargs)
+            if name in {"publish", "execute_command"}:
+                words = self._guard((name, *args, *kwargs.values()) if name == "publish" else args)
+                call = call if words is None else ("execute_command", words, {})
             if self._watching is not None and not self._collecting:
-                return getattr(self._watching, name)(*args, **kwargs)
-            self._commands.append((name, args, kwargs))
+                return getattr(self._watching, call[0])(*call[1], **call[2])
+            self._commands.append(call)
             return self
 
         return command

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple, Protocol
 
 from tangram.bus.resp import Link, pack
 
-__all__ = ["Fence", "FunctionCall", "LoadFunctions", "MessageHistory", "Prefixes", "Words", "load_all"]
+__all__ = [
+    "Fence",
+    "FunctionCall",
+    "LoadFunctions",
+    "MessageHistory",
+    "Prefixes",
+    "Words",
+    "is_publication",
+    "load_all",
+]
 
 Words = tuple[str | bytes, ...]
 Prefixes = Mapping[str, Words]
@@ -37,6 +46,12 @@ class FunctionCall(NamedTuple):
     def tail_words(self) -> int:
         """The number of words behind the first ones."""
         return 1 + len(self.keys) + len(self.arguments)
+
+
+def is_publication(words: Sequence[object]) -> bool:
+    """Return whether a command is PUBLISH with its two arguments."""
+    first = words[0] if len(words) == 3 else None
+    return isinstance(first, bytes | str) and first.upper() in {"PUBLISH", b"PUBLISH"}
 
 
 def pack_head(first: Words, count: int) -> bytes:

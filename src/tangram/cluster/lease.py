@@ -136,6 +136,11 @@ class Lease:
             return True
         return False
 
+    def lose(self, now: float) -> None:
+        """Lose the lease, because another node holds it."""
+        if self.held:
+            self._lose(now, "")
+
     def forget_token(self) -> None:
         """Take the lease again at the next renewal, because Redis has lost the token."""
         self.token = 0

@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 import trio
@@ -23,7 +23,9 @@ from tangram.errors import BrokerUnavailable
 from tangram.supervision import CURRENT_CHILD_TASK
 from tangram.task_status import RelayedStatus
 
-__all__ = ["HELD_LEASE", "Placement"]
+__all__ = ["HELD_LEASE", "Placement", "under_lease"]
+
+T = TypeVar("T")
 
 log = structlog.get_logger("tangram.cluster")
 
@@ -141,6 +143,12 @@ class Placement:
                     # The service has returned: keep the lease, so that no other node runs it again.
                     lease.finished = True
                     return
+            except Exception as error:
+                lease.expire(trio.current_time())
+                if lease.state is not LeaseState.LOST:
+                    raise
+                # Its publications are refused, for example: another node runs it, and nothing has failed.
+                log.info("plugin failed after its lease was lost", lease=lease.name, cause=repr(error))
             finally:
                 await self._end(nodes, lease)
 
@@ -287,3 +295,14 @@ def _stop_by(lease: Lease) -> float:
     """Return when the plugin must have ended; infinity while the lease is held."""
     lease.expire(trio.current_time())
     return lease.stop_by
+
+
+async def under_lease(lease: str | None, run: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Await ``run(*args)``, whose publications carry the token of a lease, if there is one."""
+    if lease is None:
+        return await run(*args)
+    held = HELD_LEASE.set(lease)
+    try:
+        return await run(*args)
+    finally:
+        HELD_LEASE.reset(held)

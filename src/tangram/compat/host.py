@@ -18,6 +18,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.cluster.placement import HELD_LEASE
 from tangram.compat.configuration import copy_of
 from tangram.compat.extension_sockets import ExtensionSockets
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from tangram.compat.fastapi_app import FastApp
     from tangram.compat.plugin import Plugin
+    from tangram.compat.recording import ClientFence, FencedCommands
     from tangram.plugins.registry import LoadedPlugin
     from tangram.web.site import AppMount
 
@@ -104,6 +106,7 @@ class IslandHost(PluginHost):
         shared: Callable[[], Island | None] = lambda: None,
         gate: StartGateView | None = None,
         outage: Outage | None = None,
+        fenced: Callable[[], FencedCommands | None] = lambda: None,
         **settings: Any,
     ) -> None:
         super().__init__(loaded, state=self._view, **settings)
@@ -111,6 +114,7 @@ class IslandHost(PluginHost):
         self._shared_island = shared
         self._gate = gate or _Open()
         self._outage = outage
+        self._fenced = fenced
         self._package = loaded.module.partition(".")[0]
         self._restart: RestartType | None = None
         self._sockets: ExtensionSockets | None = None
@@ -148,11 +152,12 @@ class IslandHost(PluginHost):
         config = copy_of(shared.config)
         if self._restart is not None:
             config.plugins[self.loaded.key] = copy.deepcopy(dict(own))
+        fence = self._fence()
         state = self.state = BackendState(
             lambda: shared,
             config=config,
             make={
-                "redis_client": lambda: open_redis_client(shared.client_url, shared.history_rules),
+                "redis_client": partial(open_redis_client, shared.client_url, shared.history_rules, fence),
                 "http_client": open_http_client,
             },
         )
@@ -166,6 +171,15 @@ class IslandHost(PluginHost):
             await resident.close(state.opened_clients)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + SOCKETS_SECONDS):
                 await self._sockets.close_leftover()
+
+    def _fence(self) -> ClientFence | None:
+        """Return the fence of the plugin's client, with the lease under which the plugin runs now."""
+        commands = self._fenced()
+        if commands is None:
+            return None
+        from tangram.compat.recording import ClientFence
+
+        return ClientFence(HELD_LEASE.get(), commands)
 
     def running_resident(self) -> tuple[Resident, BackendState]:
         """Return the resident and the state that its routes use now.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tangram.compat.configuration import Config
+    from tangram.compat.recording import ClientFence
     from tangram.history import Rules
     from tangram.plugins.plugin import Plugin
 
@@ -120,10 +121,11 @@ class BackendState:
         return [own[name] for name in own["_make"] if name in own]
 
 
-def open_redis_client(url: str, rules: Rules | None = None) -> Redis:
+def open_redis_client(url: str, rules: Rules | None = None, fence: ClientFence | None = None) -> Redis:
     """Return ``state.redis_client``: redis-py's own, on the loop on which it is first awaited.
 
-    If topics have a history, its ``publish`` records their messages in the same step.
+    If topics have a history, its ``publish`` records their messages in the same step. A fence lets it publish
+    only as long as this node runs the plugin.
 
     redis-py 8 does not look whether a pooled connection was closed if it may get maintenance notifications of
     a cluster, so the first commands after a restart of Redis would fail. They are therefore off.
@@ -137,11 +139,12 @@ def open_redis_client(url: str, rules: Rules | None = None) -> Redis:
         from redis.maint_notifications import MaintNotificationsConfig
 
         options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
-    if not rules:
+    if not rules and fence is None:
         return open_client(url, **options)
-    from tangram.compat.recording import recording_client, recording_cluster
+    from tangram.compat.recording import publishing_client, publishing_cluster
 
-    return open_client(url, single=recording_client(rules), cluster=recording_cluster(rules), **options)
+    single, cluster = publishing_client(rules, fence), publishing_cluster(rules, fence)
+    return open_client(url, single=single, cluster=cluster, **options)
 
 
 def open_http_client() -> httpx.AsyncClient:

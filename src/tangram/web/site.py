@@ -32,6 +32,7 @@ from tangram.asgi import (
 )
 from tangram.channels.disconnects import ORIGIN, UNAVAILABLE, Party, Refusal
 from tangram.channels.origins import OriginPolicy
+from tangram.cluster.placement import under_lease
 from tangram.config.model import Config
 from tangram.console.access import OperatorAccess
 from tangram.metrics.requests import RequestTimes
@@ -379,7 +380,7 @@ class Site:
         if owner and self._is_placed(owner):
             assert self._parts.elsewhere is not None
             with self._parts.elsewhere.answering(owner):
-                await self._answer_found(app, scope, receive, send, fields)
+                await under_lease(owner, self._answer_found, app, scope, receive, send, fields)
         else:
             await self._answer_found(app, scope, receive, send, fields)
 
@@ -528,7 +529,8 @@ class Site:
         found = self.table.locate_websocket(scope)
         if found is not None and found.value is not None:
             bind_to_plugin(scope, self._control.websockets_of(found.value.owner))
-            await self.table.handle_websocket(scope, receive, send)
+            lease = found.value.owner if self._is_placed(found.value.owner) else None
+            await under_lease(lease, self.table.handle_websocket, scope, receive, send)
 
     async def _websocket_of(self, app: AppMount, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a WebSocket to a plugin's application, unless refused by origin or state."""
