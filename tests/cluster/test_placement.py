@@ -56,14 +56,17 @@ class Stage:
 class Server:
     """One node with placed plugins, which restart after a crash as a supervisor restarts them."""
 
-    def __init__(self, memory: MemoryBroker, stage: Stage, node: str, ttl: float = 6.0) -> None:
+    def __init__(
+        self, memory: MemoryBroker, stage: Stage, node: str, ttl: float = 6.0, *, spread: bool = False
+    ) -> None:
         self.stage, self.node = stage, node
         record = NodeRecord(node, 1.0, "0.1.0", None, 1, 0, (), run=f"run-{node}")
-        self.nodes = Nodes(url(memory), record, lease_ttl=ttl)
+        self.nodes = Nodes(url(memory), record, lease_ttl=ttl, spread=spread)
         self.stopping = False
+        self.placed = PLACED
         self.alive = True
         self.placement = Placement(
-            lambda: self.nodes if self.alive else None, lambda: PLACED, lambda _name: self.stopping
+            lambda: self.nodes if self.alive else None, lambda: self.placed, lambda _name: self.stopping
         )
         self.placement.attach(self.nodes)
         self.crash = trio.Event()
@@ -260,6 +263,42 @@ async def test_plugins_of_a_dead_node_are_spread(autojump_clock: MockClock, clus
     await trio.sleep(1)
 
     assert sorted(node for running in cluster.stage.running.values() for node in running) == ["b", "c"]
+
+
+@pytest.mark.parametrize("late", [0.0, 0.2, 0.4, 0.7, 0.9])
+async def test_workers_that_start_together_share_the_plugins(
+    autojump_clock: MockClock, nursery: trio.Nursery, cluster: Cluster, late: float
+) -> None:
+    """Each takes one at once and the further ones later, so that the others find some."""
+    names = ("globe", "map", "system/tick", "a", "b", "c")
+
+    async def start(node: str, after: float) -> None:
+        await trio.sleep(after)
+        server = Server(cluster.memory, cluster.stage, node, spread=True)
+        server.placed = frozenset(names)
+        server.nodes.book.watch(names)
+        await nursery.start(server.run, names)
+
+    for number, node in enumerate(("w1", "w2")):
+        nursery.start_soon(start, node, late * number)
+    await trio.sleep(10)
+    held = [node for running in cluster.stage.running.values() for node in running]
+
+    assert len(held) == len(names)
+    assert abs(held.count("w1") - held.count("w2")) <= 2
+    assert len(cluster.stage.starts) == len(names)
+
+
+async def test_a_lone_worker_takes_all_plugins(autojump_clock: MockClock, cluster: Cluster) -> None:
+    """Its second plugin waits for half a second, its third one for a second."""
+    names = ("globe", "map", "system/tick")
+    server = Server(cluster.memory, cluster.stage, "w1", spread=True)
+    began = trio.current_time()
+    await cluster.nursery.start(server.run, names)
+    for name in names:
+        await cluster.stage.wait_on(name, "w1")
+
+    assert trio.current_time() - began == pytest.approx(1.0, abs=0.1)
 
 
 async def test_a_redis_that_loses_everything_costs_no_restart(

@@ -85,7 +85,8 @@ def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
             "secret": digest(tree.secrets.jwt),
         }
 
-    return Nodes(url, record, describe=describe, lease_ttl=settings.lease_ttl)
+    workers = tree.config.server.workers != 1  # they start together
+    return Nodes(url, record, describe=describe, lease_ttl=settings.lease_ttl, spread=workers)
 
 
 def node_parts(tree: TreeView, call_nowait: CallNowait) -> NodeParts | None:

@@ -21,6 +21,8 @@ __all__ = ["STEP", "LeaseBook"]
 
 STEP: Final = 0.1
 """Seconds that a node leaves a free lease to each node that holds fewer."""
+BOOT_STEP: Final = 0.5
+"""Seconds for each held lease that a worker leaves a new one to the others, which start within a second."""
 KEPT: Final = 60.0
 """Seconds for which a lease is kept although nothing runs: longer than any back-off and start."""
 
@@ -44,6 +46,8 @@ class LeaseBook:
         """The storage that this node has seen; empty before the first answer."""
         self.to_release: dict[str, str] = {}
         """Values by lease that have to be released."""
+        self.taking: set[str] = set()
+        """The leases of which a take is under way."""
         self._node = node
         self._new_value = new_value
         self._spread = spread
@@ -109,12 +113,19 @@ class LeaseBook:
 
     def delay(self, name: str, nodes: Mapping[str, NodeRecord]) -> float:
         """Return the seconds for which this node leaves a free lease to others."""
-        mine = len(self.held)
         rivals = [one for one in nodes.values() if one.id != self._node and name in one.standby]
-        if not rivals:
-            return STEP * mine if self._spread else 0.0
-        me = (mine, _draw(name, self._node))
+        me = (len(self.held), _draw(name, self._node))
         return STEP * sum((len(one.plugins), _draw(name, one.id)) < me for one in rivals)
+
+    def boot_wait(self, name: str) -> float:
+        """Return the seconds from its first wish for which this node leaves a new lease to others.
+
+        Nodes that start together cannot know each other yet, so each one takes the first lease at once, and
+        the further ones after a time in which the others appear.
+        """
+        if not self._spread or self.lease(name).seen:
+            return 0.0
+        return BOOT_STEP * len({*self.held, *self.taking} - {name})
 
     # Leases without a plugin.
 

@@ -101,6 +101,11 @@ class Lease:
         """Whether this node holds the lease."""
         return self.state is LeaseState.HELD
 
+    @property
+    def seen(self) -> bool:
+        """Whether this node has ever known a holder."""
+        return bool(self.holder) or max(self._busy_until, self._free_since) > -math.inf
+
     # What the node wants.
 
     def want(self) -> None:

@@ -158,9 +158,10 @@ class Placement:
         lease.expire(trio.current_time())
         lease.ended()
         lease.want()
+        began = trio.current_time()
         try:
             while not lease.held:
-                wait = await self._try_to_take(nodes, lease)
+                wait = await self._try_to_take(nodes, lease, began)
                 if lease.held:
                     break
                 if lease.name not in self.waiting:
@@ -178,16 +179,20 @@ class Placement:
         finally:
             self.waiting.pop(lease.name, None)
 
-    async def _try_to_take(self, nodes: Nodes, lease: Lease) -> float:
+    async def _try_to_take(self, nodes: Nodes, lease: Lease, began: float) -> float:
         """Take the lease if its time has come, and return the seconds until the next try."""
         due = lease.take_at(nodes.book.delay(lease.name, nodes.alive()))
+        due = max(due, began + nodes.book.boot_wait(lease.name))
         if trio.current_time() < due:
             return due - trio.current_time()
+        nodes.book.taking.add(lease.name)
         try:
             await nodes.take(lease)
         except BrokerUnavailable as error:
             log.debug("lease not taken", lease=lease.name, cause=str(error))
             return AWAY_WAIT
+        finally:
+            nodes.book.taking.discard(lease.name)
         due = lease.take_at(nodes.book.delay(lease.name, nodes.alive()))
         return max(LEAST_WAIT, due - trio.current_time())
 
