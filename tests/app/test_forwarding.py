@@ -14,6 +14,7 @@ import trio
 from click.testing import CliRunner
 
 from tangram.cli.main import cli
+from tangram.cluster.placement import HELD_LEASE
 from tangram.compat.names import answer_imports
 from tangram.plugins.plugin import Plugin
 from tangram.routing import APIRouter, Request, StreamingResponse, WebSocket
@@ -171,6 +172,33 @@ async def count_answered(node: RunningTangram) -> int:
     metrics = (await node.http.get("/-/metrics", headers=node.operator)).text
     line = 'tangram_forwarded_requests_total{result="answered"} '
     return int(float(metrics.partition(line)[2].partition("\n")[0]))
+
+
+def leased_plugin(_node: str) -> Plugin:
+    """Return a plugin whose handlers name the lease under which they publish."""
+    router = APIRouter(prefix="/placed")
+
+    @router.get("/lease")
+    async def lease() -> dict[str, Any]:
+        return {"lease": HELD_LEASE.get()}
+
+    @router.websocket("/lease")
+    async def lease_of_socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(str(HELD_LEASE.get()))
+
+    plugin = Plugin(routers=[router], instances="one")
+    plugin.name = NAME
+    return plugin
+
+
+async def test_handlers_publish_under_the_lease_of_their_plugin() -> None:
+    """Those of routes and WebSockets, also for a request that another node has forwarded."""
+    async with two_servers(leased_plugin) as (a, b):
+        for node in (a, b):
+            assert (await node.http.get("/placed/lease")).json() == {"lease": NAME}
+            async with open_raw(node.url + "/placed/lease") as client:
+                assert await client.get_message() == NAME
 
 
 @pytest.mark.parametrize("make", [existing_plugin, blueprint_plugin])
