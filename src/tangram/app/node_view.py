@@ -32,7 +32,13 @@ class PlacedTree(Protocol):
 def shown_nodes(tree: PlacedTree) -> Sequence[Mapping[str, Any]]:
     """Return each node that is alive as plain values."""
     nodes = tree.nodes
-    return [] if nodes is None else [_shown(one, nodes.me) for one in nodes.alive().values()]
+    if nodes is None:
+        return []
+    differences = nodes.differences()
+    return [
+        {**_shown(one, nodes.me), "differs": [other.text for other in differences.get(one.id, ())]}
+        for one in nodes.alive().values()
+    ]
 
 
 def _shown(record: NodeRecord, me: str) -> Mapping[str, Any]:

@@ -267,6 +267,9 @@ def show_nodes(server: ServerAddress, *, as_json: bool) -> int:
             for one in nodes
         ),
     )
+    for one in nodes:
+        if one.get("differs"):
+            write(f"{one['id']} differs from the node that answers: {'; '.join(one['differs'])}\n")
     return 0
 
 

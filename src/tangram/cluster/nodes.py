@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -23,6 +24,7 @@ from tangram.bus.publisher import Publisher
 from tangram.bus.resp import Link
 from tangram.bus.scripts import FunctionCall, Prefixes
 from tangram.cluster.book import LeaseBook
+from tangram.cluster.differences import CLOCK_LIMIT, Difference, Differences, Subject
 from tangram.cluster.lease import Lease
 from tangram.cluster.library import (
     CHANGES,
@@ -86,6 +88,7 @@ class Nodes:
         describe: returns the values of the record that change, by name, for example ``members``.
         lease_ttl: seconds for which a lease lasts.
         spread: whether other nodes start at the same time.
+        wall: returns seconds since the epoch.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Nodes:
         describe: Callable[[], Mapping[str, Any]] = dict,
         lease_ttl: float = LEASE_TTL,
         spread: bool = False,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         address = parse_redis_url(url)
         self.book = LeaseBook(record.id, lease_ttl, partial(secrets.token_hex, 6), spread=spread)
@@ -106,6 +110,9 @@ class Nodes:
         self._describe = describe
         self._interval = min(RENEW_EVERY, lease_ttl / 3)
         self._registry = Registry(record.id, NODE_TTL)
+        self._differences = Differences()
+        self._wall = wall
+        self._clock: float | None = None
         self._gone: list[OnGone] = []
         self._changed: list[Callable[[], None]] = []
         self._changes: list[OnChange] = []
@@ -124,6 +131,10 @@ class Nodes:
     def alive(self) -> Mapping[str, NodeRecord]:
         """Return the nodes that are alive by their ids, this one included."""
         return self._registry.alive
+
+    def differences(self) -> Mapping[str, Sequence[Difference]]:
+        """Return the differences from this node of each node that has any."""
+        return self._differences.found
 
     def on_gone(self, callback: OnGone) -> Callable[[], None]:
         """Call a function with the record of each node that has left or whose record has expired.
@@ -278,17 +289,30 @@ class Nodes:
         # A release waits for its answer, and renewals count from here.
         sent, asked = trio.current_time(), book.asked()
         held = [name for name in book.held if "/" not in name]
-        values = {"plugins": tuple(held), "standby": tuple(book.standby), **self._describe()}
-        record = attrs.evolve(self._record, **values)
+        values = {"plugins": tuple(held), "standby": tuple(book.standby), "clock": self._clock}
+        record = attrs.evolve(self._record, **values | dict(self._describe()))
         call = beat_call(self.me, record.fields(), NODE_TTL, secrets.token_hex(6), asked)
+        before = self._wall()
         beat = parse_beat(await self.call(call, timeout=self._interval))
+        self._compare_clock((before + self._wall()) / 2 - beat.time)
         again = book.answered(sent, trio.current_time(), asked, beat.leases, beat.storage)
         for gone in self._registry.answered(trio.current_time(), beat.nodes):
             self._report_gone(gone, "its record has expired")
+        me = attrs.evolve(record, clock=self._clock)
+        for news in self._differences.take(me, self._registry.alive.values()):
+            _report_difference(news)
         self._notify()
         for name in again:
             log.warning("redis has lost a lease, it is taken again", lease=name)
             await self.take(book.lease(name))
+
+    def _compare_clock(self, lead: float) -> None:
+        if abs(lead) > CLOCK_LIMIT and (self._clock is None or abs(self._clock) <= CLOCK_LIMIT):
+            log.warning("clock differs from that of redis: set both by NTP", seconds=round(lead))
+        if self._clock is None:
+            # The other nodes shall know it at once.
+            self._wake.set()
+        self._clock = lead
 
     def _report_gone(self, record: NodeRecord, cause: str) -> None:
         log.warning("node gone", node=record.id, cause=cause)
@@ -329,3 +353,25 @@ class Nodes:
             await self.call(leave_call(self.me, self._record.run), timeout=LEAVE_TIMEOUT)
         except BrokerUnavailable as error:
             log.debug("record of the node not removed", cause=str(error))
+
+
+def _report_difference(one: Difference) -> None:
+    there = {"node": one.node, "here": one.here, "there": one.there}
+    match one.subject:
+        case Subject.SECRET:
+            log.error("node has another jwt_secret: set one channel.jwt_secret on all nodes", node=one.node)
+        case Subject.PROTOCOL:
+            log.error("node speaks another protocol: upgrade all nodes to one version of tangram", **there)
+        case Subject.VERSION:
+            log.warning("node has another version: upgrade all nodes to one version of tangram", **there)
+        case Subject.PLUGINS:
+            log.warning(
+                "node has other plugins: install and configure the same ones on all nodes",
+                node=one.node,
+                only_here=one.here,
+                only_there=one.there,
+            )
+        case Subject.CLOCK:
+            log.warning(
+                "node has another time: set the clocks of both by NTP", node=one.node, seconds=one.there
+            )

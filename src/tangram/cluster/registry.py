@@ -9,11 +9,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Final, Self
 
 import attrs
 
-__all__ = ["NodeRecord", "Registry"]
+__all__ = ["PROTOCOL", "NodeRecord", "Registry"]
+
+PROTOCOL: Final = 1
+"""The version of everything that nodes say to each other: records, functions on Redis, forwarded requests.
+
+A number more with each change that nodes of the version before do not understand.
+"""
 
 
 @attrs.frozen
@@ -42,6 +48,10 @@ class NodeRecord:
     """Placed plugins for which it waits."""
     secret: str = ""
     """A digest of ``jwt_secret``, from which the secret cannot be computed."""
+    protocol: int = PROTOCOL
+    """The version of the protocol of nodes."""
+    clock: float | None = None
+    """Seconds by which its clock was ahead of that of Redis; None before it was compared."""
 
     @classmethod
     def parse(cls, node: str, fields: Mapping[str, str]) -> Self | None:
@@ -59,6 +69,8 @@ class NodeRecord:
                 declared=_names(fields.get("declared", "")),
                 standby=_names(fields.get("standby", "")),
                 secret=fields.get("secret", ""),
+                protocol=int(fields.get("protocol", "0")),
+                clock=float(fields["clock"]) if fields.get("clock") else None,
             )
         except (KeyError, ValueError):
             return None
@@ -76,6 +88,8 @@ class NodeRecord:
             "declared": ",".join(self.declared),
             "standby": ",".join(self.standby),
             "secret": self.secret,
+            "protocol": str(self.protocol),
+            "clock": "" if self.clock is None else f"{self.clock:.3f}",
         }
 
 
