@@ -92,7 +92,7 @@ async def test_a_clock_that_is_an_hour_ahead_is_told_by_both_nodes(
 
 
 def plugin(name: str) -> tangram.Plugin:
-    made = tangram.Plugin()
+    made = tangram.Plugin(instances="one")
     made.name = name
     return made
 
@@ -118,6 +118,7 @@ async def test_two_servers_with_different_settings_name_each_other(
             for server in (first, second):
                 assert (await server.http.get("/-/readyz")).status_code == 200
             listed = (await second.http.get("/-/nodes", headers=second.operator)).json()
+            shown = (await second.http.get("/-/metrics", headers=second.operator)).text
 
     errors = {(one["node"], one["event"].partition(":")[0]) for one in lines if one["log_level"] == "error"}
     assert errors == {("a", "node has another jwt_secret"), ("b", "node has another jwt_secret")}
@@ -129,4 +130,7 @@ async def test_two_servers_with_different_settings_name_each_other(
     assert plugins == {("a", "globe", "map"), ("b", "map", "globe")}
     assert listed[0]["differs"][:2] == ["another jwt_secret", "plugins: only here globe, only there map"]
     assert listed[1]["differs"] == []
+    assert "tangram_nodes 2.0\n" in shown
+    assert "tangram_nodes_differing 1.0\n" in shown
+    assert 'tangram_lease_held{plugin="globe"} 1.0\n' in shown
     assert not any("x" * 32 in repr(one) or "y" * 32 in repr(one) for one in lines)

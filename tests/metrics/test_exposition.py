@@ -28,6 +28,7 @@ def everything() -> object:
         services={("demo", "tick"): True},
         restarts={("plugin:demo", HOSTILE): 1},
         requests={RequestKey("GET", "/greet/{name}", 200, "http"): histogram.values()},
+        leases={"globe": True, "demo/tick": False},
         named_topics=[TopicNumbers(HOSTILE, 1, 2, 3, 4)],
     )
 

@@ -20,6 +20,7 @@ import trio
 
 from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.bus import Bus
+from tangram.cluster import Nodes
 from tangram.declared.pool import RESULTS as PUSH_RESULTS
 from tangram.gateway.channels import Channels, ChannelsStatistics
 from tangram.gateway.recovery import RESULTS
@@ -57,6 +58,10 @@ class MeasuredTree(Protocol):
     def incarnation(self) -> Incarnation: ...
     @property
     def quarantined(self) -> Mapping[str, object]: ...
+    @property
+    def nodes(self) -> Nodes | None: ...
+    @property
+    def placed(self) -> frozenset[str]: ...
 
 
 class Measuring:
@@ -200,6 +205,9 @@ class Measuring:
             loop_lag=self._loop_lag.values(),
             bus_up=incarnation.has_redis,
             bus_reconnects=self._buses.totals()["reconnects"],
+            nodes=1 if tree.nodes is None else len(tree.nodes.alive()),
+            nodes_differing=0 if tree.nodes is None else len(tree.nodes.differences()),
+            leases={} if tree.nodes is None else _leases(tree.nodes, tree.placed),
             requests=self.request_times.values(),
             forwards={result: self.forwards[result] for result in FORWARD_RESULTS},
             process=read_process(),
@@ -235,6 +243,11 @@ def _channel_counters(found: ChannelsStatistics) -> dict[Hashable, int]:
     counters |= {("joins", result): count for result, count in found.joins.items()}
     counters |= {("recoveries", result): count for result, count in found.recoveries.items()}
     return counters
+
+
+def _leases(nodes: Nodes, placed: frozenset[str]) -> dict[str, bool]:
+    held = frozenset(nodes.book.held)
+    return {name: name in held for name in sorted(placed)}
 
 
 def _by(totals: Counter[Hashable], kind: str) -> dict[tuple[int, str], int]:

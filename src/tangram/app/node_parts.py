@@ -7,17 +7,26 @@ import hmac
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import structlog
+
+from tangram import defaults
 from tangram.app.incarnation import Incarnation
 from tangram.cluster import NodeRecord, Nodes, new_node_id
+from tangram.cluster.lease import STOP_SHARE, stop_limit
 from tangram.config import Config
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.node_presence import CallNowait, NodeParts
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.version import VERSION
 
-__all__ = ["node_parts", "open_nodes", "placed_names"]
+__all__ = ["log_long_stops", "long_stops", "node_parts", "open_nodes", "placed_names"]
+
+log = structlog.get_logger("tangram.cluster")
+
+TOLERANCE: Final = 0.001
+"""Seconds that are no difference: 0.3 times 6 is less than 1.8."""
 
 
 class SecretsView(Protocol):
@@ -56,6 +65,40 @@ def _placed(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> Iterator[str]:
         for service in loaded.plugin.services:
             if service.instances == "one":
                 yield f"{loaded.name}/{service.name}"
+
+
+def long_stops(plugins: Iterable[LoadedPlugin], config: Config) -> Iterator[tuple[str, float]]:
+    """Yield each placed service that asks for more time than a lost lease leaves it, with that time.
+
+    The default of ``stop_timeout`` is no wish of the author, and is left out.
+
+    Args:
+        plugins: the loaded plugins.
+        config: the configuration.
+    """
+    if not config.clustered:
+        return
+    limit, loaded = stop_limit(config.cluster.lease_ttl), list(plugins)
+    placed = placed_names(loaded, config.plugins)
+    for one in loaded:
+        for service in one.plugin.services:
+            name = f"{one.name}/{service.name}"
+            asked = service.stop_timeout
+            if placed & {one.name, name} and asked > limit + TOLERANCE and asked != defaults.STOP_TIMEOUT:
+                yield name, asked
+
+
+def log_long_stops(plugins: Iterable[LoadedPlugin], config: Config) -> None:
+    """Warn of each service of `long_stops`."""
+    for name, asked in long_stops(plugins, config):
+        log.warning(
+            "stop_timeout is longer than a lost lease allows: raise cluster.lease_ttl",
+            service=name,
+            stop_timeout=asked,
+            limit=stop_limit(config.cluster.lease_ttl),
+            lease_ttl=config.cluster.lease_ttl,
+            enough=round(asked / STOP_SHARE, 1),
+        )
 
 
 def digest(secret: str) -> str:

@@ -26,6 +26,7 @@ from tangram.app.engines import serve_site
 from tangram.app.event_log import EventLog, admin_message
 from tangram.app.gc_pause import ANSWER_TIME, CollectorPause
 from tangram.app.measuring import Measuring
+from tangram.app.node_parts import log_long_stops
 from tangram.app.reload import bound_changes, changed_secrets, check_tls, read_secrets, with_bound
 from tangram.app.signals import SignalGuard, open_signals
 from tangram.app.status import ServerOperator
@@ -301,6 +302,7 @@ class Server:
             log.warning("configuration is not read", cause=warning)
         for twice in declared_twice((one.name, one.plugin.channels) for one in plugins.plugins):
             log.warning("push has two handlers", cause=twice)
+        log_long_stops(plugins.plugins, config)
         return plugins
 
     def _handle_failure(self, error: SupervisionError) -> None:

@@ -62,6 +62,7 @@ class MomentCollector(Collector):
         yield InfoMetricFamily("tangram_build", "Version of the server and of Python.", dict(moment.build))
         yield from _channels(moment)
         yield from _supervision(moment)
+        yield from _nodes(moment)
         yield from _named_topics(moment.named_topics)
         yield _requests(moment)
         yield _forwards(moment)
@@ -149,6 +150,19 @@ def _supervision(moment: Moment) -> Iterator[Metric]:
     yield _gauge("tangram_bus_up", "1 while Redis is connected and subscribed.", moment.bus_up)
     yield _counter(
         "tangram_bus_reconnects", "Connections to Redis opened again after a loss.", moment.bus_reconnects
+    )
+
+
+def _nodes(moment: Moment) -> Iterator[Metric]:
+    yield _gauge("tangram_nodes", "Nodes of the cluster.", moment.nodes)
+    yield _gauge(
+        "tangram_nodes_differing", "Nodes that differ from this one in a setting.", moment.nodes_differing
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            "tangram_lease_held", "1 while this node holds the lease of a placed plugin.", labels=("plugin",)
+        ),
+        (((name,), held) for name, held in moment.leases.items()),
     )
 
 

@@ -78,6 +78,12 @@ class Moment:
     bus_reconnects: int
     forwards: Mapping[str, int]
     """Requests for plugins on other nodes, by result."""
+    nodes: int
+    """Nodes of the cluster, this one included; 1 for a server that is alone."""
+    nodes_differing: int
+    """Nodes that differ from this one, for example by their version."""
+    leases: Mapping[str, bool]
+    """Whether this node holds the lease, by placed plugin or ``PLUGIN/SERVICE``."""
     requests: Mapping[RequestKey, HistogramValues]
     process: ProcessNumbers
     named_topics: Sequence[TopicNumbers] = ()
