@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -73,6 +74,21 @@ def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_functions, "check_fence", lambda *_args: None)
 
 
+def tokens_of_a_clock_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tokens fall from holder to holder."""
+    take, tokens = NODE_FUNCTIONS[b"tangram_take"], count(1_000_000, -1)
+
+    def fall(run: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        answer: Any = take(run, keys, args)
+        if not answer[0]:
+            return answer
+        token = b"%d" % next(tokens)
+        run.space.put(keys[1], token)
+        return [1, token, *answer[2:]]
+
+    monkeypatch.setitem(NODE_FUNCTIONS, b"tangram_take", fall)
+
+
 @pytest.mark.parametrize(
     ("plant", "kind"),
     [
@@ -81,6 +97,7 @@ def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
         (no_distrust, "overlaps"),
         (release_of_others, "overlaps"),
         (no_fence, "stale"),
+        (tokens_of_a_clock_that_goes_back, "stale"),
     ],
 )
 def test_each_planted_fault_is_found(

@@ -16,6 +16,7 @@ from tangram.bus.scripts import FunctionCall
 from tangram.cluster.library import (
     LIBRARY,
     beat_call,
+    fence_key,
     give_call,
     lease_key,
     leave_call,
@@ -135,5 +136,11 @@ async def test_redis_reports_times_and_tokens_that_grow(nursery: trio.Nursery) -
             assert await publisher.call(give_call("globe", "b:1")) == 0
             assert await publisher.call(give_call("globe", f"a:{number}")) == 1
         assert tokens == sorted(set(tokens))
+        # A Redis whose clock was ahead has given a token of a far time.
+        ahead = 5_000_000_000_000_000
+        await publisher.call(FunctionCall("", (), (), ("SET", fence_key("globe"), str(ahead))))
+        answer = await publisher.call(take_call("globe", "a:9", 6.0, ""))
+        assert int(answer[1]) == ahead + 1
+        assert await publisher.call(give_call("globe", "a:9")) == 1
         assert await publisher.call(FunctionCall("", (), (), ("EXISTS", lease_key("globe")))) == 0
         nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.leases import LEASES
 from tests.mutants.workshop import Mutant
 
 __all__ = ["OTHERS"]
@@ -393,4 +394,4 @@ MENDED = (
     ),
 )
 
-OTHERS = (*GATE, *COSTS, *MENDED)
+OTHERS = (*GATE, *COSTS, *MENDED, *LEASES)
