@@ -40,6 +40,19 @@ async def state_of(server: RunningTangram) -> str:
     return str(answer.json()[0]["state"])
 
 
+async def nodes_in_console(server: RunningTangram) -> list[tuple[str, bool, list[str]]]:
+    """Return id, whether it is the server itself, and held plugins of each row of the console."""
+    assert server.server.tree is not None
+    view = server.server.tree.console
+    assert view is not None
+    nodes = server.server.tree.nodes
+    assert nodes is not None
+    with trio.fail_after(10):
+        while [one["plugins"] for one in view.tree_view()["nodes"]] != [["globe"], []]:
+            await nodes.wait_change()
+    return [(one["id"], one["me"], one["plugins"]) for one in view.tree_view()["nodes"]]
+
+
 @pytest.mark.slow
 async def test_a_plugin_moves_between_two_servers_by_request() -> None:
     """Either node may be asked; both list the same holder, and the other node shows the plugin on standby."""
@@ -57,6 +70,7 @@ async def test_a_plugin_moves_between_two_servers_by_request() -> None:
                 answer = await second.http.post("/-/plugins/Globe/move", headers=HEADERS, params={"to": to})
                 assert answer.json() == {"plugin": "globe", "from": origin, "to": to}
             assert [await state_of(first), await state_of(second)] == ["running", "standby"]
+            assert await nodes_in_console(second) == [("a", False, ["globe"]), ("b", True, [])]
             listed = (await second.http.get("/-/nodes", headers=HEADERS)).json()
             assert [(one["id"], one["me"]) for one in listed] == [("a", False), ("b", True)]
             missing = await first.http.post("/-/plugins/nothing/move", headers=HEADERS)

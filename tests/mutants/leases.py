@@ -9,6 +9,7 @@ __all__ = ["LEASES"]
 LEASE = "cluster/lease.py"
 FUNCTIONS = "cluster/functions.lua"
 ONE = "tests/cluster/test_lease.py::"
+DRAWN = "tests/cluster/test_lease_properties.py::"
 TWIN = "tests/cluster/test_twin.py::"
 
 LEASES = (
@@ -19,7 +20,19 @@ LEASES = (
         LEASE,
         "            self.deadline = max(self.deadline, self._deadline(sent))\n",
         "            self.deadline = max(self.deadline, self._deadline(now))\n",
-        (f"{ONE}test_the_deadline_counts_from_the_time_of_sending",),
+        (
+            f"{ONE}test_the_deadline_counts_from_the_time_of_sending",
+            f"{DRAWN}test_no_two_nodes_hold_a_lease_at_once",
+        ),
+    ),
+    Mutant(
+        "lease",
+        "share-for-the-clocks",
+        "a holder whose clock is slow goes on behind the end of its lease",
+        LEASE,
+        "        return sent + (1 - DRIFT) * self.ttl - stop_limit(self.ttl)",
+        "        return sent + self.ttl",
+        (f"{DRAWN}test_no_two_nodes_hold_a_lease_at_once",),
     ),
     Mutant(
         "lease",

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import attrs
 
 from tangram.app.incarnation import Incarnation
+from tangram.app.node_view import shown_nodes
 from tangram.app.status import ServerOperator, ServerView, routes_of
 from tangram.app.tree import Tree
 from tangram.console.settings_view import settings_of, table_of
@@ -69,7 +70,7 @@ class ConsoleView:
         }
 
     def tree_view(self) -> Mapping[str, Any]:
-        """Return the tree with the times of the last starts, the memory, and the last crash."""
+        """Return the tree with the times of the last starts, the memory, the last crash, and the nodes."""
         root = self._server.root
         statistics = None if root is None else root.statistics()
         broker = self._tree.broker
@@ -87,6 +88,7 @@ class ConsoleView:
             "not_loaded": [
                 {"name": one.name, "cause": str(one.error)} for one in self._tree.plugins.failures
             ],
+            "nodes": list(shown_nodes(self._tree)),
         }
 
     def topics(self) -> Sequence[Mapping[str, Any]] | None:

@@ -1,7 +1,7 @@
 // The supervision tree: ill parts come first, then the last crash, then every part.
 
 import { change } from "./api.js";
-import { bytes, clock, h, show, span, sureButton } from "./dom.js";
+import { bytes, clock, count, h, show, span, sureButton } from "./dom.js";
 import { act } from "./main.js";
 
 export const title = "Tree";
@@ -135,12 +135,44 @@ function age(seconds) {
   return seconds < 3600 ? `${Math.floor(seconds / 60)} min` : span(Math.floor(seconds / 60) * 60);
 }
 
+/** One node of the cluster, with the plugins that it holds and how it differs from this one. */
+function nodeRow(node) {
+  return h(
+    "tr",
+    {},
+    h(
+      "th",
+      { scope: "row" },
+      node.id,
+      node.me ? h("span", { class: "note" }, " this node") : null,
+      node.differs.length ? h("span", { class: "badge" }, "differs") : null,
+      node.differs.map((difference) => h("p", { class: "note" }, difference)),
+    ),
+    h("td", { "data-label": "version" }, node.version),
+    h("td", { "data-label": "up" }, node.up),
+    h("td", { "data-label": "members" }, count(node.members)),
+    h("td", { "data-label": "plugins" }, node.plugins.join(", ") || "none"),
+  );
+}
+
+function nodesTable(body) {
+  const names = ["Node", "Version", "Up", "Members", "Plugins held"];
+  return h(
+    "table",
+    { id: "nodes", class: "card", "aria-label": "Nodes", hidden: true },
+    h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))),
+    body,
+  );
+}
+
 export function open(root, { openStream }) {
   const redis = h("p", { id: "redis", class: "card redis", role: "status", hidden: true });
   const ill = h("ul", { class: "plain", "aria-label": "Parts that are ill" });
   const crash = h("div", {});
   const list = h("ul", { class: "card plain tree", "aria-label": "Every part" });
-  root.append(redis, ill, crash, list);
+  const nodes = h("tbody", {});
+  const table = nodesTable(nodes);
+  root.append(redis, ill, crash, table, list);
   openStream("tree");
   return {
     take(data) {
@@ -169,6 +201,17 @@ export function open(root, { openStream }) {
       const step = data.last_crash && data.now - data.last_crash.when > 60 ? 10 : 1;
       const now = Math.floor(data.now / step) * step;
       show(crash, data.last_crash ? [{ crash: data.last_crash, now }] : [], () => "crash", crashCard);
+      table.hidden = data.nodes.length === 0;
+      const listed = data.nodes.map((node) => ({
+        id: node.id,
+        me: node.me,
+        version: node.version,
+        up: age(Math.max(0, data.now - node.started)),
+        members: node.members,
+        plugins: node.plugins,
+        differs: node.differs,
+      }));
+      show(nodes, listed, (node) => node.id, nodeRow);
       show(list, all, (child) => child.path.join("/"), treeRow);
     },
   };
