@@ -70,7 +70,7 @@ class ConsoleView:
         }
 
     def tree_view(self) -> Mapping[str, Any]:
-        """Return the tree with the times of the last starts, the memory, the last crash, and the nodes."""
+        """Return the tree with times of starts, memory, the last crash, and nodes."""
         root = self._server.root
         statistics = None if root is None else root.statistics()
         broker = self._tree.broker

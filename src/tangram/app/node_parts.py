@@ -68,9 +68,9 @@ def _placed(loaded: LoadedPlugin, raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def long_stops(plugins: Iterable[LoadedPlugin], config: Config) -> Iterator[tuple[str, float]]:
-    """Yield each placed service that asks for more time than a lost lease leaves it, with that time.
+    """Yield each placed service that asks for too long a stop, with its seconds.
 
-    The default of ``stop_timeout`` is no wish of the author, and is left out.
+    A lost lease leaves less. The default of ``stop_timeout`` is no wish of the author, and is left out.
 
     Args:
         plugins: the loaded plugins.
