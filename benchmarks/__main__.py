@@ -32,6 +32,7 @@ NAMES = (
     "existing",
     "workers",
     "nodes",
+    "upgrade",
     "supervision",
     "history",
     "startup",
