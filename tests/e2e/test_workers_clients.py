@@ -111,8 +111,8 @@ async def open_members(url: str) -> AsyncIterator[list[Member]]:
     async with trio.open_nursery() as nursery:
         members: list[Member] = []
 
-        async def live(name: str, task_status: trio.TaskStatus[None]) -> None:
-            token = await fetch_token(url, TOPIC, name)
+        async def live(task_status: trio.TaskStatus[None]) -> None:
+            token = await fetch_token(url, TOPIC)
             async with open_socket(url) as socket:
                 channel = await socket.join(TOPIC, token=token.token, recover=True)
                 member = Member(socket, channel)
@@ -120,9 +120,8 @@ async def open_members(url: str) -> AsyncIterator[list[Member]]:
                 task_status.started()
                 await member.listen()
 
-        names = {f"member-{number}" for number in range(MEMBERS)}
-        for name in sorted(names):
-            await nursery.start(live, name)
+        for _ in range(MEMBERS):
+            await nursery.start(live)
         with trio.fail_after(10):
             for member in members:
                 await member.channel.wait_presence(lambda present: len(present) == MEMBERS)
