@@ -34,6 +34,7 @@ RUN_BY: Final = {
     ("docs/nodes.md", "haproxy"): "tests/e2e/test_deploy_proxies.py",
     ("docs/history.md", "python"): "tests/docs/test_code_blocks.py",
     ("docs/browser.md", "js"): "tests/docs/test_scripts.py",
+    ("docs/browser.md", "python"): "tests/docs/test_scripts.py",
     ("docs/browser.md", "ts"): "tests/declared/test_channel_types.py",
     ("docs/getting-started.md", "js"): "tests/docs/test_scripts.py",
     ("docs/history.md", "js"): "tests/docs/test_scripts.py",

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -186,6 +187,18 @@ async def test_the_script_of_the_channel_client(tmp_path: Path) -> None:
     ):
         position = 'set {"lat":48.5,"lon":7}'
         await read_lines(process, {"connected ", "present: 1", "state joined", "replied {}", position})
+
+
+async def test_the_program_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It pushes, and gets the plugin's message."""
+    (block,) = blocks("python", "docs/browser.md")
+    names: dict[str, Any] = {}
+    exec(compile(block.text, block.place, "exec"), names)
+    async with open_page_server(tmp_path) as server:
+        with trio.fail_after(30):
+            await names["greet"](server.url)
+
+    assert capsys.readouterr().out == "said {'text': 'hello ann'} {}\n"
 
 
 async def test_the_script_of_history(tmp_path: Path) -> None:
