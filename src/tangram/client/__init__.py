@@ -14,5 +14,16 @@ meanwhile are lost, as they are for every browser.
 from tangram.client.channel import Channel, Event
 from tangram.client.socket import ClientSocket, open_socket
 from tangram.client.token import Token, fetch_token
+from tangram.client.typed import TypedChannel, TypedEvents, typed
 
-__all__ = ["Channel", "ClientSocket", "Event", "Token", "fetch_token", "open_socket"]
+__all__ = [
+    "Channel",
+    "ClientSocket",
+    "Event",
+    "Token",
+    "TypedChannel",
+    "TypedEvents",
+    "fetch_token",
+    "open_socket",
+    "typed",
+]

@@ -172,6 +172,20 @@ class Channel:
         await trio.lowlevel.checkpoint()
         return self._events.popleft()
 
+    async def receive_named(self, name: str) -> Event:
+        """Return the next event of a name; those of other names stay for other readers.
+
+        Raises:
+            ChannelClosed: after the last one.
+        """
+        while (found := next((event for event in self._events if event.name == name), None)) is None:
+            if self._closed is not None:
+                raise self._closed
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+        self._events.remove(found)
+        return found
+
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
