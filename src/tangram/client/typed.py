@@ -55,7 +55,10 @@ class TypedChannel:
         return _convert(self.channel.topic, event, response, reply)
 
     def events(self, event: str, kind: type[T]) -> TypedEvents[T]:
-        """Return the events of one name as values of a type; those of other names stay for other readers."""
+        """Return the events of one name as values of a type.
+
+        Events of other names stay for other readers.
+        """
         return TypedEvents(self.channel, event, kind)
 
 
