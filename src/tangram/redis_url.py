@@ -201,14 +201,18 @@ _NO_PORT: Final = "expected a port between 1 and 65535 after the host"
 def _split(url: str, *, several: bool) -> tuple[SplitResult, list[SplitResult]]:
     """Return the parts of a URL, and the parts of each of its hosts."""
     try:
-        parts = urlsplit(url)
         if not several:
+            parts = urlsplit(url)
             hosts = [] if parts.scheme == "unix" else [parts]
             ports = [parts.port]
         else:
-            account, at, names = parts.netloc.rpartition("@")
+            # Newer versions of Python refuse several hosts if one of them is in brackets.
+            scheme, _, rest = url.partition("://")
+            netloc = re.split("[/?#]", rest, maxsplit=1)[0]
+            account, at, names = netloc.rpartition("@")
             hosts = [urlsplit(f"//{name}") for name in names.split(",")]
-            parts = parts._replace(netloc=f"{account}{at}{names.partition(',')[0]}")
+            first = names.partition(",")[0]
+            parts = urlsplit(f"{scheme}://{account}{at}{first}{rest.removeprefix(netloc)}")
             ports = [one.port for one in hosts]
     except ValueError:
         raise _MalformedUrlError(_NO_PORT) from None

@@ -21,8 +21,8 @@ async def count(state):
     number = int(await state.redis_client.get("number") or 0)
     while True:
         number += 1
-        await state.redis_client.set("number", number)
         await state.publish("to:numbers:n", {"n": number})
+        await state.redis_client.set("number", number)  # last: a reload between repeats the number
         await trio.sleep(0.02)
 """
 

@@ -63,6 +63,13 @@ async def numbers(channel: Channel) -> list[int]:
     return found
 
 
+async def wait_join(page: Channel, count: int) -> None:
+    """Wait for a join: a page learns of the reload a moment after it."""
+    with trio.fail_after(20):
+        while page.joins < count:  # noqa: ASYNC110 - the channel has no event for it
+            await trio.sleep(0.01)
+
+
 async def test_a_page_is_told_when_a_reload_turns_a_history_off_and_on(running: RunningTangram) -> None:
     """Nothing is recovered without a history; later no earlier position is continued wrongly."""
     minted = await token(running)
@@ -72,13 +79,13 @@ async def test_a_page_is_told_when_a_reload_turns_a_history_off_and_on(running: 
         assert await numbers(page) == [1]
         before = str(page.position)
         await switch(running)
-        await page.wait_joined()
+        await wait_join(page, 2)
         off = (page.recovered, page.reason)
         await publish(running, 2)
         live = await numbers(page)
         stranger, missed = await look(running, before)
         await switch(running, STREAM)
-        await page.wait_joined()
+        await wait_join(page, 3)
         on = (page.recovered, page.reason)
         await publish(running, 3)
 

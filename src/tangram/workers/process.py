@@ -203,6 +203,7 @@ class WorkerProcess:
         """Read until the end, also when cancelled: a process blocks without a reader."""
         assert stream is not None
         pending = b""
+        # Bounded: `run` sets the deadline of these scopes once the process has ended.
         scope = trio.CancelScope(shield=True)
         self._reading.append(scope)
         with scope, suppress(trio.BrokenResourceError):
