@@ -211,9 +211,7 @@ async def test_a_websocket_route_answers(probe: tuple[RunningTangram, Any]) -> N
             await socket.send(message)
             assert await socket.receive() == message
         await socket.close(4007)
-    # Hypercorn does not hand the client's code on.
-    native = tangram.server.config.server.engine == "native"
-    await wait_called(module, "left 4007" if native else "left 1006")
+    await wait_called(module, "left 4007")
 
 
 async def test_a_websockets_handler_ends_with_its_code(probe: tuple[RunningTangram, Any]) -> None:
