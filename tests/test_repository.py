@@ -42,7 +42,10 @@ def function_lengths() -> Iterator[tuple[str, int]]:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{path.name}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
+                yield (
+                    f"{path.relative_to(ROOT)}:{node.lineno}:{node.name}",
+                    (node.end_lineno or 0) - node.lineno + 1,
+                )
 
 
 def test_no_file_is_longer_than_700_lines() -> None:

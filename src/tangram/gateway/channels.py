@@ -137,6 +137,11 @@ class Channels:
         nodes: the other nodes, if there may be any.
     """
 
+    ended = False
+    """Whether the child has ended; frames of connections that are still open are then ignored."""
+    close_reason: Disconnect = RESTART
+    """The disconnect of all connections when this child is stopped; ``SHUTDOWN`` if no child follows."""
+
     def __init__(
         self,
         settings: ChannelSettings,
@@ -164,14 +169,7 @@ class Channels:
         self.new_id = new_id or partial(_random_id, settings.id_length)
         self._rules = presence_rules(settings.presence)
         self._nodes = self._make_node_presence(nodes, call)
-        self.hub = Hub(
-            presence=self._rules is not None,
-            presence_rules=self._rules,
-            shared=None if self._nodes is None else self._nodes.roll,
-            conflate=settings.conflate,
-            broadcast_join_ref=settings.broadcast_join_ref,
-        )
-        self.hub.available = up
+        self.hub = self._make_hub(settings, up=up)
         self._has_gap = not up
         """Whether messages were missed that no member has been notified of."""
         self.gate = Gate(
@@ -183,8 +181,6 @@ class Channels:
             operator_token=operator_token,
             authorizers=authorizers,
         )
-        self.close_reason = RESTART
-        """The disconnect of all connections when this child is stopped; ``SHUTDOWN`` if no child follows."""
         self._publish_all = publish_all
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
@@ -198,8 +194,6 @@ class Channels:
         self._backpressure = backpressure
         self.turns = Turns(self._note_slowed)
         """The turns for frames that cost more than one step."""
-        self.ended = False
-        """Whether the child has ended; frames of connections that are still open are then ignored."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
         self._recovery = self._make_recovery(history, call)
         self._log_limit = LogLimit()
@@ -207,6 +201,17 @@ class Channels:
         self.counters = SocketCounters()
         """Counters of all connections together."""
         self._accepted = self._frames_of_ended = self._conflated_of_ended = 0
+
+    def _make_hub(self, settings: ChannelSettings, *, up: bool) -> Hub:
+        hub = Hub(
+            presence=self._rules is not None,
+            presence_rules=self._rules,
+            shared=None if self._nodes is None else self._nodes.roll,
+            conflate=settings.conflate,
+            broadcast_join_ref=settings.broadcast_join_ref,
+        )
+        hub.available = up
+        return hub
 
     def _make_node_presence(self, nodes: NodeParts | None, call: CallRedis | None) -> NodePresence | None:
         if nodes is None or call is None or self._rules is None:
