@@ -256,15 +256,9 @@ class Tree:
         times = (limits.start_timeout, limits.stop_timeout)
         recorder = {"recorder": times} if self._records else {}
         nodes = {"nodes": times} if self.config.clustered else {}
-        return (
-            recorder
-            | nodes
-            | {
-                "broker": (limits.start_timeout, limits.stop_timeout),
-                # Each of the incarnation's own children has a limit.
-                "incarnation": (float("inf"), limits.shutdown_timeout),
-            }
-        )
+        # Each of the incarnation's own children has a limit.
+        incarnation = (float("inf"), limits.shutdown_timeout)
+        return {"broker": times, "incarnation": incarnation, **recorder, **nodes}
 
     def backoff(self) -> Backoff:
         """Return the delays before restarts, as configured."""
@@ -288,7 +282,7 @@ class Tree:
 
     async def _run_nodes(self, *, task_status: trio.TaskStatus[Nodes]) -> None:
         assert self.broker is not None
-        self.internal, self.in_flight = open_internal(self.config, self.broker.server_url), InFlight()
+        self.internal = open_internal(self.config, self.broker.server_url)
         self.nodes = open_nodes(self, self.broker.server_url, address_of(self.internal))
         self.placement.attach(self.nodes)
         self.nodes.on_gone(self._on_node_gone)
