@@ -1,6 +1,6 @@
 """Count patterns of prose that ``docs/style.md`` asks to avoid.
 
-``python -m tests.prose src/tangram/bus`` lists each place, and the rate for each 1,000 words.
+``python -m tests.prose src/tangram/bus docs`` lists each place, and the rate for each 1,000 words.
 """
 
 from __future__ import annotations
@@ -15,18 +15,34 @@ from typing import Final
 
 import attrs
 
-__all__ = ["Passage", "Tally", "comments_of", "docstrings_of", "long_summaries", "tally"]
+__all__ = [
+    "Passage",
+    "Tally",
+    "comments_of",
+    "docstrings_of",
+    "long_summaries",
+    "page_of",
+    "pages_in",
+    "tally",
+]
 
-FREE_RELATIVE: Final = re.compile(r"\b(?:what|whatever)\b(?![^.!?]*\?)(?!\s+to\b)", re.IGNORECASE)
-"""``what`` and ``whatever`` outside of a question and of "what to do"."""
+FREE_RELATIVE: Final = re.compile(
+    r"\b(?:what|whatever|which\s+of)\b(?![^.!?]*\?)(?!\s+to\b)"
+    r"|\b(?:decides?|knows?|says?|tells?|told|shows?|chooses?|names?|learns?)\s+which\b(?![^.!?]*\?)",
+    re.IGNORECASE,
+)
+"""``what`` and ``whatever`` outside of a question and of "what to do"; ``which`` as the object of a verb."""
 
 HEADLESS: Final = re.compile(
     r"\b(?:whoever|whomever|nobody|somebody|everybody|anybody)\b"
-    r"|(?:^|[.;:,(]\s+|\b(?:by|to|for|of|and|or|is|are|tells?|says?|as|from|with|than|but|asks?|knows?|sees?|on|names?|"
-    r"told|at|in|that|all|only|where|those|decides?|learns?|shows?)\s+)who\b",
+    r"|(?:^|[.;:,(|#]\s+|\b(?:by|to|for|of|and|or|is|are|tells?|says?|as|from|with|than|but|asks?|knows?|sees?|on|names?|"
+    r"told|at|in|that|all|only|where|those|decides?|learns?|shows?|proves?)\s+)who\b",
     re.IGNORECASE | re.MULTILINE,
 )
 """A person or thing without a name: ``whoever``, ``nobody``, and ``who`` that follows no noun."""
+
+CODE: Final = re.compile(r"^( *)```.*?^\1```$|<[^<>\n]+>|\]\([^)\n]*\)|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+"""Code, HTML and the targets of links of a page."""
 
 SUMMARY: Final = 88
 """Characters of a docstring's first line."""
@@ -80,6 +96,19 @@ def comments_of(path: Path) -> Iterator[Passage]:
                 yield Passage(path, token.start[0], text)
 
 
+def page_of(path: Path) -> Passage:
+    """Return a page of Markdown without its code and the targets of its links."""
+    return Passage(path, 1, CODE.sub(lambda code: "_" + "\n" * code[0].count("\n"), path.read_text()))
+
+
+def pages_in(place: Path) -> list[Path]:
+    """Return the pages of Markdown at or below a place, without those of installed packages and results."""
+    if place.is_file():
+        return [place] if place.suffix == ".md" else []
+    foreign = {"node_modules", "results", "dist", "site"}
+    return [page for page in sorted(place.rglob("*.md")) if not foreign & set(page.parts)]
+
+
 def tally(passages: Iterator[Passage]) -> Tally:
     """Count the words and the patterns of all passages; code in double backticks is left out."""
     found = Tally()
@@ -107,7 +136,9 @@ def long_summaries(path: Path) -> Iterator[str]:
 
 def python_files(place: Path) -> list[Path]:
     """Return the Python files at or below a place."""
-    return [place] if place.is_file() else sorted(place.rglob("*.py"))
+    if place.is_file():
+        return [place] if place.suffix == ".py" else []
+    return sorted(place.rglob("*.py"))
 
 
 def _print(kind: str, found: Tally) -> None:
@@ -127,6 +158,7 @@ def main(places: list[str]) -> None:
             sys.stdout.write(f"summary: {summary}\n")
     _print("docstrings", tally(one for path in files for one in docstrings_of(path)))
     _print("comments", tally(one for path in files for one in comments_of(path)))
+    _print("pages", tally(page_of(path) for place in places for path in pages_in(Path(place))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,16 @@ from typing import Final
 
 import pytest
 
-from tests.prose import Passage, comments_of, docstrings_of, long_summaries, python_files, tally
+from tests.prose import (
+    Passage,
+    comments_of,
+    docstrings_of,
+    long_summaries,
+    page_of,
+    pages_in,
+    python_files,
+    tally,
+)
 from tests.test_repository import ROOT
 
 FREE_RELATIVES: Final = 1.0
@@ -64,12 +73,13 @@ def test_sentences_have_subjects(folder: str, read: type) -> None:
 
 
 def test_pages_have_subjects() -> None:
-    """The same holds for the pages, except the one that quotes the patterns."""
-    pages = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").glob("*.md") if page.name != "style.md")]
-    found = tally(Passage(page, 1, page.read_text()) for page in pages)
+    """No page has either pattern, except the one that quotes them."""
+    folders = (ROOT / name for name in ("docs", "deploy", "examples", "js"))
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in pages_in(folder))]
+    found = tally(page_of(page) for page in pages if page.name != "style.md")
 
-    assert found.free_relative_rate <= FREE_RELATIVES, "\n".join(found.free_relatives)
-    assert found.headless_rate <= HEADLESS, "\n".join(found.headless)
+    assert found.words > 50_000
+    assert found.free_relatives + found.headless == []
 
 
 @pytest.mark.slow
@@ -121,3 +131,27 @@ def test_a_free_relative_and_a_headless_pronoun_are_counted() -> None:
 
     assert len(found.free_relatives) == 1
     assert len(found.headless) == 1
+
+
+def test_which_without_a_noun_before_it_is_counted() -> None:
+    """``which`` behind a verb is a free relative; behind a noun, and in a question, it is none."""
+    text = (
+        "It says which one runs, and which of them waits. The time at which it ends, which is late. "
+        "Tell which one?"
+    )
+    found = tally(iter([Passage(Path("x.py"), 1, text)]))
+
+    assert len(found.free_relatives) == 2
+
+
+def test_code_and_targets_of_links_are_no_text_of_a_page(tmp_path: Path) -> None:
+    """Text of a page is counted with its line; code, HTML and addresses are not."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A\n\n```py\nwhat = who\n```\n`whatever` [a link](other.md#what-is-it) <img alt='what'>\n\n"
+        "| who is there | what happens |\n"
+    )
+    found = tally(iter([page_of(page)]))
+
+    assert [place.split(": ")[0] for place in found.free_relatives] == [f"{page}:8"]
+    assert [place.split(": ")[0] for place in found.headless] == [f"{page}:8"]
