@@ -32,7 +32,7 @@ from tangram.chaos.simulation import (
     written,
 )
 from tangram.errors import Refused
-from tangram.gateway import channels as gateway
+from tangram.gateway.channels import Channels
 from tangram.supervision import SupervisionEvent
 from tangram.testing import FAULTS, Chaos, InvariantBroken, StepFailed, run_every_step
 from tangram.testing.faults.catalogue import InjectableFault
@@ -137,7 +137,7 @@ def test_a_failing_script_is_shortened(
 
 GAP = (Hub, "interrupted", lambda _hub: None)
 NO_BOUND = (Outbox, "_widen", lambda _outbox, _size: True)
-CLOSES_1000 = (gateway, "RESTART", RESTART._replace(code=1000))
+CLOSES_1000 = (Channels, "close_reason", RESTART._replace(code=1000))
 
 
 @pytest.mark.parametrize(
