@@ -72,7 +72,6 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "http/test_engine_start.py": ({"serve_native"}, ITSELF),
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
     "history/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),
-    "js/test_client.py": ({"run_process"}, "node, for the channel client"),
     "docs/test_scripts.py": ({"run_process"}, "node, for the scripts of the pages"),
     "e2e/test_proxies.py": ({"open_process"}, "nginx and HAProxy"),
     "e2e/test_deploy_proxies.py": ({"open_process"}, "nginx and HAProxy"),

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import attrs
 import trio
 from benchmarks.figures.common import Figure, none_of, tell
 from benchmarks.figures.judging import Watched
+from benchmarks.lib.pages import NodePages, open_pages
 from tests.e2e.prepare import PHOENIX, find_node
 
 from tangram.broker.ping import open_probe
@@ -71,53 +72,35 @@ async def count(state):
 """
 
 
-class Pages:
+class Pages(NodePages):
     """The pages of one process of Node."""
 
-    def __init__(self, process: trio.Process, count: int, sent: list[int]) -> None:
-        self.process = process
+    def __init__(self, count: int, sent: list[int], process: trio.Process) -> None:
+        super().__init__(process)
         self.watched = {
             (page, topic): Watched(sent if topic == THEIRS else None)
             for page in range(count)
             for topic in (OURS, THEIRS)
         }
         self.newest = {OURS: 0, THEIRS: 0}
-        self._changed = trio.Event()
 
-    async def read(self) -> None:
-        assert self.process.stdout is not None
-        rest = b""
-        async for data in self.process.stdout:
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                said = json.loads(line)
-                self.watched[said["page"], said["topic"]].take(said)
-                self.newest[said["topic"]] = max(self.newest[said["topic"]], said.get("n", 0))
-            self._changed.set()
-
-    async def say(self, line: str) -> None:
-        assert self.process.stdin is not None
-        await self.process.stdin.send_all(line.encode() + b"\n")
+    def take(self, said: dict[str, Any]) -> None:
+        self.watched[said["page"], said["topic"]].take(said)
+        self.newest[said["topic"]] = max(self.newest[said["topic"]], said.get("n", 0))
 
     @property
     def joins(self) -> int:
         return sum(one.joins for one in self.watched.values())
 
-    async def wait(self, condition: Callable[[], bool]) -> None:
-        with trio.fail_after(BACK):
-            while not condition():
-                self._changed = trio.Event()
-                await self._changed.wait()
-
     async def wait_joins(self, count: int) -> None:
         """Return once the pages have joined that often in all."""
-        await self.wait(lambda: self.joins >= count)
+        await self.wait(lambda: self.joins >= count, BACK)
 
     async def wait_new(self) -> None:
         """Return once each page has a number of both that is newer than any that was seen by now."""
         seen = dict(self.newest)
         await self.wait(
-            lambda: all((one.last or 0) > seen[topic] for (_, topic), one in self.watched.items())
+            lambda: all((one.last or 0) > seen[topic] for (_, topic), one in self.watched.items()), BACK
         )
 
 
@@ -253,17 +236,11 @@ async def open_stage(folder: Path, count: int) -> AsyncIterator[Stage]:
         server = await restart()
         async with open_proxy("127.0.0.1", home.port) as proxy:
             url, root = f"http://127.0.0.1:{proxy.port}", str(find_node()[1])
-            command = ["node", str(SCRIPT), root, f"phoenix-{PHOENIX[0]}", url, str(count), OURS, THEIRS]
-
-            async def run_pages(task_status: trio.TaskStatus[trio.Process]) -> None:
-                pipe = subprocess.PIPE
-                await trio.run_process(command, stdin=pipe, stdout=pipe, check=False, task_status=task_status)
-
-            pages = Pages(await nursery.start(run_pages), count, sent)
-            nursery.start_soon(pages.read)
-            nursery.start_soon(publish_numbers, port, sent)
-            await pages.wait_new()
-            yield Stage(home, port, proxy, pages, server, restart)
+            command = [str(SCRIPT), root, f"phoenix-{PHOENIX[0]}", url, str(count), OURS, THEIRS]
+            async with open_pages(partial(Pages, count, sent), *command) as pages:
+                nursery.start_soon(publish_numbers, port, sent)
+                await pages.wait_new()
+                yield Stage(home, port, proxy, pages, server, restart)
         nursery.cancel_scope.cancel()
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 import trio
+from benchmarks.lib.pages import NodePages, open_pages
 from benchmarks.lib.processes import build
 
 from tangram.testing import Home, RunningProcess, open_process
@@ -51,59 +49,29 @@ async def count(state):
 """
 
 
-class Page:
-    """A page that counts, by its Node process."""
+class Page(NodePages):
+    """A page that counts."""
 
     def __init__(self, process: trio.Process) -> None:
-        self.process = process
+        super().__init__(process)
         self.numbers: list[int] = []
         self.replies: list[dict[str, Any]] = []
-        self._changed = trio.Event()
 
-    async def read(self) -> None:
-        assert self.process.stdout is not None
-        rest = b""
-        async for data in self.process.stdout:
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                said = json.loads(line)
-                if "n" in said:
-                    self.numbers.append(said["n"])
-                else:
-                    self.replies.append(said)
-            self._changed.set()
+    def take(self, said: dict[str, Any]) -> None:
+        if "n" in said:
+            self.numbers.append(said["n"])
+        else:
+            self.replies.append(said)
 
     async def wait_more(self, count: int = 30) -> None:
         """Return once that many further numbers have arrived."""
         wanted = max(self.numbers, default=0) + count
-        with trio.fail_after(40):
-            while max(self.numbers, default=0) < wanted:
-                self._changed = trio.Event()
-                await self._changed.wait()
-
-    async def cut(self) -> None:
-        assert self.process.stdin is not None
-        await self.process.stdin.send_all(b"cut\n")
+        await self.wait(lambda: max(self.numbers, default=0) >= wanted)
 
 
-@asynccontextmanager
-async def open_page(version: str, url: str, topic: str) -> AsyncIterator[Page]:
+def open_page(version: str, url: str, topic: str) -> AbstractAsyncContextManager[Page]:
     """Run the script of the documentation in Node."""
-    async with trio.open_nursery() as nursery:
-
-        async def start(task_status: trio.TaskStatus[trio.Process]) -> None:
-            await trio.run_process(
-                ["node", str(SCRIPT), str(find_node()[1]), f"phoenix-{version}", url, topic],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                check=False,
-                task_status=task_status,
-            )
-
-        page = Page(await nursery.start(start))
-        nursery.start_soon(page.read)
-        yield page
-        nursery.cancel_scope.cancel()
+    return open_pages(Page, str(SCRIPT), str(find_node()[1]), f"phoenix-{version}", url, topic)
 
 
 async def kill_server(server: RunningProcess) -> None:
@@ -132,7 +100,7 @@ async def test_a_page_misses_no_number_through_five_kinds_of_crash(tmp_path: Pat
         await first.wait_ready()
         async with open_page(version, home.url, "numbers:ours") as page:
             await page.wait_more()
-            await page.cut()
+            await page.say("cut")
             await page.wait_more()
             first.send(signal.SIGHUP)
             await first.wait_ready(times=2)
@@ -168,7 +136,7 @@ async def test_a_page_misses_no_number_of_a_program_that_only_knows_publish(tmp_
         async with open_page(PHOENIX[-1], home.url, "numbers:theirs") as page:
             nursery.start_soon(partial(trio.run_process, program, capture_stdout=True))
             await page.wait_more()
-            await page.cut()
+            await page.say("cut")
             await page.wait_more()
             server.send(signal.SIGHUP)
             await server.wait_ready(times=2)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
+from benchmarks.lib.pages import NodePages, open_pages
 
 from tangram.testing import Home, RunningProcess, open_process
 from tests.e2e.prepare import ROOT, find_node, npm_environ
@@ -94,39 +93,15 @@ def prepare(folder: Path, socket: str) -> tuple[str, Path]:
     return module, script
 
 
-class Page:
+class Page(NodePages):
     """One client in Node."""
 
     def __init__(self, process: trio.Process) -> None:
-        self.process = process
+        super().__init__(process)
         self.said: list[dict[str, Any]] = []
-        self._changed = trio.Event()
-        self._ended = False
 
-    async def read(self) -> None:
-        assert self.process.stdout is not None
-        rest = b""
-        async for data in self.process.stdout:
-            *lines, rest = (rest + data).split(b"\n")
-            self.said += [json.loads(line) for line in lines]
-            self._note_change()
-        self._ended = True
-        self._note_change()
-
-    def _note_change(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def command(self, line: str) -> None:
-        assert self.process.stdin is not None
-        await self.process.stdin.send_all(line.encode() + b"\n")
-
-    async def wait(self, wanted: Callable[[], bool]) -> None:
-        """Wait until something that the client has said makes it true."""
-        with trio.move_on_after(40):
-            while not wanted() and not self._ended:
-                await self._changed.wait()
-        assert wanted(), self.said[-30:]
+    def take(self, said: dict[str, Any]) -> None:
+        self.said.append(said)
 
     def all(self, key: str) -> list[Any]:
         return [line[key] for line in self.said if key in line]
@@ -139,29 +114,14 @@ class Page:
     async def ask(self, command: str, key: str) -> Any:
         """Send a command, and return its answer."""
         before = len(self.all(key))
-        await self.command(command)
+        await self.say(command)
         await self.wait(lambda: len(self.all(key)) > before)
         return self.all(key)[-1]
 
 
-@asynccontextmanager
-async def open_page(prepared: tuple[str, Path], url: str, id_: str = "") -> AsyncIterator[Page]:
+def open_page(prepared: tuple[str, Path], url: str, id_: str = "") -> AbstractAsyncContextManager[Page]:
     module, script = prepared
-    async with trio.open_nursery() as nursery:
-
-        async def start(task_status: trio.TaskStatus[trio.Process]) -> None:
-            await trio.run_process(
-                [find_node()[0], str(script), module, url, id_],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                check=False,
-                task_status=task_status,
-            )
-
-        page = Page(await nursery.start(start))
-        nursery.start_soon(page.read)
-        yield page
-        nursery.cancel_scope.cancel()
+    return open_pages(Page, str(script), module, url, id_)
 
 
 @pytest.fixture
@@ -214,7 +174,7 @@ async def test_a_client_in_node_counts_through_restarts(home: Home, tmp_path: Pa
                 await second.wait_ready()
                 await page.wait_more()
                 left = await page.ask("leave", "left")
-                await page.command("close")
+                await page.say("close")
                 await page.wait(lambda: page.all("connection")[-1] == "closed")
 
             numbers = page.all("n")

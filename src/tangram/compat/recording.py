@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -165,42 +165,40 @@ class _Publishing:
         return pipe
 
 
+class _PublishingCommands:
+    """Stands before the class of a client, and takes over the commands that publish."""
+
+    how: ClassVar[_Publishing]
+
+    async def publish(self, channel: Any, message: Any, **kwargs: Any) -> Any:
+        receivers = await self.how.publish(self, channel, message)
+        if receivers is not None:
+            return receivers
+        return await super().publish(channel, message, **kwargs)  # type: ignore[misc]
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        if self.how.is_fenced(args):
+            return await self.how.publish(self, args[1], args[2])
+        return await super().execute_command(*args, **options)  # type: ignore[misc]
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+        return self.how.guard_pipeline(self, super().pipeline(*args, **kwargs))  # type: ignore[misc]
+
+
 def publishing_client(rules: Rules | None, fence: ClientFence | None) -> type[Redis]:
     """Return the class of clients that record and fence what they publish."""
-    how = _Publishing(rules, fence)
 
-    class PublishingRedis(Redis):
-        async def publish(self, channel: Any, message: Any, **kwargs: Any) -> Any:
-            receivers = await how.publish(self, channel, message)
-            return await super().publish(channel, message, **kwargs) if receivers is None else receivers
-
-        async def execute_command(self, *args: Any, **options: Any) -> Any:
-            if how.is_fenced(args):
-                return await how.publish(self, args[1], args[2])
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-
-        def pipeline(self, *args: Any, **kwargs: Any) -> Any:
-            return how.guard_pipeline(self, super().pipeline(*args, **kwargs))
+    class PublishingRedis(_PublishingCommands, Redis):  # type: ignore[misc] # among the bases of Redis
+        how = _Publishing(rules, fence)
 
     return PublishingRedis
 
 
 def publishing_cluster(rules: Rules | None, fence: ClientFence | None) -> type[RedisCluster]:
     """Return the same for clients of a Redis Cluster."""
-    how = _Publishing(rules, fence)
 
-    class PublishingCluster(RedisCluster):
-        async def publish(self, channel: Any, message: Any, **kwargs: Any) -> Any:
-            receivers = await how.publish(self, channel, message)
-            return await super().publish(channel, message, **kwargs) if receivers is None else receivers
-
-        async def execute_command(self, *args: Any, **options: Any) -> Any:
-            if how.is_fenced(args):
-                return await how.publish(self, args[1], args[2])
-            return await super().execute_command(*args, **options)
-
-        def pipeline(self, *args: Any, **kwargs: Any) -> Any:
-            return how.guard_pipeline(self, super().pipeline(*args, **kwargs))
+    class PublishingCluster(_PublishingCommands, RedisCluster):  # type: ignore[misc] # as above
+        how = _Publishing(rules, fence)
 
     return PublishingCluster
 
