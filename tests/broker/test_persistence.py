@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,9 +25,36 @@ from tangram.history.rules import Rule
 
 pytestmark = pytest.mark.slow
 
+NEXT_SYNC = 1.1
+"""Seconds after which a broker with ``appendfsync everysec`` has asked the disk to write."""
+PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+WAIT_FOR_THREADS = 0x40000000
+"""The flag ``__WALL`` of ``waitpid``."""
 
-async def run_once(folder: Path, publish: int, *, keeps: bool = True) -> tuple[int, str | None, str]:
-    """Run a broker, publish, and kill it; return the messages kept from before, identity and epoch."""
+
+@contextmanager
+def stopped_writer(pid: int) -> Iterator[None]:
+    """Stop the thread of a broker that waits for the disk, until the broker has ended."""
+    tasks = Path(f"/proc/{pid}/task")
+    thread = next(
+        int(task.name) for task in tasks.iterdir() if (task / "comm").read_text().startswith("bio_aof")
+    )
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+        if ptrace(request, thread, None, None):
+            raise OSError(ctypes.get_errno(), f"cannot stop thread {thread} of the broker")
+    os.waitpid(thread, WAIT_FOR_THREADS)
+    yield
+    os.waitpid(thread, WAIT_FOR_THREADS)  # the process remains until the end of its thread is taken note of
+
+
+async def run_once(
+    folder: Path, publish: int, *, keeps: bool = True, stuck: bool = False
+) -> tuple[int, str | None, str]:
+    """Run a broker, publish, and kill it; return the messages kept from before, identity and epoch.
+
+    With ``stuck`` the disk takes for ever to write what the broker has given to the system.
+    """
     broker = EmbeddedBroker(BrokerConfig(port=0), folder=folder)
     broker.keeps = keeps
     rules = Rules([Rule("*", History())], identity=lambda: broker.identity)
@@ -39,12 +70,15 @@ async def run_once(folder: Path, publish: int, *, keeps: bool = True) -> tuple[i
         history = rules.find("t")
         assert history is not None
         before = parse_replay(await bus.call(read_call(rules, "t", history, None)))
-        for number in range(publish):
-            await bus.publish("to:t:n", str(number))
-        identity = broker.identity
         pid = broker.statistics().pid
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        with stopped_writer(pid) if stuck else nullcontext():
+            for number in range(publish):
+                await bus.publish("to:t:n", str(number))
+                if stuck and number == 0:
+                    await trio.sleep(NEXT_SYNC)
+            identity = broker.identity
+            os.kill(pid, signal.SIGKILL)
         await trio.sleep_forever()
     return len(before.events), identity, before.position.epoch
 
@@ -57,6 +91,14 @@ async def test_a_killed_broker_loses_nothing(tmp_path: Path) -> None:
     assert kept == 50
     assert first == second is not None
     assert epoch == same
+
+
+async def test_a_killed_broker_loses_nothing_beside_a_slow_disk(tmp_path: Path) -> None:
+    """Acknowledged messages outlive the broker, also those that the disk has not written yet."""
+    await run_once(tmp_path, 20, stuck=True)
+    kept, _, _ = await run_once(tmp_path, 0)
+
+    assert kept == 20
 
 
 async def test_without_history_the_old_file_is_removed(tmp_path: Path) -> None:
@@ -133,4 +175,57 @@ def test_a_full_disk_turns_the_file_off(tmp_path: Path) -> None:
     assert not persistence.heard("Background AOF rewrite finished")
     assert persistence.heard("Error writing to the AOF file: No space left on device")
     assert persistence.identity is None
+    assert Persistence(tmp_path).identity != before
+
+
+def test_the_disk_writes_a_file_only_when_it_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has not grown costs nothing, and a new one of the broker is written as well."""
+    written: list[str] = []
+
+    def write(file: int) -> None:
+        written.append(Path(f"/proc/self/fd/{file}").readlink().name)
+
+    monkeypatch.setattr("tangram.broker.persistence._write_to_disk", write)
+    (tmp_path / FOLDER).mkdir()
+    first, second = (tmp_path / FOLDER / f"appendonly.aof.{number}.incr.aof" for number in (1, 2))
+    persistence = Persistence(tmp_path)
+    steps: list[Callable[[], object]] = [
+        partial(first.write_bytes, b"x"),
+        list,
+        partial(first.write_bytes, b"xx"),
+        first.unlink,
+        partial(second.write_bytes, b"x"),
+    ]
+    found = []
+    for step in steps:
+        step()
+        written.clear()
+        persistence.sync()
+        found.append(list(written))
+
+    assert found == [[first.name], [], [first.name], [], [second.name]]
+
+
+async def test_a_disk_that_does_not_write_turns_the_file_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker goes on in memory, and old epochs end, because the disk may lack messages."""
+
+    def write(_file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("tangram.broker.persistence._write_to_disk", write)
+    monkeypatch.setattr("tangram.broker.persistence.SYNC_INTERVAL", 0.001)
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "appendonly.aof.1.incr.aof").write_bytes(b"x")
+    kept = Persistence(tmp_path)
+    failed = trio.Event()
+    before = kept.identity
+    with trio.fail_after(10):
+        await kept.run_syncs(failed.set)
+
+    assert failed.is_set()
+    assert kept.identity is None
     assert Persistence(tmp_path).identity != before

@@ -350,6 +350,7 @@ class EmbeddedBroker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(await_end, nursery.cancel_scope)
             nursery.start_soon(self._go_on_in_memory, address)
+            nursery.start_soon(self._persistence.run_syncs, self._unwritable.set)
             with trio.move_on_after(self._config.start_timeout):
                 await self._await_answer(address, server.pid)
                 ready = True
