@@ -48,6 +48,7 @@ __all__ = [
     "ChannelClosed",
     "ChildReturned",
     "ChildStubborn",
+    "CompiledModule",
     "ConfigError",
     "Fault",
     "NoSuchChild",
@@ -140,6 +141,10 @@ class PluginNotFound(PluginError):
 
 class PluginImportFailed(PluginError):
     """The plugin's module raised when it was imported; the cause is attached."""
+
+
+class CompiledModule(PluginError):
+    """The plugin has a compiled module, which cannot be imported twice in one process."""
 
 
 class NotAPlugin(PluginError):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 from pathlib import Path
 
+from tangram.client import fetch_token, open_socket
 from tests.e2e.browser import Browser
-from tests.e2e.harness import Home, open_process
+from tests.e2e.harness import Home, open_process, wait_until
+from tests.e2e.polling import polling
 
 PLUGIN = """
 import tangram
@@ -72,3 +76,54 @@ async def test_a_saved_file_is_in_force_and_the_page_loads_itself_again(home: Ho
         assert server.events("incarnation did not start") == []
         assert [one["child"] for one in server.events("planned restart")] == ["plugin:dev_plugin"] * 2
         assert page.errors == []
+
+
+COMPILED = """
+import tangram
+from . import {module}
+
+router = tangram.APIRouter()
+plugin = tangram.Plugin(routers=[router])
+
+
+@router.get("/text")
+async def text() -> dict[str, str]:
+    return {{"text": "{text}", "module": {module}.__name__}}
+"""
+
+
+def compiled_module() -> Path:
+    """Return the file of some compiled module of Python that can stand in a package."""
+    folder = Path(str(sysconfig.get_config_var("DESTSHARED")))
+    return next(file for name in ("_queue", "_json", "_bisect") for file in folder.glob(f"{name}.*.so"))
+
+
+async def test_a_plugin_with_a_compiled_module_gets_a_new_process(home: Home) -> None:
+    """No connection is refused, the process id stays, and a joined client is sent back with 1012."""
+    package = home.folder / "fast"
+    package.mkdir()
+    source = compiled_module()
+    module = source.name.partition(".")[0]
+    shutil.copy(source, package)
+    save(package / "__init__.py", COMPILED.format(module=module, text="first"))
+    home.configure([str(package)])
+    arguments = ("dev", "--config", str(home.config), "--log-format", "json")
+    async with open_process(home, *arguments) as server:
+        await server.wait_ready()
+        assert await server.get("/text") == {"text": "first", "module": f"fast.{module}"}
+        token = await fetch_token(server.url, "topic")
+        async with open_socket(server.url) as socket, polling(server, "/text") as polls:
+            channel = await socket.join("topic", token=token.token)
+
+            async def came_back() -> bool:
+                return bool(socket.server_codes) and channel.joined
+
+            save(package / "__init__.py", COMPILED.format(module=module, text="second"))
+            await server.wait_ready(times=2)
+            await wait_until(came_back)
+            assert (await server.get("/text"))["text"] == "second"
+
+        assert (polls.refused, polls.reset, polls.other) == (0, 0, [])
+        assert socket.server_codes == [1012]
+        assert [one["changed"] for one in server.events("a new process takes over")] == [["fast"]]
+        assert server.process.poll() is None

@@ -210,3 +210,33 @@ def test_sockets_for_another_process_are_ignored() -> None:
 
     assert inherited_listeners(environ) == []
     assert environ == {"OTHER": "x"}
+
+
+SUCCESSOR = """
+import os, sys
+from tangram.http.listeners import close_listeners, hand_over, open_configured
+from tangram.config import Config
+if sys.argv[1] == "first":
+    from tangram.http.listeners import open_listeners
+    # The copies must not replace a socket whose place they take.
+    held = open_listeners("127.0.0.1,unix:" + sys.argv[2], 0)
+    print([(one.host, one.port) for one in held], flush=True)
+    hand_over(held[::-1], os.environ)
+    os.execv(sys.executable, [sys.executable, sys.orig_argv[1], sys.orig_argv[2], "second", sys.argv[2]])
+held = open_configured(Config(), os.environ)
+held.reverse()
+print([(one.host, one.port) for one in held], [os.get_inheritable(one.listener.fileno()) for one in held])
+close_listeners(held)
+print(os.path.exists(sys.argv[2]), "LISTEN_FDNAMES" in os.environ)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_hands_its_sockets_to_its_successor(tmp_path: Path) -> None:
+    """The same sockets go on, none is inherited further, and a Unix socket's file is deleted at the end."""
+    command = [sys.executable, "-c", SUCCESSOR, "first", str(tmp_path / "t.sock")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after, end = done.stdout.splitlines()
+
+    assert after == f"{before} [False, False]"
+    assert end == "False False"

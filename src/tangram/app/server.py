@@ -96,6 +96,8 @@ class Boot:
     """Makes the embedded broker; tests use one in memory."""
     shared_broker: SharedBroker | None = None
     """The broker of the parent process, in place of an embedded one."""
+    on_renewal: Callable[[list[HeldSocket]], None] | None = None
+    """Called at the end with the open sockets, if a new process is to serve them."""
     listen: Callable[[Config], list[HeldSocket]] = attrs.field(factory=lambda: _open_sockets)
     """Opens the sockets; tests use sockets in memory."""
     rng: random.Random = attrs.field(factory=random.Random)
@@ -148,6 +150,7 @@ class Server:
         self.watchdog: Watchdog | None = None
         self.stopping = False
         self.ready_count = 0
+        self._renewal: Callable[[list[HeldSocket]], None] | None = None
         self._scope = trio.CancelScope()
         self._signals: SignalGuard | None = None
         self._up = trio.Event()
@@ -178,6 +181,12 @@ class Server:
         self._begin_stop(asked_for=True, reason="replaced" if replaced else "stop")
         self._scope.cancel()
 
+    def renew(self) -> None:
+        """Begin the stop, and hand the sockets to a new process at its end."""
+        if not self.stopping and self.boot.on_renewal is not None:
+            self._renewal = self.boot.on_renewal
+            self.stop(replaced=True)
+
     def _begin_stop(self, *, asked_for: bool, reason: StopReason = "stop") -> None:
         self.stopping = True
         if self.tree is not None:
@@ -200,7 +209,10 @@ class Server:
             raise unwrap_single(group) from None
         finally:
             self._collector.end()
-            close_listeners(self.held)
+            if self._renewal is not None and not self._exit_status:
+                self._renewal(self.held)
+            else:
+                close_listeners(self.held)
         log.info("tangram stopped", status=self._exit_status)
         return self._exit_status
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 import trio
@@ -29,6 +30,9 @@ from tangram.cli.process_setup import (
 )
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError
+
+if TYPE_CHECKING:
+    from tangram.http.listeners import HeldSocket
 
 __all__ = ["serve_until_stopped"]
 
@@ -113,9 +117,11 @@ def _serve_alone(
     keep_freed_memory()
     record = ExitRecord(state_dir)
     force_exit = ForceExit(exit_process=record.force_exit)
+    kept: list[HeldSocket] = []
     boot = Boot(
         loaded=loaded,
         watch=watch,
+        on_renewal=kept.extend,
         reload=reload,
         on_first_ready=on_first_ready,
         on_stopping=force_exit.arm,
@@ -133,8 +139,24 @@ def _serve_alone(
     finally:
         force_exit.disarm()
         record.close()
+        if kept:
+            run_anew(kept)
         force_exit.leave(status)
     return status
+
+
+def run_anew(kept: Sequence[HeldSocket]) -> NoReturn:
+    """Replace the program of this process by a new run of its command, on the same sockets.
+
+    Threads that a plugin has left end with the program.
+    """
+    from tangram.http.listeners import hand_over
+
+    hand_over(kept, os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the command of this very process
 
 
 def _check_watching(watch: bool) -> None:

@@ -4,16 +4,18 @@
 2. Only the root closes them. Each incarnation accepts on a ``dup()``. Closing that leaves the kernel's queue
    of connections as it is, so clients that connect between two incarnations wait there and are not refused.
 3. They are not inheritable: a child process (the broker) that outlives the server would keep the port.
-4. Sockets that systemd hands over (``LISTEN_FDS``) are used instead of opening any.
+4. Sockets that systemd hands over (``LISTEN_FDS``) are used instead of opening any. A process that replaces
+   its program hands its own over in the same way.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import AddressFamily
@@ -30,6 +32,7 @@ __all__ = [
     "FairShare",
     "HeldSocket",
     "close_listeners",
+    "hand_over",
     "inherited_listeners",
     "open_configured",
     "open_listeners",
@@ -48,6 +51,12 @@ FIRST_INHERITED: Final = 3
 
 UNIX_MODE: Final = 0o666
 """Mode of a Unix socket: the folder decides which accounts may connect, for example that of a proxy."""
+
+KEPT: Final = "tangram-kept"
+"""The name of a socket that a process hands to its successor."""
+
+KEPT_FILE: Final = "tangram-kept-file"
+"""The same for a Unix socket whose file is deleted at the end."""
 
 _MISSING_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 """Errors to ignore for one of several addresses: ``localhost`` may resolve to ``::1`` without IPv6."""
@@ -107,9 +116,11 @@ def open_configured(config: Config, environ: MutableMapping[str, str]) -> list[H
     Raises:
         AddressError: as for `open_listeners` and `inherited_listeners`.
     """
+    renewed = environ.get("LISTEN_FDNAMES", "").startswith(KEPT)
     held = inherited_listeners(environ)
     if held:
-        log.info("listening on sockets of systemd", sockets=[one.host for one in held])
+        if not renewed:
+            log.info("listening on sockets of systemd", sockets=[one.host for one in held])
         return held
     held = open_listeners(config.server.host, config.server.port)
     if config.channel.port is not None:
@@ -163,7 +174,7 @@ def open_listeners(
 
 
 def inherited_listeners(environ: MutableMapping[str, str]) -> list[HeldSocket]:
-    """Return the listening sockets that systemd hands over; none if it does not.
+    """Return the listening sockets that systemd or a predecessor hands over, if any.
 
     The variables are removed from ``environ``, because they do not apply to child processes.
 
@@ -171,10 +182,26 @@ def inherited_listeners(environ: MutableMapping[str, str]) -> list[HeldSocket]:
         AddressError: A descriptor is no listening stream socket.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
-    environ.pop("LISTEN_FDNAMES", None)
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    return [_inherited(FIRST_INHERITED + number) for number in range(int(count))]
+    ours = {number for number, name in enumerate(names) if name == KEPT_FILE}
+    return [_inherited(FIRST_INHERITED + number, ours=number in ours) for number in range(int(count))]
+
+
+def hand_over(listeners: Sequence[HeldSocket], environ: MutableMapping[str, str]) -> None:
+    """Prepare sockets and environment for a program that replaces this one (``os.exec``).
+
+    Call it at the very end: other open descriptors are replaced.
+    """
+    # Above all places first, so that no socket is replaced before it is copied.
+    free = FIRST_INHERITED + len(listeners)
+    copies = [fcntl.fcntl(one.listener, fcntl.F_DUPFD_CLOEXEC, free) for one in listeners]
+    for place, copy in enumerate(copies, FIRST_INHERITED):
+        os.dup2(copy, place, inheritable=True)
+    environ["LISTEN_PID"] = str(os.getpid())
+    environ["LISTEN_FDS"] = str(len(listeners))
+    environ["LISTEN_FDNAMES"] = ":".join(KEPT if one.path is None else KEPT_FILE for one in listeners)
 
 
 def close_listeners(listeners: Iterable[HeldSocket]) -> None:
@@ -183,7 +210,7 @@ def close_listeners(listeners: Iterable[HeldSocket]) -> None:
         listener.close()
 
 
-def _inherited(descriptor: int) -> HeldSocket:
+def _inherited(descriptor: int, *, ours: bool) -> HeldSocket:
     try:
         listener = socket.socket(fileno=descriptor)
         listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -198,7 +225,7 @@ def _inherited(descriptor: int) -> HeldSocket:
         )
     listener.set_inheritable(False)
     listener.setblocking(False)
-    return _held(listener)
+    return _held(listener, Path(os.fsdecode(listener.getsockname())) if ours else None)
 
 
 def _held(listener: socket.socket, path: Path | None = None) -> HeldSocket:

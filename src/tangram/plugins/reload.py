@@ -19,7 +19,7 @@ from types import ModuleType
 
 import attrs
 
-from tangram.errors import PluginError
+from tangram.errors import CompiledModule, PluginError
 from tangram.plugins.registry import LoadedPlugin, import_plugin
 
 __all__ = ["reload_plugin"]
@@ -35,6 +35,7 @@ def reload_plugin(
         check: called with the new plugin; an exception refuses it.
 
     Raises:
+        CompiledModule: the plugin has a compiled module; the old modules are in force.
         PluginError: the plugin cannot be imported again; the old modules are in force.
     """
     if loaded.candidate is None or loaded.source is None:
@@ -67,7 +68,7 @@ def _own_modules(loaded: LoadedPlugin) -> dict[str, ModuleType]:
 def _refuse_compiled(loaded: LoadedPlugin, modules: dict[str, ModuleType]) -> None:
     compiled = sorted(name for name, one in modules.items() if not str(one.__file__).endswith(".py"))
     if compiled:
-        raise PluginError(
+        raise CompiledModule(
             f"plugin {loaded.name!r} has the compiled module {compiled[0]!r}, which cannot be imported "
             "twice: restart the process",
             plugin=loaded.name,
