@@ -68,6 +68,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "testing/test_brokers.py": ({"Popen"}, "a test run that is killed while it holds a broker of the kit"),
     "chaos/test_campaign.py": ({"open_process"}, "the command chaos, which starts its servers by the kit"),
     "testing/test_census.py": ({"Popen"}, "a process that is left behind"),
+    "testing/test_process.py": ({"Popen"}, "a listener that takes the port of an ended server"),
     "chaos/test_conformance.py": ({"EmbeddedBroker"}, "the real broker beside the one in memory"),
     "http/test_engine_start.py": ({"serve_native"}, ITSELF),
     "http/test_phoenix.py": ({"run_process"}, "node, for phoenix.js"),

@@ -18,6 +18,7 @@ from benchmarks.figures.sockets import join_frame, upgrade
 
 from tangram import Plugin
 from tangram.testing import open_tangram
+from tangram.testing.checks.census import start_time
 
 CLIENTS = 100
 SHUTDOWN_TIMEOUT = 2.0
@@ -85,7 +86,7 @@ async def stop_once() -> tuple[float, int, int]:
             await trio.sleep(0.5)
             took, status = await server.end()
         await trio.sleep(0.1)
-        left = [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        left = [one for one in below if one.is_running() and start_time(one.pid)]
     return took, status, len(left)
 
 

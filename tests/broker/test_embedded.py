@@ -23,15 +23,11 @@ from tangram.broker.ping import open_probe, ping
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
 from tangram.redis_url import local_redis_url, parse_redis_url
+from tangram.testing import free_port
+from tangram.testing.checks.census import start_time
 from tests.broker.fakes import FakeRedis
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class BrokerRun:
@@ -68,16 +64,9 @@ async def running(broker: EmbeddedBroker) -> AsyncIterator[BrokerRun]:
             nursery.cancel_scope.cancel()
 
 
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 async def gone(pid: int, seconds: float = 5.0) -> bool:
     with trio.move_on_after(seconds):
-        while alive(pid):  # noqa: ASYNC110 - there is no event to wait for
+        while start_time(pid):  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.01)
         return True
     return False
@@ -220,7 +209,7 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
             pid = run.pid
             os.kill(pid, signal.SIGSTOP)
 
-    assert not alive(pid)
+    assert not start_time(pid)
     assert "broker killed because it did not stop in time" in [entry["event"] for entry in logs]
 
 

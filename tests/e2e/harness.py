@@ -19,6 +19,7 @@ import psutil
 import trio
 
 from tangram.testing import free_port
+from tangram.testing.checks.census import start_time
 from tangram.testing.run import process
 from tests.e2e.prepare import PHOENIX, ROOT, find_phoenix
 
@@ -115,14 +116,11 @@ class Server(process.RunningProcess):
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether a process still runs; a zombie does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    """Return whether a process still runs; a zombie without a thread does not."""
+    return process.is_running() and start_time(process.pid) is not None
 
 
-async def wait_gone(processes: Sequence[psutil.Process], *, within: float = 2.0) -> None:
+async def wait_gone(processes: Sequence[psutil.Process], *, within: float = process.GONE_SECONDS) -> None:
     """Wait until none of the processes runs; a guard ends a moment after its broker."""
 
     async def gone() -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from tangram.errors import AddressError
 from tangram.http.listeners import HeldSocket, close_listeners, inherited_listeners, open_listeners
+from tangram.testing import free_port
 
 
 def connect(held: HeldSocket) -> socket.socket:
@@ -135,12 +136,6 @@ def test_an_error_closes_the_addresses_before_it(tmp_path: Path) -> None:
         open_listeners("127.0.0.1, 192.0.2.1", port := free_port())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_unix_socket_is_deleted_at_the_end_and_replaced_after_a_kill(tmp_path: Path) -> None:

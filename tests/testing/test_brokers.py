@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tangram.testing import InvariantBroken, RealBroker, free_port, open_broker
-from tangram.testing.fakes.ports import is_listening
+from tangram.testing.fakes.ports import _own_ports, is_listening, listeners
 
 pytestmark = pytest.mark.slow
 
@@ -114,3 +114,35 @@ def test_a_free_port_is_not_given_to_outgoing_connections() -> None:
 
     assert max(ports) < 32768
     assert len(ports) > 40
+
+
+def test_processes_of_one_run_draw_from_different_ports() -> None:
+    """So no two of them are given the same port, which a server binds later."""
+    alone = _own_ports({})
+    shares = [
+        set(_own_ports({"PYTEST_XDIST_WORKER": f"gw{number}", "PYTEST_XDIST_WORKER_COUNT": "3"}))
+        for number in range(3)
+    ]
+
+    assert set().union(*shares) == set(alone)
+    assert sum(map(len, shares)) == len(alone)
+    for other in ("master", "gw3"):
+        assert _own_ports({"PYTEST_XDIST_WORKER": other, "PYTEST_XDIST_WORKER_COUNT": "3"}) == alone
+
+
+def test_a_port_is_not_given_twice_in_a_row() -> None:
+    """Two servers of one test have different ports before either is bound."""
+    ports = [free_port() for _ in range(500)]
+
+    assert len(set(ports)) == 500
+
+
+def test_a_listener_is_shown_with_its_processes() -> None:
+    """Sockets that do not listen are left out."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            found = listeners(port)
+
+        assert found == {os.fstat(listener.fileno()).st_ino: {os.getpid()}}
+    assert not listeners(port)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import trio
 
 from tangram.testing import Home, InvariantBroken, open_process, run_process
 from tangram.testing.checks.census import start_time
+from tangram.testing.fakes.ports import is_listening
 from tangram.testing.run.process import RunningProcess
 
 pytestmark = pytest.mark.slow
@@ -121,11 +125,93 @@ async def test_a_descendant_left_behind_is_reported_and_killed(
             await trio.sleep(0.01)
 
 
-async def test_a_port_left_open_is_reported(tmp_path: Path) -> None:
+OUTLIVED = """
+import ctypes, socket, subprocess, sys, time
+child = '''
+import ctypes, socket, sys, threading, time
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("up", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+'''
+subprocess.Popen([sys.executable, "-c", child, "PORT"])
+time.sleep(600)
+"""
+"""A program whose child goes on without its first thread, and listens."""
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_a_process_without_its_first_thread_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown as a zombie while its other threads still hold its socket."""
+    monkeypatch.setattr("tangram.testing.run.process.GONE_SECONDS", 0.2)
+    home = Program(tmp_path, "")
+    home.code = OUTLIVED.replace("PORT", str(home.port))
+    with pytest.raises(InvariantBroken) as caught:  # noqa: PT012 - the block must raise as a whole
+        async with open_process(home) as server:
+            await server.wait_line("up")
+            ((pid, _),) = server.look_below().items()
+            with trio.fail_after(10):
+                while not is_zombie(pid):  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.01)
+            assert start_time(pid)
+
+    assert "descendants are alive" in str(caught.value)
+    with trio.fail_after(10):
+        while is_listening(home.port):  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(0.01)
+    assert start_time(pid) is None
+
+
+LISTENS = """
+import socket, sys, time
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def listen(port: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that listens."""
+    command = [sys.executable, "-c", LISTENS, str(port)]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    return process
+
+
+async def end_before_a_listener(home: Home, environ: Mapping[str, str]) -> None:
+    """Run a server to its end, and let another process listen at its port before the checks."""
+    with ExitStack() as held:
+        async with open_process(home) as server:
+            await server.wait_end()
+            other = held.enter_context(listen(home.port, environ))
+            held.callback(other.kill)
+
+
+async def test_a_listener_of_another_server_is_no_leak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has another home. A process of the same home, or of none, counts as the server's own."""
+    monkeypatch.setattr("tangram.testing.run.process.GONE_SECONDS", 0.2)
+    home = Program(tmp_path / "home", "print('up')")
+    await end_before_a_listener(home, Home(tmp_path / "other").environ)
+
+    for environ in (home.environ, {}):
+        with pytest.raises(InvariantBroken, match="is still listened on"):
+            await end_before_a_listener(home, environ)
+
+
+async def test_a_port_left_open_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that outlives the process is a leak; an older one is not."""
+    monkeypatch.setattr("tangram.testing.run.process.GONE_SECONDS", 0.2)
     home = Program(tmp_path, "import time; print('up'); time.sleep(600)")
     with socket.socket() as other:
-        with pytest.raises(InvariantBroken, match="is still listened on"):  # noqa: PT012 - the block must raise as a whole
+        with pytest.raises(InvariantBroken, match=rf"is still listened on \(by {os.getpid()}\)"):  # noqa: PT012 - the block must raise as a whole
             async with open_process(home) as server:
                 await server.wait_line("up")
                 other.bind(("127.0.0.1", home.port))

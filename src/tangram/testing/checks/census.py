@@ -434,9 +434,21 @@ def _stat(whose: int | str) -> _Stat | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Return when a process started, in kernel ticks since boot; None where it has ended."""
+    """Return when a process started, in kernel ticks since boot; None where it has ended.
+
+    A process has ended when its last thread has. Its first thread may end before the others, which still
+    hold the sockets and files; the process is then shown as a zombie, too.
+    """
     told = _stat(pid)
-    return None if told is None or told.state == "Z" else told.began
+    if told is None or (told.state == "Z" and not _has_other_threads(pid)):
+        return None
+    return told.began
+
+
+def _has_other_threads(pid: int) -> bool:
+    with suppress(OSError):  # it has just ended
+        return any(name != str(pid) for name in _names(f"/proc/{pid}/task"))
+    return False
 
 
 def descendants(parent: int) -> Iterator[tuple[int, str]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from tangram.testing.checks.census import descendants, start_time
-from tangram.testing.fakes.ports import HOST, free_port, is_listening
+from tangram.testing.fakes.ports import HOST, free_port, is_listening, listeners
 from tangram.testing.run.nursery import open_unwrapped_nursery
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ STOP_SECONDS: Final = 15.0
 KILL_SECONDS: Final = 5.0
 """Seconds for the end after SIGKILL, which is immediate unless the kernel holds the process."""
 
-GONE_SECONDS: Final = 2.0
-"""Seconds for descendants of an ended process: a broker's guard ends a moment after its process."""
+GONE_SECONDS: Final = 10.0
+"""Seconds for descendants of an ended process, and for its port: a broker's guard ends a moment after its
+process. A slow machine may take longer than a moment to run it.
+"""
 
 LAST_WORDS_SECONDS: Final = 1.0
 """Seconds for reading the last lines of a process that has ended."""
@@ -337,12 +339,14 @@ async def open_process_as(
     if unknown := without.keys() - set(ANY_PROCESS):
         raise ValueError(f"no invariant {sorted(unknown)!r}: expected some of {', '.join(ANY_PROCESS)}")
     taken = is_listening(home.port)
+    environment = {**home.environ, **(environ or {})}
+    lives_in = f"HOME={environment['HOME']}"
     process = await trio.lowlevel.open_process(
         home.command(*arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**home.environ, **(environ or {})},
+        env=environment,
         cwd=home.folder,
         start_new_session=True,
     )
@@ -358,9 +362,11 @@ async def open_process_as(
                 yield server
             finally:
                 # Each step has a deadline of its own, after which the process is killed.
-                most = STOP_SECONDS + KILL_SECONDS + GONE_SECONDS + LAST_WORDS_SECONDS
+                most = STOP_SECONDS + KILL_SECONDS + 2 * GONE_SECONDS + LAST_WORDS_SECONDS
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + most):
-                    broken += await _end(server, taken=taken)
+                    broken += await _end(server)
+                    if not taken and (left := await _left_listener(home.port, lives_in)):
+                        broken.append(("nothing_left_alive", left))
                 nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
     finally:
         # A cancelled block leaves both pipes unread; the descriptors must not outlive it.
@@ -371,7 +377,7 @@ async def open_process_as(
     _judge([one for one in broken if one[0] not in without])
 
 
-async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
+async def _end(server: RunningProcess) -> list[tuple[str, str]]:
     """End the process and its descendants; return the invariants that it broke."""
     broken: list[tuple[str, str]] = []
     process = server.process
@@ -393,8 +399,6 @@ async def _end(server: RunningProcess, *, taken: bool) -> list[tuple[str, str]]:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    if is_listening(server.home.port) and not taken:
-        broken.append(("nothing_left_alive", f"its port {server.home.port} is still listened on"))
     return broken
 
 
@@ -404,6 +408,34 @@ async def _survivors(seen: Mapping[int, str]) -> list[int]:
         while any(start_time(pid) == when for pid, when in seen.items()):  # noqa: ASYNC110 - no event for processes of others
             await trio.sleep(LOOK_EVERY)
     return [pid for pid, when in seen.items() if start_time(pid) == when]
+
+
+async def _left_listener(port: int, lives_in: str) -> str:
+    """Return a description of a listener that was given time to end, or an empty string."""
+    holders: set[int] = set()
+    with trio.move_on_after(GONE_SECONDS):
+        while is_listening(port):
+            sockets = listeners(port).values()
+            holders = set().union(*sockets)
+            if sockets and all(pids and all(_is_foreign(pid, lives_in) for pid in pids) for pids in sockets):
+                return ""
+            await trio.sleep(LOOK_EVERY)
+        return ""
+    processes = ", ".join(map(str, sorted(holders))) or "no process that can be seen"
+    return f"its port {port} is still listened on (by {processes})"
+
+
+def _is_foreign(pid: int, lives_in: str) -> bool:
+    """Return whether a process has another home than a server, and is not this process.
+
+    Such a process belongs to another test, which was given the port when this server had freed it. Each
+    process that cannot be read, or has no home, counts as the server's own.
+    """
+    with suppress(OSError):
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        homes = {os.fsdecode(entry) for entry in entries if entry.startswith(b"HOME=")}
+        return pid != os.getpid() and bool(homes) and lives_in not in homes
+    return False
 
 
 def _forbidden_output(server: RunningProcess) -> Iterator[tuple[str, str]]:
