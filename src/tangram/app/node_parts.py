@@ -6,18 +6,20 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
 
 from tangram import defaults
+from tangram.app.addresses import node_url
 from tangram.app.incarnation import Incarnation
 from tangram.cluster import NodeRecord, Nodes, new_node_id
 from tangram.cluster.lease import STOP_SHARE, stop_limit
 from tangram.config import Config
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.node_presence import CallNowait, NodeParts
+from tangram.http.listeners import HeldSocket
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.version import VERSION
 
@@ -40,6 +42,7 @@ class TreeView(Protocol):
     """The attributes of `Tree` that are read here."""
 
     config: Config
+    held: Sequence[HeldSocket]
     incarnation: Incarnation
     nodes: Nodes | None
     plugins: LoadedPlugins
@@ -118,6 +121,7 @@ def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
         members=0,
         plugins=(),
         run=secrets.token_hex(6),
+        url=node_url(tree.config, tree.held[0], address),
     )
 
     def describe() -> Mapping[str, Any]:

@@ -47,6 +47,7 @@ def _shown(record: NodeRecord, me: str) -> Mapping[str, Any]:
         "me": record.id == me,
         "started": record.started,
         "version": record.version,
+        "url": record.url or None,
         "address": record.address,
         "workers": record.workers,
         "members": record.members,

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from tangram.cli.output import bytes_text, duration, is_terminal, print_json, print_table, write
-from tangram.cli.remote import RESTART_TIMEOUT, RequestFailed, ServerAddress, Unreachable
+from tangram.cli.remote import RESTART_TIMEOUT, RequestFailed, ServerAddress, TokenRefused, Unreachable
 from tangram.cli.streams import write_line
 
 __all__ = ["move", "publish", "restart", "show_nodes", "show_status", "show_topics", "tail", "token", "walk"]
@@ -29,13 +29,29 @@ def show_status(server: ServerAddress, *, as_json: bool, node: str | None = None
     query = "" if node is None else f"?node={quote(node, safe='')}"
     _, health = server.request("GET", f"/-/readyz{query}")
     seen = server.get(f"/-/supervision{query}")
-    if node == "all" and "status" not in health:  # a server that is alone answers for itself
-        statuses = [_show_node(server, one, health[one], seen.get(one), as_json=as_json) for one in health]
-        return max(statuses)
-    return _show(server, health, seen, as_json=as_json)
+    urls = None if node is None else _urls_of_nodes(server)
+    if node is None or urls is None:
+        return _show(server.unix or server.url, health, seen, as_json=as_json)
+    if node != "all":
+        return _show(urls.get(node, ""), health, seen, as_json=as_json)
+    return max(
+        _show_node(urls.get(one, ""), one, health[one], seen.get(one), as_json=as_json) for one in health
+    )
 
 
-def _show_node(server: ServerAddress, node: str, health: Any, seen: Any, *, as_json: bool) -> int:
+def _urls_of_nodes(server: ServerAddress) -> Mapping[str, str] | None:
+    """Return the URLs of the nodes, or None for a server that is alone, which answers for itself.
+
+    Without the operator's token none is known.
+    """
+    try:
+        listed = server.get("/-/nodes")
+    except TokenRefused:
+        return {}
+    return {one["id"]: one.get("url") or "" for one in listed} or None
+
+
+def _show_node(url: str, node: str, health: Any, seen: Any, *, as_json: bool) -> int:
     """Print the status of one of several nodes."""
     for answer in (health, seen or {"error": "it has left"}):
         if "error" in answer:
@@ -48,20 +64,20 @@ def _show_node(server: ServerAddress, node: str, health: Any, seen: Any, *, as_j
         write(f"{node}\n")
     else:
         print_json([{"kind": "node", "node": node}])
-    return _show(server, health, seen, as_json=as_json)
+    return _show(url, health, seen, as_json=as_json)
 
 
-def _show(server: ServerAddress, health: Any, seen: Any, *, as_json: bool) -> int:
+def _show(url: str, health: Any, seen: Any, *, as_json: bool) -> int:
     ready = health["status"] == "ready"
     rows = list(walk(seen["tree"]))
     if not is_terminal(as_json=as_json):
-        print_json([{"kind": "server", **_summary(server, health, seen)}, *(_child(*row) for row in rows)])
+        print_json([{"kind": "server", **_summary(url, health, seen)}, *(_child(*row) for row in rows)])
         return 0 if ready else 1
-    summary = _summary(server, health, seen)
+    summary = _summary(url, health, seen)
     redis = "up" if summary["redis"] else "away"
     about = f"up {duration(summary['uptime'])}, {summary['connections']} connections, redis {redis}"
     lines = [
-        f"{summary['url']}  {summary['status']}, {about}",
+        f"{summary['url']}  {summary['status']}, {about}".lstrip(),
         *(f"  {reason}" for reason in summary["reasons"]),
     ]
     write("\n".join(lines) + "\n\n")
@@ -70,10 +86,10 @@ def _show(server: ServerAddress, health: Any, seen: Any, *, as_json: bool) -> in
     return 0 if ready else 1
 
 
-def _summary(server: ServerAddress, health: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(url: str, health: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
     channels, bus = seen["channels"], seen["bus"]
     return {
-        "url": server.unix or server.url,
+        "url": url,
         "status": health["status"],
         "reasons": health["reasons"],
         "uptime": round(seen["uptime"], 1),
@@ -252,13 +268,21 @@ def show_nodes(server: ServerAddress, *, as_json: bool) -> int:
     if not nodes:
         write("the server is alone: core.redis_url is not set\n")
         return 0
-    columns = {"node": "left", "up": "right", "version": "left", "members": "right", "plugins": "left"}
+    columns = {
+        "node": "left",
+        "url": "left",
+        "up": "right",
+        "version": "left",
+        "members": "right",
+        "plugins": "left",
+    }
     now = time.time()
     print_table(
         columns,
         (
             [
                 f"{one['id']} *" if one["me"] else one["id"],
+                one.get("url"),
                 duration(max(0.0, now - one["started"])),
                 one["version"],
                 one["members"],

@@ -52,6 +52,8 @@ class NodeRecord:
     """The version of the protocol of nodes."""
     clock: float | None = None
     """Seconds by which its clock was ahead of that of Redis; None before it was compared."""
+    url: str = ""
+    """The URL on which it serves clients; empty if it has not told any."""
 
     @classmethod
     def parse(cls, node: str, fields: Mapping[str, str]) -> Self | None:
@@ -71,6 +73,7 @@ class NodeRecord:
                 secret=fields.get("secret", ""),
                 protocol=int(fields.get("protocol", "0")),
                 clock=float(fields["clock"]) if fields.get("clock") else None,
+                url=fields.get("url", ""),
             )
         except (KeyError, ValueError):
             return None
@@ -90,6 +93,7 @@ class NodeRecord:
             "secret": self.secret,
             "protocol": str(self.protocol),
             "clock": "" if self.clock is None else f"{self.clock:.3f}",
+            "url": self.url,
         }
 
 

@@ -146,6 +146,7 @@ function nodeRow(node) {
       node.id,
       node.me ? h("span", { class: "note" }, " this node") : null,
       node.differs.length ? h("span", { class: "badge" }, "differs") : null,
+      node.url ? h("p", { class: "note" }, node.url) : null,
       node.differs.map((difference) => h("p", { class: "note" }, difference)),
     ),
     h("td", { "data-label": "version" }, node.version),
@@ -205,6 +206,7 @@ export function open(root, { openStream }) {
       const listed = data.nodes.map((node) => ({
         id: node.id,
         me: node.me,
+        url: node.url,
         version: node.version,
         up: age(Math.max(0, data.now - node.started)),
         members: node.members,
