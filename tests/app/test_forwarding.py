@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from tangram.cli.main import cli
 from tangram.cluster.placement import HELD_LEASE
 from tangram.compat.names import answer_imports
+from tangram.http.forward.forwarder import LAST_RETRY
+from tangram.http.forward.in_flight import InFlight
 from tangram.plugins.plugin import Plugin
 from tangram.routing import APIRouter, Request, StreamingResponse, WebSocket
 from tangram.testing import MemoryBroker, RunningTangram, open_tangram
@@ -320,9 +322,9 @@ async def test_a_node_that_does_not_answer_is_told_in_its_place() -> None:
 
 
 async def test_the_command_shows_the_status_of_other_nodes(tmp_path: Path) -> None:
-    """``tangram status --node`` prints one node, or each with its name."""
-    (tmp_path / "tangram.toml").touch()
-    async with two_servers() as (a, _):
+    """``tangram status --node`` prints one node, or each with its name, and its own URL."""
+    (tmp_path / "tangram.toml").write_text(f"[server]\nstate_dir = '{tmp_path}'\n")
+    async with two_servers() as (a, b):
         environ = {
             "TANGRAM_CONFIG": str(tmp_path / "tangram.toml"),
             "TANGRAM_URL": a.url,
@@ -338,9 +340,13 @@ async def test_the_command_shows_the_status_of_other_nodes(tmp_path: Path) -> No
 
         code, rows = await status("all")
         assert (code, [row["node"] for row in rows if row["kind"] == "node"]) == (0, ["a", "b"])
-        assert len([row for row in rows if row["kind"] == "server"]) == 2
+        assert [row["url"] for row in rows if row["kind"] == "server"] == [a.url, b.url]
         code, rows = await status("b")
         assert (code, rows[0]["kind"], rows[0]["status"]) == (0, "server", "ready")
+        assert rows[0]["url"] == b.url
+        del environ["TANGRAM_OPERATOR_TOKEN"]
+        code, rows = await status("all")
+        assert [row["url"] for row in rows if row["kind"] == "server"] == ["", ""]
         assert (await status("c"))[0] != 0
 
 
@@ -355,8 +361,18 @@ async def move(a: RunningTangram, b: RunningTangram) -> RunningTangram:
     raise AssertionError("no node holds the plugin")
 
 
-async def test_a_planned_move_costs_no_request() -> None:
-    """Requests to both nodes are answered while the plugin moves between them again and again."""
+async def test_a_planned_move_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to both nodes are answered while the plugin moves, and news ends the wait of each."""
+    wait_news = InFlight.wait_news
+    ends: set[str] = set()
+
+    async def recorded(self: InFlight, deadline: float) -> None:
+        is_retry = deadline <= trio.current_time() + LAST_RETRY
+        await wait_news(self, deadline)
+        if not is_retry:
+            ends.add("late" if trio.current_time() >= deadline else "news")
+
+    monkeypatch.setattr(InFlight, "wait_news", recorded)
     async with two_servers() as (a, b):
         nodes: set[str] = set()
         done = False
@@ -384,6 +400,20 @@ async def test_a_planned_move_costs_no_request() -> None:
                     while tree.nodes.me not in nodes:  # noqa: ASYNC110 - answers have no event
                         await trio.sleep(0.01)
                 done = True
+    assert ends == {"news"}
+
+
+async def test_a_plugin_that_restarts_wakes_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart where it runs changes no placement, so the start itself is the news."""
+    async with two_servers() as (_, b):
+        tree = b.server.tree
+        assert tree is not None
+        host, states = tree.incarnation.hosts[NAME], []
+        monkeypatch.setattr(tree.in_flight, "notify", lambda: states.append(host.running))
+        await b.http.post(f"/-/plugins/{NAME}/restart", headers=b.operator)
+
+        # At the end of the drain, and when it runs.
+        assert states == [False, True]
 
 
 async def test_a_request_in_hand_is_answered_before_its_plugin_moves() -> None:

@@ -285,6 +285,7 @@ class Tree:
         self.internal = open_internal(self.config, self.broker.server_url)
         self.nodes = open_nodes(self, self.broker.server_url, address_of(self.internal))
         self.placement.attach(self.nodes)
+        self.nodes.on_leases(self.in_flight.notify)
         self.nodes.on_gone(self._on_node_gone)
         try:
             await self.nodes.run(task_status=task_status)
@@ -420,6 +421,7 @@ class Tree:
         if host.name not in self.placed:
             await run(task_status=task_status)
             return
+        host.on_running = self.in_flight.notify
         await self.placement.run(
             host.name,
             drained(run, host.name, self),

@@ -40,7 +40,7 @@ def show_status(server: ServerAddress, *, as_json: bool, node: str | None = None
 
 
 def _urls_of_nodes(server: ServerAddress) -> Mapping[str, str] | None:
-    """Return the URLs of the nodes, or None for a server that is alone, which answers for itself.
+    """Return the URLs of the nodes, or None for a server that is alone.
 
     Without the operator's token none is known.
     """

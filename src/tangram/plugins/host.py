@@ -111,6 +111,8 @@ class PluginHost:
         """The handlers of declared pushes, while the plugin runs and has any."""
         self.websockets: set[trio.CancelScope] = set()
         """The scopes of the plugin's open WebSockets, which are cancelled when its services are stopped."""
+        self.on_running: Callable[[], None] = lambda: None
+        """Called when it has begun to run."""
 
     def replace(self, loaded: LoadedPlugin) -> None:
         """Take another version of the plugin, which the next ``run`` uses."""
@@ -238,6 +240,7 @@ class PluginHost:
             **self._settings,
         ) as supervisor:
             self._running = True
+            self.on_running()
             try:
                 task_status.started(supervisor)
                 await trio.sleep_forever()

@@ -6,11 +6,13 @@ import json
 
 import pytest
 import trio
+import trio.testing
 
 from tangram.asgi import Message, Receive, Scope, Send, send_json
 from tangram.http.forward.exchange import REPLAY_BYTES
 from tangram.http.forward.pool import NodeConnection
 from tests.http.forward.two_nodes import PLUGIN, Node, echo, two_nodes
+from tests.http.harness import Answer
 
 ENGINES = pytest.mark.parametrize("engine", ["native", "hypercorn"])
 
@@ -283,15 +285,26 @@ async def test_a_broken_answer_breaks_off_at_the_client() -> None:
 
 
 async def test_a_request_waits_for_the_next_holder() -> None:
-    """In a move there is no holder for a moment; the request is answered by the new one."""
-    async with two_nodes(echo) as nodes, await nodes.connect() as client:
-        peer = nodes.peer
+    """In a move there is no holder for a moment; the request is answered as soon as there is one."""
+    async with two_nodes(echo) as nodes, await nodes.connect() as client, trio.open_nursery() as nursery:
+        peer, nodes.placement.where = nodes.peer, None
+        answers: list[Answer] = []
 
-        def move(asked: int) -> None:
-            nodes.placement.where = peer if asked > 2 else None
+        async def post() -> None:
+            answers.append(await client.post("/", b"x"))
 
-        nodes.placement.on_asked = move
-        assert (await client.post("/", b"x")).status == 200
+        nursery.start_soon(post)
+        await nodes.wait_asked()
+        asked = nodes.placement.asked
+        nodes.in_flight.notify()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not answers
+        # It looks after each change, and never between two of them.
+        assert nodes.placement.asked == 2 * asked
+        nodes.placement.where = peer
+        nodes.in_flight.notify()
+
+    assert [answer.status for answer in answers] == [200]
 
 
 async def test_a_request_is_served_here_when_the_plugin_comes_here() -> None:
@@ -299,14 +312,30 @@ async def test_a_request_is_served_here_when_the_plugin_comes_here() -> None:
     async with two_nodes(echo, local=echo) as nodes, await nodes.connect() as client:
         nodes.placement.where = Node("holder", "127.0.0.1:1")  # it refuses
 
-        def move(asked: int) -> None:
-            nodes.here[0] = asked > 3
+        async def come() -> None:
+            await nodes.wait_asked()
+            nodes.here[0] = True
+            nodes.in_flight.resume(PLUGIN)
 
-        nodes.placement.on_asked = move
-        answer = await client.post("/", b"kept")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come)
+            answer = await client.post("/", b"kept")
 
         assert (answer.status, answer.json()["body"]) == (200, "kept")
         assert "server-timing" not in answer.headers
+
+
+async def test_a_node_that_refuses_is_tried_again_without_news() -> None:
+    """It may be starting; nothing is published when it can be reached."""
+    async with two_nodes(echo) as nodes, await nodes.connect() as client:
+        peer, nodes.placement.where = nodes.peer, Node("holder", "127.0.0.1:1")
+
+        def reach(asked: int) -> None:
+            nodes.placement.where = peer if asked > 5 else nodes.placement.where
+
+        nodes.placement.on_asked = reach
+        assert (await client.get("/")).status == 200
+        assert 5 < nodes.placement.asked < 12
 
 
 @pytest.mark.slow

@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
+import trio
+import trio.testing
 
 from tangram.asgi import ASGIApp, Receive, Scope, Send, send_json
 from tangram.http.forward.forwarder import Forwarder
+from tangram.http.forward.in_flight import InFlight
 from tangram.http.forward.pool import Pool
 from tangram.http.forward.receiver import Receiver
 from tests.http.harness import Client, Server, serving
@@ -53,6 +56,15 @@ class TwoNodes:
     placement: Placement
     here: list[bool]
     """Whether the plugin runs on the first node."""
+    in_flight: InFlight
+    """The requests of the first node."""
+
+    async def wait_asked(self) -> None:
+        """Return when a request waits for the plugin."""
+        asked = trio.Event()
+        self.placement.on_asked = lambda _count: asked.set()
+        await asked.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
 
     async def connect(self) -> Client:
         return await self.front.connect()
@@ -80,10 +92,15 @@ async def two_nodes(
         holder_options: options of the holder's engine.
         options: options of the first node's engine.
     """
-    placement, here = Placement(), [False]
+    placement, here, in_flight = Placement(), [False], InFlight()
     pool = Pool("front", SECRET)
     forwarder = Forwarder(
-        "front", placement, pool, running=lambda _: here[0], placed=lambda name: name == PLUGIN
+        "front",
+        placement,
+        pool,
+        running=lambda _: here[0],
+        placed=lambda name: name == PLUGIN,
+        in_flight=in_flight,
     )
     receiver = Receiver("holder", SECRET, app)
 
@@ -97,7 +114,7 @@ async def two_nodes(
         placement.where = Node("holder", f"127.0.0.1:{holder.port}")
         async with serving(engine, front, **options) as server:
             try:
-                yield TwoNodes(server, holder, receiver, forwarder, placement, here)
+                yield TwoNodes(server, holder, receiver, forwarder, placement, here, in_flight)
             finally:
                 pool.close()
 

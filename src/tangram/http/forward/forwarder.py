@@ -46,8 +46,14 @@ log = structlog.get_logger("tangram.http")
 WAIT: Final = 2.0
 """Seconds that a request waits for a node that runs its plugin: as for a plugin that restarts."""
 
-LOOK_EVERY: Final = 0.02
-"""Seconds between two looks at the placement while a request waits."""
+FIRST_RETRY: Final = 0.02
+"""Seconds until a node is tried again that has refused a request or was not reached: it may be starting.
+
+A change of the placement is awaited, and not looked for.
+"""
+
+LAST_RETRY: Final = 0.16
+"""The longest of these pauses: each is twice the one before."""
 
 MAX_ATTEMPTS: Final = 200
 """Attempts to send one request: a bound for two nodes that disagree about the holder."""
@@ -77,7 +83,7 @@ class Forwarder:
         running: returns whether a plugin runs here and takes requests.
         placed: returns whether a plugin runs on one node at a time.
         alive: returns the nodes that are alive by their ids.
-        in_flight: counts the requests that plugins answer here.
+        in_flight: counts the requests that plugins answer here, and wakes those that wait.
         results: counts requests and WebSockets by result: ``answered`` by another node, ``failed`` with 502,
             ``unavailable`` with 503.
     """
@@ -102,6 +108,7 @@ class Forwarder:
         self._running = running
         self._in_flight = in_flight or InFlight()
         self.answering = self._in_flight.answering
+        self.wait_news = self._in_flight.wait_news
         self._log_limit = LogLimit()
         self.results: Counter[str] = Counter() if results is None else results
 
@@ -216,6 +223,7 @@ class _Way:
         self._unanswered = 0
         self._repeated = False
         self._avoid = ""
+        self._pause = FIRST_RETRY
         self._request: ForwardedRequest | ForwardedWebSocket | None = None
 
     async def go(self) -> Receive | None:
@@ -232,11 +240,19 @@ class _Way:
                     await self._answer(503, f"plugin {self._plugin!r} runs on no node that answers")
                     return None
                 case Step.WAIT:
-                    await trio.sleep(LOOK_EVERY)
-                    self._avoid = ""
+                    await self._wait()
                 case Step.FORWARD:
                     if await self._forward():
                         return None
+
+    async def _wait(self) -> None:
+        """Wait until the plugin may run elsewhere, or until its node is to be tried again."""
+        until = self._deadline
+        if self._avoid:
+            until = min(until, trio.current_time() + self._pause)
+            self._pause = min(2 * self._pause, LAST_RETRY)
+        await self._forwarder.wait_news(until)
+        self._avoid = ""
 
     def _next_step(self) -> Step:
         facts = self._forwarder.facts(

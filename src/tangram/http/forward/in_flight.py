@@ -1,7 +1,8 @@
 """The requests of placed plugins that are answered here, and their planned end.
 
 A plugin that is moved to another node answers the requests that it has begun; new ones wait for the other
-node meanwhile. WebSockets are not waited for: they are closed with the plugin, and come back elsewhere.
+node meanwhile. They look again after each `InFlight.notify`: when the placement may have changed, and when a
+plugin runs here. WebSockets are not waited for: they are closed with the plugin, and come back elsewhere.
 """
 
 from __future__ import annotations
@@ -22,6 +23,24 @@ class InFlight:
         self._counts: Counter[str] = Counter()
         self._draining: set[str] = set()
         self._ended = trio.Event()
+        self._news: trio.Event | None = None
+
+    def notify(self) -> None:
+        """Wake the requests that wait for a plugin: it runs here by now, or on another node."""
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    async def wait_news(self, deadline: float) -> None:
+        """Return after the next `notify`, at the deadline at the latest.
+
+        Args:
+            deadline: the time, on Trio's clock.
+        """
+        if self._news is None:
+            self._news = trio.Event()
+        with trio.move_on_at(deadline):
+            await self._news.wait()
 
     def takes(self, plugin: str) -> bool:
         """Return whether a plugin takes new requests."""
@@ -55,3 +74,4 @@ class InFlight:
     def resume(self, plugin: str) -> None:
         """Take requests again; called when the plugin starts."""
         self._draining.discard(plugin)
+        self.notify()
