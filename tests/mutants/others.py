@@ -15,6 +15,7 @@ CONSOLE = "tests/console/test_routes.py::"
 HTTP2 = "tests/http/test_http2.py::"
 BOUNDS = "tests/http/test_http_bounds.py::"
 PENDING = "tests/http/test_pending.py::"
+BEYOND = "tests/supervision/test_beyond.py::"
 START_STOP = "tests/supervision/test_twins_start_stop.py::"
 PROMISES = "tests/mutants/test_promises.py::"
 
@@ -364,6 +365,15 @@ MENDED = (
         "        if entry.asked is not None or once:\n",
         "        if entry.asked is not None:\n",
         (f"{START_STOP}test_a_temporary_child_whose_requested_restart_fails_is_not_retried",),
+    ),
+    Mutant(
+        "mended",
+        "due-restart-is-begun",
+        "a restart whose back-off is over before the supervisor waits for it is forgotten",
+        "supervision/decide.py",
+        "        self._settled_at = now\n",
+        "        self._settled_at = math.inf\n",
+        (f"{BEYOND}test_a_restart_that_is_due_before_the_supervisor_waits_is_not_lost",),
     ),
     Mutant(
         "mended",

@@ -213,7 +213,7 @@ class Decided(World):
 
     async def advance(self, seconds: float) -> None:
         until = self.now + seconds
-        while (due := self.decider.wake_at(self.now)) <= until:
+        while (due := self.decider.wake_at) <= until:
             self.now = max(self.now, due)
             self.do(self.decider.tick(self.now))
         self.now = until
@@ -228,7 +228,7 @@ class Decided(World):
                 raise StartFailed(name, failure.cause)
             if entry.state in AT_REST or (entry.state is State.RUNNING and entry.incarnation > above):
                 return
-            await self.advance(max(0.0, self.decider.wake_at(self.now) - self.now))
+            await self.advance(max(0.0, self.decider.wake_at - self.now))
         raise AssertionError(f"{name} neither starts nor fails")
 
     async def start_child(self, child: Child) -> None:

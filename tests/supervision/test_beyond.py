@@ -9,9 +9,10 @@ from functools import partial
 import pytest
 import structlog.testing
 import trio
+from trio.testing import MockClock
 
 from tangram.errors import RestartsExhausted, StartFailed, SupervisionError
-from tangram.supervision import Backoff, Child, Supervisor, Window, run_supervisor
+from tangram.supervision import Backoff, Child, SupervisionEvent, Supervisor, Window, run_supervisor
 from tangram.testing import open_supervised
 from tests.supervision.supervisor_harness import World
 
@@ -188,6 +189,30 @@ async def test_backoff_grows_resets_and_hurries(autojump_clock: object, world: W
     world.forget()
     await world.crash("a")
     assert [event.delay for event in world.events if event.delay is not None] == [0.0]
+
+
+async def test_a_restart_that_is_due_before_the_supervisor_waits_is_not_lost(
+    autojump_clock: MockClock,
+) -> None:
+    """On a busy machine the back-off may be over before the supervisor reckons how long to wait."""
+    up, starts = trio.Event(), 0
+
+    async def crash_twice() -> None:
+        nonlocal starts
+        starts += 1
+        if starts < 3:
+            raise ValueError("boom")
+        up.set()
+        await trio.sleep_forever()
+
+    def take_long(event: SupervisionEvent) -> None:
+        if (event.kind, event.child) == ("stopped", "steady"):
+            autojump_clock.jump(5)
+
+    children = [Child("steady", trio.sleep_forever), Child("crashing", crash_twice)]
+    async with open_supervised(children, backoff=Backoff(initial=1, jitter=0), on_event=take_long):
+        with trio.fail_after(60):
+            await up.wait()
 
 
 def test_jitter_is_seedable() -> None:

@@ -108,7 +108,7 @@ class Decider:
         self.booted = self.closing = self.closed = False
         self._delay_reported = False
         self._draw = draw
-        self._gate = -math.inf
+        self._gate = self._settled_at = -math.inf
         self._pace = Pace()
         self._total_due = math.inf
         self._planned = True
@@ -134,14 +134,18 @@ class Decider:
             return "booting"
         return "restarting" if self.roster.has_work else "up"
 
-    def wake_at(self, now: float) -> float:
-        """Return the time at which `tick` has work if no event comes before; infinity for never."""
+    @property
+    def wake_at(self) -> float:
+        """The time at which `tick` has work if no event comes before; infinity for never.
+
+        It may have passed already: time goes on between an event and the look at this.
+        """
         waiting = self.roster.in_state(State.WAITING)
         if self._in_order and waiting:
             # No child overtakes the first in order, so that only its gate matters.
             waiting = {0: waiting[min(waiting)]}
-        # A gate that is open already waits for another event, not for time.
-        gates = (gate for entry in waiting.values() if (gate := self.gate_of(entry)) > now)
+        # A gate that the last event has found open waits for another event, not for time.
+        gates = (gate for entry in waiting.values() if (gate := self.gate_of(entry)) > self._settled_at)
         return min(self.roster.next_due(), min(gates, default=math.inf))
 
     def gate_of(self, entry: Entry) -> float:
@@ -465,6 +469,7 @@ class Decider:
             self._settle_stops(now)
             self._settle_starts(now)
             self._settle_phase(now)
+        self._settled_at = now
         effects, self._effects = self._effects, []
         return effects
 

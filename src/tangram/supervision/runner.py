@@ -399,8 +399,7 @@ class Supervisor:
 
     async def _tick_until_closed(self) -> None:
         while not self._decider.closed:
-            now = self._clock()
-            wait = self._decider.wake_at(now) - now
+            wait = self._decider.wake_at - self._clock()
             changed = self._changed
             if wait > 0:
                 with trio.move_on_after(wait if wait < FOREVER else math.inf):
