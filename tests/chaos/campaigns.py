@@ -62,11 +62,21 @@ class Row:
         return bool(self.struck) and not self.broken
 
 
+WITH_HISTORY: Final = {"channel": {"history": [{"topics": "flights:*"}]}}
+"""With a history of any topic two clients recover, and the broker keeps its data on the disk."""
+
+
 def play(plugin: str, seed: int) -> Row:
     """Run one campaign to its end."""
     names = [name for name, one in FAULTS.items() if not plugin or one.on != LEFT_OUT_FOR_PLUGINS]
     run = partial(
-        run_campaign, [plugin] if plugin else [], seed=seed, duration=MOST_SECONDS, faults=names, once=True
+        run_campaign,
+        [plugin] if plugin else [],
+        WITH_HISTORY,
+        seed=seed,
+        duration=MOST_SECONDS,
+        faults=names,
+        once=True,
     )
     with quiet():
         campaign = trio.run(run)

@@ -12,7 +12,7 @@ import sys
 from contextlib import ExitStack, suppress
 from datetime import date
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import psutil
@@ -20,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tangram import BackendState, Plugin, client
+from tangram import BackendState, History, Plugin, client
 from tangram.chaos import observers
 from tangram.chaos.campaign import UNLIMITED, Campaign, own_config, run_campaign
 from tangram.chaos.observers import Observations, open_observers
@@ -35,12 +35,16 @@ from tangram.testing.injection.child_faults import StruckAlready
 from tangram.testing.run.process import Home
 from tests.app.helpers import Journal, make_plugin
 
+WITH_HISTORY: dict[str, Any] = {"channel": {"history": [{"topics": "flights:*"}]}}
+
 
 @pytest.mark.slow
 async def test_a_campaign_strikes_everything_and_all_invariants_hold(autojump_clock: MockClock) -> None:
     """Every fault with a target strikes, nothing breaks, and the report has plain values."""
     faults = sorted(name for name, one in FAULTS.items() if one.on in {"anything", "sockets"})
-    campaign = await run_campaign([make_plugin(Journal())], seed=3, duration=6.0, faults=faults, fakes=True)
+    campaign = await run_campaign(
+        [make_plugin(Journal())], WITH_HISTORY, seed=3, duration=6.0, faults=faults, fakes=True
+    )
 
     told = json.loads(json.dumps(campaign.to_dict()))
     assert campaign.broken == []
@@ -126,11 +130,33 @@ def test_a_campaign_has_short_back_offs(limits: dict[str, float], own: tuple[flo
     assert found.plugin_restarts == found.root_restarts == UNLIMITED
 
 
+@pytest.mark.parametrize(
+    ("plugin", "tables", "kept"),
+    [
+        (Plugin(), {}, 0),
+        (Plugin(), WITH_HISTORY, 2),
+        (Plugin(history={"flights:*": History()}), {}, 2),
+    ],
+)
+async def test_clients_recover_where_a_topic_has_a_history(
+    autojump_clock: MockClock, plugin: Plugin, tables: dict[str, Any], kept: int
+) -> None:
+    """A campaign turns on no history that the configured server does not have."""
+    campaign = await run_campaign([plugin], tables, duration=1.0, faults=["crash_web"], fakes=True)
+
+    assert campaign.broken == []
+    assert len(campaign.seen.kept) == kept
+    assert all(log.messages for log in campaign.seen.kept.values())
+    assert campaign.to_dict()["recoveries"] == sum(log.recovered for log in campaign.seen.kept.values())
+
+
 @pytest.mark.slow
 def test_the_command_writes_its_report_and_ends_with_0(tmp_path: Path) -> None:
     """``python -m tangram chaos`` starts the configured server, injects faults and reports."""
     config = tmp_path / "tangram.toml"
-    config.write_text('[core]\nplugins = ["tangram_example_publish"]\n')
+    config.write_text(
+        '[core]\nplugins = ["tangram_example_publish"]\n[[channel.history]]\ntopics = "clock"\n'
+    )
     command = [sys.executable, "-m", "tangram", "chaos", "--config", str(config), "--duration", "2"]
     command += ["--faults", "broker_kill,crash_plugin,crash_web", "--report", str(tmp_path / "told")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -435,7 +461,7 @@ async def test_a_fault_that_is_named_twice_is_one(
 async def test_a_campaign_that_strikes_once_ends_early(autojump_clock: MockClock) -> None:
     """With ``once`` it ends when each fault has struck or cannot strike."""
     faults = ["crash_plugin", "crash_web", "crash_bus"]
-    campaign = await run_campaign(duration=300.0, faults=faults, once=True, fakes=True)
+    campaign = await run_campaign((), WITH_HISTORY, duration=300.0, faults=faults, once=True, fakes=True)
 
     assert sorted(one.name for one in campaign.struck) == ["crash_bus", "crash_web"]
     assert set(campaign.skipped) == {"crash_plugin"}
@@ -448,7 +474,7 @@ async def test_messages_in_a_slow_network_are_not_counted_as_lost(
     autojump_clock: MockClock, fault: str
 ) -> None:
     """Messages in transit at the end of a fault are waited for, beside a campaign's load."""
-    campaign = await run_campaign([], seed=1, duration=3.0, faults=[fault], fakes=True)
+    campaign = await run_campaign([], WITH_HISTORY, seed=1, duration=3.0, faults=[fault], fakes=True)
 
     assert campaign.broken == []
     assert campaign.struck

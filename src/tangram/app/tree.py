@@ -303,7 +303,10 @@ class Tree:
             self.incarnation.channels.node_gone()
 
     async def start_recorder(self, root: Supervisor) -> None:
-        """Start, restart or stop the recorder after a reload that has changed the rules."""
+        """Start the recorder after a reload, or restart it if there are other rules.
+
+        Without any rules it goes on with the last ones, so that a history that is turned on again has no gap.
+        """
         wanted = bool(self.rules)
         if self._records:
             if wanted and self._recorded_rules != self.rules:

@@ -21,7 +21,7 @@ from tangram.testing.checks.invariants import INVARIANTS, Broken, InvariantBroke
 from tangram.testing.faults.catalogue import FAULTS, Chaos, Struck, no_such_fault
 from tangram.testing.injection.child_faults import NothingToStrike, StruckAlready
 from tangram.testing.run.server import RunningTangram, open_tangram
-from tangram.testing.run.setup import configure
+from tangram.testing.run.setup import configure, load_given
 
 __all__ = ["Campaign", "own_config", "run_campaign"]
 
@@ -84,6 +84,7 @@ class Campaign:
             "restarts": dict(self.restarts),
             "connections": {"made": self.seen.connections, "refused": self.seen.refused},
             "messages": len(self.seen.messages),
+            "recoveries": self.seen.recoveries,
             "invariants": {
                 name: [one.message for one in self.broken if one.invariant == name] for name in INVARIANTS
             },
@@ -102,17 +103,20 @@ class Campaign:
         }
 
 
-def own_config(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
+def own_config(loaded: LoadedConfig, folder: Path, *, history: bool = False) -> LoadedConfig:
     """Return the configuration with addresses, state and broker of the campaign's own.
 
-    The observers know no certificate, so there is no TLS, and two topics of theirs have a history.
-    Budgets are lifted and back-off is short, so that many faults fit into little time.
+    The observers know no certificate, so there is no TLS. Budgets are lifted and back-off is short, so that
+    many faults fit into little time.
 
     Args:
         loaded: the operator's configuration; everything else of it stays.
         folder: for the state.
+        history: whether a topic has a history, by the configuration or by a plugin. Then topics of the
+            observers have one as well. A server without any is tested without: its broker keeps nothing.
     """
     config = loaded.config
+    observed = (HistoryEntry(topics=KEPT),) if history or config.channel.history else ()
     server, limits = config.server, config.supervisor
     own = attrs.evolve(
         config,
@@ -131,7 +135,7 @@ def own_config(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
             host=None,
             port=None,
             public_url=None,
-            history=(HistoryEntry(topics=KEPT), *config.channel.history),
+            history=(*observed, *config.channel.history),
         ),
         broker=attrs.evolve(config.broker, port=0),
         supervisor=attrs.evolve(
@@ -212,8 +216,9 @@ async def _open_own(
     with tempfile.TemporaryDirectory(prefix="tangram-chaos-") as folder:
         home = Path(folder)
         loaded = config if isinstance(config, LoadedConfig) else configure(config or {}, home)
-        own = own_config(loaded, home)
-        async with open_tangram(plugins, own, fakes=fakes, checks=tuple(INVARIANTS)) as running:
+        given = load_given(plugins, loaded.config.plugins)
+        own = own_config(loaded, home, history=any(one.plugin.history for one in given.plugins))
+        async with open_tangram(given, own, fakes=fakes, checks=tuple(INVARIANTS)) as running:
             yield running
 
 

@@ -118,6 +118,11 @@ class Observations:
     kept_sent: dict[str, list[int]] = attrs.field(factory=dict)
     """Numbers of the messages that Redis has taken, by topic."""
 
+    @property
+    def recoveries(self) -> int:
+        """How many joins of the clients that recover have missed nothing."""
+        return sum(log.recovered for log in self.kept.values())
+
     async def wait_message_after_faults(self, running: RunningTangram) -> None:
         """Wait until each reading client gets a message sent from now on, or the server has ended.
 

@@ -56,7 +56,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         f"<h1>tangram chaos {verdict}</h1>"
         f'<p class="muted">seed {report["seed"]}, {report["seconds"]:.1f} s, {len(report["faults"])} faults, '
         f"{sum(report['restarts'].values())} crashes, {connections['made']} connections "
-        f"({connections['refused']} refused), {report['messages']} messages received</p>"
+        f"({connections['refused']} refused), {report['messages']} messages received, "
+        f"{report['recoveries']} recoveries</p>"
         f'<h2>Timeline</h2><div class="scroll">{_timeline(report)}</div>'
         f'<h2>Invariants</h2><table class="inv">{"".join(_invariants(report))}</table>'
         '<h2>Faults</h2><table><tr><th class="n">#<th class="n">at<th>fault<th class="n">healed after'

@@ -193,7 +193,7 @@ def _table(campaign: Campaign) -> Table:
     table.add_section()
     table.add_row(f"{len(campaign.struck)} faults; crashes", "", restarts or "none")
     table.add_row("connections", str(campaign.seen.connections), f"{campaign.seen.refused} refused")
-    table.add_row("messages", str(len(campaign.seen.messages)), "")
+    table.add_row("messages", str(len(campaign.seen.messages)), f"{campaign.seen.recoveries} recoveries")
     broken = Counter(one.invariant for one in campaign.broken)
     held = len(INVARIANTS) - len(broken)
     table.add_section()
