@@ -104,6 +104,30 @@ async def test_an_answer_in_flight_is_finished_by_a_planned_restart(engine: str)
         assert running.server.ready_count == 2
 
 
+async def test_a_stopping_server_refuses_clients_at_once(engine: str) -> None:
+    """Also while a plugin still ends: a client that waited in the kernel's queue would be reset at last."""
+    plugin, refused = tangram.Plugin(), trio.Event()
+
+    @plugin.register_service()
+    async def ends_late(state: tangram.BackendState) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 4):
+                await refused.wait()
+
+    async with open_tangram([plugin], server(engine)) as running:
+        held = running.server.held[0]
+        running.server.stop()
+        with trio.fail_after(3):
+            while not refused.is_set():
+                try:
+                    await (await trio.open_tcp_stream(held.host, held.port)).aclose()
+                except OSError:
+                    refused.set()
+        assert not running.ended
+
+
 def plugin_with_socket(kind: str, ended: list[str]) -> tangram.Plugin:
     """A plugin with a WebSocket at ``/live``, by a route or by a blueprint."""
     router, blueprint = tangram.APIRouter(), Blueprint("live", __name__)

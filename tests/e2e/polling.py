@@ -66,11 +66,14 @@ async def _poll(polls: Polls, port: int, request: bytes) -> None:
 
 
 @asynccontextmanager
-async def polling(server: Server | Home, path: str) -> AsyncIterator[Polls]:
+async def polling(server: Server | Home, path: str, *, method: str = "GET") -> AsyncIterator[Polls]:
     """Poll for the duration of the block, and until the last request is answered."""
     polls = Polls()
     port = (server if isinstance(server, Home) else server.home).port
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+    length = "" if method == "GET" else "Content-Length: 0\r\n"
+    request = (
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{length}Connection: close\r\n\r\n".encode()
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_poll, polls, port, request)
         yield polls

@@ -297,6 +297,18 @@ async def count(state):
         await trio.sleep(0.01)
 """
 
+ECHO: Final = """
+import tangram
+
+router = tangram.APIRouter()
+plugin = tangram.Plugin(routers=[router])
+
+
+@router.post("/echo")
+async def echo() -> str:
+    return "answered"
+"""
+
 
 @asynccontextmanager
 async def open_listeners(url: str, count: int) -> AsyncIterator[list[list[int]]]:
@@ -340,8 +352,9 @@ class Nodes:
     async def _run(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
         home = self.homes[number]
         home.install("counter", COUNTER)
+        home.install("echo", ECHO)
         environ = {"TANGRAM_SERVER__HOSTS": "['maps.example', '127.0.0.1', 'localhost']"}
-        async with open_server(home, "counter", core=self._core, extra=NODES, environ=environ):
+        async with open_server(home, "counter", "echo", core=self._core, extra=NODES, environ=environ):
             task_status.started()
             await self._stops[number].wait()
         self._ended[number].set()
@@ -365,7 +378,11 @@ async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path
                     await wait_until(lambda: all_hear(heard, behind), within=20)
 
                 await wait_numbers(20)
-                async with polling(Home(tmp_path / "front", ports.plain), "/-/healthz") as polls:
+                front = Home(tmp_path / "front", ports.plain)
+                async with (
+                    polling(front, "/-/healthz") as polls,
+                    polling(front, "/echo", method="POST") as posts,  # which a balancer sends once only
+                ):
                     for number in range(3):
                         await nodes.stop(number)
                         await nodes.start(number)
@@ -373,8 +390,9 @@ async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path
             for number in range(3):
                 await nodes.stop(number)
 
-    assert polls.good
-    assert (polls.refused, polls.reset, polls.other) == (0, 0, [])
+    for polled in (polls, posts):
+        assert polled.good
+        assert (polled.refused, polled.reset, polled.other) == (0, 0, [])
     for numbers in heard:
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
 

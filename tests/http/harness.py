@@ -104,6 +104,7 @@ ENGINE_OPTIONS = (
     "body_limit",
     "error_headers",
     "is_proxy",
+    "takes_waiting",
 )
 
 

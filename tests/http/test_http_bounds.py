@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -284,6 +285,28 @@ async def test_restart_refuses_no_client(engine: str, clock: Clock) -> None:
         assert (await between.get("/")).status == 200
         await trio.aclose_forcefully(between.stream)
     close_listeners(held)
+
+
+async def test_the_last_engine_answers_the_queue_and_then_refuses(engine: str, clock: Clock) -> None:
+    """Connections that the kernel has taken are answered at the end of the server; later ones are refused."""
+    held = open_listeners("127.0.0.1", 0)
+    async with serving(engine, hello, held=held, takes_waiting=lambda: True) as server:
+        await trio.testing.wait_all_tasks_blocked()
+        # No checkpoint from here to the cancel: the engine does not see these clients before its stop.
+        waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        close_listeners(held)
+        for one in waiting:
+            one.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        await server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+    answers = []
+    for one in waiting:
+        with one:
+            one.settimeout(5)
+            answers.append(one.recv(65536).partition(b"\r\n")[0])
+
+    assert {answer.split()[1] for answer in answers} == {b"200"}
 
 
 async def test_access_log(engine: str, clock: Clock) -> None:

@@ -87,7 +87,7 @@ async def call(
 class FakeOperator:
     """A running server, as the routes see it."""
 
-    healthy: bool = True
+    stopping: bool = False
     reasons: Sequence[str] = ()
     tree: Mapping[str, Any] = attrs.field(factory=dict)
     listed: Sequence[Mapping[str, Any]] = ()
@@ -113,8 +113,8 @@ class FakeOperator:
         await trio.lowlevel.checkpoint()
         return self.down.get(plugin)
 
-    def health(self) -> bool:
-        return self.healthy
+    def is_stopping(self) -> bool:
+        return self.stopping
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
         return not self.reasons, self.reasons

@@ -110,6 +110,7 @@ class Machine:
         self.rng = random.Random(seed)
         self.url: str | None = None
         self.statuses: list[int] = []
+        self.held: list[HeldSocket] = []
         self._pid = 100
         self._head = '[core]\nredis_url = "redis://127.0.0.1:1"\n' if redis else ""
         self.write(workers=workers)
@@ -151,7 +152,8 @@ class Machine:
         return MemoryWorker(self, handover, on_end)
 
     def _listen(self, _config: object, _environ: object) -> list[HeldSocket]:
-        return [HeldSocket(socket.socket(), "127.0.0.1", 1)]
+        self.held = [HeldSocket(socket.socket(), "127.0.0.1", 1)]
+        return self.held
 
     def parent(self, **more: Any) -> Parent:
         loaded, snapshot = self.read()

@@ -43,6 +43,15 @@ async def test_all_workers_serve_and_stop_together(autojump_clock: Clock, machin
     assert [one.signals for one in machine.started] == [[signal.SIGTERM]] * 2
 
 
+async def test_a_stopping_parent_holds_no_socket(autojump_clock: Clock, machine: Machine) -> None:
+    """The workers close theirs after their last accept, so that the kernel refuses clients from then on."""
+    async with machine.run() as parent:
+        (held,) = machine.held
+        assert not held.closed
+        parent.stop()
+        assert held.closed
+
+
 async def test_a_killed_worker_is_restarted_alone(autojump_clock: Clock, machine: Machine) -> None:
     """The other one goes on."""
     async with machine.run():

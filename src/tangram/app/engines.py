@@ -80,6 +80,7 @@ async def _serve_native(
         max_message=channel.max_message,
         outer_nursery=tree.outer_nursery,
         keep_adopted=tree.keep_adopted,
+        takes_waiting=tree.takes_waiting,
         task_status=task_status,
     )
 
@@ -103,6 +104,7 @@ async def _serve_hypercorn(
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
         last_request_time=tree.last_request_time,
+        takes_waiting=tree.takes_waiting,
         certfile=str(server.tls_cert) if server.tls_cert else None,
         keyfile=str(server.tls_key) if server.tls_key else None,
         max_message=tree.config.channel.max_message,

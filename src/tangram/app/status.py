@@ -58,9 +58,9 @@ class ServerOperator:
         self._server = server
         self._began = trio.current_time()
 
-    def health(self) -> bool:
-        """Return whether the server is not stopping; an answer at all proves that the loop runs."""
-        return not self._server.stopping
+    def is_stopping(self) -> bool:
+        """Return whether the stop of the server has begun."""
+        return self._server.stopping
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
         """Return whether the server is ready, and the reasons why not.

@@ -678,6 +678,10 @@ class Tree:
         """Return whether WebSockets are closed while the next incarnation starts already."""
         return self.stop_reason not in {"stop", "replaced"}
 
+    def takes_waiting(self) -> bool:
+        """Return whether no other engine will take the connections in the kernel's queue."""
+        return self.stop_reason == "stop"
+
     def close_reason(self) -> Disconnect:
         """Return the close code for WebSockets when the web is stopped now."""
         return SHUTDOWN if self.stop_reason == "stop" else RESTART

@@ -2,8 +2,9 @@
 
 1. An engine accepts on ``dup()``s of the root's sockets, and closes only those.
 2. An exception of one connection ends that connection only.
-3. A cancelled engine stops accepting at once. Its connections have ``grace()`` seconds to finish the requests
-   in hand; then their sockets are closed. The shield around them therefore always has an end.
+3. A cancelled engine stops accepting at once; if the server ends, it first takes the connections that wait in
+   the kernel's queue, because no later incarnation will. Its connections have ``grace()`` seconds to finish
+   the requests in hand; then their sockets are closed. The shield around them therefore always has an end.
 4. A connection that uses nothing of the incarnation any more (a channel's WebSocket) may be ``adopted``: its
    task lives in a nursery outside the incarnation. The next incarnation then starts at once, while the
    clients of the old one are closed in batches beside it. Closing 1,000 of them first would take 150 ms,
@@ -247,6 +248,10 @@ class Engine:
     """Returns the scope with the client that a trusted proxy reports."""
     keep_adopted: Callable[[], bool] = lambda: False
     """Asked at the stop: may adopted connections outlive this engine? False when the whole server ends."""
+    takes_waiting: Callable[[], bool] = lambda: False
+    """Asked at the stop: does the server end, so that no later engine takes the connections in the kernel's
+    queue?
+    """
     draining: bool = False
     nursery: trio.Nursery | None = None
     """The nursery of connections that are not adopted."""
@@ -442,31 +447,45 @@ class Engine:
 
     async def _accept(self, held: HeldSocket, nursery: trio.Nursery) -> None:
         """Accept connections on one listening socket until cancelled."""
+        if held.closed and self.takes_waiting():
+            return  # the stop has begun in the moment of the start
         listener = held.dup()
         try:
             while True:
                 await trio.lowlevel.wait_readable(listener)
                 if held.share is not None and (pause := held.share.pause(self._open)):
                     await trio.sleep(pause)
-                for _ in range(ACCEPT_BATCH if held.share is None else SHARED_BATCH):
-                    try:
-                        client, address = listener.accept()
-                    except BlockingIOError:
-                        break
-                    except OSError as error:
-                        if error.errno not in EXHAUSTED:
-                            continue  # this client left while it waited; the next one is unaffected
-                        evicted = self._evict()
-                        self._warn_of_bound("no file descriptor for another connection")
-                        if not evicted:
-                            await trio.sleep(ACCEPT_PAUSE)
-                        break
-                    self._admit(client, address or UNIX_PEER, nursery)
+                batch = ACCEPT_BATCH if held.share is None else SHARED_BATCH
+                if not self._accept_batch(listener, batch, nursery):
+                    await trio.sleep(ACCEPT_PAUSE)
         finally:
             if held.share is not None:
                 held.share.leave()
             trio.lowlevel.notify_closing(listener)
+            if self.takes_waiting():
+                # The close below resets connections that are still in the queue.
+                self._accept_batch(listener, self._max_connections, nursery)
             listener.close()
+
+    def _accept_batch(self, listener: socket.socket, count: int, nursery: trio.Nursery) -> bool:
+        """Accept the waiting connections, ``count`` at most.
+
+        Returns:
+            ``False`` if there is no file descriptor left, not even that of a connection without a request.
+        """
+        for _ in range(count):
+            try:
+                client, address = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    continue  # this client left while it waited; the next one is unaffected
+                evicted = self._evict()
+                self._warn_of_bound("no file descriptor for another connection")
+                return evicted
+            self._admit(client, address or UNIX_PEER, nursery)
+        return True
 
     def _admit(self, client: socket.socket, address: PeerAddress, nursery: trio.Nursery) -> None:
         """Start the task of a new connection, or refuse it if a bound is reached."""

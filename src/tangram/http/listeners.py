@@ -1,8 +1,10 @@
 """Listening sockets, which are opened once at the start and outlive every restart.
 
 1. They are opened before anything else, so that an address in use ends the start with a message.
-2. Only the root closes them. Each incarnation accepts on a ``dup()``. Closing that leaves the kernel's queue
-   of connections as it is, so clients that connect between two incarnations wait there and are not refused.
+2. Only the root closes them, when the stop of the whole server begins. Each incarnation accepts on a
+   ``dup()``. Closing that leaves the kernel's queue of connections as it is, so clients that connect between
+   two incarnations wait there and are not refused. At a stop the last ``dup()`` is closed after the last
+   accept: from then on the kernel refuses connections, and a balancer tries another node at once.
 3. They are not inheritable: a child process (the broker) that outlives the server would keep the port.
 4. Sockets that systemd hands over (``LISTEN_FDS``) are used instead of opening any. A process that replaces
    its program hands its own over in the same way.
@@ -96,6 +98,11 @@ class HeldSocket:
     share: FairShare | None = None
     """The share of this process, if others accept on the same socket."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether the root has closed it."""
+        return self.listener.fileno() < 0
+
     def dup(self) -> socket.socket:
         """Return a non-blocking, not inheritable duplicate for one incarnation to close."""
         duplicate = self.listener.dup()
@@ -103,7 +110,12 @@ class HeldSocket:
         return duplicate
 
     def close(self) -> None:
-        """Stop listening; only the root does this, at the end of the server."""
+        """Stop listening once the last ``dup()`` is closed; only the root does this, at its stop.
+
+        A second call does nothing: the file may already be that of the next server.
+        """
+        if self.closed:
+            return
         with suppress(OSError):  # a plugin may have closed the descriptor
             self.listener.close()
         if self.path is not None:

@@ -482,6 +482,7 @@ class Parent:
         if self.stopping:
             return
         self.stopping = True
+        close_listeners(self._held)  # the workers hold them until each has taken its last connection
         self._notifier.stopping()
         self.boot.on_stopping(self._stop_seconds() + STOP_MARGIN, asked_for=asked_for)
         for place in self.places.values():

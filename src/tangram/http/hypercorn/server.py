@@ -45,6 +45,7 @@ async def serve_hypercorn(
     grace: Callable[[], float],
     close_code: Callable[[], int] = lambda: 1012,
     last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME,
+    takes_waiting: Callable[[], bool] = lambda: False,
     certfile: str | os.PathLike[str] | None = None,
     keyfile: str | os.PathLike[str] | None = None,
     max_message: int = defaults.MAX_MESSAGE,
@@ -64,6 +65,7 @@ async def serve_hypercorn(
         grace: Returns the seconds of the drain; called at the stop.
         close_code: Returns the close code for WebSockets; called at the stop.
         last_request_time: Returns the seconds in which a kept connection may begin its last request.
+        takes_waiting: Returns whether connections in the kernel's queue are accepted at the stop.
         certfile: The certificate chain (PEM). It turns TLS on, with HTTP/2 by ALPN.
         keyfile: The private key (PEM), if it is not in ``certfile``.
         max_message: Bytes of a WebSocket message.
@@ -80,7 +82,7 @@ async def serve_hypercorn(
     tls = make_ssl_context(certfile, keyfile) if certfile else None
     engine = HypercornServer(app, settings, tls, max_message, ping_interval).engine
     engine.close_code = close_code
-    engine.last_request_time = last_request_time
+    engine.last_request_time, engine.takes_waiting = last_request_time, takes_waiting
     engine.body_limit = body_limit
     engine.error_headers = error_headers
     engine.is_proxy = is_proxy

@@ -53,6 +53,7 @@ async def serve_native(
     max_message: int = defaults.MAX_MESSAGE,
     outer_nursery: trio.Nursery | None = None,
     keep_adopted: Callable[[], bool] = lambda: False,
+    takes_waiting: Callable[[], bool] = lambda: False,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain its connections and close the rest.
@@ -64,10 +65,8 @@ async def serve_native(
         grace: returns the seconds that connections have to finish after the cancellation.
         close_code: returns the close code of WebSockets at the stop: 1012 for a restart, 1001 for good.
         last_request_time: returns the seconds in which a kept connection may begin its last request.
-        channels: serve ``/websocket`` in place of the application. A function is called at each upgrade; if
-            it returns None, the answer is 503.
-        forwarded: returns the scope with the client's address and the scheme that a trusted proxy reports.
-            Used for channels and for the log: the application does this for its own scopes.
+        channels: serve ``/websocket`` in place of the application; a function is called at each upgrade.
+        forwarded: returns the scope as a trusted proxy reports it, for channels and the log alone.
         root_path: ``[server] root_path``, for the path of the channels.
         body_limit: returns the bytes that a request's body may have, in place of ``settings.max_body``.
         error_headers: returns the header fields of the engine's own answer to a request with this scope.
@@ -77,6 +76,7 @@ async def serve_native(
         max_message: the largest WebSocket message to the application, in bytes.
         outer_nursery: outlives the incarnation; the channels' WebSockets live there.
         keep_adopted: returns whether WebSockets in ``outer_nursery`` are closed there after the stop.
+        takes_waiting: returns whether connections in the kernel's queue are accepted at the stop.
         task_status: reports the engine once it accepts.
     """
     server = NativeServer(
@@ -91,7 +91,7 @@ async def serve_native(
     )
     engine = server.engine
     engine.close_code, engine.last_request_time = close_code, last_request_time
-    engine.body_limit, engine.error_headers = body_limit, error_headers
+    engine.body_limit, engine.error_headers, engine.takes_waiting = body_limit, error_headers, takes_waiting
     engine.forwarded, engine.is_proxy, engine.keep_adopted = forwarded, is_proxy, keep_adopted
     await engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
 
