@@ -156,7 +156,7 @@ async def test_an_account_without_info_is_no_outage(nursery: trio.Nursery) -> No
     with open_broker("--user", "app", "on", ">pw", "~*", "&*", "+@all", "-info") as redis:
         broker = ExternalBroker(redis.url.replace("redis://", "redis://app:pw@"))
         await nursery.start(broker.run)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await until(lambda: broker.statistics().up)
 
         assert broker.statistics().version is None

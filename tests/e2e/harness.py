@@ -43,6 +43,11 @@ T = TypeVar("T")
 
 READY_WITHIN = process.READY_SECONDS
 
+LONG = 60.0
+"""Seconds after which a wait for a process has failed. They end a hang, on a machine that is busy with other
+tests.
+"""
+
 
 def write_plugin(folder: Path, name: str, source: str, *, entry_point: str = "plugin") -> None:
     """Write a plugin as if it were installed: its module and its entry point metadata."""
@@ -183,7 +188,7 @@ async def run_tangram(home: Home, *arguments: str, within: float = READY_WITHIN)
     return server
 
 
-async def wait_until(look: Callable[[], Awaitable[T]], *, within: float = 10.0, every: float = 0.02) -> T:
+async def wait_until(look: Callable[[], Awaitable[T]], *, within: float = LONG, every: float = 0.02) -> T:
     """Poll *look* until it returns a true value; a refused or lost connection counts as false."""
     last: object = None
     with trio.move_on_after(within):

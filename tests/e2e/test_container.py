@@ -155,7 +155,7 @@ async def test_a_hardened_container_runs(container: Container, streams: str) -> 
             processes = await server.get("/processes")
             return not any(one.startswith("Z") or "sleep" in one for one in processes)
 
-        await wait_until(reaped, within=5.0)
+        await wait_until(reaped)
         init = init_of(server)
         init.send_signal(signal.SIGHUP)
         await server.wait_ready(times=2)
@@ -182,7 +182,7 @@ async def test_the_end_of_process_1_leaves_no_orphan(container: Container) -> No
         async def gone() -> bool:
             return not [one for one in below if one.is_running()]
 
-        await wait_until(gone, within=5.0)
+        await wait_until(gone)
     assert len(below) >= 2
 
 

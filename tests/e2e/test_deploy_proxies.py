@@ -179,7 +179,7 @@ async def open_proxy(
         env={"HOME": str(folder), "PATH": "/usr/bin:/bin"},
     )
     try:
-        await wait_until(lambda: answers(ports.secure), within=10)
+        await wait_until(lambda: answers(ports.secure))
         yield ports
     finally:
         process.terminate()
@@ -219,7 +219,7 @@ async def test_everything_works_through_the_proxy(
             async def ready() -> bool:
                 return (await client.get(f"{plain}/-/readyz")).status_code == 200
 
-            await wait_until(ready, within=10)
+            await wait_until(ready)
             seen = [(await client.get(f"{base}/through/client")).json() for base in (plain, secure)]
             manifests = [(await client.get(f"{base}/manifest.json")).json() for base in (plain, secure)]
             page = await client.get(f"{secure}/")
@@ -375,7 +375,7 @@ async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path
             ):
 
                 async def wait_numbers(behind: int) -> None:
-                    await wait_until(lambda: all_hear(heard, behind), within=20)
+                    await wait_until(lambda: all_hear(heard, behind))
 
                 await wait_numbers(20)
                 front = Home(tmp_path / "front", ports.plain)

@@ -92,7 +92,7 @@ async def test_orphans_are_reaped_and_own_children_are_not(container: Container)
         async def clean() -> bool:
             return bool(await server.get("/zombies") == [])
 
-        await wait_until(clean, within=3.0)
+        await wait_until(clean)
         assert await server.get("/own") == 7
         init_of(server).send_signal(signal.SIGTERM)
         assert await server.wait_end() == 0

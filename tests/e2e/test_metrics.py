@@ -125,7 +125,7 @@ async def test_prometheus_scrapes_a_server_and_knows_every_name(home: Home, tmp_
         async def scraped() -> bool:
             return [one["value"][1] for one in await query(client, "up")] == ["1"]
 
-        await wait_until(scraped, within=20)
+        await wait_until(scraped)
         (group,) = (await client.get("/rules")).json()["data"]["groups"]
         known = set((await client.get("/label/__name__/values")).json()["data"])
         known |= {re.sub(r"_(bucket|count|sum)$", "", name) for name in known}

@@ -102,7 +102,7 @@ async def open_proxy(name: str, upstream: int, folder: Path, *, ours: bool) -> A
         [program, *arguments(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=folder
     )
     try:
-        await wait_until(lambda: answers(port), within=10)
+        await wait_until(lambda: answers(port))
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

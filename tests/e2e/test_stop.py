@@ -294,7 +294,7 @@ async def test_a_service_that_ignores_its_siblings_crash_ends_the_process(home: 
         async def ended() -> bool:
             return server.process.poll() is not None
 
-        await wait_until(ended, within=20.0)
+        await wait_until(ended)
         await wait_gone(below)
 
         assert server.process.returncode == 70

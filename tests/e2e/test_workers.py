@@ -11,7 +11,7 @@ import psutil
 import pytest
 import trio
 
-from tests.e2e.harness import Home, Server, open_process, wait_gone, wait_until
+from tests.e2e.harness import LONG, Home, Server, open_process, wait_gone, wait_until
 from tests.e2e.polling import polling
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def workers_of(server: Server) -> list[psutil.Process]:
 async def pids(server: Server, *, among: int = 2) -> set[int]:
     """Return the processes that answer."""
     found: Counter[int] = Counter()
-    with trio.move_on_after(10):
+    with trio.move_on_after(LONG):
         while len(found) < among:
             found[(await server.get("/e2e/ping"))["pid"]] += 1
     return set(found)

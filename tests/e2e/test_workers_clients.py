@@ -21,7 +21,7 @@ import trio
 from tangram.client import fetch_token, open_socket
 from tangram.client.channel import Channel
 from tangram.client.socket import ClientSocket
-from tests.e2e.harness import Home, open_process, wait_until
+from tests.e2e.harness import LONG, Home, open_process, wait_until
 from tests.e2e.prepare import ROOT
 
 pytestmark = pytest.mark.slow
@@ -122,7 +122,7 @@ async def open_members(url: str) -> AsyncIterator[list[Member]]:
 
         for _ in range(MEMBERS):
             await nursery.start(live)
-        with trio.fail_after(10):
+        with trio.fail_after(LONG):
             for member in members:
                 await member.channel.wait_presence(lambda present: len(present) == MEMBERS)
                 member.expected = set(member.channel.presence)
@@ -138,7 +138,7 @@ async def wait_numbers(members: list[Member], more: int) -> None:
     async def heard() -> bool:
         return all(max(member.numbers, default=0) >= wanted for member in members)
 
-    await wait_until(heard, within=20)
+    await wait_until(heard)
 
 
 async def test_clients_miss_nothing_and_see_all_members_over_rolling_restarts(home: Home) -> None:
@@ -274,9 +274,9 @@ async def test_a_socket_of_systemd_is_shared_by_all_workers(home: Home) -> None:
                     found.add((await client.get("/e2e/ping")).json()["pid"])
                 return len(found) == 2
 
-            await wait_until(both, within=20)
+            await wait_until(both)
             process.terminate()
-            with trio.fail_after(15):
+            with trio.fail_after(LONG):
                 assert await process.wait() == 0
         finally:
             if process.returncode is None:

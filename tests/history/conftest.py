@@ -36,7 +36,7 @@ class Histories:
 
     async def wait_received(self, count: int) -> None:
         """Return once that many messages have arrived."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(self.received) < count:
                 self.changed = trio.Event()
                 await self.changed.wait()

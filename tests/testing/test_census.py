@@ -311,7 +311,7 @@ def an_orphan(stack: ExitStack) -> int:
 def _gone(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while start_time(pid) and time.monotonic() < until:
         time.sleep(0.001)
 

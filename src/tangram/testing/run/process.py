@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY_PROCESS", "Home", "RunningProcess", "open_process", "open_process_as", "run_process"]
 
-READY_SECONDS: Final = 20.0
-"""Seconds for a start: one second is promised, but many processes may share a slow machine."""
+READY_SECONDS: Final = 60.0
+"""Seconds for a start: one second is promised, but many processes may share a slow machine. The bound ends a
+hang, and measures nothing.
+"""
 
 STOP_SECONDS: Final = 15.0
 """Seconds for a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
 
-KILL_SECONDS: Final = 5.0
+KILL_SECONDS: Final = 10.0
 """Seconds for the end after SIGKILL, which is immediate unless the kernel holds the process."""
 
 GONE_SECONDS: Final = 10.0
@@ -340,7 +342,7 @@ async def open_process_as(
         raise ValueError(f"no invariant {sorted(unknown)!r}: expected some of {', '.join(ANY_PROCESS)}")
     taken = is_listening(home.port)
     environment = {**home.environ, **(environ or {})}
-    lives_in = f"HOME={environment['HOME']}"
+    lives_in = f"HOME={environment.get('HOME', '')}"
     process = await trio.lowlevel.open_process(
         home.command(*arguments),
         stdin=subprocess.DEVNULL,
