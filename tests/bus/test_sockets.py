@@ -116,3 +116,41 @@ async def test_full_reads_follow_each_other_without_waiting(
         await stream.receive_some(100)
     await far.send_all(b"y")
     assert await stream.receive_some(100) == b"y"
+
+
+async def test_a_full_read_into_a_buffer_is_followed_by_one_of_the_whole_buffer(pair: Pair) -> None:
+    """A large message takes few reads, and the second of them does not wait."""
+    stream, far = pair
+    data = bytes(range(256)) * 1024
+    buffer = bytearray(len(data))
+    got = b""
+    sizes = []
+    await far.send_all(data)
+    await far.aclose()
+    with trio.fail_after(10):
+        while size := await stream.receive_into(buffer):
+            got += buffer[:size]
+            sizes.append(size)
+
+    assert got == data
+    assert sizes[0] == sockets.READ_SIZE
+    assert len(sizes) == 2 or sizes[1] > sockets.READ_SIZE
+
+
+async def test_a_read_into_a_buffer_waits_after_a_full_one_that_took_everything(pair: Pair) -> None:
+    """It gets the next bytes, and ``ClosedResourceError`` after the close."""
+    stream, far = pair
+    buffer = bytearray(100_000)
+    await far.send_all(b"x" * sockets.READ_SIZE)
+    with trio.fail_after(10):
+        taken = await stream.receive_into(buffer)
+        while taken < sockets.READ_SIZE:
+            taken += await stream.receive_into(buffer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(far.send_all, b"more")
+
+            assert await stream.receive_into(buffer) == 4
+        assert buffer[:4] == b"more"
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_into(buffer)

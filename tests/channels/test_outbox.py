@@ -9,7 +9,7 @@ from tangram.channels.outbox import Outbox
 
 
 def item(size: int, key: str | None = None) -> Encoded:
-    return Encoded(TEXT, b"x" * size, key)
+    return Encoded(TEXT, b"x" * size, key=key)
 
 
 def open_box(max_backlog: int) -> tuple[Outbox, list[int]]:

@@ -31,6 +31,7 @@ from tangram.metrics.pictures import SPANS, Mark, Pictures
 from tangram.metrics.process import read_process
 from tangram.metrics.requests import RequestTimes
 from tangram.supervision import SupervisionEvent, SupervisorStatistics
+from tangram.ticks import next_tick
 from tangram.version import VERSION
 
 __all__ = ["Measuring", "services_of"]
@@ -158,10 +159,10 @@ class Measuring:
         """Measure the event loop and feed the pictures until cancelled."""
         task_status.started()
         step = min(step for step, _ in SPANS.values())
-        due = sampled = trio.current_time()
+        sampled = trio.current_time()
         self.pictures.take(self.moment(tree), self._wall())
         while True:
-            due = max(due + LAG_INTERVAL, trio.current_time())
+            due = next_tick(trio.current_time(), LAG_INTERVAL)
             await trio.sleep_until(due)
             now = trio.current_time()
             self._loop_lag.observe(now - due)

@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from tangram.plugins.registry import importing_plugin
+from tangram.ticks import next_tick
 
 __all__ = ["REPEAT_TIME", "SignalGuard", "open_signals"]
 
@@ -116,7 +117,7 @@ class SignalGuard:
     async def watch(self) -> None:
         """Check the handlers until cancelled."""
         while True:
-            await trio.sleep(CHECK_INTERVAL)
+            await trio.sleep_until(next_tick(trio.current_time(), CHECK_INTERVAL))
             self.check()
 
     def reset_in_child(self) -> None:

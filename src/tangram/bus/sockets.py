@@ -61,6 +61,33 @@ class PlainStream(trio.abc.Stream):
             return data
         raise trio.ClosedResourceError
 
+    async def receive_into(self, buffer: bytearray) -> int:
+        """Read the next bytes to the begin of a buffer, and return their number.
+
+        0 is the end of the stream. A read takes ``READ_SIZE`` bytes. If it is full, one read of the whole
+        buffer follows without waiting, so that a large message costs few reads.
+
+        Args:
+            buffer: at least ``READ_SIZE`` bytes.
+
+        Raises:
+            BrokenResourceError: the connection broke.
+            ClosedResourceError: this stream is closed.
+        """
+        while not self._closed:
+            full, self._full_reads = self._full_reads, 0
+            if not full:
+                await _wait_readable(self._socket)
+            try:
+                size = self._socket.recv_into(buffer, 0 if full else READ_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            self._full_reads = int(not full and size == READ_SIZE)
+            return size
+        raise trio.ClosedResourceError
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all bytes, without a checkpoint if the socket accepts them at once.
 

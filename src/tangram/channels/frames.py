@@ -86,17 +86,28 @@ class SocketMessage(NamedTuple):
 class Encoded:
     """The payload of one WebSocket frame, shared by all members that receive it."""
 
-    __slots__ = ("data", "key", "opcode", "wire")
+    __slots__ = ("key", "opcode", "parts", "size", "wire")
 
-    def __init__(self, opcode: int, data: bytes, key: str | None = None) -> None:
+    def __init__(self, opcode: int, *parts: bytes, key: str | None = None) -> None:
         self.opcode = opcode
         """``TEXT`` or ``BINARY``."""
-        self.data = data
-        """The frame's payload, without the frame header."""
+        self.parts = parts
+        """The frame's payload in parts. A transport that joins them with its frame header copies a large
+        message once."""
+        self.size = sum(map(len, parts))
+        """Bytes of the frame's payload."""
         self.key = key
         """If set, a newer message with the same key replaces this one while it waits."""
         self.wire: bytes | None = None
         """The whole frame with its header, once a transport has framed it."""
+
+    @property
+    def data(self) -> bytes:
+        """The frame's payload in one piece, without the frame header."""
+        parts = self.parts
+        if len(parts) > 1:
+            self.parts = parts = (b"".join(parts),)
+        return parts[0]
 
     def __repr__(self) -> str:
         return f"Encoded({self.opcode}, {self.data!r})"
@@ -117,11 +128,11 @@ class Run(Sequence[Encoded]):
         """
         self._items = tuple(items) if texts is None else None
         self.texts = texts
-        datas = texts if texts is not None else [item.data for item in self.items]
-        self.length = len(datas)
-        self.size = sum(map(len, datas))
+        sizes = list(map(len, texts)) if texts is not None else [item.size for item in self.items]
+        self.length = len(sizes)
+        self.size = sum(sizes)
         """Bytes of the ``data`` of all messages."""
-        self.first = len(datas[0]) if datas else 0
+        self.first = sizes[0] if sizes else 0
         """Bytes of the ``data`` of the first message."""
         self.wire: bytes | None = None
 

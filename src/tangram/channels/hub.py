@@ -273,7 +273,7 @@ class Hub:
             for destination, payload, document in pending:
                 header = destination.headers.get(form) or destination.header(form)
                 if document:
-                    items.append(Encoded(TEXT, header.text + payload + header.tail))
+                    items.append(Encoded(TEXT, header.text, payload, header.tail))
                 elif (item := header.encode(payload, None, document=False)) is not None:
                     items.append(item)
             delivered = len(items) * len(outboxes)
@@ -300,7 +300,7 @@ class Hub:
             if item is not None:
                 for outbox in outboxes:
                     outbox.put(item)
-                topic.sent_bytes += len(item.data) * len(outboxes)
+                topic.sent_bytes += item.size * len(outboxes)
                 topic.deliveries += len(outboxes)
                 self._deliveries += len(outboxes)
         topic.messages += 1

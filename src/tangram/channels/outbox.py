@@ -7,7 +7,7 @@
 3. ``wake`` is called when an outbox that was idle has work. It must not block and must not touch memberships.
 4. A broadcast to clients that keep up does not pass through outboxes: ``put_run_all`` hands the framed bytes
    to the transport's ``express`` at once. That is set only while nothing waits, so that nothing is overtaken;
-   bytes that it does not take are counted as if they had been put.
+   bytes that it does not take are counted as if they had been put. ``join`` frames the run for the first one.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Outbox:
         "conflated",
         "disconnect",
         "express",
+        "join",
         "max_backlog",
         "max_exempt",
         "resume",
@@ -77,6 +78,8 @@ class Outbox:
         self._exempt = 0
         self.express: Callable[[bytes], int] | None = None
         """Sends framed bytes without blocking, and returns how many it took; None while anything waits."""
+        self.join: Callable[[Run], bytes] | None = None
+        """Frames a run for ``express``, and stores the bytes in ``run.wire``."""
         self.resume: Callable[[bytes, int, int], None] | None = None
         """Sends the rest of framed bytes: ``resume(wire, sent, size)`` after ``express`` has taken a part."""
         self.disconnect: Disconnect | None = None
@@ -104,10 +107,10 @@ class Outbox:
         """Add one message; if it does not fit, close with ``OVERLOAD``."""
         if self.disconnect is not None:
             return
-        total = self._total + len(item.data)
+        total = self._total + item.size
         if item.key is not None and self._replace(item):
             return
-        if total > self._limit and not self._widen(len(item.data)):
+        if total > self._limit and not self._widen(item.size):
             return
         items = self._items
         idle = not items
@@ -154,7 +157,7 @@ class Outbox:
         """
         if self._total and self._exempt < self.max_exempt:
             self._exempt += 1
-            self._limit += len(item.data)
+            self._limit += item.size
         self.put(item)
 
     def _widen(self, size: int) -> bool:
@@ -175,7 +178,7 @@ class Outbox:
             self._keys[item.key] = len(self._items)
             return False
         items = self._own()
-        growth = len(item.data) - len(items[index].data)
+        growth = item.size - items[index].size
         if growth > 0 and self._total + growth > self._limit:
             return False
         self._total += growth
@@ -205,7 +208,7 @@ class Outbox:
     def written(self, size: int) -> None:
         """Note that ``size`` bytes have left.
 
-        ``size`` is the sum of ``len(item.data)``, without frame headers.
+        ``size`` is the sum of ``item.size``, without frame headers.
         """
         self._total -= size
         if self._total <= 0:
@@ -231,16 +234,17 @@ class Outbox:
 def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
     """Add all messages of a run, which must have no keys, to many outboxes."""
     behind = run.size - run.first
-    wire = run.wire
-    length = 0 if wire is None else len(wire)
+    wire: bytes | None = None
+    length = 0
     for outbox in outboxes:
         express = outbox.express
-        if express is None or wire is None or behind > outbox.max_backlog:
+        if express is None or behind > outbox.max_backlog:
             outbox.put_run(run)
-            # The first transport has framed the run.
-            wire = run.wire
-            length = 0 if wire is None else len(wire)
             continue
+        if wire is None:
+            assert outbox.join is not None
+            wire = run.wire or outbox.join(run)
+            length = len(wire)
         try:
             sent = express(wire)
         except OSError:

@@ -52,16 +52,16 @@ class BroadcastHeader(NamedTuple):
             document: whether the payload is a JSON object or array.
         """
         if document:
-            return Encoded(TEXT, self.text + payload + self.tail, key)
+            return Encoded(TEXT, self.text, payload, self.tail, key=key)
         if self.binary is not None:
-            return Encoded(BINARY, self.binary + payload, key)
+            return Encoded(BINARY, self.binary, payload, key=key)
         if not self.strings:
             return None
         try:
             text = payload.decode()
         except UnicodeDecodeError:
             return None
-        return Encoded(TEXT, self.text + codec.encode_json(text) + self.tail, key)
+        return Encoded(TEXT, self.text, codec.encode_json(text), self.tail, key=key)
 
 
 class Serializer(ABC):

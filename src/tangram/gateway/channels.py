@@ -48,6 +48,7 @@ from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings, presence_rules
 from tangram.history.rules import Rules
 from tangram.log_limit import LogLimit
+from tangram.ticks import next_tick
 from tangram.turns import Turns
 
 __all__ = ["Channels", "ChannelsStatistics", "DisconnectCount"]
@@ -464,7 +465,7 @@ class Channels:
 
     async def _sweep(self) -> None:
         while True:
-            await trio.sleep(SWEEP_INTERVAL)
+            await trio.sleep_until(next_tick(trio.current_time(), SWEEP_INTERVAL))
             now = trio.current_time()
             oldest = now - self.settings.idle_timeout
             for session in list(self._sessions.values()):

@@ -101,7 +101,7 @@ async def _poll(polled: _PollSession, token: str) -> Response:
         with trio.move_on_after(POLL_WINDOW):
             await polled.changed.wait()
     items = outbox.take_all()
-    outbox.written(sum(len(item.data) for item in items))
+    outbox.written(sum(item.size for item in items))
     messages = [item.data.decode() for item in items]
     if messages:
         return _answer({"status": 200, "token": token, "messages": messages})

@@ -74,8 +74,7 @@ def frame(item: Encoded) -> bytes:
 
     It is unmasked, as a server sends it (RFC 6455, section 5.2).
     """
-    data = item.data
-    size = len(data)
+    size = item.size
     first = 0x80 | item.opcode
     if size < 126:
         head = bytes((first, size))
@@ -83,7 +82,7 @@ def frame(item: Encoded) -> bytes:
         head = bytes((first, 126, size >> 8, size & 0xFF))
     else:
         head = bytes((first, 127)) + size.to_bytes(8, "big")
-    item.wire = wire = head + data
+    item.wire = wire = b"".join((head, *item.parts))
     return wire
 
 
@@ -163,7 +162,7 @@ class Pump:
     def attach(self, outbox: Outbox) -> None:
         """Set the outbox to empty; from now on ``wake`` sends."""
         self._outbox = outbox
-        outbox.resume = self._resume
+        outbox.resume, outbox.join = self._resume, join
         self.flush()
 
     def wake(self) -> None:
@@ -254,18 +253,18 @@ class Pump:
             self._statistics.messages += count
             if self.protocol.extensions:
                 data += self._compress(items)
-                credit = sum(len(item.data) for item in items)
+                credit = sum(item.size for item in items)
             elif type(items) is Run:
                 wire = items.wire or join(items)
                 data, credit = data + wire if data else wire, items.size
             elif count == 1 and not data:
                 item = items[0]
-                data, credit = item.wire or frame(item), len(item.data)
+                data, credit = item.wire or frame(item), item.size
             else:
                 parts = [data]
                 for item in items:
                     parts.append(item.wire or frame(item))
-                    credit += len(item.data)
+                    credit += item.size
                 data = b"".join(parts)
         if outbox.disconnect is not None:
             self._begin_end()

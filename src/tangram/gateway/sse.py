@@ -61,7 +61,7 @@ class _Listener:
                 self.changed = trio.Event()
                 await self.changed.wait()
         items = list(outbox.take_all())
-        outbox.written(sum(len(item.data) for item in items))
+        outbox.written(sum(item.size for item in items))
         return items
 
 

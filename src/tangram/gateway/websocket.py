@@ -133,7 +133,7 @@ async def _write(session: Session, connection: AcceptedWebSocket, wakeup: _Write
             while True:
                 for item in outbox.take_all():
                     await connection.send(item)
-                    outbox.written(len(item.data))
+                    outbox.written(item.size)
                 if outbox.disconnect is not None and not len(outbox):
                     break
                 await wakeup.wait()

@@ -34,6 +34,7 @@ from tangram.descriptors import EXHAUSTED, connection_limit
 from tangram.http.listeners import HeldSocket
 from tangram.http.pending import PendingBytes
 from tangram.log_limit import LogLimit
+from tangram.ticks import next_tick
 from tangram.turns import Turns
 
 __all__ = [
@@ -415,7 +416,7 @@ class Engine:
 
     async def _check_deadlines(self, tick: Callable[[], None]) -> None:
         while True:
-            await trio.sleep(TICK)
+            await trio.sleep_until(next_tick(trio.current_time(), TICK))
             tick()
 
     async def _finish(self, kept: set[Connection], seconds: float) -> None:
