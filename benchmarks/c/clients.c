@@ -1,12 +1,15 @@
 /* Many WebSocket clients in one thread, so that what they cost is not what is measured.
 
-   clients PORT PATH TOPIC TOKEN COUNT WINDOW [hold]: connects COUNT clients, WINDOW at a time, joins each to TOPIC
+   clients PORT PATH TOPIC TOKEN COUNT WINDOW [hold|recover]: connects COUNT clients, WINDOW at a time, joins each to TOPIC
    with TOKEN, prints the seconds that this took, and reads. PATH "-" is a plain socket: frames come without asking.
    TOPIC "@FILE" has a line with topic and token for each client, and TOKEN is not used.
    For other servers than those of Phoenix TOKEN is "SUBPROTOCOL=REPLY", each may be empty: each client offers the
    subprotocol, sends the token of its line, which is hexadecimal, as one binary frame, and has joined once a frame
    has REPLY (hexadecimal, too). Token "-" sends nothing: the upgrade is the join.
    With "hold" the clients connect, and join at the command "join"; each of the two prints its seconds.
+   With "recover" they ask for positions, and join again with the last one; they come back at the times of phoenix.js.
+   Numbers of messages must then follow one another, and "return" ends for a client at its first position after the
+   join: behind the last missed message.
 
    On its input: "join" joins all, WINDOW at a time; "reset" forgets what was counted; "report" prints it; "push
    MESSAGES RATE BATCH" has the clients push MESSAGES in all, RATE a second, BATCH in one write; "return" waits until
@@ -25,10 +28,14 @@ struct client {
     size_t have, room, out_size, out_done;
     size_t large, left; /* of a frame that is not kept: its bytes, and those that are still to come */
     int64_t messages, last, began, pushed, again;
-    int back;
+    int back, tries;
+    char position[64];
 };
 
 #define RETRY_NS 10000000
+/* Milliseconds after which phoenix.js connects again, by attempts without a connection. */
+static const int retries[] = {10, 50, 100, 150, 200, 250, 500, 1000, 2000, 5000};
+#define RETRIES (int)(sizeof retries / sizeof *retries)
 
 /* Bytes of a payload that are looked at, and of a frame that is kept whole: 10,000 lists of presence fill memory. */
 #define LOOK 160
@@ -46,6 +53,9 @@ static double push_gap;
 static int next_pusher;
 static int returning, returned;
 static int64_t attempts_refused;
+/* Of clients that recover: numbers that did not come, or came again, and joins that were told of missed messages. */
+static int recover;
+static int64_t skipped, repeated, told_missed;
 /* Of a server that does not speak Phoenix: the reply to a greeting, and the subprotocol. */
 static int greeting;
 static const char *subprotocol = "";
@@ -68,7 +78,8 @@ static void end(struct client *it) {
         returned -= it->back;
         it->back = 0;
         it->state = AWAY;
-        it->again = now_ns() + RETRY_NS;
+        it->again = now_ns() + (recover ? retries[it->tries] * 1000000LL : RETRY_NS);
+        if (it->tries < RETRIES - 1) it->tries++;
         it->have = it->left = it->out_size = it->out_done = 0;
         return;
     }
@@ -118,7 +129,7 @@ static void start(struct client *it) {
     never_block(it->fd);
     no_delay(it->fd);
     it->began = now_ns();
-    it->last = -1;
+    if (!*it->position) it->last = -1;
     if (connect(it->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS) die("connect");
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.u32 = (uint32_t)(it - clients)};
     epoll_ctl(epoll, EPOLL_CTL_ADD, it->fd, &event);
@@ -184,14 +195,17 @@ static void join(struct client *it) {
         say(it, out, size);
         return;
     }
-    int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"}]", topics ? topics[it - clients] : topic,
+    int length = sprintf(text, "[\"1\",\"1\",\"%s\",\"phx_join\",{\"token\":\"%s\"", topics ? topics[it - clients] : topic,
                          tokens ? tokens[it - clients] : token);
+    if (recover) length += sprintf(text + length, ",\"recover\":\"%s\"", it->position);
+    length += sprintf(text + length, "}]");
     it->state = JOINING;
     say(it, out, frame(out, text, (size_t)length));
 }
 
 static void upgraded(struct client *it) {
     upgrades++;
+    it->tries = 0;
     if (!hold) {
         join(it);
         return;
@@ -211,6 +225,32 @@ static int presence(const char *text, size_t size) {
     return 1;
 }
 
+static void keep_position(struct client *it, const char *text, size_t size, const char *key) {
+    const char *found = memmem(text, size, key, strlen(key)), *at = found + strlen(key);
+    const char *stop = found ? memchr(at, '"', size - (size_t)(at - text)) : NULL;
+    if (!stop || (size_t)(stop - at) >= sizeof it->position) {
+        fprintf(stderr, "no position: %.*s\n", (int)size, text);
+        exit(1);
+    }
+    memcpy(it->position, at, (size_t)(stop - at));
+    it->position[stop - at] = 0;
+}
+
+/* Takes the position behind messages; it ends the return of a client that has been away. */
+static void positioned(struct client *it, const char *text, size_t size) {
+    keep_position(it, text, size, "\"at\":\"");
+    if (!returning || it->back || !it->again) return;
+    it->back = 1;
+    returned++;
+    count_latency(now_ns() - begun);
+}
+
+static void count_recovered(struct client *it, int64_t n) {
+    if (it->last >= 0 && n > it->last + 1) skipped += n - it->last - 1;
+    if (n <= it->last) repeated++;
+    else it->last = n;
+}
+
 static void heard(struct client *it, const char *text, size_t size) {
     if (it->state == JOINING && greeting) {
         if (memmem(text, size, greeted, greeted_size)) {
@@ -228,6 +268,11 @@ static void heard(struct client *it, const char *text, size_t size) {
             }
             it->state = JOINED;
             joined++;
+            if (recover) {
+                keep_position(it, text, size, "\"position\":\"");
+                if (memmem(text, size, "\"reason\"", 8)) told_missed++, it->last = -1;
+                return;
+            }
             if (returning) it->back = 1, returned++;
             count_latency(now_ns() - it->began);
         }
@@ -237,6 +282,10 @@ static void heard(struct client *it, const char *text, size_t size) {
     const char *number = memmem(text, look, "{\"n\":", 5);
     const char *stamp = number ? memmem(number, look - (size_t)(number - text), "\"t\":", 4) : NULL;
     if (!stamp) {
+        if (recover && memmem(text, look, "tangram:position", 16)) {
+            positioned(it, text, size);
+            return;
+        }
         if (presence(text, size)) return;
         if (push_total && memmem(text, look, "phx_reply", 9)) {
             replies++;
@@ -247,6 +296,11 @@ static void heard(struct client *it, const char *text, size_t size) {
     int64_t n = strtoll(number + 5, NULL, 10), at = strtoll(stamp + 4, NULL, 10);
     messages++;
     it->messages++;
+    if (recover) {
+        count_recovered(it, n);
+        if (!returning) count_latency(now_ns() - at);
+        return;
+    }
     if (n <= it->last) disordered++;
     it->last = n;
     count_latency(now_ns() - at);
@@ -384,10 +438,12 @@ static void report(void) {
     }
     printf("{\"messages\": %lld, \"least\": %lld, \"most\": %lld, \"closed\": %d, \"disordered\": %lld, \"reads\": %lld, "
            "\"bytes\": %lld, \"pushed\": %lld, \"replies\": %lld, \"refused\": %lld, \"states\": %lld, "
-           "\"differences\": %lld, \"presence_bytes\": %lld, \"presence_seconds\": %.6f, ",
+           "\"differences\": %lld, \"presence_bytes\": %lld, \"skipped\": %lld, \"repeated\": %lld, \"told_missed\": %lld, "
+           "\"presence_seconds\": %.6f, ",
            (long long)messages, (long long)least, (long long)most, gone, (long long)disordered, (long long)reads,
            (long long)bytes_read, (long long)push_sent, (long long)replies, (long long)refused, (long long)states,
-           (long long)differences, (long long)presence_bytes,
+           (long long)differences, (long long)presence_bytes, (long long)skipped, (long long)repeated,
+           (long long)told_missed,
            last_presence ? (double)(last_presence - begun) / 1e9 : 0.0);
     print_percentiles();
     printf(", \"cpu_seconds\": %.6f}\n", cpu_seconds());
@@ -416,7 +472,7 @@ static int command(void) {
         returning = 1;
         returned = 0;
         attempts_refused = 0;
-        for (int i = 0; i < count; i++) clients[i].back = 0;
+        for (int i = 0; i < count; i++) clients[i].back = 0, clients[i].again = 0;
         clear_latencies();
         begun = now_ns();
     } else if (!strncmp(line, "push", 4)) {
@@ -436,7 +492,8 @@ static int command(void) {
 
 int main(int argc, char **argv) {
     if (argc != 7 && argc != 8) return 2;
-    int held = hold = argc == 8;
+    int held = hold = argc == 8 && !strcmp(argv[7], "hold");
+    recover = argc == 8 && !hold;
     port = atoi(argv[1]);
     path = argv[2];
     plain = !strcmp(path, "-");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from trio.testing import MockClock
 
 from tangram import History, Plugin
 from tangram.client import Channel, ClientSocket
+from tangram.gateway import recovery
 from tangram.history import parse_position
 from tangram.testing import RunningTangram, open_tangram
 
@@ -260,14 +262,60 @@ async def test_joins_that_come_together_share_one_read(tangram: RunningTangram) 
             channel = await client.join("kept:a", token=permission, recover=position)
             got.append(await numbers(channel, 5))
 
-    recovery = tangram.server.tree.incarnation.channels._recovery  # type: ignore[union-attr]
-    before = recovery._reads  # type: ignore[union-attr]
+    entry = tangram.server.tree.incarnation.channels._recovery  # type: ignore[union-attr]
+    before = entry._reads  # type: ignore[union-attr]
     async with trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(one)
 
     assert got == [[1, 2, 3, 4, 5]] * 20
-    assert recovery._reads - before <= 20  # type: ignore[union-attr]
+    assert entry._reads - before <= 20  # type: ignore[union-attr]
+
+
+class Passes(trio.abc.Instrument):
+    """Counts the passes of the event loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_one_slice_of_members_enters_in_each_pass(
+    tangram: RunningTangram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other clients are served between two slices, and members of later slices miss nothing meanwhile."""
+    async with tangram.open_socket() as client:
+        position = str((await join(tangram, client, "kept:a", recover=True)).position)
+    await publish(tangram, "kept:a", *range(1, 6))
+    permission = await token(tangram, "kept:a")
+    passes, entered = Passes(), []
+    channels = tangram.server.tree.incarnation.channels  # type: ignore[union-attr]
+    enter = channels.hub.join  # type: ignore[union-attr]
+
+    def note(*arguments: Any) -> Any:
+        entered.append(passes.count)
+        return enter(*arguments)
+
+    async def one() -> None:
+        async with tangram.open_socket() as client:
+            channel = await client.join("kept:a", token=permission, recover=position)
+            assert channel.recovered
+            assert await numbers(channel, 30) == list(range(1, 31))
+
+    monkeypatch.setattr(recovery, "SLICE", 2 * recovery.ENTRY + 1000)
+    monkeypatch.setattr(channels.hub, "join", note)  # type: ignore[union-attr]
+    trio.lowlevel.add_instrument(passes)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(one)
+        while not entered:
+            await trio.lowlevel.checkpoint()
+        await publish(tangram, "kept:a", *range(6, 31))
+    trio.lowlevel.remove_instrument(passes)
+
+    assert len(entered) == 20
+    assert max(Counter(entered).values()) == 2
 
 
 JSON = st.recursive(

@@ -6,11 +6,14 @@
 2. Joins of one topic from one position that come together share one read, and the encoded messages.
 3. A topic with messages of plain ``PUBLISH`` is served once this node is in step with the recorder: before,
    messages without a record could be missing unnoticed.
-4. A join without an answer after ``TIMEOUT`` seconds is refused as unavailable, and the client tries again.
+4. Members enter in slices, one slice in each pass of the event loop: the messages of 1,000 members are 25 MB.
+   Messages that come meanwhile are kept for the members that have not entered yet.
+5. A join without an answer after ``TIMEOUT`` seconds is refused as unavailable, and the client tries again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -47,8 +50,12 @@ HELLO_INTERVAL: Final = 0.5
 """Seconds between attempts to get in step with the recorder."""
 SWEEP_INTERVAL: Final = 1.0
 """Seconds between looks for topics that have no members with positions any more."""
-GROUP: Final = 50
-"""Members that share one read: their messages are written in one step of this process."""
+GROUP: Final = 200
+"""Members that share one read."""
+SLICE: Final = 1024 * 1024
+"""Bytes that the members of one slice are sent: about two milliseconds."""
+ENTRY: Final = 16 * 1024
+"""Bytes that the entry of a member counts for beside its messages: the reply, and the presence."""
 READS: Final = 8
 """Reads at once; meanwhile further joins gather into groups."""
 
@@ -87,13 +94,25 @@ class _Group:
     replay: Replay | None = None
     live: Live | None = None
     tail: list[tuple[str, bytes]] = attrs.Factory(list)
-    """Events of the topic after the marker, until the answer is here."""
+    """Events of the topic after the marker, for members that have not entered yet."""
     position: str = ""
     """The last position in the tail."""
     failed: bool = False
     uncertain: bool = False
     """Whether it could not be answered because this node is not in step with the recorder."""
+    complete: trio.Event = attrs.Factory(trio.Event)
+    """Set once both the answer and the marker are here, or the read has failed."""
     done: trio.Event = attrs.Factory(trio.Event)
+
+    @property
+    def progress(self) -> tuple[int, str]:
+        """The number of kept events, and the position behind them: another value means that there is more."""
+        return len(self.tail), self.position
+
+    def fail(self) -> None:
+        """Let the members that have not entered yet try again."""
+        self.failed = True
+        self.complete.set()
 
 
 class Recovery:
@@ -131,6 +150,8 @@ class Recovery:
         self._waiting: dict[tuple[str, str], _Group] = {}
         """Groups that still take joins, by topic and position."""
         self._limit = trio.CapacityLimiter(READS)
+        self._turns = trio.Lock()
+        """Handed over in each pass of the event loop, so that one slice enters in each."""
         self._in_step = trio.Event()
         """Set whenever this node gets in step; replaced by each join that waits for it."""
         self._restart = trio.Event()
@@ -163,8 +184,8 @@ class Recovery:
             self._in_step.set()
 
     def _keep_tails(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        """Keep messages for groups whose marker has come before Redis' answer."""
-        tails = [group for group in self._open.values() if group.live is not None and group.replay is None]
+        """Keep messages for groups that are behind their marker: not all of their members have entered."""
+        tails = [group for group in self._open.values() if group.live is not None]
         for channel, payload in batch if tails else ():
             if channel == POSITION:
                 topic, _, position = payload.partition(b"\0")
@@ -182,7 +203,8 @@ class Recovery:
         if group is None:
             return
         group.live = live
-        self._answer(group)
+        if group.replay is not None:
+            group.complete.set()
 
     def _report_gap(self, gap: Gap) -> None:
         """Make the members join again, and the joins that have passed their marker begin anew."""
@@ -190,16 +212,14 @@ class Recovery:
             log.warning("positions are not continuous, members join again", topic=gap.topic)
         for group in self._open.values():
             if group.topic == gap.topic and group.live is not None:
-                group.failed = True
-                group.done.set()
+                group.fail()
         self._publish(self._hub.expel_followers(gap.topic))
 
     def interrupted(self) -> None:
         """Note that messages may have been missed: markers as well."""
         self._feed.interrupted()
         for group in self._open.values():
-            group.failed = True
-            group.done.set()
+            group.fail()
 
     def restored(self) -> None:
         """Get in step now: Redis is back."""
@@ -273,7 +293,7 @@ class Recovery:
         return group
 
     async def _read(self, group: _Group) -> None:
-        """Send the read of a group, and wait for its answer and its marker."""
+        """Send the read of a group, wait for its answer and its marker, and let the members enter."""
         await trio.lowlevel.checkpoint()  # joins of the same pass of the scheduler are added meanwhile
         if self._waiting.get((group.topic, group.since)) is group:
             del self._waiting[group.topic, group.since]
@@ -287,28 +307,42 @@ class Recovery:
                 answer = await self._call(call)
                 if not group.failed:
                     group.replay = parse_replay(answer)
-                    self._answer(group)
-                    await group.done.wait()
+                    if group.live is not None:
+                        group.complete.set()
+                    await group.complete.wait()
+                    await self._enter_all(group)
         except BrokerUnavailable as error:
             log.debug("history not read", topic=group.topic, cause=str(error))
         finally:
             del self._open[nonce]
             self._feed.expected.discard(nonce)
 
-    def _answer(self, group: _Group) -> None:
+    async def _enter_all(self, group: _Group) -> None:
         """Let the members of a group enter, once both the answer and the marker are here."""
         replay, live = group.replay, group.live
         if replay is None or live is None or group.failed:
             return
-        group.done.set()
         if not replay.certain and not live.in_step:
             group.uncertain = True
             if not self._hub.has_followers(group.topic):
                 self._feed.unfollow(group.topic)
             return
-        catchup = _catchup(group, replay, live)
-        for join in group.joins:
-            self._enter(join, catchup)
+        waiting = deque(group.joins)
+        made, catchup = group.progress, _catchup(group, replay, live)
+        while waiting:
+            async with self._turns:
+                pass  # the lock is handed over to the next group, whose slice is in the next pass
+            if group.failed:
+                return
+            if made != group.progress:
+                made, catchup = group.progress, _catchup(group, replay, live)
+            self._enter_some(waiting, catchup)
+
+    def _enter_some(self, waiting: deque[_Join], catchup: Catchup) -> None:
+        """Let the first members enter: as many as one slice takes, and at least one."""
+        cost = ENTRY + sum(len(payload) for _, payload in catchup.events)
+        for _ in range(min(len(waiting), max(1, SLICE // cost))):
+            self._enter(waiting.popleft(), catchup)
 
     def _enter(self, join: _Join, catchup: Catchup) -> None:
         socket = join.session.socket
