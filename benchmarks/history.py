@@ -3,9 +3,9 @@
     python benchmarks/history.py [--quick] [FIGURE ...]
 
 The figures: ``live`` is the cost of a delivery with a history, without one beside topics with one, and
-without any; ``storm`` has 1,000 clients recover 100 messages each at once beside others; ``recoveries``
-strikes ten kinds of fault while pages of unmodified phoenix.js count. CPU is the operating system's figure
-for the server.
+without any; ``storm`` has 1,000 clients recover 100 messages each at once beside others; ``crash`` has 1,000
+clients miss messages of a crash; ``recoveries`` strikes ten kinds of fault while pages of unmodified
+phoenix.js count. CPU is the operating system's figure for the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.figures import recoveries
+from benchmarks.figures import missed, recoveries
 from benchmarks.figures.common import Figure, none_of, tell
 from benchmarks.lib.loads import TOPIC, Clients, publish, wait_delivered
 from benchmarks.lib.processes import LOAD_CPUS, build, cpu_seconds, keep_off, pinned, wait_quiet
@@ -100,7 +100,7 @@ def storm(count: int) -> list[Figure]:
             quiet = beside(server, others, lambda: None)
             # The token stands last in the join's payload, so that the position can follow it there.
             token = f'{server.token(TOPIC)}","recover":"{position}'
-            clients = Clients(server.port, token, count, window=count, hold=True)
+            clients = Clients(server.port, token, count, window=count, mode="hold")
             took: list[float] = []
             busy = beside(server, others, lambda: took.append(recover_all(clients)))
             report = clients.ask("report")
@@ -154,11 +154,13 @@ def beside(server: Server, others: Clients, work: Callable[[], None]) -> float:
 FULL: dict[str, Callable[[], list[Figure]]] = {
     "live": lambda: live(9, 3.0),
     "storm": lambda: storm(1000),
+    "crash": lambda: missed.measure(5, 1000),
     "recoveries": lambda: trio.run(recoveries.measure, 3, 20),
 }
 QUICK: dict[str, Callable[[], list[Figure]]] = {
     "live": lambda: live(3, 0.5),
     "storm": lambda: storm(200),
+    "crash": lambda: missed.measure(1, 200),
     "recoveries": lambda: trio.run(recoveries.measure, 1, 4),
 }
 

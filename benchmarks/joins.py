@@ -68,11 +68,11 @@ def wait_quiet(clients: Clients) -> dict[str, Any]:
 def held(server: Server, count: int, folder: Path) -> Clients:
     """Return clients that have connected and wait for the command to join the topic."""
     if not isinstance(server, Peer) or server.valkey is not None:
-        return Clients(server.port, server.token(TOPIC), count, window=500, hold=True)
+        return Clients(server.port, server.token(TOPIC), count, window=500, mode="hold")
     file = folder / "greetings"
     file.write_text(f"{TOPIC} {server.token(TOPIC)}\n" * count)
     return Clients(
-        server.port, server.greeting, count, window=500, path=server.path, topic=f"@{file}", hold=True
+        server.port, server.greeting, count, window=500, path=server.path, topic=f"@{file}", mode="hold"
     )
 
 

@@ -114,7 +114,7 @@ def storm(nodes: list[Server], count: int) -> Sample:
     halves: list[Clients] = []
     try:
         halves.extend(
-            Clients(node.port, node.token(TOPIC), count // 2, window=250, hold=True) for node in nodes
+            Clients(node.port, node.token(TOPIC), count // 2, window=250, mode="hold") for node in nodes
         )
         before = sum(cpu_seconds(node.pid) for node in nodes)
         for half in halves:

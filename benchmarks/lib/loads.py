@@ -36,12 +36,15 @@ class Clients:
         window: int = 32,
         path: str = PATH,
         topic: str = TOPIC,
-        hold: bool = False,
+        mode: str = "",
     ) -> None:
-        """Connect and join ``count`` clients, ``window`` at a time; with ``hold`` they join at ``join``."""
+        """Connect and join ``count`` clients, ``window`` at a time.
+
+        In the mode ``hold`` they join at ``join``, in ``recover`` they ask for the messages that they miss.
+        """
         command = [str(build("clients")), str(port), path, topic, token, str(count), str(window)]
         self.count = count
-        self.process = Process(command + ["hold"] * hold, cpus=LOAD_CPUS, pipes=True)
+        self.process = Process([*command, mode] if mode else command, cpus=LOAD_CPUS, pipes=True)
         self.joined = self.process.read_json()
 
     def join(self) -> dict[str, Any]:

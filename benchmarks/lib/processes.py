@@ -103,11 +103,18 @@ class Process:
         log: Path | None = None,
         pipes: bool = False,
     ) -> None:
-        out = log.open("ab") if log is not None else None
         self.log = log
-        self._process = subprocess.Popen(
-            pinned(command, cpus),
-            env=dict(environ) if environ is not None else None,
+        self._command = pinned(command, cpus)
+        self._environ = environ
+        self._pipes = pipes
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        out = self.log.open("ab") if self.log is not None else None
+        pipes = self._pipes
+        process = subprocess.Popen(
+            self._command,
+            env=dict(self._environ) if self._environ is not None else None,
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else out or subprocess.DEVNULL,
             stderr=out or (None if pipes else subprocess.DEVNULL),
@@ -115,6 +122,13 @@ class Process:
         )
         if out is not None:
             out.close()
+        return process
+
+    def restart(self, signal: int) -> None:
+        """End the process by a signal, and start it again at once."""
+        self._process.send_signal(signal)
+        self._process.wait(GIVE_UP)
+        self._process = self._start()
 
     @property
     def pid(self) -> int:
