@@ -106,7 +106,7 @@ class _Group:
 
     @property
     def progress(self) -> tuple[int, str]:
-        """The number of kept events, and the position behind them: another value means that there is more."""
+        """The number of kept events, and the position behind them."""
         return len(self.tail), self.position
 
     def fail(self) -> None:
@@ -184,7 +184,7 @@ class Recovery:
             self._in_step.set()
 
     def _keep_tails(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        """Keep messages for groups that are behind their marker: not all of their members have entered."""
+        """Keep messages for groups behind their marker, until all members have entered."""
         tails = [group for group in self._open.values() if group.live is not None]
         for channel, payload in batch if tails else ():
             if channel == POSITION:
