@@ -155,13 +155,13 @@ FULL: dict[str, Callable[[], list[Figure]]] = {
     "live": lambda: live(9, 3.0),
     "storm": lambda: storm(1000),
     "crash": lambda: missed.measure(5, 1000),
-    "recoveries": lambda: trio.run(recoveries.measure, 3, 20),
+    "recoveries": lambda: trio.run(recoveries.measure, 3, 30, 1000),
 }
 QUICK: dict[str, Callable[[], list[Figure]]] = {
     "live": lambda: live(3, 0.5),
     "storm": lambda: storm(200),
     "crash": lambda: missed.measure(1, 200),
-    "recoveries": lambda: trio.run(recoveries.measure, 1, 4),
+    "recoveries": lambda: trio.run(recoveries.measure, 1, 4, 32),
 }
 
 

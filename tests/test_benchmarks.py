@@ -88,7 +88,8 @@ def test_a_page_of_the_recoveries_notices_lost_messages() -> None:
     assert watched(JOINED, {"n": 1}, JOINED, {"n": 3}).lost == 1
     assert watched(JOINED, {"n": 1}, {"n": 4}, sent=[1, 3, 4]).lost == 1
     told = watched(JOINED, {"n": 1}, GAP, {"n": 4})
-    assert (told.lost, told.told) == (0, 1)
+    assert (told.lost, told.told, told.recovered) == (0, 1, 1)
+    assert watched({"recovered": False}, {"n": 1}, JOINED).recovered == 1
 
 
 def test_a_page_of_the_recoveries_knows_the_repeats_of_the_last_write() -> None:
@@ -102,7 +103,7 @@ def test_a_page_of_the_recoveries_knows_the_repeats_of_the_last_write() -> None:
 @pytest.mark.slow
 def test_phoenix_recovers_through_ten_kinds_of_fault() -> None:
     """A short run of the benchmark: nothing is lost, out of order, or repeated beyond the last write."""
-    figures = trio.run(recoveries.measure, 1, 4)
+    figures = trio.run(recoveries.measure, 1, 4, 32)
 
     assert [str(one) for one in figures if one.ok is False] == []
     assert len(recoveries.FAULTS) == 10

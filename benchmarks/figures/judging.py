@@ -19,7 +19,11 @@ class Watched:
     sent: Collection[int] | None = None
     """Numbers that Redis has surely taken, in order; None if all numbers below the last one are."""
     last: int | None = None
+    numbers: int = 0
+    """Numbers that have come, repeats included."""
     joins: int = 0
+    recovered: int = 0
+    """Joins from a position of the page that missed nothing, as their replies said."""
     told: int = 0
     """Joins with a position that missed messages, and said so."""
     lost: int = 0
@@ -40,12 +44,14 @@ class Watched:
         else:
             self.joins += 1
             self._may_repeat, self._since_position = self._since_position, 0
+            self.recovered += bool(said["recovered"])
             if not said["recovered"]:
                 self.told += said.get("reason") is not None
                 self._gap = True
 
     def _take_number(self, number: int) -> None:
         last = self.last
+        self.numbers += 1
         self._since_position += 1
         if last is not None and number <= last:
             self.repeated += 1

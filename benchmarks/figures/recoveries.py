@@ -244,11 +244,16 @@ async def open_stage(folder: Path, count: int) -> AsyncIterator[Stage]:
         nursery.cancel_scope.cancel()
 
 
-async def measure(rounds: int, count: int) -> list[Figure]:
-    """Strike every fault ``rounds`` times, with ``count`` pages, and judge what they received."""
+async def measure(rounds: int, count: int, least: int) -> list[Figure]:
+    """Strike every fault ``rounds`` times, with ``count`` pages, and judge what they received.
+
+    A recovery is one join of one page on one topic, from a position of its own, whose reply says that nothing
+    was missed. A join that is told a gap is not one, and neither is a page's first join. There must be
+    ``least`` of them.
+    """
     with tempfile.TemporaryDirectory(prefix="tangram-recoveries-") as folder:
         async with open_stage(Path(folder), count) as stage:
-            pages, first = stage.pages, stage.pages.joins
+            pages = stage.pages
             for _ in range(rounds):
                 for name, strike in FAULTS.items():
                     before = pages.joins
@@ -258,15 +263,21 @@ async def measure(rounds: int, count: int) -> list[Figure]:
                         await pages.wait_joins(before + 2 * count)
                     await pages.wait_new()
                     tell(f"  {name}: {pages.joins - before} joins")
-            return judge(pages, pages.joins - first)
+            return judge(pages, least)
 
 
-def judge(pages: Pages, joins: int) -> list[Figure]:
+def judge(pages: Pages, least: int) -> list[Figure]:
     ours = [one for (_, topic), one in pages.watched.items() if topic == OURS]
     theirs = [one for (_, topic), one in pages.watched.items() if topic == THEIRS]
     every = [*ours, *theirs]
-    what = f"in {joins:,} recoveries of phoenix.js over {len(FAULTS)} kinds of fault"
+    recovered = sum(one.recovered for one in every)
+    numbers = sum(one.numbers for one in every)
+    what = f"in {recovered:,} recoveries of phoenix.js over {len(FAULTS)} kinds of fault"
     return [
+        Figure(
+            "recoveries, each of a page's own position", f"{recovered:,}", f">= {least:,}", recovered >= least
+        ),
+        Figure("  messages that the pages counted", f"{numbers:,}", "", None),
         none_of(f"messages lost {what}", sum(one.lost for one in every)),
         none_of("  out of order", sum(one.disordered for one in every)),
         none_of("  repeats beyond the last write", sum(one.excessive for one in every)),
