@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import trio
 from trio.testing import MockClock
 
 from tangram.channels import codec
 from tangram.channels.frames import TEXT, SocketMessage
+from tangram.client import Channel
 from tangram.client.socket import ClientSocket
 
 
@@ -91,3 +94,38 @@ async def test_a_rejoin_that_is_due_leaves_the_next_channel_of_its_topic_alone(
     assert old.closed
     assert new.joins == 2
     assert [event for event, _ in server.received] == ["phx_join", "phx_leave", "phx_join", "phx_join"]
+
+
+class LosingSocket:
+    """A socket whose connection ends in one read with the reply to each join."""
+
+    channel: Channel
+
+    def next_ref(self) -> str:
+        return "1"
+
+    async def call(self, _message: SocketMessage) -> Mapping[str, Any]:
+        await trio.lowlevel.checkpoint()
+        self.channel.lost()
+        return {"status": "ok", "response": {"id": "a", "position": "e.1", "recovered": True}}
+
+    async def send(self, message: SocketMessage) -> None:
+        raise NotImplementedError
+
+    def forget(self, channel: Channel) -> None:
+        raise NotImplementedError
+
+    def rejoin(self, channel: Channel) -> None:
+        raise NotImplementedError
+
+
+async def test_a_membership_that_ends_in_one_read_with_its_reply_is_joined_again(
+    autojump_clock: MockClock,
+) -> None:
+    """The task that joins runs after the loss, and must not take the channel for joined."""
+    carrier = LosingSocket()
+    channel = carrier.channel = Channel(carrier, "t", dict, position="")
+    await channel.join_once()
+
+    assert (channel.joined, channel.wants_join) == (False, True)
+    assert (channel.joins, channel.position) == (1, "e.1")

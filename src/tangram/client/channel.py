@@ -89,6 +89,7 @@ class Channel:
         self._events: deque[Event] = deque()
         self._closed: ChannelClosed | None = None
         self._joined = False
+        self._losses = 0
         self._leaving = False
         self._early_diffs: list[Mapping[str, Any]] | None = []
         self._changed = trio.Event()
@@ -229,6 +230,7 @@ class Channel:
         self._joined = False
         self._early_diffs = []
         self._moved = None
+        losses = self._losses
         payload = self._payload()
         if self._asks:
             payload = {**payload, "recover": self.position or ""}
@@ -243,12 +245,14 @@ class Channel:
                 if self._moved is None:
                     self.position = fields.get("position")
                 self.recovered, self.reason = fields.get("recovered"), fields.get("reason")
-            self._joined = True
+            # The membership may have ended in one read with the reply: then it is to be joined again.
+            self._joined = losses == self._losses
             self.joins += 1
             self._notify()
 
     def lost(self) -> None:
         """Note that the connection or the membership has ended, and may come back."""
+        self._losses += 1
         self._joined = False
         self._notify()
 
