@@ -4,7 +4,8 @@
     |- OperatorError                  the operator of the server
     |  |- ConfigError                 a setting is wrong: every fault at once; exit status 2
     |  |- AddressError                an address cannot be listened on; exit status 1
-    |  `- BrokerStartError            the embedded broker cannot be started; exit status 1
+    |  |- BrokerStartError            the embedded broker cannot be started; exit status 1
+    |  `- NodeNameTaken               another server of the cluster has the same name; exit status 1
     |- PluginError                    the author of a plugin, or its installation
     |  |- PluginNotFound              no installed plugin has that name
     |  |- PluginImportFailed          its module raised while it was imported
@@ -52,6 +53,7 @@ __all__ = [
     "ConfigError",
     "Fault",
     "NoSuchChild",
+    "NodeNameTaken",
     "NotAPlugin",
     "OperatorError",
     "PluginConfigError",
@@ -125,6 +127,10 @@ class AddressError(OperatorError):
 
 class BrokerStartError(OperatorError):
     """The embedded broker did not start: no binary, no free port, or it ended at once."""
+
+
+class NodeNameTaken(OperatorError):
+    """Another server on the same Redis has the name of this node, and runs."""
 
 
 class PluginError(TangramError):

@@ -84,8 +84,9 @@ async def test_a_node_that_hangs_is_gone_when_its_record_expires(
     await trio.testing.wait_all_tasks_blocked()
     began = trio.current_time()
 
-    async def hang() -> None:
+    async def hang() -> float:
         await trio.sleep_forever()
+        raise AssertionError
 
     second.nodes._beat = hang  # type: ignore[method-assign]
     second.nodes.renew_now()

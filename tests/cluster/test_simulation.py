@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tangram.chaos.nodes_simulation import NodesOutcome, simulate
+from tangram.cluster.identity import Identity
 from tangram.cluster.lease import Lease
 from tangram.testing.fakes.valkey import node_functions
 from tangram.testing.fakes.valkey.node_functions import NODE_FUNCTIONS
@@ -29,9 +30,10 @@ def test_a_plugin_is_active_once_and_an_older_holder_is_fenced() -> None:
     """Over 100 seeds of crashes, cuts, pauses, late messages and a Redis that loses its data."""
     outcomes: list[NodesOutcome] = [simulate(seed) for seed in range(100)]
 
-    assert [one for one in outcomes if one.overlaps or one.stale] == []
+    assert [one for one in outcomes if one.overlaps or one.stale or one.names] == []
     assert sum(one.starts for one in outcomes) > 300
     assert sum(one.refused for one in outcomes) > 100
+    assert sum(one.twins for one in outcomes) > 20
 
 
 def test_a_seed_gives_the_same_run_again() -> None:
@@ -89,6 +91,17 @@ def tokens_of_a_clock_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NODE_FUNCTIONS, b"tangram_take", fall)
 
 
+def no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the name of another server without asking it."""
+    monkeypatch.setattr(Identity, "heard", lambda _self, _change: None)
+
+
+def beats_of_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each server write the record of its name."""
+    beaten = Identity.beaten
+    monkeypatch.setattr(Identity, "beaten", lambda self, now, _before: beaten(self, now, ""))
+
+
 @pytest.mark.parametrize(
     ("plant", "kind"),
     [
@@ -98,6 +111,8 @@ def tokens_of_a_clock_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
         (release_of_others, "overlaps"),
         (no_fence, "stale"),
         (tokens_of_a_clock_that_goes_back, "stale"),
+        (no_question, "names"),
+        (beats_of_any_run, "names"),
     ],
 )
 def test_each_planted_fault_is_found(

@@ -16,6 +16,7 @@ from tangram.bus.scripts import FunctionCall
 from tangram.cluster.library import (
     LIBRARY,
     beat_call,
+    claim_call,
     fence_key,
     give_call,
     lease_key,
@@ -44,8 +45,10 @@ def drawn_calls(seed: int) -> Iterator[FunctionCall]:
             rows = [(name, rng.choice((value, "")), 600.0) for _ in range(rng.randrange(3))]
             fields = {"run": rng.choice("xy"), "é": f"{number}"}
             yield beat_call(node, fields, 600.0, f"born{number}", rows)
-        elif kind < 0.5:
+        elif kind < 0.45:
             yield leave_call(node, rng.choice("xy"))
+        elif kind < 0.55:
+            yield claim_call(node, rng.choice("xy"), rng.choice("xy"))
         elif kind < 0.7:
             yield take_call(name, value, 600.0, rng.choice(("", "", "born0", "other")))
         elif kind < 0.85:

@@ -58,27 +58,43 @@ end
 -- KEYS nodes, own record, storage, then a lease each
 -- ARGV id, ms of the record, candidate for the storage, number of words of the record, those words;
 -- then value ('' to look only) and ms of each lease
--- Return Redis' time, the storage, the run that wrote the record before, a row for each lease, all records.
+-- Return Redis' time, the storage, the run that owned the record before, a row for each lease, all records.
+-- While the record of another run lasts, nothing is written and no lease renewed: two servers have one name.
 local function beat(keys, args)
   local now = redis.call('TIME')
   local born = storage(keys[3], args[3])
   local before = redis.call('HGET', keys[2], 'run') or ''
   local count = tonumber(args[4])
-  local words = {}
+  local words, run = {}, ''
   for i = 5, 4 + count do
     words[#words + 1] = args[i]
+    if i % 2 == 1 and args[i] == 'run' then
+      run = args[i + 1]
+    end
   end
-  redis.call('HSET', keys[2], unpack(words))
-  redis.call('PEXPIRE', keys[2], args[2])
-  if redis.call('SADD', keys[1], args[1]) == 1 then
-    announce({what = 'joined', node = args[1]})
+  local owns = before == '' or before == run
+  if owns then
+    redis.call('HSET', keys[2], unpack(words))
+    redis.call('PEXPIRE', keys[2], args[2])
+    if redis.call('SADD', keys[1], args[1]) == 1 then
+      announce({what = 'joined', node = args[1]})
+    end
   end
   local rows = {}
   for i = 4, #keys do
     local at = 5 + count + (i - 4) * 2
-    rows[#rows + 1] = renew(keys[i], args[at], args[at + 1])
+    rows[#rows + 1] = renew(keys[i], owns and args[at] or '', args[at + 1])
   end
   return {now, born, before, rows, records(keys[1], string.sub(keys[2], 1, -1 - #args[1]))}
+end
+
+-- KEYS own record; ARGV run that owns it and is dead, run that takes it
+local function claim(keys, args)
+  if redis.call('HGET', keys[1], 'run') ~= args[1] then
+    return 0
+  end
+  redis.call('HSET', keys[1], 'run', args[2])
+  return 1
 end
 
 -- KEYS nodes, own record; ARGV id, run
@@ -136,6 +152,7 @@ local function fenced(keys, args)
 end
 
 redis.register_function('tangram_beat', beat)
+redis.register_function('tangram_claim', claim)
 redis.register_function('tangram_leave', leave)
 redis.register_function('tangram_take', take)
 redis.register_function('tangram_give', give)

@@ -19,6 +19,7 @@ __all__ = [
     "LeaseRow",
     "TakeAnswer",
     "beat_call",
+    "claim_call",
     "fence_key",
     "give_call",
     "lease_key",
@@ -29,7 +30,7 @@ __all__ = [
     "take_call",
 ]
 
-LIBRARY: Final = Library("tangram.cluster", ("beat", "leave", "take", "give", "fenced"))
+LIBRARY: Final = Library("tangram.cluster", ("beat", "claim", "leave", "take", "give", "fenced"))
 CHANGES: Final = b"tangram:cluster"
 """The channel on which changes of nodes and leases are published."""
 _NODES: Final = own_key("nodes")
@@ -54,7 +55,7 @@ class Beat(NamedTuple):
     storage: str
     """The name of the storage."""
     before: str
-    """The run that wrote the record of this node before."""
+    """The run that owned the record of this node before; that of another one has kept it."""
     leases: Sequence[LeaseRow]
     nodes: Mapping[str, Mapping[str, str]]
     """The record of each node."""
@@ -128,6 +129,11 @@ def parse_beat(answer: Any) -> Beat:
 def _record(fields: Sequence[bytes]) -> dict[str, str]:
     words = [field.decode("utf-8", "replace") for field in fields]
     return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def claim_call(node: str, owner: str, run: str) -> FunctionCall:
+    """Return the call that gives a node's record to a run, if a dead one owns it still."""
+    return FunctionCall("tangram_claim", (node_key(node),), (owner, run))
 
 
 def leave_call(node: str, run: str) -> FunctionCall:

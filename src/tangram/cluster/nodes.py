@@ -6,6 +6,7 @@ interrupt it.
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import time
@@ -25,11 +26,13 @@ from tangram.bus.resp import Link
 from tangram.bus.scripts import FunctionCall, Prefixes
 from tangram.cluster.book import LeaseBook
 from tangram.cluster.differences import CLOCK_LIMIT, Difference, Differences, Subject
+from tangram.cluster.identity import ANSWER_TIME, Identity, NameStep
 from tangram.cluster.lease import Lease
 from tangram.cluster.library import (
     CHANGES,
     LIBRARY,
     beat_call,
+    claim_call,
     give_call,
     leave_call,
     parse_beat,
@@ -38,7 +41,8 @@ from tangram.cluster.library import (
 )
 from tangram.cluster.registry import NodeRecord, Registry
 from tangram.defaults import LEASE_TTL
-from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.errors import BrokerRefused, BrokerUnavailable, NodeNameTaken
+from tangram.log_limit import LogLimit
 from tangram.redis_url import parse_redis_url
 
 __all__ = ["NODE_TTL", "RENEW_EVERY", "Nodes", "load_functions", "new_node_id"]
@@ -110,6 +114,8 @@ class Nodes:
         self._describe = describe
         self._interval = min(RENEW_EVERY, lease_ttl / 3)
         self._registry = Registry(record.id, NODE_TTL)
+        self._identity = Identity(record.id, record.run, f"process {os.getpid()} on {socket.gethostname()}")
+        self._log_limit = LogLimit()
         self._differences = Differences()
         self._wall = wall
         self._clock: float | None = None
@@ -127,10 +133,15 @@ class Nodes:
         self._was_connected = False
         self._wake = trio.Event()
         self._answered = trio.Event()
+        self._known = trio.Event()
+        """Set once this node knows the others."""
 
     def alive(self) -> Mapping[str, NodeRecord]:
-        """Return the nodes that are alive by their ids, this one included."""
-        return self._registry.alive
+        """Return the nodes that are alive by their ids, this one included.
+
+        There are none while another server may have the name of this node.
+        """
+        return self._registry.alive if self._identity.owns else {}
 
     def differences(self) -> Mapping[str, Sequence[Difference]]:
         """Return the differences from this node of each node that has any."""
@@ -180,6 +191,8 @@ class Nodes:
         Raises:
             BrokerUnavailable: Redis is away, or does not answer in time; the lease may be taken or not.
         """
+        if not self._identity.owns:
+            raise BrokerUnavailable("another node may have the name of this one")
         sent, value = trio.current_time(), lease.value
         # The holder takes it again from any storage, because it knows that no other node has it.
         storage = "" if lease.held else self.book.storage
@@ -234,6 +247,9 @@ class Nodes:
         """Renew until cancelled, then leave.
 
         The start is reported after the first answer of Redis, or after ``START_TIMEOUT`` seconds.
+
+        Raises:
+            NodeNameTaken: in a group; another server has the name of this node, at the start or later.
         """
         # Shielded, so that the record can be removed. The bound: the tasks beside it end when this is
         # cancelled, and the rest has LEAVE_TIMEOUT.
@@ -245,7 +261,7 @@ class Nodes:
                     nursery.start_soon(self._listener.run)
                     nursery.start_soon(self._renew)
                     with trio.move_on_after(START_TIMEOUT):
-                        await self._answered.wait()
+                        await self._known.wait()
                     task_status.started(self)
             finally:
                 with trio.move_on_after(LEAVE_TIMEOUT, shield=True):
@@ -264,16 +280,16 @@ class Nodes:
         self._wake.set()
 
     def _on_listening(self, up: bool) -> None:
+        # Changes may have been missed.
+        self._identity.interrupted()
         if up:
-            # Changes may have been missed.
             self._wake.set()
 
     async def _renew(self) -> NoReturn:
         while True:
             self._wake = trio.Event()
-            pause = self._interval
             try:
-                await self._beat()
+                pause = await self._beat()
             except BrokerUnavailable as error:
                 log.debug("record of the node not renewed", cause=str(error))
                 pause = RETRY_AFTER
@@ -281,7 +297,8 @@ class Nodes:
                 await self._wake.wait()
             await trio.lowlevel.checkpoint()
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> float:
+        """Renew record and leases, and return the seconds until the next beat."""
         book, sent = self.book, trio.current_time()
         for name in book.release_abandoned(sent):
             log.warning("lease given up: its plugin has not run for a long time", lease=name)
@@ -295,6 +312,9 @@ class Nodes:
         before = self._wall()
         beat = parse_beat(await self.call(call, timeout=self._interval))
         self._compare_clock((before + self._wall()) / 2 - beat.time)
+        step = self._identity.beaten(trio.current_time(), beat.before)
+        if step is not NameStep.GO_ON:
+            return await self._settle_name(step)
         again = book.answered(sent, trio.current_time(), asked, beat.leases, beat.storage)
         for gone in self._registry.answered(trio.current_time(), beat.nodes):
             self._report_gone(gone, "its record has expired")
@@ -302,9 +322,47 @@ class Nodes:
         for news in self._differences.take(me, self._registry.alive.values()):
             _report_difference(news)
         self._notify()
+        self._known.set()
         for name in again:
             log.warning("redis has lost a lease, it is taken again", lease=name)
             await self.take(book.lease(name))
+        return self._interval
+
+    async def _settle_name(self, step: NameStep) -> float:
+        """Find out whether another server uses the name of this node.
+
+        Returns:
+            The seconds until the next beat.
+
+        Raises:
+            NodeNameTaken: it does.
+        """
+        identity = self._identity
+        match step:
+            case NameStep.ASK if self._listener.up:
+                await self._ask_owner()
+            case NameStep.TAKE:
+                await self.call(claim_call(self.me, identity.owner, self._record.run), timeout=self._interval)
+                return 0.0
+            case NameStep.END:
+                raise NodeNameTaken(
+                    f"another server of this cluster is called {self.me!r}: {identity.rival}; give this one "
+                    "another cluster.node, or none, or end the other one"
+                )
+            case NameStep.ASK:
+                identity.interrupted()  # no answer would arrive now
+                return RETRY_AFTER
+            case _:
+                return RETRY_AFTER
+        return ANSWER_TIME
+
+    async def _ask_owner(self) -> None:
+        try:
+            await self.publish_change(self._identity.question)
+        except BrokerUnavailable:
+            self._identity.interrupted()
+            raise
+        self._identity.asked(trio.current_time())
 
     def _compare_clock(self, lead: float) -> None:
         if abs(lead) > CLOCK_LIMIT and (self._clock is None or abs(self._clock) <= CLOCK_LIMIT):
@@ -330,6 +388,11 @@ class Nodes:
         self._notify()
 
     def _take_change(self, change: Mapping[str, str]) -> None:
+        answer = self._identity.heard(change)
+        if answer is not None:
+            self._answer_rival(answer, change.get("place", ""))
+        if self._identity.rival:
+            self._wake.set()
         node = change.get("node", "")
         if change.get("what") == "left":
             record = self._registry.left(node)
@@ -341,6 +404,20 @@ class Nodes:
         self.book.heard(trio.current_time(), change)
         for callback in list(self._changes):
             callback(change)
+
+    def _answer_rival(self, answer: Mapping[str, str], place: str) -> None:
+        """Let a server that starts with the name of this node know that this one is alive."""
+        try:
+            self._publisher.publish_nowait(CHANGES, msgspec.json.encode(answer))
+        except BrokerUnavailable as error:
+            log.debug("question of another server not answered", cause=str(error))
+            return
+        if self._log_limit.allows("rival", place, trio.current_time()):
+            log.warning(
+                "server with the name of this node refused: give it another cluster.node",
+                node=self.me,
+                other=place,
+            )
 
     def _notify(self) -> None:
         for callback in self._changed:

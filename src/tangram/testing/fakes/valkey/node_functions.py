@@ -69,24 +69,36 @@ def _beat(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
     node, ms, candidate, count = args[0], int(args[1]), args[2], int(args[3])
     now = run.space.now()
     born = _storage(run, storage, candidate)
-    fields = run.space.make(Hash, record)
-    before = fields.get(b"run", b"")
+    before = (run.space.get(Hash, record) or Hash()).get(b"run", b"")
     words = args[4 : 4 + count]
-    fields.update(zip(words[::2], words[1::2], strict=True))
-    run.space.changed(record)
-    run.space.end(record, now + ms)
-    ids = run.space.make(Set, nodes)
-    if node not in ids:
-        ids[node] = None
-        run.space.changed(nodes)
-        _announce(run, what=b"joined", node=node)
+    told = dict(zip(words[::2], words[1::2], strict=True))
+    owns = before in {b"", told.get(b"run", b"")}
+    if owns:
+        run.space.make(Hash, record).update(told)
+        run.space.changed(record)
+        run.space.end(record, now + ms)
+        ids = run.space.make(Set, nodes)
+        if node not in ids:
+            ids[node] = None
+            run.space.changed(nodes)
+            _announce(run, what=b"joined", node=node)
     pairs = args[4 + count :]
     rows: list[Reply] = [
-        _renew(run, lease, value, lasts)
+        _renew(run, lease, value if owns else b"", lasts)
         for lease, value, lasts in zip(keys[3:], pairs[::2], pairs[1::2], strict=True)
     ]
     time: Reply = [b"%d" % (now // 1000), b"%d" % (now % 1000 * 1000)]
     return [time, born, before, rows, _records(run, nodes, record[: -len(node)])]
+
+
+def _claim(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
+    fields = run.space.get(Hash, keys[0]) or Hash()
+    owner, mine = args
+    if fields.get(b"run") != owner:
+        return 0
+    fields[b"run"] = mine
+    run.space.changed(keys[0])
+    return 1
 
 
 def _leave(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
@@ -148,6 +160,7 @@ def _fenced(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
 
 NODE_FUNCTIONS: Final[dict[bytes, Callable[[_Run, Sequence[bytes], Sequence[bytes]], Reply]]] = {
     b"tangram_beat": _beat,
+    b"tangram_claim": _claim,
     b"tangram_leave": _leave,
     b"tangram_take": _take,
     b"tangram_give": _give,
