@@ -23,7 +23,7 @@ from tangram.http.listeners import HeldSocket
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.version import VERSION
 
-__all__ = ["log_long_stops", "long_stops", "node_parts", "open_nodes", "placed_names"]
+__all__ = ["log_long_stops", "long_stops", "node_parts", "open_nodes", "placed_names", "starts_with_others"]
 
 log = structlog.get_logger("tangram.cluster")
 
@@ -132,8 +132,17 @@ def open_nodes(tree: TreeView, url: str, address: str | None) -> Nodes:
             "secret": digest(tree.secrets.jwt),
         }
 
-    workers = tree.config.server.workers != 1  # they start together
-    return Nodes(url, record, describe=describe, lease_ttl=settings.lease_ttl, spread=workers)
+    spread = starts_with_others(tree.config)
+    return Nodes(url, record, describe=describe, lease_ttl=settings.lease_ttl, spread=spread)
+
+
+def starts_with_others(config: Config) -> bool:
+    """Return whether other nodes may start at the same time, and shall find plugins to take.
+
+    Workers of one machine do. So do machines that boot together: ``cluster.listen`` is set where nodes on
+    other machines reach this one, and only there. A server without it may be alone, and waits for none.
+    """
+    return config.server.workers != 1 or config.cluster.listen is not None
 
 
 def node_parts(tree: TreeView, call_nowait: CallNowait) -> NodeParts | None:

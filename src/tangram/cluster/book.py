@@ -22,7 +22,7 @@ __all__ = ["STEP", "LeaseBook"]
 STEP: Final = 0.1
 """Seconds that a node leaves a free lease to each node that holds fewer."""
 BOOT_STEP: Final = 0.5
-"""Seconds for each held lease that a worker leaves a new one to the others, which start within a second."""
+"""Seconds for each held lease that a node leaves a new one to others that start at the same time."""
 KEPT: Final = 60.0
 """Seconds for which a lease is kept although nothing runs: longer than any back-off and start."""
 
