@@ -98,6 +98,7 @@ async def test_a_process_that_survives_sigkill_is_reported(
     """The wait is bounded where the kernel holds a process."""
     monkeypatch.setattr("tangram.testing.run.process.STOP_SECONDS", 0.2)
     monkeypatch.setattr("tangram.testing.run.process.KILL_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.run.process.LAST_WORDS_SECONDS", 0.2)
     monkeypatch.setattr(trio.Process, "kill", lambda process: None)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
     try:
@@ -217,6 +218,37 @@ async def test_a_port_left_open_is_reported(tmp_path: Path, monkeypatch: pytest.
                 other.bind(("127.0.0.1", home.port))
                 other.listen()
         await run(home)
+
+
+def wait_unread_end(pid: int) -> None:
+    """Wait for the end of a process while the loop reads nothing."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+async def test_the_last_words_of_an_ended_process_are_read(tmp_path: Path) -> None:
+    """They are found although the process ended before they were read."""
+    home = Program(tmp_path, "import sys; print('up'); sys.exit('last word')")
+    async with open_process(home) as server:
+        wait_unread_end(server.process.pid)
+        await server.wait_line("last word")
+    async with open_process(home) as server:
+        wait_unread_end(server.process.pid)
+        assert await server.wait_end() == 1
+        assert "last word" in server.log
+
+
+async def test_a_descendant_that_keeps_the_output_delays_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for the last words is bounded."""
+    monkeypatch.setattr("tangram.testing.run.process.LAST_WORDS_SECONDS", 0.2)
+    monkeypatch.setattr("tangram.testing.run.process.GONE_SECONDS", 0.2)
+    code = "import subprocess, time; subprocess.Popen(['sleep', '600']); print('up'); time.sleep(600)"
+    async with open_process(Program(tmp_path, code), but={"nothing_left_alive": "on purpose"}) as server:
+        await server.wait_line("up")
+        assert await server.stop(signal.SIGKILL) == -signal.SIGKILL
+        with pytest.raises(AssertionError, match="was not logged 1 times"):
+            await server.wait_line("down")
 
 
 async def test_a_traceback_and_a_secret_are_reported(tmp_path: Path) -> None:

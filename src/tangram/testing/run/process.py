@@ -46,8 +46,8 @@ GONE_SECONDS: Final = 10.0
 process. A slow machine may take longer than a moment to run it.
 """
 
-LAST_WORDS_SECONDS: Final = 1.0
-"""Seconds for reading the last lines of a process that has ended."""
+LAST_WORDS_SECONDS: Final = 5.0
+"""Seconds for reading the last lines of a process that has ended: a descendant may keep its output open."""
 
 LOOK_EVERY: Final = 0.02
 """Seconds between two polls of other processes."""
@@ -176,6 +176,8 @@ class RunningProcess:
     born: dict[int, str] = field(default_factory=dict)
     """Start time of each of them: an id may be reused, and a name changes soon after the start."""
     _news: trio.Event = field(default_factory=trio.Event)
+    _unread: int = 2
+    """Outputs whose end has not been read."""
 
     @property
     def url(self) -> str:
@@ -214,10 +216,13 @@ class RunningProcess:
         wanted = re.compile(pattern)
         with trio.move_on_after(within):
             while True:
+                ended = self.process.returncode is not None
+                if ended:
+                    await self._wait_last_words()
                 found = [match for line in self.lines if (match := wanted.search(line))]
                 if len(found) >= times:
                     return found[times - 1]
-                if self.process.returncode is not None:
+                if ended:
                     break
                 await self._news.wait()
         raise AssertionError(
@@ -231,14 +236,23 @@ class RunningProcess:
         return str(json.loads(line)["url"]).rstrip("/")
 
     async def wait_end(self, *, within: float = STOP_SECONDS) -> int:
-        """Wait for the end of the process and return its exit status.
+        """Wait for the end of the process, read its output to the end, and return its exit status.
 
         Raises:
             AssertionError: it did not end within ``within`` seconds; with all output.
         """
         with trio.move_on_after(within):
-            return await self.process.wait()
-        raise AssertionError(f"the server did not end within {within} s:\n{self.log}")
+            await self.process.wait()
+        if self.process.returncode is None:
+            raise AssertionError(f"the server did not end within {within} s:\n{self.log}")
+        await self._wait_last_words()
+        return self.process.returncode
+
+    async def _wait_last_words(self) -> None:
+        """Wait until the output of the ended process is read: it may end before its output is."""
+        with trio.move_on_after(LAST_WORDS_SECONDS):
+            while self._unread:
+                await self._news.wait()
 
     def send(self, number: signal.Signals) -> None:
         """Send the process a signal, unless it has ended."""
@@ -280,6 +294,7 @@ class RunningProcess:
             self._notify()
         if rest:
             lines.append(_COLOURS.sub("", rest.decode(errors="replace")))
+        self._unread -= 1
         self._notify()
 
     def _notify(self) -> None:
