@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tangram.presence import roll
+from tangram.presence.library import flush_call
 from tests.presence.world import LIMIT, World
 
 TOPICS = ("list", "small", "number")
@@ -99,8 +104,91 @@ def check(world: World) -> None:
 @given(st.lists(STEP, max_size=80))
 def test_every_node_and_every_browser_agree_in_the_end(steps: list[tuple[str, int, int, int]]) -> None:
     """Any interleaving of joins, leaves, deaths, ends, losses and reconnects converges."""
+    converge(steps)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEP, max_size=80), st.integers(1, 3))
+def test_a_topic_in_several_calls_converges_as_well(
+    steps: list[tuple[str, int, int, int]], most: int
+) -> None:
+    """With one to three members in a call every node and every browser agree, and no call has more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roll, "MAX_FLUSHED", most)
+        converge(steps, most)
+
+
+def converge(steps: list[tuple[str, int, int, int]], most: int | None = None) -> None:
     world = World()
+    if most is not None:
+        world.bound = most
     for what, number, topic, draw in steps:
         step(world, what, number, TOPICS[topic], draw)
     world.settle()
     check(world)
+
+
+@pytest.mark.parametrize("lost", ["data", "feed"])
+def test_members_keep_their_view_while_a_large_topic_is_stated_again(
+    monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Seven members in calls of two: each has a difference, and no member flickers on the node itself."""
+    monkeypatch.setattr(roll, "MAX_FLUSHED", 2)
+    world = World("ab")
+    world.bound = 2
+    for number in range(7):
+        world.nodes[0].join("list", f"id{number}")
+    world.settle()
+    world.nodes[0].leave(next(iter(world.nodes[0].browsers.values())))
+    before = len(world.published)
+    if lost == "data":
+        world.lose_data()
+    else:
+        world.nodes[0].reconnect()
+    world.settle()
+    check(world)
+    joins = [
+        len(json.loads(payload)["joins"])
+        for channel, payload in world.published[before:]
+        if channel.endswith(b"presence_diff")
+    ]
+
+    assert all(not browser.flickers for browser in world.nodes[0].browsers.values())
+    assert all(count <= 2 for count in joins)
+    assert sum(joins) == (6 if lost == "data" else 0)
+
+
+def test_a_member_that_redis_has_kept_leaves_after_a_statement_in_several_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failover has brought a member of this session back, of which this node knows nothing."""
+    monkeypatch.setattr(roll, "MAX_FLUSHED", 2)
+    world = World("a")
+    for number in range(5):
+        world.nodes[0].join("list", f"id{number}")
+    world.settle()
+    node = world.nodes[0]
+    ghost = {"a:list:99": "ghost"}
+    world.call(flush_call("list", node.session, "a", joins=ghost, leaves={}, limit=None))
+    node.reconnect()
+    world.settle()
+
+    check(world)
+
+
+def test_many_leaves_go_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five members leave at once, in calls of two; the other node follows each difference."""
+    monkeypatch.setattr(roll, "MAX_FLUSHED", 2)
+    world = World("ab")
+    for number in range(7):
+        world.nodes[0].join("list", f"id{number}")
+    world.nodes[1].join("list", "other")
+    world.settle()
+    before = len(world.published)
+    for browser in list(world.nodes[0].browsers.values())[:5]:
+        world.nodes[0].leave(browser)
+    world.settle()
+    check(world)
+    differences = [json.loads(payload) for channel, payload in world.published[before:] if b"diff" in channel]
+
+    assert [len(one["leaves"]) for one in differences] == [2, 2, 1]

@@ -93,6 +93,7 @@ class Node:
 
     def flush(self, *, lose_call: bool = False, lose_answer: bool = False) -> None:
         for flush in self.roll.flush():
+            assert len(flush.joins) <= self.world.bound
             answer = None if lose_call else self.world.call(flush.call)
             self.answers.append((flush, None if lose_call or lose_answer else answer))
 
@@ -155,6 +156,8 @@ class World:
     def __init__(self, names: str = "abc") -> None:
         self.time = 1.0
         self.refs = 0
+        self.bound = 2000
+        """Members that one call may state."""
         self.space = Keyspace(lambda: self.time)
         self.nodes: list[Node] = []
         self.stopped: list[tuple[str, str, bool]] = []
@@ -206,7 +209,7 @@ class World:
     def settle(self) -> None:
         """Let everything arrive that is on its way."""
         self.sweep()
-        for _ in range(12):
+        for _ in range(12 if self.bound > 100 else 150):
             for node in self.nodes:
                 if node.alive:
                     node.flush()

@@ -15,7 +15,10 @@
    on another node. A member that joins takes the place of those with its id, and of those with its id in
    sessions that have ended.
 8. A topic above its limit has a number and no list here, because the functions publish no differences then.
-9. A Redis that allows no functions publishes plain differences. The roll then has the members of this node.
+9. A call has `MAX_FLUSHED` members of this node at most. Further ones follow after its answer, each call with
+   a difference of its own, so that every list on the way is one of some moment. A topic that is stated again
+   in several calls asks for all members with the last one, and its own members keep their view until then.
+10. A Redis that allows no functions publishes plain differences. The roll then has the members of this node.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ MemberT = TypeVar("MemberT", bound=Hashable)
 
 PATIENCE: Final = 3
 """Ticks of a second after which an answer or its marker counts as lost."""
+MAX_FLUSHED: Final = 2000
+"""Members of one topic that one call states, which keeps Redis busy for some 5 ms."""
 MAX_ENDED: Final = 1000
 """Sessions that are remembered after their end: there is one for each restart of a node, for some seconds."""
 
@@ -77,6 +82,8 @@ class _Topic(Generic[MemberT]):
     """External id by agent, and ticks that are left, of members whose connection the server has closed."""
     unconfirmed: dict[str, str] = attrs.Factory(dict)
     """External id by agent, of members that Redis may hold otherwise than this node."""
+    to_state: dict[str, str] | None = None
+    """External id by agent of the members that are to be stated again; None before the first call of that."""
     flying: Flush | None = None
     state: _State = _State.COLD
     members: MemberList = attrs.Factory(MemberList)
@@ -217,7 +224,7 @@ class Roll(Generic[MemberT]):
 
     @staticmethod
     def _forget_members(entry: _Topic[MemberT]) -> None:
-        entry.state = _State.COLD
+        entry.state, entry.to_state = _State.COLD, None
         entry.members, entry.sessions = MemberList(), {}
         entry.counting, entry.number = False, -1
         entry.nonce, entry.answer, entry.marked, entry.stamp = "", None, False, None
@@ -240,6 +247,8 @@ class Roll(Generic[MemberT]):
             if flush is not None:
                 entry.flying = flush
                 found.append(flush)
+                if entry.changes or entry.to_state:
+                    self._dirty[topic] = None
             elif not (entry.local or entry.lingering):
                 del self._topics[topic]
         return found
@@ -249,22 +258,25 @@ class Roll(Generic[MemberT]):
         for ref, id_ in entry.unconfirmed.items():
             changes[ref] = (id_, ref in entry.local or ref in entry.lingering)
         entry.unconfirmed = {}
-        whole = bool(entry.local) and entry.state is _State.COLD
-        if whole:
-            joins = {ref: id_ for ref, (id_, _) in entry.local.items()}
-            kept = {ref: id_ for ref, (id_, _) in entry.lingering.items()}
-            moved = self._moved(entry, joins)
-            joins |= {ref: id_ for ref, id_ in kept.items() if ref not in moved}
+        stating = bool(entry.local) and entry.state is _State.COLD
+        whole = self._add_statement(entry) if stating else False
+        taken = dict(islice(changes.items(), MAX_FLUSHED))
+        joins = {ref: id_ for ref, (id_, present) in taken.items() if present}
+        leaves = {ref: id_ for ref, (id_, present) in taken.items() if not present}
+        entry.changes = dict(islice(changes.items(), MAX_FLUSHED, None))
+        if stating and not (entry.changes or entry.to_state):
             nonce = self._ask(entry)
-        else:
-            joins = {ref: id_ for ref, (id_, present) in changes.items() if present}
-        leaves = {ref: id_ for ref, (id_, present) in changes.items() if not present}
-        if not (whole or joins or leaves):
+        if not (stating or joins or leaves):
             return None
-        leaves |= self._moved(entry, joins)
+        # A lingering member that is stated again moves, too, once its id has joined.
+        joining = {ref: id_ for ref, id_ in joins.items() if ref in entry.local} if stating else joins
+        moved = self._moved(entry, joining)
+        for ref in moved:
+            joins.pop(ref, None)
+            entry.changes.pop(ref, None)
+        leaves |= moved
         for ref in leaves:
             entry.lingering.pop(ref, None)
-        entry.changes = {}
         call = flush_call(
             entry.name,
             self.session,
@@ -273,15 +285,28 @@ class Roll(Generic[MemberT]):
             leaves=leaves,
             limit=entry.limit,
             nonce=nonce,
-            whole=whole,
-            empty=not (entry.local or entry.lingering),
+            whole=whole and bool(nonce),
+            empty=not (entry.local or entry.lingering or entry.changes),
         )
         return Flush(entry.name, joins, leaves, nonce, call)
+
+    def _add_statement(self, entry: _Topic[MemberT]) -> bool:
+        """Add members to state again to the changes; return whether they are all."""
+        first = entry.to_state is None
+        if entry.to_state is None:
+            entry.to_state = {ref: id_ for ref, (id_, _) in entry.local.items()}
+            entry.to_state |= {ref: id_ for ref, (id_, _) in entry.lingering.items()}
+        left = max(0, MAX_FLUSHED - len(entry.changes))
+        for ref, id_ in list(islice(entry.to_state.items(), left)):
+            del entry.to_state[ref]
+            if ref in entry.local or ref in entry.lingering:
+                entry.changes[ref] = (id_, True)
+        return first and not entry.to_state
 
     def _ask(self, entry: _Topic[MemberT]) -> str:
         """Begin to load the members of a topic, and return the nonce of the marker."""
         self._nonces += 1
-        entry.state = _State.LOADING
+        entry.state, entry.to_state = _State.LOADING, None
         entry.nonce = f"{self.session}.{self._nonces}"
         entry.answer, entry.marked, entry.waited = None, False, 0
         entry.behind.clear()
@@ -323,7 +348,7 @@ class Roll(Generic[MemberT]):
         entry.unconfirmed |= {**flush.joins, **flush.leaves}
         self._dirty[entry.name] = None
         if flush.nonce and entry.nonce == flush.nonce and entry.local:
-            entry.state = _State.COLD
+            entry.state, entry.to_state = _State.COLD, None
 
     def _landed(self, flush: Flush) -> _Topic[MemberT] | None:
         entry = self._topics.get(flush.topic)
@@ -457,7 +482,7 @@ class Roll(Generic[MemberT]):
 
     def _load_again(self, entry: _Topic[MemberT]) -> None:
         if entry.local:
-            entry.state = _State.COLD
+            entry.state, entry.to_state = _State.COLD, None
             entry.stamp = None
             self._make_dirty(entry)
 
@@ -501,12 +526,25 @@ class Roll(Generic[MemberT]):
             if ref not in members and ref not in entry.changes and ref not in flying:
                 entry.unconfirmed[ref] = id_
                 self._make_dirty(entry)
+        self._remove_stale(entry, members)
         moved = self._moved(entry, {ref: id_ for ref, (id_, _) in entry.local.items()})
         if moved:
             entry.unconfirmed |= moved
             for ref in moved:
                 entry.lingering.pop(ref, None)
             self._make_dirty(entry)
+
+    def _remove_stale(self, entry: _Topic[MemberT], members: Mapping[str, Member]) -> None:
+        """Let members leave that Redis still has of this session.
+
+        A statement in several calls has not removed them.
+        """
+        flying = () if entry.flying is None else {**entry.flying.joins, **entry.flying.leaves}
+        for ref, member in members.items():
+            here = ref in entry.local or ref in entry.lingering or ref in entry.changes or ref in flying
+            if member.session == self.session and not here:
+                entry.unconfirmed[ref] = member.id
+                self._make_dirty(entry)
 
     def _correct(self, entry: _Topic[MemberT], before: MemberList) -> None:
         """Note the difference between the members that clients know and those of now."""
@@ -532,7 +570,7 @@ class Roll(Generic[MemberT]):
     def announce(self) -> None:
         """State all members of this node again: differences or data on Redis may be lost."""
         for entry in self._topics.values():
-            entry.state, entry.stamp = _State.COLD, None
+            entry.state, entry.stamp, entry.to_state = _State.COLD, None, None
             self._make_dirty(entry)
 
     def tick(self) -> None:
