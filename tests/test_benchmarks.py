@@ -100,6 +100,18 @@ def test_a_page_of_the_recoveries_knows_the_repeats_of_the_last_write() -> None:
     assert watched(JOINED, {"n": 2}, {"n": 1}).disordered == 1
 
 
+def test_a_page_of_the_recoveries_counts_the_messages_that_a_position_covers() -> None:
+    """A message that was not recorded yet, or was cut off again at once, may come twice, and no other."""
+    first: dict[str, object] = {"recovered": False, "position": "e.0"}
+    early: list[dict[str, object]] = [first, {"n": 1}, {"n": 2}, {"at": "e.1"}]
+    again: dict[str, object] = {"recovered": True, "position": "e.1"}
+
+    assert watched(*early, again, {"n": 2}).excessive == 0
+    assert watched(*early, again, {"n": 1}, {"n": 2}).excessive == 1
+    assert watched(*early, {"at": "e.2"}, {"recovered": True, "position": "e.2"}, {"n": 2}).excessive == 1
+    assert watched(*early, again, {"n": 2}, again, {"n": 2}, {"n": 3}).excessive == 0
+
+
 @pytest.mark.slow
 def test_phoenix_recovers_through_ten_kinds_of_fault() -> None:
     """A short run of the benchmark: nothing is lost, out of order, or repeated beyond the last write."""

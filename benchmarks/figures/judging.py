@@ -12,8 +12,9 @@ import attrs
 class Watched:
     """What one page has received on one topic.
 
-    A number may be missing if a join has said so, and come again if it came after the last position that the
-    page had seen: those are the messages of the last write.
+    A number may be missing if a join has said so, and come again if the page has seen no position that covers
+    it: those are the messages of the last write, and those of ``PUBLISH`` that were not recorded yet. A
+    position comes behind the messages that it covers, and perhaps behind one of ``PUBLISH`` that it does not.
     """
 
     sent: Collection[int] | None = None
@@ -31,7 +32,10 @@ class Watched:
     repeated: int = 0
     excessive: int = 0
     """Repeats beyond the last write."""
-    _since_position: int = 0
+    _covered: tuple[str, int] | None = None
+    """Epoch and offset of the last position."""
+    _uncovered: int = 0
+    """Messages behind the last position."""
     _may_repeat: int = 0
     _gap: bool = True
 
@@ -40,19 +44,31 @@ class Watched:
         if "n" in said:
             self._take_number(said["n"])
         elif "at" in said:
-            self._since_position = self._may_repeat = 0
+            self._take_position(said["at"])
         else:
             self.joins += 1
-            self._may_repeat, self._since_position = self._since_position, 0
+            self._may_repeat = self._uncovered
+            if not said["recovered"]:
+                self._covered, self._uncovered = None, 0
+            if "position" in said:
+                self._take_position(said["position"])
             self.recovered += bool(said["recovered"])
             if not said["recovered"]:
                 self.told += said.get("reason") is not None
                 self._gap = True
 
+    def _take_position(self, position: str) -> None:
+        epoch, _, offset = position.rpartition(".")
+        covered = epoch, int(offset)
+        if self._covered is None or self._covered[0] != epoch:
+            self._uncovered = 0
+        else:  # offsets of one epoch count the messages without a gap
+            self._uncovered = max(0, self._uncovered - (covered[1] - self._covered[1]))
+        self._covered = covered
+
     def _take_number(self, number: int) -> None:
         last = self.last
         self.numbers += 1
-        self._since_position += 1
         if last is not None and number <= last:
             self.repeated += 1
             if self._may_repeat > 0:
@@ -65,4 +81,5 @@ class Watched:
         if last is not None and not self._gap:
             between = range(last + 1, number)
             self.lost += len(between) if self.sent is None else sum(one in self.sent for one in between)
+        self._uncovered += 1
         self.last, self._gap = number, False

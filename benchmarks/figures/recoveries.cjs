@@ -1,6 +1,6 @@
 // Pages with the unmodified npm package `phoenix` in Node, with the script of docs/history.md.
 // argv: folder of packages, package, URL, number of pages, topics. Each has a socket of its own.
-// Out, a line of JSON: {page, topic} and n (a number), at (a position), or recovered and reason (the reply of a join).
+// Out, a line of JSON: {page, topic} and n (a number), at (a position), or recovered, reason and position (the reply of a join).
 // In: "cut" ends all connections, "pause N" stops N pages from reading until their connection ends.
 const path = require("path")
 const [root, name, url, pages, ...topics] = process.argv.slice(2)
@@ -23,7 +23,7 @@ const watch = (socket, page, topic, token) => {
   channel.on("n", ({ n }) => say({ page, topic, n }))
   channel.join().receive("ok", (reply) => {
     position = reply.position
-    say({ page, topic, recovered: reply.recovered, reason: reply.reason })
+    say({ page, topic, recovered: reply.recovered, reason: reply.reason, position: reply.position })
   })
 }
 
