@@ -29,10 +29,12 @@ __all__ = ["RecorderStatistics", "Recording"]
 
 log = structlog.get_logger("tangram.history")
 
-GATHER: Final = 0.02
-"""Seconds between two reads of the feed, in which messages gather: at most 50 steps a second.
+GATHER: Final = 0.05
+"""Seconds between two reads of the feed, in which messages gather: at most 20 steps a second.
 
-With 5 ms each message of a quiet topic was a step of its own, which made a delivery a quarter dearer.
+A step takes half a millisecond of CPU: at 200 messages a second each message cost 130 µs more with 50 steps
+a second, and costs 60 µs more with 20. A page that loses its connection may get the messages of this time
+again.
 """
 TICK: Final = 0.5
 """Seconds between two renewals of the lease: six fit into its time."""
