@@ -78,6 +78,17 @@ def test_an_answer_that_may_have_been_missed_is_asked_for_again() -> None:
     assert mine.beaten(5.0, "run1") is NameStep.ASK
 
 
+def test_a_run_that_was_stopped_while_it_asked_asks_again() -> None:
+    """It may have missed the answer, and must not take the name of a server that is alive."""
+    mine = Identity("a", "run2")
+    mine.beaten(0.0, "run1")
+    mine.asked(0.0)
+
+    assert mine.beaten(14.0, "run1") is NameStep.ASK
+    mine.asked(14.0)
+    assert mine.beaten(14.0 + ANSWER_TIME, "run1") is NameStep.TAKE
+
+
 class Server:
     """One server with the name; it may be paused, and then does nothing."""
 

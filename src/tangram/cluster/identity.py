@@ -6,7 +6,8 @@
 3. An answer shows that another server uses the name: this one must end. The newer one is refused so, and the
    cluster goes on undisturbed.
 4. Without an answer within `ANSWER_TIME` the owner is dead, and this run takes the name from it. So a server
-   that was killed starts again at once, and need not wait until its last record expires.
+   that was killed starts again at once, and need not wait until its last record expires. A run that looks
+   much later asks again: it was stopped itself, and may have missed the answer.
 5. The take names the owner. If another run was faster it changes nothing, and the next beat is refused again.
 6. A run that was taken for dead, because it was stopped or cut off from Redis, is refused when it comes back.
    It asks, too, and ends. So the name stays with the run that owns the record, and never changes to and fro.
@@ -28,6 +29,8 @@ ANSWER_TIME: Final = 0.5
 Longer than an event loop is blocked without a report, and short enough for a restart. A server that is
 blocked for longer loses its name, and ends when it goes on.
 """
+LATE: Final = 1.0
+"""Seconds after which the silence of an owner proves nothing: this server itself may have been stopped."""
 WHO: Final = "who"
 """The kind of change that asks the owner of a name."""
 HERE: Final = "here"
@@ -83,7 +86,7 @@ class Identity:
         if self.owns:
             self.owner = self._question = self.rival = ""
             return NameStep.GO_ON
-        if before != self._question:
+        if before != self._question or now > self._until + LATE:
             # The answer may come before the report that the question is published.
             self.owner, self._question, self.rival, self._until = before, before, "", math.inf
             return NameStep.ASK
