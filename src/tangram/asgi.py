@@ -30,6 +30,7 @@ __all__ = [
     "send_response",
     "send_whole",
     "with_fields",
+    "without_allowed_origin",
 ]
 
 Scope: TypeAlias = dict[str, Any]
@@ -201,9 +202,9 @@ def with_fields(message: Message, fields: Fields) -> Message:
 
     An ``access-control-allow-origin`` of the application is dropped: the server decides about origins.
     """
-    headers: RawHeaders = [
-        (name, value)
-        for name, value in message.get("headers", ())
-        if not name.lower().startswith(b"access-control-allow-origin")
-    ]
-    return {**message, "headers": [*headers, *fields]}
+    return {**message, "headers": [*without_allowed_origin(message.get("headers", ())), *fields]}
+
+
+def without_allowed_origin(fields: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """Return header fields without ``access-control-allow-origin``."""
+    return [field for field in fields if not field[0].lower().startswith(b"access-control-allow-origin")]

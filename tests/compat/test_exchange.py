@@ -100,6 +100,97 @@ async def test_pieces_that_are_sent_together_arrive_as_one(resident: Resident) -
     assert not exchange.gone
 
 
+class WholeClient(Client):
+    """An engine that takes whole responses, too."""
+
+    def __init__(self, resident: Resident) -> None:
+        super().__init__(resident)
+        self.whole: list[Any] = []
+
+    async def run(self, app: App) -> IslandExchange:
+        exchange = IslandExchange(self.resident, self.scope, self._receive, self)
+        await exchange.run(app, self.scope, self.failed.append)
+        return exchange
+
+    async def __call__(self, message: Any) -> None:
+        await self._send(message)
+
+    async def answer(self, status: int, fields: Any, body: bytes) -> None:
+        await self.writable.wait()
+        if self.gone:
+            raise OSError("gone")
+        self.whole.append((status, fields, body))
+
+
+KIND = (b"content-type", b"application/json")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_a_plain_response_is_one_call_of_the_engine(resident: Resident, swapped: bool) -> None:
+    """Its length is left to the engine, whichever of the two fields comes first."""
+    fields = [(b"content-length", b"2"), KIND]
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({**START, "status": 404, "headers": fields[::-1] if swapped else fields})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    client = WholeClient(resident)
+    client.says(request())
+    exchange = await client.run(app)
+
+    assert client.whole == [(404, (KIND,), b"{}")]
+    assert client.sent == []
+    assert exchange.ended
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "body"),
+    [
+        (200, [(b"content-length", b"2"), KIND, (b"set-cookie", b"a=b")], b"{}"),
+        (200, [(b"content-length", b"2"), (b"location", b"/")], b"{}"),
+        (200, [(b"content-length", b"3"), KIND], b"{}"),
+        (200, [KIND, KIND], b"{}"),
+        (200, [KIND], b"{}"),
+        (304, [(b"content-length", b"0"), KIND], b""),
+        (204, [(b"content-length", b"0"), KIND], b""),
+        (200, [(b"content-length", b"2"), KIND], memoryview(b"{}")),
+    ],
+    ids=["cookie", "location", "other length", "no length", "one field", "304", "204", "memoryview"],
+)
+async def test_other_responses_are_sent_as_the_application_sent_them(
+    resident: Resident, status: int, fields: Any, body: bytes | memoryview
+) -> None:
+    """The engine checks their framing: a wrong length, for example, is an error there."""
+    messages = [{**START, "status": status, "headers": fields}, {"type": "http.response.body", "body": body}]
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    client = WholeClient(resident)
+    client.says(request())
+    await client.run(app)
+
+    assert client.sent == messages
+    assert client.whole == []
+
+
+async def test_a_plain_response_to_a_client_that_has_left_is_dropped(resident: Resident) -> None:
+    """The application ends without an error."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({**START, "headers": [(b"content-length", b"2"), KIND]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    client = WholeClient(resident)
+    client.says(request())
+    client.gone = True
+    exchange = await client.run(app)
+
+    assert exchange.gone
+    assert client.failed == []
+
+
 async def test_polls_for_the_client_do_not_end_the_request(resident: Resident) -> None:
     """Many cancelled calls of ``receive`` make one call on the engine's side."""
     polled: list[Any] = []

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tangram.asgi import Scope
 from tangram.config.model import Config, ServerConfig
+from tangram.web.cors import PLAIN, sending
 from tests.web.asgi import call, site_of
 
 GOOD = "http://localhost:5173"
@@ -115,3 +118,41 @@ async def test_configured_origins_and_hosts_are_allowed() -> None:
     ]:
         answer = await call(site, "GET", "/-/healthz", headers={"origin": origin})
         assert ("access-control-allow-origin" in answer.headers) is allowed, origin
+
+
+class Whole:
+    """An engine's ``send`` that takes whole responses."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    async def __call__(self, message: Any) -> None:
+        self.taken.append(message)
+
+    async def answer(self, status: int, fields: Any, body: bytes) -> None:
+        self.taken.append((status, fields, body))
+
+
+async def test_whole_responses_get_the_fields_of_the_server() -> None:
+    """An application's own ``access-control-allow-origin`` is dropped, as from its messages."""
+    engine = Whole()
+    send: Any = sending(engine, PLAIN)
+
+    await send.answer(200, ((b"content-type", b"a/b"), (b"Access-Control-Allow-Origin", b"*")), b"x")
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+
+    assert engine.taken == [
+        (200, ((b"content-type", b"a/b"), *PLAIN), b"x"),
+        {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b"), *PLAIN]},
+    ]
+
+
+async def test_a_send_for_messages_alone_offers_no_whole_responses() -> None:
+    """No response passes a function by that wraps a ``send``."""
+    messages: list[Any] = []
+
+    async def engine(message: Any) -> None:
+        messages.append(message)
+
+    assert not hasattr(sending(engine, PLAIN), "answer")
+    assert hasattr(sending(Whole(), PLAIN), "answer")

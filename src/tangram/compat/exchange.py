@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
 
-from tangram.asgi import ASGIApp, Message, Receive, Scope, Send
+from tangram.asgi import ASGIApp, Fields, Message, Receive, Scope, Send
 from tangram.compat.file_body import PATHSEND, FileBody
 from tangram.compat.island import Generators, Resident
 
@@ -65,6 +64,12 @@ generator at its ``yield``, where it misses its clean-up, instead of at its ``aw
 _NOT_SHORT: Final = (b"transfer-encoding", b"expect")
 """Headers of requests whose body is not read before the application starts."""
 
+_PLAIN: Final = frozenset({b"content-length", b"content-type"})
+"""The header fields of plain responses."""
+
+_BODILESS: Final = frozenset({204, 304})
+"""Status codes of responses without a body."""
+
 _AWAITED: Final = ("websocket.accept", "websocket.http", PATHSEND)
 """Messages that the application's ``send`` waits for until they are written."""
 
@@ -82,38 +87,41 @@ class IslandExchange:
         send: The engine's ``send``.
     """
 
+    # Defaults of the class: most requests change few of them.
+    started = False
+    """Whether the application has begun its response, or accepted the WebSocket."""
+    gone = False
+    """Whether the client has left."""
+    ended = False
+    """Whether the response is complete, or the application has closed the WebSocket."""
+    reported: Exception | None = None
+    """The exception of the application that has been logged."""
+    _reading = False
+    _watched = False
+    _watch_at = 0.0
+    _body_read = False
+    _unsent = 0
+    _dropped = 0
+    _broken = False
+    _failure: Exception | None = None
+    _file_error: OSError | None = None
+    _done = False
+    _leave_by = math.inf
+    _wake: trio.Event | None = None
+    """Ends the wait of the Trio side."""
+
     def __init__(self, resident: Resident, scope: Scope, receive: Receive, send: Send) -> None:
         self._resident = resident
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._answer: Callable[[int, Fields, bytes], Awaitable[None]] | None = getattr(send, "answer", None)
         self._is_http = scope["type"] == "http"
-        self.started = False
-        """Whether the application has begun its response, or accepted the WebSocket."""
-        self.gone = False
-        """Whether the client has left."""
-        self.ended = False
-        """Whether the response is complete, or the application has closed the WebSocket."""
-        self.reported: Exception | None = None
-        """The exception of the application that has been logged."""
-        self._generators: Generators = weakref.WeakKeyDictionary()
+        self._generators = Generators()
         self._inbox: deque[Message] = deque()
         self._readers: deque[asyncio.Future[None]] = deque()
-        self._reading = False
-        self._watched = False
-        self._watch_at = 0.0
-        self._body_read = False
         self._outbox: list[Message] = []
-        self._unsent = 0
         self._senders: list[asyncio.Future[None]] = []
-        self._dropped = 0
-        self._broken = False
-        self._failure: Exception | None = None
-        self._file_error: OSError | None = None
-        self._done = False
-        self._leave_by = math.inf
-        self._wake: trio.Event | None = None
-        """Ends the wait of the Trio side."""
 
     # -- the Trio side ---------------------------------------------------------------------------------------
 
@@ -225,11 +233,7 @@ class IslandExchange:
         while self._outbox and not self._broken:
             messages, self._outbox = self._outbox, []
             try:
-                for message in _joined(messages) if len(messages) > 2 else messages:
-                    if message["type"] == PATHSEND:
-                        await self._send_file(message["path"])
-                    else:
-                        await self._send(message)
+                await self._write(messages)
             except _CLOSED:
                 self._broken = True
                 self._leave()
@@ -241,6 +245,18 @@ class IslandExchange:
         if self._done or self._failure is not None:
             return True
         return self._is_http and (self.ended or self._broken)
+
+    async def _write(self, messages: list[Message]) -> None:
+        if self._answer is not None and len(messages) == 2:
+            whole = _whole(*messages)
+            if whole is not None:
+                await self._answer(*whole)
+                return
+        for message in _joined(messages) if len(messages) > 2 else messages:
+            if message["type"] == PATHSEND:
+                await self._send_file(message["path"])
+            else:
+                await self._send(message)
 
     async def _send_file(self, path: str) -> None:
         file = FileBody(path)
@@ -384,6 +400,25 @@ class IslandExchange:
     def _release(self) -> None:
         self._release_readers()
         self._release_senders()
+
+
+def _whole(start: Message, end: Message) -> tuple[int, Fields, bytes] | None:
+    """Return status, fields and body of a plain response; None for any other one.
+
+    An engine takes a plain response in one call. Only a content type beside the length is plain: engines
+    keep the lines of such answers, which are few.
+    """
+    if start["type"] != "http.response.start" or end["type"] != "http.response.body":
+        return None
+    status, fields, body = start["status"], start.get("headers", ()), end.get("body", b"")
+    if end.get("more_body", False) or type(body) is not bytes or status < 200 or status in _BODILESS:
+        return None
+    if len(fields) != 2 or {name for name, _ in fields} != _PLAIN:
+        return None
+    fields = dict(fields)
+    if fields[b"content-length"] != b"%d" % len(body):
+        return None
+    return status, ((b"content-type", fields[b"content-type"]),), body
 
 
 def _joined(messages: list[Message]) -> list[Message]:

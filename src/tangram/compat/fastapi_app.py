@@ -19,6 +19,7 @@ from tangram.compat.exchange import IslandExchange
 from tangram.compat.file_body import PATHSEND
 from tangram.compat.hosting import Hosting, send_restarting
 from tangram.compat.island import IslandClosed
+from tangram.compat.known_routes import KnownRoutes
 from tangram.compat.state import STATE, BackendState
 from tangram.plugins.registry import cause_line
 from tangram.routing import ResponseAborted
@@ -65,6 +66,7 @@ class FastApp:
         self._app: FastAPI = FastAPI(
             title=host.name, docs_url=None, redoc_url=None, openapi_url=None, lifespan=_no_lifespan
         )
+        self._known: KnownRoutes | None = None
         self._openapi: Mapping[str, Any] | None = None
         self._lifespan_state: dict[str, Any] = {}
 
@@ -83,6 +85,10 @@ class FastApp:
 
     def match(self, scope: Scope) -> bool | None:
         """Return True for a matching route, False for another method of a known path, else None."""
+        if self._known is None:
+            self._known = KnownRoutes(self._app)
+        if self._known.have(scope):
+            return True
         known: bool | None = None
         probe = dict(scope)
         for route in self._app.router.routes:

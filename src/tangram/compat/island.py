@@ -17,7 +17,7 @@ from asyncio.base_events import _run_until_complete_cb  # type: ignore[attr-defi
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import AsyncGeneratorType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import structlog
 import trio
@@ -54,8 +54,21 @@ THREAD_SECONDS: Final = 1.0
 """Seconds for a thread of the executor to end when its island closes; it is abandoned after that."""
 
 
-Generators: TypeAlias = weakref.WeakKeyDictionary[AsyncGeneratorType[Any, Any], asyncio.Task[Any] | None]
-"""Async generators, each with the task that started it."""
+class Generators:
+    """Async generators, each with the task that started it."""
+
+    # Most requests start none.
+    _started: weakref.WeakKeyDictionary[AsyncGeneratorType[Any, Any], asyncio.Task[Any] | None] | None = None
+
+    def add(self, generator: AsyncGeneratorType[Any, Any], task: asyncio.Task[Any] | None) -> None:
+        """Record a generator."""
+        if self._started is None:
+            self._started = weakref.WeakKeyDictionary()
+        self._started[generator] = task
+
+    def items(self) -> tuple[tuple[AsyncGeneratorType[Any, Any], asyncio.Task[Any] | None], ...]:
+        """Return the generators that still exist, with their tasks."""
+        return () if self._started is None else tuple(self._started.items())
 
 
 class IslandClosed(PluginError):
@@ -71,6 +84,7 @@ class Island:
         loop.set_exception_handler(self._log_unhandled)
         _record_generators(loop)
         guard_loop(loop, name, _owner.get, _owned)
+        self.loop.know_plain_factory()
         # trio-asyncio's own executor waits for its threads without limit, and logs nothing.
         loop._default_executor = _Executor(trio.CapacityLimiter(THREADS))  # noqa: SLF001 - no public setter takes one
         self._root = _root_task(self.loop)
@@ -194,9 +208,12 @@ class Resident:
         """
         if self.closed:
             raise IslandClosed(f"plugin {self.plugin!r} is being stopped", plugin=self.plugin)
-        return self.island.loop.start_task(
+        task = self.island.loop.start_task(
             _called(function, args), name=name, context=self._context(generators)
         )
+        if not task.done():
+            self.tasks.add(task)
+        return task
 
     def _context(self, generators: Generators | None) -> contextvars.Context:
         context = contextvars.copy_context()
@@ -210,7 +227,7 @@ class Resident:
 
     def close_generators(self, started: Generators) -> None:
         """Close the async generators whose tasks have ended and that are still at a ``yield``."""
-        for generator, task in tuple(started.items()):
+        for generator, task in started.items():
             left = generator.ag_frame is not None and not generator.ag_running
             if left and task is not None and task.done() and not self.closed:
                 self.spawn(generator.aclose, name="close generator")
@@ -327,7 +344,7 @@ def _record_generators(loop: Any) -> None:
     def started(generator: AsyncGeneratorType[Any, Any]) -> None:
         record = _generators.get()
         if record is not None:
-            record[generator] = asyncio.current_task(loop)
+            record.add(generator, asyncio.current_task(loop))
         first(generator)
 
     loop._asyncgen_firstiter_hook = started  # noqa: SLF001 - there is no public way

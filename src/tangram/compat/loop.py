@@ -42,6 +42,8 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
     _first_steps: list[asyncio.Handle] | None
     """Gets the callbacks that are scheduled while `start_task` makes a task."""
     _cancelled_timers: int
+    _plain_factory: object
+    """The task factory that makes plain tasks."""
     _timers: list[Any]
 
     @classmethod
@@ -57,6 +59,7 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
         adopted._waiting = None
         adopted._first_steps = None
         adopted._cancelled_timers = 0
+        adopted._plain_factory = None
         # Callbacks of other threads and of signals come by this name, also to a loop that was just closed.
         adopted._q_send = _Inlet(adopted._append)
         # The loop's task may wait for the channel, and has to come back from there.
@@ -129,7 +132,7 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
         library, _sniffio.name = _sniffio.name, "asyncio"
         try:
             try:
-                task: asyncio.Task[Any] = self.create_task(coroutine, name=name, context=context)
+                task = self._make_task(coroutine, name, context)
             finally:
                 self._first_steps = None
             for step in steps:
@@ -137,6 +140,22 @@ class IslandLoop(TrioEventLoop):  # type: ignore[misc]  # upstream ships no type
         finally:
             _sniffio.name = library
             current_loop.reset(token)
+        return task
+
+    def know_plain_factory(self) -> None:
+        """Remember the present task factory as one that makes plain tasks.
+
+        `start_task` makes them by itself.
+        """
+        self._plain_factory = self._task_factory
+
+    def _make_task(
+        self, coroutine: Coroutine[Any, Any, Any], name: str, context: contextvars.Context
+    ) -> asyncio.Task[Any]:
+        if self._task_factory is self._plain_factory:
+            self._check_closed()
+            return asyncio.Task(coroutine, loop=self, name=name, context=context)
+        task: asyncio.Task[Any] = self.create_task(coroutine, name=name, context=context)
         return task
 
     # -- the loop's task -------------------------------------------------------------------------------------

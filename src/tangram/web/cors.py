@@ -27,6 +27,7 @@ from tangram.asgi import (
     send_json,
     send_response,
     with_fields,
+    without_allowed_origin,
 )
 from tangram.channels.disconnects import Refusal
 
@@ -136,11 +137,40 @@ def _cors_fields(origin: str | None) -> Fields:
 
 
 def sending(send: Send, fields: Fields) -> Send:
-    """Return a ``send`` that adds the fields to the answer."""
+    """Return a ``send`` that adds the fields to the answer.
 
-    async def send_with_fields(message: Message) -> None:
+    It is a ``WholeSend`` if the given one is.
+    """
+    whole: Callable[[int, Fields, bytes], Awaitable[None]] | None = getattr(send, "answer", None)
+    return _Sending(send, fields) if whole is None else _SendingWhole(send, fields, whole)
+
+
+class _Sending:
+    """A ``send`` that adds fields to the answer."""
+
+    __slots__ = ("_fields", "_send")
+
+    def __init__(self, send: Send, fields: Fields) -> None:
+        self._send = send
+        self._fields = fields
+
+    def __call__(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            message = with_fields(message, fields)
-        await send(message)
+            message = with_fields(message, self._fields)
+        return self._send(message)
 
-    return send_with_fields
+
+class _SendingWhole(_Sending):
+    """The same of a ``send`` that takes whole responses."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(
+        self, send: Send, fields: Fields, whole: Callable[[int, Fields, bytes], Awaitable[None]]
+    ) -> None:
+        super().__init__(send, fields)
+        self._whole = whole
+
+    def answer(self, status: int, fields: Fields, body: bytes) -> Awaitable[None]:
+        """Send a whole response; see ``WholeSend``."""
+        return self._whole(status, (*without_allowed_origin(fields), *self._fields), body)

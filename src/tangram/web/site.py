@@ -372,7 +372,7 @@ class Site:
         down = self._control.unavailable()
         app = self._app_for(scope) if self._apps else None
         owner = self._owner_of(app, scope) if down or self._parts.elsewhere is not None else ""
-        if owner:
+        if owner and not self._answers_now(owner, down):
             served = await self._wait_owner(owner, down, scope, receive, sending(send, fields))
             if served is None:
                 return
@@ -387,10 +387,23 @@ class Site:
     async def _answer_found(
         self, app: AppMount | None, scope: Scope, receive: Receive, send: Send, fields: Fields
     ) -> None:
-        """Answer by a native route, a plugin's application, a file or Quart."""
-        if app is None and await self.table.handle(scope, receive, send, fields):
+        """Answer by a plugin's application, a native route, a file or Quart."""
+        if app is None:
+            if not await self.table.handle(scope, receive, send, fields):
+                await self._beside_routes(scope, receive, sending(send, fields))
             return
-        await self._beside_routes(app, scope, receive, sending(send, fields))
+        send = sending(send, fields)
+        if scope["method"] == "HEAD" and not app.match(scope):
+            # FastAPI's routes for GET do not answer HEAD by themselves.
+            scope, send = {**scope, "method": "GET"}, without_body(send)
+        await app(full_scope(scope), receive, send)
+
+    def _answers_now(self, owner: str, down: Mapping[str, str]) -> bool:
+        """Return whether the owner of a route takes a request without a wait, and on this node."""
+        elsewhere = self._parts.elsewhere
+        if elsewhere is not None and elsewhere.placed(owner):
+            return elsewhere.runs_here(owner)
+        return owner not in down
 
     def _is_placed(self, owner: str) -> bool:
         return self._parts.elsewhere is not None and self._parts.elsewhere.placed(owner)
@@ -402,14 +415,8 @@ class Site:
         found = self.table.locate(scope)
         return found.value.owner if found is not None and found.value is not None else ""
 
-    async def _beside_routes(self, app: AppMount | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer by a plugin's application, a file or Quart."""
-        if app is not None:
-            if scope["method"] == "HEAD" and not app.match(scope):
-                # FastAPI's routes for GET do not answer HEAD by themselves.
-                scope, send = {**scope, "method": "GET"}, without_body(send)
-            await app(full_scope(scope), receive, send)
-            return
+    async def _beside_routes(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by a file or Quart."""
         if await self._file(scope, receive, send):
             return
         await self._blueprint(self._quart, full_scope(scope), scope, receive, send)
