@@ -118,23 +118,55 @@ async def test_full_reads_follow_each_other_without_waiting(
     assert await stream.receive_some(100) == b"y"
 
 
-async def test_a_full_read_into_a_buffer_is_followed_by_one_of_the_whole_buffer(pair: Pair) -> None:
-    """A large message takes few reads, and the second of them does not wait."""
+async def test_a_large_message_is_read_into_a_buffer(pair: Pair) -> None:
+    """It arrives whole, also where it is larger than the buffers of the kernel."""
     stream, far = pair
-    data = bytes(range(256)) * 1024
-    buffer = bytearray(len(data))
+    data = bytes(range(256)) * 4096
+    buffer = bytearray(4 * sockets.READ_SIZE)
     got = b""
-    sizes = []
-    await far.send_all(data)
-    await far.aclose()
     with trio.fail_after(10):
-        while size := await stream.receive_into(buffer):
-            got += buffer[:size]
-            sizes.append(size)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(far.send_all, data)
+            while len(got) < len(data):
+                got += buffer[: await stream.receive_into(buffer)]
 
     assert got == data
-    assert sizes[0] == sockets.READ_SIZE
-    assert len(sizes) == 2 or sizes[1] > sockets.READ_SIZE
+
+
+class Readings:
+    """A socket with reads of given sizes, which notes how much each read may take."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = list(sizes)
+        self.asked: list[int] = []
+
+    def recv_into(self, _buffer: bytearray, size: int) -> int:
+        self.asked.append(size)
+        return self.sizes.pop(0)
+
+    def close(self) -> None: ...
+
+
+async def test_a_full_read_into_a_buffer_is_followed_by_one_of_the_whole_buffer(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second read does not wait, and the third one does."""
+    stream, _ = pair
+    some = sockets.READ_SIZE
+    fake = Readings(some, 5 * some, some, 10, 20)
+    waits: list[int] = []
+
+    async def wait(_socket: object) -> None:
+        waits.append(len(fake.asked))
+
+    monkeypatch.setattr(sockets, "_wait_readable", wait)
+    with monkeypatch.context() as inner:
+        inner.setattr(stream, "_socket", fake)
+        sizes = [await stream.receive_into(bytearray(8 * some)) for _ in range(5)]
+
+    assert sizes == [some, 5 * some, some, 10, 20]
+    assert fake.asked == [some, 0, some, 0, some]
+    assert waits == [0, 2, 4]
 
 
 async def test_a_read_into_a_buffer_waits_after_a_full_one_that_took_everything(pair: Pair) -> None:
