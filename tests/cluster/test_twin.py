@@ -50,7 +50,7 @@ def drawn_calls(seed: int) -> Iterator[FunctionCall]:
         elif kind < 0.55:
             yield claim_call(node, rng.choice("xy"), rng.choice("xy"))
         elif kind < 0.7:
-            yield take_call(name, value, 600.0, rng.choice(("", "", "born0", "other")))
+            yield take_call(name, value, 600.0, rng.choice(("", "", "born0", "other")), f"take{number}")
         elif kind < 0.85:
             yield give_call(name, value, rng.choice(("", "c")))
         else:
@@ -129,7 +129,7 @@ async def test_redis_reports_times_and_tokens_that_grow(nursery: trio.Nursery) -
         nursery.start_soon(publisher.run)
         tokens = []
         for number in range(3):
-            answer = await publisher.call(take_call("globe", f"a:{number}", 6.0, ""))
+            answer = await publisher.call(take_call("globe", f"a:{number}", 6.0, "", "born"))
             tokens.append(int(answer[1]))
             beat = parse_beat(
                 await publisher.call(beat_call("a", {"run": "x"}, 6.0, "b", [("globe", f"a:{number}", 6.0)]))
@@ -142,8 +142,19 @@ async def test_redis_reports_times_and_tokens_that_grow(nursery: trio.Nursery) -
         # A Redis whose clock was ahead has given a token of a far time.
         ahead = 5_000_000_000_000_000
         await publisher.call(FunctionCall("", (), (), ("SET", fence_key("globe"), str(ahead))))
-        answer = await publisher.call(take_call("globe", "a:9", 6.0, ""))
+        answer = await publisher.call(take_call("globe", "a:9", 6.0, "", "born"))
         assert int(answer[1]) == ahead + 1
         assert await publisher.call(give_call("globe", "a:9")) == 1
         assert await publisher.call(FunctionCall("", (), (), ("EXISTS", lease_key("globe")))) == 0
         nursery.cancel_scope.cancel()
+
+
+def test_a_take_after_a_second_loss_of_data_is_refused() -> None:
+    """The storage has a new name at each loss, also if the same value finds it empty twice."""
+    twin, known = Twin(), "born0"
+    for number in range(1, 4):
+        twin._valkey.execute(twin._session, [b"FLUSHALL"])
+        taken, _, _, born = twin.call(take_call("globe", "a:1", 6.0, known, f"born{number}"))
+
+        assert (taken, born) == (0, f"born{number}".encode())
+        known = born.decode()

@@ -204,7 +204,7 @@ class _Node:
                 self.call(give_call(NAME, unwanted), lambda _answer: None)
             self.follow()
 
-        self.call(take_call(NAME, value, TTL, storage), answered)
+        self.call(take_call(NAME, value, TTL, storage, self.world.word()), answered)
 
     def step(self) -> None:
         """Look at the deadline, try to take the lease, and publish."""

@@ -108,11 +108,13 @@ local function leave(keys, args)
   return 1
 end
 
--- KEYS lease, fence, storage; ARGV name, value, ms, storage that the node knows ('' for none)
+-- KEYS lease, fence, storage
+-- ARGV name, value, ms, storage that the node knows ('' for none), candidate for the storage
 -- Return 1 and the token, or 0 and the holder's value ('' if the storage is another one); then the
 -- milliseconds that the lease lasts, and the storage.
 local function take(keys, args)
-  local born = storage(keys[3], args[2])
+  -- The value is no name: the same one may try again after a second loss, and would know the new storage.
+  local born = storage(keys[3], args[5] or args[2])
   local holder = redis.call('GET', keys[1])
   if holder and holder ~= args[2] then
     return {0, holder, redis.call('PTTL', keys[1]), born}

@@ -141,7 +141,7 @@ def leave_call(node: str, run: str) -> FunctionCall:
     return FunctionCall("tangram_leave", (_NODES, node_key(node)), (node, run))
 
 
-def take_call(name: str, value: str, ttl: float, storage: str) -> FunctionCall:
+def take_call(name: str, value: str, ttl: float, storage: str, candidate: str) -> FunctionCall:
     """Return the call that takes a lease if it is free, or takes an own one again.
 
     Args:
@@ -149,9 +149,10 @@ def take_call(name: str, value: str, ttl: float, storage: str) -> FunctionCall:
         value: the value of the new holder.
         ttl: seconds for which the lease lasts.
         storage: the storage that must still be there; empty for any.
+        candidate: a name for the storage, if it has none; no call had it before.
     """
     keys = (lease_key(name), fence_key(name), _STORAGE)
-    return FunctionCall("tangram_take", keys, (name, value, milliseconds(ttl), storage))
+    return FunctionCall("tangram_take", keys, (name, value, milliseconds(ttl), storage, candidate))
 
 
 def parse_take(answer: Any) -> TakeAnswer:

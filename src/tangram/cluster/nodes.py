@@ -196,7 +196,7 @@ class Nodes:
         sent, value = trio.current_time(), lease.value
         # The holder takes it again from any storage, because it knows that no other node has it.
         storage = "" if lease.held else self.book.storage
-        call = take_call(lease.name, value, lease.ttl, storage)
+        call = take_call(lease.name, value, lease.ttl, storage, secrets.token_hex(6))
         try:
             answer = parse_take(await self.call(call, timeout=self._interval))
         except trio.Cancelled:

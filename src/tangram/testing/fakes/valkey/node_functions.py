@@ -116,8 +116,8 @@ def _leave(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
 
 def _take(run: _Run, keys: Sequence[bytes], args: Sequence[bytes]) -> Reply:
     lease, fence, storage = keys
-    name, value, ms, known = args
-    born = _storage(run, storage, value)
+    name, value, ms, known, candidate = (*args, args[1])[:5]
+    born = _storage(run, storage, candidate)
     holder = run.space.get(bytes, lease)
     if holder is not None and holder != value:
         return [0, holder, _left(run, lease), born]
