@@ -192,9 +192,10 @@ class Server:
         if self.tree is not None:
             self.tree.stop_reason = reason
             self.tree.incarnation.close_streams()
-        # The engine still accepts on duplicates. Its last one closes the socket: a queue without a reader
-        # would keep clients waiting until the end of the process, and then reset them.
-        close_listeners(self.held)
+        if self._renewal is None:
+            # The engine still accepts on duplicates. Its last one closes the socket: a queue without a reader
+            # would keep clients waiting until the end of the process, and then reset them.
+            close_listeners(self.held)
         self._notifier.stopping()
         self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=asked_for)
 

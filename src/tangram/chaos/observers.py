@@ -224,10 +224,15 @@ async def _connect_repeatedly(running: RunningTangram, seen: Observations, every
         try:
             await _connect_and_go(running)
         except (ConnectionRefusedError, trio.TooSlowError):
-            seen.refused += not running.ended  # the server may have ended meanwhile, which is no refusal
+            seen.refused += not _may_refuse(running)
         else:
             seen.connections += 1
         await trio.sleep(every if "web" in running.ports.names else max(every, PATIENT_EVERY))
+
+
+def _may_refuse(running: RunningTangram) -> bool:
+    """Return whether the server may refuse connections, as from the beginning of its stop."""
+    return running.ended or running.server.stopping
 
 
 async def _connect_and_go(running: RunningTangram) -> None:
