@@ -1,6 +1,7 @@
 """Measure two workers beside one process, and rolling restarts under load.
 
     python benchmarks/workers.py [--quick] [--restarts N]
+    python benchmarks/workers.py --restarts N --pieces FILE    # restarts alone; their results are added to it
 
 Capacity is the work for each second of processor time of the busiest process. With one process that is its
 own time; with two workers it is that of the one with more to do, so that an uneven balance of connections
@@ -8,12 +9,14 @@ counts as well as the cost of a second process. The load and the broker are othe
 counted: on a machine with two processors they would take a part of them from the workers.
 
 Rolling restarts: SIGHUP replaces both workers, again and again, while clients open a connection for each
-request and others keep theirs. A connection that is refused, or ends without an answer, is counted.
+request and others keep theirs. A connection that is refused, or ends without an answer, is counted. With
+``--pieces`` the counts are those of all runs whose results are in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -30,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lib.loads import TOPIC, Clients, publish, request, wait_delivered
 from benchmarks.lib.processes import GIVE_UP, below, cpu_seconds, keep_off, memory_bytes, wait_quiet
-from benchmarks.lib.report import Target, conclude, machine, promised
+from benchmarks.lib.report import Promise, Target, conclude, machine, promised
 from benchmarks.lib.servers import Server, start_tangram
 
 REQUEST = b"GET /bench/aircraft/31000 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
@@ -191,27 +194,52 @@ def wait_for_events(log: Path, event: str, times: int) -> None:
         time.sleep(0.05)
 
 
+def add_piece(file: Path, restarts: int, results: Counter[str]) -> tuple[int, Counter[str]]:
+    """Add the results of a run to a file; return the restarts and results of all runs in it."""
+    with file.open("a") as lines:
+        lines.write(json.dumps({"restarts": restarts, "results": results}) + "\n")
+    pieces = [json.loads(line) for line in file.read_text().splitlines()]
+    every = Counter[str]()
+    for piece in pieces:
+        every.update(piece["results"])
+    return sum(piece["restarts"] for piece in pieces), every
+
+
+def promises_of_restarts(restarts: int, results: Counter[str]) -> list[Promise]:
+    """Print the answers, and return what is promised of them."""
+    print(f"answers during {restarts} restarts: {dict(results)}")
+    wrong = sum(count for what, count in results.items() if what not in {"200", "refused"})
+    return [
+        Target(f"refused connections in {restarts} rolling restarts", results["refused"], 0).promise(),
+        Target("connections without an answer in them", wrong, 0).promise(),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short round, and ten replaced workers")
     parser.add_argument("--restarts", type=int, help=f"workers to replace; {RESTARTS}, quick 10")
+    parser.add_argument(
+        "--pieces", type=Path, metavar="FILE", help="restarts alone; add to the results in FILE"
+    )
     options = parser.parse_args()
     keep_off()
     print(machine())
-    http, fan_out, further = compare(1 if options.quick else 5, quick=options.quick)
     restarts = options.restarts or (10 if options.quick else RESTARTS)
+    promises = []
+    if options.pieces is None:
+        http, fan_out, further = compare(1 if options.quick else 5, quick=options.quick)
+        print(f"memory of a further worker: {further / 1e6:.1f} MB")
+        promises += [
+            Target("capacity for requests of two workers to one", http, 1.7, at_least=True).promise(),
+            Target("capacity for fan-out of two workers to one", fan_out, 1.7, at_least=True).promise(),
+        ]
     results = replace_workers(restarts)
-    print(f"memory of a further worker: {further / 1e6:.1f} MB")
-    print(f"answers during {restarts} restarts: {dict(results)}")
-    wrong = sum(count for what, count in results.items() if what not in {"200", "refused"})
-    promises = [
-        Target("capacity for requests of two workers to one", http, 1.7, at_least=True).promise(),
-        Target("capacity for fan-out of two workers to one", fan_out, 1.7, at_least=True).promise(),
-        Target(f"refused connections in {restarts} rolling restarts", results["refused"], 0).promise(),
-        Target("connections without an answer in them", wrong, 0).promise(),
-    ]
+    if options.pieces is not None:
+        restarts, results = add_piece(options.pieces, restarts, results)
+    promises += promises_of_restarts(restarts, results)
     print(promised(promises))
     conclude(promises)
 

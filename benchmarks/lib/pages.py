@@ -1,4 +1,4 @@
-"""A process of Node that tells in lines of JSON what its pages see, and takes commands in lines."""
+"""A process of Node that writes lines of JSON about its pages, and takes commands in lines."""
 
 from __future__ import annotations
 
