@@ -17,6 +17,9 @@ from tangram import History, Plugin
 from tangram.client import Channel, ClientSocket
 from tangram.gateway import recovery
 from tangram.history import parse_position
+from tangram.history.feed import Live
+from tangram.history.position import Position
+from tangram.history.replay import Replay
 from tangram.testing import RunningTangram, open_tangram
 
 RULES = {"kept:*": History(size=50), "map": History(mode="latest", size=10), "small": History(max_bytes=1024)}
@@ -316,6 +319,30 @@ async def test_one_slice_of_members_enters_in_each_pass(
 
     assert len(entered) == 20
     assert max(Counter(entered).values()) == 2
+
+
+@pytest.mark.parametrize("other", [False, True])
+async def test_a_group_that_begins_anew_leaves_the_topic_to_another_one(
+    tangram: RunningTangram, *, other: bool
+) -> None:
+    """A topic is followed as long as a group is behind its marker, although its members enter later."""
+    async with tangram.open_socket() as client:
+        await join(tangram, client, "kept:a", recover=True)
+    channels = tangram.server.tree.incarnation.channels  # type: ignore[union-attr]
+    one = channels._recovery  # type: ignore[union-attr]
+    assert one is not None
+    assert "kept:a" in one._feed.followed
+    position = Position("e", 0)
+    replay = Replay(position, recovered=True, reason=None, certain=False, events=[])
+    live = Live("n", "kept:a", position, [], in_step=False)
+    leaving = recovery._Group("kept:a", "", History(), replay=replay, live=live)
+    if other:
+        one._open["m"] = recovery._Group("kept:a", "", History(), live=live._replace(nonce="m"))
+    await one._enter_all(leaving)
+    one._open.pop("m", None)
+
+    assert leaving.uncertain
+    assert ("kept:a" in one._feed.followed) is other
 
 
 JSON = st.recursive(

@@ -245,6 +245,15 @@ class Recovery:
             if topic not in entering and not self._hub.has_followers(topic):
                 self._feed.unfollow(topic)
 
+    def _unfollow_idle(self, leaving: _Group) -> None:
+        """Follow a topic no longer, unless members have entered or another group will."""
+        entering = any(
+            group is not leaving and group.topic == leaving.topic and group.live is not None
+            for group in self._open.values()
+        )
+        if not entering and not self._hub.has_followers(leaving.topic):
+            self._feed.unfollow(leaving.topic)
+
     # Joins.
 
     async def enter(self, session: _Session, request: Authorize, id_: str) -> None:
@@ -324,8 +333,7 @@ class Recovery:
             return
         if not replay.certain and not live.in_step:
             group.uncertain = True
-            if not self._hub.has_followers(group.topic):
-                self._feed.unfollow(group.topic)
+            self._unfollow_idle(group)
             return
         waiting = deque(group.joins)
         made, catchup = group.progress, _catchup(group, replay, live)
