@@ -54,7 +54,7 @@ flaky: $(VENV)/.dev .cache/.e2e .cache/.downstream
 	$(BIN)/python -m tests.flaky --downstream $(DOWNSTREAM) $(ARGS)
 
 test-downstream: $(VENV)/.dev .cache/.e2e .cache/.downstream
-	TANGRAM_ROUNDS=$${TANGRAM_ROUNDS:-20} $(BIN)/python -m pytest tests/downstream $(ARGS)
+	TANGRAM_ROUNDS=$${TANGRAM_ROUNDS:-20} TANGRAM_AWAY=$${TANGRAM_AWAY:-30} $(BIN)/python -m pytest tests/downstream $(ARGS)
 	$(DOWNSTREAM) -m pytest tests/compat
 
 test-pythons: $(VENV)/.dev
