@@ -55,6 +55,21 @@ async def test_a_large_push_is_published_in_its_order() -> None:
     assert bus.payloads("from:obs:large") == [payload]
 
 
+async def test_a_push_to_channels_that_have_ended_is_not_published() -> None:
+    """The next incarnation publishes nothing that a client says before it learns of the crash."""
+    bus = FakeBus()
+    channels = make_channels(bus)
+    client = Client(channels)
+    client.join("obs")
+    before = len(bus.published)
+    await send(client, b'["1","2","obs","first",{}]')
+    channels.ended = True
+    await send(client, b'["1","3","obs","second",{}]')
+
+    assert client.session.outbox.disconnect is None
+    assert [name for name, _ in bus.published[before:]] == ["from:obs:first"]
+
+
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [

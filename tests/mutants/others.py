@@ -391,7 +391,7 @@ MENDED = (
         "gateway/session.py",
         "if outbox.disconnect is not None or owner.ended:",
         "if outbox.disconnect is not None:",
-        ("tests/app/test_incarnations.py::test_messages_on_an_old_connection_are_ignored",),
+        ("tests/gateway/test_session.py::test_a_push_to_channels_that_have_ended_is_not_published",),
     ),
     Mutant(
         "mended",
