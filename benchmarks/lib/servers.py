@@ -70,8 +70,8 @@ def environ_of(folder: Path, **more: str) -> Mapping[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(folder), **own, **more}
 
 
-UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\ntoken_burst = 100000\n"
-"""Settings of ``[channel]`` for more clients on one address than the limits allow."""
+UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\ntoken_burst = 100000\nidle_timeout = 3600\n"
+"""Settings of ``[channel]`` for more clients on one address than the limits allow, without heartbeats."""
 
 
 def start_tangram(
