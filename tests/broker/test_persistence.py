@@ -53,7 +53,7 @@ async def run_once(
 ) -> tuple[int, str | None, str]:
     """Run a broker, publish, and kill it; return the messages kept from before, identity and epoch.
 
-    With ``stuck`` the disk takes for ever to write what the broker has given to the system.
+    With ``stuck`` the disk takes for ever to write the bytes that the broker has given to the system.
     """
     broker = EmbeddedBroker(BrokerConfig(port=0), folder=folder)
     broker.keeps = keeps
@@ -206,6 +206,28 @@ def test_the_disk_writes_a_file_only_when_it_has_grown(
         found.append(list(written))
 
     assert found == [[first.name], [], [first.name], [], [second.name]]
+
+
+@pytest.mark.parametrize("fault", [errno.ENOENT, errno.EMFILE])
+def test_a_file_that_cannot_be_opened_for_a_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    """A process without a free descriptor loses no history by that; the next look writes the file."""
+    written: list[int] = []
+    monkeypatch.setattr("tangram.broker.persistence._write_to_disk", written.append)
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "appendonly.aof.1.incr.aof").write_bytes(b"x")
+    persistence = Persistence(tmp_path)
+
+    def refuse(*_arguments: object) -> int:
+        raise OSError(fault, os.strerror(fault))
+
+    with monkeypatch.context() as inner:
+        inner.setattr("tangram.broker.persistence.os.open", refuse)
+        persistence.sync()
+    assert written == []
+    persistence.sync()
+    assert len(written) == 1
 
 
 async def test_a_disk_that_does_not_write_turns_the_file_off(

@@ -309,6 +309,17 @@ async def test_the_last_engine_answers_the_queue_and_then_refuses(engine: str, c
     assert {answer.split()[1] for answer in answers} == {b"200"}
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_stop_in_the_moment_of_a_start_is_no_crash(
+    engine: str, clock: Clock, *, replaced: bool
+) -> None:
+    """An engine whose sockets the root has closed accepts nothing, also where another process goes on."""
+    held = open_listeners("127.0.0.1", 0)
+    close_listeners(held)
+    async with serving(engine, hello, held=held, takes_waiting=lambda: not replaced):
+        await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_access_log(engine: str, clock: Clock) -> None:
     """The access log has a line with method, path, status and client, and without the query."""
     with capture_logs() as lines:

@@ -150,8 +150,10 @@ class Persistence:
         for path in self._appended():
             try:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # the broker has begun a new one meanwhile
+            except OSError as error:
+                # The broker has begun a new one meanwhile, or no descriptor is free: the next time is near.
+                log.debug("append-only file not opened", cause=error.strerror)
+                continue
             try:
                 found = os.fstat(file)
                 state = found.st_ino, found.st_size

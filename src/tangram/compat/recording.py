@@ -186,7 +186,7 @@ class _PublishingCommands:
 
 
 def publishing_client(rules: Rules | None, fence: ClientFence | None) -> type[Redis]:
-    """Return the class of clients that record and fence what they publish."""
+    """Return the class of clients that record and fence their publications."""
 
     class PublishingRedis(_PublishingCommands, Redis):  # type: ignore[misc] # among the bases of Redis
         how = _Publishing(rules, fence)

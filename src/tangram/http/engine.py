@@ -448,7 +448,7 @@ class Engine:
 
     async def _accept(self, held: HeldSocket, nursery: trio.Nursery) -> None:
         """Accept connections on one listening socket until cancelled."""
-        if held.closed and self.takes_waiting():
+        if held.closed:
             return  # the stop has begun in the moment of the start
         listener = held.dup()
         try:

@@ -373,7 +373,7 @@ class Site:
         app = self._app_for(scope) if self._apps else None
         owner = self._owner_of(app, scope) if down or self._parts.elsewhere is not None else ""
         if owner and not self._answers_now(owner, down):
-            served = await self._wait_owner(owner, down, scope, receive, sending(send, fields))
+            served = await self._wait_owner(owner, scope, receive, sending(send, fields))
             if served is None:
                 return
             receive = served
@@ -474,10 +474,8 @@ class Site:
             return next((app for app in self._apps if app.match(toggled)), None)
         return None
 
-    async def _wait_owner(
-        self, owner: str, down: Mapping[str, str], scope: Scope, receive: Receive, send: Send
-    ) -> Receive | None:
-        """Wait for the plugin that owns the route, or let the node answer that runs it.
+    async def _wait_owner(self, owner: str, scope: Scope, receive: Receive, send: Send) -> Receive | None:
+        """Wait for a plugin that does not answer now, or let the node answer that runs it.
 
         Returns:
             The ``receive`` with which the request is to be served; None if it was answered: by another node,
@@ -485,11 +483,7 @@ class Site:
         """
         elsewhere = self._parts.elsewhere
         if elsewhere is not None and elsewhere.placed(owner):
-            if elsewhere.runs_here(owner):
-                return receive
             return await elsewhere.forward(owner, scope, receive, send)
-        if owner not in down:
-            return receive
         reason = await self._control.wait_available(owner)
         if reason is None:
             return receive
