@@ -13,8 +13,8 @@ from typing import Final
 
 import trio
 
-from tests.hostile.campaign import Judged, run_scenario
-from tests.hostile.scenarios import MIB, SCENARIOS, Scenario
+from tests.hostile.campaign import Judged, run_judged
+from tests.hostile.scenarios import MIB, SCENARIOS
 
 SECONDS: Final = 8.0
 """For each attack: thirty of them, each with its server and its measurements before, take ten minutes."""
@@ -36,20 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = options.seconds or (SHORT_SECONDS if options.short else SECONDS)
     judged = []
     for scenario in wanted:
-        judged.append(run(scenario, seconds))
+        judged.append(trio.run(run_judged, scenario, seconds))
         sys.stderr.write(f"{scenario.attack}: {'; '.join(map(str, judged[-1].faults)) or 'held'}\n")
         sys.stderr.flush()
     sys.stdout.write(table(judged))
     return 1 if any(one.faults for one in judged) else 0
-
-
-def run(scenario: Scenario, seconds: float) -> Judged:
-    """Run a scenario, and again where only times were broken, for example by a busy machine."""
-    first: Judged = trio.run(run_scenario, scenario, seconds)
-    if not first.faults or not first.only_times:
-        return first
-    second: Judged = trio.run(run_scenario, scenario, seconds)
-    return min(first, second, key=lambda one: len(one.faults))
 
 
 def table(judged: Sequence[Judged]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -21,7 +21,7 @@ from tests.hostile.attacks import ADDRESS, Target, attack
 from tests.hostile.good_clients import GoodClients, open_good_clients
 from tests.hostile.scenarios import MIB, PENDING, Scenario
 
-__all__ = ["BrokenPromise", "Judged", "judge", "run_scenario"]
+__all__ = ["BrokenPromise", "Judged", "judge", "run_judged", "run_scenario"]
 
 BLOCKED_SECONDS: Final = 0.05
 """Seconds of CPU for which the loop may be blocked."""
@@ -163,8 +163,40 @@ def _judge(scenario: Scenario, measured: Measured) -> Iterator[tuple[Kind, str]]
         yield "lines", f"{measured.lines} log lines name {ADDRESS}"
 
 
+async def run_judged(
+    scenario: Scenario,
+    seconds: float,
+    *,
+    ignored: frozenset[Kind] = frozenset(),
+    run: Callable[[Scenario, float], Awaitable[Judged]] | None = None,
+) -> Judged:
+    """Run one scenario, and once more if only promises about times were broken.
+
+    The bounds on memory, connections, crashes and lines do not depend on the machine: one run that breaks
+    them is a fault. A time does depend on it. Where cores are shared, even the CPU time of a step grows
+    several times over while another program evicts the caches or the hypervisor takes the core away. That
+    passes, but a step of the server that is too long comes back in each run, because an attack repeats it
+    many times. So a time counts as broken if two runs in succession break such a promise. ``make hostile``
+    and CI judge by this one rule, and the bounds are the same in both runs.
+
+    Args:
+        scenario: which attack on which server.
+        seconds: of each attack.
+        ignored: promises that are not judged.
+        run: runs the scenario once and judges it.
+    """
+    judged = _without(await (run or run_scenario)(scenario, seconds), ignored)
+    if judged.faults and judged.only_times:
+        judged = _without(await (run or run_scenario)(scenario, seconds), ignored)
+    return judged
+
+
+def _without(judged: Judged, ignored: frozenset[Kind]) -> Judged:
+    return attrs.evolve(judged, faults=[one for one in judged.faults if one.kind not in ignored])
+
+
 async def run_scenario(scenario: Scenario, seconds: float) -> Judged:
-    """Run one scenario, and judge it.
+    """Run one scenario once, and judge it.
 
     Args:
         scenario: which attack on which server.

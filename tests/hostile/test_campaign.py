@@ -7,8 +7,8 @@ import pytest
 
 from tests.hostile.__main__ import table
 from tests.hostile.attacks import ATTACKS
-from tests.hostile.campaign import Judged, Measured, judge
-from tests.hostile.scenarios import MIB, SCENARIOS
+from tests.hostile.campaign import Judged, Kind, Measured, judge, run_judged
+from tests.hostile.scenarios import MIB, SCENARIOS, Scenario
 
 CALM = Measured(
     blocked=0.01,
@@ -68,3 +68,64 @@ def test_a_busy_machine_is_allowed_for() -> None:
         measured = attrs.evolve(late, p99=0.2)
 
         assert list(judge(SCENARIOS[0], measured)) == []
+
+
+BLOCKED = attrs.evolve(CALM, blocked=0.055)
+LATE = attrs.evolve(CALM, p99=0.3)
+LEAKING = attrs.evolve(CALM, memory=500 * MIB)
+CLOSING = attrs.evolve(CALM, closed=1)
+CRASHING = attrs.evolve(CALM, crashes=1)
+SILENT = attrs.evolve(CALM, lines=0)
+
+
+class Runs:
+    """Runs of a scenario whose measurements are given."""
+
+    def __init__(self, *measured: Measured) -> None:
+        self.left = list(measured)
+
+    async def run(self, scenario: Scenario, _seconds: float) -> Judged:
+        """Judge the next measurements."""
+        measured = self.left.pop(0)
+        return Judged(scenario, measured, list(judge(scenario, measured)))
+
+
+async def kinds_of(runs: Runs, *ignored: Kind) -> list[Kind]:
+    """Return which promises count as broken."""
+    judged = await run_judged(SCENARIOS[0], 1.0, ignored=frozenset(ignored), run=runs.run)
+    return [one.kind for one in judged.faults]
+
+
+@pytest.mark.parametrize("measured", [BLOCKED, LATE], ids=["blocked", "p99"])
+async def test_a_time_that_is_broken_in_both_runs_is_a_fault(measured: Measured) -> None:
+    """A step that always takes too long is red, on any machine."""
+    assert len(await kinds_of(Runs(measured, measured))) == 1
+
+
+async def test_a_time_that_one_run_breaks_is_no_fault() -> None:
+    """A machine that is slow for a moment does not make a scenario red."""
+    assert await kinds_of(Runs(BLOCKED, CALM)) == []
+    assert await kinds_of(Runs(LATE, CALM)) == []
+
+
+@pytest.mark.parametrize("measured", [LEAKING, CLOSING, CRASHING, SILENT])
+async def test_any_other_promise_counts_at_once(measured: Measured) -> None:
+    """Memory, connections, crashes and lines do not depend on the machine: each run decides alone."""
+    late = attrs.evolve(measured, blocked=0.055)
+    once, second = Runs(late, CALM), Runs(BLOCKED, measured)
+
+    assert len(await kinds_of(once)) == 2
+    assert once.left == [CALM]
+    assert len(await kinds_of(second)) == 1
+
+
+async def test_a_calm_scenario_runs_once() -> None:
+    """No second run takes time without a reason; an ignored promise is none."""
+    calm, late = Runs(CALM, CALM), Runs(LATE, BLOCKED)
+
+    assert await kinds_of(calm) == []
+    assert await kinds_of(late, "p99") == []
+    assert calm.left == [CALM]
+    assert late.left == [BLOCKED]
+    assert await kinds_of(Runs(BLOCKED, LATE), "p99") == []
+    assert await kinds_of(Runs(BLOCKED, BLOCKED), "p99") == ["blocked"]
