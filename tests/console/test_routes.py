@@ -16,6 +16,7 @@ from tangram.console.live import MAX_STREAMS, LiveStreams
 from tangram.console.routes import console_router
 from tangram.errors import NoSuchChild
 from tangram.gateway.tails import Tails
+from tangram.history import Published
 from tangram.metrics.pictures import Pictures
 from tangram.web.site import Site
 from tests.web.asgi import TOKEN, Answer, call, site_of
@@ -67,9 +68,9 @@ class FakeControl:
         self.done.append(("disconnect", conn))
         return True
 
-    async def publish(self, channel: str, payload: bytes) -> int:
+    async def publish(self, channel: str, payload: bytes) -> Published:
         self.done.append((channel, json.loads(payload)))
-        return 1
+        return Published(1, "k3f9.7")
 
     async def restart_plugin(self, name: str) -> None:
         if name != "demo":

@@ -30,6 +30,12 @@ class Selected:
     by: str
 
 
+class Translated(str):
+    """A text of a class of its own, as libraries for translations return it."""
+
+    __slots__ = ()
+
+
 class World:
     """A plugin with handlers of all kinds, and its calls."""
 
@@ -66,7 +72,7 @@ class World:
                 case "exit":
                     raise SystemExit(3)
                 case "refuse":
-                    raise tangram.Refused("not you")
+                    raise tangram.Refused(Translated("not you"))
                 case "http":
                     raise tangram.HTTPException(404, "no such flight")
                 case _:

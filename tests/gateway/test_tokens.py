@@ -119,10 +119,17 @@ async def test_admin_needs_the_operators_token(authorization: str | None, status
     assert (await ask(b'{"channel":"admin"}', authorization=authorization)).status == status
 
 
+class Translated(str):
+    """A text of a class of its own, as libraries for translations return it."""
+
+    __slots__ = ()
+
+
 async def test_plugins_and_rates_refuse_with_a_reason() -> None:
     """403 with the plugin's reason; 429 with a time to retry."""
-    channels = make_channels(FakeBus(), authorizers=[Authorizer("p", lambda *_: "members only")])
-    assert (await ask(b'{"channel":"obs"}', channels=channels)).body == b'{"detail":"members only"}'
+    for reason in ("members only", Translated("members only")):
+        channels = make_channels(FakeBus(), authorizers=[Authorizer("p", lambda *_, text=reason: text)])
+        assert (await ask(b'{"channel":"obs"}', channels=channels)).body == b'{"detail":"members only"}'
 
     channels = make_channels(FakeBus(), Settings(token_rate=1, token_burst=1))
     await ask(b'{"channel":"obs"}', channels=channels, info=STRANGER)

@@ -9,6 +9,7 @@ import structlog
 import trio
 import trio.testing
 
+from tangram.history import Published
 from tangram.routing import (
     HTMLResponse,
     JSONResponse,
@@ -21,6 +22,20 @@ from tangram.routing import (
 from tests.routing.calling import Peer, Thing, call, ok, one_route, scope_of
 
 EVENTS: list[str] = []
+
+
+class Celsius(float):
+    """A number of a class of its own, as numpy's float64 is one."""
+
+
+class Name(str):
+    """A text of a class of its own."""
+
+    __slots__ = ()
+
+
+class Token(bytes):
+    """Bytes of a class of their own."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +52,8 @@ def _no_events() -> None:
         ("text", b'"text"', "application/json"),
         ((1, 2), b"[1,2]", "application/json"),
         (range(2), b"[0,1]", "application/json"),
+        (Published(3, "k3f9.7"), b"3", "application/json"),
+        ([Celsius(3.5), Name("n"), Token(b"abc")], b'[3.5,"n","YWJj"]', "application/json"),
         (JSONResponse({"b": 2}), b'{"b":2}', "application/json"),
         (PlainTextResponse("é"), "é".encode(), "text/plain; charset=utf-8"),
         (HTMLResponse("<p>"), b"<p>", "text/html; charset=utf-8"),

@@ -14,6 +14,7 @@ from tangram.asgi import ASGIApp, Message
 from tangram.config.model import Config
 from tangram.errors import BrokerUnavailable, NoSuchChild
 from tangram.gateway.tails import Tails
+from tangram.history import Published
 from tangram.metrics.moment import Moment
 from tangram.plugins.plugin import Plugin
 from tangram.plugins.registry import LoadedPlugin
@@ -141,12 +142,12 @@ class FakeOperator:
     def topics(self) -> Sequence[Mapping[str, Any]] | None:
         return self.listed_topics
 
-    async def publish(self, channel: str, payload: bytes) -> int:
+    async def publish(self, channel: str, payload: bytes) -> Published:
         await trio.lowlevel.checkpoint()
         if self.redis_away:
             raise BrokerUnavailable("redis is away")
         self.published.append((channel, payload))
-        return 1
+        return Published(1, "k3f9.7")
 
 
 def site_of(

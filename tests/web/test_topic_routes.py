@@ -60,6 +60,19 @@ async def test_a_message_goes_to_members_or_to_plugins() -> None:
     assert (await call(site, "POST", "/-/publish", headers=JSON, body=body)).status == 503
 
 
+async def test_the_operator_publishes_on_a_topic_with_a_history(autojump_clock: object) -> None:
+    """The answer counts receivers as on other topics, and the message is kept."""
+    kept = {"channel": {"history": [{"topics": "map"}]}}
+    async with open_tangram([], kept, fakes=True) as running:
+        body = {"topic": "map", "event": "move", "payload": {"x": 1}}
+        answer = await running.http.post("/-/publish", json=body, headers=running.operator)
+        history = await running.state.history("map")
+
+    assert answer.status_code == 200
+    assert answer.json()["receivers"] >= 1
+    assert list(history.events) == [("move", b'{"x":1}')]
+
+
 @pytest.mark.parametrize(
     ("message", "places"),
     [

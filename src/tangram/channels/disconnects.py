@@ -148,4 +148,4 @@ RESTARTING: Final = Refusal("restarting", 503, Party.SERVER, retry=True)
 
 def refused_by(reason: str) -> Refusal:
     """Return the refusal for a reason of a plugin's ``authorize``; a retry would not help."""
-    return Refusal(reason, 403, Party.POLICY, retry=False)
+    return Refusal(str(reason), 403, Party.POLICY, retry=False)

@@ -316,7 +316,7 @@ def refused(refusal: Refusal, error: InvalidRequest | None = None) -> dict[str, 
 
 def _encode_error(response: Mapping[str, object]) -> bytes:
     try:
-        return msgspec.json.encode(response)
+        return encode_message(response)
     except (TypeError, ValueError, msgspec.MsgspecError):
         # The detail of an author's exception is no JSON.
         return msgspec.json.encode({"reason": HANDLER_FAILED.reason})

@@ -38,15 +38,27 @@ __all__ = [
 RawHeaders = list[tuple[bytes, bytes]]
 
 
+_PLAIN: Final[tuple[tuple[type, Callable[[Any], object]], ...]] = (
+    (int, int.__int__),
+    (float, float.__float__),
+    (str, str.__str__),
+    (bytes, bytes.__bytes__),
+)
+"""msgspec knows these classes alone, not those below them: neither ``Published`` nor numpy's ``float64``."""
+
+
 def _fallback(value: object) -> object:
-    """Convert a value that msgspec does not know: paths, enums, other mappings and iterables."""
+    """Convert a value that msgspec does not know, for example a path or an enum."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Enum):
         return value.value
+    for kind, plain in _PLAIN:
+        if isinstance(value, kind):
+            return plain(value)
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, (Iterable, range)) and not isinstance(value, (str, bytes)):
+    if isinstance(value, (Iterable, range)):
         return list(value)
     raise TypeError(
         f"cannot write {type(value).__name__} as JSON: return dicts, lists, attrs classes or dataclasses"
