@@ -409,6 +409,15 @@ DATA = (
     ),
     Mutant(
         "D16",
+        "known-fields",
+        "other fields of the same length are taken for those of the request before",
+        "http/native/head.py",
+        "if end - start == len(fields) and data.startswith(fields, start) and",
+        "if end - start == len(fields) and",
+        (f"{HEAD}test_known_fields_change_no_result",),
+    ),
+    Mutant(
+        "D16",
         "length-and-chunks",
         "a length beside a transfer coding is accepted",
         "http/native/head.py",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import h11
 
 from tangram.http.native.body import ChunkedBody, LengthBody
-from tangram.http.native.head import CHUNKED, RejectedRequest, parse_head, premature_fault
+from tangram.http.native.head import CHUNKED, HeadReader, RejectedRequest, premature_fault
 
 
 class Read(NamedTuple):
@@ -26,13 +26,14 @@ class Reading(NamedTuple):
 def read_natively(data: bytes, max_headers: int = 100) -> Reading:
     """Read requests as a connection does, without a socket."""
     requests: list[Read] = []
+    heads = HeadReader()
     try:
         while data:
             end = data.find(b"\r\n\r\n")
             if end < 0:
                 fault = premature_fault(data)
                 return Reading(requests, fault)
-            request = parse_head(data[: end + 4], max_headers)
+            request = heads.read(data, end + 4, max_headers)
             data = data[end + 4 :]
             body = b""
             if request.length:

@@ -5,12 +5,22 @@ A head that h11 refuses is refused, and an accepted head is read as h11 reads it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import httptools
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tangram.http.native.head import RejectedRequest, parse_head, premature_fault
+from tangram.http.native import head as head_module
+from tangram.http.native.head import (
+    MAX_KNOWN_FIELDS,
+    HeadReader,
+    RejectedRequest,
+    RequestHead,
+    parse_head,
+    premature_fault,
+)
 from tests.http.native.referee import Reading, read_by_h11, read_natively
 
 METHODS = [
@@ -300,6 +310,106 @@ def test_smuggling_is_refused_by_our_own_check(name: str, monkeypatch: pytest.Mo
 
     assert reading.requests == []
     assert isinstance(reading.refused, RejectedRequest)
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+def test_smuggling_is_refused_behind_another_request(name: str) -> None:
+    """The fields of the request before, which the connection knows, change nothing."""
+    before = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    reading = read_natively(before + GET + b"\r\n" + POST + b"\r\n" + SMUGGLING[name])
+
+    assert len(reading.requests) == 3
+    assert isinstance(reading.refused, RejectedRequest)
+
+
+LINES = st.builds(
+    b"%b %b %b".__mod__,
+    st.tuples(
+        st.sampled_from([*METHODS, b"PROPFIND", b"SOURCE", b"PRI", b"QUERY", b"A-B", b"M-SEARCH"]),
+        st.one_of(
+            st.sampled_from(TARGETS),
+            st.from_regex(rb"/[!-~]{0,20}", fullmatch=True),
+            st.from_regex(rb"/[A-Za-z0-9._~!$&'()*+,;=:@/%?\-]{0,20}", fullmatch=True),
+        ),
+        st.sampled_from(VERSIONS),
+    ),
+)
+"""Request lines, some of them wrong."""
+
+
+@pytest.mark.slow
+@given(
+    st.lists(st.tuples(LINES, st.integers(0, 2)), min_size=2, max_size=6),
+    st.lists(st.lists(st.sampled_from(FIELDS), max_size=4), min_size=3, max_size=3),
+)
+@example([(b"GET /a HTTP/1.1", 0), (b"GET /b%20c?d HTTP/1.1", 0)], [[b"Host: a"]] * 3)
+@example([(b"GET /a HTTP/1.1", 0), (b"GET /b HTTP/1.0", 0)], [[b"Host: a"]] * 3)
+@example([(b"GET /a HTTP/1.1", 0), (b"PRI /b HTTP/1.1", 0)], [[b"Host: a"]] * 3)
+@example([(b"GET /a HTTP/1.1", 0), (b"PUT /b HTTP/1.1", 0)], [[b"Host: a"]] * 3)
+@example([(b"GET /a HTTP/1.1", 0), (b"GET /b HTTP/1.1", 1)], [[b"Host: a"], [b"Host: b"], []])
+def test_known_fields_change_no_result(requests: list[tuple[bytes, int]], fields: list[list[bytes]]) -> None:
+    """The heads of a connection are read as each of them is read alone."""
+    reader = HeadReader()
+    for line, which in requests:
+        head = b"\r\n".join([line, *fields[which], b"", b""])
+
+        assert outcome(reader.read, head + b"GET ", len(head), 3) == outcome(parse_head, head, 3)
+
+
+def outcome(read: Callable[..., RequestHead], *args: object) -> object:
+    """Return everything that a head says, or its refusal."""
+    try:
+        request = read(*args)
+    except RejectedRequest as error:
+        return error.args
+    names = [name for name in dir(request) if not name.startswith("_")]
+    return {name: found for name in names if not callable(found := getattr(request, name))}
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return the list of the heads that are parsed from now on."""
+    heads: list[bytes] = []
+
+    def parse(head: bytes, max_headers: int) -> RequestHead:
+        heads.append(head)
+        return parse_head(head, max_headers)
+
+    monkeypatch.setattr(head_module, "parse_head", parse)
+    return heads
+
+
+def test_the_same_fields_are_parsed_once(parsed: list[bytes]) -> None:
+    """A head that differs only in its target needs no parser; any other difference needs it."""
+    reader = HeadReader()
+    for line in (b"GET /a", b"GET /b?c", b"GET /%20", b"HEAD /a", b"HEAD /b", b'HEAD /"', b"HEAD /b"):
+        head = line + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+        reader.read(head, len(head), 10)
+
+    assert [head.split(b" HTTP")[0] for head in parsed] == [b"GET /a", b"HEAD /a", b'HEAD /"']
+
+
+def test_known_fields_are_the_property_of_one_request() -> None:
+    """An application that changes the list of fields changes no later request."""
+    reader = HeadReader()
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for _ in range(3):
+        request = reader.read(head, len(head), 10)
+        assert request.headers == [(b"host", b"a")]
+        request.headers.clear()
+
+
+@pytest.mark.parametrize(
+    "fields", [b"X: %b" % (b"y" * MAX_KNOWN_FIELDS), b"Connection: Upgrade\r\nUpgrade: websocket"]
+)
+def test_large_fields_and_those_of_a_websocket_are_not_kept(fields: bytes, parsed: list[bytes]) -> None:
+    """A connection that waits keeps a few kilobytes at most, and a WebSocket nothing."""
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % fields
+    reader = HeadReader()
+    for _ in range(2):
+        reader.read(head, len(head), 10)
+
+    assert len(parsed) == 2
 
 
 def test_spaces_around_a_value_are_not_part_of_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -96,8 +96,27 @@ async def test_a_small_body_with_its_head_is_taken_at_once(clock: Clock) -> None
         assert server.engine.statistics().pending == 0
 
 
-async def test_a_large_answer_is_whole_behind_its_head() -> None:
-    """One write of two buffers; the rest is sent as fast as the client reads."""
+class Reluctant:
+    """A socket that refuses some calls of ``send``, and takes only a part of each other one."""
+
+    def __init__(self, sock: socket.socket, refused: set[int]) -> None:
+        self._sock = sock
+        self._refused = refused
+        self._calls = 0
+        self.fileno, self.close = sock.fileno, sock.close
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        """Send at most half of the data, or raise an error as a full socket does."""
+        self._calls += 1
+        if self._calls in self._refused:
+            raise BlockingIOError
+        return self._sock.send(data[: len(data) // 2 + 1], flags)
+
+
+@pytest.mark.parametrize("refused", [set(), {1}, {2}, {1, 2}, {2, 3}])
+@pytest.mark.parametrize("head", [b"h", b"head"])
+async def test_a_large_answer_is_whole_behind_its_head(head: bytes, refused: set[int]) -> None:
+    """Each byte is sent once, also where the socket does not even take the head at once."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     body = bytes(range(256)) * (8 * JOIN_BYTES // 256)
@@ -110,8 +129,8 @@ async def test_a_large_answer_is_whole_behind_its_head() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read, trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
-        stream = ClientStream(ours, ("unix", 0), 5.0)
-        await stream.write_joined(b"head", body)
+        stream = ClientStream(cast("socket.socket", Reluctant(ours, refused)), ("unix", 0), 5.0)
+        await stream.write_joined(head, body)
         stream.abort()
 
-    assert bytes(received) == b"head" + body
+    assert bytes(received) == head + body

@@ -16,7 +16,7 @@ import trio
 
 from tangram.http.engine import ClientGone
 from tangram.http.native.exchange import Exchange, reject
-from tangram.http.native.head import RejectedRequest, RequestHead, parse_head, premature_fault
+from tangram.http.native.head import HeadReader, RejectedRequest, RequestHead, premature_fault
 from tangram.http.native.host import Host, Upgraded
 from tangram.http.native.response import simple_response
 from tangram.http.native.stream import ClientStream
@@ -36,6 +36,7 @@ class HttpConnection:
     """One client's connection until it ends or becomes a WebSocket."""
 
     __slots__ = (
+        "_heads",
         "_pipelined",
         "_turns",
         "_upgrade",
@@ -63,6 +64,7 @@ class HttpConnection:
         self.host = host
         self.stream = stream
         self._upgrade = upgrade
+        self._heads = HeadReader()
         self._pipelined = 0
         self._turns: ClientTurns | None = None
         self.exchange: Exchange | None = None
@@ -157,10 +159,11 @@ class HttpConnection:
         if end > settings.max_header_bytes:
             raise RejectedRequest(431, _TOO_LARGE.format(settings.max_header_bytes))
         end += 4
-        request = parse_head(stream.buffer[:end], settings.max_headers)
+        request = self._heads.read(stream.buffer, end, settings.max_headers)
         self.requested = True
         stream.buffer = stream.buffer[end:]
         if request.websocket:
+            self._heads = HeadReader()  # a WebSocket may stay for hours: it needs no memory of its requests
             await self._upgrade(self, request)
             return False
         exchange = self.exchange = Exchange(host, stream, request)

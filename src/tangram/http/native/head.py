@@ -11,6 +11,8 @@
    bodies.
 4. The fields are read from the lines, whose form the expression has checked: a callback of httptools for each
    field would cost more than all the rest. httptools decides only whether it refuses the head, too.
+5. Clients send the same fields with most requests of a connection. A head that differs from the last one only
+   in a target of usual characters is not parsed again, because no check could have another result.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from urllib.parse import unquote
 
 import httptools
 
-__all__ = ["CHUNKED", "RejectedRequest", "RequestHead", "parse_head", "premature_fault"]
+__all__ = ["CHUNKED", "HeadReader", "RejectedRequest", "RequestHead", "parse_head", "premature_fault"]
 
 CHUNKED: Final = -1
 """The length of a body that is sent in chunks."""
 
 MAX_LENGTH_DIGITS: Final = 18
 """Digits of a Content-Length: more would overflow the integers of some intermediaries."""
+
+MAX_KNOWN_FIELDS: Final = 4096
+"""Bytes of header fields that a connection keeps for its next request; browsers send about 700."""
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
@@ -40,6 +45,7 @@ _OTHER_VERSION: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/(?!1\.[01]\r)[0-9]\.[0-
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _HOST: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
+_USUAL_LINE: Final = re.compile(rb"([A-Z\-]+) (/[A-Za-z0-9\-._~!$&'()*+,;=:@/%?]*+) HTTP/1\.1")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 
 _NO_CALLBACKS: Final = object()
@@ -83,6 +89,15 @@ class RequestHead:
         """Names in lower case, in the order sent."""
         self.framing: dict[bytes, list[bytes]] = {}
 
+    def with_target(self, target: bytes) -> RequestHead:
+        """Return a copy with another target, and a list of fields of its own."""
+        copy = RequestHead.__new__(RequestHead)
+        copy.__dict__.update(self.__dict__)
+        copy.headers = self.headers.copy()
+        copy.target = target
+        _read_target(copy)
+        return copy
+
     def read_fields(self, lines: Iterable[bytes]) -> None:
         """Read the lines of the header, each of which the expression has checked."""
         headers, framing = self.headers, self.framing
@@ -93,6 +108,41 @@ class RequestHead:
             headers.append((name, value))
             if name in _FRAMING:
                 framing.setdefault(name, []).append(value)
+
+
+class HeadReader:
+    """Parses the heads of one connection, and keeps the last one for the next."""
+
+    __slots__ = ("_fields", "_last", "_method")
+
+    def __init__(self) -> None:
+        self._fields = b""
+        """The last head from the end of its request line on; empty for none."""
+        self._method = b""
+        self._last = RequestHead()
+
+    def read(self, data: bytes, end: int, max_headers: int) -> RequestHead:
+        """Parse the head at the start of ``data``.
+
+        Args:
+            data: received bytes.
+            end: the end of the head's empty line.
+            max_headers: the largest number of fields, the same at each call.
+
+        Raises:
+            RejectedRequest: the head is malformed, or has more than ``max_headers`` fields.
+        """
+        line = _USUAL_LINE.match(data)
+        if line is None:
+            return parse_head(data[:end], max_headers)
+        start, fields = line.end(), self._fields
+        if end - start == len(fields) and data.startswith(fields, start) and line[1] == self._method:
+            return self._last.with_target(line[2])
+        request = parse_head(data[:end], max_headers)
+        if end - start <= MAX_KNOWN_FIELDS and not request.websocket:
+            self._fields, self._method = data[start:end], line[1]
+            self._last = request.with_target(line[2])
+        return request
 
 
 def parse_head(head: bytes, max_headers: int) -> RequestHead:
