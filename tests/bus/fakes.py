@@ -10,6 +10,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 from tangram.redis_url import RedisAddress
+from tangram.testing.fakes.memory_stream import open_pipe
 
 URL = "redis://fake"
 
@@ -67,6 +68,8 @@ class FakeRedis:
         """Commands, or "COMMAND argument", that are answered by this error."""
         self.lost: set[bytes] = set()
         """Messages on channels that begin like this reach no subscriber."""
+        self.pipes = False
+        """Connections can also be read and written without waiting, like sockets. Writes are not counted."""
         self.deaf = False
         """The server reads nothing that clients send."""
         self.on_command: Callable[[Connection, list[bytes]], None] = lambda _connection, _words: None
@@ -81,6 +84,10 @@ class FakeRedis:
             await trio.sleep_forever()
         if self.refuse:
             raise ConnectionRefusedError(111, "Connection refused")
+        if self.pipes:
+            end, other = open_pipe()
+            self._accept(Connection(other))
+            return end
         ours, theirs = memory_stream_pair()
         connection = Connection(theirs)
 
@@ -92,9 +99,12 @@ class FakeRedis:
             await pump()
 
         ours.send_stream.send_all_hook = written
+        self._accept(connection)
+        return ours
+
+    def _accept(self, connection: Connection) -> None:
         self.connections.append(connection)
         self.nursery.start_soon(self._serve, connection)
-        return ours
 
     @property
     def subscriber(self) -> Connection:

@@ -186,3 +186,48 @@ async def test_a_read_into_a_buffer_waits_after_a_full_one_that_took_everything(
     await stream.aclose()
     with pytest.raises(trio.ClosedResourceError):
         await stream.receive_into(buffer)
+
+
+async def test_a_look_returns_the_bytes_that_have_arrived(pair: Pair) -> None:
+    """It does not wait, also beside a task that does, and tells nothing from the end."""
+    stream, far = pair
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(await stream.receive_some())
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            before = stream.receive_nowait()
+            await far.send_all(b"one")
+            while (looked := stream.receive_nowait()) is None and not got:
+                await trio.lowlevel.checkpoint()
+            await far.send_all(b"two")
+            await far.aclose()
+
+    assert before is None
+    assert [looked or b"", *got] in ([b"one", b"two"], [b"", b"one"])
+    with trio.fail_after(10):
+        while stream.receive_nowait() != b"":
+            await trio.lowlevel.checkpoint()
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        stream.receive_nowait()
+
+
+async def test_a_write_at_once_takes_as_much_as_the_socket(pair: Pair) -> None:
+    """The rest is the caller's, and a broken connection takes nothing."""
+    stream, far = pair
+    data = b"x" * 20_000_000
+    sent = stream.send_nowait(data)
+    while stream.send_nowait(data):
+        pass  # the kernel moves bytes to the other end meanwhile
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    await trio.aclose_forcefully(far)
+
+    assert 0 < sent < len(data)
+    with pytest.raises(trio.BrokenResourceError):
+        stream.receive_nowait()
+    assert stream.send_nowait(b"y") == 0

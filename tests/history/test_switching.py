@@ -19,7 +19,7 @@ LATEST = HistoryEntry(topics="kept", mode="latest")
 
 
 @pytest.fixture
-async def running(autojump_clock: MockClock) -> AsyncIterator[RunningTangram]:
+async def running() -> AsyncIterator[RunningTangram]:
     """A server whose topic ``kept`` has a history."""
     tables = {"channel": {"history": [{"topics": "kept"}]}}
     async with open_tangram([], tables, fakes=True, memory_port=True, seed=1) as running:
@@ -70,7 +70,9 @@ async def wait_join(page: Channel, count: int) -> None:
             await trio.sleep(0.01)
 
 
-async def test_a_page_is_told_when_a_reload_turns_a_history_off_and_on(running: RunningTangram) -> None:
+async def test_a_page_is_told_when_a_reload_turns_a_history_off_and_on(
+    autojump_clock: MockClock, running: RunningTangram
+) -> None:
     """Nothing is recovered without a history; later no earlier position is continued wrongly."""
     minted = await token(running)
     async with running.open_socket() as socket:
@@ -98,7 +100,9 @@ async def test_a_page_is_told_when_a_reload_turns_a_history_off_and_on(running: 
         assert (again.recovered, replayed) == (True, [])
 
 
-async def test_a_page_is_told_when_a_reload_changes_the_mode(running: RunningTangram) -> None:
+async def test_a_page_is_told_when_a_reload_changes_the_mode(
+    autojump_clock: MockClock, running: RunningTangram
+) -> None:
     """Positions of the mode before are of another epoch, in both directions."""
     await publish(running, 1)
     page, _ = await look(running)

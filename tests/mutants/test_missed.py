@@ -124,6 +124,7 @@ def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the recorder gather for so long that messages wait for it."""
     monkeypatch.setattr(recording, "GATHER", DELAY)
+    monkeypatch.setattr(recording.Recording, "nudge", lambda _self: None)
 
 
 def empty_redis(monkeypatch: pytest.MonkeyPatch) -> None:

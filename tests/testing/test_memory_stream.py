@@ -76,3 +76,24 @@ async def test_a_cut_ends_both_streams() -> None:
 
         assert heard == [b"", b""]
         assert not one.closed
+
+
+async def test_a_look_and_a_write_at_once_do_not_wait() -> None:
+    """They behave as those of a socket do: see ``PlainStream``."""
+    one, other = open_pipe()
+    nothing = other.receive_nowait()
+    taken = one.send_nowait(bytes(KEPT + 10))
+    full = one.send_nowait(b"x")
+    got = b""
+    while chunk := other.receive_nowait():
+        got += chunk
+    again = one.send_nowait(b"x")
+    one.close()
+
+    assert (nothing, taken, full, again) == (None, KEPT, 0, 1)
+    assert got == bytes(KEPT)
+    assert [other.receive_nowait(), other.receive_nowait()] == [b"x", b""]
+    assert other.send_nowait(b"x") == 0
+    with pytest.raises(trio.ClosedResourceError):
+        one.receive_nowait()
+    assert one.send_nowait(b"x") == 0

@@ -30,6 +30,7 @@ from tangram.app.incarnation import PLUGIN, Incarnation
 from tangram.app.internal_listener import address_of, open_internal
 from tangram.app.measuring import Measuring
 from tangram.app.node_parts import node_parts, open_nodes, placed_names
+from tangram.app.recorder import RecorderPlace
 from tangram.app.redis_outage import RedisOutage
 from tangram.app.start_gate import StartGate
 from tangram.broker import EmbeddedBroker, ExternalBroker, SharedBroker
@@ -187,7 +188,7 @@ class Tree:
         self._timer = timer
         self.rules = self._make_rules()
         """Which topics have a history."""
-        self._recorded_rules = self.rules
+        self._recorder = RecorderPlace()
         settings = config.supervisor
         self.window = Window(settings.root_restarts, settings.root_window)
         """The budget of restarts of the broker and of the incarnation's own parts together."""
@@ -309,7 +310,7 @@ class Tree:
         """
         wanted = bool(self.rules)
         if self._records:
-            if wanted and self._recorded_rules != self.rules:
+            if wanted and self._recorder.has_other_rules(self.rules):
                 await root.restart_child("recorder")
             return
         for child in self._recorder_children():
@@ -317,10 +318,7 @@ class Tree:
 
     async def _run_recorder(self, *, task_status: trio.TaskStatus[Recording]) -> None:
         assert self.broker is not None
-        self._recorded_rules = self.rules
-        node = f"{self._rng.getrandbits(64):016x}"
-        alone = isinstance(self.broker, EmbeddedBroker)
-        await Recording(self.broker.server_url, self.rules, node, alone=alone).run(task_status=task_status)
+        await self._recorder.run(self.broker, self.rules, self._rng, task_status=task_status)
 
     async def _run_broker(self, *, task_status: trio.TaskStatus[str]) -> None:
         url = self.config.core.redis_url
@@ -578,6 +576,7 @@ class Tree:
             streaming_grace=self.config.channel.streaming_grace,
             history=self.rules,
             call=incarnation.call,
+            nudge=self._recorder.nudge,
             declared=self._declared(incarnation),
             nodes=node_parts(self, incarnation.call_nowait),
         )

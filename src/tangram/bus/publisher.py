@@ -15,6 +15,9 @@ Its guarantees:
    slow down its clients looks at ``congested`` first.
 6. Answers to batches alone are read with pauses of ``ANSWER_PAUSE`` at high rates: their replies to clients
    may wait. A caller that waits for its own answer ends the pause.
+7. ``call_now`` writes in the pass of its caller, and ``read_now`` reads the answer in the pass of a later
+   call. So a caller that looks at its own times costs no pass of the scheduler. The reader leaves the socket
+   to it for ``PATIENCE`` after each such answer.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import structlog
 import trio
 
 from tangram.bus.reconnect import Reconnector
-from tangram.bus.resp import CONNECT_TIMEOUT, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
+from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
 from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, Words, pack_head
 from tangram.errors import BrokerUnavailable
 from tangram.pauses import RatePause
@@ -69,6 +72,9 @@ MAX_HEADS: Final = 1024
 ANSWER_PAUSE: Final = 0.004
 """Seconds in which answers gather, if several would come in that time."""
 
+PATIENCE: Final = 0.25
+"""Seconds for which answers to ``call_now`` are left to ``read_now``: several looks of the recorder."""
+
 FLUSH_TIMEOUT: Final = 0.5
 """Seconds at a stop for open messages to be answered, for example the last messages of plugins."""
 
@@ -76,7 +82,7 @@ FLUSH_TIMEOUT: Final = 0.5
 class _Call:
     """The messages of one call: their bytes, and the answers so far."""
 
-    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "size")
+    __slots__ = ("answers", "count", "data", "done", "done_all", "function", "patient", "size")
 
     def __init__(
         self,
@@ -87,6 +93,8 @@ class _Call:
         function: FunctionCall | None = None,
     ) -> None:
         self.data = data
+        self.patient = False
+        """Whether its answer may wait for ``read_now``."""
         self.function = function
         """Set for a call of a function on Redis; ``data`` is then the end of the command."""
         self.size = len(data)
@@ -137,8 +145,15 @@ class Publisher:
         self._unsent: deque[_Call] = deque()
         self._sent: deque[_Call] = deque()
         self._heads: dict[str, bytes] = {}
+        self._link: Link | None = None
+        self._rest = b""
+        """The bytes of a written call that the socket has not taken yet."""
         self._awaited = 0
         """Open calls of one message or function, whose callers wait for the answer."""
+        self._patient = False
+        """Whether a patient call was answered since the reader's last look."""
+        self._failure: Exception | None = None
+        """The error of ``read_now``, with which the reader ends the connection."""
         self._pausing = False
         self._hurry = trio.lowlevel.ParkingLot()
         self._answer_pause = RatePause(ANSWER_PAUSE)
@@ -190,6 +205,16 @@ class Publisher:
         """
         self._enqueue(_Call(function.pack_tail(), 1, done, function=function))
 
+    def call_now(self, function: FunctionCall, done: Done) -> None:
+        """Call a function on Redis, and write the call in this pass if nothing is in the way.
+
+        Raises:
+            BrokerUnavailable: the bus is closed for good.
+        """
+        call = _Call(function.pack_tail(), 1, done, function=function)
+        call.patient = self._link is not None and self._link.nowait
+        self._enqueue(call)
+
     def _command_head(self, channel: str) -> bytes:
         """Return the bytes of a PUBLISH up to the payload's length, and cache them."""
         if len(self._heads) >= MAX_HEADS:
@@ -203,13 +228,33 @@ class Publisher:
             self._refuse(call)
             return
         self.open_bytes += call.size
-        self._unsent.append(call)
         if call.done is not None:
-            self._awaited += 1
-            if self._pausing:
+            self._awaited += not call.patient
+            if self._pausing and not call.patient:
                 self._hurry.unpark_all()
+        if call.patient and self._send_now(call):
+            return
+        self._unsent.append(call)
         if self._writable:
             self._writable.unpark()
+
+    def _send_now(self, call: _Call) -> bool:
+        """Write a call at once, and return whether the socket took any of it.
+
+        The writer sends the rest.
+        """
+        if self._link is None or self._failure is not None or not self._writable or self._unsent:
+            return False  # the connection ends, or the writer is at work, and has older calls
+        assert call.function is not None
+        data = self._command(call.function, call.data)
+        sent = self._link.send_nowait(data)
+        if not sent:
+            return False
+        self._sent.append(call)
+        if sent < len(data):
+            self._rest = data[sent:]
+            self._writable.unpark()
+        return True
 
     def _fits(self, call: _Call) -> bool:
         return not self.open_bytes or self.open_bytes + call.size <= self._max_buffer
@@ -331,6 +376,7 @@ class Publisher:
                 nursery.start_soon(self._fail_long_outages)
                 await stop.wait()
                 self._closed = True
+                self._hurry.unpark_all()
                 with trio.move_on_after(FLUSH_TIMEOUT):
                     while self.up and (self._unsent or self._sent):
                         await self._drained.park()
@@ -350,7 +396,8 @@ class Publisher:
             await self._retried.wait()
 
     async def _session(self, link: Link) -> None:
-        self._moved = ""
+        self._moved, self._rest = "", b""
+        self._patient, self._failure = False, None
         if self._load is not None:
             with trio.move_on_after(CONNECT_TIMEOUT) as limit:
                 self._prefixes = await self._load(link)
@@ -361,9 +408,11 @@ class Publisher:
         self.retry_now()
         self._down = trio.Event()
         self._up.set()
+        self._link = link
         try:
             await link.share(self._read, self._write, self._watch)
         finally:
+            self._link = None
             self._up = trio.Event()
             self._down.set()
             why = f"the connection to redis broke ({link.cause or 'stopped'}) before it answered"
@@ -372,10 +421,10 @@ class Publisher:
 
     async def _write(self, link: Link) -> None:
         while True:
-            while not self._unsent:
+            while self._failure is not None or not (self._unsent or self._rest):
                 await self._writable.park()
-            batch: list[bytes] = []
-            size = 0
+            batch = [self._rest] if self._rest else []
+            size, self._rest = len(self._rest), b""
             while self._unsent and size < SEND_LIMIT:
                 call = self._unsent.popleft()
                 self._sent.append(call)
@@ -403,35 +452,57 @@ class Publisher:
         return pack(function.instead or ("FCALL", function.function, "0"))
 
     async def _read(self, link: Link) -> None:
-        gets = link.reader.gets
-        sent = self._sent
         while True:
+            if self._patient and not self._awaited and not self._closed:
+                self._patient = False
+                await self._wait_answers(PATIENCE)
+                if self._failure is not None:
+                    raise self._failure
+                continue
             size = await link.receive()
-            answered = 0
-            while (reply := gets()) is not False:
-                if not sent:
-                    raise BrokerUnavailable(f"redis sent {reply!r}, which answers no command")
-                call = sent[0]
-                call.answers.append(reply)
-                if len(call.answers) == call.count:
-                    sent.popleft()
-                    answered += 1
-                    self._finish(call)
-                    if call.function is not None:
-                        _require_functions(reply)
-            if self._drained:
-                self._drained.unpark_all()
-            if self._moved and link.located:
-                raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
+            answered = self._take_answers(link)
             self._answer_pause.count(answered, trio.current_time())
             if self._answer_pause.pays and not self._awaited and size < RECEIVE_SIZE:
-                await self._wait_answers()
+                await self._wait_answers(ANSWER_PAUSE)
 
-    async def _wait_answers(self) -> None:
-        """Let answers to batches gather, until a caller waits for its own."""
+    def _take_answers(self, link: Link) -> int:
+        """Finish the calls whose answers are in the reader, and return their number."""
+        gets = link.reader.gets
+        sent = self._sent
+        answered = 0
+        while (reply := gets()) is not False:
+            if not sent:
+                raise BrokerUnavailable(f"redis sent {reply!r}, which answers no command")
+            call = sent[0]
+            call.answers.append(reply)
+            if len(call.answers) == call.count:
+                sent.popleft()
+                answered += 1
+                self._finish(call)
+                if call.function is not None:
+                    _require_functions(reply)
+        if self._drained:
+            self._drained.unpark_all()
+        if self._moved and link.located:
+            raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
+        return answered
+
+    def read_now(self) -> None:
+        """Take the answers that have arrived, while the reader leaves them to this."""
+        if self._link is None or not self._pausing or not self._sent:
+            return
+        try:
+            if self._link.receive_nowait():
+                self._take_answers(self._link)
+        except LOST as error:
+            self._failure = error
+            self._hurry.unpark_all()
+
+    async def _wait_answers(self, seconds: float) -> None:
+        """Let answers gather, until a caller waits for its own."""
         self._pausing = True
         try:
-            with trio.move_on_after(ANSWER_PAUSE):
+            with trio.move_on_after(seconds):
                 await self._hurry.park()
         finally:
             self._pausing = False
@@ -457,7 +528,8 @@ class Publisher:
         """
         self.open_bytes -= call.size
         if call.done is not None:
-            self._awaited -= 1
+            self._awaited -= not call.patient
+            self._patient |= call.patient
         if self._uncongested and not self.congested:
             self._uncongested.unpark_all()
         if self._answered:

@@ -16,7 +16,7 @@ from typing import Final, cast
 import hiredis
 import trio
 
-from tangram.bus.sockets import PlainStream
+from tangram.bus.sockets import NowaitStream, PlainStream
 from tangram.config.tls import redis_tls_context
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.groups import first_leaf
@@ -193,6 +193,9 @@ class Link:
         self.reader = hiredis.Reader()
         self.reader.setmaxbuf(READER_BUFFER)
         self._plain = stream if isinstance(stream, PlainStream) else None
+        self._nowait = stream if isinstance(stream, NowaitStream) else None
+        self.nowait = self._nowait is not None
+        """Whether ``receive_nowait`` and ``send_nowait`` can do anything: not with TLS."""
         self._buffer = bytearray(RECEIVE_BUFFER if self._plain is not None else 0)
         self.chunks = 0
         """Chunks that were received."""
@@ -216,6 +219,27 @@ class Link:
             raise BrokerUnavailable("redis closed the connection")
         self.chunks += 1
         return size
+
+    def receive_nowait(self) -> int:
+        """Feed the bytes that have arrived to ``reader``, and return their number.
+
+        0 means that there are none, or that the stream cannot tell.
+
+        Raises:
+            BrokerUnavailable: Redis closed the connection.
+        """
+        chunk = self._nowait.receive_nowait() if self._nowait is not None else None
+        if chunk is None:
+            return 0
+        if not chunk:
+            raise BrokerUnavailable("redis closed the connection")
+        self.reader.feed(chunk)
+        self.chunks += 1
+        return len(chunk)
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send bytes at once, and return how many; the caller sends the others by ``stream``."""
+        return self._nowait.send_nowait(data) if self._nowait is not None else 0
 
     async def share(self, *tasks: Callable[[Link], Awaitable[None]]) -> None:
         """Run tasks until one of them returns or loses the connection; then cancel the others."""

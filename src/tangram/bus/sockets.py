@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import trio
 
-__all__ = ["PlainStream"]
+__all__ = ["NowaitStream", "PlainStream"]
 
 READ_SIZE: Final = 65536
 """Bytes of one read if the caller does not name a number."""
@@ -24,6 +24,17 @@ MAX_AT_ONCE: Final = 8
 
 _wait_readable = trio.lowlevel.wait_readable
 _wait_writable = trio.lowlevel.wait_writable
+
+
+@runtime_checkable
+class NowaitStream(Protocol):
+    """A stream that can also be read and written without waiting, beside waiting tasks."""
+
+    def receive_nowait(self) -> bytes | None:
+        """Return the bytes that have arrived; None if there are none, and empty bytes at the end."""
+
+    def send_nowait(self, data: bytes) -> int:
+        """Return how many of the bytes were accepted at once; 0 also if the connection broke."""
 
 
 class PlainStream(trio.abc.Stream):
@@ -87,6 +98,31 @@ class PlainStream(trio.abc.Stream):
             self._full_reads = int(not full and size == READ_SIZE)
             return size
         raise trio.ClosedResourceError
+
+    def receive_nowait(self) -> bytes | None:
+        """Return the bytes that have arrived; None if there are none, and empty bytes at the end.
+
+        Raises:
+            BrokenResourceError: the connection broke.
+            ClosedResourceError: this stream is closed.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        try:
+            return self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send bytes at once, and return how many; 0 also if the connection broke.
+
+        The next ``send_all`` raises the error then. No other task may be in ``send_all``.
+        """
+        with contextlib.suppress(OSError):
+            return self._socket.send(data)
+        return 0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all bytes, without a checkpoint if the socket accepts them at once.

@@ -134,6 +134,7 @@ class Channels:
         backpressure: returns the bus, which is asked before more is read from a connection.
         history: which topics have a history.
         call: calls a function on Redis.
+        nudge: called when a batch has messages that are kept in a history; it must not block.
         declared: the handlers of pushes that plugins have declared.
         nodes: the other nodes, if there may be any.
     """
@@ -161,6 +162,7 @@ class Channels:
         backpressure: Callable[[], Backpressure | None] = lambda: None,
         history: Rules | None = None,
         call: CallRedis | None = None,
+        nudge: Callable[[], None] = lambda: None,
         declared: DeclaredPushes | None = None,
         nodes: NodeParts | None = None,
     ) -> None:
@@ -196,7 +198,7 @@ class Channels:
         self.turns = Turns(self._note_slowed)
         """The turns for frames that cost more than one step."""
         self._streams = None if streaming_grace is None else StreamWatch(streaming_grace)
-        self._recovery = self._make_recovery(history, call)
+        self._recovery = self._make_recovery(history, call, nudge)
         self._log_limit = LogLimit()
         self._closed: dict[Disconnect, int] = {}
         self.counters = SocketCounters()
@@ -219,10 +221,12 @@ class Channels:
             return None
         return NodePresence(nodes, call, self._rules)
 
-    def _make_recovery(self, history: Rules | None, call: CallRedis | None) -> Recovery | None:
+    def _make_recovery(
+        self, history: Rules | None, call: CallRedis | None, nudge: Callable[[], None]
+    ) -> Recovery | None:
         if not history or call is None:
             return None
-        return Recovery(history, call, self.hub, self.publish, new_name=secrets.token_hex)
+        return Recovery(history, call, self.hub, self.publish, new_name=secrets.token_hex, nudge=nudge)
 
     # Called by transports.
 

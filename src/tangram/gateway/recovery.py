@@ -124,6 +124,7 @@ class Recovery:
         hub: the hub of the members.
         publish: publishes messages without waiting.
         new_name: returns a name that no other node has.
+        nudge: called before messages of topics with a history are delivered; it must not block.
     """
 
     def __init__(
@@ -134,12 +135,14 @@ class Recovery:
         publish: Callable[[Sequence[tuple[str, bytes]]], None],
         *,
         new_name: Callable[[], str],
+        nudge: Callable[[], None] = lambda: None,
     ) -> None:
         self._rules = rules
         self._call = call
         self._hub = hub
         hub.is_kept = self._is_kept
         self._publish = publish
+        self._nudge = nudge
         self.results = dict.fromkeys(RESULTS, 0)
         """Joins that asked for positions, by result."""
         self._name = new_name()
@@ -171,6 +174,8 @@ class Recovery:
         self._publish(self._hub.deliver(batch, until_kept=True))
         if not self._hub.rest:
             return
+        # The recorder's look costs least now, and what Redis answers to it comes during the delivery.
+        self._nudge()
         for step in self._feed.take(self._hub.rest):
             if isinstance(step, Delivery):
                 if self._open:

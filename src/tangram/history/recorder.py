@@ -119,6 +119,11 @@ class Recorder:
             one = self._hellos.popleft()
             yield in_step(one.nonce, self.number, one.after)
 
+    @property
+    def behind(self) -> bool:
+        """Whether this node records, and has more messages than one step takes."""
+        return self.number is not None and len(self.unrecorded) > STEP_MESSAGES
+
     def next_step(self) -> FunctionCall | None:
         """Return the call that records the oldest messages, or None."""
         if self.number is None or self._in_flight or not len(self.unrecorded):

@@ -79,6 +79,32 @@ class PipeEnd(trio.abc.Stream):
         way.changed.unpark_all()
         return taken
 
+    def receive_nowait(self) -> bytes | None:
+        """Return received bytes; None if there are none, and empty bytes at the end.
+
+        Raises:
+            ClosedResourceError: this end was closed.
+        """
+        way = self._in
+        if self.closed:
+            raise trio.ClosedResourceError
+        if not way.data:
+            return b"" if way.ended else None
+        taken = bytes(memoryview(way.data)[:READ_SIZE])
+        del way.data[:READ_SIZE]
+        way.changed.unpark_all()
+        return taken
+
+    def send_nowait(self, data: bytes) -> int:
+        """Return how many of the bytes fit into the buffer; 0 also where the connection was cut."""
+        way = self._out
+        room = max(0, KEPT - len(way.data))
+        if self.closed or way.broken or not room:
+            return 0
+        way.data += data[:room]
+        way.changed.unpark_all()
+        return min(room, len(data))
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all bytes, and wait for the reader where the buffer is full.
 
