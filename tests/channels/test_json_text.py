@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tangram.channels import json_text, simd_json
 from tangram.channels.json_text import MAX_DEPTH, SLICE, check_slices, is_document, is_value
 
 SIZE: Final = 2 * 1024 * 1024
@@ -51,6 +52,17 @@ PIECES: Final = st.lists(
 ).map(b"".join)
 
 
+@pytest.fixture(scope="module", params=["alone", "with simdjson"])
+def checker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run each test with the check of this project alone, and behind simdjson."""
+    if request.param == "with simdjson" and not simd_json.AVAILABLE:
+        pytest.skip("simdjson is not installed, or has no wheel for this Python")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "alone":
+            patch.setattr(json_text, "_accepts", lambda _text: False)
+        yield request.param
+
+
 def depth(value: object) -> int:
     """Return the levels of nesting."""
     if isinstance(value, dict):
@@ -83,6 +95,7 @@ def in_slices(text: bytes, size: int = SLICE) -> bool:
             return bool(stop.value)
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(PIECES | VALUE.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")))
@@ -121,6 +134,7 @@ def test_a_check_in_slices_accepts_ordinary_documents(value: list[object], ascii
     assert not in_slices(text[:-1], 512)
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.parametrize(
     "text",
     [
@@ -137,6 +151,7 @@ def test_brackets_in_strings_do_not_hide_the_depth(text: bytes) -> None:
     assert not in_slices(text, 256)
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.parametrize(
     "text",
     [
@@ -188,6 +203,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "surrogates", b'["' + b"\\ud83d\\ude00" * (SIZE // 12 - 1) + b'"]'
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), [pytest.param(*one, id=one[0]) for one in hostile()])
 def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
@@ -208,6 +224,7 @@ def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
     assert sorted(times)[-2] < 0.02, f"slices took up to {max(times) * 1000:.1f} ms"
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.slow
 def test_real_looking_json_costs_about_the_time_of_a_parser() -> None:
     """The check of aircraft data costs about as much as a parser, without objects."""
@@ -241,6 +258,7 @@ PADDING = b'"%b"' % (b"x" * 2000)
 """Makes a text large, so that its skeleton is checked."""
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.parametrize(
     "number",
     [
@@ -251,6 +269,8 @@ PADDING = b'"%b"' % (b"x" * 2000)
         b"9" * 400,
         b"-" + b"1" * 310 + b".5",
         b"1e" + b"0" * 300 + b"309",
+        b"9" * 3000 + b"e-2600",
+        b"0." + b"0" * 3000 + b"1e3400",
     ],
 )
 @pytest.mark.parametrize(
@@ -265,6 +285,18 @@ def test_a_number_beyond_a_double_is_found_wherever_it_stands(number: bytes, aro
     assert is_document(around % (PADDING, b'"%b"' % number))
 
 
+@pytest.mark.usefixtures("checker")
+@pytest.mark.parametrize(
+    "digits", [b"0.%b1" % (b"0" * 3000), b"9" * 3000 + b"e-2800", b"-0.%b1e3200" % (b"0" * 3000)]
+)
+def test_a_long_number_is_read_to_its_end(digits: bytes) -> None:
+    """A number of thousands of digits may be small, or large by its exponent alone."""
+    assert is_document(b"[%b]" % digits)
+    assert is_document(b"[%b,%b,%b]" % (PADDING, digits, digits))
+    assert not is_document(b"[%b,%b]" % (digits, digits.partition(b"e")[0] + b"e4000"))
+
+
+@pytest.mark.usefixtures("checker")
 @pytest.mark.parametrize("hits", [10, 5000])
 def test_strings_that_look_like_numbers_beyond_a_double_are_strings(hits: int) -> None:
     """Addresses of aircraft such as 3e1000 are no numbers, however many there are."""
@@ -276,6 +308,7 @@ def test_strings_that_look_like_numbers_beyond_a_double_are_strings(hits: int) -
     assert not is_document(text[:-1] + b",1e999]")
 
 
+@pytest.mark.usefixtures("checker")
 @pytest.mark.parametrize("levels", [128, 129])
 def test_depth_counts_brackets_outside_of_strings_alone(levels: int) -> None:
     """Brackets in strings neither add a level nor hide one, in texts with many or no other brackets."""

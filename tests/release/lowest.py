@@ -16,7 +16,8 @@ def lowest(python: Path) -> Path:
     """Resolve tangram's direct requirements to their lowest versions, and return the file of constraints."""
     table = tomllib.loads((interpreters.ROOT / "pyproject.toml").read_text())["project"]
     wanted = interpreters.ENVIRONMENTS / "lowest.in"
-    wanted.write_text("\n".join([*table["dependencies"], *table["optional-dependencies"]["http"]]))
+    extras = table["optional-dependencies"]
+    wanted.write_text("\n".join([*table["dependencies"], *extras["http"], *extras["fast"]]))
     pinned = wanted.with_suffix(".txt")
     options = ["--quiet", "--resolution", "lowest-direct", "--python", str(python), "--no-header"]
     interpreters.uv("pip", "compile", *options, str(wanted), "--output-file", str(pinned))

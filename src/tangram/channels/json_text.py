@@ -1,7 +1,9 @@
 """Check JSON text without building objects, at once or in slices.
 
 A payload is passed on as the bytes that were received, so that its objects are of no use here, and 5,000,000
-of them would hold the event loop for a second. The check is sound:
+of them would hold the event loop for a second. Texts of more than ``SMALL`` bytes are given to simdjson
+first, if that is installed (``simd_json``). All others, and those that it does not accept, are checked as
+follows, so that the answers are the same:
 
 1. msgspec skips the text as ``Raw``, which checks the grammar, the escapes and surrogates of strings, and
    the syntax of numbers. It checks neither UTF-8 nor numbers beyond a double nor the depth: those are here.
@@ -12,8 +14,8 @@ of them would hold the event loop for a second. The check is sound:
    pattern. (Brackets in strings must not count: ``["]",`` repeated.)
 4. Numbers. A number overflows a double only if its exponent has three digits or if it has 200 digits in a
    row. In the skeleton both are constants, and the byte before a number is a bracket, a comma or a colon: the
-   addresses of aircraft (``"3e1000"``) are not read. Otherwise each such place is read exactly in the text,
-   unless it is in a string.
+   addresses of aircraft (``"3e1000"``) are not read. Otherwise each such number is read exactly in the text,
+   however long it is, unless it is in a string.
 5. Small texts are parsed as a whole, because that takes less time than the steps above.
 6. In slices: the text is cut before a comma between two elements, or inside a string. Each slice is completed
    to a document of its own, by opening the brackets that are open at its begin and closing those that are
@@ -30,9 +32,10 @@ from typing import Final
 
 import msgspec
 
+from tangram.channels.simd_json import acceptor
+
 __all__ = [
     "MAX_DEPTH",
-    "MAX_NUMBER",
     "SHALLOW",
     "SLICE",
     "check_slices",
@@ -43,8 +46,6 @@ __all__ = [
 
 MAX_DEPTH: Final = 128
 """Levels of nesting, as in the JSON parser of Rust (serde), which other servers and plugins use."""
-MAX_NUMBER: Final = 1100
-"""Characters of a number that is looked at; a double needs at most 1,079 for all of its digits."""
 SLICE: Final = 65_536
 """Bytes of a slice: its check takes less than 5 ms for any text."""
 
@@ -55,6 +56,8 @@ SMALL: Final = 1024
 
 _decode: Final = msgspec.json.Decoder().decode
 _skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_accepts = acceptor(MAX_DEPTH)
+"""Accepts most sound texts with simdjson; accepts none where that is not installed."""
 
 _ROUNDS: Final = 6
 """Levels that are collapsed from the innermost outwards, before brackets are counted one by one."""
@@ -82,7 +85,8 @@ _DIGITS: Final = 309
 """Digits of the largest double; an integer with fewer cannot overflow it. (The parser checks floats.)"""
 _SUSPICIOUS: Final = (b"e000", b"0" * 200)
 """Parts of a number that may be beyond a double: an exponent of three digits, or 200 digits in a row."""
-_NUMBER_BYTES: Final = frozenset(b"0123456789+-.eE")
+_NUMBER_BYTES: Final = b"0123456789+-.eE"
+_NUMBER: Final = re.compile(rb"[-0-9+.eE]*")
 _ESCAPED: Final = b"\x00\x01"
 """Takes the place of an escaped quote or backslash. Neither byte may be in JSON text."""
 _QUOTE: Final = 0x22
@@ -105,10 +109,13 @@ def is_document(text: bytes) -> bool:
 def is_value(text: bytes) -> bool:
     """Return whether a text is one JSON value, by the rules of ``is_document``."""
     if len(text) > SMALL:
+        if _accepts(text):
+            return True
         try:
             _skip(text)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return False
+        return _passes(text)
     return is_sound(text)
 
 
@@ -120,6 +127,10 @@ def is_sound(text: bytes) -> bool:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return False
         return len(text) <= SHALLOW or (_depth_fits(text) and (len(text) < _DIGITS or _numbers_fit(text)))
+    return _accepts(text) or _passes(text)
+
+
+def _passes(text: bytes) -> bool:
     if not text.isascii():
         try:
             text.decode()
@@ -200,19 +211,26 @@ def _numbers_fit_at(text: bytes, zeros: bytes, pattern: bytes) -> bool:
     counted = quotes = 0
     at = zeros.find(pattern)
     while at >= 0:
-        begin, end = at, at + len(pattern)
-        while begin and text[begin - 1] in _NUMBER_BYTES and at - begin < MAX_NUMBER:
-            begin -= 1
-        while end < len(text) and text[end] in _NUMBER_BYTES and end - at < MAX_NUMBER:
-            end += 1
+        begin, end = _begin_of_number(text, at), _NUMBER.match(text, at).end()  # type: ignore[union-attr]
         if not begin or text[begin - 1] != _QUOTE:
             unescaped = unescaped or _unescaped(text)
             quotes += unescaped.count(b'"', counted, begin)
             counted = begin
-            if quotes % 2 == 0 and (end - begin > MAX_NUMBER or isinf(float(text[begin:end]))):
+            if quotes % 2 == 0 and isinf(float(text[begin:end])):
                 return False
         at = zeros.find(pattern, end)
     return True
+
+
+def _begin_of_number(text: bytes, at: int) -> int:
+    """Return where the bytes of a number begin that end before ``at``."""
+    size = _RUN
+    while True:
+        begin = max(0, at - size)
+        before = text[begin:at].rstrip(_NUMBER_BYTES)
+        if before or not begin:
+            return begin + len(before)
+        size *= 8
 
 
 def check_slices(text: bytes, size: int = SLICE) -> Generator[None, None, bool]:
