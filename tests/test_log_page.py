@@ -68,6 +68,7 @@ def test_every_event_has_its_row() -> None:
 def test_every_row_is_an_event() -> None:
     """An event that is gone leaves the page as well; those that are not constant are named here."""
     computed = {
+        "child is left stopped: it did not start",
         "supervisor gives up to the one above it",
         "supervisor that gave up cannot end: a child goes on although it was cancelled",
         "child ended with an error while it was being stopped",

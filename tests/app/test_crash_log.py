@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,28 @@ async def test_a_quarantine_is_reported_after_the_crash() -> None:
 
     crash, quarantine = records(running, "error", "critical")
     assert crash["restarts_left"] == 0
-    assert "left stopped" in quarantine["event"]
+    assert quarantine["event"] == "child is left stopped: it crashed too often"
+    assert quarantine["plugin"] == "plugin"
+
+
+async def test_a_quarantine_after_a_failed_start_says_so(autojump_clock: object) -> None:
+    """One failure of the first start is enough, and so is one of a restart that was asked for."""
+
+    @asynccontextmanager
+    async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
+        raise OSError("no table")
+        yield
+
+    async with open_tangram([tangram.Plugin(lifespan=lifespan)], fakes=True) as running:
+        answer = await running.http.post("/-/plugins/plugin/restart", headers=running.operator)
+        ready = (await running.http.get("/-/readyz")).json()
+
+    quarantines = [line for line in running.logs if "left stopped" in line["event"]]
+    assert [line["event"] for line in quarantines] == ["child is left stopped: it did not start"] * 2
+    assert {line["plugin"] for line in quarantines} == {"plugin"}
+    assert ready["reasons"] == ["plugin:plugin is quarantined"]
+    assert answer.status_code == 503
+    assert answer.json()["cause"].startswith(f"OSError: no table at {Path(__file__)}:")
 
 
 @pytest.mark.parametrize("part", ["bus", "web"])

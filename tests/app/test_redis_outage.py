@@ -8,6 +8,8 @@ import trio.testing
 
 from tangram.app.redis_outage import RECENT, RedisOutage, blames_redis
 from tangram.errors import BrokerRefused, BrokerUnavailable, RestartsExhausted
+from tangram.supervision.records import attach_crash, crash_of
+from tangram.testing.checks.log_records import record_logs
 
 
 class Host:
@@ -40,6 +42,7 @@ class Redis:
 
 def crash_of_redis() -> Exception:
     error = RestartsExhausted("supervisor 'probe' gives up")
+    attach_crash(error, crash_of("tick", BrokerUnavailable("away"), at=0.0, incarnation=1))
     error.__cause__ = ExceptionGroup("two", [ValueError("x"), BrokerUnavailable("away")])
     return error
 
@@ -63,14 +66,19 @@ async def test_a_plugin_waits_for_redis_and_is_started_again(autojump_clock: obj
     """While Redis is away the plugin is shown as waiting; then it runs again without a charge."""
     redis, host = Redis(there=False), Host(crash_of_redis(), None)
 
-    async with trio.open_nursery() as nursery:
-        started = await nursery.start(lambda *, task_status: redis.outage.run(host, task_status=task_status))
-        await trio.sleep(1)
-        waiting = set(redis.outage.waiting)
-        redis.turn(there=True)
+    with record_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            started = await nursery.start(
+                lambda *, task_status: redis.outage.run(host, task_status=task_status)
+            )
+            await trio.sleep(1)
+            waiting = set(redis.outage.waiting)
+            redis.turn(there=True)
 
     assert (started, host.runs, waiting) == (1, 2, {"probe"})
     assert redis.outage.waiting == set()
+    # The supervisor in between and its budget are not named.
+    assert [log["cause"] for log in logs] == ["tangram.errors.BrokerUnavailable: away"]
 
 
 async def test_an_outage_that_has_just_ended_is_an_excuse_too(autojump_clock: object) -> None:

@@ -93,9 +93,30 @@ async def test_status_lists_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("bus", 1),
         ("listen", 2),
     ]
+    assert [part["path"] for part in parts if part["name"] == "listen"] == [
+        "incarnation > plugin:plugin > listen"
+    ]
     assert {part["state"] for part in parts} == {"running"}
     assert "ready, up" in shown.splitlines()[0]
     assert any(line.split() == ["plugin:plugin", "running"] for line in shown.splitlines())
+
+
+async def test_status_names_the_command_for_a_plugin_in_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal the table is followed by it."""
+
+    @asynccontextmanager
+    async def lifespan(state: tangram.BackendState) -> AsyncIterator[None]:
+        raise OSError("no table")
+        yield
+
+    async with open_commands(tmp_path, [tangram.Plugin(lifespan=lifespan)]) as (_, run):
+        monkeypatch.setattr(operate, "is_terminal", lambda **_: True)
+        shown = await run("status")
+
+    assert "OSError: no table" in shown
+    assert shown.splitlines()[-1] == "once plugin is mended: tangram restart plugin --reload"
 
 
 async def test_a_topic_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

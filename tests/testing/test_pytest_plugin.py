@@ -266,6 +266,34 @@ def test_a_failing_assert_is_shown_without_groups_and_log(pytester: pytest.Pytes
 
 
 @pytest.mark.slow
+def test_a_plugin_that_was_left_stopped_is_named_in_the_report(pytester: pytest.Pytester) -> None:
+    """The test fails at its first request; the cause stands on standard output, without the log."""
+    source = """
+bad = tg.Plugin()
+
+@bad.register_service()
+async def read(state):
+    raise OSError("no table")
+
+tight = {"supervisor": {"plugin_restarts": 0}}
+
+@pytest.mark.tangram(plugins=[bad], config=tight, fakes=True)
+@pytest.mark.trio
+async def test_on_trio(autojump_clock, tangram):
+    assert await tangram.wait_steady() == "up"
+
+@pytest.mark.tangram(plugins=[bad], config=tight, fakes=True)
+def test_in_a_thread(tangram):
+    assert tangram.wait_steady() == "up"
+"""
+    result = run(pytester, source, failed=2)
+
+    line = "plugin 'plugin' was left stopped: OSError: no table at *:* in read"
+    result.stdout.fnmatch_lines([line, line])
+    result.stdout.no_fnmatch_line("*child started*")
+
+
+@pytest.mark.slow
 def test_the_log_of_the_server_is_shown_on_request(pytester: pytest.Pytester) -> None:
     """``--tangram-log`` prints it for the failed test."""
     pytester.makepyfile(PLUGIN + FAILING)

@@ -42,6 +42,30 @@ async def test_an_error_of_the_block_leaves_without_a_group(autojump_clock: Mock
             raise AssertionError("mine")
 
 
+async def test_a_failed_test_names_the_plugins_that_were_left_stopped(autojump_clock: MockClock) -> None:
+    """The reply to a push says ``restarting``, and the note has the cause and the line."""
+    plugin = tangram.Plugin()
+    channel = plugin.channel("desk")
+
+    @channel.receives("ask", dict)
+    async def ask(message: dict[str, object]) -> None: ...
+
+    @plugin.register_service()
+    async def tide(state: tangram.BackendState) -> None:
+        raise OSError("no table")
+
+    with pytest.raises(tangram.Refused, match="restarting") as raised:
+        async with (
+            open_tangram([plugin], {"supervisor": {"plugin_restarts": 0}}, fakes=True) as running,
+            running.join("desk") as joined,
+        ):
+            await joined.push("ask", {})
+
+    (note,) = raised.value.__notes__
+    assert note.startswith("beside it, plugin 'plugin' was left stopped: OSError: no table at ")
+    assert note.endswith(".tide")
+
+
 @pytest.mark.slow
 async def test_a_thread_left_behind_breaks_an_invariant(autojump_clock: MockClock) -> None:
     """The message has the name of the thread."""

@@ -20,6 +20,7 @@ from tangram.bus.publisher import PUBLISH_TIMEOUT
 from tangram.bus.resp import PING_EVERY, PING_TIMEOUT
 from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.groups import leaves
+from tangram.supervision.records import cause_of
 from tangram.task_status import RelayedStatus
 
 __all__ = ["RedisOutage", "blames_redis"]
@@ -83,7 +84,7 @@ class RedisOutage:
                     raise
                 if not (await self.settle() or await self._is_noticed()):
                     raise
-                log.warning("plugin waits for redis", plugin=host.name, cause=str(error))
+                log.warning("plugin waits for redis", plugin=host.name, cause=cause_of(error))
                 # The plugins that start after this one need not wait with it.
                 status.started()
                 if not self._is_connected():

@@ -315,7 +315,7 @@ class Server:
         if faults:
             raise ConfigError(faults, about=f"configuration {config.source or 'of plugins'}")
         for warning in plugins.config_warnings(config.plugins):
-            log.warning("configuration is not read", cause=warning)
+            log.warning("unknown setting is ignored", cause=warning)
         for twice in declared_twice((one.name, one.plugin.channels) for one in plugins.plugins):
             log.warning("push has two handlers", cause=twice)
         log_long_stops(plugins.plugins, config)

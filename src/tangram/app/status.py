@@ -340,7 +340,10 @@ def _state_of(child: ChildStatistics) -> str:
 
 def _why_down(name: str, child: ChildStatistics | None) -> str:
     if child is not None and child.state == "quarantined":
-        return f"plugin {name!r} is in quarantine: it crashed too often or did not start"
+        return (
+            f"plugin {name!r} is in quarantine: it crashed too often or did not start; the operator sees the "
+            "cause in `tangram status` and the log"
+        )
     return f"plugin {name!r} is restarting"
 
 

@@ -71,7 +71,7 @@ def _show(url: str, health: Any, seen: Any, *, as_json: bool) -> int:
     ready = health["status"] == "ready"
     rows = list(walk(seen["tree"]))
     if not is_terminal(as_json=as_json):
-        print_json([{"kind": "server", **_summary(url, health, seen)}, *(_child(*row) for row in rows)])
+        print_json([{"kind": "server", **_summary(url, health, seen)}, *_children(rows)])
         return 0 if ready else 1
     summary = _summary(url, health, seen)
     redis = "up" if summary["redis"] else "away"
@@ -83,6 +83,10 @@ def _show(url: str, health: Any, seen: Any, *, as_json: bool) -> int:
     write("\n".join(lines) + "\n\n")
     columns = {"part": "left", "state": "left", "restarts": "right", "last crash": "left"}
     print_table(columns, (_row(depth, child, seen["now"]) for depth, child in rows))
+    for _, child in rows:
+        kind, _, name = child["name"].partition(":")
+        if kind == "plugin" and child["state"] == "quarantined":
+            write(f"\nonce {name} is mended: tangram restart {name} --reload\n")
     return 0 if ready else 1
 
 
@@ -112,11 +116,20 @@ def _crash_text(crash: Mapping[str, Any]) -> str:
     return f"{cause} at {crash['where']}" if crash.get("where") else cause
 
 
-def _child(depth: int, child: Mapping[str, Any]) -> dict[str, Any]:
+def _children(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yield each part with its path: two plugins may have services of one name."""
+    path: list[str] = []
+    for depth, child in rows:
+        path[depth:] = [child["name"]]
+        yield _child(depth, path, child)
+
+
+def _child(depth: int, path: Sequence[str], child: Mapping[str, Any]) -> dict[str, Any]:
     crash = child.get("last_crash")
     return {
         "kind": "child",
         "name": child["name"],
+        "path": " > ".join(path),
         "depth": depth,
         "state": child["state"],
         "incarnation": child["incarnation"],

@@ -16,6 +16,7 @@ from tangram.console.live import PAGES, LiveResponse, LiveStreams
 from tangram.errors import BrokerUnavailable, NoSuchChild, StartFailed
 from tangram.routing import APIRouter, FileResponse, HTTPException, JSONResponse, Request, Response
 from tangram.routing.responses import encode_json
+from tangram.supervision.records import cause_of
 
 __all__ = ["console_router"]
 
@@ -154,7 +155,7 @@ def _add_changes(router: APIRouter, control: ConsoleControl, access: OperatorAcc
         except NoSuchChild:
             raise HTTPException(404, f"no plugin is called {name!r}") from None
         except StartFailed as error:
-            raise HTTPException(503, f"plugin {name!r} did not start: {error}") from None
+            raise HTTPException(503, f"plugin {name!r} did not start: {cause_of(error)}") from None
         return JSONResponse({"status": "done"}, headers=_NO_STORE)
 
     @router.delete("/console/connections/{conn}")

@@ -407,7 +407,7 @@ class Decider:
             entry.gate = now + delay
             self._take_down(entry, now + delay, now)
         elif quarantined:
-            self._quarantine(entry, crash, now)
+            self._quarantine(entry, crash, now, restarts_left=left)
             self._take_down(entry, now + delay, now)
         else:
             self._send_away(entry, State.STOPPED, now)
@@ -435,9 +435,11 @@ class Decider:
             # As in OTP: a child that returned belongs to the new incarnation of its group again.
             self._send_away(entry, State.WAITING, now)
 
-    def _quarantine(self, entry: Entry, crash: Crash, now: float) -> None:
+    def _quarantine(
+        self, entry: Entry, crash: Crash, now: float, *, restarts_left: int | None = None
+    ) -> None:
         self._send_away(entry, State.QUARANTINED, now)
-        self._report("quarantined", now, entry, crash=crash)
+        self._report("quarantined", now, entry, crash=crash, restarts_left=restarts_left)
 
     def _shut_down_after(self, entry: Entry, now: float) -> None:
         """Begin OTP's automatic shutdown if a significant child ended by itself."""

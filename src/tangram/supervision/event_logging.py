@@ -19,7 +19,7 @@ _LINES: Final[dict[str, tuple[str, str]]] = {
     "restarting": ("warning", "restarting"),
     "planned": ("info", "planned restart"),
     "stopped": ("debug", "stopped"),
-    "quarantined": ("error", "child is left stopped: it crashed too often or did not start"),
+    "quarantined": ("error", "child is left stopped: it crashed too often"),
     "gave_up": ("critical", "supervisor gives up and stops everything"),
     "stubborn": ("error", "child goes on although it was cancelled"),
 }
@@ -39,6 +39,8 @@ def log_event(event: SupervisionEvent) -> None:
         )
     elif event.kind == "gave_up" and event.path:
         level, line = "debug", "supervisor gives up to the one above it"
+    elif event.kind == "quarantined" and event.restarts_left is None:
+        level, line = "error", "child is left stopped: it did not start"
     values: dict[str, Any] = {
         "supervisor": event.supervisor,
         "child": event.child,
@@ -55,11 +57,18 @@ def log_event(event: SupervisionEvent) -> None:
             values |= _crash_fields(event, event.crash)
     if event.kind == "stopped" and event.child is not None and event.cause not in (None, "returned"):
         level, line = "warning", "child ended with an error while it was being stopped"
+    if event.kind in {"restarting", "quarantined"} and event.child is not None:
+        values |= _named(event.child)
     getattr(log, level)(line, **{key: value for key, value in values.items() if value is not None})
 
 
+def _named(child: str) -> dict[str, str]:
+    """Return the field by which a child called ``plugin:demo`` is found, ``plugin=demo``."""
+    kind, _, name = child.partition(":")
+    return {kind: name} if name else {}
+
+
 def _crash_fields(event: SupervisionEvent, crash: Crash) -> dict[str, Any]:
-    kind, _, name = crash.path[0].partition(":")
     fields: dict[str, Any] = {
         "where": crash.where or None,
         "restarts_left": event.restarts_left,
@@ -67,7 +76,6 @@ def _crash_fields(event: SupervisionEvent, crash: Crash) -> dict[str, Any]:
         "others": list(crash.others) or None,
         "traceback": list(crash.traceback) or None,
     }
-    # A child that is called "plugin:demo" is also found by plugin=demo.
-    if name:
-        fields |= {kind: name, "service": " > ".join(crash.path[1:]) or None}
+    if named := _named(crash.path[0]):
+        fields |= {**named, "service": " > ".join(crash.path[1:]) or None}
     return fields

@@ -15,7 +15,7 @@ from tangram.errors import OperatorError
 from tangram.groups import leaves
 from tangram.supervision.spec import Crash
 
-__all__ = ["attach_crash", "crash_of", "exception_name", "fatal_leaf", "where_stands"]
+__all__ = ["attach_crash", "cause_of", "crash_of", "exception_name", "fatal_leaf", "where_stands"]
 
 FRAMES_KEPT: Final = 8
 """The last frames of a traceback: enough to see the plugin's line and its callers."""
@@ -95,6 +95,18 @@ def crash_of(child: str, error: BaseException, *, at: float, incarnation: int) -
         traceback=frames,
         where=own,
     )
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the crash for which supervisors gave up, else the text of the exception.
+
+    The text of a supervisor's own exception names supervisors and budgets before the cause.
+    """
+    first = causes(error)[0]
+    inner = _attached(first)
+    if inner is None:
+        return _message(first) or exception_name(first)
+    return f"{inner.cause} at {inner.where}" if inner.where else inner.cause
 
 
 def one_line(error: BaseException) -> str:

@@ -292,7 +292,10 @@ class SupervisionEvent:
     path: tuple[str, ...] = ()
     """The child's place in the whole tree: names of children from the outermost supervisor down."""
     restarts_left: int | None = None
-    """The restarts that the charged window still allows, for ``crashed``."""
+    """The restarts that the charged window still allows, for ``crashed``.
+
+    0 for ``quarantined`` after too many crashes; None for ``quarantined`` after a start that failed.
+    """
     escalated: bool = False
     """Whether the supervisor gives up because of this crash, so that the one above reports it too."""
 

@@ -140,6 +140,7 @@ def _open_shared_loop(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     from tangram.testing.checks.log_records import server_log
+    from tangram.testing.checks.quarantines import print_quarantines
     from tangram.testing.threaded.bridge import threaded_tangram
 
     _open_shared_loop(request)
@@ -149,7 +150,10 @@ def _tangram_in_thread(request: pytest.FixtureRequest) -> Iterator[Bridge]:
         server_log(printed=want.prints_log),
         threaded_tangram(want.settings, asynchronous=asynchronous, **strikes) as bridge,
     ):
-        yield bridge
+        try:
+            yield bridge
+        finally:
+            print_quarantines(bridge.events)
 
 
 @pytest.fixture

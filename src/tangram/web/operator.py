@@ -18,6 +18,7 @@ from tangram.console.access import OperatorAccess
 from tangram.errors import NoSuchChild, PluginError, StartFailed
 from tangram.metrics.moment import Moment
 from tangram.routing import APIRouter, HTTPException, JSONResponse, Request, Response
+from tangram.supervision.records import cause_of
 from tangram.web.metrics import add_metrics_route
 from tangram.web.node_routes import NodeControl, add_node_routes
 from tangram.web.topic_routes import TopicControl, add_topic_routes
@@ -209,7 +210,7 @@ async def _restart(control: ServerControl, name: str, *, reload: bool) -> JSONRe
         detail = f"plugin {name!r} cannot be imported again and runs on as it is"
         return _uncached({"detail": detail, "cause": str(error)}, 409)
     except StartFailed as error:
-        return _uncached({"detail": f"plugin {name!r} did not start", "cause": str(error)}, 503)
+        return _uncached({"detail": f"plugin {name!r} did not start", "cause": cause_of(error)}, 503)
     return _uncached({"status": "restarted", "plugin": name})
 
 

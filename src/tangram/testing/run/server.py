@@ -24,6 +24,7 @@ from tangram.supervision import Child, SupervisionEvent, SupervisorStatistics
 from tangram.testing.checks.census import UNDER_TEST, Census, take_census, track_started, wait_nothing_left
 from tangram.testing.checks.invariants import Evidence, InvariantBroken, broken
 from tangram.testing.checks.log_records import LogRecords, record_logs, secrets_of
+from tangram.testing.checks.quarantines import describe_quarantines
 from tangram.testing.fakes.memory_broker import MemoryBroker
 from tangram.testing.fakes.memory_port import MemoryPort
 from tangram.testing.fakes.redis_route import RedisRoute
@@ -475,6 +476,8 @@ def _judge(
     if error is not None:
         for one in found:
             error.add_note(f"beside it, an invariant does not hold: {one}")
+        for line in describe_quarantines(running.events):
+            error.add_note(f"beside it, {line}")
         raise error
 
 

@@ -28,16 +28,20 @@ def _tangram_on_trio(request: pytest.FixtureRequest) -> AsyncIterator[RunningTan
 
 async def _serve(want: Wanted) -> AsyncIterator[RunningTangram]:
     from tangram.testing.checks.log_records import server_log
+    from tangram.testing.checks.quarantines import print_quarantines
     from tangram.testing.faults.catalogue import Chaos
     from tangram.testing.run.server import open_tangram
 
     with server_log(printed=want.prints_log):
         async with open_tangram(**want.settings) as running:
-            if not want.faults:
-                yield running
-                return
-            async with Chaos(running, **want.chaos).striking(*want.faults):
-                yield running
+            try:
+                if not want.faults:
+                    yield running
+                    return
+                async with Chaos(running, **want.chaos).striking(*want.faults):
+                    yield running
+            finally:
+                print_quarantines(running.events)
 
 
 @trio_fixture  # type: ignore[untyped-decorator]  # pytest-trio ships no types
