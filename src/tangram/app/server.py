@@ -47,6 +47,7 @@ from tangram.errors import (
 from tangram.groups import unwrap_single
 from tangram.http.listeners import HeldSocket, close_listeners, open_configured
 from tangram.plugins.registry import LoadedPlugins, load_plugins
+from tangram.readiness import share_readiness
 from tangram.supervision import Child, Notifier, SupervisionEvent, Supervisor, Watchdog, open_supervisor
 
 __all__ = ["EX_SOFTWARE", "Boot", "Server", "answer_old_names", "run_server"]
@@ -204,6 +205,7 @@ class Server:
         try:
             self.held = self.boot.listen(self.config)
             async with trio.open_nursery() as nursery:
+                share_readiness(nursery.start_soon)
                 if self.boot.signals:
                     await nursery.start(self._handle_signals)
                 with self._scope:

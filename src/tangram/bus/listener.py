@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import hiredis
@@ -220,13 +221,16 @@ class Listener:
     async def _read(self, link: Link) -> None:
         self._report_up_if_confirmed()
         while True:
-            size = await link.receive()
-            # After a full read enough messages have gathered.
-            timed = self._gathering.pays and size < RECEIVE_SIZE
-            began = self._timer() if timed else 0.0
-            self._gathering.count(self._deliver_received(link), trio.current_time())
-            if timed and (pause := self._gathering.pause(self._timer() - began)):
-                await trio.sleep(pause)
+            pause = await link.receive_each(partial(self._take_chunk, link))
+            await trio.sleep(pause)
+
+    def _take_chunk(self, link: Link, size: int) -> float | None:
+        """Deliver the messages of a chunk; return the seconds to pause before the next one, or None."""
+        # After a full read enough messages have gathered.
+        timed = self._gathering.pays and size < RECEIVE_SIZE
+        began = self._timer() if timed else 0.0
+        self._gathering.count(self._deliver_received(link), trio.current_time())
+        return (self._gathering.pause(self._timer() - began) or None) if timed else None
 
     async def _write(self, link: Link) -> None:
         while True:

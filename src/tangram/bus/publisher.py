@@ -4,7 +4,7 @@ Its guarantees:
 
 1. Messages reach Redis in the order of the calls. Answers come back in the same order, so an answer belongs
    to the oldest open call.
-2. All messages of one pass of Trio's scheduler go out in one write.
+2. All messages of one pass of Trio's scheduler, or of one over the sockets of clients, go out in one write.
 3. A message is sent at most once. If the connection breaks before its answer, the call fails with
    ``BrokerUnavailable`` and the message may or may not have been delivered; a repetition could deliver it
    twice.
@@ -25,6 +25,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import hiredis
@@ -147,7 +148,9 @@ class Publisher:
         self._heads: dict[str, bytes] = {}
         self._link: Link | None = None
         self._rest = b""
-        """The bytes of a written call that the socket has not taken yet."""
+        """The bytes of written calls that the socket has not taken yet."""
+        self._flushing = False
+        """Whether ``_flush`` is called at the end of this pass."""
         self._awaited = 0
         """Open calls of one message or function, whose callers wait for the answer."""
         self._patient = False
@@ -236,6 +239,26 @@ class Publisher:
             return
         self._unsent.append(call)
         if self._writable:
+            self._request_write()
+
+    def _request_write(self) -> None:
+        """Write at the end of this pass over the sockets of clients, or else in the writer's task."""
+        link = self._link
+        if link is None or link.readiness is None or not link.readiness.in_pass:
+            self._writable.unpark()
+        elif not self._flushing:
+            self._flushing = True
+            link.readiness.at_end(self._flush)
+
+    def _flush(self) -> None:
+        """Write everything at once, unless the writer's task does; it writes the rest."""
+        self._flushing = False
+        if not self._writable or self._link is None or self._failure is not None:
+            return
+        data = self._next_write()
+        sent = self._link.send_nowait(data)
+        if sent < len(data) or self._unsent:
+            self._rest = data[sent:]
             self._writable.unpark()
 
     def _send_now(self, call: _Call) -> bool:
@@ -423,14 +446,18 @@ class Publisher:
         while True:
             while self._failure is not None or not (self._unsent or self._rest):
                 await self._writable.park()
-            batch = [self._rest] if self._rest else []
-            size, self._rest = len(self._rest), b""
-            while self._unsent and size < SEND_LIMIT:
-                call = self._unsent.popleft()
-                self._sent.append(call)
-                batch.append(call.data if call.function is None else self._command(call.function, call.data))
-                size += call.size
-            await link.stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
+            await link.stream.send_all(self._next_write())
+
+    def _next_write(self) -> bytes:
+        """Return the bytes of the next write: the rest of the last one, and the calls that wait."""
+        batch = [self._rest] if self._rest else []
+        size, self._rest = len(self._rest), b""
+        while self._unsent and size < SEND_LIMIT:
+            call = self._unsent.popleft()
+            self._sent.append(call)
+            batch.append(call.data if call.function is None else self._command(call.function, call.data))
+            size += call.size
+        return batch[0] if len(batch) == 1 else b"".join(batch)
 
     def words(self, function: FunctionCall) -> Words:
         """Return the command that calls a function, for a client with another connection.
@@ -459,11 +486,18 @@ class Publisher:
                 if self._failure is not None:
                     raise self._failure
                 continue
-            size = await link.receive()
-            answered = self._take_answers(link)
-            self._answer_pause.count(answered, trio.current_time())
-            if self._answer_pause.pays and not self._awaited and size < RECEIVE_SIZE:
-                await self._wait_answers(ANSWER_PAUSE)
+            if pause := await link.receive_each(partial(self._take_chunk, link)):
+                await self._wait_answers(pause)
+
+    def _take_chunk(self, link: Link, size: int) -> float | None:
+        """Take the answers of a chunk; return the seconds to pause before the next one, or None."""
+        answered = self._take_answers(link)
+        if self._patient and not self._awaited:
+            return 0.0  # ``read_now`` takes the next ones
+        if link.readiness is not None:
+            return None  # answers gather where reads from clients do
+        self._answer_pause.count(answered, trio.current_time())
+        return ANSWER_PAUSE if self._answer_pause.pays and not self._awaited and size < RECEIVE_SIZE else None
 
     def _take_answers(self, link: Link) -> int:
         """Finish the calls whose answers are in the reader, and return their number."""
@@ -517,7 +551,8 @@ class Publisher:
             self.open_bytes += call.size
             self._awaited += 1
             self._unsent.append(call)
-            self._writable.unpark()
+            if self._writable:
+                self._request_write()
 
     def _finish(self, call: _Call, unanswered: str = "") -> None:
         """Report the results of a call.

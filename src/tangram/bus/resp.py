@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import hiredis
 import trio
@@ -22,6 +22,7 @@ from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.groups import first_leaf
 from tangram.primary.answers import MOVED, require_primary
 from tangram.primary.locator import Locator
+from tangram.readiness import current_readiness
 from tangram.redis_url import RedisAddress
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "pack",
     "refusal",
 ]
+
+T = TypeVar("T")
 
 Dial = Callable[[RedisAddress], Awaitable[trio.abc.Stream]]
 
@@ -197,6 +200,8 @@ class Link:
         self.nowait = self._nowait is not None
         """Whether ``receive_nowait`` and ``send_nowait`` can do anything: not with TLS."""
         self._buffer = bytearray(RECEIVE_BUFFER if self._plain is not None else 0)
+        self.readiness = current_readiness() if self._plain is not None else None
+        """Reads from this connection in ``receive_each``; None if its task does."""
         self.chunks = 0
         """Chunks that were received."""
         self.cause = ""
@@ -210,15 +215,41 @@ class Link:
         """
         if self._plain is not None:
             size = await self._plain.receive_into(self._buffer)
-            self.reader.feed(cast("bytes", self._buffer), 0, size)  # the stub knows no other buffers
-        else:
-            chunk = await self.stream.receive_some(RECEIVE_SIZE)
-            size = len(chunk)
-            self.reader.feed(bytes(chunk))
+            self._feed(size)
+            return size
+        chunk = await self.stream.receive_some(RECEIVE_SIZE)
+        self.reader.feed(bytes(chunk))
+        self._count(len(chunk))
+        return len(chunk)
+
+    def _feed(self, size: int) -> None:
+        self.reader.feed(cast("bytes", self._buffer), 0, size)  # the stub knows no other buffers
+        self._count(size)
+
+    def _count(self, size: int) -> None:
         if not size:
             raise BrokerUnavailable("redis closed the connection")
         self.chunks += 1
-        return size
+
+    async def receive_each(self, handle: Callable[[int], T | None]) -> T:
+        """Call ``handle`` after each chunk with its size, and return its first result that is not None.
+
+        Args:
+            handle: takes the replies from ``reader``; it must not block.
+
+        Raises:
+            BrokerUnavailable: Redis closed the connection.
+        """
+        if self._plain is None or self.readiness is None:
+            while (result := handle(await self.receive())) is None:
+                pass
+            return result
+
+        def take(size: int) -> T | None:
+            self._feed(size)
+            return handle(size)
+
+        return await self._plain.serve(self.readiness, self._buffer, take)
 
     def receive_nowait(self) -> int:
         """Feed the bytes that have arrived to ``reader``, and return their number.

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Final, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import trio
 
+from tangram.readiness import Readiness
+
 __all__ = ["NowaitStream", "PlainStream"]
+
+T = TypeVar("T")
 
 READ_SIZE: Final = 65536
 """Bytes of one read if the caller does not name a number."""
@@ -46,6 +51,7 @@ class PlainStream(trio.abc.Stream):
         self._closed = False
         self._full_reads = 0
         """Reads in a row that were full: more bytes probably wait."""
+        self._served_by: Readiness | None = None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return the next bytes; empty bytes mean the end of the stream.
@@ -86,18 +92,49 @@ class PlainStream(trio.abc.Stream):
             ClosedResourceError: this stream is closed.
         """
         while not self._closed:
-            full, self._full_reads = self._full_reads, 0
-            if not full:
+            if not self._full_reads:
                 await _wait_readable(self._socket)
-            try:
-                size = self._socket.recv_into(buffer, 0 if full else READ_SIZE)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise trio.BrokenResourceError(str(error)) from error
-            self._full_reads = int(not full and size == READ_SIZE)
-            return size
+            if (size := self._read_into(buffer)) >= 0:
+                return size
         raise trio.ClosedResourceError
+
+    def _read_into(self, buffer: bytearray) -> int:
+        """Read to the begin of a buffer without waiting; return the number of bytes, or -1 for none."""
+        full, self._full_reads = self._full_reads, 0
+        try:
+            size = self._socket.recv_into(buffer, 0 if full else READ_SIZE)
+        except BlockingIOError:
+            return -1
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        self._full_reads = int(not full and size == READ_SIZE)
+        return size
+
+    async def serve(self, readiness: Readiness, buffer: bytearray, handle: Callable[[int], T | None]) -> T:
+        """Read as ``receive_into`` does, and call ``handle`` after each read with the number of bytes.
+
+        Returns:
+            The first result of ``handle`` that is not None. It must not block.
+
+        Raises:
+            BrokenResourceError: the connection broke.
+            ClosedResourceError: this stream is closed.
+        """
+
+        def step() -> T | None:
+            while (size := self._read_into(buffer)) >= 0:
+                result = handle(size)
+                if result is not None or not self._full_reads:
+                    return result
+            return None
+
+        if self._closed:
+            raise trio.ClosedResourceError
+        self._served_by = readiness
+        try:
+            return await readiness.serve(self._socket, step, gathers=False)
+        finally:
+            self._served_by = None
 
     def receive_nowait(self) -> bytes | None:
         """Return the bytes that have arrived; None if there are none, and empty bytes at the end.
@@ -160,6 +197,8 @@ class PlainStream(trio.abc.Stream):
         """Close the stream; a task that waits for it gets ``ClosedResourceError``."""
         if not self._closed:
             self._closed = True
+            if self._served_by is not None:
+                self._served_by.forget(self._socket)
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
         await trio.lowlevel.checkpoint()

@@ -30,6 +30,7 @@ from tangram.cli.process_setup import (
 )
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
 from tangram.errors import ConfigError, Fault, OperatorError
+from tangram.idle import IdleClock
 
 if TYPE_CHECKING:
     from tangram.http.listeners import HeldSocket
@@ -135,7 +136,7 @@ def _serve_alone(
     record.open()
     try:
         with tagged_output():
-            status = trio.run(run_server, boot)
+            status = trio.run(run_server, boot, clock=IdleClock())
     finally:
         force_exit.disarm()
         record.close()

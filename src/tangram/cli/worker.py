@@ -26,6 +26,7 @@ from tangram.cli.process_setup import (
 from tangram.cli.streams import give_up_dead_streams
 from tangram.errors import OperatorError
 from tangram.groups import unwrap_single
+from tangram.idle import IdleClock
 from tangram.workers.handover import Handover, receive_handover, worker_config
 from tangram.workers.link import ParentLink
 from tangram.workers.share import Share
@@ -82,7 +83,7 @@ def _serve(handover: Handover, link: ParentLink, broker: SharedBroker) -> int:
     record.open()
     try:
         with tagged_output():
-            status = trio.run(_run, boot, link, handover.beat)
+            status = trio.run(_run, boot, link, handover.beat, clock=IdleClock())
     finally:
         force_exit.disarm()
         record.close()

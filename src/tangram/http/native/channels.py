@@ -41,9 +41,9 @@ from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RejectedRequest, RequestHead
 from tangram.http.native.message_assembly import COMPRESSED_READ, MessageAssembler
-from tangram.http.native.readiness import Readiness
 from tangram.http.native.stream import READ_SIZE, ClientStream
 from tangram.http.pending import PendingBytes
+from tangram.readiness import Readiness
 
 __all__ = ["ChannelSocket", "channels_getter", "serve_channel"]
 

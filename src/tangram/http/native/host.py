@@ -8,7 +8,7 @@ from typing import Protocol
 from tangram.asgi import ASGIApp
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.engine import Engine, EngineSettings
-from tangram.http.native.readiness import Readiness
+from tangram.readiness import Readiness
 
 __all__ = ["Host", "Upgraded"]
 

@@ -24,9 +24,9 @@ from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
 from tangram.http.native.handshake import prepare_upgrade
 from tangram.http.native.head import RejectedRequest, RequestHead
-from tangram.http.native.readiness import Readiness
 from tangram.http.native.stream import ClientStream
 from tangram.http.native.websocket import AppSocket
+from tangram.readiness import Readiness, current_readiness
 
 __all__ = ["NativeServer", "serve_native"]
 
@@ -120,7 +120,7 @@ class NativeServer:
         self.ping_interval = ping_interval
         self.max_message = max_message
         self.pumps = PumpStatistics()
-        self.readiness = Readiness(self.spawn)
+        self.readiness = current_readiness() or Readiness(self.spawn)
         self.engine = Engine(settings, self.handle, tick=self.tick)
 
     async def handle(

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from tangram.http.engine import ClientGone, PeerAddress
-from tangram.http.native.readiness import Readiness
+from tangram.readiness import Readiness
 
 __all__ = ["NEVER", "READ_SIZE", "ClientStream"]
 

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from tangram.http.native.readiness import PAUSE, Readiness, _serve_alone
 from tangram.pauses import DUE, WINDOW
+from tangram.readiness import PAUSE, Readiness, _serve_alone
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -1,14 +1,16 @@
-"""One task that waits for many sockets, and handles the bytes of each in place.
+"""One place that waits for many sockets, and handles the bytes of each in place.
 
 1. A task for each socket would cost a switch, an entry of Trio's and a system call for each read. Here the
-   sockets stay registered with an ``epoll`` of their own, on which one task waits. It calls the ``step`` of
-   each socket that has bytes, in the same pass.
+   sockets stay registered with an ``epoll`` of their own. One pass over it calls the ``step`` of each socket
+   that has bytes.
 2. A step never waits. Its result ends ``serve`` in the socket's own task, which goes on from there: with the
    end of the connection, or with work that needs turns. An error of a step is raised there, too.
-3. At high rates of small reads the task pauses, so that the bytes of several clients arrive meanwhile. One
-   pass of the event loop, and one write to Redis, then serve all of them. There is no pause after a pass that
-   took half as long: while it ran, more bytes have arrived.
-4. Without ``epoll`` (on other systems than Linux) each task waits for its own socket.
+3. At high rates of small reads the passes pause, so that the bytes of several clients arrive meanwhile. One
+   pass, and one write to Redis, then serve all of them. There is no pause after a pass that took half as
+   long: while it ran, more bytes have arrived.
+4. In a run of Trio on an ``IdleClock`` the passes happen between those of Trio (``tangram.idle``), and all
+   parts share one object: see ``current_readiness``. Otherwise one task waits for the ``epoll``.
+5. Without ``epoll`` (on other systems than Linux) each task waits for its own socket.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from tangram.idle import IdleClock, IdleReader, find_epoll
 from tangram.pauses import RatePause
 
-__all__ = ["PAUSE", "Readiness"]
+__all__ = ["PAUSE", "Readiness", "current_readiness", "share_readiness"]
 
 T = TypeVar("T")
 
@@ -34,22 +37,24 @@ MAX_READY: Final = 256
 """Sockets that are handled in one pass; the others have their turn in the next one."""
 
 _wait_readable = trio.lowlevel.wait_readable
+_shared: Final = trio.lowlevel.RunVar["Readiness | None"]("tangram_readiness", None)
 
 
 class _Waiter:
     """A task in ``serve``."""
 
-    __slots__ = ("error", "result", "step", "task")
+    __slots__ = ("error", "gathers", "result", "step", "task")
 
-    def __init__(self, task: trio.lowlevel.Task, step: Callable[[], Any]) -> None:
+    def __init__(self, task: trio.lowlevel.Task, step: Callable[[], Any], gathers: int) -> None:
         self.task = task
         self.step = step
+        self.gathers = gathers
         self.result: Any = None
         self.error: Exception | None = None
 
 
 class Readiness:
-    """The sockets of many connections, and the one task that waits for them.
+    """The sockets of many connections, and the one place that waits for them.
 
     Args:
         spawn: starts ``run`` at the first ``serve``, in a nursery that outlives all calls of ``serve``.
@@ -60,13 +65,17 @@ class Readiness:
         self._waiters: dict[int, _Waiter] = {}
         self._epoll: Any = None
         self._pause = RatePause(PAUSE)
+        self._last: list[Callable[[], None]] = []
+        self.in_pass = False
+        """Whether a pass calls steps now."""
 
-    async def serve(self, sock: socket.socket, step: Callable[[], T | None]) -> T:
+    async def serve(self, sock: socket.socket, step: Callable[[], T | None], *, gathers: bool = True) -> T:
         """Call ``step`` whenever the socket has bytes or has ended, until it returns a result.
 
         Args:
             sock: a non-blocking socket. Call ``forget`` before it is closed.
             step: reads from the socket. It must not block.
+            gathers: whether many reads of such sockets are a reason to pause.
 
         Raises:
             ClosedResourceError: the socket was closed meanwhile.
@@ -81,7 +90,7 @@ class Readiness:
         if fd < 0:
             raise trio.ClosedResourceError
         self._epoll.register(fd, select.EPOLLIN)
-        waiter = self._waiters[fd] = _Waiter(trio.lowlevel.current_task(), step)
+        waiter = self._waiters[fd] = _Waiter(trio.lowlevel.current_task(), step, int(gathers))
 
         def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
             self._remove(fd)
@@ -99,38 +108,64 @@ class Readiness:
         if fd in self._waiters:
             self._wake(fd, error=trio.ClosedResourceError())
 
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Call a function once at the end of this pass; it must neither block nor raise."""
+        self._last.append(call)
+
     async def run(self) -> None:
         """Handle the bytes of all sockets until cancelled."""
         epoll = self._epoll
         try:
-            while True:
-                await _wait_readable(epoll.fileno())
-                began = trio.current_time()
-                ready = epoll.poll(0, MAX_READY)
-                for fd, _ in ready:
-                    self._handle(fd)
-                now = trio.current_time()
-                self._pause.count(len(ready), now)
-                if self._pause.pays and now - began < PAUSE / 2:
-                    await trio.sleep(PAUSE)
+            clock = trio.lowlevel.current_clock()
+            if isinstance(clock, IdleClock) and clock.reader is None and (trios := await find_epoll()) >= 0:
+                await IdleReader(clock, epoll, trios, self._handle_ready).run()
+            else:
+                await self._run_in_task(epoll)
         finally:
             self._epoll = None
             epoll.close()
 
-    def _handle(self, fd: int) -> None:
-        """Call the step of a socket, and wake its task if there is a result."""
+    async def _run_in_task(self, epoll: Any) -> None:
+        while True:
+            await _wait_readable(epoll.fileno())
+            if pause := self._handle_ready(epoll.poll(0, MAX_READY)):
+                await trio.sleep(pause)
+
+    def _handle_ready(self, ready: list[tuple[int, int]]) -> float:
+        """Handle the bytes of ready sockets in one pass; return the seconds to pause after it."""
+        began = trio.current_time()
+        self.in_pass = True
+        found = 0
+        try:
+            for fd, _ in ready:
+                found += self._handle(fd)
+        finally:
+            self.in_pass = False
+            if self._last:
+                last, self._last = self._last, []
+                for call in last:
+                    call()
+        if not found:
+            return 0.0
+        now = trio.current_time()
+        self._pause.count(found, now)
+        return PAUSE if self._pause.pays and now - began < PAUSE / 2 else 0.0
+
+    def _handle(self, fd: int) -> int:
+        """Call the step of a socket, and wake its task if there is a result; return its ``gathers``."""
         waiter = self._waiters.get(fd)
         if waiter is None:
-            return  # another step of this pass has closed it
+            return 0  # another step of this pass has closed it
         try:
             result = waiter.step()
         except Exception as error:  # noqa: BLE001 - raised in the task of the connection
             if self._waiters.get(fd) is waiter:
                 self._wake(fd, error=error)
-            return
+            return 0
         # The step may have closed its own socket.
         if result is not None and self._waiters.get(fd) is waiter:
             self._wake(fd, result)
+        return waiter.gathers
 
     def _wake(self, fd: int, result: object = None, error: Exception | None = None) -> None:
         waiter = self._remove(fd)
@@ -143,6 +178,21 @@ class Readiness:
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
         return self._waiters.pop(fd)
+
+
+def share_readiness(spawn: Callable[[Callable[[], Any]], None]) -> None:
+    """Let all parts of this run of Trio share one ``Readiness``, if the run is on an ``IdleClock``.
+
+    Args:
+        spawn: starts its task, in a nursery that outlives all parts.
+    """
+    if isinstance(trio.lowlevel.current_clock(), IdleClock):
+        _shared.set(Readiness(spawn))
+
+
+def current_readiness() -> Readiness | None:
+    """Return the object that all parts of this run share; None if each has its own."""
+    return _shared.get()
 
 
 async def _serve_alone(sock: socket.socket, step: Callable[[], T | None]) -> T:
