@@ -27,7 +27,7 @@ import trio
 from tangram.idle import IdleClock, IdleReader, find_epoll
 from tangram.pauses import RatePause
 
-__all__ = ["PAUSE", "Readiness", "current_readiness", "share_readiness"]
+__all__ = ["PAUSE", "Readiness", "current_readiness", "own_epolls", "share_readiness"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,7 @@ MAX_READY: Final = 256
 """Sockets that are handled in one pass; the others have their turn in the next one."""
 
 _wait_readable = trio.lowlevel.wait_readable
+_own_epolls: Final[set[int]] = set()
 _shared: Final = trio.lowlevel.RunVar["Readiness | None"]("tangram_readiness", None)
 
 
@@ -85,6 +86,7 @@ class Readiness:
             return await _serve_alone(sock, step)
         if self._epoll is None:
             self._epoll = select.epoll()
+            _own_epolls.add(self._epoll.fileno())
             self._spawn(self.run)
         fd = sock.fileno()
         if fd < 0:
@@ -123,6 +125,7 @@ class Readiness:
                 await self._run_in_task(epoll)
         finally:
             self._epoll = None
+            _own_epolls.discard(epoll.fileno())
             epoll.close()
 
     async def _run_in_task(self, epoll: Any) -> None:
@@ -193,6 +196,11 @@ def share_readiness(spawn: Callable[[Callable[[], Any]], None]) -> None:
 def current_readiness() -> Readiness | None:
     """Return the object that all parts of this run share; None if each has its own."""
     return _shared.get()
+
+
+def own_epolls() -> frozenset[int]:
+    """Return the descriptors of all ``epoll`` instances of this module in this process."""
+    return frozenset(_own_epolls)
 
 
 async def _serve_alone(sock: socket.socket, step: Callable[[], T | None]) -> T:

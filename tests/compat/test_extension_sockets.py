@@ -14,6 +14,7 @@ import trio
 
 from tangram.compat import extension_sockets
 from tangram.compat.extension_sockets import ExtensionSockets
+from tangram.readiness import Readiness
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="epoll and /proc are Linux's")
 
@@ -101,3 +102,31 @@ async def test_nothing_is_done_without_a_sign(server: tuple[ExitStack, int]) -> 
     assert await sockets.close_leftover() == 0
     assert all(is_open(left) for runtime in (one, two) for left in runtime.sockets[1:])
     assert await ExtensionSockets("demo", "demo", "redis://h").close_leftover() == 0
+
+
+async def test_the_servers_own_connections_are_not_those_of_an_extension(
+    server: tuple[ExitStack, int], nursery: trio.Nursery
+) -> None:
+    """A client that leaves during the stop of a plugin does not cost the bus its connection."""
+    stack, port = server
+    client, theirs = socket.socketpair()
+    bus = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+    readiness = Readiness(nursery.start_soon)
+    with client, theirs:
+        nursery.start_soon(readiness.serve, bus, lambda: None)
+        leaving = trio.CancelScope()
+
+        async def serve_client() -> None:
+            with leaving:
+                await readiness.serve(client, lambda: None)
+
+        nursery.start_soon(serve_client)
+        await trio.testing.wait_all_tasks_blocked()
+        sockets = ExtensionSockets("demo", "demo", f"redis://127.0.0.1:{port}")
+        sockets.note()
+        leaving.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert await sockets.close_leftover() == 0
+        assert is_open(bus)
+        nursery.cancel_scope.cancel()

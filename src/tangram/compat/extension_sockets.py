@@ -22,6 +22,7 @@ from typing import Final
 import structlog
 import trio
 
+from tangram.readiness import own_epolls
 from tangram.redis_url import parse_redis_url
 
 __all__ = ["ExtensionSockets"]
@@ -82,7 +83,8 @@ class ExtensionSockets:
             return known
         assert self._before is not None
         now = _registered()
-        others = {own, *_runtimes.values()}
+        # Clients of the server's own instances end at any time, and the bus is among their sockets.
+        others = {own, *_runtimes.values(), *own_epolls()}
         lost = [
             epoll
             for epoll, sockets in self._before.items()
