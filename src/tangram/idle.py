@@ -173,7 +173,10 @@ class IdleReader(trio.abc.Instrument):
 
 
 async def find_epoll() -> int:
-    """Return the descriptor of Trio's ``epoll``, or -1: the one that waits for a socket of our own."""
+    """Return the descriptor of Trio's ``epoll``, or -1.
+
+    It is the one that waits for a socket of our own.
+    """
     ours, other = socket.socketpair()
     with ours, other:
         inode = os.fstat(ours.fileno()).st_ino

@@ -155,7 +155,7 @@ class Readiness:
         return PAUSE if self._pause.pays and now - began < PAUSE / 2 else 0.0
 
     def _handle(self, fd: int) -> int:
-        """Call the step of a socket, and wake its task if there is a result; return its ``gathers``."""
+        """Call the step of a socket, and wake its task for a result; return its ``gathers``."""
         waiter = self._waiters.get(fd)
         if waiter is None:
             return 0  # another step of this pass has closed it
@@ -184,7 +184,7 @@ class Readiness:
 
 
 def share_readiness(spawn: Callable[[Callable[[], Any]], None]) -> None:
-    """Let all parts of this run of Trio share one ``Readiness``, if the run is on an ``IdleClock``.
+    """Let all parts of a run of Trio on an ``IdleClock`` share one ``Readiness``.
 
     Args:
         spawn: starts its task, in a nursery that outlives all parts.

@@ -225,7 +225,7 @@ class Listener:
             await trio.sleep(pause)
 
     def _take_chunk(self, link: Link, size: int) -> float | None:
-        """Deliver the messages of a chunk; return the seconds to pause before the next one, or None."""
+        """Deliver the messages of a chunk; return the seconds to pause after it, or None."""
         # After a full read enough messages have gathered.
         timed = self._gathering.pays and size < RECEIVE_SIZE
         began = self._timer() if timed else 0.0

@@ -232,10 +232,10 @@ class Link:
         self.chunks += 1
 
     async def receive_each(self, handle: Callable[[int], T | None]) -> T:
-        """Call ``handle`` after each chunk with its size, and return its first result that is not None.
+        """Call ``handle`` after each chunk, and return its first result that is not None.
 
         Args:
-            handle: takes the replies from ``reader``; it must not block.
+            handle: gets the size of the chunk, and takes its replies from ``reader``; it must not block.
 
         Raises:
             BrokerUnavailable: Redis closed the connection.

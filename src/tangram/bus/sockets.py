@@ -99,7 +99,7 @@ class PlainStream(trio.abc.Stream):
         raise trio.ClosedResourceError
 
     def _read_into(self, buffer: bytearray) -> int:
-        """Read to the begin of a buffer without waiting; return the number of bytes, or -1 for none."""
+        """Read without waiting; return the number of bytes, or -1 if there are none."""
         full, self._full_reads = self._full_reads, 0
         try:
             size = self._socket.recv_into(buffer, 0 if full else READ_SIZE)
@@ -111,7 +111,9 @@ class PlainStream(trio.abc.Stream):
         return size
 
     async def serve(self, readiness: Readiness, buffer: bytearray, handle: Callable[[int], T | None]) -> T:
-        """Read as ``receive_into`` does, and call ``handle`` after each read with the number of bytes.
+        """Read as ``receive_into`` does, and call ``handle`` after each read.
+
+        ``handle`` gets the number of bytes.
 
         Returns:
             The first result of ``handle`` that is not None. It must not block.
