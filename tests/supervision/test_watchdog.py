@@ -6,6 +6,7 @@ import time
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from tangram.supervision import Watchdog
 
@@ -48,3 +49,20 @@ async def test_blocked_loop_is_seen_while_it_is_blocked() -> None:
 def test_an_infinite_stall_time_is_waited_for() -> None:
     """A thread waits no longer at a time than the system allows."""
     assert Watchdog(1e308).look() == threading.TIMEOUT_MAX
+
+
+async def test_notes_are_taken_at_the_ticks_of_other_tasks(autojump_clock: trio.testing.MockClock) -> None:
+    """A long stall time costs no wake-ups of its own; a short one has as many notes as it needs."""
+    watchdog = Watchdog(1.0)
+    times: list[float] = []
+    watchdog.beat = lambda: times.append(trio.current_time())  # type: ignore[method-assign]
+    for stall_after, due in ((1.0, [0.25, 0.5, 0.75, 1.0]), (0.4, [0.1, 0.2, 0.3, 0.4])):
+        watchdog.stall_after = stall_after
+        times.clear()
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watchdog.run)
+            await trio.sleep(stall_after + 0.01)
+            nursery.cancel_scope.cancel()
+        assert [at - begin for at in times] == pytest.approx(due)
+        await trio.sleep_until(2.0)
