@@ -31,6 +31,8 @@ plugin = tangram.Plugin(routers=[router], config_class=Settings)
 
 @plugin.register_service()
 async def serve(state: tangram.BackendState) -> None: ...
+
+plugin.channel("good").sends("news", dict)
 """
 TWICE = """
 import tangram
@@ -66,7 +68,8 @@ def test_a_good_configuration_is_status_0(home: Home) -> None:
 
     assert status == 0
     assert configuration["file"] == str(home.config)
-    assert (plugin["name"], plugin["state"], plugin["services"], plugin["routes"]) == ("good", "ok", 1, 1)
+    assert (plugin["name"], plugin["state"]) == ("good", "ok")
+    assert [plugin[count] for count in ("services", "routes", "channels")] == [1, 1, 1]
     assert not home.state.exists()
 
 

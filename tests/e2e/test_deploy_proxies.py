@@ -82,7 +82,7 @@ def nginx(folder: Path, ports: Ports, prefix: str) -> tuple[str, list[str]]:
         site,
         ("listen 80;", f"listen 127.0.0.1:{ports.plain};"),
         ("listen 443 ssl;", f"listen 127.0.0.1:{ports.secure} ssl;"),
-        ("server 127.0.0.1:2346;", f"server 127.0.0.1:{ports.upstream};"),
+        ("server 127.0.0.1:2346 ", f"server 127.0.0.1:{ports.upstream} "),
         ("/etc/ssl/certs/maps.example.org.pem", str(TLS / "cert.pem")),
         ("/etc/ssl/private/maps.example.org.key", str(TLS / "key.pem")),
         ("location / {", f"location {prefix}/ {{"),

@@ -45,6 +45,7 @@ async def test_the_page_explains_that_no_plugin_is_enabled(home: Home, browser: 
         assert "No plugin is enabled" in await page.text("#notice-title")
         assert 'plugins = ["my_plugin"]' in await page.text("#notice-code")
         assert await page.run("return document.querySelector('#demo').hidden") is True
+        assert page.errors == []
 
 
 OWN = """
@@ -57,6 +58,11 @@ plugin = tangram.Plugin(routers=[router])
 @router.get("/harbour/{name}")
 async def harbour(name: str) -> str:
     return name
+
+
+@router.get("/quay")
+async def quay() -> str:
+    return "quay"
 
 
 @plugin.register_service()
@@ -79,6 +85,9 @@ async def test_the_page_shows_other_plugins(home: Home, browser: Browser) -> Non
         assert "GET /harbour/{name}" in text
         assert "topics: ships" in text
         assert "made" not in text
+        links = await page.run("return [...document.querySelectorAll('#plugin-list a')].map((a) => a.href)")
+        assert links == [f"{server.url.rstrip('/')}/quay"]
+        assert page.errors == []
         assert await page.run("return document.querySelector('#notice').hidden")
 
 

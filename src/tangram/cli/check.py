@@ -67,6 +67,7 @@ def _failures(plugins: LoadedPlugins) -> Iterator[dict[str, Any]]:
             "distribution": failure.dist_name or None,
             "services": None,
             "routes": None,
+            "channels": None,
             "cause": str(failure.error),
         }
 
@@ -82,6 +83,7 @@ def _describe(loaded: LoadedPlugin, problems: Mapping[str, str]) -> dict[str, An
         "services": len(plugin.services),
         # Routes of existing plugins belong to FastAPI, and are known when they run.
         "routes": None if plugin.island else sum(len(router.routes) for router in plugin.routers),
+        "channels": len(plugin.channels),
         "cause": cause,
     }
 
@@ -127,8 +129,9 @@ def _print(
         write(f"warning        {warning}\n")
     if records:
         write("\n")
-        columns = {"plugin": "left", "state": "left", "services": "right", "routes": "right", "cause": "left"}
-        print_table(
-            columns,
-            ([one["name"], one["state"], one["services"], one["routes"], one["cause"]] for one in records),
+        counts = ("services", "routes", "channels")
+        columns = {"plugin": "left", "state": "left", **dict.fromkeys(counts, "right"), "cause": "left"}
+        rows = (
+            [one["name"], one["state"], *(one[count] for count in counts), one["cause"]] for one in records
         )
+        print_table(columns, rows)

@@ -44,7 +44,7 @@ export function open(root, { openStream, rest }) {
   }
   const list = h("ol", { class: "card plain log", "aria-label": "Records, newest first", tabindex: "0" });
   root.append(
-    h("div", { class: "line filters" }, h("label", { for: "level" }, "Level"), level, h("label", { for: "plugin" }, "Plugin"), plugin),
+    h("div", { class: "line filters" }, h("label", {}, "Level", level), h("label", {}, "Plugin", plugin)),
     list,
   );
   const wanted = (record) =>

@@ -22,6 +22,8 @@ function settings(listed, name) {
   );
 }
 
+const some = ({ length }, what) => `${length} ${what}${length === 1 ? "" : "s"}`;
+
 function card(plugin) {
   const good = plugin.state === "running" || plugin.state === "finished";
   const services = plugin.service_details ?? [];
@@ -41,7 +43,7 @@ function card(plugin) {
     h(
       "details",
       {},
-      h("summary", {}, `${services.length} services, ${plugin.routes?.length ?? 0} routes`),
+      h("summary", {}, `${some(services, "service")}, ${some(plugin.routes ?? [], "route")}`),
       h(
         "ul",
         {},

@@ -57,6 +57,7 @@ function openList(root, openStream) {
         }));
       before = { now: data.now, topics: new Map(data.topics.map((topic) => [topic.topic, topic])) };
       show(body, listed, (topic) => topic.topic, row);
+      table.hidden = listed.length === 0;
       const more = data.count > listed.length ? ` ${listed.length} of ${data.count} are listed.` : "";
       note.textContent = listed.length
         ? `The topic with the largest traffic comes first.${more}`

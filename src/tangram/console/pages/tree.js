@@ -22,7 +22,8 @@ function rows(supervisor, depth = 0, path = []) {
 
 const pluginOf = (name) => (name.startsWith("plugin:") ? name.slice("plugin:".length) : null);
 const causeOf = (crash) => (crash.message ? `${crash.exception}: ${crash.message}` : crash.exception);
-const fileOf = (where) => where.replace(/^.*\/(?=[^/]+:\d+ in )/, "");
+// "radar.py:12 in poll"; each package has an __init__.py, so that its folder stands before it.
+const fileOf = (where) => where.replace(/^.*\/(?=[^/]+\/__\w+__\.py:\d+ in |(?!__\w+__\.py)[^/]+:\d+ in )/, "");
 
 function actions(name, state) {
   const restart = state === "quarantined" ? "Release" : state === "stopped" ? "Start" : "Restart";

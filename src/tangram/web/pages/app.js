@@ -95,10 +95,23 @@ async function channelBase() {
   }
 }
 
+function showWithoutDemo(plugins) {
+  $("demo").hidden = true;
+  if (plugins.length > 0) return showNotice("", ""); // the list of plugins says the rest
+  showNotice("No plugin is enabled", "The server is well, and has nothing to show here. Install a plugin, and name it in tangram.toml:", {
+    code: '[core]\nplugins = ["my_plugin"]',
+  });
+}
+
+const DEMO = "demo/info";
+
 /** What there was before we came, and whether the plugin is there at all. */
 async function greet() {
+  const plugins = await json("-/plugins").catch(() => null);
+  // Without the demo its routes are not asked: a browser logs each 404 as an error.
+  if (plugins?.every(({ routes = [] }) => !routes.includes(`GET /${DEMO}`))) return showWithoutDemo(plugins);
   try {
-    const [info, history] = await Promise.all([json("demo/info"), json(`demo/history?limit=${KEPT}`)]);
+    const [info, history] = await Promise.all([json(DEMO), json(`demo/history?limit=${KEPT}`)]);
     $("host").textContent = `${info.host} · ${info.system} · ${info.cores} cores · ${gigabytes(info.memory)}`;
     for (const name of Object.keys(METRICS)) samples[name].length = 0;
     history.forEach(take);
@@ -108,18 +121,11 @@ async function greet() {
     if (error.status !== 404 && error.status !== 503) return; // lost on the way: the next connection asks again
     const failed = await quarantined();
     if (error.status === 503 && !failed) return;
+    if (!failed) return showWithoutDemo(await json("-/plugins").catch(() => [null]));
     $("demo").hidden = true;
-    if (failed) {
-      showNotice("The demo plugin is stopped", "It failed, and waits for its operator. The server runs on without it.", {
-        code: failed,
-      });
-    } else if ((await json("-/plugins").catch(() => [null])).length === 0) {
-      showNotice("No plugin is enabled", "The server is well, and has nothing to show here. Install a plugin, and name it in tangram.toml:", {
-        code: '[core]\nplugins = ["my_plugin"]',
-      });
-    } else {
-      showNotice("", ""); // the list of plugins says the rest
-    }
+    showNotice("The demo plugin is stopped", "It failed, and waits for its operator. The server runs on without it.", {
+      code: failed,
+    });
   }
 }
 
@@ -248,9 +254,21 @@ function showNew() {
 function pluginRow({ name, state, services = [], routes = [], topics = [] }) {
   const { row, part } = stateRow(state, name);
   part("note", state);
-  const lines = [["services", services], ["routes", routes], ["topics", topics]];
-  for (const [what, list] of lines) if (list.length > 0) part("note more", `${what}: ${list.join(", ")}`);
+  const lines = [["services", services], ["routes", routes.map(linked)], ["topics", topics]];
+  for (const [what, list] of lines) {
+    if (list.length > 0) part("note more", `${what}: `).append(...list.flatMap((one, at) => (at > 0 ? [", ", one] : [one])));
+  }
   return row;
+}
+
+/** A route that can be opened as it stands is a link: the first page of a plugin is one of them. */
+function linked(route) {
+  const [method, path] = route.split(" ");
+  if (method !== "GET" || path.includes("{")) return route;
+  const link = document.createElement("a");
+  link.href = new URL(path.slice(1), BASE);
+  link.textContent = route;
+  return link;
 }
 
 let pluginsShown = "";
