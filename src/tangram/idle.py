@@ -28,15 +28,16 @@ from typing import Any, Final
 
 import trio
 
-__all__ = ["IdleClock", "IdleReader", "find_epoll"]
+__all__ = ["MAX_READY", "IdleClock", "IdleReader", "find_epoll"]
 
 LONGEST: Final = 0.1
 """Seconds after which Trio has a pass at the latest once bytes were handled, because that may have set an
 earlier deadline."""
 NO_DEADLINE: Final = 3600.0
 """Seconds of the longest wait."""
-MAX_READY: Final = 256
-"""Sockets that are handled before the reader looks for runnable tasks."""
+MAX_READY: Final = 128
+"""Sockets that are handled before the reader looks for runnable tasks: joins of so many take three
+milliseconds to read."""
 
 _FDS: Final = Path("/proc/self/fd")
 _FDINFO: Final = Path("/proc/self/fdinfo")

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from tangram.idle import IdleClock, IdleReader, find_epoll
+from tangram.idle import MAX_READY, IdleClock, IdleReader, find_epoll
 from tangram.pauses import RatePause
 
 __all__ = ["PAUSE", "Readiness", "current_readiness", "own_epolls", "share_readiness"]
@@ -33,8 +33,6 @@ T = TypeVar("T")
 
 PAUSE: Final = 0.001
 """Seconds of a pause: the shortest that an epoll can wait."""
-MAX_READY: Final = 256
-"""Sockets that are handled in one pass; the others have their turn in the next one."""
 
 _wait_readable = trio.lowlevel.wait_readable
 _own_epolls: Final[set[int]] = set()

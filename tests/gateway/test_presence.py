@@ -8,12 +8,14 @@ import trio.testing
 
 from tangram.channels.hub import Hub, Membership, Publication
 from tangram.channels.outbox import Outbox
+from tangram.gateway.joining import Joining
 from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Done
 from tests.channels.fakes import drained as drain
 from tests.channels.fakes import open_outbox
 
 RATE = 1_000_000.0
+NO_CROWD: Joining[None] = Joining(lambda _join: None)
 
 
 def drained(outbox: Outbox) -> list[list[Any]]:
@@ -25,7 +27,7 @@ class Node:
 
     def __init__(self, rate: float = RATE) -> None:
         self.hub = Hub()
-        self.sender = PresenceSender(self.hub, rate, self.publish, trio.lowlevel.checkpoint)
+        self.sender = PresenceSender(self.hub, rate, self.publish, trio.lowlevel.checkpoint, joining=NO_CROWD)
         self.differences = 0
 
     def publish(self, publications: Sequence[Publication], done: Done) -> None:

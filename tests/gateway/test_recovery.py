@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
 
 import pytest
 import trio
@@ -14,12 +14,19 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tangram import History, Plugin
+from tangram.bus.scripts import FunctionCall
+from tangram.channels.disconnects import UNAVAILABLE
+from tangram.channels.hub import Hub
+from tangram.channels.outbox import Outbox
+from tangram.channels.socket import Authorize, Effect
 from tangram.client import Channel, ClientSocket
 from tangram.gateway import recovery
+from tangram.gateway.recovery import Recovery
 from tangram.history import parse_position
 from tangram.history.feed import Live
 from tangram.history.position import Position
 from tangram.history.replay import Replay
+from tangram.history.rules import Rule, Rules
 from tangram.testing import RunningTangram, open_tangram
 
 RULES = {"kept:*": History(size=50), "map": History(mode="latest", size=10), "small": History(max_bytes=1024)}
@@ -368,3 +375,90 @@ def test_a_position_of_any_shape_is_answered(recover: object) -> None:
     id_, statistics = trio.run(run, clock=MockClock(autojump_threshold=0))
     assert id_
     assert statistics.malformed == 0
+
+
+class Unanswered:
+    """Joins of a recovery whose reads get no answer from Redis until ``answers`` is set."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.calls = 0
+        self.refused: list[tuple[str, float]] = []
+        self.present: set[str] = set()
+        hub = Hub()
+        self.recovery = Recovery(
+            Rules([Rule("kept:*", History())]), self.call, hub, lambda _messages: None, new_name=lambda: "n"
+        )
+
+    async def call(self, call: FunctionCall) -> Any:
+        self.calls += 1
+        await trio.sleep_forever()
+
+    def join(self, conn: str) -> None:
+        """Let a client join; its socket notes the refusal."""
+        self.present.add(conn)
+        fake = FakeSession(self, conn)
+        request = Authorize("kept:a", "1", "1", None, b"{}", "")
+        self.recovery.enter(cast("Any", fake), request, "id", self.nursery)
+
+
+class FakeSession:
+    """The session of one join, and its socket."""
+
+    def __init__(self, owner: Unanswered, conn: str) -> None:
+        self.owner = owner
+        self.conn = conn
+        self.socket = self
+        self.outbox = Outbox(lambda: None)
+
+    def waits(self, request: Authorize) -> bool:
+        return self.conn in self.owner.present
+
+    def authorized(self, request: Authorize, verdict: object) -> list[Effect]:
+        assert verdict == UNAVAILABLE
+        self.owner.present.remove(self.conn)
+        self.owner.refused.append((self.conn, trio.current_time()))
+        return []
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        assert effects == []
+
+
+async def test_each_join_of_a_group_has_its_own_deadline(autojump_clock: MockClock) -> None:
+    """Joins that Redis does not answer try again together, and each is refused after its own six seconds."""
+    async with trio.open_nursery() as nursery:
+        joins, began = Unanswered(nursery), trio.current_time()
+        joins.join("a")
+        joins.join("b")
+        await trio.sleep(1)
+        joins.join("c")
+        await trio.sleep(20)
+        nursery.cancel_scope.cancel()
+
+    assert [(conn, round(at - began, 2)) for conn, at in joins.refused] == [
+        ("a", recovery.TIMEOUT),
+        ("b", recovery.TIMEOUT),
+        ("c", recovery.TIMEOUT + 1),
+    ]
+    assert joins.recovery.results["unavailable"] == 3
+    assert 3 <= joins.calls <= 10
+    assert not joins.recovery._open
+    assert not joins.recovery._waiting
+
+
+async def test_a_client_that_goes_while_its_group_waits_is_not_refused(autojump_clock: MockClock) -> None:
+    """No answer is made for it, and once all of a group have gone, no read is made for them either."""
+    async with trio.open_nursery() as nursery:
+        joins = Unanswered(nursery)
+        joins.join("a")
+        joins.join("b")
+        await trio.sleep(1)
+        joins.present.remove("a")
+        await trio.sleep(3)
+        joins.present.clear()
+        calls = joins.calls
+        # The group's task ends by itself.
+
+    assert joins.refused == []
+    assert joins.calls <= calls
+    assert joins.recovery.results["unavailable"] == 0

@@ -20,6 +20,7 @@ import trio
 
 from tangram.channels.disconnects import (
     BUSY,
+    CRASH,
     DISCONNECTED,
     GONE,
     IDLE,
@@ -39,6 +40,7 @@ from tangram.channels.streaming import StreamWatch
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.admission import Admission, read_upgrade
 from tangram.gateway.connections import ConnectionStatistics, statistics_of
+from tangram.gateway.joining import DIRECT, RECOVERY, Joining
 from tangram.gateway.node_presence import NodeParts, NodePresence
 from tangram.gateway.presence import PresenceSender
 from tangram.gateway.publishing import Backpressure, Batch, Done, PublishAll
@@ -187,9 +189,8 @@ class Channels:
         self._publish_all = publish_all
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
-        self._presence = PresenceSender(
-            self.hub, settings.presence_rate, self.publish, self.wait_uncongested, self._nodes
-        )
+        self._joining = Joining(self._check_next)
+        self._presence = self._make_presence(settings)
         self._empty = trio.Event()
         self._draining = False
         self._drain_timeout = drain_timeout
@@ -220,6 +221,16 @@ class Channels:
         if nodes is None or call is None or self._rules is None:
             return None
         return NodePresence(nodes, call, self._rules)
+
+    def _make_presence(self, settings: ChannelSettings) -> PresenceSender:
+        return PresenceSender(
+            self.hub,
+            settings.presence_rate,
+            self.publish,
+            self.wait_uncongested,
+            joining=self._joining,
+            nodes=self._nodes,
+        )
 
     def _make_recovery(
         self, history: Rules | None, call: CallRedis | None, nudge: Callable[[], None]
@@ -318,27 +329,45 @@ class Channels:
             self.publish(batch.messages, batch.done if any(batch.replies) else None)
 
     def authorize(self, session: Session, request: Authorize) -> None:
+        """Check a join; it waits in line if many clients join at once."""
+        recovers = self._recovery is not None and self._recovery.serves(request)
+        if not self._joining.put((session, request), RECOVERY if recovers else DIRECT):
+            self._check_join(session, request)
+
+    def _check_next(self, join: tuple[Session, Authorize]) -> None:
+        """Check a join that has waited, unless its client has gone."""
+        session, request = join
+        try:
+            if session.socket.waits(request):
+                self._check_join(session, request)
+        except Exception:
+            # As in a transport, an error of the channels ends this connection only.
+            log.exception("channel connection crashed", conn=session.conn)
+            session.outbox.close(CRASH)
+
+    def _check_join(self, session: Session, request: Authorize) -> None:
         """Check a join: at once without ``authorize`` functions, else in a task of this child."""
         verdict = self.gate.check_join(request.topic, request.token, session.user_token, session.info)
-        direct = not self.gate.authorizers and not self._recovers(request)
-        if isinstance(verdict, Refusal) or direct:
-            session.carry_out(session.socket.authorized(request, verdict, answer_without_history(request)))
+        if isinstance(verdict, Refusal) or not self.gate.authorizers:
+            self._admit(session, request, verdict)
         elif self._nursery is None:
-            session.carry_out(session.socket.authorized(request, UNAVAILABLE))
+            self._admit(session, request, UNAVAILABLE)
         else:
             self._nursery.start_soon(self._ask_plugins, session, request, verdict)
 
     async def _ask_plugins(self, session: Session, request: Authorize, id_: str) -> None:
         refusal = await self.gate.ask(request.topic, id_, session.info)
-        verdict = id_ if refusal is None else refusal
-        if self._recovery is not None and refusal is None and self._recovers(request):
-            await self._recovery.enter(session, request, id_)
-        else:
-            session.carry_out(session.socket.authorized(request, verdict, answer_without_history(request)))
+        self._admit(session, request, id_ if refusal is None else refusal)
 
-    def _recovers(self, request: Authorize) -> bool:
-        """Return whether a join asks for positions, and its topic has them."""
-        return self._recovery is not None and self._recovery.serves(request)
+    def _admit(self, session: Session, request: Authorize, verdict: str | Refusal) -> None:
+        """Answer a join: with its missed messages, if it asks for them."""
+        recovery, nursery = self._recovery, self._nursery
+        if recovery is None or isinstance(verdict, Refusal) or not recovery.serves(request):
+            session.carry_out(session.socket.authorized(request, verdict, answer_without_history(request)))
+        elif nursery is None:
+            session.carry_out(session.socket.authorized(request, UNAVAILABLE))
+        else:
+            recovery.enter(session, request, verdict, nursery)
 
     def note_malformed(self, session: Session, error: FrameError) -> None:
         """Log a malformed frame, once a minute for each address."""
@@ -439,6 +468,7 @@ class Channels:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._joining.run)
                 nursery.start_soon(self._presence.run)
                 nursery.start_soon(self._sweep)
                 if self._recovery is not None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from tangram.channels.hub import Hub, Publication
+from tangram.gateway.joining import Joining
 from tangram.gateway.node_presence import NodePresence
 from tangram.gateway.publishing import Done
 
@@ -34,6 +35,7 @@ class PresenceSender:
         rate: bytes a second (``[channel] presence_rate``), with ``SEND_COST`` for each message.
         publish: hands publications to the bus.
         wait_uncongested: returns when the bus takes messages.
+        joining: the clients that join; the states wait for a crowd of them.
         nodes: the presence of all nodes, if there may be several.
     """
 
@@ -43,12 +45,15 @@ class PresenceSender:
         rate: float,
         publish: Callable[[Sequence[Publication], Done], None],
         wait_uncongested: Callable[[], Awaitable[None]],
+        *,
+        joining: Joining[Any],
         nodes: NodePresence | None = None,
     ) -> None:
         self._hub = hub
         self._rate = rate
         self._publish = publish
         self._wait_uncongested = wait_uncongested
+        self._joining = joining
         self._nodes = nodes
         if nodes is not None:
             nodes.roll.wake = self._wake
@@ -97,7 +102,8 @@ class PresenceSender:
             await self._wait_uncongested()
             self._dirty = trio.Event()
             # Few newcomers get the state here, before the difference that announces them.
-            self._send_some_states()
+            if not self._joining.crowded:
+                self._send_some_states()
             if self._hub.states_due:
                 self._states_due.set()
             if self._nodes is not None:
@@ -117,6 +123,7 @@ class PresenceSender:
             self._states_due = trio.Event()
             while self._hub.states_due:
                 await trio.sleep(self._debt())
+                await self._joining.wait_calm()
                 self._send_some_states()
 
     def _send_some_states(self) -> None:

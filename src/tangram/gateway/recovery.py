@@ -9,6 +9,8 @@
 4. Members enter in slices, one slice in each pass of the event loop: the messages of 1,000 members are 25 MB.
    Messages that come meanwhile are kept for the members that have not entered yet.
 5. A join without an answer after ``TIMEOUT`` seconds is refused as unavailable, and the client tries again.
+6. A group has a task, and its joins have none. A task for each of 1,000 members took a fifth of the time of
+   their recovery: its objects made the garbage collector begin a full pass, of 14 ms and more.
 """
 
 from __future__ import annotations
@@ -80,7 +82,14 @@ class _Join:
     session: _Session
     request: Authorize
     id: str
+    deadline: float
+    """The time at which it is refused."""
     answered: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client still waits for an answer."""
+        return not self.answered and self.session.socket.waits(self.request)
 
 
 @attrs.define(eq=False)
@@ -102,7 +111,8 @@ class _Group:
     """Whether it could not be answered because this node is not in step with the recorder."""
     complete: trio.Event = attrs.Factory(trio.Event)
     """Set once both the answer and the marker are here, or the read has failed."""
-    done: trio.Event = attrs.Factory(trio.Event)
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    """Ends with the first deadline of the joins."""
 
     @property
     def progress(self) -> tuple[int, str]:
@@ -261,56 +271,67 @@ class Recovery:
 
     # Joins.
 
-    async def enter(self, session: _Session, request: Authorize, id_: str) -> None:
-        """Answer a join that asks for positions."""
-        join = _Join(session, request, id_)
-        deadline = trio.current_time() + TIMEOUT
-        with trio.CancelScope(deadline=deadline):
-            while session.socket.waits(request) and not join.answered:
-                group = await self._attempt(join)
-                if group.uncertain:
-                    await self._wait_in_step()
-                elif not join.answered:
-                    await trio.sleep(RETRY)
-        if not join.answered and session.socket.waits(request):
-            self.results["unavailable"] += 1
-            session.carry_out(session.socket.authorized(request, UNAVAILABLE))
+    def enter(self, session: _Session, request: Authorize, id_: str, nursery: trio.Nursery) -> None:
+        """Answer a join that asks for positions, by tasks in ``nursery``."""
+        self._gather(_Join(session, request, id_, trio.current_time() + TIMEOUT), nursery)
+
+    def _gather(self, join: _Join, nursery: trio.Nursery) -> None:
+        """Add a join to the next read from its position."""
+        key = topic, since = join.request.topic, join.request.recover or ""
+        group = self._waiting.get(key)
+        if group is None:
+            history = self._rules.find(topic)
+            assert history is not None
+            room = join.session.socket.outbox.max_backlog // 8 * 7
+            bounded = attrs.evolve(history, max_bytes=max(1024, min(history.max_bytes, room)))
+            group = self._waiting[key] = _Group(topic, since, bounded)
+            nursery.start_soon(self._serve, group, nursery)
+        group.joins.append(join)
+        group.scope.deadline = min(group.scope.deadline, join.deadline)
+        if len(group.joins) >= GROUP:
+            del self._waiting[key]
+
+    async def _serve(self, group: _Group, nursery: trio.Nursery) -> None:
+        """Read once for a group; joins without an answer try again until their deadlines."""
+        with group.scope:
+            async with self._limit:
+                await self._read(group)
+        self._close(group)
+        waiting = [join for join in group.joins if join.waits]
+        if not waiting:
+            return
+        with trio.move_on_at(min(join.deadline for join in waiting)):
+            if group.uncertain:
+                await self._wait_in_step()
+            else:
+                await trio.sleep(RETRY)
+        now = trio.current_time()
+        for join in waiting:
+            if not join.waits:
+                continue
+            if now >= join.deadline:
+                self._refuse(join)
+            else:
+                self._gather(join, nursery)
+
+    def _refuse(self, join: _Join) -> None:
+        self.results["unavailable"] += 1
+        join.session.carry_out(join.session.socket.authorized(join.request, UNAVAILABLE))
+
+    def _close(self, group: _Group) -> None:
+        """Let a group take no more joins."""
+        if self._waiting.get((group.topic, group.since)) is group:
+            del self._waiting[group.topic, group.since]
 
     async def _wait_in_step(self) -> None:
         if self._feed.unrecorded.recorder is None:
             self._in_step = trio.Event() if self._in_step.is_set() else self._in_step
             await self._in_step.wait()
 
-    async def _attempt(self, join: _Join) -> _Group:
-        """Read once, alone or with others, and return when the read is over."""
-        topic, since = join.request.topic, join.request.recover or ""
-        history = self._rules.find(topic)
-        assert history is not None
-        group = self._waiting.get((topic, since))
-        if group is not None:
-            group.joins.append(join)
-            if len(group.joins) >= GROUP:
-                del self._waiting[topic, since]
-            await group.done.wait()
-            return group
-        room = join.session.socket.outbox.max_backlog // 8 * 7
-        bounded = attrs.evolve(history, max_bytes=max(1024, min(history.max_bytes, room)))
-        group = _Group(topic, since, bounded, [join])
-        self._waiting[topic, since] = group
-        try:
-            async with self._limit:
-                await self._read(group)
-        finally:
-            if self._waiting.get((topic, since)) is group:
-                del self._waiting[topic, since]
-            group.done.set()
-        return group
-
     async def _read(self, group: _Group) -> None:
         """Send the read of a group, wait for its answer and its marker, and let the members enter."""
         await trio.lowlevel.checkpoint()  # joins of the same pass of the scheduler are added meanwhile
-        if self._waiting.get((group.topic, group.since)) is group:
-            del self._waiting[group.topic, group.since]
+        self._close(group)
         self._reads += 1
         nonce = f"{self._name}.{self._reads}"
         self._open[nonce] = group
