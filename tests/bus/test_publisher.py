@@ -7,6 +7,7 @@ import trio
 
 from tangram.bus.publisher import ANSWER_PAUSE, BRIDGE, MAX_HEADS, SEND_LIMIT, Publisher
 from tangram.errors import BrokerRefused, BrokerUnavailable
+from tangram.pieces import LARGE, Pieces
 from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, Connection, FakeRedis
 from tests.primary.fakes import FakeSentinels
@@ -253,6 +254,30 @@ async def test_a_long_queue_goes_out_in_pieces(
 
     assert len(fake.published) == 40
     assert fake.publisher.writes - writes == 4
+
+
+async def test_a_large_message_goes_out_in_pieces_in_its_order(
+    autojump_clock: Clock, publisher: Publisher, fake: FakeRedis
+) -> None:
+    """No write is as long as the message; those before and after it keep their places."""
+    large = Pieces([b"abc" * 100_000, b"de" * 100_000])
+    told: list[dict[int, str]] = []
+    writes = fake.publisher.writes
+    publisher.publish_all_nowait([("from:a:first", b"1"), ("from:a:pieces", large)], failures_of(told))
+    publisher.publish_all_nowait([("from:a:whole", bytes(large)), ("from:a:cut", large.cut(5, 9))])
+    publisher.publish_all_nowait([("from:a:last", b"2")], failures_of(told))
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert fake.published == [
+        (b"from:a:first", b"1"),
+        (b"from:a:pieces", bytes(large)),
+        (b"from:a:whole", bytes(large)),
+        (b"from:a:cut", bytes(large)[5:9]),
+        (b"from:a:last", b"2"),
+    ]
+    assert fake.publisher.writes - writes >= 2 * len(large) / (SEND_LIMIT + LARGE)
+    assert told == [{}, {}]
+    assert (publisher.published, publisher.open_bytes) == (5, 0)
 
 
 async def test_a_hanging_redis_raises_and_is_replaced(

@@ -8,6 +8,7 @@ import pytest
 from tangram.channels.frames import BINARY, TEXT, FrameError, ReplyTo, SocketMessage
 from tangram.channels.hub import Hub, Membership
 from tangram.channels.serializers import V1, V2, Serializer
+from tangram.pieces import LARGE, Pieces
 from tests.channels.fakes import drained, open_outbox
 
 
@@ -55,6 +56,14 @@ def test_v1_clients_get_text_as_strings_and_no_other_bytes() -> None:
     hub.deliver([(b"to:obs:e", b"hello"), (b"to:obs:e", b"\xff\x00"), (b"to:obs:e", b"42")])
 
     assert [frame["payload"] for frame in drained(member.outbox)] == ["hello", "42"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_v1_refuses_a_large_frame_by_its_size(opcode: int) -> None:
+    """Its fields may be in any order, so that it could not be read without a look at all of it."""
+    large = Pieces([b'{"topic":"obs","event":"x","ref":"1","payload":"', b"x" * LARGE, b'"}'])
+    with pytest.raises(FrameError, match=f"a frame of {len(large)} bytes, expected at most {LARGE}"):
+        V1.decode_large(opcode, large)
 
 
 @pytest.mark.parametrize("serializer", [V1, V2])

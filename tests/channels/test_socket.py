@@ -47,7 +47,7 @@ class Client:
 
 def from_channels(effects: list[Effect]) -> list[tuple[str, bytes]]:
     return [
-        (one.channel, one.payload)
+        (one.channel, bytes(one.payload))
         for one in effects
         if isinstance(one, Publish) and one.channel.startswith("from:")
     ]

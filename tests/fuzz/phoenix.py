@@ -14,6 +14,7 @@ from tangram.channels.disconnects import Refusal
 from tangram.channels.frames import BINARY, MAX_FIELD, TEXT, FrameError
 from tangram.channels.json_text import check_slices, is_document, is_value
 from tangram.channels.serializers import V1, V2
+from tangram.pieces import Pieces
 from tests.fuzz.pieces import TOO_LARGE, read_json
 
 __all__ = [
@@ -124,10 +125,10 @@ def _in_slices(data: bytes) -> bool:
 def check_large(data: bytes) -> Hashable:
     """The header and payload of a large frame are those that the usual decoder finds."""
     try:
-        header, begin = codec.decode_header(data)
-        payload = codec.cut_payload(data, begin)
+        header, pieces = codec.decode_large(TEXT, Pieces([data[:7], data[7:]]))
     except FrameError as error:
         return str(error)[:20]
+    payload = bytes(pieces)
     if not is_value(payload):
         return "payload"
     assert codec.decode(TEXT, data) == header._replace(payload=payload)

@@ -46,5 +46,5 @@ def _by_the_referee(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], Serve
             if event.opcode < CONTROL:
                 message = fragments.add(event)
                 if message is not None:
-                    messages.append(message)
+                    messages.append((message[0], bytes(message[1])))
     return messages, referee

@@ -10,7 +10,8 @@ import trio.testing
 
 from tangram.channels import disconnects
 from tangram.channels.codec import MAX_AT_ONCE
-from tangram.channels.frames import BINARY, TEXT
+from tangram.channels.frames import BINARY, TEXT, SocketMessage
+from tangram.pieces import Pieces
 from tests.channels.fakes import FakeBus, Settings
 from tests.gateway.test_channels import Client
 from tests.http.serving import make_channels
@@ -53,6 +54,94 @@ async def test_a_large_push_is_published_in_its_order() -> None:
     assert [(reply[1], reply[4]["status"]) for reply in replies] == [("2", "ok"), ("3", "ok"), ("4", "ok")]
     assert bus.names("from:obs:")[1:] == ["from:obs:first", "from:obs:large", "from:obs:last"]
     assert bus.payloads("from:obs:large") == [payload]
+
+
+@pytest.mark.parametrize("form", [bytes, bytes.decode, lambda data: Pieces([data[:5], data[5:]])])
+async def test_a_large_push_may_come_in_any_form(form: Any) -> None:
+    """Bytes, text and pieces of the same frame are published as the same bytes."""
+    bus = FakeBus()
+    client = joined(bus)
+    payload = '{"data":"é%s"}' % LARGE  # noqa: UP031 - braces
+    client.session.feed([(TEXT, form(f'["1","2","obs","x",{payload}]'.encode()))])
+    await client.session.finish()
+
+    assert bus.payloads("from:obs:x") == [payload.encode()]
+    assert client.received()[0][4]["status"] == "ok"
+
+
+async def test_a_large_binary_push_is_published_without_a_copy() -> None:
+    """Its header is read from its first bytes, and its payload is cut out of the pieces."""
+    bus = FakeBus()
+    client = joined(bus)
+    data = b"\x00\x01\x01\x03\x01" + b"12obsx" + b"\xff" * (2 * MAX_AT_ONCE)
+    client.session.feed([(BINARY, Pieces([data[:MAX_AT_ONCE], data[MAX_AT_ONCE:]]))])
+    assert client.session.unfinished
+    await client.session.finish()
+
+    assert bus.payloads("from:obs:x") == [b"\xff" * (2 * MAX_AT_ONCE)]
+    assert client.received()[0][4]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x00\x01\x01\x05\x01" + b"12otherx", "unmatched topic"),
+        (b"\x00\x01\x01\x03\x09" + b"12obsphx_leave", "frame too large"),
+        (b"\x00\x01\x01\x03\x03" + b"12obsa:b", "colon in event"),
+    ],
+)
+async def test_a_large_binary_push_is_refused_by_its_header(data: bytes, reason: str) -> None:
+    """It gets an error reply, and is not published."""
+    bus = FakeBus()
+    client = joined(bus)
+    before = len(bus.published)
+    client.session.feed([(BINARY, Pieces([data + b"x" * MAX_AT_ONCE]))])
+    await client.session.finish()
+
+    assert client.received()[0][4]["response"] == {"reason": reason}
+    assert len(bus.published) == before
+
+
+async def test_blanks_around_a_large_payload_are_bounded() -> None:
+    """Megabytes of blanks are refused by a look at both ends of the frame, and a few are not."""
+    bus = FakeBus()
+    client = joined(bus)
+    few, many = b" \n" * 1000, b" " * 3 * MAX_AT_ONCE
+    frame = b'["1","2","obs","x",%b"' + LARGE.encode() + b'"%b]%b'
+    replies = await send(client, frame % (few, few[:1000], few[:1000]))
+    malformed = [frame % (b"", b"", many), frame % (b"", many, b""), frame % (many, b"", b""), many]
+    refused = await send(client, *malformed)
+
+    assert [reply[4]["status"] for reply in replies] == ["ok"]
+    assert [reply[4]["response"] for reply in refused] == 3 * [{"reason": "malformed frame"}]
+    assert len(bus.payloads("from:obs:x")) == 1
+
+
+class Declared:
+    """Handlers of all pushes, which keep what they get."""
+
+    def __init__(self) -> None:
+        self.taken: list[SocketMessage] = []
+
+    def find(self, topic: str, event: str) -> str:
+        return topic + event
+
+    def accept(self, _session: object, _found: str, message: SocketMessage) -> None:
+        self.taken.append(message)
+
+
+async def test_the_handler_of_a_large_push_gets_it_in_one_piece() -> None:
+    """The handler's parser needs bytes, and Redis gets the pieces."""
+    bus, declared = FakeBus(), Declared()
+    channels = make_channels(bus, declared=declared)
+    client = Client(channels)
+    client.join("obs")
+    text = b'["1","2","obs","x","%b"]' % LARGE.encode()
+    client.session.feed([(TEXT, Pieces([text[:MAX_AT_ONCE], text[MAX_AT_ONCE:]]))])
+    await client.session.finish()
+
+    assert [message.payload for message in declared.taken] == [b'"%b"' % LARGE.encode()]
+    assert bus.payloads("from:obs:x") == [b'"%b"' % LARGE.encode()]
 
 
 async def test_a_push_to_channels_that_have_ended_is_not_published() -> None:

@@ -9,10 +9,11 @@ import trio.testing
 
 from tangram.channels import disconnects
 from tangram.channels.disconnects import Disconnect
-from tangram.channels.frames import Encoded
+from tangram.channels.frames import BINARY, TEXT, Encoded
 from tangram.channels.policy import ConnectInfo
 from tangram.gateway.admission import Admission
 from tangram.gateway.channels import Channels
+from tangram.gateway.session import Frame
 from tangram.gateway.websocket import CLOSE_TIMEOUT, serve_websocket
 from tests.channels.fakes import FakeBus, Settings
 from tests.gateway.test_channels import token
@@ -32,8 +33,9 @@ class FakeConnection:
         self.on_send: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.on_close: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
-    async def receive(self) -> bytes | str:
-        return await self._incoming.receive()
+    async def receive(self) -> Frame:
+        data = await self._incoming.receive()
+        return TEXT if isinstance(data, str) else BINARY, data
 
     async def send(self, item: Encoded) -> None:
         self.writers += 1
@@ -230,3 +232,22 @@ async def test_nothing_is_read_while_the_bus_is_congested(
     await trio.testing.wait_all_tasks_blocked()
 
     assert b'"ok"' in connection.sent[0]
+
+
+async def test_a_push_that_finds_a_full_bus_waits_for_room(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """A bus that fills while a client is silent takes the client's next push once it has room again."""
+    bus, backpressure, connection = FakeBus(), Backpressure(), FakeConnection()
+    backpressure.room.set()
+    nursery.start_soon(run, make_channels(bus, backpressure=lambda: backpressure), connection)
+    await connection.say.send(join())
+    await trio.testing.wait_all_tasks_blocked()
+    backpressure.room = trio.Event()
+    await connection.say.send(frame("1", "2", "obs", "wave", {}))
+    await trio.testing.wait_all_tasks_blocked()
+    assert bus.payloads("from:obs:wave") == []
+    backpressure.room.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert bus.payloads("from:obs:wave") == [b"{}"]

@@ -28,6 +28,7 @@ from tangram.declared.pool import PushPool
 from tangram.errors import BrokerUnavailable
 from tangram.gateway.channels import Channels
 from tangram.gateway.tails import Tails
+from tangram.pieces import Pieces
 from tangram.plugins.host import PluginHost
 from tangram.plugins.state import BackendState
 from tangram.supervision import Supervisor
@@ -200,7 +201,7 @@ class Incarnation:
 
     def publish_all_nowait(
         self,
-        messages: Sequence[tuple[str, bytes]],
+        messages: Sequence[tuple[str, bytes | Pieces]],
         done: Callable[[Mapping[int, Exception]], None] | None,
     ) -> None:
         """Publish a batch as `Bus.publish_all_nowait` does."""

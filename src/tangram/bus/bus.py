@@ -22,6 +22,7 @@ from tangram.bus.scripts import Fence, FunctionCall, LoadFunctions, MessageHisto
 from tangram.bus.subscriptions import MAX_BYTES, MAX_MESSAGES, SUBSCRIBE_TIMEOUT, Subscription
 from tangram.bus.topics import TO_ALL
 from tangram.errors import BrokerUnavailable
+from tangram.pieces import Pieces
 from tangram.redis_url import parse_redis_url
 from tangram.task_status import RelayedStatus
 
@@ -236,11 +237,13 @@ class Bus:
         """
         self._publisher.publish_nowait(channel, payload, done)
 
-    def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
+    def publish_all_nowait(
+        self, messages: Sequence[tuple[str, bytes | Pieces]], done: DoneAll | None = None
+    ) -> None:
         """Publish several messages in order without waiting; the buffer takes all or none.
 
         Args:
-            messages: pairs of channel and payload.
+            messages: pairs of channel and payload; a large payload may be in pieces.
             done: called once, with the failures by position; an empty mapping means that none failed. As for
                 ``publish_nowait``, it may be called before this returns, and must not block or raise.
 

@@ -37,6 +37,7 @@ from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, di
 from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, Words, pack_head
 from tangram.errors import BrokerUnavailable
 from tangram.pauses import RatePause
+from tangram.pieces import LARGE, Pieces
 from tangram.primary.answers import is_moved
 from tangram.redis_url import RedisAddress
 
@@ -87,7 +88,7 @@ class _Call:
 
     def __init__(
         self,
-        data: bytes,
+        data: bytes | Pieces,
         count: int = 1,
         done: Done | None = None,
         done_all: DoneAll | None = None,
@@ -149,6 +150,9 @@ class Publisher:
         self._link: Link | None = None
         self._rest = b""
         """The bytes of written calls that the socket has not taken yet."""
+        self._large: Pieces | None = None
+        """The large call whose pieces are being written, up to ``_large_at``."""
+        self._large_at = 0
         self._flushing = False
         """Whether ``_flush`` is called at the end of this pass."""
         self._awaited = 0
@@ -186,19 +190,29 @@ class Publisher:
         """
         self._enqueue(_Call(pack((b"PUBLISH", channel, payload)), 1, done))
 
-    def publish_all_nowait(self, messages: Sequence[tuple[str, bytes]], done: DoneAll | None = None) -> None:
+    def publish_all_nowait(
+        self, messages: Sequence[tuple[str, bytes | Pieces]], done: DoneAll | None = None
+    ) -> None:
         """Send several messages without waiting; see ``Bus.publish_all_nowait``.
 
         Raises:
             BrokerUnavailable: the bus is closed for good.
         """
         heads = self._heads
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
+        large = False
         for channel, payload in messages:
             head = heads.get(channel) or self._command_head(channel)
-            parts.append(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
-        if parts:
-            self._enqueue(_Call(b"".join(parts), len(parts), None, done))
+            if len(payload) <= LARGE:
+                # "%b" asks pieces for their bytes.
+                parts.append(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))  # type: ignore[str-format]
+            else:
+                large = True
+                pieces = payload.pieces if isinstance(payload, Pieces) else (payload,)
+                parts += (b"%b%d\r\n" % (head, len(payload)), *pieces, b"\r\n")
+        if messages:
+            data = Pieces(parts) if large else b"".join(parts)
+            self._enqueue(_Call(data, len(messages), None, done))
 
     def call_nowait(self, function: FunctionCall, done: Done) -> None:
         """Call a function on Redis without waiting; see ``Bus.call_nowait``.
@@ -257,7 +271,7 @@ class Publisher:
             return
         data = self._next_write()
         sent = self._link.send_nowait(data)
-        if sent < len(data) or self._unsent:
+        if sent < len(data) or self._has_calls:
             self._rest = data[sent:]
             self._writable.unpark()
 
@@ -266,9 +280,10 @@ class Publisher:
 
         The writer sends the rest.
         """
-        if self._link is None or self._failure is not None or not self._writable or self._unsent:
+        if self._link is None or self._failure is not None or not self._writable or self._has_calls:
             return False  # the connection ends, or the writer is at work, and has older calls
         assert call.function is not None
+        assert isinstance(call.data, bytes)
         data = self._command(call.function, call.data)
         sent = self._link.send_nowait(data)
         if not sent:
@@ -420,6 +435,7 @@ class Publisher:
 
     async def _session(self, link: Link) -> None:
         self._moved, self._rest = "", b""
+        self._large, self._large_at = None, 0
         self._patient, self._failure = False, None
         if self._load is not None:
             with trio.move_on_after(CONNECT_TIMEOUT) as limit:
@@ -444,20 +460,42 @@ class Publisher:
 
     async def _write(self, link: Link) -> None:
         while True:
-            while self._failure is not None or not (self._unsent or self._rest):
+            while self._failure is not None or not (self._rest or self._has_calls):
                 await self._writable.park()
             await link.stream.send_all(self._next_write())
 
+    @property
+    def _has_calls(self) -> bool:
+        """Whether calls wait to be written, or pieces of one."""
+        return bool(self._unsent) or self._large is not None
+
     def _next_write(self) -> bytes:
-        """Return the bytes of the next write: the rest of the last one, and the calls that wait."""
+        """Return the bytes of the next write: the rest of the last one, and the calls that wait.
+
+        A large call is written in pieces, so that each write takes a bounded time.
+        """
         batch = [self._rest] if self._rest else []
         size, self._rest = len(self._rest), b""
-        while self._unsent and size < SEND_LIMIT:
-            call = self._unsent.popleft()
-            self._sent.append(call)
-            batch.append(call.data if call.function is None else self._command(call.function, call.data))
-            size += call.size
+        while size < SEND_LIMIT and (self._unsent or self._large is not None):
+            if self._large is not None:
+                data = self._next_piece(self._large)
+            else:
+                call = self._unsent.popleft()
+                self._sent.append(call)
+                if isinstance(call.data, Pieces):
+                    self._large = call.data
+                    continue
+                data = call.data if call.function is None else self._command(call.function, call.data)
+            batch.append(data)
+            size += len(data)
         return batch[0] if len(batch) == 1 else b"".join(batch)
+
+    def _next_piece(self, large: Pieces) -> bytes:
+        piece = large[self._large_at : self._large_at + LARGE]
+        self._large_at += len(piece)
+        if self._large_at == len(large):
+            self._large, self._large_at = None, 0
+        return piece
 
     def words(self, function: FunctionCall) -> Words:
         """Return the command that calls a function, for a client with another connection.

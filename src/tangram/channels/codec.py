@@ -5,8 +5,9 @@
 2. Any bytes of a peer either decode or raise ``FrameError``; RecursionError is translated too.
 3. A payload is checked by ``json_text`` and never made into objects; the original bytes are sent on.
    ``msgspec.Raw`` alone would let bad UTF-8 and ``1e400`` pass, which break ``JSON.parse`` in browsers.
-4. Text frames above ``MAX_AT_ONCE`` are read in two steps, so that no frame holds the event loop: first
-   ``decode_header``, then the payload by ``json_text.check_slices``, if the message is wanted at all.
+4. Frames above ``MAX_AT_ONCE`` are read in two steps, so that no frame holds the event loop: first
+   ``decode_large``, then the payload by ``json_text.check_slices``, if the message is wanted at all. Their
+   bytes come in pieces, and the payload stays in pieces.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import msgspec
 
 from tangram.channels.frames import MAX_FIELD, REPLY, TEXT, Encoded, FrameError, ReplyTo, SocketMessage
 from tangram.channels.json_text import SHALLOW, is_sound
+from tangram.pieces import LARGE, Pieces
 
 __all__ = [
     "MAX_AT_ONCE",
     "UNSOUND",
-    "cut_payload",
     "decode",
     "decode_binary",
-    "decode_header",
+    "decode_large",
     "decode_server",
     "decode_text",
     "encode_acknowledgements",
@@ -39,10 +40,13 @@ __all__ = [
     "without_token",
 ]
 
-MAX_AT_ONCE: Final = 131_072
-"""Bytes of a text frame that is checked at once, which takes less than 10 ms for any payload."""
+MAX_AT_ONCE: Final = LARGE
+"""Bytes of a frame that is checked at once, which takes less than 10 ms for any payload."""
 _MAX_HEADER: Final = 8192
 """Bytes within which the payload of a large frame begins: its four fields, escaped, fit in."""
+_MAX_END: Final = 4096
+"""Bytes at the end of a large frame in which blanks may stand: no client sends so many."""
+_MAX_BINARY_HEADER: Final = 5 + 4 * MAX_FIELD
 _FIELD: Final = rb'"(?:[^"\\]|\\.){0,1600}"'
 _HEADER: Final = re.compile(
     rb"\s*\[\s*(null|%b)\s*,\s*(null|%b)\s*,\s*(%b)\s*,\s*(%b)\s*,\s*" % (_FIELD, _FIELD, _FIELD, _FIELD)
@@ -52,6 +56,7 @@ _MALFORMED_HEADER: Final = re.compile(
 )
 UNSOUND: Final = "the payload has bad UTF-8, a number beyond a double, or more than 128 levels"
 """The error of a payload that is JSON, and that not all parsers read."""
+_BLANKS: Final = b" \t\r\n"
 _LARGE: Final = "a large frame must be [join_ref, ref, topic, event, payload] and nothing else"
 
 _ACKNOWLEDGED: Final = b',"%b",{"status":"ok","response":{}}]' % REPLY.encode()
@@ -114,36 +119,41 @@ def decode_text(data: bytes | str) -> SocketMessage:
     return _new(SocketMessage, (it.join_ref, it.ref, it.topic, it.event, payload, False))
 
 
-def decode_header(data: bytes) -> tuple[SocketMessage, int]:
-    """Decode the fields before the payload of a large text frame; raises FrameError.
+def decode_large(opcode: int, data: Pieces) -> tuple[SocketMessage, Pieces]:
+    """Decode a large frame, but for its payload; raises FrameError.
+
+    A payload of text is not checked. Elements after it are not allowed here.
 
     Returns:
-        The message without its payload, and the position at which the payload begins.
+        The message without its payload, and the payload.
     """
-    match = _HEADER.match(data)
+    if opcode != TEXT:
+        head = data[:_MAX_BINARY_HEADER]
+        message = decode_binary(head)
+        return message._replace(payload=b""), data.cut(len(head) - len(message.payload), len(data))
+    head = data[:_MAX_HEADER]
+    match = _HEADER.match(head)
     if match is None:
-        raise FrameError(_LARGE, _reply_to(data))
+        raise FrameError(_LARGE, _reply_to(head))
     try:
         fields = [_decode_field(field) for field in match.groups()]
     except (msgspec.MsgspecError, ValueError) as error:
-        raise FrameError(f"not a message: {error}", _reply_to(data)) from error
+        raise FrameError(f"not a message: {error}", _reply_to(head)) from error
     join_ref, ref, topic, event = fields
     assert topic is not None
     assert event is not None
-    return SocketMessage(join_ref, ref, topic, event, b""), match.end()
+    message = SocketMessage(join_ref, ref, topic, event, b"")
+    reply_to = None if ref is None else ReplyTo(join_ref, ref, topic)
+    return message, data.cut(match.end(), _end_of_payload(data, match.end(), reply_to))
 
 
-def cut_payload(data: bytes, start: int) -> bytes:
-    """Return the payload of a large text frame that begins at ``start``; raises FrameError.
-
-    It is not checked. Elements after the payload are not allowed here.
-    """
-    end = len(data)
-    while end > start and data[end - 1] in b" \t\r\n":
-        end -= 1
-    if data[end - 1 : end] != b"]":
-        raise FrameError(_LARGE)
-    return data[start : end - 1].strip(b" \t\r\n")
+def _end_of_payload(data: Pieces, start: int, reply_to: ReplyTo | None) -> int:
+    """Return the place behind the payload of a large text frame; raises FrameError."""
+    tail = data[max(start, len(data) - _MAX_END) :]
+    frame = tail.rstrip(_BLANKS)
+    if frame[-1:] != b"]":
+        raise FrameError(_LARGE, reply_to)
+    return len(data) - len(tail) + len(frame[:-1].rstrip(_BLANKS))
 
 
 def _reply_to(data: bytes | str) -> ReplyTo | None:

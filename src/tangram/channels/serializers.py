@@ -24,6 +24,7 @@ from tangram.channels.frames import (
     SocketMessage,
 )
 from tangram.channels.json_text import is_sound
+from tangram.pieces import Pieces
 
 __all__ = ["V1", "V2", "V2_TEXT", "BroadcastHeader", "Serializer"]
 
@@ -75,6 +76,10 @@ class Serializer(ABC):
         """Decode one frame of a client; raises FrameError."""
 
     @abstractmethod
+    def decode_large(self, opcode: int, data: Pieces) -> tuple[SocketMessage, Pieces]:
+        """Decode a frame above ``MAX_AT_ONCE`` and cut its payload out; raises FrameError."""
+
+    @abstractmethod
     def encode_text(
         self, join_ref: str | None, ref: str | int | None, topic: str, event: str, payload: bytes
     ) -> Encoded:
@@ -93,6 +98,7 @@ class _V2(Serializer):
     """``[join_ref, ref, topic, event, payload]``, and binary frames."""
 
     decode = staticmethod(codec.decode)
+    decode_large = staticmethod(codec.decode_large)
     encode_text = staticmethod(codec.encode_text)
     encode_acknowledgements = staticmethod(codec.encode_acknowledgements)
 
@@ -140,7 +146,7 @@ class _V1(Serializer):
         if opcode != TEXT:
             raise FrameError("a binary frame, which vsn=1.0.0 does not have")
         if len(data) > MAX_OBJECT:
-            raise FrameError(f"a frame of {len(data)} bytes, expected at most {MAX_OBJECT} with vsn=1.0.0")
+            raise _too_large(len(data))
         try:
             it = _decode_object(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -150,6 +156,9 @@ class _V1(Serializer):
             reply_to = None if it.ref is None else ReplyTo(it.join_ref, it.ref, it.topic)
             raise FrameError(codec.UNSOUND, reply_to)
         return SocketMessage(it.join_ref, it.ref, it.topic, it.event, payload)
+
+    def decode_large(self, opcode: int, data: Pieces) -> tuple[SocketMessage, Pieces]:  # noqa: ARG002 - of any kind
+        raise _too_large(len(data))
 
     def encode_text(
         self, join_ref: str | None, ref: str | int | None, topic: str, event: str, payload: bytes
@@ -177,6 +186,10 @@ class _V1(Serializer):
             rest["join_ref"] = join_ref
         text = b'{"event":%b,"payload":' % codec.encode_json(event)
         return BroadcastHeader(text, b"," + codec.encode_json(rest)[1:], None, strings=True)
+
+
+def _too_large(size: int) -> FrameError:
+    return FrameError(f"a frame of {size} bytes, expected at most {MAX_OBJECT} with vsn=1.0.0")
 
 
 def _object_reply_to(data: bytes | str) -> ReplyTo | None:

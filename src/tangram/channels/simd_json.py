@@ -38,7 +38,7 @@ Accepts = Callable[[bytes], bool]
 LEVELS: Final = 1024
 """Levels of nesting that simdjson refuses unless the innermost one is empty, which it does not count. So some
 texts of exactly ``max_depth`` levels are undecided, and no deeper text is accepted."""
-WRAPPED: Final = 16_384
+WRAPPED: Final = 8_192
 """Bytes from which on a text is put into arrays; this takes 25 us more."""
 FEW: Final = 16
 """Brackets of a text from ``WRAPPED`` on that are counted, because finding each one takes time."""

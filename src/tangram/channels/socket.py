@@ -49,6 +49,7 @@ from tangram.channels.disconnects import (
 from tangram.channels.frames import CLOSE, HEARTBEAT, JOIN, LEAVE, MAX_FIELD, PHOENIX, ReplyTo, SocketMessage
 from tangram.channels.hub import Hub, ListAllowance, Membership, Publication
 from tangram.channels.outbox import Outbox
+from tangram.pieces import Pieces
 
 __all__ = ["Authorize", "Effect", "Publish", "Socket", "SocketCounters", "SocketStatistics"]
 
@@ -64,14 +65,19 @@ MALFORMED_RATE: Final = 1.0
 """Malformed frames a second that are tolerated for ever, so that a confused client keeps its connection."""
 
 
+NO_PAYLOAD: Final = Pieces(())
+
+
 class Publish(NamedTuple):
     """Effect: publish, then call ``published`` or ``unpublished`` if ``reply`` is set."""
 
     channel: str
-    payload: bytes
+    payload: bytes | Pieces
     reply: ReplyTo | None = None
     push: SocketMessage | None = None
-    """The push of the client that is published; None for what the server announces."""
+    """The push of the client that is published, without its payload if that is large; None for what the
+    server announces.
+    """
 
 
 class Authorize(NamedTuple):
@@ -197,6 +203,14 @@ class Socket:
 
         So the payload of a frame that is refused need not be checked.
         """
+        effects = self.receive_large(message, NO_PAYLOAD)
+        if not any(isinstance(effect, Publish) for effect in effects):
+            return effects
+        self.frames -= 1  # it is counted when it is handled
+        return None
+
+    def receive_large(self, message: SocketMessage, payload: Pieces) -> list[Effect]:
+        """Handle a large frame, of which ``message`` is the header, and return its effects."""
         self.frames += 1
         self.counters.controls += 1
         if message.event == JOIN:
@@ -207,11 +221,11 @@ class Socket:
             refusal = BUSY
         elif self._state(message.topic) is _State.ABSENT:
             refusal = UNMATCHED_TOPIC
-        elif self._push(message):
-            self.frames -= 1  # it is counted when it is handled
-            return None
         else:
-            return []  # _push has replied
+            return [
+                effect._replace(payload=payload) if isinstance(effect, Publish) else effect
+                for effect in self._push(message)
+            ]
         return self._refuse(message, refusal)
 
     def push(self, message: SocketMessage) -> str | None:

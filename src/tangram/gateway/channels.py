@@ -50,6 +50,7 @@ from tangram.gateway.session import Session
 from tangram.gateway.settings import ChannelSettings, presence_rules
 from tangram.history.rules import Rules
 from tangram.log_limit import LogLimit
+from tangram.pieces import Pieces
 from tangram.ticks import next_tick
 from tangram.turns import Turns
 
@@ -310,7 +311,7 @@ class Channels:
         if backpressure is not None:
             await backpressure.wait_uncongested()
 
-    def publish(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
+    def publish(self, messages: Sequence[tuple[str, bytes | Pieces]], done: Done | None = None) -> None:
         """Hand ``(channel, payload)`` messages to the bus, in order.
 
         ``done`` is called with the outcome.

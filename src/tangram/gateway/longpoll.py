@@ -122,11 +122,11 @@ async def _feed(polled: _PollSession, body: bytes) -> Response:
             except ValueError:
                 frames.append((TEXT, line))  # counted as malformed
     async with polled.feeding:
-        if session.congested:
-            await session.wait_uncongested()
         for start in range(0, len(frames), STEP_FRAMES):
             if start:
                 await trio.lowlevel.checkpoint()
+            while session.congested:
+                await session.wait_uncongested()
             session.feed(frames[start : start + STEP_FRAMES])
             if session.unfinished:
                 await session.finish()

@@ -11,12 +11,13 @@ from typing import Protocol
 
 from tangram.channels.frames import ReplyTo, SocketMessage
 from tangram.channels.socket import Socket
+from tangram.pieces import Pieces
 
 __all__ = ["Backpressure", "Batch", "Done", "PublishAll"]
 
 Done = Callable[[Mapping[int, Exception]], None]
 """Called with the positions of the messages that Redis has not taken, and why; empty if it has all."""
-PublishAll = Callable[[Sequence[tuple[str, bytes]], Done | None], None]
+PublishAll = Callable[[Sequence[tuple[str, bytes | Pieces]], Done | None], None]
 """Hands messages to the bus without blocking; raises BrokerUnavailable if it takes none."""
 
 
@@ -35,7 +36,7 @@ class Batch:
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
-        self.messages: list[tuple[str, bytes]] = []
+        self.messages: list[tuple[str, bytes | Pieces]] = []
         self.replies: list[ReplyTo | SocketMessage | None] = []
         """One entry for each message: the frame to reply to, or None."""
 

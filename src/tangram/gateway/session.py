@@ -13,21 +13,25 @@ from typing import Final, Protocol
 
 import trio
 
-from tangram.channels.codec import MAX_AT_ONCE, cut_payload, decode_header
+from tangram.channels.codec import MAX_AT_ONCE
 from tangram.channels.disconnects import TOO_BIG
-from tangram.channels.frames import TEXT, FrameError, ReplyTo, SocketMessage
+from tangram.channels.frames import FrameError, ReplyTo
 from tangram.channels.hub import Hub
 from tangram.channels.json_text import check_slices
 from tangram.channels.outbox import Outbox
 from tangram.channels.policy import ConnectInfo
-from tangram.channels.serializers import V1
 from tangram.channels.socket import Authorize, Effect, Publish, Socket, SocketCounters
 from tangram.gateway.publishing import Batch
 from tangram.gateway.pushes import DeclaredPushes, SessionPushes
 from tangram.gateway.settings import ChannelSettings
+from tangram.pieces import Pieces, encode_slices, join_slices
 from tangram.turns import ClientTurns, Turns
 
-__all__ = ["Session", "SessionOwner", "TransportSocket"]
+__all__ = ["Frame", "Session", "SessionOwner", "TransportSocket"]
+
+
+Frame = tuple[int, bytes | str | Pieces]
+"""Opcode and payload."""
 
 
 class TransportSocket(Protocol):
@@ -106,7 +110,7 @@ class Session:
         """The TCP socket under the connection, if there is one: it knows the round-trip time."""
         self.pushes: SessionPushes | None = None
         """The pushes that wait for handlers, once there was one."""
-        self._unfinished: Sequence[tuple[int, bytes | str]] = ()
+        self._unfinished: Sequence[Frame] = ()
         self._checked: Callable[[], Sequence[Effect]] | None = None
         """Handles the first unfinished frame, if it is large and ``prepare`` has checked it."""
         settings = owner.settings
@@ -121,14 +125,15 @@ class Session:
             counters=owner.counters,
         )
 
-    def feed(self, frames: Sequence[tuple[int, bytes | str]]) -> None:
+    def feed(self, frames: Sequence[Frame]) -> None:
         """Handle the frames of one read; no bytes of a client raise here.
 
         If this leaves the session ``unfinished``, the transport must call ``prepare`` and ``resume``, or
         ``finish``, before it feeds more.
 
         Args:
-            frames: pairs of opcode and payload; the payload of a text frame may be bytes or str.
+            frames: pairs of opcode and payload; the payload of a text frame may be bytes or str, and that of
+                a large frame may be in pieces.
         """
         now = self.last_seen = trio.current_time()
         owner, outbox, machine = self._owner, self.outbox, self.socket
@@ -148,11 +153,11 @@ class Session:
                     if len(data) > self._small and len(data) > self.max_message:
                         outbox.close(TOO_BIG)
                         break
-                    if self._is_large(opcode, data):
+                    if len(data) > MAX_AT_ONCE or isinstance(data, Pieces):
                         self._unfinished = frames[at:]
                         break
                 try:
-                    message = decode(opcode, data)
+                    message = decode(opcode, data)  # type: ignore[arg-type]  # pieces are large
                 except FrameError as error:
                     limit -= OTHER_COST
                     owner.note_malformed(self, error)
@@ -182,10 +187,6 @@ class Session:
             settings.max_message if self.socket.joined else min(settings.max_unjoined, settings.max_message)
         )
 
-    def _is_large(self, opcode: int, data: bytes | str) -> bool:
-        """Return whether a frame is checked in slices."""
-        return opcode == TEXT and len(data) > MAX_AT_ONCE and self.outbox.serializer is not V1
-
     @property
     def unfinished(self) -> bool:
         """Whether the last ``feed`` or ``resume`` has left frames for the next turn."""
@@ -201,8 +202,8 @@ class Session:
         """Wait for a turn, and check the first unfinished frame if it is large."""
         await self.wait_turn()
         opcode, data = self._unfinished[0]
-        if not self._ended and self._is_large(opcode, data):
-            self._checked = await self._check_large(data)
+        if not self._ended and len(data) > MAX_AT_ONCE:
+            self._checked = await self._check_large(opcode, data)
             if self.congested:
                 await self.wait_uncongested()
 
@@ -226,22 +227,44 @@ class Session:
             frames = frames[1:]
         self.feed(frames)
 
-    async def _check_large(self, data: bytes | str) -> Callable[[], Sequence[Effect]]:
+    async def _check_large(self, opcode: int, data: bytes | str | Pieces) -> Callable[[], Sequence[Effect]]:
         """Check a large frame in slices, and return the call that handles it."""
-        text = data.encode(errors="replace") if isinstance(data, str) else data
+        frame = await self._in_pieces(data)
         reply_to: ReplyTo | None = None
         try:
-            header, start = decode_header(text)
+            header, payload = self.outbox.serializer.decode_large(opcode, frame)
             reply_to = None if header.ref is None else ReplyTo(*header[:3])
             effects = self.socket.refuse_large(header)
             if effects is not None:
                 return partial(list[Effect], effects)
-            payload = cut_payload(text, start)
-            await _check(payload, self.turns)
+            if not header.binary:
+                await _check(payload, self.turns)
         except FrameError as error:
             self._owner.note_malformed(self, error)
             return partial(self.socket.malformed, trio.current_time(), error.reply_to or reply_to)
-        return partial(self.socket.receive, header._replace(payload=payload))
+        declared = self._owner.declared
+        if declared is not None and declared.find(header.topic, header.event):
+            payload = await self._joined(payload)
+        return partial(self.socket.receive_large, header, payload)
+
+    async def _in_pieces(self, data: bytes | str | Pieces) -> Pieces:
+        if isinstance(data, Pieces):
+            return data
+        if isinstance(data, bytes):
+            return Pieces([data])
+        pieces = []
+        for piece in encode_slices(data):
+            pieces.append(piece)
+            await self.turns.wait()
+        return Pieces(pieces)
+
+    async def _joined(self, payload: Pieces) -> Pieces:
+        """Return a payload in one piece, for a handler: its parser needs that."""
+        for whole in join_slices(payload):
+            if whole is not None:
+                return Pieces([whole])
+            await self.turns.wait()
+        return payload
 
     @property
     def _ended(self) -> bool:
@@ -265,7 +288,7 @@ class Session:
         for effect in effects:
             if isinstance(effect, Publish):
                 batch.messages.append((effect.channel, effect.payload))
-                batch.replies.append(None if self._is_handled(effect.push) else effect.reply)
+                batch.replies.append(None if self._is_handled(effect) else effect.reply)
             elif isinstance(effect, Authorize):
                 self._owner.publish_batch(batch)
                 batch = Batch(self.socket)
@@ -274,14 +297,14 @@ class Session:
                 self.outbox.close(effect)
         return batch
 
-    def _is_handled(self, push: SocketMessage | None) -> bool:
+    def _is_handled(self, effect: Publish) -> bool:
         """Hand a push to the handler that is declared for it; return False if there is none."""
-        declared = self._owner.declared
+        push, declared = effect.push, self._owner.declared
         if push is None or declared is None:
             return False
         found = declared.find(push.topic, push.event)
         if found is not None:
-            declared.accept(self, found, push)
+            declared.accept(self, found, push._replace(payload=bytes(effect.payload)))
         return found is not None
 
     @property
@@ -303,7 +326,7 @@ class Session:
         self._owner.disconnected(self)
 
 
-async def _check(payload: bytes, turns: ClientTurns) -> None:
+async def _check(payload: Pieces, turns: ClientTurns) -> None:
     """Check the payload of a large text frame; raises FrameError."""
     checking = check_slices(payload)
     while True:

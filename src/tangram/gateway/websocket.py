@@ -15,11 +15,11 @@ import structlog
 import trio
 
 from tangram.channels.disconnects import CRASH, GONE, TOO_BIG, Disconnect
-from tangram.channels.frames import BINARY, TEXT, Encoded
+from tangram.channels.frames import Encoded
 from tangram.channels.policy import ConnectInfo
 from tangram.gateway.admission import Admission
 from tangram.gateway.channels import Channels
-from tangram.gateway.session import Session
+from tangram.gateway.session import Frame, Session
 
 __all__ = ["AcceptedWebSocket", "serve_websocket"]
 
@@ -36,8 +36,12 @@ BoundMessage = Callable[[Callable[[], int], Callable[[], None]], None]
 class AcceptedWebSocket(Protocol):
     """An accepted WebSocket, as an engine offers it."""
 
-    async def receive(self) -> bytes | str:
-        """Return the next message; raises ``trio.EndOfChannel`` when the client has gone."""
+    async def receive(self) -> Frame:
+        """Return the next message with its opcode.
+
+        Raises:
+            trio.EndOfChannel: the client has gone.
+        """
 
     async def send(self, item: Encoded) -> None:
         """Send one frame."""
@@ -108,8 +112,10 @@ async def _read(session: Session, connection: AcceptedWebSocket) -> None:
         while True:
             if session.congested:
                 await session.wait_uncongested()
-            data = await connection.receive()
-            session.feed([(TEXT if isinstance(data, str) else BINARY, data)])
+            frame = await connection.receive()
+            while session.congested:  # the bus may have filled while the client was silent
+                await session.wait_uncongested()
+            session.feed([frame])
             if session.unfinished:
                 await session.finish()
             if session.outbox.disconnect is not None:

@@ -57,7 +57,7 @@ def by_the_protocol(chunks: list[bytes]) -> tuple[list[tuple[int, bytes]], Serve
             if event.opcode < 8:
                 message = whole.add(event)
                 if message is not None:
-                    messages.append(message)
+                    messages.append((message[0], bytes(message[1])))
     return messages, referee
 
 
@@ -69,7 +69,7 @@ def test_the_same_messages_as_the_protocol(stream: list[bytes], cuts: list[int])
     chunks = [data[begin:end] for begin, end in pairwise(places)]
     ours = protocol()
     inbox = MessageAssembler(ours, MAX_MESSAGE)
-    messages = [message for chunk in chunks for message in inbox.feed(chunk)]
+    messages = [(opcode, bytes(data)) for chunk in chunks for opcode, data in inbox.feed(chunk)]
     expected, referee = by_the_protocol(chunks)
 
     assert messages == expected

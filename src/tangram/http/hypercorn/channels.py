@@ -9,12 +9,14 @@ import trio
 
 from tangram.asgi import ASGIApp, Receive, Scope, Send, enter_root
 from tangram.channels.disconnects import BUSY, Disconnect, Refusal
-from tangram.channels.frames import TEXT, Encoded
+from tangram.channels.frames import BINARY, TEXT, Encoded
 from tangram.gateway.admission import connect_info
 from tangram.gateway.channels import Channels
+from tangram.gateway.session import Frame
 from tangram.gateway.websocket import serve_websocket
 from tangram.http.engine import ClientGone
 from tangram.http.hypercorn.applications import BOUND_MESSAGE
+from tangram.http.hypercorn.websocket import OPCODE
 
 __all__ = ["CHANNELS_PATH", "with_channels"]
 
@@ -56,13 +58,14 @@ class _AsgiWebSocket:
         self._receive = receive
         self._send = send
 
-    async def receive(self) -> bytes | str:
+    async def receive(self) -> Frame:
         event = await self._receive()
         if event["type"] == "websocket.disconnect":
             raise trio.EndOfChannel
-        data: bytes | None = event.get("bytes")
-        text: str = event.get("text") or ""
-        return text if data is None else data
+        data = event.get("bytes")
+        if data is None:
+            return TEXT, event.get("text") or ""
+        return event.get(OPCODE, BINARY), data
 
     async def send(self, item: Encoded) -> None:
         if item.opcode == TEXT:

@@ -11,14 +11,17 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
 from wsproto.connection import ConnectionState
-from wsproto.events import CloseConnection, Ping
+from wsproto.events import CloseConnection, Ping, TextMessage
 
+from tangram.channels.frames import BINARY, TEXT
 from tangram.http.flood import ControlBudget
 from tangram.http.hypercorn.pieces import FramePieces, WebSocketFrames
 from tangram.http.pending import PendingItem
+from tangram.pieces import PieceBuffer
 from tangram.turns import ClientTurns
 
 __all__ = [
+    "OPCODE",
     "BoundedMessage",
     "FrameGuard",
     "close_websocket",
@@ -34,8 +37,15 @@ PIECE: Final = 65536
 """Bytes that are handled in one step."""
 
 
+OPCODE: Final = "tangram.opcode"
+"""The key of the opcode in a message whose payload is ``bytes``, also that of a text, or ``Pieces``."""
+
+
 class BoundedMessage(WebsocketBuffer):
-    """The fragments of one message, bounded: Hypercorn's own buffer grows past its bound."""
+    """The fragments of one message, bounded: Hypercorn's own buffer grows past its bound.
+
+    For an application that calls ``bound``, a large message stays in pieces, and texts stay UTF-8.
+    """
 
     def __init__(self, max_length: int, on_too_large: Callable[[], None], pending: PendingItem) -> None:
         super().__init__(max_length)
@@ -43,11 +53,21 @@ class BoundedMessage(WebsocketBuffer):
         self._on_too_large = on_too_large
         self._pending = pending
         self._over = False
+        self._pieces: PieceBuffer | None = None
+        self._opcode = BINARY
 
     def extend(self, event: Any) -> None:
         """Add a fragment; raise ``FrameTooLargeError`` for a message too large or dropped."""
-        if not self._over and self.length + len(event.data) <= min(self.max_length, self._size()):
-            super().extend(event)
+        data = event.data
+        if self._pieces is not None and isinstance(data, str):
+            data = data.encode()
+        if not self._over and self.length + len(data) <= min(self.max_length, self._size()):
+            if self._pieces is None:
+                super().extend(event)
+            else:
+                self._opcode = TEXT if isinstance(event, TextMessage) else BINARY
+                self._pieces.append(bytes(data))
+                self.length += len(data)
             self._pending.update(self.length)
             if not self._over:
                 return
@@ -63,6 +83,7 @@ class BoundedMessage(WebsocketBuffer):
         ``on_too_large`` is called in addition to that of the constructor.
         """
         self._size = size
+        self._pieces = PieceBuffer()
         end_soon = self._on_too_large
 
         def both() -> None:
@@ -71,9 +92,17 @@ class BoundedMessage(WebsocketBuffer):
 
         self._on_too_large = both
 
+    def to_message(self) -> dict[str, Any]:
+        """Return the event of the message; that of the channels has an ``OPCODE``."""
+        if self._pieces is None:
+            return super().to_message()
+        return {"type": "websocket.receive", "bytes": self._pieces.take(), OPCODE: self._opcode}
+
     def clear(self) -> None:
         """Forget the fragments."""
         super().clear()
+        if self._pieces is not None:
+            self._pieces = PieceBuffer()
         self._pending.update(0)
 
     def drop(self) -> None:

@@ -3,7 +3,8 @@
 1. No I/O here: bytes in, messages out.
 2. A common frame is a whole, masked text or binary message of less than 64 KiB without extensions, as
    phoenix.js sends. It is cut out here, which costs a fifth of the protocol's parser.
-3. Larger frames are unmasked piece by piece as they arrive: 16 MiB at once would hold the event loop.
+3. Larger frames are unmasked piece by piece as they arrive, and a large message stays in these pieces
+   (``tangram.pieces``): 16 MiB at once would hold the event loop.
 4. The protocol parses everything else: control frames, small fragments, compressed connections, and all
    errors. It is given whole frames (or a wrong one piece by piece), so that it stands between two frames
    whenever one is cut out here. After the end of the connection has begun it is given all bytes.
@@ -11,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Final
 
 from websockets.frames import Frame, Opcode
@@ -19,6 +20,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from tangram.http.flood import TINY
+from tangram.pieces import LARGE, PieceBuffer, Pieces
 
 try:
     from websockets.speedups import apply_mask
@@ -32,9 +34,6 @@ CONTROL: Final = 8
 
 LARGEST: Final = 65535
 """Bytes of the largest frame that is buffered until it is whole."""
-
-PART: Final = 4096
-"""Bytes of a fragment that is kept as it is; smaller ones are gathered."""
 
 MAX_INFLATED: Final = 1 << 20
 """Bytes of the largest compressed message, once inflated. A frame of 16 KiB can inflate to 16 MiB, and does
@@ -63,52 +62,48 @@ _ALL: Final = 1 << 62
 class FragmentBuffer:
     """The fragments of an unfinished message; the protocol bounds their total.
 
-    Small fragments are gathered: each part of a list takes 40 bytes more, and an empty fragment adds no byte,
-    so that any number of them may come. Large ones are kept as they are, and copied once at the end.
+    An empty fragment adds no byte, so that any number of them may come.
     """
 
-    __slots__ = ("_opcode", "_parts", "_tail", "size")
+    __slots__ = ("_buffer", "_opcode")
 
     def __init__(self) -> None:
         self._opcode = 0
-        self._parts: list[bytes] = []
-        self._tail = bytearray()
-        self.size = 0
+        self._buffer = PieceBuffer()
+
+    @property
+    def size(self) -> int:
         """Bytes so far."""
+        return self._buffer.size
 
     @property
     def open(self) -> bool:
         """Whether a message has begun and not ended."""
         return self._opcode != 0
 
-    def add(self, frame: Frame) -> tuple[int, bytes] | None:
+    def add(self, frame: Frame) -> tuple[int, bytes | Pieces] | None:
         """Add a data frame; return the message, ``(opcode, payload)``, if the frame completes it."""
-        return self.add_parts(int(frame.opcode), (bytes(frame.data),), fin=frame.fin)
+        data = bytes(frame.data)
+        if frame.fin and len(data) <= LARGE and not self._opcode and frame.opcode != Opcode.CONT:
+            return int(frame.opcode), data
+        payload = PieceBuffer()
+        payload.append(data)
+        return self.add_pieces(int(frame.opcode), payload, fin=frame.fin)
 
-    def add_parts(self, opcode: int, parts: Sequence[bytes], *, fin: bool) -> tuple[int, bytes] | None:
-        """Add a data frame whose payload is in parts; the same as ``add``."""
+    def add_pieces(
+        self, opcode: int, payload: PieceBuffer, *, fin: bool
+    ) -> tuple[int, bytes | Pieces] | None:
+        """Add a data frame whose payload is in pieces, and take these; the same as ``add``."""
         if opcode != Opcode.CONT:
             if fin and not self._opcode:
-                return opcode, parts[0] if len(parts) == 1 else b"".join(parts)
+                return opcode, payload.take()
             self._opcode = opcode
-        for part in parts:
-            self._append(part)
+        self._buffer.extend(payload)
         if not fin:
             return None
-        message = self._opcode, b"".join((*self._parts, self._tail))
-        self._opcode = self.size = 0
-        self._parts, self._tail = [], bytearray()
+        message = self._opcode, self._buffer.take()
+        self._opcode = 0
         return message
-
-    def _append(self, part: bytes) -> None:
-        self.size += len(part)
-        if len(part) < PART:
-            self._tail += part
-        if len(part) >= PART or len(self._tail) >= PART:
-            self._parts.append(bytes(self._tail))
-            self._tail = bytearray()
-        if len(part) >= PART:
-            self._parts.append(part)
 
 
 def _discard_input(protocol: ServerProtocol) -> None:
@@ -132,13 +127,12 @@ class MessageAssembler:
     __slots__ = (
         "_first",
         "_fragments",
-        "_gathered",
         "_largest",
         "_left",
         "_mask",
         "_max_message",
-        "_parts",
         "_passing",
+        "_payload",
         "_reader",
         "_rest",
         "controls",
@@ -152,11 +146,10 @@ class MessageAssembler:
         self.max_message = max_message
         self._left = 0
         """Bytes that are still to come of a large frame."""
-        self._gathered = 0
-        """Bytes that have come of it, in ``_parts``."""
+        self._payload = PieceBuffer()
+        """The pieces that have come of it."""
         self._first = 0
         self._mask = b""
-        self._parts: list[bytes] = []
         self._fragments = FragmentBuffer()
         self._reader = protocol.reader
         self._rest = b""
@@ -181,14 +174,16 @@ class MessageAssembler:
         self.protocol.max_message_size = min(size, MAX_INFLATED) if self.protocol.extensions else size
         self._largest = min(size, LARGEST)
 
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+    def feed(self, data: bytes) -> list[tuple[int, bytes | Pieces]]:
         """Return the messages, ``(opcode, payload)``, that these bytes complete.
+
+        The payloads of large messages are ``Pieces``.
 
         If there is ``more`` afterwards, the caller lets other tasks run, and calls this again with ``b""``.
         """
         if self._rest:
             data, self._rest = self._rest + data, b""
-        messages: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes | Pieces]] = []
         self.more = False
         at, size, passed = 0, len(data), 0
         while at < size:
@@ -207,21 +202,21 @@ class MessageAssembler:
                 if passed == STEP_FRAMES and not self._passing:
                     self._rest, self.more = data[at:], at < size
                     break
-        self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size + self._gathered
+        self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size + self._payload.size
         return messages
 
     def discard(self) -> None:
         """Drop the bytes of the unfinished message, and all bytes that follow."""
         self._rest = b""
         self._fragments = FragmentBuffer()
-        self._left = self._gathered = 0
-        self._parts = []
+        self._left = 0
+        self._payload = PieceBuffer()
         self.more = False
         self._passing = _ALL
         self.pending = 0
         _discard_input(self.protocol)
 
-    def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes]]) -> int:
+    def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes | Pieces]]) -> int:
         """Cut common frames out; return where another frame begins, or -1 at the end of the bytes."""
         fragmented = self._fragments.open
         while size - at >= 2:
@@ -274,23 +269,21 @@ class MessageAssembler:
             return False
         return (unfinished or 0) + length <= self._max_message
 
-    def _gather(self, data: bytes, at: int, messages: list[tuple[int, bytes]]) -> int:
+    def _gather(self, data: bytes, at: int, messages: list[tuple[int, bytes | Pieces]]) -> int:
         """Unmask a piece of a large frame; return where it ends."""
         piece = data[at : at + self._left]
-        turn = self._gathered & 3
-        self._parts.append(apply_mask(piece, self._mask[turn:] + self._mask[:turn]))
-        self._gathered += len(piece)
+        turn = self._payload.size & 3
+        self._payload.append(apply_mask(piece, self._mask[turn:] + self._mask[:turn]))
         self._left -= len(piece)
         if not self._left:
             self._finish_large(messages)
         return at + len(piece)
 
-    def _finish_large(self, messages: list[tuple[int, bytes]]) -> None:
-        protocol, size, fin = self.protocol, self._gathered, self._first >= 0x80
+    def _finish_large(self, messages: list[tuple[int, bytes | Pieces]]) -> None:
+        protocol, size, fin = self.protocol, self._payload.size, self._first >= 0x80
         # As the protocol counts fragments.
         protocol.current_size = None if fin else (protocol.current_size or 0) + size
-        message = self._fragments.add_parts(self._first & 15, self._parts, fin=fin)
-        self._parts, self._gathered = [], 0
+        message = self._fragments.add_pieces(self._first & 15, self._payload, fin=fin)
         if message is not None:
             messages.append(message)
 
@@ -303,7 +296,7 @@ class MessageAssembler:
         self._rest = data[at:]
         return -1
 
-    def _pass(self, piece: bytes, messages: list[tuple[int, bytes]]) -> None:
+    def _pass(self, piece: bytes, messages: list[tuple[int, bytes | Pieces]]) -> None:
         """Give bytes to the protocol, and collect the messages that they complete."""
         protocol = self.protocol
         self._passing -= len(piece)

@@ -27,12 +27,13 @@ from tangram.http.native.host import Host
 from tangram.http.native.message_assembly import COMPRESSED_READ, MessageAssembler
 from tangram.http.native.response import BadResponse, build_head, simple_response
 from tangram.http.native.stream import NEVER, READ_SIZE, ClientStream
+from tangram.pieces import Pieces, join_slices
 
 __all__ = ["AppSocket"]
 
 log = structlog.get_logger("tangram.http")
 
-DECODE_SLICE: Final = 1 << 20
+DECODE_SLICE: Final = 1 << 18
 """Bytes of text that are decoded in one step."""
 
 QUEUED_MESSAGES: Final = 16
@@ -65,9 +66,9 @@ INTERNAL_ERROR: Final = 1011
 """The code with which we close for an application that did not."""
 
 
-async def _decode(payload: bytes) -> str:
+async def _decode(payload: bytes | Pieces) -> str:
     """Decode UTF-8, a large text in slices between which other tasks run."""
-    if len(payload) <= DECODE_SLICE:
+    if isinstance(payload, bytes):
         return payload.decode()
     decoder = codecs.getincrementaldecoder("utf-8")()
     parts: list[str] = []
@@ -76,6 +77,17 @@ async def _decode(payload: bytes) -> str:
         parts.append(decoder.decode(payload[start:end], end >= len(payload)))
         await trio.lowlevel.checkpoint()
     return "".join(parts)
+
+
+async def _whole(payload: bytes | Pieces) -> bytes:
+    """Return a binary message in one piece, a large one after a copy in slices."""
+    if isinstance(payload, bytes):
+        return payload
+    for whole in join_slices(payload):
+        if whole is not None:
+            return whole
+        await trio.lowlevel.checkpoint()
+    return b""
 
 
 class AppSocket:
@@ -325,7 +337,7 @@ class AppSocket:
                 self._queue.append({"type": "websocket.receive", "text": text})
                 self._queued += len(text)
             else:
-                self._queue.append({"type": "websocket.receive", "bytes": payload})
+                self._queue.append({"type": "websocket.receive", "bytes": await _whole(payload)})
                 self._queued += len(payload)
         if self._queue:
             self._wake_app.set()

@@ -25,6 +25,7 @@ from tangram.gateway.channels import Channels
 from tangram.gateway.settings import ChannelSettings
 from tangram.http.engine import Engine, EngineSettings
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
+from tangram.pieces import Pieces
 from tangram.testing.checks.invariants import Broken, InvariantBroken
 from tangram.testing.run.nursery import open_unwrapped_nursery
 
@@ -74,7 +75,7 @@ class FakeBus:
         """Publish one message."""
         self.publish_all([(channel, payload)])
 
-    def publish_all(self, messages: Sequence[tuple[str, bytes]], done: Done | None = None) -> None:
+    def publish_all(self, messages: Sequence[tuple[str, bytes | Pieces]], done: Done | None = None) -> None:
         """Publish all messages or none.
 
         Args:
@@ -86,8 +87,9 @@ class FakeBus:
             if done is not None:
                 done(dict.fromkeys(range(len(messages)), BrokerUnavailable("redis is away")))
             return
-        self.published += messages
-        for channel, payload in messages:
+        published = [(channel, bytes(payload)) for channel, payload in messages]
+        self.published += published
+        for channel, payload in published:
             if self.sink is not None and channel.startswith("to:"):
                 self.sink([(channel.encode(), payload)])
         if done is not None:
