@@ -21,7 +21,7 @@ START = {"type": "http.response.start", "status": 200}
 
 
 @pytest.fixture
-async def resident(autojump_clock: MockClock) -> AsyncIterator[Resident]:
+async def resident() -> AsyncIterator[Resident]:
     async with open_island("test") as island:
         yield Resident(island, "demo")
 
@@ -83,7 +83,9 @@ async def poll(receive: Any) -> Any:
         return None
 
 
-async def test_pieces_that_are_sent_together_arrive_as_one(resident: Resident) -> None:
+async def test_pieces_that_are_sent_together_arrive_as_one(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """Start and body arrive in order, and the exchange ends with the last part."""
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
@@ -126,7 +128,9 @@ KIND = (b"content-type", b"application/json")
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-async def test_a_plain_response_is_one_call_of_the_engine(resident: Resident, swapped: bool) -> None:
+async def test_a_plain_response_is_one_call_of_the_engine(
+    autojump_clock: MockClock, resident: Resident, swapped: bool
+) -> None:
     """Its length is left to the engine, whichever of the two fields comes first."""
     fields = [(b"content-length", b"2"), KIND]
 
@@ -158,7 +162,7 @@ async def test_a_plain_response_is_one_call_of_the_engine(resident: Resident, sw
     ids=["cookie", "location", "other length", "no length", "one field", "304", "204", "memoryview"],
 )
 async def test_other_responses_are_sent_as_the_application_sent_them(
-    resident: Resident, status: int, fields: Any, body: bytes | memoryview
+    autojump_clock: MockClock, resident: Resident, status: int, fields: Any, body: bytes | memoryview
 ) -> None:
     """The engine checks their framing: a wrong length, for example, is an error there."""
     messages = [{**START, "status": status, "headers": fields}, {"type": "http.response.body", "body": body}]
@@ -175,7 +179,9 @@ async def test_other_responses_are_sent_as_the_application_sent_them(
     assert client.whole == []
 
 
-async def test_a_plain_response_to_a_client_that_has_left_is_dropped(resident: Resident) -> None:
+async def test_a_plain_response_to_a_client_that_has_left_is_dropped(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """The application ends without an error."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
@@ -191,7 +197,9 @@ async def test_a_plain_response_to_a_client_that_has_left_is_dropped(resident: R
     assert client.failed == []
 
 
-async def test_polls_for_the_client_do_not_end_the_request(resident: Resident) -> None:
+async def test_polls_for_the_client_do_not_end_the_request(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """Many cancelled calls of ``receive`` make one call on the engine's side."""
     polled: list[Any] = []
 
@@ -211,7 +219,9 @@ async def test_polls_for_the_client_do_not_end_the_request(resident: Resident) -
     assert not exchange.gone
 
 
-async def test_another_receive_takes_the_message_of_a_cancelled_one(resident: Resident) -> None:
+async def test_another_receive_takes_the_message_of_a_cancelled_one(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """A call that is cancelled as its message arrives leaves the message to the call that waits behind it."""
     taken: list[Any] = []
 
@@ -231,7 +241,9 @@ async def test_another_receive_takes_the_message_of_a_cancelled_one(resident: Re
     assert (taken, client.failed) == ([request(b"x")], [])
 
 
-async def test_a_message_after_a_cancelled_receive_is_kept(resident: Resident) -> None:
+async def test_a_message_after_a_cancelled_receive_is_kept(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """The next call of ``receive`` returns the part of the body that arrived meanwhile."""
     parts: list[Any] = []
 
@@ -251,7 +263,9 @@ async def test_a_message_after_a_cancelled_receive_is_kept(resident: Resident) -
     assert [part["body"] for part in parts] == [b"one", b"two"]
 
 
-async def test_two_waiters_of_receive_share_one_message(resident: Resident) -> None:
+async def test_two_waiters_of_receive_share_one_message(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """A waiter that is cancelled after it was woken leaves the message to the other."""
     got: list[Any] = []
 
@@ -277,7 +291,9 @@ async def test_two_waiters_of_receive_share_one_message(resident: Resident) -> N
     assert got == [request(b"one")]
 
 
-async def test_a_poll_after_the_client_has_left_returns_the_disconnect(resident: Resident) -> None:
+async def test_a_poll_after_the_client_has_left_returns_the_disconnect(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """Also the first one: a request that takes longer than 50 ms is watched."""
     polled: list[Any] = []
 
@@ -296,7 +312,9 @@ async def test_a_poll_after_the_client_has_left_returns_the_disconnect(resident:
     assert polled == [{"type": "http.disconnect"}] * 2
 
 
-async def test_a_connection_does_not_wait_for_a_handler_whose_client_has_left(resident: Resident) -> None:
+async def test_a_connection_does_not_wait_for_a_handler_whose_client_has_left(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """It goes on in the background after a second, and ends with its plugin at the latest."""
 
     async def app(_scope: Any, receive: Any, _send: Any) -> None:
@@ -316,7 +334,9 @@ async def test_a_connection_does_not_wait_for_a_handler_whose_client_has_left(re
     assert not resident.detached
 
 
-async def test_a_client_that_closed_its_sending_side_gets_its_response(resident: Resident) -> None:
+async def test_a_client_that_closed_its_sending_side_gets_its_response(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """A response within a second after the disconnect is still written."""
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
@@ -334,7 +354,7 @@ async def test_a_client_that_closed_its_sending_side_gets_its_response(resident:
     assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
 
 
-async def test_a_large_response_waits_for_its_client(resident: Resident) -> None:
+async def test_a_large_response_waits_for_its_client(autojump_clock: MockClock, resident: Resident) -> None:
     """The application is not further ahead than the high-water mark and one part."""
     count = 0
 
@@ -358,7 +378,9 @@ async def test_a_large_response_waits_for_its_client(resident: Resident) -> None
     assert sum(len(message.get("body", b"")) for message in client.sent) == 100 * (HIGH_WATER // 4)
 
 
-async def test_a_large_body_is_passed_on_without_a_copy(resident: Resident) -> None:
+async def test_a_large_body_is_passed_on_without_a_copy(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """Pieces above the high-water mark are not joined with others."""
     large = bytes(HIGH_WATER + 1)
 
@@ -376,7 +398,9 @@ async def test_a_large_body_is_passed_on_without_a_copy(resident: Resident) -> N
     assert [message.get("more_body", False) for message in client.sent[1:]] == [True, True, False]
 
 
-async def test_a_response_that_waits_for_nothing_costs_no_switch(resident: Resident) -> None:
+async def test_a_response_that_waits_for_nothing_costs_no_switch(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """The loop's task does not run for it."""
     turns = 0
     loop: Any = resident.island.loop
@@ -415,7 +439,9 @@ def pathsend(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK])
-async def test_a_file_is_sent_by_the_server(resident: Resident, tmp_path: Path, size: int) -> None:
+async def test_a_file_is_sent_by_the_server(
+    autojump_clock: MockClock, resident: Resident, tmp_path: Path, size: int
+) -> None:
     """The application goes on when the file is written, and may delete it then."""
     path, deleted = tmp_path / "file", trio.Event()
     path.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
@@ -440,7 +466,7 @@ async def test_a_file_is_sent_by_the_server(resident: Resident, tmp_path: Path, 
 
 
 async def test_a_file_that_cannot_be_opened_is_the_applications_error(
-    resident: Resident, tmp_path: Path
+    autojump_clock: MockClock, resident: Resident, tmp_path: Path
 ) -> None:
     """``send`` raises it, and nothing of the response has been sent but its start."""
 
@@ -455,7 +481,9 @@ async def test_a_file_that_cannot_be_opened_is_the_applications_error(
     assert client.sent == [START]
 
 
-async def test_a_file_is_closed_when_its_client_leaves(resident: Resident, tmp_path: Path) -> None:
+async def test_a_file_is_closed_when_its_client_leaves(
+    autojump_clock: MockClock, resident: Resident, tmp_path: Path
+) -> None:
     """The application's ``send`` returns then, and ``receive`` reports the disconnect."""
     path = tmp_path / "file"
     path.write_bytes(bytes(4 * CHUNK))
@@ -484,7 +512,9 @@ async def test_a_file_is_closed_when_its_client_leaves(resident: Resident, tmp_p
     assert open_files() == opened
 
 
-async def test_messages_to_a_client_that_has_left_are_dropped_and_then_refused(resident: Resident) -> None:
+async def test_messages_to_a_client_that_has_left_are_dropped_and_then_refused(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """The application gets the disconnect by ``receive``; an endless sender gets an error."""
     received: list[Any] = []
 
@@ -507,7 +537,9 @@ async def test_messages_to_a_client_that_has_left_are_dropped_and_then_refused(r
     assert [str(error) for error in client.failed] == ["the client has left"]
 
 
-async def test_a_generator_is_closed_when_its_client_leaves(resident: Resident) -> None:
+async def test_a_generator_is_closed_when_its_client_leaves(
+    autojump_clock: MockClock, resident: Resident
+) -> None:
     """The application ends while its generator stands at a ``yield``; it is closed at once."""
     closed: list[float] = []
     kept: list[Any] = []
@@ -550,7 +582,7 @@ async def test_a_generator_is_closed_when_its_client_leaves(resident: Resident) 
     assert closed[0] - left <= 0.1
 
 
-async def test_a_failed_write_of_the_engine_is_raised(resident: Resident) -> None:
+async def test_a_failed_write_of_the_engine_is_raised(autojump_clock: MockClock, resident: Resident) -> None:
     """An error about the application's messages is the application's failure."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
@@ -569,7 +601,7 @@ async def test_a_failed_write_of_the_engine_is_raised(resident: Resident) -> Non
         await exchange.run(app, client.scope, client.failed.append)
 
 
-async def test_a_websocket_echoes(resident: Resident) -> None:
+async def test_a_websocket_echoes(autojump_clock: MockClock, resident: Resident) -> None:
     """Messages cross in both directions; after the disconnect ``send`` raises."""
     refused: list[str] = []
 
@@ -598,7 +630,7 @@ async def test_a_websocket_echoes(resident: Resident) -> None:
     assert not client.failed
 
 
-async def test_a_websocket_that_is_left_open_is_closed(resident: Resident) -> None:
+async def test_a_websocket_that_is_left_open_is_closed(autojump_clock: MockClock, resident: Resident) -> None:
     """A handler's return closes with 1000; without an accept the answer is 500 or 1011."""
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:

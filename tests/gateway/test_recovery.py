@@ -33,7 +33,7 @@ RULES = {"kept:*": History(size=50), "map": History(mode="latest", size=10), "sm
 
 
 @pytest.fixture
-async def tangram(autojump_clock: MockClock) -> AsyncIterator[RunningTangram]:
+async def tangram() -> AsyncIterator[RunningTangram]:
     """A server whose topics have histories."""
     async with open_tangram([Plugin(history=RULES)], fakes=True, memory_port=True) as running:
         yield running
@@ -73,7 +73,7 @@ async def settled(tangram: RunningTangram) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 async def test_missed_messages_come_in_order_before_live_ones(
-    tangram: RunningTangram, *, plain: bool
+    autojump_clock: MockClock, tangram: RunningTangram, *, plain: bool
 ) -> None:
     """A client that comes back with its position misses nothing, whoever published."""
     async with tangram.open_socket() as client:
@@ -98,7 +98,9 @@ async def test_missed_messages_come_in_order_before_live_ones(
         assert at.offset == 5
 
 
-async def test_each_position_stands_behind_the_messages_that_it_covers(tangram: RunningTangram) -> None:
+async def test_each_position_stands_behind_the_messages_that_it_covers(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """The frames of a member that asked: reply, messages, position."""
     async with tangram.open_socket() as client:
         channel = await join(tangram, client, "kept:a", recover=True)
@@ -111,7 +113,9 @@ async def test_each_position_stands_behind_the_messages_that_it_covers(tangram: 
         assert first != last
 
 
-async def test_a_member_that_does_not_ask_sees_no_difference(tangram: RunningTangram) -> None:
+async def test_a_member_that_does_not_ask_sees_no_difference(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """Its reply has the id alone, and no position comes beside its messages."""
     async with tangram.open_socket() as client, tangram.open_socket() as other:
         channel = await join(tangram, client, "kept:a", recover=False)
@@ -126,7 +130,9 @@ async def test_a_member_that_does_not_ask_sees_no_difference(tangram: RunningTan
         assert channel.recovered is None
 
 
-async def test_a_topic_without_history_answers_as_ever(tangram: RunningTangram) -> None:
+async def test_a_topic_without_history_answers_as_ever(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """A client that asks for positions there gets none."""
     async with tangram.open_socket() as client:
         channel = await join(tangram, client, "other", recover=True)
@@ -137,7 +143,7 @@ async def test_a_topic_without_history_answers_as_ever(tangram: RunningTangram) 
         assert channel.position is None
 
 
-async def test_a_map_is_there_at_once(tangram: RunningTangram) -> None:
+async def test_a_map_is_there_at_once(autojump_clock: MockClock, tangram: RunningTangram) -> None:
     """With ``latest`` a first join gets the newest message of each event."""
     state = tangram.server.tree.incarnation.require_state()  # type: ignore[union-attr]
     for number, event in enumerate("aba"):
@@ -157,7 +163,7 @@ async def test_a_map_is_there_at_once(tangram: RunningTangram) -> None:
     assert newest.name == "c"
 
 
-async def test_too_many_bytes_are_announced(tangram: RunningTangram) -> None:
+async def test_too_many_bytes_are_announced(autojump_clock: MockClock, tangram: RunningTangram) -> None:
     """A replay above ``max_bytes`` is not sent, and the client is told why."""
     async with tangram.open_socket() as client:
         channel = await join(tangram, client, "small", recover=True)
@@ -170,7 +176,7 @@ async def test_too_many_bytes_are_announced(tangram: RunningTangram) -> None:
         assert (channel.recovered, channel.reason) == (False, "too_much")
 
 
-async def test_each_result_of_a_join_is_counted(tangram: RunningTangram) -> None:
+async def test_each_result_of_a_join_is_counted(autojump_clock: MockClock, tangram: RunningTangram) -> None:
     """The metric counts joins that ask for positions, also over restarts of the channels."""
     await publish(tangram, "kept:a", 1)
     async with tangram.open_socket() as client:
@@ -216,7 +222,7 @@ def test_no_drawn_position_is_recovered_falsely(epoch: str, offset: int, missed:
     assert got == ([*range(offset + 1, top + 1), 99] if recovered else [99])
 
 
-async def test_a_restart_costs_a_client_nothing(tangram: RunningTangram) -> None:
+async def test_a_restart_costs_a_client_nothing(autojump_clock: MockClock, tangram: RunningTangram) -> None:
     """Messages of plain publishers during the restart come with the rejoin."""
     async with tangram.open_socket() as client:
         channel = await join(tangram, client, "kept:a", recover=True)
@@ -243,7 +249,9 @@ async def test_a_restart_costs_a_client_nothing(tangram: RunningTangram) -> None
         assert sorted(set(seen)) == list(range(1, 40))
 
 
-async def test_a_lost_subscription_costs_a_client_nothing(tangram: RunningTangram) -> None:
+async def test_a_lost_subscription_costs_a_client_nothing(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """After an interruption of the feed members with positions join again and get the missed messages."""
     async with tangram.open_socket() as client:
         channel = await join(tangram, client, "kept:a", recover=True)
@@ -259,7 +267,9 @@ async def test_a_lost_subscription_costs_a_client_nothing(tangram: RunningTangra
         assert channel.joins == 2
 
 
-async def test_joins_that_come_together_share_one_read(tangram: RunningTangram) -> None:
+async def test_joins_that_come_together_share_one_read(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """Twenty clients with one position cause a few calls, and each gets every message."""
     async with tangram.open_socket() as client:
         position = str((await join(tangram, client, "kept:a", recover=True)).position)
@@ -292,7 +302,7 @@ class Passes(trio.abc.Instrument):
 
 
 async def test_one_slice_of_members_enters_in_each_pass(
-    tangram: RunningTangram, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, tangram: RunningTangram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other clients are served between two slices, and members of later slices miss nothing meanwhile."""
     async with tangram.open_socket() as client:
@@ -330,7 +340,7 @@ async def test_one_slice_of_members_enters_in_each_pass(
 
 @pytest.mark.parametrize("other", [False, True])
 async def test_a_group_that_begins_anew_leaves_the_topic_to_another_one(
-    tangram: RunningTangram, *, other: bool
+    autojump_clock: MockClock, tangram: RunningTangram, *, other: bool
 ) -> None:
     """A topic is followed as long as a group is behind its marker, although its members enter later."""
     async with tangram.open_socket() as client:

@@ -51,7 +51,7 @@ class Stream:
 
 
 @pytest.fixture
-async def tangram(autojump_clock: MockClock) -> AsyncIterator[RunningTangram]:
+async def tangram() -> AsyncIterator[RunningTangram]:
     """A server with one topic that has a history."""
     async with open_tangram([Plugin(history={"kept": History()})], fakes=True, memory_port=True) as running:
         yield running
@@ -80,7 +80,9 @@ async def publish(tangram: RunningTangram, topic: str, number: int) -> str | Non
     return (await state.publish(f"to:{topic}:n", {"n": number})).position
 
 
-async def test_a_client_recovers_by_its_last_event_id(tangram: RunningTangram) -> None:
+async def test_a_client_recovers_by_its_last_event_id(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """``id`` is a position, and ``Last-Event-ID`` brings the missed events without a library."""
     async with events(tangram, "kept") as first:
         joined = await first.next()
@@ -99,7 +101,7 @@ async def test_a_client_recovers_by_its_last_event_id(tangram: RunningTangram) -
     assert [sorted(one) for one in missed].count(["id"]) == 2
 
 
-async def test_a_topic_without_history_has_no_ids(tangram: RunningTangram) -> None:
+async def test_a_topic_without_history_has_no_ids(autojump_clock: MockClock, tangram: RunningTangram) -> None:
     """It streams the events alone."""
     async with events(tangram, "other") as stream:
         joined = await stream.next()
@@ -109,7 +111,9 @@ async def test_a_topic_without_history_has_no_ids(tangram: RunningTangram) -> No
         assert await stream.next() == {"event": "n", "data": '{"n":1}'}
 
 
-async def test_a_wrong_token_is_refused_before_the_stream(tangram: RunningTangram) -> None:
+async def test_a_wrong_token_is_refused_before_the_stream(
+    autojump_clock: MockClock, tangram: RunningTangram
+) -> None:
     """The status says it, and the membership does not begin."""
     other = await token(tangram, "other")
 
@@ -119,7 +123,7 @@ async def test_a_wrong_token_is_refused_before_the_stream(tangram: RunningTangra
     assert tangram.server.tree.incarnation.channels.statistics().connections == 0  # type: ignore[union-attr]
 
 
-async def test_a_client_that_leaves_is_forgotten(tangram: RunningTangram) -> None:
+async def test_a_client_that_leaves_is_forgotten(autojump_clock: MockClock, tangram: RunningTangram) -> None:
     """The end of the request ends the membership."""
     async with events(tangram, "kept") as stream:
         await stream.next()
