@@ -167,7 +167,7 @@ async def test_websockets_of_a_plugin_end_with_it(engine: str, kind: Literal["ro
             channel = await other.join("probe", token=token.token)
             assert await socket.receive() == "hello"
             await running.http.post("/-/plugins/live/restart", headers=running.operator)
-            with pytest.raises(Closed) as caught, trio.fail_after(5):
+            with pytest.raises(Closed) as caught, trio.fail_after(30):
                 await socket.receive()
             assert await channel.push("hello", {}) == {}
 

@@ -20,6 +20,7 @@ from tangram.errors import Refused
 from tangram.gateway.pump import CLOSE_TIME
 from tangram.testing import RunningTangram, open_tangram
 from tests.app.helpers import Journal, make_plugin
+from tests.machine_slack import open_lateness
 
 pytestmark = pytest.mark.slow
 
@@ -202,10 +203,12 @@ async def test_a_restart_does_not_wait_for_clients_that_do_not_answer() -> None:
             lambda: crash(running, "web"),
             lambda: crash(running, "channels"),
         ):
-            began = trio.current_time()
-            await restart()
-            took = trio.current_time() - began
-            assert took < CLOSE_TIME  # so long a close that is not answered would have been waited for
+            with open_lateness() as late:
+                began = trio.current_time()
+                await restart()
+                took = trio.current_time() - began
+            # So long a close that is not answered would have been waited for.
+            assert took < CLOSE_TIME + late.allowed
         for stream in clients:
             await stream.aclose()
 
@@ -235,7 +238,7 @@ async def test_clients_of_the_old_incarnation_are_closed_with_1012_without_leave
             async with running.open_socket() as new:
                 admin = await tangram.fetch_token(running.url, "admin", bearer=operator(running))
                 watcher = await new.join("admin", token=admin.token)
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     async for _ in channel:  # until the connection is closed
                         pass
                 with trio.move_on_after(0.3):

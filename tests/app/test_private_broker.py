@@ -35,7 +35,7 @@ async def test_plugins_work_with_a_private_broker() -> None:
         address = parse_redis_url(tree.url)
         paths = ("/-/supervision", "/-/plugins", "/-/readyz", "/manifest.json")
         pages = [(await running.http.get(path)).text for path in paths]
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not seen:  # noqa: ASYNC110 - the plugin has no event
                 await trio.sleep(0.01)
 

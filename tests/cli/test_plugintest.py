@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tangram.cli import kit
+from tangram.cli import kit, plugintest
 from tangram.errors import OperatorError
 from tests.cli.test_plugins import run
 from tests.compat.guide import write_project
@@ -120,3 +121,18 @@ def test_a_faulty_plugin_is_reported_without_a_traceback_of_tangram(
     assert lines[-1] == "bad: not good"
     assert any(line.startswith("good     good:") for line in lines)
     assert "Traceback" not in done.stdout
+
+
+def test_a_stall_of_the_machine_hides_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first record with a traceback is shown, not that of a loop that stood still before it."""
+    records: list[dict[str, Any]] = [
+        {"event": "event loop blocked", "seconds": 2.0},
+        {"event": "handler failed", "exception": "KeyError: 1"},
+    ]
+    plugintest._print_failure("bad", AssertionError("GET /mine/ was answered 500"), records)
+    plugintest._print_failure("bad", AssertionError("GET /mine/ was answered 500"), records[:1])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    assert ["the", "log:", "handler", "failed"] in shown
+    assert ["KeyError:", "1"] in shown
+    assert shown[-1] == ["the", "log:", "event", "loop", "blocked"]

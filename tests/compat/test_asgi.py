@@ -13,6 +13,7 @@ import trio
 from tangram.compat.names import has_fastapi
 from tangram.testing import RunningTangram, open_tangram
 from tests.compat.websocket_client import Closed, open_websocket
+from tests.machine_slack import open_lateness
 
 pytestmark = [
     pytest.mark.slow,
@@ -190,7 +191,7 @@ async def restart(tangram: RunningTangram) -> None:
 async def wait_called(module: Any, call: str) -> float:
     """Wait until the plugin has recorded a call; return the seconds that it took."""
     began = trio.current_time()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while call not in module.calls:  # noqa: ASYNC110 - the plugin knows no Trio
             await trio.sleep(0.005)
     return trio.current_time() - began
@@ -257,7 +258,7 @@ async def test_a_restart_closes_websockets_with_1012(probe: tuple[RunningTangram
     async with open_websocket(url) as socket:
         await socket.receive()
         await restart(tangram)
-        with pytest.raises(Closed) as caught, trio.fail_after(5):
+        with pytest.raises(Closed) as caught, trio.fail_after(30):
             await socket.receive()
         assert caught.value.code == 1012
     async with open_websocket(url) as socket:
@@ -344,4 +345,6 @@ async def test_a_handler_learns_that_its_client_has_left(
     async with stream:
         await stream.send_all(f"GET /probe/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         await trio.sleep(0.2)
-    assert await wait_called(module, call) <= 0.1
+    with open_lateness() as late:
+        took = await wait_called(module, call)
+    assert took <= 0.1 + late.allowed

@@ -455,7 +455,7 @@ async def test_a_file_is_sent_by_the_server(
 
     client = Client(resident).says(request())
     exchange = await client.run(app)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         await deleted.wait()
 
     bodies = client.sent[1:]

@@ -244,7 +244,7 @@ async def test_streams_files_and_bodies(shop: tuple[RunningTangram, Any]) -> Non
     assert echoed.content == body
     assert echoed.headers["x-length"] == str(len(body))
     assert "later" in module.calls
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while "removed" not in module.calls:  # noqa: ASYNC110 - the plugin knows no Trio
             await trio.sleep(0.01)
     assert (await http.get("/shop/state")).json() == {"same": []}
@@ -262,7 +262,7 @@ async def test_a_background_task_does_not_delay_the_next_request(shop: tuple[Run
     address = httpx.URL(tangram.url)
     stream = await trio.open_tcp_stream(address.host, address.port or 80)
     async with stream:
-        with structlog.testing.capture_logs() as logs, trio.fail_after(5):
+        with structlog.testing.capture_logs() as logs, trio.fail_after(30):
             for path, text in (("behind", b"begun"), ("go-on", b"ok")):
                 await stream.send_all(b"GET /shop/%b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
                 received = b""
@@ -285,7 +285,7 @@ async def test_a_handler_ends_when_its_client_leaves(shop: tuple[RunningTangram,
     async with stream:
         await stream.send_all(b"GET /shop/endless HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"200 OK" in await stream.receive_some()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while "endless ends" not in module.calls:
             gc.collect()  # Starlette leaves the generator to be found
             await tangram.http.get("/-/healthz")
@@ -325,7 +325,7 @@ async def test_a_restart_answers_requests_in_flight(shop: tuple[RunningTangram, 
         tree = tangram.server.tree
         assert tree is not None
         host: Any = tree.incarnation.hosts["plugin"]
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not any("slow" in task.get_name() for task in host.resident.tasks):
                 await tangram.http.get("/-/healthz")
         await tangram.http.post("/-/plugins/plugin/restart", headers=tangram.operator)

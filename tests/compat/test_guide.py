@@ -70,7 +70,7 @@ async def test_the_service_publishes(module: Callable[..., Any]) -> None:
         assert tree.incarnation.bus is not None
         async with tree.incarnation.bus.subscribe("my-plugin:status") as messages:
             for _ in range(3):
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     # The first message of all may have been published before the subscription.
                     await restart_plugin(tangram)
                     message = await anext(messages)
@@ -86,7 +86,7 @@ async def test_the_publish_reaches_a_browser(module: Callable[..., Any]) -> None
             channel = await socket.join("system", token=token.token)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(restart_plugin, tangram)
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     async for event in channel:
                         if event.name == "update":
                             break
@@ -101,7 +101,7 @@ async def test_the_subscriber_receives(
     async with open_tangram([module("my_plugin", source_of("subscriber")).plugin]) as tangram:
         tree = tangram.server.tree
         assert tree is not None
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             # subscribe() has returned when the service is up; the message is handled before the stop is.
             while await tree.incarnation.publish("from:system:my-plugin-command", "first") < 1:
                 pass

@@ -181,7 +181,7 @@ async def test_state_is_shared_and_clients_are_not() -> None:
     plugins = [named(first, "first"), named(second, "second"), named(native, "third")]
     async with open_tangram(plugins) as tangram:
         url = tangram.redis_url
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while "value" not in seen or "native" not in seen:
                 await tangram.http.get("/-/healthz")
 
@@ -270,7 +270,7 @@ async def test_sync_services_run_in_threads() -> None:
         ran.append(threading.current_thread().name)
 
     async with open_tangram([named(plugin, "demo")]) as tangram:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not ran:
                 await tangram.http.get("/-/healthz")
 
@@ -362,7 +362,7 @@ async def test_services_of_all_plugins_start_together() -> None:
 
     async with open_tangram(plugins) as tangram:
         for _ in range(2):
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while not received:
                     await tangram.http.get("/-/healthz")
             received.clear()

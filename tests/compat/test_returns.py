@@ -133,7 +133,7 @@ async def test_a_plugin_whose_services_have_returned_is_finished() -> None:
         await asyncio.Future()
 
     async with open_tangram([done, both], fakes=True) as tangram:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             states: dict[str, str] = {}
             while states.get("done") != "finished" or len(_returned(tangram)) < 2:
                 states = await _states(tangram)

@@ -28,6 +28,13 @@ class Polls:
     other: list[str] = field(default_factory=list)
     """Other answers, as they came."""
 
+    async def wait_good(self, more: int) -> None:
+        """Wait until so many more requests were answered well."""
+        wanted = len(self.good) + more
+        with trio.fail_after(LONG):
+            while len(self.good) < wanted:  # noqa: ASYNC110 - a list has no event
+                await trio.sleep(EVERY)
+
     def gap(self) -> float:
         """The longest time between two good answers, in seconds."""
         ordered = sorted(self.good)

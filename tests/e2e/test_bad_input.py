@@ -210,7 +210,7 @@ async def open_socket(server: Server) -> AsyncIterator[WebSocketConnection]:
 async def heartbeat(connection: WebSocketConnection) -> str:
     """Send a heartbeat and return its reply, after all earlier messages."""
     await connection.send_message('[null,"beat","phoenix","heartbeat",{}]')
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while True:
             message = await connection.get_message()
             if '"beat"' in str(message):

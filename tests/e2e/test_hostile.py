@@ -162,7 +162,7 @@ async def test_hundreds_of_hostile_clients(home: Home, engine: str) -> None:
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
         answered: list[float] = []
-        with crowd(home, token) as people:
+        with crowd(home, token) as people, open_lateness() as machine:
             for kind, count in KINDS.items():
                 for _ in range(count):
                     await trio.to_thread.run_sync(kind, people)
@@ -182,7 +182,7 @@ async def test_hundreds_of_hostile_clients(home: Home, engine: str) -> None:
         assert took <= BOUND + 1.0 + late.allowed
         # One may have waited for the crowd's own work, which is this machine's as well.
         assert statistics.median(answered) < 1.0
-        assert max(answered) < 8.0
+        assert max(answered) < 8.0 + machine.allowed
         assert grown < 96 * MIB
         assert [it for it in server.records if it["level"] == "error"] == []
         assert len(server.lines) < 200

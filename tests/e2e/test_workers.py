@@ -150,7 +150,7 @@ async def test_a_second_sigint_ends_all_workers_at_once(home: Home) -> None:
         await wait_event(server, "stop requested", times=3)
         await trio.sleep(0.7)  # a repetition sooner than half a second counts as the first
         server.process.send_signal(signal.SIGINT)
-        status = await server.wait_end(within=6)
+        status = await server.wait_end(within=30)
         await wait_gone(below)
 
         assert status == 130

@@ -251,7 +251,7 @@ async def test_a_disconnect_never_waits_in_the_queue() -> None:
     """A disconnect is queued although the queue is full, and comes after queued events."""
     inbox = RequestEvents(limit=1)
     await inbox.put({"type": "http.request", "body": b"1"})
-    with trio.fail_after(1):
+    with trio.fail_after(30):
         await inbox.put({"type": "http.disconnect"})
 
     assert (await inbox.get())["type"] == "http.request"
@@ -383,7 +383,7 @@ async def test_a_frame_during_a_refused_handshake_is_no_failure(
             await stream.send_all(UPGRADE)
             assert b" 403 " in await stream.receive_some(4096)
             await stream.send_all(b"\x81\x80\0\0\0\0")
-            with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
                 while await stream.receive_some(4096):
                     pass
         await server.wait_closed()

@@ -46,7 +46,7 @@ class Browser:
         await self._process.stdin.send_all(json.dumps({"command": command, **arguments}).encode() + b"\n")
 
     async def see(self, kind: str, **wanted: Any) -> dict[str, Any]:
-        with trio.fail_after(8):
+        with trio.fail_after(30):
             while True:
                 for index, seen in enumerate(self._seen):
                     if seen["kind"] == kind and all(

@@ -113,7 +113,7 @@ async def test_channels_end_with_the_transport(engine: str, browser: partial[Any
         await join(page, "obs")
         await page.tell("disconnect")
 
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while site.channels.statistics().hub.members > 1:  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.01)
         assert site.bus.names("to:admin:").count("to:admin:channel.leave") == 2

@@ -219,7 +219,7 @@ async def test_a_back_off_ends_when_redis_is_back() -> None:
             await _until_broker(running, up=False)
             redis.start()
 
-            await running.wait_event("started", "plugin:probe", after=mark, seconds=4.0)
+            await running.wait_event("started", "plugin:probe", after=mark, seconds=30.0)
 
 
 async def test_the_waits_between_restarts_are_the_operators(autojump_clock: MockClock) -> None:

@@ -229,5 +229,5 @@ async def test_an_abandoned_thread_is_counted() -> None:
 
     assert table.threads.abandoned == 1
     release.set()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         await table.threads.run(int)

@@ -38,13 +38,13 @@ async def test_a_reset_or_half_close_costs_one_connection() -> None:
                 await client.send_all(b"GET /-/healthz HTTP/1.1\r\n")
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 proxy.half_close_all()
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     assert await client.receive_some() == b""
             async with await trio.open_tcp_stream(proxy.host, proxy.port) as client:
                 await client.send_all(b"GET /-/healthz HTTP/1.1\r\n")
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 proxy.reset_all()
-                with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
                     await client.receive_some()
 
         assert (await running.http.get("/-/healthz")).status_code == 200
@@ -62,7 +62,7 @@ async def test_a_silent_target_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
             waiting.connect_ex(full.getsockname())
         async with open_proxy(*full.getsockname()) as proxy:
             async with await trio.open_tcp_stream(proxy.host, proxy.port) as client:
-                with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
                     await client.receive_some()
 
 
@@ -79,7 +79,7 @@ async def test_the_bus_comes_back_when_the_network_does() -> None:
             with pytest.raises(BrokerUnavailable):
                 await bus.publish("to:x:y", b"2", timeout=0.2)
             proxy.refuse = False
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await bus.wait_up()
             assert await bus.publish("to:x:y", b"3") == 1
         nursery.cancel_scope.cancel()

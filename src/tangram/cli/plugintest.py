@@ -130,11 +130,13 @@ def _print_failure(name: str, error: Exception, records: Sequence[Record]) -> No
     click.echo(f"{click.style('bad', fg='red')}      {name}:")
     for line in lines:
         click.echo(f"           {line}")
-    # The first record, because the others follow from it; but none that the test caused itself.
+    # The first record with a traceback, because the others follow from it; but none that the test caused
+    # itself, and not the stall of a machine that stood still meanwhile.
     own = [record for record in records if not _is_injected(record)]
     if own and not isinstance(error, InvariantBroken):
-        click.secho(f"           the log: {_summary(own[0])}", dim=True)
-        for line in _traceback(own[0]):
+        first = next(filter(_traceback, own), own[0])
+        click.secho(f"           the log: {_summary(first)}", dim=True)
+        for line in _traceback(first):
             click.secho(f"             {line}", dim=True)
 
 
