@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from websockets.server import ServerProtocol
 
 from tangram.channels.disconnects import OVERLOAD, RESTART
 from tangram.channels.frames import BINARY, TEXT, Encoded, Run
-from tangram.channels.outbox import Outbox, put_run_all
+from tangram.channels.outbox import LARGE, Outbox, put_run_all
 from tangram.gateway.pump import CLOSE_TIME, MAX_CONTROL, Pump, PumpStatistics, frame, join
 
 
@@ -367,6 +368,57 @@ async def test_a_broadcast_that_is_taken_in_part_goes_on(clock: Clock) -> None:
         broadcast([first, slow], b"x" * 500_000)
         broadcast([first, slow], b"y" * 150_000)
         assert slow.outbox.disconnect is OVERLOAD
+
+
+@pytest.mark.parametrize("room", [1 << 20, 8192])
+async def test_a_large_message_to_one_client_is_sent_without_a_copy(clock: Clock, room: int) -> None:
+    """Its parts go to the socket as they are; if that takes only some bytes, the rest follows."""
+    async with open_rig() as rig:
+        rig.wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        item = Encoded(TEXT, b"[1,", b"x" * LARGE, b"]")
+        run = Run([item])
+
+        put_run_all([rig.outbox], run)
+
+        if room > LARGE:
+            assert (run.wire, item.wire, rig.outbox.pending) == (None, None, 0)
+        else:
+            assert rig.outbox.pending > 0
+        small = Encoded(TEXT, b"after")
+        put_run_all([rig.outbox], Run([small]))
+        assert await rig.read_all() == frame(item) + frame(small)
+        assert rig.outbox.pending == 0
+        assert rig.outbox.express is not None
+
+
+@pytest.mark.parametrize("how", ["blocked", "gone", "written to"])
+async def test_a_large_message_waits_like_others(clock: Clock, how: str) -> None:
+    """It neither overtakes nor raises."""
+    async with open_rig() as rig:
+        filler = Encoded(TEXT, b"y" * LARGE)
+        if how == "blocked":
+            while rig.wire.sock.send(b"z"):
+                if rig.outbox.express is None or not writable(rig.wire.sock):
+                    break
+        elif how == "gone":
+            rig.wire.peer.close()
+        else:
+            put_run_all([rig.outbox], Run([filler]))
+            assert rig.outbox.express is None
+        item = Encoded(TEXT, b"x" * LARGE)
+
+        put_run_all([rig.outbox], Run([item]))
+
+        if how == "gone":
+            assert rig.wire.closed
+            return
+        got = await rig.read_all()
+        assert got.lstrip(b"z") == (frame(filler) if how == "written to" else b"") + frame(item)
+
+
+def writable(sock: socket.socket) -> bool:
+    """Return whether a socket takes bytes now."""
+    return bool(select.select([], [sock], [], 0)[1])
 
 
 async def test_a_run_beyond_the_bound_is_put_message_by_message(clock: Clock) -> None:

@@ -29,6 +29,9 @@ MAX_EXEMPT: Final = 100
 A client that joins and leaves without reading must not fill memory with them.
 """
 
+LARGE: Final = 65_536
+"""Bytes from which on a message to one client is not joined: the copy costs more than the other call."""
+
 
 @attrs.frozen
 class OutboxStatistics:
@@ -54,6 +57,7 @@ class Outbox:
         "conflated",
         "disconnect",
         "express",
+        "express_parts",
         "join",
         "max_backlog",
         "max_exempt",
@@ -78,6 +82,9 @@ class Outbox:
         self._exempt = 0
         self.express: Callable[[bytes], int] | None = None
         """Sends framed bytes without blocking, and returns how many it took; None while anything waits."""
+        self.express_parts: Callable[[Encoded], int] | None = None
+        """Frames and sends a message like ``express``, without joining its parts; returns how many bytes are
+        left."""
         self.join: Callable[[Run], bytes] | None = None
         """Frames a run for ``express``, and stores the bytes in ``run.wire``."""
         self.resume: Callable[[bytes, int, int], None] | None = None
@@ -233,6 +240,8 @@ class Outbox:
 
 def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
     """Add all messages of a run, which must have no keys, to many outboxes."""
+    if run.size >= LARGE and run.length == 1 and len(outboxes) == 1 and _put_parts(outboxes[0], run):
+        return
     behind = run.size - run.first
     wire: bytes | None = None
     length = 0
@@ -253,3 +262,17 @@ def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
             continue
         if sent != length:
             outbox.sent_part(run, sent)
+
+
+def _put_parts(outbox: Outbox, run: Run) -> bool:
+    """Send a large message to its only receiver; return False if it has to wait."""
+    if outbox.express is None or outbox.express_parts is None:
+        return False
+    try:
+        left = outbox.express_parts(run.items[0])
+    except OSError:
+        return False
+    if left:
+        assert outbox.join is not None
+        outbox.sent_part(run, len(outbox.join(run)) - left)
+    return True

@@ -74,16 +74,18 @@ def frame(item: Encoded) -> bytes:
 
     It is unmasked, as a server sends it (RFC 6455, section 5.2).
     """
+    item.wire = wire = b"".join((_head(item), *item.parts))
+    return wire
+
+
+def _head(item: Encoded) -> bytes:
     size = item.size
     first = 0x80 | item.opcode
     if size < 126:
-        head = bytes((first, size))
-    elif size < 65536:
-        head = bytes((first, 126, size >> 8, size & 0xFF))
-    else:
-        head = bytes((first, 127)) + size.to_bytes(8, "big")
-    item.wire = wire = b"".join((head, *item.parts))
-    return wire
+        return bytes((first, size))
+    if size < 65536:
+        return bytes((first, 126, size >> 8, size & 0xFF))
+    return bytes((first, 127)) + size.to_bytes(8, "big")
 
 
 def join(run: Run) -> bytes:
@@ -163,6 +165,7 @@ class Pump:
         """Set the outbox to empty; from now on ``wake`` sends."""
         self._outbox = outbox
         outbox.resume, outbox.join = self._resume, join
+        outbox.express_parts = self._send_parts
         self.flush()
 
     def wake(self) -> None:
@@ -214,6 +217,11 @@ class Pump:
             and self.protocol.state is OPEN
         ):
             outbox.express = self._express
+
+    def _send_parts(self, item: Encoded) -> int:
+        """Send a large message without joining its parts; return how many bytes are left."""
+        head = _head(item)
+        return len(head) + item.size - self.connection.sock.sendmsg((head, *item.parts))
 
     def _resume(self, wire: bytes, sent: int, size: int) -> None:
         """Send the rest of a broadcast, of which ``express`` has taken ``sent`` bytes."""
