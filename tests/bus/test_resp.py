@@ -1,6 +1,8 @@
 """One connection to Redis."""
 
+import resource
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,6 +18,7 @@ from tangram.bus.resp import (
     dial_socket,
     open_link,
 )
+from tangram.bus.sockets import PlainStream
 from tangram.errors import BrokerUnavailable
 from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, FakeRedis
@@ -124,3 +127,22 @@ async def test_an_invalid_host_name_counts_as_an_outage(host: str) -> None:
     with pytest.raises(BrokerUnavailable, match="is not a valid host name"):
         async with open_link(RedisAddress(url=f"redis://{host}", host=host), dial=dial_socket):
             pytest.fail("entered")
+
+
+async def test_buffers_take_no_memory_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a connection that has received a large message holds the pages for one."""
+    monkeypatch.setattr(resp, "RECEIVE_BUFFER", 64 * 1024 * 1024)
+
+    class Plain(PlainStream):
+        def __init__(self) -> None: ...
+
+    before = resident()
+    links = [Link(Plain()) for _ in range(4)]
+
+    assert resident() - before < 64 * 1024 * 1024
+    del links
+
+
+def resident() -> int:
+    """Return the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final, TypeVar, cast
 
 import hiredis
@@ -73,7 +74,8 @@ mmap threshold of malloc, and each read would then cost fresh pages."""
 
 RECEIVE_BUFFER: Final = 458_752
 """Bytes of the buffer of a plain connection, for the read after a full one: together half a megabyte, which
-takes a millisecond. Pages that no read has reached take no memory."""
+takes a millisecond. It is mapped, because a ``bytearray`` is written when it is made: pages that no read has
+reached take no memory."""
 
 READER_BUFFER: Final = 2 * 1024 * 1024
 """Bytes that the reader keeps between messages. By default it keeps 16 KiB, and grows again at each message
@@ -199,7 +201,7 @@ class Link:
         self._nowait = stream if isinstance(stream, NowaitStream) else None
         self.nowait = self._nowait is not None
         """Whether ``receive_nowait`` and ``send_nowait`` can do anything: not with TLS."""
-        self._buffer = bytearray(RECEIVE_BUFFER if self._plain is not None else 0)
+        self._buffer = mmap(-1, RECEIVE_BUFFER, MAP_PRIVATE | MAP_ANONYMOUS)
         self.readiness = current_readiness() if self._plain is not None else None
         """Reads from this connection in ``receive_each``; None if its task does."""
         self.chunks = 0

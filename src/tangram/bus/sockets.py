@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from mmap import mmap
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import trio
@@ -78,7 +79,7 @@ class PlainStream(trio.abc.Stream):
             return data
         raise trio.ClosedResourceError
 
-    async def receive_into(self, buffer: bytearray) -> int:
+    async def receive_into(self, buffer: bytearray | mmap) -> int:
         """Read the next bytes to the begin of a buffer, and return their number.
 
         0 is the end of the stream. A read takes ``READ_SIZE`` bytes. If it is full, one read of the whole
@@ -98,7 +99,7 @@ class PlainStream(trio.abc.Stream):
                 return size
         raise trio.ClosedResourceError
 
-    def _read_into(self, buffer: bytearray) -> int:
+    def _read_into(self, buffer: bytearray | mmap) -> int:
         """Read without waiting; return the number of bytes, or -1 if there are none."""
         full, self._full_reads = self._full_reads, 0
         try:
@@ -110,7 +111,9 @@ class PlainStream(trio.abc.Stream):
         self._full_reads = int(not full and size == READ_SIZE)
         return size
 
-    async def serve(self, readiness: Readiness, buffer: bytearray, handle: Callable[[int], T | None]) -> T:
+    async def serve(
+        self, readiness: Readiness, buffer: bytearray | mmap, handle: Callable[[int], T | None]
+    ) -> T:
         """Read as ``receive_into`` does, and call ``handle`` after each read.
 
         ``handle`` gets the number of bytes.
