@@ -36,6 +36,8 @@ from benchmarks.lib.program import compare, parse_options
 from benchmarks.lib.report import Results, Sample, Target, plot, promised, results_table, show, svg, table
 from benchmarks.lib.servers import UNLIMITED, Server, start_published, start_tangram
 
+from tangram.channels.simd_json import AVAILABLE
+
 NATIVE, SILENT, PUBLISHED = "tangram", "tangram, push_replies = false", "tangram-core"
 WS, NATS, NCHAN, MOSQUITTO = "ws + ioredis", "NATS", "nchan", "Mosquitto"
 SERVERS: dict[str, Callable[[Path], Server]] = {
@@ -234,7 +236,7 @@ the server's threads and children used, a broker left out. NATS, nchan and Mosqu
 token and no JSON, and have publishers of their own protocols; their clients use WebSockets, too.
 *ws + ioredis* checks no token and no JSON, either. The published server answers no push: the row without
 replies compares like with like. It is not measured with 5,000 topics, because it does not join so many
-clients within a minute.
+clients within a minute. This server checks large JSON {check}.
 
 At such rates a server sleeps between two messages, and most of the cost is waking up: `docs/figures.md` has
 the least that Python and Trio take for it.
@@ -265,7 +267,12 @@ def text(results: Results, options: argparse.Namespace, where: str) -> str:
     }
     return "\n".join(
         [
-            HEAD.format(machine=where, rounds=options.rounds, seconds=options.seconds),
+            HEAD.format(
+                machine=where,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                check="by simdjson" if AVAILABLE else "by itself, without simdjson",
+            ),
             *(f"Not measured: {name}, which could not be installed.\n" for name in options.missing),
             "## Promised\n",
             promised([target.promise() for target in targets(results)]),
