@@ -93,7 +93,7 @@ async def test_new_code_runs_and_browsers_stay_joined(autojump_clock: object, fi
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("def broken(:\n", "SyntaxError"),
+        ("def broken(:\n", "SyntaxError: invalid syntax (/"),
         ("1 / 0\n", "ZeroDivisionError"),
         ("plugin = 3\n", "no tangram.Plugin"),
     ],

@@ -261,7 +261,9 @@ def cause_line(error: BaseException, source: Path | None = None) -> str:
     An exception group is described by its first leaf.
     """
     error = first_leaf(error)
-    message = " ".join(str(error).split())
+    # The text of a SyntaxError ends with the file's name and the line, which follow in full.
+    told = error.msg if isinstance(error, SyntaxError) and error.filename else error
+    message = " ".join(str(told).split())
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     where = _where(error, error.__traceback__, source)
     return f"{text} ({where})" if where else text
