@@ -36,6 +36,7 @@ def real_time(tree: ast.Module) -> Iterator[str]:
             yield function.name
 
 
+@pytest.mark.slow
 def test_each_test_names_the_clock_of_its_fixtures() -> None:
     """Otherwise it runs in real time: pytest-trio looks for a clock among the test's own arguments."""
     found = [
