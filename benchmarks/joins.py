@@ -116,7 +116,8 @@ def coming_back(server: Server, count: int) -> Sample:
         cpu = cpu_seconds(server.pid) - cpu
     finally:
         clients.end()
-    return {"back_s": back["seconds"], "cpu_s": cpu, "refused": back["refused"], "p50_ms": back["p50_ms"]}
+    refused = back["refused"] + back["moved"]
+    return {"back_s": back["seconds"], "cpu_s": cpu, "refused": refused, "p50_ms": back["p50_ms"]}
 
 
 def name(count: int) -> str:

@@ -28,6 +28,7 @@ struct client {
     size_t have, room, out_size, out_done;
     size_t large, left; /* of a frame that is not kept: its bytes, and those that are still to come */
     int64_t messages, last, began, pushed, again;
+    int64_t closed; /* when its last joined connection ended */
     int back, tries;
     char position[64];
 };
@@ -52,7 +53,15 @@ static int64_t push_total, push_sent, push_begun, push_batch;
 static double push_gap;
 static int next_pusher;
 static int returning, returned;
-static int64_t attempts_refused;
+/* Attempts to come back that led to no join, by the place where they ended. */
+enum { UNCONNECTED, UNANSWERED_UPGRADE, REFUSED_UPGRADE, MOVED, CUT, REFUSED_JOIN, UNANSWERED_JOIN, PLACES };
+static const char *const places[] = {"unconnected", "upgrade_unanswered", "upgrade_refused", "moved",
+                                     "cut",         "join_refused",       "join_unanswered"};
+static int64_t failures[PLACES];
+/* Joined connections that ended without a close frame, and the longest time without one. */
+static int64_t broken, longest;
+/* Nanoseconds after which phoenix.js gives a join up. */
+#define JOIN_NS 10000000000LL
 /* Of clients that recover: numbers that did not come, or came again, and joins that were told of missed messages. */
 static int recover;
 static int64_t skipped, repeated, told_missed;
@@ -70,11 +79,12 @@ static void want(struct client *it, uint32_t events) {
     epoll_ctl(epoll, EPOLL_CTL_MOD, it->fd, &event);
 }
 
-static void end(struct client *it) {
+static void end_at(struct client *it, int place) {
     if (it->state == GONE || it->state == AWAY) return;
     close(it->fd);
     if (returning) {
-        attempts_refused += it->state != JOINED;
+        if (it->state == JOINED) it->closed = now_ns();
+        else failures[place]++;
         returned -= it->back;
         it->back = 0;
         it->state = AWAY;
@@ -85,6 +95,11 @@ static void end(struct client *it) {
     }
     it->state = GONE;
     gone++;
+}
+
+/* Ends without a close frame. */
+static void end(struct client *it) {
+    end_at(it, it->state == CONNECTING ? UNCONNECTED : it->state == UPGRADING ? UNANSWERED_UPGRADE : CUT);
 }
 
 static void flush_out(struct client *it) {
@@ -144,6 +159,13 @@ static void say(struct client *it, const char *data, size_t size) {
 
 static void connected(struct client *it) {
     char request[1024];
+    int error = 0;
+    socklen_t size = sizeof error;
+    getsockopt(it->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error && returning) {
+        end(it);
+        return;
+    }
     if (plain) {
         it->state = JOINED;
         joined++;
@@ -264,10 +286,13 @@ static void heard(struct client *it, const char *text, size_t size) {
         if (memmem(text, size, "phx_reply", 9)) {
             if (!memmem(text, size, "\"ok\"", 4)) {
                 fprintf(stderr, "join refused: %.*s\n", (int)size, text);
-                exit(1);
+                if (!returning) exit(1);
+                end_at(it, REFUSED_JOIN);
+                return;
             }
             it->state = JOINED;
             joined++;
+            if (returning && it->closed && now_ns() - it->closed > longest) longest = now_ns() - it->closed;
             if (recover) {
                 keep_position(it, text, size, "\"position\":\"");
                 if (memmem(text, size, "\"reason\"", 8)) told_missed++, it->last = -1;
@@ -339,12 +364,14 @@ static size_t take_frames(struct client *it) {
             break;
         }
         if ((head[0] & 15) == 8) {
-            if (!gone && !returning) fprintf(stderr, "closed with %d: %.*s\n", size >= 2 ? head[skip] << 8 | head[skip + 1] : 0,
+            int code = size >= 2 ? head[skip] << 8 | head[skip + 1] : 0;
+            if (!gone && !returning) fprintf(stderr, "closed with %d: %.*s\n", code,
                     size > 2 ? (int)size - 2 : 0, size > 2 ? (char *)head + skip + 2 : "");
-            end(it);
+            end_at(it, code == 1012 || code == 1001 ? MOVED : CUT);
             return 0;
         }
         if ((head[0] & 15) <= 2) heard(it, (char *)head + skip, size);
+        if (it->state == GONE || it->state == AWAY) return 0;
         at += skip + size;
     }
     return at;
@@ -368,6 +395,7 @@ static void readable(struct client *it) {
     ssize_t got = large ? read_large(it) : recv(it->fd, it->in + it->have, it->room - it->have, MSG_DONTWAIT);
     if (got < 0 && errno == EAGAIN) return;
     if (got <= 0) {
+        broken += it->state == JOINED;
         if (it->state == UPGRADING && !returning) {
             fprintf(stderr, "closed while it upgraded\n");
             exit(1);
@@ -384,7 +412,8 @@ static void readable(struct client *it) {
         char *stop = memmem(it->in, it->have, "\r\n\r\n", 4);
         if (!stop) return;
         if (memcmp(it->in + 9, "101", 3) && returning) {
-            end(it);
+            fprintf(stderr, "upgrade refused: %.*s\n", (int)(strchr(it->in, '\r') - it->in), it->in);
+            end_at(it, REFUSED_UPGRADE);
             return;
         }
         if (memcmp(it->in + 9, "101", 3)) {
@@ -450,6 +479,20 @@ static void report(void) {
     fflush(stdout);
 }
 
+static void report_return(void) {
+    int64_t refused = 0;
+    printf("{\"seconds\": %.6f, ", (double)(now_ns() - begun) / 1e9);
+    for (int place = 0; place < PLACES; place++) {
+        printf("\"%s\": %lld, ", places[place], (long long)failures[place]);
+        if (place != MOVED) refused += failures[place];
+    }
+    printf("\"refused\": %lld, \"broken\": %lld, \"longest_ms\": %.3f, ", (long long)refused, (long long)broken,
+           (double)longest / 1e6);
+    print_percentiles();
+    printf("}\n");
+    fflush(stdout);
+}
+
 static int command(void) {
     char line[256];
     ssize_t got = read(0, line, sizeof line - 1);
@@ -471,8 +514,9 @@ static int command(void) {
     } else if (!strncmp(line, "return", 6)) {
         returning = 1;
         returned = 0;
-        attempts_refused = 0;
-        for (int i = 0; i < count; i++) clients[i].back = 0, clients[i].again = 0;
+        memset(failures, 0, sizeof failures);
+        broken = longest = 0;
+        for (int i = 0; i < count; i++) clients[i].back = 0, clients[i].again = clients[i].closed = 0;
         clear_latencies();
         begun = now_ns();
     } else if (!strncmp(line, "push", 4)) {
@@ -535,14 +579,13 @@ int main(int argc, char **argv) {
         }
         if (returning && returned == count) {
             returning = 0;
-            printf("{\"seconds\": %.6f, \"refused\": %lld, ", (double)(now_ns() - begun) / 1e9,
-                   (long long)attempts_refused);
-            print_percentiles();
-            printf("}\n");
-            fflush(stdout);
+            report_return();
         }
-        for (int i = 0; returning && i < count; i++)
-            if (clients[i].state == AWAY && clients[i].again <= now_ns()) start(&clients[i]);
+        for (int i = 0; returning && i < count; i++) {
+            struct client *it = &clients[i];
+            if (it->state == AWAY && it->again <= now_ns()) start(it);
+            if (it->state == JOINING && it->began + JOIN_NS <= now_ns()) end_at(it, UNANSWERED_JOIN);
+        }
         int ready = epoll_wait(epoll, events, 512, push_sent < push_total || returning ? 1 : -1);
         for (int i = 0; i < ready; i++) {
             if (events[i].data.u32 == UINT32_MAX) {

@@ -31,6 +31,7 @@ RUN_BY: Final = {
     ("docs/supervision.md", "python"): "tests/supervision/test_docs.py",
     ("docs/testing.md", "python"): "tests/testing/test_docs.py",
     ("docs/nodes.md", "nginx"): "tests/e2e/test_deploy_proxies.py",
+    ("docs/nodes.md", "caddy"): "tests/e2e/test_deploy_proxies.py",
     ("docs/nodes.md", "haproxy"): "tests/e2e/test_deploy_proxies.py",
     ("docs/history.md", "python"): "tests/docs/test_code_blocks.py",
     ("docs/browser.md", "js"): "tests/docs/test_scripts.py",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import ssl
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +20,8 @@ import trio
 from tangram.client import fetch_token, open_socket
 from tangram.testing import free_port, open_broker
 from tests.docs.blocks import blocks
-from tests.e2e.harness import Home, open_server, wait_until
+from tests.e2e.harness import LONG, Home, open_server, wait_until
+from tests.e2e.joining import joining
 from tests.e2e.polling import polling
 from tests.e2e.prepare import ROOT, find_proxy
 from tests.e2e.test_proxies import BROWSER, CLIENT, answers
@@ -27,6 +31,8 @@ pytestmark = pytest.mark.slow
 DEPLOY: Final = ROOT / "deploy"
 TLS: Final = ROOT / "tests" / "http" / "tls"
 UPLOAD: Final = 16 * 1024 * 1024
+JOINING: Final = 4
+"""Clients that join one time after the other during an upgrade."""
 SETTINGS: Final = {"TANGRAM_SERVER__HOSTS": "['maps.example', 'localhost']"}
 
 SOURCE: Final = """
@@ -147,6 +153,8 @@ def for_nodes(name: str, config: str, nodes: list[int], upstream: int) -> str:
         text = replaced(text, (f"10.0.0.{number}:2346", f"127.0.0.1:{port}"))
     if name == "haproxy":
         return config[: config.index("\nbackend tangram\n") + 1] + text
+    if name == "caddy":
+        return re.sub(r"\treverse_proxy .*?\n\t}\n", lambda _: text, config, flags=re.DOTALL)
     start = config.index("upstream tangram {")
     assert str(upstream) in config[start : config.index("}", start)]
     return config[:start] + text + config[config.index("}", start) + 1 :]
@@ -360,9 +368,12 @@ class Nodes:
         self._ended[number].set()
 
 
-@pytest.mark.parametrize("name", ["nginx", "haproxy"])
+@pytest.mark.parametrize("name", PROXIES)
 async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path: Path, name: str) -> None:
-    """One after the other restarts: each request is answered, each client comes back and misses nothing."""
+    """One after the other restarts: each request is answered, each client comes back and misses nothing.
+
+    Others join all the time: each attempt leads to a join, also at a node that stops.
+    """
     with open_broker() as broker:
         async with trio.open_nursery() as nursery:
             nodes = Nodes(tmp_path, nursery, broker.url)
@@ -379,9 +390,11 @@ async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path
 
                 await wait_numbers(20)
                 front = Home(tmp_path / "front", ports.plain)
+                token = await fetch_token(f"http://127.0.0.1:{ports.plain}", "numbers:other")
                 async with (
                     polling(front, "/-/healthz") as polls,
                     polling(front, "/echo", method="POST") as posts,  # which a balancer sends once only
+                    joining(ports.plain, "numbers:other", token.token, clients=JOINING) as joins,
                 ):
                     for number in range(3):
                         await nodes.stop(number)
@@ -393,9 +406,68 @@ async def test_three_nodes_are_upgraded_behind_the_balancer_of_the_docs(tmp_path
     for polled in (polls, posts):
         assert polled.good
         assert (polled.refused, polled.reset, polled.other) == (0, 0, [])
+    assert joins.joined > JOINING
+    assert joins.ended == Counter()
     for numbers in heard:
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
 
 
 async def all_hear(heard: list[list[int]], behind: int) -> bool:
     return all(numbers and numbers[-1] > behind for numbers in heard)
+
+
+# The key and its answer are the example of RFC 6455.
+UPGRADE: Final = (
+    b"GET /websocket?vsn=2.0.0 HTTP/1.1\r\nHost: localhost\r\n"
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+UPGRADED: Final = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+
+
+class UpgradeNode:
+    """A node of which the test only needs its first answer to an upgrade."""
+
+    def __init__(self, *, takes: bool) -> None:
+        self.takes = takes
+        self.asked = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = await stream.receive_some(4096)
+            if not data:
+                return
+            head += data
+        if b"/-/readyz" in head:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            return
+        self.asked += 1
+        if self.takes:
+            await stream.send_all(UPGRADED)
+            await stream.receive_some(1)
+
+
+async def test_the_next_node_gets_an_upgrade_that_a_node_leaves_without_an_answer(
+    tmp_path: Path, proxy: str
+) -> None:
+    """A node that stops closes the connection of such a request, and the client notices nothing."""
+    nodes = [UpgradeNode(takes=takes) for takes in (False, True, True)]
+    answers: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+        at = []
+        for node in nodes:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, node.serve, 0, host="127.0.0.1"))
+            at.append(listener.socket.getsockname()[1])
+        async with open_proxy(proxy, at[0], tmp_path / "proxy", "", at) as ports:
+            with trio.fail_after(LONG):
+                while not nodes[0].asked or len(answers) < len(nodes):
+                    async with await trio.open_tcp_stream("127.0.0.1", ports.plain) as stream:
+                        await stream.send_all(UPGRADE)
+                        answers.append((await stream.receive_some(4096))[:12])
+        nursery.cancel_scope.cancel()
+
+    assert set(answers) == {b"HTTP/1.1 101"}

@@ -15,6 +15,7 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock as Clock
 
+from tangram.http.closing import MOST_AWAY, MOVE_EACH, Closing
 from tangram.http.engine import ACCEPT_PAUSE, Connection, Engine, network_of
 from tangram.http.listeners import HeldSocket, close_listeners, open_listeners
 from tests.http.harness import Settings
@@ -27,6 +28,7 @@ class FakeConnection:
     asked: list[Any] = attrs.field(factory=list)
     ended: trio.Event = attrs.field(factory=trio.Event)
     requested: bool = False
+    websocket: bool = True
 
     def drain(self) -> None:
         self.asked.append("drain")
@@ -34,8 +36,9 @@ class FakeConnection:
     def close_idle(self) -> None:
         self.asked.append("close idle")
 
-    def start_close(self, code: int) -> None:
+    def start_close(self, code: int) -> bool:
         self.asked.append(code)
+        return self.websocket
 
     def has_requested(self) -> bool:
         return self.requested
@@ -172,6 +175,98 @@ async def test_order_of_a_stop(clock: Clock) -> None:
     assert made[0].asked == ["drain", "close idle", 1012, "abort"]
     assert 2.0 <= trio.current_time() - began < 2.2
     assert rig.engine.statistics().forced == 1
+
+
+async def test_a_request_that_becomes_a_websocket_during_a_stop_is_closed(clock: Clock) -> None:
+    """It was none yet when the others were closed; once it is closed, it is left in peace."""
+    made: list[FakeConnection] = []
+    async with running(keep(made), grace=2.0) as rig:
+        stream = await rig.connect()
+        made[0].websocket = False
+        rig.nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.25)
+            before = made[0].asked.count(1012)
+            made[0].websocket = True
+            await trio.sleep(0.25)
+    await stream.aclose()
+
+    assert before > 1
+    assert made[0].asked.count(1012) == before + 1
+
+
+async def test_a_connection_that_is_accepted_at_the_stop_is_closed(clock: Clock) -> None:
+    """Its task has not begun when WebSockets are closed, and no other connection is open."""
+    made: list[FakeConnection] = []
+
+    async def late(client: socket.socket, address: Any, report: Callable[[Connection], None]) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.2)
+        await keep(made)(client, address, report)
+
+    async with running(late, grace=2.0) as rig:
+        stream = await rig.connect()
+    await stream.aclose()
+
+    assert made[0].asked == ["drain", 1012, "abort"]
+
+
+async def test_websockets_are_closed_when_clients_have_settled(clock: Clock) -> None:
+    """Clients that are about to join come first; the seconds of the stop are those of both."""
+    made: list[FakeConnection] = []
+    times: list[float] = []
+
+    async def settle() -> None:
+        await trio.sleep(1.0)
+        times.append(made[0].asked.count(1012))
+
+    async with running(keep(made), grace=2.0) as rig:
+        rig.engine.closing = Closing(settle)
+        stream = await rig.connect()
+        began = trio.current_time()
+    await stream.aclose()
+
+    assert times == [0]
+    assert made[0].asked == ["drain", "close idle", 1012, "abort"]
+    assert trio.current_time() - began < 2.2
+
+
+async def test_websockets_wait_for_members_that_are_away(clock: Clock) -> None:
+    """No more are closed while enough members are away, for a share of the grace."""
+    made: list[FakeConnection] = []
+    away = [MOST_AWAY]
+    async with running(keep(made), grace=2.0) as rig:
+        rig.engine.closing = Closing(each=lambda: MOVE_EACH, away=lambda: away[0])
+        stream = await rig.connect()
+        rig.nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.2)
+            before = made[0].asked.count(1012)
+            away[0] = 0
+            await trio.sleep(0.1)
+            after = made[0].asked.count(1012)
+            made[0].ended.set()
+    await stream.aclose()
+
+    assert (before, after) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "draining", "ends", "leaves"),
+    [
+        ("10.0.0.1", True, True, True),
+        ("unix", True, True, True),
+        ("10.0.0.2", True, True, False),
+        ("10.0.0.1", False, True, False),
+        ("10.0.0.1", True, False, False),
+    ],
+)
+def test_an_upgrade_is_left_to_another_node(address: str, draining: bool, ends: bool, leaves: bool) -> None:
+    """Only one that a proxy sends to a server that ends: a client would see a refusal."""
+    engine = Engine(Settings(), keep([]), is_proxy=lambda one: one == "10.0.0.1", takes_waiting=lambda: ends)
+    engine.draining = draining
+
+    assert engine.leaves_upgrade(address) is leaves
 
 
 async def test_stop_without_connections_is_immediate(clock: Clock) -> None:

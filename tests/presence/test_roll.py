@@ -192,3 +192,42 @@ def test_many_leaves_go_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> Non
     differences = [json.loads(payload) for channel, payload in world.published[before:] if b"diff" in channel]
 
     assert [len(one["leaves"]) for one in differences] == [2, 2, 1]
+
+
+def test_members_that_move_are_away_until_they_have_joined_another_node() -> None:
+    """A node that closes its clients counts those that are not back, while it has members and a list."""
+    world = World("ab")
+    here, there = world.nodes
+    there.join("list", "other")
+    for topic in ("list", "number"):
+        for number in range(4):
+            here.join(topic, f"id{number}")
+    here.join("list", "id0")  # a second window of the same client
+    world.settle()
+
+    def exchange() -> None:
+        for node in [*world.nodes, *world.nodes]:
+            node.flush()
+            node.read(1000)
+            node.take_answers(1000)
+
+    def close(ids: set[str]) -> None:
+        for browser in [one for one in here.browsers.values() if one.id in ids]:
+            del here.browsers[browser.ref]
+            here.roll.leave(browser.topic, browser.id, browser.ref, browser, moving=True)
+        exchange()
+
+    found = [here.roll.away]
+    close({"id0", "id1"})
+    found.append(here.roll.away)
+    there.join("list", "id0")
+    exchange()
+    found.append(here.roll.away)
+    for _ in range(7):
+        here.roll.tick()
+        exchange()
+    found.append(here.roll.away)
+    close({"id2", "id3"})
+    found.append(here.roll.away)
+
+    assert found == [0, 3, 1, 0, 0]

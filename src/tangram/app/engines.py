@@ -8,11 +8,13 @@ import trio
 
 from tangram.app.forwarding import open_forwarder, start_relays
 from tangram.app.incarnation import Incarnation
+from tangram.app.node_parts import has_successors
 from tangram.app.tree import Tree
+from tangram.http.closing import CLOSE_EACH, MOVE_EACH, Closing
 from tangram.web.cache import CacheRoutes
 from tangram.web.site import Site, build_site
 
-__all__ = ["serve_site"]
+__all__ = ["closing_of", "serve_site"]
 
 
 async def serve_site(
@@ -55,6 +57,25 @@ async def _open_cache(tree: Tree, incarnation: Incarnation, nursery: trio.Nurser
     return cache
 
 
+def closing_of(tree: Tree, incarnation: Incarnation) -> Closing:
+    """Return how WebSockets are closed when this incarnation's engine ends."""
+
+    async def settle() -> None:
+        if not tree.keep_adopted() and incarnation.channels is not None:
+            await incarnation.channels.wait_settled()
+
+    def each() -> float:
+        return MOVE_EACH if is_moving() else CLOSE_EACH
+
+    def away() -> int:
+        return incarnation.channels.away if incarnation.channels is not None and is_moving() else 0
+
+    def is_moving() -> bool:
+        return not tree.keep_adopted() and has_successors(tree, workers_stop=tree.takes_waiting())
+
+    return Closing(settle, each, away, tree.last_request_time)
+
+
 async def _serve_native(
     incarnation: Incarnation, tree: Tree, site: Site, *, task_status: trio.TaskStatus[object]
 ) -> None:
@@ -67,7 +88,6 @@ async def _serve_native(
         tree.config.server,
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
-        last_request_time=tree.last_request_time,
         # Requests that the engine hands to the channels itself have not passed the site.
         forwarded=site.addresses.forwarded,
         channels=lambda: incarnation.channels,
@@ -81,6 +101,7 @@ async def _serve_native(
         outer_nursery=tree.outer_nursery,
         keep_adopted=tree.keep_adopted,
         takes_waiting=tree.takes_waiting,
+        closing=closing_of(tree, incarnation),
         task_status=task_status,
     )
 
@@ -103,8 +124,8 @@ async def _serve_hypercorn(
         server,
         grace=partial(tree.grace, tree.config),
         close_code=lambda: tree.close_reason().code,
-        last_request_time=tree.last_request_time,
         takes_waiting=tree.takes_waiting,
+        closing=closing_of(tree, incarnation),
         certfile=str(server.tls_cert) if server.tls_cert else None,
         keyfile=str(server.tls_key) if server.tls_key else None,
         max_message=tree.config.channel.max_message,

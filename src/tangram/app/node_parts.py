@@ -23,7 +23,15 @@ from tangram.http.listeners import HeldSocket
 from tangram.plugins.registry import LoadedPlugin, LoadedPlugins
 from tangram.version import VERSION
 
-__all__ = ["log_long_stops", "long_stops", "node_parts", "open_nodes", "placed_names", "starts_with_others"]
+__all__ = [
+    "has_successors",
+    "log_long_stops",
+    "long_stops",
+    "node_parts",
+    "open_nodes",
+    "placed_names",
+    "starts_with_others",
+]
 
 log = structlog.get_logger("tangram.cluster")
 
@@ -143,6 +151,22 @@ def starts_with_others(config: Config) -> bool:
     other machines reach this one, and only there. A server without it may be alone, and waits for none.
     """
     return config.server.workers != 1 or config.cluster.listen is not None
+
+
+def has_successors(tree: TreeView, *, workers_stop: bool) -> bool:
+    """Return whether other nodes take the clients of this one when it ends.
+
+    Args:
+        tree: the tree of this server.
+        workers_stop: whether the other workers of this machine end at the same time.
+    """
+    if tree.nodes is None:
+        return False
+    others = tree.nodes.alive().keys() - {tree.nodes.me}
+    if workers_stop and tree.config.server.workers != 1:
+        server = tree.nodes.me.rpartition(".")[0]
+        others = {one for one in others if one.rpartition(".")[0] != server}
+    return bool(others)
 
 
 def node_parts(tree: TreeView, call_nowait: CallNowait) -> NodeParts | None:

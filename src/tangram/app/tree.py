@@ -53,7 +53,7 @@ from tangram.gateway.tokens import token_router
 from tangram.history.recording import Recording
 from tangram.history.rules import History, Rule, Rules
 from tangram.history.store import HistoryStore
-from tangram.http.engine import LAST_REQUEST_TIME
+from tangram.http.closing import LAST_REQUEST_TIME
 from tangram.http.forward.in_flight import InFlight
 from tangram.http.listeners import HeldSocket, close_listeners
 from tangram.plugins.authorizers import authorizers_of

@@ -198,6 +198,11 @@ class Socket:
         """Whether any topic is joined now."""
         return any(membership.alive for membership in self._joined.values())
 
+    @property
+    def settled(self) -> bool:
+        """Whether the client has sent something, and none of its joins waits for its answer."""
+        return self.frames > 0 and not self._joining
+
     def refuse_large(self, message: SocketMessage) -> list[Effect] | None:
         """Refuse a large frame by its header; return None for a push that would be published.
 

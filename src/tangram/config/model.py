@@ -220,8 +220,8 @@ class ServerConfig:
     ``forwarded_allow_ips`` are exempt, because a proxy is one address.
     """
     drain_grace: float = attrs.field(default=5.0, validator=v.ge(0))
-    """Seconds for running requests to end when the server stops or restarts; half of
-    ``supervisor.shutdown_timeout``."""
+    """Seconds for running requests to end, and for browsers to move to other nodes, when the server stops or
+    restarts; at most half of ``supervisor.shutdown_timeout`` counts."""
 
     @property
     def effective_engine(self) -> Literal["native", "hypercorn"]:

@@ -67,6 +67,11 @@ DRAIN_PAUSE: Final = 0.02
 """Seconds between two batches."""
 DEFERRED_DRAIN_PAUSE: Final = 0.05
 """Seconds before the first batch if it goes on beside the next incarnation, whose start goes first."""
+JOIN_TIME: Final = 1.0
+"""Seconds after its connect in which a client that is about to join does so: phoenix.js joins at once, but
+both sides may be busy when many clients come back."""
+JOIN_LOOK: Final = 0.02
+"""Seconds between two looks for such clients at a stop."""
 DRAIN_TIMEOUT: Final = 3.0
 """Seconds for the connections to take their close frames when the child is stopped."""
 _ALPHABET: Final = string.ascii_letters + string.digits
@@ -509,6 +514,29 @@ class Channels:
             self._presence.tick()
             if self._streams is not None:
                 self.publish(self._streams.compare(self.hub.topics, now))
+
+    async def wait_settled(self) -> None:
+        """Return when no client is about to join, after ``JOIN_TIME`` at the latest.
+
+        Await it before connections are closed because the server ends, and no others are accepted: a client
+        that has just connected gets the answer to its join.
+        """
+        while self._has_newcomer():  # noqa: ASYNC110 - for a second, of any of many clients
+            await trio.sleep(JOIN_LOOK)
+
+    @property
+    def away(self) -> int:
+        """The members whose connection was closed here, and who have joined no other node yet."""
+        return 0 if self._nodes is None else self._nodes.roll.away
+
+    def _has_newcomer(self) -> bool:
+        oldest = trio.current_time() - JOIN_TIME
+        for session in reversed(self._sessions.values()):
+            if session.began <= oldest or self.ended:
+                return False
+            if session.outbox.disconnect is None and not session.socket.settled:
+                return True
+        return False
 
     async def drain(self, disconnect: Disconnect | None = None, *, within: float = DRAIN_TIMEOUT) -> None:
         """Refuse new connections, close all others in batches, and wait until they have ended.

@@ -9,7 +9,9 @@
    task lives in a nursery outside the incarnation. The next incarnation then starts at once, while the
    clients of the old one are closed in batches beside it. Closing 1,000 of them first would take 150 ms,
    during which no request is served.
-5. The bounds on connections are checked before a byte is read, so that a refusal is cheap. At the bound the
+5. A server that ends waits a moment for clients that are about to join, closes its WebSockets at a pace that
+   the other nodes can follow, and leaves upgrades to them that a proxy still sends here (``closing``).
+6. The bounds on connections are checked before a byte is read, so that a refusal is cheap. At the bound the
    oldest connection that has not sent a request yet is closed for a newcomer. The bound never exceeds the
    process's limit on descriptors, less a reserve for plugins and Redis.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import ipaddress
 import select
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -31,6 +33,7 @@ import trio
 
 from tangram.asgi import RawHeaders, Scope
 from tangram.descriptors import EXHAUSTED, connection_limit
+from tangram.http.closing import CLOSE_AGAIN, CLOSE_PAUSE, ClosePace, Closing
 from tangram.http.listeners import HeldSocket
 from tangram.http.pending import PendingBytes
 from tangram.log_limit import LogLimit
@@ -38,6 +41,7 @@ from tangram.ticks import next_tick
 from tangram.turns import Turns
 
 __all__ = [
+    "UNIX_PEER",
     "ClientGone",
     "Connection",
     "Engine",
@@ -67,17 +71,6 @@ TICK: Final = 0.5
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when the process has no file descriptor left: retrying at once would spin."""
-
-LAST_REQUEST_TIME: Final = 0.05
-"""Seconds in which a kept connection may begin its last request after a stop has begun."""
-
-CLOSE_BATCH: Final = 50
-"""WebSockets closed at once. Each client comes back after 10 ms without jitter (phoenix.js), so the pauses
-between the batches also spread the clients' returns.
-"""
-
-CLOSE_PAUSE: Final = 0.02
-"""Seconds between two such batches: 1,000 clients are closed within 0.4 s."""
 
 ADOPTED_CLOSE_DELAY: Final = 0.05
 """Seconds before adopted connections are closed, so that the next incarnation starts first: its start takes
@@ -172,8 +165,12 @@ class Connection(Protocol):
     def close_idle(self) -> None:
         """Close now if no request is in hand."""
 
-    def start_close(self, code: int) -> None:
-        """Begin the closing handshake with ``code`` if the connection is a WebSocket."""
+    def start_close(self, code: int) -> bool:
+        """Begin the closing handshake with ``code`` if the connection is a WebSocket.
+
+        Returns:
+            ``False`` if it is to be called again later, because the connection may still become one.
+        """
 
     def has_requested(self) -> bool:
         """Return whether the client has sent at least one whole request."""
@@ -227,8 +224,6 @@ class Engine:
     """
     close_code: Callable[[], int] = lambda: 1012
     """Returns the code with which WebSockets are closed at a stop: 1012 for a restart, 1001 for good."""
-    last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME
-    """Returns the seconds in which a kept connection may begin its last request after a stop has begun."""
     tick: Callable[[], None] | None = None
     """Called every ``TICK`` seconds to check deadlines: one check for all connections is cheaper than a
     timer for each.
@@ -253,6 +248,8 @@ class Engine:
     """Asked at the stop: does the server end, so that no later engine takes the connections in the kernel's
     queue?
     """
+    closing: Closing = attrs.field(factory=Closing)
+    """The last requests and the close of WebSockets at the stop."""
     draining: bool = False
     nursery: trio.Nursery | None = None
     """The nursery of connections that are not adopted."""
@@ -403,7 +400,7 @@ class Engine:
             await self._ended.wait()
             with trio.move_on_after(ADOPTED_CLOSE_TIME):
                 await trio.sleep(ADOPTED_CLOSE_DELAY)
-                await self._close_websockets(set())
+                await self._close_websockets(set(), ADOPTED_CLOSE_TIME)
             self._force(set())
             nursery.cancel_scope.cancel()
 
@@ -423,7 +420,8 @@ class Engine:
         """Let all connections but those in ``kept`` finish their requests and close."""
         for connection in list(self.connections):
             connection.drain()
-        patience = self.last_request_time()
+        until = trio.current_time() + seconds
+        patience = self.closing.last_request_time()
         if len(self.connections) > len(kept) and seconds > patience:
             # A request may be on its way on a connection that is still open: it is answered, not cut.
             with trio.move_on_after(patience):
@@ -432,19 +430,43 @@ class Engine:
                     await self._closed_one.wait()
         for connection in list(self.connections):
             connection.close_idle()
-        await self._close_websockets(kept)
+        if kept is not self._adopted:
+            await self.closing.settle()
+        await self._close_websockets(kept, until - trio.current_time())
 
-    async def _close_websockets(self, kept: set[Connection]) -> None:
+    async def _close_websockets(self, kept: set[Connection], seconds: float) -> None:
         """Close WebSockets in batches; wait until only the connections in ``kept`` are left."""
         code = self.close_code()
         leaving = [connection for connection in self.connections if connection not in kept]
-        for number, connection in enumerate(leaving, 1):
-            connection.start_close(code)
-            if number % CLOSE_BATCH == 0:
+        told: set[Connection] = set()
+
+        def tell(connections: Iterable[Connection]) -> None:
+            told.update([one for one in connections if one not in told and one.start_close(code)])
+
+        pace = ClosePace(self.closing.each(), seconds, trio.current_time())
+        while leaving:
+            batch = pace.next_batch(len(leaving), self.closing.away(), trio.current_time())
+            tell(leaving[:batch])
+            del leaving[:batch]
+            if leaving:
                 await trio.sleep(CLOSE_PAUSE)
+        again = trio.current_time() + CLOSE_AGAIN
         while self._open > len(kept):
             self._closed_one = trio.Event()
-            await self._closed_one.wait()
+            with trio.move_on_at(again):
+                await self._closed_one.wait()
+            if trio.current_time() >= again:
+                again = trio.current_time() + CLOSE_AGAIN
+                tell(self.connections.keys() - kept)  # requests that have become WebSockets meanwhile
+
+    def leaves_upgrade(self, address: str) -> bool:
+        """Return whether an upgrade from this address is to get no answer.
+
+        A proxy sends a request again to another node if the first one closed the connection without any
+        answer. The client then notices nothing of the stop, while a WebSocket here would be closed at once.
+        """
+        proxied = address == UNIX_PEER[0] or self.is_proxy(address)
+        return proxied and self.draining and self.takes_waiting()
 
     async def _accept(self, held: HeldSocket, nursery: trio.Nursery) -> None:
         """Accept connections on one listening socket until cancelled."""

@@ -230,6 +230,16 @@ class Roll(Generic[MemberT]):
         entry.nonce, entry.answer, entry.marked, entry.stamp = "", None, False, None
         entry.behind.clear()
 
+    @property
+    def away(self) -> int:
+        """The members that linger and have not joined again, of topics with a list."""
+        return sum(
+            all(other in entry.lingering for other in entry.members.refs(id_))
+            for entry in self._topics.values()
+            if entry.state is _State.READY and not entry.counting
+            for id_, _ in entry.lingering.values()
+        )
+
     # Changes of this node, to Redis.
 
     def flush(self) -> list[Flush]:

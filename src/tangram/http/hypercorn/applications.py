@@ -15,7 +15,7 @@ from hypercorn.trio.task_group import TaskGroup
 
 from tangram.asgi import ASGIApp, Message, Scope
 from tangram.channels.disconnects import FLOOD, MEMORY, SLOW_MESSAGE, TOO_BIG, Disconnect
-from tangram.http.engine import Engine
+from tangram.http.engine import UNIX_PEER, Engine
 from tangram.http.hypercorn.exchange import ConnectionControl, HypercornExchange, HypercornSend, RequestEvents
 from tangram.http.hypercorn.websocket import BoundedMessage, FrameGuard, close_websocket, watch_close
 
@@ -70,6 +70,10 @@ class Applications(TaskGroup):
         del config  # the settings of the engine apply
         assert self._nursery is not None
         events = RequestEvents()
+        if scope["type"] == "websocket" and self._leaves(scope):
+            self.connection.abort()
+            events.disconnect({"type": "websocket.disconnect", "code": 1006})
+            return events.put
         if self.running >= FREE_RUNNING:
             await self.connection.wait_turn()
         if self.running >= MAX_RUNNING:
@@ -87,6 +91,11 @@ class Applications(TaskGroup):
             watch_close(stream, events.note_close)
         self._nursery.start_soon(self._run, cast("ASGIApp", app), scope, events, send)
         return events.put
+
+    def _leaves(self, scope: Scope) -> bool:
+        """Return whether a handshake is left to another node; one of HTTP/2 shares its connection."""
+        peer = scope["client"] or UNIX_PEER
+        return scope["http_version"] == "1.1" and self.engine.leaves_upgrade(str(peer[0]))
 
     def _bound_message(self, stream: Any, scope: Scope) -> None:
         """Bound the unfinished message of a WebSocket in size, time, and with all others."""

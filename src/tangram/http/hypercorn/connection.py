@@ -106,11 +106,12 @@ class HypercornConnection(TCPServer):
     def close_idle(self) -> None:
         self.host.close_idle()
 
-    def start_close(self, code: int) -> None:
+    def start_close(self, code: int) -> bool:
         nursery = self.group.nursery
         if nursery is not None:
             for stream in self._websockets():
                 nursery.start_soon(self._close_websocket, stream, code)
+        return False  # a request may become a WebSocket; those that are closing are no longer connected
 
     def detect_hang_up(self) -> None:
         """Detect a client that has gone while Hypercorn does not read.

@@ -26,7 +26,8 @@ from tangram import defaults
 from tangram.asgi import ASGIApp, Message, RawHeaders, Scope
 from tangram.errors import ConfigError, Fault
 from tangram.http.access_log import log_access
-from tangram.http.engine import LAST_REQUEST_TIME, Connection, Engine, EngineSettings, PeerAddress
+from tangram.http.closing import Closing
+from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.hypercorn.connection import HypercornConnection
 from tangram.http.listeners import HeldSocket
 
@@ -44,8 +45,8 @@ async def serve_hypercorn(
     *,
     grace: Callable[[], float],
     close_code: Callable[[], int] = lambda: 1012,
-    last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME,
     takes_waiting: Callable[[], bool] = lambda: False,
+    closing: Closing | None = None,
     certfile: str | os.PathLike[str] | None = None,
     keyfile: str | os.PathLike[str] | None = None,
     max_message: int = defaults.MAX_MESSAGE,
@@ -64,8 +65,8 @@ async def serve_hypercorn(
         settings: The settings of ``[server]``.
         grace: Returns the seconds of the drain; called at the stop.
         close_code: Returns the close code for WebSockets; called at the stop.
-        last_request_time: Returns the seconds in which a kept connection may begin its last request.
         takes_waiting: Returns whether connections in the kernel's queue are accepted at the stop.
+        closing: The last requests and the close of WebSockets at the stop.
         certfile: The certificate chain (PEM). It turns TLS on, with HTTP/2 by ALPN.
         keyfile: The private key (PEM), if it is not in ``certfile``.
         max_message: Bytes of a WebSocket message.
@@ -82,11 +83,12 @@ async def serve_hypercorn(
     tls = make_ssl_context(certfile, keyfile) if certfile else None
     engine = HypercornServer(app, settings, tls, max_message, ping_interval).engine
     engine.close_code = close_code
-    engine.last_request_time, engine.takes_waiting = last_request_time, takes_waiting
+    engine.takes_waiting = takes_waiting
     engine.body_limit = body_limit
     engine.error_headers = error_headers
     engine.is_proxy = is_proxy
     engine.forwarded = forwarded
+    engine.closing = closing or Closing()
     await engine.serve(listeners, grace=grace, task_status=task_status)
 
 

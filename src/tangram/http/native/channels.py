@@ -172,9 +172,10 @@ class ChannelSocket:
 
     # Called by the engine.
 
-    def start_close(self, code: int) -> None:
+    def start_close(self, code: int) -> bool:
         """Send the backlog, then the close frame."""
         self._session.outbox.close(SHUTDOWN if code == SHUTDOWN.code else RESTART)
+        return True
 
     def tick(self, now: float) -> None:
         """Ping a silent client; close one whose message takes too long."""

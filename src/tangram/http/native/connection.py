@@ -86,10 +86,9 @@ class HttpConnection:
         if self.exchange is None and self.upgraded is None and not stream.buffer and not stream.peek():
             stream.abort()
 
-    def start_close(self, code: int) -> None:
-        """Begin to close a WebSocket."""
-        if self.upgraded is not None:
-            self.upgraded.start_close(code)
+    def start_close(self, code: int) -> bool:
+        """Begin to close a WebSocket; return False if the connection may still become one."""
+        return self.upgraded is not None and self.upgraded.start_close(code)
 
     def has_requested(self) -> bool:
         """Return whether the client has sent at least one request."""

@@ -43,8 +43,8 @@ class Host(Protocol):
 class Upgraded(Protocol):
     """The WebSocket that a connection has become."""
 
-    def start_close(self, code: int) -> None:
-        """Begin the closing handshake with ``code``."""
+    def start_close(self, code: int) -> bool:
+        """Begin the closing handshake; return False if the opening one is not over."""
 
     def tick(self, now: float) -> None:
         """Send a ping if one is due; called every half second."""

@@ -18,7 +18,8 @@ from tangram.asgi import ASGIApp, RawHeaders, Scope, enter_root
 from tangram.gateway.channels import Channels
 from tangram.gateway.pump import PumpStatistics
 from tangram.http.access_log import log_access
-from tangram.http.engine import LAST_REQUEST_TIME, Connection, Engine, EngineSettings, PeerAddress
+from tangram.http.closing import Closing
+from tangram.http.engine import Connection, Engine, EngineSettings, PeerAddress
 from tangram.http.listeners import HeldSocket
 from tangram.http.native.channels import channels_getter, serve_channel
 from tangram.http.native.connection import HttpConnection
@@ -41,7 +42,6 @@ async def serve_native(
     *,
     grace: Callable[[], float],
     close_code: Callable[[], int] = lambda: 1012,
-    last_request_time: Callable[[], float] = lambda: LAST_REQUEST_TIME,
     channels: Callable[[], Channels | None] | Channels | None = None,
     forwarded: Callable[[Scope], Scope] | None = None,
     root_path: str = "",
@@ -54,6 +54,7 @@ async def serve_native(
     outer_nursery: trio.Nursery | None = None,
     keep_adopted: Callable[[], bool] = lambda: False,
     takes_waiting: Callable[[], bool] = lambda: False,
+    closing: Closing | None = None,
     task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until cancelled; then drain its connections and close the rest.
@@ -64,7 +65,6 @@ async def serve_native(
         settings: bounds and timeouts.
         grace: returns the seconds that connections have to finish after the cancellation.
         close_code: returns the close code of WebSockets at the stop: 1012 for a restart, 1001 for good.
-        last_request_time: returns the seconds in which a kept connection may begin its last request.
         channels: serve ``/websocket`` in place of the application; a function is called at each upgrade.
         forwarded: returns the scope as a trusted proxy reports it, for channels and the log alone.
         root_path: ``[server] root_path``, for the path of the channels.
@@ -77,9 +77,10 @@ async def serve_native(
         outer_nursery: outlives the incarnation; the channels' WebSockets live there.
         keep_adopted: returns whether WebSockets in ``outer_nursery`` are closed there after the stop.
         takes_waiting: returns whether connections in the kernel's queue are accepted at the stop.
+        closing: the last requests and the close of WebSockets at the stop.
         task_status: reports the engine once it accepts.
     """
-    server = NativeServer(
+    engine = NativeServer(
         app,
         settings,
         channels=None if channels is None else channels_getter(channels),
@@ -88,9 +89,8 @@ async def serve_native(
         compression=compression,
         ping_interval=ping_interval,
         max_message=max_message,
-    )
-    engine = server.engine
-    engine.close_code, engine.last_request_time = close_code, last_request_time
+    ).engine
+    engine.close_code, engine.closing = close_code, closing or Closing()
     engine.body_limit, engine.error_headers, engine.takes_waiting = body_limit, error_headers, takes_waiting
     engine.forwarded, engine.is_proxy, engine.keep_adopted = forwarded, is_proxy, keep_adopted
     await engine.serve(listeners, grace=grace, outer_nursery=outer_nursery, task_status=task_status)
@@ -145,7 +145,12 @@ class NativeServer:
             connection.tick(now)
 
     async def upgrade(self, connection: HttpConnection, request: RequestHead) -> None:
-        """Serve a connection as a WebSocket: hand it to the channels, or serve it to its end."""
+        """Serve a connection as a WebSocket: hand it to the channels, or serve it to its end.
+
+        Without an answer here a proxy asks another node.
+        """
+        if self.engine.leaves_upgrade(connection.stream.client[0]):
+            return
         scope = _websocket_scope(connection.stream, request)
         if not self.settings.access_log:
             await self._upgrade(connection, request, scope)

@@ -140,10 +140,11 @@ class AppSocket:
 
     # Called by the engine.
 
-    def start_close(self, code: int) -> None:
-        """Send a close frame with ``code``."""
+    def start_close(self, code: int) -> bool:
+        """Send a close frame with ``code``; return False if the application has not accepted yet."""
         if self._nursery is not None and self._accepted:
             self._nursery.start_soon(self._close, code, "")
+        return self._accepted
 
     def tick(self, now: float) -> None:
         """Ping a silent client; give up one that has not answered for ``MISSED_PINGS`` intervals."""
