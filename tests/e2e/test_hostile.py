@@ -17,6 +17,7 @@ import pytest
 import trio
 from websockets.frames import Frame, Opcode
 
+from tangram.defaults import STALL_AFTER
 from tests.e2e.harness import Home, Server, open_server, wait_until, write_plugin
 from tests.machine_slack import open_lateness
 
@@ -184,7 +185,10 @@ async def test_hundreds_of_hostile_clients(home: Home, engine: str) -> None:
         assert statistics.median(answered) < 1.0
         assert max(answered) < 8.0 + machine.allowed
         assert grown < 96 * MIB
-        assert [it for it in server.records if it["level"] == "error"] == []
+        # A machine that stands still blocks the loop, too.
+        stalled = max(machine.longest, late.longest) > STALL_AFTER / 2
+        errors = {it["event"] for it in server.records if it["level"] == "error"}
+        assert errors <= ({"event loop blocked"} if stalled else set())
         assert len(server.lines) < 200
 
 
