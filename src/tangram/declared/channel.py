@@ -18,6 +18,7 @@ from tangram.history.position import Published
 from tangram.routing.convert import is_class_like, is_typeddict, origin_of
 
 __all__ = [
+    "MAX_PAYLOAD",
     "REPLY_TIMEOUT",
     "DeclaredChannel",
     "Incoming",
@@ -32,6 +33,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
+MAX_PAYLOAD: Final = 262_144
+"""Bytes of a payload of JSON, unless its declaration says otherwise.
+
+A payload is read into objects as a whole: that holds the event loop for 17 ms at most with this bound, and
+for a second with the 16 MiB of a message.
+"""
 REPLY_TIMEOUT: Final = 5.0
 """Seconds until a push is replied to, its wait included. phoenix.js waits for ten."""
 RESERVED: Final = frozenset({"heartbeat", "presence_state", "presence_diff"})
@@ -107,6 +114,8 @@ class Incoming:
     """The type of the payloads."""
     handler: Callable[..., Any]
     reply_timeout: float
+    max_payload: int
+    """The most bytes of a payload; 0 is no bound."""
 
 
 class ReceiveDecorator(Protocol[M]):
@@ -169,7 +178,12 @@ class DeclaredChannel:
         return made
 
     def receives(
-        self, event: str, kind: type[M], *, reply_timeout: float = REPLY_TIMEOUT
+        self,
+        event: str,
+        kind: type[M],
+        *,
+        reply_timeout: float = REPLY_TIMEOUT,
+        max_payload: int | None = None,
     ) -> ReceiveDecorator[M]:
         """Decorate the handler of a push, sync or async; its return value is the reply.
 
@@ -186,15 +200,22 @@ class DeclaredChannel:
             event: the event.
             kind: the type of the payloads, as for ``sends``. Faults of a payload are the error reply.
             reply_timeout: seconds after which a push gets an error reply, its wait for the handler included.
+            max_payload: the most bytes of a payload; a larger one gets an error reply. By default 262,144 for
+                JSON, which is read as a whole, and no bound but ``[channel] max_message`` for ``bytes``,
+                which are not read; 0 is no bound.
         """
         _check_event(event)
         if event in self.incoming:
             raise PluginError(f"the event {event!r} of {self.template.text!r} has a handler already")
         if reply_timeout <= 0:
             raise PluginError(f"reply_timeout={reply_timeout!r} must be seconds above 0")
+        if max_payload is None:
+            max_payload = 0 if kind is bytes else MAX_PAYLOAD
+        if max_payload < 0:
+            raise PluginError(f"max_payload={max_payload!r} must be bytes, 0 for no bound")
 
         def register(handler: Callable[Concatenate[M, P], R], /) -> Callable[Concatenate[M, P], R]:
-            self.incoming[event] = Incoming(self, event, kind, handler, reply_timeout)
+            self.incoming[event] = Incoming(self, event, kind, handler, reply_timeout, max_payload)
             return handler
 
         return register

@@ -8,6 +8,7 @@ that converter can read (validators of attrs, for example) goes there at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,13 +18,27 @@ from tangram.routing.exceptions import InvalidRequest, Problem
 from tangram.routing.plain_types import is_plain_type
 from tangram.routing.responses import encode_json
 
-__all__ = ["BINARY_FAULT", "PLACE", "PayloadReader", "encode_message", "payload_reader"]
+__all__ = [
+    "BINARY_FAULT",
+    "PLACE",
+    "TOO_LONG",
+    "PayloadReader",
+    "encode_message",
+    "payload_reader",
+    "too_large",
+]
 
 PLACE: Final = "payload"
 """The first word of the place of a fault in a payload."""
 
 BINARY_FAULT: Final = Problem((PLACE,), "expected JSON, not a binary message", "json_invalid")
 _TEXT_FAULT: Final = Problem((PLACE,), "expected a binary message, not JSON", "binary_type")
+SLOW_AT_ONCE: Final = 4096
+"""Bytes that the converter may read at once: 10 ms at most, because it takes 7 microseconds for an item."""
+FAST_AT_ONCE: Final = 65_536
+"""Bytes that msgspec may read at once: 5 ms at most."""
+TOO_LONG: Final[Any] = type("_TooLong", (), {})()
+"""Stands for a value that is not read at once."""
 _decode_any: Final = msgspec.json.Decoder().decode
 
 
@@ -35,6 +50,19 @@ class PayloadReader(NamedTuple):
     fast: Callable[[bytes], Any] | None
     """Reads most payloads that fit, and raises for the others; None if the type needs the converter."""
     structure: Callable[[object], object]
+
+    def read_at_once(self, payload: bytes) -> Any:
+        """Return the value of a JSON payload, or ``TOO_LONG`` if that might take long: ``read`` returns it.
+
+        Raises:
+            InvalidRequest: the payload does not fit; it lists every fault.
+        """
+        if len(payload) <= SLOW_AT_ONCE:
+            return self.read(payload)
+        if self.fast is not None and len(payload) <= FAST_AT_ONCE:
+            with suppress(Exception):  # also of a __post_init__
+                return self.fast(payload)
+        return TOO_LONG
 
     def read(self, payload: bytes) -> Any:
         """Return the value of a JSON payload.
@@ -53,6 +81,11 @@ class PayloadReader(NamedTuple):
             return self.structure(_decode_any(payload))
         except Exception as error:  # noqa: BLE001 - the author's class and its validators may raise anything
             raise InvalidRequest(dict.fromkeys(problems_of(error, (PLACE,)))) from None
+
+
+def too_large(size: int, bound: int) -> InvalidRequest:
+    """Return the refusal of a payload with too many bytes."""
+    return InvalidRequest([Problem((PLACE,), f"expected at most {bound} bytes, not {size}", "too_large")])
 
 
 def payload_reader(kind: Any) -> PayloadReader:

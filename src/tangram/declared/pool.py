@@ -34,7 +34,7 @@ from tangram.channels.disconnects import (
 from tangram.declared.binding import SENDER, STATE, Handler, compile_handler
 from tangram.declared.channel import DeclaredChannel, Incoming
 from tangram.declared.lanes import TURN, Lane, Lanes, WaitingPush
-from tangram.declared.payload import BINARY_FAULT, encode_message
+from tangram.declared.payload import BINARY_FAULT, TOO_LONG, encode_message
 from tangram.declared.sender import Sender
 from tangram.errors import BrokerUnavailable
 from tangram.groups import unwrap_single
@@ -48,8 +48,12 @@ log = structlog.get_logger("tangram.plugins")
 
 MAX_TASKS: Final = 100
 """Handlers of one plugin that may wait at the same time."""
+SHARE: Final = 512
+"""Bytes of payloads that count as one more push of a turn."""
 THREADS: Final = 20
 """Synchronous handlers of one plugin that may run at the same time."""
+READERS: Final = 2
+"""Large payloads of one plugin that are read at the same time: more would keep the event loop waiting."""
 RESULTS: Final = ("ok", "invalid", "refused", "failed", "timeout", "interrupted")
 
 
@@ -99,6 +103,7 @@ class PushPool:
         """Lanes with replies that are not sent yet."""
         self._sender = trio.lowlevel.ParkingLot()
         self._threads = trio.CapacityLimiter(THREADS)
+        self._readers = trio.CapacityLimiter(READERS)
         self._log_limit = LogLimit()
 
     def handler(self, incoming: Incoming) -> Handler | None:
@@ -189,15 +194,15 @@ class PushPool:
     async def _serve(self, lane: Lane) -> None:
         """Handle a turn of a lane."""
         left = TURN
-        while left and lane.pushes:
+        while left > 0 and lane.pushes:
             deadline = lane.pushes[0].deadline
             if trio.current_time() >= deadline:
                 left -= 1
                 self._refuse(lane, self._lanes.next_push(lane), HANDLER_TIMEOUT, "timeout")
                 continue
             with trio.CancelScope(deadline=deadline) as limit:
-                while left and lane.pushes and lane.pushes[0].deadline == deadline:
-                    left -= 1
+                while left > 0 and lane.pushes and lane.pushes[0].deadline == deadline:
+                    left -= 1 + len(lane.pushes[0].message.payload) // SHARE
                     await self._handle(lane, self._lanes.next_push(lane))
             if limit.cancelled_caught and lane.current is not None:
                 push = lane.current
@@ -214,7 +219,12 @@ class PushPool:
             if message.binary:
                 value = self._binary(handler, message.payload)
             else:
-                value = handler.reader.read(message.payload)
+                value = handler.reader.read_at_once(message.payload)
+                if value is TOO_LONG:
+                    # A thread takes turns with the event loop every 5 ms.
+                    value = await trio.to_thread.run_sync(
+                        handler.reader.read, message.payload, abandon_on_cancel=True, limiter=self._readers
+                    )
         except InvalidRequest as error:
             self._refuse(lane, push, INVALID, "invalid", error)
             return

@@ -21,6 +21,7 @@ from tangram.channels.socket import Socket
 from tangram.channels.tokens import private_claims
 from tangram.declared.binding import Handler
 from tangram.declared.lanes import Lane, Unanswered, WaitingPush
+from tangram.declared.payload import too_large
 from tangram.declared.pool import PushPool, refused
 from tangram.declared.sender import Sender
 from tangram.declared.table import Declaration, DeclaredTable
@@ -101,6 +102,11 @@ class DeclaredPushes:
         handler = None if pool is None else pool.handler(found.incoming)
         if pool is None or handler is None:
             _refuse(session.outbox, message, RESTARTING)
+            return
+        bound = found.incoming.max_payload
+        if bound and len(message.payload) > bound:
+            pool.results["invalid"] += 1
+            _refuse(session.outbox, message, INVALID, too_large(len(message.payload), bound))
             return
         lane = pushes.lanes.get(pool)
         if lane is None:

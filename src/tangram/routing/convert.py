@@ -30,7 +30,14 @@ from typing import (
 
 import msgspec
 
-from tangram.routing.constraints import ValueFault, checker, from_metadata, from_validator
+from tangram.routing.constraints import (
+    MAX_FAULTS,
+    ValueFault,
+    checker,
+    from_metadata,
+    from_validator,
+    more_faults,
+)
 from tangram.routing.containers import COLLECTIONS, MAPPINGS
 from tangram.routing.exceptions import Loc, Problem
 from tangram.routing.plain_types import is_plain_type
@@ -53,15 +60,20 @@ MAX_UNION_TRIALS: Final = 5_000
 class NestedFaults(ValueError):
     """Faults inside a value, each with its place relative to the value."""
 
-    def __init__(self, faults: list[tuple[Loc, Exception]]) -> None:
+    def __init__(self, faults: list[tuple[Loc, Exception]], *, counted: bool = False) -> None:
         self.faults = faults
+        self.counted = counted
+        """Whether each of them is counted against ``MAX_FAULTS`` already."""
         super().__init__(f"{len(faults)} faults")
 
 
 class _Budget(threading.local):
-    """The trials of union members that are left for the value being converted."""
+    """The work that is left for the value being converted."""
 
     trials = 0
+    """Trials of union members."""
+    faults = 0
+    """Faulty items that are looked for."""
 
 
 _budget = _Budget()
@@ -101,7 +113,13 @@ def structurer(kind: Any) -> Structure:
 
     def structure(value: object) -> object:
         _budget.trials = MAX_UNION_TRIALS
-        return hook(value, kind)
+        _budget.faults = MAX_FAULTS
+        try:
+            return hook(value, kind)
+        except Exception as exc:
+            if _budget.faults > 0:
+                raise
+            raise NestedFaults([((), exc), ((), more_faults())]) from None
 
     return _by_msgspec_first(kind, structure) if is_plain_type(kind) else structure
 
@@ -287,9 +305,19 @@ def _each(items: Iterator[tuple[Loc, Any]], hook: Callable[[Any, Any], Any], kin
             made.append(hook(item, kind))
         except Exception as exc:  # noqa: BLE001 - every fault is reported with its place
             faults.append((loc, exc))
+            _budget.faults -= _uncounted(exc)
+            if _budget.faults <= 0:
+                break
     if faults:
-        raise NestedFaults(faults)
+        raise NestedFaults(faults, counted=True)
     return made
+
+
+def _uncounted(exc: Exception) -> int:
+    """Return the faults of an item that are not counted against ``MAX_FAULTS`` yet."""
+    if isinstance(exc, NestedFaults):
+        return 0 if exc.counted else len(exc.faults)
+    return len(exc.exceptions) if isinstance(exc, ExceptionGroup) else 1
 
 
 def _collection_hook(kind: Any, made: Converter) -> Callable[[Any, Any], Any]:

@@ -16,6 +16,7 @@ import attrs
 
 from tangram.asgi import Receive, Scope
 from tangram.routing.binding import Param, Plan
+from tangram.routing.calls import READ_AT_ONCE
 from tangram.routing.connection import parse_query
 from tangram.routing.params import MISSING
 from tangram.routing.request import Request, decode_json, is_plain_json, read_body
@@ -78,12 +79,15 @@ class _Source:
             what == "request" for _, what, _ in plan.special
         )
         self._has_query = "query" in sources
+        body = plan.body
+        self._reads_json = bool(body) and not (len(body) == 1 and body[0].kind is bytes)
 
     def function(self) -> ShortWay:
         lines = [
             "async def short(values, scope, receive, max_body):",
             *self._limit(),
             *("    body = await read_body(scope, receive, max_body)" for _ in self._plan.body[:1]),
+            *([f"    if len(body) > {READ_AT_ONCE}: return NotShort(body)"] if self._reads_json else []),
             "    try:",
             *(f"        {line}" for line in self._reading()),
             "    except Exception:",
@@ -119,7 +123,7 @@ class _Source:
             lines.append(f"a{number} = " + ("request" if what == "request" else f"resolve(k{number})"))
             number += 1
         body = self._plan.body
-        if body and not (len(body) == 1 and body[0].kind is bytes):
+        if self._reads_json:
             lines.append("content = content_of(scope, body)")
         for param in (*self._plan.params, *body):
             lines += self._conversion(number, param)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from tangram.routing.constraints import ValueFault
+from tangram.routing.constraints import MAX_FAULTS, ValueFault, more_faults
 from tangram.routing.scalars import show
 
 if TYPE_CHECKING:
@@ -58,11 +58,7 @@ def struct_hook(
             raise ValueFault(f"expected an object, not {show(value)}", "model_type")
         faults: list[Fault] = list(_tag_fault(value, config))
         if config.forbid_unknown_fields:
-            faults += [
-                ((name,), ValueFault("expected no field of this name", "extra_forbidden"))
-                for name in value
-                if name not in known
-            ]
+            faults += _unknown_faults([name for name in value if name not in known])
         arguments: dict[str, Any] = {}
         for encoded, name, hint, required in fields:
             try:
@@ -76,6 +72,13 @@ def struct_hook(
         return origin(**arguments)
 
     return structure
+
+
+def _unknown_faults(names: list[str]) -> Iterator[Fault]:
+    for name in names[:MAX_FAULTS]:
+        yield (name,), ValueFault("expected no field of this name", "extra_forbidden")
+    if len(names) > MAX_FAULTS:
+        yield (), more_faults()
 
 
 def _tag_fault(value: dict[str, Any], config: Any) -> Iterator[Fault]:
