@@ -242,14 +242,16 @@ def test_real_looking_json_costs_about_the_time_of_a_parser() -> None:
         for _ in range(4000)
     ]
     text = json.dumps({"count": 4000, "aircraft": aircraft}, separators=(",", ":")).encode()
-    best = {}
-    for function in (is_document, msgspec.json.decode):
-        times = []
-        for _ in range(15):
+    times: dict[object, list[float]] = {is_document: [], msgspec.json.decode: []}
+    for _ in range(30):
+        for function in (
+            is_document,
+            msgspec.json.decode,
+        ):  # in turn: the machine's speed changes
             began = time.thread_time()
             assert function(text)
-            times.append(time.thread_time() - began)
-        best[function] = min(times)
+            times[function].append(time.thread_time() - began)
+    best = {function: min(taken) for function, taken in times.items()}
 
     assert best[is_document] < 2.5 * best[msgspec.json.decode]
 

@@ -44,7 +44,8 @@ async def test_ends_during_boot(home: Home) -> None:
             status = await server.stop()
             await wait_gone(below)
 
-            assert status in {0, -signal.SIGTERM}  # the latter before Python itself was up
+            # The latter before Python itself was up.
+            assert status in {0, -signal.SIGTERM}, server.lines
 
 
 async def test_kill_leaves_no_process(home: Home) -> None:

@@ -243,9 +243,8 @@ async def test_joins_are_counted(autojump_clock: MockClock, monkeypatch: pytest.
             init(socket, *args, max_joins=max_joins + 1, **more)
 
         monkeypatch.setattr(Socket, "__init__", generous)
-        with pytest.raises(
-            InvariantBroken, match=r"200 joins should be answered .*, not .*'unauthorized': 100"
-        ):
+        # Joins that wait in line count until they are refused, so that some of the others are one too many.
+        with pytest.raises(InvariantBroken, match=r"200 joins should be .*, not .*'unauthorized': \d"):
             await join_many(running, monkeypatch)
 
 
