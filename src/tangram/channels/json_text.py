@@ -181,7 +181,7 @@ def _brackets_of(skeleton: bytes) -> bytes:
 
 
 def _may_overflow(skeleton: bytes, size: int) -> bool:
-    """Return whether a number outside of strings may be beyond a double; the text has ``size`` bytes."""
+    """Return whether a number may be beyond a double, in a text of ``size`` bytes."""
     if _MANY_DIGITS in skeleton:
         return True
     # Backwards: "e" is rarer than "0", so that the search skips more.

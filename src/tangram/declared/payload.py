@@ -52,7 +52,7 @@ class PayloadReader(NamedTuple):
     structure: Callable[[object], object]
 
     def read_at_once(self, payload: bytes) -> Any:
-        """Return the value of a JSON payload, or ``TOO_LONG`` if that might take long: ``read`` returns it.
+        """Return the value of a JSON payload, or ``TOO_LONG`` for a call of ``read``.
 
         Raises:
             InvalidRequest: the payload does not fit; it lists every fault.
