@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tangram.pieces import LARGE, PART, PieceBuffer, Pieces, encode_slices, join_slices
+from tangram.pieces import LARGE, PART, PieceBuffer, Pieces, encode_slices, join_in_steps
 
 parts = st.lists(st.binary(max_size=12), max_size=6)
 
@@ -81,18 +82,22 @@ def test_slices_of_a_text_are_its_utf8(text: str, size: int) -> None:
 
 
 @given(parts, st.integers(1, 9))
-def test_a_copy_in_slices_yields_once_for_each_step(pieces: list[bytes], size: int) -> None:
-    """All bytes come at the end, and before that the loop has a turn after each step."""
+async def test_a_copy_in_steps_pauses_after_each(pieces: list[bytes], size: int) -> None:
+    """The bytes are those of all pieces, and the loop has a turn after each step."""
     whole, message = b"".join(pieces), Pieces(pieces)
-    *steps, joined = join_slices(message, size)
+    pauses: list[None] = []
 
-    assert joined == whole
-    assert steps == [None] * (-(-len(whole) // size) if len(message.pieces) != 1 else 0)
+    async def pause() -> None:
+        pauses.append(None)
+
+    assert await join_in_steps(message, pause, size) == whole
+    assert len(pauses) == (-(-len(whole) // size) if len(message.pieces) != 1 else 0)
 
 
-def test_a_single_piece_is_not_copied() -> None:
+async def test_a_single_piece_is_not_copied() -> None:
     """A message that is in one piece already is handed over as it is."""
     whole = b"x" * 1000
 
     assert bytes(Pieces([whole])) is whole
-    assert list(join_slices(Pieces([b"", whole]))) == [whole]
+    assert await join_in_steps(Pieces([b"", whole]), trio.lowlevel.checkpoint) is whole
+    assert await join_in_steps(whole, trio.lowlevel.checkpoint) is whole

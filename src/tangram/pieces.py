@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import accumulate
 from typing import Final
 
-__all__ = ["LARGE", "PART", "PieceBuffer", "Pieces", "encode_slices", "join_slices"]
+__all__ = ["LARGE", "PART", "PieceBuffer", "Pieces", "encode_slices", "join_in_steps"]
 
 LARGE: Final = 131_072
 """Bytes above which a message stays in pieces."""
@@ -42,7 +42,7 @@ class Pieces:
         return self._size
 
     def __bytes__(self) -> bytes:
-        """Return all bytes in one copy; see ``join_slices`` for one that lets other tasks run."""
+        """Return all bytes in one copy; see ``join_in_steps`` for one that lets other tasks run."""
         pieces = self.pieces
         if len(pieces) == 1 and isinstance(pieces[0], bytes):
             return pieces[0]
@@ -122,17 +122,20 @@ def encode_slices(text: str, size: int = STEP) -> Iterator[bytes]:
         yield text[start : start + size].encode(errors="replace")
 
 
-def join_slices(pieces: Pieces, size: int = STEP) -> Iterator[bytes | None]:
-    """Copy a message in steps, between which other tasks can run.
+async def join_in_steps(
+    message: bytes | Pieces, pause: Callable[[], Awaitable[object]], size: int = STEP
+) -> bytes:
+    """Return a message as one object, after a copy in steps if it is in several pieces.
 
-    Yields:
-        None after each step, and at the end all bytes.
+    Args:
+        message: the bytes.
+        pause: awaited after each step; it lets other tasks run.
+        size: bytes of a step.
     """
-    if len(pieces.pieces) == 1:
-        yield bytes(pieces)
-        return
+    if isinstance(message, bytes) or len(message.pieces) == 1:
+        return bytes(message)
     joined = BytesIO()
-    for start in range(0, len(pieces), size):
-        joined.write(pieces[start : start + size])
-        yield None
-    yield joined.getvalue()  # BytesIO hands its own object over, without a copy
+    for start in range(0, len(message), size):
+        joined.write(message[start : start + size])
+        await pause()
+    return joined.getvalue()  # BytesIO hands its own object over, without a copy

@@ -118,7 +118,7 @@ async def test_blanks_around_a_large_payload_are_bounded() -> None:
 
 
 class Declared:
-    """Handlers of all pushes, which keep what they get."""
+    """Handlers of all pushes, which keep their messages."""
 
     def __init__(self) -> None:
         self.taken: list[SocketMessage] = []

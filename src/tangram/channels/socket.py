@@ -75,9 +75,7 @@ class Publish(NamedTuple):
     payload: bytes | Pieces
     reply: ReplyTo | None = None
     push: SocketMessage | None = None
-    """The push of the client that is published, without its payload if that is large; None for what the
-    server announces.
-    """
+    """The client's push, without its payload if that is large; None for announcements of the server."""
 
 
 class Authorize(NamedTuple):

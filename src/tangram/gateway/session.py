@@ -24,7 +24,7 @@ from tangram.channels.socket import Authorize, Effect, Publish, Socket, SocketCo
 from tangram.gateway.publishing import Batch
 from tangram.gateway.pushes import DeclaredPushes, SessionPushes
 from tangram.gateway.settings import ChannelSettings
-from tangram.pieces import Pieces, encode_slices, join_slices
+from tangram.pieces import Pieces, encode_slices, join_in_steps
 from tangram.turns import ClientTurns, Turns
 
 __all__ = ["Frame", "Session", "SessionOwner", "TransportSocket"]
@@ -244,7 +244,7 @@ class Session:
             return partial(self.socket.malformed, trio.current_time(), error.reply_to or reply_to)
         declared = self._owner.declared
         if declared is not None and declared.find(header.topic, header.event):
-            payload = await self._joined(payload)
+            payload = Pieces([await join_in_steps(payload, self.turns.wait)])  # a parser needs one piece
         return partial(self.socket.receive_large, header, payload)
 
     async def _in_pieces(self, data: bytes | str | Pieces) -> Pieces:
@@ -257,14 +257,6 @@ class Session:
             pieces.append(piece)
             await self.turns.wait()
         return Pieces(pieces)
-
-    async def _joined(self, payload: Pieces) -> Pieces:
-        """Return a payload in one piece, for a handler: its parser needs that."""
-        for whole in join_slices(payload):
-            if whole is not None:
-                return Pieces([whole])
-            await self.turns.wait()
-        return payload
 
     @property
     def _ended(self) -> bool:
@@ -304,7 +296,10 @@ class Session:
             return False
         found = declared.find(push.topic, push.event)
         if found is not None:
-            declared.accept(self, found, push._replace(payload=bytes(effect.payload)))
+            payload = effect.payload
+            if not isinstance(payload, bytes):
+                push = push._replace(payload=bytes(payload))
+            declared.accept(self, found, push)
         return found is not None
 
     @property

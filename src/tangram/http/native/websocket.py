@@ -27,7 +27,7 @@ from tangram.http.native.host import Host
 from tangram.http.native.message_assembly import COMPRESSED_READ, MessageAssembler
 from tangram.http.native.response import BadResponse, build_head, simple_response
 from tangram.http.native.stream import NEVER, READ_SIZE, ClientStream
-from tangram.pieces import Pieces, join_slices
+from tangram.pieces import Pieces, join_in_steps
 
 __all__ = ["AppSocket"]
 
@@ -77,17 +77,6 @@ async def _decode(payload: bytes | Pieces) -> str:
         parts.append(decoder.decode(payload[start:end], end >= len(payload)))
         await trio.lowlevel.checkpoint()
     return "".join(parts)
-
-
-async def _whole(payload: bytes | Pieces) -> bytes:
-    """Return a binary message in one piece, a large one after a copy in slices."""
-    if isinstance(payload, bytes):
-        return payload
-    for whole in join_slices(payload):
-        if whole is not None:
-            return whole
-        await trio.lowlevel.checkpoint()
-    return b""
 
 
 class AppSocket:
@@ -338,7 +327,12 @@ class AppSocket:
                 self._queue.append({"type": "websocket.receive", "text": text})
                 self._queued += len(text)
             else:
-                self._queue.append({"type": "websocket.receive", "bytes": await _whole(payload)})
+                self._queue.append(
+                    {
+                        "type": "websocket.receive",
+                        "bytes": await join_in_steps(payload, trio.lowlevel.checkpoint),
+                    }
+                )
                 self._queued += len(payload)
         if self._queue:
             self._wake_app.set()
