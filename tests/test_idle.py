@@ -20,6 +20,7 @@ import trio
 from tangram import idle, readiness
 from tangram.idle import IdleClock, IdleReader, find_epoll
 from tangram.readiness import Readiness, current_readiness, share_readiness
+from tests.idle_runs import Pair, open_pairs, run_idle
 
 PATIENCE: Final = 20.0
 """Seconds after which a test fails."""
@@ -28,34 +29,21 @@ MAX_STEPS: Final = 200_000
 """Steps that take hundreds of milliseconds, where microseconds are due."""
 DESCRIPTORS: Final = Path("/proc/self/fd")
 
-Pair = tuple[socket.socket, socket.socket]
-
 
 @pytest.fixture
 def pairs() -> Iterator[list[Pair]]:
-    made = [socket.socketpair() for _ in range(3)]
-    for ours, _ in made:
-        ours.setblocking(False)
-    yield made
-    for pair in made:
-        for end in pair:
-            end.close()
+    with open_pairs(3) as made:
+        yield made
 
 
 def run(test: Callable[[Readiness], Awaitable[None]]) -> None:
     """Run a test with a shared reader that is at work."""
 
-    async def main() -> None:
-        with trio.fail_after(PATIENCE):
-            async with trio.open_nursery() as nursery:
-                share_readiness(nursery.start_soon)
-                shared = current_readiness()
-                assert shared is not None
-                await start_reading(shared)
-                await test(shared)
-                nursery.cancel_scope.cancel()
+    async def reading(shared: Readiness, _nursery: trio.Nursery) -> None:
+        await start_reading(shared)
+        await test(shared)
 
-    trio.run(main, clock=IdleClock())
+    run_idle(reading)
 
 
 async def start_reading(shared: Readiness) -> None:

@@ -12,8 +12,7 @@ import trio.testing
 
 from tangram.pauses import DUE, WINDOW
 from tangram.readiness import PAUSE, Readiness, _serve_alone
-
-Pair = tuple[socket.socket, socket.socket]
+from tests.idle_runs import Pair, open_pairs
 
 
 @pytest.fixture
@@ -24,13 +23,8 @@ def still_clock() -> trio.testing.MockClock:
 
 @pytest.fixture
 def pairs() -> Iterator[list[Pair]]:
-    made = [socket.socketpair() for _ in range(3)]
-    for ours, _ in made:
-        ours.setblocking(False)
-    yield made
-    for pair in made:
-        for end in pair:
-            end.close()
+    with open_pairs(3) as made:
+        yield made
 
 
 @pytest.fixture

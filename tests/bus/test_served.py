@@ -14,10 +14,10 @@ import trio
 from tangram.bus.listener import Listener
 from tangram.bus.publisher import SEND_LIMIT, Publisher
 from tangram.bus.sockets import PlainStream
-from tangram.idle import IdleClock
-from tangram.readiness import Readiness, current_readiness, share_readiness
+from tangram.readiness import Readiness
 from tangram.redis_url import RedisAddress, parse_redis_url
 from tests.bus.fakes import URL, Connection, FakeRedis, until
+from tests.idle_runs import open_pairs, run_idle
 
 PATIENCE = 20.0
 """Seconds after which a test fails."""
@@ -74,30 +74,22 @@ class Client:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with ours, theirs:
-        yield ours, theirs
+    with open_pairs(1) as (made,):
+        yield made
 
 
 Test = Callable[[SocketRedis, Readiness, trio.Nursery], Awaitable[None]]
 
 
 def run(test: Test) -> None:
-    async def main() -> None:
-        with trio.fail_after(PATIENCE):
-            async with trio.open_nursery() as nursery:
-                share_readiness(nursery.start_soon)
-                shared = current_readiness()
-                assert shared is not None
-                redis = SocketRedis(nursery)
-                try:
-                    await test(redis, shared, nursery)
-                finally:
-                    redis.end()
-                nursery.cancel_scope.cancel()
+    async def main(shared: Readiness, nursery: trio.Nursery) -> None:
+        redis = SocketRedis(nursery)
+        try:
+            await test(redis, shared, nursery)
+        finally:
+            redis.end()
 
-    trio.run(main, clock=IdleClock())
+    run_idle(main)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,17 +16,7 @@ from tangram.declared.payload import FAST_AT_ONCE, SLOW_AT_ONCE, TOO_LONG, paylo
 from tangram.errors import PluginError
 from tangram.routing.constraints import MAX_FAULTS
 from tangram.testing import open_tangram
-
-threads: list[str] = []
-
-
-def note_thread(_instance: Any, _attribute: Any, _value: Any) -> None:
-    threads.append(threading.current_thread().name)
-
-
-@attrs.frozen
-class Noting:
-    text: str = attrs.field(validator=note_thread)
+from tests.routing.models import Noting
 
 
 @attrs.frozen
@@ -96,12 +87,12 @@ async def test_a_payload_has_a_bound() -> None:
 @pytest.mark.parametrize("size", [SLOW_AT_ONCE // 2, SLOW_AT_ONCE + 1])
 async def test_a_long_payload_is_read_in_a_thread(size: int) -> None:
     """A converter that may take long does not hold the event loop, nor do the faults that it finds."""
-    threads.clear()
+    Noting.threads.clear()
     async with open_tangram([declared()], fakes=True) as server, server.join("notes") as channel:
         assert await channel.push("noting", {"text": "x" * size}) == size
         found = await detail(channel, "numbers", [[]] * size)
-    assert len(threads) == 1
-    assert (threads[0] == threading.current_thread().name) is (size < SLOW_AT_ONCE)
+    assert len(Noting.threads) == 1
+    assert (Noting.threads[0] is threading.current_thread()) is (size < SLOW_AT_ONCE)
     assert len(found) == MAX_FAULTS + 1
 
 
@@ -128,3 +119,11 @@ def test_a_bound_is_checked_where_it_is_declared() -> None:
     channel = tangram.Plugin().channel("notes")
     with pytest.raises(PluginError, match="max_payload=-1 must be bytes, 0 for no bound"):
         channel.receives("text", str, max_payload=-1)
+
+
+def test_the_page_tells_the_bounds() -> None:
+    """The numbers of the page are those of the code."""
+    page = (Path(__file__).parents[2] / "docs" / "channels.md").read_text(encoding="utf-8")
+
+    assert f"A payload of JSON may have {MAX_PAYLOAD:,} bytes" in page
+    assert f"about {MAX_FAULTS} faulty items" in page

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import threading
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
 import annotated_types as at
 import attrs
@@ -50,6 +51,18 @@ class Circle:
 class Square:
     kind: Literal["square"]
     side: Annotated[float, at.Gt(0)]
+
+
+def note_thread(_instance: Any, _attribute: Any, _value: Any) -> None:
+    Noting.threads.append(threading.current_thread())
+
+
+@attrs.frozen
+class Noting:
+    """A class that notes in which threads its values were made."""
+
+    threads: ClassVar[list[threading.Thread]] = []
+    text: str = attrs.field(validator=note_thread)
 
 
 @attrs.define

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import attrs
@@ -15,6 +16,7 @@ from tangram.routing.constraints import MAX_FAULTS
 from tangram.routing.convert import problems_of, structurer
 from tangram.routing.exceptions import Problem
 from tests.routing.calling import call, table_of
+from tests.routing.models import Noting
 
 MORE = "too_many_faults"
 
@@ -96,18 +98,6 @@ def test_each_value_has_its_own_bound() -> None:
         assert len(problems_of(raised.value, ())) == MAX_FAULTS + 1
 
 
-converted_in: list[str] = []
-
-
-def note_thread(_instance: Any, _attribute: Any, _value: Any) -> None:
-    converted_in.append(threading.current_thread().name)
-
-
-@attrs.frozen
-class Noting:
-    name: str = attrs.field(validator=note_thread)
-
-
 @pytest.mark.parametrize("size", [100, READ_AT_ONCE + 100])
 async def test_large_bodies_are_converted_in_a_thread(size: int) -> None:
     """A body that takes long to convert does not hold the event loop; a small one stays in it."""
@@ -115,15 +105,15 @@ async def test_large_bodies_are_converted_in_a_thread(size: int) -> None:
 
     @router.post("/take")
     async def take(body: Annotated[Noting, Body()]) -> int:
-        return len(body.name)
+        return len(body.text)
 
-    converted_in.clear()
+    Noting.threads.clear()
     table = table_of(router)
-    answer = await call(table, "POST", "/take", b'{"name": "%b"}' % (b"x" * size))
+    answer = await call(table, "POST", "/take", b'{"text": "%b"}' % (b"x" * size))
 
     assert (answer.status, answer.json()) == (200, size)
-    assert len(converted_in) == 1
-    assert (converted_in[0] == threading.current_thread().name) is (size < READ_AT_ONCE)
+    assert len(Noting.threads) == 1
+    assert (Noting.threads[0] is threading.current_thread()) is (size < READ_AT_ONCE)
 
 
 async def test_faults_of_a_large_body_are_told() -> None:
@@ -138,3 +128,11 @@ async def test_faults_of_a_large_body_are_told() -> None:
 
     assert answer.status == 422
     assert len(answer.json()["detail"]) == MAX_FAULTS + 1
+
+
+def test_the_page_tells_the_bounds() -> None:
+    """The numbers of the page are those of the code."""
+    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text(encoding="utf-8")
+
+    assert f"JSON of more than {READ_AT_ONCE:,} bytes is converted in a thread" in page
+    assert f"about {MAX_FAULTS} faulty items" in page
