@@ -327,12 +327,8 @@ class AppSocket:
                 self._queue.append({"type": "websocket.receive", "text": text})
                 self._queued += len(text)
             else:
-                self._queue.append(
-                    {
-                        "type": "websocket.receive",
-                        "bytes": await join_in_steps(payload, trio.lowlevel.checkpoint),
-                    }
-                )
+                data = await join_in_steps(payload, trio.lowlevel.checkpoint)
+                self._queue.append({"type": "websocket.receive", "bytes": data})
                 self._queued += len(payload)
         if self._queue:
             self._wake_app.set()
