@@ -300,9 +300,11 @@ def _node_options(folder: Path, number: int, bus: int, tls: RedisTls | None) -> 
 
 
 def _is_whole(cluster: RealCluster, node: RealBroker) -> bool:
+    """Return whether a node knows all owners of slots, and its links stand."""
     info = cluster.ask(node, "CLUSTER", "INFO")
     known = cluster.ask(node, "CLUSTER", "NODES").decode().splitlines()
-    return b"cluster_state:ok" in info and len(known) == len(cluster.nodes)
+    linked = [line for line in known if " connected" in line and "handshake" not in line]
+    return b"cluster_state:ok" in info and len(linked) == len(cluster.nodes)
 
 
 def _has_copies(cluster: RealCluster, replicas: Sequence[RealBroker]) -> bool:
