@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
@@ -133,3 +134,39 @@ async def test_only_named_topics_have_numbers_of_their_own(autojump_clock: MockC
     assert value(samples, "tangram_topic_members", topic="map:eu") == 1
     assert value(samples, "tangram_topic_messages_total", topic="map:eu") >= 1
     assert {key[1] for key in samples if key[0].startswith("tangram_topic_")} == {(("topic", "map:eu"),)}
+
+
+async def test_handlers_of_declared_channels_are_timed(autojump_clock: MockClock) -> None:
+    """Each call counts with its duration, whether it returns, raises, or runs into its time limit."""
+    plugin = tangram.Plugin()
+    flights = plugin.channel("flights:{area}")
+
+    @flights.receives("select", dict, reply_timeout=4)
+    async def select(message: dict[str, float]) -> None:
+        await trio.sleep(message["seconds"])
+        if "error" in message:
+            raise ValueError
+
+    @flights.receives("never", dict)
+    async def never(message: dict[str, float]) -> None: ...
+
+    async with open_tangram([plugin], fakes=True) as running:
+        async with joined(running, "flights:eu") as channel:
+            await channel.push("select", {"seconds": 0.2})
+            for payload in ({"seconds": 2, "error": 1}, {"seconds": 100}, {}):
+                with pytest.raises(tangram.Refused):
+                    await channel.push("select", payload)
+        samples = await scrape(running)
+
+    name, labels = (
+        "tangram_declared_handler_duration_seconds",
+        {"plugin": "plugin", "channel": "flights:{area}"},
+    )
+    counts = [
+        value(samples, f"{name}_bucket", **labels, event="select", le=le)
+        for le in ("0.1", "0.25", "2.5", "5.0")
+    ]
+
+    assert counts == [1, 2, 3, 4]
+    assert value(samples, f"{name}_sum", **labels, event="select") == pytest.approx(6.2)
+    assert value(samples, f"{name}_count", **labels, event="never") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tangram.metrics.histogram import DELIVERY_BOUNDS, LOOP_BOUNDS, Histogram
+from tangram.metrics.histogram import DELIVERY_BOUNDS, HANDLER_BOUNDS, LOOP_BOUNDS, Histogram
 from tangram.metrics.moment import Moment, ProcessNumbers
 
 PROCESS = ProcessNumbers(
@@ -31,6 +31,7 @@ def moment(at: float = 0.0, **given: Any) -> Moment:
         "conflated": 0,
         "pushes": {"ok": 0, "failed": 0, "refused": 0},
         "declared_pushes": {("demo", "ok"): 2, ("demo", "timeout"): 0},
+        "handler_durations": {("demo", "map:{area}", "select"): Histogram(HANDLER_BOUNDS).values()},
         "joins": {"ok": 0, "refused": 0},
         "recoveries": dict.fromkeys(("recovered", "first", "epoch", "too_old", "too_much", "unavailable"), 0),
         "delivery_lag": Histogram(DELIVERY_BOUNDS).values(),

@@ -25,7 +25,7 @@ from tangram.declared.pool import RESULTS as PUSH_RESULTS
 from tangram.gateway.channels import Channels, ChannelsStatistics
 from tangram.gateway.recovery import RESULTS
 from tangram.metrics.carried import Carried
-from tangram.metrics.histogram import DELIVERY_BOUNDS, LOOP_BOUNDS, Histogram
+from tangram.metrics.histogram import DELIVERY_BOUNDS, LOOP_BOUNDS, Histogram, HistogramValues
 from tangram.metrics.moment import Moment, TopicNumbers
 from tangram.metrics.pictures import SPANS, Mark, Pictures
 from tangram.metrics.process import read_process
@@ -197,6 +197,7 @@ class Measuring:
             conflated=totals["conflated"],
             pushes=_results(totals, "pushes", ("ok", "failed", "refused")),
             declared_pushes=_declared_pushes(incarnation),
+            handler_durations=_handler_durations(incarnation),
             joins=_results(totals, "joins", ("ok", "refused")),
             recoveries=_results(totals, "recoveries", RESULTS),
             delivery_lag=self._lag.values(),
@@ -264,10 +265,19 @@ def _results(totals: Counter[Hashable], kind: str, results: Sequence[str]) -> di
 def _declared_pushes(incarnation: Incarnation) -> dict[tuple[str, str], int]:
     """Return the answered pushes of each plugin that has handlers, by result."""
     return {
-        (name, result): host.push_results[result]
+        (name, result): host.push_counts.results[result]
         for name, host in incarnation.hosts.items()
         if host.handles_pushes
         for result in PUSH_RESULTS
+    }
+
+
+def _handler_durations(incarnation: Incarnation) -> dict[tuple[str, str, str], HistogramValues]:
+    """Return the durations of each plugin's handlers, by plugin, channel and event."""
+    return {
+        (name, channel, event): values
+        for name, host in incarnation.hosts.items()
+        for (channel, event), values in host.push_counts.durations().items()
     }
 
 

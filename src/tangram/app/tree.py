@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +42,7 @@ from tangram.config import BrokerConfig, Config, broker_folder, cache_dir
 from tangram.console.access import OperatorAccess
 from tangram.console.control import ConsoleControl
 from tangram.console.routes import console_router
+from tangram.declared.counts import PushCounts
 from tangram.declared.table import DeclaredTable
 from tangram.errors import StartFailed
 from tangram.gateway.channels import Channels
@@ -174,7 +174,7 @@ class Tree:
         self.placement = Placement(lambda: self.nodes, lambda: self.placed, self.stops)
         """Which node runs a plugin."""
         self._windows: dict[str, Window] = {}
-        self.push_results: dict[str, Counter[str]] = {}  # by plugin, over all incarnations
+        self.push_counts: dict[str, PushCounts] = {}  # by plugin, over all incarnations
         self._started: dict[str, set[str]] = {}
         """The temporary services of each plugin that have had their only start, for the same reason."""
         self.in_flight, self.redis_outage = InFlight(), RedisOutage(lambda: self.incarnation.has_redis)
@@ -481,7 +481,7 @@ class Tree:
                 config=config,
                 supervisor=events,
                 started=started,
-                push_results=self.push_results.setdefault(loaded.name, Counter()),
+                push_counts=self.push_counts.setdefault(loaded.name, PushCounts()),
                 place=self.placement.run,
             )
         # asyncio and its libraries are imported only where a plugin needs them.

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -33,6 +32,7 @@ from tangram.channels.disconnects import (
 )
 from tangram.declared.binding import SENDER, STATE, Handler, compile_handler
 from tangram.declared.channel import DeclaredChannel, Incoming
+from tangram.declared.counts import PushCounts
 from tangram.declared.lanes import TURN, Lane, Lanes, WaitingPush
 from tangram.declared.payload import BINARY_FAULT, TOO_LONG, encode_message
 from tangram.declared.sender import Sender
@@ -74,7 +74,7 @@ class PushPool:
         plugin: the plugin's name.
         channels: its channels.
         state: the state that handlers get.
-        results: counts the answers by result; it outlives the pool.
+        counts: counts the answers by result, and the handlers' durations; it outlives the pool.
 
     Raises:
         PluginError: a handler's signature cannot be bound.
@@ -86,13 +86,19 @@ class PushPool:
         channels: Iterable[DeclaredChannel],
         state: Any,
         *,
-        results: Counter[str] | None = None,
+        counts: PushCounts | None = None,
     ) -> None:
         self.plugin = plugin
         self.state = state
-        self.results: Counter[str] = Counter() if results is None else results
+        counts = PushCounts() if counts is None else counts
+        self.results = counts.results
         incoming = [one for channel in channels for one in channel.incoming.values()]
         self._handlers = {one: compile_handler(one, type(state)) for one in incoming}
+        self._observe = {
+            handler: counts.durations_of(one.channel.template.text, one.event).observe
+            for one, handler in self._handlers.items()
+        }
+        self._clock = trio.current_time
         self._lanes = Lanes()
         self._parked = trio.lowlevel.ParkingLot()
         self._tasks = 0
@@ -151,6 +157,7 @@ class PushPool:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle pushes until cancelled; those that are left are answered as interrupted."""
+        self._clock = trio.lowlevel.current_clock().current_time
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -228,12 +235,18 @@ class PushPool:
         except InvalidRequest as error:
             self._refuse(lane, push, INVALID, "invalid", error)
             return
+        began = self._clock()
         try:
-            if handler.is_async:
-                result = await handler.function(value, **push.arguments)
-            else:
-                call = partial(handler.function, value, **push.arguments)
-                result = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+            try:
+                if handler.is_async:
+                    result = await handler.function(value, **push.arguments)
+                else:
+                    call = partial(handler.function, value, **push.arguments)
+                    result = await trio.to_thread.run_sync(
+                        call, abandon_on_cancel=True, limiter=self._threads
+                    )
+            finally:
+                self._observe[handler](self._clock() - began)
             response = b"{}" if result is None else encode_message(result)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a failure ends its own push only
             self._fail(lane, push, error)

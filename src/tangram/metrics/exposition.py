@@ -124,6 +124,7 @@ def _channels(moment: Moment) -> Iterator[Metric]:
         ),
         moment.declared_pushes.items(),
     )
+    yield _handlers(moment)
     yield _labelled(
         CounterMetricFamily("tangram_joins", "Joins of clients.", labels=("result",)),
         (((result,), count) for result, count in moment.joins.items()),
@@ -191,6 +192,17 @@ def _requests(moment: Moment) -> Metric:
     )
     for key, values in moment.requests.items():
         labels = [key.method, key.route, str(key.status), key.scheme]
+        family.add_metric(labels, _buckets(values), values.total)
+    return family
+
+
+def _handlers(moment: Moment) -> Metric:
+    family = HistogramMetricFamily(
+        "tangram_declared_handler_duration_seconds",
+        "Duration of the handlers of declared channels.",
+        labels=("plugin", "channel", "event"),
+    )
+    for labels, values in moment.handler_durations.items():
         family.add_metric(labels, _buckets(values), values.total)
     return family
 

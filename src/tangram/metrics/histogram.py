@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-__all__ = ["DELIVERY_BOUNDS", "HTTP_BOUNDS", "LOOP_BOUNDS", "Histogram", "HistogramValues"]
+__all__ = ["DELIVERY_BOUNDS", "HANDLER_BOUNDS", "HTTP_BOUNDS", "LOOP_BOUNDS", "Histogram", "HistogramValues"]
 
 DELIVERY_BOUNDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
@@ -22,6 +22,9 @@ HTTP_BOUNDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
 """Seconds of a request: OpenTelemetry's advice, and three bounds below, because small answers take 0.0003."""
+
+HANDLER_BOUNDS: Final = (*DELIVERY_BOUNDS, 10.0)
+"""Seconds of a handler of a declared channel: one that does not wait takes less than the first bound."""
 
 
 @attrs.frozen

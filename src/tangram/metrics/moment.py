@@ -63,6 +63,8 @@ class Moment:
     """By result: ``ok``, ``failed``, ``refused``."""
     declared_pushes: Mapping[tuple[str, str], int]
     """Answered pushes of declared channels by plugin and result."""
+    handler_durations: Mapping[tuple[str, str, str], HistogramValues]
+    """Handlers of declared channels, by plugin, channel and event."""
     joins: Mapping[str, int]
     """By result: ``ok``, ``refused``."""
     recoveries: Mapping[str, int]

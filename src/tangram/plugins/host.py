@@ -10,7 +10,6 @@ lifespan. The lifespan's clean-up is shielded from the cancellation, with a dead
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -21,6 +20,7 @@ import trio
 
 from tangram.asyncio_hint import asyncio_hint
 from tangram.bus.subscriber import service_nursery
+from tangram.declared.counts import PushCounts
 from tangram.declared.pool import PushPool
 from tangram.errors import BadMessage, PluginError
 from tangram.groups import all_leaves_are, first_leaf, unwrap_single
@@ -82,7 +82,7 @@ class PluginHost:
         supervisor: Mapping[str, Any] | None = None,
         lifespan_timeout: float = LIFESPAN_EXIT_SECONDS,
         started: set[str] | None = None,
-        push_results: Counter[str] | None = None,
+        push_counts: PushCounts | None = None,
         place: Callable[..., Awaitable[None]] | None = None,
     ) -> None:
         """Create the host of a loaded plugin.
@@ -95,7 +95,7 @@ class PluginHost:
             lifespan_timeout: seconds for the lifespan's clean-up.
             started: the names of temporary services that have run already. A caller that creates several
                 hosts of one plugin passes the same set.
-            push_results: the answers to pushes by result, counted on for the same reason.
+            push_counts: the numbers of declared pushes, counted on for the same reason.
             place: runs a service on one of several nodes; see ``Placement.run``.
         """
         self.loaded = loaded
@@ -106,7 +106,7 @@ class PluginHost:
         self._temporary_started: set[str] = set() if started is None else started
         self._place = place
         self._running = False
-        self.push_results: Counter[str] = Counter() if push_results is None else push_results
+        self.push_counts = PushCounts() if push_counts is None else push_counts
         self.pushes: PushPool | None = None
         """The handlers of declared pushes, while the plugin runs and has any."""
         self.websockets: set[trio.CancelScope] = set()
@@ -217,7 +217,7 @@ class PluginHost:
         """Return the child that handles declared pushes: the last one to start."""
         if not self.handles_pushes:
             return []
-        pool = PushPool(self.name, self.loaded.plugin.channels, state, results=self.push_results)
+        pool = PushPool(self.name, self.loaded.plugin.channels, state, counts=self.push_counts)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             self.pushes = pool

@@ -351,7 +351,7 @@ class RunningTangram:
         Results are ``ok``, ``invalid``, ``refused``, ``failed``, ``timeout`` and ``interrupted``.
         """
         assert self.server.tree is not None
-        return {name: count for name, count in self.server.tree.push_results[plugin].items() if count}
+        return {name: count for name, count in self.server.tree.push_counts[plugin].results.items() if count}
 
     def pushes_waiting(self, plugin: str) -> int:
         """Return the number of declared pushes of a plugin that wait for their handler."""
