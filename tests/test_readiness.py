@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 import trio.testing
 
 from tangram.pauses import DUE, WINDOW
-from tangram.readiness import PAUSE, Readiness, _serve_alone
+from tangram.readiness import FIRST_EVERY, PAUSE, Readiness, _serve_alone
 from tests.idle_runs import Pair, open_pairs
 
 
@@ -195,3 +196,42 @@ async def test_the_task_of_a_socket_can_wait_alone(pairs: list[Pair]) -> None:
             await trio.testing.wait_all_tasks_blocked()
 
     assert (reads.data, result) == ([b"first", b"end"], ["ended by b'end'"])
+
+
+async def test_sockets_of_redis_come_first_in_a_crowd(readiness: Readiness, nursery: trio.Nursery) -> None:
+    """They are looked at every few steps, also for bytes that arrive during the pass."""
+    order: list[str] = []
+
+    def read(sock: socket.socket, name: str) -> Callable[[], None]:
+        def step() -> None:
+            sock.recv(100)
+            order.append(name)
+            if len(order) == FIRST_EVERY + 2:
+                redis[1].send(b"x")  # while clients are read from
+
+        return step
+
+    with open_pairs(3 * FIRST_EVERY + 1) as made:
+        *clients, redis = made
+        for ours, _ in clients:
+            nursery.start_soon(readiness.serve, ours, read(ours, "client"))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(partial(readiness.serve, redis[0], read(redis[0], "redis"), gathers=False))
+        await trio.testing.wait_all_tasks_blocked()
+        for _, theirs in made:
+            theirs.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    clients_first = ["client"] * FIRST_EVERY
+    assert order == ["redis", *clients_first, *clients_first, "redis", *clients_first]
+
+
+async def test_a_socket_of_redis_is_forgotten_with_its_task(readiness: Readiness, pairs: list[Pair]) -> None:
+    """The same socket may be served again, and a crowd finds no trace of the first time."""
+    ours, theirs = pairs[0]
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(readiness.serve, ours, lambda: ours.recv(9), gathers=False))
+            await trio.testing.wait_all_tasks_blocked()
+            theirs.send(b"x")

@@ -10,7 +10,9 @@
    long: while it ran, more bytes have arrived.
 4. In a run of Trio on an ``IdleClock`` the passes happen between those of Trio (``tangram.idle``), and all
    parts share one object: see ``current_readiness``. Otherwise one task waits for the ``epoll``.
-5. Without ``epoll`` (on other systems than Linux) each task waits for its own socket.
+5. The sockets of Redis come first: a pass over many others looks at them every ``FIRST_EVERY`` steps. The
+   messages of all clients arrive there, and would otherwise wait until every client of a crowd was read from.
+6. Without ``epoll`` (on other systems than Linux) each task waits for its own socket.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ import trio
 from tangram.idle import MAX_READY, IdleClock, IdleReader, find_epoll
 from tangram.pauses import RatePause
 
-__all__ = ["PAUSE", "Readiness", "current_readiness", "own_epolls", "share_readiness"]
+__all__ = ["FIRST_EVERY", "PAUSE", "Readiness", "current_readiness", "own_epolls", "share_readiness"]
 
 T = TypeVar("T")
 
 PAUSE: Final = 0.001
 """Seconds of a pause: the shortest that an epoll can wait."""
+FIRST_EVERY: Final = 16
+"""Steps after which sockets that come first are looked at: 16 joins take 0.7 ms, and the look 1 us."""
 
 _wait_readable = trio.lowlevel.wait_readable
 _own_epolls: Final[set[int]] = set()
@@ -63,6 +67,8 @@ class Readiness:
         self._spawn = spawn
         self._waiters: dict[int, _Waiter] = {}
         self._epoll: Any = None
+        self._first: Any = None
+        """The ``epoll`` of the sockets that come first, which are in the other one as well."""
         self._pause = RatePause(PAUSE)
         self._last: list[Callable[[], None]] = []
         self.in_pass = False
@@ -74,7 +80,7 @@ class Readiness:
         Args:
             sock: a non-blocking socket. Call ``forget`` before it is closed.
             step: reads from the socket. It must not block.
-            gathers: whether many reads of such sockets are a reason to pause.
+            gathers: whether many reads of such sockets are a reason to pause. Those of others come first.
 
         Raises:
             ClosedResourceError: the socket was closed meanwhile.
@@ -83,13 +89,15 @@ class Readiness:
         if sys.platform != "linux":
             return await _serve_alone(sock, step)
         if self._epoll is None:
-            self._epoll = select.epoll()
-            _own_epolls.add(self._epoll.fileno())
+            self._epoll, self._first = select.epoll(), select.epoll()
+            _own_epolls.update((self._epoll.fileno(), self._first.fileno()))
             self._spawn(self.run)
         fd = sock.fileno()
         if fd < 0:
             raise trio.ClosedResourceError
         self._epoll.register(fd, select.EPOLLIN)
+        if not gathers:
+            self._first.register(fd, select.EPOLLIN)
         waiter = self._waiters[fd] = _Waiter(trio.lowlevel.current_task(), step, int(gathers))
 
         def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
@@ -114,7 +122,7 @@ class Readiness:
 
     async def run(self) -> None:
         """Handle the bytes of all sockets until cancelled."""
-        epoll = self._epoll
+        epoll, first = self._epoll, self._first
         try:
             clock = trio.lowlevel.current_clock()
             if isinstance(clock, IdleClock) and clock.reader is None and (trios := await find_epoll()) >= 0:
@@ -123,8 +131,9 @@ class Readiness:
                 await self._run_in_task(epoll)
         finally:
             self._epoll = None
-            _own_epolls.discard(epoll.fileno())
-            epoll.close()
+            for one in (epoll, first):
+                _own_epolls.discard(one.fileno())
+                one.close()
 
     async def _run_in_task(self, epoll: Any) -> None:
         while True:
@@ -138,8 +147,11 @@ class Readiness:
         self.in_pass = True
         found = 0
         try:
-            for fd, _ in ready:
-                found += self._handle(fd)
+            if len(ready) > FIRST_EVERY:
+                found = self._handle_crowd(ready)
+            else:
+                for fd, _ in ready:
+                    found += self._handle(fd)
         finally:
             self.in_pass = False
             if self._last:
@@ -151,6 +163,18 @@ class Readiness:
         now = trio.current_time()
         self._pause.count(found, now)
         return PAUSE if self._pause.pays and now - began < PAUSE / 2 else 0.0
+
+    def _handle_crowd(self, ready: list[tuple[int, int]]) -> int:
+        """Handle the bytes of many ready sockets, and again and again of those that come first."""
+        found = 0
+        for at in range(0, len(ready), FIRST_EVERY):
+            for fd, _ in self._first.poll(0):
+                self._handle(fd)
+            for fd, _ in ready[at : at + FIRST_EVERY]:
+                waiter = self._waiters.get(fd)
+                if waiter is not None and waiter.gathers:
+                    found += self._handle(fd)
+        return found
 
     def _handle(self, fd: int) -> int:
         """Call the step of a socket, and wake its task for a result; return its ``gathers``."""
@@ -178,6 +202,8 @@ class Readiness:
             # A closed socket has left it already.
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
+                if not self._waiters[fd].gathers:
+                    self._first.unregister(fd)
         return self._waiters.pop(fd)
 
 
