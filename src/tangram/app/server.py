@@ -24,6 +24,7 @@ import trio
 from tangram.app.console_view import ConsoleView
 from tangram.app.engines import serve_site
 from tangram.app.event_log import EventLog, admin_message
+from tangram.app.full_collections import FullCollections
 from tangram.app.gc_pause import ANSWER_TIME, CollectorPause
 from tangram.app.measuring import Measuring
 from tangram.app.node_parts import log_long_stops
@@ -234,6 +235,8 @@ class Server:
         await nursery.start(self.watchdog.run)
         await nursery.start(self.measuring.run, tree)
         await nursery.start(self._notifier.run)
+        if self.boot.signals:  # this process runs only the server
+            nursery.start_soon(self._collect_when_calm)
         try:
             async with open_supervisor(
                 tree.root_children(),
@@ -380,6 +383,10 @@ class Server:
         self._begin_stop(asked_for=False)
         self._exit_status = EX_SOFTWARE
         self._scope.cancel()
+
+    async def _collect_when_calm(self) -> None:
+        await self._up.wait()
+        await FullCollections().run()
 
     def _later(self, call: Callable[[], None]) -> None:
         assert self.tree is not None
