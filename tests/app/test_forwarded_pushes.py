@@ -12,6 +12,7 @@ import trio
 import tangram
 from tangram.declared.relay import RelayedPush
 from tangram.plugins.plugin import Plugin
+from tangram.supervision.records import crash_of
 from tangram.testing import RunningTangram
 from tests.app.test_forwarding import NAME, two_servers
 
@@ -132,6 +133,11 @@ async def test_a_push_that_no_node_answers_is_interrupted() -> None:
         async with a.join("flights:1") as channel:
             placement.holder = lambda _plugin: None  # type: ignore[method-assign, assignment]
             assert await reason_of(lambda: channel.push("note", {"n": 1})) == "restarting"
+            a.server.tree.quarantined[NAME] = crash_of(
+                NAME, OSError("the device is gone"), at=0, incarnation=1
+            )
+            assert await reason_of(lambda: channel.push("note", {"n": 1})) == "quarantined"
+            del a.server.tree.quarantined[NAME]
             assert world.calls == []
 
             async with trio.open_nursery() as nursery:

@@ -13,7 +13,9 @@ from tangram.channels.disconnects import (
     HANDLER_FAILED,
     HANDLER_TIMEOUT,
     INVALID,
+    QUARANTINED,
     RESTARTING,
+    STOPPED,
     UNAVAILABLE,
 )
 from tangram.declared.channel import REPLY_TIMEOUT
@@ -34,7 +36,16 @@ async def test_the_examples_of_the_page_run(autojump_clock: MockClock) -> None:
 
 def test_the_page_names_the_bounds_and_reasons_of_the_code() -> None:
     """Numbers and reasons on the page are those of the code."""
-    for refusal in (BUSY, HANDLER_FAILED, HANDLER_TIMEOUT, INVALID, RESTARTING, UNAVAILABLE):
+    for refusal in (
+        BUSY,
+        HANDLER_FAILED,
+        HANDLER_TIMEOUT,
+        INVALID,
+        QUARANTINED,
+        RESTARTING,
+        STOPPED,
+        UNAVAILABLE,
+    ):
         assert f'"reason": "{refusal.reason}"' in PAGE
     for text in (
         f"reply_timeout={REPLY_TIMEOUT}",

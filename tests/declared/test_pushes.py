@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 import tangram
+from tangram.app.status import RESTART_WAIT
 from tangram.client import Channel
 from tangram.declared.lanes import MAX_UNANSWERED, MAX_WAITING, Lanes, Unanswered
 from tangram.declared.pool import MAX_TASKS
@@ -257,6 +258,30 @@ async def test_pushes_are_answered_when_the_plugin_restarts(autojump_clock: Mock
         assert await channel.push("note", {"n": 2}) == {}
         assert server.push_results("plugin") == {"interrupted": 2, "ok": 1}
     assert world.calls == [("began", 1), 2]
+
+
+async def test_pushes_for_a_plugin_that_waits_for_the_operator_say_so(autojump_clock: MockClock) -> None:
+    """In quarantine, and stopped by the operator, no restart is promised; a restart helps."""
+    world = World()
+    settings = {"strategy": "one_for_one", "plugin_restarts": 0}
+    async with joined(world, supervisor=settings) as (server, channel):
+        operator = server.server.tree.operator  # type: ignore[union-attr]
+        server.crash("plugin:plugin")
+        await server.wait_event("quarantined", "plugin:plugin")
+        assert await refusal(channel, "note", {"n": 1}) == {"reason": "quarantined"}
+
+        server.planned = True
+        await operator.restart_plugin("plugin")  # type: ignore[union-attr]
+        assert await channel.push("note", {"n": 2}) == {}
+        await operator.stop_plugin("plugin")  # type: ignore[union-attr]
+        assert await refusal(channel, "note", {"n": 3}) == {"reason": "stopped"}
+        assert "'plugin' is stopped" in operator.unavailable()["plugin"]  # type: ignore[union-attr]
+        with trio.fail_after(RESTART_WAIT / 2):
+            assert await operator.wait_available("plugin")  # type: ignore[union-attr]
+
+        await operator.restart_plugin("plugin")  # type: ignore[union-attr]
+        assert await channel.push("note", {"n": 4}) == {}
+    assert world.calls == [2, 4]
 
 
 async def test_a_channel_decides_about_joins(autojump_clock: MockClock) -> None:

@@ -5,7 +5,7 @@ The engine is the native one in every case. A server that is not one of several 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import attrs
 import trio
 
+from tangram.app.absence import refusal_of
 from tangram.app.incarnation import Incarnation
 from tangram.app.measuring import Measuring
 from tangram.asgi import Receive, Scope, Send
@@ -59,6 +60,8 @@ class ForwardingTree(Protocol):
 
     @property
     def secrets(self) -> SharedSecret: ...
+    @property
+    def quarantined(self) -> Container[str]: ...
     def grace(self, config: Config) -> float: ...
     def close_reason(self) -> Disconnect: ...
 
@@ -100,7 +103,7 @@ async def start_relays(
     from tangram.http.forward.pushes import PushForwarder
 
     incarnation.is_mine = tree.placement.is_mine
-    sender = PushForwarder(forwarder, partial(_handle_push, tree, incarnation))
+    sender = PushForwarder(forwarder, partial(_handle_push, tree, incarnation), partial(refusal_of, tree))
     for plugin in incarnation.hosts:
         relay = RelayPool(plugin, sender.send)
         await nursery.start(relay.run)

@@ -11,6 +11,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.absence import describe_absence, is_final
 from tangram.app.event_log import EventLog
 from tangram.app.incarnation import Incarnation
 from tangram.app.measuring import Measuring
@@ -268,11 +269,11 @@ class ServerOperator:
         down = [name for name, host in self._incarnation.hosts.items() if not host.running]
         if not down:
             return _NOTHING
-        states, waiting = self._children(), self._tree.placement.waiting
+        waiting = self._tree.placement.waiting
         return {
             name: f"plugin {name!r} runs on another node"
             if name in waiting
-            else _why_down(name, states.get(PLUGIN + name))
+            else describe_absence(self._tree, name)
             for name in down
         }
 
@@ -287,12 +288,11 @@ class ServerOperator:
         Most restarts are over in milliseconds, so that a waiting client does not notice them.
 
         Returns:
-            The reason why the plugin does not run; for one in quarantine at once.
+            The reason why the plugin does not run; at once for one that waits for the operator.
         """
         with trio.move_on_after(RESTART_WAIT):
             while (reason := self.unavailable().get(plugin)) is not None:
-                child = self._children().get(PLUGIN + plugin)
-                if child is not None and child.state == "quarantined":
+                if is_final(self._tree, plugin):
                     return reason
                 await self._server.event_log.wait_event()
         return self.unavailable().get(plugin)
@@ -336,15 +336,6 @@ def _state_of(child: ChildStatistics) -> str:
     services = [service.state for below in child.nested for service in below.children]
     is_plugin = child.name.startswith(PLUGIN)
     return "finished" if is_plugin and services and set(services) == {"finished"} else "running"
-
-
-def _why_down(name: str, child: ChildStatistics | None) -> str:
-    if child is not None and child.state == "quarantined":
-        return (
-            f"plugin {name!r} is in quarantine: it crashed too often or did not start; the operator sees the "
-            "cause in `tangram status` and the log"
-        )
-    return f"plugin {name!r} is restarting"
 
 
 def _plain(statistics: attrs.AttrsInstance) -> dict[str, Any]:

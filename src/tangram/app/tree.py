@@ -22,6 +22,7 @@ import attrs
 import structlog
 import trio
 
+from tangram.app.absence import refusal_of
 from tangram.app.addresses import base_url, origin_policy
 from tangram.app.draining import drained
 from tangram.app.forwarding import internal_children
@@ -595,7 +596,8 @@ class Tree:
     def _declared(self, incarnation: Incarnation) -> DeclaredPushes | None:
         """Return the handlers of declared pushes; None if there are none, and pushes cost no more."""
         table = DeclaredTable((one.name, one.plugin.channels) for one in self.plugins.plugins)
-        return DeclaredPushes(table, incarnation.push_pool, incarnation.push_relay) if table else None
+        why = partial(refusal_of, self)
+        return DeclaredPushes(table, incarnation.push_pool, incarnation.push_relay, why) if table else None
 
     def _apps(self, incarnation: Incarnation) -> list[AppMount]:
         made = [host.app(self.config.server.max_body) for host in incarnation.hosts.values()]

@@ -36,11 +36,13 @@ __all__ = [
     "NOT_YOUR_STREAM",
     "ORIGIN",
     "OVERLOAD",
+    "QUARANTINED",
     "REF_TOO_LONG",
     "RESTART",
     "RESTARTING",
     "SHUTDOWN",
     "SLOW_MESSAGE",
+    "STOPPED",
     "TOKEN_EXPIRED",
     "TOO_BIG",
     "TOO_LARGE",
@@ -143,7 +145,11 @@ INVALID: Final = Refusal("invalid payload", 422, Party.CLIENT, retry=False)
 HANDLER_FAILED: Final = Refusal("handler failed", 500, Party.SERVER, retry=True)
 HANDLER_TIMEOUT: Final = Refusal("timeout", 504, Party.SERVER, retry=True)
 RESTARTING: Final = Refusal("restarting", 503, Party.SERVER, retry=True)
-"""The plugin of a push's handler is being restarted, or does not run."""
+"""The plugin of a push's handler is being restarted, or runs on no node at the moment."""
+QUARANTINED: Final = Refusal("quarantined", 503, Party.SERVER, retry=True)
+"""The plugin of a push's handler crashed too often, or did not start; it waits for the operator."""
+STOPPED: Final = Refusal("stopped", 503, Party.SERVER, retry=True)
+"""The operator has stopped the plugin of a push's handler."""
 
 
 def refused_by(reason: str) -> Refusal:

@@ -78,6 +78,7 @@ class DeclaredPushes:
         table: the declarations.
         pools: returns the running handlers of a plugin, or None.
         relays: returns the way to the handlers of a plugin that runs on another node, or None.
+        why: returns the refusal for a plugin that does not run.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class DeclaredPushes:
         table: DeclaredTable,
         pools: Callable[[str], PushPool | None],
         relays: Callable[[str], PushPool | None] = lambda _: None,
+        why: Callable[[str], Refusal] = lambda _: RESTARTING,
     ) -> None:
         self.find: Callable[[str, str], Declaration | None] = table.find
         """Returns the declaration of a push by topic and event."""
         self._pools = pools
         self._relays = relays
+        self._why = why
 
     def accept(self, session: PushingSession, found: Declaration, message: SocketMessage) -> None:
         """Hand a push of a joined topic to its handler, or refuse it."""
@@ -101,7 +104,7 @@ class DeclaredPushes:
             pool = _unfinished(pushes, found.plugin) or pool
         handler = None if pool is None else pool.handler(found.incoming)
         if pool is None or handler is None:
-            _refuse(session.outbox, message, RESTARTING)
+            _refuse(session.outbox, message, self._why(found.plugin))
             return
         bound = found.incoming.max_payload
         if bound and len(message.payload) > bound:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
 import trio
 
 from tangram.asgi import Message, Receive, Scope, Send, send_json
+from tangram.channels.disconnects import RESTARTING, Refusal
 from tangram.declared.relay import INTERRUPTED, RelayedPush, Reply
 from tangram.http.engine import ClientGone
 from tangram.http.forward.forwarder import PUSH, Forwarder
@@ -36,11 +38,15 @@ class PushForwarder:
     Args:
         forwarder: the way of requests.
         handle: answers a push whose plugin runs here by now.
+        why: returns the refusal for a plugin that runs on no node, as this one knows it.
     """
 
-    def __init__(self, forwarder: Forwarder, handle: Handle) -> None:
+    def __init__(
+        self, forwarder: Forwarder, handle: Handle, why: Callable[[str], Refusal] = lambda _: RESTARTING
+    ) -> None:
         self._forwarder = forwarder
         self._handle = handle
+        self._why = why
 
     async def send(self, push: RelayedPush) -> Reply:
         """Return the reply of the node that runs the handler."""
@@ -52,7 +58,7 @@ class PushForwarder:
             return INTERRUPTED
         if served is not None:
             return await self._handle(push) or INTERRUPTED
-        return answer.reply()
+        return Reply.refusal(self._why(push.plugin)) if answer.given_up else answer.reply()
 
 
 class PushReceiver:
@@ -141,8 +147,13 @@ class _Answer:
         else:
             self._received += message.get("body", b"")
 
+    @property
+    def given_up(self) -> bool:
+        """Whether no node runs the plugin: no handler has seen the push."""
+        return self._status == HTTPStatus.SERVICE_UNAVAILABLE
+
     def reply(self) -> Reply:
-        """Return the reply; an answer of 502 or 503 is that of an interrupted push."""
+        """Return the reply; an answer of 502 is that of an interrupted push."""
         if self._status != 200:
             return INTERRUPTED
         try:
